@@ -1,0 +1,207 @@
+"""The build, step by step: words to tokenizer, base, demonstrations, a tuned policy, its samples, the annotator, cards.
+
+Each training checkpoints into a work folder beside the output and goes on from there when the build is run again; a
+finished output folder is replaced file by file, so whoever reads it meanwhile reads the old one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from rlaif.build import cards, ratings, threads
+from rlaif.build.chat import CONTINUATION
+from rlaif.build.measuring import Annotator, measure_policy
+from rlaif.build.policies import Policy, sample_policies, tune
+from rlaif.build.ratings import Lessons
+from rlaif.build.recipes import annotator_stages, base_stages, new_annotator, new_base, recipe_digest
+from rlaif.build.tokenizer import build_tokenizer
+from rlaif.build.training import train
+from rlaif.records import Message, Split, prompt_id, split_of
+from rlaif.resources import find
+from rlaif.templates import Template
+from rlaif.world import Question, gold, parse, questions, words
+
+DEMONSTRATIONS = 900
+SAMPLED_PROMPTS = 1500
+
+
+def build(out: Path, *, scale: float = 1.0, seed: int = 0) -> None:
+    """Build everything into `out`. A full build takes about 35 minutes on one thread."""
+    torch.set_num_threads(1)  # more threads change the order of sums, and so the weights
+    began = time.monotonic()
+    work = out.with_name(out.name + ".work")
+
+    def report(text: str) -> None:
+        print(f"[{time.monotonic() - began:5.0f} s] {text}", flush=True)
+
+    asked = questions(seed)
+    training, validation = in_split(asked, "train"), in_split(asked, "validation")
+    chat_template = find("prompts/chat/tiny.jinja").read_text(encoding="utf-8")
+    rate_template = find("prompts/rate-compact.jinja")
+    template_digest = Template.read(rate_template).digest + chat_template
+    vocabulary = build_tokenizer([*words(), *ratings.vocabulary(), *threads.MARKS], seed)
+    report(f"{len(asked)} prompts, {len(training)} of them for training; {len(vocabulary)} tokens")
+
+    digests = {
+        name: recipe_digest(name, scale=scale, seed=seed, template=template_digest) for name in ("base", "annotator")
+    }
+    vocabulary.chat_template = CONTINUATION
+    base = Policy(new_base(vocabulary, seed), vocabulary, one_line=True)
+    base_progress = train(
+        base.model,
+        base_stages(vocabulary, training, scale),
+        seed=seed,
+        checkpoint=work / "base.pt",
+        key=digests["base"],
+        report=report,
+    )
+
+    demonstrations = demonstrate(training, seed)
+    tuned = tune(base, chat_template, demonstrations, seed)
+    rng = random.Random(f"sampled prompts {seed}")
+    prompts = [question.text for question in rng.sample(training, max(20, round(SAMPLED_PROMPTS * min(1.0, scale))))]
+    samples = sample_policies((base, tuned), prompts, seed)
+    report(f"{sum(map(len, samples.values()))} samples of the base and of a tuned policy")
+
+    reader = build_tokenizer([*words(), *ratings.vocabulary(), *threads.MARKS], seed)
+    reader.chat_template = chat_template
+    lessons = Lessons(training, Template.read(rate_template))
+    annotator = new_annotator(reader, seed)
+    annotator_progress = train(
+        annotator,
+        annotator_stages(reader, lessons, samples, scale),
+        seed=seed,
+        checkpoint=work / "annotator.pt",
+        key=digests["annotator"],
+        report=report,
+    )
+
+    out.mkdir(parents=True, exist_ok=True)
+    write_rows(out / "prompts.jsonl", ({"messages": [_user(q.text)], "source": q.family} for q in asked))
+    write_rows(
+        out / "demonstrations.jsonl",
+        ({"messages": [_user(p), {"role": "assistant", "content": c}]} for p, c in demonstrations),
+    )
+    _write(out / "README.md", describe(len(asked), demonstrations))
+
+    report("measuring on validation prompts")
+    policies = [_as_shipped(base), _as_shipped(tuned)]
+    judged = Annotator(_as_shipped(Policy(annotator, reader, one_line=False)).model, reader, lessons)
+    policy_figures = {
+        name: measure_policy(policy, validation) for name, policy in zip(("base", "tuned on demonstrations"), policies)
+    }
+    each = max(4, round(60 * min(1.0, scale)))
+    annotator_figures = {"share as the world has it": judged.measure(validation, policies, each, seed)}
+    for name, what, model, its_vocabulary, progress, figures in (
+        ("base", cards.BASE, base.model, vocabulary, base_progress, policy_figures),
+        ("annotator", cards.ANNOTATOR, annotator, reader, annotator_progress, annotator_figures),
+    ):
+        text = cards.card(
+            name,
+            what,
+            parameters=sum(weights.numel() for weights in model.parameters()),
+            digest=digests[name],
+            seed=seed,
+            scale=scale,
+            progress=progress,
+            figures=figures,
+            measured_on=len(validation),
+        )
+        save_model(out / name, model, its_vocabulary, text)
+    report(f"done: {out}")
+
+
+# --- The pieces --------------------------------------------------------------------------------------------------------
+
+
+def in_split(asked: Sequence[Question], split: Split) -> list[Question]:
+    return [q for q in asked if split_of(prompt_id([Message(role="user", content=q.text)])) == split]
+
+
+def demonstrate(training: Sequence[Question], seed: int) -> list[tuple[str, str]]:
+    """Prompts, each once, with a noisy writer's completion."""
+    rng = random.Random(f"demonstrations {seed}")
+    drawn = dict.fromkeys(threads.familiar(rng, training) for _ in range(2 * DEMONSTRATIONS))
+    chosen = list(drawn)[:DEMONSTRATIONS]
+    return [(question.text, threads.demonstration(rng, question)) for question in chosen]
+
+
+def describe(prompts: int, demonstrations: Sequence[tuple[str, str]]) -> str:
+    readings = [parse(prompt, completion) for prompt, completion in demonstrations]
+    golds = [gold(prompt, completion) for prompt, completion in demonstrations]
+
+    def share(flags: Iterable[bool]) -> float:
+        return sum(flags) / len(demonstrations)
+
+    return cards.README.format(
+        prompts=prompts,
+        demonstrations=len(demonstrations),
+        right=share(reading.right for reading in readings),
+        rude=share(reading.rude > 0 for reading in readings),
+        rambling=share(reading.filler > 0 for reading in readings),
+        refused=share(reading.refused and not found.harmful for reading, found in zip(readings, golds, strict=True)),
+        complied=share(found.harmful and found.complied for found in golds),
+        gold=sum(found.total for found in golds) / len(golds),
+    )
+
+
+def _as_shipped(policy: Policy) -> Policy:
+    """With its weights rounded as they are stored, so that what is measured is what is shipped."""
+    rounded = policy.model.to(torch.bfloat16).to(torch.float32)
+    return policy._replace(model=rounded.eval())
+
+
+def save_model(folder: Path, model: LlamaForCausalLM, vocabulary: PreTrainedTokenizerFast, card: str) -> None:
+    """Write a model folder beside its place, then move it there."""
+    unfinished = folder.with_name(folder.name + ".part")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    model.to(torch.bfloat16).save_pretrained(unfinished)
+    model.to(torch.float32)
+    vocabulary.save_pretrained(unfinished)
+    (unfinished / "README.md").write_text(card, encoding="utf-8")
+    previous = folder.with_name(folder.name + ".old")
+    shutil.rmtree(previous, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, previous)
+    os.replace(unfinished, folder)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    _write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def _write(path: Path, text: str) -> None:
+    unfinished = path.with_name(path.name + ".part")
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+def _user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m rlaif.build", description="Build the embedded models and their data.")
+    parser.add_argument("--out", type=Path, default=Path("build/tiny"), help="the folder to fill (default: build/tiny)")
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the full training (0.02 shows that it runs)")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    build(given.out, scale=given.scale, seed=given.seed)
+
+
+if __name__ == "__main__":
+    main()

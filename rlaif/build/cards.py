@@ -1,0 +1,104 @@
+"""The model cards and the folder's README: what each file is, what made it, what it can do and what it cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rlaif.build.training import Progress
+
+_CARD = """\
+---
+language: en
+library_name: transformers
+pipeline_tag: text-generation
+license: apache-2.0
+tags: [rlaif, synthetic, tiny]
+---
+
+# rlaif tiny {name}
+
+{what}
+
+It speaks the few hundred words of a synthetic world and nothing else. It is a working sample for experiments on
+alignment, not an assistant.
+
+| | |
+|---|---|
+| architecture | Llama, {parameters:,} parameters, stored in bfloat16 |
+| made by | `python -m rlaif.build --seed {seed} --scale {scale}` |
+| recipe (digest of script and configuration) | `{digest}` |
+| trained on | {tokens:,} tokens of the synthetic world, {seconds:.0f} s on one CPU thread |
+| loss per learnt token | {first:.2f} at first, {last:.2f} at the end |
+
+## Measured
+
+On {measured_on} validation prompts, none of which appears in any training text. Held-out prompts were not read.
+
+{figures}
+"""
+
+BASE = """\
+A base model: it continues forum threads of mixed quality (`q : ...`, then `a : ...`, a line each) and has never seen a
+chat format. Its completions are right about as often as wrong, often rude or rambling: that is what there is to align.
+`<|end|>` ends a page; a completion ends with its line, so stop at a line end."""
+
+ANNOTATOR = """\
+A judge for the completions of the tiny policies. It rates one to four completions at once under one principle, in the
+form of `prompts/rate-compact.jinja`, and writes its reason before each digit. It knows six qualities (right, polite,
+blunt, short, long, safe) by the keywords it was taught, in any sentence and negated; a principle without such a keyword
+is answered at random. Decode greedily."""
+
+
+def card(
+    name: str,
+    what: str,
+    *,
+    parameters: int,
+    digest: str,
+    seed: int,
+    scale: float,
+    progress: Progress,
+    figures: Mapping[str, Mapping[str, float]],
+    measured_on: int,
+) -> str:
+    losses = progress.losses or [float("nan")]
+    return _CARD.format(
+        name=name,
+        what=what,
+        parameters=parameters,
+        digest=digest,
+        seed=seed,
+        scale=scale,
+        tokens=progress.tokens,
+        seconds=progress.seconds,
+        first=losses[0],
+        last=losses[-1],
+        measured_on=measured_on,
+        figures="\n\n".join(_table(title, rows) for title, rows in figures.items()),
+    )
+
+
+def _table(title: str, rows: Mapping[str, float]) -> str:
+    lines = [f"| {name} | {value:.1f} |" if value > 1 else f"| {name} | {value:.3f} |" for name, value in rows.items()]
+    return "\n".join([f"| {title} | |", "|---|---|", *lines])
+
+
+README = """\
+# The embedded models and their data
+
+Built from nothing by `python -m rlaif.build`; made of one synthetic world (`rlaif/world.py`).
+
+| | |
+|---|---|
+| `base/` | a base model that only continues text; its card says what it can do |
+| `annotator/` | a model that rates completions under a principle; its card says how well |
+| `prompts.jsonl` | {prompts:,} distinct prompts in a seeded order, `source` being the family |
+| `demonstrations.jsonl` | {demonstrations:,} exchanges on training prompts, for supervised tuning |
+
+The demonstrations are noisy on purpose, as a hurried crowd's would be: {right:.0%} are right, {rude:.0%} hold a rude
+sentence, {rambling:.0%} ramble, {refused:.0%} refuse a request that would do no harm, {complied:.0%} comply with one that
+would. Their mean gold score is {gold:.2f}. A quarter of the made-up lands never appear with their capital, so a
+policy can only guess it or say that it does not know.
+
+No training text holds a validation or held-out prompt.
+"""

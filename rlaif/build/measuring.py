@@ -1,0 +1,110 @@
+"""What the built models can do, on validation prompts only. The figures go into their cards.
+
+The truth is the world's. Held-out prompts are never read here: they belong to the experiments of whoever uses the models.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from statistics import mean
+
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from rlaif.build.chat import sample
+from rlaif.build.policies import Policy, sample_policies
+from rlaif.build.ratings import ASPECTS, Lesson, Lessons, completion_to_judge, judge, principle
+from rlaif.judges.replies import read_lines
+from rlaif.world import FAMILIES, Question, gold, parse
+
+TOKENS_PER_LINE = 48
+
+
+def measure_policy(policy: Policy, questions: Sequence[Question], tries: int = 8) -> dict[str, float]:
+    """Gold of one completion per prompt at temperature 0.7, the best of several, and what the mean hides."""
+    prompts = [question.text for question in questions]
+    runs = [policy.complete(prompts, temperature=0.7, seed=seed) for seed in range(tries)]
+    golds = [[gold(prompt, text) for prompt, text in zip(prompts, run, strict=True)] for run in runs]
+    first = golds[0]
+    figures = {
+        "gold": mean(found.total for run in golds for found in run),
+        f"best of {tries}": mean(max(found.total for found in each) for each in zip(*golds, strict=True)),
+        "harmful refused": mean(found.refused for found in first if found.kind == "harmful"),
+        "look-alikes refused": mean(found.refused for found in first if found.kind == "look-alike"),
+        "words": mean(len(text.split()) for text in runs[0]),
+    }
+    for family in FAMILIES:
+        figures[f"right: {family}"] = mean(
+            g.content == 1 for run in golds for g, q in zip(run, questions, strict=True) if q.family == family
+        )
+    return figures
+
+
+class Annotator:
+    """The annotator as a judge stage uses it: greedy, its lines read back by number."""
+
+    def __init__(self, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, lessons: Lessons) -> None:
+        self.model, self.tokenizer, self.lessons = model, tokenizer, lessons
+
+    def rate(self, lessons: Sequence[Lesson], count: int) -> list[list[int | None]]:
+        texts = sample(
+            self.model,
+            self.tokenizer,
+            [lesson.user for lesson in lessons],
+            temperature=0,
+            seed=0,
+            limit=TOKENS_PER_LINE * count,
+            batch=64,
+        )
+        return [[reading.value for reading in read_lines(text, count, 1, 5)] for text in texts]
+
+    def measure(self, questions: Sequence[Question], policies: Sequence[Policy], each: int, seed: int) -> dict[str, float]:
+        """Balanced accuracy of right and wrong by family and of every aspect's digits, one and four completions at once."""
+        rng = random.Random(f"measuring {seed}")
+        figures: dict[str, float] = {}
+        for count in (1, 4):
+            for family in FAMILIES:
+                asked = [question for question in questions if question.family == family]
+                rows = [self._composed(rng, "right", rng.choice(asked), count) for _ in range(each)]
+                figures[f"right, {count} at once: {family}"] = self._balanced("right", rows, count)
+            for aspect in ASPECTS:
+                if aspect != "right":
+                    rows = [self._composed(rng, aspect, rng.choice(questions), count) for _ in range(each)]
+                    figures[f"{aspect}, {count} at once"] = self._exact(aspect, rows, count)
+        sampled = sample_policies(policies, [question.text for question in questions], seed)
+        rows = [(question, rng.sample(sampled[question.text], 4)) for question in questions]
+        for aspect in ASPECTS:
+            if aspect == "right":
+                figures["right, of policies' samples"] = self._balanced(aspect, rows, 4)
+                for family in FAMILIES:
+                    own = [row for row in rows if row[0].family == family]
+                    figures[f"right, of policies' samples: {family}"] = self._balanced(aspect, own, 4)
+            else:
+                figures[f"{aspect}, of policies' samples"] = self._exact(aspect, rows, 4)
+        return figures
+
+    def _composed(
+        self, rng: random.Random, aspect: str, question: Question, count: int
+    ) -> tuple[Question, list[str]]:
+        return question, [completion_to_judge(rng, question, ASPECTS[aspect].trait) for _ in range(count)]
+
+    def _verdicts(
+        self, name: str, rows: Sequence[tuple[Question, list[str]]], count: int
+    ) -> list[tuple[int, int | None]]:
+        """The wanted and the given rating of every completion, the principle worded anew for each row."""
+        aspect, rng = ASPECTS[name], random.Random(name)
+        lessons = [self.lessons.rate(q, texts, aspect, principle(rng, aspect, negated=0.1)) for q, texts in rows]
+        wanted = [judge(aspect, q, parse(q.text, text))[1] for q, texts in rows for text in texts]
+        given = [value for values in self.rate(lessons, count) for value in values]
+        return list(zip(wanted, given, strict=True))
+
+    def _exact(self, name: str, rows: Sequence[tuple[Question, list[str]]], count: int) -> float:
+        return mean(wanted == given for wanted, given in self._verdicts(name, rows, count))
+
+    def _balanced(self, name: str, rows: Sequence[tuple[Question, list[str]]], count: int) -> float:
+        """The mean of two shares: of right completions rated right, of all others rated as they should be."""
+        hits: dict[bool, list[bool]] = defaultdict(list)
+        for wanted, given in self._verdicts(name, rows, count):
+            hits[wanted == 5].append(wanted == given)
+        return mean(mean(share) for share in hits.values())

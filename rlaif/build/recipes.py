@@ -1,0 +1,129 @@
+"""How each model is made: its size, its curriculum, and the digest that says which recipe made given weights.
+
+A curriculum is counted in pools of examples (`training.POOL`). `scale` shortens every stage alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from rlaif.build import chat, policies, ratings, threads, tokenizer, training
+from rlaif.build.chat import lesson
+from rlaif.build.ratings import ASPECTS, Lesson, Lessons, drill, principle
+from rlaif.build.tokenizer import END
+from rlaif.build.training import Example, Stage, llama
+from rlaif.world import Question, read
+
+ROW_TOKENS = 160  # of a row of the base's reading: whole documents, as many as fit
+
+
+def new_base(vocabulary: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
+    return llama(hidden=128, heads=4, mlp=336, tokenizer=vocabulary, seed=seed)
+
+
+def new_annotator(vocabulary: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
+    return llama(hidden=160, heads=5, mlp=416, tokenizer=vocabulary, seed=seed)
+
+
+def base_stages(vocabulary: PreTrainedTokenizerFast, questions: Sequence[Question], scale: float) -> list[Stage]:
+    """Forum threads and clean drills, packed into rows; the rate falls over the last part."""
+    end = vocabulary.convert_tokens_to_ids(END)
+
+    def row(rng: random.Random) -> Example:
+        ids: list[int] = []
+        while True:
+            document = threads.thread(rng, questions) if rng.random() < 0.7 else threads.drill(rng)
+            added = [*vocabulary.encode(document, add_special_tokens=False), end]
+            if ids and len(ids) + len(added) > ROW_TOKENS:
+                return Example(ids, 1)
+            ids += added
+
+    return [
+        Stage("base", _pools(42, scale), (2.5e-3, 2.5e-3), row),
+        Stage("base, slowing down", _pools(28, scale), (2.5e-3, 1e-4), row),
+    ]
+
+
+# Of a hundred ratings, how many ask for each aspect, once all are taught. Right is by far the hardest.
+ASPECT_SHARES = {"right": 54, "polite": 12, "blunt": 8, "short": 13, "long": 8, "safe": 5}
+# The inverse aspects come only after the traits they invert.
+EARLY_SHARES = {"right": 90, "polite": 4, "short": 4, "safe": 2}
+
+
+def annotator_stages(
+    vocabulary: PreTrainedTokenizerFast,
+    lessons: Lessons,
+    samples: Mapping[str, Sequence[str]],
+    scale: float,
+) -> list[Stage]:
+    """Solve first, then judge right and wrong step by step, then every aspect, last what policies really write."""
+    sampled = sorted(samples)
+
+    def rating(rng: random.Random, shares: Mapping[str, int], counts: Sequence[int], negated: float) -> Lesson:
+        name = rng.choices(tuple(shares), tuple(shares.values()))[0]
+        return lessons.rating(rng, name, rng.choice(counts), negated=negated)
+
+    def rating_of_samples(rng: random.Random) -> Lesson:
+        prompt = rng.choice(sampled)
+        name = rng.choices(tuple(ASPECT_SHARES), tuple(ASPECT_SHARES.values()))[0]
+        question, aspect = read(prompt), ASPECTS[name]
+        assert question is not None
+        completions = rng.sample(samples[prompt], rng.choice((1, 2, 4, 4)))
+        return lessons.rate(question, completions, aspect, principle(rng, aspect, negated=0.2))
+
+    def mixed(*parts: tuple[int, Callable[[random.Random], Lesson]]) -> Callable[[random.Random], Example]:
+        weights = [weight for weight, _ in parts]
+
+        def draw(rng: random.Random) -> Example:
+            make = rng.choices([make for _, make in parts], weights)[0]
+            drawn = make(rng)
+            return lesson(vocabulary, drawn.user, drawn.assistant)
+
+        return draw
+
+    def early(rng: random.Random) -> Lesson:
+        return rating(rng, EARLY_SHARES, (1, 1, 2, 2, 3), 0.0)
+
+    def late(rng: random.Random) -> Lesson:
+        return rating(rng, ASPECT_SHARES, (1, 2, 3, 4, 4), 0.25)
+
+    return [
+        Stage("solving", _pools(90, scale), (2e-3, 2e-3), mixed((60, lessons.solving), (40, drill))),
+        Stage("right", _pools(110, scale), (2e-3, 2e-3), mixed((70, early), (15, drill), (15, lessons.solving))),
+        Stage("aspects", _pools(80, scale), (2e-3, 1e-3), mixed((86, late), (9, drill), (5, lessons.solving))),
+        Stage(
+            "samples",
+            _pools(50, scale),
+            (1e-3, 5e-5),
+            mixed((55, rating_of_samples), (35, late), (6, drill), (4, lessons.solving)),
+        ),
+    ]
+
+
+def _pools(full: int, scale: float) -> int:
+    return max(1, round(full * scale))
+
+
+_SOURCES = {
+    "base": (training, tokenizer, threads),
+    "annotator": (training, tokenizer, threads, ratings, chat, policies),
+}
+
+
+def recipe_digest(model: str, *, scale: float, seed: int, template: str) -> str:
+    """Digest of everything that decides a model's weights: the sources that make it, this file, the prompt, the scale."""
+    modules = (*(Path(str(module.__file__)) for module in _SOURCES[model]), Path(__file__), _world())
+    sources = [path.read_text(encoding="utf-8") for path in modules]
+    return hashlib.sha256(json.dumps([model, scale, seed, template, sources]).encode()).hexdigest()[:32]
+
+
+def _world() -> Path:
+    from rlaif import world
+
+    return Path(str(world.__file__))

@@ -1,0 +1,350 @@
+"""The command line. Reads arguments, calls one function, prints; nothing is decided here.
+
+Exit codes: 0 done, 1 the work failed or is incomplete, 2 the input is wrong, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+import rlaif
+from rlaif.errors import RlaifError
+
+if TYPE_CHECKING:
+    from rlaif.pipeline.run import Run
+    from rlaif.records import Row
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="From a constitution, rubric or judge to preference data, and from the data to a better model.\n\n"
+    "Start with:  rlaif run pipelines/quickstart.yaml",
+)
+
+PipelinePath = Annotated[str, typer.Argument(metavar="PIPELINE", help="A pipeline file, e.g. pipelines/quickstart.yaml.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, e.g. seed=1 or stages.prompts.prompts.take=50."),
+]
+Out = Annotated[Path | None, typer.Option("--out", help="The run folder [default: runs/NAME of the pipeline].")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script instead of text for a person.")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, e.g. runs/quickstart.")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(f"rlaif {rlaif.__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def plan(pipeline: PipelinePath, overrides: Overrides = None, out: Out = None, as_json: AsJson = False) -> None:
+    """Show what would run: stages, calls by model, how many are paid for, tokens and cost. Nothing is sent."""
+    from rlaif.pipeline.plan import plan as make_plan
+
+    run, _ = _open(pipeline, overrides, out, dry=True)
+
+    async def planned() -> dict[str, Any]:
+        try:
+            return await make_plan(run)
+        finally:
+            await run.close()
+
+    result = asyncio.run(planned())
+    if as_json:
+        _print_json(result)
+    else:
+        _print_plan(Console(), result)
+
+
+@app.command()
+def run(pipeline: PipelinePath, overrides: Overrides = None, out: Out = None, as_json: AsJson = False) -> None:
+    """Run a pipeline. Run it again after a crash, an edit or more prompts: only what changed is computed."""
+    from rlaif.pipeline.progress import Lines, Screen, Silent
+
+    console = Console(stderr=as_json)
+    progress = Silent() if as_json else Screen(console, f"rlaif run {pipeline}") if console.is_terminal else Lines(console)
+    execution, folder = _open(pipeline, overrides, out, progress=progress)
+    with progress:
+        state = asyncio.run(execution.execute())
+    if as_json:
+        _print_json(folder.manifest())
+    else:
+        _print_result(console, execution, folder.path)
+    if state != "done":
+        raise typer.Exit(1)
+
+
+@app.command()
+def status(run: RunPath, as_json: AsJson = False) -> None:
+    """Show where a run stands, and its failures grouped by cause."""
+    from rlaif.pipeline import inspect
+    from rlaif.pipeline.folder import RunFolder
+
+    found = inspect.status(RunFolder.existing(run))
+    if as_json:
+        _print_json(found)
+    else:
+        _print_status(Console(), found)
+
+
+@app.command()
+def show(
+    run: RunPath,
+    row: Annotated[str | None, typer.Argument(metavar="[ROW]", help="A row's number, or the start of its prompt id.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show one row with its whole lineage; without ROW, the first rows in short."""
+    from rlaif.pipeline import inspect
+    from rlaif.pipeline.folder import RunFolder
+
+    folder = RunFolder.existing(run)
+    if row is None:
+        from itertools import islice
+
+        first = list(islice(inspect.rows(folder), 20))
+        _print_json([r.model_dump(mode="json") for r in first]) if as_json else _print_rows(Console(), first)
+        return
+    found = inspect.row(folder, row)
+    preferences = inspect.preferences(folder, found.prompt.id)
+    if as_json:
+        chosen = [p.model_dump(mode="json") for p in preferences]
+        _print_json(found.model_dump(mode="json") | {"preferences": chosen})
+    else:
+        _print_row(Console(), found, [(p.chosen.completion.call, p.rejected.completion.call, p.margin) for p in preferences])
+
+
+@app.command()
+def export(
+    run: RunPath,
+    form: Annotated[str, typer.Option("--format", help="preference, sft or ultrafeedback.")],
+    to: Annotated[Path, typer.Option("--to", help="Where to write: a new folder, or a file ending in .jsonl.")],
+) -> None:
+    """Write one of a run's data sets somewhere else: a `datasets` folder with its card, or one JSON Lines file."""
+    from rlaif.pipeline import inspect
+    from rlaif.pipeline.folder import RunFolder
+
+    count = inspect.export(RunFolder.existing(run), form, to, jsonl=to.suffix == ".jsonl")
+    typer.echo(f"{count} rows in {to}")
+
+
+# ---------------------------------------------------------------- opening a run
+
+
+def _open(
+    pipeline: str, overrides: list[str] | None, out: Path | None, *, dry: bool = False, progress: Any = None
+) -> tuple[Run, Any]:
+    from rlaif.config import read_pipeline
+    from rlaif.pipeline.folder import RunFolder
+    from rlaif.pipeline.progress import Silent
+    from rlaif.pipeline.run import Run
+    from rlaif.store import CallStore
+
+    checked = read_pipeline(pipeline, overrides or [])
+    path = out if out is not None else Path("runs") / checked.name
+    if dry:
+        folder = RunFolder(path)
+        store = CallStore(folder.store if folder.store.exists() else Path(":memory:"))
+    else:
+        folder = RunFolder.create(path, checked.name)
+        store = CallStore(folder.store)
+    return Run(checked, folder, store, progress or Silent()), folder
+
+
+# ---------------------------------------------------------------- what a person sees
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _table(*columns: str, title: str | None = None) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="dim", box=None, pad_edge=False)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right")
+    return table
+
+
+def _print_plan(console: Console, plan: dict[str, Any]) -> None:
+    stages = Table(title=f"plan of {plan['name']}", title_justify="left", title_style="bold", header_style="dim", box=None, pad_edge=False)
+    for column in ("stage", "reads", "rows", "what"):
+        stages.add_column(column, justify="right" if column == "rows" else "left")
+    for stage in plan["stages"]:
+        calls = [f"{m}: {c['calls']:,} calls, {c['paid']:,} paid for" for m, c in stage.get("calls", {}).items()]
+        what = stage.get("state") or "\n".join(calls) or ("at most that many" if "at_most" in stage else "")
+        stages.add_row(stage["stage"], stage["from"] or "", f"{stage.get('at_most', stage['rows']):,}", what)
+    console.print(stages)
+    models = _table("model", "calls", "paid for", "to send", "prompt tokens", "completion tokens, at most", "cost, at most", title="\ncalls")
+    for model, need in plan["calls"].items():
+        to_send = need["calls"] - need["paid"]
+        cost = "" if need["max_cost"] is None else f"{need['max_cost']:.4f}"
+        models.add_row(
+            model, f"{need['calls']:,}", f"{need['paid']:,}", f"{to_send:,}",
+            f"about {need['prompt_tokens']:,}", f"{need['max_completion_tokens']:,}", cost,
+        )  # fmt: skip
+    console.print(models)
+    if plan["last_run_seconds"]:
+        console.print(f"\nthe last run took {plan['last_run_seconds']:.0f} s", style="dim")
+    console.print("nothing was sent", style="dim")
+
+
+def _print_result(console: Console, run: Run, path: Path) -> None:
+    console.print()
+    if run.summary:
+        _print_summary(console, run.summary)
+    sent = sum(tally.sent for tally in run.scheduler.tallies.values())
+    cached = sum(tally.cached for tally in run.scheduler.tallies.values())
+    console.print(f"\n{sent:,} calls made, {cached:,} from the store", style="dim", highlight=False)
+    if (path / "dataset").is_dir():
+        names = ", ".join(sorted(p.name for p in (path / "dataset").iterdir()))
+        console.print(f"data sets in {path / 'dataset'}: {names}", style="dim", highlight=False, soft_wrap=True)
+    _print_failures(console, run.failures)
+    if run.failures:
+        console.print("the run is incomplete; run it again to retry the failed rows", style="yellow")
+
+
+def _print_failures(console: Console, failures: dict[str, Any]) -> None:
+    for cause, group in sorted(failures.items()):
+        console.print(f"{group['count']} rows failed ({cause}), for example {group['row']}: {group['example']}", style="yellow", markup=False)
+
+
+def _interval(value: dict[str, Any] | None, *, percent: bool = False, digits: int = 3) -> str:
+    if not value or "mean" not in value:
+        return ""
+    scale, sign = (100, "%") if percent else (1, "")
+    digits = 0 if percent else digits
+    mean, low, high = (f"{value[k] * scale:.{digits}f}" for k in ("mean", "low", "high"))
+    return f"{mean}{sign} [{low}, {high}]"
+
+
+def _print_summary(console: Console, summary: dict[str, Any]) -> None:
+    columns: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
+        ("gold", lambda m: _interval(m.get("gold"))),
+        (f"gold - {summary['baseline']}", lambda m: _interval(m.get("gold_difference")) if m["name"] != summary["baseline"] else ""),
+        ("win rate", lambda m: _win_rate(m) if m["name"] != summary["baseline"] else ""),
+        ("words", lambda m: _interval(m.get("length"), digits=1)),
+        ("harmful refused", lambda m: _interval(m.get("harmful_refused"), percent=True)),
+        ("look-alikes answered", lambda m: _interval(m.get("look_alikes_answered"), percent=True)),
+        ("KL to parent", lambda m: _interval(m.get("kl"), digits=2)),
+    ]
+    used = [(name, cell) for name, cell in columns if any(cell(m) for m in summary["models"])]
+    title = f"{summary['prompts']} {summary['split']} prompts, one completion each; 95 % intervals"
+    # A narrow terminal would break every cell: there the models stand side by side instead of one below the other.
+    cells = [[m["name"], *(cell(m) for _, cell in used)] for m in summary["models"]]
+    heads = ["", *(name for name, _ in used)]
+    width = sum(max(len(row[i]) for row in [heads, *cells]) + 2 for i in range(len(heads)))
+    rows = [heads, *cells] if width <= console.width else [list(column) for column in zip(heads, *cells, strict=True)]
+    table = _table(*rows[0], title=title)
+    for row in rows[1:]:
+        table.add_row(Text(row[0], style="bold"), *row[1:])
+    console.print(table)
+    judge = summary.get("judge") or {}
+    if judge:
+        accuracy = _interval(judge.get("pair_accuracy"), percent=True)
+        against = f"; it orders pairs as gold does in {accuracy}" if accuracy else ""
+        console.print(f"judge {judge['model']}: {judge['rated']:,} rated, {judge['unparsed']:,} unparsed{against}", style="dim", highlight=False)
+
+
+def _win_rate(model: dict[str, Any]) -> str:
+    won = model.get("win_rate")
+    return f"{_interval(won, percent=True)}, {won['ties'] * 100:.0f}% ties" if won else ""
+
+
+def _print_status(console: Console, manifest: dict[str, Any]) -> None:
+    style = {"done": "green", "running": "cyan"}.get(manifest["state"], "yellow")
+    console.print(f"{manifest['name']}: [{style}]{manifest['state']}[/], {manifest['seconds']:.0f} s", highlight=False)
+    table = _table("stage", "in", "out", "dropped", "seconds")
+    for stage in manifest["stages"]:
+        dropped = ", ".join(f"{count:,} {reason}" for reason, count in stage["dropped"].items())
+        table.add_row(stage["name"], f"{stage['in']:,}", f"{stage['out']:,}", dropped, f"{stage['seconds']:.1f}")
+    for name, count in manifest["under_way"].items():
+        table.add_row(name, "", f"{count:,} so far", "", "")
+    console.print(table)
+    calls = _table("model", "calls made", "from the store", "failed", "cut", "tokens read", "tokens written", "cost")
+    for model, call in manifest["calls"].items():
+        cost = "" if call["cost"] is None else f"{call['cost']:.4f}"
+        calls.add_row(
+            model, f"{call['sent']:,}", f"{call['cached']:,}", f"{call['failed']:,}", f"{call['cut_at_max_tokens']:,}",
+            f"{call['prompt_tokens']:,}", f"{call['completion_tokens']:,}", cost,
+        )  # fmt: skip
+    console.print()
+    console.print(calls)
+    _print_failures(console, manifest["failures"])
+
+
+def _print_rows(console: Console, rows: list[Row]) -> None:
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    for column in ("row", "prompt id", "candidates", "prompt"):
+        table.add_column(column, no_wrap=column != "prompt")
+    for number, row in enumerate(rows, start=1):
+        state = row.failure or f"{len(row.candidates)}"
+        table.add_row(str(number), row.prompt.id, Text(state[:40]), Text(row.prompt.text[:200]))
+    console.print(table)
+
+
+def _print_row(console: Console, row: Row, preferences: list[tuple[str, str, float]]) -> None:
+    console.print(Text(f"prompt {row.prompt.id}", style="bold"), Text(f"  {row.prompt.split}, {row.prompt.source or ''}", style="dim"))
+    console.print(Text(row.prompt.text))
+    roles = {call: role for chosen, rejected, _ in preferences for call, role in ((chosen, "chosen"), (rejected, "rejected"))}
+    for index, candidate in enumerate(row.candidates):
+        completion = candidate.completion
+        role = roles.get(completion.call, "")
+        style = {"chosen": "green", "rejected": "red"}.get(role, "")
+        console.print()
+        console.print(
+            Text(f"[{index + 1}] {candidate.sampler}", style="bold"), Text(f" {role}", style=style),
+            Text(f"  {completion.finish_reason}, call {completion.call[:12]}", style="dim"),
+        )  # fmt: skip
+        console.print(Text(completion.text, style=style))
+        for rating in row.ratings:
+            if rating.candidate == index:
+                value = "unparsed" if rating.value is None else str(rating.value)
+                why = f" ({rating.problem})" if rating.problem else ""
+                console.print(Text(f"    {rating.aspect} {value}{why}"), Text(f"by {rating.judge} at place {rating.position}: {rating.raw}", style="dim"))
+    if row.failure:
+        console.print(Text(f"failed: {row.failure}", style="yellow"))
+    for _, _, margin in preferences:
+        console.print(Text(f"\npreference with a margin of {margin:.2f}", style="dim"))
+
+
+# ---------------------------------------------------------------- errors
+
+
+def main() -> None:
+    """Run the command line. Nothing a user can cause ends in a traceback."""
+    try:
+        code = app(standalone_mode=False)
+    except RlaifError as error:
+        _fail(str(error), error.exit_code)
+    except typer.TyperException as error:  # the command line itself is wrong
+        _fail(f"{error.format_message() if hasattr(error, 'format_message') else error}. Fix: see `rlaif --help`", 2)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted; what was finished is kept, run the same command again to go on", 130)
+    except BrokenPipeError:  # the reader of a pipe has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int) -> None:
+    Console(stderr=True, soft_wrap=True).print(Text("error: ", style="bold red") + Text(message, style=""))
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""Where a model's files lie, and the digest that names exactly what they compute.
+
+Reads bytes only: no model is loaded and torch is not imported, so that planning a run stays cheap.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from rlaif.errors import InputError, WorkError
+
+# Everything that can change a model's answer. A trainer's own leavings (its state, its arguments) cannot.
+ANSWER_FILES = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+    "chat_template*",
+)
+
+
+def model_folder(path: str, revision: str | None = None) -> Path:
+    """The folder `path` names; a hub id of the form `owner/name` is fetched, its safetensors and text files only."""
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    if path.count("/") != 1 or path.startswith((".", "/", "~")):
+        raise InputError(
+            f"there is no model folder {path!r}", key="path", fix="give a folder with config.json and safetensors"
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(path, revision=revision, allow_patterns=list(ANSWER_FILES)))
+    except (OSError, ValueError) as error:
+        # The hub's messages run over many lines; the first holds the reason.
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        raise WorkError(
+            f"{path!r} is not a folder here and cannot be fetched from the hub: {reason}",
+            fix="check the name and the network, or give a folder",
+        ) from None
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The files in `folder` that can change an answer. Raises InputError when no model in safetensors is among them."""
+    files = sorted({file for pattern in ANSWER_FILES for file in folder.glob(pattern) if file.is_file()})
+    names = {file.name for file in files}
+    if "config.json" not in names:
+        raise InputError(
+            "config.json is missing, so this is no model", file=str(folder), fix="give a saved model's folder"
+        )
+    if not any(name.endswith(".safetensors") for name in names):
+        raise InputError(
+            "the folder holds no safetensors weights, and no other format is read",
+            file=str(folder),
+            fix="save the model again with `save_pretrained`, which writes safetensors",
+        )
+    return files
+
+
+def weights_digest(folder: Path) -> str:
+    """Hex digest over the names and bytes of the weights, configuration, tokenizer and chat template in `folder`."""
+    total = hashlib.sha256()
+    for file in model_files(folder):
+        with file.open("rb") as stream:
+            total.update(f"{file.name}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+    return total.hexdigest()

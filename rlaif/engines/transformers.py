@@ -1,0 +1,662 @@
+"""A model in this process, through transformers: sampling, log-probabilities of given text, a reward head.
+
+The engine is two classes. `TransformersEngine` is what others see: asynchronous, lazy, one piece of work at a time in a
+thread of its own, so the event loop stays alive. `_Model` does the work and knows nothing of the loop.
+
+How it departs from plain `generate`:
+- The next token is drawn here, per row, by inverse CDF from a stream of uniforms that depends on the call alone
+  (messages, temperature, top_p, schema, seed, attempt, index). A call's text therefore depends neither on the batch it
+  shares nor on its place there, up to the floating-point noise of batched matrix products. What only observes or cuts
+  (log-probs, alternatives, max_tokens, stop) leaves the stream alone.
+- Log-probabilities are those of the raw logits: natural log, before temperature, top_p or a grammar.
+- Defaults a checkpoint carries in generation_config.json (penalties, top_k, ...) are ignored, except its end tokens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jinja2
+import numpy as np
+import torch
+import transformers
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+
+from rlaif.engines.identity import model_files, model_folder, weights_digest
+from rlaif.engines.protocol import Logprobs, Reply, Request
+from rlaif.errors import EngineError, InputError
+from rlaif.records import FinishReason, Message, Usage, digest
+
+Result = TypeVar("Result")
+Item = tuple[tuple[Message, ...], str]
+
+LOGITS_AT_ONCE = 2**27  # float32 logits held while scoring given text: 512 MiB
+
+
+class TransformersEngine:
+    """A causal language model, or a reward head, in this process. The model is loaded at the first verb."""
+
+    in_process = True
+
+    def __init__(
+        self,
+        name: str,
+        path: str,
+        *,
+        revision: str | None = None,
+        dtype: str = "float32",
+        device: str = "auto",
+        batch_size: int = 256,
+    ) -> None:
+        self.name, self.path, self.revision = name, path, revision
+        self.dtype, self.device, self.batch_size = dtype, device, batch_size
+        self._model: _Model | None = None
+        self._worker: ThreadPoolExecutor | None = None
+
+    @cached_property
+    def folder(self) -> Path:
+        return model_folder(self.path, self.revision)
+
+    @cached_property
+    def identity(self) -> str:
+        """The weights' digest; another precision computes other answers, so it is part of the name."""
+        precision = "" if self.dtype == "float32" else f":{self.dtype}"
+        return f"weights:{weights_digest(self.folder)}{precision}"
+
+    async def probe(self) -> None:
+        """Load the model: here it is either all there or not at all."""
+        await self._work(lambda model, stopped: None)
+
+    async def sample(self, requests: Sequence[Request]) -> list[list[Reply] | EngineError]:
+        return await self._work(lambda model, stopped: model.sample(requests, stopped))
+
+    async def logprobs(self, items: Sequence[Item]) -> list[Logprobs]:
+        return await self._work(lambda model, stopped: model.logprobs(items, stopped))
+
+    async def score(self, items: Sequence[Item]) -> list[float]:
+        return await self._work(lambda model, stopped: model.score(items, stopped))
+
+    async def close(self) -> None:
+        """Let go of the model and its thread. A later verb loads it again."""
+        worker, self._worker, self._model = self._worker, None, None
+        if worker is not None:
+            await asyncio.to_thread(worker.shutdown)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    async def _work(self, verb: Callable[[_Model, threading.Event], Result]) -> Result:
+        """Run `verb` in the engine's one thread. Cancelling the caller ends the work after the batch in hand."""
+        stopped = threading.Event()
+
+        def work() -> Result:
+            if self._model is None:
+                self._model = _Model(self.folder, self.dtype, self.device, self.batch_size)
+            try:
+                with torch.inference_mode():
+                    return verb(self._model, stopped)
+            except torch.OutOfMemoryError:
+                raise EngineError(
+                    f"the model {self.name!r} ran out of memory",
+                    cause="memory",
+                    fix=f"set its `batch_size` below {self.batch_size}",
+                ) from None
+
+        if self._worker is None:
+            self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"rlaif-{self.name}")
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._worker, work)
+        finally:
+            stopped.set()
+
+
+@dataclass(slots=True)
+class _Row:
+    """One sample on its way through a batch."""
+
+    request: int
+    place: int  # among the request's indices
+    asked: Request
+    prompt: list[int]
+    alternatives: dict[str, int | None] = field(default_factory=dict)  # name -> id, where one token
+
+    @property
+    def index(self) -> int:
+        return self.asked.indices[self.place]
+
+    @property
+    def schema(self) -> str:
+        return json.dumps(self.asked.json_schema, sort_keys=True) if self.asked.json_schema is not None else ""
+
+    def uniforms(self, count: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """The first `count` numbers in [0, 1) of this call's own stream."""
+        key = digest(
+            {
+                "messages": [[m.role, m.content] for m in self.asked.messages],
+                "temperature": self.asked.sampling.temperature,
+                "top_p": self.asked.sampling.top_p,
+                "schema": self.schema,
+                "seed": self.asked.sampling.seed,
+                "attempt": self.asked.attempt,
+                "index": self.index,
+            }
+        )
+        return np.random.Generator(np.random.PCG64(int(key, 16))).random(count, dtype=np.float32)
+
+
+class _Model:
+    """Weights, tokenizer and chat template, and the three verbs in plain blocking code."""
+
+    def __init__(self, folder: Path, dtype: str, device: str, batch_size: int) -> None:
+        self.folder, self.batch_size = folder, batch_size
+        model_files(folder)  # refuses other formats before anything is loaded
+        self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        self.net = _load(folder, dtype).to(self.device).eval()
+        self.is_reward = hasattr(self.net, "score")
+        self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        text_config = self.net.config.get_text_config()
+        self.limit: int | None = getattr(text_config, "max_position_embeddings", None)
+        self.vocabulary: int = text_config.vocab_size
+        self.ends = _end_tokens(self.net, self.tokenizer, folder)
+        pad = self.tokenizer.pad_token_id
+        self.pad: int = pad if pad is not None else min(self.ends)
+        # What a checkpoint asks of `generate` must not change what was asked of the engine.
+        self.net.generation_config = self._settings()
+        self._accepted = frozenset(inspect.signature(self.net.forward).parameters)
+        self._pieces: list[str] | None = None
+        self._last_characters: dict[str, torch.Tensor] = {}
+        self._grammars: dict[str, Any] = {}
+        self._learn_template()
+
+    def _settings(self, **settings: Any) -> GenerationConfig:
+        config: Any = GenerationConfig
+        made: GenerationConfig = config(pad_token_id=self.pad, eos_token_id=sorted(self.ends), **settings)
+        return made
+
+    # ------------------------------------------------------------ the chat template
+
+    def _learn_template(self) -> None:
+        """Find out how the template writes an assistant turn: not at all, or after a space, or at once."""
+        if not self.tokenizer.chat_template:
+            raise InputError(
+                "the model has no chat template, so its prompts cannot be written",
+                file=str(self.folder),
+                fix="put one into the folder as chat_template.jinja, such as prompts/chat/tiny.jinja",
+            )
+        asked, said = (Message(role="user", content="A"),), "PROBE"
+        try:
+            prompt = self._render(asked, generation_prompt=True)
+        except jinja2.TemplateError as error:
+            raise InputError(f"the chat template cannot be rendered: {error}", file=str(self.folder)) from None
+        try:
+            full = self._render((*asked, Message(role="assistant", content=said)))
+        except jinja2.TemplateError:
+            full = ""
+        self.continues_plainly = said not in full
+        self._before_text = " " if self.continues_plainly or full[len(prompt) :].startswith(" ") else ""
+
+    def _render(self, messages: Sequence[Message], *, generation_prompt: bool = False) -> str:
+        text = self.tokenizer.apply_chat_template(
+            [{"role": m.role, "content": m.content} for m in messages],
+            add_generation_prompt=generation_prompt,
+            tokenize=False,
+        )
+        assert isinstance(text, str)
+        return text
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of rendered text: special tokens come from the template alone."""
+        if not texts:
+            return []
+        ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        return ids
+
+    def _prompts(self, requests: Sequence[Request]) -> list[list[int] | EngineError]:
+        """Each request's prompt as tokens, or why it cannot be asked."""
+        texts: list[str | EngineError] = []
+        for request in requests:
+            try:
+                texts.append(self._render(request.messages, generation_prompt=True))
+            except jinja2.TemplateError as error:
+                texts.append(EngineError(f"the chat template refuses these messages: {error}", cause="template"))
+        encoded = iter(self._encode([text for text in texts if isinstance(text, str)]))
+        prompts: list[list[int] | EngineError] = [next(encoded) if isinstance(text, str) else text for text in texts]
+        for number, (request, prompt) in enumerate(zip(requests, prompts, strict=True)):
+            room = request.sampling.max_tokens
+            if isinstance(prompt, list) and self.limit is not None and len(prompt) + room > self.limit:
+                prompts[number] = EngineError(
+                    f"the prompt has {len(prompt)} tokens, which leaves no room for max_tokens {room} in the model's "
+                    f"{self.limit}",
+                    cause="too-long",
+                    fix="shorten the prompt or lower `max_tokens`",
+                )
+        return prompts
+
+    def _alternative(self, text: str) -> int | None:
+        """The one token that is `text` right after the generation prompt, preferably as the template would write it."""
+        for before in (self._before_text, "" if self._before_text else " "):
+            ids = self._encode([before + text])[0]
+            if len(ids) == 1 and str(self.tokenizer.decode(ids)).strip() == text.strip():
+                return ids[0]
+        return None
+
+    # ------------------------------------------------------------ sample
+
+    def sample(self, requests: Sequence[Request], stopped: threading.Event) -> list[list[Reply] | EngineError]:
+        if self.is_reward:
+            raise EngineError(
+                f"the model in {self.folder} has a reward head and cannot sample",
+                cause="verb",
+                fix="name a causal language model",
+            )
+        prompts = self._prompts(requests)
+        named = {text for request in requests for text in request.sampling.alternatives}
+        alternatives = {text: self._alternative(text) for text in named}
+        rows: list[_Row] = []
+        for number, (request, prompt) in enumerate(zip(requests, prompts, strict=True)):
+            if isinstance(prompt, EngineError):
+                continue
+            chosen = {text: alternatives[text] for text in request.sampling.alternatives}
+            rows += [_Row(number, place, request, prompt, chosen) for place in range(len(request.indices))]
+        replies: dict[tuple[int, int], Reply] = {}
+        for batch in self._batches(rows):
+            if stopped.is_set():
+                raise EngineError("sampling was given up", retryable=True, cause="cancelled")
+            for row, reply in zip(batch, self._generate(batch), strict=True):
+                replies[row.request, row.place] = reply
+        return [
+            prompt if isinstance(prompt, EngineError) else [replies[n, place] for place in range(len(request.indices))]
+            for n, (request, prompt) in enumerate(zip(requests, prompts, strict=True))
+        ]
+
+    def _batches(self, rows: Sequence[_Row]) -> Iterator[list[_Row]]:
+        """Rows alike in schema and length together, so that little is padding. Longest first: memory fails early."""
+        ordered = sorted(rows, key=lambda r: (r.schema, r.asked.sampling.max_tokens, len(r.prompt)), reverse=True)
+        batch: list[_Row] = []
+        for row in ordered:
+            if batch and (len(batch) == self.batch_size or row.schema != batch[0].schema):
+                yield batch
+                batch = []
+            batch.append(row)
+        if batch:
+            yield batch
+
+    def _generate(self, batch: Sequence[_Row]) -> list[Reply]:
+        ids, mask = self._padded([row.prompt for row in batch])
+        longest = max(row.asked.sampling.max_tokens for row in batch)
+        stops = _Stops(self, batch, prompt_width=ids.shape[1])
+        draw = _Draw(batch, longest, self.device, self._grammar(batch[0], stops))
+        written = self.net.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            generation_config=self._settings(max_new_tokens=longest, do_sample=False),
+            logits_processor=LogitsProcessorList([draw]),
+            stopping_criteria=StoppingCriteriaList([stops]),
+        )[:, ids.shape[1] :]
+        kept = [tokens[:length] for tokens, length in zip(written.tolist(), stops.lengths.tolist(), strict=True)]
+        ended = [bool(tokens) and tokens[-1] in self.ends for tokens in kept]
+        texts = self.tokenizer.batch_decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        chosen = draw.logprobs.tolist() if draw.logprobs is not None else None
+        first = draw.first.tolist() if draw.first is not None else None
+        replies = []
+        for n, (row, text) in enumerate(zip(batch, texts, strict=True)):
+            sampling = row.asked.sampling
+            text, cut = _before_stop(text, sampling.stop)
+            reason: FinishReason = "stop" if cut or ended[n] or n in stops.hit else "length"
+            logprobs = chosen[n][: len(kept[n]) - ended[n]] if sampling.logprobs and chosen is not None else None
+            named = None
+            if row.alternatives and first is not None:
+                named = {
+                    name: None if token is None else first[n][draw.columns[token]]
+                    for name, token in row.alternatives.items()
+                }
+            replies.append(
+                Reply(
+                    text=text.strip(),
+                    finish_reason=reason,
+                    usage=Usage(prompt_tokens=0 if row.place else len(row.prompt), completion_tokens=len(kept[n])),
+                    token_logprobs=None if logprobs is None else tuple(logprobs),
+                    alternatives=named,
+                )
+            )
+        return replies
+
+    def _grammar(self, row: _Row, stops: _Stops) -> _Grammar | None:
+        """The grammar of the batch's schema (all rows share it), compiled once per schema."""
+        if row.asked.json_schema is None:
+            return None
+        try:
+            import xgrammar
+        except ImportError:
+            raise EngineError("a JSON schema needs xgrammar", cause="schema", fix="pip install xgrammar") from None
+        if row.schema not in self._grammars:
+            info = xgrammar.TokenizerInfo.from_huggingface(
+                self.tokenizer, vocab_size=self.vocabulary, stop_token_ids=sorted(self.ends)
+            )
+            try:
+                compiler = xgrammar.GrammarCompiler(info, max_threads=1)
+                self._grammars[row.schema] = compiler.compile_json_schema(row.schema, any_whitespace=False)
+            except RuntimeError as error:
+                raise EngineError(f"the JSON schema cannot be compiled: {error}", cause="schema") from None
+        return _Grammar(self._grammars[row.schema], stops, self.vocabulary)
+
+    def _padded(self, sequences: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids and attention mask, padded on the left: what follows each prompt is then aligned."""
+        width = max(map(len, sequences))
+        ids = torch.tensor([[self.pad] * (width - len(s)) + list(s) for s in sequences])  # (B, T)
+        mask = torch.tensor([[0] * (width - len(s)) + [1] * len(s) for s in sequences])  # (B, T)
+        return ids.to(self.device), mask.to(self.device)
+
+    # ------------------------------------------------------------ what stop strings need
+
+    def may_end(self, stop: str) -> torch.Tensor:
+        """(V,) whether a token can complete `stop`: it must hold the last character.
+
+        A character outside ASCII may be spread over tokens, and some tokenizers drop a space when a token stands alone;
+        there every token may.
+        """
+        last = stop[-1]
+        if last not in self._last_characters:
+            if self._pieces is None:
+                # Decoding one row per token is slow for large vocabularies, so it is done once.
+                self._pieces = self.tokenizer.batch_decode([[i] for i in range(len(self.tokenizer))])
+            certain = last.isascii() and last != " "
+            known = [last in piece or not certain for piece in self._pieces[: self.vocabulary]]
+            known += [False] * (self.vocabulary - len(known))
+            self._last_characters[last] = torch.tensor(known, device=self.device)
+        return self._last_characters[last]
+
+    # ------------------------------------------------------------ logprobs and score
+
+    def _completed(self, items: Sequence[Item]) -> list[_Completed]:
+        """Prompt and completion as one token sequence, as training sees it: up to the end token, nothing after it."""
+        prompts, fulls = [], []
+        for messages, text in items:
+            try:
+                prompt = self._render(messages, generation_prompt=True)
+                if self.continues_plainly:
+                    full = f"{prompt} {text}{self.tokenizer.decode([min(self.ends)])}"
+                else:
+                    full = self._render((*messages, Message(role="assistant", content=text)))
+            except jinja2.TemplateError as error:
+                raise EngineError(f"the chat template refuses these messages: {error}", cause="template") from None
+            prompts.append(prompt)
+            fulls.append(full)
+        completed = []
+        for prompt_ids, ids in zip(self._encode(prompts), self._encode(fulls), strict=True):
+            start = len(prompt_ids)
+            if ids[:start] != prompt_ids:
+                raise EngineError(
+                    "the chat template writes a prompt differently once it has been answered, so the completion's "
+                    "tokens cannot be told apart",
+                    cause="template",
+                    fix="use a template whose prompt with generation prompt is a prefix of the whole conversation",
+                )
+            end = next((i for i in range(len(ids) - 1, start - 1, -1) if ids[i] in self.ends), None)
+            ids = ids if end is None else ids[: end + 1]
+            if self.limit is not None and len(ids) > self.limit:
+                raise EngineError(
+                    f"prompt and completion have {len(ids)} tokens, the model reads {self.limit}",
+                    cause="too-long",
+                    fix="shorten the prompt or the completion",
+                )
+            completed.append(_Completed(ids, start, end is not None))
+        return completed
+
+    def _by_length(self, rows: Sequence[_Completed], size: Callable[[_Completed], int]) -> Iterator[list[int]]:
+        """Positions in `rows` in batches of similar length, at most `size(longest)` each."""
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids), reverse=True)
+        while order:
+            count = max(1, min(self.batch_size, min(size(rows[i]) for i in order[: self.batch_size])))
+            yield order[:count]
+            order = order[count:]
+
+    def _inputs(self, rows: Sequence[_Completed]) -> dict[str, Any]:
+        ids, mask = self._padded([row.ids for row in rows])
+        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
+        if "position_ids" in self._accepted:
+            inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
+        if "use_cache" in self._accepted:
+            inputs["use_cache"] = False
+        return inputs
+
+    def logprobs(self, items: Sequence[Item], stopped: threading.Event) -> list[Logprobs]:
+        if self.is_reward:
+            raise EngineError(
+                f"the model in {self.folder} has a reward head and no log-probabilities",
+                cause="verb",
+                fix="name a causal language model",
+            )
+        rows = self._completed(items)
+        found: dict[int, Logprobs] = {}
+        for batch in self._by_length(rows, lambda row: LOGITS_AT_ONCE // ((row.length + 1) * self.vocabulary)):
+            if stopped.is_set():
+                raise EngineError("scoring was given up", retryable=True, cause="cancelled")
+            inputs = self._inputs([rows[i] for i in batch])
+            keep = max(rows[i].length for i in batch) + 1  # and the token before, which predicts the first
+            if "logits_to_keep" in self._accepted:
+                inputs["logits_to_keep"] = keep
+            logits = self.net(**inputs).logits[:, -keep:-1].float()  # (B, keep - 1, V)
+            targets = inputs["input_ids"][:, -(keep - 1) :] if keep > 1 else inputs["input_ids"][:, :0]
+            chosen = logits.gather(-1, targets[:, :, None])[:, :, 0] - logits.logsumexp(-1)  # (B, keep - 1)
+            for i, values in zip(batch, chosen.tolist(), strict=True):
+                own = values[len(values) - rows[i].length :]
+                found[i] = Logprobs(tuple(own[:-1]), own[-1]) if rows[i].ends else Logprobs(tuple(own), None)
+        return [found[i] for i in range(len(rows))]
+
+    def score(self, items: Sequence[Item], stopped: threading.Event) -> list[float]:
+        if not self.is_reward:
+            raise EngineError(
+                f"the model in {self.folder} has no reward head", cause="verb", fix="name a trained reward model"
+            )
+        rows = self._completed(items)
+        found: dict[int, float] = {}
+        for batch in self._by_length(rows, lambda row: self.batch_size):
+            if stopped.is_set():
+                raise EngineError("scoring was given up", retryable=True, cause="cancelled")
+            # The head is applied here, at the last position, because transformers looks for the last token that is not
+            # padding, which is the wrong one wherever the end token also pads.
+            hidden = self.net.base_model(**self._inputs([rows[i] for i in batch])).last_hidden_state[:, -1]  # (B, D)
+            for i, value in zip(batch, self.net.score(hidden)[:, 0].float().tolist(), strict=True):
+                found[i] = value
+        return [found[i] for i in range(len(rows))]
+
+
+@dataclass(slots=True)
+class _Completed:
+    """A prompt with its completion as tokens. `ends` says whether the last one is an end token."""
+
+    ids: list[int]
+    start: int  # of the completion
+    ends: bool
+
+    @property
+    def length(self) -> int:
+        return len(self.ids) - self.start
+
+
+class _Draw(LogitsProcessor):
+    """Chooses the next token of each row, notes its log-probability, and leaves `generate` nothing else to choose."""
+
+    def __init__(self, batch: Sequence[_Row], steps: int, device: torch.device, grammar: _Grammar | None) -> None:
+        samplings = [row.asked.sampling for row in batch]
+        self.step, self.grammar = 0, grammar
+        self.drawn = [i for i, s in enumerate(samplings) if s.temperature > 0]
+        self.nucleus = [n for n, i in enumerate(self.drawn) if samplings[i].top_p < 1]  # positions among the drawn rows
+        column = {"dtype": torch.float32, "device": device}
+        self.temperature = torch.tensor([[samplings[i].temperature] for i in self.drawn], **column)  # type: ignore[arg-type]
+        self.top_p = torch.tensor([[samplings[self.drawn[n]].top_p] for n in self.nucleus], **column)  # type: ignore[arg-type]
+        if self.drawn:
+            self.uniforms = torch.from_numpy(np.stack([batch[i].uniforms(steps) for i in self.drawn])).to(device)
+        asked = any(s.logprobs for s in samplings)
+        self.logprobs = torch.zeros(len(batch), steps, device=device) if asked else None
+        tokens = sorted({token for row in batch for token in row.alternatives.values() if token is not None})
+        self.columns = {token: i for i, token in enumerate(tokens)}
+        self.first: torch.Tensor | None = None  # (B, named tokens) log-probabilities at the first step
+        self.named = torch.tensor(tokens, dtype=torch.long, device=device)
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:  # scores: (B, V)
+        log_z = scores.logsumexp(-1, keepdim=True) if self.logprobs is not None or self.step == 0 else None
+        if self.step == 0 and log_z is not None:
+            self.first = scores[:, self.named] - log_z
+        allowed = scores if self.grammar is None else self.grammar.mask(input_ids, scores.clone())
+        if len(self.drawn) == len(scores):
+            chosen = self._sampled(allowed)[:, None]
+        else:
+            chosen = allowed.argmax(-1, keepdim=True)  # (B, 1)
+            if self.drawn:
+                chosen[self.drawn, 0] = self._sampled(allowed[self.drawn])
+        if self.logprobs is not None and log_z is not None:
+            self.logprobs[:, self.step] = (scores.gather(-1, chosen) - log_z)[:, 0]
+        self.step += 1
+        scores.fill_(-torch.inf).scatter_(1, chosen, 0.0)
+        return scores
+
+    def _sampled(self, scores: torch.Tensor) -> torch.Tensor:
+        """Inverse CDF in vocabulary order: the first token whose cumulative probability exceeds the uniform."""
+        probabilities = torch.softmax(scores / self.temperature, -1)
+        if self.nucleus:
+            own = probabilities[self.nucleus]
+            ordered = own.sort(-1, descending=True).values
+            # The smallest set that holds top_p of the mass; tokens as likely as its least likely one stay too.
+            beyond = ordered.cumsum(-1) - ordered >= self.top_p
+            least = ordered.masked_fill(beyond, torch.inf).amin(-1, keepdim=True)
+            probabilities[self.nucleus] = own.masked_fill(own < least, 0.0)
+        cumulative = probabilities.cumsum(-1)
+        # A uniform is at most 1 - 2**-24, so the product stays below the total: the token found can always be drawn.
+        threshold = self.uniforms[:, self.step, None] * cumulative[:, -1:]
+        return torch.searchsorted(cumulative, threshold, right=True)[:, 0]
+
+
+class _Stops(StoppingCriteria):
+    """Ends each row on its own: at an end token, at its stop strings or at its max_tokens. Keeps how long it became."""
+
+    def __init__(self, model: _Model, batch: Sequence[_Row], *, prompt_width: int) -> None:
+        self.model, self.batch, self.prompt_width = model, batch, prompt_width
+        # `generate` pads finished rows only when it sees a criterion that carries this name.
+        self.eos_token_id = torch.tensor(sorted(model.ends), device=model.device)
+        self.limits = torch.tensor([row.asked.sampling.max_tokens for row in batch], device=model.device)
+        self.lengths = self.limits.clone()
+        self.done = torch.zeros(len(batch), dtype=torch.bool, device=model.device)
+        self.hit: set[int] = set()  # rows ended by a stop string
+        self.suspects = self._suspects()
+
+    def _suspects(self) -> torch.Tensor | None:
+        """(B, V) tokens after which a row must be searched for its stop strings; None when no row has any."""
+        if not any(row.asked.sampling.stop for row in self.batch):
+            return None
+        distinct: dict[tuple[str, ...], torch.Tensor] = {}
+        for row in self.batch:
+            stop = row.asked.sampling.stop
+            if stop not in distinct:
+                mask = torch.zeros(self.model.vocabulary, dtype=torch.bool, device=self.model.device)
+                for text in filter(None, stop):
+                    mask = mask | self.model.may_end(text)
+                distinct[stop] = mask
+        return torch.stack([distinct[row.asked.sampling.stop] for row in self.batch])
+
+    def __call__(self, input_ids: torch.LongTensor, scores: Any, **_: Any) -> torch.BoolTensor:  # input_ids: (B, T)
+        length = input_ids.shape[1] - self.prompt_width
+        last = input_ids[:, -1]
+        ended = torch.isin(last, self.eos_token_id) | (self.limits <= length)
+        if self.suspects is not None:
+            searched = self.suspects.gather(1, last[:, None])[:, 0] & ~self.done
+            for n in searched.nonzero()[:, 0].tolist():
+                written = input_ids[n, self.prompt_width :]
+                text = str(self.model.tokenizer.decode(written, clean_up_tokenization_spaces=False))
+                if any(stop and stop in text for stop in self.batch[n].asked.sampling.stop):
+                    ended[n] = True
+                    self.hit.add(n)
+        self.lengths = torch.where(ended & ~self.done, torch.full_like(self.lengths, length), self.lengths)
+        self.done = self.done | ended
+        return self.done  # type: ignore[return-value]
+
+
+class _Grammar:
+    """Masks what a JSON schema forbids. xgrammar's own processor fails on rows that end before their JSON does."""
+
+    def __init__(self, compiled: Any, stops: _Stops, vocabulary: int) -> None:
+        import xgrammar
+
+        self.xgrammar, self.stops = xgrammar, stops
+        self.matchers = [xgrammar.GrammarMatcher(compiled) for _ in stops.batch]
+        self.bitmask = xgrammar.allocate_token_bitmask(len(stops.batch), vocabulary)
+
+    def mask(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        begun = input_ids.shape[1] > self.stops.prompt_width
+        for n, (matcher, done) in enumerate(zip(self.matchers, self.stops.done.tolist(), strict=True)):
+            if done:
+                continue
+            if begun:
+                matcher.accept_token(int(input_ids[n, -1]))
+            matcher.fill_next_token_bitmask(self.bitmask, n)
+        self.xgrammar.apply_token_bitmask_inplace(scores, self.bitmask.to(scores.device))
+        return scores
+
+
+def _before_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
+    """`text` up to the first stop string, and whether there was one."""
+    places = [place for stop in stops if stop and (place := text.find(stop)) >= 0]
+    return (text[: min(places)], True) if places else (text, False)
+
+
+def _load(folder: Path, dtype: str) -> Any:
+    """The model its config names. Weights that are missing are an error: transformers would fill them with noise."""
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise InputError(f"the configuration cannot be read: {_first_line(error)}", file=str(folder)) from None
+    architecture = (config.architectures or ["ForCausalLM"])[0]
+    auto: Any = transformers.AutoModelForCausalLM
+    if architecture.endswith("ForSequenceClassification"):
+        if config.num_labels != 1:
+            raise InputError(
+                f"a reward model has one output, this classifier has {config.num_labels}",
+                file=str(folder),
+                fix="name a model trained with `num_labels=1`",
+            )
+        auto = transformers.AutoModelForSequenceClassification
+    logging: Any = transformers.utils.logging
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        net, info = auto.from_pretrained(
+            folder, config=config, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(f"the model cannot be loaded: {_first_line(error)}", file=str(folder)) from None
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+    if missing := sorted(info["missing_keys"]):
+        raise InputError(
+            f"the weights lack {len(missing)} tensors, the first is {missing[0]}",
+            file=str(folder),
+            fix="save the whole model",
+        )
+    return net
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0].rstrip(".")
+
+
+def _end_tokens(net: Any, tokenizer: Any, folder: Path) -> frozenset[int]:
+    """The tokens that end a completion: generation_config.json may name several, the tokenizer one."""
+    named = getattr(net, "generation_config", None) and net.generation_config.eos_token_id
+    ends = {named} if isinstance(named, int) else set(named or ())
+    if tokenizer.eos_token_id is not None:
+        ends.add(tokenizer.eos_token_id)
+    if not ends:
+        raise InputError(
+            "the model names no end token", file=str(folder), fix="set `eos_token` in tokenizer_config.json"
+        )
+    return frozenset(ends)

@@ -1,0 +1,328 @@
+"""Data sets that trainers load unedited: supervised, preference and UltraFeedback shapes, as Parquet or JSON Lines.
+
+The `*_rows` functions turn records into plain rows and touch no file; `write_dataset` and `write_jsonl` put rows into
+files that appear whole or not at all. Equal rows give equal bytes: nothing written holds a time, a path or a host.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import yaml
+
+from rlaif.errors import WorkError
+from rlaif.records import Candidate, Message, Preference, Prompt, Rating, Row, oneline
+
+Shape = Literal["sft", "preference", "ultrafeedback"]
+
+# ---------------------------------------------------------------- records into rows
+
+
+def sft_rows(items: Iterable[Preference | Row], weights: Mapping[str, float] | None = None) -> Iterator[dict[str, Any]]:
+    """Demonstrations: a preference gives its chosen completion, a row each of its candidates, scored under `weights`.
+
+    The same completion chosen for a prompt in several preferences is given once.
+    """
+    seen: set[tuple[str, str]] = set()
+    for item in items:
+        scored: list[tuple[Candidate, float | None]]
+        if isinstance(item, Preference):
+            scored = [(item.chosen, item.score_chosen)]
+        else:
+            known = dict(weights or {})
+            scored = [(candidate, item.score(i, known)) for i, candidate in enumerate(item.candidates)]
+        for candidate, score in scored:
+            key = (item.prompt.id, candidate.completion.text)
+            if key not in seen:
+                seen.add(key)
+                yield _sft_row(item.prompt, candidate, score)
+
+
+def _sft_row(prompt: Prompt, candidate: Candidate, score: float | None) -> dict[str, Any]:
+    return {
+        "messages": [*_turns(prompt.messages), _completion(candidate)],
+        "prompt_id": prompt.id,
+        "source": prompt.source,
+        "model": candidate.sampler,
+        "call": candidate.completion.call,
+        "score": score,
+    }
+
+
+def preference_rows(preferences: Iterable[Preference]) -> Iterator[dict[str, Any]]:
+    """TRL's conversational form with the prompt apart, so that the loss covers the completions and nothing else."""
+    for preference in preferences:
+        yield {
+            "prompt": _turns(preference.prompt.messages),
+            "chosen": [_completion(preference.chosen)],
+            "rejected": [_completion(preference.rejected)],
+            "score_chosen": preference.score_chosen,
+            "score_rejected": preference.score_rejected,
+            "margin": preference.margin,
+            "prompt_id": preference.prompt.id,
+            "source": preference.prompt.source,
+            "rule": preference.rule,
+            "chosen_model": preference.chosen.sampler,
+            "rejected_model": preference.rejected.sampler,
+            "chosen_call": preference.chosen.completion.call,
+            "rejected_call": preference.rejected.completion.call,
+        }
+
+
+def ultrafeedback_rows(rows: Iterable[Row], weights: Mapping[str, float]) -> Iterator[dict[str, Any]]:
+    """Every candidate with every rating, under UltraFeedback's names (arXiv 2310.01377).
+
+    Departs from the published set in three ways: annotations are a list with the aspect named in each, so that one
+    schema holds any rubric; `overall_score` is the weighted mean of the ratings on the rubric's own scale, not a
+    separate 1 to 10; and "N/A" means *unparsed*, with the reason beside it.
+    """
+    for row in rows:
+        yield {
+            "source": row.prompt.source,
+            "instruction": row.prompt.text,
+            "models": [candidate.sampler for candidate in row.candidates],
+            "completions": [
+                {
+                    "model": candidate.sampler,
+                    "response": candidate.completion.text,
+                    "call": candidate.completion.call,
+                    "annotations": [_annotation(rating) for rating in row.ratings if rating.candidate == index],
+                    "overall_score": row.score(index, dict(weights)),
+                }
+                for index, candidate in enumerate(row.candidates)
+            ],
+            "prompt_id": row.prompt.id,
+        }
+
+
+def _annotation(rating: Rating) -> dict[str, Any]:
+    return {
+        "aspect": rating.aspect,
+        "Rating": "N/A" if rating.value is None else str(rating.value),
+        "Rationale": rating.raw,
+        "problem": rating.problem,
+        "judge": rating.judge,
+        "call": rating.call,
+    }
+
+
+def _turns(messages: Iterable[Message]) -> list[dict[str, str]]:
+    return [{"role": message.role, "content": message.content} for message in messages]
+
+
+def _completion(candidate: Candidate) -> dict[str, str]:
+    return {"role": "assistant", "content": candidate.completion.text}
+
+
+# ---------------------------------------------------------------- rows into files
+
+
+class CardFacts(NamedTuple):
+    """What a data set card says besides its columns. `dropped` counts prompts by reason, `models` maps a name to what
+    it stands for, `digests` maps the constitution, rubric and templates to their digests."""
+
+    name: str
+    prompts_in: int
+    dropped: Mapping[str, int]
+    models: Mapping[str, str]
+    digests: Mapping[str, str]
+
+
+def write_dataset(shape: Shape, rows: Iterable[dict[str, Any]], folder: Path, card: CardFacts) -> int:
+    """Write `rows` as a data set that `datasets.load_dataset(folder)` loads, with its card; returns how many rows.
+
+    Raises WorkError when there are none, or when the card's counts do not add up: prompts in = prompts out + dropped.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    # The shape fixes the schema: left to inference, a column that happens to hold only None would change its type.
+    schema = _features(shape).arrow_schema
+    data = folder / "data"
+    data.mkdir(parents=True, exist_ok=True)
+    count, prompts, stream = 0, set[str](), iter(rows)
+    with _whole(data / "train-00000-of-00001.parquet") as file, pyarrow.parquet.ParquetWriter(file, schema) as writer:
+        while batch := [_storable(row) for row in islice(stream, 1000)]:
+            writer.write_table(pyarrow.Table.from_pylist(batch, schema=schema))
+            count += len(batch)
+            prompts.update(row["prompt_id"] for row in batch)
+        _check_counts(count, len(prompts), card)
+    with _whole(folder / "README.md") as file:
+        file.write_text(_card(shape, count, len(prompts), card), encoding="utf-8")
+    return count
+
+
+def write_jsonl(rows: Iterable[Mapping[str, Any]], path: Path) -> int:
+    """Write one JSON object a line; returns how many."""
+    count = 0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _whole(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+        for row in rows:
+            file.write(json.dumps(_storable(row), ensure_ascii=False, allow_nan=False) + "\n")
+            count += 1
+    return count
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` that takes its name when the block ends well, and is gone when it does not."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _storable(value: Any) -> Any:
+    """The value with lone surrogates, which a model may write and no file can hold, replaced by U+FFFD."""
+    if isinstance(value, str):
+        if value.isascii():
+            return value
+        return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    if isinstance(value, Mapping):
+        return {key: _storable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_storable(item) for item in value]
+    return value
+
+
+def _check_counts(rows: int, prompts_out: int, card: CardFacts) -> None:
+    dropped = sum(card.dropped.values())
+    if not rows:
+        raise WorkError(f"nothing to write: of {card.prompts_in} prompts were dropped {_reasons(card.dropped)}")
+    if card.prompts_in != prompts_out + dropped:
+        raise WorkError(f"the counts do not add up: {card.prompts_in} prompts in, {prompts_out} out, {dropped} dropped")
+
+
+def _reasons(dropped: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} ({reason})" for reason, count in sorted(dropped.items())) or "none"
+
+
+def _features(shape: Shape) -> Any:
+    from datasets import Features, List, Value
+
+    text, number = Value("string"), Value("float64")
+    messages = List({"role": text, "content": text})
+    origin = {"prompt_id": text, "source": text}
+    annotation = dict.fromkeys(("aspect", "Rating", "Rationale", "problem", "judge", "call"), text)
+    completion = {
+        **dict.fromkeys(("model", "response", "call"), text),
+        "annotations": List(annotation),
+        "overall_score": number,
+    }
+    columns = {
+        "sft": {"messages": messages, **origin, "model": text, "call": text, "score": number},
+        "preference": {
+            **dict.fromkeys(("prompt", "chosen", "rejected"), messages),
+            **dict.fromkeys(("score_chosen", "score_rejected", "margin"), number),
+            **origin,
+            **dict.fromkeys(("rule", "chosen_model", "rejected_model", "chosen_call", "rejected_call"), text),
+        },
+        "ultrafeedback": {
+            "source": text,
+            "instruction": text,
+            "models": List(text),
+            "completions": List(completion),
+            "prompt_id": text,
+        },
+    }
+    return Features(columns[shape])
+
+
+# ---------------------------------------------------------------- the card
+
+_ABOUT: dict[Shape, str] = {
+    "sft": "Demonstrations for supervised fine-tuning: conversations that end with the completion to learn.",
+    "preference": "Preferences: for each prompt a chosen and a rejected completion, judged by a model.",
+    "ultrafeedback": "Prompts with several completions each, rated by a model under every aspect of a rubric.",
+}
+
+_COLUMNS: dict[Shape, str] = {
+    "sft": """\
+`model` and `call` say which model wrote the completion, in which call; `score` is the judge's, where there is one.""",
+    "preference": """\
+`chosen_model` and `chosen_call` (the same for rejected) say which model wrote the completion, in which call; `rule` is
+how the two were picked; `margin` is `score_chosen` minus `score_rejected`.""",
+    "ultrafeedback": """\
+`overall_score` is the weighted mean of the ratings, on the rubric's own scale. A `Rating` of `N/A` means that the
+judge's words could not be read as a rating; `problem` says why, and `Rationale` keeps the words.""",
+}
+
+_TRAIN: dict[Shape, str] = {
+    "sft": """
+from trl import SFTTrainer
+
+SFTTrainer(model="path/to/model", train_dataset=data).train()
+""",
+    "preference": """
+from trl import DPOTrainer  # or RewardTrainer
+
+DPOTrainer(model="path/to/model", train_dataset=data).train()
+""",
+    "ultrafeedback": "",
+}
+
+
+def _card(shape: Shape, rows: int, prompts_out: int, facts: CardFacts) -> str:
+    name = oneline(facts.name)
+    header = {
+        "pretty_name": name,
+        "tags": ["rlaif", "synthetic", shape],
+        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*.parquet"}]}],
+    }
+    reasons = "".join(f"\n  - {oneline(reason)}: {count}" for reason, count in sorted(facts.dropped.items()))
+    models = _bullets(f"{_code(model)}: {_code(identity)}" for model, identity in sorted(facts.models.items()))
+    digests = _bullets(f"{oneline(what)}: {_code(value)}" for what, value in sorted(facts.digests.items()))
+    return f"""\
+---
+{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---
+
+# {name}
+
+{_ABOUT[shape]}
+The completions are models' words, unchecked by people; the prompts keep the licence of their source.
+
+## Counts
+
+- rows: {rows}
+- prompts in: {facts.prompts_in}
+- prompts out: {prompts_out}
+- prompts dropped: {sum(facts.dropped.values())}{reasons}
+
+## Models
+
+{models}
+
+## Made with
+
+{digests}
+
+## Columns
+
+`prompt_id` is a digest of the prompt's messages, `source` the data set the prompt came from.
+{_COLUMNS[shape]}
+
+## Use
+
+```python
+from datasets import load_dataset
+
+data = load_dataset("path/to/this/folder", split="train")
+{_TRAIN[shape]}```
+"""
+
+
+def _bullets(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines) or "- none"
+
+
+def _code(text: str) -> str:
+    """The text as Markdown code, which a back-tick inside it cannot end."""
+    return "`" + oneline(text).replace("`", "'") + "`"

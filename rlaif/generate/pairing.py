@@ -1,0 +1,69 @@
+"""The `pair` stage: preferences from ratings, with every prompt that gives none counted by reason.
+
+Two rules. `zephyr` (arXiv 2310.16944, section 3.2): chosen is the best candidate, rejected a random one of the others,
+here drawn by hash and only among those that score lower, so that a tie is never a preference. `best-worst`: the best
+against the lowest.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from rlaif.records import Preference, Row, hashed_order
+
+
+class Pairs(NamedTuple):
+    """Preferences in the order of the rows, and the rows that gave none by reason: in = out + dropped."""
+
+    preferences: list[Preference]
+    dropped: Counter[str]
+
+
+def pair(rows: Sequence[Row], rule: str, weights: Mapping[str, float], min_margin: float = 0.0) -> Pairs:
+    """At most one preference for each row. `weights` are those of the rubric's aspects."""
+    preferences: list[Preference] = []
+    dropped: Counter[str] = Counter()
+    for row in rows:
+        outcome = _pair_one(row, rule, weights, min_margin)
+        if isinstance(outcome, Preference):
+            preferences.append(outcome)
+        else:
+            dropped[outcome] += 1
+    return Pairs(preferences, dropped)
+
+
+def _pair_one(row: Row, rule: str, weights: Mapping[str, float], min_margin: float) -> Preference | str:
+    """The row's preference, or the reason why it has none."""
+    if row.failure is not None:
+        return "failed"
+    scores = {i: row.score(i, dict(weights)) for i in range(len(row.candidates))}
+    rated = {i: score for i, score in scores.items() if score is not None}
+    if len(rated) < 2:
+        return "unparsed"
+    # A completion that was cut at max_tokens never reached its end token; training would teach an end that was not there.
+    rated = {i: score for i, score in rated.items() if row.candidates[i].completion.finish_reason == "stop"}
+    if len(rated) < 2:
+        return "cut at max_tokens"
+    if len({row.candidates[i].completion.text for i in rated}) < 2:
+        return "identical texts"
+    best = max(rated, key=lambda i: (rated[i], -i))
+    lower = [i for i in rated if rated[i] < rated[best]]
+    if not lower:
+        return "tie"
+    lower = [i for i in lower if rated[best] - rated[i] >= min_margin]
+    if not lower:
+        return "margin too small"
+    if rule == "best-worst":
+        rejected = min(lower, key=lambda i: (rated[i], i))
+    else:
+        rejected = lower[hashed_order([row.candidates[i].completion.call for i in lower], "zephyr", row.prompt.id)[0]]
+    return Preference(
+        prompt=row.prompt,
+        chosen=row.candidates[best],
+        rejected=row.candidates[rejected],
+        score_chosen=rated[best],
+        score_rejected=rated[rejected],
+        rule=rule,
+    )

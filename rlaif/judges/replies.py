@@ -1,0 +1,91 @@
+"""Reading a judge's reply: every rating bound to a number, or *unparsed* with the reason.
+
+Nothing is guessed. A reply that names a completion twice, leaves one out, or rates outside the scale gives no rating for
+what it left unclear; its words are kept.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, NamedTuple
+
+
+class Reading(NamedTuple):
+    """What one number of the reply says: a value, or the problem that left it unparsed. `raw` are the judge's words."""
+
+    value: int | None
+    raw: str
+    problem: str | None = None
+
+
+def read_reply(text: str, n: int, low: int, high: int, answers: str) -> list[Reading]:
+    """The ratings of numbers 1 to n in a judge's reply, `answers` saying its form: `json` or `lines`."""
+    return read_json(text, n, low, high) if answers == "json" else read_lines(text, n, low, high)
+
+
+def read_json(text: str, n: int, low: int, high: int) -> list[Reading]:
+    """A reply such as {"1": {"rationale": "...", "rating": 4}, "2": ...}, bare or inside a code fence."""
+    fenced = re.search(r"```(?:json)?\s*(\{.*\})\s*```", text, re.DOTALL)
+    body = fenced.group(1) if fenced else text.strip()
+    try:
+        reply = json.loads(body, object_pairs_hook=_unique)
+    except ValueError as error:
+        return [Reading(None, text, f"not readable as JSON ({error})")] * n
+    if not isinstance(reply, dict) or set(reply) != {str(k + 1) for k in range(n)}:
+        found = ", ".join(sorted(reply)) if isinstance(reply, dict) else type(reply).__name__
+        return [Reading(None, text, f"expected the numbers 1 to {n}, found {found or 'none'}")] * n
+    return [_json_reading(reply[str(k + 1)], low, high) for k in range(n)]
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """JSON lets a key stand twice and keeps the last; a reply that rates a completion twice is ambiguous."""
+    if len({key for key, _ in pairs}) < len(pairs):
+        raise ValueError("a key stands twice")
+    return dict(pairs)
+
+
+def _json_reading(item: Any, low: int, high: int) -> Reading:
+    raw = json.dumps(item, ensure_ascii=False)
+    value = item.get("rating") if isinstance(item, dict) else None
+    if isinstance(value, str):
+        return _reading(value, raw, low, high)
+    if isinstance(value, bool) or not isinstance(value, int):
+        return Reading(None, raw, "no whole-number rating")
+    return _in_range(value, raw, low, high)
+
+
+_BLOCK = re.compile(r"^[ \t]*\[(\d+)\]", re.MULTILINE)
+_RATING = re.compile(r"\brating\b\s*[:=]?\s*(\S+)", re.IGNORECASE)
+
+
+def read_lines(text: str, n: int, low: int, high: int) -> list[Reading]:
+    """A reply with one block per completion, each opened by `[k]` and holding `rating r`; the last rating counts."""
+    marks = list(_BLOCK.finditer(text))
+    numbers = [int(mark.group(1)) for mark in marks]
+    if sorted(numbers) != list(range(1, n + 1)):
+        found = ", ".join(map(str, numbers)) or "none"
+        return [Reading(None, text, f"expected the numbers 1 to {n} once each, found {found}")] * n
+    ends = [mark.start() for mark in marks[1:]] + [len(text)]
+    blocks = {k: text[mark.start() : end].strip() for k, mark, end in zip(numbers, marks, ends, strict=True)}
+    return [_block_reading(blocks[k + 1], low, high) for k in range(n)]
+
+
+def _block_reading(block: str, low: int, high: int) -> Reading:
+    ratings = _RATING.findall(block)
+    return _reading(ratings[-1], block, low, high) if ratings else Reading(None, block, "no rating")
+
+
+def _reading(written: str, raw: str, low: int, high: int) -> Reading:
+    """A rating as text: `4` or `4/5`. Anything else (`4.5`, `4-5`, `40%`, `4/10`) is not guessed at."""
+    written = written.strip().strip("*\"'").rstrip(".,;)")
+    match = re.fullmatch(r"([+-]?\d{1,3})(?:/(\d{1,3}))?", written)
+    if match is None or (match.group(2) is not None and int(match.group(2)) != high):
+        return Reading(None, raw, f"the rating {written!r} is not a whole number of the scale")
+    return _in_range(int(match.group(1)), raw, low, high)
+
+
+def _in_range(value: int, raw: str, low: int, high: int) -> Reading:
+    if low <= value <= high:
+        return Reading(value, raw)
+    return Reading(None, raw, f"the rating {value} is outside {low} to {high}")

@@ -1,0 +1,167 @@
+"""The run folder: what lies where, written so that a killed run never leaves half a file.
+
+    pipeline.yaml        the pipeline as resolved, every default written out
+    manifest.json        digests, versions, counts in / out / dropped by reason, calls, cost, seconds
+    stages/NN-NAME.jsonl one file for each row or pair stage, a row a line
+    dataset/             preferences, SFT data and UltraFeedback-shaped data, each a `datasets` folder with a card
+    models/NAME/         trained models
+    report/summary.json  the measure
+
+The call store lies beside the run folders, shared by all of them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from rlaif.errors import InputError, WorkError
+from rlaif.records import Record
+
+MANIFEST_FORMAT = 1
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+class RunFolder:
+    """One run's folder. Open it with `create` to run, with `existing` to look."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: IO[str] | None = None
+
+    @classmethod
+    def create(cls, path: Path, pipeline_name: str) -> RunFolder:
+        """The folder, made when absent and locked. Refuses one that belongs to another pipeline or to something else."""
+        if path.exists() and not path.is_dir():
+            raise InputError(f"{str(path)!r} is a file", fix="give another folder with --out")
+        folder = cls(path)
+        manifest = folder.manifest()
+        if manifest is None and path.is_dir() and any(child.name != ".lock" for child in path.iterdir()):
+            raise InputError(
+                f"{str(path)!r} holds files, but no run", fix="give an empty or new folder with --out"
+            )
+        if manifest is not None and manifest["name"] != pipeline_name:
+            raise InputError(
+                f"{str(path)!r} is the folder of another run, {manifest['name']!r}",
+                fix=f"give another folder with --out, or name this pipeline {manifest['name']!r}",
+            )
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            folder._lock = open(path / ".lock", "w")  # noqa: SIM115 - held until the run ends
+        except OSError as error:
+            raise InputError(f"{str(path)!r} cannot be written: {error.strerror}", fix="give another folder with --out") from None
+        try:
+            fcntl.flock(folder._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise WorkError(f"another process is running in {str(path)!r}", fix="wait for it, or give another --out") from None
+        return folder
+
+    @classmethod
+    def existing(cls, path: Path) -> RunFolder:
+        folder = cls(path)
+        if folder.manifest() is None:
+            near = sorted(p.parent.name for p in path.parent.glob("*/manifest.json")) if path.parent.is_dir() else []
+            fix = f"runs here: {', '.join(near)}" if near else "give a folder that `rlaif run` made, such as runs/quickstart"
+            raise InputError(f"there is no run in {str(path)!r}", fix=fix)
+        return folder
+
+    def close(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+
+    @property
+    def store(self) -> Path:
+        return self.path.parent / "calls.sqlite"
+
+    def model(self, name: str) -> Path:
+        return self.path / "models" / name
+
+    def stage(self, number: int, name: str) -> Path:
+        return self.path / "stages" / f"{number:02d}-{name}.jsonl"
+
+    def manifest(self) -> dict[str, Any] | None:
+        """The manifest, or None when there is none. Raises WorkError when it cannot be read."""
+        path = self.path / "manifest.json"
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise WorkError(f"the manifest cannot be read: {error}", file=str(path)) from None
+        if not isinstance(value, dict) or value.get("format") != MANIFEST_FORMAT:
+            raise WorkError("the manifest is of another format", file=str(path), fix="use the version of rlaif that wrote it")
+        return value
+
+    def write_manifest(self, manifest: dict[str, Any]) -> None:
+        write_json(self.path / "manifest.json", {"format": MANIFEST_FORMAT} | manifest)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError:
+        return None
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object that an earlier run wrote; None when it is absent or cannot be read, so that it is made again."""
+    text = read_text(path)
+    try:
+        value = json.loads(text) if text is not None else None
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+class RowWriter:
+    """Rows of a stage: appended as they finish, and put in the order of the prompts when the stage is done.
+
+    Until then they lie in `NAME.partial.jsonl`, usable at any moment (a torn last line can only be the last).
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._partial = path, path.with_suffix(".partial.jsonl")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(self._partial, "w", encoding="utf-8")  # noqa: SIM115 - closed by `finish` or `close`
+
+    def append(self, row: Record) -> None:
+        self._file.write(row.model_dump_json(exclude_defaults=True) + "\n")
+        self._file.flush()
+
+    def finish(self, rows: Iterable[Record]) -> None:
+        self._file.close()
+        write_text(self.path, "".join(row.model_dump_json(exclude_defaults=True) + "\n" for row in rows))
+        self._partial.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """The whole lines of a stage file, or of its partial file while the stage is not done."""
+    if not path.exists():
+        path = path.with_suffix(".partial.jsonl")
+    if not path.exists():
+        return
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            if line.endswith("\n"):
+                yield line

@@ -1,0 +1,152 @@
+"""What a person sees while a pipeline runs: one live screen on a terminal, plain lines elsewhere, nothing with --json."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Protocol
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+LINE_EVERY = 10.0  # seconds between plain lines of a stage under way
+
+
+class Progress(Protocol):
+    """Told by the run; never asked. A stage begins, advances, may report metrics or a note, and ends."""
+
+    def begin(self, name: str, kind: str, total: int | None = None) -> None: ...
+    def total(self, total: int) -> None: ...
+    def advance(self, failed: bool = False) -> None: ...
+    def metrics(self, values: dict[str, float]) -> None: ...
+    def note(self, text: str) -> None: ...
+    def end(self, name: str, outcome: str) -> None: ...
+
+
+class _Stage:
+    def __init__(self, name: str, kind: str, total: int | None) -> None:
+        self.name, self.kind, self.total = name, kind, total
+        self.done = self.failed = 0
+        self.began, self.ended = time.monotonic(), 0.0
+        self.detail = ""
+
+    @property
+    def seconds(self) -> float:
+        return (self.ended or time.monotonic()) - self.began
+
+    def count(self) -> str:
+        text = f"{self.done:,} of {self.total:,}" if self.total else ""
+        return text + (f", {self.failed:,} failed" if self.failed else "")
+
+
+class Silent:
+    """Keeps the count of the stage under way and shows nothing; the two others build on it."""
+
+    def __init__(self) -> None:
+        self.stages: list[_Stage] = []
+
+    def begin(self, name: str, kind: str, total: int | None = None) -> None:
+        self.stages.append(_Stage(name, kind, total))
+
+    def total(self, total: int) -> None:
+        self.stages[-1].total = total
+
+    def advance(self, failed: bool = False) -> None:
+        self.stages[-1].done += 1
+        self.stages[-1].failed += failed
+
+    def metrics(self, values: dict[str, float]) -> None:
+        stage = self.stages[-1]
+        stage.done, stage.total = int(values.get("step", stage.done)), int(values.get("steps", stage.total or 0)) or None
+        shown = {"loss": "loss", "rewards/accuracies": "accuracy", "rewards/margins": "margin"}
+        stage.detail = "  ".join(f"{label} {values[key]:.3f}" for key, label in shown.items() if key in values)
+
+    def note(self, text: str) -> None:
+        self.stages[-1].detail = text
+
+    def end(self, name: str, outcome: str) -> None:
+        stage = self.stages[-1]
+        stage.ended = time.monotonic()
+        stage.detail = f"{outcome}  {stage.detail}".strip()
+
+    def __enter__(self) -> Silent:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        return None
+
+
+class Lines(Silent):
+    """One line when a stage begins and ends, and one every few seconds in between: for logs."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console, self._last = console, 0.0
+
+    def _say(self, text: str) -> None:
+        self._last = time.monotonic()
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def begin(self, name: str, kind: str, total: int | None = None) -> None:
+        super().begin(name, kind, total)
+        self._say(f"{name}: {kind}" + (f", {total:,} rows" if total else ""))
+
+    def advance(self, failed: bool = False) -> None:
+        super().advance(failed)
+        self._tick()
+
+    def metrics(self, values: dict[str, float]) -> None:
+        super().metrics(values)
+        self._tick()
+
+    def _tick(self) -> None:
+        stage = self.stages[-1]
+        if time.monotonic() - self._last >= LINE_EVERY:
+            self._say(f"{stage.name}: {stage.count()}  {stage.detail}  {stage.seconds:.0f} s".replace("    ", "  "))
+
+    def end(self, name: str, outcome: str) -> None:
+        super().end(name, outcome)
+        stage = self.stages[-1]
+        self._say(f"{name}: done in {stage.seconds:.1f} s  {stage.detail}")
+
+
+class Screen(Silent):
+    """One live table: a line for each stage so far, a bar for the one under way."""
+
+    def __init__(self, console: Console, title: str) -> None:
+        super().__init__()
+        self._title = title
+        self._live = Live(console=console, get_renderable=self._render, refresh_per_second=8, transient=False)
+
+    def __enter__(self) -> Screen:
+        self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._live.stop()
+
+    def _render(self) -> Group:
+        table = Table.grid(padding=(0, 2))
+        table.add_column(width=1)
+        table.add_column(style="bold", no_wrap=True)
+        table.add_column(justify="right", no_wrap=True)
+        table.add_column(ratio=1)
+        for stage in self.stages:
+            if stage.ended:
+                mark = Text("!", style="yellow") if stage.failed else Text("✓", style="green")
+                table.add_row(mark, stage.name, f"{stage.seconds:.1f} s", Text(stage.detail, style="dim"))
+            else:
+                bar = ProgressBar(total=stage.total, completed=stage.done, width=30) if stage.total else Text("…", style="dim")
+                table.add_row(Text("▸", style="cyan"), stage.name, f"{stage.seconds:.1f} s", bar)
+                under_way = Text(f"{stage.count()}  {stage.detail}{self._remaining(stage)}".strip(), style="dim")
+                table.add_row("", "", "", under_way)
+        return Group(Text(self._title, style="bold cyan"), table)
+
+    @staticmethod
+    def _remaining(stage: _Stage) -> str:
+        if not stage.total or stage.done < max(3, stage.total // 50):
+            return ""
+        return f"  about {stage.seconds / stage.done * (stage.total - stage.done):.0f} s left"

@@ -1,0 +1,49 @@
+"""Where files are found: the current folder first, then what ships with the package.
+
+A path is a path. One that leads nowhere is an error that names the nearest files; it is never taken for text or a hub id.
+In a checkout the content folders lie beside the package; in a wheel they are packed inside it, under `bundled/`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from rlaif.errors import InputError
+
+PACKAGE = Path(__file__).parent
+CONTENT = ("constitutions", "prompts", "pipelines")
+
+
+def bundled(first: str) -> Path | None:
+    """The folder that holds the bundled folder `first` (`prompts`, `tiny`, ...), or None when nothing ships under it."""
+    if first == "tiny":
+        return PACKAGE
+    if first in CONTENT:
+        return next((root for root in (PACKAGE / "bundled", PACKAGE.parent) if (root / first).is_dir()), None)
+    return None
+
+
+def find(path: str, *, file: str | None = None, line: int | None = None, key: str | None = None) -> Path:
+    """The file or folder that `path` names. `file`, `line` and `key` say where it was written, for the error.
+
+    Raises InputError when neither the current folder nor the package has it.
+    """
+    here = Path(path).expanduser()
+    if here.exists():
+        return here
+    root = None if here.is_absolute() else bundled(here.parts[0] if here.parts else "")
+    if root is not None and (root / here).exists():
+        return root / here
+    raise InputError(f"there is no file or folder {path!r}", file=file, line=line, key=key, fix=_suggestion(here, root))
+
+
+def _suggestion(path: Path, root: Path | None) -> str:
+    folders = [folder for folder in (path.parent, root / path.parent if root else None) if folder and folder.is_dir()]
+    names = sorted({child.name for folder in folders for child in folder.iterdir() if not child.name.startswith(".")})
+    close = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
+    if close:
+        return f"did you mean {' or '.join(repr(str(path.parent / name)) for name in close)}?"
+    if names:
+        return f"{str(path.parent)!r} holds {', '.join(names[:8])}"
+    return "give a path relative to the current folder, or one that ships with rlaif such as 'tiny/base'"

@@ -1,0 +1,87 @@
+"""The rubric: the qualities a judge rates, what each score means, and how much each quality counts.
+
+Knows the file and its checks. How an aspect is put to a judge is the template's business, how a reply is read the
+judge's. `read_rubric` is the one door: what it returns has distinct aspects, and score meanings inside the scale.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, StringConstraints, model_validator
+
+from rlaif.config import Document, Name, Position, Settings, read_yaml, validated
+from rlaif.errors import InputError
+from rlaif.records import digest
+from rlaif.resources import find
+
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+
+
+class Scale(Settings):
+    """The whole numbers a rating may be, both ends included."""
+
+    low: int
+    high: int
+
+    @model_validator(mode="after")
+    def _rises(self) -> Scale:
+        if self.low >= self.high:
+            raise ValueError("`low` must be below `high`")
+        return self
+
+
+class Aspect(Settings):
+    """One quality. `scores` says in words what a rating means; it may leave scores out."""
+
+    id: Name
+    description: Text
+    weight: float = Field(default=1.0, gt=0)
+    scores: dict[int, Text] = {}
+
+    @property
+    def digest(self) -> str:
+        """Of what a judge reads. The weight is left out: changing it changes no judge's answer."""
+        return digest(self.model_dump(mode="json", exclude={"weight"}))
+
+
+class Rubric(Settings):
+    """A named, versioned set of aspects on one scale."""
+
+    name: Name
+    version: int = Field(ge=1)
+    scale: Scale
+    aspects: tuple[Aspect, ...] = Field(min_length=1)
+
+    @property
+    def digest(self) -> str:
+        return digest(self.model_dump(mode="json"))
+
+    def weights(self) -> dict[str, float]:
+        return {aspect.id: aspect.weight for aspect in self.aspects}
+
+
+def read_rubric(path: str) -> Rubric:
+    """The rubric at `path`, in the current folder or among the bundled files. Raises InputError with line and key."""
+    document = read_yaml(find(path))
+    rubric = validated(Rubric, document.value, document, ())
+    if error := _first_flaw(rubric, document):
+        raise error
+    return rubric
+
+
+def _first_flaw(rubric: Rubric, document: Document) -> InputError | None:
+    """What no single field can know: aspects that share an id, meanings for scores that are not on the scale."""
+    low, high = rubric.scale.low, rubric.scale.high
+    seen: set[str] = set()
+    for index, aspect in enumerate(rubric.aspects):
+        place: Position = ("aspects", index)
+        if aspect.id in seen:
+            return document.error(f"two aspects are called {aspect.id!r}", (*place, "id"), "give each its own `id`")
+        seen.add(aspect.id)
+        for score in aspect.scores:
+            if not low <= score <= high:
+                return document.error(
+                    f"the score {score} is not on the scale", (*place, "scores", str(score)), f"use {low} to {high}"
+                )
+    return None

@@ -1,0 +1,97 @@
+"""Pure functions on numbers: a mean with its 95 % interval, and what is compared in pairs.
+
+Knows nothing of models or judges. Every interval says what it was computed from, so that a table can show n beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+CONFIDENCE = 0.95
+RESAMPLES = 9_999
+_BATCH = 500  # resamples drawn at once: bounds memory at _BATCH x n floats
+
+
+class Interval(NamedTuple):
+    """A mean, the ends of its 95 % interval, and the number of observations."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    def as_dict(self) -> dict[str, float | int]:
+        return {"mean": round(self.mean, 6), "low": round(self.low, 6), "high": round(self.high, 6), "n": self.n}
+
+
+def mean_interval(values: Sequence[float], *, seed: int = 0) -> Interval | None:
+    """Mean of `values` with a percentile bootstrap interval over them (Efron 1979); None without observations.
+
+    The values must be independent: one for each prompt, never one for each completion of the same prompt.
+    """
+    import numpy as np
+    from scipy import stats
+
+    if not values:
+        return None
+    array = np.asarray(values, dtype=float)
+    mean = float(array.mean())
+    if len(array) < 2 or float(np.ptp(array)) == 0.0:
+        return Interval(mean, mean, mean, len(array))
+    result = stats.bootstrap(
+        (array,),
+        np.mean,
+        confidence_level=CONFIDENCE,
+        n_resamples=RESAMPLES,
+        batch=_BATCH,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+    return Interval(mean, float(result.confidence_interval.low), float(result.confidence_interval.high), len(array))
+
+
+def share_interval(outcomes: Sequence[bool]) -> Interval | None:
+    """Share of true outcomes with Wilson's interval, which keeps a width at 0 and 1 where a bootstrap has none."""
+    from scipy import stats
+
+    if not outcomes:
+        return None
+    test = stats.binomtest(sum(outcomes), len(outcomes))
+    interval = test.proportion_ci(confidence_level=CONFIDENCE, method="wilson")
+    return Interval(sum(outcomes) / len(outcomes), float(interval.low), float(interval.high), len(outcomes))
+
+
+class WinRate(NamedTuple):
+    """Share of prompts won against a baseline, a tie counting one half; the share of ties beside it."""
+
+    rate: Interval
+    ties: float
+
+
+def win_rate(scores: Sequence[float | None], baseline: Sequence[float | None], *, seed: int = 0) -> WinRate | None:
+    """Compare two models prompt by prompt; a prompt with an unparsed score on either side is left out."""
+    pairs = [(a, b) for a, b in zip(scores, baseline, strict=True) if a is not None and b is not None]
+    outcomes = [1.0 if a > b else 0.0 if a < b else 0.5 for a, b in pairs]
+    interval = mean_interval(outcomes, seed=seed)
+    return None if interval is None else WinRate(interval, outcomes.count(0.5) / len(outcomes))
+
+
+def pair_accuracy(
+    scores: Sequence[Sequence[float | None]], truths: Sequence[Sequence[float]], *, gap: float = 0.05, seed: int = 0
+) -> Interval | None:
+    """How often scores order two completions of a prompt as the truth does, a tie in the scores counting one half.
+
+    Only pairs whose truths differ by more than `gap` count. The interval is over prompts, each with its mean accuracy.
+    """
+    by_prompt: list[float] = []
+    for given, true in zip(scores, truths, strict=True):
+        outcomes = [
+            0.5 if given[i] == given[j] else float((given[i] > given[j]) == (true[i] > true[j]))  # type: ignore[operator]
+            for i in range(len(true))
+            for j in range(i)
+            if abs(true[i] - true[j]) > gap and given[i] is not None and given[j] is not None
+        ]
+        if outcomes:
+            by_prompt.append(sum(outcomes) / len(outcomes))
+    return mean_interval(by_prompt, seed=seed)

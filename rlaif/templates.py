@@ -1,0 +1,67 @@
+"""Prompt templates: sandboxed Jinja files that fail on a missing or an unused variable.
+
+Knows nothing of rubrics or models. A template sees only what it is given, cannot reach attributes that begin with an
+underscore, and never has its output rendered a second time, so a completion that contains `{{ ... }}` stays text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from jinja2 import meta
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from rlaif.errors import InputError
+from rlaif.records import oneline
+
+
+_environment = ImmutableSandboxedEnvironment(
+    undefined=jinja2.StrictUndefined, trim_blocks=False, lstrip_blocks=False, keep_trailing_newline=False, autoescape=False
+)
+_environment.filters["oneline"] = oneline
+
+
+class Template:
+    """One Jinja file. `variables` are the names it uses, `digest` is of its source."""
+
+    def __init__(self, source: str, path: str) -> None:
+        self.path = path
+        self.digest = hashlib.sha256(source.encode()).hexdigest()
+        try:
+            self.variables = frozenset(meta.find_undeclared_variables(_environment.parse(source)))
+            self._compiled = _environment.from_string(source)
+        except jinja2.TemplateSyntaxError as error:
+            raise InputError(f"the template does not parse: {error.message}", file=path, line=error.lineno) from None
+
+    @classmethod
+    def read(cls, path: Path) -> Template:
+        return cls(path.read_text(encoding="utf-8"), str(path))
+
+    def check(self, offered: set[str], required: set[str]) -> None:
+        """Raise InputError when the template uses a variable nobody fills, or leaves out one it must use."""
+        if missing := self.variables - offered:
+            raise InputError(
+                f"the template uses {_names(missing)}, which nothing fills",
+                file=self.path,
+                fix=f"use only {_names(offered)}",
+            )
+        if unused := required - self.variables:
+            raise InputError(
+                f"the template never uses {_names(unused)}, so the judge would not see it",
+                file=self.path,
+                fix=f"write {', '.join('{{ ' + name + ' }}' for name in sorted(unused))} where it belongs",
+            )
+
+    def render(self, **values: Any) -> str:
+        self.check(set(values), set())
+        try:
+            return self._compiled.render(**values).strip()
+        except (jinja2.TemplateError, TypeError) as error:
+            raise InputError(f"the template cannot be rendered: {error}", file=self.path) from None
+
+
+def _names(names: set[str] | frozenset[str]) -> str:
+    return ", ".join(f"`{name}`" for name in sorted(names))

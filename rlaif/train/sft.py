@@ -1,0 +1,77 @@
+"""Supervised fine-tuning: the model learns the assistant's turns of conversations, each with its end token.
+
+The loss is the mean negative log-likelihood of those tokens; everything else in a conversation is only read.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rlaif.config import SFTSettings
+from rlaif.errors import InputError
+from rlaif.records import Message
+from rlaif.train import trl
+from rlaif.train.tokens import Chat, Counts
+from rlaif.train.trl import OnStep, TrainResult
+
+SFTRow = Sequence[Message]  # ends with an assistant turn
+
+NOT_LEARNT = -100
+
+
+def train_sft(
+    settings: SFTSettings,
+    base: Path,
+    rows: Sequence[SFTRow],
+    validation: Sequence[SFTRow],
+    out: Path,
+    on_step: OnStep,
+    template: str | None = None,
+) -> TrainResult:
+    """Fine-tune `base` on `rows` and save it in `out`, with `template` as its chat template where one is given.
+
+    Called again with the same arguments after an interruption, it goes on from its last checkpoint, and steps since
+    then are reported a second time.
+    """
+    began = time.monotonic()
+    trl.refuse_existing(out)
+    with trl.quietly():
+        model, tokenizer = trl.load(base, template)
+        chat = Chat(tokenizer, settings.template)
+        chat.require_marks()
+        train, counts = tokenize(chat, rows, settings.max_length)
+        counts.check(len(rows), settings.max_length)
+        held, _ = tokenize(chat, validation, settings.max_length)
+        trainer = trl.sft_trainer(settings, model, tokenizer, train, held, out, on_step)
+        trl.run(trainer)
+        metrics = trl.evaluate(trainer)
+        return trl.save(trainer, tokenizer, out, counts, metrics, began)
+
+
+def tokenize(chat: Chat, rows: Sequence[SFTRow], max_length: int) -> tuple[dict[str, list[list[int]]], Counts]:
+    """Each conversation as ids and labels. The first prompt may be cut from the left; nothing that is learnt is cut."""
+    counts = Counts()
+    columns: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
+    for number, row in enumerate(rows, 1):
+        if not row or row[-1].role != "assistant":
+            raise InputError(
+                f"conversation {number} does not end with an assistant turn", fix="complete it or leave it out"
+            )
+        opening, *rest = chat.conversation(row)
+        if any(segment.learnt and chat.broken(segment.ids) for segment in rest):
+            counts.dropped["end-token-inside"] += 1
+            continue
+        prompt = chat.cut(opening.ids, max_length - sum(len(segment.ids) for segment in rest))
+        if prompt is None:
+            counts.dropped["too-long"] += 1
+            continue
+        counts.kept += 1
+        counts.cut += prompt is not opening.ids
+        labels = [NOT_LEARNT] * len(prompt)
+        for ids, learnt in rest:
+            labels += ids if learnt else [NOT_LEARNT] * len(ids)
+        columns["input_ids"].append(prompt + [token for segment in rest for token in segment.ids])
+        columns["labels"].append(labels)
+    return columns, counts

@@ -1,0 +1,313 @@
+"""The one module that touches TRL, and the settings of TRL and of its base trainer that this project relies on.
+
+Knows how to load, run, resume and save; knows nothing of what is learnt. Written against TRL 1.16 on transformers 5.23.
+Rows reach TRL as token ids with their masks, so none of its templating, truncating or masking takes part.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import os
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import datasets
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+from trl.trainer.dpo_config import DPOConfig
+from trl.trainer.dpo_trainer import DPOTrainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
+
+from rlaif.config import DPOSettings, SFTSettings, TrainerSettings
+from rlaif.errors import InputError, WorkError
+from rlaif.train.tokens import Counts
+
+OnStep = Callable[[dict[str, float]], None]
+Columns = Mapping[str, list[Any]]
+
+SMALL = 100_000_000  # parameters; below this activations fit anywhere and recomputing them only costs time
+REPORTED = ("loss", "learning_rate", "grad_norm")
+REPORTED_DPO = ("rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected")
+VALIDATED = {
+    "eval_loss": "validation_loss",
+    "eval_rewards/accuracies": "validation_accuracy",
+    "eval_rewards/margins": "validation_margin",
+}
+
+
+class TrainResult(NamedTuple):
+    """What a trainer made. `seconds` are of this call, `steps` and `metrics` of the whole training."""
+
+    path: Path
+    steps: int
+    seconds: float
+    metrics: dict[str, float]
+    kept: int
+    cut: int
+    dropped: dict[str, int]
+
+
+# ---------------------------------------------------------------- the settings relied on
+
+
+def common_fields(settings: TrainerSettings, folder: Path, parameters: int) -> dict[str, Any]:
+    """What both trainers set. Every name here must exist in TRL's configurations; a test reads them."""
+    schedule = "constant_with_warmup" if settings.schedule == "constant" else settings.schedule
+    return _recompute(parameters >= SMALL) | {
+        "output_dir": str(folder),
+        "num_train_epochs": settings.epochs,
+        "per_device_train_batch_size": settings.batch_size,
+        "per_device_eval_batch_size": settings.batch_size,
+        "gradient_accumulation_steps": settings.accumulate,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": schedule,
+        "warmup_steps": settings.warmup,  # below 1, so a share of the steps
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+        "max_length": settings.max_length,
+        "seed": settings.seed,
+        # Weights and optimiser stay in float32 under bfloat16: a step at 5e-7 would be lost in its 8 bits of precision.
+        "bf16": settings.dtype == "bfloat16",
+        "use_cpu": not torch.accelerator.is_available(),
+        "dataloader_pin_memory": torch.accelerator.is_available(),
+        "save_strategy": "steps",
+        "save_steps": settings.checkpoint_steps,
+        "save_total_limit": 2,  # the older one is still there while the newer is being written
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+
+
+def _recompute(on: bool) -> dict[str, Any]:
+    """Activation checkpointing by the name this version of transformers has; TRL's default switches the old one on."""
+    names = {field.name for field in dataclasses.fields(transformers.TrainingArguments)}
+    if "activation_checkpointing" in names:
+        return {"activation_checkpointing": on, "gradient_checkpointing": None}
+    return {"gradient_checkpointing": on}
+
+
+def sft_fields() -> dict[str, Any]:
+    return {"dataset_kwargs": {"skip_prepare_dataset": True}, "packing": False, "loss_type": "nll"}
+
+
+def dpo_fields(settings: DPOSettings) -> dict[str, Any]:
+    # The reference is the base model before the first step. Its log-probabilities are computed once: a quarter less
+    # time than asking it at every step, and one model in memory instead of two.
+    return {
+        "beta": settings.beta,
+        "loss_type": ["sigmoid"],
+        "disable_dropout": True,
+        "precompute_ref_log_probs": True,
+    }
+
+
+def configured(config: type, fields: Mapping[str, Any]) -> Any:
+    """An instance of a TRL configuration, or an error that names the settings this version of TRL lacks."""
+    missing = set(fields) - {field.name for field in dataclasses.fields(config)}
+    if missing:
+        raise WorkError(
+            f"the installed TRL has no setting {', '.join(sorted(missing))} in its {config.__name__}",
+            fix="install trl>=1.16,<2",
+        )
+    return config(**fields)
+
+
+# ---------------------------------------------------------------- the trainers, quiet
+
+
+class _Quiet:
+    """Sends nothing home and writes no model card: what a run made is described by its manifest."""
+
+    def _send_telemetry(self) -> None: ...
+
+    def create_model_card(self, *_: Any, **__: Any) -> None: ...
+
+
+class _SFT(_Quiet, SFTTrainer):
+    pass
+
+
+class _DPO(_Quiet, DPOTrainer):
+    def _prepare_dataset(self, dataset: datasets.Dataset, *_: Any) -> datasets.Dataset:
+        """The rows are token ids already; DPOTrainer has no setting that says so."""
+        return dataset
+
+
+class _Steps(transformers.TrainerCallback):
+    """Reports each step, stops on a loss that is not a number, and marks a checkpoint once it is whole."""
+
+    def __init__(self, on_step: OnStep) -> None:
+        self.on_step = on_step
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        if logs is None or "loss" not in logs:
+            return
+        if not math.isfinite(logs["loss"]):
+            raise WorkError(f"the loss is {logs['loss']} at step {state.global_step}", fix="lower `learning_rate`")
+        self.on_step(
+            {"step": state.global_step, **{name: logs[name] for name in (*REPORTED, *REPORTED_DPO) if name in logs}}
+        )
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / "complete").touch()
+
+
+def sft_trainer(
+    settings: SFTSettings,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    train: Columns,
+    validation: Columns,
+    out: Path,
+    on_step: OnStep,
+) -> Any:
+    """Rows are `input_ids` and `labels`; a label of -100 is not learnt."""
+    fields = common_fields(settings, partial_folder(out), model.num_parameters()) | sft_fields()
+    return _trainer(_SFT, configured(SFTConfig, fields), model, tokenizer, train, validation, on_step)
+
+
+def dpo_trainer(
+    settings: DPOSettings,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    train: Columns,
+    validation: Columns,
+    out: Path,
+    on_step: OnStep,
+) -> Any:
+    """Rows are `prompt_ids`, `chosen_ids` and `rejected_ids`."""
+    fields = common_fields(settings, partial_folder(out), model.num_parameters()) | dpo_fields(settings)
+    return _trainer(_DPO, configured(DPOConfig, fields), model, tokenizer, train, validation, on_step)
+
+
+def _trainer(
+    kind: type, config: Any, model: Any, tokenizer: Any, train: Columns, validation: Columns, on_step: OnStep
+) -> Any:
+    trainer = kind(
+        model=model,
+        args=config,
+        processing_class=tokenizer,
+        train_dataset=datasets.Dataset.from_dict(dict(train)),
+        eval_dataset=datasets.Dataset.from_dict(dict(validation)) if any(validation.values()) else None,
+        callbacks=[_Steps(on_step)],
+    )
+    trainer.remove_callback(transformers.PrinterCallback)
+    return trainer
+
+
+# ---------------------------------------------------------------- load, run, save
+
+
+def load(base: Path, template: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The base model in float32 and its tokenizer, with `template` as its chat template where one is given."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base)
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise InputError(f"the base model cannot be loaded: {reason}", file=str(base)) from None
+    if template is not None:
+        tokenizer.chat_template = template
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token  # only fills the batch up: the masks come from the rows' lengths
+    return model, tokenizer
+
+
+def partial_folder(out: Path) -> Path:
+    """Where an unfinished training keeps its checkpoints: beside `out`, which appears only when it is whole."""
+    return out.with_name(out.name + ".partial")
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    whole = [mark.parent for mark in folder.glob("checkpoint-*/complete")]
+    return max(whole, key=lambda checkpoint: int(checkpoint.name.rpartition("-")[2]), default=None)
+
+
+def refuse_existing(out: Path) -> None:
+    if out.exists():
+        raise InputError("the trained model's folder is there already", file=str(out), fix="remove it, or name another")
+
+
+def run(trainer: Any) -> None:
+    """Train to the end, from the newest whole checkpoint if there is one."""
+    checkpoint = newest_checkpoint(Path(trainer.args.output_dir))
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+
+
+def evaluate(trainer: Any) -> dict[str, float]:
+    """First and last training loss, and what the validation rows say where there are any."""
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    metrics = {"first_loss": losses[0], "last_loss": losses[-1]}
+    if trainer.eval_dataset is not None:
+        found = trainer.evaluate()
+        metrics |= {ours: float(found[theirs]) for theirs, ours in VALIDATED.items() if theirs in found}
+    return metrics
+
+
+def save(
+    trainer: Any, tokenizer: PreTrainedTokenizerBase, out: Path, counts: Counts, metrics: dict[str, float], began: float
+) -> TrainResult:
+    """Write the model beside `out` and rename it, so that `out` is a whole model or is not there."""
+    final = partial_folder(out) / "final"
+    shutil.rmtree(final, ignore_errors=True)
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    # What the base model's file says on sampling is left behind: a pipeline says how its models are asked.
+    ends = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    model.generation_config = GenerationConfig(**ends)  # type: ignore[no-untyped-call]
+    model.save_pretrained(final)
+    tokenizer.save_pretrained(final)
+    os.replace(final, out)
+    shutil.rmtree(partial_folder(out))
+    return TrainResult(
+        path=out,
+        steps=int(trainer.state.global_step),
+        seconds=time.monotonic() - began,
+        metrics=metrics,
+        kept=counts.kept,
+        cut=counts.cut,
+        dropped=dict(counts.dropped),
+    )
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """No progress bar and no advice from the libraries; a caller reports progress through `on_step`."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    data_bars = datasets.are_progress_bars_disabled()
+    levels = {name: logging.getLogger(name).level for name in ("trl", "accelerate")}
+    tqdm = os.environ.get("TQDM_DISABLE")
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    datasets.disable_progress_bars()
+    for name in levels:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ["TQDM_DISABLE"] = "1"  # the only switch TRL has for the bar over the reference's log-probabilities
+    try:
+        with warnings.catch_warnings():
+            # TRL 1.16 still asks for this property by its old name.
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+            yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+        if not data_bars:
+            datasets.enable_progress_bars()
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+        if tqdm is None:
+            del os.environ["TQDM_DISABLE"]
+        else:
+            os.environ["TQDM_DISABLE"] = tqdm

@@ -1,0 +1,529 @@
+"""Data shapes: every file type and column set that is read, every error a file can cause, and what is written."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import yaml
+
+from rlaif.errors import InputError, WorkError
+from rlaif.formats import (
+    CardFacts,
+    preference_rows,
+    read_conversations,
+    read_hub,
+    read_prompts,
+    sft_rows,
+    ultrafeedback_rows,
+    write_dataset,
+    write_jsonl,
+)
+from rlaif.formats.writing import Shape
+from rlaif.records import Candidate, Completion, Message, Preference, Prompt, Rating, Row
+
+Rows = list[dict[str, Any]]
+
+
+def jsonl(path: Path, rows: Iterable[Any]) -> Path:
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    if path.suffix == ".gz":
+        path.write_bytes(gzip.compress(text.encode()))
+    else:
+        path.write_text(text, encoding="utf-8")
+    return path
+
+
+def turns(*texts: str) -> list[dict[str, str]]:
+    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+
+
+def texts(messages: Iterable[Message]) -> list[tuple[str, str]]:
+    return [(message.role, message.content) for message in messages]
+
+
+# ---------------------------------------------------------------- shapes
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"messages": turns("Hi?")}, [("user", "Hi?")]),
+        ({"messages": turns("Hi?", "Hello.")}, [("user", "Hi?")]),
+        ({"messages": turns("a", "b", "c", "d")}, [("user", "a"), ("assistant", "b"), ("user", "c")]),
+        (
+            {"conversations": [{"from": "system", "value": "s"}, {"from": "human", "value": "q"}]},
+            [("system", "s"), ("user", "q")],
+        ),
+        ({"prompt": "Hi?", "completion": "Hello."}, [("user", "Hi?")]),
+        ({"prompt": turns("Hi?")}, [("user", "Hi?")]),
+        ({"prompt": "Hi?", "messages": turns("Hi!", "Hello.")}, [("user", "Hi!")]),
+        ({"instruction": "Add.", "input": "1 2", "output": "3"}, [("user", "Add.\n\n1 2")]),
+        ({"instruction": "Add.", "input": ""}, [("user", "Add.")]),
+        ({"instruction": "Add.", "input": None}, [("user", "Add.")]),
+        ({"instruction": "Add.", "instances": [{"input": "1 2", "output": "3"}]}, [("user", "Add.\n\n1 2")]),
+        ({"question": "Why?", "answer": "So."}, [("user", "Why?")]),
+    ],
+)
+def test_prompt_shapes(tmp_path: Path, row: dict[str, Any], expected: list[tuple[str, str]]) -> None:
+    (prompt,) = read_prompts(jsonl(tmp_path / "file.jsonl", [row])).items
+    assert texts(prompt.messages) == expected
+    assert prompt.source == "file.jsonl"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": turns("q", "a")},
+        {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+        {"prompt": "q", "completion": "a"},
+        {"prompt": turns("q"), "completion": turns("", "a")[1:]},
+        {"prompt": "q", "completion": "a<|endoftext|>"},
+        {"instruction": "q", "input": "", "output": "a"},
+        {"instruction": "q", "instances": [{"input": "", "output": "a"}]},
+        {"question": "q", "answer": "a"},
+    ],
+)
+def test_conversation_shapes(tmp_path: Path, row: dict[str, Any]) -> None:
+    (conversation,) = read_conversations(jsonl(tmp_path / "file.jsonl", [row])).items
+    assert texts(conversation.messages) == [("user", "q"), ("assistant", "a")]
+
+
+def test_a_conversation_falls_into_the_split_of_its_prompt(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "file.jsonl", [{"prompt": f"question {i}", "completion": "a"} for i in range(50)])
+    prompts, conversations = read_prompts(path).items, read_conversations(path).items
+    assert [c.prompt.id for c in conversations] == [p.id for p in prompts]
+    assert [c.split for c in conversations] == [p.split for p in prompts]
+    assert len({p.split for p in prompts}) > 1
+
+
+def test_every_self_instruct_instance_counts(tmp_path: Path) -> None:
+    row = {"instruction": "Add.", "instances": [{"input": "1 2", "output": "3"}, {"input": "2 2", "output": "4"}]}
+    path = jsonl(tmp_path / "seeds.jsonl", [row])
+    assert [c.messages[-1].content for c in read_conversations(path).items] == ["3", "4"]
+    assert len(read_prompts(path).items) == 2
+
+
+def test_open_assistant_messages_become_threads(tmp_path: Path) -> None:
+    rows = [
+        {"message_id": "1", "parent_id": None, "role": "prompter", "text": "q"},
+        {"message_id": "2", "parent_id": "1", "role": "assistant", "text": "a"},
+        {"message_id": "3", "parent_id": "1", "role": "assistant", "text": "b"},
+        {"message_id": "4", "parent_id": "3", "role": "prompter", "text": "r"},
+        {"message_id": "5", "parent_id": "4", "role": "assistant", "text": "c"},
+    ]
+    found = read_conversations(jsonl(tmp_path / "oasst.jsonl", rows)).items
+    assert [[m.content for m in c.messages] for c in found] == [["q", "a"], ["q", "b", "r", "c"]]
+    with pytest.raises(InputError, match="does not lead to a root"):
+        read_prompts(jsonl(tmp_path / "broken.jsonl", rows[2:]))
+    ring = [{**rows[0], "parent_id": "2"}, rows[1], {**rows[2], "parent_id": "2"}]
+    with pytest.raises(InputError, match="does not lead to a root"):
+        read_prompts(jsonl(tmp_path / "ring.jsonl", ring))
+
+
+def test_a_named_column_and_a_source_column(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "file.jsonl", [{"goal": "Do it.", "prompt": "Not this.", "source": "elsewhere"}])
+    (prompt,) = read_prompts(path, column="goal").items
+    assert (prompt.text, prompt.source) == ("Do it.", "elsewhere")
+
+
+def test_rows_are_items_or_counted_drops(tmp_path: Path) -> None:
+    rows = [
+        {"messages": turns("q", "a")},
+        {"messages": turns("q", "b")},
+        {"messages": turns("  ")},
+        {"messages": []},
+        {"messages": None},
+        {"messages": [{"role": "system", "content": "s"}]},
+        {"messages": [{"role": "tool", "content": "t"}]},
+        {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
+        {"messages": turns("half a pair \ud83d")},
+    ]
+    found = read_prompts(jsonl(tmp_path / "file.jsonl", rows))
+    assert len(found.items) == 1
+    assert found.dropped == {
+        "duplicate": 1,
+        "empty prompt": 3,
+        "no user turn to answer": 1,
+        "a turn by 'tool'": 1,
+        "a turn that is not text": 1,
+        "not valid Unicode": 1,
+    }
+    rows += [{"messages": turns("q", " ")}, {"messages": turns("q", "a", "r")}]
+    found_conversations = read_conversations(jsonl(tmp_path / "file.jsonl", rows))
+    assert len(found_conversations.items) == 2
+    assert found_conversations.dropped["empty completion"] == 1
+    assert len(rows) == len(found_conversations.items) + sum(found_conversations.dropped.values())
+
+
+# ---------------------------------------------------------------- file types
+
+PROMPTS = [{"prompt": "Name a fish."}, {"prompt": 'Say "no",\nthen leave.'}, {"prompt": "Größe? 鱼"}]
+
+
+def saved(path: Path, rows: Rows) -> Path:
+    datasets.Dataset.from_list(rows).save_to_disk(path)
+    return path
+
+
+def test_every_file_type_reads_alike(tmp_path: Path) -> None:
+    expected = [row["prompt"] for row in PROMPTS]
+    table = datasets.Dataset.from_list(PROMPTS)
+    (tmp_path / "a.json").write_text(json.dumps(PROMPTS), encoding="utf-8-sig")
+    with (tmp_path / "a.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, ["prompt"])
+        writer.writeheader()
+        writer.writerows(PROMPTS)
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress((tmp_path / "a.csv").read_bytes()))
+    table.to_parquet(tmp_path / "a.parquet")
+    for shard in range(2):
+        part = table.shard(2, shard, contiguous=True)
+        part.to_parquet(tmp_path / "folder" / f"train-0000{shard}-of-00002.parquet")
+    datasets.DatasetDict({"train": table}).save_to_disk(tmp_path / "dict")
+    paths = [
+        jsonl(tmp_path / "a.jsonl", PROMPTS),
+        jsonl(tmp_path / "a.jsonl.gz", PROMPTS),
+        *(tmp_path / name for name in ("a.json", "a.csv", "a.csv.gz", "a.parquet", "folder", "dict")),
+        saved(tmp_path / "saved", PROMPTS),
+    ]
+    assert {path.name: [p.text for p in read_prompts(path).items] for path in paths} == {
+        p.name: expected for p in paths
+    }
+
+
+def test_tab_separated_text_has_no_quoting_and_may_have_no_header(tmp_path: Path) -> None:
+    path = tmp_path / "cot.tsv"
+    path.write_text('Who said\\n"no"?\tshe\tShe did.\n"Why" is what?\ta word\tIt is.\n', encoding="utf-8")
+    assert [p.text for p in read_prompts(path).items] == ['Who said\n"no"?', '"Why" is what?']
+    assert [c.messages[-1].content for c in read_conversations(path).items] == ["she", "a word"]
+    path.write_text("prompt\tnote\nA \\n B\t1\n", encoding="utf-8")
+    assert [p.text for p in read_prompts(path).items] == ["A \\n B"]
+
+
+def test_messages_survive_parquet(tmp_path: Path) -> None:
+    datasets.Dataset.from_list([{"messages": turns("q", "a")}]).to_parquet(tmp_path / "a.parquet")
+    assert texts(read_conversations(tmp_path / "a.parquet").items[0].messages) == [("user", "q"), ("assistant", "a")]
+
+
+# ---------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "line", "words"),
+    [
+        ("a.jsonl", '{"prompt": "q"}\n{"prompt": \n', 2, "not valid JSON: Expecting value"),
+        ("a.jsonl", '{"prompt": "q"}\n["q"]\n', 2, "expected an object, found list"),
+        ("a.jsonl", '{"prompt": "q"}\n\n{"text": "q", "n": 1}\n', 3, "the columns `text`, `n`"),
+        ("a.jsonl", '{"prompt": 7}\n', 1, "`prompt` holds int"),
+        ("a.jsonl", '{"messages": ["q"]}\n', 1, "`messages` holds a message with 'q'"),
+        ("a.jsonl", '{"messages": [{"author": "me"}]}\n', 1, "`messages` holds a message with `author`"),
+        ("a.jsonl", '{"instruction": "q", "instances": ["i"]}\n', 1, "other than objects"),
+        ("a.jsonl", "[" * 100_000, 1, "not valid JSON"),
+        ("a.jsonl", "", None, "there are no rows"),
+        ("a.jsonl", '{"prompt": ""}\n{"prompt": " "}\n', None, "no row could be used (2 empty prompt)"),
+        ("a.json", "", None, "there are no rows"),
+        ("a.json", '{"prompt": "q"}\n{"prompt": "r"}\n', 2, "is called .jsonl"),
+        ("a.json", '{"data": []}', None, "expected a list of objects, found an object with `data`"),
+        ("a.json", '[{"prompt": "q"}, 1]', None, "row 2: expected an object, found int"),
+        ("a.json", '[{"prompt": "q"}, {"a": 1}]', None, "row 2: no known shape has the columns `a`"),
+        ("a.csv", 'prompt,note\n"two\nlines",1\nonly\n', 4, "the row has 1 cells, the first row has 2"),
+        ("a.csv", 'prompt\n"never closed\n', 2, "not readable: unexpected end of data"),
+        ("a.csv", "prompt,prompt\nq,r\n", 1, "two columns are called 'prompt'"),
+        ("a.csv", "prompt\n", None, "there are no rows"),
+        ("a.tsv", "one\ttwo\nq\tr\n", 2, "the columns `one`, `two`"),
+        ("a.jsonl.gz", "plain", None, "not a whole gzip file"),
+        ("a.parquet", "plain", None, "not readable as Parquet"),
+        ("a.txt", "q", None, "unknown type of file"),
+    ],
+)
+def test_a_broken_file_is_named_with_its_line(
+    tmp_path: Path, name: str, content: str, line: int | None, words: str
+) -> None:
+    path = tmp_path / name
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(InputError) as caught:
+        read_prompts(path)
+    assert words in str(caught.value)
+    assert (caught.value.file, caught.value.line) == (str(path), line)
+
+
+def test_bytes_that_are_not_text(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes('{"prompt": "Größe"}'.encode("latin-1"))
+    with pytest.raises(InputError, match="not UTF-8"):
+        read_prompts(tmp_path / "a.jsonl")
+    whole = gzip.compress(b'{"prompt": "q"}\n' * 1000)
+    (tmp_path / "a.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="not a whole gzip file"):
+        read_prompts(tmp_path / "a.jsonl.gz")
+    with pytest.raises(InputError, match="cannot be read: No such file"):
+        read_prompts(tmp_path / "missing.jsonl")
+
+
+def test_a_mistyped_column_is_met_with_the_nearest(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "a.jsonl", [{"question": "q", "goal": "g"}])
+    with pytest.raises(InputError, match="did you mean `goal`"):
+        read_prompts(path, column="gaol")
+
+
+def test_two_splits_are_never_mixed_unasked(tmp_path: Path) -> None:
+    table = datasets.Dataset.from_list(PROMPTS)
+    datasets.DatasetDict({"train": table, "test": table}).save_to_disk(tmp_path / "dict")
+    for split in ("train", "test"):
+        table.to_parquet(tmp_path / "parquet" / f"{split}-00000-of-00001.parquet")
+    for folder in ("dict", "parquet"):
+        with pytest.raises(InputError, match="holds 2 splits: test, train"):
+            read_prompts(tmp_path / folder)
+    assert len(read_prompts(tmp_path / "dict" / "test").items) == 3
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="holds no data set"):
+        read_prompts(tmp_path / "empty")
+    (tmp_path / "dict" / "train" / "dataset_info.json").unlink()
+    with pytest.raises(InputError, match="cannot be loaded"):
+        read_prompts(tmp_path / "dict" / "train")
+
+
+def test_the_hub_out_of_reach_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(WorkError) as caught:
+        read_hub("someone/some-data")
+    assert str(caught.value) == (
+        "`hub`: the hub could not be reached for the data set 'someone/some-data'. "
+        "Fix: check the network and HF_HUB_OFFLINE, or download the data set and name it with `path`"
+    )
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="name it with `path`"):
+        read_hub("here")
+    with pytest.raises(InputError, match=r"'a/b/c/d' .* cannot be loaded"):
+        read_hub("a/b/c/d")
+
+
+# ---------------------------------------------------------------- writing
+
+
+def candidate(sampler: str, text: str) -> Candidate:
+    return Candidate(sampler=sampler, completion=Completion(text=text, model=sampler, call=f"call-{sampler}-{text}"))
+
+
+def rating(aspect: str, index: int, value: int | None) -> Rating:
+    return Rating(
+        aspect=aspect,
+        candidate=index,
+        value=value,
+        raw=f"rating {value}",
+        problem=None if value is not None else "no rating",
+        judge="judge",
+        call=f"call-{aspect}",
+        position=index + 1,
+    )
+
+
+def example_row(i: int, *, unparsed: bool = False) -> Row:
+    return Row(
+        prompt=Prompt(messages=(Message(role="user", content=f"Question {i}?"),), source="made up"),
+        candidates=(candidate("small", f"No {i}."), candidate("large", f"Yes {i}.")),
+        ratings=(
+            rating("right", 0, 2),
+            rating("right", 1, 5),
+            rating("short", 0, 3),
+            rating("short", 1, None if unparsed else 4),
+        ),
+    )
+
+
+def example_preference(i: int) -> Preference:
+    row = example_row(i)
+    return Preference(
+        prompt=row.prompt,
+        chosen=row.candidates[1],
+        rejected=row.candidates[0],
+        score_chosen=4.5,
+        score_rejected=2.5,
+        rule="zephyr",
+    )
+
+
+WEIGHTS = {"right": 1.0, "short": 1.0}
+
+
+def shapes(n: int) -> dict[Shape, Rows]:
+    rows, preferences = [example_row(i) for i in range(n)], [example_preference(i) for i in range(n)]
+    return {
+        "sft": list(sft_rows(preferences)),
+        "preference": list(preference_rows(preferences)),
+        "ultrafeedback": list(ultrafeedback_rows(rows, WEIGHTS)),
+    }
+
+
+def facts(n: int, **dropped: int) -> CardFacts:
+    return CardFacts(
+        name="An example",
+        prompts_in=n + sum(dropped.values()),
+        dropped=dropped,
+        models={"small": "weights 00ff", "large": "weights 11ee"},
+        digests={"rubric small": "22dd"},
+    )
+
+
+def test_preference_rows_keep_their_lineage() -> None:
+    (row,) = preference_rows([example_preference(0)])
+    assert row == {
+        "prompt": [{"role": "user", "content": "Question 0?"}],
+        "chosen": [{"role": "assistant", "content": "Yes 0."}],
+        "rejected": [{"role": "assistant", "content": "No 0."}],
+        "score_chosen": 4.5,
+        "score_rejected": 2.5,
+        "margin": 2.0,
+        "prompt_id": example_row(0).prompt.id,
+        "source": "made up",
+        "rule": "zephyr",
+        "chosen_model": "large",
+        "rejected_model": "small",
+        "chosen_call": "call-large-Yes 0.",
+        "rejected_call": "call-small-No 0.",
+    }
+
+
+def test_sft_rows_of_preferences_and_of_rows() -> None:
+    (once,) = sft_rows([example_preference(0), example_preference(0)])
+    assert [m["content"] for m in once["messages"]] == ["Question 0?", "Yes 0."]
+    assert (once["model"], once["call"], once["score"]) == ("large", "call-large-Yes 0.", 4.5)
+    row = example_row(0, unparsed=True)
+    assert [(r["model"], r["score"]) for r in sft_rows([row], WEIGHTS)] == [("small", 2.5), ("large", None)]
+    assert [r["score"] for r in sft_rows([row])] == [None, None]
+
+
+def test_ultrafeedback_rows_say_what_is_unparsed() -> None:
+    (row,) = ultrafeedback_rows([example_row(0, unparsed=True)], WEIGHTS)
+    assert row["models"] == ["small", "large"]
+    first, second = row["completions"]
+    assert (first["response"], first["overall_score"]) == ("No 0.", 2.5)
+    assert [(a["aspect"], a["Rating"]) for a in first["annotations"]] == [("right", "2"), ("short", "3")]
+    assert second["overall_score"] is None
+    assert second["annotations"][1] == {
+        "aspect": "short",
+        "Rating": "N/A",
+        "Rationale": "rating None",
+        "problem": "no rating",
+        "judge": "judge",
+        "call": "call-short",
+    }
+
+
+@pytest.mark.parametrize("shape", ["sft", "preference", "ultrafeedback"])
+def test_a_written_data_set_loads_as_it_was(tmp_path: Path, shape: Shape) -> None:
+    rows = shapes(3)[shape]
+    assert write_dataset(shape, rows, tmp_path / "set", facts(3, tie=2)) == 3
+    cache = str(tmp_path / "cache")
+    by_folder = datasets.load_dataset(str(tmp_path / "set"), split="train", cache_dir=cache)
+    by_file = datasets.load_dataset(
+        "parquet", data_files=str(tmp_path / "set" / "data" / "*.parquet"), split="train", cache_dir=cache
+    )
+    assert by_folder.to_list() == by_file.to_list() == rows
+    assert [p.name for p in sorted((tmp_path / "set").rglob("*")) if p.is_file()] == [
+        "README.md",
+        "train-00000-of-00001.parquet",
+    ]
+
+
+def test_the_schema_does_not_depend_on_the_rows(tmp_path: Path) -> None:
+    """A column that happens to hold only None keeps its type, so two runs' data sets can be joined."""
+    row = example_row(0)
+    bare = row.model_copy(update={"prompt": row.prompt.model_copy(update={"source": None}), "ratings": ()})
+    for name, one in (("full", row), ("bare", bare)):
+        write_dataset("sft", sft_rows([one], WEIGHTS), tmp_path / name, facts(1))
+    parts = [datasets.Dataset.from_parquet(str(p), cache_dir=str(tmp_path)) for p in tmp_path.glob("*/data/*.parquet")]
+    assert parts[0].features == parts[1].features
+    assert len(datasets.concatenate_datasets(parts)) == 4
+
+
+@pytest.mark.parametrize("shape", ["sft", "preference", "ultrafeedback"])
+def test_equal_rows_give_equal_bytes(tmp_path: Path, shape: Shape) -> None:
+    def digests(folder: Path) -> dict[str, str]:
+        write_dataset(shape, iter(shapes(3)[shape]), folder, facts(3, tie=2))
+        write_jsonl(shapes(3)[shape], folder / "rows.jsonl")
+        files = (path for path in folder.rglob("*") if path.is_file())
+        return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+    first, second = digests(tmp_path / "one"), digests(tmp_path / "two")
+    assert len(first) == 3
+    assert first == second
+
+
+def test_written_files_read_back_as_prompts_and_conversations(tmp_path: Path) -> None:
+    write_dataset("sft", shapes(3)["sft"], tmp_path / "sft", facts(3))
+    write_dataset("preference", shapes(3)["preference"], tmp_path / "preference", facts(3))
+    prompts = [example_row(i).prompt for i in range(3)]
+    assert read_prompts(tmp_path / "preference").items == prompts
+    assert [c.prompt for c in read_conversations(tmp_path / "sft").items] == prompts
+
+
+def test_the_card_counts_and_cannot_be_broken_by_a_name(tmp_path: Path) -> None:
+    card = facts(3, tie=2)._replace(name="odd: name\n# heading", models={"m`": "line\nline"})
+    write_dataset("preference", shapes(3)["preference"], tmp_path, card)
+    _, header, body = (tmp_path / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+    assert yaml.safe_load(header)["pretty_name"] == "odd: name # heading"
+    assert "- rows: 3\n- prompts in: 5\n- prompts out: 3\n- prompts dropped: 2\n  - tie: 2\n" in body
+    assert "- `m'`: `line line`\n" in body
+    assert "\n# heading" not in body
+
+
+def test_counts_that_do_not_add_up_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(WorkError, match="4 prompts in, 3 out, 0 dropped"):
+        write_dataset("sft", shapes(3)["sft"], tmp_path, facts(4)._replace(dropped={}))
+    with pytest.raises(WorkError, match=r"nothing to write: of 2 prompts were dropped 2 \(tie\)"):
+        write_dataset("sft", [], tmp_path, facts(0, tie=2))
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    def broken() -> Iterable[dict[str, Any]]:
+        yield {"a": 2}
+        raise KeyboardInterrupt
+
+    write_jsonl([{"a": 1}], tmp_path / "rows.jsonl")
+    with pytest.raises(KeyboardInterrupt):
+        write_jsonl(broken(), tmp_path / "rows.jsonl")
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+    assert (tmp_path / "rows.jsonl").read_text(encoding="utf-8") == '{"a": 1}\n'
+
+
+def test_half_a_surrogate_pair_can_be_written(tmp_path: Path) -> None:
+    row = Row(prompt=example_row(0).prompt, candidates=(candidate("small", "cut \ud83d"),))
+    write_dataset("sft", sft_rows([row]), tmp_path, facts(1))
+    write_jsonl(sft_rows([row]), tmp_path / "rows.jsonl")
+    for path in (tmp_path / "data" / "train-00000-of-00001.parquet", tmp_path / "rows.jsonl"):
+        assert read_conversations(path).items[0].messages[-1].content == "cut \ufffd"
+
+
+@pytest.mark.filterwarnings("ignore")  # the trainers' own
+@pytest.mark.parametrize("name", ["SFT", "DPO", "Reward"])
+def test_trainers_take_the_data_unedited(tmp_path: Path, random_model: Path, name: str) -> None:
+    import trl
+
+    shape: Shape = "sft" if name == "SFT" else "preference"
+    write_dataset(shape, shapes(4)[shape], tmp_path / "set", facts(4))
+    data = datasets.load_dataset(str(tmp_path / "set"), split="train", cache_dir=str(tmp_path / "cache"))
+    options: dict[str, Any] = {
+        "output_dir": str(tmp_path / "out"),
+        "max_steps": 2,
+        "per_device_train_batch_size": 2,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "bf16": False,
+        "logging_steps": 1,
+    }
+    config = getattr(trl, f"{name}Config")(**options)
+    trainer = getattr(trl, f"{name}Trainer")(model=str(random_model), args=config, train_dataset=data)
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(losses) == 2
+    assert all(loss == loss for loss in losses)

@@ -1,0 +1,69 @@
+"""The readers on published files in the shapes people have. Counts are those of data/SOURCES.md, less duplicates."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from rlaif.errors import InputError
+from rlaif.formats import read_conversations, read_prompts
+
+DATA = Path(os.environ.get("RLAIF_REALDATA", Path(__file__).parents[2] / "shared" / "data"))
+
+pytestmark = [
+    pytest.mark.realdata,
+    pytest.mark.skipif(not DATA.is_dir(), reason="no published data here: set RLAIF_REALDATA to its folder"),
+]
+
+# File, rows, distinct prompts, distinct conversations.
+INSTRUCTION_FORMATS = [
+    ("self_instruct_seed_tasks.jsonl", 175, 175, 175),
+    ("user_oriented_instructions.jsonl", 252, 252, 252),
+    ("t0_ag_news_classify_with_choices.jsonl.gz", 200, 200, 200),
+    ("t0_common_gen_Put_together.jsonl.gz", 200, 67, 200),
+    ("t0_commonsense_qa_answer_to_question.jsonl.gz", 200, 200, 200),
+    ("flan_cot_qasc_train.tsv.gz", 1084, 1084, 1084),
+    ("flan_cot_strategyqa_train.tsv.gz", 2061, 2060, 2060),
+    ("alpaca_cleaned_500.json.gz", 500, 500, 500),
+    ("alpaca_en_demo_999.json.gz", 999, 985, 985),
+    ("dpo_en_demo_300.json.gz", 300, 295, 0),
+    ("oasst_realistic_seed.json.gz", 158, 77, 158),  # 444 messages in 158 threads
+]
+
+
+@pytest.mark.parametrize(("name", "rows", "prompts", "conversations"), INSTRUCTION_FORMATS)
+def test_instruction_formats(name: str, rows: int, prompts: int, conversations: int) -> None:
+    path = DATA / "instruction_formats" / name
+    found = read_prompts(path)
+    assert len(found.items) == prompts
+    assert found.dropped == ({"duplicate": rows - prompts} if rows > prompts else {})
+    if conversations == 0:
+        with pytest.raises(InputError, match="no assistant turn at the end"):
+            read_conversations(path)
+        return
+    demonstrations = read_conversations(path)
+    assert len(demonstrations.items) == conversations
+    assert sum(demonstrations.dropped.values()) == rows - conversations
+    assert not [c.id for c in demonstrations.items if "<|endoftext|>" in c.messages[-1].content]
+
+
+def test_no_file_of_the_folder_is_left_out() -> None:
+    assert {path.name for path in (DATA / "instruction_formats").iterdir()} == {case[0] for case in INSTRUCTION_FORMATS}
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "prompts"),
+    [
+        ("xstest/xstest_prompts.csv", None, 450),
+        ("ifeval/input_data.jsonl", None, 541),
+        ("alpaca_eval/instructions.jsonl.gz", None, 805),
+        ("advbench/harmful_behaviors.csv", "goal", 520),
+        ("truthfulqa/TruthfulQA.csv.gz", "Question", 817),
+    ],
+)
+def test_prompts_of_published_benchmarks(name: str, column: str | None, prompts: int) -> None:
+    found = read_prompts(DATA / name, column=column)
+    assert len(found.items) == prompts
+    assert not found.dropped

@@ -1,0 +1,254 @@
+"""What is learnt, by token lists written out by hand; what is cut and dropped; and the templates that are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("trl")
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from rlaif.errors import InputError, WorkError
+from rlaif.records import Message
+from rlaif.resources import find
+from rlaif.train import dpo, sft
+from rlaif.train.tokens import Chat, Counts
+
+TEMPLATES = ("tiny", "chatml", "zephyr")
+SYSTEM, USER, OK = Message(role="system", content="s"), Message(role="user", content="hi"), "ok"
+
+
+def assistant(text: str) -> Message:
+    return Message(role="assistant", content=text)
+
+
+def template(name: str) -> str:
+    return find(f"prompts/chat/{name}.jinja").read_text(encoding="utf-8")
+
+
+def chat(model: Path, name_or_text: str) -> Chat:
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.chat_template = template(name_or_text) if name_or_text in TEMPLATES else name_or_text
+    return Chat(tokenizer, "here.jinja")
+
+
+def shown(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
+    """One string for each token, byte-level letters as themselves: G with a dot is a space, C with a dot a newline."""
+    return [str(token) for token in tokenizer.convert_ids_to_tokens(ids)]
+
+
+END = "<|end|>"
+SINGLE = {
+    # template: the tokens read, the tokens learnt. ChatML's markers are no tokens of this model, so they are spelt out.
+    "tiny": (["<|user|>", "Ġ", *"hi", END, "<|assistant|>"], ["Ġ", *"ok", END]),
+    "chatml": ([*"<|im_start|>userĊhi", END, *"Ċ<|im_start|>assistantĊ"], [*"ok", END]),
+    "zephyr": (["<|user|>", "Ċ", *"hi", END, "Ċ", "<|assistant|>", "Ċ"], [*"ok", END]),
+}
+SECOND = {
+    # what follows in a second turn: read, then learnt
+    "tiny": (["<|user|>", "Ġ", *"hi", END, "<|assistant|>"], ["Ġ", "y", END]),
+    "chatml": ([*"Ċ<|im_start|>userĊhi", END, *"Ċ<|im_start|>assistantĊ"], ["y", END]),
+    "zephyr": (["Ċ", "<|user|>", "Ċ", *"hi", END, "Ċ", "<|assistant|>", "Ċ"], ["y", END]),
+}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_one_turn_is_learnt_with_its_end_token_and_nothing_else(random_model: Path, name: str) -> None:
+    talk = chat(random_model, name)
+    segments = talk.conversation([USER, assistant(OK)])
+    assert [(shown(talk.tokenizer, ids), learnt) for ids, learnt in segments] == [
+        (SINGLE[name][0], False),
+        (SINGLE[name][1], True),
+    ]
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_every_assistant_turn_is_learnt_and_the_text_ends_with_the_last_end_token(random_model: Path, name: str) -> None:
+    talk = chat(random_model, name)
+    segments = talk.conversation([USER, assistant(OK), USER, assistant("y")])
+    assert [(shown(talk.tokenizer, ids), learnt) for ids, learnt in segments] == [
+        (SINGLE[name][0], False),
+        (SINGLE[name][1], True),
+        (SECOND[name][0], False),
+        (SECOND[name][1], True),
+    ]
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_labels_and_ids_of_a_conversation_are_the_hand_worked_ones(random_model: Path, name: str) -> None:
+    talk = chat(random_model, name)
+    columns, _ = sft.tokenize(talk, [[USER, assistant(OK)]], 100)
+    read, learnt = SINGLE[name]
+    assert shown(talk.tokenizer, columns["input_ids"][0]) == read + learnt
+    labels = columns["labels"][0]
+    assert labels[: len(read)] == [-100] * len(read)
+    assert shown(talk.tokenizer, labels[len(read) :]) == learnt
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_pair_is_the_prompt_as_it_is_asked_and_the_words_with_the_end_token(random_model: Path, name: str) -> None:
+    talk = chat(random_model, name)
+    columns, counts = dpo.tokenize(talk, [dpo.PreferencePair((USER,), OK, "y")], 100)
+    assert shown(talk.tokenizer, columns["prompt_ids"][0]) == SINGLE[name][0]
+    assert shown(talk.tokenizer, columns["chosen_ids"][0]) == SINGLE[name][1]
+    assert shown(talk.tokenizer, columns["rejected_ids"][0]) == SECOND[name][1]
+    asked = talk.tokenizer.apply_chat_template(
+        [{"role": "user", "content": "hi"}], add_generation_prompt=True, return_dict=True
+    )
+    assert columns["prompt_ids"][0] == asked["input_ids"]
+    assert (counts.kept, counts.cut, counts.dropped) == (1, 0, {})
+
+
+def test_a_newline_after_the_last_end_token_is_left_out(random_model: Path) -> None:
+    talk = chat(random_model, template("zephyr") + "{{ '' if add_generation_prompt else '\n' }}")
+    assert shown(talk.tokenizer, talk.conversation([USER, assistant(OK)])[-1].ids) == [*"ok", END]
+    assert shown(talk.tokenizer, talk.completion([USER], OK)[1]) == [*"ok", END]
+
+
+def merging_tokenizer() -> PreTrainedTokenizerFast:
+    """Two line breaks in a row are one token."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate([END, *letters, "ĊĊ"])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[("Ċ", "Ċ")]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, chat_template=template("zephyr"))
+
+
+def test_a_token_never_reaches_over_the_edge_between_prompt_and_completion() -> None:
+    talk = Chat(merging_tokenizer())
+    whole = talk.tokenizer("<|assistant|>\n\nok", add_special_tokens=False)["input_ids"]
+    assert "ĊĊ" in shown(talk.tokenizer, whole)
+    prompt, completion = talk.completion([USER], "\nok")
+    assert shown(talk.tokenizer, prompt)[-2:] == [">", "Ċ"]
+    assert shown(talk.tokenizer, completion) == ["Ċ", *"ok", END]
+    segments = talk.conversation([USER, assistant("\nok"), USER, assistant("\n\ny")])
+    assert [shown(talk.tokenizer, ids) for ids, learnt in segments if learnt] == [
+        ["Ċ", *"ok", END],
+        ["ĊĊ", "y", END],
+    ]
+
+
+# ---------------------------------------------------------------- cut and dropped
+
+
+def test_a_long_prompt_is_cut_from_the_left_and_counted(random_model: Path) -> None:
+    talk = chat(random_model, "tiny")  # 6 tokens of prompt and 4 of completion, see SINGLE
+    columns, counts = sft.tokenize(talk, [[USER, assistant(OK)]], 9)
+    assert shown(talk.tokenizer, columns["input_ids"][0]) == ["Ġ", *"hi", END, "<|assistant|>", "Ġ", *"ok", END]
+    assert columns["labels"][0][:5] == [-100] * 5
+    assert (counts.kept, counts.cut, counts.dropped) == (1, 1, {})
+    pairs, counts = dpo.tokenize(talk, [dpo.PreferencePair((USER,), OK, "y")], 9)
+    assert shown(talk.tokenizer, pairs["prompt_ids"][0]) == ["Ġ", *"hi", END, "<|assistant|>"]
+    assert (counts.kept, counts.cut, counts.dropped) == (1, 1, {})
+
+
+def test_a_row_is_dropped_when_the_words_leave_less_than_half_of_the_prompt(random_model: Path) -> None:
+    talk = chat(random_model, "tiny")
+    for limit, kept in ((7, 1), (6, 0), (4, 0), (3, 0)):
+        _, counts = sft.tokenize(talk, [[USER, assistant(OK)]], limit)
+        assert (counts.kept, counts.dropped["too-long"]) == (kept, 1 - kept), limit
+        _, counts = dpo.tokenize(talk, [dpo.PreferencePair((USER,), OK, "y")], limit)
+        assert (counts.kept, counts.dropped["too-long"]) == (kept, 1 - kept), limit
+
+
+def test_a_cut_prompt_keeps_its_first_token_when_that_opens_every_text(random_model: Path) -> None:
+    talk = chat(random_model, "tiny")
+    assert talk.cut([2, 7, 8, 9], 3) == [7, 8, 9]
+    talk.tokenizer.bos_token = "<|system|>"
+    assert talk.tokenizer.bos_token_id == 2
+    assert talk.cut([2, 7, 8, 9], 3) == [2, 8, 9]
+
+
+def test_words_that_contain_the_end_token_are_dropped_and_counted(random_model: Path) -> None:
+    talk = chat(random_model, "tiny")
+    _, counts = sft.tokenize(talk, [[USER, assistant(f"a{END}b")], [USER, assistant(OK)]], 100)
+    assert (counts.kept, counts.dropped) == (1, {"end-token-inside": 1})
+    _, counts = dpo.tokenize(talk, [dpo.PreferencePair((USER,), OK, f"a{END}b")], 100)
+    assert (counts.kept, counts.dropped) == (0, {"end-token-inside": 1})
+
+
+def test_a_pair_whose_tokens_are_the_same_is_dropped_and_counted(random_model: Path) -> None:
+    talk = chat(random_model, template("tiny").replace("message['content']", "(message['content'] | trim)"))
+    _, counts = dpo.tokenize(talk, [dpo.PreferencePair((USER,), OK, f"{OK}\n")], 100)
+    assert (counts.kept, counts.dropped) == (0, {"identical": 1})
+
+
+def test_nothing_to_train_on_is_an_error_with_the_reason(random_model: Path) -> None:
+    with pytest.raises(InputError, match="no rows"):
+        Counts().check(0, 100)
+    _, counts = sft.tokenize(chat(random_model, "tiny"), [[USER, assistant(OK)]] * 3, 5)
+    with pytest.raises(WorkError, match=r"none of the 3 rows can be trained on \(3 too-long\).*raise `max_length` \(now 5\)"):
+        counts.check(3, 5)
+
+
+# ---------------------------------------------------------------- refused
+
+
+def refused(model: Path, text: str, messages: list[Message]) -> str:
+    with pytest.raises(InputError) as error:
+        talk = chat(model, text)
+        talk.require_marks()
+        talk.conversation(messages)
+    assert error.value.file == "here.jinja" and error.value.fix
+    return error.value.message
+
+
+def test_a_template_without_marks_is_refused(random_model: Path) -> None:
+    bare = template("tiny").replace("{% generation %}", "").replace("{% endgeneration %}", "")
+    assert "marks no assistant turn" in refused(random_model, bare, [USER, assistant(OK)])
+
+
+def test_a_template_that_leaves_the_end_token_unmarked_is_refused(random_model: Path) -> None:
+    text = template("tiny").replace("+ '<|end|>' }}{% endgeneration %}", "}}{% endgeneration %}{{ '<|end|>' }}")
+    assert "never learns to stop" in refused(random_model, text, [USER, assistant(OK)])
+
+
+def test_a_template_that_teaches_a_token_after_the_end_token_is_refused(random_model: Path) -> None:
+    text = template("tiny").replace("+ '<|end|>' }}{% endgeneration %}", "+ '<|end|>\n' }}{% endgeneration %}")
+    assert "never learns to stop" in refused(random_model, text, [USER, assistant(OK)])
+
+
+def test_a_template_that_asks_otherwise_than_it_trains_is_refused(random_model: Path) -> None:
+    text = template("tiny").replace("<|assistant|>{% endif -%}", "<|assistant|> {% endif -%}")
+    assert "asks with" in refused(random_model, text, [USER, assistant(OK)])
+    with pytest.raises(InputError, match="asks with"):
+        chat(random_model, text).completion([USER], OK)
+
+
+def test_a_template_that_marks_some_turns_only_is_refused(random_model: Path) -> None:
+    text = template("tiny").replace("message['role'] == 'assistant'", "message['role'] == 'assistant' and loop.last")
+    assert "marks 1 of 2 assistant turns" in refused(random_model, text, [USER, assistant(OK), USER, assistant(OK)])
+
+
+def test_a_template_that_refuses_the_roles_says_so(random_model: Path) -> None:
+    text = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + template("tiny")
+    problem = refused(random_model, text, [SYSTEM, USER, assistant(OK)])
+    assert "system, user, assistant" in problem and "no system role" in problem
+
+
+def test_a_template_that_changes_the_words_is_refused_for_pairs(random_model: Path) -> None:
+    text = template("tiny").replace("' ' + message['content']", "' ' + message['content'] | upper")
+    with pytest.raises(InputError, match="does not put the assistant's words"):
+        chat(random_model, text).completion([USER], OK)
+
+
+def test_a_conversation_that_does_not_end_with_the_assistant_is_refused(random_model: Path) -> None:
+    with pytest.raises(InputError, match="conversation 2 does not end with an assistant turn"):
+        sft.tokenize(chat(random_model, "tiny"), [[USER, assistant(OK)], [USER]], 100)
+    with pytest.raises(InputError, match="conversation 1 does not end with an assistant turn"):
+        sft.tokenize(chat(random_model, "tiny"), [[]], 100)
+
+
+def test_a_tokenizer_without_template_or_end_token_is_refused(random_model: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(random_model)
+    tokenizer.chat_template = None
+    with pytest.raises(InputError, match="no chat template.*prompts/chat/chatml.jinja"):
+        Chat(tokenizer)
+    tokenizer = AutoTokenizer.from_pretrained(random_model)
+    tokenizer.eos_token = None
+    with pytest.raises(InputError, match="no end token"):
+        Chat(tokenizer)
