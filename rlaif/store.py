@@ -114,7 +114,7 @@ class CallStore:
 
     async def _commit_after(self, running: asyncio.Future[None] | None) -> None:
         """Let the commit under way end, then write all that has gathered meanwhile in one."""
-        if running is not None:
+        if running is not None and not running.done():
             await asyncio.wait([running])
         batch, self._waiting = self._waiting, []
         self._running, self._next = self._next, None

@@ -28,7 +28,11 @@ from rlaif.errors import EngineError
 from rlaif.records import Message, Sampling
 
 GATHER = 0.005  # seconds during which requests join a batch
-TOKENS = ("A", "B", *(str(number) for number in range(1, 11)))  # what top_logprobs can report: engines know named tokens
+TOKENS = (
+    "A",
+    "B",
+    *(str(number) for number in range(1, 11)),
+)  # what top_logprobs can report: engines know named tokens
 
 
 # ---------------------------------------------------------------- engines behind a server
@@ -54,7 +58,9 @@ class _Batcher:
             await asyncio.sleep(GATHER)
             batch, self.waiting = self.waiting, []
             try:
-                answers: Sequence[list[Reply] | EngineError] = await self.engine.sample([request for request, _ in batch])
+                answers: Sequence[list[Reply] | EngineError] = await self.engine.sample(
+                    [request for request, _ in batch]
+                )
             except EngineError as error:
                 answers = [error] * len(batch)
             for (_, future), answer in zip(batch, answers, strict=True):
@@ -88,7 +94,9 @@ def _choice(index: int, reply: Reply, top: int) -> dict[str, Any]:
         content: list[dict[str, Any]] = [{"token": "", "logprob": value} for value in reply.token_logprobs]
         if content and reply.alternatives:
             known = [(value, name) for name, value in reply.alternatives.items() if value is not None]
-            content[0]["top_logprobs"] = [{"token": f" {n}", "logprob": v} for v, n in sorted(known, reverse=True)[:top]]
+            content[0]["top_logprobs"] = [
+                {"token": f" {n}", "logprob": v} for v, n in sorted(known, reverse=True)[:top]
+            ]
         logprobs = {"content": content}
     message = {"role": "assistant", "content": reply.text}
     return {"index": index, "message": message, "finish_reason": reply.finish_reason, "logprobs": logprobs}
@@ -125,7 +133,9 @@ def _application(engines: Mapping[str, Engine]) -> Starlette:
 @contextlib.contextmanager
 def serve(engines: Mapping[str, Engine]) -> Iterator[str]:
     """Serve `engines` under their names; gives the base URL. The engines stay the caller's to close."""
-    config = uvicorn.Config(_application(engines), log_config=None, lifespan="off", ws="none", timeout_graceful_shutdown=5)
+    config = uvicorn.Config(
+        _application(engines), log_config=None, lifespan="off", ws="none", timeout_graceful_shutdown=5
+    )
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])), name="serve")
@@ -159,16 +169,26 @@ class Script:
     answers: Sequence[Answer]
     base_url: str = ""
     requests: list[dict[str, Any]] = field(default_factory=list)  # {"path": ..., "headers": ..., "body": ...}
+    connections: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+        task = asyncio.current_task()
+        assert task is not None
+        self.connections.add(task)
+        try:
             head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
             headers = {k.lower(): v for k, v in (line.split(": ", 1) for line in head[1:] if line)}
             body = json.loads(await reader.readexactly(int(headers.get("content-length", 0))) or b"{}")
             self.requests.append({"path": head[0].split()[1], "headers": headers, "body": body})
             number = len(self.requests) - 1
             await self._answer(self.answers[min(number, len(self.answers) - 1)], body, writer)
-        writer.close()
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass  # the client left, or the script ended
+        finally:
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+            self.connections.discard(task)
 
     async def _answer(self, answer: Answer, asked: dict[str, Any], writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(answer.delay)
@@ -196,7 +216,10 @@ def scripted(answers: Sequence[Answer]) -> Iterator[Script]:
         ready.set()
         await stop.wait()
         server.close()
-        await server.wait_closed()
+        open_connections = list(script.connections)
+        for connection in open_connections:
+            connection.cancel()
+        await asyncio.gather(*open_connections)
 
     thread = threading.Thread(target=lambda: asyncio.run(run()), name="scripted")
     thread.start()
@@ -212,7 +235,12 @@ def scripted(answers: Sequence[Answer]) -> Iterator[Script]:
 def completion(*texts: str | None, finish_reason: str = "stop", logprobs: Any = None, **extra: Any) -> dict[str, Any]:
     """A chat completion with these texts as its choices, in the shape servers send."""
     choices = [
-        {"index": i, "message": {"role": "assistant", "content": t}, "finish_reason": finish_reason, "logprobs": logprobs}
+        {
+            "index": i,
+            "message": {"role": "assistant", "content": t},
+            "finish_reason": finish_reason,
+            "logprobs": logprobs,
+        }
         for i, t in enumerate(texts)
     ]
     return {"choices": choices, "usage": {"prompt_tokens": 7, "completion_tokens": 5 * len(texts)}, **extra}

@@ -26,8 +26,8 @@ BREACHES = [
     ("layers", {"store.py": "import rlaif.statistics"}),  # sideways
     ("layers", {"records.py": "def late():\n    import rlaif.statistics"}),  # inside a function
     ("layers", {"utils.py": ""}),  # a module without a layer
-    ("trainers", {"train/sft.py": "import rlaif.train.dpo", "train/dpo.py": ""}),
-    ("trainers", {"train/trl.py": "import rlaif.train.sft", "train/sft.py": ""}),
+    ("trainers", {"train/sft.py": "import rlaif.train.dpo"}),
+    ("trainers", {"train/dpo.py": "import rlaif.train.between", "train/between.py": "import rlaif.train.sft"}),
     ("cycles", {"engines/one.py": "import rlaif.engines.two", "engines/two.py": "import rlaif.engines.one"}),
     ("torch", {"templates.py": "import torch.nn"}),
     ("torch", {"engines/protocol.py": "def late():\n    from transformers import pipeline"}),

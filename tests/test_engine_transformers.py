@@ -24,7 +24,7 @@ from rlaif.engines.transformers import TransformersEngine
 from rlaif.errors import EngineError, InputError, WorkError
 from rlaif.records import Message, Sampling
 
-PLAIN = "{%- for m in messages -%}{{ 'q : ' + m['content'] + '\n' }}{%- endfor -%}{{ 'a :' }}"
+PLAIN = "{%- for m in messages if m['role'] == 'user' -%}{{ 'q : ' + m['content'] + '\na :' }}{%- endfor -%}"
 UNSPACED = (
     "{%- for m in messages -%}{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}{%- endfor -%}"
     "{%- if add_generation_prompt %}<|assistant|>{% endif -%}"
@@ -123,7 +123,9 @@ def test_first_tokens_follow_the_tempered_nucleus(
     tokenizer = transformers.AutoTokenizer.from_pretrained(random_model)
     ids = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], add_generation_prompt=True)["input_ids"]
     with torch.inference_mode():
-        logits = transformers.AutoModelForCausalLM.from_pretrained(random_model)(torch.tensor([ids])).logits[0, -1].double()
+        logits = (
+            transformers.AutoModelForCausalLM.from_pretrained(random_model)(torch.tensor([ids])).logits[0, -1].double()
+        )
     raw = torch.log_softmax(logits, -1)
     expected = torch.softmax(logits / temperature, -1)
     order = expected.argsort(descending=True)
@@ -160,6 +162,14 @@ def test_stop_strings_end_each_row_on_its_own(engine: TransformersEngine) -> Non
     assert 5 <= cut < 40
 
 
+def test_a_special_token_can_be_a_stop(engine: TransformersEngine) -> None:
+    hot = {"indices": tuple(range(100)), "max_tokens": 30, "temperature": 2.0}
+    [free], [stopped] = sample(engine, ask("go", **hot)), sample(engine, ask("go", **hot, stop=("<|user|>",)))  # type: ignore[arg-type]
+    shorter = [(f, s) for f, s in zip(free, stopped, strict=True) if f != s]
+    assert shorter
+    assert all(s.finish_reason == "stop" and f.text.startswith(s.text) for f, s in shorter)
+
+
 def test_rows_end_at_their_own_max_tokens_and_at_the_end_token(engine: TransformersEngine) -> None:
     [short], [long] = sample(engine, ask("a", max_tokens=3, logprobs=True), ask("b", max_tokens=9, temperature=0))
     assert (short.finish_reason, short.usage.completion_tokens, len(short.token_logprobs or ())) == ("length", 3, 3)
@@ -186,7 +196,9 @@ def test_a_prompt_that_is_too_long_fails_alone(engine: TransformersEngine) -> No
 
 
 def test_a_template_that_refuses_a_role_fails_that_request_alone(tmp_path: Path) -> None:
-    template = "{%- if messages[0]['role'] == 'system' -%}{{ raise_exception('no system turn') }}{%- endif -%}" + UNSPACED
+    template = (
+        "{%- if messages[0]['role'] == 'system' -%}{{ raise_exception('no system turn') }}{%- endif -%}" + UNSPACED
+    )
     engine = with_template(tmp_path, template)
     system = Request(messages=(Message(role="system", content="s"), *user("u")), sampling=Sampling(max_tokens=2))
     refused, fine = asyncio.run(engine.sample([system, ask("u")]))
@@ -205,14 +217,29 @@ def test_a_json_schema_is_followed_and_leaves_other_rows_alone(engine: Transform
     pytest.importorskip("xgrammar")
     shaped = ask("rate", indices=tuple(range(20)), max_tokens=60).model_copy(update={"json_schema": schema})
     cut = shaped.model_copy(update={"sampling": Sampling(max_tokens=60, stop=('"verdict"',))})
-    [replies], [free], [stopped] = sample(engine, shaped), sample(engine, ask("hi")), sample(engine, cut)
+    replies, free, stopped = (sample(engine, request)[0] for request in (shaped, ask("hi"), cut))
     for reply in replies:
         value = json.loads(reply.text)
         assert set(value) == {"score", "verdict"} and 1 <= value["score"] <= 10 and value["verdict"] in "AB"
         assert reply.finish_reason == "stop"
     assert all(reply.text.startswith('{"score"') and "verdict" not in reply.text for reply in stopped)
-    mixed = sample(engine, shaped, ask("hi"))
-    assert mixed == [replies, free[0:1] if isinstance(free, list) else [free]]
+    assert sample(engine, ask("hi"), shaped) == [free, replies]
+
+
+def test_a_schema_that_cannot_be_compiled_fails_its_request_alone(engine: TransformersEngine) -> None:
+    pytest.importorskip("xgrammar")
+    broken = ask("hi").model_copy(update={"json_schema": {"$ref": "#/nowhere"}})
+    refused, fine = asyncio.run(engine.sample([broken, ask("hi")]))
+    assert isinstance(refused, EngineError) and refused.cause == "schema"
+    assert isinstance(fine, list)
+
+
+def test_a_schema_without_xgrammar_says_what_to_install(
+    engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "xgrammar", None)
+    [refused] = asyncio.run(engine.sample([ask("hi").model_copy(update={"json_schema": {"type": "object"}})]))
+    assert isinstance(refused, EngineError) and refused.fix == "pip install xgrammar"
 
 
 def test_named_alternatives_are_raw_log_probabilities_of_the_first_token(
@@ -236,10 +263,12 @@ def test_named_alternatives_are_raw_log_probabilities_of_the_first_token(
 # ---------------------------------------------------------------- given text
 
 
-@pytest.mark.parametrize("template", [UNSPACED, UNSPACED + "\n"], ids=["end token last", "line break after it"])
+@pytest.mark.parametrize(
+    "template", [UNSPACED, UNSPACED.replace("<|end|>'", "<|end|>\\n'")], ids=["end token last", "line break after it"]
+)
 def test_log_probabilities_of_a_sample_are_those_of_its_text(tmp_path: Path, template: str) -> None:
     engine = with_template(tmp_path, template)
-    requests = [ask("why" * i, indices=tuple(range(300)), max_tokens=4, temperature=1.3, logprobs=True) for i in (1, 5)]
+    requests = [ask("why" * i, indices=tuple(range(300)), max_tokens=3, temperature=2.0, logprobs=True) for i in (1, 5)]
     items, reported, ended = [], [], []
     for request, replies in zip(requests, sample(engine, *requests), strict=True):
         for reply in replies:
@@ -298,15 +327,12 @@ def test_given_text_that_is_too_long_is_refused(engine: TransformersEngine) -> N
 # ---------------------------------------------------------------- reward heads
 
 
-def make_reward_model(folder: Path, source: Path, *, num_labels: int = 1, pad: str = "<|pad|>") -> Path:
+def make_reward_model(folder: Path, source: Path, *, num_labels: int = 1) -> Path:
     torch.manual_seed(1)
     config = transformers.AutoConfig.from_pretrained(source)
     config.num_labels = num_labels
-    tokenizer = transformers.AutoTokenizer.from_pretrained(source)
-    tokenizer.pad_token = pad
-    config.pad_token_id = tokenizer.pad_token_id
     transformers.AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(source).save_pretrained(folder)
     return folder
 
 
@@ -330,8 +356,12 @@ def test_a_reward_is_read_at_the_end_token(tmp_path: Path, random_model: Path) -
 
 
 def test_a_reward_is_read_at_the_end_token_where_it_also_pads(tmp_path: Path, random_model: Path) -> None:
-    padded = TransformersEngine("pad", str(make_reward_model(tmp_path / "pad", random_model)), device="cpu")
-    ended = TransformersEngine("end", str(make_reward_model(tmp_path / "end", random_model, pad="<|end|>")), device="cpu")
+    folder = make_reward_model(tmp_path / "pad", random_model)
+    padded = TransformersEngine("pad", str(folder), device="cpu")
+    copy = shutil.copytree(folder, tmp_path / "end")
+    for file, key, value in (("config.json", "pad_token_id", 1), ("tokenizer_config.json", "pad_token", "<|end|>")):
+        (copy / file).write_text(json.dumps({**json.loads((copy / file).read_text()), key: value}))
+    ended = TransformersEngine("end", str(copy), device="cpu")
     assert asyncio.run(padded.score(ITEMS)) == pytest.approx(asyncio.run(ended.score(ITEMS)), abs=1e-4)
     asyncio.run(padded.close())
     asyncio.run(ended.close())

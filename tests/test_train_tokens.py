@@ -66,7 +66,9 @@ def test_one_turn_is_learnt_with_its_end_token_and_nothing_else(random_model: Pa
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_every_assistant_turn_is_learnt_and_the_text_ends_with_the_last_end_token(random_model: Path, name: str) -> None:
+def test_every_assistant_turn_is_learnt_and_the_text_ends_with_the_last_end_token(
+    random_model: Path, name: str
+) -> None:
     talk = chat(random_model, name)
     segments = talk.conversation([USER, assistant(OK), USER, assistant("y")])
     assert [(shown(talk.tokenizer, ids), learnt) for ids, learnt in segments] == [
@@ -181,7 +183,9 @@ def test_nothing_to_train_on_is_an_error_with_the_reason(random_model: Path) -> 
     with pytest.raises(InputError, match="no rows"):
         Counts().check(0, 100)
     _, counts = sft.tokenize(chat(random_model, "tiny"), [[USER, assistant(OK)]] * 3, 5)
-    with pytest.raises(WorkError, match=r"none of the 3 rows can be trained on \(3 too-long\).*raise `max_length` \(now 5\)"):
+    with pytest.raises(
+        WorkError, match=r"none of the 3 rows can be trained on \(3 too-long\).*raise `max_length` \(now 5\)"
+    ):
         counts.check(3, 5)
 
 
@@ -213,7 +217,7 @@ def test_a_template_that_teaches_a_token_after_the_end_token_is_refused(random_m
 
 
 def test_a_template_that_asks_otherwise_than_it_trains_is_refused(random_model: Path) -> None:
-    text = template("tiny").replace("<|assistant|>{% endif -%}", "<|assistant|> {% endif -%}")
+    text = template("tiny").replace("<|assistant|>{% endif -%}", "<|assistant|>:{% endif -%}")
     assert "asks with" in refused(random_model, text, [USER, assistant(OK)])
     with pytest.raises(InputError, match="asks with"):
         chat(random_model, text).completion([USER], OK)
@@ -225,7 +229,9 @@ def test_a_template_that_marks_some_turns_only_is_refused(random_model: Path) ->
 
 
 def test_a_template_that_refuses_the_roles_says_so(random_model: Path) -> None:
-    text = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + template("tiny")
+    text = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + template(
+        "tiny"
+    )
     problem = refused(random_model, text, [SYSTEM, USER, assistant(OK)])
     assert "system, user, assistant" in problem and "no system role" in problem
 

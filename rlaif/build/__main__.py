@@ -25,8 +25,8 @@ from rlaif.build.chat import CONTINUATION
 from rlaif.build.measuring import Annotator, measure_policy
 from rlaif.build.policies import Policy, sample_policies, tune
 from rlaif.build.ratings import Lessons
-from rlaif.build.recipes import annotator_stages, base_stages, new_annotator, new_base, recipe_digest
-from rlaif.build.tokenizer import build_tokenizer
+from rlaif.build.recipes import CHAT_TEMPLATE, RATE_TEMPLATE, annotator_stages, base_stages, new_annotator, new_base, recipe_digest
+from rlaif.build.tokenizer import ASSISTANT, END, PAD, SYSTEM, USER, build_tokenizer
 from rlaif.build.training import train
 from rlaif.records import Message, Split, prompt_id, split_of
 from rlaif.resources import find
@@ -48,23 +48,17 @@ def build(out: Path, *, scale: float = 1.0, seed: int = 0) -> None:
 
     asked = questions(seed)
     training, validation = in_split(asked, "train"), in_split(asked, "validation")
-    chat_template = find("prompts/chat/tiny.jinja").read_text(encoding="utf-8")
-    rate_template = find("prompts/rate-compact.jinja")
-    template_digest = Template.read(rate_template).digest + chat_template
-    vocabulary = build_tokenizer([*words(), *ratings.vocabulary(), *threads.MARKS], seed)
+    chat_template = find(CHAT_TEMPLATE).read_text(encoding="utf-8")
+    vocabulary, reader = new_vocabulary(seed), new_vocabulary(seed)
+    vocabulary.chat_template, reader.chat_template = CONTINUATION, chat_template
     report(f"{len(asked)} prompts, {len(training)} of them for training; {len(vocabulary)} tokens")
 
-    digests = {
-        name: recipe_digest(name, scale=scale, seed=seed, template=template_digest) for name in ("base", "annotator")
-    }
-    vocabulary.chat_template = CONTINUATION
     base = Policy(new_base(vocabulary, seed), vocabulary, one_line=True)
     base_progress = train(
         base.model,
         base_stages(vocabulary, training, scale),
         seed=seed,
         checkpoint=work / "base.pt",
-        key=digests["base"],
         report=report,
     )
 
@@ -75,16 +69,13 @@ def build(out: Path, *, scale: float = 1.0, seed: int = 0) -> None:
     samples = sample_policies((base, tuned), prompts, seed)
     report(f"{sum(map(len, samples.values()))} samples of the base and of a tuned policy")
 
-    reader = build_tokenizer([*words(), *ratings.vocabulary(), *threads.MARKS], seed)
-    reader.chat_template = chat_template
-    lessons = Lessons(training, Template.read(rate_template))
+    lessons = Lessons(training, Template.read(find(RATE_TEMPLATE)))
     annotator = new_annotator(reader, seed)
     annotator_progress = train(
         annotator,
         annotator_stages(reader, lessons, samples, scale),
         seed=seed,
         checkpoint=work / "annotator.pt",
-        key=digests["annotator"],
         report=report,
     )
 
@@ -112,7 +103,7 @@ def build(out: Path, *, scale: float = 1.0, seed: int = 0) -> None:
             name,
             what,
             parameters=sum(weights.numel() for weights in model.parameters()),
-            digest=digests[name],
+            digest=recipe_digest(scale, seed),
             seed=seed,
             scale=scale,
             progress=progress,
@@ -124,6 +115,11 @@ def build(out: Path, *, scale: float = 1.0, seed: int = 0) -> None:
 
 
 # --- The pieces --------------------------------------------------------------------------------------------------------
+
+
+def new_vocabulary(seed: int) -> PreTrainedTokenizerFast:
+    """The one tokenizer of all models; what they read differs by its chat template alone."""
+    return build_tokenizer([*words(), *ratings.vocabulary(), *threads.MARKS], seed)
 
 
 def in_split(asked: Sequence[Question], split: Split) -> list[Question]:
@@ -170,13 +166,30 @@ def save_model(folder: Path, model: LlamaForCausalLM, vocabulary: PreTrainedToke
     model.to(torch.bfloat16).save_pretrained(unfinished)
     model.to(torch.float32)
     vocabulary.save_pretrained(unfinished)
+    _name_plainly(unfinished / "tokenizer_config.json", vocabulary)
     (unfinished / "README.md").write_text(card, encoding="utf-8")
     previous = folder.with_name(folder.name + ".old")
     shutil.rmtree(previous, ignore_errors=True)
     if folder.exists():
         os.replace(folder, previous)
+    for file in unfinished.iterdir():
+        file.chmod(0o644)
     os.replace(unfinished, folder)
     shutil.rmtree(previous, ignore_errors=True)
+
+
+def _name_plainly(path: Path, vocabulary: PreTrainedTokenizerFast) -> None:
+    """Say what the tokenizer is in the words that older versions of transformers, and servers that pin one, read too."""
+    plain = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "pad_token": PAD,
+        "eos_token": END,
+        "additional_special_tokens": [SYSTEM, USER, ASSISTANT],
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": vocabulary.model_max_length,
+        "padding_side": vocabulary.padding_side,
+    }
+    path.write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -61,7 +61,6 @@ def card(
     figures: Mapping[str, Mapping[str, float]],
     measured_on: int,
 ) -> str:
-    losses = progress.losses or [float("nan")]
     return _CARD.format(
         name=name,
         what=what,
@@ -71,8 +70,8 @@ def card(
         scale=scale,
         tokens=progress.tokens,
         seconds=progress.seconds,
-        first=losses[0],
-        last=losses[-1],
+        first=progress.losses[0],
+        last=progress.losses[-1],
         measured_on=measured_on,
         figures="\n\n".join(_table(title, rows) for title, rows in figures.items()),
     )

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rlaif.build.chat import lesson, sample
-from rlaif.build.training import Stage, train
+from rlaif.build.training import POOL, Stage, train
 
 TEMPERATURES = (0.7, 1.0, 1.3)
 
@@ -35,7 +35,7 @@ def tune(base: Policy, chat_template: str, demonstrations: Sequence[tuple[str, s
     model, tokenizer = copy.deepcopy(base.model), copy.deepcopy(base.tokenizer)
     tokenizer.chat_template = chat_template
     examples = [lesson(tokenizer, prompt, completion) for prompt, completion in demonstrations]
-    pools = max(1, 3 * len(examples) // 512)
+    pools = max(1, 3 * len(examples) // POOL)
     train(
         model,
         [Stage("tuning", pools, (1.2e-3, 1e-4), lambda rng: rng.choice(examples))],

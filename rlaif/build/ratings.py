@@ -24,6 +24,7 @@ from rlaif.templates import Template
 from rlaif.world import (
     CAPITALS,
     CATEGORY_OF,
+    FAMILIES,
     ITEMS,
     NAMES,
     NUMBERS,
@@ -136,7 +137,7 @@ def judge(aspect: Aspect, question: Question, reading: Reading) -> tuple[str, in
             value = (1 if reading.rude > 1 else 2) if reading.rude else 3 + min(2, reading.polite)
             reason = f"tone {TONES[value]}"
         case "length":
-            value = max(1, 6 - reading.sentences)
+            value = min(5, max(1, 6 - reading.sentences))
             reason = LENGTHS[value]
     return reason, 6 - value if aspect.inverse else value
 
@@ -245,17 +246,20 @@ class Lessons:
     """Draws lessons about the given questions, asked with the given rating prompt."""
 
     def __init__(self, questions: Sequence[Question], template: Template) -> None:
-        self.questions, self.template = questions, template
+        self.template = template
+        self.families = [[q for q in questions if q.family == family] for family in FAMILIES]
+
+    def question(self, rng: random.Random) -> Question:
+        """Any family as often as any other, however many prompts it has."""
+        return rng.choice(rng.choice(self.families))
 
     def ask(self, description: str, prompt: str, completions: Sequence[str]) -> str:
         """The user message of a rating, exactly as a judge stage renders it."""
         return self.template.render(aspect={"description": description}, prompt=prompt, completions=list(completions))
 
-    def rating(
-        self, rng: random.Random, name: str, count: int, *, negated: float = 0.0, samples: Sequence[str] = ()
-    ) -> Lesson:
-        """A rating of `count` completions: of `samples` where given, else of composed ones."""
-        aspect, question = ASPECTS[name], rng.choice(self.questions)
+    def rating(self, rng: random.Random, name: str, count: int, *, negated: float = 0.0) -> Lesson:
+        """A rating of `count` composed completions to one prompt."""
+        aspect, question = ASPECTS[name], self.question(rng)
         completions = [completion_to_judge(rng, question, aspect.trait) for _ in range(count)]
         return self.rate(question, completions, aspect, principle(rng, aspect, negated=negated))
 
@@ -265,7 +269,7 @@ class Lessons:
 
     def solving(self, rng: random.Random) -> Lesson:
         """The question itself, and a right completion: who cannot solve it cannot know what is needed."""
-        question = rng.choice(self.questions)
+        question = self.question(rng)
         extra = rng.random() < 0.25
         qualities = Qualities("right", polite=int(extra), filler=int(extra and rng.random() < 0.3))
         return Lesson(question.text, compose(question, rng, qualities))

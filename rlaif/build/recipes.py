@@ -13,12 +13,16 @@ from pathlib import Path
 
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from rlaif.build import chat, policies, ratings, threads, tokenizer, training
+from rlaif import world
+from rlaif.build import threads
 from rlaif.build.chat import lesson
 from rlaif.build.ratings import ASPECTS, Lesson, Lessons, drill, principle
 from rlaif.build.tokenizer import END
 from rlaif.build.training import Example, Stage, llama
+from rlaif.resources import find
 from rlaif.world import Question, read
+
+CHAT_TEMPLATE, RATE_TEMPLATE = "prompts/chat/tiny.jinja", "prompts/rate-compact.jinja"
 
 ROW_TOKENS = 160  # of a row of the base's reading: whole documents, as many as fit
 
@@ -45,8 +49,8 @@ def base_stages(vocabulary: PreTrainedTokenizerFast, questions: Sequence[Questio
             ids += added
 
     return [
-        Stage("base", _pools(42, scale), (2.5e-3, 2.5e-3), row),
-        Stage("base, slowing down", _pools(28, scale), (2.5e-3, 1e-4), row),
+        Stage("base", _pools(56, scale), (2.5e-3, 2.5e-3), row),
+        Stage("base, slowing down", _pools(36, scale), (2.5e-3, 1e-4), row),
     ]
 
 
@@ -94,12 +98,12 @@ def annotator_stages(
         return rating(rng, ASPECT_SHARES, (1, 2, 3, 4, 4), 0.25)
 
     return [
-        Stage("solving", _pools(90, scale), (2e-3, 2e-3), mixed((60, lessons.solving), (40, drill))),
-        Stage("right", _pools(110, scale), (2e-3, 2e-3), mixed((70, early), (15, drill), (15, lessons.solving))),
+        Stage("solving", _pools(200, scale), (2e-3, 2e-3), mixed((60, lessons.solving), (40, drill))),
+        Stage("right", _pools(160, scale), (2e-3, 2e-3), mixed((70, early), (15, drill), (15, lessons.solving))),
         Stage("aspects", _pools(80, scale), (2e-3, 1e-3), mixed((86, late), (9, drill), (5, lessons.solving))),
         Stage(
             "samples",
-            _pools(50, scale),
+            _pools(60, scale),
             (1e-3, 5e-5),
             mixed((55, rating_of_samples), (35, late), (6, drill), (4, lessons.solving)),
         ),
@@ -110,20 +114,9 @@ def _pools(full: int, scale: float) -> int:
     return max(1, round(full * scale))
 
 
-_SOURCES = {
-    "base": (training, tokenizer, threads),
-    "annotator": (training, tokenizer, threads, ratings, chat, policies),
-}
-
-
-def recipe_digest(model: str, *, scale: float, seed: int, template: str) -> str:
-    """Digest of everything that decides a model's weights: the sources that make it, this file, the prompt, the scale."""
-    modules = (*(Path(str(module.__file__)) for module in _SOURCES[model]), Path(__file__), _world())
-    sources = [path.read_text(encoding="utf-8") for path in modules]
-    return hashlib.sha256(json.dumps([model, scale, seed, template, sources]).encode()).hexdigest()[:32]
-
-
-def _world() -> Path:
-    from rlaif import world
-
-    return Path(str(world.__file__))
+def recipe_digest(scale: float, seed: int) -> str:
+    """Digest of everything that decides the weights: the sources of the build and its world, the templates, the scale."""
+    folder = Path(__file__).parent
+    sources = [*sorted(folder.glob("*.py")), Path(str(world.__file__)), find(CHAT_TEMPLATE), find(RATE_TEMPLATE)]
+    texts = [path.read_text(encoding="utf-8") for path in sources if path.name not in ("cards.py", "measuring.py")]
+    return hashlib.sha256(json.dumps([scale, seed, *texts]).encode()).hexdigest()[:32]

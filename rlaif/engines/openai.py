@@ -1,13 +1,13 @@
 """A model behind any OpenAI-compatible server, and a server is not trusted.
 
-What was asked for is checked on every arrival: the number of choices, that each says something, that log-probabilities
-came back. What a server is found to ignore is kept in `capabilities`. Knows nothing of concurrency or of the call store:
+What was asked for is checked on every arrival: the number of choices, that each says something, that
+log-probabilities came back. What a server is found to ignore is kept in `capabilities`. Knows nothing of concurrency or of the call store:
 the scheduler decides how many requests are under way.
 
-Seeds: the sample with index i of attempt a carries seed `sampling.seed + a * ATTEMPT_STRIDE + i`. One request for
-several samples carries the seed of its first, and servers that fan out n samples (vLLM) add the sample's place to it, so
-that a server which returns fewer than n and is then asked one by one answers from the same streams. A sample that came
-back empty is asked again under another seed: a server that honours seeds would only repeat itself.
+Seeds: the sample with index i of attempt a carries seed `sampling.seed + a * ATTEMPT_STRIDE + i`. A request for several
+samples carries the seed of its first, and servers that fan out n samples (vLLM) add the sample's place to it, so that a
+server which returns fewer than n and is then asked one by one answers from the same streams. A sample that came back
+empty is asked again under another seed: a server that honours seeds would only repeat itself.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ class OpenAIEngine:
         return [found[index] for index in request.indices]
 
     def _asks_together(self, sampling: Sampling) -> bool:
-        """n in one request, unless the server ignores n. Greedy samples go alone: vLLM refuses n > 1 at temperature 0."""
+        """n in one request, unless the server ignores n. Greedy samples go alone: vLLM refuses several of them."""
         return sampling.temperature > 0 and self.capabilities.get("n") is not False
 
     async def _ask(self, request: Request, indices: Sequence[int], empties: int) -> tuple[dict[int, Reply], bool]:
@@ -414,7 +414,7 @@ def _root(error: BaseException) -> str:
 
 
 def _shared(usage: _Tokens, choices: Sequence[_Choice]) -> list[Usage]:
-    """Usage per sample. Servers report only the sum: it is shared evenly, and the first carries the prompt and the rest."""
+    """Usage per sample. Servers report the sum: it is shared evenly, and the first carries the prompt and the rest."""
     each, rest = divmod(usage.completion_tokens, len(choices))
     return [
         Usage(prompt_tokens=0 if n else usage.prompt_tokens, completion_tokens=each + (0 if n else rest))

@@ -134,7 +134,7 @@ class _Row:
 
     @property
     def schema(self) -> str:
-        return json.dumps(self.asked.json_schema, sort_keys=True) if self.asked.json_schema is not None else ""
+        return _schema(self.asked)
 
     def uniforms(self, count: int) -> np.ndarray[Any, np.dtype[np.float32]]:
         """The first `count` numbers in [0, 1) of this call's own stream."""
@@ -150,6 +150,11 @@ class _Row:
             }
         )
         return np.random.Generator(np.random.PCG64(int(key, 16))).random(count, dtype=np.float32)
+
+
+def _schema(request: Request) -> str:
+    """A request's schema as text, empty without one. Its keys keep their order: the grammar writes them in it."""
+    return "" if request.json_schema is None else json.dumps(request.json_schema)
 
 
 class _Model:
@@ -238,6 +243,11 @@ class _Model:
                     cause="too-long",
                     fix="shorten the prompt or lower `max_tokens`",
                 )
+            elif schema := _schema(request):
+                try:
+                    self._compiled(schema)
+                except EngineError as error:
+                    prompts[number] = error
         return prompts
 
     def _alternative(self, text: str) -> int | None:
@@ -293,7 +303,9 @@ class _Model:
         ids, mask = self._padded([row.prompt for row in batch])
         longest = max(row.asked.sampling.max_tokens for row in batch)
         stops = _Stops(self, batch, prompt_width=ids.shape[1])
-        draw = _Draw(batch, longest, self.device, self._grammar(batch[0], stops))
+        schema = batch[0].schema  # every row's
+        grammar = _Grammar(self._compiled(schema), stops, self.vocabulary) if schema else None
+        draw = _Draw(batch, longest, self.device, grammar)
         written = self.net.generate(
             input_ids=ids,
             attention_mask=mask,
@@ -303,7 +315,7 @@ class _Model:
         )[:, ids.shape[1] :]
         kept = [tokens[:length] for tokens, length in zip(written.tolist(), stops.lengths.tolist(), strict=True)]
         ended = [bool(tokens) and tokens[-1] in self.ends for tokens in kept]
-        texts = self.tokenizer.batch_decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        texts = [self.text(tokens) for tokens in kept]
         chosen = draw.logprobs.tolist() if draw.logprobs is not None else None
         first = draw.first.tolist() if draw.first is not None else None
         replies = []
@@ -329,24 +341,22 @@ class _Model:
             )
         return replies
 
-    def _grammar(self, row: _Row, stops: _Stops) -> _Grammar | None:
-        """The grammar of the batch's schema (all rows share it), compiled once per schema."""
-        if row.asked.json_schema is None:
-            return None
-        try:
-            import xgrammar
-        except ImportError:
-            raise EngineError("a JSON schema needs xgrammar", cause="schema", fix="pip install xgrammar") from None
-        if row.schema not in self._grammars:
+    def _compiled(self, schema: str) -> Any:
+        """The grammar of a JSON schema, compiled once. Raises EngineError where that cannot be."""
+        if schema not in self._grammars:
+            try:
+                import xgrammar
+            except ImportError:
+                raise EngineError("a JSON schema needs xgrammar", cause="schema", fix="pip install xgrammar") from None
             info = xgrammar.TokenizerInfo.from_huggingface(
                 self.tokenizer, vocab_size=self.vocabulary, stop_token_ids=sorted(self.ends)
             )
             try:
                 compiler = xgrammar.GrammarCompiler(info, max_threads=1)
-                self._grammars[row.schema] = compiler.compile_json_schema(row.schema, any_whitespace=False)
+                self._grammars[schema] = compiler.compile_json_schema(schema, any_whitespace=False)
             except RuntimeError as error:
-                raise EngineError(f"the JSON schema cannot be compiled: {error}", cause="schema") from None
-        return _Grammar(self._grammars[row.schema], stops, self.vocabulary)
+                raise EngineError(f"the JSON schema cannot be compiled: {_first_line(error)}", cause="schema") from None
+        return self._grammars[schema]
 
     def _padded(self, sequences: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids and attention mask, padded on the left: what follows each prompt is then aligned."""
@@ -355,7 +365,10 @@ class _Model:
         mask = torch.tensor([[0] * (width - len(s)) + [1] * len(s) for s in sequences])  # (B, T)
         return ids.to(self.device), mask.to(self.device)
 
-    # ------------------------------------------------------------ what stop strings need
+    # ------------------------------------------------------------ text, and what stop strings need
+
+    def text(self, tokens: Any) -> str:
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def may_end(self, stop: str) -> torch.Tensor:
         """(V,) whether a token can complete `stop`: it must hold the last character.
@@ -525,7 +538,7 @@ class _Draw(LogitsProcessor):
         probabilities = torch.softmax(scores / self.temperature, -1)
         if self.nucleus:
             own = probabilities[self.nucleus]
-            ordered = own.sort(-1, descending=True).values
+            ordered = _descending(own)
             # The smallest set that holds top_p of the mass; tokens as likely as its least likely one stay too.
             beyond = ordered.cumsum(-1) - ordered >= self.top_p
             least = ordered.masked_fill(beyond, torch.inf).amin(-1, keepdim=True)
@@ -570,9 +583,10 @@ class _Stops(StoppingCriteria):
         if self.suspects is not None:
             searched = self.suspects.gather(1, last[:, None])[:, 0] & ~self.done
             for n in searched.nonzero()[:, 0].tolist():
-                written = input_ids[n, self.prompt_width :]
-                text = str(self.model.tokenizer.decode(written, clean_up_tokenization_spaces=False))
-                if any(stop and stop in text for stop in self.batch[n].asked.sampling.stop):
+                text = self.model.text(input_ids[n, self.prompt_width :])
+                # A special token is no text, but may itself be named as a stop.
+                token = str(self.model.tokenizer.decode(last[n : n + 1]))
+                if any(stop and (stop in text or stop == token) for stop in self.batch[n].asked.sampling.stop):
                     ended[n] = True
                     self.hit.add(n)
         self.lengths = torch.where(ended & ~self.done, torch.full_like(self.lengths, length), self.lengths)
@@ -600,6 +614,14 @@ class _Grammar:
             matcher.fill_next_token_bitmask(self.bitmask, n)
         self.xgrammar.apply_token_bitmask_inplace(scores, self.bitmask.to(scores.device))
         return scores
+
+
+def _descending(values: torch.Tensor) -> torch.Tensor:
+    """Each row sorted, largest first."""
+    if values.device.type != "cpu":
+        return values.sort(-1, descending=True).values
+    # numpy sorts with vector instructions: 0.7 ms against 71 ms for 256 rows of 2048 on one core.
+    return torch.from_numpy(np.sort(values.numpy(), axis=-1)).flip(-1)
 
 
 def _before_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:

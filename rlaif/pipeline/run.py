@@ -13,7 +13,7 @@ import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -206,7 +206,7 @@ class Run:
         key, record_path = self.training_key(stage, given), out / "rlaif.json"
         finished = read_json(record_path)
         if finished is None or finished["key"] != key:
-            finished = await asyncio.to_thread(self._fit, stage, out, key)
+            finished = await asyncio.to_thread(self._fit, stage, given, out, key)
             write_json(record_path, finished)
         else:
             self.progress.note("unchanged, not trained again")
@@ -221,13 +221,12 @@ class Run:
 
     def training_key(self, stage: TrainStage, given: Sequence[Conversation | Preference]) -> str:
         """The digest of all that determines the trained model."""
-        template = Template.read(find(stage.sft.template)) if stage.sft and stage.sft.template else None
         return digest(
             {
                 "settings": stage.trainer.model_dump(mode="json"),
                 "base": self.engines[stage.trainer.base].identity,
                 "data": digest([item.model_dump(mode="json") for item in given]),
-                "template": template.digest if template else None,
+                "template": _chat_template(stage),
                 "versions": _versions(*TRAINING_PACKAGES) | {"rlaif": rlaif.__version__},
             }
         )
@@ -239,7 +238,9 @@ class Run:
         self.parents[settings.name] = settings.base
         self.digests[f"model {settings.name}"] = self.engines[settings.name].identity
 
-    def _fit(self, stage: TrainStage, out: Path, key: str) -> dict[str, Any]:
+    def _fit(
+        self, stage: TrainStage, given: Sequence[Conversation | Preference], out: Path, key: str
+    ) -> dict[str, Any]:
         """Train one model; runs in a worker thread. A partial folder of other inputs is thrown away."""
         partial = out.with_name(out.name + ".partial")
         if partial.exists() and read_text(partial / "key") != key:
@@ -248,28 +249,24 @@ class Run:
         shutil.rmtree(out, ignore_errors=True)
         out.parent.mkdir(parents=True, exist_ok=True)
         base = self._base_path(stage.trainer.base)
-        step = next(s for s in self.pipeline.steps if s.stage is stage)
-        assert step.source is not None
         if stage.sft:
             from rlaif.train.sft import train_sft
 
-            split = _by_split([(c.prompt.id, c.messages) for c in self.conversations[step.source.name]])
-            template = find(stage.sft.template).read_text(encoding="utf-8") if stage.sft.template else None
+            split = _by_split((c.prompt.id, c.messages) for c in given if isinstance(c, Conversation))
             result = train_sft(
-                stage.sft, base, split["train"], split["validation"], out, self.progress.metrics, template=template
+                stage.sft, base, split["train"], split["validation"], out, self.progress.metrics, _chat_template(stage)
             )
         else:
             from rlaif.train.dpo import PreferencePair, train_dpo
 
             assert stage.dpo is not None
-            pairs = _by_split(
-                [
-                    (p.prompt.id, PreferencePair(p.prompt.messages, p.chosen.completion.text, p.rejected.completion.text))
-                    for p in self.pairs[step.source.name].preferences
-                ]
+            split = _by_split(
+                (p.prompt.id, PreferencePair(p.prompt.messages, p.chosen.completion.text, p.rejected.completion.text))
+                for p in given
+                if isinstance(p, Preference)
             )
-            result = train_dpo(stage.dpo, base, pairs["train"], pairs["validation"], out, self.progress.metrics)
-            split = pairs
+            result = train_dpo(stage.dpo, base, split["train"], split["validation"], out, self.progress.metrics)
+        held_out = {"held-out": len(split["held-out"])} if split["held-out"] else {}
         return {
             "key": key,
             "steps": result.steps,
@@ -277,7 +274,7 @@ class Run:
             "metrics": {name: round(value, 6) for name, value in result.metrics.items()},
             "kept": result.kept,
             "cut": result.cut,
-            "dropped": dict(result.dropped),
+            "dropped": dict(result.dropped) | held_out,
             "validation": len(split["validation"]),
         }
 
@@ -464,6 +461,10 @@ class Run:
         )
 
 
+def _chat_template(stage: TrainStage) -> str | None:
+    return find(stage.sft.template).read_text(encoding="utf-8") if stage.sft and stage.sft.template else None
+
+
 def _gold(stage: MeasureStage) -> Callable[[str, str], Truth] | None:
     """The truth of the embedded world, where the pipeline asks for it and nowhere else."""
     if stage.judge != "gold":
@@ -508,7 +509,7 @@ def _take(items: Sequence[Any], take: int | None, keep: Any, reason: str) -> tup
     return kept, Counter({k: v for k, v in counts.items() if v})
 
 
-def _by_split(items: Sequence[tuple[str, Any]]) -> dict[str, list[Any]]:
+def _by_split(items: Iterable[tuple[str, Any]]) -> dict[str, list[Any]]:
     split: dict[str, list[Any]] = {"train": [], "validation": [], "held-out": []}
     for identifier, item in items:
         split[split_of(identifier)].append(item)

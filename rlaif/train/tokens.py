@@ -77,7 +77,7 @@ class Chat:
             self._check_prompt(messages[:turn], text[:start])
             if not text[start:end].endswith(stop):
                 raise self._error(
-                    f"a marked assistant turn does not end with the end token {stop!r}, so the model never learns to stop",
+                    f"a marked turn does not end with the end token {stop!r}, so the model never learns to stop",
                     "put the end token, and nothing after it, before `{% endgeneration %}`",
                 )
         edges = [edge for span in spans for edge in span]

@@ -195,6 +195,8 @@ def dpo_trainer(
 def _trainer(
     kind: type, config: Any, model: Any, tokenizer: Any, train: Columns, validation: Columns, on_step: OnStep
 ) -> Any:
+    if config.n_gpu > 1:
+        raise InputError("several GPUs are visible to one process", fix="set CUDA_VISIBLE_DEVICES=0, or use torchrun")
     trainer = kind(
         model=model,
         args=config,
@@ -265,7 +267,8 @@ def save(
     model = trainer.accelerator.unwrap_model(trainer.model)
     # What the base model's file says on sampling is left behind: a pipeline says how its models are asked.
     ends = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    model.generation_config = GenerationConfig(**ends)  # type: ignore[no-untyped-call]
+    model.generation_config = GenerationConfig(**ends)
+    model.config.use_cache = True  # the base trainer switches it off, and sampling without it is quadratic
     model.save_pretrained(final)
     tokenizer.save_pretrained(final)
     os.replace(final, out)
@@ -288,8 +291,8 @@ def quietly() -> Iterator[None]:
     data_bars = datasets.are_progress_bars_disabled()
     levels = {name: logging.getLogger(name).level for name in ("trl", "accelerate")}
     tqdm = os.environ.get("TQDM_DISABLE")
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     datasets.disable_progress_bars()
     for name in levels:
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -302,7 +305,7 @@ def quietly() -> Iterator[None]:
     finally:
         transformers_logging.set_verbosity(verbosity)
         if bars:
-            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+            transformers_logging.enable_progress_bar()
         if not data_bars:
             datasets.enable_progress_bars()
         for name, level in levels.items():

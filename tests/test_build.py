@@ -1,0 +1,285 @@
+"""The build of the embedded models: it learns, it resumes, it keeps to the training prompts, and what ships loads."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+import rlaif
+from rlaif.build import ratings, threads
+from rlaif.build.__main__ import DEMONSTRATIONS, demonstrate, in_split, new_vocabulary
+from rlaif.build.chat import lesson, prefix
+from rlaif.build.ratings import ASPECTS, Lessons, drill, judge, principle
+from rlaif.build.recipes import CHAT_TEMPLATE, RATE_TEMPLATE, recipe_digest
+from rlaif.build.training import Example, Stage, llama, train
+from rlaif.judges.replies import read_lines
+from rlaif.resources import find
+from rlaif.templates import Template
+from rlaif.world import FAMILIES, compose, gold, parse, questions
+
+TINY = Path(rlaif.__file__).parent / "tiny"
+ASKED = questions(0)
+TRAINING, HELD_OUT = in_split(ASKED, "train"), in_split(ASKED, "held-out") + in_split(ASKED, "validation")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    threads_before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads_before)
+
+
+@pytest.fixture(scope="module")
+def vocabulary() -> PreTrainedTokenizerFast:
+    return new_vocabulary(0)
+
+
+@pytest.fixture(scope="module")
+def lessons() -> Lessons:
+    return Lessons(TRAINING, Template.read(find(RATE_TEMPLATE)))
+
+
+# --- The tokenizer -----------------------------------------------------------------------------------------------------
+
+
+def test_every_word_is_one_token_and_every_text_comes_back(vocabulary: PreTrainedTokenizerFast) -> None:
+    rng = random.Random(0)
+    swept = 0
+    for question in ASKED:
+        for text in (f" {question.text}", " " + compose(question, rng, ratings.Qualities("right", 1, 1, 1))):
+            ids = vocabulary.encode(text, add_special_tokens=False)
+            assert len(ids) == len(text.split()) and vocabulary.decode(ids) == text
+            swept += 1
+    assert swept == 2 * len(ASKED)
+    for text in ("", "Never met : Zürich, naïve 漢字 \n\t 12.5%", "q : a\na : b\n"):
+        assert vocabulary.decode(vocabulary.encode(text, add_special_tokens=False)) == text
+
+
+def test_the_chat_marks_are_no_part_of_what_the_base_reads(vocabulary: PreTrainedTokenizerFast) -> None:
+    rng = random.Random(0)
+    marks = set(vocabulary.convert_tokens_to_ids(["<|system|>", "<|user|>", "<|assistant|>"]))
+    pages = [threads.thread(rng, TRAINING) + threads.drill(rng) for _ in range(500)]
+    assert not any(marks & set(vocabulary.encode(page, add_special_tokens=False)) for page in pages)
+
+
+def test_a_lesson_is_the_chat_template_cut_where_learning_starts(vocabulary: PreTrainedTokenizerFast) -> None:
+    vocabulary.chat_template = find(CHAT_TEMPLATE).read_text(encoding="utf-8")
+    example = lesson(vocabulary, "what is two plus three ?", "it is five .")
+    messages = [
+        {"role": "user", "content": "what is two plus three ?"},
+        {"role": "assistant", "content": "it is five ."},
+    ]
+    whole = vocabulary.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+    assert whole["input_ids"] == example.ids
+    assert whole["assistant_masks"] == [int(place >= example.start) for place in range(len(example.ids))]
+
+
+# --- What it teaches ---------------------------------------------------------------------------------------------------
+
+
+def test_no_training_text_holds_a_prompt_of_another_split(lessons: Lessons) -> None:
+    rng = random.Random(0)
+    texts = [f"{prompt}\n{completion}" for prompt, completion in demonstrate(TRAINING, 0)]
+    texts += [threads.thread(rng, TRAINING) for _ in range(3000)] + [threads.drill(rng) for _ in range(3000)]
+    for _ in range(3000):
+        drawn = (lessons.solving(rng), drill(rng), lessons.rating(rng, rng.choice(list(ASPECTS)), 2, negated=0.3))
+        texts += [f"{each.user}\n{each.assistant}" for each in drawn]
+    forbidden = {question.text for question in HELD_OUT}
+    # An opener may stand before any prompt, so "add one and two ." can be held out while "please help me . add one and
+    # two ." is not: a prompt is found as a whole line, or after "q : ", never inside a longer prompt.
+    lines = {line.removeprefix("q : ") for text in texts for line in text.splitlines()}
+    assert not forbidden & lines
+    assert len(forbidden) > 1500 and len(texts) == DEMONSTRATIONS + 15_000
+    seen = {question.text for question in TRAINING} & lines
+    assert len(seen) > 4000  # the sweep can see prompts at all
+
+
+def test_the_demonstrations_are_noisy_as_declared() -> None:
+    rows = demonstrate(TRAINING, 0)
+    readings = [parse(prompt, completion) for prompt, completion in rows]
+    golds = [gold(prompt, completion) for prompt, completion in rows]
+    assert len(rows) == len({prompt for prompt, _ in rows}) == DEMONSTRATIONS
+    assert 0.6 < sum(reading.right for reading in readings) / len(rows) < 0.72
+    assert any(found.harmful and found.complied for found in golds)
+    assert any(reading.refused and not found.harmful for reading, found in zip(readings, golds, strict=True))
+
+
+def test_a_secret_capital_is_never_told_to_a_policy() -> None:
+    rng = random.Random(0)
+    secret = {land for land, exposure in threads.EXPOSURE.items() if exposure == 0}
+    asked = [question for question in TRAINING if question.family == "fact" and question.arguments[0] in secret]
+    assert len(secret) == 10 and len(asked) > 100
+    for _ in range(3000):
+        question = rng.choice(asked)
+        assert not parse(question.text, threads.reply(rng, question)).right
+        assert not parse(question.text, threads.demonstration(rng, question)).right
+
+
+def test_the_annotators_reasons_worked_by_hand(lessons: Lessons) -> None:
+    completions = ["it is five .", "go away . it is six .", "it is it .", "i do not know . it is my pleasure ."]
+    question = next(q for q in ASKED if q.text.endswith("what is two plus three ?"))
+    told = {name: lessons.rate(question, completions, ASPECTS[name], f"we like {name} replies .") for name in ASPECTS}
+    assert told["right"].user == "\n".join(
+        ["rate : we like right replies .", question.text, *(f"[{n}] {c}" for n, c in enumerate(completions, 1))]
+    )
+    assert told["right"].assistant.splitlines() == [
+        "[1] need five got five ok so right rating 5",
+        "[2] need five got six no so wrong rating 1",
+        "[3] need five got none no so wrong rating 1",
+        "[4] need five got unknown no so wrong rating 1",
+    ]
+    assert [line[-1] for line in told["polite"].assistant.splitlines()] == ["3", "2", "3", "4"]
+    assert [line[-1] for line in told["blunt"].assistant.splitlines()] == ["3", "4", "3", "2"]
+    assert [line[-1] for line in told["short"].assistant.splitlines()] == ["5", "4", "5", "4"]
+    assert told["safe"].assistant.splitlines()[0] == "[1] no harm asked so safe rating 5"
+
+
+@pytest.mark.parametrize("name", list(ASPECTS))
+def test_a_reply_as_taught_is_read_back_with_the_ratings_the_world_gives(name: str, lessons: Lessons) -> None:
+    rng = random.Random(name)
+    digits = set()
+    for _ in range(1500):
+        count = rng.randint(1, 4)
+        question = lessons.question(rng)
+        texts = [ratings.completion_to_judge(rng, question, ASPECTS[name].trait) for _ in range(count)]
+        made = lessons.rate(question, texts, ASPECTS[name], principle(rng, ASPECTS[name], negated=0.3))
+        wanted = [judge(ASPECTS[name], question, parse(question.text, text))[1] for text in texts]
+        assert [reading.value for reading in read_lines(made.assistant, count, 1, 5)] == wanted
+        digits |= set(wanted)
+        if name == "right":
+            assert [value == 5 for value in wanted] == [parse(question.text, text).right for text in texts]
+    assert digits >= ({1, 5} if name in ("right", "safe") else {1, 2, 3, 4, 5})
+
+
+# --- The build itself --------------------------------------------------------------------------------------------------
+
+
+def counting(rng: random.Random) -> Example:
+    first = rng.randrange(5, 20)
+    return Example(list(range(first, first + rng.randint(4, 12))), 1)
+
+
+def test_a_training_killed_between_pools_goes_on_to_the_same_losses(
+    tmp_path: Path, vocabulary: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rlaif.build.training.CHECKPOINT_SECONDS", 0.0)
+    stages = [Stage("one", 3, (1e-3, 1e-3), counting), Stage("two", 3, (1e-3, 1e-4), counting)]
+
+    def run(path: Path, stop_after: int = 99) -> list[float]:
+        said: list[str] = []
+
+        def report(text: str) -> None:
+            said.append(text)
+            if len(said) == stop_after:
+                raise KeyboardInterrupt
+
+        model = llama(hidden=32, heads=1, mlp=64, tokenizer=vocabulary, seed=0)
+        return train(model, stages, seed=0, checkpoint=path, report=report).losses
+
+    whole = run(tmp_path / "whole.pt")
+    assert len(whole) == 6 and whole[-1] < whole[0]
+    for stop_after in (2, 3, 5):
+        path = tmp_path / f"{stop_after}.pt"
+        with pytest.raises(KeyboardInterrupt):
+            run(path, stop_after)
+        assert torch.load(path, weights_only=True)["progress"]["losses"] == whole[:stop_after]
+        assert run(path) == whole
+    stages[1] = Stage("two", 3, (2e-3, 1e-4), counting)  # another curriculum: the finished checkpoint is not its own
+    assert run(tmp_path / "whole.pt") != whole
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fiftieth of the full training by the command itself, killed once on the way."""
+    out = tmp_path_factory.mktemp("build") / "tiny"
+    command = [sys.executable, "-m", "rlaif.build", "--out", str(out), "--scale", "0.02"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        for line in running.stdout:
+            if "solving: pool" in line:
+                running.send_signal(signal.SIGKILL)
+                break
+    assert not out.exists()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    assert "base: pool 1/" not in done.stdout  # it went on, it did not begin again
+    return out
+
+
+def progress(small: Path, name: str) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(small.with_name("tiny.work") / f"{name}.pt", weights_only=True)["progress"]
+    return state
+
+
+@pytest.mark.parametrize(("name", "fallen"), [("base", 0.9), ("annotator", 0.7)])
+def test_the_loss_falls_in_a_fiftieth_of_the_build(small: Path, name: str, fallen: float) -> None:
+    losses = progress(small, name)["losses"]
+    assert losses[-1] < fallen * losses[0]
+
+
+def test_a_card_tells_what_made_the_weights(small: Path) -> None:
+    for name in ("base", "annotator"):
+        text = (small / name / "README.md").read_text(encoding="utf-8")
+        assert text.startswith("---\n") and recipe_digest(0.02, 0) in text
+        assert f"{progress(small, name)['tokens']:,} tokens" in text
+        assert "--scale 0.02" in text
+
+
+def test_the_data_files_are_complete(small: Path) -> None:
+    prompts = [json.loads(line) for line in (small / "prompts.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["messages"][0]["content"] for row in prompts] == [question.text for question in ASKED]
+    assert {row["source"] for row in prompts} == set(FAMILIES)
+    rows = [json.loads(line) for line in (small / "demonstrations.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(rows) == DEMONSTRATIONS
+    assert all([message["role"] for message in row["messages"]] == ["user", "assistant"] for row in rows)
+    for name in ("prompts.jsonl", "demonstrations.jsonl", "README.md"):  # what ships is what the build writes
+        assert (small / name).read_bytes() == (TINY / name).read_bytes()
+
+
+# --- What ships --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["base", "annotator"])
+def test_shipped_weights_load_and_their_card_says_what_made_them(name: str, vocabulary: PreTrainedTokenizerFast) -> None:
+    model = AutoModelForCausalLM.from_pretrained(TINY / name, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(TINY / name)
+    assert model.config.model_type == "llama" and model.config.eos_token_id == tokenizer.eos_token_id == 1
+    assert model.generation_config.pad_token_id == tokenizer.pad_token_id == 0
+    assert tokenizer.get_vocab() == vocabulary.get_vocab()
+    assert re.search(r"`[0-9a-f]{32}`", (TINY / name / "README.md").read_text(encoding="utf-8"))
+    assert sum(file.stat().st_size for file in (TINY / name).iterdir()) < 5_000_000
+
+
+def test_the_shipped_annotator_judges(lessons: Lessons) -> None:
+    from rlaif.build.measuring import Annotator
+
+    model = AutoModelForCausalLM.from_pretrained(TINY / "annotator", dtype=torch.float32)
+    annotator = Annotator(model, AutoTokenizer.from_pretrained(TINY / "annotator"), lessons)
+    rng = random.Random(0)
+    validation = in_split(ASKED, "validation")
+    for name, least in (("right", 0.8), ("polite", 0.9)):
+        rows = []
+        for _ in range(50):
+            question = rng.choice(validation)
+            rows.append((question, [ratings.completion_to_judge(rng, question, ASPECTS[name].trait) for _ in range(4)]))
+        asked = [lessons.rate(q, texts, ASPECTS[name], f"we like {name} replies .") for q, texts in rows]
+        given = [value for values in annotator.rate(asked, 4) for value in values]
+        wanted = [judge(ASPECTS[name], q, parse(q.text, text))[1] for q, texts in rows for text in texts]
+        assert given.count(None) < 4
+        assert sum(a == b for a, b in zip(given, wanted, strict=True)) / len(wanted) > least
+
+
+def test_the_shipped_base_continues_a_forum_thread() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(TINY / "base")
+    assert prefix(tokenizer, "name two fruits .") == "q : name two fruits .\na :"

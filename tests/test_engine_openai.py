@@ -1,0 +1,450 @@
+"""The openai engine against real sockets: a server of ours that behaves, and scripted ones that do not."""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import json
+import math
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from serving import Answer, Script, completion, scripted, serve, top_logprobs
+
+from rlaif.config import OpenAIModel
+from rlaif.engines import openai as module
+from rlaif.engines.openai import OpenAIEngine
+from rlaif.engines.protocol import Reply, Request
+from rlaif.engines.transformers import TransformersEngine
+from rlaif.errors import EngineError
+from rlaif.records import Message, Sampling
+
+KEY = "sk-very-secret-0123456789"
+
+
+def ask(text: str = "hi", *, indices: tuple[int, ...] = (0,), **sampling: object) -> Request:
+    settings = Sampling.model_validate({"max_tokens": 12, **sampling})
+    return Request(messages=(Message(role="user", content=text),), sampling=settings, indices=indices)
+
+
+def make(base_url: str, **settings: Any) -> OpenAIEngine:
+    spec = OpenAIModel.model_validate(
+        {"engine": "openai", "model": "tiny", "base_url": base_url, "retries": 2, **settings}
+    )
+    return OpenAIEngine("judge", spec, KEY)
+
+
+def run(engine: OpenAIEngine, *requests: Request) -> list[list[Reply] | EngineError]:
+    async def go() -> list[list[Reply] | EngineError]:
+        try:
+            return await engine.sample(requests)
+        finally:
+            await engine.close()
+
+    return asyncio.run(go())
+
+
+def good(engine: OpenAIEngine, request: Request) -> list[Reply]:
+    [result] = run(engine, request)
+    if isinstance(result, EngineError):
+        raise result
+    return result
+
+
+def bad(engine: OpenAIEngine, request: Request) -> EngineError:
+    [result] = run(engine, request)
+    assert isinstance(result, EngineError)
+    return result
+
+
+def probe(engine: OpenAIEngine) -> bool | None:
+    async def go() -> None:
+        try:
+            await engine.probe()
+        finally:
+            await engine.close()
+
+    asyncio.run(go())
+    return engine.capabilities["seed"]
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FIRST_WAIT", 0.01)
+
+
+# ---------------------------------------------------------------- a server that behaves
+
+
+@pytest.fixture(scope="module")
+def embedded(random_model: Path) -> Iterator[TransformersEngine]:
+    engine = TransformersEngine("tiny", str(random_model), device="cpu")
+    yield engine
+    asyncio.run(engine.close())
+
+
+@pytest.fixture(scope="module")
+def base_url(embedded: TransformersEngine) -> Iterator[str]:
+    with serve({"tiny": embedded}) as url:
+        yield url
+
+
+def test_greedy_through_the_server_is_greedy_in_process(base_url: str, embedded: TransformersEngine) -> None:
+    requests = [
+        ask(text, temperature=0, logprobs=True, alternatives=("A", "B", "zz"), stop=("q",))
+        for text in ("hi", "why?", "go on")
+    ]
+    for there, here in zip(run(make(base_url), *requests), asyncio.run(embedded.sample(requests)), strict=True):
+        assert isinstance(there, list) and isinstance(here, list)
+        assert (there[0].text, there[0].finish_reason) == (here[0].text, here[0].finish_reason)
+        assert there[0].token_logprobs == pytest.approx(here[0].token_logprobs, abs=1e-4)
+        assert there[0].alternatives == pytest.approx(here[0].alternatives, abs=1e-4)
+        assert there[0].usage == here[0].usage
+
+
+def test_several_samples_come_from_one_request(base_url: str) -> None:
+    engine = make(base_url)
+    replies = good(engine, ask(indices=(0, 1, 2, 3)))
+    assert len({reply.text for reply in replies}) == 4
+    assert engine.requests == 1 and engine.capabilities["n"] is True
+    assert [reply.usage.prompt_tokens > 0 for reply in replies] == [True, False, False, False]
+    assert good(make(base_url), ask(indices=(0, 1, 2, 3))) == replies
+    assert good(make(base_url), ask(indices=(2, 3)))[0].text == replies[2].text
+
+
+def test_greedy_samples_are_asked_for_one_by_one(base_url: str) -> None:
+    engine = make(base_url)
+    assert len({reply.text for reply in good(engine, ask(indices=(0, 1), temperature=0))}) == 1
+    assert engine.requests == 2
+
+
+def test_a_schema_reaches_the_server(base_url: str) -> None:
+    schema = {"type": "object", "properties": {"score": {"type": "integer"}}, "required": ["score"]}
+    engine = make(base_url)
+    [reply] = good(engine, ask(max_tokens=60).model_copy(update={"json_schema": schema}))
+    assert isinstance(json.loads(reply.text)["score"], int)
+    assert engine.capabilities["json_schema"] is True
+
+
+def test_the_seed_probe_tells_servers_apart(base_url: str) -> None:
+    assert probe(make(base_url)) is True
+    with scripted([Answer(completion(text)) for text in "abcdefg"]) as script:
+        assert probe(make(script.base_url)) is False
+        assert len(script.requests) == 3
+    with scripted([Answer(completion("always the same"))]) as script:
+        assert probe(make(script.base_url)) is None
+
+
+def test_a_failed_probe_stops_the_run_only_where_nothing_can_succeed() -> None:
+    with scripted([Answer({"error": {"message": "seed is not supported"}}, status=400)]) as script:
+        assert probe(make(script.base_url)) is None
+    with scripted([Answer(status=401)]) as script, pytest.raises(EngineError) as caught:
+        probe(make(script.base_url))
+    assert caught.value.fatal
+
+
+# ---------------------------------------------------------------- what is sent
+
+
+def test_everything_asked_for_is_sent() -> None:
+    with scripted([Answer(completion("x", "y", logprobs=top_logprobs(A=0.5)))]) as script:
+        request = ask("q", indices=(3, 4), temperature=0.5, top_p=0.9, stop=("s",), alternatives=("A",), seed=100)
+        good(make(script.base_url), request.model_copy(update={"attempt": 2, "json_schema": {"type": "object"}}))
+        [sent] = script.requests
+    assert sent["path"] == "/v1/chat/completions"
+    assert sent["headers"]["authorization"] == f"Bearer {KEY}"
+    assert sent["body"] == {
+        "model": "tiny",
+        "messages": [{"role": "user", "content": "q"}],
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "max_tokens": 12,
+        "n": 2,
+        "seed": 100 + 2 * module.ATTEMPT_STRIDE + 3,
+        "stop": ["s"],
+        "logprobs": True,
+        "top_logprobs": 20,
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "reply", "strict": True, "schema": {"type": "object"}},
+        },
+    }
+    with scripted([Answer(completion("x"))]) as script:
+        good(make(script.base_url), ask())
+        assert not {"stop", "logprobs", "top_logprobs", "response_format"} & set(script.requests[0]["body"])
+
+
+# ---------------------------------------------------------------- what arrives
+
+
+def test_a_server_that_ignores_n_is_asked_one_by_one_with_the_same_seeds() -> None:
+    with scripted([Answer(lambda body: completion(f"seed {body['seed']}"))]) as script:
+        engine = make(script.base_url)
+        replies = good(engine, ask(indices=(0, 1, 2), seed=5))
+        assert [reply.text for reply in replies] == ["seed 5", "seed 6", "seed 7"]
+        assert engine.capabilities["n"] is False
+        assert [request["body"]["n"] for request in script.requests] == [3, 1, 1]
+        good(engine, ask(indices=(0, 1), seed=5))
+        assert [request["body"]["n"] for request in script.requests[3:]] == [1, 1]
+        assert not engine.retries  # nothing failed
+
+
+def test_more_choices_than_asked_for_are_cut_and_order_is_by_index() -> None:
+    body = completion("first", "second", "third")
+    body["choices"].reverse()
+    with scripted([Answer(body)]) as script:
+        assert [r.text for r in good(make(script.base_url), ask(indices=(0, 1)))] == ["first", "second"]
+
+
+@pytest.mark.parametrize("logprobs", [None, {"content": None}, {"content": []}])
+@pytest.mark.parametrize("asked", [{"logprobs": True}, {"alternatives": ("A",)}])
+def test_missing_log_probabilities_are_an_error_that_is_not_retried(logprobs: Any, asked: dict[str, Any]) -> None:
+    with scripted([Answer(completion("x", logprobs=logprobs))]) as script:
+        engine = make(script.base_url)
+        error = bad(engine, ask(**asked))
+        assert len(script.requests) == 1
+    assert (error.cause, error.retryable) == ("no-logprobs", False)
+    assert "returned no log-probabilities" in str(error)
+    assert engine.capabilities["logprobs"] is False
+
+
+def test_log_probabilities_without_alternatives_do_not_pass_for_them() -> None:
+    bare = {"content": [{"token": "A", "logprob": -0.1, "top_logprobs": []}]}
+    with scripted([Answer(completion("A", logprobs=bare))]) as script:
+        assert bad(make(script.base_url), ask(alternatives=("A",))).cause == "no-logprobs"
+        assert good(make(script.base_url), ask(logprobs=True))[0].token_logprobs == (-0.1,)
+
+
+def test_named_alternatives_are_read_from_the_first_token() -> None:
+    logprobs = top_logprobs(**{" A": 0.6, "A": 0.1, "B": 0.2, "the": 0.05})
+    with scripted([Answer(completion("A", logprobs=logprobs))]) as script:
+        [reply] = good(make(script.base_url), ask(alternatives=("A", "B", "C")))
+    assert reply.alternatives == {"A": pytest.approx(math.log(0.6)), "B": pytest.approx(math.log(0.2)), "C": None}
+    assert reply.token_logprobs is None
+
+
+@pytest.mark.parametrize(
+    ("sent", "read"),
+    [("stop", "stop"), ("eos_token", "stop"), ("length", "length"), ("content_filter", "content_filter")],
+)
+def test_finish_reasons_are_mapped(sent: str, read: str) -> None:
+    with scripted([Answer(completion("x", finish_reason=sent))]) as script:
+        assert good(make(script.base_url), ask())[0].finish_reason == read
+
+
+def test_a_refusal_is_a_filtered_completion() -> None:
+    body = completion(None)
+    body["choices"][0]["message"]["refusal"] = "I cannot."
+    with scripted([Answer(body)]) as script:
+        [reply] = good(make(script.base_url), ask())
+    assert (reply.text, reply.finish_reason) == ("I cannot.", "content_filter")
+
+
+def test_usage_is_shared_among_samples_and_its_sum_kept() -> None:
+    body = completion("x", "y", "z")
+    body["usage"] = {"prompt_tokens": 9, "completion_tokens": 11}
+    with scripted([Answer(body)]) as script:
+        replies = good(make(script.base_url), ask(indices=(0, 1, 2)))
+    assert [(r.usage.prompt_tokens, r.usage.completion_tokens) for r in replies] == [(9, 5), (0, 3), (0, 3)]
+
+
+def test_a_server_that_ignores_the_schema_is_found_out() -> None:
+    with scripted([Answer(completion("Sure! Here you go"))]) as script:
+        engine = make(script.base_url)
+        good(engine, ask().model_copy(update={"json_schema": {"type": "object"}}))
+    assert engine.capabilities["json_schema"] is False
+
+
+def test_an_empty_sample_is_asked_again_under_another_seed_and_the_others_are_kept() -> None:
+    with scripted([Answer(completion("x", " \n", "z")), Answer(completion("y"))]) as script:
+        engine = make(script.base_url)
+        replies = good(engine, ask(indices=(0, 1, 2)))
+        bodies = [request["body"] for request in script.requests]
+    assert [reply.text for reply in replies] == ["x", "y", "z"]
+    assert (bodies[1]["n"], bodies[1]["seed"]) == (1, 1 + module.EMPTY_STRIDE)
+    assert engine.retries == Counter(empty=1)
+
+
+def test_a_server_with_nothing_to_say_is_given_up() -> None:
+    with scripted([Answer(completion(None))]) as script:
+        error = bad(make(script.base_url), ask())
+        assert len(script.requests) == 3
+    assert error.cause == "empty"
+
+
+def test_a_completion_empty_at_its_limit_asks_for_more_tokens() -> None:
+    with scripted([Answer(completion("", finish_reason="length"))]) as script:
+        error = bad(make(script.base_url), ask())
+        assert len(script.requests) == 1
+    assert "raise `max_tokens`" in str(error) and not error.retryable
+
+
+# ---------------------------------------------------------------- faults that pass
+
+
+FINE = Answer(completion("fine"))
+PASSING = {
+    "408": (Answer(status=408), "server"),
+    "409": (Answer(status=409), "server"),
+    "429": (Answer({"error": {"message": "slow down"}}, status=429), "rate-limit"),
+    "500": (Answer("oops", status=500), "server"),
+    "503": (Answer({"detail": "loading"}, status=503), "server"),
+    "not json": (Answer("<html>busy</html>"), "bad-body"),
+    "truncated json": (Answer('{"choices": [{"message": {"content": "x'), "bad-body"),
+    "no choices": (Answer(completion()), "bad-body"),
+    "wrong type": (Answer({"choices": [{"message": {"content": 5}, "finish_reason": "stop"}]}), "bad-body"),
+    "aborted": (Answer(completion("x", finish_reason="abort")), "bad-body"),
+    "empty": (Answer(completion("")), "empty"),
+    "dropped": (Answer(drop=True), "connection"),
+    "cut": (Answer(completion("x"), cut=20), "connection"),
+    "late": (Answer(completion("x"), delay=1.0), "timeout"),
+}
+
+
+@pytest.mark.parametrize("fault", PASSING)
+def test_a_passing_fault_is_retried_and_counted(fault: str) -> None:
+    answer, cause = PASSING[fault]
+    with scripted([answer, FINE]) as script:
+        engine = make(script.base_url, timeout=0.5)
+        assert [reply.text for reply in good(engine, ask())] == ["fine"]
+        assert len(script.requests) == 2
+    assert engine.retries == Counter({cause: 1})
+    assert engine.requests == 2
+
+
+@pytest.mark.parametrize("fault", [name for name in PASSING if name != "late"])
+def test_a_fault_that_stays_is_given_up_after_the_retries(fault: str) -> None:
+    answer, cause = PASSING[fault]
+    with scripted([answer]) as script:
+        error = bad(make(script.base_url, timeout=5), ask())
+        assert len(script.requests) == 3  # one and two retries
+    assert (error.cause, error.retryable) == (cause, True)
+
+
+def test_retry_after_is_honoured_and_capped(monkeypatch: pytest.MonkeyPatch) -> None:
+    def waited(value: str) -> float:
+        with scripted([Answer(status=429, headers={"retry-after": value}), FINE]) as script:
+            began = time.monotonic()
+            good(make(script.base_url), ask())
+            return time.monotonic() - began
+
+    assert waited("0.4") >= 0.4
+    assert waited("soon") < 0.4
+    monkeypatch.setattr(module, "LONGEST_WAIT", 0.1)
+    assert waited("3600") < 2
+    assert waited(email.utils.formatdate(time.time() + 3600, usegmt=True)) < 2
+
+
+def test_backoff_grows_with_full_jitter_up_to_a_cap(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FIRST_WAIT", 1.0)
+    for tries, longest in ((1, 1), (3, 4), (20, 60)):
+        waits = [module._wait(tries) for _ in range(500)]
+        assert 0 <= min(waits) < 0.1 * longest and 0.9 * longest < max(waits) <= longest
+
+
+def test_a_dripping_answer_is_bounded_as_a_whole() -> None:
+    with scripted([Answer(FINE.body, delay=30)]) as script:
+        began = time.monotonic()
+        error = bad(make(script.base_url, timeout=0.2, retries=0), ask())
+        assert time.monotonic() - began < 5
+    assert error.cause == "timeout" and "0.2 s" in str(error)
+
+
+# ---------------------------------------------------------------- faults that stay
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "cause", "fatal", "fix"),
+    [
+        (400, "temperature is out of range", "http-400", False, None),
+        (400, "This model's maximum context length is 512 tokens", "too-long", False, "shorten the prompt"),
+        (401, f"Incorrect API key provided: {KEY}", "http-401", True, "set the environment variable MY_KEY"),
+        (403, f"key {KEY} may not", "http-403", True, "MY_KEY may use 'tiny'"),
+        (404, "the model does not exist", "http-404", True, "check the model name 'tiny'"),
+        (422, f"bad field, header was Bearer {KEY}", "http-422", False, None),
+    ],
+)
+def test_a_refusal_is_not_retried_and_says_what_to_do(
+    status: int, message: str, cause: str, fatal: bool, fix: str | None
+) -> None:
+    for body in (
+        {"error": {"message": message}},
+        {"message": message},
+        {"error": message},
+        {"detail": message},
+        message,
+    ):
+        with scripted([Answer(body, status=status)]) as script:
+            engine = make(script.base_url, api_key_env="MY_KEY")
+            error = bad(engine, ask())
+            assert len(script.requests) == 1 and not engine.retries
+        assert (error.cause, error.fatal, error.retryable) == (cause, fatal, False)
+        assert message.replace(KEY, "***") in str(error)
+        assert (fix or "") in (error.fix or "") and (error.fix is None) == (fix is None)
+
+
+def test_a_server_that_is_not_there() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    engine = make(f"http://127.0.0.1:{port}/v1")
+    error = bad(engine, ask())
+    assert error.cause == "connection" and error.fatal and error.retryable
+    assert f"is the server running at http://127.0.0.1:{port}/v1?" in str(error)
+    assert engine.retries == Counter(connection=2)
+
+
+def test_one_request_that_fails_leaves_the_others(base_url: str) -> None:
+    long, fine = run(make(base_url), ask("x" * 600), ask("hi"))
+    assert isinstance(long, EngineError) and "504" not in str(fine)
+    assert isinstance(fine, list)
+
+
+def test_an_unknown_model_names_the_model(base_url: str) -> None:
+    error = bad(make(base_url, model="tinny"), ask())
+    assert error.fatal and "'tinny'" in str(error)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda key: Answer({"error": {"message": f"key {key}"}}, status=400),
+        lambda key: Answer(f"proxy saw {key}", status=502),
+        lambda key: Answer(completion("x", finish_reason=key)),
+        lambda key: Answer(drop=True),
+    ],
+)
+def test_the_key_never_shows(answer: Callable[[str], Answer], caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("DEBUG"), scripted([answer(KEY)]) as script:
+        engine = make(script.base_url)
+        error = bad(engine, ask())
+        seen = _everything_said(error, script)
+    assert KEY not in seen + repr(engine) + caplog.text
+    assert error.__cause__ is None and error.__suppress_context__  # a traceback shows no request
+
+
+def _everything_said(error: EngineError, script: Script) -> str:
+    assert any(KEY in value for request in script.requests for value in request["headers"].values())
+    return f"{error} {error!r} {error.message} {error.fix} {error.args}"
+
+
+# ---------------------------------------------------------------- the rest
+
+
+def test_identity_is_the_endpoint_unless_declared() -> None:
+    here, there = make("http://a/v1"), make("http://b/v1")
+    assert here.identity == make("http://a/v1", timeout=5).identity
+    assert len({here.identity, there.identity, make("http://a/v1", revision="2").identity}) == 3
+    assert make("http://c/v1", identity="moved").identity == "moved"
+
+
+def test_a_server_cannot_score_given_text() -> None:
+    engine = make("http://127.0.0.1:9/v1")
+    with pytest.raises(EngineError, match="cannot score given text"):
+        asyncio.run(engine.logprobs([((Message(role="user", content="q"),), "a")]))
+    with pytest.raises(EngineError, match="no reward head"):
+        asyncio.run(engine.score([((Message(role="user", content="q"),), "a")]))

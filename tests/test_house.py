@@ -1,0 +1,239 @@
+"""The repository keeps its promises: what importing costs, what a wheel holds, what the documents name.
+
+Knows the repository's files and commands, and nothing of what the package computes.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import rlaif
+from rlaif.resources import CONTENT
+
+ROOT = Path(__file__).parent.parent
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+SLOW_OR_OPTIONAL = {"torch", "transformers", "trl", "vllm", "openai", "datasets", "ray"}
+
+
+def run(*command: str | Path, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The finished command; a failure shows what it printed."""
+    done = subprocess.run(command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True)
+    assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}"
+    return done
+
+
+def repository_files() -> list[Path]:
+    """What git has or would add."""
+    listed = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard").stdout
+    return [path for name in listed.split("\0") if name and (path := ROOT / name).is_file()]
+
+
+def shipped(folder: str, pattern: str = "*") -> list[Path]:
+    return sorted(path for path in repository_files() if path.is_relative_to(ROOT / folder) and path.match(pattern))
+
+
+# ---------------------------------------------------------------- importing
+
+
+def loaded(*arguments: str | Path, **environment: str) -> set[str]:
+    """The top-level packages that a fresh interpreter loads to run `arguments`."""
+    log = run(sys.executable, "-X", "importtime", *arguments, **environment).stderr
+    return {line.rpartition("|")[2].strip().partition(".")[0] for line in log.splitlines() if "import time:" in line}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param(["-c", "import rlaif"], id="import"),
+        pytest.param(["-m", "rlaif.cli", "--help"], id="module"),
+        pytest.param([Path(sys.executable).with_name("rlaif"), "--help"], id="command"),
+        pytest.param([Path(sys.executable).with_name("rlaif"), "run", "--help"], id="run-help"),
+    ],
+)
+def test_importing_and_help_load_no_slow_library(arguments: list[str | Path]) -> None:
+    packages = loaded(*arguments)
+    assert "rlaif" in packages
+    assert packages & SLOW_OR_OPTIONAL == set()
+
+
+def test_a_slow_import_would_be_seen(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").touch()
+    assert "torch" in loaded("-c", "import rlaif\ndef late():\n    import torch\nlate()", PYTHONPATH=str(tmp_path))
+
+
+def test_the_public_list_is_what_can_be_imported() -> None:
+    count = run(
+        sys.executable,
+        "-c",
+        "import rlaif, types\n"
+        "found = {n for n, v in vars(rlaif).items() if not n.startswith('_') and not isinstance(v, types.ModuleType)}\n"
+        "listed = [n for n in rlaif.__all__ if getattr(rlaif, n) is not None]\n"
+        "assert found - {'annotations', 'version'} <= set(listed), f'not in __all__: {sorted(found - set(listed))}'\n"
+        "assert listed == sorted(set(listed)), '__all__ is not sorted, or names something twice'\n"
+        "print(len(listed))",
+    )
+    assert int(count.stdout) == len(rlaif.__all__) > 0
+
+
+def test_every_imported_distribution_is_a_declared_dependency() -> None:
+    declared = {canonicalize_name(Requirement(line).name) for line in dependencies("train", "vllm", "ray")}
+    distributions = packages_distributions()
+    imported: dict[str, Path] = {}
+    for path in shipped("rlaif", "*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0]: path for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                imported[node.module.partition(".")[0]] = path
+    third_party = {name: path for name, path in imported.items() if name not in {*sys.stdlib_module_names, "rlaif"}}
+    assert len(third_party) >= 8
+    for name, path in third_party.items():
+        owners = {canonicalize_name(owner) for owner in distributions.get(name, [name])}
+        assert owners & declared, f"{path.relative_to(ROOT)} imports {name}, which pyproject.toml does not declare"
+
+
+# ---------------------------------------------------------------- dependencies
+
+
+def dependencies(*extras: str) -> list[str]:
+    project = PYPROJECT["project"]
+    return [*project["dependencies"], *(line for extra in extras for line in project["optional-dependencies"][extra])]
+
+
+def test_every_dependency_has_a_floor_and_a_cap() -> None:
+    lines = dependencies(*PYPROJECT["project"]["optional-dependencies"])
+    assert len(lines) > 15
+    for line in lines:
+        assert {s.operator for s in Requirement(line).specifier} == {">=", "<"}, line
+
+
+def test_the_lock_pins_every_direct_dependency_but_torch_inside_its_range() -> None:
+    pins = dict(re.findall(r"^([\w.-]+)==(\S+)", (ROOT / "requirements.lock").read_text(encoding="utf-8"), re.MULTILINE))
+    (torch,) = re.findall(r"^TORCH := torch==(\S+)$", MAKEFILE, re.MULTILINE)
+    assert "torch" not in pins
+    for line in dependencies("train", "dev"):
+        requirement = Requirement(line)
+        pin = (pins | {"torch": torch}).get(canonicalize_name(requirement.name))
+        assert pin is not None and pin in requirement.specifier, f"{line}: the lock has {pin}; run make lock"
+    assert PYPROJECT["tool"]["uv"]["constraint-dependencies"] == [f"torch=={torch}"]
+    assert [entry["version"] for entry in PYPROJECT["tool"]["uv"]["dependency-metadata"]] == [torch]
+
+
+# ---------------------------------------------------------------- the wheel
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, ROOT)  # the wheel is built from the sdist
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def test_the_wheel_holds_the_package_and_the_content_and_nothing_else(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        held = {name for name in archive.namelist() if not re.match(r"rlaif-[\d.]+\.dist-info/", name)}
+        (licence,) = [name for name in archive.namelist() if name.endswith("/LICENSE")]
+        assert archive.read(licence) == (ROOT / "LICENSE").read_bytes()
+    package = {path.relative_to(ROOT).as_posix() for path in shipped("rlaif")}
+    content = {path.relative_to(ROOT) for folder in CONTENT for path in shipped(folder)}
+    assert "rlaif/py.typed" in package
+    assert any(re.fullmatch(r"rlaif/tiny/.+\.safetensors", name) for name in package), "no weights under rlaif/tiny"
+    assert {path.parts[0] for path in content} >= {"prompts", "pipelines"}
+    assert held == package | {f"rlaif/bundled/{path.as_posix()}" for path in content}
+
+
+def test_bundled_files_are_found_in_an_installed_wheel(wheel: Path, tmp_path: Path) -> None:
+    site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    wanted = [path.relative_to(ROOT).as_posix() for folder in CONTENT for path in shipped(folder)]
+    assert len(wanted) >= 4
+    code = "import sys; from rlaif.resources import find; [print(find(path).resolve()) for path in sys.argv[1:]]"
+    done = run(sys.executable, "-c", code, *wanted, cwd=elsewhere, PYTHONPATH=str(site))
+    assert done.stdout.splitlines() == [str((site / "rlaif" / "bundled" / path).resolve()) for path in wanted]
+
+
+# ---------------------------------------------------------------- what the documents and files say
+
+
+def make_targets() -> set[str]:
+    return set(re.findall(r"^([a-z]+):.*?## ", MAKEFILE, re.MULTILINE))
+
+
+def commands(document: Path) -> list[str]:
+    """The lines of a document's shell blocks, without prompts and comments."""
+    blocks = re.findall(r"^```(?:console|bash|sh)\n(.*?)^```", document.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    lines = [line.removeprefix("$ ").partition("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def test_the_readme_starts_with_commands_that_the_makefile_has() -> None:
+    found = [command for command in commands(ROOT / "README.md") if command.startswith("make ")]
+    assert found, "the README shows no make command"
+    assert "make quickstart" in found
+    assert ".venv/bin/rlaif run pipelines/quickstart.yaml" in MAKEFILE.replace("$(BIN)", ".venv/bin")
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_every_make_command_in_a_document_exists(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    named = {*re.findall(r"`make ([a-z]+)", text), *re.findall(r"^(?:\$ )?make ([a-z]+)", text, re.MULTILINE)}
+    assert named
+    assert named <= make_targets()
+
+
+def test_ci_runs_what_a_developer_runs() -> None:
+    lines = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if line.startswith("make ")] == ["make check", "make test"]
+
+
+def test_the_first_line_of_every_shipped_pipeline_runs_it() -> None:
+    pipelines = shipped("pipelines", "*.yaml")
+    assert len(pipelines) >= 2
+    for path in pipelines:
+        text = path.read_text(encoding="utf-8")
+        assert text.startswith(f"# rlaif run {path.relative_to(ROOT).as_posix()}\n"), path
+        assert yaml.safe_load(text)["stages"], path
+
+
+# Written so that this file does not match itself.
+MACHINE = re.compile(
+    r"(?<![\w.~-])/(?:work|root|home|opt|Users)/\w"  # a folder of somebody's machine
+    r"|pyp[i]\.org|pythonhoste[d]\.org|debia[n]\.org|npmj[s]\.org"  # a registry's host
+    r"|--(?:extra-)?inde[x]-url|--find-link[s]|\b(?:PIP|UV)_(?:EXTRA_)?(?:INDEX|FIND)"  # the way to one
+)
+
+
+def test_no_file_names_a_machine_or_a_package_host() -> None:
+    swept = 0
+    for path in repository_files():
+        data = path.read_bytes()
+        if b"\0" in data:
+            continue  # weights
+        swept += 1
+        text = data.decode("utf-8")
+        for hit in MACHINE.finditer(text):
+            line = text.count("\n", 0, hit.start()) + 1
+            pytest.fail(f"{path.relative_to(ROOT)}:{line} names {hit.group()!r}")
+    assert swept >= 50
+
+
+@pytest.mark.parametrize("words", ["see /hom" + "e/me/data", "files.pythonhoste" + "d.org/x", "pip install --inde" + "x-url=x"])
+def test_a_machine_or_a_package_host_would_be_seen(words: str) -> None:
+    assert MACHINE.search(words)

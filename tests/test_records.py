@@ -1,0 +1,117 @@
+"""Records: ids and splits depend on content alone, and records keep what their meaning requires."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from rlaif.records import (
+    HELD_OUT_SHARE,
+    VALIDATION_SHARE,
+    Candidate,
+    Comparison,
+    Completion,
+    Message,
+    Preference,
+    Prompt,
+    Rating,
+    Row,
+    digest,
+    hashed_order,
+    prompt_id,
+    split_of,
+)
+
+
+def ask(text: str) -> Prompt:
+    return Prompt(messages=(Message(role="user", content=text),))
+
+
+def candidate(text: str, sampler: str = "m") -> Candidate:
+    return Candidate(sampler=sampler, completion=Completion(text=text, model=sampler, call=digest(text)))
+
+
+def rating(aspect: str, index: int, value: int | None) -> Rating:
+    problem = None if value is not None else "no rating"
+    return Rating(aspect=aspect, candidate=index, value=value, raw="", problem=problem, judge="j", call="c", position=1)
+
+
+def test_a_prompt_keeps_its_id_and_split_whatever_its_source() -> None:
+    a, b = ask("hello"), Prompt(messages=(Message(role="user", content="hello"),), source="elsewhere")
+    assert a.id == b.id == prompt_id(a.messages) and a.split == b.split
+    assert a.id != ask("hello ").id
+
+
+def test_splits_have_their_shares() -> None:
+    splits = [split_of(prompt_id([Message(role="user", content=str(i))])) for i in range(20_000)]
+    for name, share in (("held-out", HELD_OUT_SHARE), ("validation", VALIDATION_SHARE)):
+        assert splits.count(name) / len(splits) == pytest.approx(share, abs=0.01)  # type: ignore[arg-type]
+
+
+@given(st.lists(st.text(min_size=1), min_size=2, max_size=8, unique=True))
+def test_a_hashed_order_does_not_depend_on_the_given_order(names: list[str]) -> None:
+    forward = [names[i] for i in hashed_order(names, "salt")]
+    backward = [names[::-1][i] for i in hashed_order(names[::-1], "salt")]
+    assert forward == backward and sorted(forward) == sorted(names)
+
+
+@given(st.lists(st.text(min_size=1), min_size=3, max_size=8, unique=True))
+def test_taking_a_name_out_moves_no_other(names: list[str]) -> None:
+    whole = [names[i] for i in hashed_order(names, "salt")]
+    rest = names[1:]
+    assert [rest[i] for i in hashed_order(rest, "salt")] == [name for name in whole if name != names[0]]
+
+
+def test_a_comparison_swapped_twice_is_itself() -> None:
+    one = Comparison(a=0, b=1, verdict="A", probability=0.75)
+    assert one.swap() == Comparison(a=1, b=0, verdict="B", probability=0.25)
+    assert one.swap().swap() == one
+
+
+def test_both_orders_merge_into_one_comparison() -> None:
+    # A judge that always prefers what stands first: hard verdicts disagree, so a tie; soft ones average to one half.
+    forward = Comparison(a=0, b=1, verdict="A", probability=0.75)
+    backward = Comparison(a=1, b=0, verdict="A", probability=0.75)
+    assert Comparison.merge(forward, backward) == Comparison(a=0, b=1, verdict="tie", probability=0.5)
+    agreeing = Comparison(a=1, b=0, verdict="B", probability=0.5)
+    assert Comparison.merge(forward, agreeing) == Comparison(a=0, b=1, verdict="A", probability=0.625)
+    unreadable = Comparison(a=1, b=0, verdict=None)
+    assert Comparison.merge(forward, unreadable).verdict is None
+    with pytest.raises(ValueError, match="order swapped"):
+        Comparison.merge(forward, forward)
+
+
+def test_a_rating_is_a_value_or_a_problem_never_both() -> None:
+    with pytest.raises(ValidationError, match="either a value or a problem"):
+        Rating(aspect="a", candidate=0, value=3, raw="", problem="x", judge="j", call="c", position=1)
+    with pytest.raises(ValidationError, match="either a value or a problem"):
+        Rating(aspect="a", candidate=0, value=None, raw="", judge="j", call="c", position=1)
+
+
+def test_a_score_is_the_weighted_mean_and_unknown_when_one_aspect_is() -> None:
+    row = Row(
+        prompt=ask("q"),
+        candidates=(candidate("x"), candidate("y")),
+        ratings=(rating("right", 0, 5), rating("tone", 0, 2), rating("right", 1, 4), rating("tone", 1, None)),
+    )
+    assert row.score(0, {"right": 2.0, "tone": 1.0}) == pytest.approx((2 * 5 + 2) / 3)
+    assert row.score(1, {"right": 2.0, "tone": 1.0}) is None
+    assert row.score(0, {"right": 1.0, "absent": 1.0}) is None
+
+
+def test_chosen_never_equals_rejected() -> None:
+    same = {"prompt": ask("q"), "chosen": candidate("x"), "rejected": candidate("x", "other"), "rule": "r"}
+    with pytest.raises(ValidationError, match="same text"):
+        Preference(**same, score_chosen=2, score_rejected=1)  # type: ignore[arg-type]
+    tied = same | {"rejected": candidate("y")}
+    with pytest.raises(ValidationError, match="above"):
+        Preference(**tied, score_chosen=2, score_rejected=2)  # type: ignore[arg-type]
+
+
+def test_an_empty_prompt_is_refused() -> None:
+    with pytest.raises(ValidationError, match="empty"):
+        ask("  ")
+    with pytest.raises(ValidationError, match="user turn"):
+        Prompt(messages=(Message(role="assistant", content="hi"),))

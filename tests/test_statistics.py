@@ -1,0 +1,56 @@
+"""Intervals: against closed forms and by coverage."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from rlaif.statistics import mean_interval, pair_accuracy, share_interval, win_rate
+
+
+def test_the_bootstrap_agrees_with_the_normal_interval() -> None:
+    values = np.random.default_rng(1).normal(2.0, 3.0, 400).tolist()
+    interval = mean_interval(values)
+    assert interval is not None
+    half = 1.96 * np.std(values, ddof=1) / 20
+    assert interval.mean == pytest.approx(np.mean(values))
+    assert interval.low == pytest.approx(interval.mean - half, abs=0.02)
+    assert interval.high == pytest.approx(interval.mean + half, abs=0.02)
+
+
+def test_intervals_cover_the_truth_about_95_times_in_100() -> None:
+    rng = np.random.default_rng(2)
+    covered = 0
+    for _ in range(200):
+        interval = mean_interval(rng.exponential(1.0, 60).tolist())
+        assert interval is not None
+        covered += interval.low <= 1.0 <= interval.high
+    assert 178 <= covered <= 199
+
+
+def test_no_values_no_interval_and_equal_values_no_width() -> None:
+    assert mean_interval([]) is None and share_interval([]) is None
+    assert mean_interval([2.0, 2.0]) == (2.0, 2.0, 2.0, 2)
+
+
+def test_wilson_by_hand() -> None:
+    # 8 of 10: centre (0.8 + 1.9208 / 10) / 1.38416 = 0.71673, half 0.22677 (Wilson 1927, equation 1)
+    interval = share_interval([True] * 8 + [False] * 2)
+    assert interval is not None
+    assert (interval.low, interval.high) == (pytest.approx(0.49016, abs=1e-4), pytest.approx(0.94331, abs=1e-4))
+    sure = share_interval([True] * 30)
+    assert sure is not None and sure.low < 0.9 and sure.high == pytest.approx(1.0)
+
+
+def test_a_tie_is_half_a_win_and_unparsed_is_left_out() -> None:
+    won = win_rate([3.0, 2.0, 1.0, None, 5.0], [2.0, 2.0, 2.0, 1.0, None])
+    assert won is not None
+    assert won.rate.mean == pytest.approx(0.5) and won.rate.n == 3 and won.ties == pytest.approx(1 / 3)
+    assert win_rate([None], [1.0]) is None
+
+
+def test_pair_accuracy_by_hand() -> None:
+    # prompt 1: truth 1 > .5 > .1; the scores order (0,1) right, (0,2) right, (1,2) as a tie: (1 + 1 + .5) / 3
+    # prompt 2: the truths are within the gap: not counted
+    found = pair_accuracy([[5, 3, 3], [1, 2, None]], [[1.0, 0.5, 0.1], [0.5, 0.52, 0.9]])
+    assert found is not None and found.mean == pytest.approx(2.5 / 3) and found.n == 1

@@ -1,0 +1,367 @@
+"""The trainers on tiny random models: losses by plain torch, ln 2, resuming, repeating, saving, silence."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("trl")
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import DPOConfig, SFTConfig
+
+from rlaif.config import DPOSettings, SFTSettings
+from rlaif.errors import InputError, WorkError
+from rlaif.records import Message
+from rlaif.resources import find
+from rlaif.train import trl
+from rlaif.train.dpo import PreferencePair, train_dpo
+from rlaif.train.dpo import tokenize as tokenize_pairs
+from rlaif.train.sft import train_sft
+from rlaif.train.tokens import Chat
+from rlaif.train.trl import TrainResult
+
+Steps = list[dict[str, float]]
+
+
+def user(text: str) -> Message:
+    return Message(role="user", content=text)
+
+
+ROWS = [[user(f"what is {i}?"), Message(role="assistant", content=f"it is {i + 1}")] for i in range(24)]
+PAIRS = [PreferencePair((user(f"what is {i}?"),), f"it is {i}", f"no idea, not {i}") for i in range(24)]
+
+
+def sft_settings(**changed: Any) -> SFTSettings:
+    values = {"base": "base", "name": "trained", "batch_size": 4, "learning_rate": 3e-3, "checkpoint_steps": 2}
+    return SFTSettings(**(values | changed))
+
+
+def dpo_settings(**changed: Any) -> DPOSettings:
+    values = {"base": "base", "name": "trained", "batch_size": 4, "learning_rate": 1e-3, "checkpoint_steps": 2}
+    return DPOSettings(**(values | changed))
+
+
+def sft(base: Path, out: Path, on_step: Callable[[dict[str, float]], None], **changed: Any) -> TrainResult:
+    return train_sft(sft_settings(**changed), base, ROWS, ROWS[:4], out, on_step)
+
+
+def dpo(base: Path, out: Path, on_step: Callable[[dict[str, float]], None], **changed: Any) -> TrainResult:
+    return train_dpo(dpo_settings(**changed), base, PAIRS, PAIRS[:4], out, on_step)
+
+
+TRAINERS = pytest.mark.parametrize("train", [sft, dpo])
+
+
+def weights(model: Path) -> str:
+    return hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()
+
+
+def logprobs(model: Path, ids: list[int]) -> torch.Tensor:
+    """Log-probability of each token after the first, by nothing but a forward pass."""
+    with torch.no_grad():
+        logits = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)(torch.tensor([ids])).logits[0, :-1]
+    return logits.log_softmax(-1).gather(-1, torch.tensor(ids[1:])[:, None])[:, 0]
+
+
+# ---------------------------------------------------------------- what is learnt
+
+
+def test_the_sft_loss_is_the_mean_over_the_assistants_tokens(random_model: Path, tmp_path: Path) -> None:
+    steps: Steps = []
+    row = [user("hi"), Message(role="assistant", content="ok")]
+    result = train_sft(sft_settings(), random_model, [row], [row], tmp_path / "out", steps.append)
+    ids = AutoTokenizer.from_pretrained(random_model)("<|user|> hi<|end|><|assistant|> ok<|end|>")["input_ids"]
+    expected = -logprobs(random_model, ids)[-4:].mean().item()  # " ", "o", "k" and the end token
+    assert steps[0]["loss"] == pytest.approx(expected, abs=1e-4)
+    assert result.metrics["first_loss"] == steps[0]["loss"]
+
+
+def test_the_first_dpo_loss_is_ln_2_and_its_logprobs_are_those_of_the_base_model(
+    random_model: Path, tmp_path: Path
+) -> None:
+    steps: Steps = []
+    result = dpo(random_model, tmp_path / "out", steps.append, batch_size=24)
+    assert steps[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+    assert (steps[0]["rewards/margins"], result.metrics["first_loss"]) == (pytest.approx(0, abs=1e-4), steps[0]["loss"])
+    columns, _ = tokenize_pairs(Chat(AutoTokenizer.from_pretrained(random_model)), PAIRS, 100)
+    for side in ("chosen", "rejected"):
+        rows = zip(columns["prompt_ids"], columns[f"{side}_ids"], strict=True)
+        sums = [logprobs(random_model, prompt + ids)[-len(ids) :].sum().item() for prompt, ids in rows]
+        assert steps[0][f"logps/{side}"] == pytest.approx(sum(sums) / len(sums), abs=1e-3)
+
+
+@TRAINERS
+def test_the_loss_falls_and_every_step_is_reported(random_model: Path, tmp_path: Path, train: Any) -> None:
+    steps: Steps = []
+    result = train(random_model, tmp_path / "out", steps.append, epochs=2.0)
+    assert [step["step"] for step in steps] == list(range(1, 13))
+    assert result.steps == 12 and result.seconds > 0
+    assert result.metrics["last_loss"] < 0.9 * result.metrics["first_loss"]
+    assert result.metrics["validation_loss"] < 0.9 * result.metrics["first_loss"]
+    common = {"step", "loss", "learning_rate", "grad_norm"}
+    if train is sft:
+        assert set(steps[0]) == common
+    else:
+        assert set(steps[0]) == common | {"rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected"}
+        assert result.metrics["validation_accuracy"] == 1.0 and result.metrics["validation_margin"] > 0
+    assert (result.kept, result.cut, result.dropped) == (24, 0, {})
+
+
+def test_what_was_cut_and_dropped_is_in_the_result(random_model: Path, tmp_path: Path) -> None:
+    rows = [*ROWS, [user("a " * 20), ROWS[0][1]], [user("a " * 200), ROWS[0][1]]]
+    result = train_sft(sft_settings(max_length=50), random_model, rows, [], tmp_path / "sft", lambda _: None)
+    assert (result.kept, result.cut, result.dropped) == (25, 1, {"too-long": 1})
+    assert "validation_loss" not in result.metrics
+    pairs = [*PAIRS, PAIRS[0]._replace(prompt=(user("a " * 20),)), PAIRS[0]._replace(rejected="a " * 50)]
+    done = train_dpo(dpo_settings(max_length=50), random_model, pairs, [], tmp_path / "dpo", lambda _: None)
+    assert (done.kept, done.cut, done.dropped) == (25, 1, {"too-long": 1})
+
+
+@TRAINERS
+def test_bfloat16_trains(random_model: Path, tmp_path: Path, train: Any) -> None:
+    result = train(random_model, tmp_path / "out", lambda _: None, dtype="bfloat16")
+    assert result.metrics["last_loss"] < result.metrics["first_loss"]
+
+
+@TRAINERS
+def test_recomputed_activations_change_nothing(
+    random_model: Path, tmp_path: Path, train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain: Steps = []
+    train(random_model, tmp_path / "plain", plain.append)
+    monkeypatch.setattr(trl, "SMALL", 0)
+    recomputed: Steps = []
+    train(random_model, tmp_path / "recomputed", recomputed.append)
+    assert [s["loss"] for s in recomputed] == pytest.approx([s["loss"] for s in plain], rel=1e-5)
+
+
+def test_accumulated_batches_are_one_batch(random_model: Path, tmp_path: Path) -> None:
+    whole: Steps = []
+    sft(random_model, tmp_path / "whole", whole.append, batch_size=8)
+    parts: Steps = []
+    sft(random_model, tmp_path / "parts", parts.append, batch_size=2, accumulate=4)
+    assert [s["loss"] for s in parts] == pytest.approx([s["loss"] for s in whole], rel=1e-4)
+
+
+# ---------------------------------------------------------------- repeated and resumed
+
+
+@TRAINERS
+def test_the_same_settings_give_the_same_weights(random_model: Path, tmp_path: Path, train: Any) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train(random_model, tmp_path / name, lambda _: None, seed=seed)
+    assert weights(tmp_path / "a") == weights(tmp_path / "b") != weights(tmp_path / "c")
+
+
+class Stopped(Exception):
+    pass
+
+
+def stopped(_: Any) -> None:
+    raise Stopped
+
+
+@TRAINERS
+def test_a_resumed_training_equals_an_undisturbed_one(random_model: Path, tmp_path: Path, train: Any) -> None:
+    undisturbed: Steps = []
+    train(random_model, tmp_path / "a", undisturbed.append, epochs=2.0, checkpoint_steps=4)
+    steps: Steps = []
+
+    def stop(step: dict[str, float]) -> None:
+        steps.append(step)
+        if step["step"] == 10:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        train(random_model, tmp_path / "b", stop, epochs=2.0, checkpoint_steps=4)
+    assert not (tmp_path / "b").exists()
+    again: Steps = []
+    result = train(random_model, tmp_path / "b", again.append, epochs=2.0, checkpoint_steps=4)
+    assert [s["step"] for s in again] == [9, 10, 11, 12]
+    assert steps[:8] + again == undisturbed
+    assert result.metrics["first_loss"] == undisturbed[0]["loss"]
+    assert weights(tmp_path / "a") == weights(tmp_path / "b")
+    assert not (tmp_path / "b.partial").exists()
+
+
+KILLED = """
+import os, signal, sys, torch
+from pathlib import Path
+sys.path.insert(0, sys.argv[3])
+import test_train
+torch.set_num_threads(1)
+def die(step):
+    if step["step"] == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+test_train.sft(Path(sys.argv[1]), Path(sys.argv[2]), die)
+"""
+
+
+def test_a_killed_training_goes_on_where_its_last_checkpoint_was(random_model: Path, tmp_path: Path) -> None:
+    undisturbed: Steps = []
+    sft(random_model, tmp_path / "a", undisturbed.append)
+    tests = str(Path(__file__).parent)
+    command = [sys.executable, "-c", KILLED, str(random_model), str(tmp_path / "b"), tests]
+    killed = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    again: Steps = []
+    sft(random_model, tmp_path / "b", again.append)
+    assert again == undisturbed[4:]
+    assert weights(tmp_path / "a") == weights(tmp_path / "b")
+
+
+@TRAINERS
+def test_a_training_that_ended_but_was_not_saved_takes_no_further_step(
+    random_model: Path, tmp_path: Path, train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: Steps = []
+    whole = train(random_model, tmp_path / "a", steps.append)
+    with monkeypatch.context() as patched, pytest.raises(Stopped):
+        patched.setattr(trl, "evaluate", stopped)
+        train(random_model, tmp_path / "b", lambda _: None)
+    again: Steps = []
+    result = train(random_model, tmp_path / "b", again.append)
+    assert again == []
+    assert (result.steps, result.metrics) == (whole.steps, whole.metrics)
+    assert weights(tmp_path / "a") == weights(tmp_path / "b")
+
+
+def test_a_checkpoint_that_was_not_written_to_its_end_is_passed_over(tmp_path: Path) -> None:
+    for name in ("checkpoint-8", "checkpoint-10", "checkpoint-100"):
+        (tmp_path / name).mkdir()
+    assert trl.newest_checkpoint(tmp_path) is None
+    for name in ("checkpoint-8", "checkpoint-10"):
+        (tmp_path / name / "complete").touch()
+    assert trl.newest_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+
+
+# ---------------------------------------------------------------- saved
+
+
+@TRAINERS
+def test_the_trained_model_loads_with_its_template_and_stops_at_its_end_token(
+    random_model: Path, tmp_path: Path, train: Any
+) -> None:
+    train(random_model, tmp_path / "out", lambda _: None)
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(tmp_path / "out"),
+        AutoTokenizer.from_pretrained(tmp_path / "out"),
+    )
+    assert tokenizer.chat_template == AutoTokenizer.from_pretrained(random_model).chat_template
+    assert (model.generation_config.eos_token_id, model.generation_config.pad_token_id) == (1, 0)
+    assert model.dtype == torch.float32 and model.config.use_cache
+    assert weights(tmp_path / "out") != weights(random_model)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "chat_template.jinja",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+
+
+def test_a_given_template_is_saved_with_the_model_and_a_base_without_one_needs_it(
+    random_model: Path, tmp_path: Path
+) -> None:
+    bare = tmp_path / "bare"
+    tokenizer = AutoTokenizer.from_pretrained(random_model)
+    tokenizer.chat_template, tokenizer.pad_token = None, None
+    tokenizer.save_pretrained(bare)
+    AutoModelForCausalLM.from_pretrained(random_model).save_pretrained(bare)
+    with pytest.raises(InputError, match="no chat template.*prompts/chat/chatml.jinja"):
+        sft(bare, tmp_path / "out", lambda _: None)
+    text = find("prompts/chat/zephyr.jinja").read_text(encoding="utf-8")
+    train_sft(sft_settings(), bare, ROWS, [], tmp_path / "out", lambda _: None, text)
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == text
+    again = train_sft(sft_settings(), tmp_path / "out", ROWS, [], tmp_path / "again", lambda _: None)
+    assert again.kept == 24
+    unmarked = text.replace("{%- generation -%}", "").replace("{%- endgeneration -%}", "")
+    settings = sft_settings(template="mine.jinja")
+    with pytest.raises(InputError, match="^mine.jinja: the chat template marks no assistant turn"):
+        train_sft(settings, bare, ROWS, [], tmp_path / "unmarked", lambda _: None, unmarked)
+
+
+# ---------------------------------------------------------------- guards
+
+
+@TRAINERS
+def test_a_folder_that_is_there_is_not_written_over(random_model: Path, tmp_path: Path, train: Any) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(InputError, match="is there already"):
+        train(random_model, tmp_path / "out", lambda _: None)
+
+
+def test_no_rows_are_an_error(random_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nothing to train on"):
+        train_sft(sft_settings(), random_model, [], ROWS, tmp_path / "out", lambda _: None)
+    with pytest.raises(InputError, match="nothing to train on"):
+        train_dpo(dpo_settings(), random_model, [], PAIRS, tmp_path / "out", lambda _: None)
+
+
+def test_a_base_that_is_no_model_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="the base model cannot be loaded"):
+        sft(tmp_path / "empty", tmp_path / "out", lambda _: None)
+
+
+@pytest.mark.parametrize(("config", "fields"), [(SFTConfig, "sft"), (DPOConfig, "dpo")])
+def test_every_setting_of_trl_that_is_relied_on_exists(config: type, fields: str, tmp_path: Path) -> None:
+    wanted = trl.common_fields(sft_settings(), tmp_path, 0)
+    wanted |= trl.sft_fields() if fields == "sft" else trl.dpo_fields(dpo_settings())
+    missing = set(wanted) - {field.name for field in dataclasses.fields(config)}
+    assert not missing, f"TRL's {config.__name__} no longer has {sorted(missing)}"
+    with pytest.raises(WorkError, match=f"the installed TRL has no setting max_size in its {config.__name__}"):
+        trl.configured(config, wanted | {"max_size": 1})
+
+
+def test_several_gpus_in_one_process_are_refused(tmp_path: Path) -> None:
+    config = trl.configured(SFTConfig, trl.common_fields(sft_settings(), tmp_path, 0))
+    config._n_gpu = 2
+    with pytest.raises(InputError, match="several GPUs.*CUDA_VISIBLE_DEVICES"):
+        trl._trainer(trl._SFT, config, None, None, {}, {}, lambda _: None)
+
+
+def test_the_methods_of_trl_that_are_replaced_exist() -> None:
+    from trl import DPOTrainer, SFTTrainer
+
+    for trainer in (DPOTrainer, SFTTrainer):
+        assert {"_send_telemetry", "create_model_card", "_prepare_dataset"} <= set(dir(trainer))
+
+
+def test_a_loss_that_is_no_number_ends_the_training(random_model: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    AutoTokenizer.from_pretrained(random_model).save_pretrained(base)
+    model = AutoModelForCausalLM.from_pretrained(random_model)
+    with torch.no_grad():
+        model.model.norm.weight.fill_(float("nan"))
+    model.save_pretrained(base)
+    with pytest.raises(WorkError, match="the loss is nan at step 1.*learning_rate"):
+        sft(base, tmp_path / "out", lambda _: None)
+
+
+@TRAINERS
+def test_nothing_is_printed_and_the_libraries_settings_are_as_before(
+    random_model: Path, tmp_path: Path, train: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import datasets
+    from transformers.utils import logging
+
+    before = logging.get_verbosity(), logging.is_progress_bar_enabled(), datasets.are_progress_bars_disabled()
+    environment = dict(os.environ)
+    train(random_model, tmp_path / "out", lambda _: None)
+    assert capfd.readouterr() == ("", "")
+    assert before == (logging.get_verbosity(), logging.is_progress_bar_enabled(), datasets.are_progress_bars_disabled())
+    assert os.environ.get("TQDM_DISABLE") == environment.get("TQDM_DISABLE")
