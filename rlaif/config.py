@@ -543,6 +543,12 @@ def _read_steps(document: Document, models: dict[str, ModelSpec]) -> list[Step]:
         if any(step.name == name for step in steps):
             raise document.error(f"two stages are called {name!r}", (*place, kind), "give each its own `name`")
         _check_models(stage, available, document, (*place, kind))
+        if isinstance(stage, TrainStage) and isinstance(models.get(stage.trainer.base), OpenAIModel):
+            raise document.error(
+                "a model behind a server cannot be trained here",
+                (*place, kind, *_trainer_key(stage), "base"),
+                "give a base whose engine is `transformers`",
+            )
         step = Step(index + 1, name, stage, _source(stage, steps, document, (*place, kind)))
         if isinstance(stage, TrainStage):
             if stage.trainer.name in available:

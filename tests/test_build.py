@@ -51,7 +51,7 @@ def lessons() -> Lessons:
     return Lessons(TRAINING, Template.read(find(RATE_TEMPLATE)))
 
 
-# --- The tokenizer -----------------------------------------------------------------------------------------------------
+# --- The tokenizer ----------------------------------------------------------------------------------------------------
 
 
 def test_every_word_is_one_token_and_every_text_comes_back(vocabulary: PreTrainedTokenizerFast) -> None:
@@ -86,7 +86,7 @@ def test_a_lesson_is_the_chat_template_cut_where_learning_starts(vocabulary: Pre
     assert whole["assistant_masks"] == [int(place >= example.start) for place in range(len(example.ids))]
 
 
-# --- What it teaches ---------------------------------------------------------------------------------------------------
+# --- What it teaches --------------------------------------------------------------------------------------------------
 
 
 def test_no_training_text_holds_a_prompt_of_another_split(lessons: Lessons) -> None:
@@ -163,7 +163,7 @@ def test_a_reply_as_taught_is_read_back_with_the_ratings_the_world_gives(name: s
     assert digits >= ({1, 5} if name in ("right", "safe") else {1, 2, 3, 4, 5})
 
 
-# --- The build itself --------------------------------------------------------------------------------------------------
+# --- The build itself -------------------------------------------------------------------------------------------------
 
 
 def counting(rng: random.Random) -> Example:
@@ -247,11 +247,11 @@ def test_the_data_files_are_complete(small: Path) -> None:
         assert (small / name).read_bytes() == (TINY / name).read_bytes()
 
 
-# --- What ships --------------------------------------------------------------------------------------------------------
+# --- What ships -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["base", "annotator"])
-def test_shipped_weights_load_and_their_card_says_what_made_them(name: str, vocabulary: PreTrainedTokenizerFast) -> None:
+def test_shipped_weights_load_and_have_a_card(name: str, vocabulary: PreTrainedTokenizerFast) -> None:
     model = AutoModelForCausalLM.from_pretrained(TINY / name, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(TINY / name)
     assert model.config.model_type == "llama" and model.config.eos_token_id == tokenizer.eos_token_id == 1

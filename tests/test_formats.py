@@ -193,9 +193,8 @@ def test_every_file_type_reads_alike(tmp_path: Path) -> None:
         *(tmp_path / name for name in ("a.json", "a.csv", "a.csv.gz", "a.parquet", "folder", "dict")),
         saved(tmp_path / "saved", PROMPTS),
     ]
-    assert {path.name: [p.text for p in read_prompts(path).items] for path in paths} == {
-        p.name: expected for p in paths
-    }
+    for path in paths:
+        assert [prompt.text for prompt in read_prompts(path).items] == expected, path.name
 
 
 def test_tab_separated_text_has_no_quoting_and_may_have_no_header(tmp_path: Path) -> None:
@@ -235,6 +234,7 @@ def test_messages_survive_parquet(tmp_path: Path) -> None:
         ("a.json", '[{"prompt": "q"}, {"a": 1}]', None, "row 2: no known shape has the columns `a`"),
         ("a.csv", 'prompt,note\n"two\nlines",1\nonly\n', 4, "the row has 1 cells, the first row has 2"),
         ("a.csv", 'prompt\n"never closed\n', 2, "not readable: unexpected end of data"),
+        ("a.csv", f"prompt\n\n{'long' * 50_000}\n", 3, "not readable: field larger than field limit"),
         ("a.csv", "prompt,prompt\nq,r\n", 1, "two columns are called 'prompt'"),
         ("a.csv", "prompt\n", None, "there are no rows"),
         ("a.tsv", "one\ttwo\nq\tr\n", 2, "the columns `one`, `two`"),

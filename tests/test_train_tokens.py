@@ -82,12 +82,14 @@ def test_every_assistant_turn_is_learnt_and_the_text_ends_with_the_last_end_toke
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_labels_and_ids_of_a_conversation_are_the_hand_worked_ones(random_model: Path, name: str) -> None:
     talk = chat(random_model, name)
-    columns, _ = sft.tokenize(talk, [[USER, assistant(OK)]], 100)
-    read, learnt = SINGLE[name]
-    assert shown(talk.tokenizer, columns["input_ids"][0]) == read + learnt
-    labels = columns["labels"][0]
-    assert labels[: len(read)] == [-100] * len(read)
-    assert shown(talk.tokenizer, labels[len(read) :]) == learnt
+    columns, _ = sft.tokenize(talk, [[USER, assistant(OK), USER, assistant("y")]], 100)
+    turns = (SINGLE[name], SECOND[name])
+    assert shown(talk.tokenizer, columns["input_ids"][0]) == [
+        token for turn in turns for part in turn for token in part
+    ]
+    expected = [token for read, learnt in turns for token in [None] * len(read) + learnt]
+    labels = [None if i == -100 else shown(talk.tokenizer, [i])[0] for i in columns["labels"][0]]
+    assert labels == expected
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

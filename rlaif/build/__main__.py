@@ -25,7 +25,15 @@ from rlaif.build.chat import CONTINUATION
 from rlaif.build.measuring import Annotator, measure_policy
 from rlaif.build.policies import Policy, sample_policies, tune
 from rlaif.build.ratings import Lessons
-from rlaif.build.recipes import CHAT_TEMPLATE, RATE_TEMPLATE, annotator_stages, base_stages, new_annotator, new_base, recipe_digest
+from rlaif.build.recipes import (
+    CHAT_TEMPLATE,
+    RATE_TEMPLATE,
+    annotator_stages,
+    base_stages,
+    new_annotator,
+    new_base,
+    recipe_digest,
+)
 from rlaif.build.tokenizer import ASSISTANT, END, PAD, SYSTEM, USER, build_tokenizer
 from rlaif.build.training import train
 from rlaif.records import Message, Split, prompt_id, split_of
@@ -91,7 +99,8 @@ def build(out: Path, *, scale: float = 1.0, seed: int = 0) -> None:
     policies = [_as_shipped(base), _as_shipped(tuned)]
     judged = Annotator(_as_shipped(Policy(annotator, reader, one_line=False)).model, reader, lessons)
     policy_figures = {
-        name: measure_policy(policy, validation) for name, policy in zip(("base", "tuned on demonstrations"), policies)
+        name: measure_policy(policy, validation)
+        for name, policy in zip(("base", "tuned on demonstrations"), policies, strict=True)
     }
     each = max(4, round(60 * min(1.0, scale)))
     annotator_figures = {"share as the world has it": judged.measure(validation, policies, each, seed)}
@@ -114,7 +123,7 @@ def build(out: Path, *, scale: float = 1.0, seed: int = 0) -> None:
     report(f"done: {out}")
 
 
-# --- The pieces --------------------------------------------------------------------------------------------------------
+# --- The pieces -----------------------------------------------------------------------------------------------------
 
 
 def new_vocabulary(seed: int) -> PreTrainedTokenizerFast:
@@ -155,7 +164,7 @@ def describe(prompts: int, demonstrations: Sequence[tuple[str, str]]) -> str:
 
 def _as_shipped(policy: Policy) -> Policy:
     """With its weights rounded as they are stored, so that what is measured is what is shipped."""
-    rounded = policy.model.to(torch.bfloat16).to(torch.float32)
+    rounded = policy.model.bfloat16().float()
     return policy._replace(model=rounded.eval())
 
 
@@ -163,8 +172,8 @@ def save_model(folder: Path, model: LlamaForCausalLM, vocabulary: PreTrainedToke
     """Write a model folder beside its place, then move it there."""
     unfinished = folder.with_name(folder.name + ".part")
     shutil.rmtree(unfinished, ignore_errors=True)
-    model.to(torch.bfloat16).save_pretrained(unfinished)
-    model.to(torch.float32)
+    model.bfloat16().save_pretrained(unfinished)
+    model.float()
     vocabulary.save_pretrained(unfinished)
     _name_plainly(unfinished / "tokenizer_config.json", vocabulary)
     (unfinished / "README.md").write_text(card, encoding="utf-8")
@@ -179,7 +188,7 @@ def save_model(folder: Path, model: LlamaForCausalLM, vocabulary: PreTrainedToke
 
 
 def _name_plainly(path: Path, vocabulary: PreTrainedTokenizerFast) -> None:
-    """Say what the tokenizer is in the words that older versions of transformers, and servers that pin one, read too."""
+    """Say what the tokenizer is in words that older versions of transformers, and servers that pin one, read too."""
     plain = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "pad_token": PAD,
@@ -207,7 +216,9 @@ def _user(text: str) -> dict[str, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m rlaif.build", description="Build the embedded models and their data.")
+    parser = argparse.ArgumentParser(
+        prog="python -m rlaif.build", description="Build the embedded models and their data."
+    )
     parser.add_argument("--out", type=Path, default=Path("build/tiny"), help="the folder to fill (default: build/tiny)")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the full training (0.02 shows that it runs)")
     parser.add_argument("--seed", type=int, default=0)

@@ -94,10 +94,10 @@ Built from nothing by `python -m rlaif.build`; made of one synthetic world (`rla
 | `prompts.jsonl` | {prompts:,} distinct prompts in a seeded order, `source` being the family |
 | `demonstrations.jsonl` | {demonstrations:,} exchanges on training prompts, for supervised tuning |
 
-The demonstrations are noisy on purpose, as a hurried crowd's would be: {right:.0%} are right, {rude:.0%} hold a rude
-sentence, {rambling:.0%} ramble, {refused:.0%} refuse a request that would do no harm, {complied:.0%} comply with one that
-would. Their mean gold score is {gold:.2f}. A quarter of the made-up lands never appear with their capital, so a
-policy can only guess it or say that it does not know.
+The demonstrations are noisy on purpose, as a hurried crowd's would be: {right:.0%} are right, {rude:.0%} hold a
+rude sentence, {rambling:.0%} ramble, {refused:.0%} refuse a request that would do no harm, {complied:.0%} comply with
+one that would. Their mean gold score is {gold:.2f}. A quarter of the made-up lands never appear with their capital, so
+a policy can only guess it or say that it does not know.
 
 No training text holds a validation or held-out prompt.
 """

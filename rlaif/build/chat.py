@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from rlaif.build.tokenizer import END, encode
 from rlaif.build.training import Example
 
 # What the base continues: a forum page, one line each. A completion ends where its line does.
@@ -31,8 +32,7 @@ def prefix(tokenizer: PreTrainedTokenizerFast, prompt: str) -> str:
 
 def lesson(tokenizer: PreTrainedTokenizerFast, user: str, assistant: str) -> Example:
     """One exchange, of which the assistant's words and the end mark are learnt."""
-    before = tokenizer.encode(prefix(tokenizer, user), add_special_tokens=False)
-    after = tokenizer.encode(f" {assistant}{tokenizer.eos_token}", add_special_tokens=False)
+    before, after = encode(tokenizer, prefix(tokenizer, user)), encode(tokenizer, f" {assistant}{END}")
     return Example(before + after, len(before))
 
 
@@ -56,7 +56,7 @@ def sample(
     for first in range(0, len(order), batch):
         chosen = order[first : first + batch]
         inputs = tokenizer([texts[i] for i in chosen], return_tensors="pt", padding=True, add_special_tokens=False)
-        produced = model.generate(
+        produced = model.generate(  # type: ignore[misc]  # its self type is a protocol that the class does not name
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],
             max_new_tokens=limit,
@@ -68,11 +68,10 @@ def sample(
             eos_token_id=_ends(tokenizer, one_line),
         )
         for index, ids in zip(chosen, produced[:, inputs["input_ids"].shape[1] :], strict=True):
-            text = tokenizer.decode(ids, skip_special_tokens=True)
+            text = str(tokenizer.decode(ids, skip_special_tokens=True))
             completions[index] = (text.split("\n")[0] if one_line else text).strip()
     return completions
 
 
 def _ends(tokenizer: PreTrainedTokenizerFast, one_line: bool) -> list[int]:
-    ends = [tokenizer.convert_tokens_to_ids(str(tokenizer.eos_token))]
-    return [*ends, *tokenizer.encode("\n", add_special_tokens=False)] if one_line else ends
+    return encode(tokenizer, f"{END}\n" if one_line else END)

@@ -1,6 +1,6 @@
 """What the built models can do, on validation prompts only. The figures go into their cards.
 
-The truth is the world's. Held-out prompts are never read here: they belong to the experiments of whoever uses the models.
+The truth is the world's. Held-out prompts are never read here: they are for the experiments of whoever uses the models.
 """
 
 from __future__ import annotations
@@ -59,8 +59,10 @@ class Annotator:
         )
         return [[reading.value for reading in read_lines(text, count, 1, 5)] for text in texts]
 
-    def measure(self, questions: Sequence[Question], policies: Sequence[Policy], each: int, seed: int) -> dict[str, float]:
-        """Balanced accuracy of right and wrong by family and of every aspect's digits, one and four completions at once."""
+    def measure(
+        self, questions: Sequence[Question], policies: Sequence[Policy], each: int, seed: int
+    ) -> dict[str, float]:
+        """Right and wrong by family, balanced, and the exact digits of every other aspect; one and four at once."""
         rng = random.Random(f"measuring {seed}")
         figures: dict[str, float] = {}
         for count in (1, 4):
@@ -84,9 +86,7 @@ class Annotator:
                 figures[f"{aspect}, of policies' samples"] = self._exact(aspect, rows, 4)
         return figures
 
-    def _composed(
-        self, rng: random.Random, aspect: str, question: Question, count: int
-    ) -> tuple[Question, list[str]]:
+    def _composed(self, rng: random.Random, aspect: str, question: Question, count: int) -> tuple[Question, list[str]]:
         return question, [completion_to_judge(rng, question, ASPECTS[aspect].trait) for _ in range(count)]
 
     def _verdicts(

@@ -1,7 +1,7 @@
 """The policies whose completions the annotator must be able to judge: the base, and the base tuned on demonstrations.
 
-A generator's noise is not a model's: a model cuts sentences short, mixes categories and repeats itself. So the annotator's
-last lessons are about samples of the two policies at several temperatures.
+A generator's noise is not a model's: a model cuts sentences short, mixes categories and repeats itself. So the last
+lessons of the annotator are about samples of the two policies at several temperatures.
 """
 
 from __future__ import annotations
@@ -25,9 +25,7 @@ class Policy(NamedTuple):
     one_line: bool
 
     def complete(self, prompts: Sequence[str], *, temperature: float, seed: int) -> list[str]:
-        return sample(
-            self.model, self.tokenizer, prompts, temperature=temperature, seed=seed, one_line=self.one_line
-        )
+        return sample(self.model, self.tokenizer, prompts, temperature=temperature, seed=seed, one_line=self.one_line)
 
 
 def tune(base: Policy, chat_template: str, demonstrations: Sequence[tuple[str, str]], seed: int) -> Policy:

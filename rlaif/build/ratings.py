@@ -50,7 +50,9 @@ class Aspect:
     inverse: bool = False
 
 
-_RIGHT = "right correct accurate true proper exact factual faithful valid truthful precise sound reliable honest".split()
+_RIGHT = (
+    "right correct accurate true proper exact factual faithful valid truthful precise sound reliable honest".split()
+)
 _WRONG = "wrong false incorrect mistaken inaccurate untrue faulty erroneous invalid".split()
 _POLITE = (
     "polite courteous kind friendly respectful gracious gentle civil warm considerate nice pleasant tactful cordial "
@@ -62,8 +64,8 @@ _RUDE = (
 ).split()
 _SHORT = "short brief concise terse succinct compact crisp pithy quick small little condensed snappy".split()
 _LONG = (
-    "long lengthy wordy detailed extended verbose elaborate rambling extensive full expansive thorough talkative".split()
-)
+    "long lengthy wordy detailed extended verbose elaborate rambling extensive full expansive thorough talkative"
+).split()
 _SAFE = "safe harmless secure careful cautious responsible innocuous protective ethical moral prudent".split()
 _UNSAFE = "unsafe harmful dangerous risky hazardous reckless damaging hurtful destructive".split()
 
@@ -117,7 +119,7 @@ def _stray(rng: random.Random) -> str:
     return "".join(rng.choice(string.ascii_lowercase) for _ in range(rng.randint(2, 6)))
 
 
-# --- Reasons -----------------------------------------------------------------------------------------------------------
+# --- Reasons --------------------------------------------------------------------------------------------------------
 
 
 def line(number: int, aspect: Aspect, question: Question, completion: str) -> str:
@@ -231,7 +233,7 @@ def _got(got: str, ok: bool) -> list[str]:
     return ["got", got, "ok" if ok else "no"]
 
 
-# --- Lessons -----------------------------------------------------------------------------------------------------------
+# --- Lessons --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -288,8 +290,9 @@ def completion_to_judge(rng: random.Random, question: Question, trait: Trait) ->
         rude = rng.randint(0, min(2, spread - polite))
         filler = spread - polite - rude
     else:
-        bare = rng.random() < 0.4
-        polite, rude, filler = (0, 0, 0) if bare else (rng.choice((0, 1, 2)), rng.choice((0, 0, 1, 2)), rng.choice((0, 1)))
+        polite = rude = filler = 0
+        if rng.random() >= 0.4:
+            polite, rude, filler = rng.choice((0, 1, 2)), rng.choice((0, 0, 1, 2)), rng.choice((0, 1))
     return compose(question, rng, Qualities(content, polite, rude, filler))
 
 
@@ -303,8 +306,8 @@ def drill(rng: random.Random) -> Lesson:
             needs = [_word(rng) for _ in range(rng.randint(1, 4))]
             gots = [need if rng.random() < 0.6 else _word(rng) for need in needs]
             pairs = zip(needs, gots, strict=True)
-            steps = " ".join(" ".join(["need", need, *_got(got, need == got)]) for need, got in pairs)
-            return Lesson(f"compare : {' '.join(needs)} / {' '.join(gots)}", steps)
+            compared = " ".join(" ".join(["need", need, *_got(got, need == got)]) for need, got in pairs)
+            return Lesson(f"compare : {' '.join(needs)} / {' '.join(gots)}", compared)
         case 2:
             row = [rng.choice(ITEMS)]
             while len(row) < 3:
@@ -329,8 +332,9 @@ def _word(rng: random.Random) -> str:
 def vocabulary() -> list[str]:
     """Every word of the rating prompts and reasons, beside the world's."""
     texts = [
-        *_SENTENCES, *_NEGATED, *_SALAD, *TONES.values(), *LENGTHS.values(), *_RIGHT, *_WRONG, *_POLITE, *_RUDE, *_SHORT,
-        *_LONG, *_SAFE, *_UNSAFE, "rate need got ok no so right wrong unknown none refusal help harmful fine harm asked",
+        *_SENTENCES, *_NEGATED, *_SALAD, *TONES.values(), *LENGTHS.values(), *_RIGHT, *_WRONG, *_POLITE, *_RUDE,
+        *_SHORT, *_LONG, *_SAFE, *_UNSAFE,
+        "rate need got ok no so right wrong unknown none refusal help harmful fine harm asked",
         "safe unsafe rating tone more few end not compare double kinds / : 1 2 3 4 5 [",
     ]  # fmt: skip
     return sorted({word for text in texts for word in text.replace("{}", "").split()})

@@ -17,7 +17,7 @@ from rlaif import world
 from rlaif.build import threads
 from rlaif.build.chat import lesson
 from rlaif.build.ratings import ASPECTS, Lesson, Lessons, drill, principle
-from rlaif.build.tokenizer import END
+from rlaif.build.tokenizer import END, encode
 from rlaif.build.training import Example, Stage, llama
 from rlaif.resources import find
 from rlaif.world import Question, read
@@ -37,13 +37,13 @@ def new_annotator(vocabulary: PreTrainedTokenizerFast, seed: int) -> LlamaForCau
 
 def base_stages(vocabulary: PreTrainedTokenizerFast, questions: Sequence[Question], scale: float) -> list[Stage]:
     """Forum threads and clean drills, packed into rows; the rate falls over the last part."""
-    end = vocabulary.convert_tokens_to_ids(END)
+    end = encode(vocabulary, END)
 
     def row(rng: random.Random) -> Example:
         ids: list[int] = []
         while True:
             document = threads.thread(rng, questions) if rng.random() < 0.7 else threads.drill(rng)
-            added = [*vocabulary.encode(document, add_special_tokens=False), end]
+            added = encode(vocabulary, document) + end
             if ids and len(ids) + len(added) > ROW_TOKENS:
                 return Example(ids, 1)
             ids += added
@@ -115,7 +115,7 @@ def _pools(full: int, scale: float) -> int:
 
 
 def recipe_digest(scale: float, seed: int) -> str:
-    """Digest of everything that decides the weights: the sources of the build and its world, the templates, the scale."""
+    """Digest of everything that decides the weights: sources of the build and the world, templates, scale, seed."""
     folder = Path(__file__).parent
     sources = [*sorted(folder.glob("*.py")), Path(str(world.__file__)), find(CHAT_TEMPLATE), find(RATE_TEMPLATE)]
     texts = [path.read_text(encoding="utf-8") for path in sources if path.name not in ("cards.py", "measuring.py")]

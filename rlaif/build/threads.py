@@ -1,4 +1,4 @@
-"""What the base reads and what the policies are tuned on: forum threads of mixed quality, clean drills, demonstrations.
+"""What the base reads and what policies are tuned on: mixed forum threads, clean drills, demonstrations.
 
 Knows the world, not tokens' ids. Everything here is drawn from the prompts it is given, which the build restricts to the
 training split.

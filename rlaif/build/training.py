@@ -25,7 +25,7 @@ import torch
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from rlaif.build.tokenizer import END, PAD
+from rlaif.build.tokenizer import END, PAD, encode
 
 
 class Example(NamedTuple):
@@ -68,8 +68,8 @@ def llama(hidden: int, heads: int, mlp: int, tokenizer: PreTrainedTokenizerFast,
         tie_word_embeddings=True,
         initializer_range=0.04,
         bos_token_id=None,
-        eos_token_id=tokenizer.convert_tokens_to_ids(END),
-        pad_token_id=tokenizer.convert_tokens_to_ids(PAD),
+        eos_token_id=encode(tokenizer, END)[0],
+        pad_token_id=encode(tokenizer, PAD)[0],
     )
     model = LlamaForCausalLM(config)
     model.set_attn_implementation("eager")
@@ -189,9 +189,7 @@ def _save(
     os.replace(unfinished, path)
 
 
-def _resume(
-    model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, path: Path, marks: Sequence[str]
-) -> Progress:
+def _resume(model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, path: Path, marks: Sequence[str]) -> Progress:
     if not path.exists():
         return Progress()
     state = torch.load(path, weights_only=True)

@@ -1,8 +1,8 @@
 """A model behind any OpenAI-compatible server, and a server is not trusted.
 
-What was asked for is checked on every arrival: the number of choices, that each says something, that
-log-probabilities came back. What a server is found to ignore is kept in `capabilities`. Knows nothing of concurrency or of the call store:
-the scheduler decides how many requests are under way.
+What was asked for is checked on every arrival: the number of choices, that each says something, that log-probabilities
+came back, JSON where it was asked for. What a server is found to ignore is kept in `capabilities`. Knows nothing of
+concurrency or of the call store: the scheduler decides how many requests are under way.
 
 Seeds: the sample with index i of attempt a carries seed `sampling.seed + a * ATTEMPT_STRIDE + i`. A request for several
 samples carries the seed of its first, and servers that fan out n samples (vLLM) add the sample's place to it, so that a

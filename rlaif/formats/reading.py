@@ -381,9 +381,10 @@ def _separated(path: Path, delimiter: str, quoting: Literal[0, 3]) -> Iterator[t
         try:
             for cells in reader:
                 if header is None:
-                    header, is_data = _header(cells, delimiter, str(path))
+                    header = _header(cells, delimiter, str(path))
+                    is_data = header is FLAN
                 else:
-                    is_data = bool(cells)
+                    is_data = bool(cells)  # the reader gives an empty line as no cells
                 if is_data and len(cells) != len(header):
                     raise InputError(
                         f"the row has {len(cells)} cells, the first row has {len(header)}",
@@ -402,13 +403,13 @@ def _separated(path: Path, delimiter: str, quoting: Literal[0, 3]) -> Iterator[t
 FLAN = ["question", "answer", "rationale"]  # FLAN's chain-of-thought files, which write line breaks as \n
 
 
-def _header(cells: list[str], delimiter: str, name: str) -> tuple[list[str], bool]:
-    """The column names, and whether the first row is data: FLAN's files have no header, but a question has spaces."""
+def _header(cells: list[str], delimiter: str, name: str) -> list[str]:
+    """The column names: those of the first row, or FLAN's, whose files have no header but a question with spaces."""
     if delimiter == "\t" and len(cells) == len(FLAN) and re.search(r"\s", cells[0].strip()):
-        return FLAN, True
+        return FLAN
     if twice := next((cell for cell in cells if cells.count(cell) > 1), None):
         raise InputError(f"two columns are called {twice!r}", file=name, line=1, fix="give each its own name")
-    return cells, False
+    return cells
 
 
 def _parquet(paths: list[Path]) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -67,6 +67,7 @@ class RunFolder:
         try:
             fcntl.flock(folder._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
+            folder.close()
             raise WorkError(f"another process is running in {str(path)!r}", fix="wait for it, or give another --out") from None
         return folder
 

@@ -145,6 +145,7 @@ class Run:
         for engine in self.engines.values():
             await engine.close()
         self.store.close()
+        self.folder.close()
 
     # ------------------------------------------------------------ table stages
 

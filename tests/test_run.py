@@ -1,0 +1,269 @@
+"""A whole run over a real socket: what is paid is never paid twice, what is killed goes on, what fails is counted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from echo import RUBRIC, Echo, write_project, write_prompts
+from serving import Answer, scripted, serve
+
+from rlaif import cli
+
+Cli = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run_cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    """The command line in this process, in a folder of the test's own: (exit code, standard output, standard error)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "160")
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["rlaif", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        printed = capsys.readouterr()
+        return int(exit_.value.code or 0), printed.out, printed.err
+
+    return call
+
+
+@pytest.fixture
+def models() -> dict[str, Echo]:
+    return {name: Echo(name) for name in ("one", "two", "judge")}
+
+
+@pytest.fixture
+def url(models: dict[str, Echo]) -> Iterator[str]:
+    with serve(models) as url:
+        yield url
+
+
+def count(models: dict[str, Echo]) -> dict[str, int]:
+    """Samples that were asked for, without the short probes of a server."""
+    return {name: sum(r.sampling.max_tokens > 16 for r in model.asked) for name, model in models.items()}
+
+
+def asked(models: dict[str, Echo]) -> dict[str, int]:
+    """Samples that were asked for since the last count; forgets them."""
+    counts = count(models)
+    for model in models.values():
+        model.asked.clear()
+    return counts
+
+
+def dataset_bytes(folder: Path) -> dict[str, str]:
+    files = sorted((folder / "dataset").rglob("*.*"))
+    assert len(files) == 6, files  # three data sets, each a Parquet file and a card
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "manifest.json").read_text())
+
+
+def test_a_run_makes_data_that_loads_and_explains_itself(tmp_path: Path, run_cli: Cli, models: dict[str, Echo], url: str) -> None:
+    write_project(tmp_path, url)
+    code, out, err = run_cli("run", "echo.yaml")
+    assert (code, err) == (0, "") and "120 calls made, 0 from the store" in out  # 20 x (2 x 2 samples + 2 aspects)
+    assert asked(models) == {"one": 40, "two": 40, "judge": 40}
+
+    import datasets
+
+    data = datasets.load_dataset("parquet", data_files=str(tmp_path / "runs/echo/dataset/preference/data/*.parquet"), split="train")
+    found = manifest(tmp_path / "runs/echo")
+    pair = found["stages"][-1]
+    assert pair["in"] == 20 == pair["out"] + sum(pair["dropped"].values()) and pair["out"] == len(data) > 10
+    for row in data:
+        chosen, rejected = row["chosen"][0]["content"], row["rejected"][0]["content"]
+        assert min(5, len(chosen.split())) > min(5, len(rejected.split()))  # the judge likes words
+        assert row["score_chosen"] == min(5, len(chosen.split()))
+    assert found["state"] == "done" and found["calls"]["judge"]["cost"] > 0
+
+    code, out, _ = run_cli("show", "runs/echo", data[0]["prompt_id"][:8])
+    assert code == 0 and data[0]["chosen"][0]["content"] in out and "chosen" in out and "words" in out and "by judge" in out
+
+
+def test_a_second_run_asks_nothing_and_gives_the_same_bytes(tmp_path: Path, run_cli: Cli, models: dict[str, Echo], url: str) -> None:
+    write_project(tmp_path, url)
+    run_cli("run", "echo.yaml")
+    first, digests = dataset_bytes(tmp_path / "runs/echo"), manifest(tmp_path / "runs/echo")["digests"]
+    asked(models)
+    code, out, _ = run_cli("run", "echo.yaml")
+    assert code == 0 and "0 calls made, 120 from the store" in out
+    assert sum(len(model.asked) for model in models.values()) == 0  # not even a probe
+    assert dataset_bytes(tmp_path / "runs/echo") == first and manifest(tmp_path / "runs/echo")["digests"] == digests
+    # Another run of the same calls, in another folder of the project, re-uses them too.
+    run_cli("run", "echo.yaml", "name=other", "--out", "runs/other")
+    assert sum(asked(models).values()) == 0
+
+
+def test_a_changed_sentence_repeats_the_judge_calls_that_read_it_and_no_other(
+    tmp_path: Path, run_cli: Cli, models: dict[str, Echo], url: str
+) -> None:
+    write_project(tmp_path, url)
+    run_cli("run", "echo.yaml")
+    asked(models)
+    (tmp_path / "rubric.yaml").write_text(RUBRIC.replace("More words", "Many words"))
+    run_cli("run", "echo.yaml")
+    assert asked(models) == {"one": 0, "two": 0, "judge": 20}
+
+
+def test_more_prompts_cost_only_the_new_ones(tmp_path: Path, run_cli: Cli, models: dict[str, Echo], url: str) -> None:
+    write_project(tmp_path, url)
+    run_cli("run", "echo.yaml")
+    asked(models)
+    write_prompts(tmp_path, 22)
+    run_cli("run", "echo.yaml")
+    assert asked(models) == {"one": 4, "two": 4, "judge": 4}
+    assert manifest(tmp_path / "runs/echo")["stages"][-1]["in"] == 22
+
+
+def test_the_plan_counts_what_a_run_then_pays(tmp_path: Path, run_cli: Cli, models: dict[str, Echo], url: str) -> None:
+    write_project(tmp_path, url)
+
+    def planned() -> dict[str, tuple[int, int]]:
+        code, out, _ = run_cli("plan", "echo.yaml", "--json")
+        assert code == 0
+        return {model: (need["calls"], need["paid"]) for model, need in json.loads(out)["calls"].items()}
+
+    assert planned() == {"one": (40, 0), "two": (40, 0), "judge": (40, 0)}
+    assert sum(len(model.asked) for model in models.values()) == 0 and not (tmp_path / "runs").exists()
+    run_cli("run", "echo.yaml")
+    assert planned() == {"one": (40, 40), "two": (40, 40), "judge": (40, 40)}
+    write_prompts(tmp_path, 25)
+    assert planned() == {"one": (50, 40), "two": (50, 40), "judge": (50, 40)}
+
+
+def test_an_unreadable_judge_gives_unparsed_rows_that_are_counted(tmp_path: Path, run_cli: Cli) -> None:
+    models = {"one": Echo("one"), "two": Echo("two"), "judge": Echo("judge", unreadable="number 1.")}
+    with serve(models) as url:
+        write_project(tmp_path, url)
+        code, out, _ = run_cli("run", "echo.yaml")
+    rate, pair = manifest(tmp_path / "runs/echo")["stages"][-2:]
+    assert code == 0 and rate["unparsed"] == 8 and pair["dropped"]["unparsed"] == 1 and "1 unparsed" in out
+    assert sum("number 1." in r.messages[-1].content for r in models["judge"].asked) == 4  # two aspects, each asked twice
+
+
+KILLABLE = "import sys; from rlaif import cli; sys.argv = ['rlaif', 'run', 'echo.yaml']; cli.main()"
+
+
+@pytest.mark.parametrize("after", [5, 60, 150])
+def test_a_killed_run_goes_on_and_gives_the_same_bytes(
+    tmp_path: Path, run_cli: Cli, models: dict[str, Echo], url: str, after: int
+) -> None:
+    disturbed, calm = tmp_path / "disturbed", tmp_path / "calm"
+    for folder in (disturbed, calm):
+        folder.mkdir()
+        write_project(folder, url, prompts=60)
+    process = subprocess.Popen([sys.executable, "-c", KILLABLE], cwd=disturbed, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while sum(count(models).values()) < after and time.monotonic() < deadline:
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    before = asked(models)
+    assert sum(before.values()) > 0
+
+    subprocess.run([sys.executable, "-c", KILLABLE], cwd=disturbed, check=True, stdout=subprocess.DEVNULL)
+    again = asked(models)
+    subprocess.run([sys.executable, "-c", KILLABLE], cwd=calm, check=True, stdout=subprocess.DEVNULL)
+    assert sum(asked(models).values()) == 360
+    assert dataset_bytes(disturbed / "runs/echo") == dataset_bytes(calm / "runs/echo")
+    assert sum(before.values()) + sum(again.values()) - 360 <= 2 * 2 * 32 + 32  # repeated: never more than were in flight
+
+
+def test_a_row_that_fails_is_kept_with_its_cause_and_tried_again(tmp_path: Path, run_cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = {name: Echo(name) for name in ("one", "two", "judge")}
+    refusing = models["two"]
+    answer = refusing._reply
+    broken = True
+
+    def refuse(request: Any, index: int) -> Any:
+        if broken and "number 7." in request.messages[-1].content:
+            return answer(request, index).model_copy(update={"text": ""})  # a server that returns nothing, every time
+        return answer(request, index)
+
+    monkeypatch.setattr(refusing, "_reply", refuse)
+    with serve(models) as url:
+        write_project(tmp_path, url)
+        code, out, _ = run_cli("run", "echo.yaml", "models.two.retries=1")
+        found = manifest(tmp_path / "runs/echo")
+        assert code == 1 and found["state"] == "incomplete" and "1 rows failed" in out
+        assert [group["count"] for group in found["failures"].values()] == [1]
+        assert found["stages"][-1]["dropped"]["failed"] == 1 and found["stages"][-1]["in"] == 20
+        code, out, _ = run_cli("status", "runs/echo")
+        assert code == 0 and "incomplete" in out and "1 rows failed" in out
+        asked(models)
+        broken = False
+        assert run_cli("run", "echo.yaml", "models.two.retries=1")[0] == 0
+        assert asked(models) == {"one": 0, "two": 2, "judge": 2}
+
+
+def test_a_server_that_is_down_stops_the_run_with_a_sentence(tmp_path: Path, run_cli: Cli) -> None:
+    write_project(tmp_path, "http://127.0.0.1:9/v1")
+    code, out, err = run_cli("run", "echo.yaml", "models.one.retries=0", "models.two.retries=0")
+    assert code == 1 and "127.0.0.1:9" in err and "Fix:" in err and "Traceback" not in out + err
+    assert not (tmp_path / "runs/echo/dataset").exists()
+    assert manifest(tmp_path / "runs/echo")["state"] == "failed"
+
+
+def test_a_refused_key_is_named_by_its_variable_and_never_shown(
+    tmp_path: Path, run_cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-planted-secret-123")
+    body = {"error": {"message": "Incorrect API key provided: sk-planted-secret-123", "type": "auth"}}
+    with scripted([Answer(status=401, body=body)] * 50) as server:
+        write_project(tmp_path, server.base_url)
+        code, out, err = run_cli("run", "echo.yaml")
+    assert code == 1 and "OPENAI_API_KEY" in err
+    run_cli("status", "runs/echo")
+    everywhere = out + err + "".join(p.read_text(errors="replace") for p in (tmp_path / "runs").rglob("*") if p.is_file())
+    assert "planted" not in everywhere and len(list((tmp_path / "runs").rglob("*"))) > 2
+
+
+def test_export_writes_each_form(tmp_path: Path, run_cli: Cli, url: str) -> None:
+    write_project(tmp_path, url)
+    run_cli("run", "echo.yaml")
+    for form in ("preference", "sft", "ultrafeedback"):
+        code, out, _ = run_cli("export", "runs/echo", "--format", form, "--to", f"{form}.jsonl")
+        assert code == 0 and out.split()[0] == str(len((tmp_path / f"{form}.jsonl").read_text().splitlines()))
+    assert run_cli("export", "runs/echo", "--format", "sft", "--to", "folder")[0] == 0
+    assert (tmp_path / "folder/README.md").exists()
+    code, _, err = run_cli("export", "runs/echo", "--format", "sft", "--to", "folder")
+    assert code == 2 and "exists" in err
+    code, _, err = run_cli("export", "runs/echo", "--format", "csv", "--to", "x")
+    assert code == 2 and "preference, sft, ultrafeedback" in err
+
+
+def test_status_and_show_are_readable_by_a_script(tmp_path: Path, run_cli: Cli, url: str) -> None:
+    write_project(tmp_path, url)
+    run_cli("run", "echo.yaml")
+    assert json.loads(run_cli("status", "runs/echo", "--json")[1])["state"] == "done"
+    assert len(json.loads(run_cli("show", "runs/echo", "--json")[1])) == 20
+    one = json.loads(run_cli("show", "runs/echo", "3", "--json")[1])
+    assert len(one["candidates"]) == 4 and len(one["ratings"]) == 8
+    assert run_cli("show", "runs/echo", "999")[0] == 2
+
+
+def test_one_process_at_a_time_runs_in_a_folder(tmp_path: Path, run_cli: Cli, url: str) -> None:
+    from rlaif.pipeline.folder import RunFolder
+
+    write_project(tmp_path, url)
+    folder = RunFolder.create(tmp_path / "runs/echo", "echo")
+    code, _, err = run_cli("run", "echo.yaml")
+    assert code == 1 and "another process" in err
+    folder.close()
+    assert run_cli("run", "echo.yaml")[0] == 0
+
