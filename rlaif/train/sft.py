@@ -71,7 +71,7 @@ def tokenize(chat: Chat, rows: Sequence[SFTRow], max_length: int) -> tuple[dict[
         counts.cut += prompt is not opening.ids
         labels = [NOT_LEARNT] * len(prompt)
         for ids, learnt in rest:
-            labels += ids
+            labels += ids if learnt else [NOT_LEARNT] * len(ids)
         columns["input_ids"].append(prompt + [token for segment in rest for token in segment.ids])
         columns["labels"].append(labels)
     return columns, counts
