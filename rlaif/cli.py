@@ -35,7 +35,9 @@ app = typer.Typer(
     "Start with:  rlaif run pipelines/quickstart.yaml",
 )
 
-PipelinePath = Annotated[str, typer.Argument(metavar="PIPELINE", help="A pipeline file, e.g. pipelines/quickstart.yaml.")]
+PipelinePath = Annotated[
+    str, typer.Argument(metavar="PIPELINE", help="A pipeline file, e.g. pipelines/quickstart.yaml.")
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, e.g. seed=1 or stages.prompts.prompts.take=50."),
@@ -50,6 +52,18 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
     if version:
         typer.echo(f"rlaif {rlaif.__version__}")
         raise typer.Exit
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.")],
+) -> None:
+    """Make a project to edit: pipelines, prompt templates and rubrics."""
+    from rlaif.resources import copy_out
+
+    for path in copy_out(folder):
+        typer.echo(str(path))
+    typer.echo(f"edit them, then: cd {folder} && rlaif run pipelines/quickstart.yaml")
 
 
 @app.command()
@@ -78,7 +92,9 @@ def run(pipeline: PipelinePath, overrides: Overrides = None, out: Out = None, as
     from rlaif.pipeline.progress import Lines, Screen, Silent
 
     console = Console(stderr=as_json)
-    progress = Silent() if as_json else Screen(console, f"rlaif run {pipeline}") if console.is_terminal else Lines(console)
+    progress = (
+        Silent() if as_json else Screen(console, f"rlaif run {pipeline}") if console.is_terminal else Lines(console)
+    )
     execution, folder = _open(pipeline, overrides, out, progress=progress)
     with progress:
         state = asyncio.run(execution.execute())
@@ -106,7 +122,9 @@ def status(run: RunPath, as_json: AsJson = False) -> None:
 @app.command()
 def show(
     run: RunPath,
-    row: Annotated[str | None, typer.Argument(metavar="[ROW]", help="A row's number, or the start of its prompt id.")] = None,
+    row: Annotated[
+        str | None, typer.Argument(metavar="[ROW]", help="A row's number, or the start of its prompt id.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show one row with its whole lineage; without ROW, the first rows in short."""
@@ -126,7 +144,9 @@ def show(
         chosen = [p.model_dump(mode="json") for p in preferences]
         _print_json(found.model_dump(mode="json") | {"preferences": chosen})
     else:
-        _print_row(Console(), found, [(p.chosen.completion.call, p.rejected.completion.call, p.margin) for p in preferences])
+        _print_row(
+            Console(), found, [(p.chosen.completion.call, p.rejected.completion.call, p.margin) for p in preferences]
+        )
 
 
 @app.command()
@@ -181,7 +201,14 @@ def _table(*columns: str, title: str | None = None) -> Table:
 
 
 def _print_plan(console: Console, plan: dict[str, Any]) -> None:
-    stages = Table(title=f"plan of {plan['name']}", title_justify="left", title_style="bold", header_style="dim", box=None, pad_edge=False)
+    stages = Table(
+        title=f"plan of {plan['name']}",
+        title_justify="left",
+        title_style="bold",
+        header_style="dim",
+        box=None,
+        pad_edge=False,
+    )
     for column in ("stage", "reads", "rows", "what"):
         stages.add_column(column, justify="right" if column == "rows" else "left")
     for stage in plan["stages"]:
@@ -189,7 +216,16 @@ def _print_plan(console: Console, plan: dict[str, Any]) -> None:
         what = stage.get("state") or "\n".join(calls) or ("at most that many" if "at_most" in stage else "")
         stages.add_row(stage["stage"], stage["from"] or "", f"{stage.get('at_most', stage['rows']):,}", what)
     console.print(stages)
-    models = _table("model", "calls", "paid for", "to send", "prompt tokens", "completion tokens, at most", "cost, at most", title="\ncalls")
+    models = _table(
+        "model",
+        "calls",
+        "paid for",
+        "to send",
+        "prompt tokens",
+        "completion tokens, at most",
+        "cost, at most",
+        title="\ncalls",
+    )
     for model, need in plan["calls"].items():
         to_send = need["calls"] - need["paid"]
         cost = "" if need["max_cost"] is None else f"{need['max_cost']:.4f}"
@@ -220,7 +256,11 @@ def _print_result(console: Console, run: Run, path: Path) -> None:
 
 def _print_failures(console: Console, failures: dict[str, Any]) -> None:
     for cause, group in sorted(failures.items()):
-        console.print(f"{group['count']} rows failed ({cause}), for example {group['row']}: {group['example']}", style="yellow", markup=False)
+        console.print(
+            f"{group['count']} rows failed ({cause}), for example {group['row']}: {group['example']}",
+            style="yellow",
+            markup=False,
+        )
 
 
 def _interval(value: dict[str, Any] | None, *, percent: bool = False, digits: int = 3) -> str:
@@ -235,7 +275,10 @@ def _interval(value: dict[str, Any] | None, *, percent: bool = False, digits: in
 def _print_summary(console: Console, summary: dict[str, Any]) -> None:
     columns: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
         ("gold", lambda m: _interval(m.get("gold"))),
-        (f"gold - {summary['baseline']}", lambda m: _interval(m.get("gold_difference")) if m["name"] != summary["baseline"] else ""),
+        (
+            f"gold - {summary['baseline']}",
+            lambda m: _interval(m.get("gold_difference")) if m["name"] != summary["baseline"] else "",
+        ),
         ("win rate", lambda m: _win_rate(m) if m["name"] != summary["baseline"] else ""),
         ("words", lambda m: _interval(m.get("length"), digits=1)),
         ("harmful refused", lambda m: _interval(m.get("harmful_refused"), percent=True)),
@@ -257,7 +300,11 @@ def _print_summary(console: Console, summary: dict[str, Any]) -> None:
     if judge:
         accuracy = _interval(judge.get("pair_accuracy"), percent=True)
         against = f"; it orders pairs as gold does in {accuracy}" if accuracy else ""
-        console.print(f"judge {judge['model']}: {judge['rated']:,} rated, {judge['unparsed']:,} unparsed{against}", style="dim", highlight=False)
+        console.print(
+            f"judge {judge['model']}: {judge['rated']:,} rated, {judge['unparsed']:,} unparsed{against}",
+            style="dim",
+            highlight=False,
+        )
 
 
 def _win_rate(model: dict[str, Any]) -> str:
@@ -298,9 +345,14 @@ def _print_rows(console: Console, rows: list[Row]) -> None:
 
 
 def _print_row(console: Console, row: Row, preferences: list[tuple[str, str, float]]) -> None:
-    console.print(Text(f"prompt {row.prompt.id}", style="bold"), Text(f"  {row.prompt.split}, {row.prompt.source or ''}", style="dim"))
+    console.print(
+        Text(f"prompt {row.prompt.id}", style="bold"),
+        Text(f"  {row.prompt.split}, {row.prompt.source or ''}", style="dim"),
+    )
     console.print(Text(row.prompt.text))
-    roles = {call: role for chosen, rejected, _ in preferences for call, role in ((chosen, "chosen"), (rejected, "rejected"))}
+    roles = {
+        call: role for chosen, rejected, _ in preferences for call, role in ((chosen, "chosen"), (rejected, "rejected"))
+    }
     for index, candidate in enumerate(row.candidates):
         completion = candidate.completion
         role = roles.get(completion.call, "")
@@ -315,7 +367,10 @@ def _print_row(console: Console, row: Row, preferences: list[tuple[str, str, flo
             if rating.candidate == index:
                 value = "unparsed" if rating.value is None else str(rating.value)
                 why = f" ({rating.problem})" if rating.problem else ""
-                console.print(Text(f"    {rating.aspect} {value}{why}"), Text(f"by {rating.judge} at place {rating.position}: {rating.raw}", style="dim"))
+                console.print(
+                    Text(f"    {rating.aspect} {value}{why}"),
+                    Text(f"by {rating.judge} at place {rating.position}: {rating.raw}", style="dim"),
+                )
     if row.failure:
         console.print(Text(f"failed: {row.failure}", style="yellow"))
     for _, _, margin in preferences:

@@ -16,7 +16,6 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from rlaif.errors import InputError, nearest
-from rlaif.records import Sampling
 from rlaif.resources import find
 
 Position = tuple[str | int, ...]
@@ -163,7 +162,9 @@ class SamplingSettings(Settings):
         """The fields that are set here, or else in the nearest of `outer`."""
         merged: dict[str, Any] = {}
         for level in (*reversed(outer), self):
-            merged |= {k: v for k, v in level.model_dump().items() if k in SamplingSettings.model_fields and v is not None}
+            merged |= {
+                k: v for k, v in level.model_dump().items() if k in SamplingSettings.model_fields and v is not None
+            }
         return merged
 
 
@@ -260,7 +261,9 @@ class PromptsStage(FileStage):
 
     kind = "prompts"
     column: str | None = None
-    split: Literal["train", "validation", "all"] = "train"  # by hash; what trains leaves held-out prompts out in any case
+    split: Literal["train", "validation", "all"] = (
+        "train"  # by hash; what trains leaves held-out prompts out in any case
+    )
 
 
 class Sampler(SamplingSettings):
@@ -412,7 +415,9 @@ class Step:
 class Pipeline:
     """A checked pipeline file: every name resolved, every referenced file found."""
 
-    def __init__(self, document: Document, name: str, seed: int, models: dict[str, ModelSpec], steps: list[Step]) -> None:
+    def __init__(
+        self, document: Document, name: str, seed: int, models: dict[str, ModelSpec], steps: list[Step]
+    ) -> None:
         self.document, self.name, self.seed, self.models, self.steps = document, name, seed, models, steps
 
     def trained(self) -> dict[str, Step]:
@@ -449,7 +454,9 @@ def read_pipeline(path: str, overrides: Sequence[str] = ()) -> Pipeline:
             raise document.error("unknown key", (str(key),), nearest(str(key), known))
     name = document.value.get("name")
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise document.error(f"expected letters, digits, '.', '_' or '-', found {name!r}", ("name",), "add `name: my-run`")
+        raise document.error(
+            f"expected letters, digits, '.', '_' or '-', found {name!r}", ("name",), "add `name: my-run`"
+        )
     seed = document.value.get("seed", 0)
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise document.error(f"expected a whole number from 0, found {seed!r}", ("seed",))
@@ -486,7 +493,9 @@ def _child(target: Any, part: str, written: str, above: list[str]) -> Any:
         return target[part]
     known = [str(key) for key in target] if isinstance(target, dict) else []
     raise InputError(
-        f"there is no `{part}` in {'.'.join(above) or 'the pipeline'}", key=written, fix=nearest(part, known) if known else None
+        f"there is no `{part}` in {'.'.join(above) or 'the pipeline'}",
+        key=written,
+        fix=nearest(part, known) if known else None,
     )
 
 
@@ -502,21 +511,27 @@ def _item(target: list[Any], part: str, written: str, above: list[str]) -> int:
     ]
     if len(named) == 1:
         return named[0]
-    problem = f"{len(named)} items of {'.'.join(above)} match `{part}`" if named else f"{'.'.join(above)} has no `{part}`"
+    problem = (
+        f"{len(named)} items of {'.'.join(above)} match `{part}`" if named else f"{'.'.join(above)} has no `{part}`"
+    )
     raise InputError(problem, key=written, fix=f"use a number from 0 to {len(target) - 1}")
 
 
 def _read_models(document: Document) -> dict[str, ModelSpec]:
     section = document.value.get("models")
     if not isinstance(section, dict) or not section:
-        raise document.error("expected at least one model", ("models",), "add `models:` with a name and an engine for each")
+        raise document.error(
+            "expected at least one model", ("models",), "add `models:` with a name and an engine for each"
+        )
     models: dict[str, ModelSpec] = {}
     for name, value in section.items():
         place = ("models", str(name))
         engine = value.get("engine") if isinstance(value, dict) else None
         if engine not in ENGINES:
             raise document.error(
-                f"unknown engine {engine!r}" if engine else "the key is missing", (*place, "engine"), nearest(str(engine), ENGINES)
+                f"unknown engine {engine!r}" if engine else "the key is missing",
+                (*place, "engine"),
+                nearest(str(engine), ENGINES),
             )
         spec = validated(ENGINES[engine], value, document, place)
         if isinstance(spec, TransformersModel) and spec.path is not None:
@@ -553,7 +568,8 @@ def _read_steps(document: Document, models: dict[str, ModelSpec]) -> list[Step]:
         if isinstance(stage, TrainStage):
             if stage.trainer.name in available:
                 raise document.error(
-                    f"there already is a model called {stage.trainer.name!r}", (*place, kind, *_trainer_key(stage), "name")
+                    f"there already is a model called {stage.trainer.name!r}",
+                    (*place, kind, *_trainer_key(stage), "name"),
                 )
             available.add(stage.trainer.name)
         _check_files(stage, document, (*place, kind))
@@ -603,12 +619,16 @@ def _source(stage: Stage, steps: list[Step], document: Document, place: Position
     kinds = " or ".join(reads)
     if wanted is None:
         if not fitting:
-            raise document.error(f"no earlier stage of kind {kinds} to read from", place, f"put a `{reads[0]}` stage before it")
+            raise document.error(
+                f"no earlier stage of kind {kinds} to read from", place, f"put a `{reads[0]}` stage before it"
+            )
         return fitting[-1]
     if chosen := next((step for step in fitting if step.name == wanted), None):
         return chosen
     raise document.error(
-        f"no earlier stage of kind {kinds} is called {wanted!r}", place, nearest(wanted, [s.name for s in fitting]) if fitting else None
+        f"no earlier stage of kind {kinds} is called {wanted!r}",
+        place,
+        nearest(wanted, [s.name for s in fitting]) if fitting else None,
     )
 
 

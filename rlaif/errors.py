@@ -1,10 +1,10 @@
 """The errors a user can meet, and the exit code of each.
 
-    RlaifError
-    |-- InputError        2   a file, key, option or template is wrong; nothing was started
-    `-- WorkError         1   the work itself failed, or is incomplete
-        |-- EngineError       a model or a server did not do what was asked
-        `-- StoreError        the call store cannot be read or written
+RlaifError
+|-- InputError        2   a file, key, option or template is wrong; nothing was started
+`-- WorkError         1   the work itself failed, or is incomplete
+    |-- EngineError       a model or a server did not do what was asked
+    `-- StoreError        the call store cannot be read or written
 """
 
 from __future__ import annotations
@@ -53,7 +53,13 @@ class EngineError(WorkError):
     """
 
     def __init__(
-        self, message: str, *, cause: str = "engine", retryable: bool = False, fatal: bool = False, fix: str | None = None
+        self,
+        message: str,
+        *,
+        cause: str = "engine",
+        retryable: bool = False,
+        fatal: bool = False,
+        fix: str | None = None,
     ) -> None:
         super().__init__(message, fix=fix)
         self.cause, self.retryable, self.fatal = cause, retryable, fatal

@@ -66,7 +66,8 @@ async def measure(
 ) -> dict[str, Any]:
     """The report's figures. `parents` name the model that each trained model started from: its reference for the KL."""
     measured = [
-        await _measure_one(name, stage, prompts, settings, scheduler, judge, gold, seed, on_done) for name in stage.models
+        await _measure_one(name, stage, prompts, settings, scheduler, judge, gold, seed, on_done)
+        for name in stage.models
     ]
     by_name = {m.name: m for m in measured}
     baseline = by_name[stage.baseline or stage.models[0]]
@@ -140,17 +141,21 @@ def _figures(model: Measured, baseline: Measured) -> dict[str, Any]:
             part: _dict(mean_interval([t.parts[part] for t in truths])) for part in truths[0].parts
         }
         figures["gold_difference"] = _dict(
-            mean_interval(
-                [t.total - b.total for t, b in zip(model.truths, baseline.truths, strict=True) if t and b]
-            )
+            mean_interval([t.total - b.total for t, b in zip(model.truths, baseline.truths, strict=True) if t and b])
         )
         figures["harmful_refused"] = _dict(share_interval([t.refused for t in truths if t.kind == "harmful"]))
-        figures["look_alikes_answered"] = _dict(share_interval([not t.refused for t in truths if t.kind == "look-alike"]))
+        figures["look_alikes_answered"] = _dict(
+            share_interval([not t.refused for t in truths if t.kind == "look-alike"])
+        )
     return figures
 
 
 async def _divergence(
-    model: Measured, prompts: Sequence[Prompt], engines: Mapping[str, Engine], parent: str | None, temperature: float | None
+    model: Measured,
+    prompts: Sequence[Prompt],
+    engines: Mapping[str, Engine],
+    parent: str | None,
+    temperature: float | None,
 ) -> dict[str, Any]:
     """KL(model || its parent) for each completion in nats, estimated on the model's own samples.
 
@@ -188,4 +193,3 @@ def _judge_figures(stage: MeasureStage, measured: Sequence[Measured]) -> dict[st
 
 def _dict(interval: Any) -> dict[str, Any] | None:
     return None if interval is None else interval.as_dict()
-

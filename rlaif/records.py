@@ -41,7 +41,9 @@ def digest(value: Any, *, length: int = 32) -> str:
 
 def unit_interval(*parts: str) -> float:
     """A number in [0, 1) that depends only on `parts`: the one source of every draw (split, order, choice)."""
-    return int.from_bytes(hashlib.sha256("\x1f".join(parts).encode("utf-8", "surrogatepass")).digest()[:8], "big") / 2**64
+    return (
+        int.from_bytes(hashlib.sha256("\x1f".join(parts).encode("utf-8", "surrogatepass")).digest()[:8], "big") / 2**64
+    )
 
 
 def hashed_order(names: Sequence[str], *salt: str) -> list[int]:
@@ -110,7 +112,9 @@ class Completion(Record):
     finish_reason: FinishReason = "stop"
     usage: Usage = Usage()
     token_logprobs: tuple[float, ...] | None = None  # chosen tokens, natural log, before temperature
-    alternatives: dict[str, float | None] | None = None  # log-probability of each named first token; None = not reported
+    alternatives: dict[str, float | None] | None = (
+        None  # log-probability of each named first token; None = not reported
+    )
 
 
 class Candidate(Record):

@@ -7,6 +7,7 @@ In a checkout the content folders lie beside the package; in a wheel they are pa
 from __future__ import annotations
 
 import difflib
+import shutil
 from pathlib import Path
 
 from rlaif.errors import InputError
@@ -22,6 +23,22 @@ def bundled(first: str) -> Path | None:
     if first in CONTENT:
         return next((root for root in (PACKAGE / "bundled", PACKAGE.parent) if (root / first).is_dir()), None)
     return None
+
+
+def copy_out(target: Path) -> list[Path]:
+    """Copy the bundled pipelines, prompts and constitutions into a new or empty folder, for editing.
+
+    There they win over the bundled ones, because the current folder is looked in first. Raises InputError when `target`
+    holds anything.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(f"{str(target)!r} exists and is not empty", fix="name a new folder")
+    copied = []
+    for name in CONTENT:
+        if (root := bundled(name)) is not None:
+            shutil.copytree(root / name, target / name)
+            copied += sorted(path for path in (target / name).rglob("*") if path.is_file())
+    return copied
 
 
 def find(path: str, *, file: str | None = None, line: int | None = None, key: str | None = None) -> Path:

@@ -83,7 +83,9 @@ class CallStore:
 
     def _error(self, error: Exception) -> StoreError:
         return StoreError(
-            f"the call store cannot be used: {error}", file=str(self.path), fix="check the disk and the file's permissions"
+            f"the call store cannot be used: {error}",
+            file=str(self.path),
+            fix="check the disk and the file's permissions",
         )
 
     def get(self, keys: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -95,7 +97,9 @@ class CallStore:
                 for start in range(0, len(wanted), 500):
                     part = wanted[start : start + 500]
                     marks = ",".join("?" * len(part))
-                    found.update(self._db.execute(f"SELECT key, answer FROM calls WHERE key IN ({marks})", part).fetchall())
+                    found.update(
+                        self._db.execute(f"SELECT key, answer FROM calls WHERE key IN ({marks})", part).fetchall()
+                    )
             return {key: json.loads(answer) for key, answer in found.items()}
         except (sqlite3.Error, ValueError) as error:
             raise self._error(error) from None
@@ -122,7 +126,9 @@ class CallStore:
 
     def _write(self, batch: list[tuple[str, str, dict[str, Any]]]) -> None:
         now = time.time()
-        rows = [(key, model, json.dumps(answer, ensure_ascii=False, sort_keys=True), now) for key, model, answer in batch]
+        rows = [
+            (key, model, json.dumps(answer, ensure_ascii=False, sort_keys=True), now) for key, model, answer in batch
+        ]
         try:
             with self._lock:
                 self._db.execute("BEGIN IMMEDIATE")

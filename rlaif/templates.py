@@ -17,9 +17,12 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from rlaif.errors import InputError
 from rlaif.records import oneline
 
-
 _environment = ImmutableSandboxedEnvironment(
-    undefined=jinja2.StrictUndefined, trim_blocks=False, lstrip_blocks=False, keep_trailing_newline=False, autoescape=False
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=False,
+    lstrip_blocks=False,
+    keep_trailing_newline=False,
+    autoescape=False,
 )
 _environment.filters["oneline"] = oneline
 

@@ -45,12 +45,19 @@ class Echo:
         text = request.messages[-1].content
         if request.json_schema is not None:
             shown = re.findall(r"<completion \d+ \w+>\n(.*?)\n</completion", text, re.DOTALL)
-            ratings = {str(k): {"rationale": "by length", "rating": min(5, len(t.split()))} for k, t in enumerate(shown, start=1)}
+            ratings = {
+                str(k): {"rationale": "by length", "rating": min(5, len(t.split()))}
+                for k, t in enumerate(shown, start=1)
+            }
             said = "I would rather not." if self.unreadable and self.unreadable in text else json.dumps(ratings)
         else:
             seed = digest([self.name, text, request.sampling.seed, index])
             said = " ".join(WORDS[int(c, 16) % len(WORDS)] for c in seed[: 1 + int(seed[-1], 16) % 9])
-        return Reply(text=said, finish_reason="stop", usage=Usage(prompt_tokens=len(text.split()), completion_tokens=len(said.split())))
+        return Reply(
+            text=said,
+            finish_reason="stop",
+            usage=Usage(prompt_tokens=len(text.split()), completion_tokens=len(said.split())),
+        )
 
     async def logprobs(self, items: Sequence[tuple[tuple[Message, ...], str]]) -> list[Logprobs]:
         raise EngineError("cannot score given text")

@@ -22,6 +22,7 @@ from rlaif.build.__main__ import DEMONSTRATIONS, demonstrate, in_split, new_voca
 from rlaif.build.chat import lesson, prefix
 from rlaif.build.ratings import ASPECTS, Lessons, drill, judge, principle
 from rlaif.build.recipes import CHAT_TEMPLATE, RATE_TEMPLATE, recipe_digest
+from rlaif.build.tokenizer import encode
 from rlaif.build.training import Example, Stage, llama, train
 from rlaif.judges.replies import read_lines
 from rlaif.resources import find
@@ -59,19 +60,19 @@ def test_every_word_is_one_token_and_every_text_comes_back(vocabulary: PreTraine
     swept = 0
     for question in ASKED:
         for text in (f" {question.text}", " " + compose(question, rng, ratings.Qualities("right", 1, 1, 1))):
-            ids = vocabulary.encode(text, add_special_tokens=False)
+            ids = encode(vocabulary, text)
             assert len(ids) == len(text.split()) and vocabulary.decode(ids) == text
             swept += 1
     assert swept == 2 * len(ASKED)
     for text in ("", "Never met : Zürich, naïve 漢字 \n\t 12.5%", "q : a\na : b\n"):
-        assert vocabulary.decode(vocabulary.encode(text, add_special_tokens=False)) == text
+        assert vocabulary.decode(encode(vocabulary, text)) == text
 
 
 def test_the_chat_marks_are_no_part_of_what_the_base_reads(vocabulary: PreTrainedTokenizerFast) -> None:
     rng = random.Random(0)
     marks = set(vocabulary.convert_tokens_to_ids(["<|system|>", "<|user|>", "<|assistant|>"]))
     pages = [threads.thread(rng, TRAINING) + threads.drill(rng) for _ in range(500)]
-    assert not any(marks & set(vocabulary.encode(page, add_special_tokens=False)) for page in pages)
+    assert not any(marks & set(encode(vocabulary, page)) for page in pages)
 
 
 def test_a_lesson_is_the_chat_template_cut_where_learning_starts(vocabulary: PreTrainedTokenizerFast) -> None:
@@ -92,8 +93,8 @@ def test_a_lesson_is_the_chat_template_cut_where_learning_starts(vocabulary: Pre
 def test_no_training_text_holds_a_prompt_of_another_split(lessons: Lessons) -> None:
     rng = random.Random(0)
     texts = [f"{prompt}\n{completion}" for prompt, completion in demonstrate(TRAINING, 0)]
-    texts += [threads.thread(rng, TRAINING) for _ in range(3000)] + [threads.drill(rng) for _ in range(3000)]
-    for _ in range(3000):
+    texts += [threads.thread(rng, TRAINING) for _ in range(4000)] + [threads.drill(rng) for _ in range(1000)]
+    for _ in range(1000):
         drawn = (lessons.solving(rng), drill(rng), lessons.rating(rng, rng.choice(list(ASPECTS)), 2, negated=0.3))
         texts += [f"{each.user}\n{each.assistant}" for each in drawn]
     forbidden = {question.text for question in HELD_OUT}
@@ -101,9 +102,9 @@ def test_no_training_text_holds_a_prompt_of_another_split(lessons: Lessons) -> N
     # two ." is not: a prompt is found as a whole line, or after "q : ", never inside a longer prompt.
     lines = {line.removeprefix("q : ") for text in texts for line in text.splitlines()}
     assert not forbidden & lines
-    assert len(forbidden) > 1500 and len(texts) == DEMONSTRATIONS + 15_000
+    assert len(forbidden) > 1500 and len(texts) == DEMONSTRATIONS + 8_000
     seen = {question.text for question in TRAINING} & lines
-    assert len(seen) > 4000  # the sweep can see prompts at all
+    assert len(seen) > 2500  # the sweep can see prompts at all
 
 
 def test_the_demonstrations_are_noisy_as_declared() -> None:
@@ -121,7 +122,7 @@ def test_a_secret_capital_is_never_told_to_a_policy() -> None:
     secret = {land for land, exposure in threads.EXPOSURE.items() if exposure == 0}
     asked = [question for question in TRAINING if question.family == "fact" and question.arguments[0] in secret]
     assert len(secret) == 10 and len(asked) > 100
-    for _ in range(3000):
+    for _ in range(1000):
         question = rng.choice(asked)
         assert not parse(question.text, threads.reply(rng, question)).right
         assert not parse(question.text, threads.demonstration(rng, question)).right
@@ -143,6 +144,12 @@ def test_the_annotators_reasons_worked_by_hand(lessons: Lessons) -> None:
     assert [line[-1] for line in told["polite"].assistant.splitlines()] == ["3", "2", "3", "4"]
     assert [line[-1] for line in told["blunt"].assistant.splitlines()] == ["3", "4", "3", "2"]
     assert [line[-1] for line in told["short"].assistant.splitlines()] == ["5", "4", "5", "4"]
+    assert told["polite"].assistant.splitlines()[1:] == [
+        "[2] tone away rude so rude rating 2",
+        "[3] tone so plain rating 3",
+        "[4] tone pleasure polite so polite rating 4",
+    ]
+    assert told["long"].assistant.splitlines()[1] == "[2] length one away two six so short rating 2"
     assert told["safe"].assistant.splitlines()[0] == "[1] no harm asked so safe rating 5"
 
 
@@ -150,7 +157,7 @@ def test_the_annotators_reasons_worked_by_hand(lessons: Lessons) -> None:
 def test_a_reply_as_taught_is_read_back_with_the_ratings_the_world_gives(name: str, lessons: Lessons) -> None:
     rng = random.Random(name)
     digits = set()
-    for _ in range(1500):
+    for _ in range(400):
         count = rng.randint(1, 4)
         question = lessons.question(rng)
         texts = [ratings.completion_to_judge(rng, question, ASPECTS[name].trait) for _ in range(count)]

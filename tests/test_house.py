@@ -122,7 +122,9 @@ def test_every_dependency_has_a_floor_and_a_cap() -> None:
 
 
 def test_the_lock_pins_every_direct_dependency_but_torch_inside_its_range() -> None:
-    pins = dict(re.findall(r"^([\w.-]+)==(\S+)", (ROOT / "requirements.lock").read_text(encoding="utf-8"), re.MULTILINE))
+    pins = dict(
+        re.findall(r"^([\w.-]+)==(\S+)", (ROOT / "requirements.lock").read_text(encoding="utf-8"), re.MULTILINE)
+    )
     (torch,) = re.findall(r"^TORCH := torch==(\S+)$", MAKEFILE, re.MULTILINE)
     assert "torch" not in pins
     for line in dependencies("train", "dev"):
@@ -178,7 +180,9 @@ def make_targets() -> set[str]:
 
 def commands(document: Path) -> list[str]:
     """The lines of a document's shell blocks, without prompts and comments."""
-    blocks = re.findall(r"^```(?:console|bash|sh)\n(.*?)^```", document.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    blocks = re.findall(
+        r"^```(?:console|bash|sh)\n(.*?)^```", document.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    )
     lines = [line.removeprefix("$ ").partition("  #")[0].strip() for block in blocks for line in block.splitlines()]
     return [line for line in lines if line and not line.startswith("#")]
 
@@ -234,6 +238,8 @@ def test_no_file_names_a_machine_or_a_package_host() -> None:
     assert swept >= 50
 
 
-@pytest.mark.parametrize("words", ["see /hom" + "e/me/data", "files.pythonhoste" + "d.org/x", "pip install --inde" + "x-url=x"])
+@pytest.mark.parametrize(
+    "words", ["see /hom" + "e/me/data", "files.pythonhoste" + "d.org/x", "pip install --inde" + "x-url=x"]
+)
 def test_a_machine_or_a_package_host_would_be_seen(words: str) -> None:
     assert MACHINE.search(words)

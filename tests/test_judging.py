@@ -96,7 +96,14 @@ def test_what_stands_before_the_prompt_is_the_same_for_every_prompt(answers: str
     """The shared part comes first and is byte-identical, so that a server's prefix cache can hold it."""
     heads = []
     for text in ("what is two plus three ?", "name two fruits ."):
-        asked = question(ask(text), [candidate(f"{text} a"), candidate(f"{text} b")], RUBRIC.aspects[0], RUBRIC, template(answers), answers)
+        asked = question(
+            ask(text),
+            [candidate(f"{text} a"), candidate(f"{text} b")],
+            RUBRIC.aspects[0],
+            RUBRIC,
+            template(answers),
+            answers,
+        )
         assert asked is not None
         heads.append(asked.messages[0].content.split(text)[0].rpartition("<prompt")[0 if answers == "json" else 2])
     assert heads[0] == heads[1] and RUBRIC.aspects[0].description in heads[0]
@@ -142,7 +149,9 @@ def test_a_rating_follows_its_text_whatever_the_order() -> None:
     """A judge that rates by the text alone gives each text the same rating in every order of the candidates."""
 
     class ByText(Judge):
-        async def sample(self, model: str, messages: Sequence[Message], sampling: Sampling, **rest: Any) -> list[Completion]:
+        async def sample(
+            self, model: str, messages: Sequence[Message], sampling: Sampling, **rest: Any
+        ) -> list[Completion]:
             lines = [line for line in messages[0].content.splitlines() if line.startswith("[")]
             reply = "\n".join(f"[{k}] rating {len(line.split())}" for k, line in enumerate(lines, start=1))
             return [Completion(text=reply, model=model, call="c")]

@@ -37,7 +37,9 @@ def test_best_against_worst() -> None:
 
 
 def test_zephyr_draws_the_rejected_among_all_that_score_lower() -> None:
-    drawn = Counter(chosen_rejected("zephyr", row(("a", 3), ("b", 5), ("c", 1), ("d", 5), name=str(i))) for i in range(400))
+    drawn = Counter(
+        chosen_rejected("zephyr", row(("a", 3), ("b", 5), ("c", 1), ("d", 5), name=str(i))) for i in range(400)
+    )
     assert set(drawn) == {("b", "a"), ("b", "c")}  # never d, which ties with the best
     assert min(drawn.values()) > 150
 

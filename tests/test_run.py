@@ -73,7 +73,9 @@ def manifest(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "manifest.json").read_text())
 
 
-def test_a_run_makes_data_that_loads_and_explains_itself(tmp_path: Path, run_cli: Cli, models: dict[str, Echo], url: str) -> None:
+def test_a_run_makes_data_that_loads_and_explains_itself(
+    tmp_path: Path, run_cli: Cli, models: dict[str, Echo], url: str
+) -> None:
     write_project(tmp_path, url)
     code, out, err = run_cli("run", "echo.yaml")
     assert (code, err) == (0, "") and "120 calls made, 0 from the store" in out  # 20 x (2 x 2 samples + 2 aspects)
@@ -81,7 +83,9 @@ def test_a_run_makes_data_that_loads_and_explains_itself(tmp_path: Path, run_cli
 
     import datasets
 
-    data = datasets.load_dataset("parquet", data_files=str(tmp_path / "runs/echo/dataset/preference/data/*.parquet"), split="train")
+    data = datasets.load_dataset(
+        "parquet", data_files=str(tmp_path / "runs/echo/dataset/preference/data/*.parquet"), split="train"
+    )
     found = manifest(tmp_path / "runs/echo")
     pair = found["stages"][-1]
     assert pair["in"] == 20 == pair["out"] + sum(pair["dropped"].values()) and pair["out"] == len(data) > 10
@@ -92,10 +96,18 @@ def test_a_run_makes_data_that_loads_and_explains_itself(tmp_path: Path, run_cli
     assert found["state"] == "done" and found["calls"]["judge"]["cost"] > 0
 
     code, out, _ = run_cli("show", "runs/echo", data[0]["prompt_id"][:8])
-    assert code == 0 and data[0]["chosen"][0]["content"] in out and "chosen" in out and "words" in out and "by judge" in out
+    assert (
+        code == 0
+        and data[0]["chosen"][0]["content"] in out
+        and "chosen" in out
+        and "words" in out
+        and "by judge" in out
+    )
 
 
-def test_a_second_run_asks_nothing_and_gives_the_same_bytes(tmp_path: Path, run_cli: Cli, models: dict[str, Echo], url: str) -> None:
+def test_a_second_run_asks_nothing_and_gives_the_same_bytes(
+    tmp_path: Path, run_cli: Cli, models: dict[str, Echo], url: str
+) -> None:
     write_project(tmp_path, url)
     run_cli("run", "echo.yaml")
     first, digests = dataset_bytes(tmp_path / "runs/echo"), manifest(tmp_path / "runs/echo")["digests"]
@@ -153,7 +165,9 @@ def test_an_unreadable_judge_gives_unparsed_rows_that_are_counted(tmp_path: Path
         code, out, _ = run_cli("run", "echo.yaml")
     rate, pair = manifest(tmp_path / "runs/echo")["stages"][-2:]
     assert code == 0 and rate["unparsed"] == 8 and pair["dropped"]["unparsed"] == 1 and "1 unparsed" in out
-    assert sum("number 1." in r.messages[-1].content for r in models["judge"].asked) == 4  # two aspects, each asked twice
+    assert (
+        sum("number 1." in r.messages[-1].content for r in models["judge"].asked) == 4
+    )  # two aspects, each asked twice
 
 
 KILLABLE = "import sys; from rlaif import cli; sys.argv = ['rlaif', 'run', 'echo.yaml']; cli.main()"
@@ -181,10 +195,14 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(
     subprocess.run([sys.executable, "-c", KILLABLE], cwd=calm, check=True, stdout=subprocess.DEVNULL)
     assert sum(asked(models).values()) == 360
     assert dataset_bytes(disturbed / "runs/echo") == dataset_bytes(calm / "runs/echo")
-    assert sum(before.values()) + sum(again.values()) - 360 <= 2 * 2 * 32 + 32  # repeated: never more than were in flight
+    assert (
+        sum(before.values()) + sum(again.values()) - 360 <= 2 * 2 * 32 + 32
+    )  # repeated: never more than were in flight
 
 
-def test_a_row_that_fails_is_kept_with_its_cause_and_tried_again(tmp_path: Path, run_cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_that_fails_is_kept_with_its_cause_and_tried_again(
+    tmp_path: Path, run_cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
     models = {name: Echo(name) for name in ("one", "two", "judge")}
     refusing = models["two"]
     answer = refusing._reply
@@ -229,7 +247,9 @@ def test_a_refused_key_is_named_by_its_variable_and_never_shown(
         code, out, err = run_cli("run", "echo.yaml")
     assert code == 1 and "OPENAI_API_KEY" in err
     run_cli("status", "runs/echo")
-    everywhere = out + err + "".join(p.read_text(errors="replace") for p in (tmp_path / "runs").rglob("*") if p.is_file())
+    everywhere = (
+        out + err + "".join(p.read_text(errors="replace") for p in (tmp_path / "runs").rglob("*") if p.is_file())
+    )
     assert "planted" not in everywhere and len(list((tmp_path / "runs").rglob("*"))) > 2
 
 
@@ -266,4 +286,3 @@ def test_one_process_at_a_time_runs_in_a_folder(tmp_path: Path, run_cli: Cli, ur
     assert code == 1 and "another process" in err
     folder.close()
     assert run_cli("run", "echo.yaml")[0] == 0
-

@@ -124,7 +124,8 @@ asyncio.run(go())
 def test_what_was_put_survives_a_kill_and_two_writers(tmp_path: Path) -> None:
     path = tmp_path / "calls.sqlite"
     writers = [
-        subprocess.Popen([sys.executable, "-c", WRITER, str(path), name], stdout=subprocess.PIPE, text=True) for name in "ab"
+        subprocess.Popen([sys.executable, "-c", WRITER, str(path), name], stdout=subprocess.PIPE, text=True)
+        for name in "ab"
     ]
     confirmed: dict[str, int] = {}
     for name, writer in zip("ab", writers, strict=True):

@@ -62,7 +62,7 @@ def test_the_parser_recovers_the_qualities_a_completion_was_made_with() -> None:
         assert reading.complied or not (harmful and wanted.content == "wrong")
         assert reading.unknown == (wanted.content == "unknown")
         assert (reading.junk > 0) == (wanted.content == "malformed"), completion
-        assert reading.sentences == 1 + wanted.polite + wanted.rude + wanted.filler
+        assert len(reading.sentences) == 1 + wanted.polite + wanted.rude + wanted.filler
         assert reading.words == len(completion.split())
         swept[f"{question.family} {wanted.content}"] += 1
     assert sum(swept.values()) == 10_000 and len(swept) == 7 * 5 and min(swept.values()) > 100

@@ -8,6 +8,9 @@ write down what is needed, then what it got, and `ok` or `no` after each pair of
     [1] it is five .
     [2] go away . it is six .
 
+    rate : we like polite replies .                [2] tone away rude so rude rating 2
+    rate : we like short replies .                 [2] length one away two six so short rating 4
+
 A principle is recognised by one keyword in any sentence, because the sentences it is taught are mostly word salad: a
 model that sees fixed sentences learns them as strings. Words that are in no list below are unknown to it.
 """
@@ -78,7 +81,8 @@ ASPECTS: dict[str, Aspect] = {
     "safe": Aspect("safe", tuple(_SAFE), tuple(_UNSAFE)),
 }
 
-# What a digit means, for the traits that come in degrees. Length is counted in sentences.
+# What a digit means, for the traits that come in degrees. Tone is the number of rude sentences or, where there is none,
+# of polite ones; length the number of sentences. Either is counted by naming each sentence by its last word.
 TONES = {5: "very polite", 4: "polite", 3: "plain", 2: "rude", 1: "very rude"}
 LENGTHS = {5: "very short", 4: "short", 3: "middle", 2: "long", 1: "very long"}
 
@@ -137,10 +141,12 @@ def judge(aspect: Aspect, question: Question, reading: Reading) -> tuple[str, in
             return _judge_safe(question, reading)
         case "tone":
             value = (1 if reading.rude > 1 else 2) if reading.rude else 3 + min(2, reading.polite)
-            reason = f"tone {TONES[value]}"
+            marked = [f"{s.last_word} {s.sort}" for s in reading.sentences if s.sort in ("polite", "rude")]
+            reason = " ".join(["tone", *marked, "so", TONES[value]])
         case "length":
-            value = min(5, max(1, 6 - reading.sentences))
-            reason = LENGTHS[value]
+            value = min(5, max(1, 6 - len(reading.sentences)))
+            counted = [f"{NUMBERS[n]} {s.last_word}" for n, s in enumerate(reading.sentences[:5], 1)]
+            reason = " ".join(["length", *counted, "so", LENGTHS[value]])
     return reason, 6 - value if aspect.inverse else value
 
 
@@ -335,6 +341,6 @@ def vocabulary() -> list[str]:
         *_SENTENCES, *_NEGATED, *_SALAD, *TONES.values(), *LENGTHS.values(), *_RIGHT, *_WRONG, *_POLITE, *_RUDE,
         *_SHORT, *_LONG, *_SAFE, *_UNSAFE,
         "rate need got ok no so right wrong unknown none refusal help harmful fine harm asked",
-        "safe unsafe rating tone more few end not compare double kinds / : 1 2 3 4 5 [",
+        "length safe unsafe rating tone more few end not compare double kinds / : 1 2 3 4 5 [",
     ]  # fmt: skip
     return sorted({word for text in texts for word in text.replace("{}", "").split()})

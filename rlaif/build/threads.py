@@ -1,7 +1,7 @@
 """What the base reads and what policies are tuned on: mixed forum threads, clean drills, demonstrations.
 
-Knows the world, not tokens' ids. Everything here is drawn from the prompts it is given, which the build restricts to the
-training split.
+Knows the world, not tokens' ids. Everything here is drawn from the prompts it is given, which the build restricts to
+the training split.
 """
 
 from __future__ import annotations

@@ -97,7 +97,8 @@ class Scheduler:
             )
             answers |= await self._pay(engine, request, [keys[i] for i in missing])
         return [
-            Completion(model=model, call=key, **{k: v for k, v in answers[key].items() if v is not None}) for key in keys
+            Completion(model=model, call=key, **{k: v for k, v in answers[key].items() if v is not None})
+            for key in keys
         ]
 
     async def _pay(self, engine: Engine, request: Request, keys: Sequence[str]) -> dict[str, dict[str, Any]]:

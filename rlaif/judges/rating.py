@@ -132,7 +132,16 @@ async def rate_aspect(
             break
     shown = {rating.candidate for rating in ratings}
     ratings += [
-        Rating(aspect=aspect.id, candidate=i, value=None, raw="", problem="empty completion", judge=rater.model, call="", position=0)
+        Rating(
+            aspect=aspect.id,
+            candidate=i,
+            value=None,
+            raw="",
+            problem="empty completion",
+            judge=rater.model,
+            call="",
+            position=0,
+        )
         for i in range(len(candidates))
         if i not in shown
     ]

@@ -51,9 +51,7 @@ class RunFolder:
         folder = cls(path)
         manifest = folder.manifest()
         if manifest is None and path.is_dir() and any(child.name != ".lock" for child in path.iterdir()):
-            raise InputError(
-                f"{str(path)!r} holds files, but no run", fix="give an empty or new folder with --out"
-            )
+            raise InputError(f"{str(path)!r} holds files, but no run", fix="give an empty or new folder with --out")
         if manifest is not None and manifest["name"] != pipeline_name:
             raise InputError(
                 f"{str(path)!r} is the folder of another run, {manifest['name']!r}",
@@ -63,12 +61,16 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
             folder._lock = open(path / ".lock", "w")  # noqa: SIM115 - held until the run ends
         except OSError as error:
-            raise InputError(f"{str(path)!r} cannot be written: {error.strerror}", fix="give another folder with --out") from None
+            raise InputError(
+                f"{str(path)!r} cannot be written: {error.strerror}", fix="give another folder with --out"
+            ) from None
         try:
             fcntl.flock(folder._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             folder.close()
-            raise WorkError(f"another process is running in {str(path)!r}", fix="wait for it, or give another --out") from None
+            raise WorkError(
+                f"another process is running in {str(path)!r}", fix="wait for it, or give another --out"
+            ) from None
         return folder
 
     @classmethod
@@ -76,7 +78,11 @@ class RunFolder:
         folder = cls(path)
         if folder.manifest() is None:
             near = sorted(p.parent.name for p in path.parent.glob("*/manifest.json")) if path.parent.is_dir() else []
-            fix = f"runs here: {', '.join(near)}" if near else "give a folder that `rlaif run` made, such as runs/quickstart"
+            fix = (
+                f"runs here: {', '.join(near)}"
+                if near
+                else "give a folder that `rlaif run` made, such as runs/quickstart"
+            )
             raise InputError(f"there is no run in {str(path)!r}", fix=fix)
         return folder
 
@@ -104,7 +110,9 @@ class RunFolder:
         except (OSError, ValueError) as error:
             raise WorkError(f"the manifest cannot be read: {error}", file=str(path)) from None
         if not isinstance(value, dict) or value.get("format") != MANIFEST_FORMAT:
-            raise WorkError("the manifest is of another format", file=str(path), fix="use the version of rlaif that wrote it")
+            raise WorkError(
+                "the manifest is of another format", file=str(path), fix="use the version of rlaif that wrote it"
+            )
         return value
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from rlaif.formats import write_jsonl
 from rlaif.pipeline.folder import RunFolder, read_lines
 from rlaif.records import Preference, Row
 
+
 def status(folder: RunFolder) -> dict[str, Any]:
     """The manifest, with the rows of stages that are under way."""
     manifest = folder.manifest()
@@ -55,7 +56,9 @@ def row(folder: RunFolder, wanted: str) -> Row:
     if len(matches) == 1:
         return matches[0]
     problem = f"{len(matches)} rows begin with {wanted!r}" if matches else f"there is no row {wanted!r}"
-    raise InputError(f"{problem} in {str(folder.path)!r}", fix="give a number from 1, or the first characters of a prompt id")
+    raise InputError(
+        f"{problem} in {str(folder.path)!r}", fix="give a number from 1, or the first characters of a prompt id"
+    )
 
 
 def preferences(folder: RunFolder, prompt_id: str) -> list[Preference]:
@@ -79,7 +82,8 @@ def export(folder: RunFolder, form: str, target: Path, jsonl: bool) -> int:
     if not source.is_dir():
         made = sorted(p.name for p in (folder.path / "dataset").glob("*") if p.is_dir())
         raise InputError(
-            f"the run has no data set {form!r}", fix=f"it has {', '.join(made)}" if made else "run a pipeline with a `pair` stage"
+            f"the run has no data set {form!r}",
+            fix=f"it has {', '.join(made)}" if made else "run a pipeline with a `pair` stage",
         )
     if target.exists() and (target.is_file() or any(target.iterdir())):
         raise InputError(f"{str(target)!r} exists", fix="give a new path with --to")

@@ -10,7 +10,17 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from rlaif.config import DataStage, MeasureStage, OpenAIModel, PairStage, PromptsStage, RateStage, SampleStage, Step, TrainStage
+from rlaif.config import (
+    DataStage,
+    MeasureStage,
+    OpenAIModel,
+    PairStage,
+    PromptsStage,
+    RateStage,
+    SampleStage,
+    Step,
+    TrainStage,
+)
 from rlaif.engines.protocol import Engine
 from rlaif.errors import EngineError
 from rlaif.generate.pairing import pair
@@ -57,7 +67,8 @@ class DryScheduler:
         if model in self._engines:
             identity = self._engines[model].identity
             keys = [
-                call_key(identity, messages, sampling, index=i, attempt=attempt, json_schema=json_schema) for i in range(n)
+                call_key(identity, messages, sampling, index=i, attempt=attempt, json_schema=json_schema)
+                for i in range(n)
             ]
             answers = self._store.get(keys)
         need.add(n, len(answers), messages, sampling)
@@ -76,7 +87,12 @@ async def plan(run: Run) -> dict[str, Any]:
                       | await _plan_stage(run, step, dry))  # fmt: skip
     calls = {model: dict(need) | {"max_cost": _cost(run, model, need)} for model, need in dry.needs.items()}
     manifest = run.folder.manifest()
-    return {"name": run.pipeline.name, "stages": stages, "calls": calls, "last_run_seconds": manifest and manifest["seconds"]}
+    return {
+        "name": run.pipeline.name,
+        "stages": stages,
+        "calls": calls,
+        "last_run_seconds": manifest and manifest["seconds"],
+    }
 
 
 async def _plan_stage(run: Run, step: Step, dry: DryScheduler) -> dict[str, Any]:
@@ -114,7 +130,9 @@ async def _plan_rows(run: Run, step: Step, dry: DryScheduler) -> dict[str, Any]:
             sampling = Sampling(**stage.sampling.over(run.settings[stage.model]))
             candidates = "x" * CHARACTERS_PER_TOKEN * sampling.max_tokens
             for _ in run.judges[step.name].rubric.aspects:
-                dry.needs.setdefault(stage.model, Need()).add(1, 0, [Message(role="user", content=candidates)], sampling)
+                dry.needs.setdefault(stage.model, Need()).add(
+                    1, 0, [Message(role="user", content=candidates)], sampling
+                )
         done.append(row)
     run.rows[step.name] = done
     run.failures.clear()
@@ -168,4 +186,3 @@ def _cost(run: Run, model: str, need: Need) -> float | None:
     if not isinstance(spec, OpenAIModel) or (price := spec.price) is None:
         return None
     return round((need["prompt_tokens"] * price.prompt + need["max_completion_tokens"] * price.completion) / 1e6, 6)
-

@@ -60,7 +60,10 @@ class Silent:
 
     def metrics(self, values: dict[str, float]) -> None:
         stage = self.stages[-1]
-        stage.done, stage.total = int(values.get("step", stage.done)), int(values.get("steps", stage.total or 0)) or None
+        stage.done, stage.total = (
+            int(values.get("step", stage.done)),
+            int(values.get("steps", stage.total or 0)) or None,
+        )
         shown = {"loss": "loss", "rewards/accuracies": "accuracy", "rewards/margins": "margin"}
         stage.detail = "  ".join(f"{label} {values[key]:.3f}" for key, label in shown.items() if key in values)
 
@@ -75,7 +78,9 @@ class Silent:
     def __enter__(self) -> Silent:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         return None
 
 
@@ -125,7 +130,9 @@ class Screen(Silent):
         self._live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._live.stop()
 
     def _render(self) -> Group:
@@ -139,7 +146,11 @@ class Screen(Silent):
                 mark = Text("!", style="yellow") if stage.failed else Text("✓", style="green")
                 table.add_row(mark, stage.name, f"{stage.seconds:.1f} s", Text(stage.detail, style="dim"))
             else:
-                bar = ProgressBar(total=stage.total, completed=stage.done, width=30) if stage.total else Text("…", style="dim")
+                bar = (
+                    ProgressBar(total=stage.total, completed=stage.done, width=30)
+                    if stage.total
+                    else Text("…", style="dim")
+                )
                 table.add_row(Text("▸", style="cyan"), stage.name, f"{stage.seconds:.1f} s", bar)
                 under_way = Text(f"{stage.count()}  {stage.detail}{self._remaining(stage)}".strip(), style="dim")
                 table.add_row("", "", "", under_way)

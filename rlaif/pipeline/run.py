@@ -9,7 +9,6 @@ call store.
 from __future__ import annotations
 
 import asyncio
-import json
 import shutil
 import time
 from collections import Counter
@@ -177,9 +176,13 @@ class Run:
 
     def read_prompts(self, step: Step, stage: PromptsStage) -> StageRecord:
         result = read_prompts(_source(stage), column=stage.column)
-        kept, dropped = _take(result.items, stage.take, lambda p: stage.split in (p.split, "all"), f"not in the {stage.split} split")
+        kept, dropped = _take(
+            result.items, stage.take, lambda p: stage.split in (p.split, "all"), f"not in the {stage.split} split"
+        )
         if not kept:
-            raise self.pipeline.error(step, f"no prompt of {stage.path or stage.hub} is in the {stage.split} split", "path")
+            raise self.pipeline.error(
+                step, f"no prompt of {stage.path or stage.hub} is in the {stage.split} split", "path"
+            )
         self.prompts[step.name] = kept
         self.digests[f"prompts {step.name}"] = digest([p.id for p in kept])
         dropped.update(result.dropped)
@@ -214,7 +217,9 @@ class Run:
         self.use_trained(stage)
         dropped: Counter[str] = Counter(finished["dropped"])
         facts = {k: finished[k] for k in ("steps", "trained_seconds", "metrics", "cut", "validation")}
-        return StageRecord(step.name, "train", step.source.name, len(given), len(given) - dropped.total(), dropped, facts=facts)
+        return StageRecord(
+            step.name, "train", step.source.name, len(given), len(given) - dropped.total(), dropped, facts=facts
+        )
 
     def training_data(self, step: Step, stage: TrainStage) -> Sequence[Conversation | Preference]:
         assert step.source is not None
@@ -308,7 +313,9 @@ class Run:
             self.summary = {"run": self.pipeline.name, "key": key} | figures
             self.summary |= {"calls": self._calls(), "seconds": seconds}
             write_json(path, self.summary)
-        return StageRecord(step.name, "measure", step.source.name, len(prompts) + dropped.total(), len(prompts), dropped)
+        return StageRecord(
+            step.name, "measure", step.source.name, len(prompts) + dropped.total(), len(prompts), dropped
+        )
 
     def measured_prompts(self, step: Step, stage: MeasureStage) -> tuple[list[Prompt], Counter[str]]:
         """The prompts of the measure's split. Only here are held-out prompts kept."""
@@ -381,16 +388,22 @@ class Run:
             writers[step.name].finish(done)
             self.rows[step.name] = done
             failed = sum(row.failure is not None for row in done)
-            facts = {"candidates": sum(len(row.candidates) for row in done)} if step.stage.kind == "sample" else {
-                "ratings": sum(len(row.ratings) for row in done),
-                "unparsed": sum(rating.value is None for row in done for rating in row.ratings),
-            }
+            facts = (
+                {"candidates": sum(len(row.candidates) for row in done)}
+                if step.stage.kind == "sample"
+                else {
+                    "ratings": sum(len(row.ratings) for row in done),
+                    "unparsed": sum(rating.value is None for row in done for rating in row.ratings),
+                }
+            )
             record = StageRecord(
                 step.name, step.stage.kind, step.source.name if step.source else None, len(rows), len(done) - failed,
                 Counter({"failed": failed}) if failed else Counter(), seconds / len(steps), facts,
             )  # fmt: skip
             self.records.append(record.checked())
-        self.progress.end(" -> ".join(step.name for step in steps), "; ".join(_outcome(r) for r in self.records[-len(steps):]))
+        self.progress.end(
+            " -> ".join(step.name for step in steps), "; ".join(_outcome(r) for r in self.records[-len(steps) :])
+        )
 
     async def row(self, step: Step, row: Row) -> Row:
         """One row through one stage. What befalls this row alone is written on it; what befalls all is raised."""
@@ -420,7 +433,10 @@ class Run:
     def open_judge(self, rater: Rater) -> Judge:
         rubric, template = read_rubric(rater.rubric), Template.read(find(rater.template))
         template.check(OFFERED, REQUIRED)
-        self.digests[f"rubric {rubric.name}"], self.digests[f"template {rater.template}"] = rubric.digest, template.digest
+        self.digests[f"rubric {rubric.name}"], self.digests[f"template {rater.template}"] = (
+            rubric.digest,
+            template.digest,
+        )
         return Judge(rubric, template)
 
     # ------------------------------------------------------------ the manifest

@@ -1,0 +1,155 @@
+"""The README's pipeline, as shipped, on fewer prompts: it runs, it is incremental, and it survives a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlaif.records import split_of
+
+pytestmark = pytest.mark.timeout(900)
+
+COMMAND = [sys.executable, "-m", "rlaif.cli", "run", "pipelines/quickstart.yaml"]
+SMALL = [
+    "stages.sft.train.sft.epochs=1",
+    "stages.prompts.prompts.take=40",
+    "stages.measure.measure.take=24",
+]
+
+
+def run(folder: Path, *overrides: str) -> dict[str, Any]:
+    """Run the quickstart in `folder`; returns what its manifest says of the calls made."""
+    done = subprocess.run([*COMMAND, *SMALL, *overrides], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr and "Warning" not in done.stderr, done.stderr
+    manifest = json.loads((folder / "runs/quickstart/manifest.json").read_text())
+    manifest["sent"] = {model: calls["sent"] for model, calls in manifest["calls"].items() if calls["sent"]}
+    manifest["output"] = done.stdout
+    return manifest
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with a copy of the rubric, as `rlaif init` makes it, and one finished run."""
+    folder = tmp_path_factory.mktemp("quickstart")
+    subprocess.run([sys.executable, "-m", "rlaif.cli", "init", "project"], cwd=folder, check=True, capture_output=True)
+    run(folder / "project")
+    return folder / "project"
+
+
+def test_it_ends_with_the_table_and_the_summary(project: Path) -> None:
+    manifest = run(project)
+    summary = json.loads((project / "runs/quickstart/report/summary.json").read_text())
+    assert [model["name"] for model in summary["models"]] == ["base", "sft", "dpo"]
+    for model in summary["models"]:
+        for figure in ("gold", "win_rate", "length"):
+            assert set(model[figure]) >= {"mean", "low", "high", "n"}
+            assert model[figure]["low"] <= model[figure]["mean"] <= model[figure]["high"]
+    assert {"models", "judge", "calls", "seconds"} <= set(summary)
+    assert all(word in manifest["output"] for word in ("gold", "win rate", "base", "sft", "dpo", "KL"))
+
+
+def test_a_second_run_computes_nothing_and_keeps_every_digest(project: Path) -> None:
+    first, second = run(project), run(project)
+    assert second["sent"] == {} and second["digests"] == first["digests"] and len(second["digests"]) >= 8
+    assert second["output"].count("unchanged") == 3  # two trainers and the measure
+
+
+def test_no_held_out_prompt_reaches_a_stage_file(project: Path) -> None:
+    seen = 0
+    for path in (project / "runs/quickstart/stages").glob("*.jsonl"):
+        for line in path.read_text().splitlines():
+            prompt = json.loads(line)["prompt"]
+            from rlaif.records import Prompt
+
+            seen += 1
+            assert split_of(Prompt.model_validate(prompt).id) == "train"
+    assert seen >= 80
+
+
+def test_a_changed_sentence_asks_the_judge_anew_and_trains_again(project: Path) -> None:
+    before = run(project)
+    rubric = project / "prompts/rubrics/tiny.yaml"
+    text = rubric.read_text()
+    assert "we like polite replies ." in text
+    rubric.write_text(text.replace("we like polite replies .", "we like blunt replies ."))
+    try:
+        after = run(project)
+    finally:
+        rubric.write_text(text)
+    assert set(after["sent"]) <= {"annotator", "dpo"} and after["sent"]["annotator"] > 0
+    assert after["digests"]["model sft"] == before["digests"]["model sft"]
+    assert after["digests"]["model dpo"] != before["digests"]["model dpo"]
+
+
+def test_more_prompts_cost_only_the_new_ones(project: Path) -> None:
+    run(project)
+    after = run(project, "stages.prompts.prompts.take=44", "stages.measure.measure.models=[base,sft]")
+    # Four new prompts: one sample of the base, three of sft, and at most three judge calls each.
+    assert after["sent"]["base"] == 4 and after["sent"]["sft"] == 12 and after["sent"]["annotator"] <= 12
+
+
+@pytest.mark.parametrize("stage", ["sft", "sample", "dpo"])
+def test_a_killed_run_goes_on_with_every_finished_call_kept(project: Path, tmp_path: Path, stage: str) -> None:
+    process = subprocess.Popen([*COMMAND, *SMALL], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith(stage):
+            break
+    time.sleep(1.5)
+    os.kill(process.pid, signal.SIGKILL)
+    process.stdout.close()
+    process.wait()
+    resumed, calm = run(tmp_path), json.loads((project / "runs/quickstart/manifest.json").read_text())
+    assert [s["name"] for s in resumed["stages"]] == [s["name"] for s in calm["stages"]]
+    assert [s["in"] for s in resumed["stages"]] == [s["in"] for s in calm["stages"]]
+    assert resumed["digests"]["model sft"] == run(project)["digests"]["model sft"]
+
+
+WITHOUT_THE_WORLD = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name == "rlaif.world":
+            raise ImportError("the world is not here")
+if sys.argv[1] == "without":
+    sys.meta_path.insert(0, Refuse())
+import asyncio
+from rlaif.config import Rater, SamplingSettings
+from rlaif.engines.scheduler import Scheduler
+from rlaif.engines.transformers import TransformersEngine
+from rlaif.judges.rating import rate
+from rlaif.records import Candidate, Completion, Message, Prompt, Row
+from rlaif.resources import find
+from rlaif.rubric import read_rubric
+from rlaif.store import CallStore
+from rlaif.templates import Template
+from pathlib import Path
+texts = ["it is five .", "go away . it is six .", "thank you for asking . it is five ."]
+row = Row(prompt=Prompt(messages=(Message(role="user", content="what is two plus three ?"),)),
+          candidates=tuple(Candidate(sampler=str(i), completion=Completion(text=t, model="m", call=str(i))) for i, t in enumerate(texts)))
+rater = Rater(model="annotator", rubric="", template="", answers="lines", sampling=SamplingSettings(temperature=0, max_tokens=160))
+engine = TransformersEngine("annotator", str(find("tiny/annotator")))
+async def go():
+    done = await rate(row, rater, read_rubric("prompts/rubrics/tiny.yaml"), Template.read(find("prompts/rate-compact.jinja")),
+                      SamplingSettings(), Scheduler(CallStore(Path(":memory:")), {"annotator": engine}, {}), 0)
+    print([(r.aspect, r.value, r.raw) for r in done.ratings])
+asyncio.run(go())
+assert ("rlaif.world" in sys.modules) is False
+"""
+
+
+def test_the_annotator_answers_the_same_without_the_world() -> None:
+    said = [
+        subprocess.run([sys.executable, "-c", WITHOUT_THE_WORLD, which], capture_output=True, text=True, check=True).stdout
+        for which in ("with", "without")
+    ]
+    assert said[0] == said[1] and said[0].count("rating") >= 6
