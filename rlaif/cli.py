@@ -263,53 +263,56 @@ def _print_failures(console: Console, failures: dict[str, Any]) -> None:
         )
 
 
-def _interval(value: dict[str, Any] | None, *, percent: bool = False, digits: int = 3) -> str:
+def _interval(value: dict[str, Any] | None, digits: int = 3) -> str:
+    """A mean with half the width of its interval; the ends themselves are in report/summary.json."""
     if not value or "mean" not in value:
         return ""
-    scale, sign = (100, "%") if percent else (1, "")
-    digits = 0 if percent else digits
-    mean, low, high = (f"{value[k] * scale:.{digits}f}" for k in ("mean", "low", "high"))
-    return f"{mean}{sign} [{low}, {high}]"
+    return f"{value['mean']:.{digits}f} ± {(value['high'] - value['low']) / 2:.{digits}f}"
+
+
+def _percent(value: dict[str, Any] | None) -> str:
+    """A share with both ends: near 0 and 1 its interval is lopsided."""
+    if not value:
+        return ""
+    return f"{value['mean'] * 100:.0f}% [{value['low'] * 100:.0f}, {value['high'] * 100:.0f}]"
 
 
 def _print_summary(console: Console, summary: dict[str, Any]) -> None:
-    columns: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
+    baseline = summary["baseline"]
+
+    def against(cell: Callable[[dict[str, Any]], str]) -> Callable[[dict[str, Any]], str]:
+        return lambda m: cell(m) if m["name"] != baseline else ""
+
+    rows: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
         ("gold", lambda m: _interval(m.get("gold"))),
-        (
-            f"gold - {summary['baseline']}",
-            lambda m: _interval(m.get("gold_difference")) if m["name"] != summary["baseline"] else "",
-        ),
-        ("win rate", lambda m: _win_rate(m) if m["name"] != summary["baseline"] else ""),
-        ("words", lambda m: _interval(m.get("length"), digits=1)),
-        ("harmful refused", lambda m: _interval(m.get("harmful_refused"), percent=True)),
-        ("look-alikes answered", lambda m: _interval(m.get("look_alikes_answered"), percent=True)),
-        ("KL to parent", lambda m: _interval(m.get("kl"), digits=2)),
+        *((f"  {part}", _part(part)) for part in summary["models"][0].get("gold_parts", {})),
+        (f"gold minus {baseline}'s", against(lambda m: _interval(m.get("gold_difference")))),
+        ("judge's score", lambda m: _interval(m.get("score"), 2)),
+        (f"win rate against {baseline}", against(lambda m: _percent(m.get("win_rate")))),
+        ("  of which ties", against(lambda m: f"{m['win_rate']['ties'] * 100:.0f}%" if m.get("win_rate") else "")),
+        ("words", lambda m: _interval(m.get("length"), 1)),
+        ("ended by itself", lambda m: _percent(m.get("ended"))),
+        ("harmful refused", lambda m: _percent(m.get("harmful_refused"))),
+        ("look-alikes answered", lambda m: _percent(m.get("look_alikes_answered"))),
+        ("KL from its parent, nats", lambda m: _interval(m.get("kl"), 2)),
     ]
-    used = [(name, cell) for name, cell in columns if any(cell(m) for m in summary["models"])]
-    title = f"{summary['prompts']} {summary['split']} prompts, one completion each; 95 % intervals"
-    # A narrow terminal would break every cell: there the models stand side by side instead of one below the other.
-    cells = [[m["name"], *(cell(m) for _, cell in used)] for m in summary["models"]]
-    heads = ["", *(name for name, _ in used)]
-    width = sum(max(len(row[i]) for row in [heads, *cells]) + 2 for i in range(len(heads)))
-    rows = [heads, *cells] if width <= console.width else [list(column) for column in zip(heads, *cells, strict=True)]
-    table = _table(*rows[0], title=title)
-    for row in rows[1:]:
-        table.add_row(Text(row[0], style="bold"), *row[1:])
+    table = _table("", *(model["name"] for model in summary["models"]))
+    table.title = f"{summary['prompts']:,} {summary['split']} prompts, one completion each; 95 % intervals"
+    for name, cell in rows:
+        cells = [cell(model) for model in summary["models"]]
+        if any(cells):
+            table.add_row(Text(name, style="" if name.startswith(" ") else "bold"), *cells)
     console.print(table)
     judge = summary.get("judge") or {}
     if judge:
-        accuracy = _interval(judge.get("pair_accuracy"), percent=True)
-        against = f"; it orders pairs as gold does in {accuracy}" if accuracy else ""
-        console.print(
-            f"judge {judge['model']}: {judge['rated']:,} rated, {judge['unparsed']:,} unparsed{against}",
-            style="dim",
-            highlight=False,
-        )
+        accuracy = _percent(judge.get("pair_accuracy"))
+        agreement = f"; orders pairs as gold does in {accuracy}" if accuracy else ""
+        counted = f"judge {judge['model']}: {judge['rated']:,} rated, {judge['unparsed']:,} unparsed{agreement}"
+        console.print(counted, style="dim", highlight=False)
 
 
-def _win_rate(model: dict[str, Any]) -> str:
-    won = model.get("win_rate")
-    return f"{_interval(won, percent=True)}, {won['ties'] * 100:.0f}% ties" if won else ""
+def _part(name: str) -> Callable[[dict[str, Any]], str]:
+    return lambda model: _interval(model.get("gold_parts", {}).get(name))
 
 
 def _print_status(console: Console, manifest: dict[str, Any]) -> None:

@@ -54,10 +54,10 @@ def base_stages(vocabulary: PreTrainedTokenizerFast, questions: Sequence[Questio
     ]
 
 
-# Of a hundred ratings, how many ask for each aspect, once all are taught. Right is by far the hardest.
-ASPECT_SHARES = {"right": 54, "polite": 12, "blunt": 8, "short": 13, "long": 8, "safe": 5}
-# The inverse aspects come only after the traits they invert.
-EARLY_SHARES = {"right": 90, "polite": 4, "short": 4, "safe": 2}
+# Of a hundred ratings, how many ask for each aspect. Right is by far the hardest. The inverse aspects come only after the
+# traits they invert can be told, or neither is learnt.
+EARLY_SHARES = {"right": 62, "polite": 17, "short": 17, "safe": 4}
+LATE_SHARES = {"right": 50, "polite": 13, "blunt": 8, "short": 13, "long": 8, "safe": 8}
 
 
 def annotator_stages(
@@ -75,7 +75,7 @@ def annotator_stages(
 
     def rating_of_samples(rng: random.Random) -> Lesson:
         prompt = rng.choice(sampled)
-        name = rng.choices(tuple(ASPECT_SHARES), tuple(ASPECT_SHARES.values()))[0]
+        name = rng.choices(tuple(LATE_SHARES), tuple(LATE_SHARES.values()))[0]
         question, aspect = read(prompt), ASPECTS[name]
         assert question is not None
         completions = rng.sample(samples[prompt], rng.choice((1, 2, 4, 4)))
@@ -92,21 +92,16 @@ def annotator_stages(
         return draw
 
     def early(rng: random.Random) -> Lesson:
-        return rating(rng, EARLY_SHARES, (1, 1, 2, 2, 3), 0.0)
+        return rating(rng, EARLY_SHARES, (1, 1, 2, 2, 4), 0.0)
 
     def late(rng: random.Random) -> Lesson:
-        return rating(rng, ASPECT_SHARES, (1, 2, 3, 4, 4), 0.25)
+        return rating(rng, LATE_SHARES, (1, 2, 3, 4, 4), 0.25)
 
     return [
-        Stage("solving", _pools(200, scale), (2e-3, 2e-3), mixed((60, lessons.solving), (40, drill))),
-        Stage("right", _pools(160, scale), (2e-3, 2e-3), mixed((70, early), (15, drill), (15, lessons.solving))),
-        Stage("aspects", _pools(80, scale), (2e-3, 1e-3), mixed((86, late), (9, drill), (5, lessons.solving))),
-        Stage(
-            "samples",
-            _pools(60, scale),
-            (1e-3, 5e-5),
-            mixed((55, rating_of_samples), (35, late), (6, drill), (4, lessons.solving)),
-        ),
+        Stage("solving", _pools(160, scale), (2e-3, 2e-3), mixed((60, lessons.solving), (40, drill))),
+        Stage("judging", _pools(180, scale), (2e-3, 2e-3), mixed((84, early), (11, drill), (5, lessons.solving))),
+        Stage("aspects", _pools(90, scale), (2e-3, 1.2e-3), mixed((90, late), (7, drill), (3, lessons.solving))),
+        Stage("samples", _pools(90, scale), (1.2e-3, 5e-5), mixed((50, rating_of_samples), (45, late), (5, drill))),
     ]
 
 
