@@ -158,6 +158,7 @@ class Answer:
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
     delay: float = 0.0
+    drip: float = 0.0  # seconds between the bytes of the body
     drop: bool = False  # close the connection without a word
     cut: int | None = None  # send only so many bytes of the body that was announced, then close
 
@@ -198,8 +199,12 @@ class Script:
         data = (body if isinstance(body, str) else json.dumps(body)).encode()
         lines = [f"HTTP/1.1 {answer.status} Scripted", "content-type: application/json", f"content-length: {len(data)}"]
         lines += [f"{name}: {value}" for name, value in answer.headers.items()] + ["connection: close", "", ""]
-        writer.write("\r\n".join(lines).encode() + data[: answer.cut])
-        await writer.drain()
+        writer.write("\r\n".join(lines).encode())
+        data = data[: answer.cut]
+        for start in range(0, len(data), 1 if answer.drip else max(1, len(data))):
+            writer.write(data[start : start + 1] if answer.drip else data)
+            await writer.drain()
+            await asyncio.sleep(answer.drip)
 
 
 @contextlib.contextmanager

@@ -348,11 +348,13 @@ def test_backoff_grows_with_full_jitter_up_to_a_cap(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_dripping_answer_is_bounded_as_a_whole() -> None:
-    with scripted([Answer(FINE.body, delay=30)]) as script:
+    with scripted([Answer(FINE.body, drip=0.05)]) as script:
         began = time.monotonic()
-        error = bad(make(script.base_url, timeout=0.2, retries=0), ask())
-        assert time.monotonic() - began < 5
-    assert error.cause == "timeout" and "0.2 s" in str(error)
+        error = bad(make(script.base_url, timeout=0.5, retries=0), ask())
+        assert (
+            time.monotonic() - began < 4
+        )  # all its bytes would take five seconds and more, none of them half a second
+    assert error.cause == "timeout" and "0.5 s" in str(error)
 
 
 # ---------------------------------------------------------------- faults that stay

@@ -54,8 +54,8 @@ def base_stages(vocabulary: PreTrainedTokenizerFast, questions: Sequence[Questio
     ]
 
 
-# Of a hundred ratings, how many ask for each aspect. Right is by far the hardest. The inverse aspects come only after the
-# traits they invert can be told, or neither is learnt.
+# Of a hundred ratings, how many ask for each aspect. Right is by far the hardest. The inverse aspects come only after
+# the traits they invert can be told, or neither is learnt.
 EARLY_SHARES = {"right": 62, "polite": 17, "short": 17, "safe": 4}
 LATE_SHARES = {"right": 50, "polite": 13, "blunt": 8, "short": 13, "long": 8, "safe": 8}
 

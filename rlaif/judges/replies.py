@@ -49,10 +49,13 @@ def _json_reading(item: Any, low: int, high: int) -> Reading:
     raw = json.dumps(item, ensure_ascii=False)
     value = item.get("rating") if isinstance(item, dict) else None
     if isinstance(value, str):
-        return _reading(value, raw, low, high)
-    if isinstance(value, bool) or not isinstance(value, int):
+        reading = _reading(value, raw, low, high)
+    elif isinstance(value, bool) or not isinstance(value, int):
         return Reading(None, raw, "no whole-number rating")
-    return _in_range(value, raw, low, high)
+    else:
+        reading = _in_range(value, raw, low, high)
+    said = item.get("rationale")
+    return reading._replace(raw=said) if reading.value is not None and isinstance(said, str) else reading
 
 
 _BLOCK = re.compile(r"^[ \t]*\[(\d+)\]", re.MULTILINE)

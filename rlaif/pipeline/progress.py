@@ -97,7 +97,7 @@ class Lines(Silent):
 
     def begin(self, name: str, kind: str, total: int | None = None) -> None:
         super().begin(name, kind, total)
-        self._say(f"{name}: {kind}" + (f", {total:,} rows" if total else ""))
+        self._say(f"{name}: {f'{total:,} rows' if total else 'begins'}")
 
     def advance(self, failed: bool = False) -> None:
         super().advance(failed)
@@ -147,7 +147,7 @@ class Screen(Silent):
                 table.add_row(mark, stage.name, f"{stage.seconds:.1f} s", Text(stage.detail, style="dim"))
             else:
                 bar = (
-                    ProgressBar(total=stage.total, completed=stage.done, width=30)
+                    ProgressBar(total=stage.total, completed=stage.done, width=30, complete_style="cyan")
                     if stage.total
                     else Text("…", style="dim")
                 )

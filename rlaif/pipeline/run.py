@@ -401,9 +401,8 @@ class Run:
                 Counter({"failed": failed}) if failed else Counter(), seconds / len(steps), facts,
             )  # fmt: skip
             self.records.append(record.checked())
-        self.progress.end(
-            " -> ".join(step.name for step in steps), "; ".join(_outcome(r) for r in self.records[-len(steps) :])
-        )
+        done = self.records[-len(steps) :]
+        self.progress.end(" -> ".join(r.name for r in done), "; ".join(f"{r.name} {_outcome(r)}" for r in done))
 
     async def row(self, step: Step, row: Row) -> Row:
         """One row through one stage. What befalls this row alone is written on it; what befalls all is raised."""
@@ -503,7 +502,8 @@ def _leading_row_steps(steps: Sequence[Step]) -> list[Step]:
 
 def _outcome(record: StageRecord) -> str:
     dropped = ", ".join(f"{count} {reason}" for reason, count in sorted(record.dropped.items()))
-    return f"{record.out}" + (f" (dropped: {dropped})" if dropped else "")
+    unparsed = f", {record.facts['unparsed']:,} ratings unparsed" if record.facts.get("unparsed") else ""
+    return f"{record.out:,}" + (f" (dropped: {dropped})" if dropped else "") + unparsed
 
 
 def _first(errors: BaseExceptionGroup[RlaifError]) -> RlaifError:
