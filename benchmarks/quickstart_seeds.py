@@ -60,7 +60,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs"))
-    parser.add_argument("--split", choices=["held-out", "validation"], default="held-out", help="validation: to choose settings")
+    parser.add_argument(
+        "--split", choices=["held-out", "validation"], default="held-out", help="validation: to choose settings"
+    )
     arguments = parser.parse_args()
     by_seed = [asyncio.run(gold_of_one_run(seed, arguments.out, arguments.split)) for seed in arguments.seeds]
     report: dict[str, object] = {"seeds": arguments.seeds, "split": arguments.split, "prompts": len(by_seed[0]["sft"])}

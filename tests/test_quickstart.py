@@ -149,7 +149,9 @@ assert ("rlaif.world" in sys.modules) is False
 
 def test_the_annotator_answers_the_same_without_the_world() -> None:
     said = [
-        subprocess.run([sys.executable, "-c", WITHOUT_THE_WORLD, which], capture_output=True, text=True, check=True).stdout
+        subprocess.run(
+            [sys.executable, "-c", WITHOUT_THE_WORLD, which], capture_output=True, text=True, check=True
+        ).stdout
         for which in ("with", "without")
     ]
     assert said[0] == said[1] and said[0].count("rating") >= 6

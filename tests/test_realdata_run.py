@@ -47,7 +47,9 @@ def test_real_instructions_become_a_data_set_that_trains(tmp_path: Path, random_
         for completion in row["completions"]:
             aspects = {note["aspect"]: note["Rating"] for note in completion["annotations"]}
             assert set(aspects) == {"instruction_following", "honesty", "truthfulness", "helpfulness"}
-            assert set(aspects.values()) == {str(min(5, len(completion["response"].split())))}  # bound to its completion
+            assert set(aspects.values()) == {
+                str(min(5, len(completion["response"].split())))
+            }  # bound to its completion
 
     preferences = datasets.load_dataset("parquet", data_files=str(folder / "preference/data/*.parquet"), split="train")
     assert len(preferences) == manifest["stages"][-1]["out"] > 300
