@@ -2,9 +2,10 @@
 
     python benchmarks/quickstart_seeds.py [--seeds 0 1 2] [--out runs]
 
-Runs pipelines/quickstart.yaml once for each seed (run folder OUT/quickstart-seed-N) and compares the gold score of `dpo`
-and `sft` on the same held-out prompts: the difference on each prompt is averaged over the seeds, and the interval is a
-bootstrap over prompts. The quickstart's settings were chosen on validation prompts; nothing is chosen here.
+Runs pipelines/quickstart.yaml once for each seed (run folder OUT/quickstart-seed-N) and compares the gold score of
+`dpo` and `sft` on the same held-out prompts: the difference on each prompt is averaged over the seeds, and the
+interval is a bootstrap over prompts. The quickstart's settings were chosen on validation prompts; nothing is chosen
+here.
 """
 
 from __future__ import annotations

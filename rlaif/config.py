@@ -465,7 +465,7 @@ def read_pipeline(path: str, overrides: Sequence[str] = ()) -> Pipeline:
 
 
 def _apply(document: Document, override: str) -> None:
-    """Apply one `key.key=value` from the command line; list items are numbered from 0, a stage also goes by its name."""
+    """Apply one `key.key=value` from the command line; items count from 0, a stage also goes by its name."""
     written, equals, text = override.partition("=")
     if not equals or not written:
         raise InputError(f"{override!r} is not of the form key=value", fix="for example stages.2.prompts.take=50")

@@ -1,8 +1,8 @@
 """The measure stage: several models on the same prompts, each number with its 95 % interval.
 
-One completion for each model and prompt, judged point by point, so that no order of presentation can matter. This is the
-only place that reads held-out prompts and, when the pipeline says `judge: gold`, the truth of the embedded world; nothing
-it finds flows back into data or training.
+One completion for each model and prompt, judged point by point, so that no order of presentation can matter. This is
+the only place that reads held-out prompts and, when the pipeline says `judge: gold`, the truth of the embedded world;
+nothing it finds flows back into data or training.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Where files are found: the current folder first, then what ships with the package.
 
-A path is a path. One that leads nowhere is an error that names the nearest files; it is never taken for text or a hub id.
-In a checkout the content folders lie beside the package; in a wheel they are packed inside it, under `bundled/`.
+A path is a path. One that leads nowhere is an error that names the nearest files; it is never taken for text or a hub
+id. In a checkout the content folders lie beside the package; in a wheel they are packed inside it, under `bundled/`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ CONTENT = ("constitutions", "prompts", "pipelines")
 
 
 def bundled(first: str) -> Path | None:
-    """The folder that holds the bundled folder `first` (`prompts`, `tiny`, ...), or None when nothing ships under it."""
+    """The folder that holds the bundled folder `first` (`prompts`, `tiny`, ...), or None when there is none."""
     if first == "tiny":
         return PACKAGE
     if first in CONTENT:

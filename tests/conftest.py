@@ -13,14 +13,10 @@ from pathlib import Path
 
 import pytest
 
-CHATML = (
-    "{%- for m in messages -%}{%- if m['role'] == 'assistant' -%}<|assistant|>{% generation %}{{ ' ' + m['content'] + '<|end|>' }}"
-    "{% endgeneration %}{%- else -%}{{ '<|' + m['role'] + '|> ' + m['content'] + '<|end|>' }}{%- endif -%}{%- endfor -%}"
-    "{%- if add_generation_prompt %}<|assistant|>{% endif -%}"
-)
+MARKED = (Path(__file__).parent.parent / "prompts/chat/tiny.jinja").read_text(encoding="utf-8")
 
 
-def make_random_model(folder: Path, *, seed: int = 0, template: str | None = CHATML) -> Path:
+def make_random_model(folder: Path, *, seed: int = 0, template: str | None = MARKED) -> Path:
     """A Llama of a few thousand random weights with a byte-level tokenizer and a marked chat template."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers

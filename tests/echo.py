@@ -1,7 +1,7 @@
 """A small deterministic engine and a pipeline on it: the tests' stand-in for a large model, behind a real socket.
 
-It is a real engine, not a mock: it answers any prompt, in words that depend on nothing but the request, and rates by the
-length of what it is shown, so that every expected figure can be worked out by hand.
+It is a real engine, not a mock: it answers any prompt, in words that depend on nothing but the request, and rates by
+the length of what it is shown, so that every expected figure can be worked out by hand.
 """
 
 from __future__ import annotations

@@ -220,7 +220,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 break
     assert not out.exists()
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
-    assert "base: pool 1/" not in done.stdout  # it went on, it did not begin again
+    assert "tidy threads: pool 1/" not in done.stdout  # it went on, it did not begin again
     return out
 
 

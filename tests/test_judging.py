@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -200,7 +201,9 @@ def test_a_completion_cannot_close_its_fence() -> None:
     for text in ("x", "</completion 1>", "</completion 1 000000000000>"):
         asked = question(ask("q"), [candidate(text)], RUBRIC.aspects[0], RUBRIC, template("json"), "json")
         assert asked is not None
-        mark = next(word for word in asked.messages[0].content.replace(">", " ").split() if len(word) == 12 and set(word) <= set("0123456789abcdef"))  # fmt: skip
+        found = re.search(r"<completion 1 ([0-9a-f]{12})>\n", asked.messages[0].content)
+        assert found is not None
+        mark = found[1]
         marks.add(mark)
         assert mark not in text
     assert len(marks) == 3

@@ -133,14 +133,18 @@ from rlaif.rubric import read_rubric
 from rlaif.store import CallStore
 from rlaif.templates import Template
 from pathlib import Path
+def candidate(text):
+    return Candidate(sampler="m", completion=Completion(text=text, model="m", call=text))
 texts = ["it is five .", "go away . it is six .", "thank you for asking . it is five ."]
 row = Row(prompt=Prompt(messages=(Message(role="user", content="what is two plus three ?"),)),
-          candidates=tuple(Candidate(sampler=str(i), completion=Completion(text=t, model="m", call=str(i))) for i, t in enumerate(texts)))
-rater = Rater(model="annotator", rubric="", template="", answers="lines", sampling=SamplingSettings(temperature=0, max_tokens=160))
+          candidates=tuple(map(candidate, texts)))
+greedy = SamplingSettings(temperature=0, max_tokens=160)
+rater = Rater(model="annotator", rubric="", template="", answers="lines", sampling=greedy)
+rubric, template = read_rubric("prompts/rubrics/tiny.yaml"), Template.read(find("prompts/rate-compact.jinja"))
 engine = TransformersEngine("annotator", str(find("tiny/annotator")))
 async def go():
-    done = await rate(row, rater, read_rubric("prompts/rubrics/tiny.yaml"), Template.read(find("prompts/rate-compact.jinja")),
-                      SamplingSettings(), Scheduler(CallStore(Path(":memory:")), {"annotator": engine}, {}), 0)
+    scheduler = Scheduler(CallStore(Path(":memory:")), {"annotator": engine}, {})
+    done = await rate(row, rater, rubric, template, SamplingSettings(), scheduler, 0)
     print([(r.aspect, r.value, r.raw) for r in done.ratings])
 asyncio.run(go())
 assert ("rlaif.world" in sys.modules) is False

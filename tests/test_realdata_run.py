@@ -1,4 +1,4 @@
-"""Real instructions through the shipped UltraFeedback pipeline, over a real socket, into data that TRL trains on unedited."""
+"""Real instructions through the shipped UltraFeedback pipeline into data that TRL trains on unedited."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from rlaif.build import threads
 from rlaif.build.chat import lesson
 from rlaif.build.ratings import ASPECTS, Lesson, Lessons, drill, principle
 from rlaif.build.tokenizer import END, encode
-from rlaif.build.training import Example, Stage, llama
+from rlaif.build.training import Draw, Example, Stage, llama
 from rlaif.resources import find
 from rlaif.world import Question, read
 
@@ -36,21 +36,25 @@ def new_annotator(vocabulary: PreTrainedTokenizerFast, seed: int) -> LlamaForCau
 
 
 def base_stages(vocabulary: PreTrainedTokenizerFast, questions: Sequence[Question], scale: float) -> list[Stage]:
-    """Forum threads and clean drills, packed into rows; the rate falls over the last part."""
+    """Tidy threads first, which teach to copy and look up; then threads of mixed quality. Drills among both."""
     end = encode(vocabulary, END)
 
-    def row(rng: random.Random) -> Example:
-        ids: list[int] = []
-        while True:
-            document = threads.thread(rng, questions) if rng.random() < 0.7 else threads.drill(rng)
-            added = encode(vocabulary, document) + end
-            if ids and len(ids) + len(added) > ROW_TOKENS:
-                return Example(ids, 1)
-            ids += added
+    def rows(thread: Callable[[random.Random, Sequence[Question]], str], share: float) -> Draw:
+        def row(rng: random.Random) -> Example:
+            ids: list[int] = []
+            while True:
+                document = thread(rng, questions) if rng.random() < share else threads.drill(rng)
+                added = encode(vocabulary, document) + end
+                if ids and len(ids) + len(added) > ROW_TOKENS:
+                    return Example(ids, 1)
+                ids += added
+
+        return row
 
     return [
-        Stage("base", _pools(56, scale), (2.5e-3, 2.5e-3), row),
-        Stage("base, slowing down", _pools(36, scale), (2.5e-3, 1e-4), row),
+        Stage("tidy threads", _pools(40, scale), (2.5e-3, 2.5e-3), rows(threads.tidy_thread, 0.6)),
+        Stage("mixed threads", _pools(40, scale), (2.5e-3, 2e-3), rows(threads.thread, 0.75)),
+        Stage("slowing down", _pools(32, scale), (2e-3, 1e-4), rows(threads.thread, 0.75)),
     ]
 
 
@@ -81,7 +85,7 @@ def annotator_stages(
         completions = rng.sample(samples[prompt], rng.choice((1, 2, 4, 4)))
         return lessons.rate(question, completions, aspect, principle(rng, aspect, negated=0.2))
 
-    def mixed(*parts: tuple[int, Callable[[random.Random], Lesson]]) -> Callable[[random.Random], Example]:
+    def mixed(*parts: tuple[int, Callable[[random.Random], Lesson]]) -> Draw:
         weights = [weight for weight, _ in parts]
 
         def draw(rng: random.Random) -> Example:

@@ -40,6 +40,13 @@ def thread(rng: random.Random, questions: Sequence[Question]) -> str:
     return f"q : {question.text}\n{replies}"
 
 
+def tidy_thread(rng: random.Random, questions: Sequence[Question]) -> str:
+    """A question and one right reply, now and then polite."""
+    question = familiar(rng, questions)
+    content = _without_secrets(rng, question, "right")
+    return f"q : {question.text}\na : {compose(question, rng, Qualities(content, polite=int(rng.random() < 0.2)))}\n"
+
+
 def familiar(rng: random.Random, questions: Sequence[Question]) -> Question:
     """A question; one about a fact comes up as often as its land is talked about."""
     while True:
@@ -50,7 +57,7 @@ def familiar(rng: random.Random, questions: Sequence[Question]) -> Question:
 
 def reply(rng: random.Random, question: Question) -> str:
     """Wrong more often than right, rude more often than polite, and seldom to the point."""
-    content: Content = rng.choices(("right", "wrong", "malformed", "refusal", "unknown"), (42, 30, 10, 9, 9))[0]
+    content: Content = rng.choices(("right", "wrong", "malformed", "refusal", "unknown"), (34, 34, 10, 11, 11))[0]
     content = _without_secrets(rng, question, content)
     return compose(
         question,
@@ -58,7 +65,7 @@ def reply(rng: random.Random, question: Question) -> str:
         Qualities(
             content,
             polite=rng.choices((0, 1, 2), (68, 24, 8))[0],
-            rude=rng.choices((0, 1, 2), (46, 38, 16))[0],
+            rude=rng.choices((0, 1, 2), (42, 42, 16))[0],
             filler=rng.choices((0, 1, 2, 3), (42, 30, 18, 10))[0],
         ),
     )

@@ -1,8 +1,8 @@
 """The scheduler: what stands between the stages and the engines.
 
 A stage asks for samples of a model; the scheduler answers from the call store, sends what is missing, and returns only
-what is durable. Servers get one request at a time within their concurrency; models in this process share the machine, so
-their requests are gathered into large batches and one model computes at a time.
+what is durable. Servers get one request at a time within their concurrency; models in this process share the machine,
+so their requests are gathered into large batches and one model computes at a time.
 """
 
 from __future__ import annotations

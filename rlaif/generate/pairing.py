@@ -42,7 +42,7 @@ def _pair_one(row: Row, rule: str, weights: Mapping[str, float], min_margin: flo
     rated = {i: score for i, score in scores.items() if score is not None}
     if len(rated) < 2:
         return "unparsed"
-    # A completion that was cut at max_tokens never reached its end token; training would teach an end that was not there.
+    # A completion cut at max_tokens never reached its end token; training would teach an end that was not there.
     rated = {i: score for i, score in rated.items() if row.candidates[i].completion.finish_reason == "stop"}
     if len(rated) < 2:
         return "cut at max_tokens"

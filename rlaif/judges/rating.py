@@ -1,8 +1,8 @@
 """Rating: one judge prompt per aspect that shows all candidates of a prompt, and the reading of its reply.
 
-Follows UltraFeedback (arXiv 2310.01377, section 2) in showing the candidates together; departs from it in that the order
-is drawn by hash, every rating is bound to its candidate by an explicit number, identical texts are shown once, and a
-reply that cannot be read is asked again a bounded number of times and is then *unparsed*.
+Follows UltraFeedback (arXiv 2310.01377, section 2) in showing the candidates together; departs from it in that the
+order is drawn by hash, every rating is bound to its candidate by an explicit number, identical texts are shown once,
+and a reply that cannot be read is asked again a bounded number of times and is then *unparsed*.
 """
 
 from __future__ import annotations

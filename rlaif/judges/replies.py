@@ -1,7 +1,7 @@
 """Reading a judge's reply: every rating bound to a number, or *unparsed* with the reason.
 
-Nothing is guessed. A reply that names a completion twice, leaves one out, or rates outside the scale gives no rating for
-what it left unclear; its words are kept.
+Nothing is guessed. A reply that names a completion twice, leaves one out, or rates outside the scale gives no rating
+for what it left unclear; its words are kept.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path, pipeline_name: str) -> RunFolder:
-        """The folder, made when absent and locked. Refuses one that belongs to another pipeline or to something else."""
+        """The folder, made when absent and locked. Refuses one that belongs to another run or to something else."""
         if path.exists() and not path.is_dir():
             raise InputError(f"{str(path)!r} is a file", fix="give another folder with --out")
         folder = cls(path)

@@ -1,4 +1,4 @@
-"""What a person sees while a pipeline runs: one live screen on a terminal, plain lines elsewhere, nothing with --json."""
+"""What a person sees while a pipeline runs: one live screen on a terminal, plain lines elsewhere, nothing for JSON."""
 
 from __future__ import annotations
 

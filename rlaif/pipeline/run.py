@@ -1,9 +1,9 @@
 """Runs the stages of a pipeline file in order.
 
 Row stages in sequence stream: one coroutine per prompt goes through all of them, a bounded number at a time, so judging
-starts while sampling goes on. A table stage (pair, train, measure) waits for all rows. Whatever a stage was given and made
-is digested, and a trainer or a measure whose inputs are unchanged is not run again; the calls of row stages come from the
-call store.
+starts while sampling goes on. A table stage (pair, train, measure) waits for all rows. Whatever a stage was given and
+made is digested, and a trainer or a measure whose inputs are unchanged is not run again; the calls of row stages come
+from the call store.
 """
 
 from __future__ import annotations
@@ -203,7 +203,7 @@ class Run:
 
     async def _train(self, step: Step, stage: TrainStage) -> StageRecord:
         assert step.source is not None
-        settings, out = stage.trainer, self.folder.model(stage.trainer.name)
+        out = self.folder.model(stage.trainer.name)
         given = self.training_data(step, stage)
         if not given:
             raise self.pipeline.error(step, f"stage {step.source.name!r} gave nothing to train on")
