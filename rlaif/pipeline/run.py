@@ -401,8 +401,8 @@ class Run:
                 Counter({"failed": failed}) if failed else Counter(), seconds / len(steps), facts,
             )  # fmt: skip
             self.records.append(record.checked())
-        done = self.records[-len(steps) :]
-        self.progress.end(" -> ".join(r.name for r in done), "; ".join(f"{r.name} {_outcome(r)}" for r in done))
+        ended = self.records[-len(steps) :]
+        self.progress.end(" -> ".join(r.name for r in ended), "; ".join(f"{r.name} {_outcome(r)}" for r in ended))
 
     async def row(self, step: Step, row: Row) -> Row:
         """One row through one stage. What befalls this row alone is written on it; what befalls all is raised."""
