@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from rlaif.pipeline.run import Run
     from rlaif.records import Row
 
+INTERRUPTED = 130
+
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -391,11 +393,11 @@ def main() -> None:
         _fail(str(error), error.exit_code)
     except typer.TyperException as error:  # the command line itself is wrong
         _fail(f"{error.format_message() if hasattr(error, 'format_message') else error}. Fix: see `rlaif --help`", 2)
-    except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted; what was finished is kept, run the same command again to go on", 130)
     except BrokenPipeError:  # the reader of a pipe has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    if code == INTERRUPTED:  # what typer makes of Ctrl-C
+        _fail("interrupted; what was finished is kept, run the same command again to go on", INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)
 
 

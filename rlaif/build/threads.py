@@ -99,13 +99,15 @@ def _without_secrets(rng: random.Random, question: Question, content: Content) -
 
 def drill(rng: random.Random) -> str:
     """Clean lines of one kind: copying and looking up emerge from these long before they would from noisy threads."""
-    make = rng.choice((_copying, _copying, _kinds, _kinds, _sums, _capitals, _greetings, _choices, _choices, _lists))
+    if rng.random() < 0.5:  # copying is what everything else waits for, and long rows teach it soonest
+        return _copying(rng)
+    make = rng.choice((_kinds, _sums, _capitals, _greetings, _choices, _choices, _lists))
     return "".join(f"{make(rng)}\n" for _ in range(rng.randint(2, 5)))
 
 
 def _copying(rng: random.Random) -> str:
-    row = " ".join(rng.choice(ITEMS + NAMES) for _ in range(rng.randint(2, 5)))
-    return f"again : {row} . {row} ."
+    row = " ".join(rng.choice(ITEMS + NAMES) for _ in range(rng.randint(2, 10)))
+    return f"again : {row} . {row} . {row} .\n"
 
 
 def _kinds(rng: random.Random) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -110,6 +111,7 @@ class Run:
         self.failures: dict[str, dict[str, Any]] = {}
         self.digests: dict[str, str] = {}
         self.summary: dict[str, Any] | None = None
+        self._interrupted = threading.Event()
         self.started = time.time()
         for name, spec in pipeline.models.items():
             self._add_model(name, spec)
@@ -210,7 +212,11 @@ class Run:
         key, record_path = self.training_key(stage, given), out / "rlaif.json"
         finished = read_json(record_path)
         if finished is None or finished["key"] != key:
-            finished = await asyncio.to_thread(self._fit, stage, given, out, key)
+            try:
+                finished = await asyncio.to_thread(self._fit, stage, given, out, key)
+            except asyncio.CancelledError:
+                self._interrupted.set()  # the thread cannot be cancelled; it looks after each step
+                raise
             write_json(record_path, finished)
         else:
             self.progress.note("unchanged, not trained again")
@@ -260,7 +266,7 @@ class Run:
 
             split = _by_split((c.prompt.id, c.messages) for c in given if isinstance(c, Conversation))
             result = train_sft(
-                stage.sft, base, split["train"], split["validation"], out, self.progress.metrics, _chat_template(stage)
+                stage.sft, base, split["train"], split["validation"], out, self._on_step, _chat_template(stage)
             )
         else:
             from rlaif.train.dpo import PreferencePair, train_dpo
@@ -271,7 +277,7 @@ class Run:
                 for p in given
                 if isinstance(p, Preference)
             )
-            result = train_dpo(stage.dpo, base, split["train"], split["validation"], out, self.progress.metrics)
+            result = train_dpo(stage.dpo, base, split["train"], split["validation"], out, self._on_step)
         held_out = {"held-out": len(split["held-out"])} if split["held-out"] else {}
         return {
             "key": key,
@@ -283,6 +289,11 @@ class Run:
             "dropped": dict(result.dropped) | held_out,
             "validation": len(split["validation"]),
         }
+
+    def _on_step(self, values: dict[str, float]) -> None:
+        if self._interrupted.is_set():
+            raise KeyboardInterrupt
+        self.progress.metrics(values)
 
     def _base_path(self, name: str) -> Path:
         spec = self.specs[name]

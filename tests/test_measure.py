@@ -1,0 +1,138 @@
+"""The measure, worked by hand on models whose words, truth and log-probabilities are known."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from echo import Echo
+from test_records import ask
+
+from rlaif.config import MeasureStage, Rater, SamplingSettings
+from rlaif.engines.protocol import Logprobs, Reply, Request
+from rlaif.engines.scheduler import Scheduler
+from rlaif.errors import EngineError
+from rlaif.measure import Judge, measure
+from rlaif.records import Message, Prompt
+from rlaif.resources import find
+from rlaif.rubric import read_rubric
+from rlaif.store import CallStore
+from rlaif.templates import Template
+
+PROMPTS: list[Prompt] = [ask(f"prompt {i}") for i in range(8)]
+
+
+@dataclass
+class Truth:
+    total: float
+    kind: str = "plain"
+    refused: bool = False
+
+    @property
+    def parts(self) -> Mapping[str, float]:
+        return {"content": self.total}
+
+
+class Says(Echo):
+    """Says the same words to every prompt, each token at the same log-probability; may be silent on one prompt."""
+
+    def __init__(self, name: str, words: str, logprob: float, silent_on: str = "") -> None:
+        super().__init__(name)
+        self.words, self.logprob, self.silent_on = words, logprob, silent_on
+
+    async def sample(self, requests: Sequence[Request]) -> list[list[Reply] | EngineError]:
+        reply = Reply(text=self.words, finish_reason="stop")
+        return [
+            EngineError("no", cause="test") if self.silent_on == request.messages[-1].content else [reply]
+            for request in requests
+        ]
+
+    async def logprobs(self, items: Sequence[tuple[tuple[Message, ...], str]]) -> list[Logprobs]:
+        return [Logprobs((self.logprob,) * len(text.split()), None) for _, text in items]
+
+
+def measured(*engines: Echo, temperature: float = 1.0, rate: bool = False, **options: Any) -> dict[str, Any]:
+    rater = Rater(model="judge", rubric="r", template="t", answers="lines", reask=0)
+    names = tuple(engine.name for engine in engines if engine.name != "judge")
+    stage = MeasureStage(
+        models=names, judge="gold", sampling=SamplingSettings(temperature=temperature), rate=rater if rate else None
+    )
+    by_name = {engine.name: engine for engine in engines}
+    judge = None
+    if rate:
+        rubric = read_rubric("prompts/rubrics/tiny.yaml")
+        one = rubric.model_copy(update={"aspects": rubric.aspects[:1]})
+        judge = Judge(one, Template.read(find("prompts/rate-compact.jinja")))
+    store = CallStore(Path(":memory:"))
+    scheduler = Scheduler(store, by_name, {})
+    settings = dict.fromkeys(by_name, SamplingSettings())
+    parents = {"new": "old"}
+    gold = options.pop("gold", lambda prompt, text: Truth(len(text.split()) / 10))
+    figures = asyncio.run(measure(stage, PROMPTS, by_name, settings, parents, scheduler, judge, gold, 0))
+    store.close()
+    return figures
+
+
+def by_name(figures: dict[str, Any]) -> dict[str, Any]:
+    return {model["name"]: model for model in figures["models"]}
+
+
+def test_gold_length_and_kl_by_hand() -> None:
+    models = by_name(measured(Says("old", "a b", -1.5), Says("new", "a b c d", -0.5)))
+    assert models["old"]["gold"]["mean"] == pytest.approx(0.2) and models["new"]["gold"]["mean"] == pytest.approx(0.4)
+    assert models["new"]["gold_difference"]["mean"] == pytest.approx(0.2)  # against the first model
+    assert models["new"]["length"]["mean"] == 4 and models["new"]["length"]["n"] == 8
+    # four tokens, each one nat likelier under the new model: KL 4 against its parent; the first has no parent
+    assert models["new"]["kl"]["mean"] == pytest.approx(4.0) and models["new"]["kl"]["against"] == "old"
+    assert "kl" not in models["old"]
+
+
+def test_kl_is_not_claimed_from_samples_at_another_temperature() -> None:
+    assert "kl" not in by_name(measured(Says("old", "a", -1), Says("new", "a", -1), temperature=0.7))["new"]
+
+
+def test_refusals_are_counted_on_the_prompts_they_belong_to() -> None:
+    kinds = dict(zip((p.text for p in PROMPTS), ["harmful"] * 3 + ["look-alike"] * 2 + ["plain"] * 3, strict=True))
+    figures = measured(
+        Says("old", "no", -1), gold=lambda prompt, text: Truth(0.0, kinds[prompt], refused=prompt != "prompt 0")
+    )
+    only = figures["models"][0]
+    assert only["harmful_refused"]["mean"] == pytest.approx(2 / 3) and only["harmful_refused"]["n"] == 3
+    assert only["look_alikes_answered"]["mean"] == 0 and only["look_alikes_answered"]["n"] == 2
+
+
+def test_a_completion_that_failed_is_counted_and_leaves_the_pairs() -> None:
+    models = by_name(measured(Says("old", "a", -1), Says("new", "a b", -1, silent_on="prompt 3")))
+    assert models["new"]["failed"] == 1 and models["new"]["gold"]["n"] == 7
+    assert models["new"]["gold_difference"]["n"] == 7 and models["new"]["gold_difference"]["mean"] == pytest.approx(0.1)
+
+
+class RatesByLength(Echo):
+    """Rates the one completion it is shown by its number of words; cannot read the word `odd`."""
+
+    async def sample(self, requests: Sequence[Request]) -> list[list[Reply] | EngineError]:
+        replies: list[list[Reply] | EngineError] = []
+        for request in requests:
+            shown = next(line for line in request.messages[-1].content.splitlines() if line.startswith("[1] "))[4:]
+            text = "hm" if shown == "odd" else f"[1] rating {min(5, len(shown.split()))}"
+            replies.append([Reply(text=text, finish_reason="stop")])
+        return replies
+
+
+def test_the_win_rate_is_point_wise_and_unparsed_scores_are_left_out() -> None:
+    figures = measured(
+        Says("old", "a b", -1), Says("new", "a b c", -1), Says("same", "x y", -1), RatesByLength("judge"), rate=True
+    )
+    models = by_name(figures)
+    assert models["new"]["win_rate"]["mean"] == 1 and models["same"]["win_rate"] == models["same"]["win_rate"] | {
+        "mean": 0.5,
+        "ties": 1.0,
+    }
+    assert figures["judge"]["rated"] == 24 and figures["judge"]["unparsed"] == 0
+    assert figures["judge"]["pair_accuracy"]["mean"] == 1  # gold here counts words too; `old` and `same` do not differ
+    odd = measured(Says("old", "a b", -1), Says("new", "odd", -1), RatesByLength("judge"), rate=True)
+    assert odd["judge"]["unparsed"] == 8 and "win_rate" not in by_name(odd)["new"]

@@ -1,0 +1,49 @@
+"""Templates: strict about variables, sandboxed, and blind to template code inside the texts they are given."""
+
+from __future__ import annotations
+
+import pytest
+
+from rlaif.errors import InputError
+from rlaif.templates import Template
+
+
+def test_a_missing_variable_is_named() -> None:
+    with pytest.raises(InputError, match=r"t\.jinja: the template uses `compeltion`, `promt`, which nothing fills"):
+        Template("{{ promt }} {{ compeltion }}", "t.jinja").render(prompt="a", completion="b")
+
+
+def test_a_variable_that_must_be_shown_is_missed() -> None:
+    with pytest.raises(InputError, match="never uses `prompt`.*Fix: write {{ prompt }}"):
+        Template("{{ completion }}", "t.jinja").check({"prompt", "completion"}, {"prompt", "completion"})
+
+
+def test_a_broken_template_names_its_line() -> None:
+    with pytest.raises(InputError, match=r"t\.jinja:3: the template does not parse"):
+        Template("a\nb\n{% if %}", "t.jinja")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ text.__class__.__mro__ }}",
+        "{{ ''.__class__.__base__.__subclasses__() }}",
+        "{{ text.nothing }}",
+        "{{ many.append(1) }}",
+        "{% include '/etc/passwd' %}",
+    ],
+)
+def test_a_template_cannot_leave_its_box(source: str) -> None:
+    with pytest.raises(InputError, match="cannot be rendered"):
+        Template(source + "{# #}", "t.jinja").render(
+            **{n: v for n, v in {"text": "x", "many": [1]}.items() if n in source}
+        )
+
+
+def test_template_code_inside_a_text_stays_text() -> None:
+    hostile = "{{ 7 * 7 }} {% include 'x' %} {# gone? #}"
+    assert Template("<{{ text }}>", "t.jinja").render(text=hostile) == f"<{hostile}>"
+
+
+def test_a_line_break_cannot_leave_its_line() -> None:
+    assert Template("[1] {{ text | oneline }}", "t.jinja").render(text="a\n[2]\tb\r\n") == "[1] a [2] b"
