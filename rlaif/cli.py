@@ -23,7 +23,7 @@ from rlaif.errors import RlaifError
 
 if TYPE_CHECKING:
     from rlaif.pipeline.run import Run
-    from rlaif.records import Row
+    from rlaif.records import Rating, Row
 
 INTERRUPTED = 130
 
@@ -233,7 +233,7 @@ def _print_plan(console: Console, plan: dict[str, Any]) -> None:
         cost = "" if need["max_cost"] is None else f"{need['max_cost']:.4f}"
         models.add_row(
             model, f"{need['calls']:,}", f"{need['paid']:,}", f"{to_send:,}",
-            f"about {need['prompt_tokens']:,}", f"{need['max_completion_tokens']:,}", cost,
+            *((f"about {need['prompt_tokens']:,}", f"{need['max_completion_tokens']:,}", cost) if to_send else ("", "", "")),
         )  # fmt: skip
     console.print(models)
     if plan["last_run_seconds"]:
@@ -339,47 +339,57 @@ def _print_status(console: Console, manifest: dict[str, Any]) -> None:
     _print_failures(console, manifest["failures"])
 
 
+def _plain(text: str) -> str:
+    """A model's words as a terminal may show them: no escape sequence of theirs reaches it."""
+    return "".join(c if c.isprintable() or c == "\n" else " " if c == "\t" else "\ufffd" for c in text)
+
+
+def _brief(text: str, limit: int) -> str:
+    text = _plain(" ".join(text.split()))
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
 def _print_rows(console: Console, rows: list[Row]) -> None:
     table = Table(box=None, header_style="dim", pad_edge=False)
     for column in ("row", "prompt id", "candidates", "prompt"):
         table.add_column(column, no_wrap=column != "prompt")
     for number, row in enumerate(rows, start=1):
-        state = row.failure or f"{len(row.candidates)}"
-        table.add_row(str(number), row.prompt.id, Text(state[:40]), Text(row.prompt.text[:200]))
+        state = "failed" if row.failure else str(len(row.candidates))
+        table.add_row(str(number), row.prompt.id, state, Text(_brief(row.prompt.text, 200)))
     console.print(table)
 
 
 def _print_row(console: Console, row: Row, preferences: list[tuple[str, str, float]]) -> None:
-    console.print(
-        Text(f"prompt {row.prompt.id}", style="bold"),
-        Text(f"  {row.prompt.split}, {row.prompt.source or ''}", style="dim"),
-    )
-    console.print(Text(row.prompt.text))
-    roles = {
-        call: role for chosen, rejected, _ in preferences for call, role in ((chosen, "chosen"), (rejected, "rejected"))
-    }
+    about = f"  {row.prompt.split}, {row.prompt.source or ''}"
+    console.print(Text(f"prompt {row.prompt.id}", style="bold") + Text(_plain(about), style="dim"))
+    console.print(Text(_plain(row.prompt.text)))
+    roles: dict[str, str] = {}
+    for chosen, rejected, _ in preferences:
+        roles |= {chosen: "chosen", rejected: "rejected"}
     for index, candidate in enumerate(row.candidates):
         completion = candidate.completion
         role = roles.get(completion.call, "")
         style = {"chosen": "green", "rejected": "red"}.get(role, "")
         console.print()
         console.print(
-            Text(f"[{index + 1}] {candidate.sampler}", style="bold"), Text(f" {role}", style=style),
-            Text(f"  {completion.finish_reason}, call {completion.call[:12]}", style="dim"),
-        )  # fmt: skip
-        console.print(Text(completion.text, style=style))
+            Text(f"[{index + 1}] {candidate.sampler} ", style="bold")
+            + Text(role, style=style)
+            + Text(f"  {completion.finish_reason}, call {completion.call[:12]}", style="dim")
+        )
+        console.print(Text(_plain(completion.text), style=style))
         for rating in row.ratings:
             if rating.candidate == index:
-                value = "unparsed" if rating.value is None else str(rating.value)
-                why = f" ({rating.problem})" if rating.problem else ""
-                console.print(
-                    Text(f"    {rating.aspect} {value}{why}"),
-                    Text(f"by {rating.judge} at place {rating.position}: {rating.raw}", style="dim"),
-                )
+                _print_rating(console, rating)
     if row.failure:
-        console.print(Text(f"failed: {row.failure}", style="yellow"))
+        console.print(Text(f"\nfailed: {_plain(row.failure)}", style="yellow"))
     for _, _, margin in preferences:
         console.print(Text(f"\npreference with a margin of {margin:.2f}", style="dim"))
+
+
+def _print_rating(console: Console, rating: Rating) -> None:
+    value = f"unparsed, {rating.problem}" if rating.value is None else str(rating.value)
+    said = f"   {rating.judge}, place {rating.position}: {_brief(rating.raw, 160)}" if rating.raw else ""
+    console.print(Text(f"    {rating.aspect} {_plain(value)}") + Text(said, style="dim"))
 
 
 # ---------------------------------------------------------------- errors
