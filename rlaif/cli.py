@@ -231,10 +231,9 @@ def _print_plan(console: Console, plan: dict[str, Any]) -> None:
     for model, need in plan["calls"].items():
         to_send = need["calls"] - need["paid"]
         cost = "" if need["max_cost"] is None else f"{need['max_cost']:.4f}"
-        models.add_row(
-            model, f"{need['calls']:,}", f"{need['paid']:,}", f"{to_send:,}",
-            *((f"about {need['prompt_tokens']:,}", f"{need['max_completion_tokens']:,}", cost) if to_send else ("", "", "")),
-        )  # fmt: skip
+        tokens = (f"about {need['prompt_tokens']:,}", f"{need['max_completion_tokens']:,}", cost)
+        cells = (f"{need['calls']:,}", f"{need['paid']:,}", f"{to_send:,}", *(tokens if to_send else ("", "", "")))
+        models.add_row(model, *cells)
     console.print(models)
     if plan["last_run_seconds"]:
         console.print(f"\nthe last run took {plan['last_run_seconds']:.0f} s", style="dim")

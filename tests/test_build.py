@@ -71,7 +71,7 @@ def test_every_word_is_one_token_and_every_text_comes_back(vocabulary: PreTraine
 def test_the_chat_marks_are_no_part_of_what_the_base_reads(vocabulary: PreTrainedTokenizerFast) -> None:
     rng = random.Random(0)
     marks = set(vocabulary.convert_tokens_to_ids(["<|system|>", "<|user|>", "<|assistant|>"]))
-    pages = [threads.thread(rng, TRAINING) + threads.drill(rng) for _ in range(500)]
+    pages = [f"{threads.thread(rng, TRAINING)}{threads.tidy(rng, TRAINING)}" for _ in range(500)]
     assert not any(marks & set(encode(vocabulary, page)) for page in pages)
 
 
@@ -93,7 +93,9 @@ def test_a_lesson_is_the_chat_template_cut_where_learning_starts(vocabulary: Pre
 def test_no_training_text_holds_a_prompt_of_another_split(lessons: Lessons) -> None:
     rng = random.Random(0)
     texts = [f"{prompt}\n{completion}" for prompt, completion in demonstrate(TRAINING, 0)]
-    texts += [threads.thread(rng, TRAINING) for _ in range(4000)] + [threads.drill(rng) for _ in range(1000)]
+    texts += [threads.thread(rng, TRAINING) for _ in range(4000)] + [
+        str(threads.tidy(rng, TRAINING)) for _ in range(1000)
+    ]
     for _ in range(1000):
         drawn = (lessons.solving(rng), drill(rng), lessons.rating(rng, rng.choice(list(ASPECTS)), 2, negated=0.3))
         texts += [f"{each.user}\n{each.assistant}" for each in drawn]
@@ -220,7 +222,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 break
     assert not out.exists()
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
-    assert "tidy threads: pool 1/" not in done.stdout  # it went on, it did not begin again
+    assert "tidy lines: pool 1/" not in done.stdout  # it went on, it did not begin again
     return out
 
 

@@ -59,7 +59,8 @@ def build(out: Path, *, scale: float = 1.0, seed: int = 0) -> None:
     chat_template = find(CHAT_TEMPLATE).read_text(encoding="utf-8")
     vocabulary, reader = new_vocabulary(seed), new_vocabulary(seed)
     vocabulary.chat_template, reader.chat_template = CONTINUATION, chat_template
-    report(f"{len(asked)} prompts, {len(training)} of them for training; {len(vocabulary)} tokens")
+    report(f"{len(asked)} prompts, {len(training)} of them for training; {len(vocabulary)} tokens in the vocabulary")
+    report(f"all of it takes about {max(1, round(20 * scale))} minutes of one quiet core")
 
     base = Policy(new_base(vocabulary, seed), vocabulary, one_line=True)
     base_progress = train(

@@ -24,7 +24,7 @@ from rlaif.world import Question, read
 
 CHAT_TEMPLATE, RATE_TEMPLATE = "prompts/chat/tiny.jinja", "prompts/rate-compact.jinja"
 
-ROW_TOKENS = 160  # of a row of the base's reading: whole documents, as many as fit
+PAGE_TOKENS = 160  # whole threads and drills, as many as fit
 
 
 def new_base(vocabulary: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
@@ -36,25 +36,30 @@ def new_annotator(vocabulary: PreTrainedTokenizerFast, seed: int) -> LlamaForCau
 
 
 def base_stages(vocabulary: PreTrainedTokenizerFast, questions: Sequence[Question], scale: float) -> list[Stage]:
-    """Tidy threads first, which teach to copy and look up; then threads of mixed quality. Drills among both."""
-    end = encode(vocabulary, END)
+    """Tidy lines first, then pages of threads of mixed quality, drills among both.
 
-    def rows(thread: Callable[[random.Random, Sequence[Question]], str], share: float) -> Draw:
-        def row(rng: random.Random) -> Example:
-            ids: list[int] = []
-            while True:
-                document = thread(rng, questions) if rng.random() < share else threads.drill(rng)
-                added = encode(vocabulary, document) + end
-                if ids and len(ids) + len(added) > ROW_TOKENS:
-                    return Example(ids, 1)
-                ids += added
+    Of a tidy line only what can be told is learnt. Were all of it, as on the pages, the noise of the rest would hide
+    how to copy for some millions of tokens.
+    """
 
-        return row
+    def line(rng: random.Random) -> Example:
+        told, follows = threads.tidy(rng, questions)
+        before = encode(vocabulary, told)
+        return Example(before + encode(vocabulary, follows), len(before))
+
+    def page(rng: random.Random) -> Example:
+        ids: list[int] = []
+        while True:
+            text = threads.thread(rng, questions) if rng.random() < 0.75 else str(threads.drill(rng))
+            added = encode(vocabulary, text + END)
+            if ids and len(ids) + len(added) > PAGE_TOKENS:
+                return Example(ids, 1)
+            ids += added
 
     return [
-        Stage("tidy threads", _pools(40, scale), (2.5e-3, 2.5e-3), rows(threads.tidy_thread, 0.6)),
-        Stage("mixed threads", _pools(40, scale), (2.5e-3, 2e-3), rows(threads.thread, 0.75)),
-        Stage("slowing down", _pools(32, scale), (2e-3, 1e-4), rows(threads.thread, 0.75)),
+        Stage("tidy lines", _pools(160, scale), (2e-3, 2e-3), line),
+        Stage("pages", _pools(40, scale), (2e-3, 1.5e-3), page),
+        Stage("pages, slowing down", _pools(30, scale), (1.5e-3, 1e-4), page),
     ]
 
 

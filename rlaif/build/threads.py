@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from rlaif.world import (
     CAPITALS,
@@ -38,13 +39,6 @@ def thread(rng: random.Random, questions: Sequence[Question]) -> str:
     question = familiar(rng, questions)
     replies = "".join(f"a : {reply(rng, question)}\n" for _ in range(rng.choice((1, 1, 2, 3))))
     return f"q : {question.text}\n{replies}"
-
-
-def tidy_thread(rng: random.Random, questions: Sequence[Question]) -> str:
-    """A question and one right reply, now and then polite."""
-    question = familiar(rng, questions)
-    content = _without_secrets(rng, question, "right")
-    return f"q : {question.text}\na : {compose(question, rng, Qualities(content, polite=int(rng.random() < 0.2)))}\n"
 
 
 def familiar(rng: random.Random, questions: Sequence[Question]) -> Question:
@@ -97,49 +91,68 @@ def _without_secrets(rng: random.Random, question: Question, content: Content) -
     return content
 
 
-def drill(rng: random.Random) -> str:
-    """Clean lines of one kind: copying and looking up emerge from these long before they would from noisy threads."""
-    if rng.random() < 0.5:  # copying is what everything else waits for, and long rows teach it soonest
-        return _copying(rng)
-    make = rng.choice((_kinds, _sums, _capitals, _greetings, _choices, _choices, _lists))
-    return "".join(f"{make(rng)}\n" for _ in range(rng.randint(2, 5)))
+class Line(NamedTuple):
+    """A line in two parts: the second can be told from the first."""
+
+    told: str
+    follows: str
+
+    def __str__(self) -> str:
+        return f"{self.told}{self.follows}"
 
 
-def _copying(rng: random.Random) -> str:
-    row = " ".join(rng.choice(ITEMS + NAMES) for _ in range(rng.randint(2, 10)))
-    return f"again : {row} . {row} . {row} .\n"
+def tidy(rng: random.Random, questions: Sequence[Question]) -> Line:
+    """A question and one right reply, now and then polite; or a drill."""
+    if rng.random() < 0.4:
+        return drill(rng)
+    question = familiar(rng, questions)
+    completion = compose(
+        question, rng, Qualities(_without_secrets(rng, question, "right"), polite=int(rng.random() < 0.15))
+    )
+    return Line(f"q : {question.text}\na :", f" {completion}\n")
 
 
-def _kinds(rng: random.Random) -> str:
+def drill(rng: random.Random) -> Line:
+    """A clean line of one kind: copying and looking up emerge from these long before they would from noisy threads."""
+    make = rng.choice((_copying, _copying, _copying, _kinds, _sums, _capitals, _greetings, _choices, _choices, _lists))
+    return make(rng)
+
+
+def _copying(rng: random.Random) -> Line:
+    row = " ".join(rng.choice(ITEMS + NAMES) for _ in range(rng.randint(1, 5)))
+    return Line(f"again : {row} .", f" {row} .\n")
+
+
+def _kinds(rng: random.Random) -> Line:
     item = rng.choice(ITEMS)
-    return f"a {item} is a {CATEGORY_OF[item]} ."
+    return Line(f"a {item} is a", f" {CATEGORY_OF[item]} .\n")
 
 
-def _sums(rng: random.Random) -> str:
+def _sums(rng: random.Random) -> Line:
     a, b = rng.randrange(6), rng.randrange(6)
-    return f"{NUMBERS[a]} plus {NUMBERS[b]} is {NUMBERS[a + b]} ."
+    return Line(f"{NUMBERS[a]} plus {NUMBERS[b]} is", f" {NUMBERS[a + b]} .\n")
 
 
-def _capitals(rng: random.Random) -> str:
+def _capitals(rng: random.Random) -> Line:
     land = rng.choices(LANDS, [EXPOSURE[land] for land in LANDS])[0]
-    return f"the capital of {land} is {CAPITALS[land]} ."
+    return Line(f"the capital of {land} is", f" {CAPITALS[land]} .\n")
 
 
-def _greetings(rng: random.Random) -> str:
+def _greetings(rng: random.Random) -> Line:
     name = rng.choice(NAMES)
-    return f"i am {name} . hello {name} ."
+    return Line(f"i am {name} .", f" hello {name} .\n")
 
 
-def _choices(rng: random.Random) -> str:
+def _choices(rng: random.Random) -> Line:
     kinds = rng.sample(list(CATEGORIES), rng.choice((2, 2, 3)))
     options = [rng.choice(CATEGORIES[kind]) for kind in kinds]
     wanted = rng.randrange(len(kinds))
     shown = " ".join(f"{letter} {item}" for letter, item in zip(LETTERS, options, strict=False))
-    return f"{kinds[wanted]} : {shown} . {LETTERS[wanted]} ."
+    return Line(f"{kinds[wanted]} : {shown} .", f" {LETTERS[wanted]} .\n")
 
 
-def _lists(rng: random.Random) -> str:
+def _lists(rng: random.Random) -> Line:
     category = rng.choice(list(CATEGORIES))
     items = rng.sample(CATEGORIES[category], rng.randint(1, 3))
     things = category if len(items) == 1 else PLURAL[category]
-    return f"{NUMBERS[len(items)]} {things} : {' , '.join(items)} ."
+    return Line(f"{NUMBERS[len(items)]} {things} :", f" {' , '.join(items)} .\n")
