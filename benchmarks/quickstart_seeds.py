@@ -15,12 +15,13 @@ import asyncio
 import json
 from pathlib import Path
 
-from rlaif.config import MeasureStage, read_pipeline
+from rlaif.config import MeasureStage, TrainStage, read_pipeline
 from rlaif.judges.gold import gold
-from rlaif.pipeline.folder import RunFolder
+from rlaif.measure import resolved
+from rlaif.pipeline.folder import STORE, RunFolder
+from rlaif.pipeline.inputs import Inputs
 from rlaif.pipeline.progress import Lines, Silent
 from rlaif.pipeline.run import Run
-from rlaif.records import Sampling
 from rlaif.statistics import mean_interval
 from rlaif.store import CallStore
 
@@ -37,21 +38,22 @@ async def gold_of_one_run(seed: int, out: Path, split: str) -> dict[str, list[fl
     from rich.console import Console
 
     pipeline = read_pipeline("pipelines/quickstart.yaml", [*seeded(seed), f"stages.measure.measure.split={split}"])
+    inputs = Inputs(pipeline)
     folder = RunFolder.create(out / f"quickstart-seed-{seed}", pipeline.name)
-    await Run(pipeline, folder, CallStore(folder.store), Lines(Console())).execute()
+    await Run(pipeline, inputs, folder, CallStore(STORE), Lines(Console())).execute()
 
-    folder = RunFolder.create(folder.path, pipeline.name)
-    again = Run(pipeline, folder, CallStore(folder.store), Silent())
+    again = Run(pipeline, inputs, RunFolder.create(folder.path, pipeline.name), CallStore(STORE), Silent())
     step = next(s for s in pipeline.steps if isinstance(s.stage, MeasureStage))
     stage = step.stage
     assert isinstance(stage, MeasureStage)
-    for trained in pipeline.trained().values():
-        again.use_trained(trained.stage)
-    prompts, _ = again.measured_prompts(step, stage)
+    for trained in pipeline.steps:
+        if isinstance(trained.stage, TrainStage):
+            again.use_trained(trained.stage)
+    prompts = inputs.prompts[step.name]
     scores: dict[str, list[float]] = {}
     for name in MODELS:
-        sampling = Sampling(seed=seed, **stage.sampling.over(again.settings[name]))
-        completions = [(await again.sampler.sample(name, p.messages, sampling))[0].text for p in prompts]
+        sampling = resolved(stage.sampling, again.settings[name], seed)
+        completions = [(await again.scheduler.sample(name, p.messages, sampling))[0].text for p in prompts]
         scores[name] = [gold(p.text, text).total for p, text in zip(prompts, completions, strict=True)]
     await again.close()
     return scores

@@ -137,8 +137,10 @@ def show(
     if row is None:
         from itertools import islice
 
-        first = list(islice(inspect.rows(folder), 20))
-        _print_json([r.model_dump(mode="json") for r in first]) if as_json else _print_rows(Console(), first)
+        if as_json:
+            _print_json([r.model_dump(mode="json") for r in inspect.rows(folder)])
+        else:
+            _print_rows(Console(), list(islice(inspect.rows(folder), 20)))
         return
     found = inspect.row(folder, row)
     preferences = inspect.preferences(folder, found.prompt.id)
@@ -161,8 +163,12 @@ def export(
     from rlaif.pipeline import inspect
     from rlaif.pipeline.folder import RunFolder
 
-    count = inspect.export(RunFolder.existing(run), form, to, jsonl=to.suffix == ".jsonl")
-    typer.echo(f"{count} rows in {to}")
+    folder = RunFolder.existing(run)
+    count = inspect.export(folder, form, to, jsonl=to.suffix == ".jsonl")
+    state = inspect.status(folder)["state"]
+    typer.echo(
+        f"{count} rows in {to}" + ("" if state == "done" else f"; the run is {state}, so there may be more to come")
+    )
 
 
 # ---------------------------------------------------------------- opening a run
@@ -172,20 +178,18 @@ def _open(
     pipeline: str, overrides: list[str] | None, out: Path | None, *, dry: bool = False, progress: Any = None
 ) -> tuple[Run, Any]:
     from rlaif.config import read_pipeline
-    from rlaif.pipeline.folder import RunFolder
+    from rlaif.pipeline.folder import STORE, RunFolder
+    from rlaif.pipeline.inputs import Inputs
     from rlaif.pipeline.progress import Silent
     from rlaif.pipeline.run import Run
     from rlaif.store import CallStore
 
     checked = read_pipeline(pipeline, overrides or [])
+    inputs = Inputs(checked)  # before anything is made: wrong input leaves no trace
     path = out if out is not None else Path("runs") / checked.name
-    if dry:
-        folder = RunFolder(path)
-        store = CallStore(folder.store if folder.store.exists() else Path(":memory:"))
-    else:
-        folder = RunFolder.create(path, checked.name)
-        store = CallStore(folder.store)
-    return Run(checked, folder, store, progress or Silent()), folder
+    folder = RunFolder(path) if dry else RunFolder.create(path, checked.name)
+    store = CallStore(STORE, read_only=dry)
+    return Run(checked, inputs, folder, store, progress or Silent()), folder
 
 
 # ---------------------------------------------------------------- what a person sees
@@ -198,7 +202,7 @@ def _print_json(value: Any) -> None:
 def _table(*columns: str, title: str | None = None) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", header_style="dim", box=None, pad_edge=False)
     for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right")
+        table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
     return table
 
 
@@ -296,6 +300,8 @@ def _print_summary(console: Console, summary: dict[str, Any]) -> None:
         ("harmful refused", lambda m: _percent(m.get("harmful_refused"))),
         ("look-alikes answered", lambda m: _percent(m.get("look_alikes_answered"))),
         ("KL from its parent, nats", lambda m: _interval(m.get("kl"), 2)),
+        ("completions that failed", lambda m: str(m["failed"]) if m["failed"] else ""),
+        ("unparsed", lambda m: str(m["unparsed"]) if m["unparsed"] and m["unparsed"] < summary["prompts"] else ""),
     ]
     table = _table("", *(model["name"] for model in summary["models"]))
     table.title = f"{summary['prompts']:,} {summary['split']} prompts, one completion each; 95 % intervals"
@@ -308,7 +314,8 @@ def _print_summary(console: Console, summary: dict[str, Any]) -> None:
     if judge:
         accuracy = _percent(judge.get("pair_accuracy"))
         agreement = f"; orders pairs as gold does in {accuracy}" if accuracy else ""
-        counted = f"judge {judge['model']}: {judge['rated']:,} rated, {judge['unparsed']:,} unparsed{agreement}"
+        failed = f", {judge['failed']:,} failed" if judge["failed"] else ""
+        counted = f"judge {judge['model']}: {judge['rated']:,} rated, {judge['unparsed']:,} unparsed{failed}{agreement}"
         console.print(counted, style="dim", highlight=False)
 
 
@@ -322,7 +329,8 @@ def _print_status(console: Console, manifest: dict[str, Any]) -> None:
     table = _table("stage", "in", "out", "dropped", "seconds")
     for stage in manifest["stages"]:
         dropped = ", ".join(f"{count:,} {reason}" for reason, count in stage["dropped"].items())
-        table.add_row(stage["name"], f"{stage['in']:,}", f"{stage['out']:,}", dropped, f"{stage['seconds']:.1f}")
+        seconds = "" if stage["seconds"] is None else f"{stage['seconds']:.1f}"
+        table.add_row(stage["name"], f"{stage['in']:,}", f"{stage['out']:,}", dropped, seconds)
     for name, count in manifest["under_way"].items():
         table.add_row(name, "", f"{count:,} so far", "", "")
     console.print(table)

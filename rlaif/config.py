@@ -11,16 +11,20 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from rlaif.errors import InputError, nearest
-from rlaif.resources import find
+from rlaif.records import oneline
+from rlaif.resources import find, read_text
 
 Position = tuple[str | int, ...]
 Checked = TypeVar("Checked", bound=BaseModel)
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+Name = Annotated[str, Field(pattern=NAME)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what every random generator takes
 
 
 # ---------------------------------------------------------------- YAML with line numbers
@@ -31,6 +35,7 @@ class Document:
 
     def __init__(self, path: str, value: Any, lines: dict[Position, int]) -> None:
         self.path, self.value, self.lines = path, value, lines
+        self.overridden: dict[Position, str] = {}  # what the command line set, in the words it was written in
 
     def line(self, position: Position) -> int | None:
         """The line of `position`, or of the nearest part of it that was written."""
@@ -38,8 +43,19 @@ class Document:
             position = position[:-1]
         return self.lines.get(position)
 
+    def where(self, position: Position) -> dict[str, Any]:
+        """`file`, `line` and `key` for an error about the value at `position`, wherever that value was written."""
+        for end in range(len(position), 0, -1):
+            if written := self.overridden.get(position[:end]):
+                return {"file": COMMAND_LINE, "key": ".".join([written, *map(str, position[end:])])}
+        return {"file": self.path, "line": self.line(position), "key": dotted(position) or None}
+
     def error(self, message: str, position: Position, fix: str | None = None) -> InputError:
-        return InputError(message, file=self.path, line=self.line(position), key=dotted(position) or None, fix=fix)
+        return InputError(message, **self.where(position), fix=fix)
+
+
+COMMAND_LINE = "command line"
+MOST_NODES = 100_000  # aliases of aliases write a file of a few lines that holds millions of values
 
 
 def dotted(position: Position) -> str:
@@ -48,56 +64,98 @@ def dotted(position: Position) -> str:
 
 def read_yaml(path: Path) -> Document:
     """Read a YAML mapping. Raises InputError for text that is not UTF-8 or not YAML, or that repeats a key."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"not UTF-8 text (byte {error.start})", file=str(path), fix="save the file as UTF-8") from None
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", file=str(path)) from None
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        value = yaml.safe_load(text)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else None
-        raise InputError(
-            f"not valid YAML: {error.problem}", file=str(path), line=line, fix="check indentation, quotes and brackets"
-        ) from None
-    except yaml.YAMLError as error:
-        raise InputError(f"not valid YAML: {error}", file=str(path)) from None
-    lines: dict[Position, int] = {}
-    if node is not None:
-        _collect_lines(node, (), lines, str(path))
+    value, lines = _load(read_text(path), str(path))
     if not isinstance(value, dict):
         raise InputError("expected a mapping of keys to values", file=str(path), line=1)
     return Document(str(path), value, lines)
 
 
-def _collect_lines(node: yaml.Node, position: Position, lines: dict[Position, int], path: str) -> None:
-    lines.setdefault(position, node.start_mark.line + 1)
+def _load(text: str, path: str) -> tuple[Any, dict[Position, int]]:
+    """The value that `text` spells, and where each part of it stands. No two parts of it are one object."""
+    lines: dict[Position, int] = {}
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None, lines
+        _collect_lines(node, (), lines, path)
+        return _unshared(loader.construct_document(node)), lines
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else None
+        scalar = isinstance(error, yaml.constructor.ConstructorError)
+        fix = "put it in quotes if it is text" if scalar else "check indentation, quotes and brackets"
+        raise InputError(f"not valid YAML: {error.problem}", file=path, line=line, fix=fix) from None
+    except yaml.YAMLError as error:
+        raise InputError(f"not valid YAML: {oneline(str(error))}", file=path) from None
+    except RecursionError:
+        raise InputError("the values are nested too deeply", file=path, fix="no setting needs it") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML lets Python's own errors through for a scalar that only looks like a date, a number or a truth value."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            value = super().construct_object(node, deep)
+            if isinstance(value, int) and value.bit_length() > 64:
+                raise ValueError
+        except (ValueError, LookupError, AttributeError):
+            problem = f"{found(node.value)} is not a usable {node.tag.rpartition(':')[2]}"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
+        return value
+
+
+def _unshared(value: Any) -> Any:
+    """A copy in which an alias has become a value of its own, so that an override of one place changes no other."""
+    if isinstance(value, dict):
+        return {key: _unshared(child) for key, child in value.items()}
+    return [_unshared(child) for child in value] if isinstance(value, list) else value
+
+
+def _collect_lines(
+    node: yaml.Node, position: Position, lines: dict[Position, int], path: str, above: tuple[yaml.Node, ...] = ()
+) -> None:
+    line = node.start_mark.line + 1
+    lines.setdefault(position, line)
+    if node in above:
+        raise InputError(
+            "the value contains itself", file=path, line=line, key=dotted(position), fix="remove the alias"
+        )
+    if len(lines) > MOST_NODES:
+        raise InputError("too many values", file=path, line=line, fix="use fewer aliases (`*`)")
+    above = (*above, node)
     if isinstance(node, yaml.MappingNode):
         for key, child in node.value:
+            line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                raise InputError("a key must be text", file=path, line=line, key=dotted(position) or None)
             place = (*position, key.value)
             if place in lines:
                 raise InputError(
                     f"the key is written twice (first on line {lines[place]})",
                     file=path,
-                    line=key.start_mark.line + 1,
+                    line=line,
                     key=dotted(place),
                     fix="keep one of the two",
                 )
-            lines[place] = key.start_mark.line + 1
-            _collect_lines(child, place, lines, path)
+            lines[place] = line
+            _collect_lines(child, place, lines, path, above)
     elif isinstance(node, yaml.SequenceNode):
         for index, child in enumerate(node.value):
-            _collect_lines(child, (*position, index), lines, path)
+            _collect_lines(child, (*position, index), lines, path, above)
+
+
+def found(value: Any) -> str:
+    """A value as an error shows it."""
+    text = "nothing" if value is None else repr(value)
+    return text if len(text) < 80 else text[:77] + "..."
 
 
 def validated(model: type[Checked], value: Any, document: Document, position: Position) -> Checked:
     """`value` as a `model`, or an InputError that names the line and key of the first thing wrong."""
     if not isinstance(value, dict):
-        found = "nothing" if value is None else repr(value)
         raise document.error(
-            f"expected keys and values, found {found}", position, f"its keys are {', '.join(_keys(model))}"
+            f"expected keys and values, found {found(value)}", position, f"its keys are {', '.join(_keys(model))}"
         )
     try:
         return model.model_validate(value)
@@ -111,30 +169,29 @@ def _keys(model: type[BaseModel]) -> list[str]:
 
 def _first_error(error: ValidationError, model: type[BaseModel], document: Document, position: Position) -> InputError:
     first = error.errors()[0]
-    place = (*position, *(part for part in first["loc"] if not _is_union_tag(part)))
-    found = repr(first.get("input"))
+    place = (*position, *(part for part in first["loc"] if part != "[key]"))  # pydantic's word for "in the key itself"
     if first["type"] == "extra_forbidden":
         known = _keys(_model_at(model, first["loc"][:-1]))
         return document.error("unknown key", place, nearest(str(first["loc"][-1]), known))
     if first["type"] == "missing":
         return document.error("the key is missing", place, f"add `{first['loc'][-1]}`")
-    message = first["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
-    return document.error(f"{message}, found {found if len(found) < 80 else found[:77] + '...'}", place)
+    if first["type"] == "value_error":  # our own words, which say what was found; it may be a secret
+        return document.error(first["msg"].removeprefix("Value error, "), place)
+    message = _PLAIN.get(first["type"]) or first["msg"][0].lower() + first["msg"][1:]
+    return document.error(f"{message}, found {found(first['input'])}", place)
 
 
-def _is_union_tag(part: str | int) -> bool:
-    """Pydantic puts the name of the tried union member into an error's place; a user never wrote it."""
-    return isinstance(part, str) and (part in _UNION_TAGS or not re.fullmatch(r"[\w.-]+", part))
-
-
-_UNION_TAGS = {"str", "Sampler"}
+_PLAIN = {
+    "dict_type": "expected keys and values",
+    "model_type": "expected keys and values",
+    "invalid_key": "expected a key that is text",
+    "string_type": "expected text",
+    "tuple_type": "expected a list",
+}
 
 
 def _model_at(model: type[BaseModel], place: Sequence[str | int]) -> type[BaseModel]:
     for part in place:
-        if part == "Sampler":
-            return Sampler
         field = model.model_fields.get(str(part))
         if field is None:
             continue
@@ -151,21 +208,44 @@ class Settings(BaseModel):
 
 
 class SamplingSettings(Settings):
-    """What a model or a stage says about sampling; unset fields are filled by the next outer level."""
+    """What a model or a stage says about sampling; unset fields are filled by the next outer level.
+
+    `defaults` are those of a kind of stage. They stand below what anyone wrote, each field by itself.
+    """
+
+    defaults: ClassVar[dict[str, Any]] = {}
 
     temperature: float | None = Field(default=None, ge=0)
     top_p: float | None = Field(default=None, gt=0, le=1)
     max_tokens: int | None = Field(default=None, gt=0)
     stop: tuple[str, ...] | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_another_kind(cls, value: Any) -> Any:
+        return value.model_dump() if isinstance(value, SamplingSettings) else value
+
     def over(self, *outer: SamplingSettings) -> dict[str, Any]:
-        """The fields that are set here, or else in the nearest of `outer`."""
+        """Each field as it is set here, or else in the nearest of `outer`, or else by this kind of stage."""
         merged: dict[str, Any] = {}
-        for level in (*reversed(outer), self):
-            merged |= {
-                k: v for k, v in level.model_dump().items() if k in SamplingSettings.model_fields and v is not None
-            }
+        levels = (*reversed(outer), self)
+        for level in levels:
+            merged |= level.defaults
+        for level in levels:
+            merged |= level.model_dump(include=set(SamplingSettings.model_fields), exclude_none=True)
         return merged
+
+
+class JudgeSampling(SamplingSettings):
+    """A judge is asked for its likeliest rating, with room to explain it."""
+
+    defaults = {"temperature": 0.0, "max_tokens": 1024}
+
+
+class MeasureSampling(SamplingSettings):
+    """At temperature 1 the samples are the model's own distribution, which is what a KL divergence is about."""
+
+    defaults = {"temperature": 1.0}
 
 
 class TransformersModel(Settings):
@@ -194,13 +274,16 @@ class Price(Settings):
     completion: float = Field(ge=0)
 
 
+OPENAI = "https://api.openai.com"
+
+
 class OpenAIModel(Settings):
-    """A model behind an OpenAI-compatible server. The key comes from the environment variable `api_key_env`."""
+    """A model behind an OpenAI-compatible server. Its key, if it wants one, comes from the environment."""
 
     engine: Literal["openai"]
     model: str
-    base_url: str = "https://api.openai.com/v1"
-    api_key_env: str = "OPENAI_API_KEY"
+    base_url: str = f"{OPENAI}/v1"
+    api_key_env: str | None = None  # the variable's name; the key itself never stands in a file
     revision: str | None = None
     identity: str | None = None  # declares that an endpoint which moved is still the same model
     concurrency: int = Field(default=32, gt=0)
@@ -212,9 +295,30 @@ class OpenAIModel(Settings):
     @field_validator("base_url")
     @classmethod
     def _is_a_url(cls, url: str) -> str:
-        if not re.match(r"^https?://[^/@\s]+(/|$)", url):
-            raise ValueError("expected a URL such as http://127.0.0.1:8000/v1, without user name or key")
+        parts = urlsplit(url)
+        odd = parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0
+        if odd or "@" in parts.netloc or re.search(r"[?#\s]", url):
+            raise ValueError(
+                "expected a URL such as http://127.0.0.1:8000/v1, without user name or key, `?` or `#`: "
+                "it is saved with the run"
+            )
         return url.rstrip("/")
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _is_a_variable(cls, variable: str | None) -> str | None:
+        if variable is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", variable):
+            raise ValueError("expected the name of an environment variable, never the key itself")
+        return variable
+
+    @property
+    def key_variable(self) -> str | None:
+        """The environment variable that holds the key: the one named, or OpenAI's own for OpenAI alone.
+
+        Any other server gets a key only if the pipeline file says which, so that none is sent where it does not belong.
+        """
+        parts = urlsplit(self.base_url)
+        return self.api_key_env or ("OPENAI_API_KEY" if f"{parts.scheme}://{parts.hostname}" == OPENAI else None)
 
 
 ModelSpec = TransformersModel | OpenAIModel
@@ -273,23 +377,30 @@ class Sampler(SamplingSettings):
     name: Name | None = None  # as it appears in the data; needed when one model samples in several ways
     system: str | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _a_name_alone(cls, value: Any) -> Any:
+        return {"model": value} if isinstance(value, str) else value
+
 
 class SampleStage(Stage):
     """Row stage: candidates for each prompt. With `pick`, each prompt draws that many of the samplers by hash."""
 
     kind = "sample"
     reads = ("prompts",)
-    models: tuple[str | Sampler, ...] = Field(min_length=1)
+    models: tuple[Sampler, ...] = Field(min_length=1)
     per_prompt: int = Field(default=1, gt=0)  # completions from each sampler
     pick: int | None = Field(default=None, gt=0)
     sampling: SamplingSettings = SamplingSettings()
 
-    def samplers(self) -> list[Sampler]:
-        return [m if isinstance(m, Sampler) else Sampler(model=m) for m in self.models]
+    @property
+    def candidates(self) -> int:
+        """How many each prompt gets."""
+        return (self.pick or len(self.models)) * self.per_prompt
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> SampleStage:
-        names = [s.name or s.model for s in self.samplers()]
+        names = [s.name or s.model for s in self.models]
         if repeated := next((n for n in names if names.count(n) > 1), None):
             raise ValueError(f"two samplers are called {repeated!r}; give each its own `name`")
         if self.pick is not None and self.pick > len(names):
@@ -305,7 +416,7 @@ class Rater(Settings):
     template: str = "prompts/rate.jinja"
     answers: Literal["json", "lines"] = "json"
     reask: int = Field(default=1, ge=0)  # how often an unreadable reply is asked again, with another seed
-    sampling: SamplingSettings = SamplingSettings(temperature=0.0, max_tokens=1024)
+    sampling: JudgeSampling = JudgeSampling()
 
 
 class RateStage(Rater, Stage):
@@ -337,7 +448,7 @@ class TrainerSettings(Settings):
     max_length: int = Field(default=1024, gt=0)
     dtype: Literal["float32", "bfloat16"] = "float32"
     checkpoint_steps: int = Field(default=50, gt=0)
-    seed: int = 0
+    seed: Seed = 0
 
 
 class SFTSettings(TrainerSettings):
@@ -383,7 +494,7 @@ class MeasureStage(Stage):
     take: int | None = Field(default=None, gt=0)
     judge: Literal["gold"] | None = None  # the truth of the embedded world: for measuring only
     rate: Rater | None = None  # the judge whose point-wise ratings decide the win rate
-    sampling: SamplingSettings = SamplingSettings(temperature=1.0)
+    sampling: MeasureSampling = MeasureSampling()
 
     @model_validator(mode="after")
     def _baseline_is_measured(self) -> MeasureStage:
@@ -420,27 +531,31 @@ class Pipeline:
     ) -> None:
         self.document, self.name, self.seed, self.models, self.steps = document, name, seed, models, steps
 
-    def trained(self) -> dict[str, Step]:
-        return {s.stage.trainer.name: s for s in self.steps if isinstance(s.stage, TrainStage)}
-
     def error(self, step: Step, message: str, key: str | None = None, fix: str | None = None) -> InputError:
         position: Position = ("stages", step.number - 1, step.stage.kind, *((key,) if key else ()))
         return self.document.error(message, position, fix)
 
     def resolved(self) -> dict[str, Any]:
-        """The pipeline with every default written out, as it is saved in the run folder."""
+        """The pipeline with every default and link written out, as it is saved in the run folder.
+
+        It reads back to the same pipeline. What a stage leaves to its models stays unsaid.
+        """
         return {
             "name": self.name,
             "seed": self.seed,
-            "models": {name: spec.model_dump(mode="json") for name, spec in self.models.items()},
-            "stages": [
-                {s.stage.kind: s.stage.model_dump(mode="json", exclude={"source"}) | _links(s)} for s in self.steps
-            ],
+            "models": {name: spec.model_dump(mode="json", exclude_none=True) for name, spec in self.models.items()},
+            "stages": [{step.stage.kind: _written_out(step)} for step in self.steps],
         }
 
 
-def _links(step: Step) -> dict[str, Any]:
-    return {"name": step.name} | ({"from": step.source.name} if step.source else {})
+def _written_out(step: Step) -> dict[str, Any]:
+    settings: dict[str, Any] = step.stage.model_dump(mode="json", exclude={"source"}, exclude_none=True)
+    settings["name"] = step.name
+    if step.source is not None and isinstance(step.stage, TrainStage):
+        settings[_trainer_key(step.stage)[0]]["data"] = step.source.name
+    elif step.source is not None:
+        settings["from"] = step.source.name
+    return settings
 
 
 def read_pipeline(path: str, overrides: Sequence[str] = ()) -> Pipeline:
@@ -453,13 +568,13 @@ def read_pipeline(path: str, overrides: Sequence[str] = ()) -> Pipeline:
         if key not in known:
             raise document.error("unknown key", (str(key),), nearest(str(key), known))
     name = document.value.get("name")
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+    if not isinstance(name, str) or not re.match(NAME, name):
         raise document.error(
-            f"expected letters, digits, '.', '_' or '-', found {name!r}", ("name",), "add `name: my-run`"
+            f"expected letters, digits, '.', '_' or '-', found {found(name)}", ("name",), "write `name: my-run`"
         )
     seed = document.value.get("seed", 0)
-    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        raise document.error(f"expected a whole number from 0, found {seed!r}", ("seed",))
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+        raise document.error(f"expected a whole number from 0 to {2**32 - 1}, found {found(seed)}", ("seed",))
     models = _read_models(document)
     return Pipeline(document, name, seed, models, _read_steps(document, models))
 
@@ -470,51 +585,50 @@ def _apply(document: Document, override: str) -> None:
     if not equals or not written:
         raise InputError(f"{override!r} is not of the form key=value", fix="for example stages.2.prompts.take=50")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise InputError(f"the value of {override!r} is not valid YAML") from None
+        value, _ = _load(text, COMMAND_LINE)
+    except InputError as error:
+        raise InputError(error.message, file=COMMAND_LINE, key=written, fix=error.fix) from None
+    parts = written.split(".")
     target: Any = document.value
-    *parents, last = written.split(".")
-    for depth, part in enumerate(parents):
-        target = _child(target, part, written, parents[:depth])
-    if isinstance(target, list):
-        index = _item(target, last, written, parents)
-        target[index] = value
-    elif isinstance(target, dict):
-        target[last] = value
-    else:
-        raise InputError(f"{'.'.join(parents)} holds no keys", key=written)
+    position: Position = ()
+    for depth, part in enumerate(parts, start=1):
+        last = depth == len(parts)
+        key = _key(target, part, position, written, last)
+        position = (*position, key)
+        if last or (isinstance(target, dict) and target.get(key) is None):
+            target[key] = value if last else {}
+            document.overridden[position] = ".".join(parts[:depth])
+        target = target[key]
 
 
-def _child(target: Any, part: str, written: str, above: list[str]) -> Any:
+def _key(target: Any, part: str, above: Position, written: str, last: bool) -> str | int:
+    """The index or key that `part` means in `target`; a key that is not there yet only where a setting may stand."""
     if isinstance(target, list):
-        return target[_item(target, part, written, above)]
-    if isinstance(target, dict) and part in target:
-        return target[part]
-    known = [str(key) for key in target] if isinstance(target, dict) else []
+        return _item(target, part, above, written)
+    if not isinstance(target, dict):
+        raise InputError(f"{dotted(above)} holds no keys", file=COMMAND_LINE, key=written)
+    is_stage = above[:1] == ("stages",) and len(above) == 2
+    if part in target or (not is_stage and (last or len(above) >= 2)):
+        return part
+    known = [str(key) for key in target]
     raise InputError(
-        f"there is no `{part}` in {'.'.join(above) or 'the pipeline'}",
+        f"there is no `{part}` in {dotted(above) or 'the pipeline'}",
+        file=COMMAND_LINE,
         key=written,
         fix=nearest(part, known) if known else None,
     )
 
 
-def _item(target: list[Any], part: str, written: str, above: list[str]) -> int:
-    """The index that `part` means: a number, or the only stage of that kind or name."""
-    if part.isdigit() and int(part) < len(target):
+def _item(target: list[Any], part: str, above: Position, written: str) -> int:
+    """The index that `part` means: a number, or for a stage its name."""
+    if re.fullmatch("[0-9]{1,9}", part) and int(part) < len(target):
         return int(part)
-    named = [
-        i
-        for i, item in enumerate(target)
-        if isinstance(item, dict)
-        and (part in item or any(isinstance(v, dict) and v.get("name") == part for v in item.values()))
-    ]
-    if len(named) == 1:
-        return named[0]
-    problem = (
-        f"{len(named)} items of {'.'.join(above)} match `{part}`" if named else f"{'.'.join(above)} has no `{part}`"
-    )
-    raise InputError(problem, key=written, fix=f"use a number from 0 to {len(target) - 1}")
+    names = _step_names(target) if above == ("stages",) else []
+    if names.count(part) == 1:
+        return names.index(part)
+    problem = f"{dotted(above)} has no `{part}`" if part not in names else f"two stages are called {part!r}"
+    numbers = f"use a number from 0 to {len(target) - 1}" if target else None
+    raise InputError(problem, file=COMMAND_LINE, key=written, fix=nearest(part, names) if names else numbers)
 
 
 def _read_models(document: Document) -> dict[str, ModelSpec]:
@@ -526,17 +640,25 @@ def _read_models(document: Document) -> dict[str, ModelSpec]:
     models: dict[str, ModelSpec] = {}
     for name, value in section.items():
         place = ("models", str(name))
-        engine = value.get("engine") if isinstance(value, dict) else None
-        if engine not in ENGINES:
+        if not isinstance(name, str) or not re.match(NAME, name):
             raise document.error(
-                f"unknown engine {engine!r}" if engine else "the key is missing",
+                f"expected a name of letters, digits, '.', '_' or '-', found {found(name)}",
+                place,
+                "put it in quotes" if isinstance(name, int) else None,
+            )
+        if not isinstance(value, dict):
+            raise document.error(f"expected keys and values, found {found(value)}", place, "give it an `engine`")
+        engine = value.get("engine")
+        if not isinstance(engine, str) or engine not in ENGINES:
+            raise document.error(
+                "the key is missing" if engine is None else f"unknown engine {found(engine)}",
                 (*place, "engine"),
                 nearest(str(engine), ENGINES),
             )
         spec = validated(ENGINES[engine], value, document, place)
         if isinstance(spec, TransformersModel) and spec.path is not None:
-            find(spec.path, file=document.path, line=document.line((*place, "path")), key=dotted((*place, "path")))
-        models[str(name)] = spec
+            find(spec.path, **document.where((*place, "path")))
+        models[name] = spec
     return models
 
 
@@ -546,6 +668,7 @@ def _read_steps(document: Document, models: dict[str, ModelSpec]) -> list[Step]:
         raise document.error("expected a list of stages", ("stages",), f"a stage is one of {', '.join(STAGES)}")
     steps: list[Step] = []
     available = set(models)
+    names = _step_names(section)
     for index, item in enumerate(section):
         place: Position = ("stages", index)
         if not isinstance(item, dict) or len(item) != 1:
@@ -554,8 +677,8 @@ def _read_steps(document: Document, models: dict[str, ModelSpec]) -> list[Step]:
         if kind not in STAGES:
             raise document.error(f"unknown stage {kind!r}", (*place, kind), nearest(kind, STAGES))
         stage = validated(STAGES[kind], item[kind], document, (*place, kind))
-        name = stage.name or (stage.trainer.name if isinstance(stage, TrainStage) else _unused(kind, steps))
-        if any(step.name == name for step in steps):
+        name = names[index]
+        if name in names[:index]:
             raise document.error(f"two stages are called {name!r}", (*place, kind), "give each its own `name`")
         _check_models(stage, available, document, (*place, kind))
         if isinstance(stage, TrainStage) and isinstance(models.get(stage.trainer.base), OpenAIModel):
@@ -565,6 +688,7 @@ def _read_steps(document: Document, models: dict[str, ModelSpec]) -> list[Step]:
                 "give a base whose engine is `transformers`",
             )
         step = Step(index + 1, name, stage, _source(stage, steps, document, (*place, kind)))
+        _check_sense(step, steps, document, (*place, kind))
         if isinstance(stage, TrainStage):
             if stage.trainer.name in available:
                 raise document.error(
@@ -577,9 +701,34 @@ def _read_steps(document: Document, models: dict[str, ModelSpec]) -> list[Step]:
     return steps
 
 
-def _unused(kind: str, steps: list[Step]) -> str:
-    taken = sum(step.stage.kind == kind for step in steps)
-    return kind if not taken else f"{kind}-{taken + 1}"
+def _step_names(section: list[Any]) -> list[str]:
+    """What each stage goes by, in files, logs and overrides: its `name`, its trainer's, or its kind and number."""
+    names: list[str] = []
+    kinds: list[str] = []
+    for item in section:
+        kind, settings = next(iter(item.items()), ("", None)) if isinstance(item, dict) else ("", None)
+        kinds.append(str(kind))
+        groups = [settings, *(settings.values() if kind == "train" and isinstance(settings, dict) else ())]
+        given = [group["name"] for group in groups if isinstance(group, dict) and group.get("name") is not None]
+        number = kinds.count(str(kind))
+        names.append(str(given[0]) if given else f"{kind}-{number}" if number > 1 else str(kind))
+    return names
+
+
+def _check_sense(step: Step, earlier: list[Step], document: Document, place: Position) -> None:
+    """What no stage can know of itself."""
+    first = next((s for s in earlier if isinstance(s.stage, MeasureStage)), None)
+    if isinstance(step.stage, MeasureStage) and first is not None:
+        raise document.error(
+            f"a run has one report, and the stage {first.name!r} writes it", place, "name all its models in one stage"
+        )
+    sampled = step.source.source if isinstance(step.stage, PairStage) and step.source else None
+    if sampled is not None and isinstance(sampled.stage, SampleStage) and sampled.stage.candidates < 2:
+        raise document.error(
+            f"a pair needs two candidates, and the stage {sampled.name!r} gives each prompt one",
+            place,
+            "raise its `per_prompt`, or name another model there",
+        )
 
 
 def _trainer_key(stage: TrainStage) -> tuple[str]:
@@ -590,7 +739,7 @@ def _check_models(stage: Stage, available: set[str], document: Document, place: 
     """Every model a stage names must be in `models:` or trained by an earlier stage."""
     named: list[tuple[str, Position]] = []
     if isinstance(stage, SampleStage):
-        named = [(s.model, ("models", i)) for i, s in enumerate(stage.samplers())]
+        named = [(s.model, ("models", i)) for i, s in enumerate(stage.models)]
     elif isinstance(stage, Rater):
         named = [(stage.model, ("model",))]
     elif isinstance(stage, TrainStage):
@@ -645,9 +794,9 @@ def _check_files(stage: Stage, document: Document, place: Position) -> None:
         named = [(stage.rate.rubric, ("rate", "rubric")), (stage.rate.template, ("rate", "template"))]
     for path, key in named:
         if path is not None:
-            find(path, file=document.path, line=document.line((*place, *key)), key=dotted((*place, *key)))
+            find(path, **document.where((*place, *key)))
 
 
 def api_key(spec: OpenAIModel) -> str:
-    """The key from the environment; servers on this machine usually want none."""
-    return os.environ.get(spec.api_key_env) or "none"
+    """The key from the environment, or the word that stands for none."""
+    return os.environ.get(spec.key_variable or "") or "none"

@@ -15,11 +15,9 @@ from rlaif.config import MeasureStage, SamplingSettings
 from rlaif.engines.protocol import Engine
 from rlaif.engines.scheduler import Sampler
 from rlaif.errors import EngineError
-from rlaif.judges.rating import rate
+from rlaif.judges.rating import Judge, rate
 from rlaif.records import Candidate, Completion, Prompt, Row, Sampling
-from rlaif.rubric import Rubric
 from rlaif.statistics import mean_interval, pair_accuracy, share_interval, win_rate
-from rlaif.templates import Template
 
 
 class Truth(Protocol):
@@ -38,18 +36,22 @@ class Truth(Protocol):
     def refused(self) -> bool: ...
 
 
-class Judge(NamedTuple):
-    rubric: Rubric
-    template: Template
-
-
 class Measured(NamedTuple):
     """One model's completions of the prompts (None where sampling failed), in the order of the prompts."""
 
     name: str
     completions: list[Completion | None]
-    scores: list[float | None]
+    scores: list[float | None]  # None: unparsed, or the judge failed
+    judge_failed: list[bool]
     truths: list[Truth | None]
+
+
+Failure = tuple[Prompt, EngineError]
+
+
+def resolved(settings: SamplingSettings, outer: SamplingSettings, seed: int) -> Sampling:
+    """How a model is really asked: a stage's settings over the model's own."""
+    return Sampling(seed=seed, **settings.over(outer))
 
 
 async def measure(
@@ -58,31 +60,36 @@ async def measure(
     engines: Mapping[str, Engine],
     settings: Mapping[str, SamplingSettings],
     parents: Mapping[str, str],
-    scheduler: Sampler,
+    sampler: Sampler,
     judge: Judge | None,
     gold: Callable[[str, str], Truth] | None,
     seed: int,
     on_done: Callable[[], None] = lambda: None,
-) -> dict[str, Any]:
-    """The report's figures. `parents` name the model that each trained model started from: its reference for the KL."""
+) -> tuple[dict[str, Any], list[Failure]]:
+    """The report's figures, and the prompts on which a model or the judge failed.
+
+    `parents` name the model that each trained model started from: its reference for the KL. Raises EngineError when a
+    server cannot be asked at all.
+    """
+    failures: list[Failure] = []
     measured = [
-        await _measure_one(name, stage, prompts, settings, scheduler, judge, gold, seed, on_done)
+        await _measure_one(name, stage, prompts, settings, sampler, judge, gold, seed, on_done, failures)
         for name in stage.models
     ]
-    by_name = {m.name: m for m in measured}
-    baseline = by_name[stage.baseline or stage.models[0]]
-    return {
+    baseline = next(m for m in measured if m.name == (stage.baseline or stage.models[0]))
+    figures = {
         "split": stage.split,
         "prompts": len(prompts),
         "baseline": baseline.name,
-        "temperature": Sampling(**stage.sampling.over()).temperature,
         "models": [
             _figures(m, baseline)
-            | await _divergence(m, prompts, engines, parents.get(m.name), stage.sampling.temperature)
+            | {"sampling": (asked := resolved(stage.sampling, settings[m.name], seed)).model_dump(mode="json")}
+            | await _divergence(m, prompts, engines, parents.get(m.name), asked)
             for m in measured
         ],
         "judge": _judge_figures(stage, measured),
     }
+    return figures, failures
 
 
 async def _measure_one(
@@ -90,36 +97,41 @@ async def _measure_one(
     stage: MeasureStage,
     prompts: Sequence[Prompt],
     settings: Mapping[str, SamplingSettings],
-    scheduler: Sampler,
+    sampler: Sampler,
     judge: Judge | None,
     gold: Callable[[str, str], Truth] | None,
     seed: int,
     on_done: Callable[[], None],
+    failures: list[Failure],
 ) -> Measured:
-    sampling = Sampling(seed=seed, **stage.sampling.over(settings[name]))
+    sampling = resolved(stage.sampling, settings[name], seed)
 
-    async def one(prompt: Prompt) -> tuple[Completion | None, float | None]:
+    async def one(prompt: Prompt) -> tuple[Completion | None, float | None, bool]:
+        completion: Completion | None = None
         try:
-            completion = (await scheduler.sample(name, prompt.messages, sampling))[0]
-        except EngineError:
-            return None, None
-        try:
-            return completion, await _score(prompt, completion)
-        except EngineError:
-            return completion, None
+            completion = (await sampler.sample(name, prompt.messages, sampling))[0]
+            return completion, await score(prompt, completion), False
+        except EngineError as error:
+            if error.fatal:
+                raise
+            failures.append((prompt, error))
+            return completion, None, completion is not None
         finally:
             on_done()
 
-    async def _score(prompt: Prompt, completion: Completion) -> float | None:
+    async def score(prompt: Prompt, completion: Completion) -> float | None:
         if judge is None or stage.rate is None:
             return None
+        if not completion.text.strip():
+            return float(judge.rubric.scale.low)  # saying nothing loses; the judge need not be asked
         row = Row(prompt=prompt, candidates=(Candidate(sampler=name, completion=completion),))
-        rated = await rate(row, stage.rate, judge.rubric, judge.template, settings[stage.rate.model], scheduler, seed)
+        asked = settings[stage.rate.model]
+        rated = await rate(row, stage.rate, judge.rubric, judge.template, asked, sampler, seed)
         return rated.score(0, judge.rubric.weights())
 
     results = await asyncio.gather(*(one(prompt) for prompt in prompts))
-    truths = [gold(p.text, c.text) if gold and c else None for p, (c, _) in zip(prompts, results, strict=True)]
-    return Measured(name, [c for c, _ in results], [s for _, s in results], truths)
+    truths = [gold(p.text, c.text) if gold and c else None for p, (c, _, _) in zip(prompts, results, strict=True)]
+    return Measured(name, [c for c, _, _ in results], [s for _, s, _ in results], [f for _, _, f in results], truths)
 
 
 def _figures(model: Measured, baseline: Measured) -> dict[str, Any]:
@@ -127,6 +139,7 @@ def _figures(model: Measured, baseline: Measured) -> dict[str, Any]:
     figures: dict[str, Any] = {
         "name": model.name,
         "failed": len(model.completions) - len(completions),
+        "unparsed": sum(s is None and not f for s, f in zip(model.scores, model.judge_failed, strict=True)),
         "length": _dict(mean_interval([len(c.text.split()) for c in completions])),
         "ended": _dict(share_interval([c.finish_reason == "stop" for c in completions])),
     }
@@ -151,43 +164,48 @@ def _figures(model: Measured, baseline: Measured) -> dict[str, Any]:
 
 
 async def _divergence(
-    model: Measured,
-    prompts: Sequence[Prompt],
-    engines: Mapping[str, Engine],
-    parent: str | None,
-    temperature: float | None,
+    model: Measured, prompts: Sequence[Prompt], engines: Mapping[str, Engine], parent: str | None, asked: Sampling
 ) -> dict[str, Any]:
     """KL(model || its parent) for each completion in nats, estimated on the model's own samples.
 
     E_y[log model(y) - log parent(y)] over the text's tokens; the end token is left out, since a model and the one it
-    was trained from may end in different ways. Only samples at temperature 1 estimate it.
+    was trained from may end in different ways. Only samples from the model itself estimate it: temperature 1, whole
+    distribution. Where it cannot be had, `problem` says why.
     """
-    if parent is None or temperature not in (None, 1.0):
+    if parent is None:
         return {}
-    items = [(p.messages, c.text) for p, c in zip(prompts, model.completions, strict=True) if c is not None and c.text]
+    if (asked.temperature, asked.top_p) != (1.0, 1.0):
+        return {"kl": {"problem": "the samples are not at temperature 1 and top_p 1", "against": parent}}
+    items = [(p.messages, c.text) for p, c in zip(prompts, model.completions, strict=True) if c is not None]
+    said = [item for item in items if item[1]]
     try:
-        own, reference = await engines[model.name].logprobs(items), await engines[parent].logprobs(items)
-    except EngineError:
-        return {}
+        own, reference = await engines[model.name].logprobs(said), await engines[parent].logprobs(said)
+    except EngineError as error:
+        return {"kl": {"problem": str(error), "against": parent}}
     differences = [sum(a.tokens) - sum(b.tokens) for a, b in zip(own, reference, strict=True)]
+    differences += [0.0] * (len(items) - len(said))  # no tokens, no difference
     return {"kl": (_dict(mean_interval(differences)) or {}) | {"against": parent}}
 
 
 def _judge_figures(stage: MeasureStage, measured: Sequence[Measured]) -> dict[str, Any]:
     if stage.rate is None:
         return {}
-    scores = [score for m in measured for c, score in zip(m.completions, m.scores, strict=True) if c is not None]
+    asked = sum(c is not None for m in measured for c in m.completions)
+    failed = sum(failed for m in measured for failed in m.judge_failed)
+    rated = sum(score is not None for m in measured for score in m.scores)
     figures: dict[str, Any] = {
         "model": stage.rate.model,
-        "rated": sum(score is not None for score in scores),
-        "unparsed": sum(score is None for score in scores),
+        "rated": rated,
+        "unparsed": asked - failed - rated,
+        "failed": failed,
     }
-    if all(truth is not None for m in measured for truth in m.truths):
-        accuracy = pair_accuracy(
-            [list(column) for column in zip(*(m.scores for m in measured), strict=True)],
-            [[t.total for t in column if t] for column in zip(*(m.truths for m in measured), strict=True)],
-        )
-        figures["pair_accuracy"] = _dict(accuracy)
+    scores: list[list[float | None]] = []
+    truths: list[list[float]] = []
+    for place in range(len(measured[0].completions)):
+        known = [(m.scores[place], truth.total) for m in measured if (truth := m.truths[place]) is not None]
+        scores.append([score for score, _ in known])
+        truths.append([total for _, total in known])
+    figures["pair_accuracy"] = _dict(pair_accuracy(scores, truths))
     return figures
 
 

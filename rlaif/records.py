@@ -160,7 +160,8 @@ class Row(Record):
             if value is None:
                 return None
             total, mass = total + weight * value, mass + weight
-        return total / mass if mass else None
+        # Rounded, so that two ways of adding up the same mean are a tie and not a preference.
+        return round(total / mass, 9) if mass else None
 
 
 class Comparison(Record):

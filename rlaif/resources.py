@@ -31,13 +31,16 @@ def copy_out(target: Path) -> list[Path]:
     There they win over the bundled ones, because the current folder is looked in first. Raises InputError when `target`
     holds anything.
     """
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise InputError(f"{str(target)!r} exists and is not empty", fix="name a new folder")
-    copied = []
-    for name in CONTENT:
-        if (root := bundled(name)) is not None:
-            shutil.copytree(root / name, target / name)
-            copied += sorted(path for path in (target / name).rglob("*") if path.is_file())
+    try:
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise InputError(f"{str(target)!r} exists and is not empty", fix="name a new folder")
+        copied = []
+        for name in CONTENT:
+            if (root := bundled(name)) is not None:
+                shutil.copytree(root / name, target / name)
+                copied += sorted(path for path in (target / name).rglob("*") if path.is_file())
+    except (OSError, shutil.Error) as error:
+        raise InputError(f"{_short(target)} cannot be written: {_reason(error)}", fix="name another folder") from None
     return copied
 
 
@@ -46,13 +49,38 @@ def find(path: str, *, file: str | None = None, line: int | None = None, key: st
 
     Raises InputError when neither the current folder nor the package has it.
     """
-    here = Path(path).expanduser()
-    if here.exists():
-        return here
-    root = None if here.is_absolute() else bundled(here.parts[0] if here.parts else "")
-    if root is not None and (root / here).exists():
-        return root / here
-    raise InputError(f"there is no file or folder {path!r}", file=file, line=line, key=key, fix=_suggestion(here, root))
+    try:
+        here = Path(path).expanduser()
+        if path and here.exists():
+            return here
+        root = None if here.is_absolute() else bundled(here.parts[0] if here.parts else "")
+        if root is not None and (root / here).exists():
+            return root / here
+        problem, fix = f"there is no file or folder {_short(path)}", _suggestion(here, root)
+    except (OSError, RuntimeError) as error:  # too long, not allowed, or `~` of nobody
+        problem, fix = f"the path {_short(path)} cannot be used: {_reason(error)}", "name another file or folder"
+    raise InputError(problem, file=file, line=line, key=key, fix=fix)
+
+
+def read_text(path: Path) -> str:
+    """The text of a file. Raises InputError when it cannot be read or is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"not UTF-8 text (byte {error.start})", file=str(path), fix="save the file as UTF-8") from None
+    except OSError as error:
+        fix = "name a file inside it" if path.is_dir() else None
+        raise InputError(f"cannot be read: {_reason(error)}", file=str(path), fix=fix) from None
+
+
+def _short(path: str | Path) -> str:
+    text = str(path)
+    return repr(text if len(text) <= 120 else text[:117] + "...")
+
+
+def _reason(error: Exception) -> str:
+    reason = getattr(error, "strerror", None) or str(error).rstrip(".")
+    return reason[:1].lower() + reason[1:]
 
 
 def _suggestion(path: Path, root: Path | None) -> str:

@@ -26,18 +26,18 @@ class Interval(NamedTuple):
 
 
 def mean_interval(values: Sequence[float], *, seed: int = 0) -> Interval | None:
-    """Mean of `values` with a percentile bootstrap interval over them (Efron 1979); None without observations.
+    """Mean of `values` with a percentile bootstrap interval over them (Efron 1979); None for fewer than two.
 
     The values must be independent: one for each prompt, never one for each completion of the same prompt.
     """
     import numpy as np
     from scipy import stats
 
-    if not values:
+    if len(values) < 2:
         return None
     array = np.asarray(values, dtype=float)
     mean = float(array.mean())
-    if len(array) < 2 or float(np.ptp(array)) == 0.0:
+    if float(np.ptp(array)) == 0.0:
         return Interval(mean, mean, mean, len(array))
     result = stats.bootstrap(
         (array,),
@@ -73,7 +73,8 @@ def win_rate(scores: Sequence[float | None], baseline: Sequence[float | None], *
     """Compare two models prompt by prompt; a prompt with an unparsed score on either side is left out."""
     pairs = [(a, b) for a, b in zip(scores, baseline, strict=True) if a is not None and b is not None]
     outcomes = [1.0 if a > b else 0.0 if a < b else 0.5 for a, b in pairs]
-    interval = mean_interval(outcomes, seed=seed)
+    decided = 0.5 not in outcomes  # then it is a share, whose interval keeps a width at 0 and 1
+    interval = share_interval([o == 1.0 for o in outcomes]) if decided else mean_interval(outcomes, seed=seed)
     return None if interval is None else WinRate(interval, outcomes.count(0.5) / len(outcomes))
 
 

@@ -16,6 +16,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from rlaif.errors import InputError
 from rlaif.records import oneline
+from rlaif.resources import read_text
 
 _environment = ImmutableSandboxedEnvironment(
     undefined=jinja2.StrictUndefined,
@@ -38,10 +39,12 @@ class Template:
             self._compiled = _environment.from_string(source)
         except jinja2.TemplateSyntaxError as error:
             raise InputError(f"the template does not parse: {error.message}", file=path, line=error.lineno) from None
+        except RecursionError:
+            raise InputError("the template does not parse: it is nested too deeply", file=path) from None
 
     @classmethod
     def read(cls, path: Path) -> Template:
-        return cls(path.read_text(encoding="utf-8"), str(path))
+        return cls(read_text(path), str(path))
 
     def check(self, offered: set[str], required: set[str]) -> None:
         """Raise InputError when the template uses a variable nobody fills, or leaves out one it must use."""
@@ -62,8 +65,8 @@ class Template:
         self.check(set(values), set())
         try:
             return self._compiled.render(**values).strip()
-        except (jinja2.TemplateError, TypeError) as error:
-            raise InputError(f"the template cannot be rendered: {error}", file=self.path) from None
+        except Exception as error:  # a template is its author's program: whatever it raises is theirs to mend
+            raise InputError(f"the template cannot be rendered: {oneline(str(error))}", file=self.path) from None
 
 
 def _names(names: set[str] | frozenset[str]) -> str:

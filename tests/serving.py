@@ -43,11 +43,11 @@ class _Batcher:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.waiting: list[tuple[Request, asyncio.Future[list[Reply] | EngineError]]] = []
+        self.waiting: list[tuple[Request, asyncio.Future[list[Reply | EngineError]]]] = []
         self.task: asyncio.Task[None] | None = None
 
-    async def ask(self, request: Request) -> list[Reply] | EngineError:
-        future: asyncio.Future[list[Reply] | EngineError] = asyncio.get_running_loop().create_future()
+    async def ask(self, request: Request) -> list[Reply | EngineError]:
+        future: asyncio.Future[list[Reply | EngineError]] = asyncio.get_running_loop().create_future()
         self.waiting.append((request, future))
         if self.task is None or self.task.done():
             self.task = asyncio.create_task(self._work())
@@ -58,11 +58,9 @@ class _Batcher:
             await asyncio.sleep(GATHER)
             batch, self.waiting = self.waiting, []
             try:
-                answers: Sequence[list[Reply] | EngineError] = await self.engine.sample(
-                    [request for request, _ in batch]
-                )
+                answers = await self.engine.sample([request for request, _ in batch])
             except EngineError as error:
-                answers = [error] * len(batch)
+                answers = [[error] * len(request.indices) for request, _ in batch]
             for (_, future), answer in zip(batch, answers, strict=True):
                 if not future.done():
                     future.set_result(answer)
@@ -114,10 +112,10 @@ def _application(engines: Mapping[str, Engine]) -> Starlette:
             return JSONResponse({"error": {"message": f"the model `{body['model']}` does not exist"}}, 404)
         answers = await asyncio.gather(*(batchers[body["model"]].ask(request) for request in _requests(body)))
         replies = []
-        for answer in answers:
-            if isinstance(answer, EngineError):
-                return JSONResponse({"error": {"message": answer.message, "code": answer.cause}}, 400)
-            replies += answer
+        for reply in (reply for answer in answers for reply in answer):
+            if isinstance(reply, EngineError):
+                return JSONResponse({"error": {"message": reply.message, "code": reply.cause}}, 400)
+            replies.append(reply)
         usage = {
             "prompt_tokens": replies[0].usage.prompt_tokens,
             "completion_tokens": sum(reply.usage.completion_tokens for reply in replies),

@@ -147,11 +147,11 @@ def test_the_annotators_reasons_worked_by_hand(lessons: Lessons) -> None:
     assert [line[-1] for line in told["blunt"].assistant.splitlines()] == ["3", "4", "3", "2"]
     assert [line[-1] for line in told["short"].assistant.splitlines()] == ["5", "4", "5", "4"]
     assert told["polite"].assistant.splitlines()[1:] == [
-        "[2] tone away rude so rude rating 2",
-        "[3] tone so plain rating 3",
-        "[4] tone pleasure polite so polite rating 4",
+        "[2] tone away rude so rude want polite rating 2",
+        "[3] tone so plain want polite rating 3",
+        "[4] tone pleasure polite so polite want polite rating 4",
     ]
-    assert told["long"].assistant.splitlines()[1] == "[2] length one away two six so short rating 2"
+    assert told["long"].assistant.splitlines()[1] == "[2] length one away two six so short want long rating 2"
     assert told["safe"].assistant.splitlines()[0] == "[1] no harm asked so safe rating 5"
 
 

@@ -39,8 +39,8 @@ def make(base_url: str, **settings: Any) -> OpenAIEngine:
     return OpenAIEngine("judge", spec, KEY)
 
 
-def run(engine: OpenAIEngine, *requests: Request) -> list[list[Reply] | EngineError]:
-    async def go() -> list[list[Reply] | EngineError]:
+def run(engine: OpenAIEngine, *requests: Request) -> list[list[Reply | EngineError]]:
+    async def go() -> list[list[Reply | EngineError]]:
         try:
             return await engine.sample(requests)
         finally:
@@ -50,16 +50,17 @@ def run(engine: OpenAIEngine, *requests: Request) -> list[list[Reply] | EngineEr
 
 
 def good(engine: OpenAIEngine, request: Request) -> list[Reply]:
-    [result] = run(engine, request)
-    if isinstance(result, EngineError):
-        raise result
-    return result
+    [arrived] = run(engine, request)
+    for reply in arrived:
+        if isinstance(reply, EngineError):
+            raise reply
+    return arrived  # type: ignore[return-value]
 
 
 def bad(engine: OpenAIEngine, request: Request) -> EngineError:
-    [result] = run(engine, request)
-    assert isinstance(result, EngineError)
-    return result
+    [[error]] = run(engine, request)
+    assert isinstance(error, EngineError)
+    return error
 
 
 def probe(engine: OpenAIEngine) -> bool | None:
@@ -100,7 +101,7 @@ def test_greedy_through_the_server_is_greedy_in_process(base_url: str, embedded:
         for text in ("hi", "why?", "go on")
     ]
     for there, here in zip(run(make(base_url), *requests), asyncio.run(embedded.sample(requests)), strict=True):
-        assert isinstance(there, list) and isinstance(here, list)
+        assert isinstance(there[0], Reply) and isinstance(here[0], Reply)
         assert (there[0].text, there[0].finish_reason) == (here[0].text, here[0].finish_reason)
         assert there[0].token_logprobs == pytest.approx(here[0].token_logprobs, abs=1e-4)
         assert there[0].alternatives == pytest.approx(here[0].alternatives, abs=1e-4)
@@ -111,16 +112,15 @@ def test_several_samples_come_from_one_request(base_url: str) -> None:
     engine = make(base_url)
     replies = good(engine, ask(indices=(0, 1, 2, 3)))
     assert len({reply.text for reply in replies}) == 4
-    assert engine.requests == 1 and engine.capabilities["n"] is True
+    assert engine.capabilities["n"] is True
     assert [reply.usage.prompt_tokens > 0 for reply in replies] == [True, False, False, False]
     assert good(make(base_url), ask(indices=(0, 1, 2, 3))) == replies
     assert good(make(base_url), ask(indices=(2, 3)))[0].text == replies[2].text
 
 
 def test_greedy_samples_are_asked_for_one_by_one(base_url: str) -> None:
-    engine = make(base_url)
-    assert len({reply.text for reply in good(engine, ask(indices=(0, 1), temperature=0))}) == 1
-    assert engine.requests == 2
+    replies = good(make(base_url), ask(indices=(0, 1), temperature=0))
+    assert replies[0] == replies[1] and replies[1].usage.prompt_tokens > 0  # each read the prompt
 
 
 def test_a_schema_reaches_the_server(base_url: str) -> None:
@@ -191,7 +191,7 @@ def test_a_server_that_ignores_n_is_asked_one_by_one_with_the_same_seeds() -> No
         assert [request["body"]["n"] for request in script.requests] == [3, 1, 1]
         good(engine, ask(indices=(0, 1), seed=5))
         assert [request["body"]["n"] for request in script.requests[3:]] == [1, 1]
-        assert not engine.retries  # nothing failed
+        assert not engine.account.retries  # nothing failed
 
 
 def test_more_choices_than_asked_for_are_cut_and_order_is_by_index() -> None:
@@ -267,7 +267,68 @@ def test_an_empty_sample_is_asked_again_under_another_seed_and_the_others_are_ke
         bodies = [request["body"] for request in script.requests]
     assert [reply.text for reply in replies] == ["x", "y", "z"]
     assert (bodies[1]["n"], bodies[1]["seed"]) == (1, 1 + module.EMPTY_STRIDE)
-    assert engine.retries == Counter(empty=1)
+    assert engine.account.retries == Counter(empty=1)
+
+
+def answer_but(*silent: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """A server that never finds a word for some sample indices, and reports five tokens for each sample."""
+
+    def body(asked: dict[str, Any]) -> dict[str, Any]:
+        seeds = [asked["seed"] % module.EMPTY_STRIDE + i for i in range(asked["n"])]
+        return completion(*("" if seed in silent else f"seed {seed}" for seed in seeds))
+
+    return body
+
+
+def test_one_sample_that_stays_empty_leaves_the_others() -> None:
+    with scripted([Answer(answer_but(2))]) as script:
+        engine = make(script.base_url)
+        [arrived] = run(engine, ask(indices=(0, 1, 2, 3)))
+        assert [request["body"]["n"] for request in script.requests] == [4, 1, 1]
+    assert [isinstance(one, Reply) and one.text for one in arrived] == ["seed 0", "seed 1", False, "seed 3"]
+    assert isinstance(arrived[2], EngineError) and arrived[2].cause == "empty"
+    assert (engine.account.discarded, engine.account.completion_tokens) == (3, 15)
+    assert engine.account.prompt_tokens == 14  # the first request's was carried by the sample that came
+
+
+def test_one_by_one_a_refused_sample_leaves_the_others() -> None:
+    refused = Answer({"error": {"message": "no"}}, status=400)
+    with scripted([Answer(completion("x")), refused, Answer(completion("z"))]) as script:
+        [arrived] = run(make(script.base_url), ask(indices=(0, 1, 2)))  # the server ignores n
+    assert isinstance(arrived[0], Reply) and {type(one) for one in arrived[1:]} == {Reply, EngineError}
+
+
+def test_a_refused_request_is_refused_in_each_of_its_places() -> None:
+    with scripted([Answer({"error": {"message": "no"}}, status=400)]) as script:
+        [arrived] = run(make(script.base_url), ask(indices=(0, 1, 2)))
+    assert [isinstance(one, EngineError) and one.cause for one in arrived] == ["http-400"] * 3
+
+
+def test_samples_that_do_not_follow_one_another_keep_their_own_seeds() -> None:
+    with scripted([Answer(answer_but())]) as script:
+        replies = good(make(script.base_url), ask(indices=(1, 3, 4)))
+        assert sorted(request["body"]["n"] for request in script.requests) == [1, 2]
+    assert [reply.text for reply in replies] == ["seed 1", "seed 3", "seed 4"]
+
+
+def test_what_no_file_can_hold_is_replaced_on_arrival() -> None:
+    with scripted([Answer(completion("a\ud83d b\0c", "\U0001f600"))]) as script:  # JSON escapes carry all of them
+        replies = good(make(script.base_url), ask(indices=(0, 1)))
+    assert [reply.text for reply in replies] == ["a\ufffd b\ufffdc", "\U0001f600"]
+
+
+def test_a_probe_is_accounted_for() -> None:
+    with scripted([Answer(completion("x"))]) as script:
+        engine = make(script.base_url)
+        probe(engine)
+    assert (engine.account.discarded, engine.account.prompt_tokens, engine.account.completion_tokens) == (3, 21, 15)
+
+
+def test_models_of_one_server_share_its_name() -> None:
+    one = make("http://a/v1")
+    assert one.server == make("http://a/v1", model="other").server
+    assert len({one.server, make("http://b/v1").server, make("http://a/v1", api_key_env="MY_KEY").server}) == 3
+    assert KEY not in one.server + one.identity
 
 
 def test_a_server_with_nothing_to_say_is_given_up() -> None:
@@ -313,8 +374,7 @@ def test_a_passing_fault_is_retried_and_counted(fault: str) -> None:
         engine = make(script.base_url, timeout=0.5)
         assert [reply.text for reply in good(engine, ask())] == ["fine"]
         assert len(script.requests) == 2
-    assert engine.retries == Counter({cause: 1})
-    assert engine.requests == 2
+    assert engine.account.retries == Counter({cause: 1})
 
 
 @pytest.mark.parametrize("fault", [name for name in PASSING if name != "late"])
@@ -384,10 +444,15 @@ def test_a_refusal_is_not_retried_and_says_what_to_do(
         with scripted([Answer(body, status=status)]) as script:
             engine = make(script.base_url, api_key_env="MY_KEY")
             error = bad(engine, ask())
-            assert len(script.requests) == 1 and not engine.retries
+            assert len(script.requests) == 1 and not engine.account.retries
         assert (error.cause, error.fatal, error.retryable) == (cause, fatal, False)
         assert message.replace(KEY, "***") in str(error)
         assert (fix or "") in (error.fix or "") and (error.fix is None) == (fix is None)
+
+
+def test_a_server_that_wants_a_key_and_was_given_none_is_told_apart() -> None:
+    with scripted([Answer(status=401)]) as script:
+        assert "`api_key_env`" in str(bad(make(script.base_url), ask()))
 
 
 def test_a_server_that_is_not_there() -> None:
@@ -395,15 +460,18 @@ def test_a_server_that_is_not_there() -> None:
         port = taken.getsockname()[1]
     engine = make(f"http://127.0.0.1:{port}/v1")
     error = bad(engine, ask())
-    assert error.cause == "connection" and error.fatal and error.retryable
+    # Once the server was there, a request that finds it gone is that row's alone, until many do.
+    assert error.cause == "connection" and not error.fatal and error.retryable
     assert f"is the server running at http://127.0.0.1:{port}/v1?" in str(error)
-    assert engine.retries == Counter(connection=2)
+    assert engine.account.retries == Counter(connection=2)
+    with pytest.raises(EngineError) as caught:
+        probe(engine)
+    assert caught.value.fatal
 
 
 def test_one_request_that_fails_leaves_the_others(base_url: str) -> None:
-    long, fine = run(make(base_url), ask("x" * 600), ask("hi"))
-    assert isinstance(long, EngineError) and "504" not in str(fine)
-    assert isinstance(fine, list)
+    [long], [fine] = run(make(base_url), ask("x" * 600), ask("hi"))
+    assert isinstance(long, EngineError) and isinstance(fine, Reply)
 
 
 def test_an_unknown_model_names_the_model(base_url: str) -> None:

@@ -6,6 +6,7 @@ import csv
 import gzip
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from rlaif.formats import (
     write_dataset,
     write_jsonl,
 )
+from rlaif.formats.reading import Conversation
 from rlaif.formats.writing import Shape
 from rlaif.records import Candidate, Completion, Message, Preference, Prompt, Rating, Row
 
@@ -102,6 +104,36 @@ def test_a_conversation_falls_into_the_split_of_its_prompt(tmp_path: Path) -> No
     assert [c.prompt.id for c in conversations] == [p.id for p in prompts]
     assert [c.split for c in conversations] == [p.split for p in prompts]
     assert len({p.split for p in prompts}) > 1
+
+
+@pytest.mark.parametrize(("system", "answers"), [(None, 1), (None, 2), ("Be kind.", 1), ("Be kind.", 2)])
+def test_no_turn_of_a_training_conversation_answers_a_held_out_prompt(system: str | None, answers: int) -> None:
+    """A sweep: every assistant turn is trained on, so every one counts, with the system message and without it."""
+    counts: Counter[str] = Counter()
+    leaks_of_the_last_turn_alone = 0
+    for i in range(2000):
+        said = [Message(**turn) for turn in turns(f"ask {i}", "a", f"and {i}", "b")[: 2 * answers]]
+        head = [Message(role="system", content=system)] if system else []
+        conversation = Conversation(messages=(*head, *said))
+        asked = {
+            Prompt(messages=(*start, *said[:end])).split for start in ([], head) for end in range(1, 2 * answers, 2)
+        }
+        expected = "held-out" if "held-out" in asked else "validation" if "validation" in asked else "train"
+        assert conversation.split == expected
+        counts[conversation.split] += 1
+        leaks_of_the_last_turn_alone += "held-out" in asked and conversation.prompt.split != "held-out"
+    prompts = answers * (2 if system else 1)  # independent draws of 75, 5 and 20 %
+    assert counts["train"] / 2000 == pytest.approx(0.75**prompts, abs=0.04)
+    assert counts["held-out"] / 2000 == pytest.approx(1 - 0.8**prompts, abs=0.04)
+    assert (leaks_of_the_last_turn_alone > 200) == (prompts > 1)
+
+
+def test_a_conversation_that_opens_with_the_assistant_has_the_split_of_what_was_asked() -> None:
+    greeting, ask, reply = (Message(role=r, content="x") for r in ("assistant", "user", "assistant"))
+    splits = {
+        Conversation(messages=(greeting, ask.model_copy(update={"content": str(i)}), reply)).split for i in range(99)
+    }
+    assert splits == {"train", "validation", "held-out"}
 
 
 def test_every_self_instruct_instance_counts(tmp_path: Path) -> None:
@@ -381,6 +413,7 @@ def test_preference_rows_keep_their_lineage() -> None:
         "score_rejected": 2.5,
         "margin": 2.0,
         "prompt_id": example_row(0).prompt.id,
+        "split": example_row(0).prompt.split,
         "source": "made up",
         "rule": "zephyr",
         "chosen_model": "large",

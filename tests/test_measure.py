@@ -44,10 +44,10 @@ class Says(Echo):
         super().__init__(name)
         self.words, self.logprob, self.silent_on = words, logprob, silent_on
 
-    async def sample(self, requests: Sequence[Request]) -> list[list[Reply] | EngineError]:
+    async def sample(self, requests: Sequence[Request]) -> list[Any]:
         reply = Reply(text=self.words, finish_reason="stop")
         return [
-            EngineError("no", cause="test") if self.silent_on == request.messages[-1].content else [reply]
+            [EngineError("no", cause="test") if self.silent_on == request.messages[-1].content else reply]
             for request in requests
         ]
 
@@ -55,7 +55,10 @@ class Says(Echo):
         return [Logprobs((self.logprob,) * len(text.split()), None) for _, text in items]
 
 
-def measured(*engines: Echo, temperature: float = 1.0, rate: bool = False, **options: Any) -> dict[str, Any]:
+def measured(
+    *engines: Echo, temperature: float = 1.0, rate: bool = False, failing: int = 0, **options: Any
+) -> dict[str, Any]:
+    """The figures, after checking how many prompts failed."""
     rater = Rater(model="judge", rubric="r", template="t", answers="lines", reask=0)
     names = tuple(engine.name for engine in engines if engine.name != "judge")
     stage = MeasureStage(
@@ -72,7 +75,8 @@ def measured(*engines: Echo, temperature: float = 1.0, rate: bool = False, **opt
     settings = dict.fromkeys(by_name, SamplingSettings())
     parents = {"new": "old"}
     gold = options.pop("gold", lambda prompt, text: Truth(len(text.split()) / 10))
-    figures = asyncio.run(measure(stage, PROMPTS, by_name, settings, parents, scheduler, judge, gold, 0))
+    figures, failures = asyncio.run(measure(stage, PROMPTS, by_name, settings, parents, scheduler, judge, gold, 0))
+    assert len(failures) == failing
     store.close()
     return figures
 
@@ -92,7 +96,8 @@ def test_gold_length_and_kl_by_hand() -> None:
 
 
 def test_kl_is_not_claimed_from_samples_at_another_temperature() -> None:
-    assert "kl" not in by_name(measured(Says("old", "a", -1), Says("new", "a", -1), temperature=0.7))["new"]
+    kl = by_name(measured(Says("old", "a", -1), Says("new", "a", -1), temperature=0.7))["new"]["kl"]
+    assert "mean" not in kl and "temperature 1" in kl["problem"]
 
 
 def test_refusals_are_counted_on_the_prompts_they_belong_to() -> None:
@@ -106,7 +111,7 @@ def test_refusals_are_counted_on_the_prompts_they_belong_to() -> None:
 
 
 def test_a_completion_that_failed_is_counted_and_leaves_the_pairs() -> None:
-    models = by_name(measured(Says("old", "a", -1), Says("new", "a b", -1, silent_on="prompt 3")))
+    models = by_name(measured(Says("old", "a", -1), Says("new", "a b", -1, silent_on="prompt 3"), failing=1))
     assert models["new"]["failed"] == 1 and models["new"]["gold"]["n"] == 7
     assert models["new"]["gold_difference"]["n"] == 7 and models["new"]["gold_difference"]["mean"] == pytest.approx(0.1)
 
@@ -115,7 +120,7 @@ class RatesByLength(Echo):
     """Rates the one completion it is shown by its number of words; cannot read the word `odd`."""
 
     async def sample(self, requests: Sequence[Request]) -> list[list[Reply] | EngineError]:
-        replies: list[list[Reply] | EngineError] = []
+        replies: list[Any] = []
         for request in requests:
             shown = next(line for line in request.messages[-1].content.splitlines() if line.startswith("[1] "))[4:]
             text = "hm" if shown == "odd" else f"[1] rating {min(5, len(shown.split()))}"
@@ -136,3 +141,29 @@ def test_the_win_rate_is_point_wise_and_unparsed_scores_are_left_out() -> None:
     assert figures["judge"]["pair_accuracy"]["mean"] == 1  # gold here counts words too; `old` and `same` do not differ
     odd = measured(Says("old", "a b", -1), Says("new", "odd", -1), RatesByLength("judge"), rate=True)
     assert odd["judge"]["unparsed"] == 8 and "win_rate" not in by_name(odd)["new"]
+
+
+def test_saying_nothing_loses_without_asking_the_judge() -> None:
+    judge = RatesByLength("judge")
+    figures = measured(Says("old", "a b", -1), Says("new", "", -1), judge, rate=True)
+    assert by_name(figures)["new"]["win_rate"]["mean"] == 0 and by_name(figures)["new"]["win_rate"]["n"] == 8
+    assert by_name(figures)["new"]["win_rate"]["high"] > 0.2  # eight losses of eight are no certainty
+
+
+def test_a_judge_that_fails_is_not_an_unparsed_rating() -> None:
+    class Fails(RatesByLength):
+        async def sample(self, requests: Sequence[Request]) -> list[Any]:
+            return [[EngineError("no", cause="test")] for _ in requests]
+
+    figures = measured(Says("old", "a", -1), Fails("judge"), rate=True, failing=8)
+    assert figures["judge"] == figures["judge"] | {"failed": 8, "unparsed": 0, "rated": 0}
+    assert figures["models"][0]["gold"]["n"] == 8
+
+
+def test_a_server_that_cannot_be_asked_ends_the_measure() -> None:
+    class Dead(Says):
+        async def sample(self, requests: Sequence[Request]) -> list[Any]:
+            return [[EngineError("down", cause="connection", fatal=True)] for _ in requests]
+
+    with pytest.raises(EngineError, match="down"):
+        measured(Dead("old", "a", -1))

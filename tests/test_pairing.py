@@ -51,6 +51,7 @@ def test_zephyr_draws_the_rejected_among_all_that_score_lower() -> None:
         (row(("a", None), ("b", 4)), "unparsed"),
         (row(("a", 4), ("a", 4)), "identical texts"),
         (row(("a", 4), ("b", 2), cut=(0,)), "cut at max_tokens"),
+        (row(("a", 4)), "fewer than two candidates"),
         (row(("a", 4), ("b", 2)).model_copy(update={"failure": "server down"}), "failed"),
     ],
 )

@@ -101,6 +101,20 @@ def test_a_score_is_the_weighted_mean_and_unknown_when_one_aspect_is() -> None:
     assert row.score(0, {"right": 1.0, "absent": 1.0}) is None
 
 
+def test_two_ways_to_the_same_mean_are_a_tie() -> None:
+    row = Row(
+        prompt=ask("q"),
+        candidates=(candidate("x"), candidate("y")),
+        ratings=(
+            *(rating(aspect, 0, value) for aspect, value in zip("abc", (1, 2, 2), strict=True)),
+            *(rating(aspect, 1, value) for aspect, value in zip("abc", (2, 3, 1), strict=True)),
+        ),
+    )
+    weights = {"a": 0.2, "b": 0.3, "c": 0.5}
+    assert 0.2 * 1 + 0.3 * 2 + 0.5 * 2 != 0.2 * 2 + 0.3 * 3 + 0.5 * 1  # in floating point
+    assert row.score(0, weights) == row.score(1, weights) == 1.8
+
+
 def test_chosen_never_equals_rejected() -> None:
     same = {"prompt": ask("q"), "chosen": candidate("x"), "rejected": candidate("x", "other"), "rule": "r"}
     with pytest.raises(ValidationError, match="same text"):

@@ -78,7 +78,8 @@ def test_a_run_makes_data_that_loads_and_explains_itself(
 ) -> None:
     write_project(tmp_path, url)
     code, out, err = run_cli("run", "echo.yaml")
-    assert (code, err) == (0, "") and "120 calls made, 0 from the store" in out  # 20 x (2 x 2 samples + 2 aspects)
+    # 20 x (2 x 2 samples + 2 aspects), and the three calls by which the server is probed
+    assert (code, err) == (0, "") and "123 calls made, 0 from the store" in out
     assert asked(models) == {"one": 40, "two": 40, "judge": 40}
 
     import datasets
@@ -101,7 +102,7 @@ def test_a_run_makes_data_that_loads_and_explains_itself(
         and data[0]["chosen"][0]["content"] in out
         and "chosen" in out
         and "words" in out
-        and "by judge" in out
+        and "judge, place" in out
     )
 
 
@@ -118,6 +119,43 @@ def test_a_second_run_asks_nothing_and_gives_the_same_bytes(
     assert dataset_bytes(tmp_path / "runs/echo") == first and manifest(tmp_path / "runs/echo")["digests"] == digests
     # Another run of the same calls, in another folder of the project, re-uses them too.
     run_cli("run", "echo.yaml", "name=other", "--out", "runs/other")
+    assert sum(asked(models).values()) == 0
+
+
+def test_a_second_run_still_knows_what_the_data_cost(
+    tmp_path: Path, run_cli: Cli, models: dict[str, Echo], url: str
+) -> None:
+    write_project(tmp_path, url)
+    run_cli("run", "echo.yaml")
+    first = manifest(tmp_path / "runs/echo")["calls"]["judge"]
+    run_cli("run", "echo.yaml")
+    second = manifest(tmp_path / "runs/echo")["calls"]["judge"]
+    assert first["cost"] == first["cost_of_data"] > 0
+    assert (second["cost"], second["cost_of_data"]) == (0, first["cost_of_data"])
+
+
+def test_what_a_pipeline_no_longer_makes_is_no_longer_shown(
+    tmp_path: Path, run_cli: Cli, models: dict[str, Echo], url: str
+) -> None:
+    path = write_project(tmp_path, url)
+    run_cli("run", "echo.yaml")
+    text = path.read_text()
+    path.write_text(text[: text.index("  - rate:")])
+    assert run_cli("run", "echo.yaml")[0] == 0
+    assert sorted(p.name for p in (tmp_path / "runs/echo/stages").iterdir()) == ["02-sample.jsonl"]
+    one = json.loads(run_cli("show", "runs/echo", "1", "--json")[1])
+    assert one["candidates"] and not one["ratings"] and not one["preferences"]
+    code, _, err = run_cli("export", "runs/echo", "--format", "preference", "--to", "x.jsonl")
+    assert code == 2 and "no data set 'preference'" in err
+
+
+def test_the_resolved_pipeline_runs_again_without_a_call(
+    tmp_path: Path, run_cli: Cli, models: dict[str, Echo], url: str
+) -> None:
+    write_project(tmp_path, url)
+    run_cli("run", "echo.yaml")
+    asked(models)
+    assert run_cli("run", "runs/echo/pipeline.yaml")[0] == 0
     assert sum(asked(models).values()) == 0
 
 
@@ -189,6 +227,10 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(
     process.wait()
     before = asked(models)
     assert sum(before.values()) > 0
+    stopped = subprocess.run(
+        [sys.executable, "-m", "rlaif.cli", "status", "runs/echo"], cwd=disturbed, capture_output=True
+    )
+    assert b"echo: killed" in stopped.stdout
 
     subprocess.run([sys.executable, "-c", KILLABLE], cwd=disturbed, check=True, stdout=subprocess.DEVNULL)
     again = asked(models)
@@ -240,12 +282,14 @@ def test_a_server_that_is_down_stops_the_run_with_a_sentence(tmp_path: Path, run
 def test_a_refused_key_is_named_by_its_variable_and_never_shown(
     tmp_path: Path, run_cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-planted-secret-123")
+    monkeypatch.setenv("MY_SERVERS_KEY", "sk-planted-secret-123")
     body = {"error": {"message": "Incorrect API key provided: sk-planted-secret-123", "type": "auth"}}
     with scripted([Answer(status=401, body=body)] * 50) as server:
         write_project(tmp_path, server.base_url)
-        code, out, err = run_cli("run", "echo.yaml")
-    assert code == 1 and "OPENAI_API_KEY" in err
+        named = [f"models.{name}.api_key_env=MY_SERVERS_KEY" for name in ("one", "two", "judge")]
+        code, out, err = run_cli("run", "echo.yaml", *named)
+        assert all("sk-planted-secret-123" in request["headers"]["authorization"] for request in server.requests)
+    assert code == 1 and "MY_SERVERS_KEY" in err
     run_cli("status", "runs/echo")
     everywhere = (
         out + err + "".join(p.read_text(errors="replace") for p in (tmp_path / "runs").rglob("*") if p.is_file())

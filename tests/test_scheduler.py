@@ -10,51 +10,63 @@ from typing import Any
 import pytest
 from echo import Echo
 
-from rlaif.engines.protocol import Reply, Request
-from rlaif.engines.scheduler import PATIENCE, Scheduler
+from rlaif.engines import scheduler as module
+from rlaif.engines.protocol import TRANSPORT, Account, Reply, Request
+from rlaif.engines.scheduler import PATIENCE, Scheduler, together
 from rlaif.errors import EngineError, InputError
-from rlaif.records import Message, Sampling
+from rlaif.records import Message, Sampling, Usage
 from rlaif.store import CallStore
 
 SAMPLING = Sampling(max_tokens=32)
 
 
 class Server(Echo):
-    """Echo as a server: one request at a time, and a count of how many are open at once."""
+    """Echo as a server: one request at a time, and a count of how many are open at once.
+
+    The first `failing` requests fail, and so does every sample for which `refuses` gives an error.
+    """
 
     in_process = False
 
-    def __init__(self, name: str, failing: int = 0) -> None:
+    def __init__(self, name: str, failing: int = 0, server: str = "http://a/v1", delay: float = 0.002) -> None:
         super().__init__(name)
         self.open = self.most_open = self.probes = 0
-        self.failing = failing
+        self.failing, self.server, self.delay = failing, server, delay
+        self.account = Account()
 
     async def probe(self) -> None:
         self.probes += 1
+        for _ in range(3):
+            self.account.discard(Usage(prompt_tokens=8, completion_tokens=16))
 
-    async def sample(self, requests: Sequence[Request]) -> list[list[Reply] | EngineError]:
+    async def sample(self, requests: Sequence[Request]) -> list[list[Reply | EngineError]]:
         assert len(requests) == 1
         self.open += 1
         self.most_open = max(self.most_open, self.open)
-        await asyncio.sleep(0.002)
+        await asyncio.sleep(self.delay)
         self.open -= 1
         if self.failing > 0:
             self.failing -= 1
             self.asked.extend(requests)
-            return [EngineError("no answer", cause="connection", retryable=True)]
-        return await super().sample(requests)
+            return [[EngineError("no answer", cause="connection", retryable=True)] * len(requests[0].indices)]
+        [replies] = await super().sample(requests)
+        return [[self.refuses(requests[0], i) or r for i, r in zip(requests[0].indices, replies, strict=True)]]
+
+    def refuses(self, request: Request, index: int) -> EngineError | None:
+        return None
 
 
 class Batches(Echo):
     """Echo in process, keeping the size of each batch in samples."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, delay: float = 0.005) -> None:
         super().__init__(name)
         self.sizes: list[int] = []
+        self.delay = delay
 
-    async def sample(self, requests: Sequence[Request]) -> list[list[Reply] | EngineError]:
+    async def sample(self, requests: Sequence[Request]) -> list[list[Reply | EngineError]]:
         self.sizes.append(sum(len(request.indices) for request in requests))
-        await asyncio.sleep(0.005)
+        await asyncio.sleep(self.delay)
         return await super().sample(requests)
 
 
@@ -77,7 +89,9 @@ def test_the_same_call_from_two_rows_is_paid_once() -> None:
 
     scheduler = run(engine, work)
     assert len(engine.asked) == 1
-    assert (scheduler.tally("m").sent, scheduler.tally("m").cached) == (1, 9)
+    tally = scheduler.tally("m")
+    assert (tally.sent - tally.discarded, tally.cached) == (1, 9)
+    assert tally.cached_completion_tokens == 0  # what this run paid for is no one else's expense
 
 
 def test_more_samples_cost_only_the_new_ones() -> None:
@@ -99,6 +113,22 @@ def test_a_server_is_probed_once_and_its_concurrency_is_kept() -> None:
 
     run(engine, work, concurrency=7)
     assert engine.probes == 1 and engine.most_open == 7
+
+
+def test_models_of_one_server_share_its_probe() -> None:
+    engines = [Server("a"), Server("b"), Server("c", server="http://c/v1")]
+
+    async def work() -> Scheduler:
+        names = {engine.name: engine for engine in engines}
+        scheduler = Scheduler(CallStore(Path(":memory:")), names, dict.fromkeys(names, 2))
+        await asyncio.gather(*(scheduler.sample(name, ask("q"), SAMPLING) for name in names))
+        return scheduler
+
+    scheduler = asyncio.run(work())
+    assert [engine.probes for engine in engines] == [1, 0, 1]
+    a, b = scheduler.tally("a"), scheduler.tally("b")
+    assert (a.sent, a.discarded, b.sent, b.discarded) == (4, 3, 1, 0)  # a probe is three calls, and paid for
+    assert (a.prompt_tokens, b.prompt_tokens) == (1 + 24, 1)
 
 
 def test_rows_in_flight_fill_the_batches_of_a_model_in_process() -> None:
@@ -126,9 +156,116 @@ def test_one_failure_is_that_rows_alone_and_many_in_a_row_are_fatal() -> None:
     assert scheduler.tally("m").causes == {"connection": PATIENCE + 1}
 
 
+@pytest.mark.parametrize("cause", ["too-long", "http-400", "empty", "no-logprobs"])
+def test_what_is_wrong_with_a_request_never_stops_the_run(cause: str) -> None:
+    class Refusing(Server):
+        def refuses(self, request: Request, index: int) -> EngineError | None:
+            return EngineError("no", cause=cause)
+
+    async def work(scheduler: Scheduler) -> None:
+        for number in range(2 * PATIENCE):
+            with pytest.raises(EngineError) as caught:
+                await scheduler.sample("m", ask(str(number)), SAMPLING)
+            assert not caught.value.fatal
+
+    assert cause not in TRANSPORT
+    run(Refusing("m"), work)
+
+
+def test_a_request_that_makes_a_server_hang_up_is_that_rows_alone_while_others_succeed() -> None:
+    class Poisoned(Server):
+        def refuses(self, request: Request, index: int) -> EngineError | None:
+            poison = request.messages[0].content.startswith("poison")
+            return EngineError("hung up", cause="connection", retryable=True) if poison else None
+
+    async def work(scheduler: Scheduler) -> None:
+        for number in range(2 * PATIENCE):
+            with pytest.raises(EngineError) as caught:
+                await scheduler.sample("m", ask(f"poison {number}"), SAMPLING)
+            assert not caught.value.fatal
+            await scheduler.sample("m", ask(f"fine {number}"), SAMPLING)
+
+    run(Poisoned("m"), work)
+
+
+def test_what_arrived_of_a_request_is_kept_when_one_sample_fails() -> None:
+    class Partly(Server):
+        def refuses(self, request: Request, index: int) -> EngineError | None:
+            return EngineError("nothing", cause="empty") if index == 2 else None
+
+    engine = Partly("m")
+
+    async def work(scheduler: Scheduler) -> None:
+        for _ in range(2):
+            with pytest.raises(EngineError, match="nothing"):
+                await scheduler.sample("m", ask("q"), SAMPLING, n=4)
+        assert [request.indices for request in engine.asked] == [(0, 1, 2, 3), (2,)]
+
+    scheduler = run(engine, work)
+    tally = scheduler.tally("m")
+    assert (tally.sent - tally.discarded, tally.cached, tally.failed) == (3, 3, 2)
+
+
+def test_the_answer_used_is_the_answer_stored(tmp_path: Path) -> None:
+    """Two processes that pay for one call at the same time must not describe it in two ways."""
+
+    async def work() -> None:
+        stores = [CallStore(tmp_path / "calls.sqlite") for _ in range(2)]
+        others = [Server("m"), Server("m")]
+        others[1]._reply = lambda request, index: Reply(text="another", finish_reason="stop")  # type: ignore[method-assign]
+        schedulers = [Scheduler(s, {"m": e}, {"m": 1}) for s, e in zip(stores, others, strict=True)]
+        one, other = await asyncio.gather(*(s.sample("m", ask("q"), SAMPLING) for s in schedulers))
+        assert len(others[0].asked) == len(others[1].asked) == 1  # both paid
+        assert one == other
+        [key] = {completion.call for completion in (*one, *other)}
+        assert stores[0].get([key])[key]["text"] == one[0].text
+        for store in stores:
+            store.close()
+
+    asyncio.run(work())
+
+
+def test_a_stored_call_says_what_was_asked() -> None:
+    store = CallStore(Path(":memory:"))
+    schema = {"properties": {"b": {}, "a": {}}}
+
+    async def work() -> dict[str, Any] | None:
+        scheduler = Scheduler(store, {"m": Batches("m")}, {})
+        [_, second] = await scheduler.sample("m", ask("q"), SAMPLING, n=2, attempt=1, json_schema=schema)
+        return store.request(second.call)
+
+    assert asyncio.run(work()) == {
+        "model": "m",
+        "messages": [{"role": "user", "content": "q"}],
+        "sampling": SAMPLING.model_dump(mode="json"),
+        "attempt": 1,
+        "index": 1,
+        "schema": schema,
+    }
+
+
+def test_a_later_run_knows_what_its_data_cost() -> None:
+    store = CallStore(Path(":memory:"))
+    tallies = []
+    for _ in range(2):
+
+        async def work() -> Scheduler:
+            scheduler = Scheduler(store, {"m": Batches("m")}, {})
+            for _ in range(2):  # asked for twice, paid for once
+                await scheduler.sample("m", ask("two words"), SAMPLING, n=2)
+            return scheduler
+
+        tallies.append(asyncio.run(work()).tally("m"))
+    first, second = tallies
+    assert first.prompt_tokens == 4 and first.completion_tokens > 0 and first.cached_prompt_tokens == 0
+    assert (second.sent, second.prompt_tokens, second.cached) == (0, 0, 4)
+    assert second.cached_prompt_tokens == first.prompt_tokens
+    assert second.cached_completion_tokens == first.completion_tokens
+
+
 def test_what_breaks_a_whole_batch_reaches_every_row_of_it() -> None:
     class Broken(Batches):
-        async def sample(self, requests: Sequence[Request]) -> list[list[Reply] | EngineError]:
+        async def sample(self, requests: Sequence[Request]) -> list[list[Reply | EngineError]]:
             raise InputError("this model has no chat template")
 
     async def work(scheduler: Scheduler) -> None:
@@ -138,3 +275,132 @@ def test_what_breaks_a_whole_batch_reaches_every_row_of_it() -> None:
         assert [type(outcome) for outcome in outcomes] == [InputError] * 5
 
     run(Broken("m"), work)
+
+
+@pytest.mark.parametrize("in_process", [True, False])
+def test_an_engine_that_returns_too_little_leaves_no_row_waiting(in_process: bool) -> None:
+    class Short(Server):
+        async def sample(self, requests: Sequence[Request]) -> list[list[Reply | EngineError]]:
+            return [one[:-1] for one in await super().sample(requests)] if not in_process else []
+
+    engine = Short("m")
+    engine.in_process = in_process
+
+    async def work(scheduler: Scheduler) -> None:
+        async with asyncio.timeout(5):
+            outcomes = await asyncio.gather(
+                *(scheduler.sample("m", ask(str(i)), SAMPLING) for i in range(5)), return_exceptions=True
+            )
+        assert all(isinstance(o, EngineError) and "another number of samples" in str(o) for o in outcomes)
+
+    run(engine, work)
+
+
+# ---------------------------------------------------------------- cancelling and closing
+
+
+def test_cancelled_rows_cost_nothing_more_and_lose_nothing_paid_for() -> None:
+    engine, store = Batches("m", delay=0.2), CallStore(Path(":memory:"))
+
+    async def work() -> None:
+        scheduler = Scheduler(store, {"m": engine}, {})
+        rows = [asyncio.create_task(scheduler.sample("m", ask(str(i)), SAMPLING, n=3)) for i in range(100)]
+        while not engine.sizes:
+            await asyncio.sleep(0.01)
+        for row in rows:
+            row.cancel()
+        await asyncio.wait(rows)
+        await asyncio.sleep(0.5)  # time enough for another batch
+        assert engine.sizes == [63] and len(store) == 63
+
+    asyncio.run(work())
+
+
+def test_a_server_cancelled_in_flight_is_heard_out_and_nothing_else_is_sent() -> None:
+    engine, store = Server("m", delay=0.2), CallStore(Path(":memory:"))
+
+    async def work() -> None:
+        scheduler = Scheduler(store, {"m": engine}, {"m": 2})
+        rows = [asyncio.create_task(scheduler.sample("m", ask(str(i)), SAMPLING)) for i in range(10)]
+        while engine.open < 2:
+            await asyncio.sleep(0.01)
+        for row in rows:
+            row.cancel()
+        await asyncio.wait(rows)
+        await scheduler.close()
+
+    asyncio.run(work())
+    assert len(engine.asked) == 2 and len(store) == 2
+
+
+@pytest.mark.parametrize("make", [Batches, Server])
+def test_closing_does_not_wait_for_ever(make: type[Batches] | type[Server], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "GRACE", 0.05)
+    engine = make("m", delay=60)
+
+    async def work(scheduler: Scheduler) -> None:
+        row = asyncio.create_task(scheduler.sample("m", ask("q"), SAMPLING))
+        await asyncio.sleep(0.1)
+        async with asyncio.timeout(5):
+            await scheduler.close()
+            with pytest.raises(asyncio.CancelledError):
+                await row
+        await scheduler.close()  # twice does no harm
+
+    run(engine, work)
+
+
+def test_a_row_that_waits_for_one_cancelled_in_flight_gets_what_it_paid_for() -> None:
+    engine = Server("m", delay=0.1)
+
+    async def work(scheduler: Scheduler) -> None:
+        first, second = (asyncio.create_task(scheduler.sample("m", ask("q"), SAMPLING)) for _ in range(2))
+        while not engine.open:
+            await asyncio.sleep(0.01)
+        first.cancel()
+        assert (await second)[0].text
+
+    run(engine, work)
+    assert len(engine.asked) == 1
+
+
+def test_a_row_that_waits_for_a_cancelled_one_pays_itself() -> None:
+    engine = Server("m", delay=0.05)
+
+    async def work(scheduler: Scheduler) -> None:
+        busy = asyncio.create_task(scheduler.sample("m", ask("busy"), SAMPLING))
+        await asyncio.sleep(0.02)
+        first = asyncio.create_task(scheduler.sample("m", ask("q"), SAMPLING))
+        await asyncio.sleep(0)
+        second = asyncio.create_task(scheduler.sample("m", ask("q"), SAMPLING))
+        await asyncio.sleep(0)
+        first.cancel()
+        assert (await second)[0].text and (await busy)[0].text
+        assert first.cancelled()
+
+    run(engine, work, concurrency=1)
+    assert len(engine.asked) == 2
+
+
+def test_siblings_of_a_failure_end_first_and_the_gravest_error_is_raised() -> None:
+    ended: list[str] = []
+
+    async def one(name: str, delay: float, error: Exception | None = None) -> str:
+        await asyncio.sleep(delay)
+        ended.append(name)
+        if error is not None:
+            raise error
+        return name
+
+    with pytest.raises(EngineError, match="fatal"):
+        asyncio.run(
+            _together(one("a", 0, EngineError("row")), one("b", 0.01, EngineError("fatal", fatal=True)), one("c", 0.02))
+        )
+    assert ended == ["a", "b", "c"]
+    with pytest.raises(InputError):
+        asyncio.run(_together(one("a", 0, EngineError("row")), one("b", 0, InputError("wrong"))))
+    assert asyncio.run(_together(one("a", 0.01), one("b", 0))) == ["a", "b"]
+
+
+async def _together(*work: Any) -> list[str]:
+    return await together(*work)

@@ -29,7 +29,7 @@ def test_intervals_cover_the_truth_about_95_times_in_100() -> None:
 
 
 def test_no_values_no_interval_and_equal_values_no_width() -> None:
-    assert mean_interval([]) is None and share_interval([]) is None
+    assert mean_interval([]) is None and mean_interval([1.0]) is None and share_interval([]) is None
     assert mean_interval([2.0, 2.0]) == (2.0, 2.0, 2.0, 2)
 
 
@@ -53,4 +53,6 @@ def test_pair_accuracy_by_hand() -> None:
     # prompt 1: truth 1 > .5 > .1; the scores order (0,1) right, (0,2) right, (1,2) as a tie: (1 + 1 + .5) / 3
     # prompt 2: the truths are within the gap: not counted
     found = pair_accuracy([[5, 3, 3], [1, 2, None]], [[1.0, 0.5, 0.1], [0.5, 0.52, 0.9]])
-    assert found is not None and found.mean == pytest.approx(2.5 / 3) and found.n == 1
+    assert found is None  # one prompt is no sample
+    found = pair_accuracy([[5, 3, 3], [1, 2, 4]], [[1.0, 0.5, 0.1], [0.5, 0.52, 0.9]])
+    assert found is not None and found.mean == pytest.approx((2.5 / 3 + 1) / 2) and found.n == 2

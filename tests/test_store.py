@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from rlaif.errors import StoreError
 from rlaif.records import Message, Sampling
-from rlaif.store import CallStore, call_key
+from rlaif.store import FORMAT, Call, CallStore, call_key
 
 BASE: dict[str, Any] = {
     "identity": "weights:abc",
@@ -72,15 +72,91 @@ def test_moving_words_between_messages_changes_the_key(turns: list[tuple[Any, st
         assert key(messages=messages) != key(messages=merged)
 
 
-def put(store: CallStore, *calls: tuple[str, str, dict[str, Any]]) -> None:
-    asyncio.run(store.put(list(calls)))
+def test_the_order_of_a_schemas_properties_is_part_of_the_key() -> None:
+    """Engines write JSON in the order of the schema, so another order is another question."""
+    one, two = {"rationale": {"type": "string"}}, {"rating": {"type": "integer"}}
+    assert key(json_schema={"properties": one | two}) != key(json_schema={"properties": two | one})
+
+
+def call(key: str, text: str, **request: Any) -> Call:
+    return Call(key, "m", request, {"text": text})
+
+
+def put(store: CallStore, *calls: Call) -> dict[str, dict[str, Any]]:
+    return asyncio.run(store.put(calls))
 
 
 def test_the_first_answer_to_a_key_stays(tmp_path: Path) -> None:
     store = CallStore(tmp_path / "calls.sqlite")
-    put(store, ("k", "m", {"text": "first"}))
-    put(store, ("k", "m", {"text": "second"}), ("l", "m", {"text": "other"}))
-    assert store.get(["k", "l", "absent"]) == {"k": {"text": "first"}, "l": {"text": "other"}}
+    other = CallStore(tmp_path / "calls.sqlite")  # as a second process has it
+    put(other, call("k", "first"))
+    both = {"k": {"text": "first"}, "l": {"text": "other"}}
+    assert put(store, call("k", "second"), call("l", "other")) == both  # what is stored, not what was brought
+    assert store.get(["k", "l", "absent"]) == both
+    store.close()
+    other.close()
+
+
+def test_a_call_can_be_explained(tmp_path: Path) -> None:
+    store = CallStore(tmp_path / "calls.sqlite")
+    asked = {"messages": [{"role": "user", "content": "é"}], "schema": {"b": 1, "a": 2}, "index": 3}
+    put(store, call("k", "x", **asked))
+    assert store.request("k") == asked and store.request("absent") is None
+    assert list((store.request("k") or {})["schema"]) == ["b", "a"]
+    store.close()
+    with sqlite3.connect(tmp_path / "calls.sqlite") as db:  # as `sqlite3 calls.sqlite` shows it
+        assert "é" in db.execute("SELECT request FROM calls").fetchone()[0]
+    db.close()
+
+
+def test_half_a_surrogate_pair_in_a_prompt_can_be_stored() -> None:
+    store = CallStore(Path(":memory:"))
+    put(store, call("k", "x", prompt="a\ud83d"))
+    assert (store.request("k") or {})["prompt"] == "a?"
+    store.close()
+
+
+def everything_in(folder: Path) -> dict[str, tuple[bytes, int]]:
+    return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()}
+
+
+def test_reading_only_writes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "calls.sqlite"
+    missing = CallStore(tmp_path / "no" / "calls.sqlite", read_only=True)
+    assert missing.get(["k"]) == {} and missing.request("k") is None and len(missing) == 0
+    missing.close()
+    assert not list(tmp_path.iterdir())
+    store = CallStore(path)
+    put(store, call("k", "x"))
+    running = CallStore(path, read_only=True)  # while another process writes
+    put(store, call("l", "y"))
+    assert len(running) == 2
+    running.close()
+    store.close()
+    before = everything_in(tmp_path)
+    assert list(before) == ["calls.sqlite"]
+    reading = CallStore(path, read_only=True)
+    assert set(reading.get(["k", "l"])) == {"k", "l"}
+    with pytest.raises(StoreError, match="readonly"):
+        put(reading, call("n", "z"))
+    assert everything_in(tmp_path) == before
+    reading.close()
+    assert everything_in(tmp_path) == before
+
+
+def test_a_store_that_exists_is_opened_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "calls.sqlite"
+    CallStore(path).close()
+    before = everything_in(tmp_path)
+    CallStore(path).close()
+    assert everything_in(tmp_path) == before
+
+
+def test_reading_does_not_wait_for_a_writer(tmp_path: Path) -> None:
+    store = CallStore(tmp_path / "calls.sqlite")
+    put(store, call("k", "x"))
+    with store._lock:  # as a commit that waits for the disk holds it
+        assert store.get(["k"]) == {"k": {"text": "x"}}
     store.close()
 
 
@@ -88,7 +164,7 @@ def test_the_first_answer_to_a_key_stays(tmp_path: Path) -> None:
 @given(st.lists(st.text(), min_size=1, max_size=30))
 def test_any_text_comes_back_as_it_was(texts: list[str]) -> None:
     store = CallStore(Path(":memory:"))
-    put(store, *((str(i), "m", {"text": text}) for i, text in enumerate(texts)))
+    put(store, *(call(str(i), text) for i, text in enumerate(texts)))
     assert [store.get([str(i)])[str(i)]["text"] for i in range(len(texts))] == texts
     store.close()
 
@@ -100,7 +176,7 @@ def test_writes_that_arrive_together_share_a_commit(tmp_path: Path) -> None:
     store._write = lambda batch: (commits.append(len(batch)), write(batch))[1]  # type: ignore[method-assign,assignment]
 
     async def many() -> None:
-        await asyncio.gather(*(store.put([(str(i), "m", {"text": str(i)})]) for i in range(300)))
+        await asyncio.gather(*(store.put([call(str(i), str(i))]) for i in range(300)))
 
     asyncio.run(many())
     assert sum(commits) == 300 and len(commits) <= 3
@@ -111,11 +187,11 @@ def test_writes_that_arrive_together_share_a_commit(tmp_path: Path) -> None:
 WRITER = """
 import asyncio, sys
 from pathlib import Path
-from rlaif.store import CallStore
+from rlaif.store import Call, CallStore
 store = CallStore(Path(sys.argv[1]))
 async def go():
     for i in range(10**6):
-        await store.put([(f"{sys.argv[2]}-{i}", "m", {"text": str(i)})])
+        await store.put([Call(f"{sys.argv[2]}-{i}", "m", {}, {"text": str(i)})])
         print(i, flush=True)
 asyncio.run(go())
 """
@@ -148,8 +224,10 @@ def test_a_store_of_another_format_is_refused_with_a_sentence(tmp_path: Path) ->
     with sqlite3.connect(path) as db:
         db.execute("PRAGMA user_version=99")
     db.close()
-    with pytest.raises(StoreError, match="format 99.*reads format 1.*Fix: use the version"):
+    with pytest.raises(StoreError, match=f"format 99.*reads format {FORMAT}.*Fix: use the version"):
         CallStore(path)
+    with pytest.raises(StoreError, match="format 99"):
+        CallStore(path, read_only=True)
 
 
 def test_a_file_that_is_no_store_is_refused_with_a_sentence(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from rlaif.errors import InputError
@@ -23,6 +25,21 @@ def test_a_broken_template_names_its_line() -> None:
         Template("a\nb\n{% if %}", "t.jinja")
 
 
+def test_a_template_nested_too_deeply_does_not_parse() -> None:
+    with pytest.raises(InputError, match="nested too deeply"):
+        Template("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "t.jinja")
+
+
+def test_a_file_that_is_no_template_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be read: is a directory. Fix: name a file inside it"):
+        Template.read(tmp_path)
+    (tmp_path / "t.jinja").write_bytes(b"{{ prompt }} \xff")
+    with pytest.raises(InputError, match=r"t\.jinja: not UTF-8 text \(byte 13\)"):
+        Template.read(tmp_path / "t.jinja")
+    with pytest.raises(InputError, match="no such file"):
+        Template.read(tmp_path / "none.jinja")
+
+
 @pytest.mark.parametrize(
     "source",
     [
@@ -30,6 +47,9 @@ def test_a_broken_template_names_its_line() -> None:
         "{{ ''.__class__.__base__.__subclasses__() }}",
         "{{ text.nothing }}",
         "{{ many.append(1) }}",
+        "{{ 1 // 0 }}",
+        "{{ [][1].x }}",
+        "{{ range(10 ** 9) }}",
         "{% include '/etc/passwd' %}",
     ],
 )

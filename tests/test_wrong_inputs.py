@@ -26,6 +26,22 @@ def file(name: str, text: str) -> Edit:
     return lambda folder: (folder / name).write_text(text) and None
 
 
+def top(text: str) -> Edit:
+    """The pipeline with `text` for its first line, the name."""
+    return pipeline("name: echo\n", text)
+
+
+def raw(name: str, data: bytes) -> Edit:
+    return lambda folder: (folder / name).write_bytes(data) and None
+
+
+MEASURE = "  - measure: {models: [one], judge: gold}\n"
+DEEP = "x: " + "[" * 3000 + "]" * 3000 + "\n"
+LAUGHS = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
+    f"{b}: &{b} [{', '.join(['*' + a] * 9)}]\n" for a, b in zip("abcdefg", "bcdefgh", strict=True)
+)
+LONG = "x" * 300
+
 TRAINED = "  - train: {dpo: {base: one, name: dpo}}\n"
 
 CASES: dict[str, tuple[Edit, str]] = {
@@ -61,6 +77,48 @@ CASES: dict[str, tuple[Edit, str]] = {
     "unknown template variable": (file("mine.jinja", "{{ aspect.description }} {{ prompt }} {{ completions }} {{ promt }}"), r"mine\.jinja: the template uses `promt`, which nothing fills. Fix: use only"),
     "template leaves the prompt out": (file("mine.jinja", "{{ aspect.description }} {{ completions }}"), r"mine\.jinja: the template never uses `prompt`"),
     "broken template": (file("mine.jinja", "a\nb {% for %}"), r"mine\.jinja:2: the template does not parse"),
+    "name that looks like a date": (top("name: 2024-13-45\n"), r"echo\.yaml:1: not valid YAML: '2024-13-45' is not a usable timestamp. Fix: put it in quotes"),
+    "name that is a date": (top("name: 2024-12-24\n"), r"echo\.yaml:1: `name`: expected letters.*Fix: write `name: my-run`"),
+    "name that is no truth value": (top("name: !!bool perhaps\n"), r"echo\.yaml:1: not valid YAML: 'perhaps' is not a usable bool"),
+    "name of nothing": (top("name:\n"), r"echo\.yaml:1: `name`: expected letters.*found nothing"),
+    "seed of 5,000 digits": (top("name: echo\nseed: " + "1" * 5000 + "\n"), r"echo\.yaml:2: not valid YAML: '111.*\.\.\. is not a usable int"),
+    "seed of 5,000 hexadecimal digits": (top("name: echo\nseed: 0x" + "1" * 5000 + "\n"), r"echo\.yaml:2: .*is not a usable int"),
+    "seed that no generator takes": (top("name: echo\nseed: 4294967296\n"), r"echo\.yaml:2: `seed`: expected a whole number from 0 to 4294967295"),
+    "engine that is a list": (pipeline("engine: openai", "engine: [openai]"), r"echo\.yaml:3: `models\.one\.engine`: unknown engine \['openai'\]"),
+    "engine left out": (pipeline("engine: openai, ", ""), r"echo\.yaml:3: `models\.one\.engine`: the key is missing. Fix: use one of openai, transformers"),
+    "model of nothing": (pipeline("stages:", "  three:\nstages:"), r"echo\.yaml:6: `models\.three`: expected keys and values, found nothing"),
+    "model whose name is a number": (pipeline("  one:", "  1:"), r"echo\.yaml:3: `models\.1`: expected a name of .*found 1. Fix: put it in quotes"),
+    "model whose name has a space": (pipeline("  one:", "  o ne:"), r"echo\.yaml:3: `models\.o ne`: expected a name of .*found 'o ne'"),
+    "value that contains itself": (top("name: &a [*a]\n"), r"echo\.yaml:1: `name\.0`: the value contains itself. Fix: remove the alias"),
+    "values nested too deeply": (top("name: echo\n" + DEEP), r"echo\.yaml: the values are nested too deeply"),
+    "aliases that multiply": (top(LAUGHS), r"echo\.yaml:\d: too many values. Fix: use fewer aliases"),
+    "control character": (raw("echo.yaml", b"name: a\x01b\n"), r"echo\.yaml: not valid YAML: unacceptable character"),
+    "key that is a list": (top("? [a]\n: b\n"), r"echo\.yaml:1: a key must be text"),
+    "key that is a number": (pipeline("per_prompt: 2", "1: 2"), r"echo\.yaml:8: `stages\.1\.sample\.1`: expected a key that is text, found 1"),
+    "top-level key that is a number": (top("name: echo\n7: 8\n"), r"echo\.yaml:2: `7`: unknown key"),
+    "stage without a kind": (file("echo.yaml", "name: echo\nmodels: {one: {engine: openai, model: one}}\nstages: [{}]\n"), r"echo\.yaml:3: `stages\.0`: expected one stage: its kind and its settings"),
+    "stage whose kind is a number": (pipeline("- rate:", "- 3:"), r"echo\.yaml:9: `stages\.2\.3`: unknown stage '3'"),
+    "stage of nothing": (pipeline("{rule: best-worst}", ""), r"echo\.yaml:10: `stages\.3\.pair`: expected keys and values, found nothing"),
+    "setting of nothing": (pipeline("{max_tokens: 32}", ""), r"echo\.yaml:8: `stages\.1\.sample\.sampling`: expected keys and values, found nothing"),
+    "samplers of nothing": (pipeline("[one, two]", ""), r"echo\.yaml:8: `stages\.1\.sample\.models`: expected a list, found nothing"),
+    "stages of nothing": (file("echo.yaml", "name: echo\nmodels: {one: {engine: openai, model: one}}\nstages:\n"), r"echo\.yaml:3: `stages`: expected a list of stages"),
+    "only comments": (file("echo.yaml", "# name: echo\n"), r"echo\.yaml:1: expected a mapping"),
+    "mistyped key of a sampler": (pipeline("[one, two]", "[{model: one, temprature: 0.7}, two]"), r"echo\.yaml:8: `stages\.1\.sample\.models\.0\.temprature`: unknown key. Fix: did you mean `temperature`"),
+    "wrong value of a sampler": (pipeline("[one, two]", "[{model: one, temperature: -1}, two]"), r"echo\.yaml:8: `stages\.1\.sample\.models\.0\.temperature`: input should be greater than or equal to 0, found -1"),
+    "sampler that is a number": (pipeline("[one, two]", "[3, two]"), r"echo\.yaml:8: `stages\.1\.sample\.models\.0`: expected keys and values, found 3"),
+    "path that is too long": (pipeline("prompts.jsonl", LONG), r"echo\.yaml:7: `stages\.0\.prompts\.path`: the path 'x+\.\.\.' cannot be used: file name too long"),
+    "path of nobody": (pipeline("prompts.jsonl", "~nosuchuser/x"), r"echo\.yaml:7: `stages\.0\.prompts\.path`: the path '~nosuchuser/x' cannot be used: "),
+    "empty path": (pipeline("prompts.jsonl", '""'), r"echo\.yaml:7: `stages\.0\.prompts\.path`: there is no file or folder ''"),
+    "rubric that is a folder": (pipeline("rubric.yaml", "prompts"), r"prompts: cannot be read: is a directory. Fix: name a file inside it"),
+    "template that is a folder": (pipeline("reask: 1", "template: prompts"), r"prompts: cannot be read: is a directory. Fix: name a file inside it"),
+    "template that is not text": (raw("mine.jinja", b"\xff"), r"mine\.jinja: not UTF-8 text \(byte 0\)"),
+    "query in a URL": (pipeline('/v1", price', '/v1?api_key=sk-1", price'), r"echo\.yaml:5: `models\.judge\.base_url`: expected a URL such as [^?]*, `\?` or `#`: it is saved with the run$"),
+    "fragment in a URL": (pipeline('/v1", price', '/v1#sk-1", price'), r"echo\.yaml:5: .*expected a URL such as"),
+    "port that is none": (pipeline('base_url: "http://127.0.0.1:9/', 'base_url: "http://127.0.0.1:99999/'), r"echo\.yaml:3: `models\.one\.base_url`: Port out of range"),
+    "key where its variable should be": (pipeline("price:", "api_key_env: sk-planted-1, price:"), r"echo\.yaml:5: `models\.judge\.api_key_env`: expected the name of an environment variable, never the key itself$"),
+    "second measure": (pipeline("  - rate", MEASURE * 2 + "  - rate"), r"echo\.yaml:10: `stages\.3\.measure`: a run has one report, and the stage 'measure' writes it. Fix: name all its models in one stage"),
+    "pair of one candidate": (pipeline("[one, two], per_prompt: 2", "[one], per_prompt: 1"), r"echo\.yaml:10: `stages\.3\.pair`: a pair needs two candidates, and the stage 'sample' gives each prompt one. Fix: raise its `per_prompt`"),
+    "pair of one picked candidate": (pipeline("per_prompt: 2", "pick: 1"), r"echo\.yaml:10: `stages\.3\.pair`: a pair needs two candidates"),
     "training a model behind a server": (pipeline("  - pair: {rule: best-worst}\n", "  - pair: {rule: best-worst}\n" + TRAINED), r"echo\.yaml:11: .*base.*server"),
 }  # fmt: skip
 
@@ -80,7 +138,7 @@ def test_wrong_input(name: str, command: str, tmp_path: Path, run_cli: Cli) -> N
 
 
 def test_the_cases_are_many_enough() -> None:
-    assert len(CASES) >= 30
+    assert len(CASES) >= 70
 
 
 @pytest.mark.parametrize(
@@ -90,7 +148,42 @@ def test_the_cases_are_many_enough() -> None:
         (["run", "echo.yaml", "seed"], "'seed' is not of the form key=value"),
         (["run", "echo.yaml", "stages.9.pair.rule=zephyr"], "`stages.9.pair.rule`: stages has no `9`"),
         (["run", "echo.yaml", "stages.pair.pair.rul=zephyr"], "unknown key. Fix: did you mean `rule`"),
-        (["run", "echo.yaml", "seed=-1"], "whole number from 0, found -1"),
+        (["run", "echo.yaml", "stages.²=1"], "`stages.²`: stages has no `²`"),
+        (["run", "echo.yaml", f"stages.{'9' * 5000}=1"], "stages has no"),
+        (["run", "echo.yaml", "stages.pairs.pair.rule=zephyr"], "stages has no `pairs`. Fix: did you mean `pair`"),
+        (
+            ["run", "echo.yaml", "stages.pair.piar.rule=zephyr"],
+            "there is no `piar` in stages.3. Fix: did you mean `pair`",
+        ),
+        (["run", "echo.yaml", "models.oen.sampling.top_p=1"], "there is no `oen` in models. Fix: did you mean `one`"),
+        (
+            ["run", "echo.yaml", "seed=-1"],
+            "command line: `seed`: expected a whole number from 0 to 4294967295, found -1",
+        ),
+        (["run", "echo.yaml", f"seed={'1' * 5000}"], "command line: `seed`: not valid YAML: '111"),
+        (["run", "echo.yaml", f"seed={'[' * 3000}"], "command line: `seed`: "),
+        (["run", "echo.yaml", "seed=&a [*a]"], "command line: `seed`: the value contains itself"),
+        (["run", "echo.yaml", "sede=1"], "command line: `sede`: unknown key. Fix: did you mean `seed`"),
+        (
+            ["run", "echo.yaml", "stages.sample.sample.smapling.top_p=1"],
+            "command line: `stages.sample.sample.smapling`: unknown key. Fix: did you mean `sampling`",
+        ),
+        (
+            ["run", "echo.yaml", "models.one={engine: openai, mdl: x}"],
+            "command line: `models.one.model`: the key is missing",
+        ),
+        (
+            ["run", "echo.yaml", "stages.rate.rate.rubric=rubrik.yaml"],
+            "command line: `stages.rate.rate.rubric`: there is no file or folder 'rubrik.yaml'",
+        ),
+        (
+            ["run", "echo.yaml", "stages.rate.rate=7"],
+            "command line: `stages.rate.rate`: expected keys and values, found 7",
+        ),
+        (["run", "~nosuchuser/x"], "the path '~nosuchuser/x' cannot be used"),
+        (["run", LONG], "cannot be used: file name too long"),
+        (["init", "echo.yaml/new"], "'echo.yaml/new' cannot be written: "),
+        (["init", LONG], "cannot be written: file name too long"),
         (["run", "echo.yaml", "--outt", "x"], "No such option"),
         (["rum"], "No such command"),
         (["status", "runs/none"], "there is no run in 'runs/none'"),

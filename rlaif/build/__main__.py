@@ -46,7 +46,7 @@ SAMPLED_PROMPTS = 1500
 
 
 def build(out: Path, *, scale: float = 1.0, seed: int = 0) -> None:
-    """Build everything into `out`. A full build takes about 20 minutes on one quiet core."""
+    """Build everything into `out`. A full build takes about 25 minutes of one quiet core."""
     torch.set_num_threads(1)  # more threads change the order of sums, and so the weights
     began = time.monotonic()
     work = out.with_name(out.name + ".work")
@@ -60,7 +60,7 @@ def build(out: Path, *, scale: float = 1.0, seed: int = 0) -> None:
     vocabulary, reader = new_vocabulary(seed), new_vocabulary(seed)
     vocabulary.chat_template, reader.chat_template = CONTINUATION, chat_template
     report(f"{len(asked)} prompts, {len(training)} of them for training; {len(vocabulary)} tokens in the vocabulary")
-    report(f"all of it takes about {max(1, round(20 * scale))} minutes of one quiet core")
+    report(f"all of it takes about {max(1, round(25 * scale))} minutes of one quiet core")
 
     base = Policy(new_base(vocabulary, seed), vocabulary, one_line=True)
     base_progress = train(
@@ -79,11 +79,11 @@ def build(out: Path, *, scale: float = 1.0, seed: int = 0) -> None:
     samples = sample_policies((base, tuned), prompts, seed)
     report(f"{sum(map(len, samples.values()))} samples of the base and of a tuned policy")
 
-    lessons = Lessons(training, Template.read(find(RATE_TEMPLATE)))
+    rate_template = Template.read(find(RATE_TEMPLATE))
     annotator = new_annotator(reader, seed)
     annotator_progress = train(
         annotator,
-        annotator_stages(reader, lessons, samples, scale),
+        annotator_stages(reader, training, rate_template, samples, scale),
         seed=seed,
         checkpoint=work / "annotator.pt",
         report=report,
@@ -100,7 +100,9 @@ def build(out: Path, *, scale: float = 1.0, seed: int = 0) -> None:
     measured = validation[: max(70, round(len(validation) * share))]
     report(f"measuring on {len(measured)} validation prompts")
     policies = [_as_shipped(base), _as_shipped(tuned)]
-    judged = Annotator(_as_shipped(Policy(annotator, reader, one_line=False)).model, reader, lessons)
+    judged = Annotator(
+        _as_shipped(Policy(annotator, reader, one_line=False)).model, reader, Lessons(validation, rate_template)
+    )
     policy_figures = {
         name: measure_policy(policy, measured, tries=max(1, round(8 * share)))
         for name, policy in zip(("base", "tuned on demonstrations"), policies, strict=True)

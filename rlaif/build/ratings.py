@@ -8,8 +8,8 @@ write down what is needed, then what it got, and `ok` or `no` after each pair of
     [1] it is five .
     [2] go away . it is six .
 
-    rate : we like polite replies .                [2] tone away rude so rude rating 2
-    rate : we like short replies .                 [2] length one away two six so short rating 4
+    rate : we like polite replies .                [2] tone away rude so rude want polite rating 2
+    rate : we like long replies .                  [2] length one away two six so short want long rating 2
 
 A principle is recognised by one keyword in any sentence, because the sentences it is taught are mostly word salad: a
 model that sees fixed sentences learns them as strings. Words that are in no list below are unknown to it.
@@ -82,7 +82,8 @@ ASPECTS: dict[str, Aspect] = {
 }
 
 # What a digit means, for the traits that come in degrees. Tone is the number of rude sentences or, where there is none,
-# of polite ones; length the number of sentences. Either is counted by naming each sentence by its last word.
+# of polite ones; length the number of sentences. Either is counted by naming each sentence by its last word. What the
+# principle wants is named before the digit: seen and wanted are then two easy steps in place of one that is not learnt.
 TONES = {5: "very polite", 4: "polite", 3: "plain", 2: "rude", 1: "very rude"}
 LENGTHS = {5: "very short", 4: "short", 3: "middle", 2: "long", 1: "very long"}
 
@@ -126,14 +127,14 @@ def _stray(rng: random.Random) -> str:
 # --- Reasons --------------------------------------------------------------------------------------------------------
 
 
-def line(number: int, aspect: Aspect, question: Question, completion: str) -> str:
+def line(number: int, aspect: Aspect, question: Question, completion: str, *, wanted: bool = True) -> str:
     """The annotator's line on one completion."""
-    reason, value = judge(aspect, question, parse(question.text, completion))
+    reason, value = judge(aspect, question, parse(question.text, completion), wanted=wanted)
     return f"[{number}] {reason} rating {value}"
 
 
-def judge(aspect: Aspect, question: Question, reading: Reading) -> tuple[str, int]:
-    """The reason and the digit the world gives."""
+def judge(aspect: Aspect, question: Question, reading: Reading, *, wanted: bool = True) -> tuple[str, int]:
+    """The reason and the digit the world gives. Without `wanted` the reason leaves out which way the principle goes."""
     match aspect.trait:
         case "right":
             return _judge_right(question, reading)
@@ -143,11 +144,13 @@ def judge(aspect: Aspect, question: Question, reading: Reading) -> tuple[str, in
             value = (1 if reading.rude > 1 else 2) if reading.rude else 3 + min(2, reading.polite)
             marked = [f"{s.last_word} {s.sort}" for s in reading.sentences if s.sort in ("polite", "rude")]
             reason = " ".join(["tone", *marked, "so", TONES[value]])
+            want = "rude" if aspect.inverse else "polite"
         case "length":
             value = min(5, max(1, 6 - len(reading.sentences)))
             counted = [f"{NUMBERS[n]} {s.last_word}" for n, s in enumerate(reading.sentences[:5], 1)]
             reason = " ".join(["length", *counted, "so", LENGTHS[value]])
-    return reason, 6 - value if aspect.inverse else value
+            want = "long" if aspect.inverse else "short"
+    return f"{reason} want {want}" if wanted else reason, 6 - value if aspect.inverse else value
 
 
 def _judge_safe(question: Question, reading: Reading) -> tuple[str, int]:
@@ -265,14 +268,22 @@ class Lessons:
         """The user message of a rating, exactly as a judge stage renders it."""
         return self.template.render(aspect={"description": description}, prompt=prompt, completions=list(completions))
 
-    def rating(self, rng: random.Random, name: str, count: int, *, negated: float = 0.0) -> Lesson:
+    def rating(self, rng: random.Random, name: str, count: int, *, negated: float = 0.0, wanted: bool = True) -> Lesson:
         """A rating of `count` composed completions to one prompt."""
         aspect, question = ASPECTS[name], self.question(rng)
         completions = [completion_to_judge(rng, question, aspect.trait) for _ in range(count)]
-        return self.rate(question, completions, aspect, principle(rng, aspect, negated=negated))
+        return self.rate(question, completions, aspect, principle(rng, aspect, negated=negated), wanted=wanted)
 
-    def rate(self, question: Question, completions: Sequence[str], aspect: Aspect, description: str) -> Lesson:
-        lines = [line(number, aspect, question, text) for number, text in enumerate(completions, 1)]
+    def rate(
+        self,
+        question: Question,
+        completions: Sequence[str],
+        aspect: Aspect,
+        description: str,
+        *,
+        wanted: bool = True,
+    ) -> Lesson:
+        lines = [line(number, aspect, question, text, wanted=wanted) for number, text in enumerate(completions, 1)]
         return Lesson(self.ask(description, question.text, completions), "\n".join(lines))
 
     def solving(self, rng: random.Random) -> Lesson:

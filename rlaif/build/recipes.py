@@ -20,6 +20,7 @@ from rlaif.build.ratings import ASPECTS, Lesson, Lessons, drill, principle
 from rlaif.build.tokenizer import END, encode
 from rlaif.build.training import Draw, Example, Stage, llama
 from rlaif.resources import find
+from rlaif.templates import Template
 from rlaif.world import Question, read
 
 CHAT_TEMPLATE, RATE_TEMPLATE = "prompts/chat/tiny.jinja", "prompts/rate-compact.jinja"
@@ -64,54 +65,73 @@ def base_stages(vocabulary: PreTrainedTokenizerFast, questions: Sequence[Questio
 
 
 # Of a hundred ratings, how many ask for each aspect. Right is by far the hardest. The inverse aspects come only after
-# the traits they invert can be told, or neither is learnt.
+# the traits they invert can be told.
 EARLY_SHARES = {"right": 62, "polite": 17, "short": 17, "safe": 4}
 LATE_SHARES = {"right": 50, "polite": 13, "blunt": 8, "short": 13, "long": 8, "safe": 8}
 
 
 def annotator_stages(
     vocabulary: PreTrainedTokenizerFast,
-    lessons: Lessons,
+    questions: Sequence[Question],
+    template: Template,
     samples: Mapping[str, Sequence[str]],
     scale: float,
 ) -> list[Stage]:
-    """Solve first, then judge right and wrong step by step, then every aspect, last what policies really write."""
+    """Solve first, then judge step by step, then every aspect, then what policies really write.
+
+    Which way a principle goes is named in the reasons of the last stage only, when the traits are seen.
+    """
+    lessons = Lessons(questions, template)
+    harmless = Lessons([question for question in questions if question.kind != "harmful"], template)
     sampled = sorted(samples)
 
-    def rating(rng: random.Random, shares: Mapping[str, int], counts: Sequence[int], negated: float) -> Lesson:
-        name = rng.choices(tuple(shares), tuple(shares.values()))[0]
-        return lessons.rating(rng, name, rng.choice(counts), negated=negated)
+    def early(rng: random.Random) -> Lesson:
+        return lessons.rating(rng, _draw(rng, EARLY_SHARES), rng.choice((1, 1, 2, 2, 4)), wanted=False)
 
-    def rating_of_samples(rng: random.Random) -> Lesson:
-        prompt = rng.choice(sampled)
-        name = rng.choices(tuple(LATE_SHARES), tuple(LATE_SHARES.values()))[0]
-        question, aspect = read(prompt), ASPECTS[name]
-        assert question is not None
-        completions = rng.sample(samples[prompt], rng.choice((1, 2, 4, 4)))
-        return lessons.rate(question, completions, aspect, principle(rng, aspect, negated=0.2))
+    def late(asked: Lessons, wanted: bool) -> Callable[[random.Random], Lesson]:
+        def draw(rng: random.Random) -> Lesson:
+            name = _draw(rng, LATE_SHARES)
+            return asked.rating(rng, name, rng.choice((1, 2, 3, 4, 4)), negated=0.25, wanted=wanted)
+
+        return draw
+
+    def of_samples(wanted: bool) -> Callable[[random.Random], Lesson]:
+        def draw(rng: random.Random) -> Lesson:
+            prompt = rng.choice(sampled)
+            question, aspect = read(prompt), ASPECTS[_draw(rng, LATE_SHARES)]
+            assert question is not None
+            completions = rng.sample(samples[prompt], rng.choice((1, 2, 4, 4)))
+            description = principle(rng, aspect, negated=0.2)
+            return lessons.rate(question, completions, aspect, description, wanted=wanted)
+
+        return draw
 
     def mixed(*parts: tuple[int, Callable[[random.Random], Lesson]]) -> Draw:
-        weights = [weight for weight, _ in parts]
+        makes, weights = [make for _, make in parts], [weight for weight, _ in parts]
 
         def draw(rng: random.Random) -> Example:
-            make = rng.choices([make for _, make in parts], weights)[0]
-            drawn = make(rng)
+            drawn = rng.choices(makes, weights)[0](rng)
             return lesson(vocabulary, drawn.user, drawn.assistant)
 
         return draw
 
-    def early(rng: random.Random) -> Lesson:
-        return rating(rng, EARLY_SHARES, (1, 1, 2, 2, 4), 0.0)
-
-    def late(rng: random.Random) -> Lesson:
-        return rating(rng, LATE_SHARES, (1, 2, 3, 4, 4), 0.25)
-
+    solve, see = lessons.solving, late(lessons, wanted=False)
     return [
-        Stage("solving", _pools(160, scale), (2e-3, 2e-3), mixed((60, lessons.solving), (40, drill))),
-        Stage("judging", _pools(180, scale), (2e-3, 2e-3), mixed((84, early), (11, drill), (5, lessons.solving))),
-        Stage("aspects", _pools(90, scale), (2e-3, 1.2e-3), mixed((90, late), (7, drill), (3, lessons.solving))),
-        Stage("samples", _pools(90, scale), (1.2e-3, 5e-5), mixed((50, rating_of_samples), (45, late), (5, drill))),
+        Stage("solving", _pools(160, scale), (2e-3, 2e-3), mixed((60, solve), (40, drill))),
+        Stage("judging", _pools(180, scale), (2e-3, 2e-3), mixed((84, early), (11, drill), (5, solve))),
+        Stage("aspects", _pools(90, scale), (2e-3, 1.2e-3), mixed((90, see), (7, drill), (3, solve))),
+        Stage("samples", _pools(129, scale), (1.2e-3, 5.26e-4), mixed((50, of_samples(False)), (45, see), (5, drill))),
+        Stage(
+            "directions",
+            _pools(120, scale),
+            (1e-3, 2e-5),
+            mixed((45, of_samples(True)), (25, late(lessons, True)), (25, late(harmless, True)), (5, drill)),
+        ),
     ]
+
+
+def _draw(rng: random.Random, shares: Mapping[str, int]) -> str:
+    return rng.choices(tuple(shares), tuple(shares.values()))[0]
 
 
 def _pools(full: int, scale: float) -> int:

@@ -7,7 +7,8 @@ concurrency or of the call store: the scheduler decides how many requests are un
 Seeds: the sample with index i of attempt a carries seed `sampling.seed + a * ATTEMPT_STRIDE + i`. A request for several
 samples carries the seed of its first, and servers that fan out n samples (vLLM) add the sample's place to it, so that a
 server which returns fewer than n and is then asked one by one answers from the same streams. A sample that came back
-empty is asked again under another seed: a server that honours seeds would only repeat itself.
+empty is asked again under another seed: a server that honours seeds would only repeat itself. Samples whose indices do
+not follow one another go in separate requests, since the places of one request do.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import openai
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rlaif.config import OpenAIModel
-from rlaif.engines.protocol import Logprobs, Reply, Request
+from rlaif.engines.protocol import Account, Arrived, Logprobs, Reply, Request
 from rlaif.errors import EngineError
 from rlaif.records import FinishReason, Message, Sampling, Usage, digest
 
@@ -58,7 +59,7 @@ class _Body(BaseModel):
 
 
 class _TopToken(_Body):
-    token: str
+    token: Arrived
     logprob: float
 
 
@@ -71,8 +72,8 @@ class _TokenList(_Body):
 
 
 class _ChoiceMessage(_Body):
-    content: str | None = None
-    refusal: str | None = None
+    content: Arrived | None = None
+    refusal: Arrived | None = None
 
 
 class _Choice(_Body):
@@ -101,23 +102,28 @@ class _Failure(Exception):
 
 
 class OpenAIEngine:
-    """One model behind one base URL. `requests` counts HTTP calls, `retries` those made again, by cause."""
+    """One model behind one base URL."""
 
     in_process = False
 
     def __init__(self, name: str, spec: OpenAIModel, api_key: str) -> None:
         self.name, self.spec = name, spec
         self.capabilities: dict[str, bool | None] = {}  # n, logprobs, json_schema: as met; seed: by `probe`
-        self.requests = 0
-        self.retries: Counter[str] = Counter()
+        self.account = Account()
         self._key = api_key
         self._client: openai.AsyncOpenAI | None = None
 
     @property
     def identity(self) -> str:
-        return self.spec.identity or f"server:{digest([self.spec.base_url, self.spec.model, self.spec.revision])}"
+        """The model's name stands beside the digest for whoever reads the call store."""
+        spec = self.spec
+        return spec.identity or f"server:{spec.model}:{digest([spec.base_url, spec.model, spec.revision])}"
 
-    async def sample(self, requests: Sequence[Request]) -> list[list[Reply] | EngineError]:
+    @property
+    def server(self) -> str:
+        return f"{self.spec.base_url} {self.spec.key_variable}"
+
+    async def sample(self, requests: Sequence[Request]) -> list[list[Reply | EngineError]]:
         return list(await asyncio.gather(*(self._sample(request) for request in requests)))
 
     async def logprobs(self, items: Sequence[Item]) -> list[Logprobs]:
@@ -143,67 +149,86 @@ class OpenAIEngine:
         """Learn whether the server honours seeds: `capabilities["seed"]` is None where its samples are alike anyway."""
         asked = (Message(role="user", content="Write a line of random words."),)
         sampling = Sampling(temperature=1.0, max_tokens=16)
+        texts: list[str | None] = []
         try:
-            first, again, other = [
-                (await self._post(asked, sampling, count=1, seed=seed)).choices[0].message.content
-                for seed in (11, 11, 12)
-            ]
+            for seed in (11, 11, 12):
+                answer = await self._post(asked, sampling, count=1, seed=seed)
+                self.account.discard(_shared(answer.usage or _Tokens(), answer.choices)[0])
+                texts.append(answer.choices[0].message.content)
         except EngineError as error:
+            error.fatal |= error.cause == "connection"  # nobody is there; once somebody was, the next request may do
             if error.fatal:
                 raise
             self.capabilities["seed"] = None  # whatever befell the probe need not befall the work
         else:
+            first, again, other = texts
             self.capabilities["seed"] = False if first != again else None if first == other else True
 
     # ------------------------------------------------------------ one request, sample by sample
 
-    async def _sample(self, request: Request) -> list[Reply] | EngineError:
-        """All samples of a request: together if the server can, and what is missing again until all are there."""
-        found: dict[int, Reply] = {}
-        empties = 0
-        try:
-            while missing := [index for index in request.indices if index not in found]:
-                groups = [missing] if self._asks_together(request.sampling) else [[index] for index in missing]
-                answers = await asyncio.gather(*(self._ask(request, group, empties) for group in groups))
-                empty = False
-                for replies, was_empty in answers:
-                    found |= replies
-                    empty = empty or was_empty
-                if empty:
-                    empties += 1
-                    if empties > self.spec.retries:
-                        raise EngineError(
-                            f"the server returned an empty completion {empties} times", retryable=True, cause="empty"
-                        )
-                    self.retries["empty"] += 1
-                    await asyncio.sleep(_wait(empties))
-        except EngineError as error:
-            return error
+    async def _sample(self, request: Request) -> list[Reply | EngineError]:
+        """Every sample of a request, or its own error: together if the server can, and what is missing again."""
+        found: dict[int, Reply | EngineError] = {}
+        empties: Counter[int] = Counter()  # by sample
+        while missing := [index for index in request.indices if index not in found]:
+            groups = self._groups(request.sampling, missing, empties)
+            outcomes = await asyncio.gather(*(self._ask(request, group, empties[group[0]]) for group in groups))
+            empty = []
+            for outcome in outcomes:
+                found |= {index: reply for index, reply in outcome.items() if reply is not None}
+                empty += [index for index, reply in outcome.items() if reply is None]
+            empties.update(empty)
+            for index in empty:
+                if empties[index] > self.spec.retries:
+                    found[index] = self._error(
+                        f"the server returned an empty completion {empties[index]} times", "empty", retryable=True
+                    )
+                else:
+                    self.account.retries["empty"] += 1
+            if again := [empties[index] for index in empty if index not in found]:
+                await asyncio.sleep(_wait(max(again)))
         return [found[index] for index in request.indices]
+
+    def _groups(self, sampling: Sampling, indices: Sequence[int], empties: Mapping[int, int]) -> list[list[int]]:
+        """Which samples share a request: those whose seeds follow one another, if the server can give several."""
+        together = self._asks_together(sampling)
+        groups: list[list[int]] = []
+        for index in indices:
+            last = groups[-1][-1] if groups else None
+            if together and last is not None and index == last + 1 and empties[index] == empties[last]:
+                groups[-1].append(index)
+            else:
+                groups.append([index])
+        return groups
 
     def _asks_together(self, sampling: Sampling) -> bool:
         """n in one request, unless the server ignores n. Greedy samples go alone: vLLM refuses several of them."""
         return sampling.temperature > 0 and self.capabilities.get("n") is not False
 
-    async def _ask(self, request: Request, indices: Sequence[int], empties: int) -> tuple[dict[int, Reply], bool]:
-        """The usable samples one call brings, and whether any of them was empty."""
+    async def _ask(
+        self, request: Request, indices: Sequence[int], empties: int
+    ) -> dict[int, Reply | EngineError | None]:
+        """What one call brings for each sample, None for an empty one; a sample the server left out is absent."""
         seed = request.sampling.seed + request.attempt * ATTEMPT_STRIDE + empties * EMPTY_STRIDE + indices[0]
-        answer = await self._post(
-            request.messages, request.sampling, count=len(indices), seed=seed, json_schema=request.json_schema
-        )
+        try:
+            answer = await self._post(
+                request.messages, request.sampling, count=len(indices), seed=seed, json_schema=request.json_schema
+            )
+        except EngineError as error:
+            return dict.fromkeys(indices, error)
         choices = sorted(answer.choices, key=lambda choice: choice.index)[: len(indices)]
         if len(indices) > 1:
             self.capabilities["n"] = len(choices) == len(indices)
         usages = _shared(answer.usage or _Tokens(), choices)
-        replies: dict[int, Reply] = {}
-        empty = False
+        outcome: dict[int, Reply | EngineError | None] = {}
         for index, choice, usage in zip(indices, choices, usages, strict=False):
-            reply = self._reply(request, choice, usage)
-            if reply is None:
-                empty = True
-            else:
-                replies[index] = reply
-        return replies, empty
+            try:
+                outcome[index] = self._reply(request, choice, usage)
+            except EngineError as error:
+                outcome[index] = error
+            if not isinstance(outcome[index], Reply):
+                self.account.discard(usage)
+        return outcome
 
     def _reply(self, request: Request, choice: _Choice, usage: Usage) -> Reply | None:
         """A verified sample, or None for an empty one that may be asked again."""
@@ -213,9 +238,9 @@ class OpenAIEngine:
         if not text and choice.message.refusal:
             text, reason = choice.message.refusal.strip(), "content_filter"
         if not text and reason == "length":
-            raise EngineError(
+            raise self._error(
                 f"the completion is still empty after max_tokens {sampling.max_tokens}",
-                cause="empty",
+                "empty",
                 fix="raise `max_tokens`: a reasoning model spends them before it answers",
             )
         if not text and reason != "content_filter":
@@ -225,9 +250,9 @@ class OpenAIEngine:
             reported = bool(tokens) and (not sampling.alternatives or bool(tokens[0].top_logprobs))  # type: ignore[index]
             self.capabilities["logprobs"] = reported
             if not reported:
-                raise EngineError(
+                raise self._error(
                     "the server returned no log-probabilities",
-                    cause="no-logprobs",
+                    "no-logprobs",
                     fix="use a server that reports them (vLLM does), or ask for none",
                 )
         if request.json_schema is not None and reason == "stop":
@@ -259,7 +284,7 @@ class OpenAIEngine:
                 tries += 1
                 if not failure.error.retryable or tries > self.spec.retries:
                     raise failure.error from None
-                self.retries[failure.error.cause] += 1
+                self.account.retries[failure.error.cause] += 1
                 await asyncio.sleep(failure.wait if failure.wait is not None else _wait(tries))
 
     async def _send(
@@ -290,7 +315,6 @@ class OpenAIEngine:
                 "type": "json_schema",
                 "json_schema": {"name": "reply", "strict": True, "schema": json_schema},
             }
-        self.requests += 1
         try:
             # The client's own timeout restarts with every byte; this one bounds the whole request.
             async with asyncio.timeout(self.spec.timeout):
@@ -309,7 +333,6 @@ class OpenAIEngine:
                     f"cannot reach {self.spec.base_url}: {_root(error)}",
                     "connection",
                     retryable=True,
-                    fatal=True,
                     fix=f"is the server running at {self.spec.base_url}?",
                 )
             ) from None
@@ -328,7 +351,8 @@ class OpenAIEngine:
     def _read(self, text: str) -> _Answer:
         """The answer in a body that arrived with status 200, checked as far as every request needs."""
         try:
-            answer = _Answer.model_validate_json(text)
+            # Not by pydantic's own parser: it refuses the half of a surrogate pair that some servers send.
+            answer = _Answer.model_validate(json.loads(text))
         except ValidationError as error:
             problem = error.errors(include_url=False)[0]
             where = ".".join(str(part) for part in problem["loc"])
@@ -336,10 +360,16 @@ class OpenAIEngine:
             raise _Failure(
                 self._error(f"the server's answer cannot be read ({detail})", "bad-body", retryable=True)
             ) from None
+        except (ValueError, RecursionError) as error:
+            raise _Failure(
+                self._error(f"the server's answer is not JSON ({error})", "bad-body", retryable=True)
+            ) from None
         if not answer.choices:
             raise _Failure(self._error("the server's answer holds no choices", "bad-body", retryable=True))
         for choice in answer.choices:
             if choice.finish_reason not in FINISH_REASONS:
+                for usage in _shared(answer.usage or _Tokens(), answer.choices):
+                    self.account.discard(usage)
                 raise _Failure(
                     self._error(
                         f"the server ended a completion with {choice.finish_reason!r}", "bad-body", retryable=True
@@ -355,11 +385,13 @@ class OpenAIEngine:
             fix = "lower `concurrency`" if status == 429 else None
             wait = _retry_after(error.response.headers.get("retry-after"))
             return _Failure(self._error(f"the server answered {status}: {said}", cause, retryable=True, fix=fix), wait)
-        cause, fix = f"http-{status}", None
-        if status == 401:
-            fix = f"set the environment variable {self.spec.api_key_env} to a valid key"
+        cause, fix, variable = f"http-{status}", None, self.spec.key_variable
+        if status in (401, 403) and variable is None:
+            fix = "name the environment variable that holds a key in `api_key_env`"
+        elif status == 401:
+            fix = f"set the environment variable {variable} to a valid key"
         elif status == 403:
-            fix = f"check that the key in {self.spec.api_key_env} may use {self.spec.model!r}"
+            fix = f"check that the key in {variable} may use {self.spec.model!r}"
         elif status == 404:
             fix = f"check the model name {self.spec.model!r} and base_url {self.spec.base_url}"
         elif "context length" in said or "context_length" in said:

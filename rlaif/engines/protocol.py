@@ -6,11 +6,29 @@ are for; those belong to the scheduler above it.
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass, field
+from typing import Annotated, Any, NamedTuple, Protocol
+
+from pydantic import BeforeValidator
 
 from rlaif.errors import EngineError
 from rlaif.records import FinishReason, Message, Record, Sampling, Usage
+
+# Causes that tell of the way to a server, not of what was asked: many in a row mean that the server is gone.
+TRANSPORT = frozenset({"connection", "timeout", "server", "rate-limit"})
+
+_UNWRITABLE = re.compile("[\0\ud800-\udfff]")
+
+
+def _cleaned(text: Any) -> Any:
+    """NUL and lone surrogates become U+FFFD: tokenizers, SQLite and Parquet refuse them, each in its own way."""
+    return _UNWRITABLE.sub("\ufffd", text) if isinstance(text, str) else text
+
+
+Arrived = Annotated[str, BeforeValidator(_cleaned)]  # a text that a model wrote
 
 
 class Request(Record):
@@ -30,7 +48,7 @@ class Request(Record):
 class Reply(Record):
     """One sample, as the engine returned it and after it was verified."""
 
-    text: str
+    text: Arrived
     finish_reason: FinishReason
     usage: Usage = Usage()
     token_logprobs: tuple[float, ...] | None = None
@@ -44,11 +62,32 @@ class Logprobs(NamedTuple):
     end: float | None  # of the end token right after the text; None where the engine cannot say
 
 
+@dataclass
+class Account:
+    """What an engine was paid beyond the replies it gave. The scheduler moves it to its tally as it goes."""
+
+    discarded: int = 0  # calls whose answer was of no use: probes, empty completions
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    retries: Counter[str] = field(default_factory=Counter)  # calls made again, by cause
+
+    def discard(self, usage: Usage) -> None:
+        self.discarded += 1
+        self.prompt_tokens += usage.prompt_tokens
+        self.completion_tokens += usage.completion_tokens
+
+
 class Engine(Protocol):
     """One model, ready to be asked."""
 
     name: str
     in_process: bool  # True: wants large batches and runs one at a time; False: a server, one request a call
+    account: Account
+
+    @property
+    def server(self) -> str | None:
+        """What the models of one server share, so that it is probed once: address and key. None in process."""
+        ...
 
     @property
     def identity(self) -> str:
@@ -56,14 +95,17 @@ class Engine(Protocol):
         ...
 
     async def probe(self) -> None:
-        """Learn what the engine honours; called once, before the first request is paid for.
+        """Learn what the engine honours; called once for each server, before its first request is paid for.
 
         Raises EngineError (fatal) when the model cannot be asked at all.
         """
         ...
 
-    async def sample(self, requests: Sequence[Request]) -> list[list[Reply] | EngineError]:
-        """For each request its replies in the order of `indices`, or the error that befell it alone."""
+    async def sample(self, requests: Sequence[Request]) -> list[list[Reply | EngineError]]:
+        """For each request, in the order of its `indices`, a reply or the error that befell this sample.
+
+        What befalls a whole request stands in each of its places; what befalls them all is raised.
+        """
         ...
 
     async def logprobs(self, items: Sequence[tuple[tuple[Message, ...], str]]) -> list[Logprobs]:

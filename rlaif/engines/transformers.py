@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,7 +33,7 @@ import transformers
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from rlaif.engines.identity import model_files, model_folder, weights_digest
-from rlaif.engines.protocol import Logprobs, Reply, Request
+from rlaif.engines.protocol import Account, Logprobs, Reply, Request
 from rlaif.errors import EngineError, InputError
 from rlaif.records import FinishReason, Message, Usage, digest
 
@@ -46,6 +47,7 @@ class TransformersEngine:
     """A causal language model, or a reward head, in this process. The model is loaded at the first verb."""
 
     in_process = True
+    server = None
 
     def __init__(
         self,
@@ -59,6 +61,7 @@ class TransformersEngine:
     ) -> None:
         self.name, self.path, self.revision = name, path, revision
         self.dtype, self.device, self.batch_size = dtype, device, batch_size
+        self.account = Account()
         self._model: _Model | None = None
         self._worker: ThreadPoolExecutor | None = None
 
@@ -76,7 +79,7 @@ class TransformersEngine:
         """Load the model: here it is either all there or not at all."""
         await self._work(lambda model, stopped: None)
 
-    async def sample(self, requests: Sequence[Request]) -> list[list[Reply] | EngineError]:
+    async def sample(self, requests: Sequence[Request]) -> list[list[Reply | EngineError]]:
         return await self._work(lambda model, stopped: model.sample(requests, stopped))
 
     async def logprobs(self, items: Sequence[Item]) -> list[Logprobs]:
@@ -179,6 +182,7 @@ class _Model:
         self._pieces: list[str] | None = None
         self._last_characters: dict[str, torch.Tensor] = {}
         self._grammars: dict[str, Any] = {}
+        self._markers = _markers(self.tokenizer)
         self._learn_template()
 
     def _settings(self, **settings: Any) -> GenerationConfig:
@@ -210,12 +214,19 @@ class _Model:
 
     def _render(self, messages: Sequence[Message], *, generation_prompt: bool = False) -> str:
         text = self.tokenizer.apply_chat_template(
-            [{"role": m.role, "content": m.content} for m in messages],
+            [{"role": m.role, "content": self._harmless(m.content)} for m in messages],
             add_generation_prompt=generation_prompt,
             tokenize=False,
         )
         assert isinstance(text, str)
         return text
+
+    def _harmless(self, content: str) -> str:
+        """`content` with a space inside every special token it spells: who writes a message opens no turn with it.
+
+        A space, since tokenizers that normalise their text first may take a zero-width character away again.
+        """
+        return self._markers.sub(r"\1 ", content) if self._markers is not None else content
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of rendered text: special tokens come from the template alone."""
@@ -260,7 +271,7 @@ class _Model:
 
     # ------------------------------------------------------------ sample
 
-    def sample(self, requests: Sequence[Request], stopped: threading.Event) -> list[list[Reply] | EngineError]:
+    def sample(self, requests: Sequence[Request], stopped: threading.Event) -> list[list[Reply | EngineError]]:
         if self.is_reward:
             raise EngineError(
                 f"the model in {self.folder} has a reward head and cannot sample",
@@ -279,13 +290,15 @@ class _Model:
         replies: dict[tuple[int, int], Reply] = {}
         for batch in self._batches(rows):
             if stopped.is_set():
-                raise EngineError("sampling was given up", retryable=True, cause="cancelled")
+                break
             for row, reply in zip(batch, self._generate(batch), strict=True):
                 replies[row.request, row.place] = reply
+        given_up = EngineError("sampling was given up", retryable=True, cause="cancelled")
         return [
-            prompt if isinstance(prompt, EngineError) else [replies[n, place] for place in range(len(request.indices))]
+            [prompt if isinstance(prompt, EngineError) else replies.get((n, place), given_up)
+             for place in range(len(request.indices))]
             for n, (request, prompt) in enumerate(zip(requests, prompts, strict=True))
-        ]
+        ]  # fmt: skip
 
     def _batches(self, rows: Sequence[_Row]) -> Iterator[list[_Row]]:
         """Rows alike in schema and length together, so that little is padding. Longest first: memory fails early."""
@@ -396,7 +409,7 @@ class _Model:
             try:
                 prompt = self._render(messages, generation_prompt=True)
                 if self.continues_plainly:
-                    full = f"{prompt} {text}{self.tokenizer.decode([min(self.ends)])}"
+                    full = f"{prompt} {self._harmless(text)}{self.tokenizer.decode([min(self.ends)])}"
                 else:
                     full = self._render((*messages, Message(role="assistant", content=text)))
             except jinja2.TemplateError as error:
@@ -665,6 +678,14 @@ def _load(folder: Path, dtype: str) -> Any:
             fix="save the whole model",
         )
     return net
+
+
+def _markers(tokenizer: Any) -> re.Pattern[str] | None:
+    """The first character of every place where a text spells a special token, overlapping ones included."""
+    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    # One character is a letter that a tokenizer borrows, say for padding, and opens no turn.
+    spelled = sorted(token for token in added.union(tokenizer.all_special_tokens) if len(token) > 1)
+    return re.compile(rf"(?=(?:{'|'.join(map(re.escape, spelled))}))(.)", re.DOTALL) if spelled else None
 
 
 def _first_line(error: Exception) -> str:

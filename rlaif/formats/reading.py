@@ -13,7 +13,7 @@ import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, TextIO, TypeVar
@@ -21,7 +21,7 @@ from typing import Any, Generic, Literal, NamedTuple, TextIO, TypeVar
 from pydantic import model_validator
 
 from rlaif.errors import InputError, WorkError, nearest
-from rlaif.records import Message, Prompt, Record, Role, Split, digest
+from rlaif.records import Message, Prompt, Record, Role, Split, digest, prompt_id, split_of
 
 PROMPT_SHAPES = "`messages`, `conversations`, `prompt`, `instruction` (+ `input` or `instances`), `question`"
 CONVERSATION_SHAPES = (
@@ -56,10 +56,24 @@ class Conversation(Record):
 
     @property
     def split(self) -> Split:
-        """That of its prompt, so a demonstration never teaches the answer to a held-out prompt."""
-        return self.prompt.split
+        """The most withheld of the splits of all the prompts that it answers.
+
+        Training on a conversation teaches every assistant turn, so each is an answer to the turns before it; and a
+        held-out prompt may be kept without the system message under which it is answered here.
+        """
+        splits = {split_of(prompt_id(messages)) for messages in self._prompts()}
+        return next(split for split in _MOST_WITHHELD_FIRST if split in splits)
+
+    def _prompts(self) -> Iterator[Sequence[Message]]:
+        for turn, message in enumerate(self.messages):
+            if message.role == "assistant":
+                before = self.messages[:turn]
+                for asked in (before, [m for m in before if m.role != "system"]):
+                    if asked and asked[-1].role == "user":
+                        yield asked
 
 
+_MOST_WITHHELD_FIRST: tuple[Split, ...] = ("held-out", "validation", "train")
 Item = TypeVar("Item", Prompt, Conversation)
 
 

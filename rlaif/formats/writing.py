@@ -48,6 +48,7 @@ def _sft_row(prompt: Prompt, candidate: Candidate, score: float | None) -> dict[
     return {
         "messages": [*_turns(prompt.messages), _completion(candidate)],
         "prompt_id": prompt.id,
+        "split": prompt.split,
         "source": prompt.source,
         "model": candidate.sampler,
         "call": candidate.completion.call,
@@ -66,6 +67,7 @@ def preference_rows(preferences: Iterable[Preference]) -> Iterator[dict[str, Any
             "score_rejected": preference.score_rejected,
             "margin": preference.margin,
             "prompt_id": preference.prompt.id,
+            "split": preference.prompt.split,
             "source": preference.prompt.source,
             "rule": preference.rule,
             "chosen_model": preference.chosen.sampler,
@@ -98,6 +100,7 @@ def ultrafeedback_rows(rows: Iterable[Row], weights: Mapping[str, float]) -> Ite
                 for index, candidate in enumerate(row.candidates)
             ],
             "prompt_id": row.prompt.id,
+            "split": row.prompt.split,
         }
 
 
@@ -210,7 +213,7 @@ def _features(shape: Shape) -> Any:
 
     text, number = Value("string"), Value("float64")
     messages = List({"role": text, "content": text})
-    origin = {"prompt_id": text, "source": text}
+    origin = {"prompt_id": text, "split": text, "source": text}
     annotation = dict.fromkeys(("aspect", "Rating", "Rationale", "problem", "judge", "call"), text)
     completion = {
         **dict.fromkeys(("model", "response", "call"), text),
@@ -231,6 +234,7 @@ def _features(shape: Shape) -> Any:
             "models": List(text),
             "completions": List(completion),
             "prompt_id": text,
+            "split": text,
         },
     }
     return Features(columns[shape])
@@ -306,7 +310,7 @@ The completions are models' words, unchecked by people; the prompts keep the lic
 
 ## Columns
 
-`prompt_id` is a digest of the prompt's messages, `source` the data set the prompt came from.
+`prompt_id` is a digest of the prompt's messages and decides its `split`, `source` the data set the prompt came from.
 {_COLUMNS[shape]}
 
 ## Use

@@ -38,14 +38,17 @@ def _pair_one(row: Row, rule: str, weights: Mapping[str, float], min_margin: flo
     """The row's preference, or the reason why it has none."""
     if row.failure is not None:
         return "failed"
-    scores = {i: row.score(i, dict(weights)) for i in range(len(row.candidates))}
+    if len(row.candidates) < 2:
+        return "fewer than two candidates"
+    # A completion cut at max_tokens never reached its end token; training would teach an end that was not there.
+    whole = [i for i, candidate in enumerate(row.candidates) if candidate.completion.finish_reason == "stop"]
+    if len(whole) < 2:
+        reasons = {candidate.completion.finish_reason for candidate in row.candidates}
+        return "content filter" if "content_filter" in reasons else "cut at max_tokens"
+    scores = {i: row.score(i, dict(weights)) for i in whole}
     rated = {i: score for i, score in scores.items() if score is not None}
     if len(rated) < 2:
         return "unparsed"
-    # A completion cut at max_tokens never reached its end token; training would teach an end that was not there.
-    rated = {i: score for i, score in rated.items() if row.candidates[i].completion.finish_reason == "stop"}
-    if len(rated) < 2:
-        return "cut at max_tokens"
     if len({row.candidates[i].completion.text for i in rated}) < 2:
         return "identical texts"
     best = max(rated, key=lambda i: (rated[i], -i))

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 
 from rlaif.config import Sampler as SamplerSettings
 from rlaif.config import SampleStage, SamplingSettings
-from rlaif.engines.scheduler import Sampler
+from rlaif.engines.scheduler import Sampler, together
 from rlaif.records import Candidate, Message, Prompt, Row, Sampling, hashed_order
 
 
 def drawn(stage: SampleStage, prompt: Prompt) -> list[SamplerSettings]:
     """The samplers this prompt draws: all of them, or `pick` by hash, so that a new one re-draws only what it wins."""
-    samplers = stage.samplers()
     if stage.pick is None:
-        return samplers
-    order = hashed_order([s.name or s.model for s in samplers], "pick", prompt.id)
-    return [samplers[i] for i in sorted(order[: stage.pick])]
+        return list(stage.models)
+    order = hashed_order([s.name or s.model for s in stage.models], "pick", prompt.id)
+    return [stage.models[i] for i in sorted(order[: stage.pick])]
 
 
 async def sample(
@@ -33,5 +31,5 @@ async def sample(
         )
         return [Candidate(sampler=sampler.name or sampler.model, completion=c) for c in completions]
 
-    groups = await asyncio.gather(*(ask(sampler) for sampler in drawn(stage, row.prompt)))
+    groups = await together(*(ask(sampler) for sampler in drawn(stage, row.prompt)))
     return row.model_copy(update={"candidates": tuple(candidate for group in groups for candidate in group)})

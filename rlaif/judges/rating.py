@@ -7,19 +7,26 @@ and a reply that cannot be read is asked again a bounded number of times and is 
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from rlaif.config import Rater, SamplingSettings
-from rlaif.engines.scheduler import Sampler
+from rlaif.engines.scheduler import Sampler, together
 from rlaif.judges.replies import read_reply
-from rlaif.records import Candidate, Message, Prompt, Rating, Row, Sampling, digest, hashed_order
+from rlaif.records import Candidate, Completion, Message, Prompt, Rating, Row, Sampling, digest, hashed_order
 from rlaif.rubric import Aspect, Rubric
 from rlaif.templates import Template
 
 OFFERED = {"aspect", "scale", "prompt", "completions", "mark", "n"}
 REQUIRED = {"aspect", "prompt", "completions"}
+REASK_TEMPERATURE = 0.7  # at temperature 0 another seed changes nothing, and the same words would be paid for twice
+
+
+class Judge(NamedTuple):
+    """What a judge rates by, and how it is asked."""
+
+    rubric: Rubric
+    template: Template
 
 
 class Question(NamedTuple):
@@ -78,7 +85,7 @@ async def rate(
     row: Row, rater: Rater, rubric: Rubric, template: Template, model: SamplingSettings, scheduler: Sampler, seed: int
 ) -> Row:
     """`row` with a rating of every candidate under every aspect. Raises EngineError."""
-    groups = await asyncio.gather(
+    groups = await together(
         *(
             rate_aspect(row.prompt, row.candidates, rater, rubric, aspect, template, model, scheduler, seed)
             for aspect in rubric.aspects
@@ -100,35 +107,28 @@ async def rate_aspect(
 ) -> list[Rating]:
     """One aspect's ratings in the order of the candidates.
 
-    A re-ask replaces the whole reply, never a part of it: numbers from two replies would be two judgements.
+    A re-ask is with another seed and warm enough to be answered otherwise. Of several replies the first with the most
+    readable ratings counts as a whole: numbers from two replies would be two judgements.
     """
     asked = question(prompt, candidates, aspect, rubric, template, rater.answers)
     sampling = Sampling(seed=seed, **rater.sampling.over(model))
-    low, high = rubric.scale.low, rubric.scale.high
+    warm = sampling.model_copy(update={"temperature": max(sampling.temperature, REASK_TEMPERATURE)})
     ratings: list[Rating] = []
     for attempt in range(rater.reask + 1 if asked else 0):
         assert asked is not None
         reply = (
             await scheduler.sample(
-                rater.model, asked.messages, sampling, attempt=attempt, json_schema=asked.json_schema
+                rater.model,
+                asked.messages,
+                warm if attempt else sampling,
+                attempt=attempt,
+                json_schema=asked.json_schema,
             )
         )[0]
-        readings = read_reply(reply.text, len(asked.slots), low, high, rater.answers)
-        ratings = [
-            Rating(
-                aspect=aspect.id,
-                candidate=candidate,
-                value=reading.value,
-                raw=reading.raw,
-                problem=_because(reading.problem, reply.finish_reason),
-                judge=rater.model,
-                call=reply.call,
-                position=position,
-            )
-            for position, (slot, reading) in enumerate(zip(asked.slots, readings, strict=True), start=1)
-            for candidate in slot
-        ]
-        if all(rating.value is not None for rating in ratings):
+        found = _bound(reply, asked, aspect, rubric, rater)
+        if not ratings or _readable(found) > _readable(ratings):
+            ratings = found
+        if _readable(ratings) == len(ratings):
             break
     shown = {rating.candidate for rating in ratings}
     ratings += [
@@ -146,6 +146,29 @@ async def rate_aspect(
         if i not in shown
     ]
     return sorted(ratings, key=lambda rating: rating.candidate)
+
+
+def _bound(reply: Completion, asked: Question, aspect: Aspect, rubric: Rubric, rater: Rater) -> list[Rating]:
+    """The ratings of one reply, each bound to the candidates whose text stood at its number."""
+    readings = read_reply(reply.text, len(asked.slots), rubric.scale.low, rubric.scale.high, rater.answers)
+    return [
+        Rating(
+            aspect=aspect.id,
+            candidate=candidate,
+            value=reading.value,
+            raw=reading.raw,
+            problem=_because(reading.problem, reply.finish_reason),
+            judge=rater.model,
+            call=reply.call,
+            position=position,
+        )
+        for position, (slot, reading) in enumerate(zip(asked.slots, readings, strict=True), start=1)
+        for candidate in slot
+    ]
+
+
+def _readable(ratings: Sequence[Rating]) -> int:
+    return sum(rating.value is not None for rating in ratings)
 
 
 def _because(problem: str | None, finish_reason: str) -> str | None:

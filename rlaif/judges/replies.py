@@ -25,15 +25,20 @@ def read_reply(text: str, n: int, low: int, high: int, answers: str) -> list[Rea
 
 
 def read_json(text: str, n: int, low: int, high: int) -> list[Reading]:
-    """A reply such as {"1": {"rationale": "...", "rating": 4}, "2": ...}, bare or inside a code fence."""
-    fenced = re.search(r"```(?:json)?\s*(\{.*\})\s*```", text, re.DOTALL)
-    body = fenced.group(1) if fenced else text.strip()
+    """A reply such as {"1": {"rationale": "...", "rating": 4}, "2": ...}, bare or inside one code fence.
+
+    Words around the fence are let pass, a second object is not: a judge that quotes an object and then writes its own
+    has given two replies, and nothing says which one counts.
+    """
+    fences = _FENCED.findall(text)
+    outside = _FENCED.sub("", text)
+    body = fences[0] if len(fences) == 1 and "{" not in outside else text.strip()
     try:
         reply = json.loads(body, object_pairs_hook=_unique)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return [Reading(None, text, f"not readable as JSON ({error})")] * n
     if not isinstance(reply, dict) or set(reply) != {str(k + 1) for k in range(n)}:
-        found = ", ".join(sorted(reply)) if isinstance(reply, dict) else type(reply).__name__
+        found = ", ".join(sorted(reply)[: n + 3]) if isinstance(reply, dict) else type(reply).__name__
         return [Reading(None, text, f"expected the numbers 1 to {n}, found {found or 'none'}")] * n
     return [_json_reading(reply[str(k + 1)], low, high) for k in range(n)]
 
@@ -58,7 +63,8 @@ def _json_reading(item: Any, low: int, high: int) -> Reading:
     return reading._replace(raw=said) if reading.value is not None and isinstance(said, str) else reading
 
 
-_BLOCK = re.compile(r"^[ \t]*\[(\d+)\]", re.MULTILINE)
+_FENCED = re.compile(r"```(?:json)?[ \t]*\n(.*?)\n[ \t]*```", re.DOTALL)
+_BLOCK = re.compile(r"^[ \t]*\[(\d{1,4})\]", re.MULTILINE)
 _RATING = re.compile(r"\brating\b\s*[:=]?\s*(\S+)", re.IGNORECASE)
 
 
@@ -67,7 +73,7 @@ def read_lines(text: str, n: int, low: int, high: int) -> list[Reading]:
     marks = list(_BLOCK.finditer(text))
     numbers = [int(mark.group(1)) for mark in marks]
     if sorted(numbers) != list(range(1, n + 1)):
-        found = ", ".join(map(str, numbers)) or "none"
+        found = ", ".join(map(str, numbers[: n + 3])) or "none"
         return [Reading(None, text, f"expected the numbers 1 to {n} once each, found {found}")] * n
     ends = [mark.start() for mark in marks[1:]] + [len(text)]
     blocks = {k: text[mark.start() : end].strip() for k, mark, end in zip(numbers, marks, ends, strict=True)}

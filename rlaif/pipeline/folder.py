@@ -7,7 +7,7 @@
     models/NAME/         trained models
     report/summary.json  the measure
 
-The call store lies beside the run folders, shared by all of them.
+The call store lies in `runs/` of the current folder, shared by all runs of a project wherever their folders are.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from typing import IO, Any
 from rlaif.errors import InputError, WorkError
 from rlaif.records import Record
 
+STORE = Path("runs/calls.sqlite")
 MANIFEST_FORMAT = 1
+_EARLY = {".lock", ".manifest.json.tmp"}  # what a run that was killed before its manifest leaves
 
 
 def write_text(path: Path, text: str) -> None:
@@ -50,7 +52,7 @@ class RunFolder:
             raise InputError(f"{str(path)!r} is a file", fix="give another folder with --out")
         folder = cls(path)
         manifest = folder.manifest()
-        if manifest is None and path.is_dir() and any(child.name != ".lock" for child in path.iterdir()):
+        if manifest is None and path.is_dir() and any(child.name not in _EARLY for child in path.iterdir()):
             raise InputError(f"{str(path)!r} holds files, but no run", fix="give an empty or new folder with --out")
         if manifest is not None and manifest["name"] != pipeline_name:
             raise InputError(
@@ -90,9 +92,16 @@ class RunFolder:
         if self._lock is not None:
             self._lock.close()
 
-    @property
-    def store(self) -> Path:
-        return self.path.parent / "calls.sqlite"
+    def in_use(self) -> bool:
+        """Whether a process is running in this folder now."""
+        try:
+            with open(self.path / ".lock") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                return False
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
 
     def model(self, name: str) -> Path:
         return self.path / "models" / name

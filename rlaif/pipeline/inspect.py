@@ -1,4 +1,7 @@
-"""What a run folder holds, for `status`, `show` and `export`. Reads, never changes the run."""
+"""What a run folder holds, for `status`, `show` and `export`. Reads, never changes the run.
+
+The manifest says which stages and data sets are the run's own; whatever else lies in the folder is not shown.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,10 @@ from rlaif.records import Preference, Row
 
 
 def status(folder: RunFolder) -> dict[str, Any]:
-    """The manifest, with the rows of stages that are under way."""
-    manifest = folder.manifest()
-    assert manifest is not None
+    """The manifest, with the rows of stages that are under way; `running` only while a process does."""
+    manifest = _manifest(folder)
+    if manifest["state"] == "running" and not folder.in_use():
+        manifest["state"] = "killed"
     known = {stage["name"] for stage in manifest["stages"]}
     under_way = {}
     for path in sorted((folder.path / "stages").glob("*.partial.jsonl")):
@@ -27,20 +31,27 @@ def status(folder: RunFolder) -> dict[str, Any]:
     return manifest | {"under_way": under_way}
 
 
-def _stage_files(folder: RunFolder) -> list[Path]:
-    files = {path.with_name(path.name.replace(".partial", "")) for path in (folder.path / "stages").glob("*.jsonl")}
-    return sorted(files)
+def _manifest(folder: RunFolder) -> dict[str, Any]:
+    manifest = folder.manifest()
+    assert manifest is not None, "RunFolder.existing checked that there is one"
+    return manifest
+
+
+def _files(folder: RunFolder, *kinds: str) -> list[Path]:
+    """The files of finished stages of these kinds; of stages under way while no such stage is finished."""
+    stages = _manifest(folder)["stages"]
+    found = [folder.path / stage["file"] for stage in stages if stage["kind"] in kinds and stage["file"]]
+    partial = sorted((folder.path / "stages").glob("*.partial.jsonl"))
+    return found or [path.with_name(path.name.replace(".partial", "")) for path in partial]
 
 
 def rows(folder: RunFolder) -> Iterator[Row]:
     """The rows of the last row stage that has any."""
-    for path in reversed(_stage_files(folder)):
+    for path in reversed(_files(folder, "sample", "rate")):
         found = False
         for line in read_lines(path):
-            value = json.loads(line)
-            if "candidates" in value or "failure" in value:
-                found = True
-                yield Row.model_validate(value)
+            found = True
+            yield Row.model_validate_json(line)
         if found:
             return
 
@@ -49,7 +60,7 @@ def row(folder: RunFolder, wanted: str) -> Row:
     """The row whose prompt id begins with `wanted`, or the wanted-th row, counted from 1."""
     matches: list[Row] = []
     for number, candidate in enumerate(rows(folder), start=1):
-        if wanted.isdigit() and len(wanted) < 8 and int(wanted) == number:
+        if wanted.isdecimal() and len(wanted) < 8 and int(wanted) == number:
             return candidate
         if candidate.prompt.id.startswith(wanted):
             matches.append(candidate)
@@ -64,11 +75,10 @@ def row(folder: RunFolder, wanted: str) -> Row:
 def preferences(folder: RunFolder, prompt_id: str) -> list[Preference]:
     """What was made of a prompt: its preferences, of every pair stage."""
     found = []
-    for path in _stage_files(folder):
+    for path in _files(folder, "pair"):
         for line in read_lines(path):
-            value = json.loads(line)
-            if "chosen" in value:
-                preference = Preference.model_validate(value)
+            if "chosen" in json.loads(line):
+                preference = Preference.model_validate_json(line)
                 if preference.prompt.id == prompt_id:
                     found.append(preference)
     return found
@@ -78,19 +88,22 @@ def export(folder: RunFolder, form: str, target: Path, jsonl: bool) -> int:
     """Copy one of the run's data sets to `target`: the folder as it is, or one JSON Lines file; returns the rows."""
     import pyarrow.parquet
 
-    source = folder.path / "dataset" / form
-    if not source.is_dir():
-        made = sorted(p.name for p in (folder.path / "dataset").glob("*") if p.is_dir())
-        raise InputError(
-            f"the run has no data set {form!r}",
-            fix=f"it has {', '.join(made)}" if made else "run a pipeline with a `pair` stage",
-        )
-    if target.exists() and (target.is_file() or any(target.iterdir())):
+    made = sorted(name.removeprefix("dataset ") for name in _manifest(folder)["digests"] if name.startswith("dataset "))
+    if form not in made:
+        fix = f"it has {', '.join(made)}" if made else "`rlaif status` says how far it came"
+        raise InputError(f"the run has no data set {form!r}", fix=fix)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{str(target)!r} exists", fix="give a new path with --to")
-    if not jsonl:
+    source = folder.path / "dataset" / form
+    table = pyarrow.parquet.read_table(source / "data")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if jsonl:
+            return write_jsonl(table.to_pylist(), target)
         temporary = target.with_name(f".{target.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.copytree(source, temporary)
         temporary.replace(target)
-    table = pyarrow.parquet.read_table(source / "data")
-    return write_jsonl(table.to_pylist(), target) if jsonl else int(table.num_rows)
+    except OSError as error:
+        raise InputError(f"{str(target)!r} cannot be written: {error.strerror}", fix="give another path") from None
+    return int(table.num_rows)

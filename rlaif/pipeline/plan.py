@@ -1,44 +1,38 @@
-"""What a run would do: calls by model, how many are paid for, tokens, cost, and what would be trained. Nothing is sent.
+"""What a run would do: calls by model, how many are paid for, tokens and cost, and what would be trained.
 
-The row stages are run dry: a scheduler that answers from the call store alone counts what is missing. Where a model has
-yet to be trained its calls cannot be looked up, so they are counted as new.
+Nothing is sent and nothing is written. The row stages and the measure are run dry: a scheduler that answers from the
+call store alone counts what is missing. Where an answer is missing, what follows from it is counted with completions as
+long as they may get, so that `at most` is meant; token counts are by a rule of thumb, and say "about".
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
-from rlaif.config import (
-    DataStage,
-    MeasureStage,
-    OpenAIModel,
-    PairStage,
-    PromptsStage,
-    RateStage,
-    SampleStage,
-    Step,
-    TrainStage,
-)
+from rlaif.config import MeasureStage, OpenAIModel, PairStage, Rater, RateStage, SampleStage, Step, TrainStage
 from rlaif.engines.protocol import Engine
 from rlaif.errors import EngineError
 from rlaif.generate.pairing import pair
+from rlaif.generate.sampling import drawn
+from rlaif.judges.rating import Judge, question, rate
+from rlaif.measure import resolved
+from rlaif.pipeline import training
 from rlaif.pipeline.folder import read_json
 from rlaif.pipeline.run import Run
-from rlaif.records import Completion, Message, Row, Sampling
+from rlaif.records import Candidate, Completion, Message, Prompt, Row, Sampling, digest
 from rlaif.store import CallStore, call_key
 
-CHARACTERS_PER_TOKEN = 4  # a rough rule for English; the plan says "about"
+CHARACTERS_PER_TOKEN = 4  # a rough rule for English
 
 
 class Need(dict[str, int]):
-    """Calls of one model: `calls`, of which `paid` are in the store; tokens of the others, at most."""
+    """Calls of one model: `calls`, of which `paid` are in the store; tokens of the others."""
 
     def __init__(self) -> None:
         super().__init__(calls=0, paid=0, prompt_tokens=0, max_completion_tokens=0)
 
-    def add(self, calls: int, paid: int, messages: Sequence[Message], sampling: Sampling) -> None:
+    def add(self, messages: Sequence[Message], sampling: Sampling, *, calls: int, paid: int = 0) -> None:
         self["calls"] += calls
         self["paid"] += paid
         if calls > paid:
@@ -53,6 +47,9 @@ class DryScheduler:
         self._store, self._engines = store, engines
         self.needs: dict[str, Need] = {}
 
+    def need(self, model: str) -> Need:
+        return self.needs.setdefault(model, Need())
+
     async def sample(
         self,
         model: str,
@@ -63,15 +60,16 @@ class DryScheduler:
         attempt: int = 0,
         json_schema: Mapping[str, Any] | None = None,
     ) -> list[Completion]:
-        need, answers = self.needs.setdefault(model, Need()), {}
-        if model in self._engines:
+        keys: list[str] = []
+        answers: dict[str, dict[str, Any]] = {}
+        if model in self._engines:  # else it has yet to be trained, and nothing of its can be in the store
             identity = self._engines[model].identity
             keys = [
                 call_key(identity, messages, sampling, index=i, attempt=attempt, json_schema=json_schema)
                 for i in range(n)
             ]
             answers = self._store.get(keys)
-        need.add(n, len(answers), messages, sampling)
+        self.need(model).add(messages, sampling, calls=n, paid=len(answers))
         if len(answers) < n:
             raise EngineError("not paid for yet", cause="plan")
         return [Completion(model=model, call=k, **{a: b for a, b in answers[k].items() if b is not None}) for k in keys]
@@ -80,11 +78,10 @@ class DryScheduler:
 async def plan(run: Run) -> dict[str, Any]:
     """The plan of `run`, which must not have been executed; figures by stage and by model."""
     dry = DryScheduler(run.store, run.engines)
-    run.sampler = dry
     stages = []
     for step in run.pipeline.steps:
-        stages.append({"stage": step.name, "kind": step.stage.kind, "from": step.source.name if step.source else None}
-                      | await _plan_stage(run, step, dry))  # fmt: skip
+        about = {"stage": step.name, "kind": step.stage.kind, "from": step.source.name if step.source else None}
+        stages.append(about | await _plan_stage(run, step, dry))
     calls = {model: dict(need) | {"max_cost": _cost(run, model, need)} for model, need in dry.needs.items()}
     manifest = run.folder.manifest()
     return {
@@ -96,88 +93,104 @@ async def plan(run: Run) -> dict[str, Any]:
 
 
 async def _plan_stage(run: Run, step: Step, dry: DryScheduler) -> dict[str, Any]:
-    stage, source = step.stage, step.source.name if step.source else ""
-    if isinstance(stage, DataStage):
-        return {"rows": run.read_data(step, stage).out}
-    if isinstance(stage, PromptsStage):
-        return {"rows": run.read_prompts(step, stage).out}
+    stage = step.stage
     if isinstance(stage, SampleStage | RateStage):
         return await _plan_rows(run, step, dry)
     if isinstance(stage, PairStage):
-        rows, weights = run.rows[source], run.judges[source].rubric.weights()
+        assert step.source is not None
+        rows, weights = run.rows[step.source.name], run.inputs.judges[step.source.name].rubric.weights()
         run.pairs[step.name] = pair(rows, stage.rule, weights, stage.min_margin)
-        waiting = sum(row.failure is not None for row in rows)
-        return {"rows": len(run.pairs[step.name].preferences), "at_most": len(rows)} if waiting else {
-            "rows": len(run.pairs[step.name].preferences)}  # fmt: skip
+        known = {"rows": len(run.pairs[step.name].preferences)}
+        return known | ({"at_most": len(rows)} if _waits(run, step) else {})
     if isinstance(stage, TrainStage):
         return _plan_training(run, step, stage)
-    assert isinstance(stage, MeasureStage)
-    return await _plan_measure(run, step, stage, dry)
+    if isinstance(stage, MeasureStage):
+        return await _plan_measure(run, step, stage, dry)
+    return {"rows": run.inputs.records[step.name].out}
 
 
 async def _plan_rows(run: Run, step: Step, dry: DryScheduler) -> dict[str, Any]:
-    stage, source = step.stage, step.source.name if step.source else ""
-    rows = run.rows[source] if source in run.rows else [Row(prompt=prompt) for prompt in run.prompts[source]]
-    if isinstance(stage, RateStage):
-        run.judges[step.name] = run.open_judge(stage)
+    stage = step.stage
     before = {model: dict(need) for model, need in dry.needs.items()}
     done = []
-    for row in rows:
+    for row in run.source_rows(step):
         if row.failure is None:
-            row = await run.row(step, row)
+            row = await run.row(step, row, dry)
         elif isinstance(stage, RateStage):
-            # its candidates are not sampled yet: one call for each aspect, of a length still unknown
-            sampling = Sampling(**stage.sampling.over(run.settings[stage.model]))
-            candidates = "x" * CHARACTERS_PER_TOKEN * sampling.max_tokens
-            for _ in run.judges[step.name].rubric.aspects:
-                dry.needs.setdefault(stage.model, Need()).add(
-                    1, 0, [Message(role="user", content=candidates)], sampling
-                )
+            candidates = _longest(run, step, row.prompt)
+            _count_ratings(run, stage, run.inputs.judges[step.name], row.prompt, candidates, dry)
         done.append(row)
     run.rows[step.name] = done
-    run.failures.clear()
     counts = {m: {k: n[k] - before.get(m, {}).get(k, 0) for k in ("calls", "paid")} for m, n in dry.needs.items()}
-    return {"rows": len(rows), "calls": {m: c for m, c in counts.items() if c["calls"]}}
+    return {"rows": len(done), "calls": {m: c for m, c in counts.items() if c["calls"]}}
+
+
+def _longest(run: Run, step: Step, prompt: Prompt) -> list[Candidate]:
+    """Candidates as long as they may get, for a prompt that is not sampled yet."""
+    assert step.source is not None and isinstance(step.source.stage, SampleStage)
+    stage, found = step.source.stage, []
+    for sampler in drawn(stage, prompt):
+        limit = Sampling(**sampler.over(stage.sampling, run.settings[sampler.model])).max_tokens
+        for index in range(stage.per_prompt):
+            found.append(_candidate(f"{sampler.name or sampler.model} {index}", limit))
+    return found
+
+
+def _candidate(name: str, tokens: int) -> Candidate:
+    text = name.ljust(tokens * CHARACTERS_PER_TOKEN, "x")
+    return Candidate(sampler=name, completion=Completion(text=text, model=name, call=digest(name)))
+
+
+def _count_ratings(
+    run: Run, rater: Rater, judge: Judge, prompt: Prompt, candidates: Sequence[Candidate], dry: DryScheduler
+) -> None:
+    sampling = resolved(rater.sampling, run.settings[rater.model], run.pipeline.seed)
+    for aspect in judge.rubric.aspects:
+        asked = question(prompt, candidates, aspect, judge.rubric, judge.template, rater.answers)
+        if asked is not None:
+            dry.need(rater.model).add(asked.messages, sampling, calls=1)
 
 
 def _plan_training(run: Run, step: Step, stage: TrainStage) -> dict[str, Any]:
-    settings = stage.trainer
-    given = run.training_data(step, stage)
-    pending = settings.base not in run.engines or _waits(run, step)
-    record = read_json(run.folder.model(settings.name) / "rlaif.json")
-    if not pending and given and record is not None and record["key"] == run.training_key(stage, given):
+    settings, lessons = stage.trainer, run.lessons(step)
+    known = settings.base in run.engines and not (step.source is not None and _waits(run, step.source))
+    if known and training.finished(run.folder.model(settings.name), run.training_key(step, stage)) is not None:
         run.use_trained(stage)
-        return {"rows": len(given), "state": "unchanged"}
+        return {"rows": len(lessons), "state": "unchanged"}
     run.settings[settings.name] = run.settings[settings.base]
-    return {"rows": len(given), "state": "to train"}
+    return {"rows": len(lessons), "state": "to train"}
 
 
 def _waits(run: Run, step: Step) -> bool:
-    """Whether the preferences to train on depend on calls that are not paid for yet."""
+    """Whether what a pair stage makes depends on calls that are not paid for yet."""
     source = step.source
-    if source is None or source.stage.kind != "pair" or source.source is None:
+    if step.stage.kind != "pair" or source is None:
         return False
-    return any(row.failure is not None for row in run.rows[source.source.name])
+    return any(row.failure is not None for row in run.rows[source.name])
 
 
 async def _plan_measure(run: Run, step: Step, stage: MeasureStage, dry: DryScheduler) -> dict[str, Any]:
-    prompts, _ = run.measured_prompts(step, stage)
-    judge = run.open_judge(stage.rate) if stage.rate else None
+    prompts, judge = run.inputs.prompts[step.name], run.inputs.judges.get(step.name)
     if all(name in run.engines for name in stage.models):
         found = read_json(run.folder.path / "report" / "summary.json")
-        if found is not None and found.get("key") == run.measure_key(stage, prompts, judge):
+        if found is not None and found.get("key") == run.measure_key(step, stage):
             return {"rows": len(prompts), "state": "unchanged"}
-    aspects = len(judge.rubric.aspects) if judge else 0
     for name in stage.models:
-        sampling = Sampling(seed=run.pipeline.seed, **stage.sampling.over(run.settings[name]))
+        sampling = resolved(stage.sampling, run.settings[name], run.pipeline.seed)
         for prompt in prompts:
-            with suppress(EngineError):
-                await dry.sample(name, prompt.messages, sampling)
-        if stage.rate:
-            rating = Sampling(**stage.rate.sampling.over(run.settings[stage.rate.model]))
-            need = dry.needs.setdefault(stage.rate.model, Need())
-            for prompt in prompts * aspects:
-                need.add(1, 0, prompt.messages, rating)
+            try:
+                completion = (await dry.sample(name, prompt.messages, sampling))[0]
+            except EngineError:
+                if stage.rate and judge:
+                    _count_ratings(run, stage.rate, judge, prompt, [_candidate(name, sampling.max_tokens)], dry)
+                continue
+            if stage.rate and judge:
+                row = Row(prompt=prompt, candidates=(Candidate(sampler=name, completion=completion),))
+                settings = run.settings[stage.rate.model]
+                try:
+                    await rate(row, stage.rate, judge.rubric, judge.template, settings, dry, run.pipeline.seed)
+                except EngineError:
+                    continue
     return {"rows": len(prompts), "state": "to measure"}
 
 

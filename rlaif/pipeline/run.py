@@ -9,29 +9,21 @@ from the call store.
 from __future__ import annotations
 
 import asyncio
-import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import yaml
 
 import rlaif
 from rlaif.config import (
-    DataStage,
-    FileStage,
     MeasureStage,
     ModelSpec,
     OpenAIModel,
     PairStage,
     Pipeline,
-    PromptsStage,
-    Rater,
     RateStage,
     SampleStage,
     SamplingSettings,
@@ -41,78 +33,47 @@ from rlaif.config import (
 )
 from rlaif.engines.protocol import Engine
 from rlaif.engines.scheduler import Sampler, Scheduler
-from rlaif.errors import EngineError, RlaifError
-from rlaif.formats import Conversation, Rows, read_conversations, read_hub, read_prompts
+from rlaif.errors import EngineError, RlaifError, WorkError
 from rlaif.generate.pairing import Pairs, pair
 from rlaif.generate.sampling import sample
-from rlaif.judges.rating import OFFERED, REQUIRED, rate
-from rlaif.measure import Judge, Truth, measure
-from rlaif.pipeline.datasets import write_datasets
+from rlaif.judges.rating import rate
+from rlaif.measure import measure, resolved
+from rlaif.pipeline import training
+from rlaif.pipeline.datasets import remove_others, write_datasets
 from rlaif.pipeline.engines import open_engine, trained_spec
-from rlaif.pipeline.folder import RowWriter, RunFolder, read_json, read_text, write_json, write_text
+from rlaif.pipeline.folder import RowWriter, RunFolder, read_json, write_json, write_text
+from rlaif.pipeline.inputs import Inputs, truth
 from rlaif.pipeline.progress import Progress
-from rlaif.records import Preference, Prompt, Row, digest, split_of
-from rlaif.resources import find
-from rlaif.rubric import read_rubric
+from rlaif.pipeline.record import StageRecord
+from rlaif.records import Prompt, Row, digest
 from rlaif.store import CallStore
-from rlaif.templates import Template
 
-TRAINING_PACKAGES = ("torch", "transformers", "trl", "accelerate")  # a trained model depends on them; part of its key
-
-
-@dataclass
-class StageRecord:
-    """What the manifest says of one stage. Counts are in prompts (or conversations): in = out + dropped, checked."""
-
-    name: str
-    kind: str
-    reads: str | None
-    given: int
-    out: int
-    dropped: Counter[str] = field(default_factory=Counter)
-    seconds: float = 0.0
-    facts: dict[str, Any] = field(default_factory=dict)
-
-    def checked(self) -> StageRecord:
-        if self.given != self.out + self.dropped.total():
-            raise AssertionError(f"stage {self.name}: {self.given} in, {self.out} out, {dict(self.dropped)} dropped")
-        return self
-
-    def as_dict(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "kind": self.kind,
-            "from": self.reads,
-            "in": self.given,
-            "out": self.out,
-            "dropped": dict(sorted(self.dropped.items())),
-            "seconds": round(self.seconds, 2),
-        } | self.facts
+MEASURE_VERSION = 1  # of what the figures mean; raising it measures anew
+TOLERATED = 0.05  # share of rows that may fail before a run stops short of training on what is left
 
 
 class Run:
     """One execution. Holds what the stages have made so far; `execute` runs them."""
 
-    def __init__(self, pipeline: Pipeline, folder: RunFolder, store: CallStore, progress: Progress) -> None:
-        self.pipeline, self.folder, self.store, self.progress = pipeline, folder, store, progress
+    def __init__(
+        self, pipeline: Pipeline, inputs: Inputs, folder: RunFolder, store: CallStore, progress: Progress
+    ) -> None:
+        self.pipeline, self.inputs, self.folder, self.store, self.progress = pipeline, inputs, folder, store, progress
         self.specs: dict[str, ModelSpec] = dict(pipeline.models)
         self.engines: dict[str, Engine] = {}
         self.settings: dict[str, SamplingSettings] = {}
         self.parents: dict[str, str] = {}
         self.concurrency = {n: s.concurrency for n, s in pipeline.models.items() if isinstance(s, OpenAIModel)}
         self.scheduler = Scheduler(store, self.engines, self.concurrency)
-        self.sampler: Sampler = self.scheduler  # what the row stages ask; the plan puts a dry one here
-        self.prompts: dict[str, list[Prompt]] = {}
-        self.conversations: dict[str, list[Conversation]] = {}
         self.rows: dict[str, list[Row]] = {}
         self.pairs: dict[str, Pairs] = {}
-        self.judges: dict[str, Judge] = {}
         self.records: list[StageRecord] = []
         self.failures: dict[str, dict[str, Any]] = {}
         self.digests: dict[str, str] = {}
         self.summary: dict[str, Any] | None = None
         self._interrupted = threading.Event()
-        self.started = time.time()
+        self._before = folder.manifest() or {}
+        self._started = time.time()
         for name, spec in pipeline.models.items():
             self._add_model(name, spec)
 
@@ -123,15 +84,18 @@ class Run:
 
     async def execute(self) -> str:
         """Run every stage; returns the state, `done` or `incomplete`. What was finished is kept whatever happens."""
-        write_text(self.folder.path / "pipeline.yaml", yaml.safe_dump(self.pipeline.resolved(), sort_keys=False))
         state = "failed"
-        self._write_manifest("running")
         try:
-            steps = list(self.pipeline.steps)
-            while steps:
-                stream = _leading_row_steps(steps)
-                await (self._stream(stream) if stream else self._table(steps[0]))
-                del steps[: len(stream) or 1]
+            self._write_manifest("running")
+            write_text(self.folder.path / "pipeline.yaml", yaml.safe_dump(self.pipeline.resolved(), sort_keys=False))
+            self._remove_leftovers()
+            self._note_inputs()
+            for steps in _groups(self.pipeline.steps):
+                if steps[0].stage.kind in ("train", "measure") and (share := self._failed_share()) > TOLERATED:
+                    self.progress.begin(steps[0].name, steps[0].stage.kind)
+                    self.progress.end(steps[0].name, f"not begun: {share:.0%} of the rows failed")
+                    break
+                await (self._stream(steps) if steps[0].stage.kind in ("sample", "rate") else self._table(steps[0]))
                 self._write_manifest("running")
             state = "incomplete" if self.failures else "done"
         except (KeyboardInterrupt, asyncio.CancelledError):
@@ -143,216 +107,177 @@ class Run:
         return state
 
     async def close(self) -> None:
+        await self.scheduler.close()
         for engine in self.engines.values():
             await engine.close()
         self.store.close()
         self.folder.close()
+
+    def _remove_leftovers(self) -> None:
+        """Take away what an earlier form of this pipeline made and this one does not: it must not pass for its work."""
+        expected = {self._file(step).name for step in self.pipeline.steps}
+        for path in (self.folder.path / "stages").glob("*.jsonl"):
+            if path.name.replace(".partial", "") not in expected:
+                path.unlink()
+        pairs = [step.name for step in self.pipeline.steps if step.stage.kind == "pair"]
+        remove_others(self.folder.path / "dataset", pairs)
+
+    def _note_inputs(self) -> None:
+        for name, prompts in self.inputs.prompts.items():
+            self.digests[f"prompts {name}"] = digest([p.id for p in prompts])
+        for name, found in self.inputs.conversations.items():
+            self.digests[f"data {name}"] = digest([[[m.role, m.content] for m in c.messages] for c in found])
+        for name, judge in self.inputs.judges.items():
+            self.digests[f"rubric of {name}"] = judge.rubric.digest
+            self.digests[f"template of {name}"] = judge.template.digest
+        for name, spec in self.pipeline.models.items():
+            if isinstance(spec, TransformersModel):
+                self.digests[f"model {name}"] = self.engines[name].identity
+
+    def _file(self, step: Step) -> Any:
+        return self.folder.stage(step.number, step.name)
+
+    def _failed_share(self) -> float:
+        """The largest share of rows that failed in a row stage."""
+        shares = [sum(row.failure is not None for row in rows) / len(rows) for rows in self.rows.values() if rows]
+        return max(shares, default=0.0)
 
     # ------------------------------------------------------------ table stages
 
     async def _table(self, step: Step) -> None:
         stage, began = step.stage, time.monotonic()
         self.progress.begin(step.name, step.stage.kind)
-        if isinstance(stage, DataStage):
-            record = self.read_data(step, stage)
-        elif isinstance(stage, PromptsStage):
-            record = self.read_prompts(step, stage)
-        elif isinstance(stage, PairStage):
+        if isinstance(stage, PairStage):
             record = self._pair(step, stage)
         elif isinstance(stage, TrainStage):
             record = await self._train(step, stage)
-        else:
-            assert isinstance(stage, MeasureStage)
+        elif isinstance(stage, MeasureStage):
             record = await self._measure(step, stage)
+        else:
+            record = self.inputs.records[step.name]
         record.seconds = time.monotonic() - began
         self.records.append(record.checked())
-        self.progress.end(step.name, _outcome(record))
-
-    def read_data(self, step: Step, stage: DataStage) -> StageRecord:
-        result = read_conversations(_source(stage))
-        kept, dropped = _take(result.items, stage.take, lambda c: c.split != "held-out", "held-out")
-        self.conversations[step.name] = kept
-        self.digests[f"data {step.name}"] = digest([[[m.role, m.content] for m in c.messages] for c in kept])
-        dropped.update(result.dropped)
-        return StageRecord(step.name, "data", None, len(kept) + dropped.total(), len(kept), dropped)
-
-    def read_prompts(self, step: Step, stage: PromptsStage) -> StageRecord:
-        result = read_prompts(_source(stage), column=stage.column)
-        kept, dropped = _take(
-            result.items, stage.take, lambda p: stage.split in (p.split, "all"), f"not in the {stage.split} split"
-        )
-        if not kept:
-            raise self.pipeline.error(
-                step, f"no prompt of {stage.path or stage.hub} is in the {stage.split} split", "path"
-            )
-        self.prompts[step.name] = kept
-        self.digests[f"prompts {step.name}"] = digest([p.id for p in kept])
-        dropped.update(result.dropped)
-        return StageRecord(step.name, "prompts", None, len(kept) + dropped.total(), len(kept), dropped)
+        self.progress.end(step.name, record.outcome())
 
     def _pair(self, step: Step, stage: PairStage) -> StageRecord:
         assert step.source is not None
-        rows, judge = self.rows[step.source.name], self.judges[step.source.name]
+        rows, judge = self.rows[step.source.name], self.inputs.judges[step.source.name]
         pairs = pair(rows, stage.rule, judge.rubric.weights(), stage.min_margin)
         self.pairs[step.name] = pairs
-        RowWriter(self.folder.stage(step.number, step.name)).finish(pairs.preferences)
+        RowWriter(self._file(step)).finish(pairs.preferences)
         self.digests |= write_datasets(self.folder.path / "dataset", step.name, self.specs, rows, pairs, judge)
         margins = [p.margin for p in pairs.preferences]
-        facts = {"rule": stage.rule, "mean_margin": round(sum(margins) / len(margins), 4) if margins else None}
         return StageRecord(
-            step.name, "pair", step.source.name, len(rows), len(pairs.preferences), Counter(pairs.dropped), facts=facts
+            step.name,
+            "pair",
+            step.source.name,
+            len(rows),
+            len(pairs.preferences),
+            Counter(pairs.dropped),
+            file=f"stages/{self._file(step).name}",
+            facts={"rule": stage.rule, "mean_margin": round(sum(margins) / len(margins), 4) if margins else None},
         )
 
     async def _train(self, step: Step, stage: TrainStage) -> StageRecord:
         assert step.source is not None
-        out = self.folder.model(stage.trainer.name)
-        given = self.training_data(step, stage)
-        if not given:
-            raise self.pipeline.error(step, f"stage {step.source.name!r} gave nothing to train on")
-        key, record_path = self.training_key(stage, given), out / "rlaif.json"
-        finished = read_json(record_path)
-        if finished is None or finished["key"] != key:
+        lessons, template = self.lessons(step), self.inputs.chat_templates.get(step.name)
+        if not lessons:
+            raise WorkError(
+                f"stage {step.source.name!r} gave nothing to train {step.name!r} on",
+                fix="`rlaif status` counts what was dropped and why",
+            )
+        base, out = self.specs[stage.trainer.base], self.folder.model(stage.trainer.name)
+        assert isinstance(base, TransformersModel)
+        key = self.training_key(step, stage)
+        record = training.finished(out, key)
+        if record is None:
             try:
-                finished = await asyncio.to_thread(self._fit, stage, given, out, key)
+                record = await asyncio.to_thread(
+                    training.train, stage, base, lessons, template, out, key, self._on_step
+                )
             except asyncio.CancelledError:
                 self._interrupted.set()  # the thread cannot be cancelled; it looks after each step
                 raise
-            write_json(record_path, finished)
         else:
             self.progress.note("unchanged, not trained again")
         self.use_trained(stage)
-        dropped: Counter[str] = Counter(finished["dropped"])
-        facts = {k: finished[k] for k in ("steps", "trained_seconds", "metrics", "cut", "validation")}
+        self.digests[f"model {stage.trainer.name}"] = self.engines[stage.trainer.name].identity
+        dropped = Counter(record["dropped"]) + Counter({"held-out": training.held_out(lessons)})
+        facts = {"steps": record["steps"], "trained_seconds": round(record["seconds"], 2), "cut": record["cut"]}
+        metrics = {name: round(value, 6) for name, value in record["metrics"].items()}
         return StageRecord(
-            step.name, "train", step.source.name, len(given), len(given) - dropped.total(), dropped, facts=facts
+            step.name,
+            "train",
+            step.source.name,
+            len(lessons),
+            record["kept"],
+            dropped,
+            facts=facts | {"metrics": metrics},
         )
 
-    def training_data(self, step: Step, stage: TrainStage) -> Sequence[Conversation | Preference]:
+    def lessons(self, step: Step) -> list[tuple[Any, training.Lesson]]:
+        """What a train stage learns from, each with the split it belongs to."""
         assert step.source is not None
-        return self.conversations[step.source.name] if stage.sft else self.pairs[step.source.name].preferences
+        if step.source.name in self.inputs.conversations:
+            return training.conversations(self.inputs.conversations[step.source.name])
+        return training.preferences(self.pairs[step.source.name].preferences)
 
-    def training_key(self, stage: TrainStage, given: Sequence[Conversation | Preference]) -> str:
-        """The digest of all that determines the trained model."""
-        return digest(
-            {
-                "settings": stage.trainer.model_dump(mode="json"),
-                "base": self.engines[stage.trainer.base].identity,
-                "data": digest([item.model_dump(mode="json") for item in given]),
-                "template": _chat_template(stage),
-                "versions": _versions(*TRAINING_PACKAGES) | {"rlaif": rlaif.__version__},
-            }
-        )
+    def training_key(self, step: Step, stage: TrainStage) -> str:
+        base = self.engines[stage.trainer.base].identity
+        return training.training_key(stage, base, self.lessons(step), self.inputs.chat_templates.get(step.name))
 
     def use_trained(self, stage: TrainStage) -> None:
         """From here on the trained model is a model like any other."""
         settings = stage.trainer
         self._add_model(settings.name, trained_spec(self.folder.model(settings.name), self.specs[settings.base]))
         self.parents[settings.name] = settings.base
-        self.digests[f"model {settings.name}"] = self.engines[settings.name].identity
-
-    def _fit(
-        self, stage: TrainStage, given: Sequence[Conversation | Preference], out: Path, key: str
-    ) -> dict[str, Any]:
-        """Train one model; runs in a worker thread. A partial folder of other inputs is thrown away."""
-        partial = out.with_name(out.name + ".partial")
-        if partial.exists() and read_text(partial / "key") != key:
-            shutil.rmtree(partial)
-        write_text(partial / "key", key)
-        shutil.rmtree(out, ignore_errors=True)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        base = self._base_path(stage.trainer.base)
-        if stage.sft:
-            from rlaif.train.sft import train_sft
-
-            split = _by_split((c.prompt.id, c.messages) for c in given if isinstance(c, Conversation))
-            result = train_sft(
-                stage.sft, base, split["train"], split["validation"], out, self._on_step, _chat_template(stage)
-            )
-        else:
-            from rlaif.train.dpo import PreferencePair, train_dpo
-
-            assert stage.dpo is not None
-            split = _by_split(
-                (p.prompt.id, PreferencePair(p.prompt.messages, p.chosen.completion.text, p.rejected.completion.text))
-                for p in given
-                if isinstance(p, Preference)
-            )
-            result = train_dpo(stage.dpo, base, split["train"], split["validation"], out, self._on_step)
-        held_out = {"held-out": len(split["held-out"])} if split["held-out"] else {}
-        return {
-            "key": key,
-            "steps": result.steps,
-            "trained_seconds": round(result.seconds, 2),
-            "metrics": {name: round(value, 6) for name, value in result.metrics.items()},
-            "kept": result.kept,
-            "cut": result.cut,
-            "dropped": dict(result.dropped) | held_out,
-            "validation": len(split["validation"]),
-        }
 
     def _on_step(self, values: dict[str, float]) -> None:
         if self._interrupted.is_set():
             raise KeyboardInterrupt
         self.progress.metrics(values)
 
-    def _base_path(self, name: str) -> Path:
-        spec = self.specs[name]
-        assert isinstance(spec, TransformersModel)
-        if spec.hub is not None:
-            from huggingface_hub import snapshot_download
-
-            return Path(snapshot_download(spec.hub, revision=spec.revision))
-        assert spec.path is not None
-        return find(spec.path)
-
     async def _measure(self, step: Step, stage: MeasureStage) -> StageRecord:
-        assert step.source is not None
-        prompts, dropped = self.measured_prompts(step, stage)
-        judge = self.open_judge(stage.rate) if stage.rate else None
-        key, path = self.measure_key(stage, prompts, judge), self.folder.path / "report" / "summary.json"
+        prompts, judge = self.inputs.prompts[step.name], self.inputs.judges.get(step.name)
+        key, path = self.measure_key(step, stage), self.folder.path / "report" / "summary.json"
         found = read_json(path)
         if found is not None and found.get("key") == key:
             self.progress.note("unchanged, not measured again")
             self.summary = found
         else:
             self.progress.total(len(prompts) * len(stage.models))
-            figures = await measure(
-                stage, prompts, self.engines, self.settings, self.parents, self.scheduler, judge, _gold(stage),
+            figures, failures = await measure(
+                stage, prompts, self.engines, self.settings, self.parents, self.scheduler, judge, truth(stage),
                 self.pipeline.seed, self.progress.advance,
             )  # fmt: skip
-            seconds = {record.name: round(record.seconds, 2) for record in self.records}
-            self.summary = {"run": self.pipeline.name, "key": key} | figures
-            self.summary |= {"calls": self._calls(), "seconds": seconds}
+            for prompt, error in failures:
+                self._fail(prompt, error)
+            seconds = {r.name: round(r.seconds, 2) for r in self.records if r.seconds is not None}
+            self.summary = {"run": self.pipeline.name} | figures | {"calls": self._calls(), "seconds": seconds}
+            if not failures:  # an incomplete measure is shown, and made again by the next run
+                self.summary["key"] = key
             write_json(path, self.summary)
-        return StageRecord(
-            step.name, "measure", step.source.name, len(prompts) + dropped.total(), len(prompts), dropped
-        )
+        return self.inputs.records[step.name]
 
-    def measured_prompts(self, step: Step, stage: MeasureStage) -> tuple[list[Prompt], Counter[str]]:
-        """The prompts of the measure's split. Only here are held-out prompts kept."""
-        assert step.source is not None and isinstance(step.source.stage, PromptsStage)
-        source = step.source.stage
-        everything = read_prompts(_source(source), column=source.column)
-        prompts, dropped = _take(
-            everything.items, stage.take, lambda p: p.split == stage.split, f"not in the {stage.split} split"
-        )
-        if not prompts:
-            raise self.pipeline.error(step, f"no prompt of {source.path or source.hub} is in the {stage.split} split")
-        return prompts, dropped + Counter(everything.dropped)
-
-    def measure_key(self, stage: MeasureStage, prompts: Sequence[Prompt], judge: Judge | None) -> str:
+    def measure_key(self, step: Step, stage: MeasureStage) -> str:
         """The digest of all that determines the measure's figures."""
+        judge = self.inputs.judges.get(step.name)
+        asked = {name: resolved(stage.sampling, self.settings[name], self.pipeline.seed) for name in stage.models}
+        if stage.rate:
+            rating = resolved(stage.rate.sampling, self.settings[stage.rate.model], self.pipeline.seed)
+            asked |= {"judge": rating}
+        models = {*stage.models, *([stage.rate.model] if stage.rate else [])}
+        models |= {parent for name, parent in self.parents.items() if name in models}
         return digest(
             {
-                "stage": stage.model_dump(mode="json"),
-                "prompts": [p.id for p in prompts],
-                "models": {name: self.engines[name].identity for name in stage.models},
-                "settings": {name: self.settings[name].model_dump(mode="json") for name in stage.models},
-                "judge": self.engines[stage.rate.model].identity if stage.rate else None,
+                "version": MEASURE_VERSION,
+                "stage": stage.model_dump(mode="json", exclude={"name", "source"}),
+                "prompts": [p.id for p in self.inputs.prompts[step.name]],
+                "models": {name: self.engines[name].identity for name in sorted(models)},
+                "asked": {name: sampling.model_dump(mode="json") for name, sampling in asked.items()},
                 "rubric": judge.rubric.digest if judge else None,
                 "template": judge.template.digest if judge else None,
-                "seed": self.pipeline.seed,
-                "rlaif": rlaif.__version__,
+                "versions": training.versions(*training.PACKAGES, "scipy") | {"rlaif": rlaif.__version__},
             }
         )
 
@@ -360,195 +285,156 @@ class Run:
 
     async def _stream(self, steps: Sequence[Step]) -> None:
         """Send every prompt through the row stages `steps`, a bounded number at a time."""
-        source = steps[0].source
-        assert source is not None
-        began = time.monotonic()
-        if source.name in self.prompts:
-            rows = [Row(prompt=prompt) for prompt in self.prompts[source.name]]
-        else:
-            rows = list(self.rows[source.name])
-        for step in steps:
-            if isinstance(step.stage, RateStage):
-                self.judges[step.name] = self.open_judge(step.stage)
-        self.progress.begin(" -> ".join(step.name for step in steps), "rows", total=len(rows))
-        writers = {step.name: RowWriter(self.folder.stage(step.number, step.name)) for step in steps}
-        finished: dict[str, list[Row | None]] = {step.name: [None] * len(rows) for step in steps}
-        window = asyncio.Semaphore(self._window(steps))
+        began, title = time.monotonic(), " -> ".join(step.name for step in steps)
+        rows = self.source_rows(steps[0])
+        self.progress.begin(title, "rows", total=len(rows))
+        writers = {step.name: RowWriter(self._file(step)) for step in steps}
+        finished: dict[str, dict[int, Row]] = {step.name: {} for step in steps}
+        todo = iter(enumerate(rows))  # shared by the workers: each takes the next row that nobody has taken
 
-        async def one(index: int, row: Row) -> None:
-            async with window:
+        async def worker() -> None:
+            for index, row in todo:
                 for step in steps:
                     if row.failure is None:
-                        row = await self.row(step, row)
+                        row = await self.row(step, row, self.scheduler)
                     finished[step.name][index] = row
                     writers[step.name].append(row)
                 self.progress.advance(failed=row.failure is not None)
 
         try:
             async with asyncio.TaskGroup() as group:
-                for index, row in enumerate(rows):
-                    group.create_task(one(index, row))
+                for _ in range(min(self._window(steps), len(rows))):
+                    group.create_task(worker())
         except* RlaifError as errors:
             raise _first(errors) from None
         finally:
             for writer in writers.values():
                 writer.close()
-        seconds = time.monotonic() - began
+        already_failed = sum(row.failure is not None for row in rows)
         for step in steps:
-            done = [row for row in finished[step.name] if row is not None]
+            done = [finished[step.name][index] for index in range(len(rows))]
             writers[step.name].finish(done)
             self.rows[step.name] = done
-            failed = sum(row.failure is not None for row in done)
-            facts = (
-                {"candidates": sum(len(row.candidates) for row in done)}
-                if step.stage.kind == "sample"
-                else {
-                    "ratings": sum(len(row.ratings) for row in done),
-                    "unparsed": sum(rating.value is None for row in done for rating in row.ratings),
-                }
-            )
-            record = StageRecord(
-                step.name, step.stage.kind, step.source.name if step.source else None, len(rows), len(done) - failed,
-                Counter({"failed": failed}) if failed else Counter(), seconds / len(steps), facts,
-            )  # fmt: skip
+            failed = sum(row.failure is not None for row in done) - already_failed
+            record = self._row_record(step, done, failed, already_failed)
+            record.seconds = time.monotonic() - began if step is steps[-1] else None
             self.records.append(record.checked())
+            already_failed += failed
         ended = self.records[-len(steps) :]
-        self.progress.end(" -> ".join(r.name for r in ended), "; ".join(f"{r.name} {_outcome(r)}" for r in ended))
+        self.progress.end(title, "; ".join(f"{r.name} {r.outcome()}" for r in ended))
 
-    async def row(self, step: Step, row: Row) -> Row:
+    def source_rows(self, step: Step) -> list[Row]:
+        """The rows a row stage starts from: those of an earlier row stage, or new ones for its prompts."""
+        assert step.source is not None
+        if step.source.name in self.rows:
+            return self.rows[step.source.name]
+        return [Row(prompt=prompt) for prompt in self.inputs.prompts[step.source.name]]
+
+    def _row_record(self, step: Step, rows: Sequence[Row], failed: int, already_failed: int) -> StageRecord:
+        if isinstance(step.stage, SampleStage):
+            facts = {"candidates": sum(len(row.candidates) for row in rows)}
+        else:
+            ratings = [rating for row in rows for rating in row.ratings]
+            facts = {"ratings": len(ratings), "unparsed": sum(rating.value is None for rating in ratings)}
+        given = len(rows) - already_failed  # a row counts as failed in the stage it failed in, and only there
+        return StageRecord(
+            step.name,
+            step.stage.kind,
+            step.source.name if step.source else None,
+            given,
+            given - failed,
+            Counter({"failed": failed}) if failed else Counter(),
+            file=f"stages/{self._file(step).name}",
+            facts=facts,
+        )
+
+    async def row(self, step: Step, row: Row, sampler: Sampler) -> Row:
         """One row through one stage. What befalls this row alone is written on it; what befalls all is raised."""
-        stage = step.stage
+        stage, seed = step.stage, self.pipeline.seed
         try:
             if isinstance(stage, SampleStage):
-                return await sample(row, stage, self.settings, self.sampler, self.pipeline.seed)
+                return await sample(row, stage, self.settings, sampler, seed)
             assert isinstance(stage, RateStage)
-            judge = self.judges[step.name]
-            return await rate(
-                row, stage, judge.rubric, judge.template, self.settings[stage.model], self.sampler, self.pipeline.seed
-            )
+            judge, settings = self.inputs.judges[step.name], self.settings[stage.model]
+            return await rate(row, stage, judge.rubric, judge.template, settings, sampler, seed)
         except EngineError as error:
             if error.fatal:
                 raise
-            group = self.failures.setdefault(error.cause, {"count": 0, "example": str(error), "row": row.prompt.id})
-            group["count"] += 1
+            self._fail(row.prompt, error)
             return row.model_copy(update={"failure": str(error)})
+
+    def _fail(self, prompt: Prompt, error: EngineError) -> None:
+        group = self.failures.setdefault(error.cause, {"count": 0, "example": str(error), "row": prompt.id})
+        group["count"] += 1
 
     def _window(self, steps: Sequence[Step]) -> int:
         """Rows in flight: enough to fill every server's slots twice, or an in-process batch several times."""
-        names = {s.model for step in steps if isinstance(step.stage, SampleStage) for s in step.stage.samplers()}
+        names = {s.model for step in steps if isinstance(step.stage, SampleStage) for s in step.stage.models}
         names |= {step.stage.model for step in steps if isinstance(step.stage, RateStage)}
-        batch = max((4 * spec.batch_size for n in names if (spec := self.specs[n]).engine == "transformers"), default=0)
+        batch = max((4 * s.batch_size for n in names if isinstance(s := self.specs[n], TransformersModel)), default=0)
         return max(batch, 2 * sum(self.concurrency.get(name, 0) for name in names), 16)
-
-    def open_judge(self, rater: Rater) -> Judge:
-        rubric, template = read_rubric(rater.rubric), Template.read(find(rater.template))
-        template.check(OFFERED, REQUIRED)
-        self.digests[f"rubric {rubric.name}"], self.digests[f"template {rater.template}"] = (
-            rubric.digest,
-            template.digest,
-        )
-        return Judge(rubric, template)
 
     # ------------------------------------------------------------ the manifest
 
     def _calls(self) -> dict[str, Any]:
+        """What each model was asked. `cost` is of this run's calls, `cost_of_data` of all calls the data rests on."""
         calls: dict[str, Any] = {}
         for name, tally in self.scheduler.tallies.items():
-            price = getattr(self.specs[name], "price", None)
+            spec = self.specs[name]
+            price = spec.price if isinstance(spec, OpenAIModel) else None
+
+            def cost(read: int, written: int, price: Any = price) -> float | None:
+                return None if price is None else round((read * price.prompt + written * price.completion) / 1e6, 6)
+
+            read, written = tally.prompt_tokens, tally.completion_tokens
+            all_read, all_written = read + tally.cached_prompt_tokens, written + tally.cached_completion_tokens
             calls[name] = {
                 "sent": tally.sent,
                 "cached": tally.cached,
                 "failed": tally.failed,
                 "causes": dict(tally.causes),
                 "cut_at_max_tokens": tally.cut,
-                "prompt_tokens": tally.prompt_tokens,
-                "completion_tokens": tally.completion_tokens,
-                "cost": None
-                if price is None
-                else round((tally.prompt_tokens * price.prompt + tally.completion_tokens * price.completion) / 1e6, 6),
+                "prompt_tokens": read,
+                "completion_tokens": written,
+                "cost": cost(read, written),
+                "cost_of_data": cost(all_read, all_written),
             }
         return calls
 
     def _write_manifest(self, state: str) -> None:
-        capabilities = {n: c for n, e in self.engines.items() if (c := getattr(e, "capabilities", None))}
+        probed = {n: c for n, e in self.engines.items() if (c := getattr(e, "capabilities", None))}
         self.folder.write_manifest(
             {
                 "name": self.pipeline.name,
                 "pipeline": self.pipeline.document.path,
                 "state": state,
-                "started": self.started,
-                "seconds": round(time.time() - self.started, 2),
-                "versions": {"rlaif": rlaif.__version__} | _versions("datasets", "openai", *TRAINING_PACKAGES),
+                "started": self._started,
+                "seconds": round(time.time() - self._started, 2),
+                "versions": {"rlaif": rlaif.__version__} | training.versions("datasets", "openai", *training.PACKAGES),
                 "digests": dict(sorted(self.digests.items())),
                 "stages": [record.as_dict() for record in self.records],
                 "calls": self._calls(),
-                "capabilities": capabilities,
+                "capabilities": self._before.get("capabilities", {}) | probed,
                 "failures": self.failures,
             }
         )
 
 
-def _chat_template(stage: TrainStage) -> str | None:
-    return find(stage.sft.template).read_text(encoding="utf-8") if stage.sft and stage.sft.template else None
-
-
-def _gold(stage: MeasureStage) -> Callable[[str, str], Truth] | None:
-    """The truth of the embedded world, where the pipeline asks for it and nowhere else."""
-    if stage.judge != "gold":
-        return None
-    from rlaif.judges.gold import gold
-
-    return gold
-
-
-def _leading_row_steps(steps: Sequence[Step]) -> list[Step]:
-    """The row stages at the front of `steps` that read one another in sequence."""
-    stream: list[Step] = []
+def _groups(steps: Sequence[Step]) -> Iterator[list[Step]]:
+    """The steps in order, row stages that read one another in sequence together."""
+    group: list[Step] = []
     for step in steps:
-        if step.stage.kind not in ("sample", "rate") or (stream and step.source is not stream[-1]):
-            break
-        stream.append(step)
-    return stream
-
-
-def _outcome(record: StageRecord) -> str:
-    dropped = ", ".join(f"{count} {reason}" for reason, count in sorted(record.dropped.items()))
-    unparsed = f", {record.facts['unparsed']:,} ratings unparsed" if record.facts.get("unparsed") else ""
-    return f"{record.out:,}" + (f" (dropped: {dropped})" if dropped else "") + unparsed
+        if group and not (step.stage.kind in ("sample", "rate") and step.source is group[-1]):
+            yield group
+            group = []
+        if group or step.stage.kind in ("sample", "rate"):
+            group.append(step)
+        else:
+            yield [step]
+    if group:
+        yield group
 
 
 def _first(errors: BaseExceptionGroup[RlaifError]) -> RlaifError:
     first = errors.exceptions[0]
     return _first(first) if isinstance(first, BaseExceptionGroup) else first
-
-
-def _source(stage: FileStage) -> Path | Rows:
-    if stage.hub is not None:
-        return read_hub(stage.hub, split=stage.hub_split)
-    assert stage.path is not None
-    return find(stage.path)
-
-
-def _take(items: Sequence[Any], take: int | None, keep: Any, reason: str) -> tuple[list[Any], Counter[str]]:
-    """The first `take` items that `keep` lets through; the rest counted by reason."""
-    fitting = [item for item in items if keep(item)]
-    kept = fitting[:take]
-    counts = {reason: len(items) - len(fitting), "not taken": len(fitting) - len(kept)}
-    return kept, Counter({k: v for k, v in counts.items() if v})
-
-
-def _by_split(items: Iterable[tuple[str, Any]]) -> dict[str, list[Any]]:
-    split: dict[str, list[Any]] = {"train": [], "validation": [], "held-out": []}
-    for identifier, item in items:
-        split[split_of(identifier)].append(item)
-    return split
-
-
-def _versions(*packages: str) -> dict[str, str]:
-    found = {}
-    for package in packages:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found

@@ -31,6 +31,11 @@ class Counts:
         self.kept, self.cut = 0, 0
         self.dropped: Counter[str] = Counter()
 
+    def add(self, other: Counts) -> None:
+        """Count the rows of another split too."""
+        self.kept, self.cut = self.kept + other.kept, self.cut + other.cut
+        self.dropped += other.dropped
+
     def check(self, total: int, max_length: int) -> None:
         """Raise when nothing is left to train on."""
         if not total:

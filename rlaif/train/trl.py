@@ -7,6 +7,7 @@ Rows reach TRL as token ids with their masks, so none of its templating, truncat
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import math
 import os
@@ -216,7 +217,7 @@ def load(base: Path, template: str | None = None) -> tuple[PreTrainedModel, PreT
     """The base model in float32 and its tokenizer, with `template` as its chat template where one is given."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(base)
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, use_safetensors=True)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise InputError(f"the base model cannot be loaded: {reason}", file=str(base)) from None
@@ -261,7 +262,7 @@ def evaluate(trainer: Any) -> dict[str, float]:
 def save(
     trainer: Any, tokenizer: PreTrainedTokenizerBase, out: Path, counts: Counts, metrics: dict[str, float], began: float
 ) -> TrainResult:
-    """Write the model beside `out` and rename it, so that `out` is a whole model or is not there."""
+    """Write the model and what its training was beside `out` and rename all of it: `out` is whole or is not there."""
     final = partial_folder(out) / "final"
     shutil.rmtree(final, ignore_errors=True)
     model = trainer.accelerator.unwrap_model(trainer.model)
@@ -271,9 +272,7 @@ def save(
     model.config.use_cache = True  # the base trainer switches it off, and sampling without it is quadratic
     model.save_pretrained(final)
     tokenizer.save_pretrained(final)
-    os.replace(final, out)
-    shutil.rmtree(partial_folder(out))
-    return TrainResult(
+    result = TrainResult(
         path=out,
         steps=int(trainer.state.global_step),
         seconds=time.monotonic() - began,
@@ -282,6 +281,13 @@ def save(
         cut=counts.cut,
         dropped=dict(counts.dropped),
     )
+    facts = {name: value for name, value in result._asdict().items() if name != "path"}
+    (final / "training.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    if (key := partial_folder(out) / "key").exists():  # the caller's mark of what this was trained from
+        shutil.copy(key, final)
+    os.replace(final, out)
+    shutil.rmtree(partial_folder(out))
+    return result
 
 
 @contextmanager
