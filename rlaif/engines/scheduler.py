@@ -250,6 +250,8 @@ class Scheduler:
             async with self._slots[engine.name]:
                 if not order.done.done():
                     await self._ask([order])
+                    # The slot is held until the answer is on disk, so that a kill can lose no more than what fits.
+                    await asyncio.wait([order.done])
         except asyncio.CancelledError:
             order.done.cancel()
             raise
