@@ -97,7 +97,7 @@ def build(out: Path, *, scale: float = 1.0, seed: int = 0) -> None:
     )
     _write(out / "README.md", describe(len(asked), demonstrations))
 
-    measured = validation[: max(70, round(len(validation) * share))]
+    measured = validation[: max(28, round(len(validation) * share))]
     report(f"measuring on {len(measured)} validation prompts")
     policies = [_as_shipped(base), _as_shipped(tuned)]
     judged = Annotator(
@@ -224,7 +224,7 @@ def main() -> None:
         prog="python -m rlaif.build", description="Build the embedded models and their data."
     )
     parser.add_argument("--out", type=Path, default=Path("build/tiny"), help="the folder to fill (default: build/tiny)")
-    parser.add_argument("--scale", type=float, default=1.0, help="share of the full training (0.02 shows that it runs)")
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the full training (0.01 shows that it runs)")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     transformers.logging.set_verbosity_error()

@@ -6,9 +6,9 @@ The truth is the world's. Held-out prompts are never read here: they are for the
 from __future__ import annotations
 
 import random
-from collections import defaultdict
 from collections.abc import Sequence
 from statistics import mean
+from typing import NamedTuple
 
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -16,9 +16,17 @@ from rlaif.build.chat import sample
 from rlaif.build.policies import Policy, sample_policies
 from rlaif.build.ratings import ASPECTS, Lesson, Lessons, completion_to_judge, judge, principle
 from rlaif.judges.replies import read_lines
-from rlaif.world import FAMILIES, Question, gold, parse
+from rlaif.world import FAMILIES, Family, Question, gold, parse
 
-TOKENS_PER_LINE = 48
+TOKENS_PER_LINE = 48  # the longest line taught, on a list of three, has 37
+
+Row = tuple[Question, list[str]]  # a prompt and its completions, as many in each row
+
+
+class Verdict(NamedTuple):
+    family: Family
+    wanted: int
+    given: int | None
 
 
 def measure_policy(policy: Policy, questions: Sequence[Question], tries: int = 8) -> dict[str, float]:
@@ -68,43 +76,47 @@ class Annotator:
         for count in (1, 4):
             for family in FAMILIES:
                 asked = [question for question in questions if question.family == family]
-                rows = [self._composed(rng, "right", rng.choice(asked), count) for _ in range(each)]
-                figures[f"right, {count} at once: {family}"] = self._balanced("right", rows, count)
+                rows = [_composed(rng, "right", rng.choice(asked), count) for _ in range(each)]
+                figures[f"right, {count} at once: {family}"] = _balanced(self._verdicts("right", rows))
             for aspect in ASPECTS:
                 if aspect != "right":
-                    rows = [self._composed(rng, aspect, rng.choice(questions), count) for _ in range(each)]
-                    figures[f"{aspect}, {count} at once"] = self._exact(aspect, rows, count)
+                    rows = [_composed(rng, aspect, rng.choice(questions), count) for _ in range(each)]
+                    figures[f"{aspect}, {count} at once"] = _exact(self._verdicts(aspect, rows))
         sampled = sample_policies(policies, [question.text for question in questions], seed)
         rows = [(question, rng.sample(sampled[question.text], 4)) for question in questions]
         for aspect in ASPECTS:
-            if aspect == "right":
-                figures["right, of policies' samples"] = self._balanced(aspect, rows, 4)
-                for family in FAMILIES:
-                    own = [row for row in rows if row[0].family == family]
-                    figures[f"right, of policies' samples: {family}"] = self._balanced(aspect, own, 4)
-            else:
-                figures[f"{aspect}, of policies' samples"] = self._exact(aspect, rows, 4)
+            verdicts = self._verdicts(aspect, rows)
+            if aspect != "right":
+                figures[f"{aspect}, of policies' samples"] = _exact(verdicts)
+                continue
+            figures["right, of policies' samples"] = _balanced(verdicts)
+            for family in FAMILIES:
+                own = [verdict for verdict in verdicts if verdict.family == family]
+                figures[f"right, of policies' samples: {family}"] = _balanced(own)
         return figures
 
-    def _composed(self, rng: random.Random, aspect: str, question: Question, count: int) -> tuple[Question, list[str]]:
-        return question, [completion_to_judge(rng, question, ASPECTS[aspect].trait) for _ in range(count)]
-
-    def _verdicts(
-        self, name: str, rows: Sequence[tuple[Question, list[str]]], count: int
-    ) -> list[tuple[int, int | None]]:
-        """The wanted and the given rating of every completion, the principle worded anew for each row."""
+    def _verdicts(self, name: str, rows: Sequence[Row]) -> list[Verdict]:
+        """Of every completion the wanted and the given rating, the principle worded anew for each row."""
         aspect, rng = ASPECTS[name], random.Random(name)
         lessons = [self.lessons.rate(q, texts, aspect, principle(rng, aspect, negated=0.1)) for q, texts in rows]
-        wanted = [judge(aspect, q, parse(q.text, text))[1] for q, texts in rows for text in texts]
-        given = [value for values in self.rate(lessons, count) for value in values]
-        return list(zip(wanted, given, strict=True))
+        given = [value for values in self.rate(lessons, len(rows[0][1])) for value in values]
+        asked = [(question, text) for question, texts in rows for text in texts]
+        return [
+            Verdict(question.family, judge(aspect, question, parse(question.text, text))[1], value)
+            for (question, text), value in zip(asked, given, strict=True)
+        ]
 
-    def _exact(self, name: str, rows: Sequence[tuple[Question, list[str]]], count: int) -> float:
-        return mean(wanted == given for wanted, given in self._verdicts(name, rows, count))
 
-    def _balanced(self, name: str, rows: Sequence[tuple[Question, list[str]]], count: int) -> float:
-        """The mean of two shares: of right completions rated right, of all others rated as they should be."""
-        hits: dict[bool, list[bool]] = defaultdict(list)
-        for wanted, given in self._verdicts(name, rows, count):
-            hits[wanted == 5].append(wanted == given)
-        return mean(mean(share) for share in hits.values())
+def _composed(rng: random.Random, aspect: str, question: Question, count: int) -> Row:
+    return question, [completion_to_judge(rng, question, ASPECTS[aspect].trait) for _ in range(count)]
+
+
+def _exact(verdicts: Sequence[Verdict]) -> float:
+    return mean(verdict.wanted == verdict.given for verdict in verdicts)
+
+
+def _balanced(verdicts: Sequence[Verdict]) -> float:
+    """The mean of two shares: of right completions rated right, of all others rated as they should be."""
+    right = [verdict for verdict in verdicts if verdict.wanted == 5]
+    other = [verdict for verdict in verdicts if verdict.wanted != 5]
+    return mean(_exact(part) for part in (right, other) if part)
