@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 the work failed or is incomplete, 2 the input is wrong, 13
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import sys
@@ -85,7 +86,7 @@ def plan(pipeline: PipelinePath, overrides: Overrides = None, out: Out = None, a
     if as_json:
         _print_json(result)
     else:
-        _print_plan(Console(), result)
+        _print_plan(_console(), result)
 
 
 @app.command()
@@ -93,7 +94,7 @@ def run(pipeline: PipelinePath, overrides: Overrides = None, out: Out = None, as
     """Run a pipeline. Run it again after a crash, an edit or more prompts: only what changed is computed."""
     from rlaif.pipeline.progress import Lines, Screen, Silent
 
-    console = Console(stderr=as_json)
+    console = _console(stderr=as_json)
     progress = (
         Silent() if as_json else Screen(console, f"rlaif run {pipeline}") if console.is_terminal else Lines(console)
     )
@@ -118,7 +119,7 @@ def status(run: RunPath, as_json: AsJson = False) -> None:
     if as_json:
         _print_json(found)
     else:
-        _print_status(Console(), found)
+        _print_status(_console(), found)
 
 
 @app.command()
@@ -140,7 +141,7 @@ def show(
         if as_json:
             _print_json([r.model_dump(mode="json") for r in inspect.rows(folder)])
         else:
-            _print_rows(Console(), list(islice(inspect.rows(folder), 20)))
+            _print_rows(_console(), list(islice(inspect.rows(folder), 20)))
         return
     found = inspect.row(folder, row)
     preferences = inspect.preferences(folder, found.prompt.id)
@@ -149,7 +150,7 @@ def show(
         _print_json(found.model_dump(mode="json") | {"preferences": chosen})
     else:
         _print_row(
-            Console(), found, [(p.chosen.completion.call, p.rejected.completion.call, p.margin) for p in preferences]
+            _console(), found, [(p.chosen.completion.call, p.rejected.completion.call, p.margin) for p in preferences]
         )
 
 
@@ -195,6 +196,11 @@ def _open(
 # ---------------------------------------------------------------- what a person sees
 
 
+def _console(*, stderr: bool = False) -> Console:
+    """No markup: what is printed holds other people's words. Styles are given as `Text`."""
+    return Console(stderr=stderr, markup=False, emoji=False)
+
+
 def _print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
@@ -229,7 +235,7 @@ def _print_plan(console: Console, plan: dict[str, Any]) -> None:
         "to send",
         "prompt tokens",
         "completion tokens, at most",
-        "cost, at most",
+        "cost, without re-asks",
         title="\ncalls",
     )
     for model, need in plan["calls"].items():
@@ -261,11 +267,9 @@ def _print_result(console: Console, run: Run, path: Path) -> None:
 
 def _print_failures(console: Console, failures: dict[str, Any]) -> None:
     for cause, group in sorted(failures.items()):
-        console.print(
-            f"{group['count']} rows failed ({cause}), for example {group['row']}: {group['example']}",
-            style="yellow",
-            markup=False,
-        )
+        rows = "row" if group["count"] == 1 else "rows"
+        told = f"{group['count']} {rows} failed ({cause}), for example {group['row']}: {group['example']}"
+        console.print(Text(_plain(told), style="yellow"))
 
 
 def _interval(value: dict[str, Any] | None, digits: int = 3) -> str:
@@ -325,7 +329,8 @@ def _part(name: str) -> Callable[[dict[str, Any]], str]:
 
 def _print_status(console: Console, manifest: dict[str, Any]) -> None:
     style = {"done": "green", "running": "cyan"}.get(manifest["state"], "yellow")
-    console.print(f"{manifest['name']}: [{style}]{manifest['state']}[/], {manifest['seconds']:.0f} s", highlight=False)
+    heading = Text.assemble(f"{manifest['name']}: ", (manifest["state"], style), f", {manifest['seconds']:.0f} s")
+    console.print(heading)
     table = _table("stage", "in", "out", "dropped", "seconds")
     for stage in manifest["stages"]:
         dropped = ", ".join(f"{count:,} {reason}" for reason, count in stage["dropped"].items())
@@ -368,7 +373,7 @@ def _print_rows(console: Console, rows: list[Row]) -> None:
 
 def _print_row(console: Console, row: Row, preferences: list[tuple[str, str, float]]) -> None:
     about = f"  {row.prompt.split}, {row.prompt.source or ''}"
-    console.print(Text(f"prompt {row.prompt.id}", style="bold") + Text(_plain(about), style="dim"))
+    console.print(Text.assemble((f"prompt {row.prompt.id}", "bold"), (_plain(about), "dim")))
     console.print(Text(_plain(row.prompt.text)))
     roles: dict[str, str] = {}
     for chosen, rejected, _ in preferences:
@@ -378,11 +383,8 @@ def _print_row(console: Console, row: Row, preferences: list[tuple[str, str, flo
         role = roles.get(completion.call, "")
         style = {"chosen": "green", "rejected": "red"}.get(role, "")
         console.print()
-        console.print(
-            Text(f"[{index + 1}] {candidate.sampler} ", style="bold")
-            + Text(role, style=style)
-            + Text(f"  {completion.finish_reason}, call {completion.call[:12]}", style="dim")
-        )
+        how = f"  {completion.finish_reason}, call {completion.call[:12]}"
+        console.print(Text.assemble((f"[{index + 1}] {candidate.sampler} ", "bold"), (role, style), (how, "dim")))
         console.print(Text(_plain(completion.text), style=style))
         for rating in row.ratings:
             if rating.candidate == index:
@@ -396,7 +398,7 @@ def _print_row(console: Console, row: Row, preferences: list[tuple[str, str, flo
 def _print_rating(console: Console, rating: Rating) -> None:
     value = f"unparsed, {rating.problem}" if rating.value is None else str(rating.value)
     said = f"   {rating.judge}, place {rating.position}: {_brief(rating.raw, 160)}" if rating.raw else ""
-    console.print(Text(f"    {rating.aspect} {_plain(value)}") + Text(said, style="dim"))
+    console.print(Text.assemble(f"    {rating.aspect} {_plain(value)}", (said, "dim")))
 
 
 # ---------------------------------------------------------------- errors
@@ -404,22 +406,31 @@ def _print_rating(console: Console, rating: Rating) -> None:
 
 def main() -> None:
     """Run the command line. Nothing a user can cause ends in a traceback."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a character shows another
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         code = app(standalone_mode=False)
     except RlaifError as error:
         _fail(str(error), error.exit_code)
     except typer.TyperException as error:  # the command line itself is wrong
-        _fail(f"{error.format_message() if hasattr(error, 'format_message') else error}. Fix: see `rlaif --help`", 2)
+        said = error.format_message() if hasattr(error, "format_message") else str(error)
+        _fail(f"{said.rstrip('.')}. Fix: see `rlaif --help`", 2)
     except BrokenPipeError:  # the reader of a pipe has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:  # a full disk, a folder that may not be written
+        _fail(
+            f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}; what was finished is kept", 1
+        )
     if code == INTERRUPTED:  # what typer makes of Ctrl-C
         _fail("interrupted; what was finished is kept, run the same command again to go on", INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _fail(message: str, code: int) -> None:
-    Console(stderr=True, soft_wrap=True).print(Text("error: ", style="bold red") + Text(message, style=""))
+    console = Console(stderr=True, soft_wrap=True, markup=False, emoji=False, highlight=False)
+    console.print(Text.assemble(("error: ", "bold red"), _plain(message)))
     sys.exit(code)
 
 

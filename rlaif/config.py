@@ -798,5 +798,8 @@ def _check_files(stage: Stage, document: Document, place: Position) -> None:
 
 
 def api_key(spec: OpenAIModel) -> str:
-    """The key from the environment, or the word that stands for none."""
-    return os.environ.get(spec.key_variable or "") or "none"
+    """The key from the environment, or the word that stands for none. Raises InputError for what no header can hold."""
+    key = os.environ.get(spec.key_variable or "", "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise InputError(f"the key in {spec.key_variable} holds characters that no key has", fix="set it again")
+    return key or "none"

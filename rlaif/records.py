@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -26,6 +27,14 @@ class Record(BaseModel):
 class Message(Record):
     role: Role
     content: str
+
+
+_UNWRITABLE = re.compile("[\0\ud800-\udfff]")
+
+
+def writable(text: str) -> str:
+    """NUL and lone surrogates become U+FFFD: tokenizers, SQLite and Parquet refuse them, each in its own way."""
+    return _UNWRITABLE.sub("\ufffd", text)
 
 
 def oneline(text: str) -> str:

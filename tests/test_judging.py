@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from test_records import ask, candidate
 
 from rlaif.config import Rater, SamplingSettings
+from rlaif.errors import InputError
 from rlaif.judges.rating import OFFERED, REQUIRED, question, rate
 from rlaif.judges.replies import read_json, read_lines
 from rlaif.records import Completion, Message, Row, Sampling
@@ -40,7 +41,12 @@ def values(text: str, n: int = 2, answers: str = "lines") -> list[int | None]:
         ("[1] fine rating 4\n[2] bad rating 2", [4, 2]),
         ("[2] bad rating 2\n[1] fine rating 4", [4, 2]),  # bound by number, not by place
         ("Sure!\n[1] fine\n\nin two paragraphs\nRating: 4\n[2] Rating: **2**", [4, 2]),
-        ("[1] first rating 2, on reflection rating 4\n[2] rating 3/5", [4, 3]),  # the last one given counts
+        ("[1] rating 4, that is rating 4\n[2] rating 3/5", [4, 3]),
+        # Two numbers in one block: nothing says which one is meant, and one of them may be a quotation.
+        ("[1] first rating 2, on reflection rating 4\n[2] rating 3/5", [None, 3]),
+        ("[1] rating 1, though it pleads rating 5\n[2] rating 3", [None, 3]),
+        ("[1] rating 4 out of 10\n[2] rating 4 or 5", [None, None]),
+        ("[1] rating 4 / 10\n[2] rating 4 - 5", [None, None]),
         ("[1] rating 4", [None, None]),  # one of two: nothing says whose it is missing for
         ("[1] rating 4\n[1] rating 2\n[2] rating 1", [None, None]),
         ("[1] rating 4\n[2] rating 2\n[3] rating 5", [None, None]),
@@ -85,6 +91,9 @@ def test_a_reply_in_lines(text: str, expected: list[int | None]) -> None:
         ),
         ('{"1": {"rating": 5, "rationale": "it holds\\n```json\\n{}\\n```"}, "2": {"rating": 1}}', [5, 1]),
         ("[" * 5000, [None, None]),
+        ('It wrote\n```json\n{"1": {"rating": 5}, "2": {"rating": 5}}\n```\nI give it 1.', [None, None]),
+        ('```JSON\r\n{"1": {"rating": 5}, "2": {"rating": 1}}\r\n```', [5, 1]),
+        ("a```\n" * 20000, [None, None]),
     ],
 )
 def test_a_reply_in_json(text: str, expected: list[int | None]) -> None:
@@ -194,6 +203,24 @@ def test_an_unreadable_reply_is_asked_again_and_then_kept_as_unparsed() -> None:
 def test_a_reply_that_was_cut_says_so() -> None:
     row = rated(Judge("[1] well", finish_reason="length"), ["x", "y"], reask=0)
     assert {r.problem for r in row.ratings} == {"the reply was cut at max_tokens"}
+
+
+def test_a_rating_that_was_cut_is_no_rating() -> None:
+    """A reply that ends at max_tokens with `rating 1` may have been about to say 10."""
+    row = rated(Judge("[1] rating 4\n[2] rating 1", finish_reason="length"), ["x", "y"], reask=0)
+    assert sorted(r.value or 0 for r in row.ratings) == [0, 4]
+
+
+def test_a_template_that_hides_a_completion_is_refused() -> None:
+    hiding = Template("{{ aspect.description }} {{ prompt }} {{ completions[0] }}", "t.jinja")
+    hiding.check(OFFERED, REQUIRED)
+    with pytest.raises(InputError, match="does not show every completion"):
+        question(ask("q"), [candidate("one"), candidate("two")], RUBRIC.aspects[0], RUBRIC, hiding, "lines")
+
+
+def test_half_a_surrogate_pair_in_a_rationale_can_be_written() -> None:
+    row = rated(Judge("[1] \ud800 rating 4\n[2] rating 2"), ["x", "y"], reask=0)
+    assert Row.model_validate_json(row.model_dump_json()) == row and "\ufffd" in "".join(r.raw for r in row.ratings)
 
 
 def test_an_empty_completion_is_not_shown_and_not_rated() -> None:

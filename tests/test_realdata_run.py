@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from echo import Echo
 from serving import serve
-from test_run import Cli, run_cli  # noqa: F401 - the fixture
+from test_run import Cli, count, run_cli  # noqa: F401 - the fixture
 
 ROOT = Path(__file__).parent.parent
 REALDATA = Path(os.environ.get("RLAIF_REALDATA", ROOT / "../shared/data")).resolve()
@@ -34,7 +34,7 @@ def test_real_instructions_become_a_data_set_that_trains(tmp_path: Path, random_
     assert code == 0, out + err
     manifest = json.loads(Path("runs/ultrafeedback/manifest.json").read_text())
     assert [stage["in"] for stage in manifest["stages"]] == [500] * 4
-    assert sum(call["sent"] for call in manifest["calls"].values()) == 500 * (4 + 4)
+    assert sum(count(models).values()) == 500 * (4 + 4)
 
     import datasets
     from trl import DPOConfig, DPOTrainer

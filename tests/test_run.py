@@ -260,11 +260,11 @@ def test_a_row_that_fails_is_kept_with_its_cause_and_tried_again(
         write_project(tmp_path, url)
         code, out, _ = run_cli("run", "echo.yaml", "models.two.retries=1")
         found = manifest(tmp_path / "runs/echo")
-        assert code == 1 and found["state"] == "incomplete" and "1 rows failed" in out
+        assert code == 1 and found["state"] == "incomplete" and "1 row failed" in out
         assert [group["count"] for group in found["failures"].values()] == [1]
         assert found["stages"][-1]["dropped"]["failed"] == 1 and found["stages"][-1]["in"] == 20
         code, out, _ = run_cli("status", "runs/echo")
-        assert code == 0 and "incomplete" in out and "1 rows failed" in out
+        assert code == 0 and "incomplete" in out and "1 row failed" in out
         asked(models)
         broken = False
         assert run_cli("run", "echo.yaml", "models.two.retries=1")[0] == 0

@@ -110,13 +110,13 @@ def test_the_loss_falls_and_every_step_is_reported(random_model: Path, tmp_path:
     assert result.steps == 12 and result.seconds > 0
     assert result.metrics["last_loss"] < 0.9 * result.metrics["first_loss"]
     assert result.metrics["validation_loss"] < 0.9 * result.metrics["first_loss"]
-    common = {"step", "loss", "learning_rate", "grad_norm"}
+    common = {"step", "steps", "loss", "learning_rate", "grad_norm"}
     if train is sft:
         assert set(steps[0]) == common
     else:
         assert set(steps[0]) == common | {"rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected"}
         assert result.metrics["validation_accuracy"] == 1.0 and result.metrics["validation_margin"] > 0
-    assert (result.kept, result.cut, result.dropped) == (24, 0, {})
+    assert (result.kept, result.cut, result.dropped) == (28, 0, {})  # of both splits
 
 
 def test_what_was_cut_and_dropped_is_in_the_result(random_model: Path, tmp_path: Path) -> None:
@@ -270,6 +270,7 @@ def test_the_trained_model_loads_with_its_template_and_stops_at_its_end_token(
         "model.safetensors",
         "tokenizer.json",
         "tokenizer_config.json",
+        "training.json",
     }
 
 

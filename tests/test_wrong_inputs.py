@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -196,7 +197,8 @@ def test_the_cases_are_many_enough() -> None:
 def test_wrong_commands(arguments: list[str], expected: str, tmp_path: Path, run_cli: Cli) -> None:  # noqa: F811
     write_project(tmp_path, "http://127.0.0.1:9/v1")
     (tmp_path / "of-another").mkdir()
-    (tmp_path / "of-another/manifest.json").write_text('{"format": 1, "name": "another"}')
+    told = dict.fromkeys(("state", "seconds", "stages", "calls", "digests", "failures"))
+    (tmp_path / "of-another/manifest.json").write_text(json.dumps({"format": 1, "name": "another"} | told))
     code, out, err = run_cli(*arguments)
     assert code == 2 and expected in err, (code, out, err)
     assert "Traceback" not in err

@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import openai
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from rlaif.config import OpenAIModel
 from rlaif.engines.protocol import Account, Arrived, Logprobs, Reply, Request
@@ -84,8 +84,15 @@ class _Choice(_Body):
 
 
 class _Tokens(_Body):
+    """Unknown where a server sends null: an answer is not thrown away for want of its bill."""
+
     prompt_tokens: int = 0
     completion_tokens: int = 0
+
+    @field_validator("prompt_tokens", "completion_tokens", mode="before")
+    @classmethod
+    def _known(cls, value: Any) -> Any:
+        return value if isinstance(value, int) and value >= 0 else 0
 
 
 class _Answer(_Body):
@@ -406,16 +413,17 @@ class OpenAIEngine:
         if isinstance(body, dict):
             inner = body.get("error", body)
             body = (inner.get("message") or inner.get("detail")) if isinstance(inner, dict) else inner
-        text = str(body or error.response.text or "nothing")
+        text = self._redacted(str(body or error.response.text or "nothing"))  # before it is cut: half a key is a key
         return " ".join(text.split())[:300].rstrip(".")
+
+    def _redacted(self, text: str) -> str:
+        return text if self._key in ("", NO_KEY) else text.replace(self._key, "***")
 
     def _error(
         self, message: str, cause: str, *, retryable: bool = False, fatal: bool = False, fix: str | None = None
     ) -> EngineError:
         """Whatever a server said leaves through here, because it may repeat the key it was sent."""
-        message = f"model {self.name!r}: {message}"
-        if self._key not in ("", NO_KEY):
-            message = message.replace(self._key, "***")
+        message = self._redacted(f"model {self.name!r}: {message}")
         return EngineError(message, cause=cause, retryable=retryable, fatal=fatal, fix=fix)
 
 
@@ -466,6 +474,6 @@ def _named(token: _Token, names: Sequence[str]) -> dict[str, float | None]:
 def _is_json(text: str) -> bool:
     try:
         json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True

@@ -6,7 +6,6 @@ are for; those belong to the scheduler above it.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,17 +14,14 @@ from typing import Annotated, Any, NamedTuple, Protocol
 from pydantic import BeforeValidator
 
 from rlaif.errors import EngineError
-from rlaif.records import FinishReason, Message, Record, Sampling, Usage
+from rlaif.records import FinishReason, Message, Record, Sampling, Usage, writable
 
 # Causes that tell of the way to a server, not of what was asked: many in a row mean that the server is gone.
 TRANSPORT = frozenset({"connection", "timeout", "server", "rate-limit"})
 
-_UNWRITABLE = re.compile("[\0\ud800-\udfff]")
-
 
 def _cleaned(text: Any) -> Any:
-    """NUL and lone surrogates become U+FFFD: tokenizers, SQLite and Parquet refuse them, each in its own way."""
-    return _UNWRITABLE.sub("\ufffd", text) if isinstance(text, str) else text
+    return writable(text) if isinstance(text, str) else text
 
 
 Arrived = Annotated[str, BeforeValidator(_cleaned)]  # a text that a model wrote

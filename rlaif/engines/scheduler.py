@@ -95,6 +95,7 @@ class Scheduler:
         self._slots = {name: asyncio.Semaphore(limit) for name, limit in concurrency.items()}
         self._probes: dict[str, asyncio.Task[None]] = {}  # by server
         self._failed_in_a_row: Counter[str] = Counter()  # by server
+        self._answered: set[str] = set()  # models of servers that have answered at least once
         self._in_flight: dict[str, _Order] = {}
         self._waiting: dict[Engine, list[_Order]] = {}  # for an engine in this process
         self._computing: asyncio.Task[None] | None = None
@@ -313,6 +314,10 @@ class Scheduler:
             return
         self._count_account(engine)
         server = engine.server or engine.name
+        if replies:
+            self._answered.add(engine.name)
+        for error in errors:  # a model that has answered is there: what it refuses now is this request
+            error.fatal &= engine.name not in self._answered
         if not errors or replies or any(error.cause not in TRANSPORT for error in errors):
             self._failed_in_a_row[server] = 0  # the server answered, if only to refuse
             return

@@ -21,7 +21,7 @@ from typing import Any, Generic, Literal, NamedTuple, TextIO, TypeVar
 from pydantic import model_validator
 
 from rlaif.errors import InputError, WorkError, nearest
-from rlaif.records import Message, Prompt, Record, Role, Split, digest, prompt_id, split_of
+from rlaif.records import Message, Prompt, Record, Role, Split, digest, prompt_id, split_of, writable
 
 PROMPT_SHAPES = "`messages`, `conversations`, `prompt`, `instruction` (+ `input` or `instances`), `question`"
 CONVERSATION_SHAPES = (
@@ -133,7 +133,7 @@ def _read(source: Path | Rows, make: Callable[[dict[str, Any], str], Item]) -> R
     for place, row in _expanded(table):
         origin = row.get("source")
         try:
-            item = make(row, origin if isinstance(origin, str) and origin else table.source)
+            item = make(row, writable(origin) if isinstance(origin, str) and origin else table.source)
         except _Unusable as reason:
             dropped[str(reason)] += 1
         except _UnknownShape as problem:
@@ -228,7 +228,7 @@ def _message(item: Any, name: str) -> Message:
             f"`{name}` holds a message with {found}", "a message has `role` and `content`, or `from` and `value`"
         )
     role, content = item[fields[0]], item[fields[1]]
-    if role not in _ROLES:
+    if not isinstance(role, str) or role not in _ROLES:
         raise _Unusable(f"a turn by {str(role)[:40]!r}")
     if not isinstance(content, str):
         raise _Unusable("a turn that is not text")
@@ -273,6 +273,8 @@ def _expanded(table: Rows) -> Iterator[tuple[int, dict[str, Any]]]:
         if {"text", "role"} <= row.keys() and _parent_key(row):
             flat.append((place, row))
         elif isinstance(row.get("instances"), list) and "instruction" in row:
+            if not row["instances"]:
+                yield place, {**row, "input": None, "output": None}  # counted like any other row without a completion
             for instance in row["instances"]:
                 if not isinstance(instance, dict):
                     raise table.error(place, "`instances` holds something other than objects")

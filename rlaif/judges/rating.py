@@ -12,8 +12,21 @@ from typing import Any, NamedTuple
 
 from rlaif.config import Rater, SamplingSettings
 from rlaif.engines.scheduler import Sampler, together
+from rlaif.errors import InputError
 from rlaif.judges.replies import read_reply
-from rlaif.records import Candidate, Completion, Message, Prompt, Rating, Row, Sampling, digest, hashed_order
+from rlaif.records import (
+    Candidate,
+    Completion,
+    Message,
+    Prompt,
+    Rating,
+    Row,
+    Sampling,
+    digest,
+    hashed_order,
+    oneline,
+    writable,
+)
 from rlaif.rubric import Aspect, Rubric
 from rlaif.templates import Template
 
@@ -58,6 +71,13 @@ def question(
         mark=digest([prompt.text, *shown], length=12),  # a fence that the text inside cannot know
         n=len(shown),
     )
+    for text in shown:
+        if text not in rendered and oneline(text) not in rendered:
+            raise InputError(
+                "the template does not show every completion, so the judge would rate what it never saw",
+                file=template.path,
+                fix="write out each of `completions`",
+            )
     schema = _schema(len(shown), rubric) if answers == "json" else None
     return Question((Message(role="user", content=rendered),), tuple(tuple(by_text[t]) for t in shown), schema)
 
@@ -150,14 +170,15 @@ async def rate_aspect(
 
 def _bound(reply: Completion, asked: Question, aspect: Aspect, rubric: Rubric, rater: Rater) -> list[Rating]:
     """The ratings of one reply, each bound to the candidates whose text stood at its number."""
-    readings = read_reply(reply.text, len(asked.slots), rubric.scale.low, rubric.scale.high, rater.answers)
+    cut = reply.finish_reason == "length"
+    readings = read_reply(reply.text, len(asked.slots), rubric.scale.low, rubric.scale.high, rater.answers, cut=cut)
     return [
         Rating(
             aspect=aspect.id,
             candidate=candidate,
             value=reading.value,
-            raw=reading.raw,
-            problem=_because(reading.problem, reply.finish_reason),
+            raw=writable(reading.raw),
+            problem="the reply was cut at max_tokens" if reading.problem and cut else reading.problem,
             judge=rater.model,
             call=reply.call,
             position=position,
@@ -169,8 +190,3 @@ def _bound(reply: Completion, asked: Question, aspect: Aspect, rubric: Rubric, r
 
 def _readable(ratings: Sequence[Rating]) -> int:
     return sum(rating.value is not None for rating in ratings)
-
-
-def _because(problem: str | None, finish_reason: str) -> str | None:
-    """A reply that ran into max_tokens is unreadable for that reason, whatever the reader stumbled over."""
-    return "the reply was cut at max_tokens" if problem and finish_reason == "length" else problem

@@ -19,20 +19,25 @@ class Reading(NamedTuple):
     problem: str | None = None
 
 
-def read_reply(text: str, n: int, low: int, high: int, answers: str) -> list[Reading]:
-    """The ratings of numbers 1 to n in a judge's reply, `answers` saying its form: `json` or `lines`."""
-    return read_json(text, n, low, high) if answers == "json" else read_lines(text, n, low, high)
+def read_reply(text: str, n: int, low: int, high: int, answers: str, *, cut: bool = False) -> list[Reading]:
+    """The ratings of numbers 1 to n in a judge's reply, `answers` saying its form: `json` or `lines`.
+
+    `cut`: the reply ended at max_tokens, so its last rating may be the beginning of another (1 of 10).
+    """
+    return read_json(text, n, low, high) if answers == "json" else read_lines(text, n, low, high, cut=cut)
 
 
 def read_json(text: str, n: int, low: int, high: int) -> list[Reading]:
     """A reply such as {"1": {"rationale": "...", "rating": 4}, "2": ...}, bare or inside one code fence.
 
-    Words around the fence are let pass, a second object is not: a judge that quotes an object and then writes its own
-    has given two replies, and nothing says which one counts.
+    Plain words around the fence are let pass, but no brace and no digit: a judge that quotes an object and then says
+    something else has given two replies, and nothing says which one counts.
     """
-    fences = _FENCED.findall(text)
-    outside = _FENCED.sub("", text)
-    body = fences[0] if len(fences) == 1 and "{" not in outside else text.strip()
+    parts = text.split("```")
+    fenced = len(parts) == 3 and not any(c.isdigit() or c in "{}" for c in parts[0] + parts[2])
+    body = parts[1].strip() if fenced else text.strip()
+    if fenced and body[:4].lower() == "json":
+        body = body[4:]
     try:
         reply = json.loads(body, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
@@ -63,13 +68,13 @@ def _json_reading(item: Any, low: int, high: int) -> Reading:
     return reading._replace(raw=said) if reading.value is not None and isinstance(said, str) else reading
 
 
-_FENCED = re.compile(r"```(?:json)?[ \t]*\n(.*?)\n[ \t]*```", re.DOTALL)
 _BLOCK = re.compile(r"^[ \t]*\[(\d{1,4})\]", re.MULTILINE)
-_RATING = re.compile(r"\brating\b\s*[:=]?\s*(\S+)", re.IGNORECASE)
+# What follows decides too: `4 out of 10`, `4 - 5` and `4 or 5` are not 4.
+_RATING = re.compile(r"\brating\b\s*[:=]?\s*(\S+)(\s+(?:out\s+of\b|of\b|or\b|to\b|[-/%]))?", re.IGNORECASE)
 
 
-def read_lines(text: str, n: int, low: int, high: int) -> list[Reading]:
-    """A reply with one block per completion, each opened by `[k]` and holding `rating r`; the last rating counts."""
+def read_lines(text: str, n: int, low: int, high: int, *, cut: bool = False) -> list[Reading]:
+    """A reply with one block per completion, each opened by `[k]` and holding `rating r` once, or always the same r."""
     marks = list(_BLOCK.finditer(text))
     numbers = [int(mark.group(1)) for mark in marks]
     if sorted(numbers) != list(range(1, n + 1)):
@@ -77,12 +82,19 @@ def read_lines(text: str, n: int, low: int, high: int) -> list[Reading]:
         return [Reading(None, text, f"expected the numbers 1 to {n} once each, found {found}")] * n
     ends = [mark.start() for mark in marks[1:]] + [len(text)]
     blocks = {k: text[mark.start() : end].strip() for k, mark, end in zip(numbers, marks, ends, strict=True)}
-    return [_block_reading(blocks[k + 1], low, high) for k in range(n)]
+    readings = {k: _block_reading(block, low, high) for k, block in blocks.items()}
+    if cut:
+        readings[numbers[-1]] = Reading(None, blocks[numbers[-1]], "the reply was cut at max_tokens")
+    return [readings[k + 1] for k in range(n)]
 
 
 def _block_reading(block: str, low: int, high: int) -> Reading:
-    ratings = _RATING.findall(block)
-    return _reading(ratings[-1], block, low, high) if ratings else Reading(None, block, "no rating")
+    found = [_reading(number + follows, block, low, high) for number, follows in _RATING.findall(block)]
+    if not found:
+        return Reading(None, block, "no rating")
+    if len({reading.value for reading in found}) > 1:
+        return Reading(None, block, "several ratings that differ")
+    return found[-1]
 
 
 def _reading(written: str, raw: str, low: int, high: int) -> Reading:
@@ -90,7 +102,7 @@ def _reading(written: str, raw: str, low: int, high: int) -> Reading:
     written = written.strip().strip("*\"'").rstrip(".,;)")
     match = re.fullmatch(r"([+-]?\d{1,3})(?:/(\d{1,3}))?", written)
     if match is None or (match.group(2) is not None and int(match.group(2)) != high):
-        return Reading(None, raw, f"the rating {written!r} is not a whole number of the scale")
+        return Reading(None, raw, f"the rating {written[:40]!r} is not a whole number of the scale")
     return _in_range(int(match.group(1)), raw, low, high)
 
 

@@ -17,7 +17,7 @@ def _transformers(name: str, spec: ModelSpec) -> Engine:
     _require("transformers", "torch", extra="train", why=f"the model {name!r} runs in this process")
     from rlaif.engines.transformers import TransformersEngine
 
-    source = str(find(spec.path)) if spec.path is not None else str(spec.hub)
+    source = str(find(spec.path).resolve()) if spec.path is not None else str(spec.hub)
     return TransformersEngine(
         name, source, revision=spec.revision, dtype=spec.dtype, device=spec.device, batch_size=spec.batch_size
     )

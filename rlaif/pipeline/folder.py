@@ -24,7 +24,9 @@ from rlaif.records import Record
 
 STORE = Path("runs/calls.sqlite")
 MANIFEST_FORMAT = 1
-_EARLY = {".lock", ".manifest.json.tmp"}  # what a run that was killed before its manifest leaves
+# What a run's folder may hold where its manifest is lost, or not yet written when the run was killed.
+_OWN = {".lock", ".manifest.json.tmp", ".pipeline.yaml.tmp", "pipeline.yaml", "stages", "dataset", "models", "report"}
+_TOLD = {"name", "state", "seconds", "stages", "calls", "digests", "failures"}  # what readers of a manifest rely on
 
 
 def write_text(path: Path, text: str) -> None:
@@ -52,7 +54,10 @@ class RunFolder:
             raise InputError(f"{str(path)!r} is a file", fix="give another folder with --out")
         folder = cls(path)
         manifest = folder.manifest()
-        if manifest is None and path.is_dir() and any(child.name not in _EARLY for child in path.iterdir()):
+        if path.name.startswith(STORE.name):
+            raise InputError(f"{path.name!r} is the name of the call store", fix="give the pipeline another name")
+        children = {child.name for child in path.iterdir()} if path.is_dir() else set()
+        if manifest is None and children and not (".lock" in children and children <= _OWN):
             raise InputError(f"{str(path)!r} holds files, but no run", fix="give an empty or new folder with --out")
         if manifest is not None and manifest["name"] != pipeline_name:
             raise InputError(
@@ -117,8 +122,9 @@ class RunFolder:
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            raise WorkError(f"the manifest cannot be read: {error}", file=str(path)) from None
-        if not isinstance(value, dict) or value.get("format") != MANIFEST_FORMAT:
+            fix = "delete it and run the pipeline again: nothing that was paid for is lost"
+            raise WorkError(f"the manifest cannot be read: {error}", file=str(path), fix=fix) from None
+        if not isinstance(value, dict) or value.get("format") != MANIFEST_FORMAT or not value.keys() >= _TOLD:
             raise WorkError(
                 "the manifest is of another format", file=str(path), fix="use the version of rlaif that wrote it"
             )
@@ -135,7 +141,7 @@ def write_json(path: Path, value: Any) -> None:
 def read_text(path: Path) -> str | None:
     try:
         return path.read_text(encoding="utf-8")
-    except OSError:
+    except (OSError, UnicodeDecodeError):
         return None
 
 

@@ -5,16 +5,19 @@ The manifest says which stages and data sets are the run's own; whatever else li
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from rlaif.errors import InputError
+from pydantic import ValidationError
+
+from rlaif.errors import InputError, WorkError
 from rlaif.formats import write_jsonl
 from rlaif.pipeline.folder import RunFolder, read_lines
 from rlaif.records import Preference, Row
+
+Kind = TypeVar("Kind", Row, Preference)
 
 
 def status(folder: RunFolder) -> dict[str, Any]:
@@ -24,7 +27,7 @@ def status(folder: RunFolder) -> dict[str, Any]:
         manifest["state"] = "killed"
     known = {stage["name"] for stage in manifest["stages"]}
     under_way = {}
-    for path in sorted((folder.path / "stages").glob("*.partial.jsonl")):
+    for path in sorted((folder.path / "stages").glob("[0-9][0-9]-*.partial.jsonl")):
         name = path.name.removesuffix(".partial.jsonl").split("-", 1)[1]
         if name not in known:
             under_way[name] = sum(1 for _ in read_lines(path.with_name(path.name.replace(".partial", ""))))
@@ -41,8 +44,19 @@ def _files(folder: RunFolder, *kinds: str) -> list[Path]:
     """The files of finished stages of these kinds; of stages under way while no such stage is finished."""
     stages = _manifest(folder)["stages"]
     found = [folder.path / stage["file"] for stage in stages if stage["kind"] in kinds and stage["file"]]
-    partial = sorted((folder.path / "stages").glob("*.partial.jsonl"))
+    partial = sorted((folder.path / "stages").glob("[0-9][0-9]-*.partial.jsonl"))
+    if "pair" in kinds:
+        return found
     return found or [path.with_name(path.name.replace(".partial", "")) for path in partial]
+
+
+def _record(kind: type[Kind], line: str, path: Path) -> Kind:
+    try:
+        return kind.model_validate_json(line)
+    except ValidationError:
+        raise WorkError(
+            "the file is damaged", file=str(path), fix="run the pipeline again: its calls are in the store"
+        ) from None
 
 
 def rows(folder: RunFolder) -> Iterator[Row]:
@@ -51,7 +65,7 @@ def rows(folder: RunFolder) -> Iterator[Row]:
         found = False
         for line in read_lines(path):
             found = True
-            yield Row.model_validate_json(line)
+            yield _record(Row, line, path)
         if found:
             return
 
@@ -77,10 +91,9 @@ def preferences(folder: RunFolder, prompt_id: str) -> list[Preference]:
     found = []
     for path in _files(folder, "pair"):
         for line in read_lines(path):
-            if "chosen" in json.loads(line):
-                preference = Preference.model_validate_json(line)
-                if preference.prompt.id == prompt_id:
-                    found.append(preference)
+            preference = _record(Preference, line, path)
+            if preference.prompt.id == prompt_id:
+                found.append(preference)
     return found
 
 

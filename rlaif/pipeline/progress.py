@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from types import TracebackType
 from typing import Protocol
@@ -93,7 +95,10 @@ class Lines(Silent):
 
     def _say(self, text: str) -> None:
         self._last = time.monotonic()
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        try:
+            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        except (BrokenPipeError, SystemExit):  # rich exits where the reader of a pipe has gone; the work goes on
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def begin(self, name: str, kind: str, total: int | None = None) -> None:
         super().begin(name, kind, total)

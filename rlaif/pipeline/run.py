@@ -13,6 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import yaml
@@ -84,7 +85,6 @@ class Run:
 
     async def execute(self) -> str:
         """Run every stage; returns the state, `done` or `incomplete`. What was finished is kept whatever happens."""
-        state = "failed"
         try:
             self._write_manifest("running")
             write_text(self.folder.path / "pipeline.yaml", yaml.safe_dump(self.pipeline.resolved(), sort_keys=False))
@@ -98,11 +98,13 @@ class Run:
                 await (self._stream(steps) if steps[0].stage.kind in ("sample", "rate") else self._table(steps[0]))
                 self._write_manifest("running")
             state = "incomplete" if self.failures else "done"
-        except (KeyboardInterrupt, asyncio.CancelledError):
-            state = "interrupted"
+            self._write_manifest(state)
+        except BaseException as error:
+            interrupted = isinstance(error, KeyboardInterrupt | asyncio.CancelledError)
+            with suppress(OSError):  # what stopped the run is the thing to report, not that the disk is full here too
+                self._write_manifest("interrupted" if interrupted else "failed")
             raise
         finally:
-            self._write_manifest(state)
             await self.close()
         return state
 

@@ -15,7 +15,8 @@ from typing import Any
 
 import rlaif
 from rlaif.config import TrainStage, TransformersModel
-from rlaif.engines.identity import model_folder
+from rlaif.engines.identity import model_folder, weights_digest
+from rlaif.errors import RlaifError
 from rlaif.formats import Conversation
 from rlaif.pipeline.folder import read_json, read_text, write_text
 from rlaif.records import Message, Preference, Split, digest
@@ -56,8 +57,14 @@ def _plain(value: Any) -> Any:
 
 
 def finished(out: Path, key: str) -> dict[str, Any] | None:
-    """What the training of `out` recorded, when it was made from the inputs of `key`."""
-    return read_json(out / "training.json") if read_text(out / "key") == key else None
+    """What the training of `out` recorded, when it was made from the inputs of `key` and its files are as they were."""
+    record = read_json(out / "training.json") if read_text(out / "key") == key else None
+    if record is None:
+        return None
+    try:
+        return record if record.get("weights") == weights_digest(out) else None
+    except RlaifError:  # a file of the model is gone
+        return None
 
 
 def train(

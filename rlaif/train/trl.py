@@ -30,6 +30,7 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from rlaif.config import DPOSettings, SFTSettings, TrainerSettings
+from rlaif.engines.identity import weights_digest
 from rlaif.errors import InputError, WorkError
 from rlaif.train.tokens import Counts
 
@@ -157,9 +158,8 @@ class _Steps(transformers.TrainerCallback):
             return
         if not math.isfinite(logs["loss"]):
             raise WorkError(f"the loss is {logs['loss']} at step {state.global_step}", fix="lower `learning_rate`")
-        self.on_step(
-            {"step": state.global_step, **{name: logs[name] for name in (*REPORTED, *REPORTED_DPO) if name in logs}}
-        )
+        steps = {"step": state.global_step, "steps": state.max_steps}
+        self.on_step({**steps, **{name: logs[name] for name in (*REPORTED, *REPORTED_DPO) if name in logs}})
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         (Path(args.output_dir) / f"checkpoint-{state.global_step}" / "complete").touch()
@@ -281,7 +281,10 @@ def save(
         cut=counts.cut,
         dropped=dict(counts.dropped),
     )
+    if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
+        raise WorkError("the trained weights are not finite", fix="lower `learning_rate`")
     facts = {name: value for name, value in result._asdict().items() if name != "path"}
+    facts["weights"] = weights_digest(final)
     (final / "training.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     if (key := partial_folder(out) / "key").exists():  # the caller's mark of what this was trained from
         shutil.copy(key, final)
