@@ -330,3 +330,48 @@ def test_one_process_at_a_time_runs_in_a_folder(tmp_path: Path, run_cli: Cli, ur
     assert code == 1 and "another process" in err
     folder.close()
     assert run_cli("run", "echo.yaml")[0] == 0
+
+
+def test_other_peoples_words_are_never_taken_for_markup(tmp_path: Path, run_cli: Cli, url: str) -> None:
+    write_project(tmp_path, url)
+    odd = {"messages": [{"role": "[/]", "content": "x"}, {"role": "user", "content": "y"}]}
+    with open(tmp_path / "prompts.jsonl", "a") as file:
+        file.write(json.dumps(odd) + "\n" + json.dumps({"prompt": "say [bold]this[/bold] \x1b[31mred"}) + "\n")
+    code, out, err = run_cli("run", "echo.yaml", "--out", "runs/[b]")
+    assert code == 0 and "runs/[b]" in out and err == ""
+    code, out, _ = run_cli("status", "runs/[b]")
+    assert code == 0 and "a turn by '[/]'" in out
+    _, out, _ = run_cli("show", "runs/[b]", "21")
+    assert "[bold]this[/bold]" in out and "\x1b" not in out
+
+
+def test_a_lost_manifest_is_made_again(tmp_path: Path, run_cli: Cli, models: dict[str, Echo], url: str) -> None:
+    write_project(tmp_path, url)
+    run_cli("run", "echo.yaml")
+    asked(models)
+    (tmp_path / "runs/echo/manifest.json").unlink()
+    assert run_cli("run", "echo.yaml")[0] == 0
+    assert sum(asked(models).values()) == 0 and manifest(tmp_path / "runs/echo")["state"] == "done"
+
+
+def test_no_run_takes_the_place_of_the_call_store(tmp_path: Path, run_cli: Cli, url: str) -> None:
+    write_project(tmp_path, url)
+    code, _, err = run_cli("run", "echo.yaml", "name=calls.sqlite")
+    assert code == 2 and "call store" in err and not (tmp_path / "runs/calls.sqlite").is_dir()
+
+
+def test_a_damaged_stage_file_is_a_sentence(tmp_path: Path, run_cli: Cli, url: str) -> None:
+    write_project(tmp_path, url)
+    run_cli("run", "echo.yaml")
+    (tmp_path / "runs/echo/stages/03-rate.jsonl").write_text("{}\n")
+    code, _, err = run_cli("show", "runs/echo", "1")
+    assert code == 1 and "03-rate.jsonl: the file is damaged" in err
+
+
+def test_a_key_that_no_header_can_hold_is_refused_without_showing_it(
+    tmp_path: Path, run_cli: Cli, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_SERVERS_KEY", "sk-planted\x07secret")
+    write_project(tmp_path, url)
+    code, out, err = run_cli("run", "echo.yaml", "models.one.api_key_env=MY_SERVERS_KEY")
+    assert code == 2 and "MY_SERVERS_KEY" in err and "planted" not in out + err

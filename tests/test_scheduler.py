@@ -404,3 +404,22 @@ def test_siblings_of_a_failure_end_first_and_the_gravest_error_is_raised() -> No
 
 async def _together(*work: Any) -> list[str]:
     return await together(*work)
+
+
+def test_what_one_request_is_refused_is_not_fatal_once_the_model_has_answered() -> None:
+    class Refuses(Server):
+        async def sample(self, requests: Sequence[Request]) -> list[list[Reply | EngineError]]:
+            if requests[0].messages[-1].content == "poison":
+                return [[EngineError("403", cause="http-403", fatal=True)]]
+            return await super().sample(requests)
+
+    async def work(scheduler: Scheduler) -> None:
+        with pytest.raises(EngineError) as caught:
+            await scheduler.sample("m", ask("poison"), SAMPLING)
+        assert caught.value.fatal  # nothing says yet that the model can be asked at all
+        await scheduler.sample("m", ask("fine"), SAMPLING)
+        with pytest.raises(EngineError) as caught:
+            await scheduler.sample("m", ask("poison"), SAMPLING)
+        assert not caught.value.fatal
+
+    run(Refuses("m"), work)
