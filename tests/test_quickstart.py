@@ -108,10 +108,18 @@ def test_a_killed_run_goes_on_with_every_finished_call_kept(project: Path, tmp_p
     os.kill(process.pid, signal.SIGKILL)
     process.stdout.close()
     process.wait()
-    resumed, calm = run(tmp_path), json.loads((project / "runs/quickstart/manifest.json").read_text())
-    assert [s["name"] for s in resumed["stages"]] == [s["name"] for s in calm["stages"]]
-    assert [s["in"] for s in resumed["stages"]] == [s["in"] for s in calm["stages"]]
-    assert resumed["digests"]["model sft"] == run(project)["digests"]["model sft"]
+    resumed, calm = run(tmp_path), run(project)
+    assert [(s["name"], s["in"]) for s in resumed["stages"]] == [(s["name"], s["in"]) for s in calm["stages"]]
+    assert resumed["digests"]["model sft"] == calm["digests"]["model sft"]
+    rows = [rated_prompts(folder) for folder in (tmp_path, project)]
+    assert rows[0] == rows[1] and len(rows[0]) == 40
+    if stage == "dpo":  # sampling and rating had ended: only the measure asks for anything
+        assert resumed["sent"].get("base", 0) <= 24 and resumed["sent"].get("sft", 0) <= 24
+
+
+def rated_prompts(folder: Path) -> list[str]:
+    path = folder / "runs/quickstart/stages/05-rate.jsonl"
+    return [json.loads(line)["prompt"]["messages"][0]["content"] for line in path.read_text().splitlines()]
 
 
 WITHOUT_THE_WORLD = """
