@@ -1,0 +1,64 @@
+"""The embedded models behind the OpenAI protocol give the data that the same models give in this process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from serving import serve
+from test_run import Cli, run_cli  # noqa: F401 - the fixture
+
+from rlaif.engines.transformers import TransformersEngine
+from rlaif.resources import find
+
+PIPELINE = """\
+name: {name}
+models:
+  base: {base}
+  annotator: {annotator}
+stages:
+  - prompts: {{path: tiny/prompts.jsonl, take: 24}}
+  - sample:
+      models:
+        - {{model: base, name: greedy, temperature: 0}}
+        - {{model: base, name: warm, temperature: 1}}
+      sampling: {{max_tokens: 48, stop: ["\\n"]}}
+  - rate:
+      model: annotator
+      rubric: prompts/rubrics/tiny.yaml
+      template: prompts/rate-compact.jinja
+      answers: lines
+      sampling: {{temperature: 0, max_tokens: 160}}
+  - pair: {{rule: best-worst}}
+"""
+
+
+def rows(name: str) -> list[dict[str, Any]]:
+    lines = (Path("runs") / name / "stages/03-rate.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_the_embedded_models_behind_a_server(tmp_path: Path, run_cli: Cli) -> None:  # noqa: F811
+    engines = {name: TransformersEngine(name, str(find(f"tiny/{name}"))) for name in ("base", "annotator")}
+    with serve(engines) as url:
+        models = {n: f"{{engine: openai, model: {n}, base_url: '{url}'}}" for n in engines}
+        (tmp_path / "served.yaml").write_text(PIPELINE.format(name="served", **models))
+        code, out, err = run_cli("run", "served.yaml")
+    assert code == 0, out + err
+    models = {n: f"{{engine: transformers, path: tiny/{n}}}" for n in engines}
+    (tmp_path / "local.yaml").write_text(PIPELINE.format(name="local", **models))
+    assert run_cli("run", "local.yaml")[0] == 0
+
+    served, local = rows("served"), rows("local")
+    assert len(served) == len(local) == 24
+    greedy = [[row["candidates"][0]["completion"]["text"] for row in table] for table in (served, local)]
+    assert greedy[0] == greedy[1]
+    ratings = [rating for row in served for rating in row["ratings"]]
+    read = [rating for rating in ratings if rating.get("value") is not None]
+    assert len(ratings) == 24 * 2 * 3 and len(read) >= 0.9 * len(ratings)
+
+    import datasets
+
+    folder = "runs/served/dataset/ultrafeedback/data/*.parquet"
+    assert len(datasets.load_dataset("parquet", data_files=folder, split="train")) == 24
