@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -189,8 +190,13 @@ def _open(
     inputs = Inputs(checked)  # before anything is made: wrong input leaves no trace
     path = out if out is not None else Path("runs") / checked.name
     folder = RunFolder(path) if dry else RunFolder.create(path, checked.name)
-    store = CallStore(STORE, read_only=dry)
-    return Run(checked, inputs, folder, store, progress or Silent()), folder
+    with ExitStack() as opened:  # closed again where the run cannot even be put together
+        opened.callback(folder.close)
+        store = CallStore(STORE, read_only=dry)
+        opened.callback(store.close)
+        run = Run(checked, inputs, folder, store, progress or Silent())
+        opened.pop_all()
+    return run, folder
 
 
 # ---------------------------------------------------------------- what a person sees

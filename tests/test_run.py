@@ -375,3 +375,4 @@ def test_a_key_that_no_header_can_hold_is_refused_without_showing_it(
     write_project(tmp_path, url)
     code, out, err = run_cli("run", "echo.yaml", "models.one.api_key_env=MY_SERVERS_KEY")
     assert code == 2 and "MY_SERVERS_KEY" in err and "planted" not in out + err
+    assert not (tmp_path / "runs").exists()

@@ -7,7 +7,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlaif.config import DataStage, FileStage, MeasureStage, Pipeline, PromptsStage, Rater, RateStage, Step, TrainStage
+from rlaif.config import (
+    DataStage,
+    FileStage,
+    MeasureStage,
+    OpenAIModel,
+    Pipeline,
+    PromptsStage,
+    Rater,
+    RateStage,
+    Step,
+    TrainStage,
+    api_key,
+)
 from rlaif.formats import Conversation, Rows, read_conversations, read_hub, read_prompts
 from rlaif.judges.rating import OFFERED, REQUIRED, Judge
 from rlaif.measure import Truth
@@ -32,6 +44,9 @@ class Inputs:
         self.chat_templates: dict[str, str] = {}
         self.records: dict[str, StageRecord] = {}
         self._read: dict[str, tuple[list[Prompt], dict[str, int]]] = {}
+        for spec in pipeline.models.values():
+            if isinstance(spec, OpenAIModel):
+                api_key(spec)
         for step in pipeline.steps:
             stage = step.stage
             if isinstance(stage, DataStage):
