@@ -148,7 +148,7 @@ def show(
     preferences = inspect.preferences(folder, found.prompt.id)
     if as_json:
         chosen = [p.model_dump(mode="json") for p in preferences]
-        _print_json(found.model_dump(mode="json") | {"preferences": chosen})
+        _print_json(found.model_dump(mode="json") | {"preferences": chosen, "requests": inspect.requests(found)})
     else:
         _print_row(
             _console(), found, [(p.chosen.completion.call, p.rejected.completion.call, p.margin) for p in preferences]
@@ -267,6 +267,8 @@ def _print_result(console: Console, run: Run, path: Path) -> None:
         names = ", ".join(sorted(p.name for p in (path / "dataset").iterdir()))
         console.print(f"data sets in {path / 'dataset'}: {names}", style="dim", highlight=False, soft_wrap=True)
     _print_failures(console, run.failures)
+    if run.stopped:
+        console.print(run.stopped, style="yellow")
     if run.failures:
         console.print("the run is incomplete; run it again to retry the failed rows", style="yellow")
 

@@ -318,6 +318,9 @@ def test_status_and_show_are_readable_by_a_script(tmp_path: Path, run_cli: Cli, 
     assert len(json.loads(run_cli("show", "runs/echo", "--json")[1])) == 20
     one = json.loads(run_cli("show", "runs/echo", "3", "--json")[1])
     assert len(one["candidates"]) == 4 and len(one["ratings"]) == 8
+    assert len(one["requests"]) == 6  # four samples and two judge calls, each with what was asked
+    judged = one["requests"][one["ratings"][0]["call"]]
+    assert one["candidates"][0]["completion"]["text"] in judged["messages"][0]["content"]
     assert run_cli("show", "runs/echo", "999")[0] == 2
 
 
@@ -376,3 +379,26 @@ def test_a_key_that_no_header_can_hold_is_refused_without_showing_it(
     code, out, err = run_cli("run", "echo.yaml", "models.one.api_key_env=MY_SERVERS_KEY")
     assert code == 2 and "MY_SERVERS_KEY" in err and "planted" not in out + err
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_that_lost_many_rows_does_not_measure_what_is_left(
+    tmp_path: Path, run_cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = {name: Echo(name) for name in ("one", "two", "judge")}
+    answer, broken = models["two"]._reply, True
+
+    def refuse(request: Any, index: int) -> Any:
+        reply = answer(request, index)
+        return reply.model_copy(update={"text": ""}) if broken and "1" in request.messages[-1].content else reply
+
+    monkeypatch.setattr(models["two"], "_reply", refuse)
+    with serve(models) as url:
+        path = write_project(tmp_path, url, prompts=40)
+        path.write_text(path.read_text() + "  - measure: {models: [one], sampling: {max_tokens: 32}}\n")
+        code, out, _ = run_cli("run", "echo.yaml", "models.two.retries=0")
+        assert code == 1 and "measure: done" not in out and "measure was not begun: 32% of the rows failed" in out
+        assert manifest(tmp_path / "runs/echo")["state"] == "incomplete"
+        assert not (tmp_path / "runs/echo/report").exists()
+        broken = False
+        assert run_cli("run", "echo.yaml", "models.two.retries=0")[0] == 0
+        assert (tmp_path / "runs/echo/report/summary.json").exists()

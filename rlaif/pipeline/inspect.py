@@ -12,10 +12,12 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from rlaif.config import ROW_STAGES
 from rlaif.errors import InputError, WorkError
 from rlaif.formats import write_jsonl
-from rlaif.pipeline.folder import RunFolder, read_lines
+from rlaif.pipeline.folder import STORE, RunFolder, read_lines
 from rlaif.records import Preference, Row
+from rlaif.store import CallStore
 
 Kind = TypeVar("Kind", Row, Preference)
 
@@ -61,7 +63,7 @@ def _record(kind: type[Kind], line: str, path: Path) -> Kind:
 
 def rows(folder: RunFolder) -> Iterator[Row]:
     """The rows of the last row stage that has any."""
-    for path in reversed(_files(folder, "sample", "rate")):
+    for path in reversed(_files(folder, *ROW_STAGES)):
         found = False
         for line in read_lines(path):
             found = True
@@ -95,6 +97,16 @@ def preferences(folder: RunFolder, prompt_id: str) -> list[Preference]:
             if preference.prompt.id == prompt_id:
                 found.append(preference)
     return found
+
+
+def requests(row: Row) -> dict[str, Any]:
+    """What was asked in each call behind a row, as far as this project's call store knows it."""
+    calls = {c.completion.call for c in row.candidates} | {rating.call for rating in row.ratings if rating.call}
+    store = CallStore(STORE, read_only=True)
+    try:
+        return {call: store.request(call) for call in sorted(calls)}
+    finally:
+        store.close()
 
 
 def export(folder: RunFolder, form: str, target: Path, jsonl: bool) -> int:

@@ -14,12 +14,14 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 import rlaif
 from rlaif.config import (
+    ROW_STAGES,
     MeasureStage,
     ModelSpec,
     OpenAIModel,
@@ -72,6 +74,7 @@ class Run:
         self.failures: dict[str, dict[str, Any]] = {}
         self.digests: dict[str, str] = {}
         self.summary: dict[str, Any] | None = None
+        self.stopped: str | None = None  # why the run ended before its last stage, in a sentence
         self._interrupted = threading.Event()
         self._before = folder.manifest() or {}
         self._started = time.time()
@@ -92,10 +95,9 @@ class Run:
             self._note_inputs()
             for steps in _groups(self.pipeline.steps):
                 if steps[0].stage.kind in ("train", "measure") and (share := self._failed_share()) > TOLERATED:
-                    self.progress.begin(steps[0].name, steps[0].stage.kind)
-                    self.progress.end(steps[0].name, f"not begun: {share:.0%} of the rows failed")
+                    self.stopped = f"{steps[0].name} was not begun: {share:.0%} of the rows failed"
                     break
-                await (self._stream(steps) if steps[0].stage.kind in ("sample", "rate") else self._table(steps[0]))
+                await (self._stream(steps) if steps[0].stage.kind in ROW_STAGES else self._table(steps[0]))
                 self._write_manifest("running")
             state = "incomplete" if self.failures else "done"
             self._write_manifest(state)
@@ -136,7 +138,7 @@ class Run:
             if isinstance(spec, TransformersModel):
                 self.digests[f"model {name}"] = self.engines[name].identity
 
-    def _file(self, step: Step) -> Any:
+    def _file(self, step: Step) -> Path:
         return self.folder.stage(step.number, step.name)
 
     def _failed_share(self) -> float:
@@ -426,10 +428,10 @@ def _groups(steps: Sequence[Step]) -> Iterator[list[Step]]:
     """The steps in order, row stages that read one another in sequence together."""
     group: list[Step] = []
     for step in steps:
-        if group and not (step.stage.kind in ("sample", "rate") and step.source is group[-1]):
+        if group and not (step.stage.kind in ROW_STAGES and step.source is group[-1]):
             yield group
             group = []
-        if group or step.stage.kind in ("sample", "rate"):
+        if group or step.stage.kind in ROW_STAGES:
             group.append(step)
         else:
             yield [step]
