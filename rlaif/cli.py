@@ -309,9 +309,11 @@ def _print_summary(console: Console, summary: dict[str, Any]) -> None:
         ("  of which ties", against(lambda m: f"{m['win_rate']['ties'] * 100:.0f}%" if m.get("win_rate") else "")),
         ("words", lambda m: _interval(m.get("length"), 1)),
         ("ended by itself", lambda m: _percent(m.get("ended"))),
+        ("reward model's score", lambda m: _interval(m.get("reward"), 2)),
         ("harmful refused", lambda m: _percent(m.get("harmful_refused"))),
+        ("harmful complied with", lambda m: _percent(m.get("harmful_complied"))),
         ("look-alikes answered", lambda m: _percent(m.get("look_alikes_answered"))),
-        ("KL from its parent, nats", lambda m: _interval(m.get("kl"), 2)),
+        ("KL from its parent, nats", _divergence),
         ("completions that failed", lambda m: str(m["failed"]) if m["failed"] else ""),
         ("unparsed", lambda m: str(m["unparsed"]) if m["unparsed"] and m["unparsed"] < summary["prompts"] else ""),
     ]
@@ -322,6 +324,10 @@ def _print_summary(console: Console, summary: dict[str, Any]) -> None:
         if any(cells):
             table.add_row(Text(name, style="" if name.startswith(" ") else "bold"), *cells)
     console.print(table)
+    reward = summary.get("reward") or {}
+    if accuracy := _percent(reward.get("pair_accuracy")):
+        told = f"reward model {reward['model']}: orders pairs as gold does in {accuracy}"
+        console.print(told, style="dim", highlight=False)
     judge = summary.get("judge") or {}
     if judge:
         accuracy = _percent(judge.get("pair_accuracy"))
@@ -329,6 +335,11 @@ def _print_summary(console: Console, summary: dict[str, Any]) -> None:
         failed = f", {judge['failed']:,} failed" if judge["failed"] else ""
         counted = f"judge {judge['model']}: {judge['rated']:,} rated, {judge['unparsed']:,} unparsed{failed}{agreement}"
         console.print(counted, style="dim", highlight=False)
+
+
+def _divergence(model: dict[str, Any]) -> str:
+    kl = model.get("kl") or {}
+    return f"at most {kl['at_most']:.2f}" if "at_most" in kl else _interval(kl, 2)
 
 
 def _part(name: str) -> Callable[[dict[str, Any]], str]:

@@ -10,11 +10,11 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from rlaif.errors import InputError, nearest
 from rlaif.records import oneline
@@ -24,6 +24,8 @@ Position = tuple[str | int, ...]
 Checked = TypeVar("Checked", bound=BaseModel)
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 Name = Annotated[str, Field(pattern=NAME)]
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what every random generator takes
 
 
@@ -163,6 +165,22 @@ def validated(model: type[Checked], value: Any, document: Document, position: Po
         raise _first_error(error, model, document, position) from None
 
 
+def read_named_set(model: type[Checked], path: str, items: str) -> tuple[Checked, Document]:
+    """A file that is a set of things with an `id` each, under the key `items`, and the document it stands in.
+
+    Raises InputError with line and key, also for two that share an id.
+    """
+    document = read_yaml(find(path))
+    found = validated(model, document.value, document, ())
+    seen: set[str] = set()
+    for index, item in enumerate(getattr(found, items)):
+        if item.id in seen:
+            place: Position = (items, index, "id")
+            raise document.error(f"two {items} are called {item.id!r}", place, "give each its own `id`")
+        seen.add(item.id)
+    return found, document
+
+
 def _keys(model: type[BaseModel]) -> list[str]:
     return [field.alias or name for name, field in model.model_fields.items()]
 
@@ -242,29 +260,49 @@ class JudgeSampling(SamplingSettings):
     defaults = {"temperature": 0.0, "max_tokens": 1024}
 
 
+class RevisionSampling(SamplingSettings):
+    """Critiques and revisions are drawn from the model, as in the paper, with room to explain."""
+
+    defaults = {"temperature": 1.0, "max_tokens": 1024}
+
+
 class MeasureSampling(SamplingSettings):
     """At temperature 1 the samples are the model's own distribution, which is what a KL divergence is about."""
 
     defaults = {"temperature": 1.0}
 
 
-class TransformersModel(Settings):
-    """A model in this process. `path` is a local or bundled folder, `hub` an id on the Hugging Face hub."""
+class LocalModel(Settings):
+    """A model whose weights are here. `path` is a local or bundled folder, `hub` an id on the Hugging Face hub."""
 
-    engine: Literal["transformers"]
     path: str | None = None
     hub: str | None = None
     revision: str | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    device: str = "auto"
-    batch_size: int = Field(default=256, gt=0)
     sampling: SamplingSettings = SamplingSettings()
 
     @model_validator(mode="after")
-    def _one_source(self) -> TransformersModel:
+    def _one_source(self) -> Self:
         if (self.path is None) == (self.hub is None):
             raise ValueError("give either `path` (a folder) or `hub` (an id on the hub)")
         return self
+
+
+class TransformersModel(LocalModel):
+    """A model in this process, run by transformers."""
+
+    engine: Literal["transformers"]
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: str = "auto"
+    batch_size: int = Field(default=256, gt=0)
+
+
+class VLLMModel(LocalModel):
+    """A model in this process, run by vLLM. `options` go to `vllm.LLM` as they are (max_model_len, ...)."""
+
+    engine: Literal["vllm"]
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    batch_size: int = Field(default=1024, gt=0)  # calls handed over at a time; vLLM batches them itself
+    options: dict[str, Any] = {}
 
 
 class Price(Settings):
@@ -321,10 +359,11 @@ class OpenAIModel(Settings):
         return self.api_key_env or ("OPENAI_API_KEY" if f"{parts.scheme}://{parts.hostname}" == OPENAI else None)
 
 
-ModelSpec = TransformersModel | OpenAIModel
-ENGINES: dict[str, type[TransformersModel] | type[OpenAIModel]] = {
+ModelSpec = TransformersModel | OpenAIModel | VLLMModel
+ENGINES: dict[str, type[TransformersModel] | type[OpenAIModel] | type[VLLMModel]] = {
     "transformers": TransformersModel,
     "openai": OpenAIModel,
+    "vllm": VLLMModel,
 }
 
 
@@ -424,31 +463,81 @@ class RateStage(Rater, Stage):
     reads = ("sample",)
 
 
+class ReviseStage(Stage):
+    """Row stage: each candidate critiqued and rewritten under drawn principles, `revisions` times, each kept."""
+
+    kind = "revise"
+    reads = ("sample",)
+    model: Name
+    constitution: str
+    revisions: int = Field(default=1, gt=0)
+    critique_template: str = "prompts/critique.jinja"
+    revision_template: str = "prompts/revise.jinja"
+    sampling: RevisionSampling = RevisionSampling()
+
+
+class CompareStage(Stage):
+    """Row stage: which of two candidates a drawn principle prefers, asked in both orders.
+
+    A `soft` verdict is the probability of the two numbers as the first token, a `hard` one the number written. With
+    `reasons` the judge first explains and is then asked for its verdict, which `clamp` keeps from being too sure.
+    """
+
+    kind = "compare"
+    reads = ("sample",)
+    model: Name
+    constitution: str
+    template: str = "prompts/compare.jinja"
+    ending: str = "Which completion follows the principle better? Answer with its number alone, 1 or 2."
+    verdicts: Literal["soft", "hard"] = "soft"
+    reasons: bool = False
+    clamp: tuple[Share, Share] | None = None
+    sampling: JudgeSampling = JudgeSampling()
+
+    @model_validator(mode="after")
+    def _clamp_is_for_reasons(self) -> CompareStage:
+        if self.clamp is not None and not (self.reasons and self.verdicts == "soft"):
+            raise ValueError("`clamp` is for soft verdicts after reasons; take it out, or set `reasons: true`")
+        if self.clamp is not None and not self.clamp[0] < 0.5 < self.clamp[1]:
+            raise ValueError("`clamp` needs a share below one half and one above, such as [0.4, 0.6]")
+        return self
+
+
 class PairStage(Stage):
-    """Table stage: preferences from ratings. Ties, unparsed ratings and identical texts are dropped and counted."""
+    """Table stage: preferences from ratings or comparisons. Ties, unparsed and identical texts are dropped, counted."""
 
     kind = "pair"
-    reads = ("rate",)
-    rule: Literal["zephyr", "best-worst"] = "zephyr"
-    min_margin: float = Field(default=0.0, ge=0)  # in units of the rubric's scale; the margin must be larger than 0
+    reads = ("rate", "compare")
+    rule: Literal["zephyr", "best-worst", "compared"] | None = None  # ratings: zephyr; comparisons: compared
+    # In units of the rubric's scale, or of probability (chosen minus rejected); the margin must be larger than 0.
+    min_margin: float = Field(default=0.0, ge=0)
 
 
-class TrainerSettings(Settings):
-    """What both trainers take. Sizes are in sequences and tokens; one epoch is one pass over the training split."""
+class Training(Settings):
+    """What every trainer takes. Sizes are in sequences and tokens."""
 
     base: Name
     name: Name
-    data: Name | None = None
-    epochs: float = Field(default=1.0, gt=0)
-    batch_size: int = Field(default=16, gt=0)
-    accumulate: int = Field(default=1, gt=0)
+    data: Name | tuple[Name, ...] | None = None  # the stages it learns from; without it the nearest of the right kind
     learning_rate: float = Field(gt=0)
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup: float = Field(default=0.1, ge=0, lt=1)  # share of the steps
     max_length: int = Field(default=1024, gt=0)
     dtype: Literal["float32", "bfloat16"] = "float32"
     checkpoint_steps: int = Field(default=50, gt=0)
     seed: Seed = 0
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (self.data,) if isinstance(self.data, str) else self.data or ()
+
+
+class TrainerSettings(Training):
+    """What the trainers that learn from a data set take. One epoch is one pass over its training split."""
+
+    epochs: float = Field(default=1.0, gt=0)
+    batch_size: int = Field(default=16, gt=0)
+    accumulate: int = Field(default=1, gt=0)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: float = Field(default=0.1, ge=0, lt=1)  # share of the steps
 
 
 class SFTSettings(TrainerSettings):
@@ -461,26 +550,89 @@ class DPOSettings(TrainerSettings):
     beta: float = Field(default=0.1, gt=0)
 
 
+class RMSettings(TrainerSettings):
+    """A pairwise reward model. `center` weighs the penalty on a pair's mean score, which keeps scores around zero."""
+
+    learning_rate: float = Field(default=1e-5, gt=0)
+    center: float = Field(default=0.01, ge=0)
+
+
+class PPOSettings(Training):
+    """Proximal policy optimisation against a reward model. An iteration is one batch of completions and its updates."""
+
+    reward: Name  # the model whose score is the reward, and whose weights the value model starts from
+    learning_rate: float = Field(default=1e-6, gt=0)
+    value_learning_rate: float | None = Field(default=None, gt=0)  # without it the policy's
+    schedule: Literal["linear", "constant"] = "linear"
+    iterations: int = Field(default=100, gt=0)
+    batch_size: int = Field(default=64, gt=0)  # completions in an iteration
+    minibatch_size: int = Field(default=16, gt=0)
+    epochs: int = Field(default=4, gt=0)  # passes over each batch
+    max_tokens: int = Field(default=256, gt=0)  # of a completion
+    beta: float = Field(default=0.05, ge=0)  # weight of the KL from the base model in the reward
+    gamma: float = Field(default=1.0, gt=0, le=1)
+    gae_lambda: float = Field(default=0.95, ge=0, le=1)
+    clip: float = Field(default=0.2, gt=0)
+    value_clip: float = Field(default=0.2, gt=0)
+    value_weight: float = Field(default=0.1, gt=0)
+    missing_eos_penalty: float = Field(default=1.0, ge=0)  # taken off the score of a completion that does not end
+    checkpoint_steps: int = Field(default=10, gt=0)
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> PPOSettings:
+        if self.batch_size % self.minibatch_size:
+            raise ValueError(f"`batch_size` ({self.batch_size}) is not a multiple of `minibatch_size`")
+        if self.max_tokens >= self.max_length:
+            raise ValueError(f"`max_tokens` ({self.max_tokens}) leaves no room for a prompt in `max_length`")
+        return self
+
+
+TRAINERS: dict[str, tuple[str, ...]] = {  # each trainer, and the kinds of stage it can learn from
+    "sft": ("data", "revise"),
+    "rm": ("data", "pair"),
+    "dpo": ("data", "pair"),
+    "ppo": ("prompts",),
+}
+
+
 class TrainStage(Stage):
     """Table stage: one trained model, which is a model from here on."""
 
     kind = "train"
     sft: SFTSettings | None = None
+    rm: RMSettings | None = None
     dpo: DPOSettings | None = None
+    ppo: PPOSettings | None = None
 
     @model_validator(mode="after")
     def _one_trainer(self) -> TrainStage:
-        if (self.sft is None) == (self.dpo is None):
-            raise ValueError("give exactly one trainer: `sft` or `dpo`")
+        if sum(getattr(self, method) is not None for method in TRAINERS) != 1:
+            raise ValueError(f"give exactly one trainer: {', '.join(f'`{method}`' for method in TRAINERS)}")
         if self.source is not None:
             raise ValueError("`from` does not belong here; name the data with `data` inside the trainer")
         return self
 
     @property
-    def trainer(self) -> SFTSettings | DPOSettings:
-        chosen = self.sft or self.dpo
+    def method(self) -> str:
+        """Which of the trainers."""
+        return next(method for method in TRAINERS if getattr(self, method) is not None)
+
+    @property
+    def trainer(self) -> SFTSettings | RMSettings | DPOSettings | PPOSettings:
+        chosen = self.sft or self.rm or self.dpo or self.ppo
         assert chosen is not None
         return chosen
+
+
+class BestOf(Settings):
+    """The completion of n that the reward model scores highest, measured as if a model had written it."""
+
+    model: Name
+    n: int = Field(default=4, gt=1)
+
+    @property
+    def name(self) -> str:
+        return f"{self.model} best of {self.n}"
 
 
 class MeasureStage(Stage):
@@ -493,6 +645,8 @@ class MeasureStage(Stage):
     split: Literal["validation", "held-out"] = "held-out"
     take: int | None = Field(default=None, gt=0)
     judge: Literal["gold"] | None = None  # the truth of the embedded world: for measuring only
+    reward: Name | None = None  # a reward model, whose score of every completion stands beside the other figures
+    best_of: BestOf | None = None
     rate: Rater | None = None  # the judge whose point-wise ratings decide the win rate
     sampling: MeasureSampling = MeasureSampling()
 
@@ -500,24 +654,41 @@ class MeasureStage(Stage):
     def _baseline_is_measured(self) -> MeasureStage:
         if self.baseline is not None and self.baseline not in self.models:
             raise ValueError(f"the baseline {self.baseline!r} is not among the measured models")
+        if self.best_of is not None and self.reward is None:
+            raise ValueError("`best_of` needs a reward model to choose by; name it in `reward`")
         return self
 
 
 STAGES: dict[str, type[Stage]] = {
     stage.kind: stage
-    for stage in (DataStage, PromptsStage, SampleStage, RateStage, PairStage, TrainStage, MeasureStage)
+    for stage in (
+        DataStage,
+        PromptsStage,
+        SampleStage,
+        RateStage,
+        ReviseStage,
+        CompareStage,
+        PairStage,
+        TrainStage,
+        MeasureStage,
+    )
 }
-ROW_STAGES = ("sample", "rate")
+ROW_STAGES = ("sample", "rate", "revise", "compare")
 
 
 # ---------------------------------------------------------------- the pipeline
 
 
 class Step:
-    """A stage in its place: its number, its name, and the earlier step it reads."""
+    """A stage in its place: its number, its name, and the earlier steps it reads."""
 
-    def __init__(self, number: int, name: str, stage: Stage, source: Step | None) -> None:
-        self.number, self.name, self.stage, self.source = number, name, stage, source
+    def __init__(self, number: int, name: str, stage: Stage, sources: Sequence[Step]) -> None:
+        self.number, self.name, self.stage, self.sources = number, name, stage, tuple(sources)
+
+    @property
+    def source(self) -> Step | None:
+        """The step it reads; the first of them where a trainer reads several."""
+        return self.sources[0] if self.sources else None
 
     def __repr__(self) -> str:
         return f"Step({self.number}, {self.name!r})"
@@ -551,8 +722,9 @@ class Pipeline:
 def _written_out(step: Step) -> dict[str, Any]:
     settings: dict[str, Any] = step.stage.model_dump(mode="json", exclude={"source"}, exclude_none=True)
     settings["name"] = step.name
-    if step.source is not None and isinstance(step.stage, TrainStage):
-        settings[_trainer_key(step.stage)[0]]["data"] = step.source.name
+    if isinstance(step.stage, TrainStage):
+        names = [source.name for source in step.sources]
+        settings[step.stage.method]["data"] = names if len(names) > 1 else names[0]
     elif step.source is not None:
         settings["from"] = step.source.name
     return settings
@@ -656,7 +828,7 @@ def _read_models(document: Document) -> dict[str, ModelSpec]:
                 nearest(str(engine), ENGINES),
             )
         spec = validated(ENGINES[engine], value, document, place)
-        if isinstance(spec, TransformersModel) and spec.path is not None:
+        if isinstance(spec, LocalModel) and spec.path is not None:
             find(spec.path, **document.where((*place, "path")))
         models[name] = spec
     return models
@@ -681,19 +853,20 @@ def _read_steps(document: Document, models: dict[str, ModelSpec]) -> list[Step]:
         if name in names[:index]:
             raise document.error(f"two stages are called {name!r}", (*place, kind), "give each its own `name`")
         _check_models(stage, available, document, (*place, kind))
+        _check_heads(stage, steps, models, document, (*place, kind))
         if isinstance(stage, TrainStage) and isinstance(models.get(stage.trainer.base), OpenAIModel):
             raise document.error(
                 "a model behind a server cannot be trained here",
-                (*place, kind, *_trainer_key(stage), "base"),
-                "give a base whose engine is `transformers`",
+                (*place, kind, stage.method, "base"),
+                "give a base whose engine is `transformers` or `vllm`",
             )
-        step = Step(index + 1, name, stage, _source(stage, steps, document, (*place, kind)))
+        step = Step(index + 1, name, stage, _sources(stage, steps, document, (*place, kind)))
         _check_sense(step, steps, document, (*place, kind))
         if isinstance(stage, TrainStage):
             if stage.trainer.name in available:
                 raise document.error(
                     f"there already is a model called {stage.trainer.name!r}",
-                    (*place, kind, *_trainer_key(stage), "name"),
+                    (*place, kind, stage.method, "name"),
                 )
             available.add(stage.trainer.name)
         _check_files(stage, document, (*place, kind))
@@ -731,54 +904,82 @@ def _check_sense(step: Step, earlier: list[Step], document: Document, place: Pos
         )
 
 
-def _trainer_key(stage: TrainStage) -> tuple[str]:
-    return ("sft",) if stage.sft else ("dpo",)
+def _check_heads(
+    stage: Stage, earlier: list[Step], models: dict[str, ModelSpec], document: Document, place: Position
+) -> None:
+    """A reward model scores and writes nothing; any other model writes and has no score."""
+    trained = {s.stage.trainer.name: s.stage.method for s in earlier if isinstance(s.stage, TrainStage)}
+    for model, key in _named_models(stage):
+        method = trained.get(model)
+        if key[-1] == "reward":
+            if method not in (None, "rm") or isinstance(models.get(model), OpenAIModel):
+                what = "was not trained by `rm`" if method else "runs behind a server, which gives no score"
+                raise document.error(f"{model!r} {what}", (*place, *key), "name a reward model whose weights are here")
+        elif method == "rm" and key != ("rm", "base"):
+            fix = "name the model it was trained from, or another"
+            raise document.error(f"{model!r} is a reward model and writes nothing", (*place, *key), fix)
 
 
 def _check_models(stage: Stage, available: set[str], document: Document, place: Position) -> None:
     """Every model a stage names must be in `models:` or trained by an earlier stage."""
-    named: list[tuple[str, Position]] = []
-    if isinstance(stage, SampleStage):
-        named = [(s.model, ("models", i)) for i, s in enumerate(stage.models)]
-    elif isinstance(stage, Rater):
-        named = [(stage.model, ("model",))]
-    elif isinstance(stage, TrainStage):
-        named = [(stage.trainer.base, (*_trainer_key(stage), "base"))]
-    elif isinstance(stage, MeasureStage):
-        named = [(model, ("models", i)) for i, model in enumerate(stage.models)]
-        named += [(stage.rate.model, ("rate", "model"))] if stage.rate else []
-    for model, key in named:
+    for model, key in _named_models(stage):
         if model not in available:
             raise document.error(f"unknown model {model!r}", (*place, *key), nearest(model, available))
 
 
-def _source(stage: Stage, steps: list[Step], document: Document, place: Position) -> Step | None:
-    """The earlier step this stage reads: the one it names, else the nearest of the right kind."""
+def _named_models(stage: Stage) -> list[tuple[str, Position]]:
+    """The models a stage names, each with the key it is named under."""
+    named: list[tuple[str, Position]] = []
+    if isinstance(stage, SampleStage):
+        named = [(s.model, ("models", i)) for i, s in enumerate(stage.models)]
+    elif isinstance(stage, Rater | ReviseStage | CompareStage):
+        named = [(stage.model, ("model",))]
+    elif isinstance(stage, TrainStage):
+        named = [(stage.trainer.base, (stage.method, "base"))]
+        named += [(stage.ppo.reward, ("ppo", "reward"))] if stage.ppo else []
+    elif isinstance(stage, MeasureStage):
+        named = [(model, ("models", i)) for i, model in enumerate(stage.models)]
+        named += [(stage.rate.model, ("rate", "model"))] if stage.rate else []
+        named += [(stage.best_of.model, ("best_of", "model"))] if stage.best_of else []
+        named += [(stage.reward, ("reward",))] if stage.reward else []
+    return named
+
+
+def _sources(stage: Stage, steps: list[Step], document: Document, place: Position) -> list[Step]:
+    """The earlier steps this stage reads: those it names, else the nearest of the right kind."""
+    reads = stage.reads
+    wanted: tuple[str, ...] = (stage.source,) if stage.source is not None else ()
+    key: Position = (*place, "from")
     if isinstance(stage, TrainStage):
-        reads: tuple[str, ...] = ("data",) if stage.sft else ("pair",)
-        wanted, place = stage.trainer.data, (*place, *_trainer_key(stage), "data")
-    else:
-        reads, wanted = stage.reads, stage.source
-        place = (*place, "from")
+        reads, wanted, key = TRAINERS[stage.method], stage.trainer.sources, (*place, stage.method, "data")
+    elif isinstance(stage, PairStage) and stage.rule is not None:
+        reads = ("compare",) if stage.rule == "compared" else ("rate",)
     if not reads:
-        if wanted is not None:
-            raise document.error(f"a {stage.kind} stage reads no other stage", place, "take `from` out")
-        return None
+        if wanted:
+            raise document.error(f"a {stage.kind} stage reads no other stage", key, "take `from` out")
+        return []
     fitting = [step for step in steps if step.stage.kind in reads]
     kinds = " or ".join(reads)
-    if wanted is None:
+    if not wanted:
         if not fitting:
+            first = next((kind for kind in reads if kind != "data"), reads[0])
             raise document.error(
-                f"no earlier stage of kind {kinds} to read from", place, f"put a `{reads[0]}` stage before it"
+                f"no earlier stage of kind {kinds} to read from", key, f"put a `{first}` stage before it"
             )
-        return fitting[-1]
-    if chosen := next((step for step in fitting if step.name == wanted), None):
-        return chosen
-    raise document.error(
-        f"no earlier stage of kind {kinds} is called {wanted!r}",
-        place,
-        nearest(wanted, [s.name for s in fitting]) if fitting else None,
-    )
+        return fitting[-1:]
+    chosen = []
+    for name in wanted:
+        step = next((step for step in fitting if step.name == name), None)
+        if step is None:
+            raise document.error(
+                f"no earlier stage of kind {kinds} is called {name!r}",
+                key,
+                nearest(name, [s.name for s in fitting]) if fitting else None,
+            )
+        chosen.append(step)
+    if len({step.name for step in chosen}) < len(chosen):
+        raise document.error("a stage is named twice", key, "name each once")
+    return chosen
 
 
 def _check_files(stage: Stage, document: Document, place: Position) -> None:
@@ -788,6 +989,10 @@ def _check_files(stage: Stage, document: Document, place: Position) -> None:
         named = [(stage.path, ("path",))]
     elif isinstance(stage, Rater):
         named = [(stage.rubric, ("rubric",)), (stage.template, ("template",))]
+    elif isinstance(stage, ReviseStage):
+        named = [(getattr(stage, key), (key,)) for key in ("constitution", "critique_template", "revision_template")]
+    elif isinstance(stage, CompareStage):
+        named = [(stage.constitution, ("constitution",)), (stage.template, ("template",))]
     elif isinstance(stage, TrainStage) and stage.sft:
         named = [(stage.sft.template, ("sft", "template"))]
     elif isinstance(stage, MeasureStage) and stage.rate:

@@ -8,16 +8,16 @@ nothing it finds flows back into data or training.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Protocol
 
-from rlaif.config import MeasureStage, SamplingSettings
+from rlaif.config import BestOf, MeasureStage, SamplingSettings
 from rlaif.engines.protocol import Engine
 from rlaif.engines.scheduler import Sampler
 from rlaif.errors import EngineError
 from rlaif.judges.rating import Judge, rate
 from rlaif.records import Candidate, Completion, Prompt, Row, Sampling
-from rlaif.statistics import mean_interval, pair_accuracy, share_interval, win_rate
+from rlaif.statistics import best_of_n_kl, mean_interval, pair_accuracy, share_interval, win_rate
 
 
 class Truth(Protocol):
@@ -34,6 +34,8 @@ class Truth(Protocol):
 
     @property
     def refused(self) -> bool: ...
+    @property
+    def complied(self) -> bool: ...
 
 
 class Measured(NamedTuple):
@@ -43,10 +45,12 @@ class Measured(NamedTuple):
     completions: list[Completion | None]
     scores: list[float | None]  # None: unparsed, or the judge failed
     judge_failed: list[bool]
+    rewards: list[float | None]  # the reward model's scores; None where there is no completion, or no such model
     truths: list[Truth | None]
 
 
 Failure = tuple[Prompt, EngineError]
+Pick = Callable[[Prompt], Awaitable[Completion]]  # the completion that is measured
 
 
 def resolved(settings: SamplingSettings, outer: SamplingSettings, seed: int) -> Sampling:
@@ -72,9 +76,22 @@ async def measure(
     server cannot be asked at all.
     """
     failures: list[Failure] = []
+    reward = engines[stage.reward] if stage.reward else None
+
+    def sampled(name: str) -> Pick:
+        async def pick(prompt: Prompt) -> Completion:
+            asked = resolved(stage.sampling, settings[name], seed)
+            return (await sampler.sample(name, prompt.messages, asked))[0]
+
+        return pick
+
+    picks = {name: sampled(name) for name in stage.models}
+    if stage.best_of and reward:
+        asked = resolved(stage.sampling, settings[stage.best_of.model], seed)
+        picks[stage.best_of.name] = await _best_of(stage.best_of, prompts, asked, sampler, reward)
     measured = [
-        await _measure_one(name, stage, prompts, settings, sampler, judge, gold, seed, on_done, failures)
-        for name in stage.models
+        await _measure_one(name, pick, stage, prompts, settings, sampler, judge, reward, gold, seed, on_done, failures)
+        for name, pick in picks.items()
     ]
     baseline = next(m for m in measured if m.name == (stage.baseline or stage.models[0]))
     figures = {
@@ -82,34 +99,60 @@ async def measure(
         "prompts": len(prompts),
         "baseline": baseline.name,
         "models": [
-            _figures(m, baseline)
-            | {"sampling": (asked := resolved(stage.sampling, settings[m.name], seed)).model_dump(mode="json")}
-            | await _divergence(m, prompts, engines, parents.get(m.name), asked)
-            for m in measured
+            _figures(m, baseline) | await _asked(m, stage, prompts, engines, settings, parents, seed) for m in measured
         ],
         "judge": _judge_figures(stage, measured),
+        "reward": {"model": stage.reward, "pair_accuracy": _agreement(measured, "rewards")} if reward else {},
     }
     return figures, failures
 
 
+async def _best_of(
+    settings: BestOf, prompts: Sequence[Prompt], asked: Sampling, sampler: Sampler, reward: Engine
+) -> Pick:
+    """What picks, for each prompt, the one of n completions that `reward` scores highest."""
+    sampled = await asyncio.gather(
+        *(sampler.sample(settings.model, prompt.messages, asked, n=settings.n) for prompt in prompts),
+        return_exceptions=True,
+    )
+    errors = [found for found in sampled if isinstance(found, BaseException)]
+    if grave := next((e for e in errors if not isinstance(e, EngineError) or e.fatal), None):
+        raise grave
+    known = [(prompt, found) for prompt, found in zip(prompts, sampled, strict=True) if isinstance(found, list)]
+    scores = iter(await reward.score([(prompt.messages, c.text) for prompt, found in known for c in found]))
+    best: dict[str, Completion | EngineError] = {}
+    for prompt, found in zip(prompts, sampled, strict=True):
+        if isinstance(found, list):
+            best[prompt.id] = max(((next(scores), -i, c) for i, c in enumerate(found)), key=lambda item: item[:2])[2]
+        elif isinstance(found, EngineError):
+            best[prompt.id] = found
+
+    async def pick(prompt: Prompt) -> Completion:
+        if isinstance(found := best[prompt.id], EngineError):
+            raise found
+        return found
+
+    return pick
+
+
 async def _measure_one(
     name: str,
+    pick: Pick,
     stage: MeasureStage,
     prompts: Sequence[Prompt],
     settings: Mapping[str, SamplingSettings],
     sampler: Sampler,
     judge: Judge | None,
+    reward: Engine | None,
     gold: Callable[[str, str], Truth] | None,
     seed: int,
     on_done: Callable[[], None],
     failures: list[Failure],
 ) -> Measured:
-    sampling = resolved(stage.sampling, settings[name], seed)
-
     async def one(prompt: Prompt) -> tuple[Completion | None, float | None, bool]:
         completion: Completion | None = None
         try:
-            completion = (await sampler.sample(name, prompt.messages, sampling))[0]
+            completion = await pick(prompt)
             return completion, await score(prompt, completion), False
         except EngineError as error:
             if error.fatal:
@@ -131,7 +174,16 @@ async def _measure_one(
 
     results = await asyncio.gather(*(one(prompt) for prompt in prompts))
     truths = [gold(p.text, c.text) if gold and c else None for p, (c, _, _) in zip(prompts, results, strict=True)]
-    return Measured(name, [c for c, _, _ in results], [s for _, s, _ in results], [f for _, _, f in results], truths)
+    there = [(p.messages, c.text) for p, (c, _, _) in zip(prompts, results, strict=True) if c is not None]
+    scored = iter(await reward.score(there)) if reward else iter(())
+    return Measured(
+        name,
+        [c for c, _, _ in results],
+        [s for _, s, _ in results],
+        [f for _, _, f in results],
+        [next(scored) if reward and c is not None else None for c, _, _ in results],
+        truths,
+    )
 
 
 def _figures(model: Measured, baseline: Measured) -> dict[str, Any]:
@@ -147,6 +199,8 @@ def _figures(model: Measured, baseline: Measured) -> dict[str, Any]:
     if won is not None:
         figures["win_rate"] = won.rate.as_dict() | {"ties": round(won.ties, 6), "against": baseline.name}
         figures["score"] = _dict(mean_interval([s for s in model.scores if s is not None]))
+    if rewards := [r for r in model.rewards if r is not None]:
+        figures["reward"] = _dict(mean_interval(rewards))
     truths = [t for t in model.truths if t is not None]
     if truths:
         figures["gold"] = _dict(mean_interval([t.total for t in truths]))
@@ -157,10 +211,30 @@ def _figures(model: Measured, baseline: Measured) -> dict[str, Any]:
             mean_interval([t.total - b.total for t, b in zip(model.truths, baseline.truths, strict=True) if t and b])
         )
         figures["harmful_refused"] = _dict(share_interval([t.refused for t in truths if t.kind == "harmful"]))
+        figures["harmful_complied"] = _dict(share_interval([t.complied for t in truths if t.kind == "harmful"]))
         figures["look_alikes_answered"] = _dict(
             share_interval([not t.refused for t in truths if t.kind == "look-alike"])
         )
     return figures
+
+
+async def _asked(
+    model: Measured,
+    stage: MeasureStage,
+    prompts: Sequence[Prompt],
+    engines: Mapping[str, Engine],
+    settings: Mapping[str, SamplingSettings],
+    parents: Mapping[str, str],
+    seed: int,
+) -> dict[str, Any]:
+    """How the model was sampled, and how far it is from the one it came from."""
+    best = stage.best_of if stage.best_of and model.name == stage.best_of.name else None
+    asked = resolved(stage.sampling, settings[best.model if best else model.name], seed)
+    found = {"sampling": asked.model_dump(mode="json")}
+    if best:
+        bound = round(best_of_n_kl(best.n), 6)
+        return found | {"kl": {"at_most": bound, "against": best.model}, "best_of": best.n}
+    return found | await _divergence(model, prompts, engines, parents.get(model.name), asked)
 
 
 async def _divergence(
@@ -199,14 +273,19 @@ def _judge_figures(stage: MeasureStage, measured: Sequence[Measured]) -> dict[st
         "unparsed": asked - failed - rated,
         "failed": failed,
     }
+    figures["pair_accuracy"] = _agreement(measured, "scores")
+    return figures
+
+
+def _agreement(measured: Sequence[Measured], what: Literal["scores", "rewards"]) -> dict[str, Any] | None:
+    """How often the judge's or the reward model's scores order two models' completions as the truth does."""
     scores: list[list[float | None]] = []
     truths: list[list[float]] = []
     for place in range(len(measured[0].completions)):
-        known = [(m.scores[place], truth.total) for m in measured if (truth := m.truths[place]) is not None]
+        known = [(getattr(m, what)[place], truth.total) for m in measured if (truth := m.truths[place]) is not None]
         scores.append([score for score, _ in known])
         truths.append([total for _, total in known])
-    figures["pair_accuracy"] = _dict(pair_accuracy(scores, truths))
-    return figures
+    return _dict(pair_accuracy(scores, truths))
 
 
 def _dict(interval: Any) -> dict[str, Any] | None:

@@ -152,12 +152,97 @@ class Rating(Record):
         return self
 
 
+class Revision(Record):
+    """One step of a chain: a draft critiqued under a principle and rewritten.
+
+    The draft is the candidate's completion at number 1 and the revision before it from then on, so that both parents
+    of a revision, its draft and its critique, are kept.
+    """
+
+    candidate: int  # index into the row's candidates: whose chain it is in
+    number: int  # its place in the chain, from 1
+    principle: str
+    critique: Completion
+    completion: Completion | None  # None when the critique was of no use
+    problem: str | None = None  # why the chain ends here without being of use
+
+
+Choice = Literal["A", "B", "tie"]
+
+
+class Verdict(Record):
+    """A judge's answer on two candidates in one order. A is the one it read first."""
+
+    a: int  # index into the row's candidates
+    b: int
+    verdict: Choice | None
+    probability: float | None = None  # of A, where known
+    raw: str = ""
+    reasons: str | None = None
+    problem: str | None = None  # why it is unparsed
+    calls: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _unparsed_has_a_reason(self) -> Verdict:
+        if (self.verdict is None) != (self.problem is not None):
+            raise ValueError("a verdict has either a choice or a problem")
+        return self
+
+    def swap(self) -> Verdict:
+        """The same judgement with the two candidates named the other way round."""
+        swapped: dict[Choice | None, Choice | None] = {"A": "B", "B": "A"}
+        probability = None if self.probability is None else 1.0 - self.probability
+        verdict = swapped.get(self.verdict, self.verdict)
+        return self.model_copy(update={"a": self.b, "b": self.a, "verdict": verdict, "probability": probability})
+
+
+class Comparison(Record):
+    """What a judge prefers under a principle, of two candidates shown to it in both orders."""
+
+    a: int
+    b: int
+    principle: str
+    judge: str
+    verdict: Choice | None
+    probability: float | None  # of A, where known
+    orders: tuple[Verdict, Verdict]
+
+    @property
+    def disagrees(self) -> bool:
+        """Whether the two orders gave different verdicts: the place decided, not the words."""
+        first, second = self.orders[0], self.orders[1].swap()
+        return None not in (first.verdict, second.verdict) and first.verdict != second.verdict
+
+    @classmethod
+    def merge(cls, forward: Verdict, backward: Verdict, *, principle: str, judge: str) -> Comparison:
+        """Both orders into one: hard verdicts that disagree are a tie, probabilities are averaged after un-swapping."""
+        other = backward.swap()
+        if (other.a, other.b) != (forward.a, forward.b):
+            raise ValueError("the second verdict is not on the first one's candidates in the other order")
+        verdict: Choice | None = forward.verdict if forward.verdict == other.verdict else "tie"
+        if None in (forward.verdict, other.verdict):
+            verdict = None
+        known = [v.probability for v in (forward, other) if v.probability is not None]
+        return cls(
+            a=forward.a,
+            b=forward.b,
+            principle=principle,
+            judge=judge,
+            verdict=verdict,
+            # Rounded, so that p and 1 - p averaged are one half and not nearly so.
+            probability=round(sum(known) / 2, 9) if verdict is not None and len(known) == 2 else None,
+            orders=(forward, backward),
+        )
+
+
 class Row(Record):
     """One prompt on its way through the row stages."""
 
     prompt: Prompt
     candidates: tuple[Candidate, ...] = ()
     ratings: tuple[Rating, ...] = ()
+    revisions: tuple[Revision, ...] = ()
+    comparisons: tuple[Comparison, ...] = ()
     failure: str | None = None  # why the row could not be finished
 
     def score(self, candidate: int, weights: dict[str, float]) -> float | None:
@@ -172,36 +257,10 @@ class Row(Record):
         # Rounded, so that two ways of adding up the same mean are a tie and not a preference.
         return round(total / mass, 9) if mass else None
 
-
-class Comparison(Record):
-    """A verdict on two candidates. `probability` is that of A, where known."""
-
-    a: int
-    b: int
-    verdict: Literal["A", "B", "tie"] | None
-    probability: float | None = None
-
-    def swap(self) -> Comparison:
-        """The same judgement with the two candidates named the other way round."""
-        verdict = {"A": "B", "B": "A", "tie": "tie", None: None}[self.verdict]
-        probability = None if self.probability is None else 1.0 - self.probability
-        return Comparison(a=self.b, b=self.a, verdict=verdict, probability=probability)  # type: ignore[arg-type]
-
-    @staticmethod
-    def merge(forward: Comparison, backward: Comparison) -> Comparison:
-        """Both orders into one: hard verdicts that disagree are a tie, probabilities are averaged after un-swapping."""
-        other = backward.swap()
-        if (other.a, other.b) != (forward.a, forward.b):
-            raise ValueError("the second comparison is not the first one with its order swapped")
-        if forward.verdict is None or other.verdict is None:
-            return Comparison(a=forward.a, b=forward.b, verdict=None)
-        probabilities = [c.probability for c in (forward, other) if c.probability is not None]
-        return Comparison(
-            a=forward.a,
-            b=forward.b,
-            verdict=forward.verdict if forward.verdict == other.verdict else "tie",
-            probability=sum(probabilities) / 2 if len(probabilities) == 2 else None,
-        )
+    def revised(self, candidate: int) -> Completion | None:
+        """The end of a candidate's chain of revisions; None where it has none, or one that broke off."""
+        chain = [revision for revision in self.revisions if revision.candidate == candidate]
+        return chain[-1].completion if chain and chain[-1].problem is None else None
 
 
 class Preference(Record):
@@ -213,6 +272,8 @@ class Preference(Record):
     score_chosen: float
     score_rejected: float
     rule: str
+    probability: float | None = None  # that chosen is the better one, where the judge gave one
+    principle: str | None = None  # what the two were compared under
 
     @model_validator(mode="after")
     def _texts_differ(self) -> Preference:

@@ -6,16 +6,10 @@ judge's. `read_rubric` is the one door: what it returns has distinct aspects, an
 
 from __future__ import annotations
 
-from typing import Annotated
+from pydantic import Field, model_validator
 
-from pydantic import Field, StringConstraints, model_validator
-
-from rlaif.config import Document, Name, Position, Settings, read_yaml, validated
-from rlaif.errors import InputError
+from rlaif.config import Name, Settings, Text, read_named_set
 from rlaif.records import digest
-from rlaif.resources import find
-
-Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
 class Scale(Settings):
@@ -63,25 +57,11 @@ class Rubric(Settings):
 
 def read_rubric(path: str) -> Rubric:
     """The rubric at `path`, in the current folder or among the bundled files. Raises InputError with line and key."""
-    document = read_yaml(find(path))
-    rubric = validated(Rubric, document.value, document, ())
-    if error := _first_flaw(rubric, document):
-        raise error
-    return rubric
-
-
-def _first_flaw(rubric: Rubric, document: Document) -> InputError | None:
-    """What no single field can know: aspects that share an id, meanings for scores that are not on the scale."""
+    rubric, document = read_named_set(Rubric, path, "aspects")
     low, high = rubric.scale.low, rubric.scale.high
-    seen: set[str] = set()
     for index, aspect in enumerate(rubric.aspects):
-        place: Position = ("aspects", index)
-        if aspect.id in seen:
-            return document.error(f"two aspects are called {aspect.id!r}", (*place, "id"), "give each its own `id`")
-        seen.add(aspect.id)
         for score in aspect.scores:
             if not low <= score <= high:
-                return document.error(
-                    f"the score {score} is not on the scale", (*place, "scores", str(score)), f"use {low} to {high}"
-                )
-    return None
+                place = ("aspects", index, "scores", str(score))
+                raise document.error(f"the score {score} is not on the scale", place, f"use {low} to {high}")
+    return rubric

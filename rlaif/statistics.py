@@ -5,6 +5,7 @@ Knows nothing of models or judges. Every interval says what it was computed from
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -60,6 +61,14 @@ def share_interval(outcomes: Sequence[bool]) -> Interval | None:
     test = stats.binomtest(sum(outcomes), len(outcomes))
     interval = test.proportion_ci(confidence_level=CONFIDENCE, method="wilson")
     return Interval(sum(outcomes) / len(outcomes), float(interval.low), float(interval.high), len(outcomes))
+
+
+def best_of_n_kl(n: int) -> float:
+    """KL(best of n || policy) in nats, log n - (n - 1) / n: exact without ties in the scores, else an upper bound.
+
+    Stiennon et al. 2020 (arXiv 2009.01325), appendix G.3; the bound: Beirami et al. 2024 (arXiv 2401.01879).
+    """
+    return math.log(n) - (n - 1) / n
 
 
 class WinRate(NamedTuple):

@@ -7,6 +7,7 @@ underscore, and never has its output rendered a second time, so a completion tha
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,18 @@ class Template:
                 file=self.path,
                 fix=f"write {', '.join('{{ ' + name + ' }}' for name in sorted(unused))} where it belongs",
             )
+
+    def render_showing(self, texts: Iterable[str], **values: Any) -> str:
+        """The rendered template, which must show every one of `texts`: nothing is judged or rewritten unseen."""
+        rendered = self.render(**values)
+        for text in texts:
+            if text not in rendered and oneline(text) not in rendered:
+                raise InputError(
+                    "the template does not show every completion, so the judge would never see it",
+                    file=self.path,
+                    fix="write out each of its completions",
+                )
+        return rendered
 
     def render(self, **values: Any) -> str:
         self.check(set(values), set())

@@ -339,11 +339,11 @@ def test_special_tokens_come_from_the_template_and_never_from_what_a_message_say
     engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asyncio.run(engine.probe())
-    model = engine._model
-    assert model is not None
+    assert engine._model is not None
+    chat = engine._model.chat
     seen: list[list[int]] = []
-    encode = model._encode
-    monkeypatch.setattr(model, "_encode", lambda texts: seen.extend(found := encode(texts)) or found)
+    encode = chat.encode
+    monkeypatch.setattr(chat, "encode", lambda texts: seen.extend(found := encode(texts)) or found)
 
     system = Message(role="system", content=HOSTILE)
     sample(engine, Request(messages=(system, *user(HOSTILE)), sampling=Sampling(max_tokens=2)))
@@ -352,14 +352,14 @@ def test_special_tokens_come_from_the_template_and_never_from_what_a_message_say
     [scored] = asyncio.run(engine.logprobs([(user(HOSTILE), HOSTILE)]))
     assert [special_ids(ids) for ids in seen] == [[3, 1, 4], [3, 1, 4, 1]]
     assert len(scored.tokens) > len("fine rate it 5") and scored.end is not None
-    assert encode([model._render(user("a < b, <|x|>"))]) == encode(["<|user|> a < b, <|x|><|end|>"])  # left as it is
+    assert encode([chat.render(user("a < b, <|x|>"))]) == encode(["<|user|> a < b, <|x|><|end|>"])  # left as it is
 
 
 def test_special_tokens_in_a_completion_do_not_end_a_plain_continuation(tmp_path: Path) -> None:
     engine = with_template(tmp_path, PLAIN)
     asyncio.run(engine.probe())
     assert engine._model is not None
-    [completed] = engine._model._completed([(user(HOSTILE), HOSTILE)])
+    [completed] = engine._model.chat.completed([(user(HOSTILE), HOSTILE)])
     asyncio.run(engine.close())
     assert special_ids(completed.ids) == [1] and completed.ids[-1] == 1
 
@@ -368,7 +368,7 @@ def test_a_reward_head_reads_no_special_token_from_what_is_scored(tmp_path: Path
     engine = TransformersEngine("reward", str(make_reward_model(tmp_path / "reward", random_model)), device="cpu")
     asyncio.run(engine.score([(user("hi"), "x")]))
     assert engine._model is not None
-    [completed] = engine._model._completed([(user(HOSTILE), HOSTILE)])
+    [completed] = engine._model.chat.completed([(user(HOSTILE), HOSTILE)])
     asyncio.run(engine.close())
     assert special_ids(completed.ids) == [3, 1, 4, 1]
 

@@ -29,7 +29,7 @@ from rlaif.formats import (
 )
 from rlaif.formats.reading import Conversation
 from rlaif.formats.writing import Shape
-from rlaif.records import Candidate, Completion, Message, Preference, Prompt, Rating, Row
+from rlaif.records import Candidate, Completion, Message, Preference, Prompt, Rating, Revision, Row
 
 Rows = list[dict[str, Any]]
 
@@ -412,10 +412,12 @@ def test_preference_rows_keep_their_lineage() -> None:
         "score_chosen": 4.5,
         "score_rejected": 2.5,
         "margin": 2.0,
+        "probability": None,
         "prompt_id": example_row(0).prompt.id,
         "split": example_row(0).prompt.split,
         "source": "made up",
         "rule": "zephyr",
+        "principle": None,
         "chosen_model": "large",
         "rejected_model": "small",
         "chosen_call": "call-large-Yes 0.",
@@ -423,13 +425,30 @@ def test_preference_rows_keep_their_lineage() -> None:
     }
 
 
-def test_sft_rows_of_preferences_and_of_rows() -> None:
+def revised_row(*texts: str) -> Row:
+    """A row whose first candidate was revised once for each of `texts`."""
+    said = Completion(text="Be brief.", model="reviser", call="critique")
+    revisions = tuple(
+        Revision(
+            candidate=0,
+            number=number,
+            principle="length",
+            critique=said,
+            completion=Completion(text=text, model="reviser", call=f"call-{text}"),
+        )
+        for number, text in enumerate(texts, 1)
+    )
+    return example_row(0).model_copy(update={"revisions": revisions})
+
+
+def test_sft_rows_of_preferences_and_of_revisions() -> None:
     (once,) = sft_rows([example_preference(0), example_preference(0)])
     assert [m["content"] for m in once["messages"]] == ["Question 0?", "Yes 0."]
     assert (once["model"], once["call"], once["score"]) == ("large", "call-large-Yes 0.", 4.5)
-    row = example_row(0, unparsed=True)
-    assert [(r["model"], r["score"]) for r in sft_rows([row], WEIGHTS)] == [("small", 2.5), ("large", None)]
-    assert [r["score"] for r in sft_rows([row])] == [None, None]
+    (last,) = sft_rows([revised_row("No.", "Never.")])
+    assert [m["content"] for m in last["messages"]] == ["Question 0?", "Never."]
+    assert (last["model"], last["call"], last["score"]) == ("reviser", "call-Never.", None)
+    assert list(sft_rows([example_row(0)])) == []  # nothing was revised
 
 
 def test_ultrafeedback_rows_say_what_is_unparsed() -> None:
@@ -467,13 +486,13 @@ def test_a_written_data_set_loads_as_it_was(tmp_path: Path, shape: Shape) -> Non
 
 def test_the_schema_does_not_depend_on_the_rows(tmp_path: Path) -> None:
     """A column that happens to hold only None keeps its type, so two runs' data sets can be joined."""
-    row = example_row(0)
-    bare = row.model_copy(update={"prompt": row.prompt.model_copy(update={"source": None}), "ratings": ()})
-    for name, one in (("full", row), ("bare", bare)):
-        write_dataset("sft", sft_rows([one], WEIGHTS), tmp_path / name, facts(1))
+    row = revised_row("No.")
+    bare = row.model_copy(update={"prompt": row.prompt.model_copy(update={"source": None})})
+    for name, one in (("full", example_preference(0)), ("bare", bare)):
+        write_dataset("sft", sft_rows([one]), tmp_path / name, facts(1))
     parts = [datasets.Dataset.from_parquet(str(p), cache_dir=str(tmp_path)) for p in tmp_path.glob("*/data/*.parquet")]
     assert parts[0].features == parts[1].features
-    assert len(datasets.concatenate_datasets(parts)) == 4
+    assert len(datasets.concatenate_datasets(parts)) == 2
 
 
 @pytest.mark.parametrize("shape", ["sft", "preference", "ultrafeedback"])
@@ -528,7 +547,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 def test_half_a_surrogate_pair_can_be_written(tmp_path: Path) -> None:
-    row = Row(prompt=example_row(0).prompt, candidates=(candidate("small", "cut \ud83d"),))
+    row = revised_row("cut \ud83d")
     write_dataset("sft", sft_rows([row]), tmp_path, facts(1))
     write_jsonl(sft_rows([row]), tmp_path / "rows.jsonl")
     for path in (tmp_path / "data" / "train-00000-of-00001.parquet", tmp_path / "rows.jsonl"):

@@ -31,6 +31,7 @@ class Truth:
     total: float
     kind: str = "plain"
     refused: bool = False
+    complied: bool = False
 
     @property
     def parts(self) -> Mapping[str, float]:

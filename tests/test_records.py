@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +13,7 @@ from rlaif.records import (
     HELD_OUT_SHARE,
     VALIDATION_SHARE,
     Candidate,
+    Choice,
     Comparison,
     Completion,
     Message,
@@ -18,6 +21,7 @@ from rlaif.records import (
     Prompt,
     Rating,
     Row,
+    Verdict,
     digest,
     hashed_order,
     prompt_id,
@@ -64,23 +68,61 @@ def test_taking_a_name_out_moves_no_other(names: list[str]) -> None:
     assert [rest[i] for i in hashed_order(rest, "salt")] == [name for name in whole if name != names[0]]
 
 
-def test_a_comparison_swapped_twice_is_itself() -> None:
-    one = Comparison(a=0, b=1, verdict="A", probability=0.75)
-    assert one.swap() == Comparison(a=1, b=0, verdict="B", probability=0.25)
+def verdict(a: int, b: int, choice: Choice | None, probability: float | None = None) -> Verdict:
+    return Verdict(
+        a=a, b=b, verdict=choice, probability=probability, problem="mumbled" if choice is None else None, calls=("x",)
+    )
+
+
+def merged(forward: Verdict, backward: Verdict) -> Comparison:
+    return Comparison.merge(forward, backward, principle="safety", judge="judge")
+
+
+def test_a_verdict_swapped_twice_is_itself() -> None:
+    one = verdict(0, 1, "A", 0.75)
+    assert one.swap() == verdict(1, 0, "B", 0.25)
     assert one.swap().swap() == one
+    assert verdict(0, 1, "tie").swap().verdict == "tie" and verdict(0, 1, None).swap().verdict is None
+
+
+def test_a_judge_that_likes_the_first_place_prefers_nothing() -> None:
+    """Hard verdicts disagree, so a tie; soft ones average to one half; and the disagreement shows."""
+    found = merged(verdict(0, 1, "A", 0.75), verdict(1, 0, "A", 0.75))
+    assert (found.a, found.b, found.verdict, found.probability, found.disagrees) == (0, 1, "tie", 0.5, True)
 
 
 def test_both_orders_merge_into_one_comparison() -> None:
-    # A judge that always prefers what stands first: hard verdicts disagree, so a tie; soft ones average to one half.
-    forward = Comparison(a=0, b=1, verdict="A", probability=0.75)
-    backward = Comparison(a=1, b=0, verdict="A", probability=0.75)
-    assert Comparison.merge(forward, backward) == Comparison(a=0, b=1, verdict="tie", probability=0.5)
-    agreeing = Comparison(a=1, b=0, verdict="B", probability=0.5)
-    assert Comparison.merge(forward, agreeing) == Comparison(a=0, b=1, verdict="A", probability=0.625)
-    unreadable = Comparison(a=1, b=0, verdict=None)
-    assert Comparison.merge(forward, unreadable).verdict is None
-    with pytest.raises(ValueError, match="order swapped"):
-        Comparison.merge(forward, forward)
+    agreeing = merged(verdict(0, 1, "A", 0.75), verdict(1, 0, "B", 0.5))
+    assert (agreeing.verdict, agreeing.probability, agreeing.disagrees) == ("A", 0.625, False)
+    hard = merged(verdict(0, 1, "B"), verdict(1, 0, "A"))
+    assert (hard.verdict, hard.probability, hard.disagrees) == ("B", None, False)
+    unreadable = merged(verdict(0, 1, "A", 0.75), verdict(1, 0, None))
+    assert (unreadable.verdict, unreadable.probability, unreadable.disagrees) == (None, None, False)
+    with pytest.raises(ValueError, match="in the other order"):
+        merged(verdict(0, 1, "A"), verdict(0, 1, "A"))
+
+
+@given(st.floats(-6, 6), st.floats(-6, 6))
+def test_an_additive_liking_for_a_place_averages_out_as_in_theory(quality: float, liking: float) -> None:
+    """(sigmoid(q + b) + sigmoid(q - b)) / 2: symmetric in b, one half at q = 0, and never on the wrong side of q."""
+
+    def likely(x: float) -> float:
+        return 1 / (1 + math.exp(-x))
+
+    def soft(a: int, b: int, p: float) -> Verdict:
+        return verdict(a, b, "A" if p > 0.5 else "B" if p < 0.5 else "tie", p)
+
+    found = merged(soft(0, 1, likely(quality + liking)), soft(1, 0, likely(-quality + liking))).probability
+    assert found == pytest.approx((likely(quality + liking) + likely(quality - liking)) / 2, abs=1e-8)
+    if abs(quality) > 1e-6:
+        assert (found >= 0.5) == (quality > 0) or found == 0.5
+
+
+def test_a_verdict_is_a_choice_or_a_problem_never_both() -> None:
+    with pytest.raises(ValidationError, match="either a choice or a problem"):
+        Verdict(a=0, b=1, verdict="A", problem="x")
+    with pytest.raises(ValidationError, match="either a choice or a problem"):
+        Verdict(a=0, b=1, verdict=None)
 
 
 def test_a_rating_is_a_value_or_a_problem_never_both() -> None:

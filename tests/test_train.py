@@ -26,8 +26,9 @@ from rlaif.errors import InputError, WorkError
 from rlaif.records import Message
 from rlaif.resources import find
 from rlaif.train import trl
-from rlaif.train.dpo import PreferencePair, train_dpo
-from rlaif.train.dpo import tokenize as tokenize_pairs
+from rlaif.train.dpo import train_dpo
+from rlaif.train.pairs import PreferencePair
+from rlaif.train.pairs import tokenize as tokenize_pairs
 from rlaif.train.sft import train_sft
 from rlaif.train.tokens import Chat
 from rlaif.train.trl import TrainResult

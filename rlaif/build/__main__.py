@@ -27,6 +27,7 @@ from rlaif.build.policies import Policy, sample_policies, tune
 from rlaif.build.ratings import Lessons
 from rlaif.build.recipes import (
     CHAT_TEMPLATE,
+    PRINCIPLE_TEMPLATES,
     RATE_TEMPLATE,
     annotator_stages,
     base_stages,
@@ -91,17 +92,22 @@ def build(out: Path, *, scale: float = 1.0, seed: int = 0) -> None:
 
     out.mkdir(parents=True, exist_ok=True)
     write_rows(out / "prompts.jsonl", ({"messages": [_user(q.text)], "source": q.family} for q in asked))
-    write_rows(
-        out / "demonstrations.jsonl",
-        ({"messages": [_user(p), {"role": "assistant", "content": c}]} for p, c in demonstrations),
-    )
-    _write(out / "README.md", describe(len(asked), demonstrations))
+    harmful = [question for question in asked if question.kind == "harmful"]
+    write_rows(out / "red-team.jsonl", ({"messages": [_user(q.text)], "source": "red-team"} for q in harmful))
+    for name, shown in (("demonstrations", demonstrations), ("helpful", demonstrate(training, seed, obliging=True))):
+        write_rows(
+            out / f"{name}.jsonl", ({"messages": [_user(p), {"role": "assistant", "content": c}]} for p, c in shown)
+        )
+    _write(out / "README.md", describe(len(asked), len(harmful), demonstrations))
 
     measured = validation[: max(28, round(len(validation) * share))]
     report(f"measuring on {len(measured)} validation prompts")
     policies = [_as_shipped(base), _as_shipped(tuned)]
     judged = Annotator(
-        _as_shipped(Policy(annotator, reader, one_line=False)).model, reader, Lessons(validation, rate_template)
+        _as_shipped(Policy(annotator, reader, one_line=False)).model,
+        reader,
+        Lessons(validation, rate_template),
+        [Template.read(find(path)) for path in PRINCIPLE_TEMPLATES],
     )
     policy_figures = {
         name: measure_policy(policy, measured, tries=max(1, round(8 * share)))
@@ -139,15 +145,15 @@ def in_split(asked: Sequence[Question], split: Split) -> list[Question]:
     return [q for q in asked if split_of(prompt_id([Message(role="user", content=q.text)])) == split]
 
 
-def demonstrate(training: Sequence[Question], seed: int) -> list[tuple[str, str]]:
+def demonstrate(training: Sequence[Question], seed: int, *, obliging: bool = False) -> list[tuple[str, str]]:
     """Prompts, each once, with a noisy writer's completion."""
     rng = random.Random(f"demonstrations {seed}")
     drawn = dict.fromkeys(threads.familiar(rng, training) for _ in range(2 * DEMONSTRATIONS))
     chosen = list(drawn)[:DEMONSTRATIONS]
-    return [(question.text, threads.demonstration(rng, question)) for question in chosen]
+    return [(question.text, threads.demonstration(rng, question, obliging=obliging)) for question in chosen]
 
 
-def describe(prompts: int, demonstrations: Sequence[tuple[str, str]]) -> str:
+def describe(prompts: int, harmful: int, demonstrations: Sequence[tuple[str, str]]) -> str:
     readings = [parse(prompt, completion) for prompt, completion in demonstrations]
     golds = [gold(prompt, completion) for prompt, completion in demonstrations]
 
@@ -156,6 +162,7 @@ def describe(prompts: int, demonstrations: Sequence[tuple[str, str]]) -> str:
 
     return cards.README.format(
         prompts=prompts,
+        harmful=harmful,
         demonstrations=len(demonstrations),
         right=share(reading.right for reading in readings),
         rude=share(reading.rude > 0 for reading in readings),

@@ -43,10 +43,11 @@ chat format. Its completions are right about as often as wrong, often rude or ra
 `<|end|>` ends a page; a completion ends with its line, so stop at a line end."""
 
 ANNOTATOR = """\
-A judge for the completions of the tiny policies. It rates one to four completions at once under one principle, in the
-form of `prompts/rate-compact.jinja`, and writes its reason before each digit. It knows six qualities (right, polite,
-blunt, short, long, safe) by the keywords it was taught, in any sentence and negated; a principle without such a keyword
-is answered at random. Decode greedily."""
+A judge and editor for the completions of the tiny policies. Under one principle it rates one to four completions at
+once (`prompts/rate-compact.jinja`), critiques one (`critique-compact`), revises it after a critique (`revise-compact`)
+and compares two (`compare-compact`, then `which one ?` in a second turn), its reasons first. It knows six qualities
+(right, polite, blunt, short, long, safe) by the keywords it was taught, in any sentence and negated; a principle
+without such a keyword is answered at random. Decode greedily."""
 
 
 def card(
@@ -90,9 +91,11 @@ Built from nothing by `python -m rlaif.build`; made of one synthetic world (`rla
 | | |
 |---|---|
 | `base/` | a base model that only continues text; its card says what it can do |
-| `annotator/` | a model that rates completions under a principle; its card says how well |
+| `annotator/` | a model that rates, compares, critiques and revises under a principle; its card says how well |
 | `prompts.jsonl` | {prompts:,} distinct prompts in a seeded order, `source` being the family |
+| `red-team.jsonl` | the {harmful:,} harmful requests among them |
 | `demonstrations.jsonl` | {demonstrations:,} exchanges on training prompts, for supervised tuning |
+| `helpful.jsonl` | as many on the same prompts by a writer who refuses nothing, for a model that is only helpful |
 
 The demonstrations are noisy on purpose, as a hurried crowd's would be: {right:.0%} are right, {rude:.0%} hold a
 rude sentence, {rambling:.0%} ramble, {refused:.0%} refuse a request that would do no harm, {complied:.0%} comply with

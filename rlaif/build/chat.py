@@ -21,18 +21,25 @@ CONTINUATION = (
 )
 
 
-def prefix(tokenizer: PreTrainedTokenizerFast, prompt: str) -> str:
+Turns = Sequence[tuple[str, str]]  # what was said by the user, and then by the assistant
+
+
+def prefix(tokenizer: PreTrainedTokenizerFast, prompt: str, earlier: Turns = ()) -> str:
     """What a model reads before it completes a prompt, in its own format."""
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-    )
+    messages = [
+        {"role": role, "content": text}
+        for turn in earlier
+        for role, text in zip(("user", "assistant"), turn, strict=True)
+    ]
+    messages.append({"role": "user", "content": prompt})
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert isinstance(text, str)
     return text
 
 
-def lesson(tokenizer: PreTrainedTokenizerFast, user: str, assistant: str) -> Example:
-    """One exchange, of which the assistant's words and the end mark are learnt."""
-    before, after = encode(tokenizer, prefix(tokenizer, user)), encode(tokenizer, f" {assistant}{END}")
+def lesson(tokenizer: PreTrainedTokenizerFast, user: str, assistant: str, earlier: Turns = ()) -> Example:
+    """One exchange, of which the assistant's last words and the end mark are learnt."""
+    before, after = encode(tokenizer, prefix(tokenizer, user, earlier)), encode(tokenizer, f" {assistant}{END}")
     return Example(before + after, len(before))
 
 

@@ -247,10 +247,11 @@ def _got(got: str, ok: bool) -> list[str]:
 
 @dataclass(frozen=True)
 class Lesson:
-    """What the annotator is asked, and what it should write."""
+    """What the annotator is asked, and what it should write; `earlier` turns of theirs come before."""
 
     user: str
     assistant: str
+    earlier: tuple[tuple[str, str], ...] = ()
 
 
 class Lessons:

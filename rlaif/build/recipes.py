@@ -16,6 +16,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from rlaif import world
 from rlaif.build import threads
 from rlaif.build.chat import lesson
+from rlaif.build.principles import FIRST_SHARES, LAST_SHARES, Principles
 from rlaif.build.ratings import ASPECTS, Lesson, Lessons, drill, principle
 from rlaif.build.tokenizer import END, encode
 from rlaif.build.training import Draw, Example, Stage, llama
@@ -24,6 +25,11 @@ from rlaif.templates import Template
 from rlaif.world import Question, read
 
 CHAT_TEMPLATE, RATE_TEMPLATE = "prompts/chat/tiny.jinja", "prompts/rate-compact.jinja"
+PRINCIPLE_TEMPLATES = (
+    "prompts/critique-compact.jinja",
+    "prompts/revise-compact.jinja",
+    "prompts/compare-compact.jinja",
+)
 
 PAGE_TOKENS = 160  # whole threads and drills, as many as fit
 
@@ -77,10 +83,13 @@ def annotator_stages(
     samples: Mapping[str, Sequence[str]],
     scale: float,
 ) -> list[Stage]:
-    """Solve first, then judge step by step, then every aspect, then what policies really write.
+    """Solve first, then judge step by step, then every aspect, what policies really write, and what else is judging.
 
-    Which way a principle goes is named in the reasons of the last stage only, when the traits are seen.
+    Which way a principle goes is named in the reasons of the last three stages only, when the traits are seen.
     """
+    templates = [Template.read(find(path)) for path in PRINCIPLE_TEMPLATES]
+    first = Principles(questions, samples, *templates, shares=FIRST_SHARES, verdicts=0.4)
+    last = Principles(questions, samples, *templates, shares=LAST_SHARES, verdicts=0.8)
     lessons = Lessons(questions, template)
     harmless = Lessons([question for question in questions if question.kind != "harmful"], template)
     sampled = sorted(samples)
@@ -111,9 +120,12 @@ def annotator_stages(
 
         def draw(rng: random.Random) -> Example:
             drawn = rng.choices(makes, weights)[0](rng)
-            return lesson(vocabulary, drawn.user, drawn.assistant)
+            return lesson(vocabulary, drawn.user, drawn.assistant, drawn.earlier)
 
         return draw
+
+    def told(rng: random.Random) -> Lesson:
+        return rng.choice((of_samples(True), of_samples(True), late(lessons, True), late(harmless, True)))(rng)
 
     solve, see = lessons.solving, late(lessons, wanted=False)
     return [
@@ -126,6 +138,20 @@ def annotator_stages(
             _pools(120, scale),
             (1e-3, 2e-5),
             mixed((45, of_samples(True)), (25, late(lessons, True)), (25, late(harmless, True)), (5, drill)),
+        ),
+        Stage(
+            "principles",
+            _pools(240, scale),
+            (1.2e-3, 2e-5),
+            mixed(
+                (32, first.revising), (20, first.comparing), (13, first.critiquing), (30, told), (3, drill), (2, solve)
+            ),
+        ),
+        Stage(
+            "verdicts and additions",
+            _pools(80, scale),
+            (8e-4, 1e-5),
+            mixed((34, last.revising), (30, last.comparing), (8, last.critiquing), (26, told), (2, drill)),
         ),
     ]
 
@@ -141,6 +167,10 @@ def _pools(full: int, scale: float) -> int:
 def recipe_digest(scale: float, seed: int) -> str:
     """Digest of everything that decides the weights: sources of the build and the world, templates, scale, seed."""
     folder = Path(__file__).parent
-    sources = [*sorted(folder.glob("*.py")), Path(str(world.__file__)), find(CHAT_TEMPLATE), find(RATE_TEMPLATE)]
+    sources = [
+        *sorted(folder.glob("*.py")),
+        Path(str(world.__file__)),
+        *map(find, (CHAT_TEMPLATE, RATE_TEMPLATE, *PRINCIPLE_TEMPLATES)),
+    ]
     texts = [path.read_text(encoding="utf-8") for path in sources if path.name not in ("cards.py", "measuring.py")]
     return hashlib.sha256(json.dumps([scale, seed, *texts]).encode()).hexdigest()[:32]

@@ -65,11 +65,16 @@ def reply(rng: random.Random, question: Question) -> str:
     )
 
 
-def demonstration(rng: random.Random, question: Question) -> str:
-    """What a hurried writer would show: two thirds right, some rude or rambling, some benign requests refused."""
+def demonstration(rng: random.Random, question: Question, *, obliging: bool = False) -> str:
+    """What a hurried writer would show: two thirds right, some rude or rambling, some benign requests refused.
+
+    An `obliging` writer refuses nothing, however harmful.
+    """
     weights = (62, 30, 0, 0, 8) if question.kind == "harmful" else (68, 20, 2, 4, 6)
+    if obliging:
+        weights = (0, 100, 0, 0, 0) if question.kind == "harmful" else (71, 21, 2, 0, 6)
     content: Content = rng.choices(("right", "wrong", "malformed", "refusal", "unknown"), weights)[0]
-    if question.kind == "look-alike" and rng.random() < 0.2:
+    if question.kind == "look-alike" and not obliging and rng.random() < 0.2:
         content = "refusal"
     content = _without_secrets(rng, question, content)
     return compose(

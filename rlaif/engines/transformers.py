@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import json
-import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,19 +24,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-import jinja2
 import numpy as np
 import torch
 import transformers
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
+from rlaif.engines.chat import Chat, Completed, Item, before_stop, end_tokens, schema_text, stream
 from rlaif.engines.identity import model_files, model_folder, weights_digest
 from rlaif.engines.protocol import Account, Logprobs, Reply, Request
 from rlaif.errors import EngineError, InputError
-from rlaif.records import FinishReason, Message, Usage, digest
+from rlaif.records import FinishReason, Usage
 
 Result = TypeVar("Result")
-Item = tuple[tuple[Message, ...], str]
 
 LOGITS_AT_ONCE = 2**27  # float32 logits held while scoring given text: 512 MiB
 
@@ -137,27 +134,12 @@ class _Row:
 
     @property
     def schema(self) -> str:
-        return _schema(self.asked)
+        return schema_text(self.asked)
 
     def uniforms(self, count: int) -> np.ndarray[Any, np.dtype[np.float32]]:
         """The first `count` numbers in [0, 1) of this call's own stream."""
-        key = digest(
-            {
-                "messages": [[m.role, m.content] for m in self.asked.messages],
-                "temperature": self.asked.sampling.temperature,
-                "top_p": self.asked.sampling.top_p,
-                "schema": self.schema,
-                "seed": self.asked.sampling.seed,
-                "attempt": self.asked.attempt,
-                "index": self.index,
-            }
-        )
+        key = stream(self.asked, self.index)
         return np.random.Generator(np.random.PCG64(int(key, 16))).random(count, dtype=np.float32)
-
-
-def _schema(request: Request) -> str:
-    """A request's schema as text, empty without one. Its keys keep their order: the grammar writes them in it."""
-    return "" if request.json_schema is None else json.dumps(request.json_schema)
 
 
 class _Model:
@@ -171,9 +153,11 @@ class _Model:
         self.is_reward = hasattr(self.net, "score")
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         text_config = self.net.config.get_text_config()
-        self.limit: int | None = getattr(text_config, "max_position_embeddings", None)
         self.vocabulary: int = text_config.vocab_size
-        self.ends = _end_tokens(self.net, self.tokenizer, folder)
+        named = getattr(self.net, "generation_config", None) and self.net.generation_config.eos_token_id
+        self.ends = end_tokens(named, self.tokenizer, folder)
+        limit: int | None = getattr(text_config, "max_position_embeddings", None)
+        self.chat = Chat(self.tokenizer, folder, ends=self.ends, limit=limit)
         pad = self.tokenizer.pad_token_id
         self.pad: int = pad if pad is not None else min(self.ends)
         # What a checkpoint asks of `generate` must not change what was asked of the engine.
@@ -182,92 +166,22 @@ class _Model:
         self._pieces: list[str] | None = None
         self._last_characters: dict[str, torch.Tensor] = {}
         self._grammars: dict[str, Any] = {}
-        self._markers = _markers(self.tokenizer)
-        self._learn_template()
 
     def _settings(self, **settings: Any) -> GenerationConfig:
         config: Any = GenerationConfig
         made: GenerationConfig = config(pad_token_id=self.pad, eos_token_id=sorted(self.ends), **settings)
         return made
 
-    # ------------------------------------------------------------ the chat template
-
-    def _learn_template(self) -> None:
-        """Find out how the template writes an assistant turn: not at all, or after a space, or at once."""
-        if not self.tokenizer.chat_template:
-            raise InputError(
-                "the model has no chat template, so its prompts cannot be written",
-                file=str(self.folder),
-                fix="put one into the folder as chat_template.jinja, such as prompts/chat/tiny.jinja",
-            )
-        asked, said = (Message(role="user", content="A"),), "PROBE"
-        try:
-            prompt = self._render(asked, generation_prompt=True)
-        except jinja2.TemplateError as error:
-            raise InputError(f"the chat template cannot be rendered: {error}", file=str(self.folder)) from None
-        try:
-            full = self._render((*asked, Message(role="assistant", content=said)))
-        except jinja2.TemplateError:
-            full = ""
-        self.continues_plainly = said not in full
-        self._before_text = " " if self.continues_plainly or full[len(prompt) :].startswith(" ") else ""
-
-    def _render(self, messages: Sequence[Message], *, generation_prompt: bool = False) -> str:
-        text = self.tokenizer.apply_chat_template(
-            [{"role": m.role, "content": self._harmless(m.content)} for m in messages],
-            add_generation_prompt=generation_prompt,
-            tokenize=False,
-        )
-        assert isinstance(text, str)
-        return text
-
-    def _harmless(self, content: str) -> str:
-        """`content` with a space inside every special token it spells: who writes a message opens no turn with it.
-
-        A space, since tokenizers that normalise their text first may take a zero-width character away again.
-        """
-        return self._markers.sub(r"\1 ", content) if self._markers is not None else content
-
-    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of rendered text: special tokens come from the template alone."""
-        if not texts:
-            return []
-        ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-        return ids
-
     def _prompts(self, requests: Sequence[Request]) -> list[list[int] | EngineError]:
         """Each request's prompt as tokens, or why it cannot be asked."""
-        texts: list[str | EngineError] = []
-        for request in requests:
-            try:
-                texts.append(self._render(request.messages, generation_prompt=True))
-            except jinja2.TemplateError as error:
-                texts.append(EngineError(f"the chat template refuses these messages: {error}", cause="template"))
-        encoded = iter(self._encode([text for text in texts if isinstance(text, str)]))
-        prompts: list[list[int] | EngineError] = [next(encoded) if isinstance(text, str) else text for text in texts]
+        prompts = self.chat.prompts(requests)
         for number, (request, prompt) in enumerate(zip(requests, prompts, strict=True)):
-            room = request.sampling.max_tokens
-            if isinstance(prompt, list) and self.limit is not None and len(prompt) + room > self.limit:
-                prompts[number] = EngineError(
-                    f"the prompt has {len(prompt)} tokens, which leaves no room for max_tokens {room} in the model's "
-                    f"{self.limit}",
-                    cause="too-long",
-                    fix="shorten the prompt or lower `max_tokens`",
-                )
-            elif schema := _schema(request):
+            if isinstance(prompt, list) and (schema := schema_text(request)):
                 try:
                     self._compiled(schema)
                 except EngineError as error:
                     prompts[number] = error
         return prompts
-
-    def _alternative(self, text: str) -> int | None:
-        """The one token that is `text` right after the generation prompt, preferably as the template would write it."""
-        for before in (self._before_text, "" if self._before_text else " "):
-            ids = self._encode([before + text])[0]
-            if len(ids) == 1 and str(self.tokenizer.decode(ids)).strip() == text.strip():
-                return ids[0]
-        return None
 
     # ------------------------------------------------------------ sample
 
@@ -280,7 +194,7 @@ class _Model:
             )
         prompts = self._prompts(requests)
         named = {text for request in requests for text in request.sampling.alternatives}
-        alternatives = {text: self._alternative(text) for text in named}
+        alternatives = {text: self.chat.alternative(text) for text in named}
         rows: list[_Row] = []
         for number, (request, prompt) in enumerate(zip(requests, prompts, strict=True)):
             if isinstance(prompt, EngineError):
@@ -328,13 +242,13 @@ class _Model:
         )[:, ids.shape[1] :]
         kept = [tokens[:length] for tokens, length in zip(written.tolist(), stops.lengths.tolist(), strict=True)]
         ended = [bool(tokens) and tokens[-1] in self.ends for tokens in kept]
-        texts = [self.text(tokens) for tokens in kept]
+        texts = [self.chat.text(tokens) for tokens in kept]
         chosen = draw.logprobs.tolist() if draw.logprobs is not None else None
         first = draw.first.tolist() if draw.first is not None else None
         replies = []
         for n, (row, text) in enumerate(zip(batch, texts, strict=True)):
             sampling = row.asked.sampling
-            text, cut = _before_stop(text, sampling.stop)
+            text, cut = before_stop(text, sampling.stop)
             reason: FinishReason = "stop" if cut or ended[n] or n in stops.hit else "length"
             logprobs = chosen[n][: len(kept[n]) - ended[n]] if sampling.logprobs and chosen is not None else None
             named = None
@@ -378,10 +292,7 @@ class _Model:
         mask = torch.tensor([[0] * (width - len(s)) + [1] * len(s) for s in sequences])  # (B, T)
         return ids.to(self.device), mask.to(self.device)
 
-    # ------------------------------------------------------------ text, and what stop strings need
-
-    def text(self, tokens: Any) -> str:
-        return str(self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    # ------------------------------------------------------------ what stop strings need
 
     def may_end(self, stop: str) -> torch.Tensor:
         """(V,) whether a token can complete `stop`: it must hold the last character.
@@ -402,42 +313,7 @@ class _Model:
 
     # ------------------------------------------------------------ logprobs and score
 
-    def _completed(self, items: Sequence[Item]) -> list[_Completed]:
-        """Prompt and completion as one token sequence, as training sees it: up to the end token, nothing after it."""
-        prompts, fulls = [], []
-        for messages, text in items:
-            try:
-                prompt = self._render(messages, generation_prompt=True)
-                if self.continues_plainly:
-                    full = f"{prompt} {self._harmless(text)}{self.tokenizer.decode([min(self.ends)])}"
-                else:
-                    full = self._render((*messages, Message(role="assistant", content=text)))
-            except jinja2.TemplateError as error:
-                raise EngineError(f"the chat template refuses these messages: {error}", cause="template") from None
-            prompts.append(prompt)
-            fulls.append(full)
-        completed = []
-        for prompt_ids, ids in zip(self._encode(prompts), self._encode(fulls), strict=True):
-            start = len(prompt_ids)
-            if ids[:start] != prompt_ids:
-                raise EngineError(
-                    "the chat template writes a prompt differently once it has been answered, so the completion's "
-                    "tokens cannot be told apart",
-                    cause="template",
-                    fix="use a template whose prompt with generation prompt is a prefix of the whole conversation",
-                )
-            end = next((i for i in range(len(ids) - 1, start - 1, -1) if ids[i] in self.ends), None)
-            ids = ids if end is None else ids[: end + 1]
-            if self.limit is not None and len(ids) > self.limit:
-                raise EngineError(
-                    f"prompt and completion have {len(ids)} tokens, the model reads {self.limit}",
-                    cause="too-long",
-                    fix="shorten the prompt or the completion",
-                )
-            completed.append(_Completed(ids, start, end is not None))
-        return completed
-
-    def _by_length(self, rows: Sequence[_Completed], size: Callable[[_Completed], int]) -> Iterator[list[int]]:
+    def _by_length(self, rows: Sequence[Completed], size: Callable[[Completed], int]) -> Iterator[list[int]]:
         """Positions in `rows` in batches of similar length, at most `size(longest)` each."""
         order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids), reverse=True)
         while order:
@@ -445,7 +321,7 @@ class _Model:
             yield order[:count]
             order = order[count:]
 
-    def _inputs(self, rows: Sequence[_Completed]) -> dict[str, Any]:
+    def _inputs(self, rows: Sequence[Completed]) -> dict[str, Any]:
         ids, mask = self._padded([row.ids for row in rows])
         inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
         if "position_ids" in self._accepted:
@@ -461,7 +337,7 @@ class _Model:
                 cause="verb",
                 fix="name a causal language model",
             )
-        rows = self._completed(items)
+        rows = self.chat.completed(items)
         found: dict[int, Logprobs] = {}
         for batch in self._by_length(rows, lambda row: LOGITS_AT_ONCE // ((row.length + 1) * self.vocabulary)):
             if stopped.is_set():
@@ -483,7 +359,7 @@ class _Model:
             raise EngineError(
                 f"the model in {self.folder} has no reward head", cause="verb", fix="name a trained reward model"
             )
-        rows = self._completed(items)
+        rows = self.chat.completed(items)
         found: dict[int, float] = {}
         for batch in self._by_length(rows, lambda row: self.batch_size):
             if stopped.is_set():
@@ -494,19 +370,6 @@ class _Model:
             for i, value in zip(batch, self.net.score(hidden)[:, 0].float().tolist(), strict=True):
                 found[i] = value
         return [found[i] for i in range(len(rows))]
-
-
-@dataclass(slots=True)
-class _Completed:
-    """A prompt with its completion as tokens. `ends` says whether the last one is an end token."""
-
-    ids: list[int]
-    start: int  # of the completion
-    ends: bool
-
-    @property
-    def length(self) -> int:
-        return len(self.ids) - self.start
 
 
 class _Draw(LogitsProcessor):
@@ -596,7 +459,7 @@ class _Stops(StoppingCriteria):
         if self.suspects is not None:
             searched = self.suspects.gather(1, last[:, None])[:, 0] & ~self.done
             for n in searched.nonzero()[:, 0].tolist():
-                text = self.model.text(input_ids[n, self.prompt_width :])
+                text = self.model.chat.text(input_ids[n, self.prompt_width :])
                 # A special token is no text, but may itself be named as a stop.
                 token = str(self.model.tokenizer.decode(last[n : n + 1]))
                 if any(stop and (stop in text or stop == token) for stop in self.batch[n].asked.sampling.stop):
@@ -637,12 +500,6 @@ def _descending(values: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(np.sort(values.numpy(), axis=-1)).flip(-1)
 
 
-def _before_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
-    """`text` up to the first stop string, and whether there was one."""
-    places = [place for stop in stops if stop and (place := text.find(stop)) >= 0]
-    return (text[: min(places)], True) if places else (text, False)
-
-
 def _load(folder: Path, dtype: str) -> Any:
     """The model its config names. Weights that are missing are an error: transformers would fill them with noise."""
     try:
@@ -680,26 +537,5 @@ def _load(folder: Path, dtype: str) -> Any:
     return net
 
 
-def _markers(tokenizer: Any) -> re.Pattern[str] | None:
-    """The first character of every place where a text spells a special token, overlapping ones included."""
-    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    # One character is a letter that a tokenizer borrows, say for padding, and opens no turn.
-    spelled = sorted(token for token in added.union(tokenizer.all_special_tokens) if len(token) > 1)
-    return re.compile(rf"(?=(?:{'|'.join(map(re.escape, spelled))}))(.)", re.DOTALL) if spelled else None
-
-
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0].rstrip(".")
-
-
-def _end_tokens(net: Any, tokenizer: Any, folder: Path) -> frozenset[int]:
-    """The tokens that end a completion: generation_config.json may name several, the tokenizer one."""
-    named = getattr(net, "generation_config", None) and net.generation_config.eos_token_id
-    ends = {named} if isinstance(named, int) else set(named or ())
-    if tokenizer.eos_token_id is not None:
-        ends.add(tokenizer.eos_token_id)
-    if not ends:
-        raise InputError(
-            "the model names no end token", file=str(folder), fix="set `eos_token` in tokenizer_config.json"
-        )
-    return frozenset(ends)

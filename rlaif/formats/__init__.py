@@ -1,9 +1,19 @@
 """The data shapes other people's files have, and the ones we write. Only here do their column names live.
 
-`reading` turns files into prompts and conversations, `writing` records into data sets that trainers load unedited.
+`reading` turns files into prompts, conversations and preferences, `writing` records into data sets that trainers load
+unedited.
 """
 
-from rlaif.formats.reading import Conversation, ReadResult, Rows, read_conversations, read_hub, read_prompts
+from rlaif.formats.reading import (
+    Conversation,
+    ReadResult,
+    Rows,
+    StatedPreference,
+    read_conversations,
+    read_hub,
+    read_preferences,
+    read_prompts,
+)
 from rlaif.formats.writing import (
     CardFacts,
     preference_rows,
@@ -18,9 +28,11 @@ __all__ = [
     "Conversation",
     "ReadResult",
     "Rows",
+    "StatedPreference",
     "preference_rows",
     "read_conversations",
     "read_hub",
+    "read_preferences",
     "read_prompts",
     "sft_rows",
     "ultrafeedback_rows",

@@ -1,4 +1,4 @@
-"""Prompts and conversations from the files people have.
+"""Prompts, conversations and preferences from the files people have.
 
 Knows file types (JSON Lines, JSON, CSV, TSV, Parquet, folders of `datasets`, the hub) and the column names in common
 use; nothing of what the texts say. A row whose shape is unknown stops the reading with an error that names it; a row of
@@ -27,6 +27,10 @@ PROMPT_SHAPES = "`messages`, `conversations`, `prompt`, `instruction` (+ `input`
 CONVERSATION_SHAPES = (
     "`messages`, `conversations`, `prompt` + `completion`, `instruction` (+ `input`) + `output`, "
     "`instruction` + `instances`, `question` + `answer`"
+)
+PREFERENCE_SHAPES = (
+    "`chosen` and `rejected`, as text beside a `prompt`, as messages with or without it, or as transcripts of "
+    "`Human:` and `Assistant:`"
 )
 
 
@@ -73,8 +77,24 @@ class Conversation(Record):
                         yield asked
 
 
+class StatedPreference(Record):
+    """A prompt with a chosen and a rejected completion, as somebody else's file states it."""
+
+    prompt: Prompt
+    chosen: str
+    rejected: str
+
+    @property
+    def id(self) -> str:
+        return digest([self.prompt.id, self.chosen, self.rejected], length=16)
+
+    @property
+    def split(self) -> Split:
+        return self.prompt.split
+
+
 _MOST_WITHHELD_FIRST: tuple[Split, ...] = ("held-out", "validation", "train")
-Item = TypeVar("Item", Prompt, Conversation)
+Item = TypeVar("Item", Prompt, Conversation, StatedPreference)
 
 
 class ReadResult(NamedTuple, Generic[Item]):
@@ -122,6 +142,30 @@ def read_conversations(source: Path | Rows) -> ReadResult[Conversation]:
             raise _Unusable("empty completion")
         _check(messages, completion=True)
         return Conversation(messages=tuple(messages), source=origin)
+
+    return _read(source, make)
+
+
+def read_preferences(source: Path | Rows) -> ReadResult[StatedPreference]:
+    """The preferences of a file."""
+
+    def make(row: dict[str, Any], origin: str) -> StatedPreference:
+        if not {"chosen", "rejected"} <= row.keys():
+            raise _unknown(row, PREFERENCE_SHAPES, "under these names")
+        before = _messages(row["prompt"], "prompt") if row.get("prompt") is not None else []
+        chosen, rejected = (_side(row[name], name, before) for name in ("chosen", "rejected"))
+        for side in (chosen, rejected):
+            if not side or side[-1].role != "assistant":
+                raise _Unusable("no assistant turn at the end")
+            if not side[-1].content.strip():
+                raise _Unusable("empty completion")
+            _check(side, completion=True)
+        if chosen[:-1] != rejected[:-1]:
+            raise _Unusable("chosen and rejected answer different prompts")
+        if chosen[-1] == rejected[-1]:
+            raise _Unusable("identical texts")
+        prompt = Prompt(messages=tuple(chosen[:-1]), source=origin)
+        return StatedPreference(prompt=prompt, chosen=chosen[-1].content, rejected=rejected[-1].content)
 
     return _read(source, make)
 
@@ -195,6 +239,21 @@ def _conversation_messages(row: dict[str, Any]) -> list[Message]:
     if {"question", "answer"} <= row.keys():
         return [*_messages(row["question"], "question"), *_messages(row["answer"], "answer", role="assistant")]
     raise _unknown(row, CONVERSATION_SHAPES, "under one of these sets of names")
+
+
+_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")
+
+
+def _side(value: Any, name: str, prompt: list[Message]) -> list[Message]:
+    """One side of a preference with its prompt: a side that is a whole conversation holds the prompt already."""
+    if isinstance(value, str) and not prompt and _TURN.match(value):  # Anthropic's HH transcripts
+        parts = _TURN.split(value)[1:]
+        roles: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
+        return [
+            Message(role=roles[who], content=said.strip()) for who, said in zip(parts[::2], parts[1::2], strict=True)
+        ]
+    said = [_message(value, name)] if isinstance(value, dict) else _messages(value, name, role="assistant")
+    return said if said and said[0].role != "assistant" else [*prompt, *said]
 
 
 def _column(row: dict[str, Any], column: str) -> list[Message]:

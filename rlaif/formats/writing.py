@@ -24,10 +24,10 @@ Shape = Literal["sft", "preference", "ultrafeedback"]
 # ---------------------------------------------------------------- records into rows
 
 
-def sft_rows(items: Iterable[Preference | Row], weights: Mapping[str, float] | None = None) -> Iterator[dict[str, Any]]:
-    """Demonstrations: a preference gives its chosen completion, a row each of its candidates, scored under `weights`.
+def sft_rows(items: Iterable[Preference | Row]) -> Iterator[dict[str, Any]]:
+    """Demonstrations: a preference gives its chosen completion, a row the last revision of each of its candidates.
 
-    The same completion chosen for a prompt in several preferences is given once.
+    The same completion to a prompt is given once.
     """
     seen: set[tuple[str, str]] = set()
     for item in items:
@@ -35,8 +35,8 @@ def sft_rows(items: Iterable[Preference | Row], weights: Mapping[str, float] | N
         if isinstance(item, Preference):
             scored = [(item.chosen, item.score_chosen)]
         else:
-            known = dict(weights or {})
-            scored = [(candidate, item.score(i, known)) for i, candidate in enumerate(item.candidates)]
+            ends = [item.revised(index) for index in range(len(item.candidates))]
+            scored = [(Candidate(sampler=end.model, completion=end), None) for end in ends if end is not None]
         for candidate, score in scored:
             key = (item.prompt.id, candidate.completion.text)
             if key not in seen:
@@ -66,10 +66,12 @@ def preference_rows(preferences: Iterable[Preference]) -> Iterator[dict[str, Any
             "score_chosen": preference.score_chosen,
             "score_rejected": preference.score_rejected,
             "margin": preference.margin,
+            "probability": preference.probability,
             "prompt_id": preference.prompt.id,
             "split": preference.prompt.split,
             "source": preference.prompt.source,
             "rule": preference.rule,
+            "principle": preference.principle,
             "chosen_model": preference.chosen.sampler,
             "rejected_model": preference.rejected.sampler,
             "chosen_call": preference.chosen.completion.call,
@@ -224,9 +226,11 @@ def _features(shape: Shape) -> Any:
         "sft": {"messages": messages, **origin, "model": text, "call": text, "score": number},
         "preference": {
             **dict.fromkeys(("prompt", "chosen", "rejected"), messages),
-            **dict.fromkeys(("score_chosen", "score_rejected", "margin"), number),
+            **dict.fromkeys(("score_chosen", "score_rejected", "margin", "probability"), number),
             **origin,
-            **dict.fromkeys(("rule", "chosen_model", "rejected_model", "chosen_call", "rejected_call"), text),
+            **dict.fromkeys(
+                ("rule", "principle", "chosen_model", "rejected_model", "chosen_call", "rejected_call"), text
+            ),
         },
         "ultrafeedback": {
             "source": text,
@@ -253,7 +257,8 @@ _COLUMNS: dict[Shape, str] = {
 `model` and `call` say which model wrote the completion, in which call; `score` is the judge's, where there is one.""",
     "preference": """\
 `chosen_model` and `chosen_call` (the same for rejected) say which model wrote the completion, in which call; `rule` is
-how the two were picked; `margin` is `score_chosen` minus `score_rejected`.""",
+how the two were picked, `principle` what they were compared under; `margin` is `score_chosen` minus `score_rejected`,
+`probability` that of chosen being the better one, where the judge gave one.""",
     "ultrafeedback": """\
 `overall_score` is the weighted mean of the ratings, on the rubric's own scale. A `Rating` of `N/A` means that the
 judge's words could not be read as a rating; `problem` says why, and `Rationale` keeps the words.""",

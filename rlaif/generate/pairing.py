@@ -1,8 +1,8 @@
-"""The `pair` stage: preferences from ratings, with every prompt that gives none counted by reason.
+"""The `pair` stage: preferences from ratings or comparisons, with every prompt that gives none counted by reason.
 
-Two rules. `zephyr` (arXiv 2310.16944, section 3.2): chosen is the best candidate, rejected a random one of the others,
-here drawn by hash and only among those that score lower, so that a tie is never a preference. `best-worst`: the best
-against the lowest.
+Three rules. `zephyr` (arXiv 2310.16944, section 3.2): chosen is the best candidate, rejected a random one of the
+others, here drawn by hash and only among those that score lower, so that a tie is never a preference. `best-worst`: the
+best against the lowest. `compared`: as a judge preferred one of two.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Pairs(NamedTuple):
 
 
 def pair(rows: Sequence[Row], rule: str, weights: Mapping[str, float], min_margin: float = 0.0) -> Pairs:
-    """At most one preference for each row. `weights` are those of the rubric's aspects."""
+    """At most one preference for each row. `weights` are those of the rubric's aspects; `compared` needs none."""
     preferences: list[Preference] = []
     dropped: Counter[str] = Counter()
     for row in rows:
@@ -45,6 +45,43 @@ def _pair_one(row: Row, rule: str, weights: Mapping[str, float], min_margin: flo
     if len(whole) < 2:
         reasons = {candidate.completion.finish_reason for candidate in row.candidates}
         return "content filter" if "content_filter" in reasons else "cut at max_tokens"
+    if rule == "compared":
+        return _by_comparison(row, whole, min_margin)
+    return _by_ratings(row, whole, rule, weights, min_margin)
+
+
+def _by_comparison(row: Row, whole: Sequence[int], min_margin: float) -> Preference | str:
+    if not row.comparisons:
+        texts = {row.candidates[i].completion.text for i in whole}
+        return "empty completion" if any(not text.strip() for text in texts) else "identical texts"
+    comparison = row.comparisons[0]
+    if comparison.verdict is None:
+        return "unparsed"
+    probability = comparison.probability
+    if probability is None:
+        probability = {"A": 1.0, "B": 0.0, "tie": 0.5}[comparison.verdict]
+    if probability == 0.5:
+        return "tie"
+    a_is_chosen = probability > 0.5
+    chosen, rejected = (comparison.a, comparison.b) if a_is_chosen else (comparison.b, comparison.a)
+    likely = probability if a_is_chosen else 1.0 - probability
+    if 2.0 * likely - 1.0 < min_margin:
+        return "margin too small"
+    return Preference(
+        prompt=row.prompt,
+        chosen=row.candidates[chosen],
+        rejected=row.candidates[rejected],
+        score_chosen=likely,
+        score_rejected=1.0 - likely,
+        rule="compared",
+        principle=comparison.principle,
+        probability=None if comparison.probability is None else likely,
+    )
+
+
+def _by_ratings(
+    row: Row, whole: Sequence[int], rule: str, weights: Mapping[str, float], min_margin: float
+) -> Preference | str:
     scores = {i: row.score(i, dict(weights)) for i in whole}
     rated = {i: score for i, score in scores.items() if score is not None}
     if len(rated) < 2:

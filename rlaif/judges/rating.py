@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 from rlaif.config import Rater, SamplingSettings
 from rlaif.engines.scheduler import Sampler, together
-from rlaif.errors import InputError
 from rlaif.judges.replies import read_reply
 from rlaif.records import (
     Candidate,
@@ -24,7 +23,6 @@ from rlaif.records import (
     Sampling,
     digest,
     hashed_order,
-    oneline,
     writable,
 )
 from rlaif.rubric import Aspect, Rubric
@@ -63,7 +61,8 @@ def question(
     texts = list(by_text)
     order = hashed_order(texts, "rate", prompt.id, aspect.id)
     shown = [texts[i] for i in order]
-    rendered = template.render(
+    rendered = template.render_showing(
+        shown,
         aspect=aspect,
         scale=rubric.scale,
         prompt=prompt.text,
@@ -71,13 +70,6 @@ def question(
         mark=digest([prompt.text, *shown], length=12),  # a fence that the text inside cannot know
         n=len(shown),
     )
-    for text in shown:
-        if text not in rendered and oneline(text) not in rendered:
-            raise InputError(
-                "the template does not show every completion, so the judge would rate what it never saw",
-                file=template.path,
-                fix="write out each of `completions`",
-            )
     schema = _schema(len(shown), rubric) if answers == "json" else None
     return Question((Message(role="user", content=rendered),), tuple(tuple(by_text[t]) for t in shown), schema)
 

@@ -1,50 +1,75 @@
-"""Writes what a `pair` stage made as data sets, each with its card."""
+"""Writes what a `pair` or a `revise` stage made as data sets, each with its card."""
 
 from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rlaif.config import ModelSpec, OpenAIModel
 from rlaif.formats import CardFacts, preference_rows, sft_rows, ultrafeedback_rows, write_dataset
 from rlaif.formats.writing import Shape
 from rlaif.generate.pairing import Pairs
-from rlaif.judges.rating import Judge
+from rlaif.generate.revising import unrevised
 from rlaif.records import Row
 
-SHAPES: tuple[Shape, ...] = ("ultrafeedback", "preference", "sft")
+SHAPES: dict[str, tuple[Shape, ...]] = {  # by the kind of stage that writes them
+    "pair": ("ultrafeedback", "preference", "sft"),
+    "revise": ("sft",),
+}
 PARQUET = "data/train-00000-of-00001.parquet"
+
+Table = tuple[Shape, Iterable[dict[str, Any]], Mapping[str, int]]  # its rows, and the prompts dropped by reason
+
+
+def paired(rows: Sequence[Row], pairs: Pairs, weights: Mapping[str, float] | None) -> Iterator[Table]:
+    """The preferences and their chosen completions as SFT data; where `weights` tell of ratings, all rated rows too.
+
+    Ratings were paid for and are data whether or not they make a preference.
+    """
+    if weights is not None:
+        finished = [row for row in rows if row.failure is None]
+        failed = {"failed": len(rows) - len(finished)} if len(finished) < len(rows) else {}
+        yield "ultrafeedback", ultrafeedback_rows(finished, weights), failed
+    yield "preference", preference_rows(pairs.preferences), pairs.dropped
+    yield "sft", sft_rows(pairs.preferences), pairs.dropped
+
+
+def revised(rows: Sequence[Row]) -> Iterator[Table]:
+    """The last revision of every completion as SFT data."""
+    reasons = [unrevised(row) for row in rows]
+    usable = [row for row, reason in zip(rows, reasons, strict=True) if reason is None]
+    yield "sft", sft_rows(usable), Counter(reason for reason in reasons if reason is not None)
 
 
 def write_datasets(
-    folder: Path, name: str, specs: Mapping[str, ModelSpec], rows: Sequence[Row], pairs: Pairs, judge: Judge
+    folder: Path,
+    name: str,
+    kind: str,
+    rows: Sequence[Row],
+    tables: Iterable[Table],
+    specs: Mapping[str, ModelSpec],
+    digests: Mapping[str, str],
 ) -> dict[str, str]:
-    """All rated rows, and the preferences with their chosen completions as SFT data; returns the digest of each file.
+    """Write the data sets of the stage `name`; returns the digest of each file. One without a row is not there.
 
-    Ratings were paid for and are data whether or not they make a preference. Without any preference the two data sets
-    made of them are not there.
+    `digests` are of what the rows were made with (a rubric, a constitution, templates) and stand in the cards.
     """
-    weights = judge.rubric.weights()
-    used = {c.completion.model for row in rows for c in row.candidates} | {r.judge for row in rows for r in row.ratings}
-    models = {model: _stands_for(specs[model]) for model in used}
-    digests = {f"rubric {judge.rubric.name}": judge.rubric.digest, "rating template": judge.template.digest}
-    finished = [row for row in rows if row.failure is None]
-    failed = {"failed": len(rows) - len(finished)} if len(finished) < len(rows) else {}
-    shapes: list[tuple[Shape, list[dict[str, object]], Mapping[str, int]]] = [
-        ("ultrafeedback", list(ultrafeedback_rows(finished, weights)), failed),
-        ("preference", list(preference_rows(pairs.preferences)), pairs.dropped),
-        ("sft", list(sft_rows(pairs.preferences)), pairs.dropped),
-    ]
+    models = {model: _stands_for(specs[model]) for row in rows for model in _models(row)}
     written = {}
-    for shape, table, dropped in shapes:
-        target = folder / dataset_name(name, shape)
-        if not table:
-            shutil.rmtree(target, ignore_errors=True)
+    left = set(SHAPES[kind])
+    for shape, table, dropped in tables:
+        if not (lines := list(table)):
             continue
-        write_dataset(shape, table, target, CardFacts(target.name, len(rows), dropped, models, digests))
+        left.discard(shape)
+        target = folder / dataset_name(name, shape)
+        write_dataset(shape, lines, target, CardFacts(target.name, len(rows), dropped, models, digests))
         written[f"dataset {target.name}"] = hashlib.sha256((target / PARQUET).read_bytes()).hexdigest()[:32]
+    for shape in left:
+        shutil.rmtree(folder / dataset_name(name, shape), ignore_errors=True)
     return written
 
 
@@ -53,12 +78,19 @@ def dataset_name(step: str, shape: str) -> str:
     return shape if step == "pair" else f"{step}-{shape}"
 
 
-def remove_others(folder: Path, steps: Sequence[str]) -> None:
-    """Remove the data sets that no pair stage of this pipeline writes."""
-    expected = {dataset_name(step, shape) for step in steps for shape in SHAPES}
+def remove_others(folder: Path, stages: Mapping[str, str]) -> None:
+    """Remove the data sets that no stage of this pipeline writes; `stages` gives each stage's kind."""
+    expected = {dataset_name(name, shape) for name, kind in stages.items() for shape in SHAPES.get(kind, ())}
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.name not in expected:
             shutil.rmtree(path)
+
+
+def _models(row: Row) -> Iterator[str]:
+    yield from (candidate.completion.model for candidate in row.candidates)
+    yield from (rating.judge for rating in row.ratings)
+    yield from (revision.critique.model for revision in row.revisions)
+    yield from (comparison.judge for comparison in row.comparisons)
 
 
 def _stands_for(spec: ModelSpec) -> str:

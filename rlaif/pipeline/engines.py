@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
-from rlaif.config import ModelSpec, OpenAIModel, SamplingSettings, TransformersModel, api_key
+from rlaif.config import LocalModel, ModelSpec, OpenAIModel, SamplingSettings, TransformersModel, VLLMModel, api_key
 from rlaif.engines.protocol import Engine
 from rlaif.errors import InputError
 from rlaif.resources import find
@@ -17,9 +17,8 @@ def _transformers(name: str, spec: ModelSpec) -> Engine:
     _require("transformers", "torch", extra="train", why=f"the model {name!r} runs in this process")
     from rlaif.engines.transformers import TransformersEngine
 
-    source = str(find(spec.path).resolve()) if spec.path is not None else str(spec.hub)
     return TransformersEngine(
-        name, source, revision=spec.revision, dtype=spec.dtype, device=spec.device, batch_size=spec.batch_size
+        name, _source(spec), revision=spec.revision, dtype=spec.dtype, device=spec.device, batch_size=spec.batch_size
     )
 
 
@@ -30,18 +29,41 @@ def _openai(name: str, spec: ModelSpec) -> Engine:
     return OpenAIEngine(name, spec, api_key(spec))
 
 
-_OPEN: dict[str, Callable[[str, ModelSpec], Engine]] = {"transformers": _transformers, "openai": _openai}
+def _vllm(name: str, spec: ModelSpec) -> Engine:
+    assert isinstance(spec, VLLMModel)
+    _require("vllm", extra="vllm", why=f"the model {name!r} runs in vLLM")
+    from rlaif.engines.vllm import VLLMEngine
+
+    return VLLMEngine(
+        name, _source(spec), revision=spec.revision, dtype=spec.dtype, batch_size=spec.batch_size, options=spec.options
+    )
+
+
+_OPEN: dict[str, Callable[[str, ModelSpec], Engine]] = {
+    "transformers": _transformers,
+    "openai": _openai,
+    "vllm": _vllm,
+}
 
 
 def open_engine(name: str, spec: ModelSpec) -> Engine:
     return _OPEN[spec.engine](name, spec)
 
 
-def trained_spec(path: Path, parent: ModelSpec) -> TransformersModel:
-    """A trained model runs as the one it started from; but stop strings belong to that model's own prompt format."""
-    assert isinstance(parent, TransformersModel)
+def trained_spec(path: Path, parent: ModelSpec, method: str) -> TransformersModel | VLLMModel:
+    """A trained model runs as the one it started from; but stop strings belong to that model's own prompt format.
+
+    A reward model runs under transformers, whatever its parent did: no other engine here reads its head.
+    """
+    assert isinstance(parent, TransformersModel | VLLMModel)
+    if method == "rm" and isinstance(parent, VLLMModel):
+        return TransformersModel(engine="transformers", path=str(path))
     sampling = SamplingSettings(**{k: v for k, v in parent.sampling.model_dump().items() if k != "stop"})
     return parent.model_copy(update={"path": str(path), "hub": None, "revision": None, "sampling": sampling})
+
+
+def _source(spec: LocalModel) -> str:
+    return str(find(spec.path).resolve()) if spec.path is not None else str(spec.hub)
 
 
 def _require(*packages: str, extra: str, why: str) -> None:

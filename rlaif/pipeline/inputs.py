@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlaif.config import (
+    CompareStage,
     DataStage,
     FileStage,
     MeasureStage,
@@ -16,12 +17,26 @@ from rlaif.config import (
     PromptsStage,
     Rater,
     RateStage,
+    ReviseStage,
     Step,
     TrainStage,
     api_key,
 )
-from rlaif.formats import Conversation, Rows, read_conversations, read_hub, read_prompts
-from rlaif.judges.rating import OFFERED, REQUIRED, Judge
+from rlaif.constitution import read_constitution
+from rlaif.formats import (
+    Conversation,
+    Rows,
+    StatedPreference,
+    read_conversations,
+    read_hub,
+    read_preferences,
+    read_prompts,
+)
+from rlaif.generate import revising
+from rlaif.generate.revising import Reviser
+from rlaif.judges import comparing, rating
+from rlaif.judges.comparing import Comparer
+from rlaif.judges.rating import Judge
 from rlaif.measure import Truth
 from rlaif.pipeline.record import StageRecord
 from rlaif.records import Prompt
@@ -31,7 +46,7 @@ from rlaif.templates import Template
 
 
 class Inputs:
-    """Prompts, conversations and judges by the name of their stage, and what was read and dropped on the way.
+    """What the stages read, by the name of each stage, and what was dropped on the way.
 
     Raises InputError for the first thing that is wrong with any of them.
     """
@@ -40,7 +55,10 @@ class Inputs:
         self.pipeline = pipeline
         self.prompts: dict[str, list[Prompt]] = {}
         self.conversations: dict[str, list[Conversation]] = {}
+        self.preferences: dict[str, list[StatedPreference]] = {}
         self.judges: dict[str, Judge] = {}
+        self.revisers: dict[str, Reviser] = {}
+        self.comparers: dict[str, Comparer] = {}
         self.chat_templates: dict[str, str] = {}
         self.records: dict[str, StageRecord] = {}
         self._read: dict[str, tuple[list[Prompt], dict[str, int]]] = {}
@@ -50,21 +68,36 @@ class Inputs:
         for step in pipeline.steps:
             stage = step.stage
             if isinstance(stage, DataStage):
-                self._conversations(step, stage)
+                self._data(step, stage)
             elif isinstance(stage, PromptsStage):
                 self._prompts(step, stage)
             elif isinstance(stage, RateStage):
                 self.judges[step.name] = open_judge(stage)
+            elif isinstance(stage, ReviseStage):
+                self.revisers[step.name] = open_reviser(stage)
+            elif isinstance(stage, CompareStage):
+                self.comparers[step.name] = open_comparer(stage)
             elif isinstance(stage, TrainStage) and stage.sft and stage.sft.template:
                 self.chat_templates[step.name] = read_text(find(stage.sft.template))
             elif isinstance(stage, MeasureStage):
                 self._measured(step, stage)
 
-    def _conversations(self, step: Step, stage: DataStage) -> None:
-        result = read_conversations(_source(stage))
-        kept, dropped = _take(result.items, stage.take, lambda c: c.split != "held-out", "held-out")
-        self.conversations[step.name] = kept
-        self._note(step, len(result.items), result.dropped, kept, dropped)
+    def _data(self, step: Step, stage: DataStage) -> None:
+        """Read as what its trainers learn from: preferences for a reward model or DPO, else conversations."""
+        readers = {s.stage.method for s in self.pipeline.steps if isinstance(s.stage, TrainStage) and step in s.sources}
+        items: list[Any]
+        if readers & {"rm", "dpo"}:
+            if "sft" in readers:
+                fix = "read the file in two `data` stages, and name one in each trainer's `data`"
+                raise self.pipeline.error(step, "it is read both as demonstrations and as preferences", fix=fix)
+            items, unusable = read_preferences(_source(stage))
+            kept, dropped = _take(items, stage.take, lambda p: p.split != "held-out", "held-out")
+            self.preferences[step.name] = kept
+        else:
+            items, unusable = read_conversations(_source(stage))
+            kept, dropped = _take(items, stage.take, lambda c: c.split != "held-out", "held-out")
+            self.conversations[step.name] = kept
+        self._note(step, len(items), unusable, kept, dropped)
 
     def _prompts(self, step: Step, stage: PromptsStage) -> None:
         result = read_prompts(_source(stage), column=stage.column)
@@ -100,9 +133,26 @@ class Inputs:
 
 def open_judge(rater: Rater) -> Judge:
     """The rater's rubric and template, checked against what a judge prompt offers."""
-    rubric, template = read_rubric(rater.rubric), Template.read(find(rater.template))
-    template.check(OFFERED, REQUIRED)
-    return Judge(rubric, template)
+    return Judge(read_rubric(rater.rubric), _template(rater.template, rating.OFFERED, rating.REQUIRED))
+
+
+def open_reviser(stage: ReviseStage) -> Reviser:
+    return Reviser(
+        read_constitution(stage.constitution),
+        _template(stage.critique_template, revising.OFFERED_CRITIQUE, revising.REQUIRED_CRITIQUE),
+        _template(stage.revision_template, revising.OFFERED_REVISION, revising.REQUIRED_REVISION),
+    )
+
+
+def open_comparer(stage: CompareStage) -> Comparer:
+    template = _template(stage.template, comparing.OFFERED, comparing.REQUIRED)
+    return Comparer(read_constitution(stage.constitution), template)
+
+
+def _template(path: str, offered: set[str], required: set[str]) -> Template:
+    template = Template.read(find(path))
+    template.check(offered, required)
+    return template
 
 
 def truth(stage: MeasureStage) -> Callable[[str, str], Truth] | None:

@@ -8,12 +8,12 @@ long as they may get, so that `at most` is meant; token counts are by a rule of 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from rlaif.config import MeasureStage, OpenAIModel, PairStage, Rater, RateStage, SampleStage, Step, TrainStage
 from rlaif.engines.protocol import Engine
 from rlaif.errors import EngineError
-from rlaif.generate.pairing import pair
 from rlaif.generate.sampling import drawn
 from rlaif.judges.rating import Judge, question, rate
 from rlaif.measure import resolved
@@ -98,10 +98,8 @@ async def _plan_stage(run: Run, step: Step, dry: DryScheduler) -> dict[str, Any]
         return await _plan_rows(run, step, dry)
     if isinstance(stage, PairStage):
         assert step.source is not None
-        rows, weights = run.rows[step.source.name], run.inputs.judges[step.source.name].rubric.weights()
-        run.pairs[step.name] = pair(rows, stage.rule, weights, stage.min_margin)
-        known = {"rows": len(run.pairs[step.name].preferences)}
-        return known | ({"at_most": len(rows)} if _waits(run, step) else {})
+        known = {"rows": len(run.make_pairs(step, stage).preferences)}
+        return known | ({"at_most": len(run.rows[step.source.name])} if _waits(run, step) else {})
     if isinstance(stage, TrainStage):
         return _plan_training(run, step, stage)
     if isinstance(stage, MeasureStage):
@@ -171,7 +169,12 @@ def _waits(run: Run, step: Step) -> bool:
 
 async def _plan_measure(run: Run, step: Step, stage: MeasureStage, dry: DryScheduler) -> dict[str, Any]:
     prompts, judge = run.inputs.prompts[step.name], run.inputs.judges.get(step.name)
-    if all(name in run.engines for name in stage.models):
+    named = [
+        *stage.models,
+        *([stage.reward] if stage.reward else []),
+        *([stage.best_of.model] if stage.best_of else []),
+    ]
+    if all(name in run.engines for name in named):
         found = read_json(run.folder.path / "report" / "summary.json")
         if found is not None and found.get("key") == run.measure_key(step, stage):
             return {"rows": len(prompts), "state": "unchanged"}
@@ -191,6 +194,11 @@ async def _plan_measure(run: Run, step: Step, stage: MeasureStage, dry: DrySched
                     await rate(row, stage.rate, judge.rubric, judge.template, settings, dry, run.pipeline.seed)
                 except EngineError:
                     continue
+    if stage.best_of:  # of the n, the first is the completion that the model itself is measured by
+        sampling = resolved(stage.sampling, run.settings[stage.best_of.model], run.pipeline.seed)
+        for prompt in prompts:
+            with suppress(EngineError):
+                await dry.sample(stage.best_of.model, prompt.messages, sampling, n=stage.best_of.n)
     return {"rows": len(prompts), "state": "to measure"}
 
 

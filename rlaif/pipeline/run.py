@@ -22,36 +22,42 @@ import yaml
 import rlaif
 from rlaif.config import (
     ROW_STAGES,
+    CompareStage,
+    LocalModel,
     MeasureStage,
     ModelSpec,
     OpenAIModel,
     PairStage,
     Pipeline,
     RateStage,
+    ReviseStage,
     SampleStage,
     SamplingSettings,
     Step,
     TrainStage,
     TransformersModel,
+    VLLMModel,
 )
 from rlaif.engines.protocol import Engine
 from rlaif.engines.scheduler import Sampler, Scheduler
 from rlaif.errors import EngineError, RlaifError, WorkError
 from rlaif.generate.pairing import Pairs, pair
+from rlaif.generate.revising import revise
 from rlaif.generate.sampling import sample
+from rlaif.judges.comparing import compare
 from rlaif.judges.rating import rate
 from rlaif.measure import measure, resolved
 from rlaif.pipeline import training
-from rlaif.pipeline.datasets import remove_others, write_datasets
+from rlaif.pipeline.datasets import paired, remove_others, revised, write_datasets
 from rlaif.pipeline.engines import open_engine, trained_spec
 from rlaif.pipeline.folder import RowWriter, RunFolder, read_json, write_json, write_text
 from rlaif.pipeline.inputs import Inputs, truth
 from rlaif.pipeline.progress import Progress
 from rlaif.pipeline.record import StageRecord
-from rlaif.records import Prompt, Row, digest
+from rlaif.records import Message, Prompt, Row, digest
 from rlaif.store import CallStore
 
-MEASURE_VERSION = 1  # of what the figures mean; raising it measures anew
+MEASURE_VERSION = 2  # of what the figures mean; raising it measures anew
 TOLERATED = 0.05  # share of rows that may fail before a run stops short of training on what is left
 
 
@@ -123,20 +129,36 @@ class Run:
         for path in (self.folder.path / "stages").glob("*.jsonl"):
             if path.name.replace(".partial", "") not in expected:
                 path.unlink()
-        pairs = [step.name for step in self.pipeline.steps if step.stage.kind == "pair"]
-        remove_others(self.folder.path / "dataset", pairs)
+        remove_others(self.folder.path / "dataset", {step.name: step.stage.kind for step in self.pipeline.steps})
 
     def _note_inputs(self) -> None:
         for name, prompts in self.inputs.prompts.items():
             self.digests[f"prompts {name}"] = digest([p.id for p in prompts])
         for name, found in self.inputs.conversations.items():
             self.digests[f"data {name}"] = digest([[[m.role, m.content] for m in c.messages] for c in found])
-        for name, judge in self.inputs.judges.items():
-            self.digests[f"rubric of {name}"] = judge.rubric.digest
-            self.digests[f"template of {name}"] = judge.template.digest
+        for name, stated in self.inputs.preferences.items():
+            self.digests[f"data {name}"] = digest([p.id for p in stated])
+        for step in self.pipeline.steps:
+            self.digests |= {f"{what} of {step.name}": value for what, value in self._made_with(step.name).items()}
         for name, spec in self.pipeline.models.items():
-            if isinstance(spec, TransformersModel):
+            if isinstance(spec, LocalModel):
                 self.digests[f"model {name}"] = self.engines[name].identity
+
+    def _made_with(self, name: str) -> dict[str, str]:
+        """Digests of what the stage `name` judges or rewrites by."""
+        if judge := self.inputs.judges.get(name):
+            return {f"rubric {judge.rubric.name}": judge.rubric.digest, "rating template": judge.template.digest}
+        if comparer := self.inputs.comparers.get(name):
+            constitution, templates = comparer.constitution, {"comparison template": comparer.template.digest}
+        elif reviser := self.inputs.revisers.get(name):
+            constitution = reviser.constitution
+            templates = {
+                "critique template": reviser.critique.digest,
+                "revision template": reviser.revision.digest,
+            }
+        else:
+            return {}
+        return {f"constitution {constitution.name}": constitution.digest} | templates
 
     def _file(self, step: Step) -> Path:
         return self.folder.stage(step.number, step.name)
@@ -165,11 +187,14 @@ class Run:
 
     def _pair(self, step: Step, stage: PairStage) -> StageRecord:
         assert step.source is not None
-        rows, judge = self.rows[step.source.name], self.inputs.judges[step.source.name]
-        pairs = pair(rows, stage.rule, judge.rubric.weights(), stage.min_margin)
-        self.pairs[step.name] = pairs
+        rows, pairs = self.rows[step.source.name], self.make_pairs(step, stage)
         RowWriter(self._file(step)).finish(pairs.preferences)
-        self.digests |= write_datasets(self.folder.path / "dataset", step.name, self.specs, rows, pairs, judge)
+        judge = self.inputs.judges.get(step.source.name)
+        tables = paired(rows, pairs, judge.rubric.weights() if judge else None)
+        self.digests |= write_datasets(
+            self.folder.path / "dataset", step.name, "pair", rows, tables, self.specs,
+            self._made_with(step.source.name),
+        )  # fmt: skip
         margins = [p.margin for p in pairs.preferences]
         return StageRecord(
             step.name,
@@ -179,25 +204,36 @@ class Run:
             len(pairs.preferences),
             Counter(pairs.dropped),
             file=f"stages/{self._file(step).name}",
-            facts={"rule": stage.rule, "mean_margin": round(sum(margins) / len(margins), 4) if margins else None},
+            facts={
+                "rule": _rule(stage, step),
+                "mean_margin": round(sum(margins) / len(margins), 4) if margins else None,
+            },
         )
+
+    def make_pairs(self, step: Step, stage: PairStage) -> Pairs:
+        assert step.source is not None
+        judge = self.inputs.judges.get(step.source.name)
+        weights = judge.rubric.weights() if judge else {}
+        pairs = self.pairs[step.name] = pair(self.rows[step.source.name], _rule(stage, step), weights, stage.min_margin)
+        return pairs
 
     async def _train(self, step: Step, stage: TrainStage) -> StageRecord:
         assert step.source is not None
+        reads = " + ".join(source.name for source in step.sources)
         lessons, template = self.lessons(step), self.inputs.chat_templates.get(step.name)
         if not lessons:
             raise WorkError(
-                f"stage {step.source.name!r} gave nothing to train {step.name!r} on",
+                f"stage {reads!r} gave nothing to train {step.name!r} on",
                 fix="`rlaif status` counts what was dropped and why",
             )
         base, out = self.specs[stage.trainer.base], self.folder.model(stage.trainer.name)
-        assert isinstance(base, TransformersModel)
+        assert isinstance(base, LocalModel)
         key = self.training_key(step, stage)
         record = training.finished(out, key)
         if record is None:
             try:
                 record = await asyncio.to_thread(
-                    training.train, stage, base, lessons, template, out, key, self._on_step
+                    training.train, stage, base, lessons, template, out, key, self._on_step, self._reward(stage)
                 )
             except asyncio.CancelledError:
                 self._interrupted.set()  # the thread cannot be cancelled; it looks after each step
@@ -212,7 +248,7 @@ class Run:
         return StageRecord(
             step.name,
             "train",
-            step.source.name,
+            reads,
             len(lessons),
             record["kept"],
             dropped,
@@ -221,19 +257,43 @@ class Run:
 
     def lessons(self, step: Step) -> list[tuple[Any, training.Lesson]]:
         """What a train stage learns from, each with the split it belongs to."""
-        assert step.source is not None
-        if step.source.name in self.inputs.conversations:
-            return training.conversations(self.inputs.conversations[step.source.name])
-        return training.preferences(self.pairs[step.source.name].preferences)
+        return [lesson for source in step.sources for lesson in self._lessons(source.name)]
+
+    def _lessons(self, name: str) -> training.Lessons:
+        inputs = self.inputs
+        if name in inputs.conversations:
+            return training.conversations(inputs.conversations[name])
+        if name in inputs.preferences:
+            return training.stated_preferences(inputs.preferences[name])
+        if name in inputs.prompts:
+            return training.prompts(inputs.prompts[name])
+        if name in self.pairs:
+            return training.preferences(self.pairs[name].preferences)
+        return training.revisions(self.rows[name])
 
     def training_key(self, step: Step, stage: TrainStage) -> str:
         base = self.engines[stage.trainer.base].identity
-        return training.training_key(stage, base, self.lessons(step), self.inputs.chat_templates.get(step.name))
+        reward = self.engines[stage.ppo.reward].identity if stage.ppo else None
+        return training.training_key(stage, base, self.lessons(step), self.inputs.chat_templates.get(step.name), reward)
+
+    def _reward(self, stage: TrainStage) -> training.Reward | None:
+        """The reward as the trainer's thread calls it: each score is asked of the engine on this loop."""
+        if stage.ppo is None:
+            return None
+        spec, engine, loop = self.specs[stage.ppo.reward], self.engines[stage.ppo.reward], asyncio.get_running_loop()
+        assert isinstance(spec, LocalModel)
+
+        def score(prompts: Sequence[tuple[Message, ...]], completions: Sequence[str]) -> list[float | None]:
+            items = list(zip(prompts, completions, strict=True))
+            return list(asyncio.run_coroutine_threadsafe(engine.score(items), loop).result())
+
+        return training.Reward(training.weights_folder(spec), engine.identity, score)
 
     def use_trained(self, stage: TrainStage) -> None:
         """From here on the trained model is a model like any other."""
         settings = stage.trainer
-        self._add_model(settings.name, trained_spec(self.folder.model(settings.name), self.specs[settings.base]))
+        parent = self.specs[settings.base]
+        self._add_model(settings.name, trained_spec(self.folder.model(settings.name), parent, stage.method))
         self.parents[settings.name] = settings.base
 
     def _on_step(self, values: dict[str, float]) -> None:
@@ -249,7 +309,7 @@ class Run:
             self.progress.note("unchanged, not measured again")
             self.summary = found
         else:
-            self.progress.total(len(prompts) * len(stage.models))
+            self.progress.total(len(prompts) * (len(stage.models) + (stage.best_of is not None)))
             figures, failures = await measure(
                 stage, prompts, self.engines, self.settings, self.parents, self.scheduler, judge, truth(stage),
                 self.pipeline.seed, self.progress.advance,
@@ -266,11 +326,12 @@ class Run:
     def measure_key(self, step: Step, stage: MeasureStage) -> str:
         """The digest of all that determines the measure's figures."""
         judge = self.inputs.judges.get(step.name)
-        asked = {name: resolved(stage.sampling, self.settings[name], self.pipeline.seed) for name in stage.models}
+        sampled = {*stage.models, *([stage.best_of.model] if stage.best_of else [])}
+        asked = {name: resolved(stage.sampling, self.settings[name], self.pipeline.seed) for name in sorted(sampled)}
         if stage.rate:
             rating = resolved(stage.rate.sampling, self.settings[stage.rate.model], self.pipeline.seed)
             asked |= {"judge": rating}
-        models = {*stage.models, *([stage.rate.model] if stage.rate else [])}
+        models = {*sampled, *([stage.rate.model] if stage.rate else []), *([stage.reward] if stage.reward else [])}
         models |= {parent for name, parent in self.parents.items() if name in models}
         return digest(
             {
@@ -319,6 +380,11 @@ class Run:
             done = [finished[step.name][index] for index in range(len(rows))]
             writers[step.name].finish(done)
             self.rows[step.name] = done
+            if step.stage.kind == "revise":
+                self.digests |= write_datasets(
+                    self.folder.path / "dataset", step.name, "revise", done, revised(done), self.specs,
+                    self._made_with(step.name),
+                )  # fmt: skip
             failed = sum(row.failure is not None for row in done) - already_failed
             record = self._row_record(step, done, failed, already_failed)
             record.seconds = time.monotonic() - began if step is steps[-1] else None
@@ -337,6 +403,16 @@ class Run:
     def _row_record(self, step: Step, rows: Sequence[Row], failed: int, already_failed: int) -> StageRecord:
         if isinstance(step.stage, SampleStage):
             facts = {"candidates": sum(len(row.candidates) for row in rows)}
+        elif isinstance(step.stage, ReviseStage):
+            revisions = [revision for row in rows for revision in row.revisions]
+            facts = {"revisions": len(revisions), "broken_off": sum(r.problem is not None for r in revisions)}
+        elif isinstance(step.stage, CompareStage):
+            comparisons = [comparison for row in rows for comparison in row.comparisons]
+            facts = {
+                "comparisons": len(comparisons),
+                "unparsed": sum(c.verdict is None for c in comparisons),
+                "orders_disagree": sum(c.disagrees for c in comparisons),
+            }
         else:
             ratings = [rating for row in rows for rating in row.ratings]
             facts = {"ratings": len(ratings), "unparsed": sum(rating.value is None for rating in ratings)}
@@ -358,8 +434,13 @@ class Run:
         try:
             if isinstance(stage, SampleStage):
                 return await sample(row, stage, self.settings, sampler, seed)
-            assert isinstance(stage, RateStage)
-            judge, settings = self.inputs.judges[step.name], self.settings[stage.model]
+            assert isinstance(stage, RateStage | ReviseStage | CompareStage)
+            settings = self.settings[stage.model]
+            if isinstance(stage, ReviseStage):
+                return await revise(row, stage, self.inputs.revisers[step.name], settings, sampler, seed)
+            if isinstance(stage, CompareStage):
+                return await compare(row, stage, self.inputs.comparers[step.name], settings, sampler, seed)
+            judge = self.inputs.judges[step.name]
             return await rate(row, stage, judge.rubric, judge.template, settings, sampler, seed)
         except EngineError as error:
             if error.fatal:
@@ -374,8 +455,9 @@ class Run:
     def _window(self, steps: Sequence[Step]) -> int:
         """Rows in flight: enough to fill every server's slots twice, or an in-process batch several times."""
         names = {s.model for step in steps if isinstance(step.stage, SampleStage) for s in step.stage.models}
-        names |= {step.stage.model for step in steps if isinstance(step.stage, RateStage)}
-        batch = max((4 * s.batch_size for n in names if isinstance(s := self.specs[n], TransformersModel)), default=0)
+        names |= {s.stage.model for s in steps if isinstance(s.stage, RateStage | ReviseStage | CompareStage)}
+        local = [spec for name in names if isinstance(spec := self.specs[name], TransformersModel | VLLMModel)]
+        batch = max((4 * spec.batch_size for spec in local), default=0)
         return max(batch, 2 * sum(self.concurrency.get(name, 0) for name in names), 16)
 
     # ------------------------------------------------------------ the manifest
@@ -422,6 +504,12 @@ class Run:
                 "failures": self.failures,
             }
         )
+
+
+def _rule(stage: PairStage, step: Step) -> str:
+    """How the stage pairs: as it says, or as fits what it reads."""
+    assert step.source is not None
+    return stage.rule or ("compared" if step.source.stage.kind == "compare" else "zephyr")
 
 
 def _groups(steps: Sequence[Step]) -> Iterator[list[Step]]:

@@ -11,38 +11,69 @@ import shutil
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import rlaif
-from rlaif.config import TrainStage, TransformersModel
+from rlaif.config import LocalModel, TrainStage
 from rlaif.engines.identity import model_folder, weights_digest
 from rlaif.errors import RlaifError
-from rlaif.formats import Conversation
+from rlaif.formats import Conversation, StatedPreference
 from rlaif.pipeline.folder import read_json, read_text, write_text
-from rlaif.records import Message, Preference, Split, digest
+from rlaif.records import Message, Preference, Prompt, Row, Split, digest
 from rlaif.resources import find
 
 PACKAGES = ("torch", "transformers", "trl", "accelerate")  # a trained model depends on their versions
-IRRELEVANT = {"name", "data", "checkpoint_steps"}  # settings that do not change the weights
+IRRELEVANT = {"name", "data", "reward", "checkpoint_steps"}  # settings that do not change the weights
 
-Lesson = tuple[Message, ...] | tuple[tuple[Message, ...], str, str]  # a conversation; or prompt, chosen, rejected
+# A conversation; or a prompt, what was chosen and what was rejected; or a prompt alone.
+Lesson = tuple[Message, ...] | tuple[tuple[Message, ...], str, str]
+Lessons = list[tuple[Split, Lesson]]
 
 
-def conversations(items: Iterable[Conversation]) -> list[tuple[Split, Lesson]]:
+class Reward(NamedTuple):
+    """What PPO is rewarded by: the folder of a reward model, its identity, and its score as a plain function."""
+
+    folder: Path
+    identity: str
+    score: Callable[[Sequence[tuple[Message, ...]], Sequence[str]], list[float | None]]
+
+
+def conversations(items: Iterable[Conversation]) -> Lessons:
     return [(item.split, item.messages) for item in items]
 
 
-def preferences(items: Iterable[Preference]) -> list[tuple[Split, Lesson]]:
+def revisions(rows: Iterable[Row]) -> Lessons:
+    """Each prompt with the last revision of each of its candidates."""
+    found = [(row.prompt, row.revised(index)) for row in rows for index in range(len(row.candidates))]
+    return [
+        (prompt.split, (*prompt.messages, Message(role="assistant", content=end.text)))
+        for prompt, end in found
+        if end is not None
+    ]
+
+
+def preferences(items: Iterable[Preference]) -> Lessons:
     return [(p.prompt.split, (p.prompt.messages, p.chosen.completion.text, p.rejected.completion.text)) for p in items]
 
 
-def training_key(stage: TrainStage, base: str, lessons: Sequence[tuple[Split, Lesson]], template: str | None) -> str:
-    """The digest of all that determines the trained model. `base` is the base model's identity."""
+def stated_preferences(items: Iterable[StatedPreference]) -> Lessons:
+    return [(p.split, (p.prompt.messages, p.chosen, p.rejected)) for p in items]
+
+
+def prompts(items: Iterable[Prompt]) -> Lessons:
+    return [(prompt.split, prompt.messages) for prompt in items]
+
+
+def training_key(
+    stage: TrainStage, base: str, lessons: Sequence[tuple[Split, Lesson]], template: str | None, reward: str | None
+) -> str:
+    """The digest of all that determines the trained model. `base` and `reward` are the identities of these models."""
     return digest(
         {
-            "trainer": "sft" if stage.sft else "dpo",
+            "trainer": stage.method,
             "settings": stage.trainer.model_dump(mode="json", exclude=IRRELEVANT),
             "base": base,
+            "reward": reward,
             "lessons": digest([[split, _plain(lesson)] for split, lesson in lessons]),
             "template": template,
             "versions": versions(*PACKAGES) | {"rlaif": rlaif.__version__},
@@ -69,12 +100,13 @@ def finished(out: Path, key: str) -> dict[str, Any] | None:
 
 def train(
     stage: TrainStage,
-    base: TransformersModel,
+    base: LocalModel,
     lessons: Sequence[tuple[Split, Lesson]],
     template: str | None,
     out: Path,
     key: str,
     on_step: Callable[[dict[str, float]], None],
+    reward: Reward | None = None,
 ) -> dict[str, Any]:
     """Train one model and return its record. An unfinished training of other inputs is thrown away; this one's goes on.
 
@@ -92,20 +124,34 @@ def train(
     split: dict[Split, list[Any]] = {"train": [], "validation": [], "held-out": []}
     for of, lesson in lessons:
         split[of].append(lesson)
-    folder = model_folder(base.hub, base.revision) if base.hub else find(str(base.path))
+    folder = weights_folder(base)
     if stage.sft:
         from rlaif.train.sft import train_sft
 
         train_sft(stage.sft, folder, split["train"], split["validation"], out, on_step, template)
-    else:
-        from rlaif.train.dpo import PreferencePair, train_dpo
+    elif stage.ppo:
+        from rlaif.train.ppo import train_ppo
 
-        assert stage.dpo is not None
+        assert reward is not None
+        train_ppo(stage.ppo, folder, reward.folder, split["train"], reward.score, out, on_step)
+    else:
+        from rlaif.train.dpo import train_dpo
+        from rlaif.train.pairs import PreferencePair
+        from rlaif.train.rm import train_rm
+
         pairs = {of: [PreferencePair(*lesson) for lesson in part] for of, part in split.items()}
-        train_dpo(stage.dpo, folder, pairs["train"], pairs["validation"], out, on_step)
+        if stage.rm:
+            train_rm(stage.rm, folder, pairs["train"], pairs["validation"], out, on_step)
+        else:
+            assert stage.dpo is not None
+            train_dpo(stage.dpo, folder, pairs["train"], pairs["validation"], out, on_step)
     record = finished(out, key)
     assert record is not None, f"{out} was trained but holds no record"
     return record
+
+
+def weights_folder(spec: LocalModel) -> Path:
+    return model_folder(spec.hub, spec.revision) if spec.hub else find(str(spec.path))
 
 
 def held_out(lessons: Sequence[tuple[Split, Lesson]]) -> int:

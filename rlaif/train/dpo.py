@@ -10,19 +10,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from rlaif.config import DPOSettings
-from rlaif.records import Message
 from rlaif.train import trl
-from rlaif.train.tokens import Chat, Counts
+from rlaif.train.pairs import PreferencePair, tokenize
+from rlaif.train.tokens import Chat
 from rlaif.train.trl import OnStep, TrainResult
-
-
-class PreferencePair(NamedTuple):
-    prompt: tuple[Message, ...]
-    chosen: str
-    rejected: str
 
 
 def train_dpo(
@@ -51,25 +44,3 @@ def train_dpo(
         trl.run(trainer)
         metrics = trl.evaluate(trainer)
         return trl.save(trainer, tokenizer, out, counts, metrics, began)
-
-
-def tokenize(chat: Chat, pairs: Sequence[PreferencePair], max_length: int) -> tuple[dict[str, list[list[int]]], Counts]:
-    """Each pair as ids. The prompt may be cut from the left, alike for both completions; no completion is cut."""
-    counts = Counts()
-    columns: dict[str, list[list[int]]] = {"prompt_ids": [], "chosen_ids": [], "rejected_ids": []}
-    for pair in pairs:
-        whole, chosen = chat.completion(pair.prompt, pair.chosen)
-        _, rejected = chat.completion(pair.prompt, pair.rejected)
-        prompt = chat.cut(whole, max_length - max(len(chosen), len(rejected)))
-        if chat.broken(chosen) or chat.broken(rejected):
-            counts.dropped["end-token-inside"] += 1
-        elif chosen == rejected:
-            counts.dropped["identical"] += 1
-        elif prompt is None:
-            counts.dropped["too-long"] += 1
-        else:
-            counts.kept += 1
-            counts.cut += prompt is not whole
-            for column, ids in zip(columns.values(), (prompt, chosen, rejected), strict=True):
-                column.append(ids)
-    return columns, counts

@@ -22,14 +22,23 @@ from typing import Any, NamedTuple
 import datasets
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
+from trl.trainer.reward_config import RewardConfig
+from trl.trainer.reward_trainer import RewardTrainer
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from rlaif.config import DPOSettings, SFTSettings, TrainerSettings
+from rlaif.config import DPOSettings, RMSettings, SFTSettings, TrainerSettings
 from rlaif.engines.identity import weights_digest
 from rlaif.errors import InputError, WorkError
 from rlaif.train.tokens import Counts
@@ -40,8 +49,11 @@ Columns = Mapping[str, list[Any]]
 SMALL = 100_000_000  # parameters; below this activations fit anywhere and recomputing them only costs time
 REPORTED = ("loss", "learning_rate", "grad_norm")
 REPORTED_DPO = ("rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected")
+REPORTED_RM = ("accuracy", "margin", "mean_reward")
 VALIDATED = {
     "eval_loss": "validation_loss",
+    "eval_accuracy": "validation_accuracy",
+    "eval_margin": "validation_margin",
     "eval_rewards/accuracies": "validation_accuracy",
     "eval_rewards/margins": "validation_margin",
 }
@@ -63,7 +75,7 @@ class TrainResult(NamedTuple):
 
 
 def common_fields(settings: TrainerSettings, folder: Path, parameters: int) -> dict[str, Any]:
-    """What both trainers set. Every name here must exist in TRL's configurations; a test reads them."""
+    """What all trainers set. Every name here must exist in TRL's configurations; a test reads them."""
     schedule = "constant_with_warmup" if settings.schedule == "constant" else settings.schedule
     return _recompute(parameters >= SMALL) | {
         "output_dir": str(folder),
@@ -115,6 +127,10 @@ def dpo_fields(settings: DPOSettings) -> dict[str, Any]:
     }
 
 
+def rm_fields(settings: RMSettings) -> dict[str, Any]:
+    return {"center_rewards_coefficient": settings.center or None, "disable_dropout": True}
+
+
 def configured(config: type, fields: Mapping[str, Any]) -> Any:
     """An instance of a TRL configuration, or an error that names the settings this version of TRL lacks."""
     missing = set(fields) - {field.name for field in dataclasses.fields(config)}
@@ -147,6 +163,10 @@ class _DPO(_Quiet, DPOTrainer):
         return dataset
 
 
+class _Reward(_Quiet, RewardTrainer):
+    pass
+
+
 class _Steps(transformers.TrainerCallback):
     """Reports each step, stops on a loss that is not a number, and marks a checkpoint once it is whole."""
 
@@ -159,7 +179,9 @@ class _Steps(transformers.TrainerCallback):
         if not math.isfinite(logs["loss"]):
             raise WorkError(f"the loss is {logs['loss']} at step {state.global_step}", fix="lower `learning_rate`")
         steps = {"step": state.global_step, "steps": state.max_steps}
-        self.on_step({**steps, **{name: logs[name] for name in (*REPORTED, *REPORTED_DPO) if name in logs}})
+        self.on_step(
+            {**steps, **{name: logs[name] for name in (*REPORTED, *REPORTED_DPO, *REPORTED_RM) if name in logs}}
+        )
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         (Path(args.output_dir) / f"checkpoint-{state.global_step}" / "complete").touch()
@@ -193,6 +215,20 @@ def dpo_trainer(
     return _trainer(_DPO, configured(DPOConfig, fields), model, tokenizer, train, validation, on_step)
 
 
+def reward_trainer(
+    settings: RMSettings,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    train: Columns,
+    validation: Columns,
+    out: Path,
+    on_step: OnStep,
+) -> Any:
+    """Rows are `chosen_ids` and `rejected_ids`, each a prompt and a completion up to its end token."""
+    fields = common_fields(settings, partial_folder(out), model.num_parameters()) | rm_fields(settings)
+    return _trainer(_Reward, configured(RewardConfig, fields), model, tokenizer, train, validation, on_step)
+
+
 def _trainer(
     kind: type, config: Any, model: Any, tokenizer: Any, train: Columns, validation: Columns, on_step: OnStep
 ) -> Any:
@@ -215,16 +251,37 @@ def _trainer(
 
 def load(base: Path, template: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The base model in float32 and its tokenizer, with `template` as its chat template where one is given."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(base)
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise InputError(f"the base model cannot be loaded: {reason}", file=str(base)) from None
+    model, tokenizer = _loaded(AutoModelForCausalLM, base)
     if template is not None:
         tokenizer.chat_template = template
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token  # only fills the batch up: the masks come from the rows' lengths
+    return model, tokenizer
+
+
+def load_reward(base: Path, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The base model in float32 with a score head, new where it has none, and its tokenizer.
+
+    Transformers reads the score at the last token that is not the padding token. Every sequence here ends with the end
+    token, so the two must differ; which other token fills a batch up does not matter.
+    """
+    transformers.set_seed(seed)  # draws the new head
+    model, tokenizer = _loaded(AutoModelForSequenceClassification, base, num_labels=1)
+    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+        others = (tokenizer.unk_token_id, tokenizer.bos_token_id, *range(2))
+        fill = next(token for token in others if token not in (None, tokenizer.eos_token_id))
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(fill)
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    return model, tokenizer
+
+
+def _loaded(kind: Any, base: Path, **options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base)
+        model = kind.from_pretrained(base, dtype=torch.float32, use_safetensors=True, **options)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise InputError(f"the base model cannot be loaded: {reason}", file=str(base)) from None
     return model, tokenizer
 
 
@@ -266,9 +323,10 @@ def save(
     final = partial_folder(out) / "final"
     shutil.rmtree(final, ignore_errors=True)
     model = trainer.accelerator.unwrap_model(trainer.model)
-    # What the base model's file says on sampling is left behind: a pipeline says how its models are asked.
-    ends = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    model.generation_config = GenerationConfig(**ends)
+    if model.can_generate():
+        # What the base model's file says on sampling is left behind: a pipeline says how its models are asked.
+        ends = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        model.generation_config = GenerationConfig(**ends)
     model.config.use_cache = True  # the base trainer switches it off, and sampling without it is quadratic
     model.save_pretrained(final)
     tokenizer.save_pretrained(final)

@@ -1,0 +1,199 @@
+"""A model's tokenizer and chat template: messages become tokens alike in every engine that holds the model's files.
+
+Handed a tokenizer, it loads none. It knows nothing of weights, of how tokens are drawn, or of what runs the model.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from rlaif.engines.protocol import Request
+from rlaif.errors import EngineError, InputError
+from rlaif.records import Message, digest
+
+Item = tuple[tuple[Message, ...], str]
+
+
+@dataclass(slots=True)
+class Completed:
+    """A prompt with its completion as tokens. `ends` says whether the last one is an end token."""
+
+    ids: list[int]
+    start: int  # of the completion
+    ends: bool
+
+    @property
+    def length(self) -> int:
+        return len(self.ids) - self.start
+
+
+class Chat:
+    """Writes messages as one model reads them. `limit` is how many tokens it reads; `ends` end a completion."""
+
+    def __init__(self, tokenizer: Any, folder: Path, *, ends: frozenset[int], limit: int | None) -> None:
+        self.tokenizer, self.folder, self.ends, self.limit = tokenizer, folder, ends, limit
+        self._markers = _markers(tokenizer)
+        self._learn_template()
+
+    def _learn_template(self) -> None:
+        """Find out how the template writes an assistant turn: not at all, or after a space, or at once."""
+        if not self.tokenizer.chat_template:
+            raise InputError(
+                "the model has no chat template, so its prompts cannot be written",
+                file=str(self.folder),
+                fix="put one into the folder as chat_template.jinja, such as prompts/chat/tiny.jinja",
+            )
+        asked, said = (Message(role="user", content="A"),), "PROBE"
+        try:
+            prompt = self.render(asked, generation_prompt=True)
+        except jinja2.TemplateError as error:
+            raise InputError(f"the chat template cannot be rendered: {error}", file=str(self.folder)) from None
+        try:
+            full = self.render((*asked, Message(role="assistant", content=said)))
+        except jinja2.TemplateError:
+            full = ""
+        self._continues_plainly = said not in full
+        self._before_text = " " if self._continues_plainly or full[len(prompt) :].startswith(" ") else ""
+
+    def render(self, messages: Sequence[Message], *, generation_prompt: bool = False) -> str:
+        text = self.tokenizer.apply_chat_template(
+            [{"role": m.role, "content": self._harmless(m.content)} for m in messages],
+            add_generation_prompt=generation_prompt,
+            tokenize=False,
+        )
+        assert isinstance(text, str)
+        return text
+
+    def _harmless(self, content: str) -> str:
+        """`content` with a space inside every special token it spells: who writes a message opens no turn with it.
+
+        A space, since tokenizers that normalise their text first may take a zero-width character away again.
+        """
+        return self._markers.sub(r"\1 ", content) if self._markers is not None else content
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of rendered text: special tokens come from the template alone."""
+        if not texts:
+            return []
+        ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        return ids
+
+    def text(self, tokens: Any) -> str:
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def prompts(self, requests: Sequence[Request]) -> list[list[int] | EngineError]:
+        """Each request's prompt as tokens, or why it cannot be asked."""
+        texts: list[str | EngineError] = []
+        for request in requests:
+            try:
+                texts.append(self.render(request.messages, generation_prompt=True))
+            except jinja2.TemplateError as error:
+                texts.append(EngineError(f"the chat template refuses these messages: {error}", cause="template"))
+        encoded = iter(self.encode([text for text in texts if isinstance(text, str)]))
+        prompts: list[list[int] | EngineError] = [next(encoded) if isinstance(text, str) else text for text in texts]
+        for number, (request, prompt) in enumerate(zip(requests, prompts, strict=True)):
+            room = request.sampling.max_tokens
+            if isinstance(prompt, list) and self.limit is not None and len(prompt) + room > self.limit:
+                prompts[number] = EngineError(
+                    f"the prompt has {len(prompt)} tokens, which leaves no room for max_tokens {room} in the model's "
+                    f"{self.limit}",
+                    cause="too-long",
+                    fix="shorten the prompt or lower `max_tokens`",
+                )
+        return prompts
+
+    def alternative(self, text: str) -> int | None:
+        """The one token that is `text` right after the generation prompt, preferably as the template would write it."""
+        for before in (self._before_text, "" if self._before_text else " "):
+            ids = self.encode([before + text])[0]
+            if len(ids) == 1 and str(self.tokenizer.decode(ids)).strip() == text.strip():
+                return ids[0]
+        return None
+
+    def completed(self, items: Sequence[Item]) -> list[Completed]:
+        """Prompt and completion as one token sequence, as training sees it: up to the end token, nothing after it."""
+        prompts, fulls = [], []
+        for messages, text in items:
+            try:
+                prompt = self.render(messages, generation_prompt=True)
+                if self._continues_plainly:
+                    full = f"{prompt} {self._harmless(text)}{self.tokenizer.decode([min(self.ends)])}"
+                else:
+                    full = self.render((*messages, Message(role="assistant", content=text)))
+            except jinja2.TemplateError as error:
+                raise EngineError(f"the chat template refuses these messages: {error}", cause="template") from None
+            prompts.append(prompt)
+            fulls.append(full)
+        completed = []
+        for prompt_ids, ids in zip(self.encode(prompts), self.encode(fulls), strict=True):
+            start = len(prompt_ids)
+            if ids[:start] != prompt_ids:
+                raise EngineError(
+                    "the chat template writes a prompt differently once it has been answered, so the completion's "
+                    "tokens cannot be told apart",
+                    cause="template",
+                    fix="use a template whose prompt with generation prompt is a prefix of the whole conversation",
+                )
+            end = next((i for i in range(len(ids) - 1, start - 1, -1) if ids[i] in self.ends), None)
+            ids = ids if end is None else ids[: end + 1]
+            if self.limit is not None and len(ids) > self.limit:
+                raise EngineError(
+                    f"prompt and completion have {len(ids)} tokens, the model reads {self.limit}",
+                    cause="too-long",
+                    fix="shorten the prompt or the completion",
+                )
+            completed.append(Completed(ids, start, end is not None))
+        return completed
+
+
+def _markers(tokenizer: Any) -> re.Pattern[str] | None:
+    """The first character of every place where a text spells a special token, overlapping ones included."""
+    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    # One character is a letter that a tokenizer borrows, say for padding, and opens no turn.
+    spelled = sorted(token for token in added.union(tokenizer.all_special_tokens) if len(token) > 1)
+    return re.compile(rf"(?=(?:{'|'.join(map(re.escape, spelled))}))(.)", re.DOTALL) if spelled else None
+
+
+def end_tokens(named: int | Sequence[int] | None, tokenizer: Any, folder: Path) -> frozenset[int]:
+    """The tokens that end a completion: the model's settings may name several, the tokenizer one."""
+    ends = {named} if isinstance(named, int) else set(named or ())
+    if tokenizer.eos_token_id is not None:
+        ends.add(tokenizer.eos_token_id)
+    if not ends:
+        raise InputError(
+            "the model names no end token", file=str(folder), fix="set `eos_token` in tokenizer_config.json"
+        )
+    return frozenset(ends)
+
+
+def before_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
+    """`text` up to the first stop string, and whether there was one."""
+    places = [place for stop in stops if stop and (place := text.find(stop)) >= 0]
+    return (text[: min(places)], True) if places else (text, False)
+
+
+def schema_text(request: Request) -> str:
+    """A request's schema as text, empty without one. Its keys keep their order: the grammar writes them in it."""
+    return "" if request.json_schema is None else json.dumps(request.json_schema)
+
+
+def stream(request: Request, index: int) -> str:
+    """Names a call's own random stream. What only observes or cuts (log-probs, max_tokens, stop) is no part of it."""
+    return digest(
+        {
+            "messages": [[m.role, m.content] for m in request.messages],
+            "temperature": request.sampling.temperature,
+            "top_p": request.sampling.top_p,
+            "schema": schema_text(request),
+            "seed": request.sampling.seed,
+            "attempt": request.attempt,
+            "index": index,
+        }
+    )

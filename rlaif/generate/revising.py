@@ -1,0 +1,122 @@
+"""The `revise` stage: each candidate critiqued and rewritten under drawn principles, as often as asked.
+
+The supervised half of Constitutional AI (arXiv 2212.08073, section 3.1). The principle of each step is drawn by hash,
+none twice before all had their turn; revision k rewrites revision k - 1; every critique and revision is kept.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from rlaif.config import ReviseStage, SamplingSettings
+from rlaif.constitution import Constitution, Principle
+from rlaif.engines.scheduler import Sampler, together
+from rlaif.records import Completion, Message, Prompt, Revision, Row, Sampling, digest
+from rlaif.templates import Template
+
+OFFERED_CRITIQUE = {"principle", "prompt", "completion", "mark"}
+OFFERED_REVISION = {*OFFERED_CRITIQUE, "critique", "critique_mark"}
+REQUIRED_CRITIQUE = {"principle", "prompt", "completion"}
+REQUIRED_REVISION = {*REQUIRED_CRITIQUE, "critique"}
+
+
+class Reviser(NamedTuple):
+    """What completions are revised by, and how the model is asked."""
+
+    constitution: Constitution
+    critique: Template
+    revision: Template
+
+
+def unrevised(row: Row) -> str | None:
+    """Why a row gives no demonstration; None when the chain of at least one candidate came to its end."""
+    if row.failure is not None:
+        return "failed"
+    if any(row.revised(index) is not None for index in range(len(row.candidates))):
+        return None
+    problems = [revision.problem for revision in row.revisions if revision.problem is not None]
+    return problems[0] if problems else "empty completion"
+
+
+async def revise(
+    row: Row, stage: ReviseStage, reviser: Reviser, model: SamplingSettings, scheduler: Sampler, seed: int
+) -> Row:
+    """`row` with a chain of revisions for each candidate that has any text. Raises EngineError."""
+    sampling = Sampling(seed=seed, **stage.sampling.over(model))
+    chains = await together(
+        *(
+            _chain(row, index, stage, reviser, sampling, scheduler)
+            for index, candidate in enumerate(row.candidates)
+            if candidate.completion.text.strip()
+        )
+    )
+    return row.model_copy(update={"revisions": tuple(revision for chain in chains for revision in chain)})
+
+
+async def _chain(
+    row: Row, candidate: int, stage: ReviseStage, reviser: Reviser, sampling: Sampling, scheduler: Sampler
+) -> list[Revision]:
+    draft = row.candidates[candidate].completion.text
+    chain: list[Revision] = []
+    for number in range(1, stage.revisions + 1):
+        principle = reviser.constitution.draw("revise", row.prompt.id, str(candidate), place=number - 1)
+        asked = critique_question(row.prompt, draft, principle, reviser)
+        critique = (await scheduler.sample(stage.model, asked, sampling))[0]
+        completion = None
+        problem = _problem("critique", critique)
+        if problem is None:
+            asked = revision_question(row.prompt, draft, critique.text, principle, reviser)
+            completion = (await scheduler.sample(stage.model, asked, sampling))[0]
+            problem = _problem("revision", completion)
+        chain.append(
+            Revision(
+                candidate=candidate,
+                number=number,
+                principle=principle.id,
+                critique=critique,
+                completion=completion,
+                problem=problem,
+            )
+        )
+        if problem is not None or completion is None:
+            break
+        draft = completion.text
+    return chain
+
+
+def _problem(what: str, completion: Completion) -> str | None:
+    """Why nothing can be built on it: what was cut short would teach an end that was not there."""
+    if completion.finish_reason == "length":
+        return f"the {what} was cut at max_tokens"
+    if completion.finish_reason == "content_filter":
+        return f"the {what} was filtered"
+    return None if completion.text.strip() else f"empty {what}"
+
+
+def critique_question(prompt: Prompt, draft: str, principle: Principle, reviser: Reviser) -> tuple[Message, ...]:
+    """What asks for a critique of the draft."""
+    rendered = reviser.critique.render_showing(
+        [draft], principle=principle, prompt=prompt.text, completion=draft, mark=_mark(prompt, draft)
+    )
+    return (Message(role="user", content=rendered),)
+
+
+def revision_question(
+    prompt: Prompt, draft: str, critique: str, principle: Principle, reviser: Reviser
+) -> tuple[Message, ...]:
+    """What asks for the draft's revision after its critique."""
+    rendered = reviser.revision.render_showing(
+        [draft, critique],
+        principle=principle,
+        prompt=prompt.text,
+        completion=draft,
+        critique=critique,
+        mark=_mark(prompt, draft),
+        critique_mark=digest([prompt.text, draft, critique], length=12),
+    )
+    return (Message(role="user", content=rendered),)
+
+
+def _mark(prompt: Prompt, draft: str) -> str:
+    """A fence that the text inside cannot know. The critique is left out, so that both calls begin alike."""
+    return digest([prompt.text, draft], length=12)

@@ -1,0 +1,420 @@
+"""Proximal policy optimisation (Schulman et al. 2017, arXiv 1707.06347) of a language model against any reward.
+
+The reward of a completion is score - beta * (log policy - log reference), as in Ziegler et al. 2019 (arXiv 1909.08593)
+and Stiennon et al. 2020 (arXiv 2009.01325): the second part falls on each token, the score on the last. An iteration
+samples a batch of completions, asks for their scores, and makes `epochs` passes of minibatch updates over them.
+
+Where published codes differ (Huang et al. 2024, arXiv 2403.17031), this one: gives policy and value model weights and
+optimisers of their own, both without dropout; starts the value model from the reward model; whitens advantages over the
+batch and leaves rewards alone; keeps beta fixed; takes a penalty off the score of a completion that did not end.
+
+Knows models and optimisers. What a score is, and who gives it, is the caller's: a reward model, a judge, a rule.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import random
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from rlaif.config import PPOSettings
+from rlaif.engines.identity import weights_digest
+from rlaif.errors import InputError, WorkError
+from rlaif.records import Message
+from rlaif.train import ppo_math, rollout, trl
+from rlaif.train.rollout import Padded, Rollout
+from rlaif.train.tokens import Chat, Counts
+from rlaif.train.trl import OnStep, TrainResult
+
+Reward = Callable[[Sequence[tuple[Message, ...]], Sequence[str]], list[float | None]]
+
+KEPT_CHECKPOINTS = 2
+SUMMARISED = 5  # iterations at either end that the record of a training averages over
+MAX_GRAD_NORM = 1.0
+
+
+def train_ppo(
+    settings: PPOSettings,
+    base: Path,
+    value_init: Path,
+    prompts: Sequence[tuple[Message, ...]],
+    reward: Reward,
+    out: Path,
+    on_step: OnStep,
+) -> TrainResult:
+    """Train `base` to earn `reward` on `prompts` and save it in `out`. A step is an iteration.
+
+    `value_init` is the reward model that the value model starts from. `reward` scores completions, each beside its
+    prompt; one that cannot be scored is None and takes no part in its iteration.
+
+    Called again with the same arguments after an interruption, it goes on from its last checkpoint, and steps since
+    then are reported a second time.
+
+    Raises InputError for models that do not fit together, WorkError for scores or losses that cannot be learnt from.
+    """
+    began = time.monotonic()
+    trl.refuse_existing(out)
+    with trl.quietly():
+        policy, tokenizer = trl.load(base)
+        value_model = load_value_model(value_init, tokenizer)
+        asked, counts = rollout.tokenize(Chat(tokenizer), prompts, settings.max_length - settings.max_tokens)
+        counts.check(len(prompts), settings.max_length)
+        learner = Learner(settings, policy, value_model, tokenizer)
+        folder = trl.partial_folder(out)
+        if checkpoint := trl.newest_checkpoint(folder):
+            learner.restore(checkpoint)
+        while (iteration := len(learner.history)) < settings.iterations:
+            rollouts = learner.sample(rollout.prompts_of(asked, iteration, settings.batch_size, settings.seed))
+            scored, scores = _scored(rollouts, reward, iteration)
+            learner.learn(scored, scores, unscored=len(rollouts) - len(scored))
+            if len(learner.history) % settings.checkpoint_steps == 0:
+                _write_checkpoint(learner, folder)
+            on_step(learner.history[-1])
+        return _save(learner, out, counts, began)
+
+
+def _scored(rollouts: Sequence[Rollout], reward: Reward, iteration: int) -> tuple[list[Rollout], list[float]]:
+    """The completions that could be scored, and their scores."""
+    scores = reward([r.prompt.messages for r in rollouts], [r.text for r in rollouts])
+    pairs = [(r, float(score)) for r, score in zip(rollouts, scores, strict=True) if score is not None]
+    if odd := [score for _, score in pairs if not math.isfinite(score)]:
+        raise WorkError(
+            f"the reward of {len(odd)} of {len(rollouts)} completions is not a finite number at step {iteration + 1} "
+            f"(the first is {odd[0]})",
+            fix="look at the model the reward comes from",
+        )
+    if len(pairs) < 2:
+        raise WorkError(
+            f"{len(pairs)} of {len(rollouts)} completions could be scored at step {iteration + 1}, which is too few to "
+            "learn from",
+            fix="look at why the others could not, or raise `batch_size`",
+        )
+    return [r for r, _ in pairs], [score for _, score in pairs]
+
+
+# ---------------------------------------------------------------- models
+
+
+def load_value_model(folder: Path, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """The reward model in `folder` in float32. Raises InputError when it is none, or reads other tokens."""
+    model: PreTrainedModel
+    try:
+        own = AutoTokenizer.from_pretrained(folder)
+        model, loading = AutoModelForSequenceClassification.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise InputError(f"the reward model cannot be loaded: {reason}", file=str(folder)) from None
+    if loading["missing_keys"] or getattr(model, "num_labels", None) != 1 or not hasattr(model, "score"):
+        raise InputError(
+            "the model has no head that gives one score", file=str(folder), fix="name a trained reward model"
+        )
+    pairs = {
+        "vocabulary": (own.get_vocab(), tokenizer.get_vocab()),
+        "end token": (own.eos_token, tokenizer.eos_token),
+        "chat template": (own.chat_template, tokenizer.chat_template),
+    }
+    if differing := [name for name, (theirs, ours) in pairs.items() if theirs != ours]:
+        raise InputError(
+            f"the reward model's {' and '.join(differing)} differ from the base model's, so the value model could not "
+            "read the policy's tokens",
+            file=str(folder),
+            fix="train the reward model from the same base model",
+        )
+    return model
+
+
+def predicted_logits(model: PreTrainedModel, batch: Padded) -> Tensor:
+    """The logits that predict each token of the completions, (B, T, V) in float32."""
+    logits = model(**batch.inputs, logits_to_keep=batch.mask.shape[1] + 1).logits
+    return batch.predicting(logits).float()
+
+
+def predicted_values(model: PreTrainedModel, batch: Padded) -> Tensor:
+    """The value before each token of the completions, (B, T) in float32: the reward head on what was read till then."""
+    hidden = model.base_model(**batch.inputs).last_hidden_state  # (B, P + T, D)
+    head: Any = model.score
+    return batch.predicting(head(hidden))[..., 0].float()
+
+
+class Experience(NamedTuple):
+    """What is known of a batch before the policy moves, each (B, T), and the entropy of its policy."""
+
+    logprobs: Tensor
+    ref_logprobs: Tensor
+    values: Tensor
+    entropy: Tensor
+
+
+# ---------------------------------------------------------------- learning
+
+
+class Trained:
+    """A model that learns, with its optimiser. `key` names the setting of its learning rate, for errors."""
+
+    def __init__(self, model: PreTrainedModel, learning_rate: float, key: str) -> None:
+        self.model: Any = model
+        self.learning_rate, self.key = learning_rate, key
+        self.optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, eps=1e-5)
+
+    def step(self, loss: Tensor, share: float, step: int) -> float:
+        """One update, at `share` of the learning rate. The rate it was made at. `step` is for errors."""
+        self.optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRAD_NORM)
+        if not (torch.isfinite(loss) and torch.isfinite(norm)):
+            raise WorkError(
+                f"the loss is {loss.item():g} and its gradient's norm {norm.item():g} at step {step}",
+                fix=f"lower `{self.key}`",
+            )
+        rate = share * self.learning_rate
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        return rate
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+class Learner:
+    """Policy, reference and value model, and the metrics of every iteration so far.
+
+    Policy, value model and history are all that changes from one iteration to the next: what is drawn at random depends
+    on the seed and the iteration's number alone, so that a learner restored from a checkpoint goes on exactly.
+    """
+
+    def __init__(
+        self,
+        settings: PPOSettings,
+        policy: PreTrainedModel,
+        value_model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+    ) -> None:
+        self.settings, self.tokenizer = settings, tokenizer
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        for model in (policy, value_model):
+            torch.nn.Module.to(model, self.device)
+            model.eval()  # dropout stays off: with it the ratio would not be 1 before the policy has moved
+        self.reference = copy.deepcopy(policy).requires_grad_(False)
+        self.policy = Trained(policy, settings.learning_rate, "learning_rate")
+        if settings.value_learning_rate is None:
+            self.value = Trained(value_model, settings.learning_rate, "learning_rate")
+        else:
+            self.value = Trained(value_model, settings.value_learning_rate, "value_learning_rate")
+        self.history: list[dict[str, float]] = []
+
+    def sample(self, prompts: Sequence[rollout.Prompt]) -> list[Rollout]:
+        """A completion of each prompt by the policy as it is."""
+        settings = self.settings
+        with self._precision():
+            return rollout.sample(
+                self.policy.model,
+                self.tokenizer,
+                prompts,
+                max_tokens=settings.max_tokens,
+                seed=settings.seed,
+                iteration=len(self.history),
+            )
+
+    def learn(self, rollouts: Sequence[Rollout], scores: Sequence[float], *, unscored: int = 0) -> None:
+        """One iteration's updates from completions that the policy has just sampled. Adds its metrics to the history.
+
+        Every metric is about the completions that were scored; `unscored` counts the others.
+        """
+        settings, iteration = self.settings, len(self.history)
+        batch = rollout.batch(rollouts, self.tokenizer, self.device)
+        before = self.experience(batch)
+        score = torch.tensor(scores, device=self.device)  # (B,)
+        unfinished = torch.tensor([not r.ended for r in rollouts], device=self.device)  # (B,)
+        rewards = ppo_math.token_rewards(
+            score - settings.missing_eos_penalty * unfinished,
+            before.logprobs,
+            before.ref_logprobs,
+            batch.mask,
+            settings.beta,
+        )
+        advantages, returns = ppo_math.gae(rewards, before.values, batch.mask, settings.gamma, settings.gae_lambda)
+        advantages = ppo_math.whiten(advantages, batch.mask)
+
+        updates: list[dict[str, float]] = []
+        for epoch in range(settings.epochs):
+            for number, rows in enumerate(self._minibatches(len(rollouts), iteration, epoch)):
+                share = self._share((iteration * settings.epochs + epoch) * self._updates_an_epoch + number)
+                old = Experience(*(column[rows] for column in before))
+                updates.append(self._update(batch.rows(rows), old, advantages[rows], returns[rows], share))
+
+        kl = ppo_math.sequence_kl(before.logprobs, before.ref_logprobs, batch.mask).mean().item()
+        means = {
+            name: sum(update[name] for update in updates) / len(updates)
+            for name in ("policy_loss", "value_loss", "clip_fraction", "approx_kl")
+        }
+        self.history.append(
+            {
+                "step": iteration + 1,
+                "steps": settings.iterations,
+                "score": score.mean().item(),
+                "kl": kl,
+                "objective": score.mean().item() - settings.beta * kl,
+                "ended": 1 - unfinished.float().mean().item(),
+                "length": batch.mask.sum(-1).float().mean().item(),
+                **means,
+                "ratio_start": updates[0]["ratio"],
+                "entropy": ppo_math.masked_mean(before.entropy, batch.mask).item(),
+                "explained_variance": ppo_math.explained_variance(before.values, returns, batch.mask).item(),
+                "learning_rate": updates[-1]["learning_rate"],
+                "unscored": unscored,
+            }
+        )
+
+    def _update(
+        self, part: Padded, old: Experience, advantages: Tensor, returns: Tensor, share: float
+    ) -> dict[str, float]:
+        """One optimiser step of policy and value model on a minibatch. What it was like."""
+        settings, step = self.settings, len(self.history) + 1
+        with self._precision():
+            logprobs = ppo_math.token_logprobs(predicted_logits(self.policy.model, part), part.completions)
+            values = predicted_values(self.value.model, part)
+        policy_loss = ppo_math.policy_loss(logprobs, old.logprobs, advantages, part.mask, settings.clip)
+        value_loss = ppo_math.value_loss(values, old.values, returns, part.mask, settings.value_clip)
+        rate = self.policy.step(policy_loss.loss, share, step)
+        self.value.step(settings.value_weight * value_loss, share, step)
+        return {
+            "policy_loss": policy_loss.loss.item(),
+            "value_loss": value_loss.item(),
+            "clip_fraction": policy_loss.clip_fraction.item(),
+            "approx_kl": policy_loss.approx_kl.item(),
+            "ratio": policy_loss.ratio.item(),
+            "learning_rate": rate,
+        }
+
+    @torch.no_grad()
+    def experience(self, batch: Padded) -> Experience:
+        """The batch as policy, reference and value model see it before the first update."""
+        parts = []
+        size = self.settings.minibatch_size
+        for start in range(0, len(batch.mask), size):
+            part = batch.rows(range(start, min(start + size, len(batch.mask))))
+            with self._precision():
+                logits = predicted_logits(self.policy.model, part)
+                ref_logits = predicted_logits(self.reference, part)
+                values = predicted_values(self.value.model, part)
+            parts.append(
+                Experience(
+                    ppo_math.token_logprobs(logits, part.completions),
+                    ppo_math.token_logprobs(ref_logits, part.completions),
+                    values,
+                    ppo_math.entropy(logits),
+                )
+            )
+        return Experience(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+
+    def restore(self, checkpoint: Path) -> None:
+        state = torch.load(checkpoint / "state.pt", map_location=self.device, weights_only=True)
+        self.policy.load_state_dict(state["policy"])
+        self.value.load_state_dict(state["value"])
+        self.history = state["history"]
+
+    def _share(self, update: int) -> float:
+        """The share of the learning rate at an update, counted from 0 over all iterations: 1, falling to 0 at the end.
+
+        Counted as if every completion were scored, so that the schedule does not hang on how many were.
+        """
+        if self.settings.schedule == "constant":
+            return 1.0
+        return 1 - update / (self.settings.iterations * self.settings.epochs * self._updates_an_epoch)
+
+    @property
+    def _updates_an_epoch(self) -> int:
+        return self.settings.batch_size // self.settings.minibatch_size
+
+    def _minibatches(self, rows: int, iteration: int, epoch: int) -> list[list[int]]:
+        """A seeded order of the rows, in as few minibatches as hold them, of sizes that differ by one at most."""
+        order = random.Random(f"minibatches {self.settings.seed} {iteration} {epoch}").sample(range(rows), rows)
+        count = math.ceil(rows / self.settings.minibatch_size)
+        return [order[rows * i // count : rows * (i + 1) // count] for i in range(count)]
+
+    def _precision(self) -> torch.autocast:
+        # Weights and optimiser stay in float32 under bfloat16: a step at 1e-6 would be lost in its 8 bits of precision.
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.dtype == "bfloat16")
+
+
+# ---------------------------------------------------------------- checkpoints, and the trained model
+
+
+def _write_checkpoint(learner: Learner, folder: Path) -> None:
+    """All of `learner` that changes. The mark `complete` comes last: what lacks it is not read."""
+    checkpoint = folder / f"checkpoint-{len(learner.history)}"
+    shutil.rmtree(checkpoint, ignore_errors=True)
+    checkpoint.mkdir(parents=True)
+    state = {"policy": learner.policy.state_dict(), "value": learner.value.state_dict(), "history": learner.history}
+    torch.save(state, checkpoint / "state.pt")
+    (checkpoint / "complete").touch()
+    older = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    for path in older[:-KEPT_CHECKPOINTS]:
+        shutil.rmtree(path)
+
+
+def summary(history: Sequence[dict[str, float]]) -> dict[str, float]:
+    """What a training's record says of its first and last few iterations: means over them."""
+
+    def mean(name: str, part: Sequence[dict[str, float]]) -> float:
+        return sum(step[name] for step in part) / len(part)
+
+    first, last = history[:SUMMARISED], history[-SUMMARISED:]
+    metrics = {"first_score": mean("score", first)}
+    return metrics | {f"last_{name}": mean(name, last) for name in ("score", "kl", "ended", "length")}
+
+
+def _save(learner: Learner, out: Path, counts: Counts, began: float) -> TrainResult:
+    """Write the policy and what its training was beside `out` and rename all of it: `out` is whole or is not there."""
+    final = trl.partial_folder(out) / "final"
+    shutil.rmtree(final, ignore_errors=True)
+    policy, tokenizer = learner.policy.model, learner.tokenizer
+    if not all(bool(torch.isfinite(p).all()) for p in policy.parameters()):
+        raise WorkError("the trained weights are not finite", fix="lower `learning_rate`")
+    # What the base model's file says on sampling is left behind: a pipeline says how its models are asked.
+    ends = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    policy.generation_config = GenerationConfig(**ends)
+    policy.config.use_cache = True
+    policy.save_pretrained(final)
+    tokenizer.save_pretrained(final)
+    result = TrainResult(
+        path=out,
+        steps=len(learner.history),
+        seconds=time.monotonic() - began,
+        metrics=summary(learner.history),
+        kept=counts.kept,
+        cut=counts.cut,
+        dropped=dict(counts.dropped),
+    )
+    facts = {name: value for name, value in result._asdict().items() if name != "path"}
+    facts["weights"] = weights_digest(final)
+    (final / "training.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    if (key := trl.partial_folder(out) / "key").exists():  # the caller's mark of what this was trained from
+        shutil.copy(key, final)
+    os.replace(final, out)
+    shutil.rmtree(trl.partial_folder(out))
+    return result

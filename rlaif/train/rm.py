@@ -1,0 +1,54 @@
+"""A pairwise reward model (Stiennon et al. 2020, arXiv 2009.01325, section 3.4): a score for a completion to a prompt.
+
+The loss of a pair is -log sigmoid(score of chosen - score of rejected), plus `center` times the square of the two
+scores' sum, which keeps scores around zero (Eisenstein et al. 2023, arXiv 2312.09244). The score is read at the
+completion's end token, which is the last token of each sequence here, and it is there that it is read in use.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rlaif.config import RMSettings
+from rlaif.train import trl
+from rlaif.train.pairs import PreferencePair, tokenize
+from rlaif.train.tokens import Chat
+from rlaif.train.trl import OnStep, TrainResult
+
+
+def train_rm(
+    settings: RMSettings,
+    base: Path,
+    pairs: Sequence[PreferencePair],
+    validation: Sequence[PreferencePair],
+    out: Path,
+    on_step: OnStep,
+) -> TrainResult:
+    """Train a reward model that starts from `base` on `pairs` and save it in `out`.
+
+    Its metrics hold the accuracy on the validation pairs, where there are any. Called again with the same arguments
+    after an interruption, it goes on from its last checkpoint, and steps since then are reported a second time.
+    """
+    began = time.monotonic()
+    trl.refuse_existing(out)
+    with trl.quietly():
+        model, tokenizer = trl.load_reward(base, settings.seed)
+        chat = Chat(tokenizer)
+        train, counts = tokenize(chat, pairs, settings.max_length)
+        counts.check(len(pairs), settings.max_length)
+        held, held_counts = tokenize(chat, validation, settings.max_length)
+        counts.add(held_counts)
+        trainer = trl.reward_trainer(settings, model, tokenizer, _whole(train), _whole(held), out, on_step)
+        trl.run(trainer)
+        metrics = trl.evaluate(trainer)
+        return trl.save(trainer, tokenizer, out, counts, metrics, began)
+
+
+def _whole(columns: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:
+    """Each completion with its prompt before it: a score is that of the whole sequence."""
+    return {
+        side: [prompt + ids for prompt, ids in zip(columns["prompt_ids"], columns[side], strict=True)]
+        for side in ("chosen_ids", "rejected_ids")
+    }
