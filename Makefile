@@ -3,6 +3,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+VLLM_BIN := .venv-vllm/bin
+VLLM_READY := .venv-vllm/.ready
 # Apart from the lock because the machine decides which build it gets, CPU or CUDA; the lock holds everything else.
 TORCH := torch==2.13.0
 # Where `make lock` keeps uv: it must work when the old lock no longer makes a .venv.
@@ -14,10 +16,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test lab check format lock wheel clean
+.PHONY: help setup quickstart test lab test-vllm check format lock wheel clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
 
 setup: $(READY)  ## make .venv with the locked packages and rlaif itself, editable
 
@@ -42,6 +44,21 @@ test: setup  ## the tests, without those marked lab or vllm
 
 lab: setup  ## the tests that train until an effect shows
 	$(ONE_THREAD) $(BIN)/pytest -q -m lab
+
+test-vllm: $(VLLM_READY)  ## the tests of the vLLM engine, on CPU, in an environment of its own of 3 GB
+	$(ONE_THREAD) $(VLLM_BIN)/pytest -q -m vllm
+
+# No `pip check` here: it would miss what requirements-vllm.lock leaves out on purpose.
+$(VLLM_READY): pyproject.toml requirements-vllm.lock
+	@echo "test-vllm: .venv-vllm"
+	@$(PYTHON) -m venv .venv-vllm
+	@echo "test-vllm: $(TORCH)"
+	@$(VLLM_BIN)/pip install -qq $(TORCH)
+	@echo "test-vllm: the packages of requirements-vllm.lock"
+	@$(VLLM_BIN)/pip install -qq --require-hashes --no-deps -r requirements-vllm.lock
+	@echo "test-vllm: rlaif, editable"
+	@$(VLLM_BIN)/pip install -qq --no-build-isolation --no-deps -e .
+	@touch $@
 
 # The last step downloads nothing, so it succeeds only if what the lock installed satisfies every requirement.
 check: setup  ## lint, format, types, layers, and whether the lock fits pyproject.toml

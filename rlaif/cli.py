@@ -111,6 +111,45 @@ def run(pipeline: PipelinePath, overrides: Overrides = None, out: Out = None, as
 
 
 @app.command()
+def train(
+    method: Annotated[str, typer.Argument(metavar="METHOD", help="sft, rm, dpo or ppo.")],
+    base: Annotated[str, typer.Option("--base", help="The model to start from: a folder.")],
+    data: Annotated[
+        str,
+        typer.Option("--data", help="A file of conversations (sft), of preferences (rm, dpo) or of prompts (ppo)."),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="The folder of the trained model.")],
+    reward: Annotated[str | None, typer.Option("--reward", help="The reward model of ppo: a folder.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, e.g. epochs=2 learning_rate=1e-5.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train one model on data that exists. Run it again after an interruption and it goes on."""
+    from rlaif.config import TRAINERS, one_trainer
+    from rlaif.errors import InputError, nearest
+    from rlaif.pipeline.alone import train_alone
+    from rlaif.pipeline.progress import Lines, Screen, Silent
+
+    if method not in TRAINERS:
+        raise InputError(f"there is no trainer {method!r}", fix=nearest(method, TRAINERS))
+    if (reward is None) == (method == "ppo"):
+        fix = "give it with --reward" if method == "ppo" else "take --reward out"
+        raise InputError("only ppo takes a reward model, and it needs one", fix=fix)
+    pipeline = one_trainer(method, base, data, method, settings or [], reward)
+    console = _console(stderr=as_json)
+    progress = (
+        Silent() if as_json else Screen(console, f"rlaif train {method}") if console.is_terminal else Lines(console)
+    )
+    with progress:
+        record = asyncio.run(train_alone(pipeline, out, progress))
+    if as_json:
+        _print_json(record)
+    else:
+        _print_training(console, record, out)
+
+
+@app.command()
 def status(run: RunPath, as_json: AsJson = False) -> None:
     """Show where a run stands, and its failures grouped by cause."""
     from rlaif.pipeline import inspect
@@ -254,6 +293,21 @@ def _print_plan(console: Console, plan: dict[str, Any]) -> None:
     if plan["last_run_seconds"]:
         console.print(f"\nthe last run took {plan['last_run_seconds']:.0f} s", style="dim")
     console.print("nothing was sent", style="dim")
+
+
+def _print_training(console: Console, record: dict[str, Any], out: Path) -> None:
+    table = _table("", "")
+    for name, value in record["metrics"].items():
+        table.add_row(name.replace("_", " "), f"{value:.4f}")
+    console.print(table)
+    dropped = [f"{count:,} {reason}" for reason, count in record["dropped"].items()]
+    dropped += [f"{record['held_out']:,} held-out"] if record["held_out"] else []
+    told = f"{record['kept']:,} of {record['read']:,} rows used" + (
+        f" (dropped: {', '.join(dropped)})" if dropped else ""
+    )
+    console.print(
+        f"{told}, {record['steps']:,} steps; the model is in {out}", style="dim", highlight=False, soft_wrap=True
+    )
 
 
 def _print_result(console: Console, run: Run, path: Path) -> None:

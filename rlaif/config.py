@@ -400,13 +400,12 @@ class DataStage(FileStage):
 
 
 class PromptsStage(FileStage):
-    """Prompts to be answered. `take` keeps the first n of the split."""
+    """Prompts to be answered. `take` keeps the first n of the split, or of the splits where several are named."""
 
     kind = "prompts"
     column: str | None = None
-    split: Literal["train", "validation", "all"] = (
-        "train"  # by hash; what trains leaves held-out prompts out in any case
-    )
+    # By hash. What trains learns from the training split and is checked on the validation split, whatever stands here.
+    split: Literal["train", "validation", "all"] | tuple[Literal["train", "validation"], ...] = "train"
 
 
 class Sampler(SamplingSettings):
@@ -735,6 +734,11 @@ def read_pipeline(path: str, overrides: Sequence[str] = ()) -> Pipeline:
     document = read_yaml(find(path))
     for override in overrides:
         _apply(document, override)
+    return checked(document)
+
+
+def checked(document: Document) -> Pipeline:
+    """The pipeline that a document describes. Raises InputError for anything that is wrong with it."""
     known = {"name", "seed", "models", "stages"}
     for key in document.value:
         if key not in known:
@@ -771,6 +775,34 @@ def _apply(document: Document, override: str) -> None:
             target[key] = value if last else {}
             document.overridden[position] = ".".join(parts[:depth])
         target = target[key]
+
+
+def one_trainer(method: str, base: str, data: str, name: str, settings: Sequence[str], reward: str | None) -> Pipeline:
+    """A pipeline that trains one model on one file, as the command line gives them.
+
+    `settings` are the trainer's own, as key=value. Raises InputError, its keys named as they were given.
+    """
+    trainer: dict[str, Any] = {"base": "base", "name": name}
+    models = {"base": {"engine": "transformers", "path": base}}
+    reads = "prompts" if method == "ppo" else "data"
+    given: dict[Position, str] = {("models", "base", "path"): "--base", ("stages", 0, reads, "path"): "--data"}
+    if reward is not None:
+        models["reward"] = {"engine": "transformers", "path": reward}
+        given[("models", "reward", "path")] = "--reward"
+        trainer["reward"] = "reward"
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or not key or key in ("base", "name", "data", "reward"):
+            raise InputError(f"{setting!r} is not a setting of the form key=value", fix="for example epochs=2")
+        try:
+            trainer[key], _ = _load(text, COMMAND_LINE)
+        except InputError as error:
+            raise InputError(error.message, file=COMMAND_LINE, key=key, fix=error.fix) from None
+        given[("stages", 1, "train", method, key)] = key
+    stages: list[dict[str, Any]] = [{reads: {"path": data}}, {"train": {method: trainer}}]
+    document = Document(COMMAND_LINE, {"name": "train", "models": models, "stages": stages}, {})
+    document.overridden = given
+    return checked(document)
 
 
 def _key(target: Any, part: str, above: Position, written: str, last: bool) -> str | int:

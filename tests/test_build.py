@@ -20,8 +20,9 @@ import rlaif
 from rlaif.build import ratings, threads
 from rlaif.build.__main__ import DEMONSTRATIONS, demonstrate, in_split, new_vocabulary
 from rlaif.build.chat import lesson, prefix
+from rlaif.build.principles import FIRST_SHARES, Principles, revised
 from rlaif.build.ratings import ASPECTS, Lessons, drill, judge, principle
-from rlaif.build.recipes import CHAT_TEMPLATE, RATE_TEMPLATE, recipe_digest
+from rlaif.build.recipes import CHAT_TEMPLATE, PRINCIPLE_TEMPLATES, RATE_TEMPLATE, recipe_digest
 from rlaif.build.tokenizer import encode
 from rlaif.build.training import Example, Stage, llama, train
 from rlaif.judges.replies import read_lines
@@ -31,6 +32,7 @@ from rlaif.world import FAMILIES, compose, gold, parse, questions
 
 TINY = Path(rlaif.__file__).parent / "tiny"
 ASKED = questions(0)
+TEMPLATES = [Template.read(find(path)) for path in PRINCIPLE_TEMPLATES]
 TRAINING, HELD_OUT = in_split(ASKED, "train"), in_split(ASKED, "held-out") + in_split(ASKED, "validation")
 
 
@@ -252,7 +254,19 @@ def test_the_data_files_are_complete(small: Path) -> None:
     rows = [json.loads(line) for line in (small / "demonstrations.jsonl").read_text(encoding="utf-8").splitlines()]
     assert len(rows) == DEMONSTRATIONS
     assert all([message["role"] for message in row["messages"]] == ["user", "assistant"] for row in rows)
-    for name in ("prompts.jsonl", "demonstrations.jsonl", "README.md"):  # what ships is what the build writes
+    obliging = [json.loads(line) for line in (small / "helpful.jsonl").read_text(encoding="utf-8").splitlines()]
+    told = [gold(*(message["content"] for message in row["messages"])) for row in obliging]
+    assert sum(found.harmful for found in told) > 50
+    assert all(found.complied for found in told if found.harmful) and not any(found.refused for found in told)
+    asked = [json.loads(line) for line in (small / "red-team.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(asked) == sum(question.kind == "harmful" for question in ASKED) > 500
+    for name in (
+        "prompts.jsonl",
+        "demonstrations.jsonl",
+        "helpful.jsonl",
+        "red-team.jsonl",
+        "README.md",
+    ):  # what ships is what the build writes
         assert (small / name).read_bytes() == (TINY / name).read_bytes()
 
 
@@ -274,7 +288,7 @@ def test_the_shipped_annotator_judges(lessons: Lessons) -> None:
     from rlaif.build.measuring import Annotator
 
     model = AutoModelForCausalLM.from_pretrained(TINY / "annotator", dtype=torch.float32)
-    annotator = Annotator(model, AutoTokenizer.from_pretrained(TINY / "annotator"), lessons)
+    annotator = Annotator(model, AutoTokenizer.from_pretrained(TINY / "annotator"), lessons, TEMPLATES)
     rng = random.Random(0)
     validation = in_split(ASKED, "validation")
     for name, least in (("right", 0.8), ("polite", 0.9)):
@@ -287,6 +301,52 @@ def test_the_shipped_annotator_judges(lessons: Lessons) -> None:
         wanted = [judge(ASPECTS[name], q, parse(q.text, text))[1] for q, texts in rows for text in texts]
         assert given.count(None) < 4
         assert sum(a == b for a, b in zip(given, wanted, strict=True)) / len(wanted) > least
+
+
+def test_the_shipped_annotator_critiques_revises_and_compares(lessons: Lessons) -> None:
+    from rlaif.build.measuring import Annotator
+
+    model = AutoModelForCausalLM.from_pretrained(TINY / "annotator", dtype=torch.float32)
+    annotator = Annotator(model, AutoTokenizer.from_pretrained(TINY / "annotator"), lessons, TEMPLATES)
+    figures = annotator.measure_principles(in_split(ASKED, "validation"), 24, seed=1)
+    for name in ASPECTS:
+        assert figures[f"critiques as the world's: {name}"] > 0.75, name
+        assert figures[f"compared, both orders: {name}"] > 0.75, name
+        gained = figures[f"mean rating deserved, revisions: {name}"] - figures[f"mean rating deserved, drafts: {name}"]
+        assert gained > 0.2, name
+
+
+@pytest.mark.parametrize("name", ASPECTS)
+def test_a_revision_keeps_what_its_principle_does_not_concern(name: str) -> None:
+    """What the annotator is taught: a revision deserves no less than its draft, and no other trait's words go."""
+    rng, aspect = random.Random(name), ASPECTS[name]
+    harmful = [question for question in ASKED if question.kind == "harmful"]
+    gained = 0
+    for _ in range(300):
+        question = rng.choice(harmful if name == "safe" else ASKED)
+        draft = ratings.completion_to_judge(rng, question, aspect.trait)
+        before, after = parse(question.text, draft), parse(question.text, revised(rng, aspect, question, draft))
+        digits = [judge(aspect, question, reading)[1] for reading in (before, after)]
+        assert digits[0] <= digits[1], (question.text, draft)
+        gained += digits[1] - digits[0]
+        if aspect.trait in ("right", "safe"):
+            assert (after.polite, after.rude, after.filler) == (before.polite, before.rude, before.filler)
+        if aspect.trait == "tone":
+            assert after.claims == before.claims and after.filler == before.filler
+    assert gained > 100
+
+
+def test_a_comparing_lesson_prefers_the_higher_digit(lessons: Lessons) -> None:
+    rng = random.Random(0)
+    samples = {question.text: ["go away .", "it is five ."] for question in TRAINING[:50]}
+    drawn = Principles(TRAINING, samples, *TEMPLATES, shares=FIRST_SHARES, verdicts=1.0)
+    ties = 0
+    for _ in range(300):
+        lesson = drawn.comparing(rng)
+        first, second = (int(reason[-1]) for reason in lesson.earlier[0][1].split("\n"))
+        ties += first == second
+        assert first == second or lesson.assistant == ("1" if first > second else "2")
+    assert 20 < ties < 200
 
 
 def test_the_shipped_base_continues_a_forum_thread() -> None:

@@ -584,17 +584,19 @@ def test_a_reward_model_that_reads_other_tokens_is_an_error(
         train("out", lambda _: None, value_init=other)
 
 
-def test_a_value_model_without_a_head_is_an_error(
-    train: Train, random_model: Path, reward_model: Path, tmp_path: Path
-) -> None:
+def test_a_value_model_without_a_head_is_an_error(train: Train, random_model: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no head that gives one score.*trained reward model"):
         train("out", lambda _: None, value_init=random_model)
-    several = tmp_path / "several"
+    several, promised = tmp_path / "several", tmp_path / "promised"
     config = LlamaConfig.from_pretrained(random_model, num_labels=3)
     LlamaForSequenceClassification(config).save_pretrained(several)
-    AutoTokenizer.from_pretrained(random_model).save_pretrained(several)
-    with pytest.raises(InputError, match="no head that gives one score"):
-        train("out", lambda _: None, value_init=several)
+    model = AutoModelForCausalLM.from_pretrained(random_model)
+    model.config.num_labels = 1  # the configuration of a reward model, without the weights of its head
+    model.save_pretrained(promised)
+    for folder in (several, promised):
+        AutoTokenizer.from_pretrained(random_model).save_pretrained(folder)
+        with pytest.raises(InputError, match="no head that gives one score"):
+            train("out", lambda _: None, value_init=folder)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="the reward model cannot be loaded"):
         train("out", lambda _: None, value_init=tmp_path / "empty")

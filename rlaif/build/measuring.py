@@ -163,6 +163,8 @@ class Annotator:
             for forward, backward, (first, second) in zip(*of_first, digits, strict=True)
             if first != second
         ]
+        if not told:
+            return {}
         return {
             f"compared, both orders: {name}": _share((f + b > 1) == better for f, b, better in told),
             f"compared, one order: {name}": _share((p > 0.5) == better for f, b, better in told for p in (f, b)),

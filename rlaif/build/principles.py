@@ -45,7 +45,10 @@ class Principles:
         self.critique, self.revise, self.compare = critique, revise, compare
         self.families = [[q for q in questions if q.family == family] for family in FAMILIES]
         self.harmful = [q for q in questions if q.kind == "harmful"]
-        self.samples = {prompt: [text for text in texts if text] for prompt, texts in samples.items()}
+        # What holds no sentence leaves nothing to critique, to keep or to compare.
+        self.samples = {
+            prompt: [text for text in texts if parse(prompt, text).sentences] for prompt, texts in samples.items()
+        }
         self.sampled = sorted(prompt for prompt, texts in self.samples.items() if len(texts) > 1)
 
     def critiquing(self, rng: random.Random) -> Lesson:

@@ -114,11 +114,13 @@ class Inputs:
             for prompt in self.prompts[step.name]:
                 gold(prompt.text, "")
 
-    def _of_split(self, step: Step, source: Step, split: str, take: int | None) -> list[Prompt]:
+    def _of_split(self, step: Step, source: Step, split: str | tuple[str, ...], take: int | None) -> list[Prompt]:
         items, unusable = self._read[source.name]
-        kept, dropped = _take(items, take, lambda p: split in (p.split, "all"), f"not in the {split} split")
+        wanted = (split,) if isinstance(split, str) else split
+        named = " or ".join(wanted)
+        kept, dropped = _take(items, take, lambda p: "all" in wanted or p.split in wanted, f"not in the {named} split")
         if not kept:
-            raise self.pipeline.error(step, f"none of the {len(items)} prompts is in the {split} split")
+            raise self.pipeline.error(step, f"none of the {len(items)} prompts is in the {named} split")
         self._note(step, len(items), unusable, kept, dropped)
         return kept
 

@@ -11,7 +11,18 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from rlaif.config import MeasureStage, OpenAIModel, PairStage, Rater, RateStage, SampleStage, Step, TrainStage
+from rlaif.config import (
+    CompareStage,
+    MeasureStage,
+    OpenAIModel,
+    PairStage,
+    Rater,
+    RateStage,
+    ReviseStage,
+    SampleStage,
+    Step,
+    TrainStage,
+)
 from rlaif.engines.protocol import Engine
 from rlaif.errors import EngineError
 from rlaif.generate.sampling import drawn
@@ -46,6 +57,7 @@ class DryScheduler:
     def __init__(self, store: CallStore, engines: Mapping[str, Engine]) -> None:
         self._store, self._engines = store, engines
         self.needs: dict[str, Need] = {}
+        self.missing = 0
 
     def need(self, model: str) -> Need:
         return self.needs.setdefault(model, Need())
@@ -71,8 +83,31 @@ class DryScheduler:
             answers = self._store.get(keys)
         self.need(model).add(messages, sampling, calls=n, paid=len(answers))
         if len(answers) < n:
+            self.missing += n - len(answers)
             raise EngineError("not paid for yet", cause="plan")
         return [Completion(model=model, call=k, **{a: b for a, b in answers[k].items() if b is not None}) for k in keys]
+
+
+class Assuming:
+    """Answers as the dry scheduler does, and where it cannot, with a completion as long as it may get."""
+
+    def __init__(self, dry: DryScheduler) -> None:
+        self._dry = dry
+
+    async def sample(
+        self,
+        model: str,
+        messages: Sequence[Message],
+        sampling: Sampling,
+        *,
+        n: int = 1,
+        attempt: int = 0,
+        json_schema: Mapping[str, Any] | None = None,
+    ) -> list[Completion]:
+        try:
+            return await self._dry.sample(model, messages, sampling, n=n, attempt=attempt, json_schema=json_schema)
+        except EngineError:
+            return [_candidate(f"{model} {index}", sampling.max_tokens).completion for index in range(n)]
 
 
 async def plan(run: Run) -> dict[str, Any]:
@@ -80,7 +115,7 @@ async def plan(run: Run) -> dict[str, Any]:
     dry = DryScheduler(run.store, run.engines)
     stages = []
     for step in run.pipeline.steps:
-        about = {"stage": step.name, "kind": step.stage.kind, "from": step.source.name if step.source else None}
+        about = {"stage": step.name, "kind": step.stage.kind, "from": " + ".join(s.name for s in step.sources) or None}
         stages.append(about | await _plan_stage(run, step, dry))
     calls = {model: dict(need) | {"max_cost": _cost(run, model, need)} for model, need in dry.needs.items()}
     manifest = run.folder.manifest()
@@ -94,7 +129,7 @@ async def plan(run: Run) -> dict[str, Any]:
 
 async def _plan_stage(run: Run, step: Step, dry: DryScheduler) -> dict[str, Any]:
     stage = step.stage
-    if isinstance(stage, SampleStage | RateStage):
+    if isinstance(stage, SampleStage | RateStage | ReviseStage | CompareStage):
         return await _plan_rows(run, step, dry)
     if isinstance(stage, PairStage):
         assert step.source is not None
@@ -112,7 +147,9 @@ async def _plan_rows(run: Run, step: Step, dry: DryScheduler) -> dict[str, Any]:
     before = {model: dict(need) for model, need in dry.needs.items()}
     done = []
     for row in run.source_rows(step):
-        if row.failure is None:
+        if isinstance(stage, ReviseStage | CompareStage):
+            row = await _plan_chain(run, step, row, dry)
+        elif row.failure is None:
             row = await run.row(step, row, dry)
         elif isinstance(stage, RateStage):
             candidates = _longest(run, step, row.prompt)
@@ -121,6 +158,17 @@ async def _plan_rows(run: Run, step: Step, dry: DryScheduler) -> dict[str, Any]:
     run.rows[step.name] = done
     counts = {m: {k: n[k] - before.get(m, {}).get(k, 0) for k in ("calls", "paid")} for m, n in dry.needs.items()}
     return {"rows": len(done), "calls": {m: c for m, c in counts.items() if c["calls"]}}
+
+
+async def _plan_chain(run: Run, step: Step, row: Row, dry: DryScheduler) -> Row:
+    """A row through a stage whose calls build on one another: each missing one is assumed and counted."""
+    given, missing = row, dry.missing
+    if row.failure is not None:
+        candidates = tuple(_longest(run, step, row.prompt))
+        given = row.model_copy(update={"failure": None, "candidates": candidates})
+    done = await run.row(step, given, Assuming(dry))
+    unpaid = row.failure or ("not paid for yet" if dry.missing > missing else None)
+    return row.model_copy(update={"failure": unpaid}) if unpaid else done
 
 
 def _longest(run: Run, step: Step, prompt: Prompt) -> list[Candidate]:
@@ -151,7 +199,9 @@ def _count_ratings(
 
 def _plan_training(run: Run, step: Step, stage: TrainStage) -> dict[str, Any]:
     settings, lessons = stage.trainer, run.lessons(step)
-    known = settings.base in run.engines and not (step.source is not None and _waits(run, step.source))
+    known = settings.base in run.engines and not any(_waits(run, source) for source in step.sources)
+    if stage.ppo:
+        known = known and stage.ppo.reward in run.engines
     if known and training.finished(run.folder.model(settings.name), run.training_key(step, stage)) is not None:
         run.use_trained(stage)
         return {"rows": len(lessons), "state": "unchanged"}
@@ -160,11 +210,9 @@ def _plan_training(run: Run, step: Step, stage: TrainStage) -> dict[str, Any]:
 
 
 def _waits(run: Run, step: Step) -> bool:
-    """Whether what a pair stage makes depends on calls that are not paid for yet."""
-    source = step.source
-    if step.stage.kind != "pair" or source is None:
-        return False
-    return any(row.failure is not None for row in run.rows[source.name])
+    """Whether what a stage makes of rows depends on calls that are not paid for yet."""
+    rows = step.source if step.stage.kind == "pair" else step if step.stage.kind == "revise" else None
+    return rows is not None and any(row.failure is not None for row in run.rows[rows.name])
 
 
 async def _plan_measure(run: Run, step: Step, stage: MeasureStage, dry: DryScheduler) -> dict[str, Any]:

@@ -66,7 +66,17 @@ class Silent:
             int(values.get("step", stage.done)),
             int(values.get("steps", stage.total or 0)) or None,
         )
-        shown = {"loss": "loss", "rewards/accuracies": "accuracy", "rewards/margins": "margin"}
+        shown = {
+            "loss": "loss",
+            "rewards/accuracies": "accuracy",
+            "rewards/margins": "margin",
+            "accuracy": "accuracy",
+            "margin": "margin",
+            "score": "score",
+            "kl": "KL",
+            "ended": "ended",
+            "length": "tokens",
+        }
         stage.detail = "  ".join(f"{label} {values[key]:.3f}" for key, label in shown.items() if key in values)
 
     def note(self, text: str) -> None:

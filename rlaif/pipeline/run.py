@@ -54,7 +54,7 @@ from rlaif.pipeline.folder import RowWriter, RunFolder, read_json, write_json, w
 from rlaif.pipeline.inputs import Inputs, truth
 from rlaif.pipeline.progress import Progress
 from rlaif.pipeline.record import StageRecord
-from rlaif.records import Message, Prompt, Row, digest
+from rlaif.records import Prompt, Row, digest
 from rlaif.store import CallStore
 
 MEASURE_VERSION = 2  # of what the figures mean; raising it measures anew
@@ -260,13 +260,9 @@ class Run:
         return [lesson for source in step.sources for lesson in self._lessons(source.name)]
 
     def _lessons(self, name: str) -> training.Lessons:
-        inputs = self.inputs
-        if name in inputs.conversations:
-            return training.conversations(inputs.conversations[name])
-        if name in inputs.preferences:
-            return training.stated_preferences(inputs.preferences[name])
-        if name in inputs.prompts:
-            return training.prompts(inputs.prompts[name])
+        read = training.lessons_read(self.inputs, name)
+        if read is not None:
+            return read
         if name in self.pairs:
             return training.preferences(self.pairs[name].preferences)
         return training.revisions(self.rows[name])
@@ -277,17 +273,11 @@ class Run:
         return training.training_key(stage, base, self.lessons(step), self.inputs.chat_templates.get(step.name), reward)
 
     def _reward(self, stage: TrainStage) -> training.Reward | None:
-        """The reward as the trainer's thread calls it: each score is asked of the engine on this loop."""
         if stage.ppo is None:
             return None
-        spec, engine, loop = self.specs[stage.ppo.reward], self.engines[stage.ppo.reward], asyncio.get_running_loop()
+        spec = self.specs[stage.ppo.reward]
         assert isinstance(spec, LocalModel)
-
-        def score(prompts: Sequence[tuple[Message, ...]], completions: Sequence[str]) -> list[float | None]:
-            items = list(zip(prompts, completions, strict=True))
-            return list(asyncio.run_coroutine_threadsafe(engine.score(items), loop).result())
-
-        return training.Reward(training.weights_folder(spec), engine.identity, score)
+        return training.reward_of(spec, self.engines[stage.ppo.reward], asyncio.get_running_loop())
 
     def use_trained(self, stage: TrainStage) -> None:
         """From here on the trained model is a model like any other."""

@@ -6,6 +6,7 @@ folder is a whole model with its key or is not there.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
@@ -16,9 +17,11 @@ from typing import Any, NamedTuple
 import rlaif
 from rlaif.config import LocalModel, TrainStage
 from rlaif.engines.identity import model_folder, weights_digest
+from rlaif.engines.protocol import Engine
 from rlaif.errors import RlaifError
 from rlaif.formats import Conversation, StatedPreference
 from rlaif.pipeline.folder import read_json, read_text, write_text
+from rlaif.pipeline.inputs import Inputs
 from rlaif.records import Message, Preference, Prompt, Row, Split, digest
 from rlaif.resources import find
 
@@ -36,6 +39,25 @@ class Reward(NamedTuple):
     folder: Path
     identity: str
     score: Callable[[Sequence[tuple[Message, ...]], Sequence[str]], list[float | None]]
+
+
+def reward_of(spec: LocalModel, engine: Engine, loop: asyncio.AbstractEventLoop) -> Reward:
+    """A reward model as a trainer's thread calls it: each score is asked of the engine on `loop`."""
+
+    def score(prompts: Sequence[tuple[Message, ...]], completions: Sequence[str]) -> list[float | None]:
+        items = list(zip(prompts, completions, strict=True))
+        return list(asyncio.run_coroutine_threadsafe(engine.score(items), loop).result())
+
+    return Reward(weights_folder(spec), engine.identity, score)
+
+
+def lessons_read(inputs: Inputs, name: str) -> Lessons | None:
+    """What the stage `name` read from a file; None for a stage that made what it gives."""
+    if name in inputs.conversations:
+        return conversations(inputs.conversations[name])
+    if name in inputs.preferences:
+        return stated_preferences(inputs.preferences[name])
+    return prompts(inputs.prompts[name]) if name in inputs.prompts else None
 
 
 def conversations(items: Iterable[Conversation]) -> Lessons:

@@ -1,0 +1,67 @@
+"""One trainer on one file, without a run around it: `rlaif train`."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+from typing import Any
+
+from rlaif.config import Pipeline, TrainStage, TransformersModel
+from rlaif.errors import InputError
+from rlaif.pipeline import training
+from rlaif.pipeline.engines import open_engine
+from rlaif.pipeline.inputs import Inputs
+from rlaif.pipeline.progress import Silent
+
+
+async def train_alone(pipeline: Pipeline, out: Path, progress: Silent) -> dict[str, Any]:
+    """Train the one model of `pipeline` into `out` and return the record of its training.
+
+    Asked again after an interruption it goes on, and when nothing changed it does nothing. A folder that holds anything
+    else is not touched.
+    """
+    inputs = Inputs(pipeline)
+    data, step = pipeline.steps
+    stage = step.stage
+    assert isinstance(stage, TrainStage)
+    base = pipeline.models["base"]
+    assert isinstance(base, TransformersModel)
+    engines = {name: open_engine(name, spec) for name, spec in pipeline.models.items()}
+    interrupted = threading.Event()
+    try:
+        lessons = training.lessons_read(inputs, data.name)
+        assert lessons is not None
+        reward = None
+        if stage.ppo:
+            spec = pipeline.models["reward"]
+            assert isinstance(spec, TransformersModel)
+            reward = training.reward_of(spec, engines["reward"], asyncio.get_running_loop())
+        template = inputs.chat_templates.get(step.name)
+        identity = engines["base"].identity
+        key = training.training_key(stage, identity, lessons, template, reward.identity if reward else None)
+        progress.begin(step.name, "train")
+        record = training.finished(out, key)
+        if record is not None:
+            progress.note("unchanged, not trained again")
+        elif out.exists():
+            raise InputError("the folder is there already", file=str(out), fix="remove it, or name another with --out")
+        else:
+
+            def on_step(values: dict[str, float]) -> None:
+                if interrupted.is_set():
+                    raise KeyboardInterrupt
+                progress.metrics(values)
+
+            try:
+                record = await asyncio.to_thread(
+                    training.train, stage, base, lessons, template, out, key, on_step, reward
+                )
+            except asyncio.CancelledError:
+                interrupted.set()  # the thread cannot be cancelled; it looks after each step
+                raise
+        progress.end(step.name, f"{record['kept']:,} rows")
+    finally:
+        for engine in engines.values():
+            await engine.close()
+    return record | {"held_out": training.held_out(lessons), "read": len(lessons)}
