@@ -25,7 +25,7 @@ from rlaif.errors import RlaifError
 
 if TYPE_CHECKING:
     from rlaif.pipeline.run import Run
-    from rlaif.records import Rating, Row
+    from rlaif.records import Comparison, Rating, Revision, Row
 
 INTERRUPTED = 130
 
@@ -168,6 +168,7 @@ def show(
     row: Annotated[
         str | None, typer.Argument(metavar="[ROW]", help="A row's number, or the start of its prompt id.")
     ] = None,
+    stage: Annotated[str | None, typer.Option("--stage", help="A stage's name [default: the last with rows].")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show one row with its whole lineage; without ROW, the first rows in short."""
@@ -179,11 +180,11 @@ def show(
         from itertools import islice
 
         if as_json:
-            _print_json([r.model_dump(mode="json") for r in inspect.rows(folder)])
+            _print_json([r.model_dump(mode="json") for r in inspect.rows(folder, stage)])
         else:
-            _print_rows(_console(), list(islice(inspect.rows(folder), 20)))
+            _print_rows(_console(), list(islice(inspect.rows(folder, stage), 20)))
         return
-    found = inspect.row(folder, row)
+    found = inspect.row(folder, row, stage)
     preferences = inspect.preferences(folder, found.prompt.id)
     if as_json:
         chosen = [p.model_dump(mode="json") for p in preferences]
@@ -301,7 +302,6 @@ def _print_training(console: Console, record: dict[str, Any], out: Path) -> None
         table.add_row(name.replace("_", " "), f"{value:.4f}")
     console.print(table)
     dropped = [f"{count:,} {reason}" for reason, count in record["dropped"].items()]
-    dropped += [f"{record['held_out']:,} held-out"] if record["held_out"] else []
     told = f"{record['kept']:,} of {record['read']:,} rows used" + (
         f" (dropped: {', '.join(dropped)})" if dropped else ""
     )
@@ -462,6 +462,11 @@ def _print_row(console: Console, row: Row, preferences: list[tuple[str, str, flo
         for rating in row.ratings:
             if rating.candidate == index:
                 _print_rating(console, rating)
+        for revision in row.revisions:
+            if revision.candidate == index:
+                _print_revision(console, revision)
+    for comparison in row.comparisons:
+        _print_comparison(console, comparison)
     if row.failure:
         console.print(Text(f"\nfailed: {_plain(row.failure)}", style="yellow"))
     for _, _, margin in preferences:
@@ -472,6 +477,35 @@ def _print_rating(console: Console, rating: Rating) -> None:
     value = f"unparsed, {rating.problem}" if rating.value is None else str(rating.value)
     said = f"   {rating.judge}, place {rating.position}: {_brief(rating.raw, 160)}" if rating.raw else ""
     console.print(Text.assemble(f"    {rating.aspect} {_plain(value)}", (said, "dim")))
+
+
+def _print_revision(console: Console, revision: Revision) -> None:
+    heading = f"    revision {revision.number} under {_plain(revision.principle)}"
+    console.print(Text.assemble((heading, "bold"), (f"  {revision.critique.model}", "dim")))
+    console.print(Text(f"      critique  {_plain(revision.critique.text)}", style="dim"))
+    if revision.completion is not None:
+        console.print(Text(f"      revised   {_plain(revision.completion.text)}"))
+    if revision.problem is not None:
+        console.print(Text(f"      {revision.problem}", style="yellow"))
+
+
+def _print_comparison(console: Console, comparison: Comparison) -> None:
+    places = {"A": comparison.a + 1, "B": comparison.b + 1}
+    verdict = comparison.verdict or "unparsed"
+    told = f"[{places[verdict]}] preferred" if verdict in places else verdict
+    if comparison.probability is not None:
+        told += f", [{places['A']}] is better with probability {comparison.probability:.2f}"
+    if comparison.disagrees:
+        told += ", the two orders disagree"
+    console.print()
+    about = (f"compared under {_plain(comparison.principle)}: ", "bold")
+    console.print(Text.assemble(about, told, (f"  {comparison.judge}", "dim")))
+    for order in comparison.orders:
+        said = f"said {_brief(order.raw, 40)!r}" if order.problem is None else order.problem
+        chance = "" if order.probability is None else f", first with probability {order.probability:.2f}"
+        console.print(Text(f"    [{order.a + 1}] before [{order.b + 1}]: {said}{chance}", style="dim"))
+        for line in (order.reasons or "").splitlines():
+            console.print(Text(f"      {_brief(line, 160)}", style="dim"))
 
 
 # ---------------------------------------------------------------- errors

@@ -564,7 +564,7 @@ class PPOSettings(Training):
     value_learning_rate: float | None = Field(default=None, gt=0)  # without it the policy's
     schedule: Literal["linear", "constant"] = "linear"
     iterations: int = Field(default=100, gt=0)
-    batch_size: int = Field(default=64, gt=0)  # completions in an iteration
+    batch_size: int = Field(default=64, gt=1)  # completions in an iteration
     minibatch_size: int = Field(default=16, gt=0)
     epochs: int = Field(default=4, gt=0)  # passes over each batch
     max_tokens: int = Field(default=256, gt=0)  # of a completion
@@ -573,7 +573,6 @@ class PPOSettings(Training):
     gae_lambda: float = Field(default=0.95, ge=0, le=1)
     clip: float = Field(default=0.2, gt=0)
     value_clip: float = Field(default=0.2, gt=0)
-    value_weight: float = Field(default=0.1, gt=0)
     missing_eos_penalty: float = Field(default=1.0, ge=0)  # taken off the score of a completion that does not end
     checkpoint_steps: int = Field(default=10, gt=0)
 
@@ -941,7 +940,7 @@ def _check_heads(
 ) -> None:
     """A reward model scores and writes nothing; any other model writes and has no score."""
     trained = {s.stage.trainer.name: s.stage.method for s in earlier if isinstance(s.stage, TrainStage)}
-    for model, key in _named_models(stage):
+    for model, key in named_models(stage):
         method = trained.get(model)
         if key[-1] == "reward":
             if method not in (None, "rm") or isinstance(models.get(model), OpenAIModel):
@@ -954,12 +953,12 @@ def _check_heads(
 
 def _check_models(stage: Stage, available: set[str], document: Document, place: Position) -> None:
     """Every model a stage names must be in `models:` or trained by an earlier stage."""
-    for model, key in _named_models(stage):
+    for model, key in named_models(stage):
         if model not in available:
             raise document.error(f"unknown model {model!r}", (*place, *key), nearest(model, available))
 
 
-def _named_models(stage: Stage) -> list[tuple[str, Position]]:
+def named_models(stage: Stage) -> list[tuple[str, Position]]:
     """The models a stage names, each with the key it is named under."""
     named: list[tuple[str, Position]] = []
     if isinstance(stage, SampleStage):

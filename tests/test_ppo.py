@@ -101,7 +101,7 @@ END = WORDS.index("<end>")
 TEMPLATE = "{% for m in messages %}{{ m['content'] }} {% if m['role'] == 'assistant' %}<end>{% endif %}{% endfor %}"
 WORTH = {"a": {"a": 1.0, "b": -1.0, "c": 0.5, "d": -0.5, "a c": 0.0}, "b": {"": -0.5, "a": -1.0, "b b": -1.0, "d": 1.5}}
 TOY = {"max_length": 8, "batch_size": 256, "minibatch_size": 128, "epochs": 4, "checkpoint_steps": 1000, "beta": 0.5}
-TOY |= {"learning_rate": 5e-3, "value_learning_rate": 1e-2, "value_clip": 1.0, "value_weight": 1.0}
+TOY |= {"learning_rate": 5e-3, "value_learning_rate": 1e-2, "value_clip": 1.0}
 
 
 def worth(prompt: str, text: str) -> float:
@@ -465,7 +465,7 @@ def test_weights_that_are_no_numbers_are_not_saved(random_model: Path, reward_mo
     with torch.no_grad():
         learner.policy.model.model.norm.weight[0] = float("inf")
     with pytest.raises(WorkError, match="the trained weights are not finite"):
-        ppo._save(learner, tmp_path / "out", Counts(), 0.0)
+        trl.save(learner.policy.model, 1, tokenizer, tmp_path / "out", Counts(), {}, 0.0)
     assert not (tmp_path / "out").exists()
 
 

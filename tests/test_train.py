@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import hashlib
 import math
@@ -18,10 +19,11 @@ import pytest
 pytest.importorskip("trl")
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl import DPOConfig, SFTConfig
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from trl import DPOConfig, RewardConfig, SFTConfig
 
-from rlaif.config import DPOSettings, SFTSettings
+from rlaif.config import DPOSettings, RMSettings, SFTSettings
+from rlaif.engines.transformers import TransformersEngine
 from rlaif.errors import InputError, WorkError
 from rlaif.records import Message
 from rlaif.resources import find
@@ -29,6 +31,7 @@ from rlaif.train import trl
 from rlaif.train.dpo import train_dpo
 from rlaif.train.pairs import PreferencePair
 from rlaif.train.pairs import tokenize as tokenize_pairs
+from rlaif.train.rm import train_rm
 from rlaif.train.sft import train_sft
 from rlaif.train.tokens import Chat
 from rlaif.train.trl import TrainResult
@@ -54,6 +57,11 @@ def dpo_settings(**changed: Any) -> DPOSettings:
     return DPOSettings(**(values | changed))
 
 
+def rm_settings(**changed: Any) -> RMSettings:
+    values = {"base": "base", "name": "trained", "batch_size": 4, "learning_rate": 1e-3, "checkpoint_steps": 2}
+    return RMSettings(**(values | changed))
+
+
 def sft(base: Path, out: Path, on_step: Callable[[dict[str, float]], None], **changed: Any) -> TrainResult:
     return train_sft(sft_settings(**changed), base, ROWS, ROWS[:4], out, on_step)
 
@@ -62,7 +70,11 @@ def dpo(base: Path, out: Path, on_step: Callable[[dict[str, float]], None], **ch
     return train_dpo(dpo_settings(**changed), base, PAIRS, PAIRS[:4], out, on_step)
 
 
-TRAINERS = pytest.mark.parametrize("train", [sft, dpo])
+def rm(base: Path, out: Path, on_step: Callable[[dict[str, float]], None], **changed: Any) -> TrainResult:
+    return train_rm(rm_settings(**changed), base, PAIRS, PAIRS[:4], out, on_step)
+
+
+TRAINERS = pytest.mark.parametrize("train", [sft, dpo, rm])
 
 
 def weights(model: Path) -> str:
@@ -103,6 +115,58 @@ def test_the_first_dpo_loss_is_ln_2_and_its_logprobs_are_those_of_the_base_model
         assert steps[0][f"logps/{side}"] == pytest.approx(sum(sums) / len(sums), abs=1e-3)
 
 
+def score(model: Path, ids: list[int]) -> float:
+    """The score head on the last hidden state of one unpadded sequence."""
+    net = AutoModelForSequenceClassification.from_pretrained(model, dtype=torch.float32)
+    with torch.no_grad():
+        return float(net.score(net.model(torch.tensor([ids])).last_hidden_state[0, -1])[0])
+
+
+def test_the_reward_loss_of_a_pair_that_reads_the_same_is_ln_2(random_model: Path, tmp_path: Path) -> None:
+    """By a head of zeros every completion scores the same, so that nothing but the loss is seen."""
+    flat = tmp_path / "flat"
+    net = AutoModelForSequenceClassification.from_pretrained(random_model, num_labels=1, dtype=torch.float32)
+    torch.nn.init.zeros_(net.score.weight)
+    net.save_pretrained(flat)
+    AutoTokenizer.from_pretrained(random_model).save_pretrained(flat)
+    steps: Steps = []
+    rm(flat, tmp_path / "out", steps.append)
+    assert steps[0]["loss"] == pytest.approx(math.log(2), abs=1e-6) and steps[0]["margin"] == 0
+
+
+@pytest.mark.parametrize("fills_up_with_its_end_token", [False, True])
+def test_a_reward_model_is_trained_and_read_at_the_end_token(
+    random_model: Path, tmp_path: Path, fills_up_with_its_end_token: bool
+) -> None:
+    """The first loss by hand, from the scores of single sequences that end with the end token; then the engine's."""
+    base = random_model
+    if fills_up_with_its_end_token:
+        base = tmp_path / "base"
+        tokenizer = AutoTokenizer.from_pretrained(random_model)
+        tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.save_pretrained(base)
+        AutoModelForCausalLM.from_pretrained(random_model).save_pretrained(base)
+    steps: Steps = []
+    train_rm(
+        rm_settings(learning_rate=1e-12, center=0.5, batch_size=24), base, PAIRS, [], tmp_path / "rm", steps.append
+    )
+    columns, _ = tokenize_pairs(Chat(AutoTokenizer.from_pretrained(random_model)), PAIRS, 100)
+    sequences = [
+        (prompt + chosen, prompt + rejected) for prompt, chosen, rejected in zip(*columns.values(), strict=True)
+    ]
+    assert all(ids[-1] == 1 for pair in sequences for ids in pair)
+    scores = torch.tensor([[score(tmp_path / "rm", ids) for ids in pair] for pair in sequences])
+    pairwise = -torch.nn.functional.logsigmoid(scores[:, 0] - scores[:, 1]).mean()
+    expected = pairwise + 0.5 * (scores.sum(-1) ** 2).mean()
+    assert steps[0]["loss"] == pytest.approx(expected.item(), abs=1e-5)
+    assert scores.std() > 0.05  # a head that read nothing would pass too
+
+    engine = TransformersEngine("rm", str(tmp_path / "rm"), device="cpu")
+    read = asyncio.run(engine.score([(pair.prompt, pair.chosen) for pair in PAIRS]))
+    assert read == pytest.approx(scores[:, 0].tolist(), abs=1e-4)
+    asyncio.run(engine.close())
+
+
 @TRAINERS
 def test_the_loss_falls_and_every_step_is_reported(random_model: Path, tmp_path: Path, train: Any) -> None:
     steps: Steps = []
@@ -114,6 +178,9 @@ def test_the_loss_falls_and_every_step_is_reported(random_model: Path, tmp_path:
     common = {"step", "steps", "loss", "learning_rate", "grad_norm"}
     if train is sft:
         assert set(steps[0]) == common
+    elif train is rm:
+        assert set(steps[0]) == common | {"accuracy", "margin", "mean_reward"}
+        assert result.metrics["validation_accuracy"] == 1.0 and result.metrics["validation_margin"] > 0
     else:
         assert set(steps[0]) == common | {"rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected"}
         assert result.metrics["validation_accuracy"] == 1.0 and result.metrics["validation_margin"] > 0
@@ -251,7 +318,7 @@ def test_a_checkpoint_that_was_not_written_to_its_end_is_passed_over(tmp_path: P
 # ---------------------------------------------------------------- saved
 
 
-@TRAINERS
+@pytest.mark.parametrize("train", [sft, dpo])
 def test_the_trained_model_loads_with_its_template_and_stops_at_its_end_token(
     random_model: Path, tmp_path: Path, train: Any
 ) -> None:
@@ -311,6 +378,8 @@ def test_no_rows_are_an_error(random_model: Path, tmp_path: Path) -> None:
         train_sft(sft_settings(), random_model, [], ROWS, tmp_path / "out", lambda _: None)
     with pytest.raises(InputError, match="nothing to train on"):
         train_dpo(dpo_settings(), random_model, [], PAIRS, tmp_path / "out", lambda _: None)
+    with pytest.raises(InputError, match="nothing to train on"):
+        train_rm(rm_settings(), random_model, [], PAIRS, tmp_path / "out", lambda _: None)
 
 
 def test_a_base_that_is_no_model_is_an_error(tmp_path: Path) -> None:
@@ -319,10 +388,11 @@ def test_a_base_that_is_no_model_is_an_error(tmp_path: Path) -> None:
         sft(tmp_path / "empty", tmp_path / "out", lambda _: None)
 
 
-@pytest.mark.parametrize(("config", "fields"), [(SFTConfig, "sft"), (DPOConfig, "dpo")])
+@pytest.mark.parametrize(("config", "fields"), [(SFTConfig, "sft"), (DPOConfig, "dpo"), (RewardConfig, "rm")])
 def test_every_setting_of_trl_that_is_relied_on_exists(config: type, fields: str, tmp_path: Path) -> None:
     wanted = trl.common_fields(sft_settings(), tmp_path, 0)
-    wanted |= trl.sft_fields() if fields == "sft" else trl.dpo_fields(dpo_settings())
+    own = {"sft": trl.sft_fields(), "dpo": trl.dpo_fields(dpo_settings()), "rm": trl.rm_fields(rm_settings())}
+    wanted |= own[fields]
     missing = set(wanted) - {field.name for field in dataclasses.fields(config)}
     assert not missing, f"TRL's {config.__name__} no longer has {sorted(missing)}"
     with pytest.raises(WorkError, match=f"the installed TRL has no setting max_size in its {config.__name__}"):
@@ -337,9 +407,9 @@ def test_several_gpus_in_one_process_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_methods_of_trl_that_are_replaced_exist() -> None:
-    from trl import DPOTrainer, SFTTrainer
+    from trl import DPOTrainer, RewardTrainer, SFTTrainer
 
-    for trainer in (DPOTrainer, SFTTrainer):
+    for trainer in (DPOTrainer, RewardTrainer, SFTTrainer):
         assert {"_send_telemetry", "create_model_card", "_prepare_dataset"} <= set(dir(trainer))
 
 

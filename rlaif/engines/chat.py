@@ -39,7 +39,7 @@ class Chat:
 
     def __init__(self, tokenizer: Any, folder: Path, *, ends: frozenset[int], limit: int | None) -> None:
         self.tokenizer, self.folder, self.ends, self.limit = tokenizer, folder, ends, limit
-        self._markers = _markers(tokenizer)
+        self._markers = markers(tokenizer)
         self._learn_template()
 
     def _learn_template(self) -> None:
@@ -64,19 +64,12 @@ class Chat:
 
     def render(self, messages: Sequence[Message], *, generation_prompt: bool = False) -> str:
         text = self.tokenizer.apply_chat_template(
-            [{"role": m.role, "content": self._harmless(m.content)} for m in messages],
+            [{"role": m.role, "content": defused(m.content, self._markers)} for m in messages],
             add_generation_prompt=generation_prompt,
             tokenize=False,
         )
         assert isinstance(text, str)
         return text
-
-    def _harmless(self, content: str) -> str:
-        """`content` with a space inside every special token it spells: who writes a message opens no turn with it.
-
-        A space, since tokenizers that normalise their text first may take a zero-width character away again.
-        """
-        return self._markers.sub(r"\1 ", content) if self._markers is not None else content
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of rendered text: special tokens come from the template alone."""
@@ -124,7 +117,7 @@ class Chat:
             try:
                 prompt = self.render(messages, generation_prompt=True)
                 if self._continues_plainly:
-                    full = f"{prompt} {self._harmless(text)}{self.tokenizer.decode([min(self.ends)])}"
+                    full = f"{prompt} {defused(text, self._markers)}{self.tokenizer.decode([min(self.ends)])}"
                 else:
                     full = self.render((*messages, Message(role="assistant", content=text)))
             except jinja2.TemplateError as error:
@@ -153,7 +146,16 @@ class Chat:
         return completed
 
 
-def _markers(tokenizer: Any) -> re.Pattern[str] | None:
+def defused(content: str, spelled: re.Pattern[str] | None) -> str:
+    """`content` with a space inside every special token it spells: who writes a message opens no turn with it.
+
+    `spelled` are a tokenizer's `markers`. A space, since tokenizers that normalise their text first may take a
+    zero-width character away again.
+    """
+    return spelled.sub(r"\1 ", content) if spelled is not None else content
+
+
+def markers(tokenizer: Any) -> re.Pattern[str] | None:
     """The first character of every place where a text spells a special token, overlapping ones included."""
     added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     # One character is a letter that a tokenizer borrows, say for padding, and opens no turn.

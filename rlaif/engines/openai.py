@@ -80,6 +80,7 @@ class _Choice(_Body):
     message: _ChoiceMessage
     index: int = 0
     finish_reason: str | None = None
+    stop_reason: int | str | None = None  # vLLM: the stop string that was met; none for the end token
     logprobs: _TokenList | None = None
 
 
@@ -268,7 +269,7 @@ class OpenAIEngine:
             text=text,
             finish_reason=reason,
             usage=usage,
-            token_logprobs=tuple(t.logprob for t in tokens) if sampling.logprobs and tokens else None,
+            token_logprobs=tuple(t.logprob for t in _of_text(tokens, choice)) if sampling.logprobs and tokens else None,
             alternatives=_named(tokens[0], sampling.alternatives) if sampling.alternatives and tokens else None,
         )
 
@@ -460,6 +461,12 @@ def _shared(usage: _Tokens, choices: Sequence[_Choice]) -> list[Usage]:
         Usage(prompt_tokens=0 if n else usage.prompt_tokens, completion_tokens=each + (0 if n else rest))
         for n in range(len(choices))
     ]
+
+
+def _of_text(tokens: Sequence[_Token], choice: _Choice) -> Sequence[_Token]:
+    """`tokens` without the end token, which vLLM reports with the others and which is no part of the text."""
+    ended = choice.finish_reason == "stop" and not isinstance(choice.stop_reason, str)
+    return tokens[:-1] if ended and "".join(t.token for t in tokens[:-1]) == choice.message.content else tokens
 
 
 def _named(token: _Token, names: Sequence[str]) -> dict[str, float | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -64,4 +65,5 @@ async def train_alone(pipeline: Pipeline, out: Path, progress: Silent) -> dict[s
     finally:
         for engine in engines.values():
             await engine.close()
-    return record | {"held_out": training.held_out(lessons), "read": len(lessons)}
+    dropped = Counter(record["dropped"]) + training.left_out(stage.method, lessons)
+    return record | {"dropped": dict(dropped), "read": len(lessons)}

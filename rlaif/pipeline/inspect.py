@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from rlaif.config import ROW_STAGES
-from rlaif.errors import InputError, WorkError
+from rlaif.errors import InputError, WorkError, nearest
 from rlaif.formats import write_jsonl
 from rlaif.pipeline.folder import STORE, RunFolder, read_lines
 from rlaif.records import Preference, Row
@@ -61,25 +61,41 @@ def _record(kind: type[Kind], line: str, path: Path) -> Kind:
         ) from None
 
 
-def rows(folder: RunFolder) -> Iterator[Row]:
-    """The rows of the last row stage that has any."""
-    for path in reversed(_files(folder, *ROW_STAGES)):
+def rows(folder: RunFolder, stage: str | None = None) -> Iterator[Row]:
+    """The rows of a row stage: the one named, or the last that has any."""
+    for part in _tables(folder, stage):
         found = False
-        for line in read_lines(path):
+        for row in part:
             found = True
-            yield _record(Row, line, path)
+            yield row
         if found:
             return
 
 
-def row(folder: RunFolder, wanted: str) -> Row:
-    """The row whose prompt id begins with `wanted`, or the wanted-th row, counted from 1."""
+def _tables(folder: RunFolder, stage: str | None) -> Iterator[Iterator[Row]]:
+    """The rows of each row stage, the last stage first; of the named one alone where one is."""
+    files = {path.stem.split("-", 1)[1]: path for path in _files(folder, *ROW_STAGES)}
+    if stage is not None and stage not in files:
+        raise InputError(f"the run has no rows of a stage {stage!r}", fix=nearest(stage, files) if files else None)
+    for name, path in reversed(files.items()):
+        if stage in (None, name):
+            yield (_record(Row, line, path) for line in read_lines(path))
+
+
+def row(folder: RunFolder, wanted: str, stage: str | None = None) -> Row:
+    """The row whose prompt id begins with `wanted`, or the wanted-th row, counted from 1.
+
+    A prompt that several stages have rows of is shown as the last of them has it, unless `stage` names one.
+    """
     matches: list[Row] = []
-    for number, candidate in enumerate(rows(folder), start=1):
-        if wanted.isdecimal() and len(wanted) < 8 and int(wanted) == number:
-            return candidate
-        if candidate.prompt.id.startswith(wanted):
-            matches.append(candidate)
+    for last, table in enumerate(_tables(folder, stage)):
+        for number, candidate in enumerate(table, start=1):
+            if wanted.isdecimal() and len(wanted) < 8 and int(wanted) == number and last == 0:
+                return candidate
+            if candidate.prompt.id.startswith(wanted):
+                matches.append(candidate)
+        if matches:
+            break
     if len(matches) == 1:
         return matches[0]
     problem = f"{len(matches)} rows begin with {wanted!r}" if matches else f"there is no row {wanted!r}"
@@ -102,6 +118,8 @@ def preferences(folder: RunFolder, prompt_id: str) -> list[Preference]:
 def requests(row: Row) -> dict[str, Any]:
     """What was asked in each call behind a row, as far as this project's call store knows it."""
     calls = {c.completion.call for c in row.candidates} | {rating.call for rating in row.ratings if rating.call}
+    calls |= {c.call for r in row.revisions for c in (r.critique, r.completion) if c is not None}
+    calls |= {call for comparison in row.comparisons for order in comparison.orders for call in order.calls}
     store = CallStore(STORE, read_only=True)
     try:
         return {call: store.request(call) for call in sorted(calls)}

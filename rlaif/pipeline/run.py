@@ -37,6 +37,7 @@ from rlaif.config import (
     TrainStage,
     TransformersModel,
     VLLMModel,
+    named_models,
 )
 from rlaif.engines.protocol import Engine
 from rlaif.engines.scheduler import Sampler, Scheduler
@@ -103,6 +104,7 @@ class Run:
                 if steps[0].stage.kind in ("train", "measure") and (share := self._failed_share()) > TOLERATED:
                     self.stopped = f"{steps[0].name} was not begun: {share:.0%} of the rows failed"
                     break
+                await self._let_go(steps)
                 await (self._stream(steps) if steps[0].stage.kind in ROW_STAGES else self._table(steps[0]))
                 self._write_manifest("running")
             state = "incomplete" if self.failures else "done"
@@ -115,6 +117,17 @@ class Run:
         finally:
             await self.close()
         return state
+
+    async def _let_go(self, steps: Sequence[Step]) -> None:
+        """Free the memory of models that these steps do not ask: vLLM fills a GPU, and training needs one.
+
+        A model that is asked again is loaded again.
+        """
+        trains = steps[0].stage.kind == "train"
+        asked = {name for step in steps for name, key in named_models(step.stage) if not trains or key[-1] == "reward"}
+        for name, engine in self.engines.items():
+            if name not in asked and isinstance(self.specs[name], LocalModel if trains else VLLMModel):
+                await engine.close()
 
     async def close(self) -> None:
         await self.scheduler.close()
@@ -242,7 +255,7 @@ class Run:
             self.progress.note("unchanged, not trained again")
         self.use_trained(stage)
         self.digests[f"model {stage.trainer.name}"] = self.engines[stage.trainer.name].identity
-        dropped = Counter(record["dropped"]) + Counter({"held-out": training.held_out(lessons)})
+        dropped = Counter(record["dropped"]) + training.left_out(stage.method, lessons)
         facts = {"steps": record["steps"], "trained_seconds": round(record["seconds"], 2), "cut": record["cut"]}
         metrics = {name: round(value, 6) for name, value in record["metrics"].items()}
         return StageRecord(

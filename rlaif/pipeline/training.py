@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -176,8 +177,10 @@ def weights_folder(spec: LocalModel) -> Path:
     return model_folder(spec.hub, spec.revision) if spec.hub else find(str(spec.path))
 
 
-def held_out(lessons: Sequence[tuple[Split, Lesson]]) -> int:
-    return sum(split == "held-out" for split, _ in lessons)
+def left_out(method: str, lessons: Sequence[tuple[Split, Lesson]]) -> Counter[str]:
+    """Lessons that are not learnt from, by the split they are in: PPO has no use for validation prompts either."""
+    unused = ("held-out", "validation") if method == "ppo" else ("held-out",)
+    return Counter(split for split, _ in lessons if split in unused)
 
 
 def versions(*packages: str) -> dict[str, str]:

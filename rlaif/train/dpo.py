@@ -43,4 +43,4 @@ def train_dpo(
         trainer = trl.dpo_trainer(settings, model, tokenizer, train, held, out, on_step)
         trl.run(trainer)
         metrics = trl.evaluate(trainer)
-        return trl.save(trainer, tokenizer, out, counts, metrics, began)
+        return trl.finish(trainer, tokenizer, out, counts, metrics, began)

@@ -23,7 +23,7 @@ def tokenize(chat: Chat, pairs: Sequence[PreferencePair], max_length: int) -> tu
         whole, chosen = chat.completion(pair.prompt, pair.chosen)
         _, rejected = chat.completion(pair.prompt, pair.rejected)
         prompt = chat.cut(whole, max_length - max(len(chosen), len(rejected)))
-        if chat.broken(chosen) or chat.broken(rejected):
+        if chat.broken(pair.chosen) or chat.broken(pair.rejected):
             counts.dropped["end-token-inside"] += 1
         elif chosen == rejected:
             counts.dropped["identical"] += 1

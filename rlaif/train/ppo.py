@@ -14,9 +14,7 @@ Knows models and optimisers. What a score is, and who gives it, is the caller's:
 from __future__ import annotations
 
 import copy
-import json
 import math
-import os
 import random
 import shutil
 import time
@@ -29,18 +27,16 @@ from torch import Tensor
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from rlaif.config import PPOSettings
-from rlaif.engines.identity import weights_digest
 from rlaif.errors import InputError, WorkError
 from rlaif.records import Message
 from rlaif.train import ppo_math, rollout, trl
 from rlaif.train.rollout import Padded, Rollout
-from rlaif.train.tokens import Chat, Counts
+from rlaif.train.tokens import Chat
 from rlaif.train.trl import OnStep, TrainResult
 
 Reward = Callable[[Sequence[tuple[Message, ...]], Sequence[str]], list[float | None]]
@@ -87,7 +83,8 @@ def train_ppo(
             if len(learner.history) % settings.checkpoint_steps == 0:
                 _write_checkpoint(learner, folder)
             on_step(learner.history[-1])
-        return _save(learner, out, counts, began)
+        metrics = summary(learner.history)
+        return trl.save(learner.policy.model, settings.iterations, tokenizer, out, counts, metrics, began)
 
 
 def _scored(rollouts: Sequence[Rollout], reward: Reward, iteration: int) -> tuple[list[Rollout], list[float]]:
@@ -300,7 +297,7 @@ class Learner:
         policy_loss = ppo_math.policy_loss(logprobs, old.logprobs, advantages, part.mask, settings.clip)
         value_loss = ppo_math.value_loss(values, old.values, returns, part.mask, settings.value_clip)
         rate = self.policy.step(policy_loss.loss, share, step)
-        self.value.step(settings.value_weight * value_loss, share, step)
+        self.value.step(value_loss, share, step)
         return {
             "policy_loss": policy_loss.loss.item(),
             "value_loss": value_loss.item(),
@@ -361,7 +358,7 @@ class Learner:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.dtype == "bfloat16")
 
 
-# ---------------------------------------------------------------- checkpoints, and the trained model
+# ---------------------------------------------------------------- checkpoints and the record
 
 
 def _write_checkpoint(learner: Learner, folder: Path) -> None:
@@ -386,35 +383,3 @@ def summary(history: Sequence[dict[str, float]]) -> dict[str, float]:
     first, last = history[:SUMMARISED], history[-SUMMARISED:]
     metrics = {"first_score": mean("score", first)}
     return metrics | {f"last_{name}": mean(name, last) for name in ("score", "kl", "ended", "length")}
-
-
-def _save(learner: Learner, out: Path, counts: Counts, began: float) -> TrainResult:
-    """Write the policy and what its training was beside `out` and rename all of it: `out` is whole or is not there."""
-    final = trl.partial_folder(out) / "final"
-    shutil.rmtree(final, ignore_errors=True)
-    policy, tokenizer = learner.policy.model, learner.tokenizer
-    if not all(bool(torch.isfinite(p).all()) for p in policy.parameters()):
-        raise WorkError("the trained weights are not finite", fix="lower `learning_rate`")
-    # What the base model's file says on sampling is left behind: a pipeline says how its models are asked.
-    ends = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    policy.generation_config = GenerationConfig(**ends)
-    policy.config.use_cache = True
-    policy.save_pretrained(final)
-    tokenizer.save_pretrained(final)
-    result = TrainResult(
-        path=out,
-        steps=len(learner.history),
-        seconds=time.monotonic() - began,
-        metrics=summary(learner.history),
-        kept=counts.kept,
-        cut=counts.cut,
-        dropped=dict(counts.dropped),
-    )
-    facts = {name: value for name, value in result._asdict().items() if name != "path"}
-    facts["weights"] = weights_digest(final)
-    (final / "training.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    if (key := trl.partial_folder(out) / "key").exists():  # the caller's mark of what this was trained from
-        shutil.copy(key, final)
-    os.replace(final, out)
-    shutil.rmtree(trl.partial_folder(out))
-    return result

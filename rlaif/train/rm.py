@@ -43,7 +43,7 @@ def train_rm(
         trainer = trl.reward_trainer(settings, model, tokenizer, _whole(train), _whole(held), out, on_step)
         trl.run(trainer)
         metrics = trl.evaluate(trainer)
-        return trl.save(trainer, tokenizer, out, counts, metrics, began)
+        return trl.finish(trainer, tokenizer, out, counts, metrics, began)
 
 
 def _whole(columns: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:

@@ -81,7 +81,7 @@ def tokenize(chat: Chat, prompts: Sequence[tuple[Message, ...]], room: int) -> t
     counts = Counts()
     kept = []
     for messages in prompts:
-        whole, _ = chat.completion(messages, "x")  # a prompt's tokens do not depend on what follows it
+        whole = chat.prompt(messages)
         ids = chat.cut(whole, room)
         if ids is None:
             counts.dropped["too-long"] += 1

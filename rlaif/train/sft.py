@@ -48,7 +48,7 @@ def train_sft(
         trainer = trl.sft_trainer(settings, model, tokenizer, train, held, out, on_step)
         trl.run(trainer)
         metrics = trl.evaluate(trainer)
-        return trl.save(trainer, tokenizer, out, counts, metrics, began)
+        return trl.finish(trainer, tokenizer, out, counts, metrics, began)
 
 
 def tokenize(chat: Chat, rows: Sequence[SFTRow], max_length: int) -> tuple[dict[str, list[list[int]]], Counts]:
@@ -61,7 +61,7 @@ def tokenize(chat: Chat, rows: Sequence[SFTRow], max_length: int) -> tuple[dict[
                 f"conversation {number} does not end with an assistant turn", fix="complete it or leave it out"
             )
         opening, *rest = chat.conversation(row)
-        if any(segment.learnt and chat.broken(segment.ids) for segment in rest):
+        if any(message.role == "assistant" and chat.broken(message.content) for message in row):
             counts.dropped["end-token-inside"] += 1
             continue
         prompt = chat.cut(opening.ids, max_length - sum(len(segment.ids) for segment in rest))

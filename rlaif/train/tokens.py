@@ -16,6 +16,7 @@ import jinja2
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from rlaif.engines.chat import defused, markers
 from rlaif.errors import InputError, WorkError
 from rlaif.records import Message
 
@@ -64,6 +65,7 @@ class Chat:
         if not tokenizer.eos_token:
             raise InputError("the base model's tokenizer has no end token", fix="set its `eos_token`")
         self.tokenizer, self.template, self.file = tokenizer, template, file
+        self._markers = markers(tokenizer)
         self._names = {name: text for name, text in tokenizer.special_tokens_map.items() if isinstance(text, str)}
 
     def require_marks(self) -> None:
@@ -95,13 +97,17 @@ class Chat:
         self._check_prompt(prompt, text[: len(given)])
         stop = str(self.tokenizer.eos_token)
         end = text.rfind(stop, len(given))
-        if text[len(given) : max(end, 0)].strip() != completion.strip():
+        if text[len(given) : max(end, 0)].strip() != defused(completion, self._markers).strip():
             raise self._error(
                 f"the chat template does not put the assistant's words, then the end token {stop!r}",
                 f"train the base model with {MARKED}",
             )
         before, after = self._pieces(text, [len(given), end + len(stop)])
         return before, after
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """The tokens of a prompt, as a model is asked it; a prompt's tokens do not depend on what follows it."""
+        return self.completion(messages, "x")[0]
 
     def cut(self, prompt: list[int], room: int) -> list[int] | None:
         """The prompt's end that fits into `room`; None when less than half would be left, which is another prompt."""
@@ -113,16 +119,16 @@ class Chat:
         head = prompt[:1] if prompt[0] == self.tokenizer.bos_token_id else []
         return head + prompt[len(prompt) - room + len(head) :]
 
-    def broken(self, learnt: list[int]) -> bool:
-        """Whether the words themselves contain the end token, so that the completion would stop before its end."""
-        return self.tokenizer.eos_token_id in learnt[:-1]
+    def broken(self, completion: str) -> bool:
+        """Whether the words themselves spell the end token: what comes after it was never meant to be said."""
+        return str(self.tokenizer.eos_token) in completion
 
     def _render(
         self, messages: Sequence[Message], *, ask: bool = False, marked: bool = False
     ) -> tuple[str, list[tuple[int, int]]]:
         try:
             texts, spans = _render_jinja_template(
-                [[{"role": m.role, "content": m.content} for m in messages]],
+                [[{"role": m.role, "content": defused(m.content, self._markers)} for m in messages]],
                 chat_template=self.template,
                 add_generation_prompt=ask,
                 return_assistant_tokens_mask=marked,

@@ -316,13 +316,28 @@ def evaluate(trainer: Any) -> dict[str, float]:
     return metrics
 
 
-def save(
+def finish(
     trainer: Any, tokenizer: PreTrainedTokenizerBase, out: Path, counts: Counts, metrics: dict[str, float], began: float
+) -> TrainResult:
+    """Save what a trainer has trained."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    return save(model, int(trainer.state.global_step), tokenizer, out, counts, metrics, began)
+
+
+def save(
+    model: Any,
+    steps: int,
+    tokenizer: PreTrainedTokenizerBase,
+    out: Path,
+    counts: Counts,
+    metrics: dict[str, float],
+    began: float,
 ) -> TrainResult:
     """Write the model and what its training was beside `out` and rename all of it: `out` is whole or is not there."""
     final = partial_folder(out) / "final"
     shutil.rmtree(final, ignore_errors=True)
-    model = trainer.accelerator.unwrap_model(trainer.model)
+    if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
+        raise WorkError("the trained weights are not finite", fix="lower `learning_rate`")
     if model.can_generate():
         # What the base model's file says on sampling is left behind: a pipeline says how its models are asked.
         ends = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
@@ -332,15 +347,13 @@ def save(
     tokenizer.save_pretrained(final)
     result = TrainResult(
         path=out,
-        steps=int(trainer.state.global_step),
+        steps=steps,
         seconds=time.monotonic() - began,
         metrics=metrics,
         kept=counts.kept,
         cut=counts.cut,
         dropped=dict(counts.dropped),
     )
-    if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
-        raise WorkError("the trained weights are not finite", fix="lower `learning_rate`")
     facts = {name: value for name, value in result._asdict().items() if name != "path"}
     facts["weights"] = weights_digest(final)
     (final / "training.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,488 @@
+"""A model in this process, through vLLM: sampling, and log-probabilities of given text.
+
+Two classes, as in the transformers engine, with which it shares how messages become tokens and how a call's random
+stream is named: `VLLMEngine` is what others see, `_Model` does the blocking work. vLLM is imported when the model is
+loaded, since that alone takes seconds.
+
+- Each sample is a request of its own, with a seed that depends on the call alone. Its text therefore does not depend on
+  what is asked beside it, up to the floating-point noise of batched matrix products, and the prefix cache still reads
+  the prompt once. vLLM draws in its own way: only greedy texts are those of the transformers engine.
+- Log-probabilities are those of the raw logits. vLLM reports them before temperature and top_p but after a grammar, so
+  where a JSON schema was asked for, they are taken in a second pass over what was written.
+- What a checkpoint's generation_config.json asks for is ignored, except its end tokens.
+- A reward head is the transformers engine's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import difflib
+import gc
+import inspect
+import json
+import os
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rlaif.engines.chat import Chat, Item, before_stop, end_tokens, schema_text, stream
+from rlaif.engines.identity import model_files, model_folder, weights_digest
+from rlaif.engines.protocol import Account, Logprobs, Reply, Request
+from rlaif.errors import EngineError, InputError, nearest
+from rlaif.records import FinishReason, Usage, digest
+
+Result = TypeVar("Result")
+
+# Set before vLLM is imported, unless the user has set them.
+ENVIRONMENT = {
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB; read on CPU only, where vLLM would otherwise take half of the memory
+    "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",  # this process has threads, and a fork may inherit their locks
+}
+
+# Options that rlaif sets itself, with what to do instead.
+OURS = {
+    "model": "set `path` or `hub` beside `engine`",
+    "revision": "set it beside `engine`",
+    "dtype": "set it beside `engine`",
+    "tokenizer": "put the tokenizer into the model's folder",
+    "chat_template": "put it into the model's folder as chat_template.jinja",
+    "skip_tokenizer_init": "remove it: the tokenizer is needed",
+    "generation_config": "remove it, and say how to sample under `sampling`",
+    "override_generation_config": "remove it, and say how to sample under `sampling`",
+    "logprobs_mode": "remove it: log-probabilities are those of the raw logits",
+    "runner": "remove it: this engine samples",
+}
+
+# Options that change how fast a model runs and what fits, not what it computes: they may differ between runs that share
+# their calls. An option not named here is part of the model's identity.
+NEUTRAL = frozenset(
+    """block_size data_parallel_size disable_custom_all_reduce disable_log_stats distributed_executor_backend
+    enable_chunked_prefill enable_prefix_caching enforce_eager gpu_memory_utilization kv_cache_memory_bytes
+    max_logprobs max_model_len max_num_batched_tokens max_num_seqs pipeline_parallel_size tensor_parallel_size
+    use_tqdm_on_load""".split()
+)
+
+NAMED_AT_ONCE = 128  # tokens whose log-probability vLLM reports for one request
+
+
+class VLLMEngine:
+    """A causal language model in this process. The model is loaded at the first verb."""
+
+    in_process = True
+    server = None
+
+    def __init__(
+        self,
+        name: str,
+        path: str,
+        *,
+        revision: str | None = None,
+        dtype: str = "auto",
+        batch_size: int = 1024,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.name, self.path, self.revision = name, path, revision
+        self.dtype, self.batch_size, self.options = dtype, batch_size, dict(options or {})
+        self.account = Account()
+        self._model: _Model | None = None
+        self._worker: ThreadPoolExecutor | None = None
+
+    @cached_property
+    def folder(self) -> Path:
+        return model_folder(self.path, self.revision)
+
+    @cached_property
+    def identity(self) -> str:
+        """The weights' digest, and what else decides an answer here: this engine's streams, precision and options."""
+        deciding = {name: value for name, value in self.options.items() if name not in NEUTRAL}
+        options = f":{digest(json.dumps(deciding, sort_keys=True, default=str), length=8)}" if deciding else ""
+        return f"weights:{weights_digest(self.folder)}:vllm:{self.dtype}{options}"
+
+    async def probe(self) -> None:
+        """Load the model: here it is either all there or not at all."""
+        await self._work(lambda model, stopped: None)
+
+    async def sample(self, requests: Sequence[Request]) -> list[list[Reply | EngineError]]:
+        return await self._work(lambda model, stopped: model.sample(requests, stopped))
+
+    async def logprobs(self, items: Sequence[Item]) -> list[Logprobs]:
+        return await self._work(lambda model, stopped: model.logprobs(items, stopped))
+
+    async def score(self, items: Sequence[Item]) -> list[float]:
+        raise _no_reward_head(self.name)
+
+    async def close(self) -> None:
+        """Let go of the model, its processes and its memory. A later verb loads it again."""
+        worker, self._worker = self._worker, None
+        model, self._model = self._model, None
+        if model is not None and worker is not None:
+            await asyncio.get_running_loop().run_in_executor(worker, model.close)
+        if worker is not None:
+            await asyncio.to_thread(worker.shutdown)
+
+    async def _work(self, verb: Callable[[_Model, threading.Event], Result]) -> Result:
+        """Run `verb` in the engine's one thread. Cancelling the caller ends the work after the batch in hand."""
+        stopped = threading.Event()
+
+        def work() -> Result:
+            if self._model is None:
+                self._model = _Model(self.name, self.folder, self.dtype, self.batch_size, self.options)
+            return verb(self._model, stopped)
+
+        if self._worker is None:
+            self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"rlaif-{self.name}")
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._worker, work)
+        finally:
+            stopped.set()
+
+
+@dataclass(slots=True)
+class _Row:
+    """One sample on its way through vLLM."""
+
+    request: int
+    place: int  # among the request's indices
+    asked: Request
+    prompt: list[int]
+    alternatives: dict[str, int | None]  # name -> id, where one token
+    parameters: Any
+
+    @property
+    def shaped(self) -> bool:
+        """A grammar was at work, and vLLM's log-probabilities are those it left."""
+        return self.asked.json_schema is not None
+
+
+class _Model:
+    """vLLM's engine, tokenizer and chat template, and the two verbs in plain blocking code."""
+
+    def __init__(self, name: str, folder: Path, dtype: str, batch_size: int, options: Mapping[str, Any]) -> None:
+        self.name, self.batch_size = name, batch_size
+        model_files(folder)  # refuses other formats before anything is loaded
+        if _is_reward(folder):
+            raise _no_reward_head(name)
+        self.vllm = _import()
+        self.llm = _load(self.vllm, name, folder, dtype, options)
+        self._refusals: dict[str, str | None] = {}  # why a schema cannot be compiled
+        try:
+            tokenizer = self.llm.get_tokenizer()
+            self.ends = end_tokens(_named_ends(folder, self.llm), tokenizer, folder)
+            self.chat = Chat(tokenizer, folder, ends=self.ends, limit=self.llm.model_config.max_model_len)
+        except BaseException:
+            self.close()
+            raise
+        self._special: dict[str, int] = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+
+    def close(self) -> None:
+        # Dropping vLLM's object leaves its processes to the garbage collector, and its memory with them.
+        self.llm.llm_engine.engine_core.shutdown()
+        del self.llm
+        gc.collect()
+
+    # ------------------------------------------------------------ sample
+
+    def sample(self, requests: Sequence[Request], stopped: threading.Event) -> list[list[Reply | EngineError]]:
+        prompts = self.chat.prompts(requests)
+        named = {text for request in requests for text in request.sampling.alternatives}
+        alternatives = {text: self.chat.alternative(text) for text in named}
+        rows: list[_Row] = []
+        for number, (request, prompt) in enumerate(zip(requests, prompts, strict=True)):
+            if isinstance(prompt, EngineError):
+                continue
+            chosen = {text: alternatives[text] for text in request.sampling.alternatives}
+            try:
+                self._check_schema(schema_text(request))
+                rows += [
+                    _Row(number, place, request, prompt, chosen, self._parameters(request, index, _tokens(chosen)))
+                    for place, index in enumerate(request.indices)
+                ]
+            except EngineError as error:
+                prompts[number] = error
+        replies: dict[tuple[int, int], Reply | EngineError] = {}
+        for batch in self._batches(rows):
+            if stopped.is_set():
+                break
+            for row, reply in zip(batch, self._sample(batch), strict=True):
+                replies[row.request, row.place] = reply
+        given_up = EngineError("sampling was given up", retryable=True, cause="cancelled")
+        return [
+            [prompt if isinstance(prompt, EngineError) else replies.get((n, place), given_up)
+             for place in range(len(request.indices))]
+            for n, (request, prompt) in enumerate(zip(requests, prompts, strict=True))
+        ]  # fmt: skip
+
+    def _parameters(self, request: Request, index: int, named: Sequence[int]) -> Any:
+        """What vLLM is asked for one sample. Raises EngineError where it would refuse, and the whole batch with it."""
+        sampling, schema = request.sampling, schema_text(request)
+        stop = [text for text in sampling.stop if text]
+        if len(named) > NAMED_AT_ONCE:
+            raise EngineError(
+                f"{len(named)} alternatives were named, and vLLM reports {NAMED_AT_ONCE}",
+                cause="sampling",
+                fix="use `engine: transformers` for this model",
+            )
+        try:
+            return self.vllm.SamplingParams(
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                max_tokens=sampling.max_tokens,
+                seed=int(stream(request, index)[:16], 16) >> 1,  # vLLM takes a signed 64-bit number
+                stop=stop,
+                # A special token is no text, but may itself be named as a stop.
+                stop_token_ids=sorted(self.ends.union(self._special[text] for text in stop if text in self._special)),
+                detokenize=bool(stop),  # vLLM needs the text for nothing else
+                logprobs=0 if sampling.logprobs and not named and not schema else None,
+                logprob_token_ids=list(named) if named and not schema else None,
+                structured_outputs=self._grammar(schema) if schema else None,
+            )
+        except Exception as error:  # whose class is another in each version of vLLM
+            raise EngineError(f"vLLM refuses these sampling parameters: {_reason(error)}", cause="sampling") from None
+
+    def _grammar(self, schema: str) -> Any:
+        return self.vllm.sampling_params.StructuredOutputsParams(json=schema)
+
+    def _check_schema(self, schema: str) -> None:
+        """Raises EngineError where `schema` cannot be compiled.
+
+        vLLM refuses a whole batch for one such, so each schema is tried out alone first, for the price of one token.
+        """
+        if not schema:
+            return
+        if schema not in self._refusals:
+            tried = self.vllm.SamplingParams(max_tokens=1, structured_outputs=self._grammar(schema))
+            try:
+                self.llm.generate([{"prompt_token_ids": [min(self.ends)]}], tried, use_tqdm=False)
+            except Exception as error:
+                self._refusals[schema] = _reason(error)
+            else:
+                self._refusals[schema] = None
+        if (reason := self._refusals[schema]) is not None:
+            raise EngineError(f"the JSON schema cannot be compiled: {reason}", cause="schema")
+
+    def _sample(self, batch: Sequence[_Row]) -> list[Reply | EngineError]:
+        written = self._generate([row.prompt for row in batch], [row.parameters for row in batch])
+        observed = zip(self._chosen(batch, written), self._first(batch, written), strict=True)
+        return [
+            self._reply(row, one, chosen, first)
+            for row, one, (chosen, first) in zip(batch, written, observed, strict=True)
+        ]
+
+    def _chosen(self, batch: Sequence[_Row], written: Sequence[Any]) -> list[list[float]]:
+        """Raw log-probabilities of the tokens written, where asked for."""
+        shaped = [n for n, row in enumerate(batch) if row.shaped and row.asked.sampling.logprobs]
+        given = self._given([([*batch[n].prompt, *written[n].token_ids], len(batch[n].prompt)) for n in shaped])
+        again = dict(zip(shaped, given, strict=True))
+        return [
+            again[n] if n in again else [entries[token].logprob for entries, token in zip(*_noted(one), strict=True)]
+            for n, one in enumerate(written)
+        ]
+
+    def _first(self, batch: Sequence[_Row], written: Sequence[Any]) -> list[dict[int, float]]:
+        """Raw log-probabilities of the tokens named as alternatives, at the first place."""
+        shaped = [n for n, row in enumerate(batch) if row.shaped and _tokens(row.alternatives)]
+        again = self._generate(
+            [batch[n].prompt for n in shaped],
+            [self._scoring(named=_tokens(batch[n].alternatives)) for n in shaped],
+        )
+        observed = [*written]
+        for n, one in zip(shaped, again, strict=True):
+            observed[n] = one
+        return [
+            {token: entry.logprob for token, entry in one.logprobs[0].items()} if one.logprobs else {}
+            for one in observed
+        ]
+
+    def _reply(self, row: _Row, one: Any, chosen: Sequence[float], first: Mapping[int, float]) -> Reply | EngineError:
+        if one.finish_reason not in ("stop", "length"):
+            return EngineError(
+                f"vLLM ended a completion of {self.name!r} with {one.finish_reason!r}", cause="vllm", retryable=True
+            )
+        tokens, sampling = list(one.token_ids), row.asked.sampling
+        ended = bool(tokens) and tokens[-1] in self.ends
+        text, cut = before_stop(self.chat.text(tokens), sampling.stop)
+        reason: FinishReason = "stop" if cut or ended or one.finish_reason == "stop" else "length"
+        named = {name: None if token is None else first[token] for name, token in row.alternatives.items()}
+        return Reply(
+            text=text.strip(),
+            finish_reason=reason,
+            usage=Usage(prompt_tokens=0 if row.place else len(row.prompt), completion_tokens=len(tokens)),
+            token_logprobs=tuple(chosen[: len(tokens) - ended]) if sampling.logprobs else None,
+            alternatives=named or None,
+        )
+
+    # ------------------------------------------------------------ logprobs
+
+    def logprobs(self, items: Sequence[Item], stopped: threading.Event) -> list[Logprobs]:
+        rows = self.chat.completed(items)
+        found: list[Logprobs] = []
+        for batch in self._batches(rows):
+            if stopped.is_set():
+                raise EngineError("scoring was given up", retryable=True, cause="cancelled")
+            for row, values in zip(batch, self._given([(row.ids, row.start) for row in batch]), strict=True):
+                own = tuple(values)
+                found.append(Logprobs(own[:-1], own[-1]) if row.ends else Logprobs(own, None))
+        return found
+
+    def _given(self, sequences: Sequence[tuple[list[int], int]]) -> list[list[float]]:
+        """Log-probabilities of each sequence's tokens from `start` on.
+
+        vLLM always samples one token, and its window must hold it: the last token given is therefore not read but named
+        as the one whose log-probability is wanted there.
+        """
+        outputs = self._outputs(
+            [ids[:-1] for ids, _ in sequences],
+            [self._scoring(named=[ids[-1]], prompt_logprobs=0) for ids, _ in sequences],
+        )
+        found = []
+        for (ids, start), output in zip(sequences, outputs, strict=True):
+            read = [output.prompt_logprobs[n][ids[n]].logprob for n in range(start, len(ids) - 1)]
+            last = output.outputs[0].logprobs[0][ids[-1]].logprob
+            found.append([*read, last] if start < len(ids) else [])
+        return found
+
+    # ------------------------------------------------------------ vLLM
+
+    def _scoring(self, *, named: Sequence[int], prompt_logprobs: int | None = None) -> Any:
+        """Parameters of a request that is made for its log-probabilities alone."""
+        return self.vllm.SamplingParams(
+            temperature=0,
+            max_tokens=1,
+            detokenize=False,
+            logprob_token_ids=list(named),
+            prompt_logprobs=prompt_logprobs,
+        )
+
+    def _batches(self, rows: Sequence[Result]) -> Iterator[Sequence[Result]]:
+        """Rows in order: vLLM makes its own batches, and these only bound what is lost when the work is given up."""
+        for start in range(0, len(rows), self.batch_size):
+            yield rows[start : start + self.batch_size]
+
+    def _generate(self, prompts: Sequence[list[int]], parameters: Sequence[Any]) -> list[Any]:
+        return [output.outputs[0] for output in self._outputs(prompts, parameters)]
+
+    def _outputs(self, prompts: Sequence[list[int]], parameters: Sequence[Any]) -> list[Any]:
+        if not prompts:
+            return []
+        try:
+            made: list[Any] = self.llm.generate(
+                [{"prompt_token_ids": ids} for ids in prompts], list(parameters), use_tqdm=False
+            )
+        except Exception as error:  # of whatever kind: vLLM's engine is not to be relied upon after it
+            raise EngineError(
+                f"vLLM failed while running {self.name!r}: {_reason(error)}",
+                cause="vllm",
+                fatal=True,
+                fix="run again with VLLM_LOGGING_LEVEL=INFO to read vLLM's own account",
+            ) from None
+        return made
+
+
+def _noted(one: Any) -> tuple[Sequence[Any], Sequence[int]]:
+    """What vLLM noted at each place of a completion, with the token written there; nothing where nothing was asked."""
+    return (one.logprobs, one.token_ids) if one.logprobs else ((), ())
+
+
+def _tokens(alternatives: Mapping[str, int | None]) -> list[int]:
+    return sorted({token for token in alternatives.values() if token is not None})
+
+
+def _import() -> Any:
+    for variable, value in ENVIRONMENT.items():
+        os.environ.setdefault(variable, value)
+    # What vLLM finds deprecated in its own dependencies is no news to who runs a pipeline.
+    warnings.filterwarnings("ignore", module=r"vllm\.")
+    import vllm
+    import vllm.sampling_params
+
+    return vllm
+
+
+def _load(vllm: Any, name: str, folder: Path, dtype: str, options: Mapping[str, Any]) -> Any:
+    _check_options(options, vllm)
+    settings: dict[str, Any] = {
+        "generation_config": "vllm",
+        "logprobs_mode": "raw_logprobs",
+        "runner": "generate",
+        "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
+        "use_tqdm_on_load": False,
+    }
+    if vllm.platforms.current_platform.is_cpu():
+        settings["block_size"] = 32  # only whole blocks are cached, and the default of 128 is longer than many prompts
+    try:
+        return vllm.LLM(str(folder), dtype=dtype, **settings | dict(options))
+    except Exception as error:
+        raise EngineError(
+            f"vLLM cannot load {name!r}: {_reason(error)}",
+            cause="load",
+            fatal=True,
+            fix="check its `dtype` and `options` (`max_model_len` and `gpu_memory_utilization` decide what fits), "
+            "or run again with VLLM_LOGGING_LEVEL=INFO to read vLLM's own account",
+        ) from None
+
+
+def _check_options(options: Mapping[str, Any], vllm: Any) -> None:
+    named = {field.name for field in dataclasses.fields(vllm.EngineArgs)} | set(inspect.signature(vllm.LLM).parameters)
+    known = named - {"kwargs"}
+    for option in options:
+        if option in OURS:
+            raise InputError("rlaif sets this option of vLLM itself", key=f"options.{option}", fix=OURS[option])
+        if option not in known:
+            close = difflib.get_close_matches(option, known - OURS.keys())  # all of them would fill a screen
+            raise InputError(
+                f"vLLM {vllm.__version__} has no such option",
+                key=f"options.{option}",
+                fix=nearest(option, close) if close else "give an argument of `vllm.LLM` or `vllm.EngineArgs`",
+            )
+
+
+def _is_reward(folder: Path) -> bool:
+    architectures = _json(folder / "config.json").get("architectures") or [""]
+    return str(architectures[0]).endswith("ForSequenceClassification")
+
+
+def _named_ends(folder: Path, llm: Any) -> int | list[int] | None:
+    """The end tokens that generation_config.json names; those of the configuration in a folder without that file."""
+    if (file := folder / "generation_config.json").is_file():
+        named = _json(file).get("eos_token_id")
+    else:
+        named = getattr(llm.model_config.hf_text_config, "eos_token_id", None)
+    assert named is None or isinstance(named, int | list)
+    return named
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot be read: {error}", file=str(file)) from None
+    if not isinstance(found, dict):
+        raise InputError("expected a JSON object", file=str(file))
+    return found
+
+
+def _no_reward_head(name: str) -> EngineError:
+    return EngineError(
+        f"the model {name!r} runs in vLLM, which is not used for reward heads",
+        cause="verb",
+        fatal=True,
+        fix="run the reward model with `engine: transformers`",
+    )
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error's message; of a validation error, what is wrong where, which stands further down."""
+    listed = getattr(error, "errors", None)
+    if callable(listed) and (problems := listed()):
+        where = ".".join(str(part) for part in problems[0]["loc"])
+        return f"{where}: {problems[0]['msg']}" if where else str(problems[0]["msg"])
+    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
