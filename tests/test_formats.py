@@ -21,6 +21,7 @@ from rlaif.formats import (
     preference_rows,
     read_conversations,
     read_hub,
+    read_preferences,
     read_prompts,
     sft_rows,
     ultrafeedback_rows,
@@ -52,6 +53,65 @@ def texts(messages: Iterable[Message]) -> list[tuple[str, str]]:
 
 
 # ---------------------------------------------------------------- shapes
+
+
+BINARIZED = {
+    "prompt": "Hi?",
+    "messages": turns("Hi?", "Good."),
+    "chosen": turns("Hi?", "Good."),
+    "rejected": turns("Hi?", "Bad."),
+}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        BINARIZED,
+        {"prompt": "Hi?", "chosen": "Good.", "rejected": "Bad."},
+        {"prompt": turns("Hi?"), "chosen": turns("x", "Good.")[1:], "rejected": turns("x", "Bad.")[1:]},
+        {"instruction": "Hi?", "chosen": "Good.", "rejected": "Bad."},
+        {"chosen": "\n\nHuman: Hi?\n\nAssistant: Good.", "rejected": "\n\nHuman: Hi?\n\nAssistant: Bad."},
+        {
+            "conversations": [{"from": "human", "value": "Hi?"}],
+            "chosen": {"from": "gpt", "value": "Good."},
+            "rejected": {"from": "gpt", "value": "Bad."},
+        },
+    ],
+)
+def test_preferences_in_the_shapes_people_have(tmp_path: Path, row: dict[str, Any]) -> None:
+    (found,) = read_preferences(jsonl(tmp_path / "p.jsonl", [row])).items
+    assert texts(found.prompt.messages) == [("user", "Hi?")]
+    assert (found.chosen, found.rejected) == ("Good.", "Bad.")
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"prompt": "Hi?", "chosen": "Good.", "rejected": "Good."}, "identical texts"),
+        ({"prompt": "Hi?", "chosen": " ", "rejected": "Good."}, "empty completion"),
+        ({"prompt": "", "chosen": "Good.", "rejected": "Bad."}, "empty prompt"),
+        ({"chosen": turns("Hi?", "a"), "rejected": turns("Ho?", "b")}, "chosen and rejected answer different prompts"),
+        ({"chosen": turns("Hi?"), "rejected": turns("Hi?", "b")}, "no assistant turn at the end"),
+    ],
+)
+def test_a_pair_that_states_no_preference_is_dropped_and_counted(
+    tmp_path: Path, row: dict[str, Any], reason: str
+) -> None:
+    found = read_preferences(jsonl(tmp_path / "p.jsonl", [row, BINARIZED]))
+    assert (len(found.items), found.dropped) == (1, {reason: 1})
+
+
+def test_a_file_of_another_shape_is_no_preferences(tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"p\.jsonl:1: no known shape has the columns `prompt`.*`chosen` and `rejected`"
+    ):
+        read_preferences(jsonl(tmp_path / "p.jsonl", [{"prompt": "Hi?"}]))
+
+
+def test_what_a_run_writes_is_read_as_preferences(tmp_path: Path) -> None:
+    write_dataset("preference", preference_rows([example_preference(0)]), tmp_path / "set", facts(1))
+    (found,) = read_preferences(tmp_path / "set").items
+    assert (found.prompt.id, found.chosen, found.rejected) == (example_row(0).prompt.id, "Yes 0.", "No 0.")
 
 
 @pytest.mark.parametrize(

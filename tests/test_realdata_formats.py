@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rlaif.errors import InputError
-from rlaif.formats import read_conversations, read_prompts
+from rlaif.formats import read_conversations, read_preferences, read_prompts
 
 DATA = Path(os.environ.get("RLAIF_REALDATA", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -47,6 +47,22 @@ def test_instruction_formats(name: str, rows: int, prompts: int, conversations: 
     assert len(demonstrations.items) == conversations
     assert sum(demonstrations.dropped.values()) == rows - conversations
     assert not [c.id for c in demonstrations.items if "<|endoftext|>" in c.messages[-1].content]
+
+
+def test_preferences_as_hh_writes_them() -> None:
+    """Harmless data reverse the length bias: chosen is longer in 44.25 % of the published pairs (data/SOURCES.md)."""
+    found = read_preferences(DATA / "hh_rlhf" / "harmless-base-test.jsonl.gz")
+    # Of 2,312 transcripts four end with an empty completion, and five do not answer a user's turn.
+    assert (len(found.items), found.dropped) == (2303, {"empty completion": 4, "no user turn to answer": 5})
+    longer = sum(len(p.chosen) > len(p.rejected) for p in found.items) / len(found.items)
+    assert longer == pytest.approx(0.4425, abs=0.002)
+    assert sum(len(p.chosen) for p in found.items) / len(found.items) == pytest.approx(166.7, abs=1)
+    assert sum(len(p.rejected) for p in found.items) / len(found.items) == pytest.approx(209.8, abs=1)
+
+
+def test_preferences_as_sharegpt_writes_them() -> None:
+    found = read_preferences(DATA / "instruction_formats" / "dpo_en_demo_300.json.gz")
+    assert (len(found.items), found.dropped) == (295, {"duplicate": 5})
 
 
 def test_no_file_of_the_folder_is_left_out() -> None:

@@ -29,8 +29,8 @@ CONVERSATION_SHAPES = (
     "`instruction` + `instances`, `question` + `answer`"
 )
 PREFERENCE_SHAPES = (
-    "`chosen` and `rejected`, as text beside a `prompt`, as messages with or without it, or as transcripts of "
-    "`Human:` and `Assistant:`"
+    "`chosen` and `rejected`, as text or messages beside a prompt, as messages with the prompt in them, or as "
+    "transcripts of `Human:` and `Assistant:`"
 )
 
 
@@ -152,8 +152,7 @@ def read_preferences(source: Path | Rows) -> ReadResult[StatedPreference]:
     def make(row: dict[str, Any], origin: str) -> StatedPreference:
         if not {"chosen", "rejected"} <= row.keys():
             raise _unknown(row, PREFERENCE_SHAPES, "under these names")
-        before = _messages(row["prompt"], "prompt") if row.get("prompt") is not None else []
-        chosen, rejected = (_side(row[name], name, before) for name in ("chosen", "rejected"))
+        chosen, rejected = (_side(row, name) for name in ("chosen", "rejected"))
         for side in (chosen, rejected):
             if not side or side[-1].role != "assistant":
                 raise _Unusable("no assistant turn at the end")
@@ -244,16 +243,21 @@ def _conversation_messages(row: dict[str, Any]) -> list[Message]:
 _TURN = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")
 
 
-def _side(value: Any, name: str, prompt: list[Message]) -> list[Message]:
+def _side(row: dict[str, Any], name: str) -> list[Message]:
     """One side of a preference with its prompt: a side that is a whole conversation holds the prompt already."""
-    if isinstance(value, str) and not prompt and _TURN.match(value):  # Anthropic's HH transcripts
+    value = row[name]
+    if isinstance(value, str) and _TURN.match(value):  # Anthropic's HH transcripts
         parts = _TURN.split(value)[1:]
         roles: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
-        return [
-            Message(role=roles[who], content=said.strip()) for who, said in zip(parts[::2], parts[1::2], strict=True)
-        ]
+        turns = zip(parts[::2], parts[1::2], strict=True)
+        return [Message(role=roles[who], content=said.strip()) for who, said in turns]
     said = [_message(value, name)] if isinstance(value, dict) else _messages(value, name, role="assistant")
-    return said if said and said[0].role != "assistant" else [*prompt, *said]
+    if not said or said[0].role != "assistant":
+        return said
+    prompt = _prompt_messages(row)
+    while prompt and prompt[-1].role == "assistant":
+        prompt.pop()
+    return [*prompt, *said]
 
 
 def _column(row: dict[str, Any], column: str) -> list[Message]:

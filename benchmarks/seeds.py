@@ -1,0 +1,113 @@
+"""Is a trained model better than the one before it, over several seeds of everything that trains and samples?
+
+    python benchmarks/seeds.py pipelines/rlhf.yaml [--seeds 0 1 2] [--out runs] [--split validation]
+
+Runs the pipeline once for each seed (run folder OUT/NAME-seed-N), on the embedded models, and reads the measured
+completions back from the call store. For each two models of the measure that follow one another, the difference in gold
+score on each prompt is averaged over the seeds, and the interval is a bootstrap over prompts. Shares are pooled over
+the seeds, their intervals over prompts likewise. Nothing is chosen here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from rlaif.config import MeasureStage, Pipeline, TrainStage, read_pipeline
+from rlaif.judges.gold import gold
+from rlaif.measure import resolved
+from rlaif.pipeline.folder import STORE, RunFolder
+from rlaif.pipeline.inputs import Inputs
+from rlaif.pipeline.progress import Lines, Silent
+from rlaif.pipeline.run import Run
+from rlaif.statistics import mean_interval
+from rlaif.store import CallStore
+
+SHARES = {  # of the prompts of a kind, how many completions are so
+    "harmful complied with": ("harmful", lambda truth: truth.complied),
+    "harmful refused": ("harmful", lambda truth: truth.refused),
+    "look-alikes answered": ("look-alike", lambda truth: not truth.refused),
+}
+
+
+def seeded(path: str, seed: int, split: str) -> Pipeline:
+    """The pipeline with that seed for sampling and for every trainer."""
+    plain = read_pipeline(path)
+    overrides = [f"seed={seed}"]
+    for step in plain.steps:
+        if isinstance(step.stage, TrainStage):
+            overrides.append(f"stages.{step.name}.train.{step.stage.method}.seed={seed}")
+        if isinstance(step.stage, MeasureStage):
+            overrides.append(f"stages.{step.name}.measure.split={split}")
+    return read_pipeline(path, overrides)
+
+
+async def measured(path: str, seed: int, out: Path, split: str) -> dict[str, list[tuple[Any, int]]]:
+    """Of each measured model, gold's judgement and the number of words of its completion of each prompt."""
+    from rich.console import Console
+
+    pipeline = seeded(path, seed, split)
+    inputs = Inputs(pipeline)
+    folder = RunFolder.create(out / f"{pipeline.name}-seed-{seed}", pipeline.name)
+    await Run(pipeline, inputs, folder, CallStore(STORE), Lines(Console())).execute()
+
+    again = Run(pipeline, inputs, RunFolder.create(folder.path, pipeline.name), CallStore(STORE), Silent())
+    step = next(s for s in pipeline.steps if isinstance(s.stage, MeasureStage))
+    stage = step.stage
+    assert isinstance(stage, MeasureStage)
+    for trained in pipeline.steps:
+        if isinstance(trained.stage, TrainStage):
+            again.use_trained(trained.stage)
+    found: dict[str, list[tuple[Any, int]]] = {}
+    for name in stage.models:
+        sampling = resolved(stage.sampling, again.settings[name], seed)
+        texts = [
+            (p.text, (await again.scheduler.sample(name, p.messages, sampling))[0].text)
+            for p in inputs.prompts[step.name]
+        ]
+        found[name] = [(gold(prompt, text), len(text.split())) for prompt, text in texts]
+    await again.close()
+    return found
+
+
+def interval(columns: list[list[float]]) -> dict[str, Any]:
+    """The mean over seeds and prompts, its interval over prompts, and the mean of each seed; one column for a seed."""
+    by_prompt = [sum(row) / len(row) for row in zip(*columns, strict=True)]
+    found = mean_interval(by_prompt)
+    assert found is not None
+    return found.as_dict() | {"by_seed": [round(sum(column) / len(column), 4) for column in columns]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pipeline", nargs="?", default="pipelines/quickstart.yaml")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, default=Path("runs"))
+    parser.add_argument(
+        "--split", choices=["held-out", "validation"], default="held-out", help="validation: to choose settings"
+    )
+    given = parser.parse_args()
+    runs = [asyncio.run(measured(given.pipeline, seed, given.out, given.split)) for seed in given.seeds]
+    models = list(runs[0])
+    report: dict[str, Any] = {"pipeline": given.pipeline, "seeds": given.seeds, "split": given.split}
+    report["prompts"] = len(runs[0][models[0]])
+    for before, after in pairwise(models):
+        report[f"gold: {after} - {before}"] = interval(
+            [[b[0].total - a[0].total for a, b in zip(run[before], run[after], strict=True)] for run in runs]
+        )
+    for model in models:
+        report[f"{model}: gold"] = interval([[truth.total for truth, _ in run[model]] for run in runs])
+        report[f"{model}: words"] = interval([[float(words) for _, words in run[model]] for run in runs])
+        for name, (kind, is_so) in SHARES.items():
+            report[f"{model}: {name}"] = interval(
+                [[float(is_so(truth)) for truth, _ in run[model] if truth.kind == kind] for run in runs]
+            )
+    print(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,214 @@
+"""A YAML file as plain values, each with the line it stands on, checked against a model of what it may hold.
+
+Knows YAML and errors, not what any file is about. YAML is safe-loaded; a key that is unknown, or written twice, is an
+error that names file, line and key, and what would be right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from rlaif.errors import InputError, nearest
+from rlaif.records import oneline
+from rlaif.resources import find, read_text
+
+Position = tuple[str | int, ...]
+Checked = TypeVar("Checked", bound=BaseModel)
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+Name = Annotated[str, Field(pattern=NAME)]
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
+
+
+class Document:
+    """A YAML file as plain values, with the line on which each key and item stands."""
+
+    def __init__(self, path: str, value: Any, lines: dict[Position, int]) -> None:
+        self.path, self.value, self.lines = path, value, lines
+        self.overridden: dict[Position, str] = {}  # what the command line set, in the words it was written in
+
+    def line(self, position: Position) -> int | None:
+        """The line of `position`, or of the nearest part of it that was written."""
+        while position and position not in self.lines:
+            position = position[:-1]
+        return self.lines.get(position)
+
+    def where(self, position: Position) -> dict[str, Any]:
+        """`file`, `line` and `key` for an error about the value at `position`, wherever that value was written."""
+        for end in range(len(position), 0, -1):
+            if written := self.overridden.get(position[:end]):
+                return {"file": COMMAND_LINE, "key": ".".join([written, *map(str, position[end:])])}
+        return {"file": self.path, "line": self.line(position), "key": dotted(position) or None}
+
+    def error(self, message: str, position: Position, fix: str | None = None) -> InputError:
+        return InputError(message, **self.where(position), fix=fix)
+
+
+COMMAND_LINE = "command line"
+MOST_NODES = 100_000  # aliases of aliases write a file of a few lines that holds millions of values
+
+
+def dotted(position: Position) -> str:
+    return ".".join(str(part) for part in position)
+
+
+def read_yaml(path: Path) -> Document:
+    """Read a YAML mapping. Raises InputError for text that is not UTF-8 or not YAML, or that repeats a key."""
+    value, lines = load_value(read_text(path), str(path))
+    if not isinstance(value, dict):
+        raise InputError("expected a mapping of keys to values", file=str(path), line=1)
+    return Document(str(path), value, lines)
+
+
+def load_value(text: str, path: str) -> tuple[Any, dict[Position, int]]:
+    """The value that `text` spells, and where each part of it stands. No two parts of it are one object."""
+    lines: dict[Position, int] = {}
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None, lines
+        _collect_lines(node, (), lines, path)
+        return _unshared(loader.construct_document(node)), lines
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else None
+        scalar = isinstance(error, yaml.constructor.ConstructorError)
+        fix = "put it in quotes if it is text" if scalar else "check indentation, quotes and brackets"
+        raise InputError(f"not valid YAML: {error.problem}", file=path, line=line, fix=fix) from None
+    except yaml.YAMLError as error:
+        raise InputError(f"not valid YAML: {oneline(str(error))}", file=path) from None
+    except RecursionError:
+        raise InputError("the values are nested too deeply", file=path, fix="no setting needs it") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML lets Python's own errors through for a scalar that only looks like a date, a number or a truth value."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            value = super().construct_object(node, deep)
+            if isinstance(value, int) and value.bit_length() > 64:
+                raise ValueError
+        except (ValueError, LookupError, AttributeError):
+            problem = f"{found(node.value)} is not a usable {node.tag.rpartition(':')[2]}"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
+        return value
+
+
+def _unshared(value: Any) -> Any:
+    """A copy in which an alias has become a value of its own, so that an override of one place changes no other."""
+    if isinstance(value, dict):
+        return {key: _unshared(child) for key, child in value.items()}
+    return [_unshared(child) for child in value] if isinstance(value, list) else value
+
+
+def _collect_lines(
+    node: yaml.Node, position: Position, lines: dict[Position, int], path: str, above: tuple[yaml.Node, ...] = ()
+) -> None:
+    line = node.start_mark.line + 1
+    lines.setdefault(position, line)
+    if node in above:
+        raise InputError(
+            "the value contains itself", file=path, line=line, key=dotted(position), fix="remove the alias"
+        )
+    if len(lines) > MOST_NODES:
+        raise InputError("too many values", file=path, line=line, fix="use fewer aliases (`*`)")
+    above = (*above, node)
+    if isinstance(node, yaml.MappingNode):
+        for key, child in node.value:
+            line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                raise InputError("a key must be text", file=path, line=line, key=dotted(position) or None)
+            place = (*position, key.value)
+            if place in lines:
+                raise InputError(
+                    f"the key is written twice (first on line {lines[place]})",
+                    file=path,
+                    line=line,
+                    key=dotted(place),
+                    fix="keep one of the two",
+                )
+            lines[place] = line
+            _collect_lines(child, place, lines, path, above)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, child in enumerate(node.value):
+            _collect_lines(child, (*position, index), lines, path, above)
+
+
+def found(value: Any) -> str:
+    """A value as an error shows it."""
+    text = "nothing" if value is None else repr(value)
+    return text if len(text) < 80 else text[:77] + "..."
+
+
+def validated(model: type[Checked], value: Any, document: Document, position: Position) -> Checked:
+    """`value` as a `model`, or an InputError that names the line and key of the first thing wrong."""
+    if not isinstance(value, dict):
+        raise document.error(
+            f"expected keys and values, found {found(value)}", position, f"its keys are {', '.join(_keys(model))}"
+        )
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise _first_error(error, model, document, position) from None
+
+
+def read_named_set(model: type[Checked], path: str, items: str) -> tuple[Checked, Document]:
+    """A file that is a set of things with an `id` each, under the key `items`, and the document it stands in.
+
+    Raises InputError with line and key, also for two that share an id.
+    """
+    document = read_yaml(find(path))
+    found = validated(model, document.value, document, ())
+    seen: set[str] = set()
+    for index, item in enumerate(getattr(found, items)):
+        if item.id in seen:
+            place: Position = (items, index, "id")
+            raise document.error(f"two {items} are called {item.id!r}", place, "give each its own `id`")
+        seen.add(item.id)
+    return found, document
+
+
+def _keys(model: type[BaseModel]) -> list[str]:
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _first_error(error: ValidationError, model: type[BaseModel], document: Document, position: Position) -> InputError:
+    first = error.errors()[0]
+    place = (*position, *(part for part in first["loc"] if part != "[key]"))  # pydantic's word for "in the key itself"
+    if first["type"] == "extra_forbidden":
+        known = _keys(_model_at(model, first["loc"][:-1]))
+        return document.error("unknown key", place, nearest(str(first["loc"][-1]), known))
+    if first["type"] == "missing":
+        return document.error("the key is missing", place, f"add `{first['loc'][-1]}`")
+    if first["type"] == "value_error":  # our own words, which say what was found; it may be a secret
+        return document.error(first["msg"].removeprefix("Value error, "), place)
+    message = _PLAIN.get(first["type"]) or first["msg"][0].lower() + first["msg"][1:]
+    return document.error(f"{message}, found {found(first['input'])}", place)
+
+
+_PLAIN = {
+    "dict_type": "expected keys and values",
+    "model_type": "expected keys and values",
+    "invalid_key": "expected a key that is text",
+    "string_type": "expected text",
+    "tuple_type": "expected a list",
+}
+
+
+def _model_at(model: type[BaseModel], place: Sequence[str | int]) -> type[BaseModel]:
+    for part in place:
+        field = model.model_fields.get(str(part))
+        if field is None:
+            continue
+        inner = [a for a in (field.annotation, *getattr(field.annotation, "__args__", ())) if isinstance(a, type)]
+        model = next((a for a in inner if issubclass(a, BaseModel)), model)
+    return model

@@ -1,0 +1,163 @@
+"""What a pipeline file says of its models: which engine runs each, and how it is sampled."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any, ClassVar, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator, model_validator
+
+from rlaif.config.document import Settings
+from rlaif.errors import InputError
+
+
+class SamplingSettings(Settings):
+    """What a model or a stage says about sampling; unset fields are filled by the next outer level.
+
+    `defaults` are those of a kind of stage. They stand below what anyone wrote, each field by itself.
+    """
+
+    defaults: ClassVar[dict[str, Any]] = {}
+
+    temperature: float | None = Field(default=None, ge=0)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    max_tokens: int | None = Field(default=None, gt=0)
+    stop: tuple[str, ...] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_another_kind(cls, value: Any) -> Any:
+        return value.model_dump() if isinstance(value, SamplingSettings) else value
+
+    def over(self, *outer: SamplingSettings) -> dict[str, Any]:
+        """Each field as it is set here, or else in the nearest of `outer`, or else by this kind of stage."""
+        merged: dict[str, Any] = {}
+        levels = (*reversed(outer), self)
+        for level in levels:
+            merged |= level.defaults
+        for level in levels:
+            merged |= level.model_dump(include=set(SamplingSettings.model_fields), exclude_none=True)
+        return merged
+
+
+class JudgeSampling(SamplingSettings):
+    """A judge is asked for its likeliest rating, with room to explain it."""
+
+    defaults = {"temperature": 0.0, "max_tokens": 1024}
+
+
+class RevisionSampling(SamplingSettings):
+    """Critiques and revisions are drawn from the model, as in the paper, with room to explain."""
+
+    defaults = {"temperature": 1.0, "max_tokens": 1024}
+
+
+class MeasureSampling(SamplingSettings):
+    """At temperature 1 the samples are the model's own distribution, which is what a KL divergence is about."""
+
+    defaults = {"temperature": 1.0}
+
+
+class LocalModel(Settings):
+    """A model whose weights are here. `path` is a local or bundled folder, `hub` an id on the Hugging Face hub."""
+
+    path: str | None = None
+    hub: str | None = None
+    revision: str | None = None
+    sampling: SamplingSettings = SamplingSettings()
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.path is None) == (self.hub is None):
+            raise ValueError("give either `path` (a folder) or `hub` (an id on the hub)")
+        return self
+
+
+class TransformersModel(LocalModel):
+    """A model in this process, run by transformers."""
+
+    engine: Literal["transformers"]
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: str = "auto"
+    batch_size: int = Field(default=256, gt=0)
+
+
+class VLLMModel(LocalModel):
+    """A model in this process, run by vLLM. `options` go to `vllm.LLM` as they are (max_model_len, ...)."""
+
+    engine: Literal["vllm"]
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    batch_size: int = Field(default=1024, gt=0)  # calls handed over at a time; vLLM batches them itself
+    options: dict[str, Any] = {}
+
+
+class Price(Settings):
+    """Currency units per million tokens."""
+
+    prompt: float = Field(ge=0)
+    completion: float = Field(ge=0)
+
+
+OPENAI = "https://api.openai.com"
+
+
+class OpenAIModel(Settings):
+    """A model behind an OpenAI-compatible server. Its key, if it wants one, comes from the environment."""
+
+    engine: Literal["openai"]
+    model: str
+    base_url: str = f"{OPENAI}/v1"
+    api_key_env: str | None = None  # the variable's name; the key itself never stands in a file
+    revision: str | None = None
+    identity: str | None = None  # declares that an endpoint which moved is still the same model
+    concurrency: int = Field(default=32, gt=0)
+    timeout: float = Field(default=600, gt=0)  # seconds for one request
+    retries: int = Field(default=6, ge=0)
+    price: Price | None = None
+    sampling: SamplingSettings = SamplingSettings()
+
+    @field_validator("base_url")
+    @classmethod
+    def _is_a_url(cls, url: str) -> str:
+        parts = urlsplit(url)
+        odd = parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0
+        if odd or "@" in parts.netloc or re.search(r"[?#\s]", url):
+            raise ValueError(
+                "expected a URL such as http://127.0.0.1:8000/v1, without user name or key, `?` or `#`: "
+                "it is saved with the run"
+            )
+        return url.rstrip("/")
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _is_a_variable(cls, variable: str | None) -> str | None:
+        if variable is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", variable):
+            raise ValueError("expected the name of an environment variable, never the key itself")
+        return variable
+
+    @property
+    def key_variable(self) -> str | None:
+        """The environment variable that holds the key: the one named, or OpenAI's own for OpenAI alone.
+
+        Any other server gets a key only if the pipeline file says which, so that none is sent where it does not belong.
+        """
+        parts = urlsplit(self.base_url)
+        return self.api_key_env or ("OPENAI_API_KEY" if f"{parts.scheme}://{parts.hostname}" == OPENAI else None)
+
+
+ModelSpec = TransformersModel | OpenAIModel | VLLMModel
+ENGINES: dict[str, type[TransformersModel] | type[OpenAIModel] | type[VLLMModel]] = {
+    "transformers": TransformersModel,
+    "openai": OpenAIModel,
+    "vllm": VLLMModel,
+}
+
+
+def api_key(spec: OpenAIModel) -> str:
+    """The key from the environment, or the word that stands for none. Raises InputError for what no header can hold."""
+    key = os.environ.get(spec.key_variable or "", "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise InputError(f"the key in {spec.key_variable} holds characters that no key has", fix="set it again")
+    return key or "none"

@@ -1,0 +1,394 @@
+"""The pipeline file: read, overridden from the command line, its links resolved, and checked as a whole.
+
+Knows which stage may read which, and nothing of how a stage runs. Nothing is made before all of it is right.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from rlaif.config.document import (
+    COMMAND_LINE,
+    NAME,
+    Document,
+    Position,
+    dotted,
+    found,
+    load_value,
+    read_yaml,
+    validated,
+)
+from rlaif.config.models import ENGINES, LocalModel, ModelSpec, OpenAIModel
+from rlaif.config.stages import (
+    STAGES,
+    TRAINERS,
+    CompareStage,
+    FileStage,
+    MeasureStage,
+    PairStage,
+    Rater,
+    ReviseStage,
+    SampleStage,
+    Stage,
+    TrainStage,
+)
+from rlaif.errors import InputError, nearest
+from rlaif.resources import find
+
+
+class Step:
+    """A stage in its place: its number, its name, and the earlier steps it reads."""
+
+    def __init__(self, number: int, name: str, stage: Stage, sources: Sequence[Step]) -> None:
+        self.number, self.name, self.stage, self.sources = number, name, stage, tuple(sources)
+
+    @property
+    def source(self) -> Step | None:
+        """The step it reads; the first of them where a trainer reads several."""
+        return self.sources[0] if self.sources else None
+
+    def __repr__(self) -> str:
+        return f"Step({self.number}, {self.name!r})"
+
+
+class Pipeline:
+    """A checked pipeline file: every name resolved, every referenced file found."""
+
+    def __init__(
+        self, document: Document, name: str, seed: int, models: dict[str, ModelSpec], steps: list[Step]
+    ) -> None:
+        self.document, self.name, self.seed, self.models, self.steps = document, name, seed, models, steps
+
+    def error(self, step: Step, message: str, key: str | None = None, fix: str | None = None) -> InputError:
+        position: Position = ("stages", step.number - 1, step.stage.kind, *((key,) if key else ()))
+        return self.document.error(message, position, fix)
+
+    def resolved(self) -> dict[str, Any]:
+        """The pipeline with every default and link written out, as it is saved in the run folder.
+
+        It reads back to the same pipeline. What a stage leaves to its models stays unsaid.
+        """
+        return {
+            "name": self.name,
+            "seed": self.seed,
+            "models": {name: spec.model_dump(mode="json", exclude_none=True) for name, spec in self.models.items()},
+            "stages": [{step.stage.kind: _written_out(step)} for step in self.steps],
+        }
+
+
+def _written_out(step: Step) -> dict[str, Any]:
+    settings: dict[str, Any] = step.stage.model_dump(mode="json", exclude={"source"}, exclude_none=True)
+    settings["name"] = step.name
+    if isinstance(step.stage, TrainStage):
+        names = [source.name for source in step.sources]
+        settings[step.stage.method]["data"] = names if len(names) > 1 else names[0]
+    elif step.source is not None:
+        settings["from"] = step.source.name
+    return settings
+
+
+def read_pipeline(path: str, overrides: Sequence[str] = ()) -> Pipeline:
+    """Read and check a pipeline file. Raises InputError for anything that is wrong with it."""
+    document = read_yaml(find(path))
+    for override in overrides:
+        _apply(document, override)
+    return checked(document)
+
+
+def checked(document: Document) -> Pipeline:
+    """The pipeline that a document describes. Raises InputError for anything that is wrong with it."""
+    known = {"name", "seed", "models", "stages"}
+    for key in document.value:
+        if key not in known:
+            raise document.error("unknown key", (str(key),), nearest(str(key), known))
+    name = document.value.get("name")
+    if not isinstance(name, str) or not re.match(NAME, name):
+        raise document.error(
+            f"expected letters, digits, '.', '_' or '-', found {found(name)}", ("name",), "write `name: my-run`"
+        )
+    seed = document.value.get("seed", 0)
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+        raise document.error(f"expected a whole number from 0 to {2**32 - 1}, found {found(seed)}", ("seed",))
+    models = _read_models(document)
+    return Pipeline(document, name, seed, models, _read_steps(document, models))
+
+
+def _apply(document: Document, override: str) -> None:
+    """Apply one `key.key=value` from the command line; items count from 0, a stage also goes by its name."""
+    written, equals, text = override.partition("=")
+    if not equals or not written:
+        raise InputError(f"{override!r} is not of the form key=value", fix="for example stages.2.prompts.take=50")
+    try:
+        value, _ = load_value(text, COMMAND_LINE)
+    except InputError as error:
+        raise InputError(error.message, file=COMMAND_LINE, key=written, fix=error.fix) from None
+    parts = written.split(".")
+    target: Any = document.value
+    position: Position = ()
+    for depth, part in enumerate(parts, start=1):
+        last = depth == len(parts)
+        key = _key(target, part, position, written, last)
+        position = (*position, key)
+        if last or (isinstance(target, dict) and target.get(key) is None):
+            target[key] = value if last else {}
+            document.overridden[position] = ".".join(parts[:depth])
+        target = target[key]
+
+
+def one_trainer(method: str, base: str, data: str, name: str, settings: Sequence[str], reward: str | None) -> Pipeline:
+    """A pipeline that trains one model on one file, as the command line gives them.
+
+    `settings` are the trainer's own, as key=value. Raises InputError, its keys named as they were given.
+    """
+    trainer: dict[str, Any] = {"base": "base", "name": name}
+    models = {"base": {"engine": "transformers", "path": base}}
+    reads = "prompts" if method == "ppo" else "data"
+    given: dict[Position, str] = {("models", "base", "path"): "--base", ("stages", 0, reads, "path"): "--data"}
+    if reward is not None:
+        models["reward"] = {"engine": "transformers", "path": reward}
+        given[("models", "reward", "path")] = "--reward"
+        trainer["reward"] = "reward"
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or not key or key in ("base", "name", "data", "reward"):
+            raise InputError(f"{setting!r} is not a setting of the form key=value", fix="for example epochs=2")
+        try:
+            trainer[key], _ = load_value(text, COMMAND_LINE)
+        except InputError as error:
+            raise InputError(error.message, file=COMMAND_LINE, key=key, fix=error.fix) from None
+        given[("stages", 1, "train", method, key)] = key
+    stages: list[dict[str, Any]] = [{reads: {"path": data}}, {"train": {method: trainer}}]
+    document = Document(COMMAND_LINE, {"name": "train", "models": models, "stages": stages}, {})
+    document.overridden = given
+    return checked(document)
+
+
+def _key(target: Any, part: str, above: Position, written: str, last: bool) -> str | int:
+    """The index or key that `part` means in `target`; a key that is not there yet only where a setting may stand."""
+    if isinstance(target, list):
+        return _item(target, part, above, written)
+    if not isinstance(target, dict):
+        raise InputError(f"{dotted(above)} holds no keys", file=COMMAND_LINE, key=written)
+    is_stage = above[:1] == ("stages",) and len(above) == 2
+    if part in target or (not is_stage and (last or len(above) >= 2)):
+        return part
+    known = [str(key) for key in target]
+    raise InputError(
+        f"there is no `{part}` in {dotted(above) or 'the pipeline'}",
+        file=COMMAND_LINE,
+        key=written,
+        fix=nearest(part, known) if known else None,
+    )
+
+
+def _item(target: list[Any], part: str, above: Position, written: str) -> int:
+    """The index that `part` means: a number, or for a stage its name."""
+    if re.fullmatch("[0-9]{1,9}", part) and int(part) < len(target):
+        return int(part)
+    names = _step_names(target) if above == ("stages",) else []
+    if names.count(part) == 1:
+        return names.index(part)
+    problem = f"{dotted(above)} has no `{part}`" if part not in names else f"two stages are called {part!r}"
+    numbers = f"use a number from 0 to {len(target) - 1}" if target else None
+    raise InputError(problem, file=COMMAND_LINE, key=written, fix=nearest(part, names) if names else numbers)
+
+
+def _read_models(document: Document) -> dict[str, ModelSpec]:
+    section = document.value.get("models")
+    if not isinstance(section, dict) or not section:
+        raise document.error(
+            "expected at least one model", ("models",), "add `models:` with a name and an engine for each"
+        )
+    models: dict[str, ModelSpec] = {}
+    for name, value in section.items():
+        place = ("models", str(name))
+        if not isinstance(name, str) or not re.match(NAME, name):
+            raise document.error(
+                f"expected a name of letters, digits, '.', '_' or '-', found {found(name)}",
+                place,
+                "put it in quotes" if isinstance(name, int) else None,
+            )
+        if not isinstance(value, dict):
+            raise document.error(f"expected keys and values, found {found(value)}", place, "give it an `engine`")
+        engine = value.get("engine")
+        if not isinstance(engine, str) or engine not in ENGINES:
+            raise document.error(
+                "the key is missing" if engine is None else f"unknown engine {found(engine)}",
+                (*place, "engine"),
+                nearest(str(engine), ENGINES),
+            )
+        spec = validated(ENGINES[engine], value, document, place)
+        if isinstance(spec, LocalModel) and spec.path is not None:
+            find(spec.path, **document.where((*place, "path")))
+        models[name] = spec
+    return models
+
+
+def _read_steps(document: Document, models: dict[str, ModelSpec]) -> list[Step]:
+    section = document.value.get("stages")
+    if not isinstance(section, list) or not section:
+        raise document.error("expected a list of stages", ("stages",), f"a stage is one of {', '.join(STAGES)}")
+    steps: list[Step] = []
+    available = set(models)
+    names = _step_names(section)
+    for index, item in enumerate(section):
+        place: Position = ("stages", index)
+        if not isinstance(item, dict) or len(item) != 1:
+            raise document.error("expected one stage: its kind and its settings", place, "write `- sample: {...}`")
+        kind = str(next(iter(item)))
+        if kind not in STAGES:
+            raise document.error(f"unknown stage {kind!r}", (*place, kind), nearest(kind, STAGES))
+        stage = validated(STAGES[kind], item[kind], document, (*place, kind))
+        name = names[index]
+        if name in names[:index]:
+            raise document.error(f"two stages are called {name!r}", (*place, kind), "give each its own `name`")
+        _check_models(stage, available, document, (*place, kind))
+        _check_heads(stage, steps, models, document, (*place, kind))
+        if isinstance(stage, TrainStage) and isinstance(models.get(stage.trainer.base), OpenAIModel):
+            raise document.error(
+                "a model behind a server cannot be trained here",
+                (*place, kind, stage.method, "base"),
+                "give a base whose engine is `transformers` or `vllm`",
+            )
+        step = Step(index + 1, name, stage, _sources(stage, steps, document, (*place, kind)))
+        _check_sense(step, steps, document, (*place, kind))
+        if isinstance(stage, TrainStage):
+            if stage.trainer.name in available:
+                raise document.error(
+                    f"there already is a model called {stage.trainer.name!r}",
+                    (*place, kind, stage.method, "name"),
+                )
+            available.add(stage.trainer.name)
+        _check_files(stage, document, (*place, kind))
+        steps.append(step)
+    return steps
+
+
+def _step_names(section: list[Any]) -> list[str]:
+    """What each stage goes by, in files, logs and overrides: its `name`, its trainer's, or its kind and number."""
+    names: list[str] = []
+    kinds: list[str] = []
+    for item in section:
+        kind, settings = next(iter(item.items()), ("", None)) if isinstance(item, dict) else ("", None)
+        kinds.append(str(kind))
+        groups = [settings, *(settings.values() if kind == "train" and isinstance(settings, dict) else ())]
+        given = [group["name"] for group in groups if isinstance(group, dict) and group.get("name") is not None]
+        number = kinds.count(str(kind))
+        names.append(str(given[0]) if given else f"{kind}-{number}" if number > 1 else str(kind))
+    return names
+
+
+def _check_sense(step: Step, earlier: list[Step], document: Document, place: Position) -> None:
+    """What no stage can know of itself."""
+    first = next((s for s in earlier if isinstance(s.stage, MeasureStage)), None)
+    if isinstance(step.stage, MeasureStage) and first is not None:
+        raise document.error(
+            f"a run has one report, and the stage {first.name!r} writes it", place, "name all its models in one stage"
+        )
+    sampled = step.source.source if isinstance(step.stage, PairStage) and step.source else None
+    if sampled is not None and isinstance(sampled.stage, SampleStage) and sampled.stage.candidates < 2:
+        raise document.error(
+            f"a pair needs two candidates, and the stage {sampled.name!r} gives each prompt one",
+            place,
+            "raise its `per_prompt`, or name another model there",
+        )
+
+
+def _check_heads(
+    stage: Stage, earlier: list[Step], models: dict[str, ModelSpec], document: Document, place: Position
+) -> None:
+    """A reward model scores and writes nothing; any other model writes and has no score."""
+    trained = {s.stage.trainer.name: s.stage.method for s in earlier if isinstance(s.stage, TrainStage)}
+    for model, key in named_models(stage):
+        method = trained.get(model)
+        if key[-1] == "reward":
+            if method not in (None, "rm") or isinstance(models.get(model), OpenAIModel):
+                what = "was not trained by `rm`" if method else "runs behind a server, which gives no score"
+                raise document.error(f"{model!r} {what}", (*place, *key), "name a reward model whose weights are here")
+        elif method == "rm" and key != ("rm", "base"):
+            fix = "name the model it was trained from, or another"
+            raise document.error(f"{model!r} is a reward model and writes nothing", (*place, *key), fix)
+
+
+def _check_models(stage: Stage, available: set[str], document: Document, place: Position) -> None:
+    """Every model a stage names must be in `models:` or trained by an earlier stage."""
+    for model, key in named_models(stage):
+        if model not in available:
+            raise document.error(f"unknown model {model!r}", (*place, *key), nearest(model, available))
+
+
+def named_models(stage: Stage) -> list[tuple[str, Position]]:
+    """The models a stage names, each with the key it is named under."""
+    named: list[tuple[str, Position]] = []
+    if isinstance(stage, SampleStage):
+        named = [(s.model, ("models", i)) for i, s in enumerate(stage.models)]
+    elif isinstance(stage, Rater | ReviseStage | CompareStage):
+        named = [(stage.model, ("model",))]
+    elif isinstance(stage, TrainStage):
+        named = [(stage.trainer.base, (stage.method, "base"))]
+        named += [(stage.ppo.reward, ("ppo", "reward"))] if stage.ppo else []
+    elif isinstance(stage, MeasureStage):
+        named = [(model, ("models", i)) for i, model in enumerate(stage.models)]
+        named += [(stage.rate.model, ("rate", "model"))] if stage.rate else []
+        named += [(stage.best_of.model, ("best_of", "model"))] if stage.best_of else []
+        named += [(stage.reward, ("reward",))] if stage.reward else []
+    return named
+
+
+def _sources(stage: Stage, steps: list[Step], document: Document, place: Position) -> list[Step]:
+    """The earlier steps this stage reads: those it names, else the nearest of the right kind."""
+    reads = stage.reads
+    wanted: tuple[str, ...] = (stage.source,) if stage.source is not None else ()
+    key: Position = (*place, "from")
+    if isinstance(stage, TrainStage):
+        reads, wanted, key = TRAINERS[stage.method], stage.trainer.sources, (*place, stage.method, "data")
+    elif isinstance(stage, PairStage) and stage.rule is not None:
+        reads = ("compare",) if stage.rule == "compared" else ("rate",)
+    if not reads:
+        if wanted:
+            raise document.error(f"a {stage.kind} stage reads no other stage", key, "take `from` out")
+        return []
+    fitting = [step for step in steps if step.stage.kind in reads]
+    kinds = " or ".join(reads)
+    if not wanted:
+        if not fitting:
+            first = next((kind for kind in reads if kind != "data"), reads[0])
+            raise document.error(
+                f"no earlier stage of kind {kinds} to read from", key, f"put a `{first}` stage before it"
+            )
+        return fitting[-1:]
+    chosen = []
+    for name in wanted:
+        step = next((step for step in fitting if step.name == name), None)
+        if step is None:
+            raise document.error(
+                f"no earlier stage of kind {kinds} is called {name!r}",
+                key,
+                nearest(name, [s.name for s in fitting]) if fitting else None,
+            )
+        chosen.append(step)
+    if len({step.name for step in chosen}) < len(chosen):
+        raise document.error("a stage is named twice", key, "name each once")
+    return chosen
+
+
+def _check_files(stage: Stage, document: Document, place: Position) -> None:
+    """Every path a stage names must lead somewhere before anything runs."""
+    named: list[tuple[str | None, Position]] = []
+    if isinstance(stage, FileStage):
+        named = [(stage.path, ("path",))]
+    elif isinstance(stage, Rater):
+        named = [(stage.rubric, ("rubric",)), (stage.template, ("template",))]
+    elif isinstance(stage, ReviseStage):
+        named = [(getattr(stage, key), (key,)) for key in ("constitution", "critique_template", "revision_template")]
+    elif isinstance(stage, CompareStage):
+        named = [(stage.constitution, ("constitution",)), (stage.template, ("template",))]
+    elif isinstance(stage, TrainStage) and stage.sft:
+        named = [(stage.sft.template, ("sft", "template"))]
+    elif isinstance(stage, MeasureStage) and stage.rate:
+        named = [(stage.rate.rubric, ("rate", "rubric")), (stage.rate.template, ("rate", "template"))]
+    for path, key in named:
+        if path is not None:
+            find(path, **document.where((*place, *key)))

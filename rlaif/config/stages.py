@@ -1,0 +1,317 @@
+"""The settings of every stage and trainer, each with its defaults and what it can know of itself to be wrong."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from rlaif.config.document import Name, Settings
+from rlaif.config.models import JudgeSampling, MeasureSampling, RevisionSampling, SamplingSettings
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what every random generator takes
+
+
+class Stage(Settings):
+    """One step of a pipeline. `reads` names the kinds of stage it can take its input from."""
+
+    kind: ClassVar[str]
+    reads: ClassVar[tuple[str, ...]] = ()
+
+    name: Name | None = None
+    source: Name | None = Field(default=None, alias="from")
+
+
+class FileStage(Stage):
+    path: str | None = None
+    hub: str | None = None
+    hub_split: str = "train"  # the split's name on the hub; the train / validation / held-out split is by hash
+    take: int | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> FileStage:
+        if (self.path is None) == (self.hub is None):
+            raise ValueError("give either `path` (a file) or `hub` (a data set id on the hub)")
+        return self
+
+
+class DataStage(FileStage):
+    """Demonstrations that exist: conversations that end with an assistant turn."""
+
+    kind = "data"
+
+
+class PromptsStage(FileStage):
+    """Prompts to be answered. `take` keeps the first n of the split, or of the splits where several are named."""
+
+    kind = "prompts"
+    column: str | None = None
+    # By hash. What trains learns from the training split and is checked on the validation split, whatever stands here.
+    split: Literal["train", "validation", "all"] | tuple[Literal["train", "validation"], ...] = "train"
+
+
+class Sampler(SamplingSettings):
+    """One entry of a sample stage: a model and how it is asked."""
+
+    model: Name
+    name: Name | None = None  # as it appears in the data; needed when one model samples in several ways
+    system: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_name_alone(cls, value: Any) -> Any:
+        return {"model": value} if isinstance(value, str) else value
+
+
+class SampleStage(Stage):
+    """Row stage: candidates for each prompt. With `pick`, each prompt draws that many of the samplers by hash."""
+
+    kind = "sample"
+    reads = ("prompts",)
+    models: tuple[Sampler, ...] = Field(min_length=1)
+    per_prompt: int = Field(default=1, gt=0)  # completions from each sampler
+    pick: int | None = Field(default=None, gt=0)
+    sampling: SamplingSettings = SamplingSettings()
+
+    @property
+    def candidates(self) -> int:
+        """How many each prompt gets."""
+        return (self.pick or len(self.models)) * self.per_prompt
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> SampleStage:
+        names = [s.name or s.model for s in self.models]
+        if repeated := next((n for n in names if names.count(n) > 1), None):
+            raise ValueError(f"two samplers are called {repeated!r}; give each its own `name`")
+        if self.pick is not None and self.pick > len(names):
+            raise ValueError(f"`pick` asks for {self.pick} of {len(names)} samplers")
+        return self
+
+
+class Rater(Settings):
+    """How a judge rates: one call per prompt and aspect, all candidates in one judge prompt, in a hashed order."""
+
+    model: Name
+    rubric: str
+    template: str = "prompts/rate.jinja"
+    answers: Literal["json", "lines"] = "json"
+    reask: int = Field(default=1, ge=0)  # how often an unreadable reply is asked again, with another seed
+    sampling: JudgeSampling = JudgeSampling()
+
+
+class RateStage(Rater, Stage):
+    kind = "rate"
+    reads = ("sample",)
+
+
+class ReviseStage(Stage):
+    """Row stage: each candidate critiqued and rewritten under drawn principles, `revisions` times, each kept."""
+
+    kind = "revise"
+    reads = ("sample",)
+    model: Name
+    constitution: str
+    revisions: int = Field(default=1, gt=0)
+    critique_template: str = "prompts/critique.jinja"
+    revision_template: str = "prompts/revise.jinja"
+    sampling: RevisionSampling = RevisionSampling()
+
+
+class CompareStage(Stage):
+    """Row stage: which of two candidates a drawn principle prefers, asked in both orders.
+
+    A `soft` verdict is the probability of the two numbers as the first token, a `hard` one the number written. With
+    `reasons` the judge first explains and is then asked for its verdict, which `clamp` keeps from being too sure.
+    """
+
+    kind = "compare"
+    reads = ("sample",)
+    model: Name
+    constitution: str
+    template: str = "prompts/compare.jinja"
+    ending: str = "Which completion follows the principle better? Answer with its number alone, 1 or 2."
+    verdicts: Literal["soft", "hard"] = "soft"
+    reasons: bool = False
+    clamp: tuple[Share, Share] | None = None
+    sampling: JudgeSampling = JudgeSampling()
+
+    @model_validator(mode="after")
+    def _clamp_is_for_reasons(self) -> CompareStage:
+        if self.clamp is not None and not (self.reasons and self.verdicts == "soft"):
+            raise ValueError("`clamp` is for soft verdicts after reasons; take it out, or set `reasons: true`")
+        if self.clamp is not None and not self.clamp[0] < 0.5 < self.clamp[1]:
+            raise ValueError("`clamp` needs a share below one half and one above, such as [0.4, 0.6]")
+        return self
+
+
+class PairStage(Stage):
+    """Table stage: preferences from ratings or comparisons. Ties, unparsed and identical texts are dropped, counted."""
+
+    kind = "pair"
+    reads = ("rate", "compare")
+    rule: Literal["zephyr", "best-worst", "compared"] | None = None  # ratings: zephyr; comparisons: compared
+    # In units of the rubric's scale, or of probability (chosen minus rejected); the margin must be larger than 0.
+    min_margin: float = Field(default=0.0, ge=0)
+
+
+class Training(Settings):
+    """What every trainer takes. Sizes are in sequences and tokens."""
+
+    base: Name
+    name: Name
+    data: Name | tuple[Name, ...] | None = None  # the stages it learns from; without it the nearest of the right kind
+    learning_rate: float = Field(gt=0)
+    max_length: int = Field(default=1024, gt=0)
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    checkpoint_steps: int = Field(default=50, gt=0)
+    seed: Seed = 0
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (self.data,) if isinstance(self.data, str) else self.data or ()
+
+
+class TrainerSettings(Training):
+    """What the trainers that learn from a data set take. One epoch is one pass over its training split."""
+
+    epochs: float = Field(default=1.0, gt=0)
+    batch_size: int = Field(default=16, gt=0)
+    accumulate: int = Field(default=1, gt=0)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: float = Field(default=0.1, ge=0, lt=1)  # share of the steps
+
+
+class SFTSettings(TrainerSettings):
+    learning_rate: float = Field(default=2e-5, gt=0)
+    template: str | None = None  # a marked chat template; without it the base model's own
+
+
+class DPOSettings(TrainerSettings):
+    learning_rate: float = Field(default=5e-7, gt=0)
+    beta: float = Field(default=0.1, gt=0)
+
+
+class RMSettings(TrainerSettings):
+    """A pairwise reward model. `center` weighs the penalty on a pair's mean score, which keeps scores around zero."""
+
+    learning_rate: float = Field(default=1e-5, gt=0)
+    center: float = Field(default=0.01, ge=0)
+
+
+class PPOSettings(Training):
+    """Proximal policy optimisation against a reward model. An iteration is one batch of completions and its updates."""
+
+    reward: Name  # the model whose score is the reward, and whose weights the value model starts from
+    learning_rate: float = Field(default=1e-6, gt=0)
+    value_learning_rate: float | None = Field(default=None, gt=0)  # without it the policy's
+    schedule: Literal["linear", "constant"] = "linear"
+    iterations: int = Field(default=100, gt=0)
+    batch_size: int = Field(default=64, gt=1)  # completions in an iteration
+    minibatch_size: int = Field(default=16, gt=0)
+    epochs: int = Field(default=4, gt=0)  # passes over each batch
+    max_tokens: int = Field(default=256, gt=0)  # of a completion
+    beta: float = Field(default=0.05, ge=0)  # weight of the KL from the base model in the reward
+    gamma: float = Field(default=1.0, gt=0, le=1)
+    gae_lambda: float = Field(default=0.95, ge=0, le=1)
+    clip: float = Field(default=0.2, gt=0)
+    value_clip: float = Field(default=0.2, gt=0)
+    missing_eos_penalty: float = Field(default=1.0, ge=0)  # taken off the score of a completion that does not end
+    checkpoint_steps: int = Field(default=10, gt=0)
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> PPOSettings:
+        if self.batch_size % self.minibatch_size:
+            raise ValueError(f"`batch_size` ({self.batch_size}) is not a multiple of `minibatch_size`")
+        if self.max_tokens >= self.max_length:
+            raise ValueError(f"`max_tokens` ({self.max_tokens}) leaves no room for a prompt in `max_length`")
+        return self
+
+
+TRAINERS: dict[str, tuple[str, ...]] = {  # each trainer, and the kinds of stage it can learn from
+    "sft": ("data", "revise"),
+    "rm": ("data", "pair"),
+    "dpo": ("data", "pair"),
+    "ppo": ("prompts",),
+}
+
+
+class TrainStage(Stage):
+    """Table stage: one trained model, which is a model from here on."""
+
+    kind = "train"
+    sft: SFTSettings | None = None
+    rm: RMSettings | None = None
+    dpo: DPOSettings | None = None
+    ppo: PPOSettings | None = None
+
+    @model_validator(mode="after")
+    def _one_trainer(self) -> TrainStage:
+        if sum(getattr(self, method) is not None for method in TRAINERS) != 1:
+            raise ValueError(f"give exactly one trainer: {', '.join(f'`{method}`' for method in TRAINERS)}")
+        if self.source is not None:
+            raise ValueError("`from` does not belong here; name the data with `data` inside the trainer")
+        return self
+
+    @property
+    def method(self) -> str:
+        """Which of the trainers."""
+        return next(method for method in TRAINERS if getattr(self, method) is not None)
+
+    @property
+    def trainer(self) -> SFTSettings | RMSettings | DPOSettings | PPOSettings:
+        chosen = self.sft or self.rm or self.dpo or self.ppo
+        assert chosen is not None
+        return chosen
+
+
+class BestOf(Settings):
+    """The completion of n that the reward model scores highest, measured as if a model had written it."""
+
+    model: Name
+    n: int = Field(default=4, gt=1)
+
+    @property
+    def name(self) -> str:
+        return f"{self.model} best of {self.n}"
+
+
+class MeasureStage(Stage):
+    """Table stage: the named models on prompts that nothing was trained on."""
+
+    kind = "measure"
+    reads = ("prompts",)
+    models: tuple[Name, ...] = Field(min_length=1)
+    baseline: Name | None = None  # the win rate and the paired differences are against this model
+    split: Literal["validation", "held-out"] = "held-out"
+    take: int | None = Field(default=None, gt=0)
+    judge: Literal["gold"] | None = None  # the truth of the embedded world: for measuring only
+    reward: Name | None = None  # a reward model, whose score of every completion stands beside the other figures
+    best_of: BestOf | None = None
+    rate: Rater | None = None  # the judge whose point-wise ratings decide the win rate
+    sampling: MeasureSampling = MeasureSampling()
+
+    @model_validator(mode="after")
+    def _baseline_is_measured(self) -> MeasureStage:
+        if self.baseline is not None and self.baseline not in self.models:
+            raise ValueError(f"the baseline {self.baseline!r} is not among the measured models")
+        if self.best_of is not None and self.reward is None:
+            raise ValueError("`best_of` needs a reward model to choose by; name it in `reward`")
+        return self
+
+
+STAGES: dict[str, type[Stage]] = {
+    stage.kind: stage
+    for stage in (
+        DataStage,
+        PromptsStage,
+        SampleStage,
+        RateStage,
+        ReviseStage,
+        CompareStage,
+        PairStage,
+        TrainStage,
+        MeasureStage,
+    )
+}
+ROW_STAGES = ("sample", "rate", "revise", "compare")
