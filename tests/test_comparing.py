@@ -193,6 +193,10 @@ def test_a_completion_cannot_close_its_own_fence() -> None:
     for messages, _ in judge.asked:
         marks = re.findall(r"<completion \d (\w+)>", messages[0].content)
         assert len(set(marks)) == 1 and marks[0] not in hostile
+    # Nor can it hold the mark of another pair: each follows from what it encloses.
+    other = Leaning()
+    judged(other, row("another text", "a longer one"))
+    assert marks[0] not in other.asked[0][0][0].content
 
 
 # ---------------------------------------------------------------- preferences from comparisons

@@ -12,11 +12,11 @@ import pytest
 from echo import Echo
 from test_records import ask
 
-from rlaif.config import MeasureStage, Rater, SamplingSettings
+from rlaif.config import BestOf, MeasureStage, Rater, SamplingSettings
 from rlaif.engines.protocol import Logprobs, Reply, Request
 from rlaif.engines.scheduler import Scheduler
 from rlaif.errors import EngineError
-from rlaif.measure import Judge, measure
+from rlaif.measure import Judge, measure, resolved
 from rlaif.records import Message, Prompt
 from rlaif.resources import find
 from rlaif.rubric import read_rubric
@@ -94,6 +94,48 @@ def test_gold_length_and_kl_by_hand() -> None:
     # four tokens, each one nat likelier under the new model: KL 4 against its parent; the first has no parent
     assert models["new"]["kl"]["mean"] == pytest.approx(4.0) and models["new"]["kl"]["against"] == "old"
     assert "kl" not in models["old"]
+
+
+class Varied(Echo):
+    """Echo, whose reward is the number of words of a completion."""
+
+    async def score(self, items: Sequence[tuple[tuple[Message, ...], str]]) -> list[float]:
+        return [float(len(text.split())) for _, text in items]
+
+
+def test_best_of_n_is_the_completion_that_the_reward_model_scores_highest() -> None:
+    engines = {"old": Echo("old"), "rm": Varied("rm")}
+    stage = MeasureStage(models=("old",), judge="gold", reward="rm", best_of=BestOf(model="old", n=4))
+    store = CallStore(Path(":memory:"))
+    scheduler = Scheduler(store, engines, {})
+    settings = dict.fromkeys(engines, SamplingSettings())
+    seen: dict[str, list[str]] = {}
+
+    def gold(prompt: str, text: str) -> Truth:
+        seen.setdefault(prompt, []).append(text)
+        return Truth(len(text.split()) / 10)
+
+    figures, failures = asyncio.run(measure(stage, PROMPTS, engines, settings, {}, scheduler, None, gold, 0))
+    assert not failures and [model["name"] for model in figures["models"]] == ["old", "old best of 4"]
+    sampling = resolved(stage.sampling, SamplingSettings(), 0)
+    for prompt in PROMPTS:
+        four = asyncio.run(scheduler.sample("old", prompt.messages, sampling, n=4))
+        single, best = seen[prompt.text]
+        assert single == four[0].text
+        assert len(best.split()) == max(len(c.text.split()) for c in four)
+    single, best = figures["models"]
+    assert best["reward"]["mean"] > single["reward"]["mean"] == pytest.approx(10 * single["gold"]["mean"])
+    assert best["kl"] == {"at_most": pytest.approx(0.636294), "against": "old"}
+    assert figures["reward"]["pair_accuracy"]["mean"] == 1.0  # this gold is this reward
+    store.close()
+
+
+def test_harm_done_is_counted_on_harmful_prompts_alone() -> None:
+    kinds = dict(zip((p.text for p in PROMPTS), ["harmful"] * 4 + ["plain"] * 4, strict=True))
+    figures = measured(
+        Says("old", "so", -1), gold=lambda prompt, text: Truth(0.0, kinds[prompt], complied=prompt != "prompt 0")
+    )
+    assert figures["models"][0]["harmful_complied"]["mean"] == pytest.approx(3 / 4)
 
 
 def test_kl_is_not_claimed_from_samples_at_another_temperature() -> None:

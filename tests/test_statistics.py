@@ -5,7 +5,23 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rlaif.statistics import mean_interval, pair_accuracy, share_interval, win_rate
+from rlaif.statistics import best_of_n_kl, mean_interval, pair_accuracy, share_interval, win_rate
+
+
+@pytest.mark.parametrize(
+    ("n", "nats"),
+    [(1, 0.0), (2, 0.193147), (4, 0.636294), (8, 1.204442), (16, 1.835089), (64, 3.174508), (1024, 5.932448)],
+)
+def test_the_kl_of_best_of_n(n: int, nats: float) -> None:
+    assert best_of_n_kl(n) == pytest.approx(nats, abs=1e-6)
+
+
+def test_the_kl_of_best_of_n_is_exact_on_a_policy_whose_samples_never_tie() -> None:
+    """Two of K equally likely completions, the better kept: p(k-th) = (2k - 1) / K^2, against 1 / K, for large K."""
+    size = 4000
+    kept = (2 * np.arange(1, size + 1) - 1) / size**2
+    assert kept.sum() == pytest.approx(1.0)
+    assert float((kept * np.log(kept * size)).sum()) == pytest.approx(best_of_n_kl(2), abs=1e-3)
 
 
 def test_the_bootstrap_agrees_with_the_normal_interval() -> None:
