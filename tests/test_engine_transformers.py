@@ -339,8 +339,8 @@ def test_special_tokens_come_from_the_template_and_never_from_what_a_message_say
     engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asyncio.run(engine.probe())
-    assert engine._model is not None
-    chat = engine._model.chat
+    assert engine._worker.model is not None
+    chat = engine._worker.model.chat
     seen: list[list[int]] = []
     encode = chat.encode
     monkeypatch.setattr(chat, "encode", lambda texts: seen.extend(found := encode(texts)) or found)
@@ -358,8 +358,8 @@ def test_special_tokens_come_from_the_template_and_never_from_what_a_message_say
 def test_special_tokens_in_a_completion_do_not_end_a_plain_continuation(tmp_path: Path) -> None:
     engine = with_template(tmp_path, PLAIN)
     asyncio.run(engine.probe())
-    assert engine._model is not None
-    [completed] = engine._model.chat.completed([(user(HOSTILE), HOSTILE)])
+    assert engine._worker.model is not None
+    [completed] = engine._worker.model.chat.completed([(user(HOSTILE), HOSTILE)])
     asyncio.run(engine.close())
     assert special_ids(completed.ids) == [1] and completed.ids[-1] == 1
 
@@ -367,8 +367,8 @@ def test_special_tokens_in_a_completion_do_not_end_a_plain_continuation(tmp_path
 def test_a_reward_head_reads_no_special_token_from_what_is_scored(tmp_path: Path, random_model: Path) -> None:
     engine = TransformersEngine("reward", str(make_reward_model(tmp_path / "reward", random_model)), device="cpu")
     asyncio.run(engine.score([(user("hi"), "x")]))
-    assert engine._model is not None
-    [completed] = engine._model.chat.completed([(user(HOSTILE), HOSTILE)])
+    assert engine._worker.model is not None
+    [completed] = engine._worker.model.chat.completed([(user(HOSTILE), HOSTILE)])
     asyncio.run(engine.close())
     assert special_ids(completed.ids) == [3, 1, 4, 1]
 

@@ -391,7 +391,11 @@ def test_a_base_that_is_no_model_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("config", "fields"), [(SFTConfig, "sft"), (DPOConfig, "dpo"), (RewardConfig, "rm")])
 def test_every_setting_of_trl_that_is_relied_on_exists(config: type, fields: str, tmp_path: Path) -> None:
     wanted = trl.common_fields(sft_settings(), tmp_path, 0)
-    own = {"sft": trl.sft_fields(), "dpo": trl.dpo_fields(dpo_settings()), "rm": trl.rm_fields(rm_settings())}
+    own = {
+        "sft": trl.sft_fields(sft_settings()),
+        "dpo": trl.dpo_fields(dpo_settings()),
+        "rm": trl.rm_fields(rm_settings()),
+    }
     wanted |= own[fields]
     missing = set(wanted) - {field.name for field in dataclasses.fields(config)}
     assert not missing, f"TRL's {config.__name__} no longer has {sorted(missing)}"

@@ -14,11 +14,9 @@ How it departs from plain `generate`:
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +30,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 from rlaif.engines.chat import Chat, Completed, Item, before_stop, end_tokens, schema_text, stream
 from rlaif.engines.identity import model_files, model_folder, weights_digest
 from rlaif.engines.protocol import Account, Logprobs, Reply, Request
+from rlaif.engines.worker import Worker
 from rlaif.errors import EngineError, InputError
 from rlaif.records import FinishReason, Usage
 
@@ -59,8 +58,7 @@ class TransformersEngine:
         self.name, self.path, self.revision = name, path, revision
         self.dtype, self.device, self.batch_size = dtype, device, batch_size
         self.account = Account()
-        self._model: _Model | None = None
-        self._worker: ThreadPoolExecutor | None = None
+        self._worker = Worker(name, lambda: _Model(self.folder, dtype, device, batch_size))
 
     @cached_property
     def folder(self) -> Path:
@@ -87,22 +85,17 @@ class TransformersEngine:
 
     async def close(self) -> None:
         """Let go of the model and its thread. A later verb loads it again."""
-        worker, self._worker, self._model = self._worker, None, None
-        if worker is not None:
-            await asyncio.to_thread(worker.shutdown)
+        await self._worker.close()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
     async def _work(self, verb: Callable[[_Model, threading.Event], Result]) -> Result:
         """Run `verb` in the engine's one thread. Cancelling the caller ends the work after the batch in hand."""
-        stopped = threading.Event()
 
-        def work() -> Result:
-            if self._model is None:
-                self._model = _Model(self.folder, self.dtype, self.device, self.batch_size)
+        def work(model: _Model, stopped: threading.Event) -> Result:
             try:
                 with torch.inference_mode():
-                    return verb(self._model, stopped)
+                    return verb(model, stopped)
             except torch.OutOfMemoryError:
                 raise EngineError(
                     f"the model {self.name!r} ran out of memory",
@@ -110,12 +103,7 @@ class TransformersEngine:
                     fix=f"set its `batch_size` below {self.batch_size}",
                 ) from None
 
-        if self._worker is None:
-            self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"rlaif-{self.name}")
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._worker, work)
-        finally:
-            stopped.set()
+        return await self._worker.run(work)
 
 
 @dataclass(slots=True)

@@ -15,7 +15,6 @@ loaded, since that alone takes seconds.
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import difflib
 import gc
@@ -24,8 +23,7 @@ import json
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +32,7 @@ from typing import Any, TypeVar
 from rlaif.engines.chat import Chat, Item, before_stop, end_tokens, schema_text, stream
 from rlaif.engines.identity import model_files, model_folder, weights_digest
 from rlaif.engines.protocol import Account, Logprobs, Reply, Request
+from rlaif.engines.worker import Worker
 from rlaif.errors import EngineError, InputError, nearest
 from rlaif.records import FinishReason, Usage, digest
 
@@ -93,8 +92,7 @@ class VLLMEngine:
         self.name, self.path, self.revision = name, path, revision
         self.dtype, self.batch_size, self.options = dtype, batch_size, dict(options or {})
         self.account = Account()
-        self._model: _Model | None = None
-        self._worker: ThreadPoolExecutor | None = None
+        self._worker = Worker(name, lambda: _Model(name, self.folder, dtype, batch_size, self.options))
 
     @cached_property
     def folder(self) -> Path:
@@ -109,41 +107,20 @@ class VLLMEngine:
 
     async def probe(self) -> None:
         """Load the model: here it is either all there or not at all."""
-        await self._work(lambda model, stopped: None)
+        await self._worker.run(lambda model, stopped: None)
 
     async def sample(self, requests: Sequence[Request]) -> list[list[Reply | EngineError]]:
-        return await self._work(lambda model, stopped: model.sample(requests, stopped))
+        return await self._worker.run(lambda model, stopped: model.sample(requests, stopped))
 
     async def logprobs(self, items: Sequence[Item]) -> list[Logprobs]:
-        return await self._work(lambda model, stopped: model.logprobs(items, stopped))
+        return await self._worker.run(lambda model, stopped: model.logprobs(items, stopped))
 
     async def score(self, items: Sequence[Item]) -> list[float]:
         raise _no_reward_head(self.name)
 
     async def close(self) -> None:
         """Let go of the model, its processes and its memory. A later verb loads it again."""
-        worker, self._worker = self._worker, None
-        model, self._model = self._model, None
-        if model is not None and worker is not None:
-            await asyncio.get_running_loop().run_in_executor(worker, model.close)
-        if worker is not None:
-            await asyncio.to_thread(worker.shutdown)
-
-    async def _work(self, verb: Callable[[_Model, threading.Event], Result]) -> Result:
-        """Run `verb` in the engine's one thread. Cancelling the caller ends the work after the batch in hand."""
-        stopped = threading.Event()
-
-        def work() -> Result:
-            if self._model is None:
-                self._model = _Model(self.name, self.folder, self.dtype, self.batch_size, self.options)
-            return verb(self._model, stopped)
-
-        if self._worker is None:
-            self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"rlaif-{self.name}")
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._worker, work)
-        finally:
-            stopped.set()
+        await self._worker.close(lambda model: model.close())
 
 
 @dataclass(slots=True)

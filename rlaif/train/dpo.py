@@ -40,7 +40,4 @@ def train_dpo(
         counts.check(len(pairs), settings.max_length)
         held, held_counts = tokenize(chat, validation, settings.max_length)
         counts.add(held_counts)
-        trainer = trl.dpo_trainer(settings, model, tokenizer, train, held, out, on_step)
-        trl.run(trainer)
-        metrics = trl.evaluate(trainer)
-        return trl.finish(trainer, tokenizer, out, counts, metrics, began)
+        return trl.learn(settings, model, tokenizer, train, held, out, on_step, counts, began)

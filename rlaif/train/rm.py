@@ -40,10 +40,7 @@ def train_rm(
         counts.check(len(pairs), settings.max_length)
         held, held_counts = tokenize(chat, validation, settings.max_length)
         counts.add(held_counts)
-        trainer = trl.reward_trainer(settings, model, tokenizer, _whole(train), _whole(held), out, on_step)
-        trl.run(trainer)
-        metrics = trl.evaluate(trainer)
-        return trl.finish(trainer, tokenizer, out, counts, metrics, began)
+        return trl.learn(settings, model, tokenizer, _whole(train), _whole(held), out, on_step, counts, began)
 
 
 def _whole(columns: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:

@@ -45,10 +45,7 @@ def train_sft(
         counts.check(len(rows), settings.max_length)
         held, held_counts = tokenize(chat, validation, settings.max_length)
         counts.add(held_counts)
-        trainer = trl.sft_trainer(settings, model, tokenizer, train, held, out, on_step)
-        trl.run(trainer)
-        metrics = trl.evaluate(trainer)
-        return trl.finish(trainer, tokenizer, out, counts, metrics, began)
+        return trl.learn(settings, model, tokenizer, train, held, out, on_step, counts, began)
 
 
 def tokenize(chat: Chat, rows: Sequence[SFTRow], max_length: int) -> tuple[dict[str, list[list[int]]], Counts]:

@@ -112,7 +112,7 @@ def _recompute(on: bool) -> dict[str, Any]:
     return {"gradient_checkpointing": on}
 
 
-def sft_fields() -> dict[str, Any]:
+def sft_fields(settings: SFTSettings) -> dict[str, Any]:
     return {"dataset_kwargs": {"skip_prepare_dataset": True}, "packing": False, "loss_type": "nll"}
 
 
@@ -187,46 +187,36 @@ class _Steps(transformers.TrainerCallback):
         (Path(args.output_dir) / f"checkpoint-{state.global_step}" / "complete").touch()
 
 
-def sft_trainer(
-    settings: SFTSettings,
+def learn(
+    settings: TrainerSettings,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     train: Columns,
     validation: Columns,
     out: Path,
     on_step: OnStep,
-) -> Any:
-    """Rows are `input_ids` and `labels`; a label of -100 is not learnt."""
-    fields = common_fields(settings, partial_folder(out), model.num_parameters()) | sft_fields()
-    return _trainer(_SFT, configured(SFTConfig, fields), model, tokenizer, train, validation, on_step)
+    counts: Counts,
+    began: float,
+) -> TrainResult:
+    """Train `model` by the method that `settings` are of, from its last checkpoint if there is one, and save it.
+
+    Rows are token ids. SFT: `input_ids` and `labels`, a label of -100 being not learnt. DPO: `prompt_ids`, `chosen_ids`
+    and `rejected_ids`. A reward model: `chosen_ids` and `rejected_ids`, each a prompt and a completion.
+    """
+    kind, config, own = _METHODS[type(settings)]
+    fields = common_fields(settings, partial_folder(out), model.num_parameters()) | own(settings)
+    trainer = _trainer(kind, configured(config, fields), model, tokenizer, train, validation, on_step)
+    run(trainer)
+    metrics = evaluate(trainer)
+    trained = trainer.accelerator.unwrap_model(trainer.model)
+    return save(trained, int(trainer.state.global_step), tokenizer, out, counts, metrics, began)
 
 
-def dpo_trainer(
-    settings: DPOSettings,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    train: Columns,
-    validation: Columns,
-    out: Path,
-    on_step: OnStep,
-) -> Any:
-    """Rows are `prompt_ids`, `chosen_ids` and `rejected_ids`."""
-    fields = common_fields(settings, partial_folder(out), model.num_parameters()) | dpo_fields(settings)
-    return _trainer(_DPO, configured(DPOConfig, fields), model, tokenizer, train, validation, on_step)
-
-
-def reward_trainer(
-    settings: RMSettings,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    train: Columns,
-    validation: Columns,
-    out: Path,
-    on_step: OnStep,
-) -> Any:
-    """Rows are `chosen_ids` and `rejected_ids`, each a prompt and a completion up to its end token."""
-    fields = common_fields(settings, partial_folder(out), model.num_parameters()) | rm_fields(settings)
-    return _trainer(_Reward, configured(RewardConfig, fields), model, tokenizer, train, validation, on_step)
+_METHODS: dict[type, tuple[type, type, Callable[[Any], dict[str, Any]]]] = {
+    SFTSettings: (_SFT, SFTConfig, sft_fields),
+    RMSettings: (_Reward, RewardConfig, rm_fields),
+    DPOSettings: (_DPO, DPOConfig, dpo_fields),
+}
 
 
 def _trainer(
@@ -314,14 +304,6 @@ def evaluate(trainer: Any) -> dict[str, float]:
         found = trainer.evaluate()
         metrics |= {ours: float(found[theirs]) for theirs, ours in VALIDATED.items() if theirs in found}
     return metrics
-
-
-def finish(
-    trainer: Any, tokenizer: PreTrainedTokenizerBase, out: Path, counts: Counts, metrics: dict[str, float], began: float
-) -> TrainResult:
-    """Save what a trainer has trained."""
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    return save(model, int(trainer.state.global_step), tokenizer, out, counts, metrics, began)
 
 
 def save(
