@@ -62,7 +62,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 def init(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.")],
 ) -> None:
-    """Make a project to edit: pipelines, prompt templates and rubrics."""
+    """Make a project to edit: pipelines, constitutions, prompt templates and rubrics."""
     from rlaif.resources import copy_out
 
     for path in copy_out(folder):
@@ -363,21 +363,25 @@ def _print_summary(console: Console, summary: dict[str, Any]) -> None:
         ("  of which ties", against(lambda m: f"{m['win_rate']['ties'] * 100:.0f}%" if m.get("win_rate") else "")),
         ("words", lambda m: _interval(m.get("length"), 1)),
         ("ended by itself", lambda m: _percent(m.get("ended"))),
-        ("reward model's score", lambda m: _interval(m.get("reward"), 2)),
+        ("reward's score", lambda m: _interval(m.get("reward"), 2)),
         ("harmful refused", lambda m: _percent(m.get("harmful_refused"))),
         ("harmful complied with", lambda m: _percent(m.get("harmful_complied"))),
         ("look-alikes answered", lambda m: _percent(m.get("look_alikes_answered"))),
-        ("KL from its parent, nats", _divergence),
+        ("KL, nats", _divergence),
         ("completions that failed", lambda m: str(m["failed"]) if m["failed"] else ""),
+        ("unscored by it", lambda m: str(m["unscored"]) if m.get("unscored") else ""),
         ("unparsed", lambda m: str(m["unparsed"]) if m["unparsed"] and m["unparsed"] < summary["prompts"] else ""),
     ]
     table = _table("", *(model["name"] for model in summary["models"]))
-    table.title = f"{summary['prompts']:,} {summary['split']} prompts, one completion each; 95 % intervals"
+    table.title = f"{summary['prompts']:,} {summary['split']} prompts; 95 % intervals"
     for name, cell in rows:
         cells = [cell(model) for model in summary["models"]]
         if any(cells):
             table.add_row(Text(name, style="" if name.startswith(" ") else "bold"), *cells)
     console.print(table)
+    parents = [f"{m['name']} from {kl['against']}" for m in summary["models"] if (kl := m.get("kl"))]
+    if parents:
+        console.print(f"KL: {', '.join(parents)}", style="dim", highlight=False)
     reward = summary.get("reward") or {}
     if accuracy := _percent(reward.get("pair_accuracy")):
         told = f"reward model {reward['model']}: orders pairs as gold does in {accuracy}"

@@ -8,6 +8,7 @@ nothing it finds flows back into data or training.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -102,7 +103,10 @@ async def measure(
             _figures(m, baseline) | await _asked(m, stage, prompts, engines, settings, parents, seed) for m in measured
         ],
         "judge": _judge_figures(stage, measured),
-        "reward": {"model": stage.reward, "pair_accuracy": _agreement(measured, "rewards")} if reward else {},
+        # Of what it chose itself a reward model thinks too well, so best of n is no part of how it agrees with gold.
+        "reward": {"model": stage.reward, "pair_accuracy": _agreement(measured[: len(stage.models)], "rewards")}
+        if reward
+        else {},
     }
     return figures, failures
 
@@ -110,7 +114,10 @@ async def measure(
 async def _best_of(
     settings: BestOf, prompts: Sequence[Prompt], asked: Sampling, sampler: Sampler, reward: Engine
 ) -> Pick:
-    """What picks, for each prompt, the one of n completions that `reward` scores highest."""
+    """What picks, for each prompt, the one of n completions that `reward` scores highest.
+
+    One that was cut is picked only where all were: its score would be that of an end it never reached.
+    """
     sampled = await asyncio.gather(
         *(sampler.sample(settings.model, prompt.messages, asked, n=settings.n) for prompt in prompts),
         return_exceptions=True,
@@ -123,7 +130,8 @@ async def _best_of(
     best: dict[str, Completion | EngineError] = {}
     for prompt, found in zip(prompts, sampled, strict=True):
         if isinstance(found, list):
-            best[prompt.id] = max(((next(scores), -i, c) for i, c in enumerate(found)), key=lambda item: item[:2])[2]
+            ranked = [(c.finish_reason == "stop", _number(next(scores)), -i) for i, c in enumerate(found)]
+            best[prompt.id] = found[-max(ranked)[2]]
         elif isinstance(found, EngineError):
             best[prompt.id] = found
 
@@ -133,6 +141,10 @@ async def _best_of(
         return found
 
     return pick
+
+
+def _number(score: float | EngineError) -> float:
+    return -math.inf if isinstance(score, EngineError) else score
 
 
 async def _measure_one(
@@ -175,7 +187,7 @@ async def _measure_one(
     results = await asyncio.gather(*(one(prompt) for prompt in prompts))
     truths = [gold(p.text, c.text) if gold and c else None for p, (c, _, _) in zip(prompts, results, strict=True)]
     there = [(p.messages, c.text) for p, (c, _, _) in zip(prompts, results, strict=True) if c is not None]
-    scored = iter(await reward.score(there)) if reward else iter(())
+    scored = iter([s if isinstance(s, float) else None for s in await reward.score(there)] if reward else [])
     return Measured(
         name,
         [c for c, _, _ in results],
@@ -201,6 +213,7 @@ def _figures(model: Measured, baseline: Measured) -> dict[str, Any]:
         figures["score"] = _dict(mean_interval([s for s in model.scores if s is not None]))
     if rewards := [r for r in model.rewards if r is not None]:
         figures["reward"] = _dict(mean_interval(rewards))
+        figures["unscored"] = len(completions) - len(rewards)
     truths = [t for t in model.truths if t is not None]
     if truths:
         figures["gold"] = _dict(mean_interval([t.total for t in truths]))
@@ -232,9 +245,17 @@ async def _asked(
     asked = resolved(stage.sampling, settings[best.model if best else model.name], seed)
     found = {"sampling": asked.model_dump(mode="json")}
     if best:
-        bound = round(best_of_n_kl(best.n), 6)
-        return found | {"kl": {"at_most": bound, "against": best.model}, "best_of": best.n}
+        bound = {"at_most": round(best_of_n_kl(best.n), 6)} if _its_own(asked) else {"problem": OTHER_DISTRIBUTION}
+        return found | {"kl": bound | {"against": best.model}, "best_of": best.n}
     return found | await _divergence(model, prompts, engines, parents.get(model.name), asked)
+
+
+OTHER_DISTRIBUTION = "the samples are not at temperature 1 and top_p 1"
+
+
+def _its_own(asked: Sampling) -> bool:
+    """Whether samples are of the model's own distribution, which is what a KL divergence is about."""
+    return (asked.temperature, asked.top_p) == (1.0, 1.0)
 
 
 async def _divergence(
@@ -248,8 +269,8 @@ async def _divergence(
     """
     if parent is None:
         return {}
-    if (asked.temperature, asked.top_p) != (1.0, 1.0):
-        return {"kl": {"problem": "the samples are not at temperature 1 and top_p 1", "against": parent}}
+    if not _its_own(asked):
+        return {"kl": {"problem": OTHER_DISTRIBUTION, "against": parent}}
     items = [(p.messages, c.text) for p, c in zip(prompts, model.completions, strict=True) if c is not None]
     said = [item for item in items if item[1]]
     try:

@@ -197,7 +197,10 @@ class Verdict(Record):
 
 
 class Comparison(Record):
-    """What a judge prefers under a principle, of two candidates shown to it in both orders."""
+    """What a judge prefers under a principle, of two candidates shown to it in both orders.
+
+    Where probabilities are known the verdict follows from their average; hard verdicts that disagree are a tie.
+    """
 
     a: int
     b: int
@@ -215,22 +218,25 @@ class Comparison(Record):
 
     @classmethod
     def merge(cls, forward: Verdict, backward: Verdict, *, principle: str, judge: str) -> Comparison:
-        """Both orders into one: hard verdicts that disagree are a tie, probabilities are averaged after un-swapping."""
+        """Both orders into one, the second un-swapped first."""
         other = backward.swap()
         if (other.a, other.b) != (forward.a, forward.b):
             raise ValueError("the second verdict is not on the first one's candidates in the other order")
         verdict: Choice | None = forward.verdict if forward.verdict == other.verdict else "tie"
+        probability = None
         if None in (forward.verdict, other.verdict):
             verdict = None
-        known = [v.probability for v in (forward, other) if v.probability is not None]
+        elif forward.probability is not None and other.probability is not None:
+            # Rounded, so that p and 1 - p averaged are one half and not nearly so.
+            probability = round((forward.probability + other.probability) / 2, 9)
+            verdict = "A" if probability > 0.5 else "B" if probability < 0.5 else "tie"
         return cls(
             a=forward.a,
             b=forward.b,
             principle=principle,
             judge=judge,
             verdict=verdict,
-            # Rounded, so that p and 1 - p averaged are one half and not nearly so.
-            probability=round(sum(known) / 2, 9) if verdict is not None and len(known) == 2 else None,
+            probability=probability,
             orders=(forward, backward),
         )
 

@@ -221,7 +221,8 @@ def test_the_circle_closes(rlhf: dict[str, Any]) -> None:
     assert best["kl"] == {"at_most": 0.193147, "against": "sft"}
     assert best["reward"]["mean"] >= rlhf["summary"]["models"][1]["reward"]["mean"]
     assert "validation_accuracy" in rlhf["stages"]["rm"]["metrics"]
-    assert rlhf["stages"]["ppo"]["dropped"].get("held-out", 0) == 0
+    ppo = rlhf["stages"]["ppo"]  # learns from the training split alone
+    assert ppo["dropped"] == {"validation": 60 - ppo["out"]} and 50 <= ppo["out"] < 60
     assert {"last_score", "last_kl"} <= set(rlhf["stages"]["ppo"]["metrics"])
     assert "at most 0.19" in rlhf["output"] and "reward model rm" in rlhf["output"]
 

@@ -36,7 +36,24 @@ def template(path: str = TEMPLATES[0]) -> Template:
         *((text, "A") for text in ("1", " 1 ", "[1]", "(1).", "**1**", "Completion 1", "completion 1.")),
         *((text, "B") for text in ("2", "2\n", "[2]", "COMPLETION 2")),
         *((text, "tie") for text in ("tie", "Tie.", "[TIE]")),
-        *((text, None) for text in ("", "12", "1 or 2", "1, since 2 is worse", "3", "one", "A", "1.5", "not 1", "1 1")),
+        *(
+            (text, None)
+            for text in (
+                "",
+                "12",
+                "-1",
+                "!1",
+                "\u22601",
+                "1 or 2",
+                "1, since 2 is worse",
+                "3",
+                "one",
+                "A",
+                "1.5",
+                "not 1",
+                "1 1",
+            )
+        ),
     ],
 )
 def test_a_hard_verdict_is_a_number_and_nothing_else(text: str, expected: Choice | None) -> None:
@@ -57,7 +74,8 @@ def test_any_text_is_read_without_an_error(text: str) -> None:
         ({"1": math.log(0.5), "2": math.log(0.5)}, 0.5),
         ({"1": math.log(0.9), "2": None}, 1.0),  # below the end of the server's list
         ({"1": None, "2": None}, None),
-        ({"1": math.log(0.3), "2": math.log(0.1)}, None),  # the judge was about to say something else
+        ({"1": math.log(0.4), "2": math.log(0.09)}, None),  # the judge was about to say something else
+        ({"1": math.log(0.4), "2": math.log(0.11)}, 0.4 / 0.51),
         (None, None),
     ],
 )
@@ -118,7 +136,7 @@ def test_both_orders_are_asked_under_the_drawn_principle() -> None:
     assert not any(
         other.comparison in text for text in texts for other in CONSTITUTION.principles if other != principle
     )
-    assert [sampling.alternatives for _, sampling in judge.asked] == [("1", "2")] * 2
+    assert [(sampling.alternatives, sampling.max_tokens) for _, sampling in judge.asked] == [(("1", "2"), 2)] * 2
     p = 1 / (1 + math.exp(2))
     assert (found.verdict, found.probability, found.disagrees) == ("B", pytest.approx(p), False)
 
@@ -128,9 +146,12 @@ def test_a_leaning_towards_the_first_place_is_seen_and_averaged_out() -> None:
     assert (soft.verdict, soft.probability, soft.disagrees) == ("tie", 0.5, True)
     hard = judged(Leaning(5), row("two words", "two more"), verdicts="hard")
     assert (hard.verdict, hard.probability, hard.disagrees) == ("tie", None, True)
-    # The lean hides the better one in both hard verdicts' orders, but not in the average of the soft ones.
-    better = judged(Leaning(5), row("one", "one and two more"))
-    assert better.verdict == "tie" and better.probability is not None and better.probability < 0.5
+    # The lean hides the better one from hard verdicts, but not from the average of the soft ones.
+    pair = row("one", "one and two more")
+    assert judged(Leaning(5), pair, verdicts="hard").verdict == "tie"
+    better = judged(Leaning(5), pair)
+    assert better.probability is not None and better.probability < 0.5
+    assert (better.verdict, better.disagrees) == ("B", True)
 
 
 def test_reasons_come_first_and_the_verdict_is_asked_for_after_them() -> None:
@@ -147,11 +168,20 @@ def test_reasons_come_first_and_the_verdict_is_asked_for_after_them() -> None:
     assert found.probability == pytest.approx(0.4)  # clamped from 0.12
 
 
-def test_reasons_that_were_cut_give_no_verdict() -> None:
-    found = judged(Leaning(finish="length"), row("short", "a longer one"), reasons=True)
-    assert (found.verdict, found.probability) == (None, None)
-    assert {v.problem for v in found.orders} == {"the reasons were cut at max_tokens"}
-    assert all(v.raw and v.calls for v in found.orders)
+@pytest.mark.parametrize(
+    ("finish", "says", "problem"),
+    [
+        ("length", "because", "reasons: cut at max_tokens"),
+        ("content_filter", "because", "reasons: stopped by a content filter"),
+        ("stop", " ", "reasons: empty"),
+    ],
+)
+def test_reasons_that_are_of_no_use_give_no_verdict(finish: str, says: str, problem: str) -> None:
+    judge = Leaning(finish=finish, says=says)
+    found = judged(judge, row("short", "a longer one"), reasons=True)
+    assert (found.verdict, found.probability, len(judge.asked)) == (None, None, 2)
+    assert {v.problem for v in found.orders} == {problem}
+    assert all(v.raw == says and v.calls for v in found.orders)
 
 
 def test_an_unreadable_verdict_is_kept_and_is_no_preference() -> None:
@@ -226,7 +256,6 @@ def preferred(probability: float | None, verdict: Choice | None, min_margin: flo
     [
         (0.75, "A", 0.0, ("first", 0.5)),
         (0.25, "B", 0.0, ("second", 0.5)),
-        (0.6, "tie", 0.0, ("first", 0.2)),  # the orders disagree, the average still leans
         (0.6, "A", 0.3, "margin too small"),
         (0.5, "tie", 0.0, "tie"),
         (None, "A", 0.0, ("first", 1.0)),

@@ -416,6 +416,15 @@ def test_a_reward_is_read_at_the_end_token_where_it_also_pads(tmp_path: Path, ra
     asyncio.run(ended.close())
 
 
+def test_a_completion_that_is_too_long_has_no_score_and_takes_none_away(tmp_path: Path, random_model: Path) -> None:
+    engine = TransformersEngine("reward", str(make_reward_model(tmp_path / "reward", random_model)), device="cpu")
+    alone = asyncio.run(engine.score(ITEMS))
+    first, long, *rest = asyncio.run(engine.score([ITEMS[0], (user("hi"), "x" * 600), *ITEMS[1:]]))
+    asyncio.run(engine.close())
+    assert isinstance(long, EngineError) and long.cause == "too-long" and not long.fatal
+    assert [first, *rest] == pytest.approx(alone, abs=1e-4)
+
+
 def test_each_kind_of_model_refuses_the_others_verbs(
     engine: TransformersEngine, tmp_path: Path, random_model: Path
 ) -> None:

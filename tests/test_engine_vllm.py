@@ -294,9 +294,9 @@ def test_a_window_can_be_filled_to_the_last_token(base: VLLMEngine) -> None:
     room = 1024 - reply.usage.prompt_tokens
     [[full], [over]] = asyncio.run(base.sample([ask("red", max_tokens=room), ask("red", max_tokens=room + 1)]))
     assert isinstance(full, Reply) and isinstance(over, EngineError)
-    assert base._model is not None
+    assert base._worker.model is not None
     items = ((user("red"), "red " * n) for n in range(900, 1024))
-    item = next(item for item in items if len(base._model.chat.completed([item])[0].ids) == 1024)
+    item = next(item for item in items if len(base._worker.model.chat.completed([item])[0].ids) == 1024)
     [scored] = asyncio.run(base.logprobs([item]))
     with closing(in_transformers("base")) as reference:
         [expected] = asyncio.run(reference.logprobs([item]))

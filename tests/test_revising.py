@@ -95,11 +95,11 @@ def test_the_two_calls_of_a_step_begin_alike() -> None:
 @pytest.mark.parametrize(
     ("broken", "text", "finish", "problem", "steps"),
     [
-        (1, "a critique that is cut", "length", "the critique was cut at max_tokens", 1),
-        (2, "a revision that is cut", "length", "the revision was cut at max_tokens", 1),
-        (3, "", "stop", "empty critique", 2),
-        (4, " ", "stop", "empty revision", 2),
-        (4, "x", "content_filter", "the revision was filtered", 2),
+        (1, "a critique that is cut", "length", "critique: cut at max_tokens", 1),
+        (2, "a revision that is cut", "length", "revision: cut at max_tokens", 1),
+        (3, "", "stop", "critique: empty", 2),
+        (4, " ", "stop", "revision: empty", 2),
+        (4, "x", "content_filter", "revision: stopped by a content filter", 2),
     ],
 )
 def test_a_chain_that_breaks_off_is_kept_and_gives_no_demonstration(
@@ -124,6 +124,22 @@ def test_words_that_imitate_a_fence_stay_inside_it() -> None:
     for text in editor.asked:
         (mark,) = set(re.findall(r"<completion (\w+)>", text))
         assert mark not in hostile and text.count(f"</completion {mark}>") == 1
+    # Each mark follows from what it encloses: another draft, or another critique, has another.
+    other = Editor()
+    revised(other, "another draft", revisions=1)
+    assert not set(marks(editor)) & set(marks(other)) and len(set(marks(editor))) == 2
+
+
+def marks(editor: Editor) -> list[str]:
+    """Of the draft and of the critique, wherever they are shown."""
+    return [mark for text in editor.asked for mark in re.findall(r"<(?:completion|critique) (\w+)>", text)]
+
+
+def test_a_critique_that_saw_the_draft_s_mark_cannot_close_its_own_fence() -> None:
+    editor = Editor()
+    revised(editor, "draft", revisions=1)
+    draft, critique = (re.findall(rf"<{what} (\w+)>", editor.asked[1])[0] for what in ("completion", "critique"))
+    assert draft in editor.asked[0] and critique not in editor.asked[0]
 
 
 @pytest.mark.parametrize(

@@ -167,6 +167,21 @@ def test_a_reward_model_is_trained_and_read_at_the_end_token(
     asyncio.run(engine.close())
 
 
+def test_a_reward_model_keeps_the_tokens_of_its_base(random_model: Path, tmp_path: Path) -> None:
+    """What fills a batch up in training must not be saved: as a special token it would split the words that hold it."""
+    base = tmp_path / "base"
+    tokenizer = AutoTokenizer.from_pretrained(random_model)
+    tokenizer.pad_token = None
+    tokenizer.eos_token, tokenizer.additional_special_tokens = "<|end|>", []
+    tokenizer.save_pretrained(base)
+    AutoModelForCausalLM.from_pretrained(random_model).save_pretrained(base)
+    train_rm(rm_settings(), base, PAIRS, [], tmp_path / "rm", lambda _: None)
+    before, after = (AutoTokenizer.from_pretrained(folder) for folder in (base, tmp_path / "rm"))
+    assert after.pad_token is None and after.all_special_tokens == before.all_special_tokens
+    for text in ("a<|pad|>b !", *(pair.chosen for pair in PAIRS)):
+        assert after(text)["input_ids"] == before(text)["input_ids"]
+
+
 @TRAINERS
 def test_the_loss_falls_and_every_step_is_reported(random_model: Path, tmp_path: Path, train: Any) -> None:
     steps: Steps = []

@@ -25,7 +25,6 @@ def key(settings: dict[str, Any] | None = None, *, method: str = "ppo", **change
         {"base": "other weights"},
         {"reward": "another reward model"},
         {"template": "a template"},
-        {"lessons": [("validation", LESSONS[0][1])]},
         {"lessons": LESSONS * 2},
         {"settings": {"beta": 0.2}},
         {"settings": {"seed": 1}},
@@ -36,8 +35,14 @@ def test_another_input_is_another_training(changed: dict[str, Any]) -> None:
     assert key(**changed) != key()
 
 
+def test_what_a_trainer_does_not_learn_from_decides_nothing() -> None:
+    for split in ("held-out", "validation"):
+        assert key(lessons=[*LESSONS, (split, LESSONS[0][1])]) == key()
+
+
 @pytest.mark.parametrize(
-    "renamed", [{"name": "other"}, {"reward": "renamed"}, {"data": "elsewhere"}, {"checkpoint_steps": 3}]
+    "renamed",
+    [{"name": "other"}, {"base": "other"}, {"reward": "other"}, {"data": "elsewhere"}, {"checkpoint_steps": 3}],
 )
 def test_names_and_checkpoints_decide_nothing(renamed: dict[str, Any]) -> None:
     assert key(renamed) == key()

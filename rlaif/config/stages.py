@@ -193,7 +193,7 @@ class DPOSettings(TrainerSettings):
 
 
 class RMSettings(TrainerSettings):
-    """A pairwise reward model. `center` weighs the penalty on a pair's mean score, which keeps scores around zero."""
+    """A pairwise reward model. `center` weighs the square of a pair's added scores, which keeps them around zero."""
 
     learning_rate: float = Field(default=1e-5, gt=0)
     center: float = Field(default=0.01, ge=0)

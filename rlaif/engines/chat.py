@@ -110,40 +110,52 @@ class Chat:
                 return ids[0]
         return None
 
-    def completed(self, items: Sequence[Item]) -> list[Completed]:
-        """Prompt and completion as one token sequence, as training sees it: up to the end token, nothing after it."""
-        prompts, fulls = [], []
-        for messages, text in items:
-            try:
-                prompt = self.render(messages, generation_prompt=True)
-                if self._continues_plainly:
-                    full = f"{prompt} {defused(text, self._markers)}{self.tokenizer.decode([min(self.ends)])}"
-                else:
-                    full = self.render((*messages, Message(role="assistant", content=text)))
-            except jinja2.TemplateError as error:
-                raise EngineError(f"the chat template refuses these messages: {error}", cause="template") from None
-            prompts.append(prompt)
-            fulls.append(full)
-        completed = []
-        for prompt_ids, ids in zip(self.encode(prompts), self.encode(fulls), strict=True):
-            start = len(prompt_ids)
-            if ids[:start] != prompt_ids:
-                raise EngineError(
-                    "the chat template writes a prompt differently once it has been answered, so the completion's "
-                    "tokens cannot be told apart",
-                    cause="template",
-                    fix="use a template whose prompt with generation prompt is a prefix of the whole conversation",
-                )
-            end = next((i for i in range(len(ids) - 1, start - 1, -1) if ids[i] in self.ends), None)
-            ids = ids if end is None else ids[: end + 1]
-            if self.limit is not None and len(ids) > self.limit:
-                raise EngineError(
-                    f"prompt and completion have {len(ids)} tokens, the model reads {self.limit}",
-                    cause="too-long",
-                    fix="shorten the prompt or the completion",
-                )
-            completed.append(Completed(ids, start, end is not None))
-        return completed
+    def completed(self, items: Sequence[Item]) -> list[Completed | EngineError]:
+        """Prompt and completion as one token sequence, as training sees it: up to the end token, nothing after it.
+
+        Or why that cannot be, for each item alone.
+        """
+        texts = [self._completed_text(*item) for item in items]
+        encoded = iter(self.encode([part for text in texts if isinstance(text, tuple) for part in text]))
+        return [self._completed(next(encoded), next(encoded)) if isinstance(text, tuple) else text for text in texts]
+
+    def _completed_text(self, messages: tuple[Message, ...], completion: str) -> tuple[str, str] | EngineError:
+        """The prompt as it is asked, and the whole of it with the completion."""
+        try:
+            prompt = self.render(messages, generation_prompt=True)
+            if self._continues_plainly:
+                end = self.tokenizer.decode([min(self.ends)])
+                return prompt, f"{prompt} {defused(completion, self._markers)}{end}"
+            return prompt, self.render((*messages, Message(role="assistant", content=completion)))
+        except jinja2.TemplateError as error:
+            return EngineError(f"the chat template refuses these messages: {error}", cause="template")
+
+    def _completed(self, prompt: list[int], ids: list[int]) -> Completed | EngineError:
+        start = len(prompt)
+        if ids[:start] != prompt:
+            return EngineError(
+                "the chat template writes a prompt differently once it has been answered, so the completion's "
+                "tokens cannot be told apart",
+                cause="template",
+                fix="use a template whose prompt with generation prompt is a prefix of the whole conversation",
+            )
+        end = next((i for i in range(len(ids) - 1, start - 1, -1) if ids[i] in self.ends), None)
+        ids = ids if end is None else ids[: end + 1]
+        if self.limit is not None and len(ids) > self.limit:
+            return EngineError(
+                f"prompt and completion have {len(ids)} tokens, the model reads {self.limit}",
+                cause="too-long",
+                fix="shorten the prompt or the completion",
+            )
+        return Completed(ids, start, end is not None)
+
+
+def whole(rows: Sequence[Completed | EngineError]) -> list[Completed]:
+    """The rows, none of which may be an error: the first is raised."""
+    for row in rows:
+        if isinstance(row, EngineError):
+            raise row
+    return [row for row in rows if isinstance(row, Completed)]
 
 
 def defused(content: str, spelled: re.Pattern[str] | None) -> str:

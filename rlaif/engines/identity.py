@@ -6,6 +6,7 @@ Reads bytes only: no model is loaded and torch is not imported, so that planning
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 from rlaif.errors import InputError, WorkError
@@ -63,6 +64,16 @@ def model_files(folder: Path) -> list[Path]:
             fix="save the model again with `save_pretrained`, which writes safetensors",
         )
     return files
+
+
+def has_reward_head(folder: Path) -> bool:
+    """Whether the model's configuration names a head that scores. Raises InputError when it cannot be read."""
+    file = folder / "config.json"
+    try:
+        named = json.loads(file.read_text(encoding="utf-8")).get("architectures") or [""]
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"cannot be read: {error}", file=str(file)) from None
+    return str(named[0]).endswith("ForSequenceClassification")
 
 
 def weights_digest(folder: Path) -> str:

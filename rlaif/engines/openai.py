@@ -141,7 +141,7 @@ class OpenAIEngine:
             fix="use `engine: transformers` for this model",
         )
 
-    async def score(self, items: Sequence[Item]) -> list[float]:
+    async def score(self, items: Sequence[Item]) -> list[float | EngineError]:
         raise EngineError(
             f"the server of {self.name!r} has no reward head",
             cause="verb",

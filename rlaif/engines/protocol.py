@@ -111,8 +111,11 @@ class Engine(Protocol):
         """
         ...
 
-    async def score(self, items: Sequence[tuple[tuple[Message, ...], str]]) -> list[float]:
-        """The reward head's score of each completion, read at its end token. Raises EngineError without such a head."""
+    async def score(self, items: Sequence[tuple[tuple[Message, ...], str]]) -> list[float | EngineError]:
+        """The reward head's score of each completion, read at its end token; or why that completion has none.
+
+        Raises EngineError without such a head.
+        """
         ...
 
     async def close(self) -> None: ...

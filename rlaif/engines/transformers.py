@@ -27,7 +27,7 @@ import torch
 import transformers
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
-from rlaif.engines.chat import Chat, Completed, Item, before_stop, end_tokens, schema_text, stream
+from rlaif.engines.chat import Chat, Completed, Item, before_stop, end_tokens, schema_text, stream, whole
 from rlaif.engines.identity import model_files, model_folder, weights_digest
 from rlaif.engines.protocol import Account, Logprobs, Reply, Request
 from rlaif.engines.worker import Worker
@@ -80,7 +80,7 @@ class TransformersEngine:
     async def logprobs(self, items: Sequence[Item]) -> list[Logprobs]:
         return await self._work(lambda model, stopped: model.logprobs(items, stopped))
 
-    async def score(self, items: Sequence[Item]) -> list[float]:
+    async def score(self, items: Sequence[Item]) -> list[float | EngineError]:
         return await self._work(lambda model, stopped: model.score(items, stopped))
 
     async def close(self) -> None:
@@ -178,6 +178,7 @@ class _Model:
             raise EngineError(
                 f"the model in {self.folder} has a reward head and cannot sample",
                 cause="verb",
+                fatal=True,
                 fix="name a causal language model",
             )
         prompts = self._prompts(requests)
@@ -323,9 +324,10 @@ class _Model:
             raise EngineError(
                 f"the model in {self.folder} has a reward head and no log-probabilities",
                 cause="verb",
+                fatal=True,
                 fix="name a causal language model",
             )
-        rows = self.chat.completed(items)
+        rows = whole(self.chat.completed(items))
         found: dict[int, Logprobs] = {}
         for batch in self._by_length(rows, lambda row: LOGITS_AT_ONCE // ((row.length + 1) * self.vocabulary)):
             if stopped.is_set():
@@ -342,12 +344,16 @@ class _Model:
                 found[i] = Logprobs(tuple(own[:-1]), own[-1]) if rows[i].ends else Logprobs(tuple(own), None)
         return [found[i] for i in range(len(rows))]
 
-    def score(self, items: Sequence[Item], stopped: threading.Event) -> list[float]:
+    def score(self, items: Sequence[Item], stopped: threading.Event) -> list[float | EngineError]:
         if not self.is_reward:
             raise EngineError(
-                f"the model in {self.folder} has no reward head", cause="verb", fix="name a trained reward model"
+                f"the model in {self.folder} has no reward head",
+                cause="verb",
+                fatal=True,
+                fix="name a trained reward model",
             )
-        rows = self.chat.completed(items)
+        given = self.chat.completed(items)
+        rows = [row for row in given if isinstance(row, Completed)]
         found: dict[int, float] = {}
         for batch in self._by_length(rows, lambda row: self.batch_size):
             if stopped.is_set():
@@ -357,7 +363,8 @@ class _Model:
             hidden = self.net.base_model(**self._inputs([rows[i] for i in batch])).last_hidden_state[:, -1]  # (B, D)
             for i, value in zip(batch, self.net.score(hidden)[:, 0].float().tolist(), strict=True):
                 found[i] = value
-        return [found[i] for i in range(len(rows))]
+        scores = iter(found[i] for i in range(len(rows)))
+        return [next(scores) if isinstance(row, Completed) else row for row in given]
 
 
 class _Draw(LogitsProcessor):

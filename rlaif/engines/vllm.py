@@ -29,8 +29,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rlaif.engines.chat import Chat, Item, before_stop, end_tokens, schema_text, stream
-from rlaif.engines.identity import model_files, model_folder, weights_digest
+from rlaif.engines.chat import Chat, Item, before_stop, end_tokens, schema_text, stream, whole
+from rlaif.engines.identity import has_reward_head, model_files, model_folder, weights_digest
 from rlaif.engines.protocol import Account, Logprobs, Reply, Request
 from rlaif.engines.worker import Worker
 from rlaif.errors import EngineError, InputError, nearest
@@ -115,7 +115,7 @@ class VLLMEngine:
     async def logprobs(self, items: Sequence[Item]) -> list[Logprobs]:
         return await self._worker.run(lambda model, stopped: model.logprobs(items, stopped))
 
-    async def score(self, items: Sequence[Item]) -> list[float]:
+    async def score(self, items: Sequence[Item]) -> list[float | EngineError]:
         raise _no_reward_head(self.name)
 
     async def close(self) -> None:
@@ -146,7 +146,7 @@ class _Model:
     def __init__(self, name: str, folder: Path, dtype: str, batch_size: int, options: Mapping[str, Any]) -> None:
         self.name, self.batch_size = name, batch_size
         model_files(folder)  # refuses other formats before anything is loaded
-        if _is_reward(folder):
+        if has_reward_head(folder):
             raise _no_reward_head(name)
         self.vllm = _import()
         self.llm = _load(self.vllm, name, folder, dtype, options)
@@ -300,7 +300,7 @@ class _Model:
     # ------------------------------------------------------------ logprobs
 
     def logprobs(self, items: Sequence[Item], stopped: threading.Event) -> list[Logprobs]:
-        rows = self.chat.completed(items)
+        rows = whole(self.chat.completed(items))
         found: list[Logprobs] = []
         for batch in self._batches(rows):
             if stopped.is_set():
@@ -420,11 +420,6 @@ def _check_options(options: Mapping[str, Any], vllm: Any) -> None:
                 key=f"options.{option}",
                 fix=nearest(option, close) if close else "give an argument of `vllm.LLM` or `vllm.EngineArgs`",
             )
-
-
-def _is_reward(folder: Path) -> bool:
-    architectures = _json(folder / "config.json").get("architectures") or [""]
-    return str(architectures[0]).endswith("ForSequenceClassification")
 
 
 def _named_ends(folder: Path, llm: Any) -> int | list[int] | None:

@@ -252,12 +252,25 @@ def _side(row: dict[str, Any], name: str) -> list[Message]:
         turns = zip(parts[::2], parts[1::2], strict=True)
         return [Message(role=roles[who], content=said.strip()) for who, said in turns]
     said = [_message(value, name)] if isinstance(value, dict) else _messages(value, name, role="assistant")
-    if not said or said[0].role != "assistant":
-        return said
-    prompt = _prompt_messages(row)
-    while prompt and prompt[-1].role == "assistant":
-        prompt.pop()
+    if said and said[0].role != "assistant":
+        return _with_prompt(row, said)
+    try:
+        prompt = _prompt_messages(row)
+    except _UnknownShape:
+        raise _unknown(row, PREFERENCE_SHAPES, "under these names") from None
+    if prompt and prompt[-1].role == "assistant":
+        raise _Unusable("the prompt ends with an assistant turn")
     return [*prompt, *said]
+
+
+def _with_prompt(row: dict[str, Any], side: list[Message]) -> list[Message]:
+    """A side that holds its own prompt, which a `prompt` beside it may repeat, or open with a system message."""
+    stated = _messages(row["prompt"], "prompt") if row.get("prompt") is not None else []
+    opening = [message for message in stated if message.role == "system"]
+    rest = stated[len(opening) :]
+    if not stated or side[: len(stated)] == stated or side[: len(rest)] == rest:
+        return side if side[: len(stated)] == stated else [*opening, *side]
+    raise _Unusable("the prompt is not how the two begin")
 
 
 def _column(row: dict[str, Any], column: str) -> list[Message]:

@@ -11,7 +11,8 @@ from typing import NamedTuple
 from rlaif.config import ReviseStage, SamplingSettings
 from rlaif.constitution import Constitution, Principle
 from rlaif.engines.scheduler import Sampler, together
-from rlaif.records import Completion, Message, Prompt, Revision, Row, Sampling, digest
+from rlaif.judges.replies import unusable
+from rlaif.records import Message, Prompt, Revision, Row, Sampling, digest
 from rlaif.templates import Template
 
 OFFERED_CRITIQUE = {"principle", "prompt", "completion", "mark"}
@@ -63,11 +64,11 @@ async def _chain(
         asked = critique_question(row.prompt, draft, principle, reviser)
         critique = (await scheduler.sample(stage.model, asked, sampling))[0]
         completion = None
-        problem = _problem("critique", critique)
+        problem = unusable("critique", critique)
         if problem is None:
             asked = revision_question(row.prompt, draft, critique.text, principle, reviser)
             completion = (await scheduler.sample(stage.model, asked, sampling))[0]
-            problem = _problem("revision", completion)
+            problem = unusable("revision", completion)
         chain.append(
             Revision(
                 candidate=candidate,
@@ -82,15 +83,6 @@ async def _chain(
             break
         draft = completion.text
     return chain
-
-
-def _problem(what: str, completion: Completion) -> str | None:
-    """Why nothing can be built on it: what was cut short would teach an end that was not there."""
-    if completion.finish_reason == "length":
-        return f"the {what} was cut at max_tokens"
-    if completion.finish_reason == "content_filter":
-        return f"the {what} was filtered"
-    return None if completion.text.strip() else f"empty {what}"
 
 
 def critique_question(prompt: Prompt, draft: str, principle: Principle, reviser: Reviser) -> tuple[Message, ...]:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from rlaif.config import CompareStage, SamplingSettings
 from rlaif.constitution import Constitution, Principle
 from rlaif.engines.scheduler import Sampler, together
+from rlaif.judges.replies import unusable
 from rlaif.records import (
     Candidate,
     Choice,
@@ -32,7 +33,7 @@ from rlaif.records import (
 from rlaif.templates import Template
 
 OFFERED = {"principle", "prompt", "completions", "reasons", "ending", "mark", "n"}
-REQUIRED = {"principle", "prompt", "completions"}
+REQUIRED = {"principle", "prompt", "completions"}  # and `ending`, unless it is asked in a second turn
 
 
 class Comparer(NamedTuple):
@@ -43,7 +44,8 @@ class Comparer(NamedTuple):
 
 
 NUMBERS = ("1", "2")
-VERDICT_TOKENS = 16  # a number and what a talkative judge puts around it
+SOFT_VERDICT_TOKENS = 2  # the number, whose probability is what counts, and the end
+VERDICT_TOKENS = 16  # of a hard verdict: a number and what a talkative judge puts around it
 LEAST_MASS = 0.5  # of the first token; where the numbers hold less, the judge was about to say something else
 
 
@@ -93,15 +95,14 @@ async def _ask(
     scheduler: Sampler,
 ) -> Verdict:
     a, b = order
+    soft = stage.verdicts == "soft"
     reasons: Completion | None = None
     messages = question(row, order, principle, stage, template)
     if stage.reasons:
         reasons = (await scheduler.sample(stage.model, messages, sampling))[0]
-        if reasons.finish_reason != "stop":
-            return Verdict(
-                a=a, b=b, verdict=None, raw=writable(reasons.text), calls=(reasons.call,),
-                problem="the reasons were cut at max_tokens",
-            )  # fmt: skip
+        if problem := unusable("reasons", reasons):
+            raw = writable(reasons.text)
+            return Verdict(a=a, b=b, verdict=None, raw=raw, problem=problem, calls=(reasons.call,))
         messages = (
             *messages,
             Message(role="assistant", content=reasons.text),
@@ -109,13 +110,13 @@ async def _ask(
         )
     asked = sampling.model_copy(
         update={
-            "max_tokens": min(sampling.max_tokens, VERDICT_TOKENS),
-            "alternatives": NUMBERS if stage.verdicts == "soft" else (),
+            "max_tokens": min(sampling.max_tokens, SOFT_VERDICT_TOKENS if soft else VERDICT_TOKENS),
+            "alternatives": NUMBERS if soft else (),
         }
     )
     reply = (await scheduler.sample(stage.model, messages, asked))[0]
     choice: Choice | None
-    if stage.verdicts == "soft":
+    if soft:
         probability, problem = read_probability(reply.alternatives)
         if probability is not None and stage.clamp is not None:
             probability = min(max(probability, stage.clamp[0]), stage.clamp[1])
@@ -168,7 +169,8 @@ def read_probability(alternatives: dict[str, float | None] | None) -> tuple[floa
     return round(first / mass, 9), None
 
 
-_CHOICE = re.compile(r"[\W_]*(?:completion\s+)?(1|2|tie)[\W_]*", re.IGNORECASE)
+_AROUND = r"[\s*_`\"'\[\]().:]*"  # what a judge puts around a number without saying more
+_CHOICE = re.compile(rf"{_AROUND}(?:completion\s+)?(1|2|tie){_AROUND}", re.IGNORECASE)
 
 
 def read_choice(text: str) -> tuple[Choice | None, str | None]:

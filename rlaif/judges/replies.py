@@ -10,6 +10,8 @@ import json
 import re
 from typing import Any, NamedTuple
 
+from rlaif.records import Completion
+
 
 class Reading(NamedTuple):
     """What one number of the reply says: a value, or the problem that left it unparsed. `raw` are the judge's words."""
@@ -17,6 +19,15 @@ class Reading(NamedTuple):
     value: int | None
     raw: str
     problem: str | None = None
+
+
+def unusable(what: str, completion: Completion) -> str | None:
+    """Why nothing can be built on a model's words, `what` saying which; None where they can be used."""
+    if completion.finish_reason == "length":
+        return f"{what}: cut at max_tokens"
+    if completion.finish_reason == "content_filter":
+        return f"{what}: stopped by a content filter"
+    return None if completion.text.strip() else f"{what}: empty"
 
 
 def read_reply(text: str, n: int, low: int, high: int, answers: str, *, cut: bool = False) -> list[Reading]:

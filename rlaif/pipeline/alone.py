@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlaif.config import Pipeline, TrainStage, TransformersModel
+from rlaif.engines.identity import weights_digest
 from rlaif.errors import InputError
 from rlaif.pipeline import training
 from rlaif.pipeline.engines import open_engine
@@ -28,7 +29,7 @@ async def train_alone(pipeline: Pipeline, out: Path, progress: Silent) -> dict[s
     assert isinstance(stage, TrainStage)
     base = pipeline.models["base"]
     assert isinstance(base, TransformersModel)
-    engines = {name: open_engine(name, spec) for name, spec in pipeline.models.items()}
+    engines = {name: open_engine(name, spec) for name, spec in pipeline.models.items() if name == "reward"}
     interrupted = threading.Event()
     try:
         lessons = training.lessons_read(inputs, data.name)
@@ -39,7 +40,7 @@ async def train_alone(pipeline: Pipeline, out: Path, progress: Silent) -> dict[s
             assert isinstance(spec, TransformersModel)
             reward = training.reward_of(spec, engines["reward"], asyncio.get_running_loop())
         template = inputs.chat_templates.get(step.name)
-        identity = engines["base"].identity
+        identity = weights_digest(training.weights_folder(base))
         key = training.training_key(stage, identity, lessons, template, reward.identity if reward else None)
         progress.begin(step.name, "train")
         record = training.finished(out, key)
@@ -48,6 +49,7 @@ async def train_alone(pipeline: Pipeline, out: Path, progress: Silent) -> dict[s
         elif out.exists():
             raise InputError("the folder is there already", file=str(out), fix="remove it, or name another with --out")
         else:
+            training.refuse_foreign(out)
 
             def on_step(values: dict[str, float]) -> None:
                 if interrupted.is_set():
@@ -65,5 +67,6 @@ async def train_alone(pipeline: Pipeline, out: Path, progress: Silent) -> dict[s
     finally:
         for engine in engines.values():
             await engine.close()
-    dropped = Counter(record["dropped"]) + training.left_out(stage.method, lessons)
-    return record | {"dropped": dict(dropped), "read": len(lessons)}
+    read = inputs.records[data.name]  # which leaves held-out rows out already
+    dropped = read.dropped + Counter(record["dropped"]) + training.left_out(stage.method, lessons)
+    return record | {"dropped": dict(dropped), "read": read.given}

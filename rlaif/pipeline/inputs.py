@@ -11,6 +11,7 @@ from rlaif.config import (
     CompareStage,
     DataStage,
     FileStage,
+    LocalModel,
     MeasureStage,
     OpenAIModel,
     Pipeline,
@@ -21,8 +22,10 @@ from rlaif.config import (
     Step,
     TrainStage,
     api_key,
+    named_models,
 )
 from rlaif.constitution import read_constitution
+from rlaif.engines.identity import has_reward_head
 from rlaif.formats import (
     Conversation,
     Rows,
@@ -65,6 +68,7 @@ class Inputs:
         for spec in pipeline.models.values():
             if isinstance(spec, OpenAIModel):
                 api_key(spec)
+        self._check_heads()
         for step in pipeline.steps:
             stage = step.stage
             if isinstance(stage, DataStage):
@@ -81,6 +85,22 @@ class Inputs:
                 self.chat_templates[step.name] = read_text(find(stage.sft.template))
             elif isinstance(stage, MeasureStage):
                 self._measured(step, stage)
+
+    def _check_heads(self) -> None:
+        """A model from a folder is used as what it is: one with a reward head scores, any other writes."""
+        folders = {
+            name: find(spec.path)
+            for name, spec in self.pipeline.models.items()
+            if isinstance(spec, LocalModel) and spec.path is not None
+        }
+        for step in self.pipeline.steps:
+            for name, key in named_models(step.stage):
+                if name not in folders or key == ("rm", "base"):
+                    continue
+                scores = has_reward_head(folders[name])
+                if scores != (key[-1] == "reward"):
+                    problem = "has a reward head and writes nothing" if scores else "has no reward head"
+                    raise self.pipeline.error(step, f"the model {name!r} {problem}", ".".join(map(str, key)))
 
     def _data(self, step: Step, stage: DataStage) -> None:
         """Read as what its trainers learn from: preferences for a reward model or DPO, else conversations."""
@@ -147,7 +167,8 @@ def open_reviser(stage: ReviseStage) -> Reviser:
 
 
 def open_comparer(stage: CompareStage) -> Comparer:
-    template = _template(stage.template, comparing.OFFERED, comparing.REQUIRED)
+    required = comparing.REQUIRED if stage.reasons else comparing.REQUIRED | {"ending"}
+    template = _template(stage.template, comparing.OFFERED, required)
     return Comparer(read_constitution(stage.constitution), template)
 
 

@@ -22,6 +22,7 @@ from rlaif.config import (
     SampleStage,
     Step,
     TrainStage,
+    named_models,
 )
 from rlaif.engines.protocol import Engine
 from rlaif.errors import EngineError
@@ -217,12 +218,7 @@ def _waits(run: Run, step: Step) -> bool:
 
 async def _plan_measure(run: Run, step: Step, stage: MeasureStage, dry: DryScheduler) -> dict[str, Any]:
     prompts, judge = run.inputs.prompts[step.name], run.inputs.judges.get(step.name)
-    named = [
-        *stage.models,
-        *([stage.reward] if stage.reward else []),
-        *([stage.best_of.model] if stage.best_of else []),
-    ]
-    if all(name in run.engines for name in named):
+    if all(name in run.engines for name, _ in named_models(stage)):
         found = read_json(run.folder.path / "report" / "summary.json")
         if found is not None and found.get("key") == run.measure_key(step, stage):
             return {"rows": len(prompts), "state": "unchanged"}
@@ -242,11 +238,15 @@ async def _plan_measure(run: Run, step: Step, stage: MeasureStage, dry: DrySched
                     await rate(row, stage.rate, judge.rubric, judge.template, settings, dry, run.pipeline.seed)
                 except EngineError:
                     continue
-    if stage.best_of:  # of the n, the first is the completion that the model itself is measured by
-        sampling = resolved(stage.sampling, run.settings[stage.best_of.model], run.pipeline.seed)
+    if best := stage.best_of:
+        sampling = resolved(stage.sampling, run.settings[best.model], run.pipeline.seed)
         for prompt in prompts:
             with suppress(EngineError):
-                await dry.sample(stage.best_of.model, prompt.messages, sampling, n=stage.best_of.n)
+                await dry.sample(best.model, prompt.messages, sampling, n=best.n)
+            if best.model in stage.models:  # the first of the n is what the model itself is measured by
+                dry.need(best.model)["calls"] -= 1
+            if stage.rate and judge:  # which of the n it will be is not known, nor whether it is rated already
+                _count_ratings(run, stage.rate, judge, prompt, [_candidate(best.name, sampling.max_tokens)], dry)
     return {"rows": len(prompts), "state": "to measure"}
 
 

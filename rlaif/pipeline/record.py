@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass
 class StageRecord:
-    """Counts are in prompts (conversations, for data): in = out + dropped, checked."""
+    """Counts are in what the stage reads (prompts, conversations, preferences): in = out + dropped, checked."""
 
     name: str
     kind: str
@@ -41,5 +41,6 @@ class StageRecord:
     def outcome(self) -> str:
         """What came out, in one line for a person."""
         dropped = ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.dropped.items()))
-        unparsed = f", {self.facts['unparsed']:,} ratings unparsed" if self.facts.get("unparsed") else ""
+        judged = "verdicts" if self.kind == "compare" else "ratings"
+        unparsed = f", {self.facts['unparsed']:,} {judged} unparsed" if self.facts.get("unparsed") else ""
         return f"{self.out:,}" + (f" (dropped: {dropped})" if dropped else "") + unparsed

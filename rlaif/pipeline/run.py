@@ -39,11 +39,12 @@ from rlaif.config import (
     VLLMModel,
     named_models,
 )
+from rlaif.engines.identity import weights_digest
 from rlaif.engines.protocol import Engine
 from rlaif.engines.scheduler import Sampler, Scheduler
 from rlaif.errors import EngineError, RlaifError, WorkError
 from rlaif.generate.pairing import Pairs, pair
-from rlaif.generate.revising import revise
+from rlaif.generate.revising import revise, unrevised
 from rlaif.generate.sampling import sample
 from rlaif.judges.comparing import compare
 from rlaif.judges.rating import rate
@@ -281,7 +282,9 @@ class Run:
         return training.revisions(self.rows[name])
 
     def training_key(self, step: Step, stage: TrainStage) -> str:
-        base = self.engines[stage.trainer.base].identity
+        spec = self.specs[stage.trainer.base]
+        assert isinstance(spec, LocalModel)
+        base = weights_digest(training.weights_folder(spec))
         reward = self.engines[stage.ppo.reward].identity if stage.ppo else None
         return training.training_key(stage, base, self.lessons(step), self.inputs.chat_templates.get(step.name), reward)
 
@@ -420,13 +423,16 @@ class Run:
             ratings = [rating for row in rows for rating in row.ratings]
             facts = {"ratings": len(ratings), "unparsed": sum(rating.value is None for rating in ratings)}
         given = len(rows) - already_failed  # a row counts as failed in the stage it failed in, and only there
+        dropped = Counter({"failed": failed}) if failed else Counter()
+        if isinstance(step.stage, ReviseStage):  # what it is for is demonstrations
+            dropped += Counter(reason for row in rows if row.failure is None and (reason := unrevised(row)) is not None)
         return StageRecord(
             step.name,
             step.stage.kind,
             step.source.name if step.source else None,
             given,
-            given - failed,
-            Counter({"failed": failed}) if failed else Counter(),
+            given - dropped.total(),
+            dropped,
             file=f"stages/{self._file(step).name}",
             facts=facts,
         )

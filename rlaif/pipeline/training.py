@@ -19,7 +19,7 @@ import rlaif
 from rlaif.config import LocalModel, TrainStage
 from rlaif.engines.identity import model_folder, weights_digest
 from rlaif.engines.protocol import Engine
-from rlaif.errors import RlaifError
+from rlaif.errors import EngineError, InputError, RlaifError
 from rlaif.formats import Conversation, StatedPreference
 from rlaif.pipeline.folder import read_json, read_text, write_text
 from rlaif.pipeline.inputs import Inputs
@@ -27,11 +27,20 @@ from rlaif.records import Message, Preference, Prompt, Row, Split, digest
 from rlaif.resources import find
 
 PACKAGES = ("torch", "transformers", "trl", "accelerate")  # a trained model depends on their versions
-IRRELEVANT = {"name", "data", "reward", "checkpoint_steps"}  # settings that do not change the weights
+IRRELEVANT = {"base", "name", "data", "reward", "checkpoint_steps"}  # names and habits: they change no weight
 
 # A conversation; or a prompt, what was chosen and what was rejected; or a prompt alone.
 Lesson = tuple[Message, ...] | tuple[tuple[Message, ...], str, str]
 Lessons = list[tuple[Split, Lesson]]
+
+
+# The splits that a trainer has no use for: its model does not depend on them.
+_UNUSED: dict[str, tuple[Split, ...]] = {
+    "sft": ("held-out",),
+    "rm": ("held-out",),
+    "dpo": ("held-out",),
+    "ppo": ("held-out", "validation"),
+}
 
 
 class Reward(NamedTuple):
@@ -47,7 +56,8 @@ def reward_of(spec: LocalModel, engine: Engine, loop: asyncio.AbstractEventLoop)
 
     def score(prompts: Sequence[tuple[Message, ...]], completions: Sequence[str]) -> list[float | None]:
         items = list(zip(prompts, completions, strict=True))
-        return list(asyncio.run_coroutine_threadsafe(engine.score(items), loop).result())
+        scores = asyncio.run_coroutine_threadsafe(engine.score(items), loop).result()
+        return [None if isinstance(score, EngineError) else score for score in scores]
 
     return Reward(weights_folder(spec), engine.identity, score)
 
@@ -90,14 +100,19 @@ def prompts(items: Iterable[Prompt]) -> Lessons:
 def training_key(
     stage: TrainStage, base: str, lessons: Sequence[tuple[Split, Lesson]], template: str | None, reward: str | None
 ) -> str:
-    """The digest of all that determines the trained model. `base` and `reward` are the identities of these models."""
+    """The digest of all that determines the trained model.
+
+    `base` is the digest of the weights it starts from, since how that model is run for sampling does not matter here;
+    `reward` is the identity of the reward model, whose precision does.
+    """
+    unused = _UNUSED[stage.method]
     return digest(
         {
             "trainer": stage.method,
             "settings": stage.trainer.model_dump(mode="json", exclude=IRRELEVANT),
             "base": base,
             "reward": reward,
-            "lessons": digest([[split, _plain(lesson)] for split, lesson in lessons]),
+            "lessons": digest([[split, _plain(lesson)] for split, lesson in lessons if split not in unused]),
             "template": template,
             "versions": versions(*PACKAGES) | {"rlaif": rlaif.__version__},
         }
@@ -135,7 +150,7 @@ def train(
 
     Held-out lessons are left out and counted: a pipeline may sample on all prompts, but nothing trains on those.
     """
-    partial = out.with_name(out.name + ".partial")
+    partial = _partial(out)
     if partial.exists() and read_text(partial / "key") != key:
         shutil.rmtree(partial)
     write_text(partial / "key", key)
@@ -177,10 +192,20 @@ def weights_folder(spec: LocalModel) -> Path:
     return model_folder(spec.hub, spec.revision) if spec.hub else find(str(spec.path))
 
 
+def _partial(out: Path) -> Path:
+    return out.with_name(out.name + ".partial")
+
+
+def refuse_foreign(out: Path) -> None:
+    """Raise when what lies where the training would keep its checkpoints is not a training's."""
+    partial = _partial(out)
+    if partial.exists() and not (partial / "key").is_file():
+        raise InputError("the folder is not an unfinished training", file=str(partial), fix="name another with --out")
+
+
 def left_out(method: str, lessons: Sequence[tuple[Split, Lesson]]) -> Counter[str]:
     """Lessons that are not learnt from, by the split they are in: PPO has no use for validation prompts either."""
-    unused = ("held-out", "validation") if method == "ppo" else ("held-out",)
-    return Counter(split for split, _ in lessons if split in unused)
+    return Counter(split for split, _ in lessons if split in _UNUSED[method])
 
 
 def versions(*packages: str) -> dict[str, str]:

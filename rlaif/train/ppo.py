@@ -42,7 +42,7 @@ from rlaif.train.trl import OnStep, TrainResult
 Reward = Callable[[Sequence[tuple[Message, ...]], Sequence[str]], list[float | None]]
 
 KEPT_CHECKPOINTS = 2
-SUMMARISED = 5  # iterations at either end that the record of a training averages over
+SUMMARISED = 5  # iterations at either end, at most, that the record of a training averages over
 MAX_GRAD_NORM = 1.0
 
 
@@ -274,7 +274,7 @@ class Learner:
                 "steps": settings.iterations,
                 "score": score.mean().item(),
                 "kl": kl,
-                "objective": score.mean().item() - settings.beta * kl,
+                "objective": rewards.sum(-1).mean().item(),
                 "ended": 1 - unfinished.float().mean().item(),
                 "length": batch.mask.sum(-1).float().mean().item(),
                 **means,
@@ -380,6 +380,7 @@ def summary(history: Sequence[dict[str, float]]) -> dict[str, float]:
     def mean(name: str, part: Sequence[dict[str, float]]) -> float:
         return sum(step[name] for step in part) / len(part)
 
-    first, last = history[:SUMMARISED], history[-SUMMARISED:]
+    window = min(SUMMARISED, len(history) // 2) or 1  # so that the two ends do not overlap
+    first, last = history[:window], history[-window:]
     metrics = {"first_score": mean("score", first)}
     return metrics | {f"last_{name}": mean(name, last) for name in ("score", "kl", "ended", "length")}

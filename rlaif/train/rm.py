@@ -3,6 +3,8 @@
 The loss of a pair is -log sigmoid(score of chosen - score of rejected), plus `center` times the square of the two
 scores' sum, which keeps scores around zero (Eisenstein et al. 2023, arXiv 2312.09244). The score is read at the
 completion's end token, which is the last token of each sequence here, and it is there that it is read in use.
+
+Pairs are hard: where a judge gave a probability, it has decided which pairs are there, not how much each weighs.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ Rows reach TRL as token ids with their masks, so none of its templating, truncat
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import logging
@@ -205,7 +206,8 @@ def learn(
     """
     kind, config, own = _METHODS[type(settings)]
     fields = common_fields(settings, partial_folder(out), model.num_parameters()) | own(settings)
-    trainer = _trainer(kind, configured(config, fields), model, tokenizer, train, validation, on_step)
+    reading = _filling(tokenizer) if isinstance(settings, RMSettings) else tokenizer
+    trainer = _trainer(kind, configured(config, fields), model, reading, train, validation, on_step)
     run(trainer)
     metrics = evaluate(trainer)
     trained = trainer.accelerator.unwrap_model(trainer.model)
@@ -250,19 +252,25 @@ def load(base: Path, template: str | None = None) -> tuple[PreTrainedModel, PreT
 
 
 def load_reward(base: Path, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The base model in float32 with a score head, new where it has none, and its tokenizer.
-
-    Transformers reads the score at the last token that is not the padding token. Every sequence here ends with the end
-    token, so the two must differ; which other token fills a batch up does not matter.
-    """
+    """The base model in float32 with a score head, new where it has none, and its tokenizer."""
     transformers.set_seed(seed)  # draws the new head
-    model, tokenizer = _loaded(AutoModelForSequenceClassification, base, num_labels=1)
-    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
-        others = (tokenizer.unk_token_id, tokenizer.bos_token_id, *range(2))
-        fill = next(token for token in others if token not in (None, tokenizer.eos_token_id))
-        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(fill)
-    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
-    return model, tokenizer
+    return _loaded(AutoModelForSequenceClassification, base, num_labels=1)
+
+
+def _filling(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """The tokenizer as a trainer of scores needs it: what fills a batch up is not the end token.
+
+    Transformers reads a score at the last token that is not the padding token, and every sequence here ends with the
+    end token. Which other token it is does not matter. A copy: as the model's own padding it would become a special
+    token, and be read as one wherever a text holds it.
+    """
+    if tokenizer.pad_token_id not in (None, tokenizer.eos_token_id):
+        return tokenizer
+    filling = copy.deepcopy(tokenizer)
+    others = (tokenizer.unk_token_id, tokenizer.bos_token_id, *range(2))
+    fill = next(token for token in others if token not in (None, tokenizer.eos_token_id))
+    filling.pad_token = filling.convert_ids_to_tokens(fill)
+    return filling
 
 
 def _loaded(kind: Any, base: Path, **options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
