@@ -126,9 +126,9 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train one model on data that exists. Run it again after an interruption and it goes on."""
-    from rlaif.config import TRAINERS, one_trainer
+    from rlaif.config import TRAINERS
     from rlaif.errors import InputError, nearest
-    from rlaif.pipeline.alone import train_alone
+    from rlaif.pipeline.alone import one_trainer, train_alone
     from rlaif.pipeline.progress import Lines, Screen, Silent
 
     if method not in TRAINERS:

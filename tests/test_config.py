@@ -16,10 +16,10 @@ from rlaif.config import (
     RateStage,
     SamplingSettings,
     Step,
-    api_key,
     read_pipeline,
 )
 from rlaif.errors import InputError
+from rlaif.pipeline.engines import api_key
 
 PIPELINE = """\
 name: all

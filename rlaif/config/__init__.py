@@ -3,7 +3,7 @@
 From below upwards: `document` (YAML with line numbers), `models`, `stages`, `pipeline`.
 """
 
-from rlaif.config.document import Name, Settings, Text, read_named_set
+from rlaif.config.document import COMMAND_LINE, Document, Name, Settings, Text, load_value, read_named_set
 from rlaif.config.models import (
     ENGINES,
     LocalModel,
@@ -12,9 +12,8 @@ from rlaif.config.models import (
     SamplingSettings,
     TransformersModel,
     VLLMModel,
-    api_key,
 )
-from rlaif.config.pipeline import Pipeline, Step, named_models, one_trainer, read_pipeline
+from rlaif.config.pipeline import Pipeline, Step, checked, read_pipeline
 from rlaif.config.stages import (
     ROW_STAGES,
     TRAINERS,
@@ -39,6 +38,10 @@ from rlaif.config.stages import (
 )
 
 __all__ = [
+    "COMMAND_LINE",
+    "Document",
+    "checked",
+    "load_value",
     "BestOf",
     "CompareStage",
     "DPOSettings",
@@ -71,9 +74,6 @@ __all__ = [
     "TrainerSettings",
     "TransformersModel",
     "VLLMModel",
-    "api_key",
-    "named_models",
-    "one_trainer",
     "read_named_set",
     "read_pipeline",
 ]

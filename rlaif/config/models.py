@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from typing import Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
@@ -10,7 +9,6 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from rlaif.config.document import Settings
-from rlaif.errors import InputError
 
 
 class SamplingSettings(Settings):
@@ -153,11 +151,3 @@ ENGINES: dict[str, type[TransformersModel] | type[OpenAIModel] | type[VLLMModel]
     "openai": OpenAIModel,
     "vllm": VLLMModel,
 }
-
-
-def api_key(spec: OpenAIModel) -> str:
-    """The key from the environment, or the word that stands for none. Raises InputError for what no header can hold."""
-    key = os.environ.get(spec.key_variable or "", "").strip()
-    if not (key.isascii() and key.isprintable()):
-        raise InputError(f"the key in {spec.key_variable} holds characters that no key has", fix="set it again")
-    return key or "none"

@@ -24,12 +24,8 @@ from rlaif.config.models import ENGINES, LocalModel, ModelSpec, OpenAIModel
 from rlaif.config.stages import (
     STAGES,
     TRAINERS,
-    CompareStage,
-    FileStage,
     MeasureStage,
     PairStage,
-    Rater,
-    ReviseStage,
     SampleStage,
     Stage,
     TrainStage,
@@ -135,34 +131,6 @@ def _apply(document: Document, override: str) -> None:
             target[key] = value if last else {}
             document.overridden[position] = ".".join(parts[:depth])
         target = target[key]
-
-
-def one_trainer(method: str, base: str, data: str, name: str, settings: Sequence[str], reward: str | None) -> Pipeline:
-    """A pipeline that trains one model on one file, as the command line gives them.
-
-    `settings` are the trainer's own, as key=value. Raises InputError, its keys named as they were given.
-    """
-    trainer: dict[str, Any] = {"base": "base", "name": name}
-    models = {"base": {"engine": "transformers", "path": base}}
-    reads = "prompts" if method == "ppo" else "data"
-    given: dict[Position, str] = {("models", "base", "path"): "--base", ("stages", 0, reads, "path"): "--data"}
-    if reward is not None:
-        models["reward"] = {"engine": "transformers", "path": reward}
-        given[("models", "reward", "path")] = "--reward"
-        trainer["reward"] = "reward"
-    for setting in settings:
-        key, equals, text = setting.partition("=")
-        if not equals or not key or key in ("base", "name", "data", "reward"):
-            raise InputError(f"{setting!r} is not a setting of the form key=value", fix="for example epochs=2")
-        try:
-            trainer[key], _ = load_value(text, COMMAND_LINE)
-        except InputError as error:
-            raise InputError(error.message, file=COMMAND_LINE, key=key, fix=error.fix) from None
-        given[("stages", 1, "train", method, key)] = key
-    stages: list[dict[str, Any]] = [{reads: {"path": data}}, {"train": {method: trainer}}]
-    document = Document(COMMAND_LINE, {"name": "train", "models": models, "stages": stages}, {})
-    document.overridden = given
-    return checked(document)
 
 
 def _key(target: Any, part: str, above: Position, written: str, last: bool) -> str | int:
@@ -301,7 +269,7 @@ def _check_heads(
 ) -> None:
     """A reward model scores and writes nothing; any other model writes and has no score."""
     trained = {s.stage.trainer.name: s.stage.method for s in earlier if isinstance(s.stage, TrainStage)}
-    for model, key in named_models(stage):
+    for model, key in stage.named_models():
         method = trained.get(model)
         if key[-1] == "reward":
             if method not in (None, "rm") or isinstance(models.get(model), OpenAIModel):
@@ -314,27 +282,9 @@ def _check_heads(
 
 def _check_models(stage: Stage, available: set[str], document: Document, place: Position) -> None:
     """Every model a stage names must be in `models:` or trained by an earlier stage."""
-    for model, key in named_models(stage):
+    for model, key in stage.named_models():
         if model not in available:
             raise document.error(f"unknown model {model!r}", (*place, *key), nearest(model, available))
-
-
-def named_models(stage: Stage) -> list[tuple[str, Position]]:
-    """The models a stage names, each with the key it is named under."""
-    named: list[tuple[str, Position]] = []
-    if isinstance(stage, SampleStage):
-        named = [(s.model, ("models", i)) for i, s in enumerate(stage.models)]
-    elif isinstance(stage, Rater | ReviseStage | CompareStage):
-        named = [(stage.model, ("model",))]
-    elif isinstance(stage, TrainStage):
-        named = [(stage.trainer.base, (stage.method, "base"))]
-        named += [(stage.ppo.reward, ("ppo", "reward"))] if stage.ppo else []
-    elif isinstance(stage, MeasureStage):
-        named = [(model, ("models", i)) for i, model in enumerate(stage.models)]
-        named += [(stage.rate.model, ("rate", "model"))] if stage.rate else []
-        named += [(stage.best_of.model, ("best_of", "model"))] if stage.best_of else []
-        named += [(stage.reward, ("reward",))] if stage.reward else []
-    return named
 
 
 def _sources(stage: Stage, steps: list[Step], document: Document, place: Position) -> list[Step]:
@@ -376,19 +326,5 @@ def _sources(stage: Stage, steps: list[Step], document: Document, place: Positio
 
 def _check_files(stage: Stage, document: Document, place: Position) -> None:
     """Every path a stage names must lead somewhere before anything runs."""
-    named: list[tuple[str | None, Position]] = []
-    if isinstance(stage, FileStage):
-        named = [(stage.path, ("path",))]
-    elif isinstance(stage, Rater):
-        named = [(stage.rubric, ("rubric",)), (stage.template, ("template",))]
-    elif isinstance(stage, ReviseStage):
-        named = [(getattr(stage, key), (key,)) for key in ("constitution", "critique_template", "revision_template")]
-    elif isinstance(stage, CompareStage):
-        named = [(stage.constitution, ("constitution",)), (stage.template, ("template",))]
-    elif isinstance(stage, TrainStage) and stage.sft:
-        named = [(stage.sft.template, ("sft", "template"))]
-    elif isinstance(stage, MeasureStage) and stage.rate:
-        named = [(stage.rate.rubric, ("rate", "rubric")), (stage.rate.template, ("rate", "template"))]
-    for path, key in named:
-        if path is not None:
-            find(path, **document.where((*place, *key)))
+    for path, key in stage.named_files():
+        find(path, **document.where((*place, *key)))

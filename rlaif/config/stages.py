@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from rlaif.config.document import Name, Settings
+from rlaif.config.document import Name, Position, Settings
 from rlaif.config.models import JudgeSampling, MeasureSampling, RevisionSampling, SamplingSettings
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -22,6 +22,14 @@ class Stage(Settings):
     name: Name | None = None
     source: Name | None = Field(default=None, alias="from")
 
+    def named_models(self) -> list[tuple[str, Position]]:
+        """The models the stage uses, each with the key it stands under; one whose key ends in `reward` scores."""
+        return []
+
+    def named_files(self) -> list[tuple[str, Position]]:
+        """The paths the stage reads, each with its key."""
+        return []
+
 
 class FileStage(Stage):
     path: str | None = None
@@ -34,6 +42,9 @@ class FileStage(Stage):
         if (self.path is None) == (self.hub is None):
             raise ValueError("give either `path` (a file) or `hub` (a data set id on the hub)")
         return self
+
+    def named_files(self) -> list[tuple[str, Position]]:
+        return _given(self, "path")
 
 
 class DataStage(FileStage):
@@ -88,6 +99,9 @@ class SampleStage(Stage):
             raise ValueError(f"`pick` asks for {self.pick} of {len(names)} samplers")
         return self
 
+    def named_models(self) -> list[tuple[str, Position]]:
+        return [(sampler.model, ("models", i)) for i, sampler in enumerate(self.models)]
+
 
 class Rater(Settings):
     """How a judge rates: one call per prompt and aspect, all candidates in one judge prompt, in a hashed order."""
@@ -104,6 +118,12 @@ class RateStage(Rater, Stage):
     kind = "rate"
     reads = ("sample",)
 
+    def named_models(self) -> list[tuple[str, Position]]:
+        return _given(self, "model")
+
+    def named_files(self) -> list[tuple[str, Position]]:
+        return _given(self, "rubric", "template")
+
 
 class ReviseStage(Stage):
     """Row stage: each candidate critiqued and rewritten under drawn principles, `revisions` times, each kept."""
@@ -116,6 +136,12 @@ class ReviseStage(Stage):
     critique_template: str = "prompts/critique.jinja"
     revision_template: str = "prompts/revise.jinja"
     sampling: RevisionSampling = RevisionSampling()
+
+    def named_models(self) -> list[tuple[str, Position]]:
+        return _given(self, "model")
+
+    def named_files(self) -> list[tuple[str, Position]]:
+        return _given(self, "constitution", "critique_template", "revision_template")
 
 
 class CompareStage(Stage):
@@ -143,6 +169,12 @@ class CompareStage(Stage):
         if self.clamp is not None and not self.clamp[0] < 0.5 < self.clamp[1]:
             raise ValueError("`clamp` needs a share below one half and one above, such as [0.4, 0.6]")
         return self
+
+    def named_models(self) -> list[tuple[str, Position]]:
+        return _given(self, "model")
+
+    def named_files(self) -> list[tuple[str, Position]]:
+        return _given(self, "constitution", "template")
 
 
 class PairStage(Stage):
@@ -264,6 +296,12 @@ class TrainStage(Stage):
         assert chosen is not None
         return chosen
 
+    def named_models(self) -> list[tuple[str, Position]]:
+        return _given(self.trainer, "base", "reward", under=(self.method,))
+
+    def named_files(self) -> list[tuple[str, Position]]:
+        return _given(self.trainer, "template", under=(self.method,))
+
 
 class BestOf(Settings):
     """The completion of n that the reward model scores highest, measured as if a model had written it."""
@@ -298,6 +336,24 @@ class MeasureStage(Stage):
         if self.best_of is not None and self.reward is None:
             raise ValueError("`best_of` needs a reward model to choose by; name it in `reward`")
         return self
+
+    def named_models(self) -> list[tuple[str, Position]]:
+        named: list[tuple[str, Position]] = [(model, ("models", i)) for i, model in enumerate(self.models)]
+        return [
+            *named,
+            *_given(self.rate, "model", under=("rate",)),
+            *_given(self.best_of, "model", under=("best_of",)),
+            *_given(self, "reward"),
+        ]
+
+    def named_files(self) -> list[tuple[str, Position]]:
+        return _given(self.rate, "rubric", "template", under=("rate",))
+
+
+def _given(settings: Settings | None, *keys: str, under: Position = ()) -> list[tuple[str, Position]]:
+    """What is written under each of `keys`, those that are not set left out, with the whole key."""
+    values = [(getattr(settings, key, None), key) for key in keys]
+    return [(value, (*under, key)) for value, key in values if value is not None]
 
 
 STAGES: dict[str, type[Stage]] = {

@@ -5,16 +5,46 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rlaif.config import Pipeline, TrainStage, TransformersModel
+from rlaif.config import COMMAND_LINE, Document, Pipeline, TrainStage, TransformersModel, checked, load_value
+from rlaif.config.document import Position
 from rlaif.engines.identity import weights_digest
 from rlaif.errors import InputError
 from rlaif.pipeline import training
 from rlaif.pipeline.engines import open_engine
 from rlaif.pipeline.inputs import Inputs
 from rlaif.pipeline.progress import Silent
+
+
+def one_trainer(method: str, base: str, data: str, name: str, settings: Sequence[str], reward: str | None) -> Pipeline:
+    """A pipeline that trains one model on one file, as the command line gives them.
+
+    `settings` are the trainer's own, as key=value. Raises InputError, its keys named as they were given.
+    """
+    trainer: dict[str, Any] = {"base": "base", "name": name}
+    models = {"base": {"engine": "transformers", "path": base}}
+    reads = "prompts" if method == "ppo" else "data"
+    given: dict[Position, str] = {("models", "base", "path"): "--base", ("stages", 0, reads, "path"): "--data"}
+    if reward is not None:
+        models["reward"] = {"engine": "transformers", "path": reward}
+        given[("models", "reward", "path")] = "--reward"
+        trainer["reward"] = "reward"
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or not key or key in ("base", "name", "data", "reward"):
+            raise InputError(f"{setting!r} is not a setting of the form key=value", fix="for example epochs=2")
+        try:
+            trainer[key], _ = load_value(text, COMMAND_LINE)
+        except InputError as error:
+            raise InputError(error.message, file=COMMAND_LINE, key=key, fix=error.fix) from None
+        given[("stages", 1, "train", method, key)] = key
+    stages: list[dict[str, Any]] = [{reads: {"path": data}}, {"train": {method: trainer}}]
+    document = Document(COMMAND_LINE, {"name": "train", "models": models, "stages": stages}, {})
+    document.overridden = given
+    return checked(document)
 
 
 async def train_alone(pipeline: Pipeline, out: Path, progress: Silent) -> dict[str, Any]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable
 from pathlib import Path
 
-from rlaif.config import LocalModel, ModelSpec, OpenAIModel, SamplingSettings, TransformersModel, VLLMModel, api_key
+from rlaif.config import LocalModel, ModelSpec, OpenAIModel, SamplingSettings, TransformersModel, VLLMModel
 from rlaif.engines.protocol import Engine
 from rlaif.errors import InputError
 from rlaif.resources import find
@@ -70,3 +71,11 @@ def _require(*packages: str, extra: str, why: str) -> None:
     missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if missing:
         raise InputError(f"{why}, but {' and '.join(missing)} is not installed", fix=f"pip install 'rlaif[{extra}]'")
+
+
+def api_key(spec: OpenAIModel) -> str:
+    """The key from the environment, or the word that stands for none. Raises InputError for what no header can hold."""
+    key = os.environ.get(spec.key_variable or "", "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise InputError(f"the key in {spec.key_variable} holds characters that no key has", fix="set it again")
+    return key or "none"

@@ -21,8 +21,6 @@ from rlaif.config import (
     ReviseStage,
     Step,
     TrainStage,
-    api_key,
-    named_models,
 )
 from rlaif.constitution import read_constitution
 from rlaif.engines.identity import has_reward_head
@@ -41,6 +39,7 @@ from rlaif.judges import comparing, rating
 from rlaif.judges.comparing import Comparer
 from rlaif.judges.rating import Judge
 from rlaif.measure import Truth
+from rlaif.pipeline.engines import api_key
 from rlaif.pipeline.record import StageRecord
 from rlaif.records import Prompt
 from rlaif.resources import find, read_text
@@ -94,7 +93,7 @@ class Inputs:
             if isinstance(spec, LocalModel) and spec.path is not None
         }
         for step in self.pipeline.steps:
-            for name, key in named_models(step.stage):
+            for name, key in step.stage.named_models():
                 if name not in folders or key == ("rm", "base"):
                     continue
                 scores = has_reward_head(folders[name])

@@ -22,7 +22,6 @@ from rlaif.config import (
     SampleStage,
     Step,
     TrainStage,
-    named_models,
 )
 from rlaif.engines.protocol import Engine
 from rlaif.errors import EngineError
@@ -218,7 +217,7 @@ def _waits(run: Run, step: Step) -> bool:
 
 async def _plan_measure(run: Run, step: Step, stage: MeasureStage, dry: DryScheduler) -> dict[str, Any]:
     prompts, judge = run.inputs.prompts[step.name], run.inputs.judges.get(step.name)
-    if all(name in run.engines for name, _ in named_models(stage)):
+    if all(name in run.engines for name, _ in stage.named_models()):
         found = read_json(run.folder.path / "report" / "summary.json")
         if found is not None and found.get("key") == run.measure_key(step, stage):
             return {"rows": len(prompts), "state": "unchanged"}

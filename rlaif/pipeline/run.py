@@ -37,7 +37,6 @@ from rlaif.config import (
     TrainStage,
     TransformersModel,
     VLLMModel,
-    named_models,
 )
 from rlaif.engines.identity import weights_digest
 from rlaif.engines.protocol import Engine
@@ -125,7 +124,7 @@ class Run:
         A model that is asked again is loaded again.
         """
         trains = steps[0].stage.kind == "train"
-        asked = {name for step in steps for name, key in named_models(step.stage) if not trains or key[-1] == "reward"}
+        asked = {name for step in steps for name, key in step.stage.named_models() if not trains or key[-1] == "reward"}
         for name, engine in self.engines.items():
             if name not in asked and isinstance(self.specs[name], LocalModel if trains else VLLMModel):
                 await engine.close()
