@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from rlaif.records import Comparison, Rating, Revision, Row
 
 INTERRUPTED = 130
+LASTING = {"too-long", "template", "verb", "schema"}  # causes of failure that another try does not change
+RETRY = "run it again to retry the failed rows"
 
 app = typer.Typer(
     add_completion=False,
@@ -133,9 +135,10 @@ def train(
 
     if method not in TRAINERS:
         raise InputError(f"there is no trainer {method!r}", fix=nearest(method, TRAINERS))
-    if (reward is None) == (method == "ppo"):
-        fix = "give it with --reward" if method == "ppo" else "take --reward out"
-        raise InputError("only ppo takes a reward model, and it needs one", fix=fix)
+    if method == "ppo" and reward is None:
+        raise InputError("ppo needs a reward model", fix="give it with --reward")
+    if method != "ppo" and reward is not None:
+        raise InputError(f"{method} takes no reward model", fix="take --reward out")
     pipeline = one_trainer(method, base, data, method, settings or [], reward)
     console = _console(stderr=as_json)
     progress = (
@@ -185,7 +188,7 @@ def show(
             _print_rows(_console(), list(islice(inspect.rows(folder, stage), 20)))
         return
     found = inspect.row(folder, row, stage)
-    preferences = inspect.preferences(folder, found.prompt.id)
+    preferences = inspect.preferences(folder, found)
     if as_json:
         chosen = [p.model_dump(mode="json") for p in preferences]
         _print_json(found.model_dump(mode="json") | {"preferences": chosen, "requests": inspect.requests(found)})
@@ -324,7 +327,8 @@ def _print_result(console: Console, run: Run, path: Path) -> None:
     if run.stopped:
         console.print(run.stopped, style="yellow")
     if run.failures:
-        console.print("the run is incomplete; run it again to retry the failed rows", style="yellow")
+        again = "these rows fail again until their cause is mended" if set(run.failures) <= LASTING else RETRY
+        console.print(f"the run is incomplete; {again}", style="yellow")
 
 
 def _print_failures(console: Console, failures: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ underscore, and never has its output rendered a second time, so a completion tha
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,16 +62,15 @@ class Template:
                 fix=f"write {', '.join('{{ ' + name + ' }}' for name in sorted(unused))} where it belongs",
             )
 
-    def render_showing(self, texts: Iterable[str], **values: Any) -> str:
-        """The rendered template, which must show every one of `texts`: nothing is judged or rewritten unseen."""
+    def render_showing(self, shown: Mapping[str, str], **values: Any) -> str:
+        """The rendered template, which must show every text in `shown`: nothing is judged or rewritten unseen.
+
+        `shown` says of each text what it is, for the error.
+        """
         rendered = self.render(**values)
-        for text in texts:
+        for what, text in shown.items():
             if text not in rendered and oneline(text) not in rendered:
-                raise InputError(
-                    "the template does not show every completion, so the judge would never see it",
-                    file=self.path,
-                    fix="write out each of its completions",
-                )
+                raise InputError(f"the template does not show {what}", file=self.path, fix="write it out")
         return rendered
 
     def render(self, **values: Any) -> str:

@@ -79,7 +79,12 @@ def test_the_shipped_constitutions_read(path: str) -> None:
         ("revision: Make it kind.", "revision: ' '", r"c\.yaml:5: `principles\.1\.revision`"),
         ("weight: 3", "weight: 0", r"c\.yaml:4: `principles\.0\.weight`: .*greater than 0"),
         ("version: 1", "version: one", r"c\.yaml:2: `version`"),
-        ("principles:", "principals:", r"c\.yaml:1: `principles`: the key is missing"),
+        ("principles:", "principals:", r"c\.yaml:3: `principals`: unknown key. Fix: did you mean `principles`"),
+        (
+            "revision: Make it kind",
+            "revison: Make it kind",
+            r"c\.yaml:5: `principles\.1\.revison`: unknown key. Fix: did you mean `revision`",
+        ),
     ],
 )
 def test_a_flaw_is_named_with_its_line(tmp_path: Path, old: str, new: str, message: str) -> None:

@@ -182,6 +182,30 @@ def test_a_reward_model_keeps_the_tokens_of_its_base(random_model: Path, tmp_pat
         assert after(text)["input_ids"] == before(text)["input_ids"]
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+def test_the_learning_rate_rises_from_its_first_step_and_never_stands_at_nothing(schedule: str) -> None:
+    name = "constant_with_warmup" if schedule == "constant" else schedule
+    for warmup, steps in ((0, 1), (1, 1), (1, 10), (3, 30)):
+        share = trl.share_of_rate(name, warmup, steps)
+        rates = [share(step) for step in range(steps)]
+        assert all(0 < rate <= 1 for rate in rates) and max(rates) == 1
+        assert rates[:warmup] == [(step + 1) / warmup for step in range(warmup)]
+        assert rates[warmup:] == sorted(rates[warmup:], reverse=True)
+    assert trl.share_of_rate("linear", 0, 4)(3) == pytest.approx(0.25)
+    assert trl.share_of_rate("cosine", 0, 4)(2) == pytest.approx(0.5)
+
+
+@TRAINERS
+def test_a_training_of_one_step_moves_the_weights(random_model: Path, tmp_path: Path, train: Any) -> None:
+    steps: Steps = []
+    train(random_model, tmp_path / "out", steps.append, batch_size=24)
+    assert len(steps) == 1 and steps[0]["learning_rate"] > 0
+    base, trained = (
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32) for folder in (random_model, tmp_path / "out")
+    )
+    assert not torch.equal(base.model.norm.weight, trained.model.norm.weight)
+
+
 @TRAINERS
 def test_the_loss_falls_and_every_step_is_reported(random_model: Path, tmp_path: Path, train: Any) -> None:
     steps: Steps = []

@@ -11,6 +11,8 @@ import pytest
 from echo import RUBRIC, write_project
 from test_run import Cli, run_cli  # noqa: F401 - the fixture
 
+from rlaif.resources import find
+
 Edit = Callable[[Path], None]
 
 
@@ -171,7 +173,7 @@ def test_the_cases_are_many_enough() -> None:
         ),
         (
             ["run", "echo.yaml", "models.one={engine: openai, mdl: x}"],
-            "command line: `models.one.model`: the key is missing",
+            "command line: `models.one.mdl`: unknown key. Fix: did you mean `model`?",
         ),
         (
             ["run", "echo.yaml", "stages.rate.rate.rubric=rubrik.yaml"],
@@ -209,3 +211,105 @@ def test_a_damaged_manifest_is_a_sentence(tmp_path: Path, run_cli: Cli) -> None:
     (tmp_path / "r/manifest.json").write_text("{")
     code, _, err = run_cli("status", "r")
     assert code == 1 and "manifest.json: the manifest cannot be read" in err
+
+
+CAI, RLHF = "constitutional_ai.yaml", "rlhf.yaml"
+CIRCLE: dict[str, tuple[str, str, str, str]] = {
+    "revise without a sample": (CAI, "  - sample:\n      name: drafts\n      models: [helpful]\n      sampling: {max_tokens: 48}\n", "", r"no earlier stage of kind sample to read from. Fix: put a `sample` stage before it"),
+    "mistyped constitution": (CAI, "constitution: constitutions/tiny.yaml\n      revisions", "constitution: constitutions/tinny.yaml\n      revisions", r"`stages\.4\.revise\.constitution`: there is no file or folder 'constitutions/tinny.yaml'. Fix: did you mean"),
+    "compare one candidate": (CAI, "per_prompt: 2", "per_prompt: 1", r"`stages\.9\.pair`: a pair needs two candidates"),
+    "rule that does not fit": (CAI, "rule: compared", "rule: zephyr", r"`stages\.9\.pair\.from`: no earlier stage of kind rate"),
+    "margin beyond probability": (CAI, "min_margin: 0.1", "min_margin: 1.5", r":\d+: `stages\.9\.pair\.min_margin`: a margin of 1.5 is more than two probabilities can differ by. Fix: give a number up to 1"),
+    "clamp without reasons": (CAI, "reasons: true", "clamp: [0.4, 0.6]", r"`clamp` is for soft verdicts after reasons"),
+    "clamp that does not hold one half": (CAI, "reasons: true", "reasons: true\n      clamp: [0.6, 0.8]", r"`clamp` needs a share below one half and one above"),
+    "no way to ask for the verdict": (CAI, "reasons: true", "reasons: false", r"compare-compact\.jinja: the template never uses `ending`"),
+    "empty ending": (CAI, "ending: which one ?", 'ending: " "', r"`stages\.8\.compare\.ending`: expected some text"),
+    "mistyped source": (CAI, "data: [revise, demonstrations]", "data: [revised, demonstrations]", r"`stages\.5\.train\.sft\.data`: no earlier stage of kind data or revise is called 'revised'. Fix: did you mean `revise`"),
+    "source named twice": (CAI, "data: [revise, demonstrations]", "data: [revise, revise]", r"a stage is named twice"),
+    "no source": (CAI, "data: [revise, demonstrations]", "data: []", r"`stages\.5\.train\.sft\.data`: expected more items, found \[\]"),
+    "demonstrations as preferences": (CAI, "name: rl-cai\n", "name: rl-cai\n        data: demonstrations\n", r"`stages\.10\.train\.dpo\.data`: the stage 'demonstrations' is read as demonstrations by sft and as preferences here"),
+    "measured twice": (CAI, "models: [helpful, sl-cai, rl-cai]", "models: [helpful, helpful, rl-cai]", r"the model 'helpful' is named twice"),
+    "two trainers in one stage": (RLHF, "      rm:\n", "      dpo: {base: sft, name: d}\n      rm:\n", r"give exactly one trainer"),
+    "reward model as a sampler": (RLHF, "models: [base, sft, ppo]", "models: [base, sft, rm]", r"`stages\.8\.measure\.models\.2`: 'rm' is a reward model and writes nothing"),
+    "rewarded by a policy": (RLHF, "reward: rm\n        data", "reward: sft\n        data", r"`stages\.7\.train\.ppo\.reward`: 'sft' was not trained by `rm`"),
+    "rewarded by a model without a head": (RLHF, "reward: rm\n        data", "reward: annotator\n        data", r"`stages\.7\.train\.ppo\.reward`: the model 'annotator' has no reward head"),
+    "no reward": (RLHF, "        reward: rm\n        data", "        data", r"`stages\.7\.train\.ppo\.reward`: the key is missing"),
+    "best of n without a reward": (RLHF, "      reward: rm\n      best_of", "      best_of", r"`best_of` needs a reward model to choose by"),
+    "minibatches that do not fit": (RLHF, "minibatch_size: 32", "minibatch_size: 33", r"`batch_size` \(128\) is not a multiple of `minibatch_size`"),
+    "no room for a prompt": (RLHF, "        max_tokens: 48\n        max_length: 256", "        max_tokens: 256\n        max_length: 256", r"`max_tokens` \(256\) leaves no room for a prompt"),
+    "learning rate without end": (RLHF, "learning_rate: 1.0e-4", "learning_rate: 1.0e+38", r"`stages\.7\.train\.ppo\.learning_rate`: input should be less than or equal to 1"),
+    "held-out prompts": (RLHF, "split: [train, validation]", "split: [train, held-out]", r"`stages\.2\.prompts\.split\.1`: input should be 'train', 'validation' or 'all', found 'held-out'"),
+    "no split": (RLHF, "split: [train, validation]", "split: []", r"`stages\.2\.prompts\.split`: expected more items"),
+    "a file for a model": (RLHF, "path: tiny/base", "path: tiny/README.md", r"`models\.base\.path`: 'tiny/README.md' is a file. Fix: give a model's folder"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CIRCLE)
+def test_wrong_pipelines_of_the_circle(name: str, tmp_path: Path, run_cli: Cli) -> None:  # noqa: F811
+    shipped, old, new, expected = CIRCLE[name]
+    text = find(f"pipelines/{shipped}").read_text(encoding="utf-8")
+    assert old in text
+    (tmp_path / shipped).write_text(text.replace(old, new, 1))
+    code, out, err = run_cli("run", shipped)
+    assert code == 2, (out, err)
+    assert re.search(expected, err), err
+    assert err.startswith("error: ") and "Traceback" not in err and err.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+TEMPLATES = {
+    "hides the principle": ("{{ prompt }} {{ completion }}{% if false %}{{ principle.critique }}{% endif %}", "does not show the principle's critique"),
+    "asks for what a principle does not have": ("{{ principle.nope }} {{ prompt }} {{ completion }}", "cannot be rendered: .*no attribute 'nope'"),
+    "reads a file": ('{% include "/etc/passwd" %}{{ principle.critique }} {{ prompt }} {{ completion }}', "cannot be rendered"),
+    "reaches into Python": ("{{ prompt.__class__ }}{{ principle.critique }} {{ prompt }} {{ completion }}", "cannot be rendered"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_wrong_template_is_found_before_anything_is_trained_or_paid_for(
+    name: str,
+    tmp_path: Path,
+    run_cli: Cli,  # noqa: F811
+) -> None:
+    text, expected = TEMPLATES[name]
+    (tmp_path / "mine.jinja").write_text(text)
+    code, out, err = run_cli(
+        "run", "pipelines/constitutional_ai.yaml", "stages.revise.revise.critique_template=mine.jinja"
+    )
+    assert code == 2 and re.search(rf"mine\.jinja: the template {expected}", err), (out, err)
+    assert not (tmp_path / "runs").exists()
+
+
+TRAIN = ["--base", "tiny/annotator", "--data", "pairs.jsonl", "--out", "out"]
+TRAINING: dict[str, tuple[list[str], int, str]] = {
+    "unknown trainer": (["dpi", *TRAIN], 2, r"there is no trainer 'dpi'. Fix: did you mean `dpo`"),
+    "unknown setting": (["dpo", *TRAIN, "epoch=1"], 2, r"command line: `epoch`: unknown key. Fix: did you mean `epochs`"),
+    "no setting": (["dpo", *TRAIN, "epochs"], 2, r"'epochs' is not of the form key=value"),
+    "name as a setting": (["dpo", *TRAIN, "name=x"], 2, r"`name` is no setting here. Fix: give --base, --data, --out and --reward"),
+    "missing data": (["dpo", "--base", "tiny/annotator", "--data", "pears.jsonl", "--out", "out"], 2, r"command line: `--data`: there is no file or folder 'pears.jsonl'. Fix: did you mean 'pairs.jsonl'"),
+    "base that is a file": (["dpo", "--base", "pairs.jsonl", "--data", "pairs.jsonl", "--out", "out"], 2, r"command line: `--base`: 'pairs.jsonl' is a file"),
+    "demonstrations as preferences": (["dpo", "--base", "tiny/annotator", "--data", "tiny/demonstrations.jsonl", "--out", "out"], 2, r"demonstrations\.jsonl:1: no known shape has the columns `messages`. Fix: give `chosen` and `rejected`"),
+    "ppo without a reward": (["ppo", "--base", "tiny/annotator", "--data", "tiny/prompts.jsonl", "--out", "out"], 2, r"ppo needs a reward model. Fix: give it with --reward"),
+    "reward that does not score": (["ppo", "--base", "tiny/annotator", "--data", "tiny/prompts.jsonl", "--out", "out", "--reward", "tiny/annotator"], 2, r"command line: `--reward`: the model 'reward' has no reward head"),
+    "reward where none belongs": (["dpo", *TRAIN, "--reward", "tiny/base"], 2, r"dpo takes no reward model"),
+    "folder that is there": (["dpo", *TRAIN[:-1], "."], 2, r"the folder is there already. Fix: remove it, or name another with --out"),
+    "folder under a file": (["dpo", *TRAIN[:-1], "pairs.jsonl/x"], 2, r"'pairs.jsonl/x' cannot be written"),
+    "checkpoints of nobody": (["dpo", *TRAIN[:-1], "mine"], 2, r"mine\.partial: the folder is not an unfinished training"),
+    "base without a chat template": (["dpo", "--base", "tiny/base", "--data", "pairs.jsonl", "--out", "out"], 2, r"Fix: first train it with `rlaif train sft` and `template=`"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_wrong_trainings(name: str, tmp_path: Path, run_cli: Cli) -> None:  # noqa: F811
+    arguments, expected_code, expected = TRAINING[name]
+    row = {"prompt": "what is two plus two ?", "chosen": "it is four .", "rejected": "it is five ."}
+    (tmp_path / "pairs.jsonl").write_text(
+        "".join(json.dumps(row | {"prompt": f"{row['prompt']} {i}"}) + "\n" for i in range(9))
+    )
+    (tmp_path / "mine.partial").mkdir()
+    (tmp_path / "mine.partial" / "precious.txt").write_text("mine")
+    code, out, err = run_cli("train", *arguments)
+    assert code == expected_code and re.search(expected, err), (out, err)
+    assert "Traceback" not in err
+    assert (tmp_path / "mine.partial" / "precious.txt").read_text() == "mine" and not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob(".*.lock"))

@@ -182,7 +182,9 @@ def _keys(model: type[BaseModel]) -> list[str]:
 
 
 def _first_error(error: ValidationError, model: type[BaseModel], document: Document, position: Position) -> InputError:
-    first = error.errors()[0]
+    errors = error.errors()
+    # A mistyped key is also a missing one; that it is mistyped is what helps.
+    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
     place = (*position, *(part for part in first["loc"] if part != "[key]"))  # pydantic's word for "in the key itself"
     if first["type"] == "extra_forbidden":
         known = _keys(_model_at(model, first["loc"][:-1]))
@@ -200,6 +202,10 @@ _PLAIN = {
     "model_type": "expected keys and values",
     "invalid_key": "expected a key that is text",
     "string_type": "expected text",
+    "string_too_short": "expected some text",
+    "string_pattern_mismatch": "expected letters, digits, '.', '_' or '-', the first a letter or digit",
+    "too_short": "expected more items",
+    "too_long": "expected fewer items",
     "tuple_type": "expected a list",
 }
 

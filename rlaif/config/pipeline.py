@@ -57,8 +57,8 @@ class Pipeline:
     ) -> None:
         self.document, self.name, self.seed, self.models, self.steps = document, name, seed, models, steps
 
-    def error(self, step: Step, message: str, key: str | None = None, fix: str | None = None) -> InputError:
-        position: Position = ("stages", step.number - 1, step.stage.kind, *((key,) if key else ()))
+    def error(self, step: Step, message: str, key: Position = (), fix: str | None = None) -> InputError:
+        position: Position = ("stages", step.number - 1, step.stage.kind, *key)
         return self.document.error(message, position, fix)
 
     def resolved(self) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def _written_out(step: Step) -> dict[str, Any]:
     settings["name"] = step.name
     if isinstance(step.stage, TrainStage):
         names = [source.name for source in step.sources]
-        settings[step.stage.method]["data"] = names if len(names) > 1 else names[0]
+        settings[step.stage.method]["data"] = names
     elif step.source is not None:
         settings["from"] = step.source.name
     return settings
@@ -189,7 +189,9 @@ def _read_models(document: Document) -> dict[str, ModelSpec]:
             )
         spec = validated(ENGINES[engine], value, document, place)
         if isinstance(spec, LocalModel) and spec.path is not None:
-            find(spec.path, **document.where((*place, "path")))
+            where = document.where((*place, "path"))
+            if not find(spec.path, **where).is_dir():
+                raise InputError(f"{spec.path!r} is a file", **where, fix="give a model's folder")
         models[name] = spec
     return models
 
@@ -222,6 +224,7 @@ def _read_steps(document: Document, models: dict[str, ModelSpec]) -> list[Step]:
             )
         step = Step(index + 1, name, stage, _sources(stage, steps, document, (*place, kind)))
         _check_sense(step, steps, document, (*place, kind))
+        _check_margin(step, document, (*place, kind))
         if isinstance(stage, TrainStage):
             if stage.trainer.name in available:
                 raise document.error(
@@ -264,6 +267,13 @@ def _check_sense(step: Step, earlier: list[Step], document: Document, place: Pos
         )
 
 
+def _check_margin(step: Step, document: Document, place: Position) -> None:
+    stage = step.stage
+    if isinstance(stage, PairStage) and step.source and step.source.stage.kind == "compare" and stage.min_margin > 1:
+        problem = f"a margin of {stage.min_margin:g} is more than two probabilities can differ by"
+        raise document.error(problem, (*place, "min_margin"), "give a number up to 1")
+
+
 def _check_heads(
     stage: Stage, earlier: list[Step], models: dict[str, ModelSpec], document: Document, place: Position
 ) -> None:
@@ -293,7 +303,7 @@ def _sources(stage: Stage, steps: list[Step], document: Document, place: Positio
     wanted: tuple[str, ...] = (stage.source,) if stage.source is not None else ()
     key: Position = (*place, "from")
     if isinstance(stage, TrainStage):
-        reads, wanted, key = TRAINERS[stage.method], stage.trainer.sources, (*place, stage.method, "data")
+        reads, wanted, key = TRAINERS[stage.method], stage.trainer.data or (), (*place, stage.method, "data")
     elif isinstance(stage, PairStage) and stage.rule is not None:
         reads = ("compare",) if stage.rule == "compared" else ("rate",)
     if not reads:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from rlaif.config.document import Name, Position, Settings
+from rlaif.config.document import Name, Position, Settings, Text
 from rlaif.config.models import JudgeSampling, MeasureSampling, RevisionSampling, SamplingSettings
 
 Share = Annotated[float, Field(ge=0, le=1)]
+OneOrSeveral = BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
+LearningRate = Annotated[float, Field(gt=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what every random generator takes
 
 
@@ -59,7 +61,7 @@ class PromptsStage(FileStage):
     kind = "prompts"
     column: str | None = None
     # By hash. What trains learns from the training split and is checked on the validation split, whatever stands here.
-    split: Literal["train", "validation", "all"] | tuple[Literal["train", "validation"], ...] = "train"
+    split: Annotated[tuple[Literal["train", "validation", "all"], ...], OneOrSeveral, Field(min_length=1)] = ("train",)
 
 
 class Sampler(SamplingSettings):
@@ -156,7 +158,7 @@ class CompareStage(Stage):
     model: Name
     constitution: str
     template: str = "prompts/compare.jinja"
-    ending: str = "Which completion follows the principle better? Answer with its number alone, 1 or 2."
+    ending: Text = "Which completion follows the principle better? Answer with its number alone, 1 or 2."
     verdicts: Literal["soft", "hard"] = "soft"
     reasons: bool = False
     clamp: tuple[Share, Share] | None = None
@@ -192,16 +194,13 @@ class Training(Settings):
 
     base: Name
     name: Name
-    data: Name | tuple[Name, ...] | None = None  # the stages it learns from; without it the nearest of the right kind
-    learning_rate: float = Field(gt=0)
+    # The stages it learns from, one or several; without it the nearest of the right kind.
+    data: Annotated[tuple[Name, ...], OneOrSeveral, Field(min_length=1)] | None = None
+    learning_rate: LearningRate
     max_length: int = Field(default=1024, gt=0)
     dtype: Literal["float32", "bfloat16"] = "float32"
     checkpoint_steps: int = Field(default=50, gt=0)
     seed: Seed = 0
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        return (self.data,) if isinstance(self.data, str) else self.data or ()
 
 
 class TrainerSettings(Training):
@@ -215,19 +214,19 @@ class TrainerSettings(Training):
 
 
 class SFTSettings(TrainerSettings):
-    learning_rate: float = Field(default=2e-5, gt=0)
+    learning_rate: LearningRate = 2e-5
     template: str | None = None  # a marked chat template; without it the base model's own
 
 
 class DPOSettings(TrainerSettings):
-    learning_rate: float = Field(default=5e-7, gt=0)
+    learning_rate: LearningRate = 5e-7
     beta: float = Field(default=0.1, gt=0)
 
 
 class RMSettings(TrainerSettings):
     """A pairwise reward model. `center` weighs the square of a pair's added scores, which keeps them around zero."""
 
-    learning_rate: float = Field(default=1e-5, gt=0)
+    learning_rate: LearningRate = 1e-5
     center: float = Field(default=0.01, ge=0)
 
 
@@ -235,8 +234,8 @@ class PPOSettings(Training):
     """Proximal policy optimisation against a reward model. An iteration is one batch of completions and its updates."""
 
     reward: Name  # the model whose score is the reward, and whose weights the value model starts from
-    learning_rate: float = Field(default=1e-6, gt=0)
-    value_learning_rate: float | None = Field(default=None, gt=0)  # without it the policy's
+    learning_rate: LearningRate = 1e-6
+    value_learning_rate: LearningRate | None = None  # without it the policy's
     schedule: Literal["linear", "constant"] = "linear"
     iterations: int = Field(default=100, gt=0)
     batch_size: int = Field(default=64, gt=1)  # completions in an iteration
@@ -333,6 +332,8 @@ class MeasureStage(Stage):
     def _baseline_is_measured(self) -> MeasureStage:
         if self.baseline is not None and self.baseline not in self.models:
             raise ValueError(f"the baseline {self.baseline!r} is not among the measured models")
+        if twice := next((name for name in self.models if self.models.count(name) > 1), None):
+            raise ValueError(f"the model {twice!r} is named twice")
         if self.best_of is not None and self.reward is None:
             raise ValueError("`best_of` needs a reward model to choose by; name it in `reward`")
         return self

@@ -163,6 +163,9 @@ def read_preferences(source: Path | Rows) -> ReadResult[StatedPreference]:
             raise _Unusable("chosen and rejected answer different prompts")
         if chosen[-1] == rejected[-1]:
             raise _Unusable("identical texts")
+        better, worse = row.get("score_chosen"), row.get("score_rejected")
+        if isinstance(better, int | float) and isinstance(worse, int | float) and better < worse:
+            raise _Unusable("its scores say the opposite")
         prompt = Prompt(messages=tuple(chosen[:-1]), source=origin)
         return StatedPreference(prompt=prompt, chosen=chosen[-1].content, rejected=rejected[-1].content)
 

@@ -88,7 +88,11 @@ async def _chain(
 def critique_question(prompt: Prompt, draft: str, principle: Principle, reviser: Reviser) -> tuple[Message, ...]:
     """What asks for a critique of the draft."""
     rendered = reviser.critique.render_showing(
-        [draft], principle=principle, prompt=prompt.text, completion=draft, mark=_mark(prompt, draft)
+        {"the prompt": prompt.text, "the completion": draft, "the principle's critique": principle.critique},
+        principle=principle,
+        prompt=prompt.text,
+        completion=draft,
+        mark=_mark(prompt, draft),
     )
     return (Message(role="user", content=rendered),)
 
@@ -98,7 +102,12 @@ def revision_question(
 ) -> tuple[Message, ...]:
     """What asks for the draft's revision after its critique."""
     rendered = reviser.revision.render_showing(
-        [draft, critique],
+        {
+            "the prompt": prompt.text,
+            "the completion": draft,
+            "the critique": critique,
+            "the principle's revision": principle.revision,
+        },
         principle=principle,
         prompt=prompt.text,
         completion=draft,

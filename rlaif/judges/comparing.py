@@ -15,6 +15,7 @@ from typing import NamedTuple
 from rlaif.config import CompareStage, SamplingSettings
 from rlaif.constitution import Constitution, Principle
 from rlaif.engines.scheduler import Sampler, together
+from rlaif.judges.rating import numbered
 from rlaif.judges.replies import unusable
 from rlaif.records import (
     Candidate,
@@ -142,7 +143,7 @@ def question(
     """The judge prompt for one order. Without reasons it ends with what asks for the verdict."""
     shown = [row.candidates[i].completion.text for i in order]
     rendered = template.render_showing(
-        shown,
+        {"the prompt": row.prompt.text, "the principle's comparison": principle.comparison, **numbered(shown)},
         principle=principle,
         prompt=row.prompt.text,
         completions=shown,

@@ -62,7 +62,7 @@ def question(
     order = hashed_order(texts, "rate", prompt.id, aspect.id)
     shown = [texts[i] for i in order]
     rendered = template.render_showing(
-        shown,
+        {"the prompt": prompt.text, "the aspect": aspect.description, **numbered(shown)},
         aspect=aspect,
         scale=rubric.scale,
         prompt=prompt.text,
@@ -72,6 +72,11 @@ def question(
     )
     schema = _schema(len(shown), rubric) if answers == "json" else None
     return Question((Message(role="user", content=rendered),), tuple(tuple(by_text[t]) for t in shown), schema)
+
+
+def numbered(texts: Sequence[str]) -> dict[str, str]:
+    """Completions by what an error calls them."""
+    return {f"completion {number}": text for number, text in enumerate(texts, 1)}
 
 
 def _schema(n: int, rubric: Rubric) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from rlaif.engines.identity import weights_digest
 from rlaif.errors import InputError
 from rlaif.pipeline import training
 from rlaif.pipeline.engines import open_engine
+from rlaif.pipeline.folder import hold
 from rlaif.pipeline.inputs import Inputs
 from rlaif.pipeline.progress import Silent
 
@@ -28,14 +29,18 @@ def one_trainer(method: str, base: str, data: str, name: str, settings: Sequence
     models = {"base": {"engine": "transformers", "path": base}}
     reads = "prompts" if method == "ppo" else "data"
     given: dict[Position, str] = {("models", "base", "path"): "--base", ("stages", 0, reads, "path"): "--data"}
+    given[("stages", 1, "train", method, "base")] = "--base"
+    given[("stages", 1, "train", method, "reward")] = "--reward"
     if reward is not None:
         models["reward"] = {"engine": "transformers", "path": reward}
         given[("models", "reward", "path")] = "--reward"
         trainer["reward"] = "reward"
     for setting in settings:
         key, equals, text = setting.partition("=")
-        if not equals or not key or key in ("base", "name", "data", "reward"):
-            raise InputError(f"{setting!r} is not a setting of the form key=value", fix="for example epochs=2")
+        if not equals or not key:
+            raise InputError(f"{setting!r} is not of the form key=value", fix="for example epochs=2")
+        if key in ("base", "name", "data", "reward"):
+            raise InputError(f"`{key}` is no setting here", fix="give --base, --data, --out and --reward")
         try:
             trainer[key], _ = load_value(text, COMMAND_LINE)
         except InputError as error:
@@ -59,6 +64,10 @@ async def train_alone(pipeline: Pipeline, out: Path, progress: Silent) -> dict[s
     assert isinstance(stage, TrainStage)
     base = pipeline.models["base"]
     assert isinstance(base, TransformersModel)
+    out = out if out.name else out.resolve()
+    if out.exists() and not (out / "training.json").is_file():
+        raise _occupied(out)
+    lock = hold(out.with_name(f".{out.name}.lock"), out)
     engines = {name: open_engine(name, spec) for name, spec in pipeline.models.items() if name == "reward"}
     interrupted = threading.Event()
     try:
@@ -77,7 +86,7 @@ async def train_alone(pipeline: Pipeline, out: Path, progress: Silent) -> dict[s
         if record is not None:
             progress.note("unchanged, not trained again")
         elif out.exists():
-            raise InputError("the folder is there already", file=str(out), fix="remove it, or name another with --out")
+            raise _occupied(out)
         else:
             training.refuse_foreign(out)
 
@@ -97,6 +106,12 @@ async def train_alone(pipeline: Pipeline, out: Path, progress: Silent) -> dict[s
     finally:
         for engine in engines.values():
             await engine.close()
+        out.with_name(f".{out.name}.lock").unlink(missing_ok=True)
+        lock.close()
     read = inputs.records[data.name]  # which leaves held-out rows out already
     dropped = read.dropped + Counter(record["dropped"]) + training.left_out(stage.method, lessons)
     return record | {"dropped": dict(dropped), "read": read.given}
+
+
+def _occupied(out: Path) -> InputError:
+    return InputError("the folder is there already", file=str(out), fix="remove it, or name another with --out")

@@ -40,6 +40,23 @@ def write_text(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
+def hold(lock: Path, where: Path) -> IO[str]:
+    """The file `lock`, locked until it is closed: one process at a time works in `where`."""
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        file = open(lock, "w")  # noqa: SIM115 - the caller closes it
+    except OSError as error:
+        fix = "give another folder with --out"
+        raise InputError(f"{str(where)!r} cannot be written: {error.strerror}", fix=fix) from None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        problem = f"another process is running in {str(where)!r}"
+        raise WorkError(problem, fix="wait for it, or give another --out") from None
+    return file
+
+
 class RunFolder:
     """One run's folder. Open it with `create` to run, with `existing` to look."""
 
@@ -64,20 +81,7 @@ class RunFolder:
                 f"{str(path)!r} is the folder of another run, {manifest['name']!r}",
                 fix=f"give another folder with --out, or name this pipeline {manifest['name']!r}",
             )
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            folder._lock = open(path / ".lock", "w")  # noqa: SIM115 - held until the run ends
-        except OSError as error:
-            raise InputError(
-                f"{str(path)!r} cannot be written: {error.strerror}", fix="give another folder with --out"
-            ) from None
-        try:
-            fcntl.flock(folder._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            folder.close()
-            raise WorkError(
-                f"another process is running in {str(path)!r}", fix="wait for it, or give another --out"
-            ) from None
+        folder._lock = hold(path / ".lock", path)
         return folder
 
     @classmethod

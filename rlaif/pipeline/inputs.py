@@ -41,7 +41,7 @@ from rlaif.judges.rating import Judge
 from rlaif.measure import Truth
 from rlaif.pipeline.engines import api_key
 from rlaif.pipeline.record import StageRecord
-from rlaif.records import Prompt
+from rlaif.records import Candidate, Completion, Message, Prompt, Row
 from rlaif.resources import find, read_text
 from rlaif.rubric import read_rubric
 from rlaif.templates import Template
@@ -99,16 +99,18 @@ class Inputs:
                 scores = has_reward_head(folders[name])
                 if scores != (key[-1] == "reward"):
                     problem = "has a reward head and writes nothing" if scores else "has no reward head"
-                    raise self.pipeline.error(step, f"the model {name!r} {problem}", ".".join(map(str, key)))
+                    raise self.pipeline.error(step, f"the model {name!r} {problem}", key, "name another model")
 
     def _data(self, step: Step, stage: DataStage) -> None:
         """Read as what its trainers learn from: preferences for a reward model or DPO, else conversations."""
-        readers = {s.stage.method for s in self.pipeline.steps if isinstance(s.stage, TrainStage) and step in s.sources}
+        reading = [s for s in self.pipeline.steps if isinstance(s.stage, TrainStage) and step in s.sources]
+        readers = {s.stage.method: s for s in reading if isinstance(s.stage, TrainStage)}
         items: list[Any]
-        if readers & {"rm", "dpo"}:
+        if method := next((method for method in ("rm", "dpo") if method in readers), None):
             if "sft" in readers:
-                fix = "read the file in two `data` stages, and name one in each trainer's `data`"
-                raise self.pipeline.error(step, "it is read both as demonstrations and as preferences", fix=fix)
+                problem = f"the stage {step.name!r} is read as demonstrations by sft and as preferences here"
+                fix = "name a `pair` stage, or read the file in a `data` stage of its own"
+                raise self.pipeline.error(readers[method], problem, (method, "data"), fix)
             items, unusable = read_preferences(_source(stage))
             kept, dropped = _take(items, stage.take, lambda p: p.split != "held-out", "held-out")
             self.preferences[step.name] = kept
@@ -128,16 +130,15 @@ class Inputs:
         assert step.source is not None
         if stage.rate:
             self.judges[step.name] = open_judge(stage.rate)
-        self.prompts[step.name] = self._of_split(step, step.source, stage.split, stage.take)
+        self.prompts[step.name] = self._of_split(step, step.source, (stage.split,), stage.take)
         if (gold := truth(stage)) is not None:
             for prompt in self.prompts[step.name]:
                 gold(prompt.text, "")
 
-    def _of_split(self, step: Step, source: Step, split: str | tuple[str, ...], take: int | None) -> list[Prompt]:
+    def _of_split(self, step: Step, source: Step, split: Sequence[str], take: int | None) -> list[Prompt]:
         items, unusable = self._read[source.name]
-        wanted = (split,) if isinstance(split, str) else split
-        named = " or ".join(wanted)
-        kept, dropped = _take(items, take, lambda p: "all" in wanted or p.split in wanted, f"not in the {named} split")
+        named = " or ".join(split)
+        kept, dropped = _take(items, take, lambda p: "all" in split or p.split in split, f"not in the {named} split")
         if not kept:
             raise self.pipeline.error(step, f"none of the {len(items)} prompts is in the {named} split")
         self._note(step, len(items), unusable, kept, dropped)
@@ -152,23 +153,44 @@ class Inputs:
         self.records[step.name] = record.checked()
 
 
+# What a template is rendered with before anything is paid for, so that one that cannot be rendered, or hides what
+# must be seen, is found at once.
+REHEARSED = Row(
+    prompt=Prompt(messages=(Message(role="user", content="A prompt\nof two lines?"),)),
+    candidates=tuple(
+        Candidate(sampler="s", completion=Completion(text=f"Completion\nnumber {n}.", model="m", call=str(n)))
+        for n in (1, 2)
+    ),
+)
+
+
 def open_judge(rater: Rater) -> Judge:
     """The rater's rubric and template, checked against what a judge prompt offers."""
-    return Judge(read_rubric(rater.rubric), _template(rater.template, rating.OFFERED, rating.REQUIRED))
+    judge = Judge(read_rubric(rater.rubric), _template(rater.template, rating.OFFERED, rating.REQUIRED))
+    for aspect in judge.rubric.aspects:
+        rating.question(REHEARSED.prompt, REHEARSED.candidates, aspect, judge.rubric, judge.template, rater.answers)
+    return judge
 
 
 def open_reviser(stage: ReviseStage) -> Reviser:
-    return Reviser(
+    reviser = Reviser(
         read_constitution(stage.constitution),
         _template(stage.critique_template, revising.OFFERED_CRITIQUE, revising.REQUIRED_CRITIQUE),
         _template(stage.revision_template, revising.OFFERED_REVISION, revising.REQUIRED_REVISION),
     )
+    draft = REHEARSED.candidates[0].completion.text
+    for principle in reviser.constitution.principles:
+        revising.critique_question(REHEARSED.prompt, draft, principle, reviser)
+        revising.revision_question(REHEARSED.prompt, draft, "A critique.", principle, reviser)
+    return reviser
 
 
 def open_comparer(stage: CompareStage) -> Comparer:
     required = comparing.REQUIRED if stage.reasons else comparing.REQUIRED | {"ending"}
-    template = _template(stage.template, comparing.OFFERED, required)
-    return Comparer(read_constitution(stage.constitution), template)
+    comparer = Comparer(read_constitution(stage.constitution), _template(stage.template, comparing.OFFERED, required))
+    for principle in comparer.constitution.principles:
+        comparing.question(REHEARSED, (0, 1), principle, stage, comparer.template)
+    return comparer
 
 
 def _template(path: str, offered: set[str], required: set[str]) -> Template:

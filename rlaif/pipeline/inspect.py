@@ -104,13 +104,13 @@ def row(folder: RunFolder, wanted: str, stage: str | None = None) -> Row:
     )
 
 
-def preferences(folder: RunFolder, prompt_id: str) -> list[Preference]:
-    """What was made of a prompt: its preferences, of every pair stage."""
-    found = []
+def preferences(folder: RunFolder, row: Row) -> list[Preference]:
+    """What was made of a row: its preferences, of every pair stage."""
+    found, calls = [], {candidate.completion.call for candidate in row.candidates}
     for path in _files(folder, "pair"):
         for line in read_lines(path):
             preference = _record(Preference, line, path)
-            if preference.prompt.id == prompt_id:
+            if preference.prompt.id == row.prompt.id and preference.chosen.completion.call in calls:
                 found.append(preference)
     return found
 

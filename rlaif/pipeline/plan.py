@@ -206,7 +206,8 @@ def _plan_training(run: Run, step: Step, stage: TrainStage) -> dict[str, Any]:
         run.use_trained(stage)
         return {"rows": len(lessons), "state": "unchanged"}
     run.settings[settings.name] = run.settings[settings.base]
-    return {"rows": len(lessons), "state": "to train"}
+    waits = any(_waits(run, source) for source in step.sources)
+    return {"rows": len(lessons), "state": "to train, on rows that are not all known yet" if waits else "to train"}
 
 
 def _waits(run: Run, step: Step) -> bool:

@@ -233,12 +233,13 @@ class Run:
     async def _train(self, step: Step, stage: TrainStage) -> StageRecord:
         assert step.source is not None
         reads = " + ".join(source.name for source in step.sources)
+        for source in step.sources:  # each: a model named for its revisions must not be trained on all but them
+            if not self._lessons(source.name):
+                raise WorkError(
+                    f"stage {source.name!r} gave nothing to train {step.name!r} on",
+                    fix="`rlaif status` counts what was dropped and why",
+                )
         lessons, template = self.lessons(step), self.inputs.chat_templates.get(step.name)
-        if not lessons:
-            raise WorkError(
-                f"stage {reads!r} gave nothing to train {step.name!r} on",
-                fix="`rlaif status` counts what was dropped and why",
-            )
         base, out = self.specs[stage.trainer.base], self.folder.model(stage.trainer.name)
         assert isinstance(base, LocalModel)
         key = self.training_key(step, stage)

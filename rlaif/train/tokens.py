@@ -100,7 +100,7 @@ class Chat:
         if text[len(given) : max(end, 0)].strip() != defused(completion, self._markers).strip():
             raise self._error(
                 f"the chat template does not put the assistant's words, then the end token {stop!r}",
-                f"train the base model with {MARKED}",
+                f"first train it with `rlaif train sft` and `template=`, {MARKED}",
             )
         before, after = self._pieces(text, [len(given), end + len(stop)])
         return before, after

@@ -146,26 +146,51 @@ def configured(config: type, fields: Mapping[str, Any]) -> Any:
 # ---------------------------------------------------------------- the trainers, quiet
 
 
-class _Quiet:
-    """Sends nothing home and writes no model card: what a run made is described by its manifest."""
+class _Ours:
+    """Sends nothing home, writes no model card (a run's manifest says what it made), and wastes no step."""
+
+    args: Any
+    optimizer: Any
+    lr_scheduler: Any
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The base trainer's schedules, but for the first step, which it makes at a learning rate of 0."""
+        args = self.args
+        shares = share_of_rate(args.lr_scheduler_type, args.get_warmup_steps(num_training_steps), num_training_steps)
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, shares)
+        return self.lr_scheduler
 
     def _send_telemetry(self) -> None: ...
 
     def create_model_card(self, *_: Any, **__: Any) -> None: ...
 
 
-class _SFT(_Quiet, SFTTrainer):
+class _SFT(_Ours, SFTTrainer):
     pass
 
 
-class _DPO(_Quiet, DPOTrainer):
+class _DPO(_Ours, DPOTrainer):
     def _prepare_dataset(self, dataset: datasets.Dataset, *_: Any) -> datasets.Dataset:
         """The rows are token ids already; DPOTrainer has no setting that says so."""
         return dataset
 
 
-class _Reward(_Quiet, RewardTrainer):
+class _Reward(_Ours, RewardTrainer):
     pass
+
+
+def share_of_rate(schedule: str, warmup: int, steps: int) -> Callable[[int], float]:
+    """The share of the learning rate at a step, counted from 0: rising over `warmup` steps, then as `schedule` says."""
+
+    def share(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        left = 1 - (step - warmup) / max(1, steps - warmup)  # 1 right after the warm-up, 0 after the last step
+        if schedule == "cosine":
+            return 0.5 * (1 - math.cos(math.pi * max(0.0, left)))
+        return max(0.0, left) if schedule == "linear" else 1.0
+
+    return share
 
 
 class _Steps(transformers.TrainerCallback):
