@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from serving import serve
 from test_run import Cli, run_cli  # noqa: F401 - the fixture
 
 from rlaif.engines.transformers import TransformersEngine
+from rlaif.records import Row
 from rlaif.resources import find
 
 PIPELINE = """\
@@ -62,3 +64,56 @@ def test_the_embedded_models_behind_a_server(tmp_path: Path, run_cli: Cli) -> No
 
     folder = "runs/served/dataset/ultrafeedback/data/*.parquet"
     assert len(datasets.load_dataset("parquet", data_files=folder, split="train")) == 24
+
+
+PRINCIPLES = """\
+name: {name}
+models:
+  base: {base}
+  annotator: {annotator}
+stages:
+  - prompts: {{path: tiny/prompts.jsonl, take: 24}}
+  - sample:
+      models: [base, annotator]
+      sampling: {{temperature: 0, max_tokens: 48, stop: ["\\n"]}}
+  - revise:
+      model: annotator
+      constitution: constitutions/tiny.yaml
+      critique_template: prompts/critique-compact.jinja
+      revision_template: prompts/revise-compact.jinja
+      sampling: {{temperature: 0, max_tokens: 96}}
+  - compare:
+      model: annotator
+      constitution: constitutions/tiny.yaml
+      template: prompts/compare-compact.jinja
+      ending: which one ?
+      reasons: true
+      sampling: {{temperature: 0, max_tokens: 160}}
+"""
+
+
+def test_principles_are_applied_alike_in_process_and_behind_a_server(tmp_path: Path, run_cli: Cli) -> None:  # noqa: F811
+    """The same critiques, revisions and probabilities, whichever way the annotator is reached."""
+    engines = {name: TransformersEngine(name, str(find(f"tiny/{name}"))) for name in ("base", "annotator")}
+    with serve(engines) as url:
+        models = {n: f"{{engine: openai, model: {n}, base_url: '{url}'}}" for n in engines}
+        (tmp_path / "served.yaml").write_text(PRINCIPLES.format(name="served", **models))
+        code, out, err = run_cli("run", "served.yaml")
+    assert code == 0, out + err
+    models = {n: f"{{engine: transformers, path: tiny/{n}}}" for n in engines}
+    (tmp_path / "local.yaml").write_text(PRINCIPLES.format(name="local", **models))
+    assert run_cli("run", "local.yaml")[0] == 0
+    tables = []
+    for name in ("served", "local"):
+        folder = Path("runs") / name / "stages"
+        revised, compared = (
+            [Row.model_validate_json(line) for line in (folder / file).read_text().splitlines()]
+            for file in ("03-revise.jsonl", "04-compare.jsonl")
+        )
+        steps = [step for row in revised for step in row.revisions]
+        words = [(step.principle, step.critique.text, step.completion and step.completion.text) for step in steps]
+        chances = [c.probability for row in compared for c in row.comparisons]
+        tables.append((words, chances))
+    (served_words, served), (local_words, local) = tables
+    assert served_words == local_words and len(local_words) >= 30
+    assert served == [p if p is None else pytest.approx(p, abs=1e-3) for p in local] and len(local) >= 5
