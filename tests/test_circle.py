@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -256,9 +257,11 @@ def test_the_score_ppo_reads_is_the_score_of_the_trained_reward_model(rlhf: dict
 def test_a_killed_training_goes_on_to_the_same_model(
     rlhf: dict[str, Any], project: Path, tmp_path: Path, stage: str, after: int
 ) -> None:
-    """SIGKILL once the stage has written that many checkpoints; the calls before it come from the project's store."""
-    subprocess.run([sys.executable, "-m", "rlaif.cli", "init", "copy"], cwd=tmp_path, check=True, capture_output=True)
+    """SIGKILL once the stage has written that many checkpoints, in a copy of the project that lacks its model."""
     folder = tmp_path / "copy"
+    shutil.copytree(project, folder)
+    for name in {"rm": ("rm", "ppo"), "ppo": ("ppo",)}[stage]:
+        shutil.rmtree(folder / "runs/rlhf/models" / name)
     partial = folder / "runs/rlhf/models" / f"{stage}.partial"
     process = subprocess.Popen(command(RLHF, *RLHF_SMALL), cwd=folder, stdout=subprocess.DEVNULL)
     while process.poll() is None:
