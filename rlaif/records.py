@@ -263,7 +263,7 @@ class Row(Record):
         # Rounded, so that two ways of adding up the same mean are a tie and not a preference.
         return round(total / mass, 9) if mass else None
 
-    def revised(self, candidate: int) -> Completion | None:
+    def last_revision(self, candidate: int) -> Completion | None:
         """The end of a candidate's chain of revisions; None where it has none, or one that broke off."""
         chain = [revision for revision in self.revisions if revision.candidate == candidate]
         return chain[-1].completion if chain and chain[-1].problem is None else None

@@ -17,7 +17,7 @@ from rlaif.config import CompareStage, SamplingSettings
 from rlaif.constitution import read_constitution
 from rlaif.errors import InputError
 from rlaif.generate.pairing import pair
-from rlaif.judges.comparing import OFFERED, REQUIRED, Comparer, compare, compared, read_choice, read_probability
+from rlaif.judges.comparing import OFFERED, REQUIRED, Comparer, compare, read_choice, read_probability, two_to_compare
 from rlaif.records import Candidate, Choice, Comparison, Completion, Message, Row, Sampling
 from rlaif.resources import find
 from rlaif.templates import Template
@@ -194,11 +194,11 @@ def test_an_unreadable_verdict_is_kept_and_is_no_preference() -> None:
 
 def test_only_whole_and_different_texts_are_compared() -> None:
     cut = Candidate(sampler="s", completion=Completion(text="cut", model="s", call="x", finish_reason="length"))
-    assert compared(ask("q"), [candidate("a"), candidate("a")]) is None
-    assert compared(ask("q"), [candidate("a"), cut]) is None
-    assert compared(ask("q"), [candidate("a"), candidate(" ")]) is None
-    assert compared(ask("q"), [cut, candidate("a"), candidate("b")]) == (1, 2)
-    drawn = {compared(ask(str(i)), [candidate("a"), candidate("b"), candidate("c")]) for i in range(60)}
+    assert two_to_compare(ask("q"), [candidate("a"), candidate("a")]) is None
+    assert two_to_compare(ask("q"), [candidate("a"), cut]) is None
+    assert two_to_compare(ask("q"), [candidate("a"), candidate(" ")]) is None
+    assert two_to_compare(ask("q"), [cut, candidate("a"), candidate("b")]) == (1, 2)
+    drawn = {two_to_compare(ask(str(i)), [candidate("a"), candidate("b"), candidate("c")]) for i in range(60)}
     assert drawn == {(0, 1), (0, 2), (1, 2)}
 
 

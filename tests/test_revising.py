@@ -79,7 +79,7 @@ def test_each_revision_rewrites_the_one_before_under_its_own_principle() -> None
     for step, principle in enumerate(expected):
         assert principle.critique in editor.asked[2 * step] and principle.revision in editor.asked[2 * step + 1]
         assert f"{step + 1} words" in editor.asked[2 * step + 1]  # the critique it answers
-    end = row.revised(0)
+    end = row.last_revision(0)
     assert end is not None and end.text == "draft more more more" and unrevised(row) is None
 
 
@@ -108,7 +108,7 @@ def test_a_chain_that_breaks_off_is_kept_and_gives_no_demonstration(
     row = revised(Editor(broken, text, finish), "draft")
     assert [r.problem for r in row.revisions] == [None] * (steps - 1) + [problem]
     assert (row.revisions[-1].completion is None) == (broken % 2 == 1)
-    assert row.revised(0) is None and unrevised(row) == problem
+    assert row.last_revision(0) is None and unrevised(row) == problem
 
 
 def test_an_empty_completion_is_not_revised_and_is_counted() -> None:

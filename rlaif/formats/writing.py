@@ -35,7 +35,7 @@ def sft_rows(items: Iterable[Preference | Row]) -> Iterator[dict[str, Any]]:
         if isinstance(item, Preference):
             scored = [(item.chosen, item.score_chosen)]
         else:
-            ends = [item.revised(index) for index in range(len(item.candidates))]
+            ends = [item.last_revision(index) for index in range(len(item.candidates))]
             scored = [(Candidate(sampler=end.model, completion=end), None) for end in ends if end is not None]
         for candidate, score in scored:
             key = (item.prompt.id, candidate.completion.text)

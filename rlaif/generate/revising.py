@@ -33,7 +33,7 @@ def unrevised(row: Row) -> str | None:
     """Why a row gives no demonstration; None when the chain of at least one candidate came to its end."""
     if row.failure is not None:
         return "failed"
-    if any(row.revised(index) is not None for index in range(len(row.candidates))):
+    if any(row.last_revision(index) is not None for index in range(len(row.candidates))):
         return None
     problems = [revision.problem for revision in row.revisions if revision.problem is not None]
     return problems[0] if problems else "empty completion"

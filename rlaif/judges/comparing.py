@@ -50,7 +50,7 @@ VERDICT_TOKENS = 16  # of a hard verdict: a number and what a talkative judge pu
 LEAST_MASS = 0.5  # of the first token; where the numbers hold less, the judge was about to say something else
 
 
-def compared(prompt: Prompt, candidates: Sequence[Candidate]) -> tuple[int, int] | None:
+def two_to_compare(prompt: Prompt, candidates: Sequence[Candidate]) -> tuple[int, int] | None:
     """The two candidates to compare: whole ones of different text, drawn by hash; None where there are no two."""
     by_text: dict[str, int] = {}
     for index, candidate in enumerate(candidates):
@@ -73,7 +73,7 @@ async def compare(
     seed: int,
 ) -> Row:
     """`row` with a comparison of two of its candidates, where it has two that differ. Raises EngineError."""
-    found = compared(row.prompt, row.candidates)
+    found = two_to_compare(row.prompt, row.candidates)
     if found is None:
         return row
     a, b = found

@@ -25,7 +25,7 @@ PARQUET = "data/train-00000-of-00001.parquet"
 Table = tuple[Shape, Iterable[dict[str, Any]], Mapping[str, int]]  # its rows, and the prompts dropped by reason
 
 
-def paired(rows: Sequence[Row], pairs: Pairs, weights: Mapping[str, float] | None) -> Iterator[Table]:
+def preference_tables(rows: Sequence[Row], pairs: Pairs, weights: Mapping[str, float] | None) -> Iterator[Table]:
     """The preferences and their chosen completions as SFT data; where `weights` tell of ratings, all rated rows too.
 
     Ratings were paid for and are data whether or not they make a preference.
@@ -38,7 +38,7 @@ def paired(rows: Sequence[Row], pairs: Pairs, weights: Mapping[str, float] | Non
     yield "sft", sft_rows(pairs.preferences), pairs.dropped
 
 
-def revised(rows: Sequence[Row]) -> Iterator[Table]:
+def revision_tables(rows: Sequence[Row]) -> Iterator[Table]:
     """The last revision of every completion as SFT data."""
     reasons = [unrevised(row) for row in rows]
     usable = [row for row, reason in zip(rows, reasons, strict=True) if reason is None]

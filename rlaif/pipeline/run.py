@@ -49,7 +49,7 @@ from rlaif.judges.comparing import compare
 from rlaif.judges.rating import rate
 from rlaif.measure import measure, resolved
 from rlaif.pipeline import training
-from rlaif.pipeline.datasets import paired, remove_others, revised, write_datasets
+from rlaif.pipeline.datasets import preference_tables, remove_others, revision_tables, write_datasets
 from rlaif.pipeline.engines import open_engine, trained_spec
 from rlaif.pipeline.folder import RowWriter, RunFolder, read_json, write_json, write_text
 from rlaif.pipeline.inputs import Inputs, truth
@@ -203,7 +203,7 @@ class Run:
         rows, pairs = self.rows[step.source.name], self.make_pairs(step, stage)
         RowWriter(self._file(step)).finish(pairs.preferences)
         judge = self.inputs.judges.get(step.source.name)
-        tables = paired(rows, pairs, judge.rubric.weights() if judge else None)
+        tables = preference_tables(rows, pairs, judge.rubric.weights() if judge else None)
         self.digests |= write_datasets(
             self.folder.path / "dataset", step.name, "pair", rows, tables, self.specs,
             self._made_with(step.source.name),
@@ -388,7 +388,7 @@ class Run:
             self.rows[step.name] = done
             if step.stage.kind == "revise":
                 self.digests |= write_datasets(
-                    self.folder.path / "dataset", step.name, "revise", done, revised(done), self.specs,
+                    self.folder.path / "dataset", step.name, "revise", done, revision_tables(done), self.specs,
                     self._made_with(step.name),
                 )  # fmt: skip
             failed = sum(row.failure is not None for row in done) - already_failed

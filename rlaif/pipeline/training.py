@@ -77,7 +77,7 @@ def conversations(items: Iterable[Conversation]) -> Lessons:
 
 def revisions(rows: Iterable[Row]) -> Lessons:
     """Each prompt with the last revision of each of its candidates."""
-    found = [(row.prompt, row.revised(index)) for row in rows for index in range(len(row.candidates))]
+    found = [(row.prompt, row.last_revision(index)) for row in rows for index in range(len(row.candidates))]
     return [
         (prompt.split, (*prompt.messages, Message(role="assistant", content=end.text)))
         for prompt, end in found
