@@ -40,7 +40,7 @@ quickstart: setup  ## prompts to a measured, trained model on this machine, in m
 	$(BIN)/rlaif run pipelines/quickstart.yaml
 
 test: setup  ## the tests, without those marked lab or vllm
-	$(ONE_THREAD) $(BIN)/pytest -q
+	$(ONE_THREAD) $(BIN)/pytest -q --numprocesses 2 --dist loadfile
 
 lab: setup  ## the tests that train until an effect shows
 	$(ONE_THREAD) $(BIN)/pytest -q -m lab

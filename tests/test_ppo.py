@@ -89,7 +89,9 @@ def train(random_model: Path, reward_model: Path, tmp_path: Path) -> Callable[..
     def run(out: str, on_step: Callable[[dict[str, float]], None], **changed: Any) -> TrainResult:
         prompts, reward = changed.pop("prompts", PROMPTS), changed.pop("score", digits)
         bases = changed.pop("model", random_model), changed.pop("value_init", reward_model)
-        return train_ppo(settings_of(**changed), *bases, prompts, reward, tmp_path / out, on_step)
+        beyond = changed.pop("beyond", {})  # settings past what a pipeline file may say
+        settings = settings_of(**changed).model_copy(update=beyond)
+        return train_ppo(settings, *bases, prompts, reward, tmp_path / out, on_step)
 
     return run
 
@@ -455,9 +457,9 @@ def test_a_loss_that_is_no_number_ends_the_training(train: Train, random_model: 
 
 def test_a_policy_that_comes_apart_ends_the_training(train: Train) -> None:
     with pytest.raises(WorkError, match="at step [12].*lower `learning_rate`"):
-        train("out", lambda _: None, learning_rate=1e30, value_learning_rate=1e-3, iterations=4)
+        train("out", lambda _: None, beyond={"learning_rate": 1e30, "value_learning_rate": 1e-3}, iterations=4)
     with pytest.raises(WorkError, match="at step [12].*lower `value_learning_rate`"):
-        train("other", lambda _: None, value_learning_rate=1e30, iterations=4)
+        train("other", lambda _: None, beyond={"value_learning_rate": 1e30}, iterations=4)
 
 
 def test_weights_that_are_no_numbers_are_not_saved(random_model: Path, reward_model: Path, tmp_path: Path) -> None:

@@ -54,9 +54,9 @@ def test_shipped_rubrics_are_read(name: str) -> None:
         ("weight: 2", "weight: 0", 7, "greater than 0"),
         ("weight: 2", "weight: .nan", 7, "finite number"),
         ("weight: 2", "wieght: 2", 7, "did you mean `weight`?"),
-        ("description: It is short.", "description: ''", 12, "at least 1 character"),
+        ("description: It is short.", "description: ''", 12, "expected some text"),
         ("version: 1\n", "", 1, "the key is missing"),
-        ("aspects:\n", "aspects: []\nrest:\n", 4, "at least 1 item"),
+        ("aspects:\n", "aspects: []\nrest:\n", 5, "unknown key"),
     ],
 )
 def test_a_flaw_is_named_with_its_line(tmp_path: Path, old: str, new: str, line: int, words: str) -> None:
