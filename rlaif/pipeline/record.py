@@ -43,4 +43,5 @@ class StageRecord:
         dropped = ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.dropped.items()))
         judged = "verdicts" if self.kind == "compare" else "ratings"
         unparsed = f", {self.facts['unparsed']:,} {judged} unparsed" if self.facts.get("unparsed") else ""
-        return f"{self.out:,}" + (f" (dropped: {dropped})" if dropped else "") + unparsed
+        disagree = f", {n:,} orders disagree" if (n := self.facts.get("orders_disagree")) else ""
+        return f"{self.out:,}" + (f" (dropped: {dropped})" if dropped else "") + unparsed + disagree
