@@ -44,4 +44,6 @@ class StageRecord:
         judged = "verdicts" if self.kind == "compare" else "ratings"
         unparsed = f", {self.facts['unparsed']:,} {judged} unparsed" if self.facts.get("unparsed") else ""
         disagree = f", {n:,} orders disagree" if (n := self.facts.get("orders_disagree")) else ""
-        return f"{self.out:,}" + (f" (dropped: {dropped})" if dropped else "") + unparsed + disagree
+        accuracy = self.facts.get("metrics", {}).get("validation_accuracy")
+        checked = f", {accuracy:.0%} right on validation pairs" if accuracy is not None else ""
+        return f"{self.out:,}" + (f" (dropped: {dropped})" if dropped else "") + unparsed + disagree + checked
