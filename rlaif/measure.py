@@ -86,14 +86,16 @@ async def measure(
 
         return pick
 
-    picks = {name: sampled(name) for name in stage.models}
+    async def one(name: str, pick: Pick) -> Measured:
+        return await _measure_one(
+            name, pick, stage, prompts, settings, sampler, judge, reward, gold, seed, on_done, failures
+        )
+
+    measured = [await one(name, sampled(name)) for name in stage.models]
     if stage.best_of and reward:
         asked = resolved(stage.sampling, settings[stage.best_of.model], seed)
-        picks[stage.best_of.name] = await _best_of(stage.best_of, prompts, asked, sampler, reward)
-    measured = [
-        await _measure_one(name, pick, stage, prompts, settings, sampler, judge, reward, gold, seed, on_done, failures)
-        for name, pick in picks.items()
-    ]
+        best = await _best_of(stage.best_of, prompts, asked, sampler, reward)
+        measured.append(await one(stage.best_of.name, best))
     baseline = next(m for m in measured if m.name == (stage.baseline or stage.models[0]))
     figures = {
         "split": stage.split,

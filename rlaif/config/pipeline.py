@@ -224,7 +224,6 @@ def _read_steps(document: Document, models: dict[str, ModelSpec]) -> list[Step]:
             )
         step = Step(index + 1, name, stage, _sources(stage, steps, document, (*place, kind)))
         _check_sense(step, steps, document, (*place, kind))
-        _check_margin(step, document, (*place, kind))
         if isinstance(stage, TrainStage):
             if stage.trainer.name in available:
                 raise document.error(
@@ -265,9 +264,6 @@ def _check_sense(step: Step, earlier: list[Step], document: Document, place: Pos
             place,
             "raise its `per_prompt`, or name another model there",
         )
-
-
-def _check_margin(step: Step, document: Document, place: Position) -> None:
     stage = step.stage
     if isinstance(stage, PairStage) and step.source and step.source.stage.kind == "compare" and stage.min_margin > 1:
         problem = f"a margin of {stage.min_margin:g} is more than two probabilities can differ by"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import lru_cache
 from pathlib import Path
 
 from rlaif.errors import InputError, WorkError
@@ -80,6 +81,13 @@ def weights_digest(folder: Path) -> str:
     """Hex digest over the names and bytes of the weights, configuration, tokenizer and chat template in `folder`."""
     total = hashlib.sha256()
     for file in model_files(folder):
-        with file.open("rb") as stream:
-            total.update(f"{file.name}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+        found = file.stat()
+        total.update(f"{file.name}\0{_file_digest(file, found.st_size, found.st_mtime_ns)}\n".encode())
     return total.hexdigest()
+
+
+@lru_cache(maxsize=4096)
+def _file_digest(file: Path, size: int, changed: int) -> str:
+    """Digest of a file's bytes, read once for each size and time of change: a model is named many times in a run."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

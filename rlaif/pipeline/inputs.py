@@ -26,6 +26,7 @@ from rlaif.constitution import read_constitution
 from rlaif.engines.identity import has_reward_head
 from rlaif.formats import (
     Conversation,
+    ReadResult,
     Rows,
     StatedPreference,
     read_conversations,
@@ -105,20 +106,19 @@ class Inputs:
         """Read as what its trainers learn from: preferences for a reward model or DPO, else conversations."""
         reading = [s for s in self.pipeline.steps if isinstance(s.stage, TrainStage) and step in s.sources]
         readers = {s.stage.method: s for s in reading if isinstance(s.stage, TrainStage)}
-        items: list[Any]
         if method := next((method for method in ("rm", "dpo") if method in readers), None):
             if "sft" in readers:
                 problem = f"the stage {step.name!r} is read as demonstrations by sft and as preferences here"
                 fix = "name a `pair` stage, or read the file in a `data` stage of its own"
                 raise self.pipeline.error(readers[method], problem, (method, "data"), fix)
-            items, unusable = read_preferences(_source(stage))
-            kept, dropped = _take(items, stage.take, lambda p: p.split != "held-out", "held-out")
-            self.preferences[step.name] = kept
+            self.preferences[step.name] = self._kept(step, stage, read_preferences(_source(stage)))
         else:
-            items, unusable = read_conversations(_source(stage))
-            kept, dropped = _take(items, stage.take, lambda c: c.split != "held-out", "held-out")
-            self.conversations[step.name] = kept
-        self._note(step, len(items), unusable, kept, dropped)
+            self.conversations[step.name] = self._kept(step, stage, read_conversations(_source(stage)))
+
+    def _kept(self, step: Step, stage: DataStage, result: ReadResult[Any]) -> list[Any]:
+        kept, dropped = _take(result.items, stage.take, lambda item: item.split != "held-out", "held-out")
+        self._note(step, len(result.items), result.dropped, kept, dropped)
+        return kept
 
     def _prompts(self, step: Step, stage: PromptsStage) -> None:
         result = read_prompts(_source(stage), column=stage.column)

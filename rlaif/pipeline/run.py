@@ -233,16 +233,19 @@ class Run:
     async def _train(self, step: Step, stage: TrainStage) -> StageRecord:
         assert step.source is not None
         reads = " + ".join(source.name for source in step.sources)
+        lessons: training.Lessons = []
         for source in step.sources:  # each: a model named for its revisions must not be trained on all but them
-            if not self._lessons(source.name):
+            given = self._lessons(source.name)
+            if not given:
                 raise WorkError(
                     f"stage {source.name!r} gave nothing to train {step.name!r} on",
                     fix="`rlaif status` counts what was dropped and why",
                 )
-        lessons, template = self.lessons(step), self.inputs.chat_templates.get(step.name)
+            lessons += given
+        template = self.inputs.chat_templates.get(step.name)
         base, out = self.specs[stage.trainer.base], self.folder.model(stage.trainer.name)
         assert isinstance(base, LocalModel)
-        key = self.training_key(step, stage)
+        key = self.training_key(step, stage, lessons)
         record = training.finished(out, key)
         if record is None:
             try:
@@ -269,7 +272,7 @@ class Run:
             facts=facts | {"metrics": metrics},
         )
 
-    def lessons(self, step: Step) -> list[tuple[Any, training.Lesson]]:
+    def lessons(self, step: Step) -> training.Lessons:
         """What a train stage learns from, each with the split it belongs to."""
         return [lesson for source in step.sources for lesson in self._lessons(source.name)]
 
@@ -281,12 +284,12 @@ class Run:
             return training.preferences(self.pairs[name].preferences)
         return training.revisions(self.rows[name])
 
-    def training_key(self, step: Step, stage: TrainStage) -> str:
+    def training_key(self, step: Step, stage: TrainStage, lessons: training.Lessons) -> str:
         spec = self.specs[stage.trainer.base]
         assert isinstance(spec, LocalModel)
         base = weights_digest(training.weights_folder(spec))
         reward = self.engines[stage.ppo.reward].identity if stage.ppo else None
-        return training.training_key(stage, base, self.lessons(step), self.inputs.chat_templates.get(step.name), reward)
+        return training.training_key(stage, base, lessons, self.inputs.chat_templates.get(step.name), reward)
 
     def _reward(self, stage: TrainStage) -> training.Reward | None:
         if stage.ppo is None:
