@@ -253,6 +253,29 @@ def test_the_score_ppo_reads_is_the_score_of_the_trained_reward_model(rlhf: dict
     asyncio.run(engine.close())
 
 
+def test_the_plan_counts_best_of_and_nothing_twice(rlhf: dict[str, Any], project: Path, tmp_path: Path) -> None:
+    def plan(folder: Path) -> dict[str, Any]:
+        command_line = [sys.executable, "-m", "rlaif.cli", "plan", RLHF, *RLHF_SMALL, "--json"]
+        done = subprocess.run(command_line, cwd=folder, capture_output=True, text=True, check=True)
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found["calls"]
+
+    # Three samplers for 60 prompts; of each of 16 measured prompts two completions, the first being sft's own.
+    assert plan(tmp_path)["sft"]["calls"] == 3 * 60 + 2 * 16
+    assert rlhf["sent"]["sft"] <= 3 * 60 + 2 * 16
+    assert all(need["calls"] == need["paid"] for need in plan(project).values())
+
+
+def test_a_source_that_gives_nothing_stops_its_trainer_and_says_where_it_went(tmp_path: Path) -> None:
+    """Every critique is cut, so no revision is left; the demonstrations beside it must not stand in for them."""
+    overrides = [*CAI_SMALL, "stages.red-team.prompts.take=5", "stages.revise.revise.sampling.max_tokens=1"]
+    done = subprocess.run(command(CAI, *overrides), cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and "stage 'revise' gave nothing to train 'sl-cai' on" in done.stderr, done.stderr
+    manifest = json.loads((tmp_path / "runs/constitutional-ai/manifest.json").read_text())
+    (revise,) = (stage for stage in manifest["stages"] if stage["name"] == "revise")
+    assert (revise["in"], revise["out"]) == (5, 0) and revise["dropped"]["critique: cut at max_tokens"] >= 4
+
+
 @pytest.mark.parametrize(("stage", "after"), [("rm", 2), ("ppo", 2)])
 def test_a_killed_training_goes_on_to_the_same_model(
     rlhf: dict[str, Any], project: Path, tmp_path: Path, stage: str, after: int

@@ -12,11 +12,12 @@ import pytest
 from echo import Echo
 from test_records import ask
 
-from rlaif.config import BestOf, MeasureStage, Rater, SamplingSettings
+from rlaif.config import BestOf, MeasureStage, Rater, SamplingSettings, TransformersModel
 from rlaif.engines.protocol import Logprobs, Reply, Request
 from rlaif.engines.scheduler import Scheduler
 from rlaif.errors import EngineError
 from rlaif.measure import Judge, measure, resolved
+from rlaif.pipeline.training import reward_of
 from rlaif.records import Message, Prompt
 from rlaif.resources import find
 from rlaif.rubric import read_rubric
@@ -127,6 +128,40 @@ def test_best_of_n_is_the_completion_that_the_reward_model_scores_highest() -> N
     assert best["reward"]["mean"] > single["reward"]["mean"] == pytest.approx(10 * single["gold"]["mean"])
     assert best["kl"] == {"at_most": pytest.approx(0.636294), "against": "old"}
     assert figures["reward"]["pair_accuracy"] is None  # of one model, what it chose itself left out, there are no pairs
+    store.close()
+
+
+def test_a_completion_that_has_no_score_stops_nothing_and_is_counted() -> None:
+    """In the measure, in best of n and in a trainer's reward alike."""
+
+    class Choosy(Varied):
+        async def score(self, items: Sequence[tuple[tuple[Message, ...], str]]) -> list[float | EngineError]:
+            refused = EngineError("too long", cause="too-long")
+            return [refused if len(text.split()) > 6 else float(len(text.split())) for _, text in items]
+
+    engines = {"old": Echo("old"), "rm": Choosy("rm")}
+    stage = MeasureStage(models=("old",), judge="gold", reward="rm", best_of=BestOf(model="old", n=4))
+    store = CallStore(Path(":memory:"))
+    scheduler = Scheduler(store, engines, {})
+    settings = dict.fromkeys(engines, SamplingSettings())
+    texts: list[str] = []
+
+    def gold(prompt: str, text: str) -> Truth:
+        texts.append(text)
+        return Truth(0.5)
+
+    figures, failures = asyncio.run(measure(stage, PROMPTS, engines, settings, {}, scheduler, None, gold, 0))
+    single, best = texts[: len(PROMPTS)], texts[len(PROMPTS) :]
+    unscored = sum(len(text.split()) > 6 for text in single)
+    assert not failures and figures["models"][0]["unscored"] == unscored > 0
+    assert all(len(text.split()) <= 6 for text in best) and figures["models"][1]["unscored"] == 0
+
+    async def rewarded() -> list[float | None]:
+        spec = TransformersModel(engine="transformers", path="tiny/base")
+        reward = reward_of(spec, engines["rm"], asyncio.get_running_loop())
+        return await asyncio.to_thread(reward.score, [PROMPTS[0].messages] * 2, ["a b", "word " * 7])
+
+    assert asyncio.run(rewarded()) == [2.0, None]
     store.close()
 
 

@@ -11,6 +11,7 @@ import pytest
 from echo import RUBRIC, write_project
 from test_run import Cli, run_cli  # noqa: F401 - the fixture
 
+from rlaif.pipeline.folder import hold
 from rlaif.resources import find
 
 Edit = Callable[[Path], None]
@@ -313,3 +314,11 @@ def test_wrong_trainings(name: str, tmp_path: Path, run_cli: Cli) -> None:  # no
     assert "Traceback" not in err
     assert (tmp_path / "mine.partial" / "precious.txt").read_text() == "mine" and not (tmp_path / "out").exists()
     assert not list(tmp_path.glob(".*.lock"))
+
+
+def test_a_second_training_in_the_same_folder_waits_its_turn(tmp_path: Path, run_cli: Cli) -> None:  # noqa: F811
+    (tmp_path / "pairs.jsonl").write_text(json.dumps({"prompt": "hi", "chosen": "a", "rejected": "b"}) + "\n")
+    with hold(tmp_path / ".out.lock", tmp_path / "out"):
+        code, out, err = run_cli("train", "dpo", *TRAIN)
+    assert code == 1 and "another process is running in 'out'. Fix: wait for it" in err, (out, err)
+    assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
