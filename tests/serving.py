@@ -185,7 +185,7 @@ class Script:
             pass  # the client left, or the script ended
         finally:
             writer.close()
-            with contextlib.suppress(ConnectionError):
+            with contextlib.suppress(ConnectionError, asyncio.CancelledError):  # the script may end here too
                 await writer.wait_closed()
             self.connections.discard(task)
 
