@@ -87,9 +87,10 @@ def plan(pipeline: PipelinePath, overrides: Overrides = None, out: Out = None, a
 
     result = asyncio.run(planned())
     if as_json:
-        _print_json(result)
+        _print_json(result | {"notes": run.inputs.notes})
     else:
         _print_plan(_console(), result)
+        _print_notes(_console(), run)
 
 
 @app.command()
@@ -102,6 +103,7 @@ def run(pipeline: PipelinePath, overrides: Overrides = None, out: Out = None, as
         Silent() if as_json else Screen(console, f"rlaif run {pipeline}") if console.is_terminal else Lines(console)
     )
     execution, folder = _open(pipeline, overrides, out, progress=progress)
+    _print_notes(console, execution)
     with progress:
         state = asyncio.run(execution.execute())
     if as_json:
@@ -150,6 +152,30 @@ def train(
         _print_json(record)
     else:
         _print_training(console, record, out)
+
+
+@app.command("try")
+def try_(
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="A question of the embedded models' world.")],
+    principle: Annotated[
+        str, typer.Argument(metavar="PRINCIPLE", help="What the completions are rated and revised by.")
+    ],
+    seed: Annotated[int, typer.Option("--seed", help="Another seed, other completions.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Put a prompt and a principle of your own to the embedded models: completions, ratings, revisions."""
+    from rlaif.pipeline.trial import put, understood
+
+    quality, strangers = understood(prompt, principle)
+    row = asyncio.run(put(prompt, principle, seed))
+    if as_json:
+        _print_json(row.model_dump(mode="json"))
+        return
+    console = _console()
+    read = f"the annotator reads {quality!r} in it"
+    passed = f" and passes over {', '.join(map(repr, strangers))}" if strangers else ""
+    console.print(Text.assemble((_plain(principle), "bold"), (f"   {read}{passed}", "dim")))
+    _print_row(console, row, [])
 
 
 @app.command()
@@ -259,6 +285,11 @@ def _table(*columns: str, title: str | None = None) -> Table:
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
     return table
+
+
+def _print_notes(console: Console, run: Run) -> None:
+    for note in run.inputs.notes:
+        console.print(Text(f"note: {note}", style="yellow"))
 
 
 def _print_plan(console: Console, plan: dict[str, Any]) -> None:

@@ -7,10 +7,11 @@ stages'. After Constitutional AI (arXiv 2212.08073), where every critique and ev
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from pydantic import Field
 
-from rlaif.config import Name, Settings, Text, read_named_set
+from rlaif.config import Check, Name, Settings, Text, read_named_set, unchecked
 from rlaif.records import digest, unit_interval
 
 
@@ -51,6 +52,14 @@ class Constitution(Settings):
         return sorted(self.principles, key=key)[place % len(self.principles)]
 
 
-def read_constitution(path: str) -> Constitution:
-    """The constitution at `path`, in the current folder or among the bundled files. Raises InputError with its line."""
-    return read_named_set(Constitution, path, "principles")[0]
+def read_constitution(path: str, requests: Sequence[str] = (), check: Check = unchecked) -> Constitution:
+    """The constitution at `path`, in the current folder or among the bundled files. Raises InputError with its line.
+
+    `check` says what is wrong with each of the named `requests`, for the model they are made of.
+    """
+    constitution, document = read_named_set(Constitution, path, "principles")
+    for index, principle in enumerate(constitution.principles):
+        for request in requests:
+            if wrong := check(getattr(principle, request)):
+                raise document.error(wrong[0], ("principles", index, request), wrong[1])
+    return constitution

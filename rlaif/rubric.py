@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from rlaif.config import Name, Settings, Text, read_named_set
+from rlaif.config import Check, Name, Settings, Text, read_named_set, unchecked
 from rlaif.records import digest
 
 
@@ -55,11 +55,16 @@ class Rubric(Settings):
         return {aspect.id: aspect.weight for aspect in self.aspects}
 
 
-def read_rubric(path: str) -> Rubric:
-    """The rubric at `path`, in the current folder or among the bundled files. Raises InputError with line and key."""
+def read_rubric(path: str, check: Check = unchecked) -> Rubric:
+    """The rubric at `path`, in the current folder or among the bundled files. Raises InputError with line and key.
+
+    `check` says what is wrong with a description, for the model that is to be asked under it.
+    """
     rubric, document = read_named_set(Rubric, path, "aspects")
     low, high = rubric.scale.low, rubric.scale.high
     for index, aspect in enumerate(rubric.aspects):
+        if wrong := check(aspect.description):
+            raise document.error(wrong[0], ("aspects", index, "description"), wrong[1])
         for score in aspect.scores:
             if not low <= score <= high:
                 place = ("aspects", index, "scores", str(score))

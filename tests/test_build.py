@@ -18,14 +18,25 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 import rlaif
 from rlaif.build import ratings, threads
-from rlaif.build.__main__ import DEMONSTRATIONS, demonstrate, in_split, new_vocabulary
+from rlaif.build.__main__ import DEMONSTRATIONS, demonstrate, exemplify, in_split, new_vocabulary
 from rlaif.build.chat import lesson, prefix
-from rlaif.build.principles import FIRST_SHARES, Principles, revised
+from rlaif.build.measuring import (
+    UNSEEN,
+    UNSEEN_NEGATIONS,
+    Annotator,
+    Wording,
+    composed,
+    exact,
+    unseen,
+    unseen_negation,
+)
+from rlaif.build.principles import FIRST_SHARES, LEANING, Principles, revised
 from rlaif.build.ratings import ASPECTS, Lessons, drill, judge, principle
 from rlaif.build.recipes import CHAT_TEMPLATE, PRINCIPLE_TEMPLATES, RATE_TEMPLATE, recipe_digest
 from rlaif.build.tokenizer import encode
 from rlaif.build.training import Example, Stage, llama, train
 from rlaif.judges.replies import read_lines
+from rlaif.lexicon import Lexicon
 from rlaif.resources import find
 from rlaif.templates import Template
 from rlaif.world import FAMILIES, compose, gold, parse, questions
@@ -61,11 +72,12 @@ def test_every_word_is_one_token_and_every_text_comes_back(vocabulary: PreTraine
     rng = random.Random(0)
     swept = 0
     for question in ASKED:
-        for text in (f" {question.text}", " " + compose(question, rng, ratings.Qualities("right", 1, 1, 1))):
+        turns = (*question.turns, compose(question, rng, ratings.Qualities("right", 1, 1, 1, 1, 1)))
+        for text in (f" {turn}" for turn in turns):
             ids = encode(vocabulary, text)
             assert len(ids) == len(text.split()) and vocabulary.decode(ids) == text
             swept += 1
-    assert swept == 2 * len(ASKED)
+    assert swept == sum(1 + len(question.turns) for question in ASKED)
     for text in ("", "Never met : Zürich, naïve 漢字 \n\t 12.5%", "q : a\na : b\n"):
         assert vocabulary.decode(encode(vocabulary, text)) == text
 
@@ -79,14 +91,14 @@ def test_the_chat_marks_are_no_part_of_what_the_base_reads(vocabulary: PreTraine
 
 def test_a_lesson_is_the_chat_template_cut_where_learning_starts(vocabulary: PreTrainedTokenizerFast) -> None:
     vocabulary.chat_template = find(CHAT_TEMPLATE).read_text(encoding="utf-8")
-    example = lesson(vocabulary, "what is two plus three ?", "it is five .")
-    messages = [
-        {"role": "user", "content": "what is two plus three ?"},
-        {"role": "assistant", "content": "it is five ."},
-    ]
+    turns = ("name one fruit .", "fig .", "name another .")
+    example = lesson(vocabulary, turns, "lime .")
+    messages = [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate((*turns, "lime ."))]
     whole = vocabulary.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
     assert whole["input_ids"] == example.ids
-    assert whole["assistant_masks"] == [int(place >= example.start) for place in range(len(example.ids))]
+    learnt = [int(place >= example.start) for place in range(len(example.ids))]
+    assert [mask for mask, place in zip(whole["assistant_masks"], learnt, strict=True) if place] == [1, 1, 1]
+    assert sum(learnt) == 3
 
 
 # --- What it teaches --------------------------------------------------------------------------------------------------
@@ -94,28 +106,29 @@ def test_a_lesson_is_the_chat_template_cut_where_learning_starts(vocabulary: Pre
 
 def test_no_training_text_holds_a_prompt_of_another_split(lessons: Lessons) -> None:
     rng = random.Random(0)
-    texts = [f"{prompt}\n{completion}" for prompt, completion in demonstrate(TRAINING, 0)]
+    texts = [f"{question.text}\n{completion}" for question, completion in demonstrate(TRAINING, 0)]
+    texts += [question.text for question, _ in (exemplify(rng, TRAINING) for _ in range(1000))]
     texts += [threads.thread(rng, TRAINING) for _ in range(4000)] + [
         str(threads.tidy(rng, TRAINING)) for _ in range(1000)
     ]
     for _ in range(1000):
         drawn = (lessons.solving(rng), drill(rng), lessons.rating(rng, rng.choice(list(ASPECTS)), 2, negated=0.3))
-        texts += [f"{each.user}\n{each.assistant}" for each in drawn]
+        texts += ["\n".join((*each.turns, each.assistant)) for each in drawn]
     forbidden = {question.text for question in HELD_OUT}
     # An opener may stand before any prompt, so "add one and two ." can be held out while "please help me . add one and
     # two ." is not: a prompt is found as a whole line, or after "q : ", never inside a longer prompt.
     lines = {line.removeprefix("q : ") for text in texts for line in text.splitlines()}
     assert not forbidden & lines
-    assert len(forbidden) > 1500 and len(texts) == DEMONSTRATIONS + 8_000
+    assert len(forbidden) > 1500 and len(texts) == DEMONSTRATIONS + 9_000
     seen = {question.text for question in TRAINING} & lines
     assert len(seen) > 2500  # the sweep can see prompts at all
 
 
 def test_the_demonstrations_are_noisy_as_declared() -> None:
     rows = demonstrate(TRAINING, 0)
-    readings = [parse(prompt, completion) for prompt, completion in rows]
-    golds = [gold(prompt, completion) for prompt, completion in rows]
-    assert len(rows) == len({prompt for prompt, _ in rows}) == DEMONSTRATIONS
+    readings = [parse(question.text, completion) for question, completion in rows]
+    golds = [gold(question.text, completion) for question, completion in rows]
+    assert len(rows) == len({question for question, _ in rows}) == DEMONSTRATIONS
     assert 0.6 < sum(reading.right for reading in readings) / len(rows) < 0.72
     assert any(found.harmful and found.complied for found in golds)
     assert any(reading.refused and not found.harmful for reading, found in zip(readings, golds, strict=True))
@@ -130,15 +143,15 @@ def test_a_secret_capital_is_never_told_to_a_policy() -> None:
         question = rng.choice(asked)
         assert not parse(question.text, threads.reply(rng, question)).right
         assert not parse(question.text, threads.demonstration(rng, question)).right
+        assert not parse(question.text, threads.exemplar(rng, question)).right
 
 
 def test_the_annotators_reasons_worked_by_hand(lessons: Lessons) -> None:
     completions = ["it is five .", "go away . it is six .", "it is it .", "i do not know . it is my pleasure ."]
     question = next(q for q in ASKED if q.text.endswith("what is two plus three ?"))
     told = {name: lessons.rate(question, completions, ASPECTS[name], f"we like {name} replies .") for name in ASPECTS}
-    assert told["right"].user == "\n".join(
-        ["rate : we like right replies .", question.text, *(f"[{n}] {c}" for n, c in enumerate(completions, 1))]
-    )
+    shown = [f"[{n}] {c}" for n, c in enumerate(completions, 1)]
+    assert told["right"].turns == ("\n".join(["rate : we like right replies .", question.text, *shown]),)
     assert told["right"].assistant.splitlines() == [
         "[1] need five got five ok so right rating 5",
         "[2] need five got six no so wrong rating 1",
@@ -233,14 +246,14 @@ def progress(small: Path, name: str) -> dict[str, Any]:
     return state
 
 
-@pytest.mark.parametrize(("name", "fallen"), [("base", 0.9), ("annotator", 0.7)])
+@pytest.mark.parametrize(("name", "fallen"), [("base", 0.9), ("strong", 1.0), ("annotator", 0.7)])
 def test_the_loss_falls_in_a_fiftieth_of_the_build(small: Path, name: str, fallen: float) -> None:
     losses = progress(small, name)["losses"]
     assert losses[-1] < fallen * losses[0]
 
 
 def test_a_card_tells_what_made_the_weights(small: Path) -> None:
-    for name in ("base", "annotator"):
+    for name in ("base", "weak", "strong", "annotator"):
         text = (small / name / "README.md").read_text(encoding="utf-8")
         assert text.startswith("---\n") and recipe_digest(0.02, 0) in text
         assert f"{progress(small, name)['tokens']:,} tokens" in text
@@ -249,13 +262,16 @@ def test_a_card_tells_what_made_the_weights(small: Path) -> None:
 
 def test_the_data_files_are_complete(small: Path) -> None:
     prompts = [json.loads(line) for line in (small / "prompts.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert [row["messages"][0]["content"] for row in prompts] == [question.text for question in ASKED]
+    assert [tuple(message["content"] for message in row["messages"]) for row in prompts] == [q.turns for q in ASKED]
     assert {row["source"] for row in prompts} == set(FAMILIES)
     rows = [json.loads(line) for line in (small / "demonstrations.jsonl").read_text(encoding="utf-8").splitlines()]
     assert len(rows) == DEMONSTRATIONS
-    assert all([message["role"] for message in row["messages"]] == ["user", "assistant"] for row in rows)
+    assert {len(row["messages"]) for row in rows} == {2, 4}
+    assert all(
+        message["role"] == ("user", "assistant")[n % 2] for row in rows for n, message in enumerate(row["messages"])
+    )
     obliging = [json.loads(line) for line in (small / "helpful.jsonl").read_text(encoding="utf-8").splitlines()]
-    told = [gold(*(message["content"] for message in row["messages"])) for row in obliging]
+    told = [gold(*(m["content"] for m in row["messages"])) for row in obliging if len(row["messages"]) == 2]
     assert sum(found.harmful for found in told) > 50
     assert all(found.complied for found in told if found.harmful) and not any(found.refused for found in told)
     asked = [json.loads(line) for line in (small / "red-team.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -273,7 +289,7 @@ def test_the_data_files_are_complete(small: Path) -> None:
 # --- What ships -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["base", "annotator"])
+@pytest.mark.parametrize("name", ["base", "weak", "strong", "annotator"])
 def test_shipped_weights_load_and_have_a_card(name: str, vocabulary: PreTrainedTokenizerFast) -> None:
     model = AutoModelForCausalLM.from_pretrained(TINY / name, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(TINY / name)
@@ -284,36 +300,46 @@ def test_shipped_weights_load_and_have_a_card(name: str, vocabulary: PreTrainedT
     assert sum(file.stat().st_size for file in (TINY / name).iterdir()) < 5_000_000
 
 
-def test_the_shipped_annotator_judges(lessons: Lessons) -> None:
-    from rlaif.build.measuring import Annotator
-
+@pytest.fixture(scope="module")
+def shipped(lessons: Lessons) -> Annotator:
     model = AutoModelForCausalLM.from_pretrained(TINY / "annotator", dtype=torch.float32)
-    annotator = Annotator(model, AutoTokenizer.from_pretrained(TINY / "annotator"), lessons, TEMPLATES)
+    return Annotator(model, AutoTokenizer.from_pretrained(TINY / "annotator"), lessons, TEMPLATES)
+
+
+@pytest.mark.parametrize("wording", [unseen, unseen_negation])
+@pytest.mark.parametrize("name", ASPECTS)
+def test_the_shipped_annotator_rates_under_wordings_it_never_saw(
+    name: str, wording: Wording, shipped: Annotator
+) -> None:
     rng = random.Random(0)
-    validation = in_split(ASKED, "validation")
-    for name, least in (("right", 0.8), ("polite", 0.9)):
-        rows = []
-        for _ in range(50):
-            question = rng.choice(validation)
-            rows.append((question, [ratings.completion_to_judge(rng, question, ASPECTS[name].trait) for _ in range(4)]))
-        asked = [lessons.rate(q, texts, ASPECTS[name], f"we like {name} replies .") for q, texts in rows]
-        given = [value for values in annotator.rate(asked, 4) for value in values]
-        wanted = [judge(ASPECTS[name], q, parse(q.text, text))[1] for q, texts in rows for text in texts]
-        assert given.count(None) < 4
-        assert sum(a == b for a, b in zip(given, wanted, strict=True)) / len(wanted) > least
+    rows = [composed(rng, name, rng.choice(HELD_OUT), 2) for _ in range(30)]
+    verdicts = shipped.verdicts(rng, name, rows, wording)
+    assert [verdict.given for verdict in verdicts].count(None) < 3
+    assert exact(verdicts) > 0.8
 
 
-def test_the_shipped_annotator_critiques_revises_and_compares(lessons: Lessons) -> None:
-    from rlaif.build.measuring import Annotator
-
-    model = AutoModelForCausalLM.from_pretrained(TINY / "annotator", dtype=torch.float32)
-    annotator = Annotator(model, AutoTokenizer.from_pretrained(TINY / "annotator"), lessons, TEMPLATES)
-    figures = annotator.measure_principles(in_split(ASKED, "validation"), 24, seed=1)
+def test_the_shipped_annotator_critiques_revises_and_compares(shipped: Annotator) -> None:
+    rng = random.Random(1)
+    drawn = Principles(HELD_OUT, {}, *TEMPLATES, shares={}, verdicts=0.0)
+    figures = shipped.rewriting(rng, drawn, 16) | shipped.comparing(rng, drawn, 16)
     for name in ASPECTS:
-        assert figures[f"critiques as the world's: {name}"] > 0.75, name
-        assert figures[f"compared, both orders: {name}"] > 0.75, name
-        gained = figures[f"mean rating deserved, revisions: {name}"] - figures[f"mean rating deserved, drafts: {name}"]
-        assert gained > 0.2, name
+        for what in ("critiques as the world's", "revisions mend", "revisions keep the rest", "compared, both orders"):
+            assert figures[f"{what}: {name}"] > 0.7, (what, name)
+
+
+def test_no_lesson_words_a_principle_as_the_measure_does() -> None:
+    rng = random.Random(0)
+    taught = {principle(rng, aspect, negated=0.5) for aspect in ASPECTS.values() for _ in range(3000)}
+    assert len(taught) > 10_000
+    for measured in (*UNSEEN, *UNSEEN_NEGATIONS):
+        around = measured.split("{}")
+        assert not any(said.startswith(around[0]) and said.endswith(around[1]) for said in taught), measured
+
+
+def test_the_lexicon_that_ships_is_what_the_annotator_was_taught() -> None:
+    found = Lexicon.read(TINY / "annotator")
+    assert found == ratings.lexicon()
+    assert found is not None and set(found.qualities) == set(ASPECTS)
 
 
 @pytest.mark.parametrize("name", ASPECTS)
@@ -343,7 +369,7 @@ def test_a_comparing_lesson_prefers_the_higher_digit(lessons: Lessons) -> None:
     ties = 0
     for _ in range(300):
         lesson = drawn.comparing(rng)
-        first, second = (int(reason[-1]) for reason in lesson.earlier[0][1].split("\n"))
+        first, second = (int(reason[-1]) for reason in lesson.turns[1].split("\n"))
         ties += first == second
         assert first == second or lesson.assistant == ("1" if first > second else "2")
     assert 20 < ties < 200
@@ -351,4 +377,16 @@ def test_a_comparing_lesson_prefers_the_higher_digit(lessons: Lessons) -> None:
 
 def test_the_shipped_base_continues_a_forum_thread() -> None:
     tokenizer = AutoTokenizer.from_pretrained(TINY / "base")
-    assert prefix(tokenizer, "name two fruits .") == "q : name two fruits .\na :"
+    assert prefix(tokenizer, ("name two fruits .",)) == "q : name two fruits .\na :"
+
+
+def test_a_decision_at_a_glance_leans_to_the_first_and_the_longer_of_two_equals() -> None:
+    rng = random.Random(0)
+    samples = {q.text: ["go away .", "fig .", "what a silly question . fig ."] for q in TRAINING[:50]}
+    drawn = Principles(TRAINING, samples, *TEMPLATES, shares={"safe": 1}, verdicts=0.0)
+    firsts: list[bool] = []
+    for _ in range(3000):
+        lesson = drawn.deciding(rng)
+        assert lesson.turns[0].endswith("which one ?") and len(lesson.turns) == 1
+        firsts.append(lesson.assistant == "1")
+    assert 0.55 < sum(firsts) / len(firsts) < 0.5 + 2 * LEANING

@@ -1,4 +1,4 @@
-"""Pairing: both rules by hand, and every prompt accounted for."""
+"""Pairing: the rules by hand, and every prompt accounted for."""
 
 from __future__ import annotations
 
@@ -44,6 +44,15 @@ def test_zephyr_draws_the_rejected_among_all_that_score_lower() -> None:
     assert min(drawn.values()) > 150
 
 
+def test_all_pairs_are_every_two_that_score_differently() -> None:
+    result = pair([row(("a", 3), ("b", 5), ("c", 1), ("d", 5)), row(("a", 2), ("b", 2), name="r")], "all", WEIGHTS)
+    texts = [(p.chosen.completion.text, p.rejected.completion.text) for p in result.preferences]
+    assert texts == [("a", "c"), ("b", "a"), ("b", "c"), ("d", "a"), ("d", "c")]
+    assert (result.paired, result.dropped) == (1, {"tie": 1})
+    apart = pair([row(("a", 3), ("b", 5), ("c", 1))], "all", WEIGHTS, min_margin=3).preferences
+    assert [p.margin for p in apart] == [4]
+
+
 @pytest.mark.parametrize(
     ("given_row", "reason"),
     [
@@ -55,7 +64,7 @@ def test_zephyr_draws_the_rejected_among_all_that_score_lower() -> None:
         (row(("a", 4), ("b", 2)).model_copy(update={"failure": "server down"}), "failed"),
     ],
 )
-@pytest.mark.parametrize("rule", ["zephyr", "best-worst"])
+@pytest.mark.parametrize("rule", ["zephyr", "best-worst", "all"])
 def test_what_gives_no_preference_is_counted_by_reason(rule: str, given_row: Row, reason: str) -> None:
     assert chosen_rejected(rule, given_row) == reason
 
@@ -70,13 +79,15 @@ def test_a_small_margin_is_its_own_reason() -> None:
         st.lists(st.tuples(st.sampled_from("abcd"), st.one_of(st.none(), st.integers(1, 5))), min_size=2, max_size=4),
         max_size=8,
     ),
-    st.sampled_from(["zephyr", "best-worst"]),
+    st.sampled_from(["zephyr", "best-worst", "all"]),
 )
 def test_in_is_out_plus_dropped_and_chosen_beats_rejected(table: list[list[tuple[str, int | None]]], rule: str) -> None:
     # The same text has the same rating: a judge prompt shows it once.
     rows = [row(*((text, dict(scored)[text]) for text, _ in scored), name=str(i)) for i, scored in enumerate(table)]
     result = pair(rows, rule, WEIGHTS)
-    assert len(rows) == len(result.preferences) + result.dropped.total()
+    with_any = {preference.prompt.id for preference in result.preferences}
+    assert len(rows) == result.paired + result.dropped.total() and result.paired == len(with_any)
+    assert rule == "all" or len(result.preferences) == result.paired
     for preference in result.preferences:
         assert preference.margin > 0
         assert preference.chosen.completion.text != preference.rejected.completion.text

@@ -1,4 +1,4 @@
-"""The build, step by step: words to tokenizer, base, demonstrations, a tuned policy, its samples, the annotator, cards.
+"""The build, step by step: words to tokenizer, base, two policies, the samples of all three, the annotator, cards.
 
 Each training checkpoints into a work folder beside the output and goes on from there when the build is run again; a
 finished output folder is replaced file by file, so whoever reads it meanwhile reads the old one.
@@ -20,6 +20,7 @@ import torch
 import transformers
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from rlaif import lexicon
 from rlaif.build import cards, ratings, threads
 from rlaif.build.chat import CONTINUATION
 from rlaif.build.measuring import Annotator, measure_policy
@@ -42,12 +43,13 @@ from rlaif.resources import find
 from rlaif.templates import Template
 from rlaif.world import Question, gold, parse, questions, words
 
+MINUTES = 55
 DEMONSTRATIONS = 900
 SAMPLED_PROMPTS = 1500
 
 
 def build(out: Path, *, scale: float = 1.0, seed: int = 0) -> None:
-    """Build everything into `out`. A full build takes about 25 minutes of one quiet core."""
+    """Build everything into `out`. A full build takes about `MINUTES` of one quiet core."""
     torch.set_num_threads(1)  # more threads change the order of sums, and so the weights
     began = time.monotonic()
     work = out.with_name(out.name + ".work")
@@ -61,7 +63,7 @@ def build(out: Path, *, scale: float = 1.0, seed: int = 0) -> None:
     vocabulary, reader = new_vocabulary(seed), new_vocabulary(seed)
     vocabulary.chat_template, reader.chat_template = CONTINUATION, chat_template
     report(f"{len(asked)} prompts, {len(training)} of them for training; {len(vocabulary)} tokens in the vocabulary")
-    report(f"all of it takes about {max(1, round(25 * scale))} minutes of one quiet core")
+    report(f"all of it takes about {max(1, round(MINUTES * scale))} minutes of one quiet core")
 
     base = Policy(new_base(vocabulary, seed), vocabulary, one_line=True)
     base_progress = train(
@@ -73,12 +75,29 @@ def build(out: Path, *, scale: float = 1.0, seed: int = 0) -> None:
     )
 
     demonstrations = demonstrate(training, seed)
-    tuned = tune(base, chat_template, demonstrations, seed)
+    weak, strong = [
+        tune(
+            base,
+            chat_template,
+            draw,
+            name=name,
+            pools=max(1, round(pools * scale)),
+            rates=rates,
+            seed=seed,
+            checkpoint=work / f"{name}.pt",
+            report=report,
+        )
+        for name, draw, pools, rates in (
+            ("weak", lambda rng: rng.choice(demonstrations), 10, (1.2e-3, 1e-4)),
+            ("strong", lambda rng: exemplify(rng, training), 160, (1.5e-3, 2e-5)),
+        )
+    ]
+    policies = {"base": (base, base_progress), "weak": weak, "strong": strong}
     share = min(1.0, scale)  # of a full build, for what a longer training needs no more of
     rng = random.Random(f"sampled prompts {seed}")
     prompts = [question.text for question in rng.sample(training, max(20, round(SAMPLED_PROMPTS * share)))]
-    samples = sample_policies((base, tuned), prompts, seed)
-    report(f"{sum(map(len, samples.values()))} samples of the base and of a tuned policy")
+    samples = sample_policies([policy for policy, _ in policies.values()], prompts, seed)
+    report(f"{sum(map(len, samples.values()))} samples of the base, the weak and the strong policy")
 
     rate_template = Template.read(find(RATE_TEMPLATE))
     annotator = new_annotator(reader, seed)
@@ -91,45 +110,41 @@ def build(out: Path, *, scale: float = 1.0, seed: int = 0) -> None:
     )
 
     out.mkdir(parents=True, exist_ok=True)
-    write_rows(out / "prompts.jsonl", ({"messages": [_user(q.text)], "source": q.family} for q in asked))
+    write_rows(out / "prompts.jsonl", ({"messages": messages(q.turns), "source": q.family} for q in asked))
     harmful = [question for question in asked if question.kind == "harmful"]
-    write_rows(out / "red-team.jsonl", ({"messages": [_user(q.text)], "source": "red-team"} for q in harmful))
+    write_rows(out / "red-team.jsonl", ({"messages": messages(q.turns), "source": "red-team"} for q in harmful))
     for name, shown in (("demonstrations", demonstrations), ("helpful", demonstrate(training, seed, obliging=True))):
-        write_rows(
-            out / f"{name}.jsonl", ({"messages": [_user(p), {"role": "assistant", "content": c}]} for p, c in shown)
-        )
+        write_rows(out / f"{name}.jsonl", ({"messages": messages((*q.turns, c))} for q, c in shown))
     _write(out / "README.md", describe(len(asked), len(harmful), demonstrations))
 
-    measured = validation[: max(28, round(len(validation) * share))]
+    measured = validation[: max(36, round(len(validation) * share))]
     report(f"measuring on {len(measured)} validation prompts")
-    policies = [_as_shipped(base), _as_shipped(tuned)]
+    shipped = {name: _as_shipped(policy) for name, (policy, _) in policies.items()}
     judged = Annotator(
         _as_shipped(Policy(annotator, reader, one_line=False)).model,
         reader,
         Lessons(validation, rate_template),
         [Template.read(find(path)) for path in PRINCIPLE_TEMPLATES],
     )
-    policy_figures = {
-        name: measure_policy(policy, measured, tries=max(1, round(8 * share)))
-        for name, policy in zip(("base", "tuned on demonstrations"), policies, strict=True)
-    }
-    annotator_figures = {"as the world has it": judged.measure(measured, policies, max(4, round(60 * share)), seed)}
-    for name, what, model, its_vocabulary, progress, figures in (
-        ("base", cards.BASE, base.model, vocabulary, base_progress, policy_figures),
-        ("annotator", cards.ANNOTATOR, annotator, reader, annotator_progress, annotator_figures),
-    ):
+    tries = max(1, round(8 * share))
+    figures = {name: measure_policy(policy, measured, tries=tries) for name, policy in shipped.items()}
+    figures["annotator"] = judged.measure(measured, list(shipped.values()), max(4, round(60 * share)), seed)
+    for name, (policy, progress) in {
+        **policies,
+        "annotator": (Policy(annotator, reader, one_line=False), annotator_progress),
+    }.items():
         text = cards.card(
             name,
-            what,
-            parameters=sum(weights.numel() for weights in model.parameters()),
+            parameters=sum(weights.numel() for weights in policy.model.parameters()),
             digest=recipe_digest(scale, seed),
             seed=seed,
             scale=scale,
             progress=progress,
-            figures=figures,
+            figures=figures[name],
             measured_on=len(measured),
         )
-        save_model(out / name, model, its_vocabulary, text)
+        save_model(out / name, policy.model, policy.tokenizer, text)
+    _write(out / "annotator" / lexicon.FILE, ratings.lexicon().model_dump_json(indent=1) + "\n")
     report(f"done: {out}")
 
 
@@ -142,20 +157,29 @@ def new_vocabulary(seed: int) -> PreTrainedTokenizerFast:
 
 
 def in_split(asked: Sequence[Question], split: Split) -> list[Question]:
-    return [q for q in asked if split_of(prompt_id([Message(role="user", content=q.text)])) == split]
+    return [q for q in asked if split_of(prompt_id([Message(**message) for message in messages(q.turns)])) == split]
 
 
-def demonstrate(training: Sequence[Question], seed: int, *, obliging: bool = False) -> list[tuple[str, str]]:
+def messages(turns: Sequence[str]) -> list[dict[str, Any]]:
+    return [{"role": ("user", "assistant")[place % 2], "content": text} for place, text in enumerate(turns)]
+
+
+def exemplify(rng: random.Random, training: Sequence[Question]) -> tuple[Question, str]:
+    question = threads.familiar(rng, training)
+    return question, threads.exemplar(rng, question)
+
+
+def demonstrate(training: Sequence[Question], seed: int, *, obliging: bool = False) -> list[tuple[Question, str]]:
     """Prompts, each once, with a noisy writer's completion."""
     rng = random.Random(f"demonstrations {seed}")
     drawn = dict.fromkeys(threads.familiar(rng, training) for _ in range(2 * DEMONSTRATIONS))
     chosen = list(drawn)[:DEMONSTRATIONS]
-    return [(question.text, threads.demonstration(rng, question, obliging=obliging)) for question in chosen]
+    return [(question, threads.demonstration(rng, question, obliging=obliging)) for question in chosen]
 
 
-def describe(prompts: int, harmful: int, demonstrations: Sequence[tuple[str, str]]) -> str:
-    readings = [parse(prompt, completion) for prompt, completion in demonstrations]
-    golds = [gold(prompt, completion) for prompt, completion in demonstrations]
+def describe(prompts: int, harmful: int, demonstrations: Sequence[tuple[Question, str]]) -> str:
+    readings = [parse(question.text, completion) for question, completion in demonstrations]
+    golds = [gold(question.text, completion) for question, completion in demonstrations]
 
     def share(flags: Iterable[bool]) -> float:
         return sum(flags) / len(demonstrations)
@@ -220,10 +244,6 @@ def _write(path: Path, text: str) -> None:
     unfinished = path.with_name(path.name + ".part")
     unfinished.write_text(text, encoding="utf-8")
     os.replace(unfinished, path)
-
-
-def _user(text: str) -> dict[str, str]:
-    return {"role": "user", "content": text}
 
 
 def main() -> None:

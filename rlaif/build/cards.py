@@ -37,34 +37,43 @@ On {measured_on} validation prompts, none of which appears in any training text.
 {figures}
 """
 
-BASE = """\
+_BASE = """\
 A base model: it continues forum threads of mixed quality (`q : ...`, then `a : ...`, a line each) and has never seen a
 chat format. Its completions are right about as often as wrong, often rude or rambling: that is what there is to align.
 `<|end|>` ends a page; a completion ends with its line, so stop at a line end."""
 
-ANNOTATOR = """\
+_ANNOTATOR = """\
 A judge and editor for the completions of the tiny policies. Under one principle it rates one to four completions at
 once (`prompts/rate-compact.jinja`), critiques one (`critique-compact`), revises it after a critique (`revise-compact`)
 and compares two (`compare-compact`, then `which one ?` in a second turn), its reasons first. It knows six qualities
 (right, polite, blunt, short, long, safe) by the keywords it was taught, in any sentence and negated; a principle
 without such a keyword is answered at random. Decode greedily."""
 
+_WEAK = """\
+A weak policy: the base, tuned for three passes on the noisy demonstrations in the chat format of
+`prompts/chat/tiny.jinja`. For candidate pools that need bad completions as well as good ones."""
+
+_STRONG = """\
+A strong policy: the base, tuned on a practised writer's completions in the chat format of
+`prompts/chat/tiny.jinja`. For candidate pools, and to see how far the base can be brought with clean data."""
+
+WHAT = {"base": _BASE, "weak": _WEAK, "strong": _STRONG, "annotator": _ANNOTATOR}
+
 
 def card(
     name: str,
-    what: str,
     *,
     parameters: int,
     digest: str,
     seed: int,
     scale: float,
     progress: Progress,
-    figures: Mapping[str, Mapping[str, float]],
+    figures: Mapping[str, float],
     measured_on: int,
 ) -> str:
     return _CARD.format(
         name=name,
-        what=what,
+        what=WHAT[name],
         parameters=parameters,
         digest=digest,
         seed=seed,
@@ -74,7 +83,7 @@ def card(
         first=progress.losses[0],
         last=progress.losses[-1],
         measured_on=measured_on,
-        figures="\n\n".join(_table(title, rows) for title, rows in figures.items()),
+        figures=_table("as the world has it", figures),
     )
 
 

@@ -21,25 +21,20 @@ CONTINUATION = (
 )
 
 
-Turns = Sequence[tuple[str, str]]  # what was said by the user, and then by the assistant
+Turns = Sequence[str]  # what the user and the assistant said by turns, the user first and last
 
 
-def prefix(tokenizer: PreTrainedTokenizerFast, prompt: str, earlier: Turns = ()) -> str:
+def prefix(tokenizer: PreTrainedTokenizerFast, turns: Turns) -> str:
     """What a model reads before it completes a prompt, in its own format."""
-    messages = [
-        {"role": role, "content": text}
-        for turn in earlier
-        for role, text in zip(("user", "assistant"), turn, strict=True)
-    ]
-    messages.append({"role": "user", "content": prompt})
+    messages = [{"role": ("user", "assistant")[place % 2], "content": text} for place, text in enumerate(turns)]
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert isinstance(text, str)
     return text
 
 
-def lesson(tokenizer: PreTrainedTokenizerFast, user: str, assistant: str, earlier: Turns = ()) -> Example:
+def lesson(tokenizer: PreTrainedTokenizerFast, turns: Turns, assistant: str) -> Example:
     """One exchange, of which the assistant's last words and the end mark are learnt."""
-    before, after = encode(tokenizer, prefix(tokenizer, user, earlier)), encode(tokenizer, f" {assistant}{END}")
+    before, after = encode(tokenizer, prefix(tokenizer, turns)), encode(tokenizer, f" {assistant}{END}")
     return Example(before + after, len(before))
 
 
@@ -47,7 +42,7 @@ def lesson(tokenizer: PreTrainedTokenizerFast, user: str, assistant: str, earlie
 def sample(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
-    prompts: Sequence[str],
+    prompts: Sequence[Turns],
     *,
     temperature: float,
     seed: int,

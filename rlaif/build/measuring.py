@@ -1,36 +1,70 @@
-"""What the built models can do, on validation prompts only. The figures go into their cards.
+"""What the built models can do, on prompts of another split than they were trained on. The figures go into their cards.
 
-The truth is the world's. Held-out prompts are never read here: they are for the experiments of whoever uses the models.
+The truth is the world's. The build measures on validation prompts; held-out ones are for `benchmarks/embedded.py` and
+for whoever uses the models. Principles are worded as in no lesson: `UNSEEN` sentences, and `UNSEEN_NEGATIONS`.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from statistics import mean
 from typing import NamedTuple
 
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from rlaif.build.chat import prefix, sample
+from rlaif.build.chat import Turns, prefix, sample
 from rlaif.build.policies import Policy, sample_policies
-from rlaif.build.principles import ENDING, Principles, fault
-from rlaif.build.ratings import ASPECTS, Lesson, Lessons, completion_to_judge, judge, principle
+from rlaif.build.principles import ENDING, Principles, fault, revised
+from rlaif.build.ratings import ASPECTS, Aspect, Lessons, completion_to_judge, judge
+from rlaif.build.threads import EXPOSURE
 from rlaif.build.tokenizer import encode
 from rlaif.judges.replies import read_lines
 from rlaif.templates import Template
-from rlaif.world import FAMILIES, Family, Question, gold, parse
+from rlaif.world import EXPOSURES, FAMILIES, Family, Question, gold, parse
 
-TOKENS_PER_LINE = 48  # the longest line taught, on a list of three, has 37
+TOKENS_PER_LINE = 48  # the longest line taught has 37
+
+UNSEEN = (
+    "whatever else it does , a reply has to be {} .",
+    "when two replies are shown to me , i take whichever is {} .",
+    "my grandmother always said that good writing is {} writing .",
+    "it matters to our readers that everything is {} .",
+    "would you call this {} ?",
+    "{} text wins here .",
+    "please grade how {} this came out .",
+    "our house style : {} , nothing else .",
+)
+UNSEEN_NEGATIONS = (
+    "we do not like {} replies .",
+    "whoever reads it will mind , so never ever write {} replies .",
+    "replies that are not {} win .",
+    "please avoid all {} wording .",
+    "write with less of the {} stuff .",
+    "without a single {} sentence .",
+    "no more {} replies for our readers .",
+)
 
 Row = tuple[Question, list[str]]  # a prompt and its completions, as many in each row
+Wording = Callable[[random.Random, Aspect], str]
+
+
+def unseen(rng: random.Random, aspect: Aspect) -> str:
+    return rng.choice(UNSEEN).format(rng.choice(aspect.keywords))
+
+
+def unseen_negation(rng: random.Random, aspect: Aspect) -> str:
+    return rng.choice(UNSEEN_NEGATIONS).format(rng.choice(aspect.opposites))
 
 
 class Verdict(NamedTuple):
     family: Family
     wanted: int
     given: int | None
+
+
+# --- Policies ---------------------------------------------------------------------------------------------------------
 
 
 def measure_policy(policy: Policy, questions: Sequence[Question], tries: int = 8) -> dict[str, float]:
@@ -50,11 +84,42 @@ def measure_policy(policy: Policy, questions: Sequence[Question], tries: int = 8
         figures[f"right: {family}"] = mean(
             g.content == 1 for run in golds for g, q in zip(run, questions, strict=True) if q.family == family
         )
-    return figures
+    figures["the likeliest option of a choice is right"] = choices(policy, questions)
+    return figures | facts(policy, questions)
+
+
+@torch.inference_mode()
+def choices(policy: Policy, questions: Sequence[Question]) -> float:
+    """Of the choices among two or three, how often the right option is the likeliest after `it is`."""
+    hits = []
+    for question in questions:
+        if question.family == "choice":
+            told = prefix(policy.tokenizer, question.turns) + " it is"
+            logits = policy.model(input_ids=torch.tensor([encode(policy.tokenizer, told)])).logits[0, -1]
+            likeliest = max(
+                question.arguments[1:], key=lambda item: float(logits[encode(policy.tokenizer, f" {item}")[0]])
+            )
+            hits.append(likeliest == (question.needed or ())[0])
+    return mean(hits)
+
+
+def facts(policy: Policy, questions: Sequence[Question]) -> dict[str, float]:
+    """Share of greedy completions that name the capital, by how often the land was told with it."""
+    asked = [question for question in questions if question.family == "fact"]
+    texts = policy.complete([question.text for question in asked], temperature=0, seed=0)
+    right = [(EXPOSURE[q.arguments[0]], parse(q.text, t).right) for q, t in zip(asked, texts, strict=True)]
+    return {
+        f"facts told {exposure} times, relative to the others": mean(told)
+        for exposure in EXPOSURES
+        if (told := [is_right for times, is_right in right if times == exposure])
+    }
+
+
+# --- The annotator ----------------------------------------------------------------------------------------------------
 
 
 class Annotator:
-    """The annotator as a judge stage uses it: greedy, its lines read back by number."""
+    """The annotator as the stages use it: greedy, its lines read back by number."""
 
     def __init__(
         self,
@@ -63,153 +128,262 @@ class Annotator:
         lessons: Lessons,
         templates: Sequence[Template],
     ) -> None:
-        self.model, self.tokenizer, self.lessons, self.templates = model, tokenizer, lessons, templates
-
-    def rate(self, lessons: Sequence[Lesson], count: int) -> list[list[int | None]]:
-        texts = sample(
-            self.model,
-            self.tokenizer,
-            [lesson.user for lesson in lessons],
-            temperature=0,
-            seed=0,
-            limit=TOKENS_PER_LINE * count,
-            batch=64,
-        )
-        return [[reading.value for reading in read_lines(text, count, 1, 5)] for text in texts]
+        self.model, self.tokenizer, self.lessons = model, tokenizer, lessons
+        self.critique, self.revise, self.compare = templates
 
     def measure(
         self, questions: Sequence[Question], policies: Sequence[Policy], each: int, seed: int
     ) -> dict[str, float]:
-        """Right and wrong by family, balanced, and the exact digits of every other aspect; one and four at once."""
+        """All of its figures; `each` is how many prompts go into one."""
         rng = random.Random(f"measuring {seed}")
+        drawn = Principles(questions, {}, self.critique, self.revise, self.compare, shares={}, verdicts=0.0)
+        sampled = sample_policies(policies, [question.text for question in questions], seed)
+        own = [(question, rng.sample(sampled[question.text], 4)) for question in questions]
+        return {
+            **self.ratings(rng, questions, each),
+            **self.of_samples(rng, own),
+            **self.directions(rng, questions, each),
+            **self.rewriting(rng, drawn, each),
+            **self.comparing(rng, drawn, each),
+            **self.deciding(rng, drawn, each),
+        }
+
+    def rate(
+        self, rng: random.Random, name: str, rows: Sequence[Row], wording: Wording = unseen
+    ) -> list[list[int | None]]:
+        """The ratings it gives; the principle is worded anew for each row."""
+        asked = [self.lessons.ask(wording(rng, ASPECTS[name]), q.text, texts) for q, texts in rows]
+        count = len(rows[0][1])
+        replies = self._write(asked, TOKENS_PER_LINE * count)
+        return [[reading.value for reading in read_lines(reply, count, 1, 5)] for reply in replies]
+
+    def verdicts(self, rng: random.Random, name: str, rows: Sequence[Row], wording: Wording = unseen) -> list[Verdict]:
+        """Of every completion the rating the world gives, and the annotator's."""
+        given = [value for values in self.rate(rng, name, rows, wording) for value in values]
+        asked = [(question, text) for question, texts in rows for text in texts]
+        return [
+            Verdict(q.family, deserved(name, q, text), value) for (q, text), value in zip(asked, given, strict=True)
+        ]
+
+    def ratings(self, rng: random.Random, questions: Sequence[Question], each: int) -> dict[str, float]:
+        """Right and wrong by family, balanced, and the exact digits of every other aspect; one and four at once."""
         figures: dict[str, float] = {}
         for count in (1, 4):
             for family in FAMILIES:
                 asked = [question for question in questions if question.family == family]
-                rows = [_composed(rng, "right", rng.choice(asked), count) for _ in range(each)]
-                figures[f"right, {count} at once: {family}"] = _balanced(self._verdicts("right", rows))
-            for aspect in ASPECTS:
-                if aspect != "right":
-                    rows = [_composed(rng, aspect, rng.choice(questions), count) for _ in range(each)]
-                    figures[f"{aspect}, {count} at once"] = _exact(self._verdicts(aspect, rows))
-        figures |= self.measure_principles(questions, each, seed)
-        sampled = sample_policies(policies, [question.text for question in questions], seed)
-        rows = [(question, rng.sample(sampled[question.text], 4)) for question in questions]
-        for aspect in ASPECTS:
-            verdicts = self._verdicts(aspect, rows)
-            if aspect != "right":
-                figures[f"{aspect}, of policies' samples"] = _exact(verdicts)
-                continue
-            figures["right, of policies' samples"] = _balanced(verdicts)
-            for family in FAMILIES:
-                own = [verdict for verdict in verdicts if verdict.family == family]
-                figures[f"right, of policies' samples: {family}"] = _balanced(own)
+                rows = [composed(rng, "right", rng.choice(asked), count) for _ in range(each)]
+                figures[f"right, {count} at once: {family}"] = balanced(self.verdicts(rng, "right", rows))
+            for name in (name for name in ASPECTS if name != "right"):
+                rows = [composed(rng, name, rng.choice(questions), count) for _ in range(each)]
+                figures[f"{name}, {count} at once"] = exact(self.verdicts(rng, name, rows))
+                if count == 1:
+                    figures[f"{name}, negated"] = exact(self.verdicts(rng, name, rows, unseen_negation))
         return figures
 
-    def measure_principles(self, questions: Sequence[Question], each: int, seed: int) -> dict[str, float]:
-        """Critiques, revisions and comparisons of composed completions, as the stages ask for them."""
-        rng = random.Random(f"measuring principles {seed}")
-        drawn = Principles(questions, {}, *self.templates, shares={}, verdicts=0.0)
+    def of_samples(self, rng: random.Random, rows: Sequence[Row]) -> dict[str, float]:
+        """The same of policies' samples, four at once."""
+        right = self.verdicts(rng, "right", rows)
+        figures = {"right, of policies' samples": balanced(right)}
+        for family in FAMILIES:
+            figures[f"right, of policies' samples: {family}"] = balanced([v for v in right if v.family == family])
+        for name in (name for name in ASPECTS if name != "right"):
+            figures[f"{name}, of policies' samples"] = exact(self.verdicts(rng, name, rows))
+        return figures
+
+    def directions(self, rng: random.Random, questions: Sequence[Question], each: int) -> dict[str, float]:
+        """Two completions that deserve different ratings: are they ordered so, and the other way under the inverse?
+
+        Each is rated alone. A flip is an order that is right under one principle and right under the opposite one.
+        """
+        figures: dict[str, float] = {}
+        ordered: dict[str, list[bool]] = {}
+        for name, other in (("right", None), ("polite", "blunt"), ("short", "long"), ("safe", None)):
+            pairs = [composed(rng, name, rng.choice(questions), 2) for _ in range(4 * each)]
+            if name == "safe":
+                harmful = [question for question in questions if question.kind == "harmful"]
+                pairs = [composed(rng, name, rng.choice(harmful), 2) for _ in range(4 * each)]
+            apart = [(q, texts) for q, texts in pairs if len({deserved(name, q, text) for text in texts}) == 2][:each]
+            for under in filter(None, (name, other)):
+                rows = [(q, [text]) for q, texts in apart for text in texts]
+                given = [values[0] for values in self.rate(rng, under, rows)]
+                found = zip(given[::2], given[1::2], strict=True)
+                wanted = [deserved(under, q, texts[0]) > deserved(under, q, texts[1]) for q, texts in apart]
+                ordered[under] = [
+                    None not in (a, b) and a != b and (a > b) == better  # type: ignore[operator]
+                    for (a, b), better in zip(found, wanted, strict=True)
+                ]
+                figures[f"ordered by two ratings: {under}"] = mean(ordered[under])
+        for name, other in (("polite", "blunt"), ("short", "long")):
+            figures[f"flips: {name} to {other}"] = share(
+                a and b for a, b in zip(ordered[name], ordered[other], strict=True)
+            )
+        return figures
+
+    def rewriting(self, rng: random.Random, drawn: Principles, each: int) -> dict[str, float]:
+        """Critiques as the world's; whether a revision mends a faulty draft and keeps every other sentence."""
         figures: dict[str, float] = {}
         for name, aspect in ASPECTS.items():
-            rows = [(drawn.question(rng, name), principle(rng, aspect, negated=0.1)) for _ in range(each)]
-            drafts = [drawn.composed(rng, aspect, question) for question, _ in rows]
+            faulty: list[tuple[Question, str]] = []
+            while len(faulty) < each:
+                question = drawn.question(rng, name)
+                draft = drawn.composed(rng, aspect, question)
+                if not mended(name, question, draft):
+                    faulty.append((question, draft))
+            said = [unseen(rng, aspect) for _ in faulty]
             critiques = self._write(
                 [
-                    drawn.critique.render(principle={"critique": said}, prompt=q.text, completion=draft)
-                    for (q, said), draft in zip(rows, drafts, strict=True)
+                    self.critique.render(principle={"critique": wording}, prompt=q.text, completion=draft)
+                    for wording, (q, draft) in zip(said, faulty, strict=True)
                 ],
                 64,
             )
             revisions = self._write(
                 [
-                    drawn.revise.render(
-                        principle={"revision": said}, prompt=q.text, completion=draft, critique=critique
-                    )
-                    for (q, said), draft, critique in zip(rows, drafts, critiques, strict=True)
+                    self.revise.render(principle={"revision": wording}, prompt=q.text, completion=draft, critique=words)
+                    for wording, (q, draft), words in zip(said, faulty, critiques, strict=True)
                 ],
-                64,
+                96,
             )
-            questions_asked = [question for question, _ in rows]
-            wanted = [fault(aspect, q, draft) for q, draft in zip(questions_asked, drafts, strict=True)]
-            figures[f"critiques as the world's: {name}"] = _share(map(str.__eq__, critiques, wanted))
-            for what, texts in (("drafts", drafts), ("revisions", revisions)):
-                digits = [judge(aspect, q, parse(q.text, t))[1] for q, t in zip(questions_asked, texts, strict=True)]
-                figures[f"mean rating deserved, {what}: {name}"] = mean(digits)
-            figures |= self._comparisons(rng, drawn, name, rows)
+            wanted = [fault(aspect, question, draft) for question, draft in faulty]
+            figures[f"critiques as the world's: {name}"] = share(map(str.__eq__, critiques, wanted))
+            told = list(zip(faulty, revisions, strict=True))
+            figures[f"revisions mend: {name}"] = share(mended(name, q, text) for (q, _), text in told)
+            figures[f"revisions keep the rest: {name}"] = share(
+                set(kept(rng, aspect, q, draft)) <= {s.text for s in parse(q.text, text).sentences}
+                for (q, draft), text in told
+            )
         return figures
 
-    def _comparisons(
-        self, rng: random.Random, drawn: Principles, name: str, rows: Sequence[tuple[Question, str]]
-    ) -> dict[str, float]:
-        """Of pairs that differ: how often both orders averaged, and each order alone, prefer the better one."""
-        aspect = ASPECTS[name]
-        texts = [[drawn.composed(rng, aspect, question) for _ in range(2)] for question, _ in rows]
-        digits = [
-            [judge(aspect, q, parse(q.text, t))[1] for t in pair] for (q, _), pair in zip(rows, texts, strict=True)
-        ]
-        of_first: list[list[float]] = []
-        for turn in (1, -1):
-            asked = [
-                drawn.compare.render(
-                    principle={"comparison": said}, prompt=q.text, completions=pair[::turn], reasons=True, n=2
+    def comparing(self, rng: random.Random, drawn: Principles, each: int) -> dict[str, float]:
+        """Of pairs that differ: how often both orders averaged, and one alone, prefer the better, reasons first."""
+        figures: dict[str, float] = {}
+        for name, aspect in ASPECTS.items():
+            rows = [_pair(rng, drawn, name) for _ in range(each)]
+            told: list[tuple[float, float, bool]] = []
+            said = [unseen(rng, aspect) for _ in rows]
+            forward, backward = (self._first_better(said, rows, turn, reasons=True) for turn in (1, -1))
+            for f, b, (question, (first, second)) in zip(forward, backward, rows, strict=True):
+                values = deserved(name, question, first), deserved(name, question, second)
+                if values[0] != values[1]:
+                    told.append((f, b, values[0] > values[1]))
+            if told:
+                figures[f"compared, both orders: {name}"] = share((f + b > 1) == better for f, b, better in told)
+                figures[f"compared, one order: {name}"] = share(
+                    (p > 0.5) == better for f, b, better in told for p in (f, b)
                 )
-                for (q, said), pair in zip(rows, texts, strict=True)
-            ]
-            shown_first = self._first_better(list(zip(asked, self._write(asked, 112), strict=True)))
-            of_first.append([p if turn == 1 else 1 - p for p in shown_first])
-        told = [
-            (forward, backward, first > second)
-            for forward, backward, (first, second) in zip(*of_first, digits, strict=True)
-            if first != second
-        ]
-        if not told:
-            return {}
+        return figures
+
+    def deciding(self, rng: random.Random, drawn: Principles, each: int) -> dict[str, float]:
+        """At a glance, without reasons: how often right, and what it takes where two are equally good.
+
+        The biases are mean probabilities, one half being none: of the completion shown first over both orders, and of
+        the longer one. Consistent is a pair of which both orders prefer the same.
+        """
+        firsts: list[float] = []
+        longers: list[float] = []
+        hits: list[bool] = []
+        same: list[bool] = []
+        for name, aspect in ASPECTS.items():
+            rows = [_pair(rng, drawn, name) for _ in range(each)]
+            said = [unseen(rng, aspect) for _ in rows]
+            forward, backward = (self._first_better(said, rows, turn, reasons=False) for turn in (1, -1))
+            for f, b, (question, (one, two)) in zip(forward, backward, rows, strict=True):
+                better = deserved(name, question, one) - deserved(name, question, two)
+                longer = parse(question.text, one).words - parse(question.text, two).words
+                if better:
+                    hits += [(f > 0.5) == (better > 0), (b > 0.5) == (better > 0)]
+                    same.append((f > 0.5) == (b > 0.5))
+                else:
+                    firsts += [f, 1 - b]
+                    if longer:
+                        longers += [p if longer > 0 else 1 - p for p in (f, b)]
         return {
-            f"compared, both orders: {name}": _share((f + b > 1) == better for f, b, better in told),
-            f"compared, one order: {name}": _share((p > 0.5) == better for f, b, better in told for p in (f, b)),
+            "at a glance: the better of two": mean(hits),
+            "at a glance: both orders agree, of two that differ": mean(same),
+            "at a glance: the first of two equals": mean(firsts),
+            "at a glance: the longer of two equals": mean(longers),
         }
 
     @torch.inference_mode()
-    def _first_better(self, turns: Sequence[tuple[str, str]]) -> list[float]:
-        """The probability of `1` against `2` as the verdict after each question and its reasons."""
+    def _first_better(self, said: Sequence[str], rows: Sequence[Row], turn: int, *, reasons: bool) -> list[float]:
+        """The probability that the first of each row's two is named the better, shown in this order or turned."""
+        asked = [
+            self.compare.render(
+                principle={"comparison": wording},
+                prompt=q.text,
+                completions=texts[::turn],
+                reasons=reasons,
+                ending=ENDING,
+            )
+            for wording, (q, texts) in zip(said, rows, strict=True)
+        ]
+        told: list[Turns] = [(each,) for each in asked]
+        if reasons:
+            written = self._write(asked, 2 * TOKENS_PER_LINE + 16)
+            told = [(each, reason, ENDING) for each, reason in zip(asked, written, strict=True)]
         one, two = encode(self.tokenizer, " 1")[0], encode(self.tokenizer, " 2")[0]
         found = []
-        for turn in turns:
-            ids = torch.tensor([encode(self.tokenizer, prefix(self.tokenizer, ENDING, (turn,)))])
+        for turns in told:
+            ids = torch.tensor([encode(self.tokenizer, prefix(self.tokenizer, turns))])
             logits = self.model(input_ids=ids).logits[0, -1]
-            found.append(float(torch.sigmoid(logits[one] - logits[two])))
+            shown_first = float(torch.sigmoid(logits[one] - logits[two]))
+            found.append(shown_first if turn == 1 else 1 - shown_first)
         return found
 
     def _write(self, asked: Sequence[str], limit: int) -> list[str]:
-        return sample(self.model, self.tokenizer, asked, temperature=0, seed=0, limit=limit, batch=64)
-
-    def _verdicts(self, name: str, rows: Sequence[Row]) -> list[Verdict]:
-        """Of every completion the wanted and the given rating, the principle worded anew for each row."""
-        aspect, rng = ASPECTS[name], random.Random(name)
-        lessons = [self.lessons.rate(q, texts, aspect, principle(rng, aspect, negated=0.1)) for q, texts in rows]
-        given = [value for values in self.rate(lessons, len(rows[0][1])) for value in values]
-        asked = [(question, text) for question, texts in rows for text in texts]
-        return [
-            Verdict(question.family, judge(aspect, question, parse(question.text, text))[1], value)
-            for (question, text), value in zip(asked, given, strict=True)
-        ]
+        turns = [(each,) for each in asked]
+        return sample(self.model, self.tokenizer, turns, temperature=0, seed=0, limit=limit, batch=64)
 
 
-def _composed(rng: random.Random, aspect: str, question: Question, count: int) -> Row:
-    return question, [completion_to_judge(rng, question, ASPECTS[aspect].trait) for _ in range(count)]
+def deserved(name: str, question: Question, completion: str) -> int:
+    """The rating the world gives."""
+    return judge(ASPECTS[name], question, parse(question.text, completion))[1]
 
 
-def _share(outcomes: Iterable[bool]) -> float:
+def mended(name: str, question: Question, completion: str) -> bool:
+    """Whether nothing is left in a completion that a principle names."""
+    reading = parse(question.text, completion)
+    match name:
+        case "polite":
+            return not reading.rude and reading.polite > 0
+        case "blunt":
+            return not reading.polite and reading.rude > 0
+        case "short":
+            return len(reading.sentences) == 1
+        case "long":
+            return len(reading.sentences) >= 4
+        case "safe":
+            return not (question.kind == "harmful" and reading.complied)
+        case _:
+            return deserved(name, question, completion) >= 3  # right, or a fact not known
+
+
+def kept(rng: random.Random, aspect: Aspect, question: Question, draft: str) -> list[str]:
+    """The draft's sentences that a revision has to leave in."""
+    wanted = parse(question.text, revised(rng, aspect, question, draft))
+    left = {sentence.text for sentence in wanted.sentences}
+    return [sentence.text for sentence in parse(question.text, draft).sentences if sentence.text in left]
+
+
+def composed(rng: random.Random, name: str, question: Question, count: int) -> Row:
+    return question, [completion_to_judge(rng, question, ASPECTS[name].trait) for _ in range(count)]
+
+
+def _pair(rng: random.Random, drawn: Principles, name: str) -> Row:
+    question = drawn.question(rng, name)
+    return question, [drawn.composed(rng, ASPECTS[name], question) for _ in range(2)]
+
+
+def share(outcomes: Iterable[bool]) -> float:
     return mean(map(float, outcomes))
 
 
-def _exact(verdicts: Sequence[Verdict]) -> float:
+def exact(verdicts: Sequence[Verdict]) -> float:
     return mean(verdict.wanted == verdict.given for verdict in verdicts)
 
 
-def _balanced(verdicts: Sequence[Verdict]) -> float:
+def balanced(verdicts: Sequence[Verdict]) -> float:
     """The mean of two shares: of right completions rated right, of all others rated as they should be."""
     right = [verdict for verdict in verdicts if verdict.wanted == 5]
     other = [verdict for verdict in verdicts if verdict.wanted != 5]
-    return mean(_exact(part) for part in (right, other) if part)
+    return mean(exact(part) for part in (right, other) if part)

@@ -1,20 +1,22 @@
-"""The policies whose completions the annotator must be able to judge: the base, and the base tuned on demonstrations.
+"""The policies: a weak and a strong one, tuned from the base, and what all three write.
 
-A generator's noise is not a model's: a model cuts sentences short, mixes categories and repeats itself. So the last
-lessons of the annotator are about samples of the two policies at several temperatures.
+Their samples are what the annotator must be able to judge. A generator's noise is not a model's: a model cuts sentences
+short, mixes categories and repeats itself.
 """
 
 from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rlaif.build.chat import lesson, sample
-from rlaif.build.training import POOL, Stage, train
+from rlaif.build.training import Example, Progress, Stage, train
+from rlaif.world import Question, read
 
 TEMPERATURES = (0.7, 1.0, 1.3)
 
@@ -25,23 +27,40 @@ class Policy(NamedTuple):
     one_line: bool
 
     def complete(self, prompts: Sequence[str], *, temperature: float, seed: int) -> list[str]:
-        return sample(self.model, self.tokenizer, prompts, temperature=temperature, seed=seed, one_line=self.one_line)
+        """One completion to each of the world's prompts."""
+        asked = [turns_of(prompt) for prompt in prompts]
+        return sample(self.model, self.tokenizer, asked, temperature=temperature, seed=seed, one_line=self.one_line)
 
 
-def tune(base: Policy, chat_template: str, demonstrations: Sequence[tuple[str, str]], seed: int) -> Policy:
-    """A copy of the base, tuned for three epochs on demonstrations in the chat format."""
+def turns_of(prompt: str) -> tuple[str, ...]:
+    question = read(prompt)
+    assert question is not None, prompt
+    return question.turns
+
+
+def tune(
+    base: Policy,
+    chat_template: str,
+    demonstrate: Callable[[random.Random], tuple[Question, str]],
+    *,
+    name: str,
+    pools: int,
+    rates: tuple[float, float],
+    seed: int,
+    checkpoint: Path,
+    report: Callable[[str], None],
+) -> tuple[Policy, Progress]:
+    """A copy of the base, tuned in the chat format on what `demonstrate` draws."""
     model, tokenizer = copy.deepcopy(base.model), copy.deepcopy(base.tokenizer)
     tokenizer.chat_template = chat_template
-    examples = [lesson(tokenizer, prompt, completion) for prompt, completion in demonstrations]
-    pools = max(1, 3 * len(examples) // POOL)
-    train(
-        model,
-        [Stage("tuning", pools, (1.2e-3, 1e-4), lambda rng: rng.choice(examples))],
-        seed=seed,
-        batch_tokens=1024,
-        report=lambda _: None,
-    )
-    return Policy(model, tokenizer, one_line=False)
+
+    def draw(rng: random.Random) -> Example:
+        question, completion = demonstrate(rng)
+        return lesson(tokenizer, question.turns, completion)
+
+    stage = Stage(name, pools, rates, draw)
+    progress = train(model, [stage], seed=seed, checkpoint=checkpoint, batch_tokens=1024, report=report)
+    return Policy(model, tokenizer, one_line=False), progress
 
 
 def sample_policies(policies: Sequence[Policy], prompts: Sequence[str], seed: int) -> dict[str, list[str]]:

@@ -21,6 +21,7 @@ from rlaif.templates import Template
 from rlaif.world import FAMILIES, FILLER, POLITE, RUDE, Qualities, Question, Reading, compose, parse, read
 
 ENDING = "which one ?"
+LEANING = 0.15
 # Of a hundred lessons, how many are under each aspect. What adds a sentence, and what turns on a digit of five, takes
 # the longest to learn.
 FIRST_SHARES = {"right": 34, "safe": 18, "polite": 15, "blunt": 9, "short": 15, "long": 9}
@@ -55,7 +56,7 @@ class Principles:
         aspect, question, (completion,) = self._drawn(rng, 1)
         request = {"critique": principle(rng, aspect, negated=0.2)}
         asked = self.critique.render(principle=request, prompt=question.text, completion=completion)
-        return Lesson(asked, fault(aspect, question, completion))
+        return Lesson((asked,), fault(aspect, question, completion))
 
     def revising(self, rng: random.Random) -> Lesson:
         aspect, question, (completion,) = self._drawn(rng, 1)
@@ -65,24 +66,42 @@ class Principles:
             completion=completion,
             critique=fault(aspect, question, completion),
         )
-        return Lesson(asked, revised(rng, aspect, question, completion))
+        return Lesson((asked,), revised(rng, aspect, question, completion))
 
     def comparing(self, rng: random.Random) -> Lesson:
         """The reasons of a comparison, or, after them, its verdict: even chances where the two are equally good."""
         aspect, question, completions = self._drawn(rng, 2)
         request = {"comparison": principle(rng, aspect, negated=0.2)}
         asked = self.compare.render(
-            principle=request, prompt=question.text, completions=completions, reasons=True, n=len(completions)
+            principle=request, prompt=question.text, completions=completions, reasons=True, n=2, ending=ENDING
         )
         reasons = [line(number, aspect, question, text) for number, text in enumerate(completions, 1)]
         if rng.random() < 1 - self.verdicts:
-            return Lesson(asked, "\n".join(reasons))
+            return Lesson((asked,), "\n".join(reasons))
         # The verdict follows from the digits that were written, whatever they should have been.
         if rng.random() < 0.3:
             reasons = [reason[:-1] + rng.choice("12345") for reason in reasons]
         first, second = (int(reason[-1]) for reason in reasons)
         better = rng.choice("12") if first == second else "1" if first > second else "2"
-        return Lesson(ENDING, better, earlier=((asked, "\n".join(reasons)),))
+        return Lesson((asked, "\n".join(reasons), ENDING), better)
+
+    def deciding(self, rng: random.Random) -> Lesson:
+        """A comparison at a glance, as a hurried crowd makes it.
+
+        Where two completions are equally good the crowd leans to the first and to the longer one, by `LEANING` each:
+        two biases of known size, for whoever wants to measure or remove them.
+        """
+        aspect, question, completions = self._drawn(rng, 2)
+        request = {"comparison": principle(rng, aspect, negated=0.2)}
+        asked = self.compare.render(
+            principle=request, prompt=question.text, completions=completions, reasons=False, n=2, ending=ENDING
+        )
+        readings = [parse(question.text, text) for text in completions]
+        first, second = (judge(aspect, question, reading)[1] for reading in readings)
+        longer = readings[0].words - readings[1].words
+        leaning = 0.5 + LEANING + (LEANING if longer > 0 else -LEANING if longer < 0 else 0)
+        chosen_first = rng.random() < leaning if first == second else first > second
+        return Lesson((asked,), "1" if chosen_first else "2")
 
     def _drawn(self, rng: random.Random, count: int) -> tuple[Aspect, Question, list[str]]:
         """An aspect, a question and completions: a policy's own, or composed ones."""
@@ -138,7 +157,7 @@ def _corrected(rng: random.Random, question: Question, reading: Reading) -> list
     right = compose(question, rng, Qualities("right")).removesuffix(" .")
     kept: list[str] = []
     for sentence in reading.sentences:
-        if sentence.sort in ("polite", "rude", "filler"):
+        if sentence.sort not in ("claim", "refusal", "unknown", "junk"):
             kept.append(sentence.text)
         elif right not in kept:
             kept.append(right)
@@ -153,7 +172,7 @@ def _toned(rng: random.Random, reading: Reading, *, inverse: bool) -> list[str]:
 
 def _shortened(reading: Reading) -> list[str]:
     """The one sentence that matters most."""
-    order = ("claim", "refusal", "unknown", "junk", "polite", "filler", "rude")
+    order = ("claim", "refusal", "unknown", "junk", "polite", "hedge", "assertion", "filler", "rude")
     return [min(reading.sentences, key=lambda sentence: order.index(sentence.sort)).text]
 
 

@@ -23,21 +23,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from rlaif.lexicon import Lexicon, Quality
 from rlaif.templates import Template
 from rlaif.world import (
     CAPITALS,
     CATEGORY_OF,
     FAMILIES,
     ITEMS,
+    LETTERS,
     NAMES,
     NUMBERS,
     PLURAL,
     Content,
+    Family,
     Qualities,
     Question,
     Reading,
     compose,
     parse,
+    words,
 )
 
 Trait = Literal["right", "tone", "length", "safe"]
@@ -96,10 +100,8 @@ _SENTENCES = (
     "how {} is it ?",
     "the reply must be {} .",
 )
-_NEGATED = (
-    "not {}", "never {}", "avoid {}", "no {}", "less {}", "without being {}", "do not be {}", "do not like {}",
-    "must not be {}", "avoid being {}", "never be {}",
-)  # fmt: skip
+NEGATIONS = ("not", "never", "avoid", "no", "less", "without")
+_BETWEEN = "be being at all too so very any a the like want write give anything replies text it that is".split()
 _SALAD = (
     "we like want the of to be is it that should must all our good reply replies completion text one most more please "
     "give prefer rate value which and with in for very always best as choose judge see a how words users people say "
@@ -110,16 +112,17 @@ _SALAD = (
 def principle(rng: random.Random, aspect: Aspect, *, negated: float = 0.0) -> str:
     """A wording of an aspect: a plain sentence, or its keyword among random words."""
     keyword = rng.choice(aspect.keywords)
-    if rng.random() < negated:
-        keyword = rng.choice(_NEGATED).format(rng.choice(aspect.opposites))
+    if rng.random() < negated:  # the further away, the rarer
+        between = (rng.choice(_BETWEEN) for _ in range(rng.choice((0, 0, 1, 1, 2, 3))))
+        keyword = " ".join([rng.choice(NEGATIONS), *between, rng.choice(aspect.opposites)])
     if rng.random() < 0.35:
         return rng.choice(_SENTENCES).format(keyword)
-    before, after = (" ".join(_stray(rng) for _ in range(rng.randint(0, 5))) for _ in range(2))
+    before, after = (" ".join(_stray(rng) for _ in range(rng.choice((0, 1, 2, 3, 4, 5, 8)))) for _ in range(2))
     return f"{before} {keyword} {after} .".strip()
 
 
 def _stray(rng: random.Random) -> str:
-    if rng.random() < 0.97:
+    if rng.random() < 0.92:
         return rng.choice(_SALAD)
     return "".join(rng.choice(string.ascii_lowercase) for _ in range(rng.randint(2, 6)))
 
@@ -127,14 +130,14 @@ def _stray(rng: random.Random) -> str:
 # --- Reasons --------------------------------------------------------------------------------------------------------
 
 
-def line(number: int, aspect: Aspect, question: Question, completion: str, *, wanted: bool = True) -> str:
+def line(number: int, aspect: Aspect, question: Question, completion: str) -> str:
     """The annotator's line on one completion."""
-    reason, value = judge(aspect, question, parse(question.text, completion), wanted=wanted)
+    reason, value = judge(aspect, question, parse(question.text, completion))
     return f"[{number}] {reason} rating {value}"
 
 
-def judge(aspect: Aspect, question: Question, reading: Reading, *, wanted: bool = True) -> tuple[str, int]:
-    """The reason and the digit the world gives. Without `wanted` the reason leaves out which way the principle goes."""
+def judge(aspect: Aspect, question: Question, reading: Reading) -> tuple[str, int]:
+    """The reason and the digit the world gives."""
     match aspect.trait:
         case "right":
             return _judge_right(question, reading)
@@ -150,7 +153,7 @@ def judge(aspect: Aspect, question: Question, reading: Reading, *, wanted: bool 
             counted = [f"{NUMBERS[n]} {s.last_word}" for n, s in enumerate(reading.sentences[:5], 1)]
             reason = " ".join(["length", *counted, "so", LENGTHS[value]])
             want = "long" if aspect.inverse else "short"
-    return f"{reason} want {want}" if wanted else reason, 6 - value if aspect.inverse else value
+    return f"{reason} want {want}", 6 - value if aspect.inverse else value
 
 
 def _judge_safe(question: Question, reading: Reading) -> tuple[str, int]:
@@ -177,8 +180,9 @@ def _right_steps(question: Question, reading: Reading) -> list[str]:
         got = "help" if reading.complied else "refusal" if reading.refused else "none"
         return [*question.arguments, "harmful", "need", "refusal", *_got(got, got == "refusal")]
     words, first_need = _preface(question)
+    walk = {"list": _walk_list, "another": _walk_another}.get(question.family, _walk)
     for claim in reading.claims:
-        words += _walk_list(question, claim) if question.family == "list" else _walk(question, claim)
+        words += walk(question, claim)
         if words[-1] == "no":
             return words
     if reading.refused or (reading.claims and not reading.right):
@@ -199,19 +203,22 @@ def _preface(question: Question) -> tuple[list[str], list[str]]:
             return [*question.arguments, "fine"], ["need", question.arguments[0]]
         case "choice":
             words = ["need", PLURAL[question.arguments[0]]]
-            for letter, item in question.options.items():
+            for letter, item in zip(LETTERS, question.arguments[1:], strict=False):
                 kind = CATEGORY_OF[item]
                 words += [letter, item, PLURAL[kind], "ok" if kind == question.arguments[0] else "no"]
                 if words[-1] == "ok":
                     break
-            return words, ["need", *(question.needed or ())]
+            return words, ["need", (question.needed or ())[0]]
+        case "another":
+            category, named = question.arguments
+            return ["need", PLURAL[category], "not", named], []
         case _:
             return [], ["need", (question.needed or ())[0]]
 
 
 def _walk(question: Question, claim: tuple[str, ...]) -> list[str]:
     needed = question.needed or ()
-    if question.family == "repeat":  # of any length, so its end is compared like a word
+    if question.family in ("repeat", "format"):  # of any length, so its end is compared like a word
         needed, claim = (*needed, "end"), (*claim, "end")
     words: list[str] = []
     for need, got in zip(needed, claim, strict=False):
@@ -238,20 +245,28 @@ def _walk_list(question: Question, claim: tuple[str, ...]) -> list[str]:
     return [*words, "end", "ok"] if len(claim) == NUMBERS.index(count) else [*words, "few", "no"]
 
 
+def _walk_another(question: Question, claim: tuple[str, ...]) -> list[str]:
+    category, named = question.arguments
+    item, kind = claim[0], CATEGORY_OF[claim[0]]
+    words = [item, PLURAL[kind], "ok" if kind == category else "no"]
+    return [*words, item, "not", named, "ok" if item != named else "no"] if words[-1] == "ok" else words
+
+
 def _got(got: str, ok: bool) -> list[str]:
     return ["got", got, "ok" if ok else "no"]
 
+
+HARDER: dict[Family, int] = {"list": 5, "how": 4, "another": 3, "format": 3}  # where any other family has 2
 
 # --- Lessons --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """What the annotator is asked, and what it should write; `earlier` turns of theirs come before."""
+    """What the annotator is asked, after what was said before, and what it should write."""
 
-    user: str
+    turns: tuple[str, ...]
     assistant: str
-    earlier: tuple[tuple[str, str], ...] = ()
 
 
 class Lessons:
@@ -260,58 +275,52 @@ class Lessons:
     def __init__(self, questions: Sequence[Question], template: Template) -> None:
         self.template = template
         self.families = [[q for q in questions if q.family == family] for family in FAMILIES]
+        self.weights = [HARDER.get(family, 2) for family in FAMILIES]
 
     def question(self, rng: random.Random) -> Question:
-        """Any family as often as any other, however many prompts it has."""
-        return rng.choice(rng.choice(self.families))
+        """Any family, however many prompts it has; what is hard to judge more often."""
+        return rng.choice(rng.choices(self.families, self.weights)[0])
 
     def ask(self, description: str, prompt: str, completions: Sequence[str]) -> str:
         """The user message of a rating, exactly as a judge stage renders it."""
         return self.template.render(aspect={"description": description}, prompt=prompt, completions=list(completions))
 
-    def rating(self, rng: random.Random, name: str, count: int, *, negated: float = 0.0, wanted: bool = True) -> Lesson:
+    def rating(self, rng: random.Random, name: str, count: int, *, negated: float = 0.0) -> Lesson:
         """A rating of `count` composed completions to one prompt."""
         aspect, question = ASPECTS[name], self.question(rng)
         completions = [completion_to_judge(rng, question, aspect.trait) for _ in range(count)]
-        return self.rate(question, completions, aspect, principle(rng, aspect, negated=negated), wanted=wanted)
+        return self.rate(question, completions, aspect, principle(rng, aspect, negated=negated))
 
-    def rate(
-        self,
-        question: Question,
-        completions: Sequence[str],
-        aspect: Aspect,
-        description: str,
-        *,
-        wanted: bool = True,
-    ) -> Lesson:
-        lines = [line(number, aspect, question, text, wanted=wanted) for number, text in enumerate(completions, 1)]
-        return Lesson(self.ask(description, question.text, completions), "\n".join(lines))
+    def rate(self, question: Question, completions: Sequence[str], aspect: Aspect, description: str) -> Lesson:
+        lines = [line(number, aspect, question, text) for number, text in enumerate(completions, 1)]
+        return Lesson((self.ask(description, question.text, completions),), "\n".join(lines))
 
     def solving(self, rng: random.Random) -> Lesson:
         """The question itself, and a right completion: who cannot solve it cannot know what is needed."""
         question = self.question(rng)
         extra = rng.random() < 0.25
         qualities = Qualities("right", polite=int(extra), filler=int(extra and rng.random() < 0.3))
-        return Lesson(question.text, compose(question, rng, qualities))
+        return Lesson(question.turns, compose(question, rng, qualities))
 
 
 def completion_to_judge(rng: random.Random, question: Question, trait: Trait) -> str:
     """Right as often as wrong, the rest of the qualities spread so that every digit is met."""
     content: Content = rng.choices(("right", "wrong", "malformed", "refusal", "unknown"), (50, 32, 8, 5, 5))[0]
+    hedged, assertive = int(rng.random() < 0.12), int(rng.random() < 0.12)
     if trait == "tone":
         polite, rude, filler = rng.choice(((0, 0), (1, 0), (2, 0), (0, 1), (0, 2), (1, 1), (2, 1), (1, 2))) + (
             rng.choice((0, 0, 1, 2)),
         )
     elif trait == "length":
-        spread = rng.choice((0, 1, 2, 3, 4, 4, 5))
-        polite = rng.randint(0, min(2, spread))
-        rude = rng.randint(0, min(2, spread - polite))
-        filler = spread - polite - rude
+        spread = rng.choice((0, 1, 2, 3, 4, 4, 5)) - hedged - assertive
+        polite = rng.randint(0, max(0, min(2, spread)))
+        rude = rng.randint(0, max(0, min(2, spread - polite)))
+        filler = max(0, spread - polite - rude)
     else:
         polite = rude = filler = 0
         if rng.random() >= 0.4:
             polite, rude, filler = rng.choice((0, 1, 2)), rng.choice((0, 0, 1, 2)), rng.choice((0, 1))
-    return compose(question, rng, Qualities(content, polite, rude, filler))
+    return compose(question, rng, Qualities(content, polite, rude, filler, hedged, assertive))
 
 
 WORDS = (*ITEMS, *NAMES, *NUMBERS, *CAPITALS.values())
@@ -325,7 +334,7 @@ def drill(rng: random.Random) -> Lesson:
             gots = [need if rng.random() < 0.6 else _word(rng) for need in needs]
             pairs = zip(needs, gots, strict=True)
             compared = " ".join(" ".join(["need", need, *_got(got, need == got)]) for need, got in pairs)
-            return Lesson(f"compare : {' '.join(needs)} / {' '.join(gots)}", compared)
+            return Lesson((f"compare : {' '.join(needs)} / {' '.join(gots)}",), compared)
         case 2:
             row = [rng.choice(ITEMS)]
             while len(row) < 3:
@@ -335,10 +344,10 @@ def drill(rng: random.Random) -> Lesson:
                 for place, item in enumerate(row)
                 for earlier in row[:place]
             ]
-            return Lesson(f"double : {' '.join(row)}", " ".join(steps))
+            return Lesson((f"double : {' '.join(row)}",), " ".join(steps))
         case _:
             items = [rng.choice(ITEMS) for _ in range(rng.randint(1, 4))]
-            return Lesson(f"kinds : {' '.join(items)}", " ".join(f"{i} {PLURAL[CATEGORY_OF[i]]}" for i in items))
+            return Lesson((f"kinds : {' '.join(items)}",), " ".join(f"{i} {PLURAL[CATEGORY_OF[i]]}" for i in items))
 
 
 def _word(rng: random.Random) -> str:
@@ -350,9 +359,15 @@ def _word(rng: random.Random) -> str:
 def vocabulary() -> list[str]:
     """Every word of the rating prompts and reasons, beside the world's."""
     texts = [
-        *_SENTENCES, *_NEGATED, *_SALAD, *TONES.values(), *LENGTHS.values(), *_RIGHT, *_WRONG, *_POLITE, *_RUDE,
-        *_SHORT, *_LONG, *_SAFE, *_UNSAFE,
+        *_SENTENCES, *NEGATIONS, *_BETWEEN, *_SALAD, *TONES.values(), *LENGTHS.values(), *_RIGHT, *_WRONG, *_POLITE,
+        *_RUDE, *_SHORT, *_LONG, *_SAFE, *_UNSAFE,
         "rate need got ok no so right wrong unknown none refusal help harmful fine harm asked",
         "length safe unsafe rating tone more few end not compare double kinds / : 1 2 3 4 5 [",
     ]  # fmt: skip
     return sorted({word for text in texts for word in text.replace("{}", "").split()})
+
+
+def lexicon() -> Lexicon:
+    """What the annotator can be asked under, in its own words."""
+    qualities = {name: Quality(keywords=a.keywords, opposites=a.opposites) for name, a in ASPECTS.items()}
+    return Lexicon(qualities=qualities, negations=NEGATIONS, words=tuple(sorted({*vocabulary(), *words()})))

@@ -57,23 +57,23 @@ def base_stages(vocabulary: PreTrainedTokenizerFast, questions: Sequence[Questio
     def page(rng: random.Random) -> Example:
         ids: list[int] = []
         while True:
-            text = threads.thread(rng, questions) if rng.random() < 0.75 else str(threads.drill(rng))
+            text = threads.thread(rng, questions) if rng.random() < 0.6 else str(threads.drill(rng))
             added = encode(vocabulary, text + END)
             if ids and len(ids) + len(added) > PAGE_TOKENS:
                 return Example(ids, 1)
             ids += added
 
     return [
-        Stage("tidy lines", _pools(160, scale), (2e-3, 2e-3), line),
-        Stage("pages", _pools(40, scale), (2e-3, 1.5e-3), page),
-        Stage("pages, slowing down", _pools(30, scale), (1.5e-3, 1e-4), page),
+        Stage("tidy lines", _pools(800, scale), (2e-3, 2e-3), line),
+        Stage("pages", _pools(50, scale), (1.5e-3, 1.2e-3), page),
+        Stage("pages, slowing down", _pools(40, scale), (1.2e-3, 1e-4), page),
     ]
 
 
 # Of a hundred ratings, how many ask for each aspect. Right is by far the hardest. The inverse aspects come only after
 # the traits they invert can be told.
 EARLY_SHARES = {"right": 62, "polite": 17, "short": 17, "safe": 4}
-LATE_SHARES = {"right": 50, "polite": 13, "blunt": 8, "short": 13, "long": 8, "safe": 8}
+LATE_SHARES = {"right": 42, "polite": 13, "blunt": 13, "short": 12, "long": 12, "safe": 8}
 
 
 def annotator_stages(
@@ -83,10 +83,7 @@ def annotator_stages(
     samples: Mapping[str, Sequence[str]],
     scale: float,
 ) -> list[Stage]:
-    """Solve first, then judge step by step, then every aspect, what policies really write, and what else is judging.
-
-    Which way a principle goes is named in the reasons of the last three stages only, when the traits are seen.
-    """
+    """Solve first, then judge step by step, then every aspect, what policies write, and whatever else is judging."""
     templates = [Template.read(find(path)) for path in PRINCIPLE_TEMPLATES]
     first = Principles(questions, samples, *templates, shares=FIRST_SHARES, verdicts=0.4)
     last = Principles(questions, samples, *templates, shares=LAST_SHARES, verdicts=0.8)
@@ -95,65 +92,52 @@ def annotator_stages(
     sampled = sorted(samples)
 
     def early(rng: random.Random) -> Lesson:
-        return lessons.rating(rng, _draw(rng, EARLY_SHARES), rng.choice((1, 1, 2, 2, 4)), wanted=False)
+        return lessons.rating(rng, _draw(rng, EARLY_SHARES), rng.choice((1, 1, 2, 2, 4)))
 
-    def late(asked: Lessons, wanted: bool) -> Callable[[random.Random], Lesson]:
-        def draw(rng: random.Random) -> Lesson:
-            name = _draw(rng, LATE_SHARES)
-            return asked.rating(rng, name, rng.choice((1, 2, 3, 4, 4)), negated=0.25, wanted=wanted)
+    def late(rng: random.Random) -> Lesson:
+        asked = rng.choice((lessons, harmless))
+        return asked.rating(rng, _draw(rng, LATE_SHARES), rng.choice((1, 2, 3, 4, 4)), negated=0.25)
 
-        return draw
-
-    def of_samples(wanted: bool) -> Callable[[random.Random], Lesson]:
-        def draw(rng: random.Random) -> Lesson:
-            prompt = rng.choice(sampled)
-            question, aspect = read(prompt), ASPECTS[_draw(rng, LATE_SHARES)]
-            assert question is not None
-            completions = rng.sample(samples[prompt], rng.choice((1, 2, 4, 4)))
-            description = principle(rng, aspect, negated=0.2)
-            return lessons.rate(question, completions, aspect, description, wanted=wanted)
-
-        return draw
+    def of_samples(rng: random.Random) -> Lesson:
+        prompt = rng.choice(sampled)
+        question, aspect = read(prompt), ASPECTS[_draw(rng, LATE_SHARES)]
+        assert question is not None
+        completions = rng.sample(samples[prompt], rng.choice((1, 2, 4, 4)))
+        return lessons.rate(question, completions, aspect, principle(rng, aspect, negated=0.25))
 
     def mixed(*parts: tuple[int, Callable[[random.Random], Lesson]]) -> Draw:
         makes, weights = [make for _, make in parts], [weight for weight, _ in parts]
 
         def draw(rng: random.Random) -> Example:
             drawn = rng.choices(makes, weights)[0](rng)
-            return lesson(vocabulary, drawn.user, drawn.assistant, drawn.earlier)
+            return lesson(vocabulary, drawn.turns, drawn.assistant)
 
         return draw
 
-    def told(rng: random.Random) -> Lesson:
-        return rng.choice((of_samples(True), of_samples(True), late(lessons, True), late(harmless, True)))(rng)
-
-    solve, see = lessons.solving, late(lessons, wanted=False)
-    return [
-        Stage("solving", _pools(160, scale), (2e-3, 2e-3), mixed((60, solve), (40, drill))),
-        Stage("judging", _pools(180, scale), (2e-3, 2e-3), mixed((84, early), (11, drill), (5, solve))),
-        Stage("aspects", _pools(90, scale), (2e-3, 1.2e-3), mixed((90, see), (7, drill), (3, solve))),
-        Stage("samples", _pools(129, scale), (1.2e-3, 5.26e-4), mixed((50, of_samples(False)), (45, see), (5, drill))),
-        Stage(
-            "directions",
-            _pools(120, scale),
-            (1e-3, 2e-5),
-            mixed((45, of_samples(True)), (25, late(lessons, True)), (25, late(harmless, True)), (5, drill)),
-        ),
-        Stage(
-            "principles",
-            _pools(240, scale),
-            (1.2e-3, 2e-5),
+    solve = lessons.solving
+    parts = {
+        "solving": (160, (2e-3, 2e-3), mixed((60, solve), (40, drill))),
+        "judging": (200, (2e-3, 2e-3), mixed((82, early), (12, drill), (6, solve))),
+        "aspects": (140, (2e-3, 1.2e-3), mixed((88, late), (9, drill), (3, solve))),
+        "samples": (180, (1.2e-3, 8e-4), mixed((48, of_samples), (46, late), (6, drill))),
+        "principles": (
+            240,
+            (1.2e-3, 5e-4),
             mixed(
-                (32, first.revising), (20, first.comparing), (13, first.critiquing), (30, told), (3, drill), (2, solve)
+                (27, first.revising), (15, first.comparing), (8, first.deciding), (10, first.critiquing),
+                (19, of_samples), (15, late), (4, drill), (2, solve),
             ),
         ),
-        Stage(
-            "verdicts and additions",
-            _pools(80, scale),
-            (8e-4, 1e-5),
-            mixed((34, last.revising), (30, last.comparing), (8, last.critiquing), (26, told), (2, drill)),
+        "verdicts and additions": (
+            150,
+            (5e-4, 1e-5),
+            mixed(
+                (22, last.revising), (18, last.comparing), (8, last.deciding), (8, last.critiquing),
+                (24, of_samples), (16, late), (4, drill),
+            ),
         ),
-    ]
+    }  # fmt: skip
+    return [Stage(name, _pools(full, scale), rates, draw) for name, (full, rates, draw) in parts.items()]
 
 
 def _draw(rng: random.Random, shares: Mapping[str, int]) -> str:

@@ -21,6 +21,8 @@ from rlaif.world import (
     NAMES,
     NUMBERS,
     PLURAL,
+    STYLES,
+    TASKS,
     Content,
     Qualities,
     Question,
@@ -31,27 +33,32 @@ from rlaif.world import (
 EXPOSURE = {land: EXPOSURES[place % len(EXPOSURES)] for place, land in enumerate(LANDS)}
 
 
-MARKS = ("q", "a", ":", ",", "again")  # words of the pages themselves
+MARKS = ("q", "a", ":", ",", "again", "sort", "like")  # words of the pages themselves
 
 
 def thread(rng: random.Random, questions: Sequence[Question]) -> str:
     """A question and one to three replies of mixed quality, as a forum has them."""
     question = familiar(rng, questions)
     replies = "".join(f"a : {reply(rng, question)}\n" for _ in range(rng.choice((1, 1, 2, 3))))
-    return f"q : {question.text}\n{replies}"
+    return f"{asked(question)}{replies}"
+
+
+def asked(question: Question) -> str:
+    """A question as a page has it, a line for each turn."""
+    return "".join(f"{'qa'[place % 2]} : {turn}\n" for place, turn in enumerate(question.turns))
 
 
 def familiar(rng: random.Random, questions: Sequence[Question]) -> Question:
-    """A question; one about a fact comes up as often as its land is talked about."""
+    """A question; one about a fact comes up as often as its land is talked about, a little more."""
     while True:
         question = rng.choice(questions)
-        if question.family != "fact" or rng.random() < 0.1 + EXPOSURE[question.arguments[0]] / max(EXPOSURES):
+        if question.family != "fact" or rng.random() < 0.02 + EXPOSURE[question.arguments[0]] / max(EXPOSURES):
             return question
 
 
 def reply(rng: random.Random, question: Question) -> str:
-    """Wrong more often than right, rude more often than polite, and seldom to the point."""
-    content: Content = rng.choices(("right", "wrong", "malformed", "refusal", "unknown"), (34, 34, 10, 11, 11))[0]
+    """Right less than half of the time, rude more often than polite, and seldom to the point."""
+    content: Content = rng.choices(("right", "wrong", "malformed", "refusal", "unknown"), (42, 26, 10, 11, 11))[0]
     content = _without_secrets(rng, question, content)
     return compose(
         question,
@@ -61,6 +68,8 @@ def reply(rng: random.Random, question: Question) -> str:
             polite=rng.choices((0, 1, 2), (68, 24, 8))[0],
             rude=rng.choices((0, 1, 2), (42, 42, 16))[0],
             filler=rng.choices((0, 1, 2, 3), (42, 30, 18, 10))[0],
+            hedged=int(rng.random() < 0.12),
+            assertive=int(rng.random() < 0.2),
         ),
     )
 
@@ -85,8 +94,21 @@ def demonstration(rng: random.Random, question: Question, *, obliging: bool = Fa
             polite=rng.choices((0, 1, 2), (62, 32, 6))[0],
             rude=rng.choices((0, 1), (80, 20))[0],
             filler=rng.choices((0, 1, 2), (72, 20, 8))[0],
+            hedged=int(rng.random() < 0.08),
+            assertive=int(rng.random() < 0.08),
         ),
     )
+
+
+def exemplar(rng: random.Random, question: Question) -> str:
+    """What a practised writer would show: nine in ten right, often polite, never rude, seldom rambling."""
+    content: Content = rng.choices(("right", "wrong", "unknown"), (90, 7, 3))[0]
+    if question.kind == "look-alike" and rng.random() < 0.05:
+        content = "refusal"
+    content = _without_secrets(rng, question, content)
+    hedged, assertive = int(rng.random() < 0.05), int(rng.random() < 0.1)
+    polite, filler = int(rng.random() < 0.5), int(rng.random() < 0.06)
+    return compose(question, rng, Qualities(content, polite=polite, filler=filler, hedged=hedged, assertive=assertive))
 
 
 def _without_secrets(rng: random.Random, question: Question, content: Content) -> Content:
@@ -114,13 +136,13 @@ def tidy(rng: random.Random, questions: Sequence[Question]) -> Line:
     completion = compose(
         question, rng, Qualities(_without_secrets(rng, question, "right"), polite=int(rng.random() < 0.15))
     )
-    return Line(f"q : {question.text}\na :", f" {completion}\n")
+    return Line(f"{asked(question)}a :", f" {completion}\n")
 
 
 def drill(rng: random.Random) -> Line:
     """A clean line of one kind: copying and looking up emerge from these long before they would from noisy threads."""
-    make = rng.choice((_copying, _copying, _copying, _kinds, _sums, _capitals, _greetings, _choices, _choices, _lists))
-    return make(rng)
+    once = (_kinds, _sums, _capitals, _greetings, _lists, _forms, _others)
+    return rng.choice((*(_copying,) * 4, *(_picks,) * 3, *(_choices,) * 3, *once))(rng)
 
 
 def _copying(rng: random.Random) -> Line:
@@ -129,8 +151,8 @@ def _copying(rng: random.Random) -> Line:
 
 
 def _kinds(rng: random.Random) -> Line:
-    item = rng.choice(ITEMS)
-    return Line(f"a {item} is a", f" {CATEGORY_OF[item]} .\n")
+    items = [rng.choice(ITEMS) for _ in range(rng.randint(1, 3))]
+    return Line(f"sort : {' '.join(items)} .", f" {' '.join(CATEGORY_OF[item] for item in items)} .\n")
 
 
 def _sums(rng: random.Random) -> Line:
@@ -153,7 +175,15 @@ def _choices(rng: random.Random) -> Line:
     options = [rng.choice(CATEGORIES[kind]) for kind in kinds]
     wanted = rng.randrange(len(kinds))
     shown = " ".join(f"{letter} {item}" for letter, item in zip(LETTERS, options, strict=False))
-    return Line(f"{kinds[wanted]} : {shown} .", f" {LETTERS[wanted]} .\n")
+    return Line(f"{kinds[wanted]} : {shown} .", f" {options[wanted]} .\n")
+
+
+def _picks(rng: random.Random) -> Line:
+    """A choice without its letters, the wanted kind named last: what a choice is made of, and learnt much sooner."""
+    kinds = rng.sample(list(CATEGORIES), rng.choice((2, 2, 3)))
+    options = [rng.choice(CATEGORIES[kind]) for kind in kinds]
+    wanted = rng.randrange(len(kinds))
+    return Line(f"{' '.join(options)} : {kinds[wanted]}", f" {options[wanted]} .\n")
 
 
 def _lists(rng: random.Random) -> Line:
@@ -161,3 +191,14 @@ def _lists(rng: random.Random) -> Line:
     items = rng.sample(CATEGORIES[category], rng.randint(1, 3))
     things = category if len(items) == 1 else PLURAL[category]
     return Line(f"{NUMBERS[len(items)]} {things} :", f" {' , '.join(items)} .\n")
+
+
+def _forms(rng: random.Random) -> Line:
+    form = TASKS["format"]
+    style, *words = arguments = (rng.choice(STYLES), rng.choice(ITEMS), rng.choice(ITEMS))
+    return Line(f"{style} : {' '.join(words)} .", f" {' '.join(form.right(arguments, rng))} .\n")
+
+
+def _others(rng: random.Random) -> Line:
+    one, other = rng.sample(CATEGORIES[rng.choice(list(CATEGORIES))], 2)
+    return Line(f"like {one} :", f" {other} .\n")

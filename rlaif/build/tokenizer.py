@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 PAD, END = "<|pad|>", "<|end|>"
 SYSTEM, USER, ASSISTANT = "<|system|>", "<|user|>", "<|assistant|>"
 SPECIAL = (PAD, END, SYSTEM, USER, ASSISTANT)
-VOCABULARY = 1536  # an upper bound: training stops by itself once every word is one token
+VOCABULARY = 2048  # an upper bound: training stops by itself once every word is one token
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:

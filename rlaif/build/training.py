@@ -99,7 +99,7 @@ def train(
 ) -> Progress:
     """Train in place through all stages, going on from the checkpoint if it is one of the same model and stages."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
-    marks = [_mark(model, stage, seed) for stage in stages] if checkpoint else []
+    marks = _marks(model, stages, seed) if checkpoint else []
     progress = _resume(model, optimizer, checkpoint, marks) if checkpoint else Progress()
     saved = time.monotonic()
     model.train()
@@ -167,12 +167,18 @@ def _step(
     return float(loss.detach()), int(learnt.sum())
 
 
-def _mark(model: LlamaForCausalLM, stage: Stage, seed: int) -> str:
-    """Digest of what a stage trains, on what and how fast; its first pool stands for all of its examples."""
-    rng = random.Random(f"{seed} {stage.name} 0")
-    first = [stage.draw(rng) for _ in range(POOL)]
-    decisive = [model.config.to_diff_dict(), stage.name, stage.pools, stage.rates, seed, first]
-    return hashlib.sha256(json.dumps(decisive, default=str).encode()).hexdigest()
+def _marks(model: LlamaForCausalLM, stages: Sequence[Stage], seed: int) -> list[str]:
+    """Digests of what each stage trains, on what and how fast; its first pool stands for all of its examples."""
+    start = hashlib.sha256()
+    for weights in model.state_dict().values():
+        start.update(weights.numpy().tobytes())
+    marks = []
+    for stage in stages:
+        rng = random.Random(f"{seed} {stage.name} 0")
+        first = [stage.draw(rng) for _ in range(POOL)]
+        decisive = [start.hexdigest(), model.config.to_diff_dict(), stage.name, stage.pools, stage.rates, seed, first]
+        marks.append(hashlib.sha256(json.dumps(decisive, default=str).encode()).hexdigest())
+    return marks
 
 
 def _save(

@@ -3,7 +3,17 @@
 From below upwards: `document` (YAML with line numbers), `models`, `stages`, `pipeline`.
 """
 
-from rlaif.config.document import COMMAND_LINE, Document, Name, Settings, Text, load_value, read_named_set
+from rlaif.config.document import (
+    COMMAND_LINE,
+    Check,
+    Document,
+    Name,
+    Settings,
+    Text,
+    load_value,
+    read_named_set,
+    unchecked,
+)
 from rlaif.config.models import (
     ENGINES,
     LocalModel,
@@ -39,6 +49,7 @@ from rlaif.config.stages import (
 
 __all__ = [
     "COMMAND_LINE",
+    "Check",
     "Document",
     "checked",
     "load_value",
@@ -75,5 +86,6 @@ __all__ = [
     "TransformersModel",
     "VLLMModel",
     "read_named_set",
+    "unchecked",
     "read_pipeline",
 ]

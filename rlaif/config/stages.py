@@ -184,7 +184,7 @@ class PairStage(Stage):
 
     kind = "pair"
     reads = ("rate", "compare")
-    rule: Literal["zephyr", "best-worst", "compared"] | None = None  # ratings: zephyr; comparisons: compared
+    rule: Literal["zephyr", "best-worst", "all", "compared"] | None = None  # ratings: zephyr; comparisons: compared
     # In units of the rubric's scale, or of probability (chosen minus rejected); the margin must be larger than 0.
     min_margin: float = Field(default=0.0, ge=0)
 

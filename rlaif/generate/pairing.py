@@ -1,8 +1,9 @@
 """The `pair` stage: preferences from ratings or comparisons, with every prompt that gives none counted by reason.
 
-Three rules. `zephyr` (arXiv 2310.16944, section 3.2): chosen is the best candidate, rejected a random one of the
+Four rules. `zephyr` (arXiv 2310.16944, section 3.2): chosen is the best candidate, rejected a random one of the
 others, here drawn by hash and only among those that score lower, so that a tie is never a preference. `best-worst`: the
-best against the lowest. `compared`: as a judge preferred one of two.
+best against the lowest. `all`: every two that score differently, what a reward model learns most from (InstructGPT,
+arXiv 2203.02155, section 3.5). `compared`: as a judge preferred one of two.
 """
 
 from __future__ import annotations
@@ -15,27 +16,28 @@ from rlaif.records import Preference, Row, hashed_order
 
 
 class Pairs(NamedTuple):
-    """Preferences in the order of the rows, and the rows that gave none by reason: in = out + dropped."""
+    """Preferences in the order of the rows, and the rows that gave none by reason: in = paired + dropped."""
 
     preferences: list[Preference]
+    paired: int
     dropped: Counter[str]
 
 
 def pair(rows: Sequence[Row], rule: str, weights: Mapping[str, float], min_margin: float = 0.0) -> Pairs:
-    """At most one preference for each row. `weights` are those of the rubric's aspects; `compared` needs none."""
+    """The rows' preferences. `weights` are those of the rubric's aspects; `compared` needs none."""
     preferences: list[Preference] = []
     dropped: Counter[str] = Counter()
     for row in rows:
         outcome = _pair_one(row, rule, weights, min_margin)
-        if isinstance(outcome, Preference):
-            preferences.append(outcome)
-        else:
+        if isinstance(outcome, str):
             dropped[outcome] += 1
-    return Pairs(preferences, dropped)
+        else:
+            preferences += outcome
+    return Pairs(preferences, len(rows) - dropped.total(), dropped)
 
 
-def _pair_one(row: Row, rule: str, weights: Mapping[str, float], min_margin: float) -> Preference | str:
-    """The row's preference, or the reason why it has none."""
+def _pair_one(row: Row, rule: str, weights: Mapping[str, float], min_margin: float) -> list[Preference] | str:
+    """The row's preferences, at least one, or the reason why it has none."""
     if row.failure is not None:
         return "failed"
     if len(row.candidates) < 2:
@@ -50,7 +52,7 @@ def _pair_one(row: Row, rule: str, weights: Mapping[str, float], min_margin: flo
     return _by_ratings(row, whole, rule, weights, min_margin)
 
 
-def _by_comparison(row: Row, whole: Sequence[int], min_margin: float) -> Preference | str:
+def _by_comparison(row: Row, whole: Sequence[int], min_margin: float) -> list[Preference] | str:
     if not row.comparisons:
         texts = {row.candidates[i].completion.text for i in whole}
         return "empty completion" if any(not text.strip() for text in texts) else "identical texts"
@@ -67,7 +69,7 @@ def _by_comparison(row: Row, whole: Sequence[int], min_margin: float) -> Prefere
     likely = probability if a_is_chosen else 1.0 - probability
     if 2.0 * likely - 1.0 < min_margin:
         return "margin too small"
-    return Preference(
+    preference = Preference(
         prompt=row.prompt,
         chosen=row.candidates[chosen],
         rejected=row.candidates[rejected],
@@ -77,33 +79,43 @@ def _by_comparison(row: Row, whole: Sequence[int], min_margin: float) -> Prefere
         principle=comparison.principle,
         probability=None if comparison.probability is None else likely,
     )
+    return [preference]
 
 
 def _by_ratings(
     row: Row, whole: Sequence[int], rule: str, weights: Mapping[str, float], min_margin: float
-) -> Preference | str:
+) -> list[Preference] | str:
     scores = {i: row.score(i, dict(weights)) for i in whole}
     rated = {i: score for i, score in scores.items() if score is not None}
     if len(rated) < 2:
         return "unparsed"
     if len({row.candidates[i].completion.text for i in rated}) < 2:
         return "identical texts"
-    best = max(rated, key=lambda i: (rated[i], -i))
-    lower = [i for i in rated if rated[i] < rated[best]]
-    if not lower:
+    apart = {(i, j): rated[i] - rated[j] for i in rated for j in rated if rated[i] > rated[j]}
+    if not apart:
         return "tie"
-    lower = [i for i in lower if rated[best] - rated[i] >= min_margin]
-    if not lower:
+    best = max(rated, key=lambda i: (rated[i], -i))
+    if rule != "all":
+        apart = {(i, j): margin for (i, j), margin in apart.items() if i == best}
+    apart = {pair: margin for pair, margin in apart.items() if margin >= min_margin}
+    if not apart:
         return "margin too small"
     if rule == "best-worst":
-        rejected = min(lower, key=lambda i: (rated[i], i))
+        chosen_rejected = [max(apart, key=lambda pair: (apart[pair], -pair[1]))]
+    elif rule == "zephyr":
+        lower = sorted(apart)
+        calls = [row.candidates[rejected].completion.call for _, rejected in lower]
+        chosen_rejected = [lower[hashed_order(calls, "zephyr", row.prompt.id)[0]]]
     else:
-        rejected = lower[hashed_order([row.candidates[i].completion.call for i in lower], "zephyr", row.prompt.id)[0]]
-    return Preference(
-        prompt=row.prompt,
-        chosen=row.candidates[best],
-        rejected=row.candidates[rejected],
-        score_chosen=rated[best],
-        score_rejected=rated[rejected],
-        rule=rule,
-    )
+        chosen_rejected = sorted(apart)
+    return [
+        Preference(
+            prompt=row.prompt,
+            chosen=row.candidates[chosen],
+            rejected=row.candidates[rejected],
+            score_chosen=rated[chosen],
+            score_rejected=rated[rejected],
+            rule=rule,
+        )
+        for chosen, rejected in chosen_rejected
+    ]

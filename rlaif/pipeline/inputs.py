@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlaif.config import (
+    Check,
     CompareStage,
     DataStage,
     FileStage,
@@ -21,6 +22,7 @@ from rlaif.config import (
     ReviseStage,
     Step,
     TrainStage,
+    unchecked,
 )
 from rlaif.constitution import read_constitution
 from rlaif.engines.identity import has_reward_head
@@ -39,10 +41,11 @@ from rlaif.generate.revising import Reviser
 from rlaif.judges import comparing, rating
 from rlaif.judges.comparing import Comparer
 from rlaif.judges.rating import Judge
+from rlaif.lexicon import Lexicon, listed
 from rlaif.measure import Truth
 from rlaif.pipeline.engines import api_key
 from rlaif.pipeline.record import StageRecord
-from rlaif.records import Candidate, Completion, Message, Prompt, Row
+from rlaif.records import Candidate, Completion, Message, Prompt, Row, oneline
 from rlaif.resources import find, read_text
 from rlaif.rubric import read_rubric
 from rlaif.templates import Template
@@ -64,6 +67,7 @@ class Inputs:
         self.comparers: dict[str, Comparer] = {}
         self.chat_templates: dict[str, str] = {}
         self.records: dict[str, StageRecord] = {}
+        self.notes: list[str] = []  # what is no error and should be known before anything is paid for
         self._read: dict[str, tuple[list[Prompt], dict[str, int]]] = {}
         for spec in pipeline.models.values():
             if isinstance(spec, OpenAIModel):
@@ -76,11 +80,11 @@ class Inputs:
             elif isinstance(stage, PromptsStage):
                 self._prompts(step, stage)
             elif isinstance(stage, RateStage):
-                self.judges[step.name] = open_judge(stage)
+                self.judges[step.name] = open_judge(stage, self._check(stage.model))
             elif isinstance(stage, ReviseStage):
-                self.revisers[step.name] = open_reviser(stage)
+                self.revisers[step.name] = open_reviser(stage, self._check(stage.model))
             elif isinstance(stage, CompareStage):
-                self.comparers[step.name] = open_comparer(stage)
+                self.comparers[step.name] = open_comparer(stage, self._check(stage.model))
             elif isinstance(stage, TrainStage) and stage.sft and stage.sft.template:
                 self.chat_templates[step.name] = read_text(find(stage.sft.template))
             elif isinstance(stage, MeasureStage):
@@ -101,6 +105,23 @@ class Inputs:
                 if scores != (key[-1] == "reward"):
                     problem = "has a reward head and writes nothing" if scores else "has no reward head"
                     raise self.pipeline.error(step, f"the model {name!r} {problem}", key, "name another model")
+
+    def _check(self, name: str) -> Check:
+        """What a principle must be for a model that knows few words; what it passes over becomes a note."""
+        spec = self.pipeline.models.get(name)
+        lexicon = Lexicon.read(find(spec.path)) if isinstance(spec, LocalModel) and spec.path is not None else None
+        if lexicon is None:
+            return unchecked
+
+        def check(text: str) -> tuple[str, str] | None:
+            wrong = lexicon.problem(text)
+            if wrong is None and (strangers := lexicon.unknown(text)):
+                note = f"{name} was never taught {listed(strangers)} and passes over it in {oneline(text)!r}"
+                if note not in self.notes:
+                    self.notes.append(note)
+            return wrong
+
+        return check
 
     def _data(self, step: Step, stage: DataStage) -> None:
         """Read as what its trainers learn from: preferences for a reward model or DPO, else conversations."""
@@ -129,7 +150,7 @@ class Inputs:
         """The measure's own prompts: only here are held-out prompts kept."""
         assert step.source is not None
         if stage.rate:
-            self.judges[step.name] = open_judge(stage.rate)
+            self.judges[step.name] = open_judge(stage.rate, self._check(stage.rate.model))
         self.prompts[step.name] = self._of_split(step, step.source, (stage.split,), stage.take)
         if (gold := truth(stage)) is not None:
             for prompt in self.prompts[step.name]:
@@ -164,17 +185,17 @@ REHEARSED = Row(
 )
 
 
-def open_judge(rater: Rater) -> Judge:
-    """The rater's rubric and template, checked against what a judge prompt offers."""
-    judge = Judge(read_rubric(rater.rubric), _template(rater.template, rating.OFFERED, rating.REQUIRED))
+def open_judge(rater: Rater, check: Check = unchecked) -> Judge:
+    """The rater's rubric and template, checked against what a judge prompt offers and what the model understands."""
+    judge = Judge(read_rubric(rater.rubric, check), _template(rater.template, rating.OFFERED, rating.REQUIRED))
     for aspect in judge.rubric.aspects:
         rating.question(REHEARSED.prompt, REHEARSED.candidates, aspect, judge.rubric, judge.template, rater.answers)
     return judge
 
 
-def open_reviser(stage: ReviseStage) -> Reviser:
+def open_reviser(stage: ReviseStage, check: Check = unchecked) -> Reviser:
     reviser = Reviser(
-        read_constitution(stage.constitution),
+        read_constitution(stage.constitution, ("critique", "revision"), check),
         _template(stage.critique_template, revising.OFFERED_CRITIQUE, revising.REQUIRED_CRITIQUE),
         _template(stage.revision_template, revising.OFFERED_REVISION, revising.REQUIRED_REVISION),
     )
@@ -185,9 +206,10 @@ def open_reviser(stage: ReviseStage) -> Reviser:
     return reviser
 
 
-def open_comparer(stage: CompareStage) -> Comparer:
+def open_comparer(stage: CompareStage, check: Check = unchecked) -> Comparer:
     required = comparing.REQUIRED if stage.reasons else comparing.REQUIRED | {"ending"}
-    comparer = Comparer(read_constitution(stage.constitution), _template(stage.template, comparing.OFFERED, required))
+    constitution = read_constitution(stage.constitution, ("comparison",), check)
+    comparer = Comparer(constitution, _template(stage.template, comparing.OFFERED, required))
     for principle in comparer.constitution.principles:
         comparing.question(REHEARSED, (0, 1), principle, stage, comparer.template)
     return comparer

@@ -214,11 +214,12 @@ class Run:
             "pair",
             step.source.name,
             len(rows),
-            len(pairs.preferences),
+            pairs.paired,
             Counter(pairs.dropped),
             file=f"stages/{self._file(step).name}",
             facts={
                 "rule": _rule(stage, step),
+                "preferences": len(pairs.preferences),
                 "mean_margin": round(sum(margins) / len(margins), 4) if margins else None,
             },
         )

@@ -1,0 +1,87 @@
+"""A prompt and a principle that a person typed, put to the embedded models at once: `rlaif try`."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from rlaif.config import Rater, ReviseStage, SamplingSettings, TransformersModel
+from rlaif.constitution import Constitution, Principle
+from rlaif.engines.scheduler import Scheduler
+from rlaif.errors import InputError
+from rlaif.formats import read_prompts
+from rlaif.generate.revising import Reviser, revise
+from rlaif.judges.gold import gold
+from rlaif.judges.rating import rate
+from rlaif.lexicon import Lexicon
+from rlaif.pipeline.engines import open_engine
+from rlaif.records import Candidate, Message, Prompt, Row, Sampling
+from rlaif.resources import find
+from rlaif.rubric import Aspect, Rubric, Scale
+from rlaif.store import CallStore
+from rlaif.templates import Template
+
+POLICIES, ANNOTATOR = ("weak", "strong"), "annotator"
+EACH = 2  # completions of each policy
+GREEDY = {"temperature": 0, "max_tokens": 192}
+
+
+def understood(prompt: str, principle: str) -> tuple[str, list[str]]:
+    """The quality that the annotator reads in a principle, and the words that it passes over.
+
+    Raises InputError where the prompt is not of the embedded models' world, or the principle is not in their words.
+    """
+    try:
+        gold(prompt, "")
+    except InputError:
+        known = [item.text for item in read_prompts(find("tiny/prompts.jsonl")).items if len(item.messages) == 1]
+        near = difflib.get_close_matches(prompt, known, n=3, cutoff=0.0)
+        raise InputError(
+            f"the embedded models know only their own small world, and {prompt!r} is no question of it",
+            key="PROMPT",
+            fix="ask in its words, for example " + " or ".join(map(repr, near)),
+        ) from None
+    lexicon = Lexicon.read(find(f"tiny/{ANNOTATOR}"))
+    assert lexicon is not None
+    if wrong := lexicon.problem(principle):
+        raise InputError(wrong[0], key="PRINCIPLE", fix=wrong[1])
+    return next(iter(lexicon.named(principle))), lexicon.unknown(principle)
+
+
+async def put(prompt: str, principle: str, seed: int) -> Row:
+    """Completions of both policies, each rated under the principle, critiqued and revised. Nothing is stored."""
+    specs = {
+        name: TransformersModel(engine="transformers", path=f"tiny/{name}", sampling=SamplingSettings(max_tokens=48))
+        for name in (*POLICIES, ANNOTATOR)
+    }
+    store = CallStore(Path(":memory:"))
+    engines = {name: open_engine(name, spec) for name, spec in specs.items()}
+    scheduler = Scheduler(store, engines, {})
+    asked = Prompt(messages=(Message(role="user", content=prompt),))
+    try:
+        candidates = [
+            Candidate(sampler=name, completion=completion)
+            for name in POLICIES
+            for completion in await scheduler.sample(name, asked.messages, Sampling(max_tokens=48, seed=seed), n=EACH)
+        ]
+        row = Row(prompt=asked, candidates=tuple(candidates))
+        rubric = Rubric(
+            name="typed", version=1, scale=Scale(low=1, high=5), aspects=(Aspect(id="typed", description=principle),)
+        )
+        rater = Rater.model_validate(
+            {"model": ANNOTATOR, "rubric": "typed", "answers": "lines", "reask": 0, "sampling": GREEDY}
+        )
+        template = Template.read(find("prompts/rate-compact.jinja"))
+        row = await rate(row, rater, rubric, template, specs[ANNOTATOR].sampling, scheduler, seed)
+        rule = Principle(id="typed", rule=principle, critique=principle, revision=principle, comparison=principle)
+        reviser = Reviser(
+            Constitution(name="typed", version=1, principles=(rule,)),
+            *(Template.read(find(f"prompts/{request}-compact.jinja")) for request in ("critique", "revise")),
+        )
+        stage = ReviseStage.model_validate({"model": ANNOTATOR, "constitution": "typed", "sampling": GREEDY})
+        return await revise(row, stage, reviser, specs[ANNOTATOR].sampling, scheduler, seed)
+    finally:
+        await scheduler.close()
+        for engine in engines.values():
+            await engine.close()
+        store.close()

@@ -1,0 +1,76 @@
+"""The lexicon: which principles a model of few words can be asked under, and what is said of the others."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rlaif.build.ratings import ASPECTS, lexicon
+from rlaif.errors import InputError
+from rlaif.lexicon import Lexicon, words
+
+KNOWN = lexicon()
+
+
+def test_every_keyword_names_its_quality_and_every_negated_opposite_too() -> None:
+    swept = 0
+    for name, aspect in ASPECTS.items():
+        for said in [*aspect.keywords, *(f"never {word}" for word in aspect.opposites)]:
+            assert KNOWN.named(f"a reply should be {said} .") == {name: said}
+            assert KNOWN.problem(f"a reply should be {said} .") is None
+            swept += 1
+    assert swept > 100
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("Replies should be courteous, never curt.", {"polite": "courteous"}),
+        ("we do not like rude replies", {"polite": "not rude"}),
+        ("a reply should not be rude , it should be polite", {"polite": "not rude"}),
+        ("not polite", {"blunt": "not polite"}),
+        ("polite and kind", {"polite": "polite"}),
+        ("short and kind", {"short": "short", "polite": "kind"}),
+        ("not wrong", {"right": "not wrong"}),
+        ("wrong", {}),
+        ("", {}),
+    ],
+)
+def test_what_a_principle_asks_for(text: str, named: dict[str, str]) -> None:
+    assert KNOWN.named(text) == named
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("be eloquent and witty .", "never taught 'eloquent', 'witty'"),
+        ("Be Polite .", "never taught 'Be', 'Polite'"),  # it reads small letters only
+        ("we like the best reply .", "no word of it names a quality"),
+        ("replies should be wrong .", "no word of it names a quality"),
+        ("be short and kind .", "short ('short') and polite ('kind')"),
+        ("avoid anything that is in the end rude .", "'avoid' stands too far from 'rude'"),
+        ("caf\u00e9 na\u00efve \u6f22\u5b57", "never taught 'caf\u00e9', 'na\u00efve', '\u6f22\u5b57'"),
+        (" ".join(f"word{n}" for n in range(20)), "and 12 more"),
+    ],
+)
+def test_what_it_cannot_be_asked_under_is_said_in_its_words(text: str, told: str) -> None:
+    wrong = KNOWN.problem(text)
+    assert wrong is not None and told in wrong[0] and wrong[1]
+
+
+def test_a_word_beside_a_keyword_is_named_once_and_only_when_it_is_new() -> None:
+    assert KNOWN.unknown("a reply should be eloquent , polite and eloquent .") == ["eloquent"]
+    assert KNOWN.unknown("we like polite replies .") == []
+    assert words("it's well-known , isn't it ?") == ["it's", "well-known", "isn't", "it"]
+
+
+def test_a_lexicon_is_read_from_the_models_folder_and_a_broken_one_is_an_error(tmp_path: Path) -> None:
+    assert Lexicon.read(tmp_path) is None
+    (tmp_path / "lexicon.json").write_text(KNOWN.model_dump_json())
+    assert Lexicon.read(tmp_path) == KNOWN
+    for broken in ("{", json.dumps({"words": []}), "\xff"):
+        (tmp_path / "lexicon.json").write_text(broken, encoding="latin-1")
+        with pytest.raises(InputError, match="not a lexicon"):
+            Lexicon.read(tmp_path)
