@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from rlaif.pipeline.folder import STORE, RunFolder
 from rlaif.pipeline.inputs import Inputs
 from rlaif.pipeline.progress import Lines, Silent
 from rlaif.pipeline.run import Run
+from rlaif.records import Row
 from rlaif.statistics import mean_interval
 from rlaif.store import CallStore
 
@@ -34,43 +36,66 @@ SHARES = {  # of the prompts of a kind, how many completions are so
 }
 
 
-def seeded(path: str, seed: int, split: str) -> Pipeline:
-    """The pipeline with that seed for sampling and for every trainer."""
-    plain = read_pipeline(path)
-    overrides = [f"seed={seed}"]
-    for step in plain.steps:
-        if isinstance(step.stage, TrainStage):
-            overrides.append(f"stages.{step.name}.train.{step.stage.method}.seed={seed}")
-        if isinstance(step.stage, MeasureStage):
-            overrides.append(f"stages.{step.name}.measure.split={split}")
-    return read_pipeline(path, overrides)
+class Finished:
+    """A run that has come to its end, whose models can be asked again: what was measured comes from the call store."""
+
+    def __init__(self, pipeline: Pipeline, inputs: Inputs, run: Run, rows: dict[str, list[Row]]) -> None:
+        self.pipeline, self.inputs, self.run, self.rows = pipeline, inputs, run, rows
+        self.step = next(step for step in pipeline.steps if isinstance(step.stage, MeasureStage))
+        assert isinstance(self.step.stage, MeasureStage)
+        self.stage = self.step.stage
+        self.prompts = inputs.prompts[self.step.name]
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """The figures of its measure."""
+        report: dict[str, Any] = json.loads((self.run.folder.path / "report" / "summary.json").read_text())
+        return report
+
+    async def completions(self, name: str, n: int = 1) -> list[list[str]]:
+        """Of each measured prompt, the model's n completions, sampled as the measure samples."""
+        sampling = resolved(self.stage.sampling, self.run.settings[name], self.pipeline.seed)
+        return [
+            [c.text for c in await self.run.scheduler.sample(name, prompt.messages, sampling, n=n)]
+            for prompt in self.prompts
+        ]
 
 
-async def measured(path: str, seed: int, out: Path, split: str) -> dict[str, list[tuple[Any, int]]]:
-    """Of each measured model, gold's judgement and the number of words of its completion of each prompt."""
+async def finished(path: str, seed: int, out: Path, overrides: Sequence[str] = ()) -> Finished:
+    """Run a pipeline with that seed for sampling and for every trainer, into OUT/NAME-seed-N."""
     from rich.console import Console
 
-    pipeline = seeded(path, seed, split)
+    seeds = [
+        f"stages.{step.name}.train.{step.stage.method}.seed={seed}"
+        for step in read_pipeline(path).steps
+        if isinstance(step.stage, TrainStage)
+    ]
+    pipeline = read_pipeline(path, [f"seed={seed}", *seeds, *overrides])
     inputs = Inputs(pipeline)
     folder = RunFolder.create(out / f"{pipeline.name}-seed-{seed}", pipeline.name)
-    await Run(pipeline, inputs, folder, CallStore(STORE), Lines(Console())).execute()
-
+    ran = Run(pipeline, inputs, folder, CallStore(STORE), Lines(Console()))
+    await ran.execute()
     again = Run(pipeline, inputs, RunFolder.create(folder.path, pipeline.name), CallStore(STORE), Silent())
-    step = next(s for s in pipeline.steps if isinstance(s.stage, MeasureStage))
-    stage = step.stage
-    assert isinstance(stage, MeasureStage)
     for trained in pipeline.steps:
         if isinstance(trained.stage, TrainStage):
             again.use_trained(trained.stage)
+    return Finished(pipeline, inputs, again, ran.rows)
+
+
+def measuring(path: str, **settings: Any) -> list[str]:
+    """Overrides of the measure's settings."""
+    step = next(step for step in read_pipeline(path).steps if isinstance(step.stage, MeasureStage))
+    return [f"stages.{step.name}.measure.{key}={value}" for key, value in settings.items()]
+
+
+async def measured(run: Finished) -> dict[str, list[tuple[Any, int]]]:
+    """Of each measured model, gold's judgement and the number of words of its completion of each prompt."""
     found: dict[str, list[tuple[Any, int]]] = {}
-    for name in stage.models:
-        sampling = resolved(stage.sampling, again.settings[name], seed)
-        texts = [
-            (p.text, (await again.scheduler.sample(name, p.messages, sampling))[0].text)
-            for p in inputs.prompts[step.name]
+    for name in run.stage.models:
+        texts = await run.completions(name)
+        found[name] = [
+            (gold(prompt.text, text), len(text.split())) for prompt, (text,) in zip(run.prompts, texts, strict=True)
         ]
-        found[name] = [(gold(prompt, text), len(text.split())) for prompt, text in texts]
-    await again.close()
     return found
 
 
@@ -91,7 +116,15 @@ def main() -> None:
         "--split", choices=["held-out", "validation"], default="held-out", help="validation: to choose settings"
     )
     given = parser.parse_args()
-    runs = [asyncio.run(measured(given.pipeline, seed, given.out, given.split)) for seed in given.seeds]
+
+    async def one(seed: int) -> dict[str, list[tuple[Any, int]]]:
+        run = await finished(given.pipeline, seed, given.out, measuring(given.pipeline, split=given.split))
+        try:
+            return await measured(run)
+        finally:
+            await run.run.close()
+
+    runs = [asyncio.run(one(seed)) for seed in given.seeds]
     models = list(runs[0])
     report: dict[str, Any] = {"pipeline": given.pipeline, "seeds": given.seeds, "split": given.split}
     report["prompts"] = len(runs[0][models[0]])
