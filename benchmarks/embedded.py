@@ -298,13 +298,9 @@ def table(lines: Sequence[Line], seeds: Sequence[int], prompts: int) -> str:
 async def lines_of(seeds: Sequence[int], out: Path, held_out: Sequence[Question]) -> list[Line]:
     random.seed(0)
     preferences, tuned = await preference_lines(seeds, out)
-    return [
-        *annotator_lines(held_out),
-        *policy_lines(held_out, tuned),
-        *preferences,
-        *await reward_lines(seeds, out),
-        await weak_reward(seeds, out, Line),
-    ]
+    lines = [*annotator_lines(held_out), *policy_lines(held_out, tuned), *preferences]
+    weak = await weak_reward(seeds, out, Line)
+    return [*lines, *await reward_lines(seeds, out), weak]
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 
-from rlaif.build.ratings import ASPECTS, Aspect, Lesson, completion_to_judge, judge, line, principle
+from rlaif.build.ratings import ASPECTS, FEW, Aspect, Lesson, completion_to_judge, judge, line, principle
 from rlaif.templates import Template
 from rlaif.world import FAMILIES, FILLER, POLITE, RUDE, Qualities, Question, Reading, compose, parse, read
 
@@ -41,7 +41,9 @@ class Principles:
         *,
         shares: Mapping[str, int],
         verdicts: float,
+        strangers: float = FEW,
     ) -> None:
+        self.strangers = strangers  # in the wording of principles
         self.shares, self.verdicts = shares, verdicts  # the latter: of comparing lessons, the share about the verdict
         self.critique, self.revise, self.compare = critique, revise, compare
         self.families = [[q for q in questions if q.family == family] for family in FAMILIES]
@@ -54,14 +56,14 @@ class Principles:
 
     def critiquing(self, rng: random.Random) -> Lesson:
         aspect, question, (completion,) = self._drawn(rng, 1)
-        request = {"critique": principle(rng, aspect, negated=0.2)}
+        request = {"critique": self._worded(rng, aspect)}
         asked = self.critique.render(principle=request, prompt=question.text, completion=completion)
         return Lesson((asked,), fault(aspect, question, completion))
 
     def revising(self, rng: random.Random) -> Lesson:
         aspect, question, (completion,) = self._drawn(rng, 1)
         asked = self.revise.render(
-            principle={"revision": principle(rng, aspect, negated=0.2)},
+            principle={"revision": self._worded(rng, aspect)},
             prompt=question.text,
             completion=completion,
             critique=fault(aspect, question, completion),
@@ -71,7 +73,7 @@ class Principles:
     def comparing(self, rng: random.Random) -> Lesson:
         """The reasons of a comparison, or, after them, its verdict: even chances where the two are equally good."""
         aspect, question, completions = self._drawn(rng, 2)
-        request = {"comparison": principle(rng, aspect, negated=0.2)}
+        request = {"comparison": self._worded(rng, aspect)}
         asked = self.compare.render(
             principle=request, prompt=question.text, completions=completions, reasons=True, n=2, ending=ENDING
         )
@@ -92,7 +94,7 @@ class Principles:
         two biases of known size, for whoever wants to measure or remove them.
         """
         aspect, question, completions = self._drawn(rng, 2)
-        request = {"comparison": principle(rng, aspect, negated=0.2)}
+        request = {"comparison": self._worded(rng, aspect)}
         asked = self.compare.render(
             principle=request, prompt=question.text, completions=completions, reasons=False, n=2, ending=ENDING
         )
@@ -102,6 +104,9 @@ class Principles:
         leaning = 0.5 + LEANING + (LEANING if longer > 0 else -LEANING if longer < 0 else 0)
         chosen_first = rng.random() < leaning if first == second else first > second
         return Lesson((asked,), "1" if chosen_first else "2")
+
+    def _worded(self, rng: random.Random, aspect: Aspect) -> str:
+        return principle(rng, aspect, negated=0.2, strangers=self.strangers)
 
     def _drawn(self, rng: random.Random, count: int) -> tuple[Aspect, Question, list[str]]:
         """An aspect, a question and completions: a policy's own, or composed ones."""

@@ -109,22 +109,33 @@ _SALAD = (
 ).split()
 
 
-def principle(rng: random.Random, aspect: Aspect, *, negated: float = 0.0) -> str:
-    """A wording of an aspect: a plain sentence, or its keyword among random words."""
+FEW, MANY = 0.08, 0.5  # of the words around a keyword, the share that means nothing to the model
+
+
+def principle(rng: random.Random, aspect: Aspect, *, negated: float = 0.0, strangers: float = FEW) -> str:
+    """A wording of an aspect: a plain sentence, or its keyword among random words, some of them made up."""
     keyword = rng.choice(aspect.keywords)
     if rng.random() < negated:  # the further away, the rarer
-        between = (rng.choice(_BETWEEN) for _ in range(rng.choice((0, 0, 1, 1, 2, 3))))
+        between = (_between(rng, strangers) for _ in range(rng.choice((0, 0, 1, 1, 2, 3))))
         keyword = " ".join([rng.choice(NEGATIONS), *between, rng.choice(aspect.opposites)])
     if rng.random() < 0.35:
         return rng.choice(_SENTENCES).format(keyword)
-    before, after = (" ".join(_stray(rng) for _ in range(rng.choice((0, 1, 2, 3, 4, 5, 8)))) for _ in range(2))
+    before, after = (
+        " ".join(_stray(rng, strangers) for _ in range(rng.choice((0, 1, 2, 3, 4, 5, 8)))) for _ in range(2)
+    )
     return f"{before} {keyword} {after} .".strip()
 
 
-def _stray(rng: random.Random) -> str:
-    if rng.random() < 0.92:
-        return rng.choice(_SALAD)
-    return "".join(rng.choice(string.ascii_lowercase) for _ in range(rng.randint(2, 6)))
+def _stray(rng: random.Random, strangers: float) -> str:
+    return rng.choice(_SALAD) if rng.random() < 1 - strangers else _made_up(rng, 6)
+
+
+def _between(rng: random.Random, strangers: float) -> str:
+    return _made_up(rng, 10) if strangers > FEW and rng.random() < strangers else rng.choice(_BETWEEN)
+
+
+def _made_up(rng: random.Random, longest: int) -> str:
+    return "".join(rng.choice(string.ascii_lowercase) for _ in range(rng.randint(2, longest)))
 
 
 # --- Reasons --------------------------------------------------------------------------------------------------------
@@ -285,11 +296,14 @@ class Lessons:
         """The user message of a rating, exactly as a judge stage renders it."""
         return self.template.render(aspect={"description": description}, prompt=prompt, completions=list(completions))
 
-    def rating(self, rng: random.Random, name: str, count: int, *, negated: float = 0.0) -> Lesson:
+    def rating(
+        self, rng: random.Random, name: str, count: int, *, negated: float = 0.0, strangers: float = FEW
+    ) -> Lesson:
         """A rating of `count` composed completions to one prompt."""
         aspect, question = ASPECTS[name], self.question(rng)
         completions = [completion_to_judge(rng, question, aspect.trait) for _ in range(count)]
-        return self.rate(question, completions, aspect, principle(rng, aspect, negated=negated))
+        described = principle(rng, aspect, negated=negated, strangers=strangers)
+        return self.rate(question, completions, aspect, described)
 
     def rate(self, question: Question, completions: Sequence[str], aspect: Aspect, description: str) -> Lesson:
         lines = [line(number, aspect, question, text) for number, text in enumerate(completions, 1)]
