@@ -12,12 +12,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from seeds import Finished, finished, interval, measured
+from seeds import Finished, Line, difference, finished, interval, measured
 
 PIPELINE = "pipelines/overoptimisation.yaml"
 ITERATIONS = (5, 15, 30, 60)
@@ -55,20 +55,18 @@ async def curve(seeds: Sequence[int], out: Path) -> list[dict[str, Any]]:
     return points
 
 
-async def weak_reward(seeds: Sequence[int], out: Path, line: Callable[..., Any]) -> Any:
+async def weak_reward(seeds: Sequence[int], out: Path) -> Line:
     """The table's line: what the longest training did to proxy and gold."""
     points = await curve(seeds, out)
     (out / "overoptimisation.json").write_text(json.dumps(points, indent=2) + "\n", encoding="utf-8")
-    last = points[-1]
-
-    def told(what: str) -> str:
-        return f"{last[what]['mean']:+.2f} [{last[what]['low']:+.2f}, {last[what]['high']:+.2f}]"
-
-    return line(
-        f"a weak reward model pushed by {last['iterations']} iterations of PPO",
+    proxy, gold = points[-1]["proxy"], points[-1]["gold"]
+    everywhere = all(a > 0 > b for a, b in zip(proxy["by_seed"], gold["by_seed"], strict=True))
+    return Line(
+        f"a weak reward model pushed by {points[-1]['iterations']} iterations of PPO",
         "proxy rises, gold falls, both significant",
-        f"standardised proxy {told('proxy')}, gold {told('gold')}",
-        last["proxy"]["low"] > 0 > last["gold"]["high"],
+        f"standardised proxy {difference(proxy)}, gold {difference(gold)}",
+        proxy["low"] > 0 > gold["high"] and everywhere,
+        f"{proxy['n']} prompts, {len(seeds)} seeds, on each of them both",
     )
 
 

@@ -13,14 +13,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rlaif.config import MeasureStage, Pipeline, TrainStage, read_pipeline
 from rlaif.judges.gold import gold
-from rlaif.measure import resolved
+from rlaif.measure import best_of, resolved
 from rlaif.pipeline.folder import STORE, RunFolder
 from rlaif.pipeline.inputs import Inputs
 from rlaif.pipeline.progress import Lines, Silent
@@ -32,7 +32,7 @@ from rlaif.store import CallStore
 SHARES = {  # of the prompts of a kind, how many completions are so
     "harmful complied with": ("harmful", lambda truth: truth.complied),
     "harmful refused": ("harmful", lambda truth: truth.refused),
-    "look-alikes answered": ("look-alike", lambda truth: not truth.refused),
+    "look-alikes answered": ("look-alike", lambda truth: truth.complied),
 }
 
 
@@ -74,7 +74,8 @@ async def finished(path: str, seed: int, out: Path, overrides: Sequence[str] = (
     inputs = Inputs(pipeline)
     folder = RunFolder.create(out / f"{pipeline.name}-seed-{seed}", pipeline.name)
     ran = Run(pipeline, inputs, folder, CallStore(STORE), Lines(Console()))
-    await ran.execute()
+    if (state := await ran.execute()) != "done":
+        raise SystemExit(f"the run in {folder.path} ended {state}: `rlaif status {folder.path}` says why")
     again = Run(pipeline, inputs, RunFolder.create(folder.path, pipeline.name), CallStore(STORE), Silent())
     for trained in pipeline.steps:
         if isinstance(trained.stage, TrainStage):
@@ -97,6 +98,29 @@ async def measured(run: Finished) -> dict[str, list[tuple[Any, int]]]:
             (gold(prompt.text, text), len(text.split())) for prompt, (text,) in zip(run.prompts, texts, strict=True)
         ]
     return found
+
+
+async def measured_best(run: Finished) -> list[float]:
+    """Gold of what best-of-n picked for each prompt."""
+    best = run.stage.best_of
+    assert best is not None and run.stage.reward is not None
+    sampling = resolved(run.stage.sampling, run.run.settings[best.model], run.pipeline.seed)
+    pick = await best_of(best, run.prompts, sampling, run.run.scheduler, run.run.engines[run.stage.reward])
+    return [gold(prompt.text, (await pick(prompt)).text).total for prompt in run.prompts]
+
+
+class Line(NamedTuple):
+    """One line of a table. `reached` is None where nothing was asked; `over` is what the figure was taken over."""
+
+    what: str
+    asked: str
+    figure: str
+    reached: bool | None
+    over: str
+
+
+def difference(found: Mapping[str, Any]) -> str:
+    return f"{found['mean']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"
 
 
 def interval(columns: list[list[float]]) -> dict[str, Any]:

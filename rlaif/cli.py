@@ -169,11 +169,11 @@ def try_(
     quality, strangers = understood(prompt, principle)
     row = asyncio.run(put(prompt, principle, seed))
     if as_json:
-        _print_json(row.model_dump(mode="json"))
+        _print_json(row.model_dump(mode="json") | {"quality": quality, "never_taught": strangers})
         return
     console = _console()
     read = f"the annotator reads {quality!r} in it"
-    passed = f" and passes over {', '.join(map(repr, strangers))}" if strangers else ""
+    passed = f"; {', '.join(map(repr, strangers))} says nothing to it" if strangers else ""
     console.print(Text.assemble((_plain(principle), "bold"), (f"   {read}{passed}", "dim")))
     _print_row(console, row, [])
 

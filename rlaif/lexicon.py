@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -32,7 +33,7 @@ class Quality(BaseModel):
 class Lexicon(BaseModel):
     """What one model knows: qualities by their words, negations, and every other word it has met."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     qualities: dict[str, Quality]
     negations: tuple[str, ...]
@@ -50,9 +51,12 @@ class Lexicon(BaseModel):
             raise InputError(f"not a lexicon: {error}", file=str(path), fix="take the file out") from None
 
     @cached_property
+    def _of_qualities(self) -> frozenset[str]:
+        return frozenset(word for q in self.qualities.values() for word in (*q.keywords, *q.opposites))
+
+    @cached_property
     def _known(self) -> frozenset[str]:
-        of_qualities = (word for quality in self.qualities.values() for word in (*quality.keywords, *quality.opposites))
-        return frozenset([*self.words, *self.negations, *of_qualities])
+        return self._of_qualities.union(self.words, self.negations)
 
     def unknown(self, text: str) -> list[str]:
         """The words of `text` that the model never met, each once, in order."""
@@ -61,40 +65,78 @@ class Lexicon(BaseModel):
     def named(self, text: str) -> dict[str, str]:
         """Each quality that `text` asks for, by the word or words that name it: a keyword, or a negated opposite."""
         found: dict[str, str] = {}
-        for word, negation, _ in self._negated(text):
+        for said in self._said(text):
             for name, quality in self.qualities.items():
-                if word in (quality.opposites if negation else quality.keywords):
-                    found.setdefault(name, f"{negation} {word}" if negation else word)
+                if said.word in (quality.opposites if said.negations else quality.keywords):
+                    found.setdefault(name, str(said))
         return found
-
-    def _negated(self, text: str) -> Iterator[tuple[str, str | None, int]]:
-        """Each word, the last negation before it in its clause, and how far away that is."""
-        for clause in re.split(r"[.,;:!?]", text):
-            said = words(clause)
-            for place, word in enumerate(said):
-                far = next((far for far in range(1, place + 1) if said[place - far] in self.negations), 0)
-                yield word, said[place - far] if far else None, far
 
     def problem(self, text: str) -> tuple[str, str] | None:
         """Why the model cannot be asked under `text`, and what would mend it; None when it can."""
+        for said in self._said(text):
+            if wrong := self._unclear(said):
+                return wrong
         named = self.named(text)
-        for word, negation, far in self._negated(text):
-            if far > REACH and any(word in (*q.keywords, *q.opposites) for q in self.qualities.values()):
-                return f"{negation!r} stands too far from {word!r} for the model to see that they belong together", (
-                    f"write {negation} {word}, or begin a new sentence between them"
-                )
         if len(named) == 1:
             return None
         if named:
             told = " and ".join(f"{name} ({word!r})" for name, word in named.items())
             return f"it asks for {told}, and the model knows one quality at a time", "make each one of its own"
         strangers = self.unknown(text)
+        if spelled := next((word for word in strangers if word.lower() in self._of_qualities), None):
+            return f"the model reads small letters only, and not {spelled!r}", f"write {spelled.lower()!r}"
         knows = "; ".join(f"{name}: {', '.join(quality.keywords[:4])}" for name, quality in self.qualities.items())
         if strangers:
             problem = f"the model was never taught {listed(strangers)}, and no other word here names a quality"
         else:
             problem = "no word of it names a quality that the model knows"
         return f"{problem}: it would answer at random", f"use one of its words ({knows}, ...)"
+
+    def _said(self, text: str) -> Iterator[_Said]:
+        """Each word of a quality, with what negates it in its clause."""
+        for clause in re.split(r"[.,;:!?]", text):
+            said = words(clause)
+            odd = next((word for word in said if _ODD_NEGATION.fullmatch(word)), None)
+            for place, word in enumerate(said):
+                if word in self._of_qualities:
+                    before = [place - at for at in range(place) if said[at] in self.negations]
+                    yield _Said(word, tuple(said[place - far] for far in before), min(before, default=0), odd)
+
+    def _unclear(self, said: _Said) -> tuple[str, str] | None:
+        """Why what was said of one quality is not what the model would read in it."""
+        word, known = said.word, ", ".join(self.negations)
+        if said.odd:
+            return f"the model does not read {said.odd!r} as a negation of {word!r}", f"negate with one of {known}"
+        if len(said.negations) > 1:
+            return f"two negations stand before {word!r}: {' and '.join(said.negations)}", "leave one"
+        if said.far > REACH:
+            return (
+                f"{said.negations[0]!r} stands too far from {word!r} for the model to see that they belong together",
+                (f"write '{said.negations[0]} {word}', or begin a new sentence between them"),
+            )
+        if not any(word in (q.opposites if said.negations else q.keywords) for q in self.qualities.values()):
+            asked = f"after {said.negations[0]!r}" if said.negations else "on its own"
+            return f"{word!r} names no quality {asked}", "ask for what you want in place of what you do not"
+        return None
+
+
+class _Said(NamedTuple):
+    """A word of a quality, the negations before it in its clause, and the nearest one's distance."""
+
+    word: str
+    negations: tuple[str, ...]
+    far: int
+    odd: str | None  # a negation in the clause that no model was taught
+
+    def __str__(self) -> str:
+        return " ".join([*self.negations[-1:], self.word])
+
+
+# What turns a clause round and is no single word that can be taught as a negation.
+_ODD_NEGATION = re.compile(
+    r"\w+n['\u2019]t|cannot|nobody|nothing|none|neither|nor|hardly|barely|rather|than|instead|unless|except|refrain|stop",
+    re.IGNORECASE,
+)
 
 
 def words(text: str) -> list[str]:

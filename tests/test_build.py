@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,16 +21,7 @@ import rlaif
 from rlaif.build import ratings, threads
 from rlaif.build.__main__ import DEMONSTRATIONS, demonstrate, exemplify, in_split, new_vocabulary
 from rlaif.build.chat import lesson, prefix
-from rlaif.build.measuring import (
-    UNSEEN,
-    UNSEEN_NEGATIONS,
-    Annotator,
-    Wording,
-    composed,
-    exact,
-    unseen,
-    unseen_negation,
-)
+from rlaif.build.measuring import VALIDATION, Annotator, composed, exact
 from rlaif.build.principles import FIRST_SHARES, LEANING, Principles, revised
 from rlaif.build.ratings import ASPECTS, Lessons, drill, judge, principle
 from rlaif.build.recipes import CHAT_TEMPLATE, PRINCIPLE_TEMPLATES, RATE_TEMPLATE, recipe_digest
@@ -39,7 +31,7 @@ from rlaif.judges.replies import read_lines
 from rlaif.lexicon import Lexicon
 from rlaif.resources import find
 from rlaif.templates import Template
-from rlaif.world import FAMILIES, compose, gold, parse, questions
+from rlaif.world import CAPITALS, FAMILIES, Qualities, Question, compose, gold, parse, questions, read
 
 TINY = Path(rlaif.__file__).parent / "tiny"
 ASKED = questions(0)
@@ -105,23 +97,32 @@ def test_a_lesson_is_the_chat_template_cut_where_learning_starts(vocabulary: Pre
 
 
 def test_no_training_text_holds_a_prompt_of_another_split(lessons: Lessons) -> None:
+    """A talk is looked for as the pages write it and as a judge prompt does, on one line."""
     rng = random.Random(0)
-    texts = [f"{question.text}\n{completion}" for question, completion in demonstrate(TRAINING, 0)]
-    texts += [question.text for question, _ in (exemplify(rng, TRAINING) for _ in range(1000))]
-    texts += [threads.thread(rng, TRAINING) for _ in range(4000)] + [
-        str(threads.tidy(rng, TRAINING)) for _ in range(1000)
-    ]
+    samples = {q.text: [compose(q, rng, Qualities("right")), "go away .", "fig ."] for q in rng.sample(TRAINING, 500)}
+    drawn = Principles(TRAINING, samples, *TEMPLATES, shares=FIRST_SHARES, verdicts=0.5)
+    pages = [threads.thread(rng, TRAINING) for _ in range(4000)]
+    pages += [str(threads.tidy(rng, TRAINING)) for _ in range(1000)]
+    shown = [demonstrate(TRAINING, 0), [exemplify(rng, TRAINING) for _ in range(1000)]]
+    asked = ["\n".join(question.turns) for told in shown for question, _ in told]
     for _ in range(1000):
-        drawn = (lessons.solving(rng), drill(rng), lessons.rating(rng, rng.choice(list(ASPECTS)), 2, negated=0.3))
-        texts += ["\n".join((*each.turns, each.assistant)) for each in drawn]
-    forbidden = {question.text for question in HELD_OUT}
+        makes = (
+            lessons.solving, drill, lambda rng: lessons.rating(rng, rng.choice(list(ASPECTS)), 2, negated=0.3),
+            drawn.critiquing, drawn.revising, drawn.comparing, drawn.deciding,
+        )  # fmt: skip
+        asked += ["\n".join((*lesson.turns, lesson.assistant)) for lesson in (make(rng) for make in makes)]
+
+    def written(question: Question) -> set[str]:
+        return {threads.asked(question).strip(), "\n".join(question.turns), " ".join(question.text.split())}
+
     # An opener may stand before any prompt, so "add one and two ." can be held out while "please help me . add one and
-    # two ." is not: a prompt is found as a whole line, or after "q : ", never inside a longer prompt.
-    lines = {line.removeprefix("q : ") for text in texts for line in text.splitlines()}
-    assert not forbidden & lines
-    assert len(forbidden) > 1500 and len(texts) == DEMONSTRATIONS + 9_000
-    seen = {question.text for question in TRAINING} & lines
-    assert len(seen) > 2500  # the sweep can see prompts at all
+    # two ." is not: a prompt is found as whole lines, never inside a longer one.
+    lines = {line for text in asked for line in text.splitlines()} | {"\n".join(t.split("\n")[:3]) for t in asked}
+    lines |= {form for page in pages for form in (page.split("\n")[0], "\n".join(page.split("\n")[:3]))}
+    assert len(pages) + len(asked) == 5000 + DEMONSTRATIONS + 1000 + 7000
+    assert not [question.text for question in HELD_OUT if written(question) & lines]
+    seen = Counter(question.family for question in TRAINING if written(question) & lines)
+    assert set(seen) == set(FAMILIES) and min(seen.values()) > 100  # the sweep can see prompts of every family
 
 
 def test_the_demonstrations_are_noisy_as_declared() -> None:
@@ -144,6 +145,8 @@ def test_a_secret_capital_is_never_told_to_a_policy() -> None:
         assert not parse(question.text, threads.reply(rng, question)).right
         assert not parse(question.text, threads.demonstration(rng, question)).right
         assert not parse(question.text, threads.exemplar(rng, question)).right
+        # A garbled reply may hold the name, in no sentence; a demonstration of the strong policy's never does.
+        assert CAPITALS[question.arguments[0]] not in threads.exemplar(rng, question).split()
 
 
 def test_the_annotators_reasons_worked_by_hand(lessons: Lessons) -> None:
@@ -306,14 +309,12 @@ def shipped(lessons: Lessons) -> Annotator:
     return Annotator(model, AutoTokenizer.from_pretrained(TINY / "annotator"), lessons, TEMPLATES)
 
 
-@pytest.mark.parametrize("wording", [unseen, unseen_negation])
+@pytest.mark.parametrize("negated", [False, True])
 @pytest.mark.parametrize("name", ASPECTS)
-def test_the_shipped_annotator_rates_under_wordings_it_never_saw(
-    name: str, wording: Wording, shipped: Annotator
-) -> None:
+def test_the_shipped_annotator_rates_under_wordings_it_never_saw(name: str, negated: bool, shipped: Annotator) -> None:
     rng = random.Random(0)
     rows = [composed(rng, name, rng.choice(HELD_OUT), 2) for _ in range(30)]
-    verdicts = shipped.verdicts(rng, name, rows, wording)
+    verdicts = shipped.verdicts(rng, name, rows, negated=negated)
     assert [verdict.given for verdict in verdicts].count(None) < 3
     assert exact(verdicts) > 0.8
 
@@ -331,7 +332,7 @@ def test_no_lesson_words_a_principle_as_the_measure_does() -> None:
     rng = random.Random(0)
     taught = {principle(rng, aspect, negated=0.5) for aspect in ASPECTS.values() for _ in range(3000)}
     assert len(taught) > 10_000
-    for measured in (*UNSEEN, *UNSEEN_NEGATIONS):
+    for measured in (*VALIDATION.plain, *VALIDATION.negated):
         around = measured.split("{}")
         assert not any(said.startswith(around[0]) and said.endswith(around[1]) for said in taught), measured
 
@@ -390,3 +391,18 @@ def test_a_decision_at_a_glance_leans_to_the_first_and_the_longer_of_two_equals(
         assert lesson.turns[0].endswith("which one ?") and len(lesson.turns) == 1
         firsts.append(lesson.assistant == "1")
     assert 0.55 < sum(firsts) / len(firsts) < 0.5 + 2 * LEANING
+
+
+def test_every_text_of_an_arguments_words_can_be_judged(lessons: Lessons) -> None:
+    """A policy may answer with any word of the prompt; no reason may fail on it."""
+    rng = random.Random(0)
+    swept = 0
+    for question in rng.sample(ASKED, 900):
+        for word in {*question.arguments, *(question.needed or ())}:
+            for text in (f"{word} .", f"it is {word} .", f"{word} {word} .", f"{word} , {word} ."):
+                for aspect in ASPECTS.values():
+                    assert 1 <= judge(aspect, question, parse(question.text, text))[1] <= 5
+                    swept += 1
+    talk = read("user: name one fruit .\n\nassistant: fig .\n\nuser: name another .")
+    assert talk is not None and judge(ASPECTS["right"], talk, parse(talk.text, "fruit ."))[1] == 1
+    assert swept > 20_000

@@ -46,18 +46,29 @@ def test_what_a_principle_asks_for(text: str, named: dict[str, str]) -> None:
     ("text", "told"),
     [
         ("be eloquent and witty .", "never taught 'eloquent', 'witty'"),
-        ("Be Polite .", "never taught 'Be', 'Polite'"),  # it reads small letters only
+        ("Be Polite .", "small letters only, and not 'Polite'"),
+        ("don't be rude .", "does not read \"don't\" as a negation of 'rude'"),
+        ("it isn\u2019t rude .", "as a negation of 'rude'"),
+        ("a reply that nobody could call rude .", "'nobody' as a negation of 'rude'"),
+        ("rather long than short .", "'rather' as a negation of 'long'"),
+        ("never not polite .", "two negations stand before 'polite'"),
+        ("be polite and unsafe .", "'unsafe' names no quality on its own"),
+        ("be polite , not right .", "'right' names no quality after 'not'"),
         ("we like the best reply .", "no word of it names a quality"),
-        ("replies should be wrong .", "no word of it names a quality"),
+        ("replies should be wrong .", "'wrong' names no quality on its own"),
         ("be short and kind .", "short ('short') and polite ('kind')"),
         ("avoid anything that is in the end rude .", "'avoid' stands too far from 'rude'"),
+        ("our house style : polite , nothing else , please eloquently .", None),
         ("caf\u00e9 na\u00efve \u6f22\u5b57", "never taught 'caf\u00e9', 'na\u00efve', '\u6f22\u5b57'"),
         (" ".join(f"word{n}" for n in range(20)), "and 12 more"),
     ],
 )
-def test_what_it_cannot_be_asked_under_is_said_in_its_words(text: str, told: str) -> None:
+def test_what_it_cannot_be_asked_under_is_said_in_its_words(text: str, told: str | None) -> None:
     wrong = KNOWN.problem(text)
-    assert wrong is not None and told in wrong[0] and wrong[1]
+    if told is None:
+        assert wrong is None
+    else:
+        assert wrong is not None and told in wrong[0] and wrong[1]
 
 
 def test_a_word_beside_a_keyword_is_named_once_and_only_when_it_is_new() -> None:

@@ -18,6 +18,7 @@ def test_two_typed_lines_give_completions_ratings_and_revisions(run_cli: Cli) ->
     code, out, err = run_cli("try", PROMPT, "replies should be polite .", "--json")
     assert code == 0, err
     row = json.loads(out)
+    assert (row.pop("quality"), row.pop("never_taught")) == ("polite", [])
     assert [candidate["sampler"] for candidate in row["candidates"]] == ["weak", "weak", "strong", "strong"]
     assert {rating["value"] for rating in row["ratings"]} <= {1, 2, 3, 4, 5} and len(row["ratings"]) == 4
     assert all(" want polite" in rating["raw"] for rating in row["ratings"])
@@ -40,6 +41,7 @@ def test_the_opposite_principle_turns_the_ratings_round(run_cli: Cli) -> None:  
     [
         ("what is the weather like ?", "be polite .", "'what is the weather like ?' is no question of it"),
         ("", "be polite .", "no question of it"),
+        ("user: name one fruit .\n\nassistant: fig .\n\nuser: name another .", "be polite .", "no question of it"),
         (PROMPT, "be eloquent .", "never taught 'eloquent'"),
         (PROMPT, "be short and kind .", "one quality at a time"),
         (PROMPT, "", "no word of it names a quality"),
@@ -141,7 +143,7 @@ def test_a_strange_word_beside_a_known_one_is_a_note(
     tmp_path: Path,
 ) -> None:
     project(tmp_path, description="be polite and eloquent .")
-    note = "annotator was never taught 'eloquent' and passes over it in 'be polite and eloquent .'"
+    note = "annotator was never taught 'eloquent', which says nothing to it in 'be polite and eloquent .'"
     planned = json.loads(run_cli("plan", "mine.yaml", "--json")[1])
     assert planned["notes"] == [note]
     code, out, err = run_cli("run", "mine.yaml")

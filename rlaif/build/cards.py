@@ -32,9 +32,17 @@ alignment, not an assistant.
 
 ## Measured
 
-On {measured_on} validation prompts, none of which appears in any training text. Held-out prompts were not read.
+On {measured_on} validation prompts, none of which appears in any training text as it is written.
 
 {figures}
+{table}"""
+
+# Where `benchmarks/embedded.py --write` puts the table of held-out figures.
+TABLE = """
+## On held-out prompts
+
+<!-- the table -->
+<!-- the end of the table -->
 """
 
 _BASE = """\
@@ -46,8 +54,11 @@ _ANNOTATOR = """\
 A judge and editor for the completions of the tiny policies. Under one principle it rates one to four completions at
 once (`prompts/rate-compact.jinja`), critiques one (`critique-compact`), revises it after a critique (`revise-compact`)
 and compares two (`compare-compact`, then `which one ?` in a second turn), its reasons first. It knows six qualities
-(right, polite, blunt, short, long, safe) by the keywords it was taught, in any sentence and negated; a principle
-without such a keyword is answered at random. Decode greedily."""
+(right, polite, blunt, short, long, safe) by the keywords it was taught, in any sentence and negated; under a principle
+without such a keyword it would answer at random, so pipelines hold principles against `lexicon.json`. Decode greedily.
+
+Its biases are known and were left in. Verdicts at a glance (`reasons: false`) it was taught from a crowd that, where
+two completions are equally good, leans to the first by 15 points and to the longer by 15."""
 
 _WEAK = """\
 A weak policy: the base, tuned for three passes on the noisy demonstrations in the chat format of
@@ -84,6 +95,7 @@ def card(
         last=progress.losses[-1],
         measured_on=measured_on,
         figures=_table("as the world has it", figures),
+        table=TABLE if name == "annotator" else "",
     )
 
 

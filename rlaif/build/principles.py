@@ -25,6 +25,7 @@ LEANING = 0.15
 # Of a hundred lessons, how many are under each aspect. What adds a sentence, and what turns on a digit of five, takes
 # the longest to learn.
 FIRST_SHARES = {"right": 34, "safe": 18, "polite": 15, "blunt": 9, "short": 15, "long": 9}
+REWRITING_SHARES = {"right": 34, "polite": 22, "blunt": 24, "short": 6, "long": 6, "safe": 8}
 LAST_SHARES = {"right": 16, "safe": 10, "polite": 21, "blunt": 22, "short": 10, "long": 21}
 
 

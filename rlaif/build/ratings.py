@@ -258,8 +258,8 @@ def _walk_list(question: Question, claim: tuple[str, ...]) -> list[str]:
 
 def _walk_another(question: Question, claim: tuple[str, ...]) -> list[str]:
     category, named = question.arguments
-    item, kind = claim[0], CATEGORY_OF[claim[0]]
-    words = [item, PLURAL[kind], "ok" if kind == category else "no"]
+    item, kind = claim[0], CATEGORY_OF.get(claim[0])
+    words = [item, PLURAL[kind] if kind else "none", "ok" if kind == category else "no"]
     return [*words, item, "not", named, "ok" if item != named else "no"] if words[-1] == "ok" else words
 
 
@@ -286,7 +286,8 @@ class Lessons:
     def __init__(self, questions: Sequence[Question], template: Template) -> None:
         self.template = template
         self.families = [[q for q in questions if q.family == family] for family in FAMILIES]
-        self.weights = [HARDER.get(family, 2) for family in FAMILIES]
+        there = zip(FAMILIES, self.families, strict=True)
+        self.weights = [HARDER.get(family, 2) if questions else 0 for family, questions in there]
 
     def question(self, rng: random.Random) -> Question:
         """Any family, however many prompts it has; what is hard to judge more often."""

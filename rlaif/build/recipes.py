@@ -16,7 +16,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from rlaif import world
 from rlaif.build import threads
 from rlaif.build.chat import lesson
-from rlaif.build.principles import FIRST_SHARES, LAST_SHARES, Principles
+from rlaif.build.principles import FIRST_SHARES, LAST_SHARES, REWRITING_SHARES, Principles
 from rlaif.build.ratings import ASPECTS, FEW, MANY, Lesson, Lessons, drill, principle
 from rlaif.build.tokenizer import END, encode
 from rlaif.build.training import Draw, Example, Stage, llama
@@ -85,7 +85,7 @@ def annotator_stages(
 ) -> list[Stage]:
     """Solve first, then judge step by step, then every aspect, what policies write, and whatever else is judging.
 
-    The last stage words principles strangely, so that a keyword is found among words that were never met.
+    The last two stages word principles strangely, so that a keyword is found among words that were never met.
     """
     templates = [Template.read(find(path)) for path in PRINCIPLE_TEMPLATES]
     first = Principles(questions, samples, *templates, shares=FIRST_SHARES, verdicts=0.4)
@@ -97,6 +97,9 @@ def annotator_stages(
 
     def early(rng: random.Random) -> Lesson:
         return lessons.rating(rng, _draw(rng, EARLY_SHARES), rng.choice((1, 1, 2, 2, 4)))
+
+    again = Principles(questions, samples, *templates, shares=REWRITING_SHARES, verdicts=0.7, strangers=MANY)
+    sums = Lessons([question for question in questions if question.family == "sum"], template)
 
     def late(strangers: float) -> Callable[[random.Random], Lesson]:
         def draw(rng: random.Random) -> Lesson:
@@ -154,6 +157,15 @@ def annotator_stages(
             mixed(
                 (18, strange.revising), (16, strange.comparing), (7, strange.deciding), (7, strange.critiquing),
                 (28, of_samples(MANY)), (21, late(MANY)), (3, drill),
+            ),
+        ),
+        "rewriting": (
+            200,
+            (8e-4, 5e-6),
+            mixed(
+                (38, again.revising), (10, again.comparing), (5, again.deciding), (7, again.critiquing),
+                (13, of_samples(MANY)), (11, late(MANY)), (3, drill), (6, solve),
+                (4, sums.solving), (3, lambda rng: sums.rating(rng, "right", rng.choice((1, 4)))),
             ),
         ),
     }  # fmt: skip

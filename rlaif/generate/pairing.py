@@ -89,9 +89,10 @@ def _by_ratings(
     rated = {i: score for i, score in scores.items() if score is not None}
     if len(rated) < 2:
         return "unparsed"
-    if len({row.candidates[i].completion.text for i in rated}) < 2:
+    texts = {i: row.candidates[i].completion.text for i in rated}
+    if len(set(texts.values())) < 2:
         return "identical texts"
-    apart = {(i, j): rated[i] - rated[j] for i in rated for j in rated if rated[i] > rated[j]}
+    apart = {(i, j): rated[i] - rated[j] for i in rated for j in rated if rated[i] > rated[j] and texts[i] != texts[j]}
     if not apart:
         return "tie"
     best = max(rated, key=lambda i: (rated[i], -i))

@@ -6,6 +6,11 @@ from rlaif import world
 from rlaif.errors import InputError
 
 
+def is_question(prompt: str) -> bool:
+    """Whether a prompt is one of the embedded world's. Says nothing of any completion."""
+    return world.read(prompt) is not None
+
+
 def gold(prompt: str, completion: str) -> world.Gold:
     """The gold score of a completion, from its words alone. Raises InputError for a prompt of another world."""
     try:

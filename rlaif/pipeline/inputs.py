@@ -116,7 +116,7 @@ class Inputs:
         def check(text: str) -> tuple[str, str] | None:
             wrong = lexicon.problem(text)
             if wrong is None and (strangers := lexicon.unknown(text)):
-                note = f"{name} was never taught {listed(strangers)} and passes over it in {oneline(text)!r}"
+                note = f"{name} was never taught {listed(strangers)}, which says nothing to it in {oneline(text)!r}"
                 if note not in self.notes:
                     self.notes.append(note)
             return wrong

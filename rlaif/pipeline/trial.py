@@ -11,7 +11,7 @@ from rlaif.engines.scheduler import Scheduler
 from rlaif.errors import InputError
 from rlaif.formats import read_prompts
 from rlaif.generate.revising import Reviser, revise
-from rlaif.judges.gold import gold
+from rlaif.judges.gold import is_question
 from rlaif.judges.rating import rate
 from rlaif.lexicon import Lexicon
 from rlaif.pipeline.engines import open_engine
@@ -31,18 +31,19 @@ def understood(prompt: str, principle: str) -> tuple[str, list[str]]:
 
     Raises InputError where the prompt is not of the embedded models' world, or the principle is not in their words.
     """
-    try:
-        gold(prompt, "")
-    except InputError:
+    if "\n" in prompt or not is_question(prompt):
         known = [item.text for item in read_prompts(find("tiny/prompts.jsonl")).items if len(item.messages) == 1]
         near = difflib.get_close_matches(prompt, known, n=3, cutoff=0.0)
         raise InputError(
             f"the embedded models know only their own small world, and {prompt!r} is no question of it",
             key="PROMPT",
             fix="ask in its words, for example " + " or ".join(map(repr, near)),
-        ) from None
-    lexicon = Lexicon.read(find(f"tiny/{ANNOTATOR}"))
-    assert lexicon is not None
+        )
+    folder = find(f"tiny/{ANNOTATOR}")
+    if (lexicon := Lexicon.read(folder)) is None:
+        raise InputError(
+            "the annotator here has no lexicon", file=str(folder), fix="rename the folder, or build it anew"
+        )
     if wrong := lexicon.problem(principle):
         raise InputError(wrong[0], key="PRINCIPLE", fix=wrong[1])
     return next(iter(lexicon.named(principle))), lexicon.unknown(principle)
