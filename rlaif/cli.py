@@ -484,7 +484,7 @@ def _print_rows(console: Console, rows: list[Row]) -> None:
 
 
 def _print_row(console: Console, row: Row, preferences: list[tuple[str, str, float]]) -> None:
-    about = f"  {row.prompt.split}, {row.prompt.source or ''}"
+    about = "  " + ", ".join(filter(None, (row.prompt.split, row.prompt.source)))
     console.print(Text.assemble((f"prompt {row.prompt.id}", "bold"), (_plain(about), "dim")))
     console.print(Text(_plain(row.prompt.text)))
     roles: dict[str, str] = {}

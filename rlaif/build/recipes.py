@@ -85,7 +85,7 @@ def annotator_stages(
 ) -> list[Stage]:
     """Solve first, then judge step by step, then every aspect, what policies write, and whatever else is judging.
 
-    The last two stages word principles strangely, so that a keyword is found among words that were never met.
+    From "strange wordings" on, a keyword has to be found among words that were never met.
     """
     templates = [Template.read(find(path)) for path in PRINCIPLE_TEMPLATES]
     first = Principles(questions, samples, *templates, shares=FIRST_SHARES, verdicts=0.4)
@@ -166,6 +166,14 @@ def annotator_stages(
                 (38, again.revising), (10, again.comparing), (5, again.deciding), (7, again.critiquing),
                 (13, of_samples(MANY)), (11, late(MANY)), (3, drill), (6, solve),
                 (4, sums.solving), (3, lambda rng: sums.rating(rng, "right", rng.choice((1, 4)))),
+            ),
+        ),
+        "settling": (
+            140,
+            (6e-4, 2e-6),
+            mixed(
+                (16, of_samples(MANY)), (14, written), (18, late(MANY)), (10, plain), (22, again.revising),
+                (8, strange.comparing), (4, strange.deciding), (4, strange.critiquing), (2, drill), (2, solve),
             ),
         ),
     }  # fmt: skip
