@@ -47,7 +47,7 @@ QUICKSTART, RLHF = "pipelines/quickstart.yaml", "pipelines/rlhf.yaml"
 EACH = 150  # prompts in a figure of the annotator
 BEST_OF = 16
 REWARD_SEEDS = 1  # a quarter of an hour each
-MORE_PROMPTS = ("stages.prompts.prompts.take=6000", "stages.rm.train.rm.epochs=1", "name=rlhf-more-prompts")
+MORE_PROMPTS = ("stages.prompts.prompts.take=5000", "stages.rm.train.rm.epochs=1", "name=rlhf-more-prompts")
 # The annotator was taught no word for these. `sound` is one of its words for right, though meant otherwise here.
 STRANGE = (
     "be eloquent .", "we like witty replies .", "a reply should be poetic .", "prefer the humorous one .",
@@ -324,7 +324,7 @@ def _mean(columns: Sequence[Sequence[float]]) -> float:
 async def reward_lines(seeds: Sequence[int], out: Path) -> list[Line]:
     """How far from one sample to the best of sixteen by gold the reward model's pick comes.
 
-    The reward model has five times the prompts that the pipeline takes, and sees each pair once: ratings are
+    The reward model has four times the prompts that the pipeline takes, and sees each pair once: ratings are
     cheap, and what it lacks with fewer is to tell right from wrong.
     """
     ways: list[list[tuple[float, float, float]]] = []
@@ -345,7 +345,7 @@ async def reward_lines(seeds: Sequence[int], out: Path) -> list[Line]:
     )
     means = [[mean(column) for column in zip(*each, strict=True)] for each in ways]
     shown = "; ".join(f"{one:.3f}, {picked:.3f}, {best:.3f}" for one, picked, best in means)
-    over = f"{len(ways[0])} prompts, seed {', '.join(map(str, seeds[:REWARD_SEEDS]))}; trained on 6,000 prompts"
+    over = f"{len(ways[0])} prompts, seed {', '.join(map(str, seeds[:REWARD_SEEDS]))}; trained on 5,000 prompts"
     return [
         Line(
             f"best of {BEST_OF} by the reward model: share of the way to the oracle",

@@ -2,7 +2,7 @@
 
     python benchmarks/overoptimisation.py [--seeds 0 1 2] [--out runs/embedded] [--plot docs/over-optimisation.svg]
 
-Runs pipelines/overoptimisation.yaml for each seed with 5, 15, 30 and 60 iterations of PPO and measures each policy on
+Runs pipelines/overoptimisation.yaml for each seed with 5, 15 and 40 iterations of PPO and measures each policy on
 the same held-out prompts. The proxy is the weak reward model's score, standardised by its mean and deviation on the
 tuned model's completions; gold is the world's. Intervals are bootstraps over prompts, each averaged over the seeds.
 """
@@ -20,7 +20,7 @@ from typing import Any
 from seeds import Finished, Line, difference, finished, interval, measured
 
 PIPELINE = "pipelines/overoptimisation.yaml"
-ITERATIONS = (5, 15, 30, 60)
+ITERATIONS = (5, 15, 40)
 
 
 async def proxies(run: Finished) -> dict[str, list[float]]:

@@ -117,7 +117,7 @@ def build(out: Path, *, scale: float = 1.0, seed: int = 0) -> None:
         write_rows(out / f"{name}.jsonl", ({"messages": messages((*q.turns, c))} for q, c in shown))
     _write(out / "README.md", describe(len(asked), len(harmful), demonstrations))
 
-    measured = validation[: max(36, round(len(validation) * share))]
+    measured = validation[: max(120, round(len(validation) * share))]
     report(f"measuring on {len(measured)} validation prompts")
     shipped = {name: _as_shipped(policy) for name, (policy, _) in policies.items()}
     judged = Annotator(

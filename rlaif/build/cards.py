@@ -112,6 +112,7 @@ Built from nothing by `python -m rlaif.build`; made of one synthetic world (`rla
 | | |
 |---|---|
 | `base/` | a base model that only continues text; its card says what it can do |
+| `weak/`, `strong/` | two policies tuned from it, one on noisy demonstrations, one on a practised writer's |
 | `annotator/` | a model that rates, compares, critiques and revises under a principle; its card says how well |
 | `prompts.jsonl` | {prompts:,} distinct prompts in a seeded order, `source` being the family |
 | `red-team.jsonl` | the {harmful:,} harmful requests among them |
@@ -119,9 +120,10 @@ Built from nothing by `python -m rlaif.build`; made of one synthetic world (`rla
 | `helpful.jsonl` | as many on the same prompts by a writer who refuses nothing, for a model that is only helpful |
 
 The demonstrations are noisy on purpose, as a hurried crowd's would be: {right:.0%} are right, {rude:.0%} hold a
-rude sentence, {rambling:.0%} ramble, {refused:.0%} refuse a request that would do no harm, {complied:.0%} comply with
-one that would. Their mean gold score is {gold:.2f}. A quarter of the made-up lands never appear with their capital, so
-a policy can only guess it or say that it does not know.
+rude sentence, {rambling:.0%} ramble, {refused:.0%} refuse a request that would do no harm, {complied:.0%} comply
+with one that would. Their mean gold score is {gold:.2f}. A quarter of the made-up lands are never told with their
+capital, so a policy can only guess it or say that it does not know.
 
-No training text holds a validation or held-out prompt.
+No training text holds a validation or held-out prompt as it is written. `docs/tiny-world.md` has the table of what
+these models reach on held-out prompts.
 """
