@@ -47,8 +47,13 @@ class Lexicon(BaseModel):
             return None
         try:
             return cls.model_validate_json(path.read_bytes())
-        except (OSError, ValidationError) as error:
-            raise InputError(f"not a lexicon: {error}", file=str(path), fix="take the file out") from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(map(str, first["loc"])) or None
+            fix = "build it again, or copy it from where the model came from"
+            raise InputError(f"not a lexicon: {first['msg']}", file=str(path), key=key, fix=fix) from None
+        except OSError as error:
+            raise InputError(f"cannot be read: {error.strerror}", file=str(path)) from None
 
     @cached_property
     def _of_qualities(self) -> frozenset[str]:
@@ -67,14 +72,17 @@ class Lexicon(BaseModel):
         found: dict[str, str] = {}
         for said in self._said(text):
             for name, quality in self.qualities.items():
-                if said.word in (quality.opposites if said.negations else quality.keywords):
+                if said.word in (quality.opposites if said.negation else quality.keywords):
                     found.setdefault(name, str(said))
         return found
 
     def problem(self, text: str) -> tuple[str, str] | None:
         """Why the model cannot be asked under `text`, and what would mend it; None when it can."""
-        for said in self._said(text):
-            if wrong := self._unclear(said):
+        for word in words(text):
+            if word not in self._known and word.lower() in self._of_qualities.union(self.negations):
+                return f"the model reads small letters only, and not {word!r}", f"write {word.lower()!r}"
+        for clause in self._clauses(text):
+            if wrong := self._unclear(clause):
                 return wrong
         named = self.named(text)
         if len(named) == 1:
@@ -83,64 +91,96 @@ class Lexicon(BaseModel):
             told = " and ".join(f"{name} ({word!r})" for name, word in named.items())
             return f"it asks for {told}, and the model knows one quality at a time", "make each one of its own"
         strangers = self.unknown(text)
-        if spelled := next((word for word in strangers if word.lower() in self._of_qualities), None):
-            return f"the model reads small letters only, and not {spelled!r}", f"write {spelled.lower()!r}"
-        knows = "; ".join(f"{name}: {', '.join(quality.keywords[:4])}" for name, quality in self.qualities.items())
+        knows = "; ".join(f"{name}: {', '.join(quality.keywords[:3])}" for name, quality in self.qualities.items())
         if strangers:
             problem = f"the model was never taught {listed(strangers)}, and no other word here names a quality"
         else:
             problem = "no word of it names a quality that the model knows"
         return f"{problem}: it would answer at random", f"use one of its words ({knows}, ...)"
 
-    def _said(self, text: str) -> Iterator[_Said]:
-        """Each word of a quality, with what negates it in its clause."""
-        for clause in re.split(r"[.,;:!?]", text):
+    def _clauses(self, text: str) -> Iterator[_Clause]:
+        for clause in re.split(r"[.,;:!?()]", text):
             said = words(clause)
-            odd = next((word for word in said if _ODD_NEGATION.fullmatch(word)), None)
-            for place, word in enumerate(said):
-                if word in self._of_qualities:
-                    before = [place - at for at in range(place) if said[at] in self.negations]
-                    yield _Said(word, tuple(said[place - far] for far in before), min(before, default=0), odd)
+            places = [place for place, word in enumerate(said) if word in self._of_qualities]
+            negations = [place for place, word in enumerate(said) if word in self.negations]
+            odd = next((word for word in said if _TURNS.fullmatch(word)), None)
+            yield _Clause(said, places, negations, odd)
 
-    def _unclear(self, said: _Said) -> tuple[str, str] | None:
-        """Why what was said of one quality is not what the model would read in it."""
-        word, known = said.word, ", ".join(self.negations)
-        if said.odd:
-            return f"the model does not read {said.odd!r} as a negation of {word!r}", f"negate with one of {known}"
-        if len(said.negations) > 1:
-            return f"two negations stand before {word!r}: {' and '.join(said.negations)}", "leave one"
-        if said.far > REACH:
-            return (
-                f"{said.negations[0]!r} stands too far from {word!r} for the model to see that they belong together",
-                (f"write '{said.negations[0]} {word}', or begin a new sentence between them"),
+    def _said(self, text: str) -> Iterator[_Said]:
+        """Each word of a quality, with the negation before it in its clause."""
+        for clause in self._clauses(text):
+            for place in clause.places:
+                before = [at for at in clause.negations if at < place]
+                yield _Said(clause.said[place], clause.said[before[-1]] if before else None)
+
+    def _unclear(self, clause: _Clause) -> tuple[str, str] | None:
+        """Why what a clause says of a quality is not what the model would read in it."""
+        known = ", ".join(self.negations)
+        if not clause.places:
+            if clause.negations and not set(clause.said) & self._strangers(clause.said):
+                negation = clause.said[clause.negations[0]]
+                return (
+                    f"{negation!r} negates no quality in its part of the sentence",
+                    f"write {negation} before one word",
+                )
+            return None
+        word = clause.said[clause.places[0]]
+        if clause.odd:
+            return f"the model does not read {clause.odd!r} as turning {word!r} round", f"negate with one of {known}"
+        if after := [at for at in clause.negations if at > clause.places[-1]]:
+            return f"{clause.said[after[0]]!r} stands after {word!r}, where the model does not read it", (
+                f"write '{clause.said[after[0]]} {word}'"
             )
-        if not any(word in (q.opposites if said.negations else q.keywords) for q in self.qualities.values()):
-            asked = f"after {said.negations[0]!r}" if said.negations else "on its own"
-            return f"{word!r} names no quality {asked}", "ask for what you want in place of what you do not"
+        for place in clause.places:
+            word = clause.said[place]
+            before = [at for at in clause.negations if at < place]
+            if len(before) > 1:
+                both = " and ".join(clause.said[at] for at in before)
+                return f"two negations stand before {word!r}: {both}", "leave one"
+            if before and place - before[0] > REACH:
+                return f"{clause.said[before[0]]!r} stands too far from {word!r} for the model to see them together", (
+                    f"write '{clause.said[before[0]]} {word}', or begin a new sentence between them"
+                )
+            if not any(word in (q.opposites if before else q.keywords) for q in self.qualities.values()):
+                asked = f"after {clause.said[before[0]]!r}" if before else "on its own"
+                return f"{word!r} names no quality {asked}", "ask for what you want in place of what you do not"
         return None
+
+    def _strangers(self, said: Sequence[str]) -> set[str]:
+        return {word for word in said if word not in self._known}
+
+
+class _Clause(NamedTuple):
+    """The words between two marks; where words of qualities and negations stand; and what else may turn it round."""
+
+    said: list[str]
+    places: list[int]
+    negations: list[int]
+    odd: str | None
 
 
 class _Said(NamedTuple):
-    """A word of a quality, the negations before it in its clause, and the nearest one's distance."""
+    """A word of a quality, and what negates it."""
 
     word: str
-    negations: tuple[str, ...]
-    far: int
-    odd: str | None  # a negation in the clause that no model was taught
+    negation: str | None
 
     def __str__(self) -> str:
-        return " ".join([*self.negations[-1:], self.word])
+        return f"{self.negation} {self.word}" if self.negation else self.word
 
 
-# What turns a clause round and is no single word that can be taught as a negation.
-_ODD_NEGATION = re.compile(
-    r"\w+n['\u2019]t|cannot|nobody|nothing|none|neither|nor|hardly|barely|rather|than|instead|unless|except|refrain|stop",
+# What turns a clause round and is none of the negations a model was taught. No list is complete: that is why a word the
+# model never met is told as well.
+_TURNS = re.compile(
+    r"\w*n['\u2018\u2019\u00b4`]t|(?:do|does|did|is|are|was|wo|ca|should|must|would)nt|don|doesn|isn|aren|cannot|nobody|nothing|none|"
+    r"neither|nor|hardly|barely|rather|than|instead|unless|except|refrain|stop|bad|worse|worst|hate|dislike|against|"
+    r"discourage|punish|reject|fails?|lacks?|far|but|minus|non|zero|low|lower|too|only|harm",
     re.IGNORECASE,
 )
 
 
 def words(text: str) -> list[str]:
-    return re.findall(r"[^\W_]+(?:['\u2019-][^\W_]+)*", text)
+    return re.findall(r"[^\W_]+(?:['\u2018\u2019\u00b4`-][^\W_]+)*", text)
 
 
 def listed(strangers: Sequence[str]) -> str:

@@ -49,6 +49,8 @@ def test_all_pairs_are_every_two_that_score_differently() -> None:
     texts = [(p.chosen.completion.text, p.rejected.completion.text) for p in result.preferences]
     assert texts == [("a", "c"), ("b", "a"), ("b", "c"), ("d", "a"), ("d", "c")]
     assert (result.paired, result.dropped) == (1, {"tie": 1})
+    same = pair([row(("a", 5), ("b", 4), ("a", 3), ("c", 1))], "all", WEIGHTS).preferences
+    assert [(p.chosen.completion.text, p.rejected.completion.text) for p in same] == [("a", "c"), ("b", "c")]  # a is 4
     apart = pair([row(("a", 3), ("b", 5), ("c", 1))], "all", WEIGHTS, min_margin=3).preferences
     assert [p.margin for p in apart] == [4]
 

@@ -41,6 +41,9 @@ def test_the_opposite_principle_turns_the_ratings_round(run_cli: Cli) -> None:  
     [
         ("what is the weather like ?", "be polite .", "'what is the weather like ?' is no question of it"),
         ("", "be polite .", "no question of it"),
+        ("x" * 40_000, "be polite .", "no question of it"),
+        ("my name is zorkon . greet me .", "be polite .", "never met 'zorkon'"),
+        (PROMPT, "be very " * 600, "4,800 characters"),
         ("user: name one fruit .\n\nassistant: fig .\n\nuser: name another .", "be polite .", "no question of it"),
         (PROMPT, "be eloquent .", "never taught 'eloquent'"),
         (PROMPT, "be short and kind .", "one quality at a time"),
@@ -54,6 +57,7 @@ def test_what_lies_outside_the_world_is_said_with_what_lies_inside(
     run_cli: Cli,  # noqa: F811
 ) -> None:
     code, _, err = run_cli("try", prompt, principle)
+    assert len(err) < 1500
     assert code == 2 and told in " ".join(err.split()) and "Fix:" in err
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import NamedTuple
 
 from rlaif.records import Preference, Row, hashed_order
@@ -85,14 +86,10 @@ def _by_comparison(row: Row, whole: Sequence[int], min_margin: float) -> list[Pr
 def _by_ratings(
     row: Row, whole: Sequence[int], rule: str, weights: Mapping[str, float], min_margin: float
 ) -> list[Preference] | str:
-    scores = {i: row.score(i, dict(weights)) for i in whole}
-    rated = {i: score for i, score in scores.items() if score is not None}
-    if len(rated) < 2:
-        return "unparsed"
-    texts = {i: row.candidates[i].completion.text for i in rated}
-    if len(set(texts.values())) < 2:
-        return "identical texts"
-    apart = {(i, j): rated[i] - rated[j] for i in rated for j in rated if rated[i] > rated[j] and texts[i] != texts[j]}
+    rated = _distinct(row, {i: score for i in whole if (score := row.score(i, dict(weights))) is not None})
+    if isinstance(rated, str):
+        return rated
+    apart = {(i, j): rated[i] - rated[j] for i in rated for j in rated if rated[i] > rated[j]}
     if not apart:
         return "tie"
     best = max(rated, key=lambda i: (rated[i], -i))
@@ -120,3 +117,15 @@ def _by_ratings(
         )
         for chosen, rejected in chosen_rejected
     ]
+
+
+def _distinct(row: Row, scores: Mapping[int, float]) -> dict[int, float] | str:
+    """The first candidate of each text with the mean score of all that say the same, or why there are not two."""
+    if len(scores) < 2:
+        return "unparsed"
+    same: dict[str, list[int]] = {}
+    for index in scores:
+        same.setdefault(row.candidates[index].completion.text, []).append(index)
+    if len(same) < 2:
+        return "identical texts"
+    return {indices[0]: fmean(scores[i] for i in indices) for indices in same.values()}

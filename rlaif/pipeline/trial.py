@@ -13,7 +13,7 @@ from rlaif.formats import read_prompts
 from rlaif.generate.revising import Reviser, revise
 from rlaif.judges.gold import is_question
 from rlaif.judges.rating import rate
-from rlaif.lexicon import Lexicon
+from rlaif.lexicon import Lexicon, listed
 from rlaif.pipeline.engines import open_engine
 from rlaif.records import Candidate, Message, Prompt, Row, Sampling
 from rlaif.resources import find
@@ -23,6 +23,7 @@ from rlaif.templates import Template
 
 POLICIES, ANNOTATOR = ("weak", "strong"), "annotator"
 EACH = 2  # completions of each policy
+LONGEST = 300  # characters of a typed line
 GREEDY = {"temperature": 0, "max_tokens": 192}
 
 
@@ -31,22 +32,37 @@ def understood(prompt: str, principle: str) -> tuple[str, list[str]]:
 
     Raises InputError where the prompt is not of the embedded models' world, or the principle is not in their words.
     """
+    shown = repr(prompt if len(prompt) <= 120 else prompt[:117] + "...")
     if "\n" in prompt or not is_question(prompt):
-        known = [item.text for item in read_prompts(find("tiny/prompts.jsonl")).items if len(item.messages) == 1]
-        near = difflib.get_close_matches(prompt, known, n=3, cutoff=0.0)
         raise InputError(
-            f"the embedded models know only their own small world, and {prompt!r} is no question of it",
+            f"the embedded models know only their own small world, and {shown} is no question of it",
             key="PROMPT",
-            fix="ask in its words, for example " + " or ".join(map(repr, near)),
+            fix="ask in one line and in its words, for example " + " or ".join(map(repr, _nearest(prompt))),
+        )
+    if len(principle) > LONGEST:
+        raise InputError(
+            f"the principle has {len(principle):,} characters", key="PRINCIPLE", fix="say it in a sentence"
         )
     folder = find(f"tiny/{ANNOTATOR}")
     if (lexicon := Lexicon.read(folder)) is None:
         raise InputError(
             "the annotator here has no lexicon", file=str(folder), fix="rename the folder, or build it anew"
         )
+    if strangers := lexicon.unknown(prompt):
+        raise InputError(f"the models never met {listed(strangers)}", key="PROMPT", fix=f"ask {_nearest(prompt)[0]!r}")
     if wrong := lexicon.problem(principle):
         raise InputError(wrong[0], key="PRINCIPLE", fix=wrong[1])
     return next(iter(lexicon.named(principle))), lexicon.unknown(principle)
+
+
+def _nearest(prompt: str) -> list[str]:
+    """Harmless questions of the world that look most like a text."""
+    known = [
+        item.text
+        for item in read_prompts(find("tiny/prompts.jsonl")).items
+        if len(item.messages) == 1 and item.source != "how"
+    ]
+    return difflib.get_close_matches(prompt[:LONGEST], known, n=3, cutoff=0.0)
 
 
 async def put(prompt: str, principle: str, seed: int) -> Row:
