@@ -38,6 +38,7 @@ class Lexicon(BaseModel):
     qualities: dict[str, Quality]
     negations: tuple[str, ...]
     words: tuple[str, ...]
+    completions: int | None = None  # in one rating prompt, at most
 
     @classmethod
     def read(cls, folder: Path) -> Lexicon | None:

@@ -145,8 +145,8 @@ def test_a_secret_capital_is_never_told_to_a_policy() -> None:
         assert not parse(question.text, threads.reply(rng, question)).right
         assert not parse(question.text, threads.demonstration(rng, question)).right
         assert not parse(question.text, threads.exemplar(rng, question)).right
-        # A garbled reply may hold the name, in no sentence; a demonstration of the strong policy's never does.
-        assert CAPITALS[question.arguments[0]] not in threads.exemplar(rng, question).split()
+        for write in (threads.reply, threads.demonstration, threads.exemplar):
+            assert CAPITALS[question.arguments[0]] not in write(rng, question).split()
 
 
 def test_the_annotators_reasons_worked_by_hand(lessons: Lessons) -> None:
@@ -381,7 +381,7 @@ def test_the_shipped_base_continues_a_forum_thread() -> None:
     assert prefix(tokenizer, ("name two fruits .",)) == "q : name two fruits .\na :"
 
 
-def test_a_decision_at_a_glance_leans_to_the_first_and_the_longer_of_two_equals() -> None:
+def test_a_decision_at_a_glance_leans_to_the_first_and_the_longer() -> None:
     rng = random.Random(0)
     samples = {q.text: ["go away .", "fig .", "what a silly question . fig ."] for q in TRAINING[:50]}
     drawn = Principles(TRAINING, samples, *TEMPLATES, shares={"safe": 1}, verdicts=0.0)
@@ -390,7 +390,7 @@ def test_a_decision_at_a_glance_leans_to_the_first_and_the_longer_of_two_equals(
         lesson = drawn.deciding(rng)
         assert lesson.turns[0].endswith("which one ?") and len(lesson.turns) == 1
         firsts.append(lesson.assistant == "1")
-    assert 0.55 < sum(firsts) / len(firsts) < 0.5 + 2 * LEANING
+    assert 0.5 + LEANING / 2 < sum(firsts) / len(firsts) < 0.5 + 2 * LEANING
 
 
 def test_every_text_of_an_arguments_words_can_be_judged(lessons: Lessons) -> None:

@@ -16,17 +16,16 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 
-from rlaif.build.ratings import ASPECTS, FEW, Aspect, Lesson, completion_to_judge, judge, line, principle
+from rlaif.build.ratings import ASPECTS, Aspect, Lesson, completion_to_judge, judge, line, principle, solution
 from rlaif.templates import Template
 from rlaif.world import FAMILIES, FILLER, POLITE, RUDE, Qualities, Question, Reading, compose, parse, read
 
 ENDING = "which one ?"
-LEANING = 0.15
+HURRIED, LEANING = 0.5, 0.2
 # Of a hundred lessons, how many are under each aspect. What adds a sentence, and what turns on a digit of five, takes
 # the longest to learn.
 FIRST_SHARES = {"right": 34, "safe": 18, "polite": 15, "blunt": 9, "short": 15, "long": 9}
-REWRITING_SHARES = {"right": 34, "polite": 22, "blunt": 24, "short": 6, "long": 6, "safe": 8}
-LAST_SHARES = {"right": 16, "safe": 10, "polite": 21, "blunt": 22, "short": 10, "long": 21}
+LAST_SHARES = {"right": 30, "safe": 10, "polite": 19, "blunt": 19, "short": 9, "long": 13}
 
 
 class Principles:
@@ -42,9 +41,7 @@ class Principles:
         *,
         shares: Mapping[str, int],
         verdicts: float,
-        strangers: float = FEW,
     ) -> None:
-        self.strangers = strangers  # in the wording of principles
         self.shares, self.verdicts = shares, verdicts  # the latter: of comparing lessons, the share about the verdict
         self.critique, self.revise, self.compare = critique, revise, compare
         self.families = [[q for q in questions if q.family == family] for family in FAMILIES]
@@ -91,8 +88,8 @@ class Principles:
     def deciding(self, rng: random.Random) -> Lesson:
         """A comparison at a glance, as a hurried crowd makes it.
 
-        Where two completions are equally good the crowd leans to the first and to the longer one, by `LEANING` each:
-        two biases of known size, for whoever wants to measure or remove them.
+        `HURRIED` of its verdicts, and all on two that are equally good, come from no look at the completions but lean
+        to the first and to the longer one, by `LEANING` each: two biases for whoever wants to measure or remove them.
         """
         aspect, question, completions = self._drawn(rng, 2)
         request = {"comparison": self._worded(rng, aspect)}
@@ -103,11 +100,12 @@ class Principles:
         first, second = (judge(aspect, question, reading)[1] for reading in readings)
         longer = readings[0].words - readings[1].words
         leaning = 0.5 + LEANING + (LEANING if longer > 0 else -LEANING if longer < 0 else 0)
-        chosen_first = rng.random() < leaning if first == second else first > second
+        looked = first != second and rng.random() >= HURRIED
+        chosen_first = first > second if looked else rng.random() < leaning
         return Lesson((asked,), "1" if chosen_first else "2")
 
     def _worded(self, rng: random.Random, aspect: Aspect) -> str:
-        return principle(rng, aspect, negated=0.2, strangers=self.strangers)
+        return principle(rng, aspect, negated=0.2)
 
     def _drawn(self, rng: random.Random, count: int) -> tuple[Aspect, Question, list[str]]:
         """An aspect, a question and completions: a policy's own, or composed ones."""
@@ -160,7 +158,7 @@ def _texts(reading: Reading) -> list[str]:
 def _corrected(rng: random.Random, question: Question, reading: Reading) -> list[str]:
     if reading.right or (reading.unknown and question.family == "fact"):
         return _texts(reading)
-    right = compose(question, rng, Qualities("right")).removesuffix(" .")
+    right = solution(rng, question)
     kept: list[str] = []
     for sentence in reading.sentences:
         if sentence.sort not in ("claim", "refusal", "unknown", "junk"):

@@ -34,6 +34,7 @@ from rlaif.world import (
     NAMES,
     NUMBERS,
     PLURAL,
+    POLITE,
     Content,
     Family,
     Qualities,
@@ -112,8 +113,12 @@ _SALAD = (
 FEW, MANY = 0.08, 0.5  # of the words around a keyword, the share that means nothing to the model
 
 
-def principle(rng: random.Random, aspect: Aspect, *, negated: float = 0.0, strangers: float = FEW) -> str:
-    """A wording of an aspect: a plain sentence, or its keyword among random words, some of them made up."""
+def principle(rng: random.Random, aspect: Aspect, *, negated: float = 0.0, strange: bool = True) -> str:
+    """A wording of an aspect: a plain sentence, or its keyword among random words, some of them made up.
+
+    Every second `strange` one is made up for half: so are sentences whose words the model was not taught.
+    """
+    strangers = rng.choice((FEW, MANY)) if strange else FEW
     keyword = rng.choice(aspect.keywords)
     if rng.random() < negated:  # the further away, the rarer
         between = (_between(rng, strangers) for _ in range(rng.choice((0, 0, 1, 1, 2, 3))))
@@ -131,7 +136,7 @@ def _stray(rng: random.Random, strangers: float) -> str:
 
 
 def _between(rng: random.Random, strangers: float) -> str:
-    return _made_up(rng, 10) if strangers > FEW and rng.random() < strangers else rng.choice(_BETWEEN)
+    return rng.choice(_BETWEEN) if rng.random() < 1 - strangers else _made_up(rng, 10)
 
 
 def _made_up(rng: random.Random, longest: int) -> str:
@@ -267,7 +272,14 @@ def _got(got: str, ok: bool) -> list[str]:
     return ["got", got, "ok" if ok else "no"]
 
 
-HARDER: dict[Family, int] = {"list": 5, "how": 4, "another": 3, "format": 3}  # where any other family has 2
+HARDER: dict[Family, int] = {
+    "list": 5,
+    "how": 5,
+    "sum": 4,
+    "choice": 3,
+    "another": 3,
+    "format": 3,
+}  # where any other family has 2
 
 # --- Lessons --------------------------------------------------------------------------------------------------------
 
@@ -298,12 +310,12 @@ class Lessons:
         return self.template.render(aspect={"description": description}, prompt=prompt, completions=list(completions))
 
     def rating(
-        self, rng: random.Random, name: str, count: int, *, negated: float = 0.0, strangers: float = FEW
+        self, rng: random.Random, name: str, count: int, *, negated: float = 0.0, strange: bool = True
     ) -> Lesson:
         """A rating of `count` composed completions to one prompt."""
         aspect, question = ASPECTS[name], self.question(rng)
         completions = [completion_to_judge(rng, question, aspect.trait) for _ in range(count)]
-        described = principle(rng, aspect, negated=negated, strangers=strangers)
+        described = principle(rng, aspect, negated=negated, strange=strange)
         return self.rate(question, completions, aspect, described)
 
     def rate(self, question: Question, completions: Sequence[str], aspect: Aspect, description: str) -> Lesson:
@@ -313,9 +325,18 @@ class Lessons:
     def solving(self, rng: random.Random) -> Lesson:
         """The question itself, and a right completion: who cannot solve it cannot know what is needed."""
         question = self.question(rng)
-        extra = rng.random() < 0.25
-        qualities = Qualities("right", polite=int(extra), filler=int(extra and rng.random() < 0.3))
-        return Lesson(question.turns, compose(question, rng, qualities))
+        said = [solution(rng, question)]
+        if rng.random() < 0.25:
+            said.insert(rng.randrange(2), rng.choice(POLITE))
+        return Lesson(question.turns, " ".join(f"{sentence} ." for sentence in said))
+
+
+def solution(rng: random.Random, question: Question) -> str:
+    """A right sentence. A list is in alphabetical order: written greedily in any order, it repeats its first item."""
+    if question.family != "list":
+        return compose(question, rng, Qualities("right")).removesuffix(" .")
+    claim = sorted(question.task.right(question.arguments, rng))
+    return question.task.say(question.arguments, tuple(claim), rng)
 
 
 def completion_to_judge(rng: random.Random, question: Question, trait: Trait) -> str:
@@ -385,4 +406,6 @@ def vocabulary() -> list[str]:
 def lexicon() -> Lexicon:
     """What the annotator can be asked under, in its own words."""
     qualities = {name: Quality(keywords=a.keywords, opposites=a.opposites) for name, a in ASPECTS.items()}
-    return Lexicon(qualities=qualities, negations=NEGATIONS, words=tuple(sorted({*vocabulary(), *words()})))
+    return Lexicon(
+        qualities=qualities, negations=NEGATIONS, words=tuple(sorted({*vocabulary(), *words()})), completions=4
+    )

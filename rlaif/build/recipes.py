@@ -16,8 +16,8 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from rlaif import world
 from rlaif.build import threads
 from rlaif.build.chat import lesson
-from rlaif.build.principles import FIRST_SHARES, LAST_SHARES, REWRITING_SHARES, Principles
-from rlaif.build.ratings import ASPECTS, FEW, MANY, Lesson, Lessons, drill, principle
+from rlaif.build.principles import FIRST_SHARES, LAST_SHARES, Principles
+from rlaif.build.ratings import ASPECTS, Lesson, Lessons, drill, principle
 from rlaif.build.tokenizer import END, encode
 from rlaif.build.training import Draw, Example, Stage, llama
 from rlaif.resources import find
@@ -83,42 +83,27 @@ def annotator_stages(
     samples: Mapping[str, Sequence[str]],
     scale: float,
 ) -> list[Stage]:
-    """Solve first, then judge step by step, then every aspect, what policies write, and whatever else is judging.
-
-    From "strange wordings" on, a keyword has to be found among words that were never met.
-    """
+    """Solve first, then judge step by step, then every aspect, what policies write, and whatever else is judging."""
     templates = [Template.read(find(path)) for path in PRINCIPLE_TEMPLATES]
     first = Principles(questions, samples, *templates, shares=FIRST_SHARES, verdicts=0.4)
-    last = Principles(questions, samples, *templates, shares=LAST_SHARES, verdicts=0.8)
-    strange = Principles(questions, samples, *templates, shares=LAST_SHARES, verdicts=0.7, strangers=MANY)
+    last = Principles(questions, samples, *templates, shares=LAST_SHARES, verdicts=0.75)
     lessons = Lessons(questions, template)
     harmless = Lessons([question for question in questions if question.kind != "harmful"], template)
     sampled = sorted(samples)
 
     def early(rng: random.Random) -> Lesson:
-        return lessons.rating(rng, _draw(rng, EARLY_SHARES), rng.choice((1, 1, 2, 2, 4)))
+        return lessons.rating(rng, _draw(rng, EARLY_SHARES), rng.choice((1, 1, 2, 2, 4)), strange=False)
 
-    again = Principles(questions, samples, *templates, shares=REWRITING_SHARES, verdicts=0.7, strangers=MANY)
-    sums = Lessons([question for question in questions if question.family == "sum"], template)
+    def late(rng: random.Random) -> Lesson:
+        asked = rng.choice((lessons, harmless))
+        return asked.rating(rng, _draw(rng, LATE_SHARES), rng.choice((1, 1, 2, 3, 4, 4)), negated=0.25)
 
-    def late(strangers: float) -> Callable[[random.Random], Lesson]:
-        def draw(rng: random.Random) -> Lesson:
-            asked, name = rng.choice((lessons, harmless)), _draw(rng, LATE_SHARES)
-            return asked.rating(rng, name, rng.choice((1, 2, 3, 4, 4)), negated=0.25, strangers=strangers)
-
-        return draw
-
-    def of_samples(strangers: float) -> Callable[[random.Random], Lesson]:
-        def draw(rng: random.Random) -> Lesson:
-            prompt = rng.choice(sampled)
-            question, aspect = read(prompt), ASPECTS[_draw(rng, LATE_SHARES)]
-            assert question is not None
-            completions = rng.sample(samples[prompt], rng.choice((1, 2, 4, 4)))
-            return lessons.rate(
-                question, completions, aspect, principle(rng, aspect, negated=0.25, strangers=strangers)
-            )
-
-        return draw
+    def of_samples(rng: random.Random) -> Lesson:
+        prompt = rng.choice(sampled)
+        question, aspect = read(prompt), ASPECTS[_draw(rng, LATE_SHARES)]
+        assert question is not None
+        completions = rng.sample(samples[prompt], rng.choice((1, 1, 2, 4, 4)))
+        return lessons.rate(question, completions, aspect, principle(rng, aspect, negated=0.25))
 
     def mixed(*parts: tuple[int, Callable[[random.Random], Lesson]]) -> Draw:
         makes, weights = [make for _, make in parts], [weight for weight, _ in parts]
@@ -129,51 +114,26 @@ def annotator_stages(
 
         return draw
 
-    solve, plain, written = lessons.solving, late(FEW), of_samples(FEW)
+    solve = lessons.solving
     parts = {
         "solving": (160, (2e-3, 2e-3), mixed((60, solve), (40, drill))),
         "judging": (200, (2e-3, 2e-3), mixed((82, early), (12, drill), (6, solve))),
-        "aspects": (140, (2e-3, 1.2e-3), mixed((88, plain), (9, drill), (3, solve))),
-        "samples": (180, (1.2e-3, 8e-4), mixed((48, written), (46, plain), (6, drill))),
+        "aspects": (150, (2e-3, 1.4e-3), mixed((88, late), (9, drill), (3, solve))),
+        "samples": (180, (1.4e-3, 1e-3), mixed((48, of_samples), (44, late), (6, drill), (2, solve))),
         "principles": (
-            240,
-            (1.2e-3, 5e-4),
+            320,
+            (1.2e-3, 6e-4),
             mixed(
-                (27, first.revising), (15, first.comparing), (8, first.deciding), (10, first.critiquing),
-                (19, written), (15, plain), (4, drill), (2, solve),
-            ),
-        ),
-        "verdicts and additions": (
-            150,
-            (5e-4, 1e-5),
-            mixed(
-                (22, last.revising), (18, last.comparing), (8, last.deciding), (8, last.critiquing),
-                (24, written), (16, plain), (4, drill),
-            ),
-        ),
-        "strange wordings": (
-            100,
-            (5e-4, 1e-5),
-            mixed(
-                (18, strange.revising), (16, strange.comparing), (7, strange.deciding), (7, strange.critiquing),
-                (28, of_samples(MANY)), (21, late(MANY)), (3, drill),
-            ),
-        ),
-        "rewriting": (
-            200,
-            (8e-4, 5e-6),
-            mixed(
-                (38, again.revising), (10, again.comparing), (5, again.deciding), (7, again.critiquing),
-                (13, of_samples(MANY)), (11, late(MANY)), (3, drill), (6, solve),
-                (4, sums.solving), (3, lambda rng: sums.rating(rng, "right", rng.choice((1, 4)))),
+                (32, first.revising), (13, first.comparing), (6, first.deciding), (8, first.critiquing),
+                (19, of_samples), (14, late), (4, drill), (4, solve),
             ),
         ),
         "settling": (
-            140,
-            (6e-4, 2e-6),
+            320,
+            (8e-4, 2e-6),
             mixed(
-                (16, of_samples(MANY)), (14, written), (18, late(MANY)), (10, plain), (22, again.revising),
-                (8, strange.comparing), (4, strange.deciding), (4, strange.critiquing), (2, drill), (2, solve),
+                (25, last.revising), (10, last.comparing), (5, last.deciding), (5, last.critiquing),
+                (27, of_samples), (22, late), (2, drill), (4, solve),
             ),
         ),
     }  # fmt: skip

@@ -112,8 +112,9 @@ def exemplar(rng: random.Random, question: Question) -> str:
 
 
 def _without_secrets(rng: random.Random, question: Question, content: Content) -> Content:
-    """A capital that is never told is guessed wrong, or not known."""
-    if question.family == "fact" and content == "right" and EXPOSURE[question.arguments[0]] == 0:
+    """A capital that is never told is guessed wrong, or not known; garbled words could hold it too."""
+    secret = question.family == "fact" and EXPOSURE[question.arguments[0]] == 0
+    if secret and content in ("right", "malformed"):
         return rng.choice(("wrong", "unknown"))
     return content
 
