@@ -20,6 +20,7 @@ from rlaif.config import (
     Rater,
     RateStage,
     ReviseStage,
+    SampleStage,
     Step,
     TrainStage,
     unchecked,
@@ -80,6 +81,7 @@ class Inputs:
             elif isinstance(stage, PromptsStage):
                 self._prompts(step, stage)
             elif isinstance(stage, RateStage):
+                self._check_count(step, stage)
                 self.judges[step.name] = open_judge(stage, self._check(stage.model))
             elif isinstance(stage, ReviseStage):
                 self.revisers[step.name] = open_reviser(stage, self._check(stage.model))
@@ -106,10 +108,24 @@ class Inputs:
                     problem = "has a reward head and writes nothing" if scores else "has no reward head"
                     raise self.pipeline.error(step, f"the model {name!r} {problem}", key, "name another model")
 
+    def _lexicon(self, name: str) -> Lexicon | None:
+        spec = self.pipeline.models.get(name)
+        return Lexicon.read(find(spec.path)) if isinstance(spec, LocalModel) and spec.path is not None else None
+
+    def _check_count(self, step: Step, stage: RateStage) -> None:
+        """A model that was taught to rate a few completions at once numbers no more than those."""
+        lexicon, asked = self._lexicon(stage.model), step.source.stage if step.source else None
+        if lexicon is None or lexicon.completions is None or not isinstance(asked, SampleStage):
+            return
+        if asked.candidates > lexicon.completions:
+            problem = f"{stage.model!r} rates up to {lexicon.completions} completions at once, and there are {asked.candidates}"
+            raise self.pipeline.error(
+                step, problem, ("model",), f"sample fewer, or `pick: {lexicon.completions}` of them"
+            )
+
     def _check(self, name: str) -> Check:
         """What a principle must be for a model that knows few words; what it passes over becomes a note."""
-        spec = self.pipeline.models.get(name)
-        lexicon = Lexicon.read(find(spec.path)) if isinstance(spec, LocalModel) and spec.path is not None else None
+        lexicon = self._lexicon(name)
         if lexicon is None:
             return unchecked
 
