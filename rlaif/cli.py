@@ -25,7 +25,7 @@ from rlaif.errors import RlaifError
 
 if TYPE_CHECKING:
     from rlaif.pipeline.run import Run
-    from rlaif.records import Comparison, Rating, Revision, Row
+    from rlaif.records import Comparison, Preference, Rating, Revision, Row
 
 INTERRUPTED = 130
 LASTING = {"too-long", "template", "verb", "schema"}  # causes of failure that another try does not change
@@ -219,9 +219,7 @@ def show(
         chosen = [p.model_dump(mode="json") for p in preferences]
         _print_json(found.model_dump(mode="json") | {"preferences": chosen, "requests": inspect.requests(found)})
     else:
-        _print_row(
-            _console(), found, [(p.chosen.completion.call, p.rejected.completion.call, p.margin) for p in preferences]
-        )
+        _print_row(_console(), found, preferences)
 
 
 @app.command()
@@ -483,16 +481,16 @@ def _print_rows(console: Console, rows: list[Row]) -> None:
     console.print(table)
 
 
-def _print_row(console: Console, row: Row, preferences: list[tuple[str, str, float]]) -> None:
+def _print_row(console: Console, row: Row, preferences: list[Preference]) -> None:
     about = "  " + ", ".join(filter(None, (row.prompt.split, row.prompt.source)))
     console.print(Text.assemble((f"prompt {row.prompt.id}", "bold"), (_plain(about), "dim")))
     console.print(Text(_plain(row.prompt.text)))
-    roles: dict[str, str] = {}
-    for chosen, rejected, _ in preferences:
-        roles |= {chosen: "chosen", rejected: "rejected"}
+    chosen = {preference.chosen.completion.call for preference in preferences}
+    rejected = {preference.rejected.completion.call for preference in preferences}
     for index, candidate in enumerate(row.candidates):
         completion = candidate.completion
-        role = roles.get(completion.call, "")
+        marks = [m for m, calls in (("chosen", chosen), ("rejected", rejected)) if completion.call in calls]
+        role = " and ".join(marks)
         style = {"chosen": "green", "rejected": "red"}.get(role, "")
         console.print()
         how = f"  {completion.finish_reason}, call {completion.call[:12]}"
@@ -508,8 +506,11 @@ def _print_row(console: Console, row: Row, preferences: list[tuple[str, str, flo
         _print_comparison(console, comparison)
     if row.failure:
         console.print(Text(f"\nfailed: {_plain(row.failure)}", style="yellow"))
-    for _, _, margin in preferences:
-        console.print(Text(f"\npreference with a margin of {margin:.2f}", style="dim"))
+    places = {candidate.completion.call: place for place, candidate in enumerate(row.candidates, start=1)}
+    for preference in preferences:
+        better, worse = (places.get(c.completion.call, "?") for c in (preference.chosen, preference.rejected))
+        told = f"\n{preference.rule}: [{better}] preferred to [{worse}], margin {preference.margin:.2f}"
+        console.print(Text(told, style="dim"))
 
 
 def _print_rating(console: Console, rating: Rating) -> None:

@@ -158,11 +158,11 @@ def test_a_strange_word_beside_a_known_one_is_a_note(
 def test_more_completions_than_the_annotator_rates_at_once_are_an_error(run_cli: Cli, tmp_path: Path) -> None:  # noqa: F811
     project(tmp_path)
     text = (tmp_path / "mine.yaml").read_text()
-    (tmp_path / "mine.yaml").write_text(text.replace("per_prompt: 2", "per_prompt: 5"))
+    (tmp_path / "mine.yaml").write_text(
+        text.replace("models: [strong], per_prompt: 2", "models: [strong], per_prompt: 10")
+    )
     code, _, err = run_cli("plan", "mine.yaml")
     told = " ".join(err.split())
     assert (
-        code == 2
-        and "mine.yaml:8: `stages.2.rate.model`" in told
-        and "up to 4 completions at once, and there are 5" in told
+        code == 2 and "mine.yaml:8: `stages.2.rate.model`" in told and "rates up to 4 at once, and there are 10" in told
     )

@@ -118,7 +118,7 @@ class Inputs:
         if lexicon is None or lexicon.completions is None or not isinstance(asked, SampleStage):
             return
         if asked.candidates > lexicon.completions:
-            problem = f"{stage.model!r} rates up to {lexicon.completions} completions at once, and there are {asked.candidates}"
+            problem = f"{stage.model!r} rates up to {lexicon.completions} at once, and there are {asked.candidates}"
             raise self.pipeline.error(
                 step, problem, ("model",), f"sample fewer, or `pick: {lexicon.completions}` of them"
             )
