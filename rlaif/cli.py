@@ -445,7 +445,9 @@ def _print_status(console: Console, manifest: dict[str, Any]) -> None:
     for stage in manifest["stages"]:
         dropped = ", ".join(f"{count:,} {reason}" for reason, count in stage["dropped"].items())
         seconds = "" if stage["seconds"] is None else f"{stage['seconds']:.1f}"
-        table.add_row(stage["name"], f"{stage['in']:,}", f"{stage['out']:,}", dropped, seconds)
+        pairs = stage.get("preferences", stage["out"])
+        out = f"{stage['out']:,}" + (f", {pairs:,} preferences" if pairs != stage["out"] else "")
+        table.add_row(stage["name"], f"{stage['in']:,}", out, dropped, seconds)
     for name, count in manifest["under_way"].items():
         table.add_row(name, "", f"{count:,} so far", "", "")
     console.print(table)

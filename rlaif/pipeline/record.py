@@ -46,4 +46,5 @@ class StageRecord:
         disagree = f", {n:,} orders disagree" if (n := self.facts.get("orders_disagree")) else ""
         accuracy = self.facts.get("metrics", {}).get("validation_accuracy")
         checked = f", {accuracy:.0%} right on validation pairs" if accuracy is not None else ""
-        return f"{self.out:,}" + (f" (dropped: {dropped})" if dropped else "") + unparsed + disagree + checked
+        made = f", {n:,} preferences" if (n := self.facts.get("preferences", self.out)) != self.out else ""
+        return f"{self.out:,}" + (f" (dropped: {dropped})" if dropped else "") + made + unparsed + disagree + checked
