@@ -1,6 +1,6 @@
 """Goodhart's law on a laptop: the harder PPO pushes a weak reward model, the more it gives and the less it is worth.
 
-    python benchmarks/overoptimisation.py [--seeds 0 1 2] [--out runs/embedded] [--plot docs/over-optimisation.svg]
+    python benchmarks/overoptimisation.py [--seeds 0 1 2] [--out runs/embedded] [--plot FILE.svg]
 
 Runs pipelines/overoptimisation.yaml for each seed with 5, 15 and 40 iterations of PPO and measures each policy on
 the same held-out prompts. The proxy is the weak reward model's score, standardised by its mean and deviation on the
@@ -71,7 +71,7 @@ async def weak_reward(seeds: Sequence[int], out: Path) -> Line:
 
 
 def plot(points: Sequence[dict[str, Any]], path: Path) -> None:
-    import matplotlib
+    import matplotlib  # pip install matplotlib: no dependency of rlaif
 
     matplotlib.use("svg")
     from matplotlib import pyplot

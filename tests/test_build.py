@@ -33,6 +33,7 @@ from rlaif.resources import find
 from rlaif.templates import Template
 from rlaif.world import CAPITALS, FAMILIES, Qualities, Question, compose, gold, parse, questions, read
 
+pytestmark = pytest.mark.timeout(900)  # the build of a fiftieth takes one on a quiet machine
 TINY = Path(rlaif.__file__).parent / "tiny"
 ASKED = questions(0)
 TEMPLATES = [Template.read(find(path)) for path in PRINCIPLE_TEMPLATES]
@@ -239,7 +240,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 running.send_signal(signal.SIGKILL)
                 break
     assert not out.exists()
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=800, check=True)
     assert "tidy lines: pool 1/" not in done.stdout  # it went on, it did not begin again
     return out
 

@@ -223,7 +223,7 @@ CIRCLE: dict[str, tuple[str, str, str, str]] = {
     "margin beyond probability": (CAI, "min_margin: 0.1", "min_margin: 1.5", r":\d+: `stages\.9\.pair\.min_margin`: a margin of 1.5 is more than two probabilities can differ by. Fix: give a number up to 1"),
     "clamp without reasons": (CAI, "reasons: true", "clamp: [0.4, 0.6]", r"`clamp` is for soft verdicts after reasons"),
     "clamp that does not hold one half": (CAI, "reasons: true", "reasons: true\n      clamp: [0.6, 0.8]", r"`clamp` needs a share below one half and one above"),
-    "no way to ask for the verdict": (CAI, "reasons: true", "reasons: false", r"compare-compact\.jinja: the template never uses `ending`"),
+    "no way to ask for the verdict": (CAI, "compare-compact.jinja\n      ending: which one ?\n      reasons: true", "no-ending.jinja", r"no-ending\.jinja: the template never uses `ending`"),
     "empty ending": (CAI, "ending: which one ?", 'ending: " "', r"`stages\.8\.compare\.ending`: expected some text"),
     "mistyped source": (CAI, "data: [revise, demonstrations]", "data: [revised, demonstrations]", r"`stages\.5\.train\.sft\.data`: no earlier stage of kind data or revise is called 'revised'. Fix: did you mean `revise`"),
     "source named twice": (CAI, "data: [revise, demonstrations]", "data: [revise, revise]", r"a stage is named twice"),
@@ -251,6 +251,8 @@ def test_wrong_pipelines_of_the_circle(name: str, tmp_path: Path, run_cli: Cli) 
     text = find(f"pipelines/{shipped}").read_text(encoding="utf-8")
     assert old in text
     (tmp_path / shipped).write_text(text.replace(old, new, 1))
+    (tmp_path / "prompts").mkdir()
+    (tmp_path / "prompts/no-ending.jinja").write_text("{{ principle.comparison }} {{ prompt }} {{ completions }}")
     code, out, err = run_cli("run", shipped)
     assert code == 2, (out, err)
     assert re.search(expected, err), err
