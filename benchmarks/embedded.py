@@ -44,7 +44,8 @@ from rlaif.templates import Template
 from rlaif.world import FAMILIES, Question, questions
 
 QUICKSTART, RLHF = "pipelines/quickstart.yaml", "pipelines/rlhf.yaml"
-EACH = 150  # prompts in a figure of the annotator
+HELD_OUT = 1600  # prompts that a policy is measured on
+EACH = 150  # draws of prompts in a figure of the annotator
 BEST_OF = 16
 REWARD_SEEDS = 1  # a quarter of an hour each
 MORE_PROMPTS = ("stages.prompts.prompts.take=5000", "stages.rm.train.rm.epochs=1", "name=rlhf-more-prompts")
@@ -257,8 +258,10 @@ def within_policies(run: Finished) -> Interval | None:
 
 
 async def preference_lines(seeds: Sequence[int], out: Path) -> tuple[list[Line], dict[str, Path]]:
-    rated: list[Any] = []
-    by_annotator, by_gold, judged, within = list(rated), list(rated), list(rated), list(rated)
+    by_annotator: list[dict[str, list[tuple[Any, int]]]] = []
+    by_gold: list[dict[str, list[tuple[Any, int]]]] = []
+    judged: list[dict[str, Any]] = []
+    within: list[Interval | None] = []
     tuned: dict[str, Path] = {}
     for seed in seeds:
         run = await finished(QUICKSTART, seed, out, measuring(QUICKSTART, take=HELD_OUT))
@@ -360,7 +363,6 @@ async def reward_lines(seeds: Sequence[int], out: Path) -> list[Line]:
 
 # --- The table --------------------------------------------------------------------------------------------------------
 
-HELD_OUT = 1600
 MARK = re.compile(r"(<!-- the table -->\n).*?(<!-- the end of the table -->)", re.DOTALL)
 
 

@@ -118,7 +118,7 @@ class Lexicon(BaseModel):
         """Why what a clause says of a quality is not what the model would read in it."""
         known = ", ".join(self.negations)
         if not clause.places:
-            if clause.negations and not set(clause.said) & self._strangers(clause.said):
+            if clause.negations and self._known.issuperset(clause.said):
                 negation = clause.said[clause.negations[0]]
                 return (
                     f"{negation!r} negates no quality in its part of the sentence",
@@ -147,9 +147,6 @@ class Lexicon(BaseModel):
                 return f"{word!r} names no quality {asked}", "ask for what you want in place of what you do not"
         return None
 
-    def _strangers(self, said: Sequence[str]) -> set[str]:
-        return {word for word in said if word not in self._known}
-
 
 class _Clause(NamedTuple):
     """The words between two marks; where words of qualities and negations stand; and what else may turn it round."""
@@ -173,8 +170,8 @@ class _Said(NamedTuple):
 # What turns a clause round and is none of the negations a model was taught. No list is complete: that is why a word the
 # model never met is told as well.
 _TURNS = re.compile(
-    r"\w*n['\u2018\u2019\u00b4`]t|(?:do|does|did|is|are|was|wo|ca|should|must|would)nt|don|doesn|isn|aren|cannot|nobody|nothing|none|"
-    r"neither|nor|hardly|barely|rather|than|instead|unless|except|refrain|stop|bad|worse|worst|hate|dislike|against|"
+    r"\w*n['\u2018\u2019\u00b4`]t|(?:do|does|did|is|are|was|wo|ca|should|must|would)nt|don|doesn|isn|aren|"
+    r"cannot|nobody|nothing|none|neither|nor|hardly|barely|rather|than|instead|unless|except|refrain|stop|bad|worse|worst|hate|dislike|against|"
     r"discourage|punish|reject|fails?|lacks?|far|but|minus|non|zero|low|lower|too|only|harm",
     re.IGNORECASE,
 )
