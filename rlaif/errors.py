@@ -11,6 +11,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rlaif.records import Usage
 
 
 class RlaifError(Exception):
@@ -50,6 +54,8 @@ class EngineError(WorkError):
 
     `cause` is a short word by which failures are grouped and counted. `retryable`: the same request may succeed later.
     `fatal`: no other request can succeed either (server down, key refused, model unknown), so the run should stop.
+    `wait`: how many seconds the server asked to be left alone; None where it said nothing. `usage`: what the failure
+    cost, where an answer came and was of no use (a `records.Usage`).
     """
 
     def __init__(
@@ -60,9 +66,11 @@ class EngineError(WorkError):
         retryable: bool = False,
         fatal: bool = False,
         fix: str | None = None,
+        wait: float | None = None,
+        usage: Usage | None = None,
     ) -> None:
         super().__init__(message, fix=fix)
-        self.cause, self.retryable, self.fatal = cause, retryable, fatal
+        self.cause, self.retryable, self.fatal, self.wait, self.usage = cause, retryable, fatal, wait, usage
 
 
 class StoreError(WorkError):

@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -42,10 +43,18 @@ def oneline(text: str) -> str:
     return " ".join(text.split())
 
 
-def digest(value: Any, *, length: int = 32) -> str:
-    """Hex digest of a JSON value in canonical form: sorted keys, no spaces, UTF-8, NaN refused."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+def canonical(value: Any) -> str:
+    """A JSON value in canonical form: sorted keys, no spaces, NaN refused."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest_text(text: str, *, length: int = 32) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:length]
+
+
+def digest(value: Any, *, length: int = 32) -> str:
+    """Hex digest of a JSON value in canonical form, as UTF-8."""
+    return digest_text(canonical(value), length=length)
 
 
 def unit_interval(*parts: str) -> float:
@@ -86,7 +95,7 @@ class Prompt(Record):
             raise ValueError("the prompt is empty")
         return self
 
-    @property
+    @cached_property
     def id(self) -> str:
         return prompt_id(self.messages)
 

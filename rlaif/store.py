@@ -1,8 +1,9 @@
 """The call store: every call that was paid for, under the digest of exactly what determines its answer.
 
 One SQLite file in WAL mode, shared by the runs of a project folder and safe under several processes. A call is durable
-(committed and synced) before anything uses it; writes that arrive together share one commit. The store knows nothing of
-models or stages: it keeps JSON under keys.
+(committed and synced) before anything uses it; writes that arrive together share one commit, in a thread of their own,
+so that nobody waits for the disk but whoever needs the answer. What a person asks of the file in SQL stands in columns;
+what was asked and what was answered are JSON, compressed. The store knows nothing of models or stages.
 """
 
 from __future__ import annotations
@@ -12,28 +13,58 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from itertools import chain
+from json.encoder import encode_basestring
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
+
 from rlaif.errors import StoreError
-from rlaif.records import Message, Sampling, digest
+from rlaif.records import Message, Sampling, canonical, digest_text
 
-FORMAT = 2  # of this file; a store of another format is refused with a sentence, never guessed at
+FORMAT = 3  # of this file; format 2 is migrated, another one refused with a sentence, never guessed at
 KEY_VERSION = 1  # of the key's meaning; raising it makes every stored call unreachable, so it has to be worth that
+BUSY = 60.0  # seconds to wait for another process's commit
+LEARNT_FOR = 7 * 86400.0  # seconds after which a server is asked anew what it honours: it may have been renewed
+TOGETHER = 0.008  # seconds between two commits under load: one for each answer would cost more than all the rest
+LEVEL = 1  # of the compression: the next levels save two bytes in a hundred and take twice as long
 
-_SCHEMA = f"""
-BEGIN IMMEDIATE;
+_TABLES = """
 CREATE TABLE IF NOT EXISTS calls (
+    id                INTEGER PRIMARY KEY,  -- in the order of arrival
+    key               TEXT NOT NULL UNIQUE,
+    model             TEXT NOT NULL,        -- identity of the model that answered
+    run               TEXT NOT NULL,        -- the run that paid for it
+    created           REAL NOT NULL,        -- seconds since 1970
+    prompt_tokens     INTEGER NOT NULL,
+    completion_tokens INTEGER NOT NULL,
+    request           BLOB NOT NULL,        -- zlib of JSON: what was asked; for people, since the key tells calls apart
+    answer            BLOB NOT NULL         -- zlib of JSON: text, finish reason, usage, log-probabilities
+);
+CREATE TABLE IF NOT EXISTS failures (
     key     TEXT PRIMARY KEY,
-    model   TEXT NOT NULL,       -- identity of the model that answered
-    request TEXT NOT NULL,       -- JSON: what was asked; for people, since the key already tells calls apart
-    answer  TEXT NOT NULL,       -- JSON: text, finish reason, usage, log-probabilities
-    created REAL NOT NULL        -- seconds since 1970
-) WITHOUT ROWID;
-PRAGMA user_version={FORMAT};
-COMMIT;
+    model   TEXT NOT NULL,
+    run     TEXT NOT NULL,
+    created REAL NOT NULL,
+    cause   TEXT NOT NULL,
+    message TEXT NOT NULL
+);
+CREATE TABLE IF NOT EXISTS servers (
+    server  TEXT PRIMARY KEY,               -- address and the variable of its key
+    learnt  TEXT NOT NULL,                  -- JSON: what it was found to honour
+    created REAL NOT NULL
+);
 """
+_SCHEMA = f"BEGIN IMMEDIATE;{_TABLES}PRAGMA user_version={FORMAT};COMMIT;"
+_INSERT = "INSERT OR IGNORE INTO calls (key, model, run, created, prompt_tokens, completion_tokens, request, answer) "
+
+
+Answers = dict[str, dict[str, Any]]  # by key
 
 
 class Call(NamedTuple):
@@ -43,6 +74,15 @@ class Call(NamedTuple):
     model: str  # identity
     request: Mapping[str, Any]
     answer: Mapping[str, Any]
+
+
+class Failure(NamedTuple):
+    """A call that finally failed, as it was recorded: asking again would only find it out once more."""
+
+    key: str
+    model: str  # identity
+    cause: str
+    message: str
 
 
 def call_key(
@@ -55,31 +95,56 @@ def call_key(
     json_schema: Mapping[str, Any] | None = None,
 ) -> str:
     """The digest of everything that determines a call's answer, and of nothing else (DESIGN section 5.1)."""
-    return digest(
-        {
-            "v": KEY_VERSION,
-            "model": identity,
-            "messages": [[m.role, m.content] for m in messages],
-            "sampling": sampling.model_dump(mode="json"),
-            # As text: engines write the properties in the schema's order, and a digest sorts a mapping's keys.
-            "schema": None if json_schema is None else json.dumps(json_schema, ensure_ascii=False, allow_nan=False),
-            "index": index,
-            "attempt": attempt,
-        }
+    return call_keys(identity, messages, sampling, indices=(index,), attempt=attempt, json_schema=json_schema)[0]
+
+
+def call_keys(
+    identity: str,
+    messages: Sequence[Message],
+    sampling: Sampling,
+    *,
+    indices: Iterable[int],
+    attempt: int = 0,
+    json_schema: Mapping[str, Any] | None = None,
+) -> list[str]:
+    """The keys of several samples of one request: digests of JSON in canonical form, put together from its parts."""
+    asked = ",".join(f"[{encode_basestring(m.role)},{encode_basestring(m.content)}]" for m in messages)
+    schema = "null"
+    if json_schema is not None:
+        # As text: engines write the properties in the schema's order, and a digest sorts a mapping's keys.
+        schema = encode_basestring(json.dumps(json_schema, ensure_ascii=False, allow_nan=False))
+    rest = (
+        f'"messages":[{asked}],"model":{encode_basestring(identity)},"sampling":{_sampling(sampling)},"schema":{schema}'
     )
+    return [digest_text(f'{{"attempt":{attempt},"index":{index},{rest},"v":{KEY_VERSION}}}') for index in indices]
+
+
+@lru_cache(maxsize=256)
+def _sampling(sampling: Sampling) -> str:
+    return canonical(sampling.model_dump(mode="json"))
+
+
+class _Batch(NamedTuple):
+    """What one caller wants written, and what hears of it."""
+
+    rows: list[tuple[Any, ...]]
+    failures: list[tuple[Any, ...]]
+    given: Answers
+    done: asyncio.Future[Answers]
 
 
 class CallStore:
     """`get` and `put` of answers by key. Use one instance per process; close it at the end.
 
     `read_only` opens a store as it is and writes nothing, not even beside it; a missing file reads as an empty store.
+    `run` is the name that stands beside what is put.
     """
 
-    def __init__(self, path: Path, *, read_only: bool = False) -> None:
-        self.path = path
-        self._waiting: list[Call] = []
-        self._running: asyncio.Future[None] | None = None  # the commit under way
-        self._next: asyncio.Future[None] | None = None  # the commit that gathers what arrives meanwhile
+    def __init__(self, path: Path, *, read_only: bool = False, run: str = "") -> None:
+        self.path, self.run = path, run
+        self._waiting: list[_Batch] = []
+        self._scheduled, self._last_write = False, 0.0
+        self._writer = ThreadPoolExecutor(1, "call store")
         # Each connection has its lock, since it is used from several threads. Reads have their own where they can, so
         # that the event loop does not wait for a commit to reach the disk.
         self._lock = self._read_lock = threading.Lock()
@@ -99,8 +164,12 @@ class CallStore:
                 if self._is_new():
                     self._db.execute("PRAGMA journal_mode=WAL")
                     self._db.executescript(_SCHEMA)
+                elif self._format() == 2:
+                    _migrate(self._db)
                 self._check_format()
                 self._reads, self._read_lock = _connected(f"{path.resolve().as_uri()}?mode=ro"), threading.Lock()
+            self._any_failures = bool(self._reads.execute("SELECT EXISTS (SELECT 1 FROM failures)").fetchone()[0])
+            self._last: int = self._reads.execute("SELECT coalesce(max(id), 0) FROM calls").fetchone()[0]
         except (sqlite3.Error, OSError) as error:
             raise self._error(error) from None
 
@@ -111,96 +180,237 @@ class CallStore:
         return self._format() == 0 and not self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
 
     def _check_format(self) -> None:
-        if (found := self._format()) != FORMAT:
-            self._db.close()
-            raise StoreError(
-                f"the call store has format {found}, this version of rlaif reads format {FORMAT}",
-                file=str(self.path),
-                fix="use the version of rlaif that wrote it, or move the file away to start a new one",
-            )
-
-    def _error(self, error: Exception) -> StoreError:
-        return StoreError(
-            f"the call store cannot be used: {error}",
+        found = self._format()
+        if found == FORMAT:
+            return
+        self._db.close()
+        fix = "use the version of rlaif that wrote it, or move the file away to start a new one"
+        if found == 2:
+            fix = "`rlaif run` brings it to the new format"
+        raise StoreError(
+            f"the call store has format {found}, this version of rlaif reads format {FORMAT}",
             file=str(self.path),
-            fix="check the disk and the file's permissions",
+            fix=fix,
         )
 
-    def get(self, keys: Iterable[str]) -> dict[str, dict[str, Any]]:
+    def _error(self, error: Exception) -> StoreError:
+        fix = "check the disk and the file's permissions"
+        if "full" in str(error):
+            fix = "free some disk space, then run the same command again: what is stored is kept"
+        return StoreError(f"the call store cannot be used: {error}", file=str(self.path), fix=fix)
+
+    # ------------------------------------------------------------ reading
+
+    def get(self, keys: Iterable[str]) -> Answers:
         """The answers that are stored, by key."""
-        return self._found("answer", keys)
+        return {key: _read(found) for key, found in self._found("calls", "answer", keys).items()}
+
+    def find(self, keys: Iterable[str]) -> dict[str, tuple[dict[str, Any], bool]]:
+        """As `get`, each answer with whether it was there when this store was opened."""
+        rows = self._rows("calls", "key, answer, id", keys)
+        return {key: (_read(answer), number <= self._last) for key, answer, number in rows}
 
     def request(self, key: str) -> dict[str, Any] | None:
         """What was asked: the model's name in the pipeline, messages, sampling, schema, index and attempt."""
-        return self._found("request", [key]).get(key)
+        found = self._found("calls", "request", [key]).get(key)
+        return None if found is None else _read(found)
 
-    def _found(self, column: str, keys: Iterable[str]) -> dict[str, dict[str, Any]]:
+    def failures(self, keys: Iterable[str]) -> dict[str, tuple[str, str]]:
+        """Cause and message of the calls that had finally failed when this store was opened, by key."""
+        if not self._any_failures:
+            return {}
+        found = self._found("failures", "cause || char(10) || message", keys)
+        return {key: tuple(text.split("\n", 1)) for key, text in found.items()}
+
+    def learnt(self, server: str) -> dict[str, Any] | None:
+        """What a server was found to honour, where it was asked not too long ago."""
+        since = time.time() - LEARNT_FOR
+        with self._read_lock:
+            row = self._reads.execute(
+                "SELECT learnt FROM servers WHERE server = ? AND created > ?", [server, since]
+            ).fetchone()
+        return None if row is None else dict(json.loads(row[0]))
+
+    def _found(self, table: str, column: str, keys: Iterable[str]) -> dict[str, Any]:
+        return dict(self._rows(table, f"key, {column}", keys))
+
+    def _rows(self, table: str, columns: str, keys: Iterable[str]) -> list[tuple[Any, ...]]:
         wanted = list(dict.fromkeys(keys))
-        found: dict[str, str] = {}
+        found: list[tuple[Any, ...]] = []
         try:
             with self._read_lock:
                 for start in range(0, len(wanted), 500):
                     part = wanted[start : start + 500]
                     marks = ",".join("?" * len(part))
-                    found.update(
-                        self._reads.execute(f"SELECT key, {column} FROM calls WHERE key IN ({marks})", part).fetchall()
-                    )
-            return {key: json.loads(text) for key, text in found.items()}
-        except (sqlite3.Error, ValueError) as error:
-            raise self._error(error) from None
-
-    async def put(self, calls: Sequence[Call]) -> dict[str, dict[str, Any]]:
-        """Store calls together; returns, once they are on disk, the answers that are stored under their keys.
-
-        The first answer to a key stays, so a second process that paid for the same call must use what it gets here.
-        """
-        if not calls:
-            return {}
-        self._waiting.extend(calls)
-        if self._next is None:
-            self._next = asyncio.ensure_future(self._commit_after(self._running))
-        await asyncio.shield(self._next)
-        return self.get(call.key for call in calls)
-
-    async def _commit_after(self, running: asyncio.Future[None] | None) -> None:
-        """Let the commit under way end, then write all that has gathered meanwhile in one."""
-        if running is not None and not running.done():
-            await asyncio.wait([running])
-        batch, self._waiting = self._waiting, []
-        self._running, self._next = self._next, None
-        await asyncio.to_thread(self._write, batch)
-
-    def _write(self, batch: list[Call]) -> None:
-        now = time.time()
-        rows = [(call.key, call.model, _json(call.request), _json(call.answer), now) for call in batch]
-        try:
-            with self._lock:
-                self._db.execute("BEGIN IMMEDIATE")
-                try:
-                    self._db.executemany("INSERT OR IGNORE INTO calls VALUES (?, ?, ?, ?, ?)", rows)
-                except BaseException:
-                    self._db.execute("ROLLBACK")
-                    raise
-                self._db.execute("COMMIT")
+                    found += self._reads.execute(f"SELECT {columns} FROM {table} WHERE key IN ({marks})", part)
         except sqlite3.Error as error:
             raise self._error(error) from None
+        return found
+
+    # ------------------------------------------------------------ writing
+
+    def put(self, calls: Sequence[Call], failures: Sequence[Failure] = ()) -> asyncio.Future[Answers]:
+        """Store calls together; gives, once they are on disk, the answers that are stored under their keys.
+
+        The first answer to a key stays, so a second process that paid for the same call must use what it gets here.
+        What was put is written whether or not anybody waits for it.
+        """
+        loop, now = asyncio.get_running_loop(), time.time()
+        # Packed here and not by the writer: two threads that compress in turns hand the interpreter to and fro.
+        rows = [
+            (call.key, call.model, self.run, now, *_tokens(call.answer), _packed(call.request), _packed(call.answer))
+            for call in calls
+        ]
+        lost = [(failed.key, failed.model, self.run, now, failed.cause, _plain(failed.message)) for failed in failures]
+        batch = _Batch(rows, lost, {call.key: dict(call.answer) for call in calls}, loop.create_future())
+        if not rows and not lost:
+            batch.done.set_result({})
+            return batch.done
+        self._waiting.append(batch)
+        if not self._scheduled:
+            self._schedule(loop)
+        return batch.done
+
+    def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._scheduled = True
+        loop.call_later(max(0.0, self._last_write + TOGETHER - time.monotonic()), self._flush, loop)
+
+    def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Give everything that waits to the writer's thread, as one commit."""
+        batches, self._waiting = self._waiting, []
+        self._last_write = time.monotonic()
+        writing = loop.run_in_executor(self._writer, self._commit, batches)
+        writing.add_done_callback(lambda done: self._written(loop, batches, done))
+
+    def _written(
+        self, loop: asyncio.AbstractEventLoop, batches: Sequence[_Batch], done: asyncio.Future[list[Answers]]
+    ) -> None:
+        self._scheduled = False
+        if self._waiting:
+            self._schedule(loop)
+        error = done.exception()
+        for batch, answers in zip(batches, [{}] * len(batches) if error else done.result(), strict=True):
+            if batch.done.done():  # nobody waits any more
+                continue
+            if isinstance(error, sqlite3.Error):
+                batch.done.set_exception(self._error(error))
+            elif error is not None:
+                batch.done.set_exception(error)
+            else:
+                batch.done.set_result(answers)
+
+    def learn(self, server: str, learnt: Mapping[str, Any]) -> None:
+        """Keep what a server was found to honour."""
+        try:
+            with self._lock:
+                row = [server, json.dumps(learnt), time.time()]
+                self._db.execute("INSERT OR REPLACE INTO servers VALUES (?, ?, ?)", row)
+        except sqlite3.Error as error:
+            raise self._error(error) from None
+
+    def forget_failures(self, keys: Iterable[str]) -> None:
+        """Let calls that failed be asked again."""
+        with self._lock:
+            self._db.executemany("DELETE FROM failures WHERE key = ?", [(key,) for key in keys])
+
+    def _commit(self, batches: Sequence[_Batch]) -> list[Answers]:
+        rows = [row for batch in batches for row in batch.rows]
+        failures = [row for batch in batches for row in batch.failures]
+        with self._lock:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                before = self._db.total_changes
+                for part in _parts(rows):
+                    marks = ",".join(["(?,?,?,?,?,?,?,?)"] * len(part))
+                    self._db.execute(f"{_INSERT} VALUES {marks}", list(chain.from_iterable(part)))
+                all_new = self._db.total_changes - before == len(rows)
+                if failures:
+                    self._db.executemany("INSERT OR REPLACE INTO failures VALUES (?, ?, ?, ?, ?, ?)", failures)
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+        return [batch.given if all_new else self.get(batch.given) for batch in batches]
 
     def __len__(self) -> int:
         with self._read_lock:
             return int(self._reads.execute("SELECT count(*) FROM calls").fetchone()[0])
 
     def close(self) -> None:
+        """Write what waits, then close. A second time it does nothing."""
+        self._writer.shutdown()
+        batches, self._waiting = self._waiting, []
+        if batches:  # their event loop ended before their turn came
+            self._commit(batches)
         with self._read_lock:
             self._reads.close()
         with self._lock:  # the writer last: it is the one that can put the log away
             self._db.close()
 
 
+def _parts(rows: list[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
+    """Powers of two, so that few statements serve any number of rows; each hands the interpreter over but once."""
+    start, size = 0, 64
+    while start < len(rows):
+        while size > len(rows) - start:
+            size //= 2
+        yield rows[start : start + size]
+        start += size
+
+
 def _connected(place: Path | str) -> sqlite3.Connection:
     """A connection in autocommit, to a path or to what a URI names."""
-    return sqlite3.connect(place, uri=isinstance(place, str), timeout=60, check_same_thread=False, isolation_level=None)
+    return sqlite3.connect(
+        place, uri=isinstance(place, str), timeout=BUSY, check_same_thread=False, isolation_level=None
+    )
 
 
-def _json(value: Mapping[str, Any]) -> str:
-    """JSON that SQLite takes: a prompt may hold half a surrogate pair. Keys keep their order, for the schema's sake."""
-    return json.dumps(value, ensure_ascii=False).encode("utf-8", "replace").decode()
+def _migrate(db: sqlite3.Connection) -> None:
+    """A store of format 2 held the same calls under the same keys, uncompressed and without the run."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        if int(db.execute("PRAGMA user_version").fetchone()[0]) != 2:  # another process was quicker
+            db.execute("ROLLBACK")
+            return
+        db.execute("ALTER TABLE calls RENAME TO old_calls")
+        for statement in _TABLES.split(";")[:-1]:
+            db.execute(statement)
+        for key, model, request, answer, created in db.execute(
+            "SELECT key, model, request, answer, created FROM old_calls ORDER BY created"
+        ):
+            tokens = _tokens(json.loads(answer))
+            row = (key, model, "", created, *tokens, _pack(request), _pack(answer))
+            db.execute(f"{_INSERT} VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+        db.execute("DROP TABLE old_calls")
+        db.execute(f"PRAGMA user_version={FORMAT}")
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+
+
+def _tokens(answer: Mapping[str, Any]) -> tuple[int, int]:
+    usage = answer.get("usage") or {}
+    return int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
+
+
+def _packed(value: Mapping[str, Any]) -> bytes:
+    """Keys keep their order, for the schema's sake."""
+    try:
+        return zlib.compress(msgspec.json.encode(value), LEVEL)
+    except UnicodeEncodeError:  # a prompt may hold half a surrogate pair
+        return _pack(json.dumps(value, ensure_ascii=False))
+
+
+def _pack(text: str) -> bytes:
+    return zlib.compress(text.encode("utf-8", "replace"), LEVEL)
+
+
+def _plain(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
+
+
+def _read(packed: bytes) -> dict[str, Any]:
+    return dict(msgspec.json.decode(zlib.decompress(packed)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
@@ -31,6 +32,9 @@ class SamplingSettings(Settings):
 
     def over(self, *outer: SamplingSettings) -> dict[str, Any]:
         """Each field as it is set here, or else in the nearest of `outer`, or else by this kind of stage."""
+        return dict(_merged(self, outer))
+
+    def _merge(self, outer: tuple[SamplingSettings, ...]) -> dict[str, Any]:
         merged: dict[str, Any] = {}
         levels = (*reversed(outer), self)
         for level in levels:
@@ -38,6 +42,12 @@ class SamplingSettings(Settings):
         for level in levels:
             merged |= level.model_dump(include=set(SamplingSettings.model_fields), exclude_none=True)
         return merged
+
+
+@lru_cache(maxsize=256)
+def _merged(settings: SamplingSettings, outer: tuple[SamplingSettings, ...]) -> dict[str, Any]:
+    """Asked for every row, and the same for all rows of a stage."""
+    return settings._merge(outer)
 
 
 class JudgeSampling(SamplingSettings):
@@ -98,19 +108,31 @@ class Price(Settings):
     completion: float = Field(ge=0)
 
 
+class RateLimits(Settings):
+    """What a server's owner allows, a minute. Where nothing is stated the engine finds out how much is taken."""
+
+    requests_per_minute: float | None = Field(default=None, gt=0)
+    tokens_per_minute: float | None = Field(default=None, gt=0)
+
+
 OPENAI = "https://api.openai.com"
 
 
 class OpenAIModel(Settings):
-    """A model behind an OpenAI-compatible server. Its key, if it wants one, comes from the environment."""
+    """A model behind an OpenAI-compatible server. Its key, if it wants one, comes from the environment.
+
+    Several base URLs are replicas: servers of the same model, whose answers count as the same. Calls are kept under the
+    first of them, so that replicas may come and go.
+    """
 
     engine: Literal["openai"]
     model: str
-    base_url: str = f"{OPENAI}/v1"
+    base_url: str | tuple[str, ...] = f"{OPENAI}/v1"
     api_key_env: str | None = None  # the variable's name; the key itself never stands in a file
     revision: str | None = None
     identity: str | None = None  # declares that an endpoint which moved is still the same model
-    concurrency: int = Field(default=32, gt=0)
+    concurrency: int = Field(default=256, gt=0)  # requests at a time at most, for each server; below it finds itself
+    limits: RateLimits | None = None
     timeout: float = Field(default=600, gt=0)  # seconds for one request
     retries: int = Field(default=6, ge=0)
     price: Price | None = None
@@ -118,15 +140,22 @@ class OpenAIModel(Settings):
 
     @field_validator("base_url")
     @classmethod
-    def _is_a_url(cls, url: str) -> str:
-        parts = urlsplit(url)
-        odd = parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0
-        if odd or "@" in parts.netloc or re.search(r"[?#\s]", url):
-            raise ValueError(
-                "expected a URL such as http://127.0.0.1:8000/v1, without user name or key, `?` or `#`: "
-                "it is saved with the run"
-            )
-        return url.rstrip("/")
+    def _are_urls(cls, given: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        urls = (given,) if isinstance(given, str) else given
+        if not urls:
+            raise ValueError("expected a URL, or a list of URLs")
+        for url in urls:
+            parts = urlsplit(url)
+            odd = parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0
+            if odd or "@" in parts.netloc or re.search(r"[?#\s]", url):
+                raise ValueError(
+                    "expected a URL such as http://127.0.0.1:8000/v1, without user name or key, `?` or `#`: "
+                    "it is saved with the run"
+                )
+        plain = tuple(url.rstrip("/") for url in urls)
+        if len(set(plain)) < len(plain):
+            raise ValueError("a URL stands twice")
+        return plain[0] if isinstance(given, str) else plain
 
     @field_validator("api_key_env")
     @classmethod
@@ -141,8 +170,12 @@ class OpenAIModel(Settings):
 
         Any other server gets a key only if the pipeline file says which, so that none is sent where it does not belong.
         """
-        parts = urlsplit(self.base_url)
-        return self.api_key_env or ("OPENAI_API_KEY" if f"{parts.scheme}://{parts.hostname}" == OPENAI else None)
+        hosts = {f"{parts.scheme}://{parts.hostname}" for parts in map(urlsplit, self.base_urls)}
+        return self.api_key_env or ("OPENAI_API_KEY" if hosts == {OPENAI} else None)
+
+    @property
+    def base_urls(self) -> tuple[str, ...]:
+        return (self.base_url,) if isinstance(self.base_url, str) else self.base_url
 
 
 ModelSpec = TransformersModel | OpenAIModel | VLLMModel

@@ -1,23 +1,18 @@
 """What an engine is: three verbs, whatever runs the model.
 
-An engine knows one model. It knows nothing of the call store, of retries across processes, or of what its completions
-are for; those belong to the scheduler above it.
+An engine knows one model. It knows nothing of the call store, of retries, or of what its completions are for; those
+belong to the scheduler above it.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Annotated, Any, NamedTuple, Protocol
 
 from pydantic import BeforeValidator
 
 from rlaif.errors import EngineError
 from rlaif.records import FinishReason, Message, Record, Sampling, Usage, writable
-
-# Causes that tell of the way to a server, not of what was asked: many in a row mean that the server is gone.
-TRANSPORT = frozenset({"connection", "timeout", "server", "rate-limit"})
 
 
 def _cleaned(text: Any) -> Any:
@@ -31,13 +26,15 @@ class Request(Record):
     """Some samples of one model's continuation of `messages`.
 
     `indices` are the sample indices wanted (a server is asked for all of them at once), `attempt` counts re-asks;
-    both change the random stream, never the messages. `json_schema` asks for JSON of that shape where the engine can.
+    both change the random stream, never the messages, and so does `salt`, which counts how often these very calls came
+    back of no use and is no part of their keys. `json_schema` asks for JSON of that shape where the engine can.
     """
 
     messages: tuple[Message, ...]
     sampling: Sampling
     indices: tuple[int, ...] = (0,)
     attempt: int = 0
+    salt: int = 0
     json_schema: dict[str, Any] | None = None
 
 
@@ -58,50 +55,19 @@ class Logprobs(NamedTuple):
     end: float | None  # of the end token right after the text; None where the engine cannot say
 
 
-@dataclass
-class Account:
-    """What an engine was paid beyond the replies it gave. The scheduler moves it to its tally as it goes."""
-
-    discarded: int = 0  # calls whose answer was of no use: probes, empty completions
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    retries: Counter[str] = field(default_factory=Counter)  # calls made again, by cause
-
-    def discard(self, usage: Usage) -> None:
-        self.discarded += 1
-        self.prompt_tokens += usage.prompt_tokens
-        self.completion_tokens += usage.completion_tokens
-
-
 class Engine(Protocol):
     """One model, ready to be asked."""
 
     name: str
-    in_process: bool  # True: wants large batches and runs one at a time; False: a server, one request a call
-    account: Account
 
     @property
-    def server(self) -> str | None:
-        """What the models of one server share, so that it is probed once: address and key. None in process."""
+    def in_process(self) -> bool:
+        """True: a `Local` engine; False: a `Served` one."""
         ...
 
     @property
     def identity(self) -> str:
         """What determines the answers, for the call's key: a weights digest, or base URL, model and revision."""
-        ...
-
-    async def probe(self) -> None:
-        """Learn what the engine honours; called once for each server, before its first request is paid for.
-
-        Raises EngineError (fatal) when the model cannot be asked at all.
-        """
-        ...
-
-    async def sample(self, requests: Sequence[Request]) -> list[list[Reply | EngineError]]:
-        """For each request, in the order of its `indices`, a reply or the error that befell this sample.
-
-        What befalls a whole request stands in each of its places; what befalls them all is raised.
-        """
         ...
 
     async def logprobs(self, items: Sequence[tuple[tuple[Message, ...], str]]) -> list[Logprobs]:
@@ -119,3 +85,60 @@ class Engine(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+class Local(Engine, Protocol):
+    """A model in this process: wants large batches and runs one at a time."""
+
+    @property
+    def batch_size(self) -> int:
+        """Samples that it takes at once."""
+        ...
+
+    async def sample(self, requests: Sequence[Request]) -> list[list[Reply | EngineError]]:
+        """For each request, in the order of its `indices`, a reply or the error that befell this sample.
+
+        What befalls a whole request stands in each of its places; what befalls them all is raised.
+        """
+        ...
+
+
+class Limits(Protocol):
+    """What the user says a server allows, a minute; None where nothing is said."""
+
+    @property
+    def requests_per_minute(self) -> float | None: ...
+    @property
+    def tokens_per_minute(self) -> float | None: ...
+
+
+class Served(Engine, Protocol):
+    """A model behind one or several servers, each named by its place. Every verb is one request, tried once."""
+
+    @property
+    def places(self) -> tuple[str, ...]: ...
+    @property
+    def retries(self) -> int: ...
+    @property
+    def limits(self) -> Limits | None: ...
+
+    capabilities: dict[str, bool | None]  # what the servers were found to honour
+
+    async def probe(self, place: str) -> list[Usage]:
+        """Learn what the server honours; returns what that cost. Called once, before its first request is paid for.
+
+        Raises EngineError (fatal) when the model cannot be asked at all.
+        """
+        ...
+
+    def parts(self, request: Request) -> list[Request]:
+        """The request as the server can be asked it: whole where it gives several samples at once."""
+        ...
+
+    def estimate(self, request: Request) -> int:
+        """About how many tokens the server reads."""
+        ...
+
+    async def post(self, request: Request, place: str) -> list[Reply | EngineError]:
+        """A verified reply or what befell it for each sample. Raises nothing that a server can cause."""
+        ...

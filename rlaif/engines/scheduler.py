@@ -1,8 +1,8 @@
 """The scheduler: what stands between the stages and the engines.
 
-A stage asks for samples of a model; the scheduler answers from the call store, sends what is missing, and returns only
-what is durable. Servers get one request at a time within their concurrency; models in this process share the machine,
-so their requests are gathered into large batches and one model computes at a time.
+A stage asks for samples of a model; the scheduler answers from the call store, has what is missing asked, and returns
+only what is durable. Servers get one request at a time through `traffic`; models in this process share the machine, so
+their requests are gathered into large batches and one model computes at a time.
 
 What was sent is paid for, so it outlives the row that asked: its answer is stored even when the row was cancelled
 meanwhile. What was not sent by then is never sent.
@@ -11,41 +11,25 @@ meanwhile. What was not sent by then is never sent.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Awaitable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Protocol, TypeVar, cast
 
-from rlaif.engines.protocol import TRANSPORT, Account, Engine, Reply, Request
+from rlaif.engines.protocol import Engine, Local, Reply, Request, Served
+from rlaif.engines.traffic import Arrivals, Tally, Traffic
 from rlaif.errors import EngineError
-from rlaif.records import Completion, Message, Sampling, Usage
-from rlaif.store import Call, CallStore, call_key
+from rlaif.records import Completion, Message, Sampling
+from rlaif.store import Call, CallStore, Failure, call_keys
 
 LINGER = 0.02  # seconds an in-process batch that is not full waits for more requests
-PATIENCE = 20  # requests that may fail in a row on the way to one server, retries included, before the run stops
 GRACE = 10.0  # seconds that `close` waits for what was sent
+# Failures that say nothing of the request itself: they are not recorded, so that the next run asks again.
+PASSING = frozenset({"connection", "cancelled", "budget", "plan", "engine"})
 
 Answers = dict[str, dict[str, Any]]  # by the call's key
-Arrivals = list[Reply | EngineError]  # one for each sample of a request
 
 Result = TypeVar("Result")
-
-
-@dataclass
-class Tally:
-    """What one model was asked in this run. Tokens of what was discarded are counted with the others."""
-
-    sent: int = 0  # calls that were paid for in this run
-    discarded: int = 0  # those of them whose answer was of no use: probes, empty completions
-    cached: int = 0  # calls the store answered
-    failed: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cached_prompt_tokens: int = 0  # what the store's answers once cost, each counted once
-    cached_completion_tokens: int = 0
-    cut: int = 0  # completions that ended at max_tokens
-    causes: Counter[str] = field(default_factory=Counter)  # of `failed`
-    retries: Counter[str] = field(default_factory=Counter)  # requests sent again, by cause
 
 
 class Sampler(Protocol):
@@ -65,6 +49,8 @@ class Sampler(Protocol):
 
 async def together(*work: Awaitable[Result]) -> list[Result]:
     """The results of all `work`. One that fails lets the others finish; then the gravest error is raised."""
+    if len(work) == 1:
+        return [await work[0]]
     outcomes = await asyncio.gather(*work, return_exceptions=True)
     if errors := [outcome for outcome in outcomes if isinstance(outcome, BaseException)]:
         raise _gravest(errors)
@@ -88,24 +74,35 @@ class _Order:
 
 
 class Scheduler:
-    """Answers requests for samples from the store or an engine. `engines` may grow as models are trained."""
+    """Answers requests for samples from the store or an engine. `engines` may grow as models are trained.
 
-    def __init__(self, store: CallStore, engines: Mapping[str, Engine], concurrency: Mapping[str, int]) -> None:
-        self._store, self._engines = store, engines
-        self._slots = {name: asyncio.Semaphore(limit) for name, limit in concurrency.items()}
-        self._probes: dict[str, asyncio.Task[None]] = {}  # by server
-        self._failed_in_a_row: Counter[str] = Counter()  # by server
-        self._answered: set[str] = set()  # models of servers that have answered at least once
+    `concurrency` says how many requests each server is given at a time at most, by its place. With `retry_failed`,
+    calls that finally failed before are asked again; without, they fail as they did.
+    """
+
+    def __init__(
+        self,
+        store: CallStore,
+        engines: Mapping[str, Engine],
+        concurrency: Mapping[str, int],
+        *,
+        retry_failed: bool = False,
+    ) -> None:
+        self._store, self._engines, self._retry_failed = store, engines, retry_failed
+        self.tallies: dict[str, Tally] = {}
+        self.traffic = Traffic(self.tally, concurrency)
+        self._probes: dict[str, asyncio.Task[None]] = {}  # by place
         self._in_flight: dict[str, _Order] = {}
-        self._waiting: dict[Engine, list[_Order]] = {}  # for an engine in this process
+        self._waiting: dict[Local, list[_Order]] = {}
         self._computing: asyncio.Task[None] | None = None
         self._asking: set[asyncio.Task[None]] = set()
         self._storing: set[asyncio.Task[None]] = set()
-        self._accounted: set[str] = set()  # keys whose tokens are in a tally, as paid now or as cached
-        self.tallies: dict[str, Tally] = {}
 
     def tally(self, model: str) -> Tally:
-        return self.tallies.setdefault(model, Tally())
+        found = self.tallies.get(model)
+        if found is None:
+            found = self.tallies[model] = Tally()
+        return found
 
     async def sample(
         self,
@@ -122,16 +119,15 @@ class Scheduler:
         Raises EngineError when one of them is not to be had; the others are stored by then.
         """
         engine = self._engines[model]
-        keys = [
-            call_key(engine.identity, messages, sampling, index=i, attempt=attempt, json_schema=json_schema)
-            for i in range(n)
-        ]
+        keys = call_keys(
+            engine.identity, messages, sampling, indices=range(n), attempt=attempt, json_schema=json_schema
+        )
         while flying := {self._in_flight[key].done for key in keys if key in self._in_flight}:
             await asyncio.wait(flying)  # the same call is being paid for by another row
-        answers = self._store.get(keys)
-        self._count_cached(self.tally(model), answers)
-        missing = [i for i, key in enumerate(keys) if key not in answers]
-        if missing:
+        answers = self._stored(model, keys)
+        if len(answers) < n:
+            missing = [i for i, key in enumerate(keys) if key not in answers]
+            self._refuse_failed(model, [keys[i] for i in missing])
             request = Request(
                 messages=tuple(messages),
                 sampling=sampling,
@@ -140,16 +136,39 @@ class Scheduler:
                 json_schema=dict(json_schema) if json_schema is not None else None,
             )
             answers |= await self._pay(engine, request, [keys[i] for i in missing])
-        return [
-            Completion(model=model, call=key, **{k: v for k, v in answers[key].items() if v is not None})
-            for key in keys
-        ]
+        return [completion(model, key, answers[key]) for key in keys]
+
+    def _stored(self, model: str, keys: Sequence[str]) -> Answers:
+        """What the store answers; what was paid for before this run is an expense of its data."""
+        found = self._store.find(keys)
+        if found:
+            tally = self.tally(model)
+            tally.cached += len(found)
+            for answer, earlier in found.values():
+                if earlier and (usage := answer.get("usage")):
+                    tally.cached_prompt_tokens += usage.get("prompt_tokens") or 0
+                    tally.cached_completion_tokens += usage.get("completion_tokens") or 0
+        return {key: answer for key, (answer, _) in found.items()}
+
+    def _refuse_failed(self, model: str, keys: Sequence[str]) -> None:
+        """What finally failed in an earlier run fails again as it did, without being asked."""
+        if not (failed := self._store.failures(keys)):
+            return
+        if self._retry_failed:
+            self._store.forget_failures(failed)
+            return
+        cause, message = next(iter(failed.values()))
+        tally = self.tally(model)
+        tally.failed += len(failed)
+        tally.causes[cause] += len(failed)
+        raise EngineError(message, cause=cause)
 
     async def close(self) -> None:
-        """Drop what was not sent, wait `GRACE` seconds for what was, and store what arrives. Then close the store."""
+        """Drop what was not sent, wait `GRACE` seconds for what was, and store what arrives."""
         for order in list(self._in_flight.values()):
             if not order.sent:
                 order.done.cancel()
+        self.traffic.stop()
         probes, self._probes = set(self._probes.values()), {}
         for probe in probes:
             probe.cancel()
@@ -161,9 +180,6 @@ class Scheduler:
         await _ended(self._storing)  # never cut short: these answers have arrived
         for order in list(self._in_flight.values()):
             order.done.cancel()
-        for engine in self._engines.values():
-            if not engine.in_process:
-                self._count_account(engine)
 
     # ------------------------------------------------------------ orders
 
@@ -173,17 +189,12 @@ class Scheduler:
         self._in_flight.update(dict.fromkeys(keys, order))
         order.done.add_done_callback(lambda _: self._forget(order))
         if engine.in_process:
-            self._waiting.setdefault(engine, []).append(order)
+            self._waiting.setdefault(cast(Local, engine), []).append(order)
             if self._computing is None or self._computing.done():
                 self._computing = self._start(self._compute(), self._asking)
         else:
-            self._start(self._send(order), self._asking)
-        try:
-            return await asyncio.shield(order.done)
-        except asyncio.CancelledError:
-            if not order.sent:
-                order.done.cancel()
-            raise
+            self._start(self._send(cast(Served, engine), order), self._asking)
+        return await order.done  # a row that is cancelled cancels this too: what is not sent by then never is
 
     def _forget(self, order: _Order) -> None:
         for key in order.keys:
@@ -197,11 +208,106 @@ class Scheduler:
         task.add_done_callback(tasks.discard)
         return task
 
+    async def _kept(self, order: _Order, replies: Sequence[tuple[int, Reply]]) -> Answers:
+        """Count replies and make them durable; returns what is stored under their keys."""
+        engine, request = order.engine, order.request
+        tally, key_of = self.tally(engine.name), dict(zip(request.indices, order.keys, strict=True))
+        asked = {"model": engine.name} | _asked(request)
+        calls = []
+        for index, reply in replies:
+            tally.pay(reply.usage)
+            tally.cut += reply.finish_reason == "length"
+            calls.append(Call(key_of[index], engine.identity, asked | {"index": index}, _answer(reply)))
+        return await self._store.put(calls)
+
+    async def _settle(self, order: _Order, arrived: Arrivals, stored: Answers | None = None) -> None:
+        """Make what arrived of an order durable where that is still to be done, and end the order."""
+        errors = [r for r in arrived if isinstance(r, EngineError)]
+        if errors:
+            tally = self.tally(order.engine.name)
+            tally.failed += len(errors)
+            tally.causes.update(error.cause for error in errors)
+        try:
+            if stored is None:
+                replies = [(i, r) for i, r in zip(order.request.indices, arrived, strict=True) if isinstance(r, Reply)]
+                stored = await self._kept(order, replies)
+            if errors:
+                lasting = [
+                    Failure(key, order.engine.identity, r.cause, str(r))
+                    for key, r in zip(order.keys, arrived, strict=True)
+                    if isinstance(r, EngineError) and not r.fatal and r.cause not in PASSING
+                ]
+                await self._store.put([], lasting)
+        except Exception as error:
+            _fail(order, error)
+            return
+        if errors:
+            _fail(order, _gravest(errors))
+        elif not order.done.done():
+            order.done.set_result(stored)
+
+    # ------------------------------------------------------------ servers
+
+    async def _send(self, engine: Served, order: _Order) -> None:
+        stored: Answers = {}
+
+        async def keep(replies: list[tuple[int, Reply]]) -> None:
+            stored.update(await self._kept(order, replies))
+
+        def wanted() -> bool:
+            if order.done.done():
+                return False
+            order.sent = True
+            return True
+
+        try:
+            await self._probed(engine)
+            arrived = await self.traffic.ask(engine, order.request, keep, wanted)
+            await self._settle(order, arrived, stored)
+        except asyncio.CancelledError:
+            order.done.cancel()
+            raise
+        except EngineError as error:
+            await self._settle(order, [error] * len(order.keys), stored)
+        except Exception as error:
+            _fail(order, error)
+
+    async def _probed(self, engine: Served) -> None:
+        """Learn what each server honours, once; from the store where another run has learnt it."""
+        for place in engine.places:
+            if place not in self._probes:
+                self._probes[place] = asyncio.create_task(self._probe(engine, place))
+            if not self._probes[place].done():
+                await asyncio.shield(self._probes[place])
+            else:
+                self._probes[place].result()
+
+    async def _probe(self, engine: Served, place: str) -> None:
+        known = self._store.learnt(place)
+        if known is not None:
+            engine.capabilities.update(known)
+            return
+        for usage in await engine.probe(place):
+            self.tally(engine.name).pay(usage, discarded=True)
+        if engine.capabilities.get("seed") is not None:
+            self._store.learn(place, {"seed": engine.capabilities["seed"]})
+
+    # ------------------------------------------------------------ models in this process
+
+    async def _compute(self) -> None:
+        """Run gathered batches, the model with most requests first, until none waits."""
+        while True:
+            await self._until_settled()
+            if not self._waiting:
+                return
+            if batch := self._take(max(self._waiting, key=lambda engine: len(self._waiting[engine]))):
+                await self._ask(batch)
+
     async def _ask(self, orders: Sequence[_Order]) -> None:
         """Put the requests of `orders` to their engine, and have what arrives stored. Each order hears how it went."""
         for order in orders:
             order.sent = True
-        engine = orders[0].engine
+        engine = cast(Local, orders[0].engine)
         try:
             arrivals = await engine.sample([order.request for order in orders])
             if [len(one) for one in arrivals] != [len(order.keys) for order in orders]:
@@ -219,73 +325,12 @@ class Scheduler:
         for order, arrived in zip(orders, arrivals, strict=True):
             self._start(self._settle(order, arrived), self._storing)
 
-    async def _settle(self, order: _Order, arrived: Arrivals) -> None:
-        """Make what arrived of an order durable, count it, and end the order."""
-        request, engine = order.request, order.engine
-        replies = [(i, key, r) for i, key, r in zip(request.indices, order.keys, arrived, strict=True)
-                   if isinstance(r, Reply)]  # fmt: skip
-        errors = [r for r in arrived if isinstance(r, EngineError)]
-        self._count(engine, [reply for _, _, reply in replies], errors)
-        try:
-            stored = await self._store.put(
-                [
-                    Call(key, engine.identity, _asked(engine.name, request, index), reply.model_dump(mode="json"))
-                    for index, key, reply in replies
-                ]
-            )
-        except Exception as error:
-            _fail(order, error)
-            return
-        self._accounted.update(stored)
-        if errors:
-            _fail(order, _gravest(errors))
-        elif not order.done.done():
-            order.done.set_result(stored)
-
-    # ------------------------------------------------------------ servers
-
-    async def _send(self, order: _Order) -> None:
-        engine = order.engine
-        try:
-            await self._probed(engine)
-            async with self._slots[engine.name]:
-                if not order.done.done():
-                    await self._ask([order])
-                    # The slot is held until the answer is on disk, so that a kill can lose no more than what fits.
-                    await asyncio.wait([order.done])
-        except asyncio.CancelledError:
-            order.done.cancel()
-            raise
-        except EngineError as error:
-            self._count(engine, [], [error] * len(order.keys))
-            _fail(order, error)
-        except Exception as error:
-            _fail(order, error)
-
-    async def _probed(self, engine: Engine) -> None:
-        server = engine.server or engine.name
-        if server not in self._probes:
-            self._probes[server] = asyncio.create_task(engine.probe())
-        await asyncio.shield(self._probes[server])
-
-    # ------------------------------------------------------------ models in this process
-
-    async def _compute(self) -> None:
-        """Run gathered batches, the model with most requests first, until none waits."""
-        while True:
-            await self._until_settled()
-            if not self._waiting:
-                return
-            if batch := self._take(max(self._waiting, key=lambda engine: len(self._waiting[engine]))):
-                await self._ask(batch)
-
-    def _take(self, engine: Engine) -> list[_Order]:
+    def _take(self, engine: Local) -> list[_Order]:
         """The next batch of a model: requests of like length, up to the engine's batch size in samples."""
         queue = [order for order in self._waiting.pop(engine) if not order.done.done()]
         queue.sort(key=lambda order: sum(len(message.content) for message in order.request.messages))
-        room: int = getattr(engine, "batch_size", 64)
         count, samples = 0, 0
-        while count < len(queue) and (count == 0 or samples + len(queue[count].keys) <= room):
+        while count < len(queue) and (count == 0 or samples + len(queue[count].keys) <= engine.batch_size):
             samples += len(queue[count].keys)
             count += 1
         if count < len(queue):
@@ -299,50 +344,6 @@ class Scheduler:
             before = now
             await asyncio.sleep(LINGER)
 
-    # ------------------------------------------------------------ counting
-
-    def _count(self, engine: Engine, replies: Sequence[Reply], errors: Sequence[EngineError]) -> None:
-        """One request's outcome. Too many in a row that fail on the way to a server are fatal."""
-        tally = self.tally(engine.name)
-        tally.failed += len(errors)
-        tally.causes.update(error.cause for error in errors)
-        tally.sent += len(replies)
-        tally.cut += sum(reply.finish_reason == "length" for reply in replies)
-        tally.prompt_tokens += sum(reply.usage.prompt_tokens for reply in replies)
-        tally.completion_tokens += sum(reply.usage.completion_tokens for reply in replies)
-        if engine.in_process:
-            return
-        self._count_account(engine)
-        server = engine.server or engine.name
-        if replies:
-            self._answered.add(engine.name)
-        for error in errors:  # a model that has answered is there: what it refuses now is this request
-            error.fatal &= engine.name not in self._answered
-        if not errors or replies or any(error.cause not in TRANSPORT for error in errors):
-            self._failed_in_a_row[server] = 0  # the server answered, if only to refuse
-            return
-        self._failed_in_a_row[server] += 1
-        for error in errors:
-            error.fatal |= self._failed_in_a_row[server] >= PATIENCE
-
-    def _count_account(self, engine: Engine) -> None:
-        """Move what the engine spent beyond its replies to its tally."""
-        tally = self.tally(engine.name)
-        account, engine.account = engine.account, Account()
-        tally.sent += account.discarded
-        tally.discarded += account.discarded
-        tally.prompt_tokens += account.prompt_tokens
-        tally.completion_tokens += account.completion_tokens
-        tally.retries.update(account.retries)
-
-    def _count_cached(self, tally: Tally, answers: Answers) -> None:
-        tally.cached += len(answers)
-        for key in answers.keys() - self._accounted:
-            usage = Usage.model_validate(answers[key].get("usage") or {})
-            tally.cached_prompt_tokens += usage.prompt_tokens
-            tally.cached_completion_tokens += usage.completion_tokens
-        self._accounted |= answers.keys()
-
 
 async def _ended(tasks: set[asyncio.Task[None]], timeout: float | None = None) -> None:
     if tasks:
@@ -354,7 +355,35 @@ def _fail(order: _Order, error: BaseException) -> None:
         order.done.set_exception(error)
 
 
-def _asked(model: str, request: Request, index: int) -> dict[str, Any]:
-    """One call of a request, as the store keeps it for a person to read."""
-    asked = request.model_dump(mode="json", exclude={"indices", "json_schema"})
-    return {"model": model} | asked | {"index": index, "schema": request.json_schema}
+def completion(model: str, key: str, answer: Mapping[str, Any]) -> Completion:
+    """A stored answer as the completion of the model called so in this pipeline."""
+    return Completion(model=model, call=key, **{name: value for name, value in answer.items() if value is not None})
+
+
+def _answer(reply: Reply) -> dict[str, Any]:
+    """A reply as the store keeps it: what is not there is left out."""
+    kept: dict[str, Any] = {
+        "text": reply.text,
+        "finish_reason": reply.finish_reason,
+        "usage": {"prompt_tokens": reply.usage.prompt_tokens, "completion_tokens": reply.usage.completion_tokens},
+    }
+    if reply.token_logprobs is not None:
+        kept["token_logprobs"] = list(reply.token_logprobs)
+    if reply.alternatives is not None:
+        kept["alternatives"] = reply.alternatives
+    return kept
+
+
+def _asked(request: Request) -> dict[str, Any]:
+    """A request as the store keeps it for a person to read."""
+    return {
+        "messages": [{"role": m.role, "content": m.content} for m in request.messages],
+        "sampling": _settings(request.sampling),
+        "attempt": request.attempt,
+        "schema": request.json_schema,
+    }
+
+
+@lru_cache(maxsize=256)
+def _settings(sampling: Sampling) -> dict[str, Any]:
+    return sampling.model_dump(mode="json")

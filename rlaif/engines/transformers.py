@@ -29,7 +29,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 
 from rlaif.engines.chat import Chat, Completed, Item, before_stop, end_tokens, schema_text, stream, whole
 from rlaif.engines.identity import model_files, model_folder, weights_digest
-from rlaif.engines.protocol import Account, Logprobs, Reply, Request
+from rlaif.engines.protocol import Logprobs, Reply, Request
 from rlaif.engines.worker import Worker
 from rlaif.errors import EngineError, InputError
 from rlaif.records import FinishReason, Usage
@@ -43,7 +43,6 @@ class TransformersEngine:
     """A causal language model, or a reward head, in this process. The model is loaded at the first verb."""
 
     in_process = True
-    server = None
 
     def __init__(
         self,
@@ -57,7 +56,6 @@ class TransformersEngine:
     ) -> None:
         self.name, self.path, self.revision = name, path, revision
         self.dtype, self.device, self.batch_size = dtype, device, batch_size
-        self.account = Account()
         self._worker = Worker(name, lambda: _Model(self.folder, dtype, device, batch_size))
 
     @cached_property

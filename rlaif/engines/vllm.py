@@ -31,7 +31,7 @@ from typing import Any, TypeVar
 
 from rlaif.engines.chat import Chat, Item, before_stop, end_tokens, schema_text, stream, whole
 from rlaif.engines.identity import has_reward_head, model_files, model_folder, weights_digest
-from rlaif.engines.protocol import Account, Logprobs, Reply, Request
+from rlaif.engines.protocol import Logprobs, Reply, Request
 from rlaif.engines.worker import Worker
 from rlaif.errors import EngineError, InputError, nearest
 from rlaif.records import FinishReason, Usage, digest
@@ -77,7 +77,6 @@ class VLLMEngine:
     """A causal language model in this process. The model is loaded at the first verb."""
 
     in_process = True
-    server = None
 
     def __init__(
         self,
@@ -91,7 +90,6 @@ class VLLMEngine:
     ) -> None:
         self.name, self.path, self.revision = name, path, revision
         self.dtype, self.batch_size, self.options = dtype, batch_size, dict(options or {})
-        self.account = Account()
         self._worker = Worker(name, lambda: _Model(name, self.folder, dtype, batch_size, self.options))
 
     @cached_property

@@ -11,6 +11,7 @@ import csv
 import gzip
 import json
 import re
+import sqlite3
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -120,6 +121,12 @@ class Rows(NamedTuple):
 
 def read_prompts(source: Path | Rows, *, column: str | None = None) -> ReadResult[Prompt]:
     """The prompts of a file, or of one named column of it. A trailing assistant turn is cut off."""
+    dropped: Counter[str] = Counter()
+    return ReadResult(list(each_prompt(source, dropped, column=column)), dict(dropped))
+
+
+def each_prompt(source: Path | Rows, dropped: Counter[str], *, column: str | None = None) -> Iterator[Prompt]:
+    """As `read_prompts`, one after the other as they are read; `dropped` is complete when the last has come."""
 
     def make(row: dict[str, Any], origin: str) -> Prompt:
         messages = _column(row, column) if column is not None else _prompt_messages(row)
@@ -128,7 +135,7 @@ def read_prompts(source: Path | Rows, *, column: str | None = None) -> ReadResul
         _check(messages)
         return Prompt(messages=tuple(messages), source=origin)
 
-    return _read(source, make)
+    return _each(source, make, dropped)
 
 
 def read_conversations(source: Path | Rows) -> ReadResult[Conversation]:
@@ -173,24 +180,50 @@ def read_preferences(source: Path | Rows) -> ReadResult[StatedPreference]:
 
 
 def _read(source: Path | Rows, make: Callable[[dict[str, Any], str], Item]) -> ReadResult[Item]:
-    table = source if isinstance(source, Rows) else rows_of(source)
-    items: dict[str, Item] = {}
     dropped: Counter[str] = Counter()
-    for place, row in _expanded(table):
-        origin = row.get("source")
-        try:
-            item = make(row, writable(origin) if isinstance(origin, str) and origin else table.source)
-        except _Unusable as reason:
-            dropped[str(reason)] += 1
-        except _UnknownShape as problem:
-            raise table.error(place, str(problem), problem.fix) from None
-        else:
-            if items.setdefault(item.id, item) is not item:
-                dropped["duplicate"] += 1
-    if not items:
+    return ReadResult(list(_each(source, make, dropped)), dict(dropped))
+
+
+def _each(source: Path | Rows, make: Callable[[dict[str, Any], str], Item], dropped: Counter[str]) -> Iterator[Item]:
+    table = source if isinstance(source, Rows) else rows_of(source)
+    found = 0
+    with _Seen() as seen:
+        for place, row in _expanded(table):
+            origin = row.get("source")
+            try:
+                item = make(row, writable(origin) if isinstance(origin, str) and origin else table.source)
+            except _Unusable as reason:
+                dropped[str(reason)] += 1
+            except _UnknownShape as problem:
+                raise table.error(place, str(problem), problem.fix) from None
+            else:
+                if seen.before(item.id):
+                    dropped["duplicate"] += 1
+                else:
+                    found += 1
+                    yield item
+    if not found:
         reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
         raise InputError(f"no row could be used ({reasons})" if reasons else "there are no rows", file=table.name)
-    return ReadResult(list(items.values()), dict(dropped))
+
+
+class _Seen:
+    """The ids that were met, in a temporary file of SQLite's: a set in memory would grow with the data set."""
+
+    def __enter__(self) -> _Seen:
+        self._db = sqlite3.connect("", isolation_level=None)  # a file of its own that goes when it is closed
+        self._db.execute("PRAGMA journal_mode=OFF")
+        self._db.execute("CREATE TABLE seen (id BLOB PRIMARY KEY) WITHOUT ROWID")
+        self._db.execute("BEGIN")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._db.close()
+
+    def before(self, identifier: str) -> bool:
+        """Whether the id was met before; from now on it was."""
+        inserted = self._db.execute("INSERT OR IGNORE INTO seen VALUES (?)", [bytes.fromhex(identifier)])
+        return inserted.rowcount == 0
 
 
 # ---------------------------------------------------------------- rows into messages

@@ -79,13 +79,19 @@ def _json_reading(item: Any, low: int, high: int) -> Reading:
     return reading._replace(raw=said) if reading.value is not None and isinstance(said, str) else reading
 
 
-_BLOCK = re.compile(r"^[ \t]*\[(\d{1,4})\]", re.MULTILINE)
+# A block opens with its number in brackets, or as UltraFeedback's judge heads it (arXiv 2310.01377, its templates).
+_BLOCK = re.compile(
+    r"^[ \t]*(?:\[(?=\d{1,4}\])|#{1,6}[ \t]*Output for Text[ \t]+)(\d{1,4})\b\]?:?", re.MULTILINE | re.IGNORECASE
+)
 # What follows decides too: `4 out of 10`, `4 - 5` and `4 or 5` are not 4.
 _RATING = re.compile(r"\brating\b\s*[:=]?\s*(\S+)(\s+(?:out\s+of\b|of\b|or\b|to\b|[-/%]))?", re.IGNORECASE)
 
 
 def read_lines(text: str, n: int, low: int, high: int, *, cut: bool = False) -> list[Reading]:
-    """A reply with one block per completion, each opened by `[k]` and holding `rating r` once, or always the same r."""
+    """A reply with one block for each completion, which holds `rating r` once, or always the same r.
+
+    A block is opened by `[k]` or `#### Output for Text k`.
+    """
     marks = list(_BLOCK.finditer(text))
     numbers = [int(mark.group(1)) for mark in marks]
     if sorted(numbers) != list(range(1, n + 1)):

@@ -12,6 +12,7 @@ from typing import Any
 from rlaif.config import COMMAND_LINE, Document, Pipeline, TrainStage, TransformersModel, checked, load_value
 from rlaif.config.document import Position
 from rlaif.engines.identity import weights_digest
+from rlaif.engines.wire import Wires
 from rlaif.errors import InputError
 from rlaif.pipeline import training
 from rlaif.pipeline.engines import open_engine
@@ -68,7 +69,7 @@ async def train_alone(pipeline: Pipeline, out: Path, progress: Silent) -> dict[s
     if out.exists() and not (out / "training.json").is_file():
         raise _occupied(out)
     lock = hold(out.with_name(f".{out.name}.lock"), out)
-    engines = {name: open_engine(name, spec) for name, spec in pipeline.models.items() if name == "reward"}
+    engines = {name: open_engine(name, spec, Wires()) for name, spec in pipeline.models.items() if name == "reward"}
     interrupted = threading.Event()
     try:
         lessons = training.lessons_read(inputs, data.name)

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from rlaif.config import ModelSpec, OpenAIModel
 from rlaif.formats import CardFacts, preference_rows, sft_rows, ultrafeedback_rows, write_dataset
 from rlaif.formats.writing import Shape
-from rlaif.generate.pairing import Pairs
 from rlaif.generate.revising import unrevised
-from rlaif.records import Row
+from rlaif.records import Preference, Row
 
 SHAPES: dict[str, tuple[Shape, ...]] = {  # by the kind of stage that writes them
     "pair": ("ultrafeedback", "preference", "sft"),
@@ -25,49 +24,55 @@ PARQUET = "data/train-00000-of-00001.parquet"
 Table = tuple[Shape, Iterable[dict[str, Any]], Mapping[str, int]]  # its rows, and the prompts dropped by reason
 
 
-def preference_tables(rows: Sequence[Row], pairs: Pairs, weights: Mapping[str, float] | None) -> Iterator[Table]:
+def preference_tables(
+    rows: Iterable[Row], failed: int, preferences: Iterable[Preference], dropped: Mapping[str, int],
+    weights: Mapping[str, float] | None,
+) -> Iterator[Table]:  # fmt: skip
     """The preferences and their chosen completions as SFT data; where `weights` tell of ratings, all rated rows too.
 
     Ratings were paid for and are data whether or not they make a preference.
     """
     if weights is not None:
-        finished = [row for row in rows if row.failure is None]
-        failed = {"failed": len(rows) - len(finished)} if len(finished) < len(rows) else {}
-        yield "ultrafeedback", ultrafeedback_rows(finished, weights), failed
-    yield "preference", preference_rows(pairs.preferences), pairs.dropped
-    yield "sft", sft_rows(pairs.preferences), pairs.dropped
+        finished = (row for row in rows if row.failure is None)
+        yield "ultrafeedback", ultrafeedback_rows(finished, weights), {"failed": failed} if failed else {}
+    yield "preference", preference_rows(preferences), dropped
+    yield "sft", sft_rows(preferences), dropped
 
 
-def revision_tables(rows: Sequence[Row]) -> Iterator[Table]:
+def revision_tables(rows: Iterable[Row], dropped: Mapping[str, int]) -> Iterator[Table]:
     """The last revision of every completion as SFT data."""
-    reasons = [unrevised(row) for row in rows]
-    usable = [row for row, reason in zip(rows, reasons, strict=True) if reason is None]
-    yield "sft", sft_rows(usable), Counter(reason for reason in reasons if reason is not None)
+    yield "sft", sft_rows(row for row in rows if unrevised(row) is None), dropped
 
 
 def write_datasets(
     folder: Path,
     name: str,
     kind: str,
-    rows: Sequence[Row],
+    prompts: int,
     tables: Iterable[Table],
-    specs: Mapping[str, ModelSpec],
+    models: Mapping[str, ModelSpec],
     digests: Mapping[str, str],
 ) -> dict[str, str]:
     """Write the data sets of the stage `name`; returns the digest of each file. One without a row is not there.
 
-    `digests` are of what the rows were made with (a rubric, a constitution, templates) and stand in the cards.
+    `models` are those that the rows name, `digests` of what the rows were made with (a rubric, a constitution,
+    templates); both stand in the cards.
     """
-    models = {model: _stands_for(specs[model]) for row in rows for model in _models(row)}
+    stand_for = {model: _stands_for(spec) for model, spec in models.items()}
     written = {}
     left = set(SHAPES[kind])
     for shape, table, dropped in tables:
-        if not (lines := list(table)):
+        lines = iter(table)
+        first = next(lines, None)
+        if first is None:
             continue
         left.discard(shape)
         target = folder / dataset_name(name, shape)
-        write_dataset(shape, lines, target, CardFacts(target.name, len(rows), dropped, models, digests))
-        written[f"dataset {target.name}"] = hashlib.sha256((target / PARQUET).read_bytes()).hexdigest()[:32]
+        write_dataset(
+            shape, chain([first], lines), target, CardFacts(target.name, prompts, dropped, stand_for, digests)
+        )
+        with open(target / PARQUET, "rb") as file:
+            written[f"dataset {target.name}"] = hashlib.file_digest(file, "sha256").hexdigest()[:32]
     for shape in left:
         shutil.rmtree(folder / dataset_name(name, shape), ignore_errors=True)
     return written
@@ -86,7 +91,7 @@ def remove_others(folder: Path, stages: Mapping[str, str]) -> None:
             shutil.rmtree(path)
 
 
-def _models(row: Row) -> Iterator[str]:
+def named_models(row: Row) -> Iterator[str]:
     yield from (candidate.completion.model for candidate in row.candidates)
     yield from (rating.judge for rating in row.ratings)
     yield from (revision.critique.model for revision in row.revisions)

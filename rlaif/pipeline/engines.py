@@ -9,11 +9,12 @@ from pathlib import Path
 
 from rlaif.config import LocalModel, ModelSpec, OpenAIModel, SamplingSettings, TransformersModel, VLLMModel
 from rlaif.engines.protocol import Engine
+from rlaif.engines.wire import Wires
 from rlaif.errors import InputError
 from rlaif.resources import find
 
 
-def _transformers(name: str, spec: ModelSpec) -> Engine:
+def _transformers(name: str, spec: ModelSpec, wires: Wires) -> Engine:
     assert isinstance(spec, TransformersModel)
     _require("transformers", "torch", extra="train", why=f"the model {name!r} runs in this process")
     from rlaif.engines.transformers import TransformersEngine
@@ -23,14 +24,14 @@ def _transformers(name: str, spec: ModelSpec) -> Engine:
     )
 
 
-def _openai(name: str, spec: ModelSpec) -> Engine:
+def _openai(name: str, spec: ModelSpec, wires: Wires) -> Engine:
     assert isinstance(spec, OpenAIModel)
     from rlaif.engines.openai import OpenAIEngine
 
-    return OpenAIEngine(name, spec, api_key(spec))
+    return OpenAIEngine(name, spec, api_key(spec), wires)
 
 
-def _vllm(name: str, spec: ModelSpec) -> Engine:
+def _vllm(name: str, spec: ModelSpec, wires: Wires) -> Engine:
     assert isinstance(spec, VLLMModel)
     _require("vllm", extra="vllm", why=f"the model {name!r} runs in vLLM")
     from rlaif.engines.vllm import VLLMEngine
@@ -40,15 +41,16 @@ def _vllm(name: str, spec: ModelSpec) -> Engine:
     )
 
 
-_OPEN: dict[str, Callable[[str, ModelSpec], Engine]] = {
+_OPEN: dict[str, Callable[[str, ModelSpec, Wires], Engine]] = {
     "transformers": _transformers,
     "openai": _openai,
     "vllm": _vllm,
 }
 
 
-def open_engine(name: str, spec: ModelSpec) -> Engine:
-    return _OPEN[spec.engine](name, spec)
+def open_engine(name: str, spec: ModelSpec, wires: Wires) -> Engine:
+    """The engine of a model. Those behind one server share its connections, which `wires` holds."""
+    return _OPEN[spec.engine](name, spec, wires)
 
 
 def trained_spec(path: Path, parent: ModelSpec, method: str) -> TransformersModel | VLLMModel:

@@ -15,12 +15,11 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from rlaif.errors import InputError, WorkError
-from rlaif.records import Record
 
 STORE = Path("runs/calls.sqlite")
 MANIFEST_FORMAT = 1
@@ -157,30 +156,6 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except ValueError:
         return None
     return value if isinstance(value, dict) else None
-
-
-class RowWriter:
-    """Rows of a stage: appended as they finish, and put in the order of the prompts when the stage is done.
-
-    Until then they lie in `NAME.partial.jsonl`, usable at any moment (a torn last line can only be the last).
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path, self._partial = path, path.with_suffix(".partial.jsonl")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self._partial, "w", encoding="utf-8")  # noqa: SIM115 - closed by `finish` or `close`
-
-    def append(self, row: Record) -> None:
-        self._file.write(row.model_dump_json(exclude_defaults=True) + "\n")
-        self._file.flush()
-
-    def finish(self, rows: Iterable[Record]) -> None:
-        self._file.close()
-        write_text(self.path, "".join(row.model_dump_json(exclude_defaults=True) + "\n" for row in rows))
-        self._partial.unlink(missing_ok=True)
-
-    def close(self) -> None:
-        self._file.close()
 
 
 def read_lines(path: Path) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,10 @@ from rlaif.formats import (
     ReadResult,
     Rows,
     StatedPreference,
+    each_prompt,
     read_conversations,
     read_hub,
     read_preferences,
-    read_prompts,
 )
 from rlaif.generate import revising
 from rlaif.generate.revising import Reviser
@@ -46,6 +46,7 @@ from rlaif.lexicon import Lexicon, listed
 from rlaif.measure import Truth
 from rlaif.pipeline.engines import api_key
 from rlaif.pipeline.record import StageRecord
+from rlaif.pipeline.spool import Spool, Stored
 from rlaif.records import Candidate, Completion, Message, Prompt, Row, oneline
 from rlaif.resources import find, read_text
 from rlaif.rubric import read_rubric
@@ -60,7 +61,7 @@ class Inputs:
 
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline = pipeline
-        self.prompts: dict[str, list[Prompt]] = {}
+        self.prompts: dict[str, Stored[Prompt]] = {}
         self.conversations: dict[str, list[Conversation]] = {}
         self.preferences: dict[str, list[StatedPreference]] = {}
         self.judges: dict[str, Judge] = {}
@@ -69,7 +70,7 @@ class Inputs:
         self.chat_templates: dict[str, str] = {}
         self.records: dict[str, StageRecord] = {}
         self.notes: list[str] = []  # what is no error and should be known before anything is paid for
-        self._read: dict[str, tuple[list[Prompt], dict[str, int]]] = {}
+        self._read: dict[str, tuple[Stored[Prompt], dict[str, int]]] = {}
         for spec in pipeline.models.values():
             if isinstance(spec, OpenAIModel):
                 api_key(spec)
@@ -153,13 +154,17 @@ class Inputs:
             self.conversations[step.name] = self._kept(step, stage, read_conversations(_source(stage)))
 
     def _kept(self, step: Step, stage: DataStage, result: ReadResult[Any]) -> list[Any]:
-        kept, dropped = _take(result.items, stage.take, lambda item: item.split != "held-out", "held-out")
-        self._note(step, len(result.items), result.dropped, kept, dropped)
+        usable = [item for item in result.items if item.split != "held-out"]
+        kept = usable[: stage.take]
+        counts = {"held-out": len(result.items) - len(usable), "not taken": len(usable) - len(kept)}
+        dropped = Counter({reason: count for reason, count in counts.items() if count})
+        self._note(step, len(result.items), result.dropped, len(kept), dropped)
         return kept
 
     def _prompts(self, step: Step, stage: PromptsStage) -> None:
-        result = read_prompts(_source(stage), column=stage.column)
-        self._read[step.name] = (result.items, result.dropped)
+        dropped: Counter[str] = Counter()
+        read = Spool(Prompt, each_prompt(_source(stage), dropped, column=stage.column))
+        self._read[step.name] = (read, dropped)
         self.prompts[step.name] = self._of_split(step, step, stage.split, stage.take)
 
     def _measured(self, step: Step, stage: MeasureStage) -> None:
@@ -172,21 +177,25 @@ class Inputs:
             for prompt in self.prompts[step.name]:
                 gold(prompt.text, "")
 
-    def _of_split(self, step: Step, source: Step, split: Sequence[str], take: int | None) -> list[Prompt]:
+    def _of_split(self, step: Step, source: Step, split: Sequence[str], take: int | None) -> Stored[Prompt]:
         items, unusable = self._read[source.name]
-        named = " or ".join(split)
-        kept, dropped = _take(items, take, lambda p: "all" in split or p.split in split, f"not in the {named} split")
+        kept, dropped, named = Spool(Prompt), Counter[str](), " or ".join(split)
+        for prompt in items:
+            if "all" not in split and prompt.split not in split:
+                dropped[f"not in the {named} split"] += 1
+            elif take is not None and len(kept) >= take:
+                dropped["not taken"] += 1
+            else:
+                kept.append(prompt)
         if not kept:
             raise self.pipeline.error(step, f"none of the {len(items)} prompts is in the {named} split")
-        self._note(step, len(items), unusable, kept, dropped)
+        self._note(step, len(items), unusable, len(kept), dropped)
         return kept
 
-    def _note(
-        self, step: Step, read: int, unusable: dict[str, int], kept: Sequence[Any], dropped: Counter[str]
-    ) -> None:
+    def _note(self, step: Step, read: int, unusable: Mapping[str, int], kept: int, dropped: Counter[str]) -> None:
         given = read + sum(unusable.values())
         reads = step.source.name if step.source else None
-        record = StageRecord(step.name, step.stage.kind, reads, given, len(kept), dropped + Counter(unusable))
+        record = StageRecord(step.name, step.stage.kind, reads, given, kept, dropped + Counter(unusable))
         self.records[step.name] = record.checked()
 
 
@@ -251,13 +260,3 @@ def _source(stage: FileStage) -> Path | Rows:
         return read_hub(stage.hub, split=stage.hub_split)
     assert stage.path is not None
     return find(stage.path)
-
-
-def _take(
-    items: Sequence[Any], take: int | None, keep: Callable[[Any], bool], reason: str
-) -> tuple[list[Any], Counter[str]]:
-    """The first `take` items that `keep` lets through; the rest counted by reason."""
-    fitting = [item for item in items if keep(item)]
-    kept = fitting[:take]
-    counts = {reason: len(items) - len(fitting), "not taken": len(fitting) - len(kept)}
-    return kept, Counter({k: v for k, v in counts.items() if v})

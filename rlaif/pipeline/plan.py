@@ -7,6 +7,7 @@ long as they may get, so that `at most` is meant; token counts are by a rule of 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -133,7 +134,8 @@ async def _plan_stage(run: Run, step: Step, dry: DryScheduler) -> dict[str, Any]
         return await _plan_rows(run, step, dry)
     if isinstance(stage, PairStage):
         assert step.source is not None
-        known = {"rows": len(run.make_pairs(step, stage).preferences)}
+        made = run.pairs[step.name] = list(run.each_preference(step, stage, Counter()))
+        known = {"rows": len(made)}
         return known | ({"at_most": len(run.rows[step.source.name])} if _waits(run, step) else {})
     if isinstance(stage, TrainStage):
         return _plan_training(run, step, stage)
@@ -217,7 +219,7 @@ def _waits(run: Run, step: Step) -> bool:
 
 
 async def _plan_measure(run: Run, step: Step, stage: MeasureStage, dry: DryScheduler) -> dict[str, Any]:
-    prompts, judge = run.inputs.prompts[step.name], run.inputs.judges.get(step.name)
+    prompts, judge = list(run.inputs.prompts[step.name]), run.inputs.judges.get(step.name)
     if all(name in run.engines for name, _ in stage.named_models()):
         found = read_json(run.folder.path / "report" / "summary.json")
         if found is not None and found.get("key") == run.measure_key(step, stage):

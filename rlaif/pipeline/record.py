@@ -1,10 +1,56 @@
-"""What the manifest says of one stage."""
+"""What the manifest says of one stage, and how its rows are counted."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
+
+from rlaif.generate.revising import unrevised
+from rlaif.pipeline.datasets import named_models
+from rlaif.records import Row
+
+
+class RowCounts:
+    """What is counted of the rows of a row stage as they pass: nothing else of them is kept in memory."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.rows = self.failed = 0
+        self.models: set[str] = set()  # that the rows name
+        self.dropped: Counter[str] = Counter()  # rows that are of no use though they did not fail, by reason
+        self._facts: Counter[str] = Counter(dict.fromkeys(_FACTS[kind], 0))
+
+    def add(self, row: Row) -> None:
+        self.rows += 1
+        self.failed += row.failure is not None
+        self.models.update(named_models(row))
+        facts = self._facts
+        if self.kind == "sample":
+            facts["candidates"] += len(row.candidates)
+        elif self.kind == "revise":
+            facts["revisions"] += len(row.revisions)
+            facts["broken_off"] += sum(revision.problem is not None for revision in row.revisions)
+            if row.failure is None and (reason := unrevised(row)) is not None:  # what it is for is demonstrations
+                self.dropped[reason] += 1
+        elif self.kind == "compare":
+            facts["comparisons"] += len(row.comparisons)
+            facts["unparsed"] += sum(comparison.verdict is None for comparison in row.comparisons)
+            facts["orders_disagree"] += sum(comparison.disagrees for comparison in row.comparisons)
+        else:
+            facts["ratings"] += len(row.ratings)
+            facts["unparsed"] += sum(rating.value is None for rating in row.ratings)
+
+    def facts(self) -> dict[str, int]:
+        return dict(self._facts)
+
+
+_FACTS = {
+    "sample": ("candidates",),
+    "revise": ("revisions", "broken_off"),
+    "compare": ("comparisons", "unparsed", "orders_disagree"),
+    "rate": ("ratings", "unparsed"),
+}
 
 
 @dataclass

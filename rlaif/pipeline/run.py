@@ -9,10 +9,11 @@ from the call store.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -41,9 +42,10 @@ from rlaif.config import (
 from rlaif.engines.identity import weights_digest
 from rlaif.engines.protocol import Engine
 from rlaif.engines.scheduler import Sampler, Scheduler
+from rlaif.engines.wire import Wires
 from rlaif.errors import EngineError, RlaifError, WorkError
-from rlaif.generate.pairing import Pairs, pair
-from rlaif.generate.revising import revise, unrevised
+from rlaif.generate.pairing import each_preference
+from rlaif.generate.revising import revise
 from rlaif.generate.sampling import sample
 from rlaif.judges.comparing import compare
 from rlaif.judges.rating import rate
@@ -51,12 +53,30 @@ from rlaif.measure import measure, resolved
 from rlaif.pipeline import training
 from rlaif.pipeline.datasets import preference_tables, remove_others, revision_tables, write_datasets
 from rlaif.pipeline.engines import open_engine, trained_spec
-from rlaif.pipeline.folder import RowWriter, RunFolder, read_json, write_json, write_text
+from rlaif.pipeline.folder import RunFolder, read_json, write_json, write_text
 from rlaif.pipeline.inputs import Inputs, truth
 from rlaif.pipeline.progress import Progress
-from rlaif.pipeline.record import StageRecord
-from rlaif.records import Prompt, Row, digest
+from rlaif.pipeline.record import RowCounts, StageRecord
+from rlaif.pipeline.spool import RowWriter, Stored
+from rlaif.records import Preference, Prompt, Row, digest
 from rlaif.store import CallStore
+
+
+class NewRows:
+    """A row for each prompt, with nothing in it yet."""
+
+    def __init__(self, prompts: Stored[Prompt]) -> None:
+        self._prompts = prompts
+
+    def __len__(self) -> int:
+        return len(self._prompts)
+
+    def __iter__(self) -> Iterator[Row]:
+        return (Row(prompt=prompt) for prompt in self._prompts)
+
+
+Rows = Stored[Row] | NewRows | list[Row]
+Made = Stored[Preference] | list[Preference]
 
 MEASURE_VERSION = 3  # of what the figures mean; raising it measures anew
 TOLERATED = 0.05  # share of rows that may fail before a run stops short of training on what is left
@@ -66,17 +86,30 @@ class Run:
     """One execution. Holds what the stages have made so far; `execute` runs them."""
 
     def __init__(
-        self, pipeline: Pipeline, inputs: Inputs, folder: RunFolder, store: CallStore, progress: Progress
+        self,
+        pipeline: Pipeline,
+        inputs: Inputs,
+        folder: RunFolder,
+        store: CallStore,
+        progress: Progress,
+        *,
+        retry_failed: bool = False,
     ) -> None:
         self.pipeline, self.inputs, self.folder, self.store, self.progress = pipeline, inputs, folder, store, progress
         self.specs: dict[str, ModelSpec] = dict(pipeline.models)
         self.engines: dict[str, Engine] = {}
         self.settings: dict[str, SamplingSettings] = {}
         self.parents: dict[str, str] = {}
-        self.concurrency = {n: s.concurrency for n, s in pipeline.models.items() if isinstance(s, OpenAIModel)}
-        self.scheduler = Scheduler(store, self.engines, self.concurrency)
-        self.rows: dict[str, list[Row]] = {}
-        self.pairs: dict[str, Pairs] = {}
+        self.wires = Wires()
+        self.concurrency: dict[str, int] = {}  # by server
+        for spec in pipeline.models.values():
+            if isinstance(spec, OpenAIModel):
+                for url in spec.base_urls:
+                    self.concurrency[url] = max(spec.concurrency, self.concurrency.get(url, 0))
+        self.scheduler = Scheduler(store, self.engines, self.concurrency, retry_failed=retry_failed)
+        self.rows: dict[str, Rows] = {}
+        self.pairs: dict[str, Made] = {}
+        self._counts: dict[str, RowCounts] = {}
         self.records: list[StageRecord] = []
         self.failures: dict[str, dict[str, Any]] = {}
         self.digests: dict[str, str] = {}
@@ -90,7 +123,7 @@ class Run:
 
     def _add_model(self, name: str, spec: ModelSpec) -> None:
         self.specs[name] = spec
-        self.engines[name] = open_engine(name, spec)
+        self.engines[name] = open_engine(name, spec, self.wires)
         self.settings[name] = spec.sampling
 
     async def execute(self) -> str:
@@ -133,6 +166,7 @@ class Run:
         await self.scheduler.close()
         for engine in self.engines.values():
             await engine.close()
+        await self.wires.close()
         self.store.close()
         self.folder.close()
 
@@ -146,7 +180,7 @@ class Run:
 
     def _note_inputs(self) -> None:
         for name, prompts in self.inputs.prompts.items():
-            self.digests[f"prompts {name}"] = digest([p.id for p in prompts])
+            self.digests[f"prompts {name}"] = _digest_of_ids(prompts)
         for name, found in self.inputs.conversations.items():
             self.digests[f"data {name}"] = digest([[[m.role, m.content] for m in c.messages] for c in found])
         for name, stated in self.inputs.preferences.items():
@@ -178,8 +212,7 @@ class Run:
 
     def _failed_share(self) -> float:
         """The largest share of rows that failed in a row stage."""
-        shares = [sum(row.failure is not None for row in rows) / len(rows) for rows in self.rows.values() if rows]
-        return max(shares, default=0.0)
+        return max((counts.failed / counts.rows for counts in self._counts.values() if counts.rows), default=0.0)
 
     # ------------------------------------------------------------ table stages
 
@@ -200,36 +233,42 @@ class Run:
 
     def _pair(self, step: Step, stage: PairStage) -> StageRecord:
         assert step.source is not None
-        rows, pairs = self.rows[step.source.name], self.make_pairs(step, stage)
-        RowWriter(self._file(step)).finish(pairs.preferences)
-        judge = self.inputs.judges.get(step.source.name)
-        tables = preference_tables(rows, pairs, judge.rubric.weights() if judge else None)
+        rows, source = self.rows[step.source.name], step.source
+        judge, counts = self.inputs.judges.get(source.name), self._counts[source.name]
+        writer, margins, dropped = RowWriter(Preference, self._file(step)), 0.0, Counter[str]()
+        for preference in self.each_preference(step, stage, dropped):
+            writer.append(preference)
+            margins += preference.margin
+        preferences = writer.finish()
+        self.pairs[step.name] = preferences
+        tables = preference_tables(rows, counts.failed, preferences, dropped, judge.rubric.weights() if judge else None)
         self.digests |= write_datasets(
-            self.folder.path / "dataset", step.name, "pair", rows, tables, self.specs,
-            self._made_with(step.source.name),
+            self.folder.path / "dataset", step.name, "pair", len(rows), tables, self._named(counts),
+            self._made_with(source.name),
         )  # fmt: skip
-        margins = [p.margin for p in pairs.preferences]
         return StageRecord(
             step.name,
             "pair",
-            step.source.name,
+            source.name,
             len(rows),
-            pairs.paired,
-            Counter(pairs.dropped),
+            len(rows) - dropped.total(),
+            dropped,
             file=f"stages/{self._file(step).name}",
             facts={
                 "rule": _rule(stage, step),
-                "preferences": len(pairs.preferences),
-                "mean_margin": round(sum(margins) / len(margins), 4) if margins else None,
+                "preferences": len(preferences),
+                "mean_margin": round(margins / len(preferences), 4) if preferences else None,
             },
         )
 
-    def make_pairs(self, step: Step, stage: PairStage) -> Pairs:
+    def each_preference(self, step: Step, stage: PairStage, dropped: Counter[str]) -> Iterator[Preference]:
         assert step.source is not None
         judge = self.inputs.judges.get(step.source.name)
         weights = judge.rubric.weights() if judge else {}
-        pairs = self.pairs[step.name] = pair(self.rows[step.source.name], _rule(stage, step), weights, stage.min_margin)
-        return pairs
+        return each_preference(self.rows[step.source.name], _rule(stage, step), weights, stage.min_margin, dropped)
+
+    def _named(self, counts: RowCounts) -> dict[str, ModelSpec]:
+        return {name: self.specs[name] for name in sorted(counts.models)}
 
     async def _train(self, step: Step, stage: TrainStage) -> StageRecord:
         assert step.source is not None
@@ -282,7 +321,7 @@ class Run:
         if read is not None:
             return read
         if name in self.pairs:
-            return training.preferences(self.pairs[name].preferences)
+            return training.preferences(self.pairs[name])
         return training.revisions(self.rows[name])
 
     def training_key(self, step: Step, stage: TrainStage, lessons: training.Lessons) -> str:
@@ -312,7 +351,7 @@ class Run:
         self.progress.metrics(values)
 
     async def _measure(self, step: Step, stage: MeasureStage) -> StageRecord:
-        prompts, judge = self.inputs.prompts[step.name], self.inputs.judges.get(step.name)
+        prompts, judge = list(self.inputs.prompts[step.name]), self.inputs.judges.get(step.name)
         key, path = self.measure_key(step, stage), self.folder.path / "report" / "summary.json"
         found = read_json(path)
         if found is not None and found.get("key") == key:
@@ -363,17 +402,18 @@ class Run:
         began, title = time.monotonic(), " -> ".join(step.name for step in steps)
         rows = self.source_rows(steps[0])
         self.progress.begin(title, "rows", total=len(rows))
-        writers = {step.name: RowWriter(self._file(step)) for step in steps}
-        finished: dict[str, dict[int, Row]] = {step.name: {} for step in steps}
-        todo = iter(enumerate(rows))  # shared by the workers: each takes the next row that nobody has taken
+        writers = {step.name: RowWriter(Row, self._file(step)) for step in steps}
+        for step in steps:
+            self._counts[step.name] = RowCounts(step.stage.kind)
+        todo = enumerate(rows)  # shared by the workers: each takes the next row that nobody has taken
 
         async def worker() -> None:
             for index, row in todo:
                 for step in steps:
                     if row.failure is None:
                         row = await self.row(step, row, self.scheduler)
-                    finished[step.name][index] = row
-                    writers[step.name].append(row)
+                    self._counts[step.name].add(row)
+                    writers[step.name].append(row, index)
                 self.progress.advance(failed=row.failure is not None)
 
         try:
@@ -381,55 +421,38 @@ class Run:
                 for _ in range(min(self._window(steps), len(rows))):
                     group.create_task(worker())
         except* RlaifError as errors:
-            raise _first(errors) from None
-        finally:
             for writer in writers.values():
                 writer.close()
-        already_failed = sum(row.failure is not None for row in rows)
+            raise _first(errors) from None
+        assert steps[0].source is not None
+        failed_before = self._counts[steps[0].source.name].failed if steps[0].source.name in self._counts else 0
         for step in steps:
-            done = [finished[step.name][index] for index in range(len(rows))]
-            writers[step.name].finish(done)
+            counts, done = self._counts[step.name], writers[step.name].finish()
             self.rows[step.name] = done
             if step.stage.kind == "revise":
+                dropped = counts.dropped + Counter({"failed": counts.failed})
                 self.digests |= write_datasets(
-                    self.folder.path / "dataset", step.name, "revise", done, revision_tables(done), self.specs,
-                    self._made_with(step.name),
+                    self.folder.path / "dataset", step.name, "revise", len(done),
+                    revision_tables(done, +dropped), self._named(counts), self._made_with(step.name),
                 )  # fmt: skip
-            failed = sum(row.failure is not None for row in done) - already_failed
-            record = self._row_record(step, done, failed, already_failed)
+            record = self._row_record(step, counts, failed_before)
             record.seconds = time.monotonic() - began if step is steps[-1] else None
             self.records.append(record.checked())
-            already_failed += failed
+            failed_before = counts.failed
         ended = self.records[-len(steps) :]
         self.progress.end(title, "; ".join(f"{r.name} {r.outcome()}" for r in ended))
 
-    def source_rows(self, step: Step) -> list[Row]:
+    def source_rows(self, step: Step) -> Rows:
         """The rows a row stage starts from: those of an earlier row stage, or new ones for its prompts."""
         assert step.source is not None
         if step.source.name in self.rows:
             return self.rows[step.source.name]
-        return [Row(prompt=prompt) for prompt in self.inputs.prompts[step.source.name]]
+        return NewRows(self.inputs.prompts[step.source.name])
 
-    def _row_record(self, step: Step, rows: Sequence[Row], failed: int, already_failed: int) -> StageRecord:
-        if isinstance(step.stage, SampleStage):
-            facts = {"candidates": sum(len(row.candidates) for row in rows)}
-        elif isinstance(step.stage, ReviseStage):
-            revisions = [revision for row in rows for revision in row.revisions]
-            facts = {"revisions": len(revisions), "broken_off": sum(r.problem is not None for r in revisions)}
-        elif isinstance(step.stage, CompareStage):
-            comparisons = [comparison for row in rows for comparison in row.comparisons]
-            facts = {
-                "comparisons": len(comparisons),
-                "unparsed": sum(c.verdict is None for c in comparisons),
-                "orders_disagree": sum(c.disagrees for c in comparisons),
-            }
-        else:
-            ratings = [rating for row in rows for rating in row.ratings]
-            facts = {"ratings": len(ratings), "unparsed": sum(rating.value is None for rating in ratings)}
-        given = len(rows) - already_failed  # a row counts as failed in the stage it failed in, and only there
-        dropped = Counter({"failed": failed}) if failed else Counter()
-        if isinstance(step.stage, ReviseStage):  # what it is for is demonstrations
-            dropped += Counter(reason for row in rows if row.failure is None and (reason := unrevised(row)) is not None)
+    def _row_record(self, step: Step, counts: RowCounts, failed_before: int) -> StageRecord:
+        given = counts.rows - failed_before  # a row counts as failed in the stage it failed in, and only there
+        failed = counts.failed - failed_before
+        dropped = counts.dropped + Counter({"failed": failed})
         return StageRecord(
             step.name,
             step.stage.kind,
@@ -438,7 +461,7 @@ class Run:
             given - dropped.total(),
             dropped,
             file=f"stages/{self._file(step).name}",
-            facts=facts,
+            facts=counts.facts(),
         )
 
     async def row(self, step: Step, row: Row, sampler: Sampler) -> Row:
@@ -471,7 +494,8 @@ class Run:
         names |= {s.stage.model for s in steps if isinstance(s.stage, RateStage | ReviseStage | CompareStage)}
         local = [spec for name in names if isinstance(spec := self.specs[name], TransformersModel | VLLMModel)]
         batch = max((4 * spec.batch_size for spec in local), default=0)
-        return max(batch, 2 * sum(self.concurrency.get(name, 0) for name in names), 16)
+        urls = {u for name in names if isinstance(spec := self.specs[name], OpenAIModel) for u in spec.base_urls}
+        return max(batch, sum(self.concurrency[url] for url in urls), 16)
 
     # ------------------------------------------------------------ the manifest
 
@@ -517,6 +541,13 @@ class Run:
                 "failures": self.failures,
             }
         )
+
+
+def _digest_of_ids(prompts: Iterable[Prompt]) -> str:
+    total = hashlib.sha256()
+    for prompt in prompts:
+        total.update(prompt.id.encode())
+    return total.hexdigest()[:32]
 
 
 def _rule(stage: PairStage, step: Step) -> str:

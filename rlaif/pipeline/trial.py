@@ -8,6 +8,7 @@ from pathlib import Path
 from rlaif.config import Rater, ReviseStage, SamplingSettings, TransformersModel
 from rlaif.constitution import Constitution, Principle
 from rlaif.engines.scheduler import Scheduler
+from rlaif.engines.wire import Wires
 from rlaif.errors import InputError
 from rlaif.formats import read_prompts
 from rlaif.generate.revising import Reviser, revise
@@ -72,7 +73,7 @@ async def put(prompt: str, principle: str, seed: int) -> Row:
         for name in (*POLICIES, ANNOTATOR)
     }
     store = CallStore(Path(":memory:"))
-    engines = {name: open_engine(name, spec) for name, spec in specs.items()}
+    engines = {name: open_engine(name, spec, Wires()) for name, spec in specs.items()}
     scheduler = Scheduler(store, engines, {})
     asked = Prompt(messages=(Message(role="user", content=prompt),))
     try:

@@ -1,0 +1,111 @@
+"""Records in files instead of memory: a run is as large as its disk, not as its memory."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from array import array
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from rlaif.records import Record
+
+Kind = TypeVar("Kind", bound=Record)
+
+
+class Stored(Generic[Kind]):
+    """The records of a file that is not changed any more, read anew each time they are gone through."""
+
+    def __init__(self, kind: type[Kind], path: Path, count: int) -> None:
+        self.kind, self.path, self._count = kind, path, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Kind]:
+        with open(self.path, "rb") as file:
+            for line in file:
+                yield self.kind.model_validate_json(line)
+
+
+class Spool(Stored[Kind]):
+    """Records put into a temporary file one after the other, which goes when the spool does."""
+
+    def __init__(self, kind: type[Kind], records: Iterable[Kind] = ()) -> None:
+        self._file = tempfile.NamedTemporaryFile("wb", prefix="rlaif-", suffix=".jsonl")  # noqa: SIM115
+        super().__init__(kind, Path(self._file.name), 0)
+        for record in records:
+            self.append(record)
+
+    def append(self, record: Kind) -> None:
+        self._file.write(_line(record))
+        self._count += 1
+
+    def __iter__(self) -> Iterator[Kind]:
+        self._file.flush()
+        return super().__iter__()
+
+
+class RowWriter(Generic[Kind]):
+    """Rows of a stage: appended as they finish, and put in the order of the prompts when the stage is done.
+
+    Until then they lie in `NAME.partial.jsonl`, usable at any moment (a torn last line can only be the last).
+    """
+
+    def __init__(self, kind: type[Kind], path: Path) -> None:
+        self.kind, self.path, self._partial = kind, path, path.with_suffix(".partial.jsonl")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(self._partial, "wb", buffering=0)  # noqa: SIM115 - closed by `finish`, or with the writer
+        # Where each row lies, by its number: two numbers for a row, which is all that is kept of it here.
+        self._numbers, self._starts, self._end = array("q"), array("q"), 0
+
+    def append(self, row: Kind, number: int | None = None) -> None:
+        """Write a row; `number` is its place in the end, where that is not the order of writing."""
+        line = _line(row)
+        self._file.write(line)
+        self._numbers.append(len(self._numbers) if number is None else number)
+        self._starts.append(self._end)
+        self._end += len(line)
+
+    def finish(self) -> Stored[Kind]:
+        """The rows in their order, under the file's own name."""
+        os.fsync(self._file.fileno())
+        self._file.close()
+        count = len(self._numbers)
+        if all(number == place for place, number in enumerate(self._numbers)):
+            os.replace(self._partial, self.path)
+        else:
+            self._sort()
+        return Stored(self.kind, self.path, count)
+
+    def _sort(self) -> None:
+        count, temporary = len(self._numbers), self.path.with_name(f".{self.path.name}.tmp")
+        written = array("q", bytes(8 * count))  # which row, in order of writing, has this number
+        for place, number in enumerate(self._numbers):
+            written[number] = place
+        with open(self._partial, "rb") as source, open(temporary, "wb") as target:
+            for place in written:
+                source.seek(self._starts[place])
+                end = self._starts[place + 1] if place + 1 < count else self._end
+                target.write(source.read(end - self._starts[place]))
+            target.flush()
+            os.fsync(target.fileno())
+        os.replace(temporary, self.path)
+        self._partial.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Leave what was appended as it is."""
+        self._file.close()
+
+
+def _line(record: Record) -> bytes:
+    return record.model_dump_json(exclude_defaults=True).encode() + b"\n"
+
+
+def room(folder: Path) -> int:
+    """Bytes that are free where `folder` is, or will be."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
