@@ -11,10 +11,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from rlaif.records import Usage
+from typing import Any
 
 
 class RlaifError(Exception):
@@ -67,7 +64,7 @@ class EngineError(WorkError):
         fatal: bool = False,
         fix: str | None = None,
         wait: float | None = None,
-        usage: Usage | None = None,
+        usage: Any = None,
     ) -> None:
         super().__init__(message, fix=fix)
         self.cause, self.retryable, self.fatal, self.wait, self.usage = cause, retryable, fatal, wait, usage

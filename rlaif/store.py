@@ -170,6 +170,7 @@ class CallStore:
                 self._reads, self._read_lock = _connected(f"{path.resolve().as_uri()}?mode=ro"), threading.Lock()
             self._any_failures = bool(self._reads.execute("SELECT EXISTS (SELECT 1 FROM failures)").fetchone()[0])
             self._last: int = self._reads.execute("SELECT coalesce(max(id), 0) FROM calls").fetchone()[0]
+            self._told = bytearray((self._last >> 3) + 1)  # a bit for each call: a set of keys would grow with the run
         except (sqlite3.Error, OSError) as error:
             raise self._error(error) from None
 
@@ -206,9 +207,17 @@ class CallStore:
         return {key: _read(found) for key, found in self._found("calls", "answer", keys).items()}
 
     def find(self, keys: Iterable[str]) -> dict[str, tuple[dict[str, Any], bool]]:
-        """As `get`, each answer with whether it was there when this store was opened."""
+        """As `get`, each answer with whether it is an expense of an earlier run that was not told of yet."""
         rows = self._rows("calls", "key, answer, id", keys)
-        return {key: (_read(answer), number <= self._last) for key, answer, number in rows}
+        return {key: (_read(answer), self._untold(number)) for key, answer, number in rows}
+
+    def _untold(self, number: int) -> bool:
+        if number > self._last:  # paid for since this store was opened
+            return False
+        place, bit = number >> 3, 1 << (number & 7)
+        untold = not self._told[place] & bit
+        self._told[place] |= bit
+        return untold
 
     def request(self, key: str) -> dict[str, Any] | None:
         """What was asked: the model's name in the pipeline, messages, sampling, schema, index and attempt."""

@@ -18,8 +18,10 @@ from serving import Answer, Script, completion, scripted, serve, top_logprobs
 
 from rlaif.config import OpenAIModel
 from rlaif.engines import openai as module
+from rlaif.engines import traffic
 from rlaif.engines.openai import OpenAIEngine
 from rlaif.engines.protocol import Reply, Request
+from rlaif.engines.traffic import Tally, Traffic
 from rlaif.engines.transformers import TransformersEngine
 from rlaif.errors import EngineError
 from rlaif.records import Message, Sampling
@@ -32,19 +34,37 @@ def ask(text: str = "hi", *, indices: tuple[int, ...] = (0,), **sampling: object
     return Request(messages=(Message(role="user", content=text),), sampling=settings, indices=indices)
 
 
-def make(base_url: str, **settings: Any) -> OpenAIEngine:
+def make(base_url: str | tuple[str, ...], **settings: Any) -> OpenAIEngine:
     spec = OpenAIModel.model_validate(
         {"engine": "openai", "model": "tiny", "base_url": base_url, "retries": 2, **settings}
     )
     return OpenAIEngine("judge", spec, KEY)
 
 
+TALLIES: dict[OpenAIEngine, Tally] = {}
+
+
+def tally(engine: OpenAIEngine) -> Tally:
+    """What was counted of an engine: requests sent again, and what was paid for nothing."""
+    return TALLIES.setdefault(engine, Tally())
+
+
 def run(engine: OpenAIEngine, *requests: Request) -> list[list[Reply | EngineError]]:
+    """What comes of requests that go the way all requests go. Every reply must have been kept."""
+
     async def go() -> list[list[Reply | EngineError]]:
+        on_the_way = Traffic(lambda _: tally(engine), {})
+        kept: list[Reply] = []
+
+        async def keep(replies: list[tuple[int, Reply]]) -> None:
+            kept.extend(reply for _, reply in replies)
+
         try:
-            return await engine.sample(requests)
+            arrived = list(await asyncio.gather(*(on_the_way.ask(engine, r, keep, lambda: True) for r in requests)))
         finally:
             await engine.close()
+        assert len(kept) == sum(isinstance(one, Reply) for ones in arrived for one in ones)
+        return arrived
 
     return asyncio.run(go())
 
@@ -66,7 +86,8 @@ def bad(engine: OpenAIEngine, request: Request) -> EngineError:
 def probe(engine: OpenAIEngine) -> bool | None:
     async def go() -> None:
         try:
-            await engine.probe()
+            for usage in await engine.probe(engine.places[0]):
+                tally(engine).pay(usage, discarded=True)
         finally:
             await engine.close()
 
@@ -76,7 +97,7 @@ def probe(engine: OpenAIEngine) -> bool | None:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(traffic, "FIRST_WAIT", 0.01)
 
 
 # ---------------------------------------------------------------- a server that behaves
@@ -191,7 +212,7 @@ def test_a_server_that_ignores_n_is_asked_one_by_one_with_the_same_seeds() -> No
         assert [request["body"]["n"] for request in script.requests] == [3, 1, 1]
         good(engine, ask(indices=(0, 1), seed=5))
         assert [request["body"]["n"] for request in script.requests[3:]] == [1, 1]
-        assert not engine.account.retries  # nothing failed
+        assert not tally(engine).retries  # nothing failed
 
 
 def test_more_choices_than_asked_for_are_cut_and_order_is_by_index() -> None:
@@ -267,7 +288,7 @@ def test_an_empty_sample_is_asked_again_under_another_seed_and_the_others_are_ke
         bodies = [request["body"] for request in script.requests]
     assert [reply.text for reply in replies] == ["x", "y", "z"]
     assert (bodies[1]["n"], bodies[1]["seed"]) == (1, 1 + module.EMPTY_STRIDE)
-    assert engine.account.retries == Counter(empty=1)
+    assert tally(engine).retries == Counter(empty=1)
 
 
 def answer_but(*silent: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
@@ -287,8 +308,8 @@ def test_one_sample_that_stays_empty_leaves_the_others() -> None:
         assert [request["body"]["n"] for request in script.requests] == [4, 1, 1]
     assert [isinstance(one, Reply) and one.text for one in arrived] == ["seed 0", "seed 1", False, "seed 3"]
     assert isinstance(arrived[2], EngineError) and arrived[2].cause == "empty"
-    assert (engine.account.discarded, engine.account.completion_tokens) == (3, 15)
-    assert engine.account.prompt_tokens == 14  # the first request's was carried by the sample that came
+    assert (tally(engine).discarded, tally(engine).completion_tokens) == (3, 15)
+    assert tally(engine).prompt_tokens == 14  # the first request's was carried by the sample that came
 
 
 def test_one_by_one_a_refused_sample_leaves_the_others() -> None:
@@ -321,14 +342,14 @@ def test_a_probe_is_accounted_for() -> None:
     with scripted([Answer(completion("x"))]) as script:
         engine = make(script.base_url)
         probe(engine)
-    assert (engine.account.discarded, engine.account.prompt_tokens, engine.account.completion_tokens) == (3, 21, 15)
+    assert (tally(engine).discarded, tally(engine).prompt_tokens, tally(engine).completion_tokens) == (3, 21, 15)
 
 
-def test_models_of_one_server_share_its_name() -> None:
-    one = make("http://a/v1")
-    assert one.server == make("http://a/v1", model="other").server
-    assert len({one.server, make("http://b/v1").server, make("http://a/v1", api_key_env="MY_KEY").server}) == 3
-    assert KEY not in one.server + one.identity
+def test_replicas_share_an_identity_and_a_place_names_no_key() -> None:
+    one, both = make("http://a/v1"), make(("http://a/v1", "http://b/v1"))
+    assert one.identity == both.identity != make(("http://b/v1", "http://a/v1")).identity
+    assert both.places == ("http://a/v1", "http://b/v1")
+    assert KEY not in "".join(both.places) + one.identity
 
 
 def test_a_server_with_nothing_to_say_is_given_up() -> None:
@@ -354,7 +375,7 @@ PASSING = {
     "409": (Answer(status=409), "server"),
     "429": (Answer({"error": {"message": "slow down"}}, status=429), "rate-limit"),
     "500": (Answer("oops", status=500), "server"),
-    "503": (Answer({"detail": "loading"}, status=503), "server"),
+    "503": (Answer({"detail": "loading"}, status=503), "overloaded"),
     "not json": (Answer("<html>busy</html>"), "bad-body"),
     "truncated json": (Answer('{"choices": [{"message": {"content": "x'), "bad-body"),
     "no choices": (Answer(completion()), "bad-body"),
@@ -362,7 +383,7 @@ PASSING = {
     "aborted": (Answer(completion("x", finish_reason="abort")), "bad-body"),
     "empty": (Answer(completion("")), "empty"),
     "dropped": (Answer(drop=True), "connection"),
-    "cut": (Answer(completion("x"), cut=20), "connection"),
+    "cut": (Answer(completion("x"), cut=20), "bad-body"),
     "late": (Answer(completion("x"), delay=1.0), "timeout"),
 }
 
@@ -374,16 +395,35 @@ def test_a_passing_fault_is_retried_and_counted(fault: str) -> None:
         engine = make(script.base_url, timeout=0.5)
         assert [reply.text for reply in good(engine, ask())] == ["fine"]
         assert len(script.requests) == 2
-    assert engine.account.retries == Counter({cause: 1})
+    assert tally(engine).retries == Counter({cause: 1})
 
 
-@pytest.mark.parametrize("fault", [name for name in PASSING if name != "late"])
+@pytest.mark.parametrize("fault", [name for name in PASSING if name not in ("late", "429")])
 def test_a_fault_that_stays_is_given_up_after_the_retries(fault: str) -> None:
     answer, cause = PASSING[fault]
     with scripted([answer]) as script:
         error = bad(make(script.base_url, timeout=5), ask())
         assert len(script.requests) == 3  # one and two retries
     assert (error.cause, error.retryable) == (cause, True)
+
+
+def test_a_server_that_says_when_to_come_back_is_asked_for_longer_than_a_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    busy = Answer({"error": {"message": "slow down"}}, status=429, headers={"retry-after": "0.01"})
+    with scripted([busy] * 20 + [FINE]) as script:
+        engine = make(script.base_url)
+        assert good(engine, ask())[0].text == "fine"
+        assert tally(engine).retries == Counter({"rate-limit": 20})
+    monkeypatch.setattr(traffic, "LIMITED", 0.0)
+    with scripted([busy]) as script:
+        assert bad(make(script.base_url), ask()).cause == "rate-limit"
+
+
+def test_an_account_without_credit_is_not_waited_for() -> None:
+    spent = Answer({"error": {"message": "You exceeded your quota", "code": "insufficient_quota"}}, status=429)
+    with scripted([spent]) as script:
+        error = bad(make(script.base_url), ask())
+        assert len(script.requests) == 1
+    assert error.cause == "quota" and error.fatal and "no credit left" in str(error)  # nothing else can succeed
 
 
 def test_retry_after_is_honoured_and_capped(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -395,15 +435,15 @@ def test_retry_after_is_honoured_and_capped(monkeypatch: pytest.MonkeyPatch) -> 
 
     assert waited("0.4") >= 0.4
     assert waited("soon") < 0.4
-    monkeypatch.setattr(module, "LONGEST_WAIT", 0.1)
+    monkeypatch.setattr(traffic, "LONGEST_WAIT", 0.1)
     assert waited("3600") < 2
     assert waited(email.utils.formatdate(time.time() + 3600, usegmt=True)) < 2
 
 
 def test_backoff_grows_with_full_jitter_up_to_a_cap(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "FIRST_WAIT", 1.0)
+    monkeypatch.setattr(traffic, "FIRST_WAIT", 1.0)
     for tries, longest in ((1, 1), (3, 4), (20, 60)):
-        waits = [module._wait(tries) for _ in range(500)]
+        waits = [traffic._wait([EngineError("x", cause="server")], tries) for _ in range(500)]
         assert 0 <= min(waits) < 0.1 * longest and 0.9 * longest < max(waits) <= longest
 
 
@@ -444,7 +484,7 @@ def test_a_refusal_is_not_retried_and_says_what_to_do(
         with scripted([Answer(body, status=status)]) as script:
             engine = make(script.base_url, api_key_env="MY_KEY")
             error = bad(engine, ask())
-            assert len(script.requests) == 1 and not engine.account.retries
+            assert len(script.requests) == 1 and not tally(engine).retries
         assert (error.cause, error.fatal, error.retryable) == (cause, fatal, False)
         assert message.replace(KEY, "***") in str(error)
         assert (fix or "") in (error.fix or "") and (error.fix is None) == (fix is None)
@@ -463,7 +503,7 @@ def test_a_server_that_is_not_there() -> None:
     # Once the server was there, a request that finds it gone is that row's alone, until many do.
     assert error.cause == "connection" and not error.fatal and error.retryable
     assert f"is the server running at http://127.0.0.1:{port}/v1?" in str(error)
-    assert engine.account.retries == Counter(connection=2)
+    assert tally(engine).retries == Counter(connection=2)
     with pytest.raises(EngineError) as caught:
         probe(engine)
     assert caught.value.fatal
@@ -494,7 +534,8 @@ def test_the_key_never_shows(answer: Callable[[str], Answer], caplog: pytest.Log
         error = bad(engine, ask())
         seen = _everything_said(error, script)
     assert KEY not in seen + repr(engine) + caplog.text
-    assert error.__cause__ is None and error.__suppress_context__  # a traceback shows no request
+    # A traceback shows no request.
+    assert error.__cause__ is None and (error.__context__ is None or error.__suppress_context__)
 
 
 def _everything_said(error: EngineError, script: Script) -> str:

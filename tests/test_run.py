@@ -267,8 +267,12 @@ def test_a_row_that_fails_is_kept_with_its_cause_and_tried_again(
         assert code == 0 and "incomplete" in out and "1 row failed" in out
         asked(models)
         broken = False
-        assert run_cli("run", "echo.yaml", "models.two.retries=1")[0] == 0
+        code, out, _ = run_cli("run", "echo.yaml", "models.two.retries=1")  # what finally failed is not paid for again
+        assert code == 1 and "1 row failed" in out and "--retry-failed" in out
+        assert asked(models) == {"one": 0, "two": 0, "judge": 0}
+        assert run_cli("run", "echo.yaml", "models.two.retries=1", "--retry-failed")[0] == 0
         assert asked(models) == {"one": 0, "two": 2, "judge": 2}
+        assert run_cli("run", "echo.yaml", "models.two.retries=1")[0] == 0
 
 
 def test_a_server_that_is_down_stops_the_run_with_a_sentence(tmp_path: Path, run_cli: Cli) -> None:
@@ -400,5 +404,5 @@ def test_a_run_that_lost_many_rows_does_not_measure_what_is_left(
         assert manifest(tmp_path / "runs/echo")["state"] == "incomplete"
         assert not (tmp_path / "runs/echo/report").exists()
         broken = False
-        assert run_cli("run", "echo.yaml", "models.two.retries=0")[0] == 0
+        assert run_cli("run", "echo.yaml", "models.two.retries=0", "--retry-failed")[0] == 0
         assert (tmp_path / "runs/echo/report/summary.json").exists()

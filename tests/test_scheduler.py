@@ -11,8 +11,10 @@ import pytest
 from echo import Echo
 
 from rlaif.engines import scheduler as module
-from rlaif.engines.protocol import TRANSPORT, Account, Reply, Request
-from rlaif.engines.scheduler import PATIENCE, Scheduler, together
+from rlaif.engines import traffic
+from rlaif.engines.protocol import Reply, Request
+from rlaif.engines.scheduler import Scheduler, together
+from rlaif.engines.traffic import BREAK, TRANSPORT
 from rlaif.errors import EngineError, InputError
 from rlaif.records import Message, Sampling, Usage
 from rlaif.store import CallStore
@@ -27,30 +29,38 @@ class Server(Echo):
     """
 
     in_process = False
+    retries, limits = 0, None
 
-    def __init__(self, name: str, failing: int = 0, server: str = "http://a/v1", delay: float = 0.002) -> None:
+    def __init__(self, name: str, failing: int = 0, place: str = "http://a/v1", delay: float = 0.002) -> None:
         super().__init__(name)
         self.open = self.most_open = self.probes = 0
-        self.failing, self.server, self.delay = failing, server, delay
-        self.account = Account()
+        self.failing, self.places, self.delay = failing, (place,), delay
+        self.capabilities: dict[str, bool | None] = {}
 
-    async def probe(self) -> None:
+    async def probe(self, place: str) -> list[Usage]:
         self.probes += 1
-        for _ in range(3):
-            self.account.discard(Usage(prompt_tokens=8, completion_tokens=16))
+        self.capabilities["seed"] = True
+        return [Usage(prompt_tokens=8, completion_tokens=16)] * 3
 
-    async def sample(self, requests: Sequence[Request]) -> list[list[Reply | EngineError]]:
-        assert len(requests) == 1
+    def parts(self, request: Request) -> list[Request]:
+        return [request]
+
+    def estimate(self, request: Request) -> int:
+        return 1
+
+    async def post(self, request: Request, place: str) -> list[Reply | EngineError]:
         self.open += 1
         self.most_open = max(self.most_open, self.open)
-        await asyncio.sleep(self.delay)
-        self.open -= 1
+        try:
+            await asyncio.sleep(self.delay)
+        finally:
+            self.open -= 1
         if self.failing > 0:
             self.failing -= 1
-            self.asked.extend(requests)
-            return [[EngineError("no answer", cause="connection", retryable=True)] * len(requests[0].indices)]
-        [replies] = await super().sample(requests)
-        return [[self.refuses(requests[0], i) or r for i, r in zip(requests[0].indices, replies, strict=True)]]
+            self.asked.append(request)
+            return [EngineError("no answer", cause="connection", retryable=True)] * len(request.indices)
+        [replies] = await self.sample([request])
+        return [self.refuses(request, i) or r for i, r in zip(request.indices, replies, strict=True)]
 
     def refuses(self, request: Request, index: int) -> EngineError | None:
         return None
@@ -75,7 +85,7 @@ def ask(text: str) -> list[Message]:
 
 
 def run(engine: Echo, work: Any, concurrency: int = 4) -> Scheduler:
-    scheduler = Scheduler(CallStore(Path(":memory:")), {engine.name: engine}, {engine.name: concurrency})
+    scheduler = Scheduler(CallStore(Path(":memory:")), {engine.name: engine}, {"http://a/v1": concurrency})
     asyncio.run(work(scheduler))
     return scheduler
 
@@ -116,11 +126,11 @@ def test_a_server_is_probed_once_and_its_concurrency_is_kept() -> None:
 
 
 def test_models_of_one_server_share_its_probe() -> None:
-    engines = [Server("a"), Server("b"), Server("c", server="http://c/v1")]
+    engines = [Server("a"), Server("b"), Server("c", place="http://c/v1")]
 
     async def work() -> Scheduler:
         names = {engine.name: engine for engine in engines}
-        scheduler = Scheduler(CallStore(Path(":memory:")), names, dict.fromkeys(names, 2))
+        scheduler = Scheduler(CallStore(Path(":memory:")), names, {})
         await asyncio.gather(*(scheduler.sample(name, ask("q"), SAMPLING) for name in names))
         return scheduler
 
@@ -142,18 +152,53 @@ def test_rows_in_flight_fill_the_batches_of_a_model_in_process() -> None:
     assert len(engine.sizes) == 5  # 21 requests of three samples fit a batch of 64
 
 
-def test_one_failure_is_that_rows_alone_and_many_in_a_row_are_fatal() -> None:
-    engine = Server("m", failing=PATIENCE + 1)
+def test_a_server_that_comes_back_costs_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that is down is left alone, tried now and then, and given its work when it is back."""
+    monkeypatch.setattr(traffic, "PAUSE", 0.02)
+    engine = Server("m", failing=BREAK + 3)
 
     async def work(scheduler: Scheduler) -> None:
-        for number in range(1, PATIENCE + 2):
+        engine.retries = 1
+        texts = await asyncio.gather(*(scheduler.sample("m", ask(str(i)), SAMPLING) for i in range(BREAK)))
+        assert len(texts) == BREAK and all(one[0].text for one in texts)
+
+    scheduler = run(engine, work, concurrency=BREAK)
+    assert len(engine.asked) == (BREAK + 3) + BREAK  # three trials by one request at a time, then everybody
+    assert scheduler.tally("m").failed == 0 and scheduler.tally("m").retries["connection"] == BREAK + 3
+
+
+def test_a_server_that_stays_away_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(traffic, "PAUSE", 0.02)
+    monkeypatch.setattr(traffic, "GIVE_UP", 0.1)
+    engine = Server("m", failing=10**6)
+
+    async def work(scheduler: Scheduler) -> None:
+        engine.retries = 1
+        rows = [asyncio.create_task(scheduler.sample("m", ask(str(i)), SAMPLING)) for i in range(3 * BREAK)]
+        done, waiting = await asyncio.wait(rows, return_when=asyncio.FIRST_EXCEPTION, timeout=5)
+        with pytest.raises(EngineError, match=r"\d+ requests in a row failed, the last: no answer") as caught:
+            await next(iter(done))
+        assert caught.value.fatal
+        for row in waiting:
+            row.cancel()
+        await scheduler.close()
+
+    run(engine, work)
+    assert len(engine.asked) < 4 * BREAK  # left alone, not hammered
+
+
+def test_one_failure_is_that_rows_alone() -> None:
+    engine = Server("m", failing=3)
+
+    async def work(scheduler: Scheduler) -> None:
+        for number in range(3):
             with pytest.raises(EngineError) as caught:
                 await scheduler.sample("m", ask(str(number)), SAMPLING)
-            assert caught.value.fatal == (number >= PATIENCE)
+            assert not caught.value.fatal
         assert (await scheduler.sample("m", ask("after"), SAMPLING))[0].text
 
     scheduler = run(engine, work)
-    assert scheduler.tally("m").causes == {"connection": PATIENCE + 1}
+    assert scheduler.tally("m").causes == {"connection": 3}
 
 
 @pytest.mark.parametrize("cause", ["too-long", "http-400", "empty", "no-logprobs"])
@@ -163,7 +208,7 @@ def test_what_is_wrong_with_a_request_never_stops_the_run(cause: str) -> None:
             return EngineError("no", cause=cause)
 
     async def work(scheduler: Scheduler) -> None:
-        for number in range(2 * PATIENCE):
+        for number in range(2 * BREAK):
             with pytest.raises(EngineError) as caught:
                 await scheduler.sample("m", ask(str(number)), SAMPLING)
             assert not caught.value.fatal
@@ -179,7 +224,7 @@ def test_a_request_that_makes_a_server_hang_up_is_that_rows_alone_while_others_s
             return EngineError("hung up", cause="connection", retryable=True) if poison else None
 
     async def work(scheduler: Scheduler) -> None:
-        for number in range(2 * PATIENCE):
+        for number in range(2 * BREAK):
             with pytest.raises(EngineError) as caught:
                 await scheduler.sample("m", ask(f"poison {number}"), SAMPLING)
             assert not caught.value.fatal
@@ -196,6 +241,7 @@ def test_what_arrived_of_a_request_is_kept_when_one_sample_fails() -> None:
     engine = Partly("m")
 
     async def work(scheduler: Scheduler) -> None:
+        scheduler._retry_failed = True
         for _ in range(2):
             with pytest.raises(EngineError, match="nothing"):
                 await scheduler.sample("m", ask("q"), SAMPLING, n=4)
@@ -213,7 +259,7 @@ def test_the_answer_used_is_the_answer_stored(tmp_path: Path) -> None:
         stores = [CallStore(tmp_path / "calls.sqlite") for _ in range(2)]
         others = [Server("m"), Server("m")]
         others[1]._reply = lambda request, index: Reply(text="another", finish_reason="stop")  # type: ignore[method-assign]
-        schedulers = [Scheduler(s, {"m": e}, {"m": 1}) for s, e in zip(stores, others, strict=True)]
+        schedulers = [Scheduler(s, {"m": e}, {}) for s, e in zip(stores, others, strict=True)]
         one, other = await asyncio.gather(*(s.sample("m", ask("q"), SAMPLING) for s in schedulers))
         assert len(others[0].asked) == len(others[1].asked) == 1  # both paid
         assert one == other
@@ -244,18 +290,19 @@ def test_a_stored_call_says_what_was_asked() -> None:
     }
 
 
-def test_a_later_run_knows_what_its_data_cost() -> None:
-    store = CallStore(Path(":memory:"))
+def test_a_later_run_knows_what_its_data_cost(tmp_path: Path) -> None:
     tallies = []
     for _ in range(2):
+        store = CallStore(tmp_path / "calls.sqlite")
 
-        async def work() -> Scheduler:
+        async def work(store: CallStore = store) -> Scheduler:
             scheduler = Scheduler(store, {"m": Batches("m")}, {})
             for _ in range(2):  # asked for twice, paid for once
                 await scheduler.sample("m", ask("two words"), SAMPLING, n=2)
             return scheduler
 
         tallies.append(asyncio.run(work()).tally("m"))
+        store.close()
     first, second = tallies
     assert first.prompt_tokens == 4 and first.completion_tokens > 0 and first.cached_prompt_tokens == 0
     assert (second.sent, second.prompt_tokens, second.cached) == (0, 0, 4)
@@ -281,7 +328,10 @@ def test_what_breaks_a_whole_batch_reaches_every_row_of_it() -> None:
 def test_an_engine_that_returns_too_little_leaves_no_row_waiting(in_process: bool) -> None:
     class Short(Server):
         async def sample(self, requests: Sequence[Request]) -> list[list[Reply | EngineError]]:
-            return [one[:-1] for one in await super().sample(requests)] if not in_process else []
+            return []
+
+        async def post(self, request: Request, place: str) -> list[Reply | EngineError]:
+            return (await super(Server, self).sample([request]))[0][:-1]
 
     engine = Short("m")
     engine.in_process = in_process
@@ -320,7 +370,7 @@ def test_a_server_cancelled_in_flight_is_heard_out_and_nothing_else_is_sent() ->
     engine, store = Server("m", delay=0.2), CallStore(Path(":memory:"))
 
     async def work() -> None:
-        scheduler = Scheduler(store, {"m": engine}, {"m": 2})
+        scheduler = Scheduler(store, {"m": engine}, {"http://a/v1": 2})
         rows = [asyncio.create_task(scheduler.sample("m", ask(str(i)), SAMPLING)) for i in range(10)]
         while engine.open < 2:
             await asyncio.sleep(0.01)
@@ -408,10 +458,10 @@ async def _together(*work: Any) -> list[str]:
 
 def test_what_one_request_is_refused_is_not_fatal_once_the_model_has_answered() -> None:
     class Refuses(Server):
-        async def sample(self, requests: Sequence[Request]) -> list[list[Reply | EngineError]]:
-            if requests[0].messages[-1].content == "poison":
-                return [[EngineError("403", cause="http-403", fatal=True)]]
-            return await super().sample(requests)
+        async def post(self, request: Request, place: str) -> list[Reply | EngineError]:
+            if request.messages[-1].content == "poison":
+                return [EngineError("403", cause="http-403", fatal=True)]
+            return await super().post(request, place)
 
     async def work(scheduler: Scheduler) -> None:
         with pytest.raises(EngineError) as caught:

@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,10 @@ def call(key: str, text: str, **request: Any) -> Call:
 
 
 def put(store: CallStore, *calls: Call) -> dict[str, dict[str, Any]]:
-    return asyncio.run(store.put(calls))
+    async def putting() -> dict[str, dict[str, Any]]:
+        return await store.put(calls)
+
+    return asyncio.run(putting())
 
 
 def test_the_first_answer_to_a_key_stays(tmp_path: Path) -> None:
@@ -105,7 +109,8 @@ def test_a_call_can_be_explained(tmp_path: Path) -> None:
     assert list((store.request("k") or {})["schema"]) == ["b", "a"]
     store.close()
     with sqlite3.connect(tmp_path / "calls.sqlite") as db:  # as `sqlite3 calls.sqlite` shows it
-        assert "é" in db.execute("SELECT request FROM calls").fetchone()[0]
+        model, request = db.execute("SELECT model, request FROM calls").fetchone()
+        assert model == "m" and "é" in zlib.decompress(request).decode()
     db.close()
 
 
@@ -172,8 +177,8 @@ def test_any_text_comes_back_as_it_was(texts: list[str]) -> None:
 def test_writes_that_arrive_together_share_a_commit(tmp_path: Path) -> None:
     store = CallStore(tmp_path / "calls.sqlite")
     commits: list[int] = []
-    write = store._write
-    store._write = lambda batch: (commits.append(len(batch)), write(batch))[1]  # type: ignore[method-assign,assignment]
+    write = store._commit
+    store._commit = lambda batch: (commits.append(len(batch)), write(batch))[1]  # type: ignore[method-assign,assignment]
 
     async def many() -> None:
         await asyncio.gather(*(store.put([call(str(i), str(i))]) for i in range(300)))

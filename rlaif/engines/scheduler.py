@@ -194,7 +194,12 @@ class Scheduler:
                 self._computing = self._start(self._compute(), self._asking)
         else:
             self._start(self._send(cast(Served, engine), order), self._asking)
-        return await order.done  # a row that is cancelled cancels this too: what is not sent by then never is
+        try:
+            return await asyncio.shield(order.done)
+        except asyncio.CancelledError:
+            if not order.sent:
+                order.done.cancel()
+            raise
 
     def _forget(self, order: _Order) -> None:
         for key in order.keys:

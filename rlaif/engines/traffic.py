@@ -282,7 +282,7 @@ class Traffic:
                 if isinstance(one, EngineError):
                     if one.usage is not None:
                         tally.pay(one.usage, discarded=True)
-                    if self._retried(engine, one, tries, began):
+                    if self._retried(engine, one, tries, began, was_down):
                         again.append(index)
             if not again:
                 return [found[index] for index in found]
@@ -309,10 +309,10 @@ class Traffic:
             self._unkept -= 1
             self._kept.set()
 
-    def _retried(self, engine: Served, error: EngineError, tries: int, began: float) -> bool:
+    def _retried(self, engine: Served, error: EngineError, tries: int, began: float, was_down: bool) -> bool:
         if not error.retryable or error.fatal:
             return False
-        if error.cause == "fewer":
+        if error.cause == "fewer" or (was_down and error.cause in TRANSPORT):  # it may come back, and costs no row
             return True
         if error.cause == "rate-limit":  # the server is there and says when: a count would only lose rows
             return time.monotonic() - began < LIMITED
@@ -343,13 +343,16 @@ class Traffic:
             raise
         finally:
             endpoint.gate.leave()
+        if len(arrived) != len(request.indices):
+            said = f"the engine of {engine.name!r} returned another number of samples than it was asked"
+            arrived = [EngineError(said)] * len(request.indices)
         seconds, errors = time.monotonic() - began, [one for one in arrived if isinstance(one, EngineError)]
         tokens = sum(one.usage.completion_tokens for one in arrived if isinstance(one, Reply))
         failed = errors[0] if errors and len(errors) == len(arrived) and errors[0].cause in TRANSPORT else None
         endpoint.gate.observe(seconds, tokens, failed is not None and failed.cause in BUSY)
         # A server that asks for patience is there.
         endpoint.heard(failed if failed is not None and failed.cause != "rate-limit" else None)
-        if failed is None:
+        if len(errors) < len(arrived):
             self._answered.add(engine.name)
         for error in errors:  # a model that has answered is there: what it refuses now is this request
             error.fatal &= engine.name not in self._answered

@@ -9,6 +9,7 @@ and project from the environment, proxies from the environment, compressed answe
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, NamedTuple
@@ -67,12 +68,13 @@ class Wire:
         asked = self._opened().request(method, self.base_url + path).timeout(deadline)
         if body is not None:
             asked = asked.body_bytes(body)
+        began = time.monotonic()
         try:
             answer = await asked.build().send()
             return Arrival(answer.status, answer.headers, bytes(await answer.bytes()))
-        except exceptions.ConnectTimeoutError as error:
-            raise Unreached(_said(error)) from None
-        except exceptions.RequestTimeoutError:
+        except exceptions.RequestTimeoutError as error:
+            if time.monotonic() - began < 0.9 * timeout:  # nobody took the connection
+                raise Unreached(_said(error)) from None
             raise TimeoutError from None
         except exceptions.DecodeError as error:
             raise CutShort(_said(error)) from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import weakref
 from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -35,6 +36,7 @@ class Spool(Stored[Kind]):
 
     def __init__(self, kind: type[Kind], records: Iterable[Kind] = ()) -> None:
         self._file = tempfile.NamedTemporaryFile("wb", prefix="rlaif-", suffix=".jsonl")  # noqa: SIM115
+        weakref.finalize(self, self._file.close)
         super().__init__(kind, Path(self._file.name), 0)
         for record in records:
             self.append(record)
