@@ -11,8 +11,9 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import ExitStack
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -27,6 +28,7 @@ from rlaif.errors import RlaifError
 if TYPE_CHECKING:
     from rlaif.pipeline.run import Run
     from rlaif.records import Comparison, Preference, Rating, Revision, Row
+    from rlaif.store import Holding
 
 Result = TypeVar("Result")
 
@@ -116,13 +118,17 @@ def run(
     execution, folder = _open(pipeline, overrides, out, progress=progress, retry_failed=retry_failed)
     _print_notes(console, execution)
     with progress:
-        state = _run_async(execution.execute())
+        try:
+            state = _run_async(execution.execute())
+        except asyncio.CancelledError:  # the second Ctrl-C, or one where nothing can be waited for
+            raise KeyboardInterrupt from None
     if as_json:
         _print_json(folder.manifest())
     else:
         _print_result(console, execution, folder.path)
     if state != "done":
-        raise typer.Exit(1)
+        why = execution.scheduler.stopped
+        sys.exit(INTERRUPTED if why is not None and why.cause == "interrupted" else 1)
 
 
 @app.command()
@@ -249,6 +255,52 @@ def export(
     typer.echo(
         f"{count} rows in {to}" + ("" if state == "done" else f"; the run is {state}, so there may be more to come")
     )
+
+
+@app.command()
+def cache(
+    action: Annotated[str, typer.Argument(metavar="[ACTION]", help="show, verify or prune.")] = "show",
+    older_than: Annotated[
+        float | None, typer.Option("--older-than", metavar="DAYS", help="prune: calls made more days ago than this.")
+    ] = None,
+    run: Annotated[
+        str | None, typer.Option("--run", metavar="NAME", help="prune: calls that this run paid for.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Look after the calls that were paid for: what is stored, whether all of it can be read, what may go."""
+    import time
+
+    from rlaif.errors import InputError, WorkError, nearest
+    from rlaif.pipeline.folder import STORE
+    from rlaif.store import CallStore
+
+    if action not in ("show", "verify", "prune"):
+        raise InputError(f"there is no action {action!r}", fix=nearest(action, ("show", "verify", "prune")))
+    if action == "prune" and older_than is None and run is None:
+        raise InputError("prune would remove every call", fix="say which with --older-than or --run")
+    if action != "prune" and (older_than is not None or run is not None):
+        raise InputError("--older-than and --run belong to prune", fix="rlaif cache prune ...")
+    store = CallStore(STORE, read_only=action != "prune")
+    try:
+        if action == "prune":
+            before = None if older_than is None else time.time() - older_than * 86400
+            count = store.prune(before=before, run=run)
+            typer.echo(f"{count:,} calls removed, {len(store):,} left")
+        elif action == "verify":
+            if damaged := store.verify():
+                raise WorkError(
+                    f"{len(damaged):,} of {len(store):,} calls cannot be read, the first is {damaged[0]}",
+                    file=str(STORE),
+                    fix="restore the file from a copy; a run asks again for what it cannot find",
+                )
+            typer.echo(f"{len(store):,} calls, all of them can be read")
+        elif as_json:
+            _print_json([holding._asdict() for holding in store.holdings()])
+        else:
+            _print_holdings(_console(), store.holdings(), STORE)
+    finally:
+        store.close()
 
 
 def _run_async(work: Coroutine[Any, Any, Result]) -> Result:
@@ -378,8 +430,8 @@ def _print_result(console: Console, run: Run, path: Path) -> None:
     console.print()
     if run.summary:
         _print_summary(console, run.summary)
-    sent = sum(tally.sent for tally in run.scheduler.tallies.values())
-    cached = sum(tally.cached for tally in run.scheduler.tallies.values())
+    tallies = run.ledger.by_model().values()
+    sent, cached = sum(tally.sent for tally in tallies), sum(tally.cached for tally in tallies)
     console.print(f"\n{sent:,} calls made, {cached:,} from the store", style="dim", highlight=False)
     if (path / "dataset").is_dir():
         names = ", ".join(sorted(p.name for p in (path / "dataset").iterdir()))
@@ -387,6 +439,11 @@ def _print_result(console: Console, run: Run, path: Path) -> None:
     _print_failures(console, run.failures)
     if run.stopped:
         console.print(run.stopped, style="yellow")
+    if why := run.scheduler.stopped:
+        console.print(Text(f"stopped: {_plain(why.message)}", style="yellow"))
+        fix = why.fix or "run the same command again to go on: nothing is paid for twice"
+        console.print(Text(f"what is finished is kept; {fix}", style="yellow"))
+        return
     if run.failures:
         again = "these rows fail again until their cause is mended" if set(run.failures) <= LASTING else RETRY
         console.print(f"the run is incomplete; {again}", style="yellow")
@@ -467,6 +524,19 @@ def _divergence(model: dict[str, Any]) -> str:
 
 def _part(name: str) -> Callable[[dict[str, Any]], str]:
     return lambda model: _interval(model.get("gold_parts", {}).get(name))
+
+
+def _print_holdings(console: Console, holdings: Sequence[Holding], path: Path) -> None:
+    table = _table("run", "model", "calls", "tokens read", "tokens written", "MB", "last")
+    for held in holdings:
+        when = datetime.fromtimestamp(held.last).strftime("%Y-%m-%d %H:%M")
+        size, calls = f"{held.size / 2**20:.1f}", f"{held.calls:,}"
+        tokens = (f"{held.prompt_tokens:,}", f"{held.completion_tokens:,}")
+        table.add_row(_plain(held.run) or "before format 3", _brief(held.model, 48), calls, *tokens, size, when)
+    console.print(table)
+    whole = path.stat().st_size / 2**20 if path.exists() else 0.0
+    told = f"\n{sum(held.calls for held in holdings):,} calls in {path}, {whole:.1f} MB"
+    console.print(told, style="dim", highlight=False)
 
 
 def _print_status(console: Console, manifest: dict[str, Any]) -> None:

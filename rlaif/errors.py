@@ -4,6 +4,7 @@ RlaifError
 |-- InputError        2   a file, key, option or template is wrong; nothing was started
 `-- WorkError         1   the work itself failed, or is incomplete
     |-- EngineError       a model or a server did not do what was asked
+    |   `-- Stopped       nothing more is asked, since the run is stopping
     `-- StoreError        the call store cannot be read or written
 """
 
@@ -68,6 +69,10 @@ class EngineError(WorkError):
     ) -> None:
         super().__init__(message, fix=fix)
         self.cause, self.retryable, self.fatal, self.wait, self.usage = cause, retryable, fatal, wait, usage
+
+
+class Stopped(EngineError):
+    """Nothing more is asked: the run is stopping. What is finished stays, and the same command goes on from there."""
 
 
 class StoreError(WorkError):

@@ -85,6 +85,19 @@ class Failure(NamedTuple):
     message: str
 
 
+class Holding(NamedTuple):
+    """The calls that one run paid one model for."""
+
+    run: str
+    model: str  # identity
+    calls: int
+    prompt_tokens: int
+    completion_tokens: int
+    size: int  # bytes
+    first: float  # seconds since 1970
+    last: float
+
+
 def call_key(
     identity: str,
     messages: Sequence[Message],
@@ -231,6 +244,18 @@ class CallStore:
         found = self._found("failures", "cause || char(10) || message", keys)
         return {key: tuple(text.split("\n", 1)) for key, text in found.items()}
 
+    def knows(self, model: str) -> bool:
+        """Whether any call of the model with this identity was paid for."""
+        query = "SELECT EXISTS (SELECT 1 FROM calls WHERE model = ?)"
+        with self._read_lock:
+            return bool(self._reads.execute(query, [model]).fetchone()[0])
+
+    def spent(self, run: str) -> dict[str, tuple[int, int]]:
+        """Tokens read and written in the calls a run paid for, by the identity of the model."""
+        query = "SELECT model, sum(prompt_tokens), sum(completion_tokens) FROM calls WHERE run = ? GROUP BY model"
+        with self._read_lock:
+            return {model: (read, written) for model, read, written in self._reads.execute(query, [run])}
+
     def learnt(self, server: str) -> dict[str, Any] | None:
         """What a server was found to honour, where it was asked not too long ago."""
         since = time.time() - LEARNT_FOR
@@ -341,6 +366,59 @@ class CallStore:
                     self._db.execute("ROLLBACK")
                 raise
         return [batch.given if all_new else self.get(batch.given) for batch in batches]
+
+    # ------------------------------------------------------------ looking after it
+
+    def holdings(self) -> list[Holding]:
+        """What is in the store, by run and model, the newest last."""
+        query = """SELECT run, model, count(*), sum(prompt_tokens), sum(completion_tokens),
+                          sum(length(request) + length(answer)), min(created), max(created)
+                   FROM calls GROUP BY run, model ORDER BY max(created)"""
+        with self._read_lock:
+            return [Holding(*row) for row in self._reads.execute(query)]
+
+    def prune(self, *, before: float | None = None, run: str | None = None) -> int:
+        """Remove the calls made before a time (seconds since 1970), or by a run, or both; returns how many."""
+        where, values = ["1"], list[Any]()
+        if before is not None:
+            where.append("created < ?")
+            values.append(before)
+        if run is not None:
+            where.append("run = ?")
+            values.append(run)
+        condition = " AND ".join(where)
+        try:
+            with self._lock:
+                self._db.execute("BEGIN IMMEDIATE")
+                removed = self._db.execute(f"DELETE FROM calls WHERE {condition}", values).rowcount
+                self._db.execute(f"DELETE FROM failures WHERE {condition}", values)
+                self._db.execute("COMMIT")
+                self._db.execute("VACUUM")
+        except sqlite3.Error as error:
+            raise self._error(error) from None
+        return removed
+
+    def verify(self) -> list[str]:
+        """The keys of calls whose content cannot be read. Raises StoreError where the file itself is damaged."""
+        damaged = []
+        try:
+            with self._read_lock:
+                if (said := self._reads.execute("PRAGMA integrity_check").fetchone()[0]) != "ok":
+                    raise sqlite3.DatabaseError(str(said).splitlines()[0])
+                for key, request, answer in self._reads.execute("SELECT key, request, answer FROM calls"):
+                    try:
+                        _read(request)
+                        if not isinstance(_read(answer)["text"], str):
+                            damaged.append(key)
+                    except (ValueError, KeyError, TypeError, zlib.error):
+                        damaged.append(key)
+        except sqlite3.Error as error:
+            raise self._error(error) from None
+        return damaged
+
+    def remove(self, keys: Iterable[str]) -> None:
+        with self._lock:
+            self._db.executemany("DELETE FROM calls WHERE key = ?", [(key,) for key in keys])
 
     def __len__(self) -> int:
         with self._read_lock:

@@ -129,13 +129,13 @@ def _application(engines: Mapping[str, Engine]) -> Starlette:
 
 
 @contextlib.contextmanager
-def serve(engines: Mapping[str, Engine]) -> Iterator[str]:
+def serve(engines: Mapping[str, Engine], port: int = 0) -> Iterator[str]:
     """Serve `engines` under their names; gives the base URL. The engines stay the caller's to close."""
     config = uvicorn.Config(
         _application(engines), log_config=None, lifespan="off", ws="none", timeout_graceful_shutdown=5
     )
     server = uvicorn.Server(config)
-    with socket.create_server(("127.0.0.1", 0)) as listening:
+    with socket.create_server(("127.0.0.1", port)) as listening:
         thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])), name="serve")
         thread.start()
         try:

@@ -19,9 +19,10 @@ from serving import Answer, Script, completion, scripted, serve, top_logprobs
 from rlaif.config import OpenAIModel
 from rlaif.engines import openai as module
 from rlaif.engines import traffic
+from rlaif.engines.ledger import Ledger, Tally
 from rlaif.engines.openai import OpenAIEngine
 from rlaif.engines.protocol import Reply, Request
-from rlaif.engines.traffic import Tally, Traffic
+from rlaif.engines.traffic import Traffic
 from rlaif.engines.transformers import TransformersEngine
 from rlaif.errors import EngineError
 from rlaif.records import Message, Sampling
@@ -41,19 +42,23 @@ def make(base_url: str | tuple[str, ...], **settings: Any) -> OpenAIEngine:
     return OpenAIEngine("judge", spec, KEY)
 
 
-TALLIES: dict[OpenAIEngine, Tally] = {}
+LEDGERS: dict[OpenAIEngine, Ledger] = {}
+
+
+def ledger(engine: OpenAIEngine) -> Ledger:
+    return LEDGERS.setdefault(engine, Ledger())
 
 
 def tally(engine: OpenAIEngine) -> Tally:
     """What was counted of an engine: requests sent again, and what was paid for nothing."""
-    return TALLIES.setdefault(engine, Tally())
+    return ledger(engine).tally(engine.name)
 
 
 def run(engine: OpenAIEngine, *requests: Request) -> list[list[Reply | EngineError]]:
     """What comes of requests that go the way all requests go. Every reply must have been kept."""
 
     async def go() -> list[list[Reply | EngineError]]:
-        on_the_way = Traffic(lambda _: tally(engine), {})
+        on_the_way = Traffic(ledger(engine), {})
         kept: list[Reply] = []
 
         async def keep(replies: list[tuple[int, Reply]]) -> None:

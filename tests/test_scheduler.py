@@ -42,6 +42,11 @@ class Server(Echo):
         self.capabilities["seed"] = True
         return [Usage(prompt_tokens=8, completion_tokens=16)] * 3
 
+    model = "m"
+
+    async def models(self, place: str) -> list[str] | None:
+        return None
+
     def parts(self, request: Request) -> list[Request]:
         return [request]
 

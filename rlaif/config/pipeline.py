@@ -53,9 +53,16 @@ class Pipeline:
     """A checked pipeline file: every name resolved, every referenced file found."""
 
     def __init__(
-        self, document: Document, name: str, seed: int, models: dict[str, ModelSpec], steps: list[Step]
+        self,
+        document: Document,
+        name: str,
+        seed: int,
+        models: dict[str, ModelSpec],
+        steps: list[Step],
+        budget: float | None = None,
     ) -> None:
         self.document, self.name, self.seed, self.models, self.steps = document, name, seed, models, steps
+        self.budget = budget  # what the calls this run pays for may cost together, in the currency of the prices
 
     def error(self, step: Step, message: str, key: Position = (), fix: str | None = None) -> InputError:
         position: Position = ("stages", step.number - 1, step.stage.kind, *key)
@@ -69,6 +76,7 @@ class Pipeline:
         return {
             "name": self.name,
             "seed": self.seed,
+            **({} if self.budget is None else {"budget": self.budget}),
             "models": {name: spec.model_dump(mode="json", exclude_none=True) for name, spec in self.models.items()},
             "stages": [{step.stage.kind: _written_out(step)} for step in self.steps],
         }
@@ -95,7 +103,7 @@ def read_pipeline(path: str, overrides: Sequence[str] = ()) -> Pipeline:
 
 def checked(document: Document) -> Pipeline:
     """The pipeline that a document describes. Raises InputError for anything that is wrong with it."""
-    known = {"name", "seed", "models", "stages"}
+    known = {"name", "seed", "budget", "models", "stages"}
     for key in document.value:
         if key not in known:
             raise document.error("unknown key", (str(key),), nearest(str(key), known))
@@ -108,7 +116,23 @@ def checked(document: Document) -> Pipeline:
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
         raise document.error(f"expected a whole number from 0 to {2**32 - 1}, found {found(seed)}", ("seed",))
     models = _read_models(document)
-    return Pipeline(document, name, seed, models, _read_steps(document, models))
+    budget = _read_budget(document, models)
+    return Pipeline(document, name, seed, models, _read_steps(document, models), budget)
+
+
+def _read_budget(document: Document, models: dict[str, ModelSpec]) -> float | None:
+    """What may be spent; every model that is paid for has to have a price then."""
+    budget = document.value.get("budget")
+    if budget is None:
+        return None
+    if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget < float("inf"):
+        raise document.error(f"expected an amount of money above 0, found {found(budget)}", ("budget",))
+    for name, spec in models.items():
+        if isinstance(spec, OpenAIModel) and spec.price is None:
+            problem = f"there is a budget, and nobody can say what {name!r} costs"
+            fix = "give it `price: {prompt: ..., completion: ...}`, per million tokens; 0 where it costs nothing"
+            raise document.error(problem, ("models", name, "price"), fix)
+    return float(budget)
 
 
 def _apply(document: Document, override: str) -> None:

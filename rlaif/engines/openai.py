@@ -117,6 +117,10 @@ class OpenAIEngine:
         return spec.identity or f"server:{spec.model}:{digest([spec.base_urls[0], spec.model, spec.revision])}"
 
     @property
+    def model(self) -> str:
+        return self.spec.model
+
+    @property
     def places(self) -> tuple[str, ...]:
         return self.spec.base_urls
 

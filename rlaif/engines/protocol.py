@@ -124,6 +124,15 @@ class Served(Engine, Protocol):
 
     capabilities: dict[str, bool | None]  # what the servers were found to honour
 
+    @property
+    def model(self) -> str:
+        """The model's name there."""
+        ...
+
+    async def models(self, place: str) -> list[str] | None:
+        """The models a server says it has; None where it does not say. Raises EngineError when it cannot be asked."""
+        ...
+
     async def probe(self, place: str) -> list[Usage]:
         """Learn what the server honours; returns what that cost. Called once, before its first request is paid for.
 

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Protocol, TypeVar, cast
 
+from rlaif.engines.ledger import STAGE, Ledger, Tally
 from rlaif.engines.protocol import Engine, Local, Reply, Request, Served
-from rlaif.engines.traffic import Arrivals, Tally, Traffic
-from rlaif.errors import EngineError
+from rlaif.engines.traffic import Arrivals, Traffic
+from rlaif.errors import EngineError, Stopped
 from rlaif.records import Completion, Message, Sampling
 from rlaif.store import Call, CallStore, Failure, call_keys
 
@@ -70,6 +71,7 @@ class _Order:
     request: Request
     keys: Sequence[str]
     done: asyncio.Future[Answers]
+    stage: str = field(default_factory=STAGE.get)
     sent: bool = False
 
 
@@ -86,11 +88,15 @@ class Scheduler:
         engines: Mapping[str, Engine],
         concurrency: Mapping[str, int],
         *,
+        ledger: Ledger | None = None,
         retry_failed: bool = False,
     ) -> None:
         self._store, self._engines, self._retry_failed = store, engines, retry_failed
-        self.tallies: dict[str, Tally] = {}
-        self.traffic = Traffic(self.tally, concurrency)
+        self.ledger = ledger or Ledger()
+        self.traffic = Traffic(self.ledger, concurrency)
+        self.stopped: Stopped | None = None  # why nothing more is asked
+        self.notes: list[str] = []  # what the servers said before they were asked anything
+        self._checked: asyncio.Task[None] | None = None
         self._probes: dict[str, asyncio.Task[None]] = {}  # by place
         self._in_flight: dict[str, _Order] = {}
         self._waiting: dict[Local, list[_Order]] = {}
@@ -99,10 +105,19 @@ class Scheduler:
         self._storing: set[asyncio.Task[None]] = set()
 
     def tally(self, model: str) -> Tally:
-        found = self.tallies.get(model)
-        if found is None:
-            found = self.tallies[model] = Tally()
-        return found
+        """What a model was asked in this run, in all stages."""
+        return self.ledger.by_model().get(model, Tally())
+
+    def stop(self, why: Stopped) -> None:
+        """Ask nothing more. What was sent goes on, and whoever waits for anything else hears `why`."""
+        if self.stopped is not None:
+            return
+        self.stopped = why
+        self.traffic.stop()
+        for queue in self._waiting.values():
+            for order in queue:
+                _fail(order, why)
+        self._waiting.clear()
 
     async def sample(
         self,
@@ -126,6 +141,8 @@ class Scheduler:
             await asyncio.wait(flying)  # the same call is being paid for by another row
         answers = self._stored(model, keys)
         if len(answers) < n:
+            if self.stopped is not None:
+                raise self.stopped
             missing = [i for i, key in enumerate(keys) if key not in answers]
             self._refuse_failed(model, [keys[i] for i in missing])
             request = Request(
@@ -142,7 +159,7 @@ class Scheduler:
         """What the store answers; what was paid for before this run is an expense of its data."""
         found = self._store.find(keys)
         if found:
-            tally = self.tally(model)
+            tally = self.ledger.tally(model)
             tally.cached += len(found)
             for answer, earlier in found.values():
                 if earlier and (usage := answer.get("usage")):
@@ -158,7 +175,7 @@ class Scheduler:
             self._store.forget_failures(failed)
             return
         cause, message = next(iter(failed.values()))
-        tally = self.tally(model)
+        tally = self.ledger.tally(model)
         tally.failed += len(failed)
         tally.causes[cause] += len(failed)
         raise EngineError(message, cause=cause)
@@ -169,7 +186,7 @@ class Scheduler:
             if not order.sent:
                 order.done.cancel()
         self.traffic.stop()
-        probes, self._probes = set(self._probes.values()), {}
+        probes, self._probes = {*self._probes.values(), *([self._checked] if self._checked else [])}, {}
         for probe in probes:
             probe.cancel()
         await _ended(probes)
@@ -216,7 +233,7 @@ class Scheduler:
     async def _kept(self, order: _Order, replies: Sequence[tuple[int, Reply]]) -> Answers:
         """Count replies and make them durable; returns what is stored under their keys."""
         engine, request = order.engine, order.request
-        tally, key_of = self.tally(engine.name), dict(zip(request.indices, order.keys, strict=True))
+        tally, key_of = self.ledger.tally(engine.name, order.stage), dict(zip(request.indices, order.keys, strict=True))
         asked = {"model": engine.name} | _asked(request)
         calls = []
         for index, reply in replies:
@@ -229,7 +246,7 @@ class Scheduler:
         """Make what arrived of an order durable where that is still to be done, and end the order."""
         errors = [r for r in arrived if isinstance(r, EngineError)]
         if errors:
-            tally = self.tally(order.engine.name)
+            tally = self.ledger.tally(order.engine.name, order.stage)
             tally.failed += len(errors)
             tally.causes.update(error.cause for error in errors)
         try:
@@ -272,20 +289,60 @@ class Scheduler:
         except asyncio.CancelledError:
             order.done.cancel()
             raise
+        except Stopped as error:
+            if error.cause == "budget":
+                self.stop(error)
+            _fail(order, error)
         except EngineError as error:
             await self._settle(order, [error] * len(order.keys), stored)
         except Exception as error:
             _fail(order, error)
 
+    async def _preflight(self) -> None:
+        """Before the first call is paid for: does every server answer, and has it the model? One that is found missing
+        after the others were paid would cost what they cost."""
+        served = [cast(Served, engine) for engine in self._engines.values() if not engine.in_process]
+        places = [(engine, place) for engine in served for place in engine.places]
+        listed = await asyncio.gather(*(engine.models(place) for engine, place in places), return_exceptions=True)
+        reached: dict[str, list[BaseException]] = {}
+        for (engine, place), found in zip(places, listed, strict=True):
+            errors = reached.setdefault(engine.name, [])
+            if isinstance(found, BaseException):
+                errors.append(found)
+            elif found is not None and engine.model not in found:
+                said = ", ".join(found[:6]) + (", ..." if len(found) > 6 else "")
+                self.notes.append(
+                    f"{place} does not list the model {engine.model!r} of {engine.name} (it lists {said})"
+                )
+        for engine in served:
+            if len(errors := reached[engine.name]) == len(engine.places):
+                error = errors[0]
+                if isinstance(error, EngineError):
+                    error.fatal = True
+                raise error
+
     async def _probed(self, engine: Served) -> None:
         """Learn what each server honours, once; from the store where another run has learnt it."""
+        if self._checked is None:
+            self._checked = asyncio.create_task(self._preflight())
+        if not self._checked.done():
+            await asyncio.shield(self._checked)
+        else:
+            self._checked.result()
+        failed: list[EngineError] = []
         for place in engine.places:
             if place not in self._probes:
                 self._probes[place] = asyncio.create_task(self._probe(engine, place))
-            if not self._probes[place].done():
-                await asyncio.shield(self._probes[place])
-            else:
-                self._probes[place].result()
+            try:
+                if not self._probes[place].done():
+                    await asyncio.shield(self._probes[place])
+                else:
+                    self._probes[place].result()
+            except EngineError as error:
+                failed.append(error)
+                self.traffic.endpoint(place).missing(error)
+        if len(failed) == len(engine.places):
+            raise failed[0]
 
     async def _probe(self, engine: Served, place: str) -> None:
         known = self._store.learnt(place)
@@ -293,7 +350,7 @@ class Scheduler:
             engine.capabilities.update(known)
             return
         for usage in await engine.probe(place):
-            self.tally(engine.name).pay(usage, discarded=True)
+            self.ledger.tally(engine.name).pay(usage, discarded=True)
         if engine.capabilities.get("seed") is not None:
             self._store.learn(place, {"seed": engine.capabilities["seed"]})
 
@@ -303,7 +360,7 @@ class Scheduler:
         """Run gathered batches, the model with most requests first, until none waits."""
         while True:
             await self._until_settled()
-            if not self._waiting:
+            if not self._waiting or self.stopped is not None:
                 return
             if batch := self._take(max(self._waiting, key=lambda engine: len(self._waiting[engine]))):
                 await self._ask(batch)

@@ -12,13 +12,13 @@ import asyncio
 import hashlib
 import random
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
 
+from rlaif.engines.ledger import Ledger
 from rlaif.engines.protocol import Reply, Request, Served
-from rlaif.errors import EngineError
-from rlaif.records import Usage
+from rlaif.errors import EngineError, Stopped
 
 START = 16  # requests at a time, at first
 WINDOW = 8  # requests at least, between two decisions of a gate
@@ -39,35 +39,13 @@ SLACK = 4  # requests more than the least loaded endpoint has, before affinity g
 # Causes that tell of the way to a server, not of what was asked.
 TRANSPORT = frozenset({"connection", "timeout", "server", "overloaded", "rate-limit"})
 BUSY = frozenset({"rate-limit", "timeout", "overloaded"})
+LOST = frozenset({"timeout", "bad-body"})  # an answer may have been paid for that nobody read
 AT_ONCE = frozenset({"bad-body", "fewer"})  # nothing says that the server is busy
 OTHER_SEED = frozenset({"empty"})  # a server that honours seeds would only repeat itself
 
 Arrivals = list[Reply | EngineError]  # one for each sample of a request
 Wanted = Callable[[], bool]  # asked right before a request is sent: whether anybody still waits for it
 Keep = Callable[[list[tuple[int, Reply]]], Awaitable[None]]  # makes replies durable, each with its sample's index
-
-
-@dataclass
-class Tally:
-    """What one model was asked in this run. Tokens of what was discarded are counted with the others."""
-
-    sent: int = 0  # calls that were paid for in this run
-    discarded: int = 0  # those of them whose answer was of no use: probes, empty completions
-    cached: int = 0  # calls the store answered
-    failed: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cached_prompt_tokens: int = 0  # what the store's answers once cost, each counted once
-    cached_completion_tokens: int = 0
-    cut: int = 0  # completions that ended at max_tokens
-    causes: Counter[str] = field(default_factory=Counter)  # of `failed`
-    retries: Counter[str] = field(default_factory=Counter)  # requests sent again, by cause
-
-    def pay(self, usage: Usage, *, discarded: bool = False) -> None:
-        self.sent += 1
-        self.discarded += discarded
-        self.prompt_tokens += usage.prompt_tokens
-        self.completion_tokens += usage.completion_tokens
 
 
 class Gate:
@@ -123,9 +101,11 @@ class Gate:
                 turn.set_result(None)
 
     def turn_away(self) -> None:
-        """Cancel whoever waits."""
+        """Tell whoever waits that nothing more is sent."""
         while self._waiting:
-            self._waiting.popleft().cancel()
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_exception(_stopped())
 
     def observe(self, seconds: float, tokens: int, busy: bool) -> None:
         """How one request went: its latency, the tokens it brought, whether the server had no time for it."""
@@ -172,7 +152,12 @@ class Endpoint:
         self.down_since: float | None = None
         self._failed, self._pause, self.again_at, self.trying = 0, PAUSE, 0.0, False
         self._last: EngineError | None = None
-        self._changed = asyncio.Event()
+        self._changed, self._stopped = asyncio.Event(), False
+
+    def stop(self) -> None:
+        self._stopped = True
+        self._changed.set()
+        self.gate.turn_away()
 
     @property
     def load(self) -> int:
@@ -181,6 +166,8 @@ class Endpoint:
     async def passable(self) -> None:
         """Wait while the endpoint is down, but for one request at a time that tries it. Raises a fatal EngineError."""
         while self.down_since is not None:
+            if self._stopped:
+                raise _stopped()
             now = time.monotonic()
             if not self.trying and now >= self.again_at:
                 self.trying = True
@@ -206,6 +193,13 @@ class Endpoint:
             elif self._failed >= BREAK:
                 self.down_since, self.again_at = now, now + self._pause
         self._changed.set()
+
+    def missing(self, error: EngineError) -> None:
+        """It did not even answer when it was looked at: left alone and tried again like one that broke down."""
+        if self.down_since is None:
+            self._failed, self._last = BREAK, error
+            self.down_since = time.monotonic()
+            self.again_at = self.down_since + self._pause
 
     def unheard(self) -> None:
         """A request that was let through to try the endpoint was cancelled."""
@@ -244,18 +238,18 @@ class Pace:
 class Traffic:
     """Asks the servers of many models. `most` is how many requests an endpoint is given at a time at most."""
 
-    def __init__(self, tally: Callable[[str], Tally], most: Mapping[str, int]) -> None:
-        self._tally, self._most = tally, most
+    def __init__(self, ledger: Ledger, most: Mapping[str, int]) -> None:
+        self._ledger, self._most = ledger, most
         self.endpoints: dict[str, Endpoint] = {}
         self._paces: dict[str, tuple[Pace | None, Pace | None]] = {}
         self._answered: set[str] = set()  # models that have answered at least once
-        self._unkept, self._kept, self._stopped = 0, asyncio.Event(), False
+        self._unkept, self._kept, self._stopping = 0, asyncio.Event(), asyncio.Event()
 
     def stop(self) -> None:
         """Send nothing more. What is on its way goes on."""
-        self._stopped = True
+        self._stopping.set()
         for endpoint in self.endpoints.values():
-            endpoint.gate.turn_away()
+            endpoint.stop()
 
     async def ask(self, engine: Served, request: Request, keep: Keep, wanted: Wanted) -> Arrivals:
         """A reply or the error that befell it for each sample, in the order of its indices; the replies are kept."""
@@ -270,7 +264,12 @@ class Traffic:
 
     async def _ask(self, engine: Served, request: Request, keep: Keep, wanted: Wanted) -> Arrivals:
         """One HTTP request, and again for what of it was of no use."""
-        tally, found, tries, began = self._tally(engine.name), dict[int, Reply | EngineError](), 0, time.monotonic()
+        tally, found, tries, began = (
+            self._ledger.tally(engine.name),
+            dict[int, Reply | EngineError](),
+            0,
+            time.monotonic(),
+        )
         while True:
             arrived, was_down = await self._post(engine, request, wanted)
             await self._keep(
@@ -291,13 +290,20 @@ class Traffic:
             tries += not was_down and causes != {"fewer"}
             tally.retries.update(causes - {"fewer"})
             if not was_down:
-                await asyncio.sleep(_wait(errors, tries))
+                await self._rest(_wait(errors, tries))
             salt = request.salt + bool(causes & OTHER_SEED)
             request = request.model_copy(update={"indices": tuple(again), "salt": salt})
             if len(again) > 1 and len(engine.parts(request)) > 1:
                 rest = await self.ask(engine, request, keep, wanted)
                 found.update(zip(again, rest, strict=True))
                 return [found[index] for index in found]
+
+    async def _rest(self, seconds: float) -> None:
+        if not seconds:
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
 
     async def _keep(self, replies: list[tuple[int, Reply]], keep: Keep) -> None:
         if not replies:
@@ -331,13 +337,16 @@ class Traffic:
             if endpoint.down_since is None or endpoint.trying:
                 break
             endpoint.gate.leave()  # it went down while this one waited
-        if self._stopped or not wanted():
-            endpoint.unheard()
-            endpoint.gate.leave()
-            raise asyncio.CancelledError
-        was_down, began = endpoint.down_since is not None, time.monotonic()
         try:
-            arrived = await engine.post(request, endpoint.name)
+            if self._stopping.is_set():
+                raise _stopped()
+            most = request.sampling.max_tokens * len(request.indices)
+            with await self._ledger.reserve(engine.name, engine.estimate(request), most) as reserved:
+                if not wanted():
+                    raise asyncio.CancelledError
+                was_down, began = endpoint.down_since is not None, time.monotonic()
+                arrived = await engine.post(request, endpoint.name)
+                reserved.lost = any(isinstance(one, EngineError) and one.cause in LOST for one in arrived)
         except BaseException:
             endpoint.unheard()
             raise
@@ -397,6 +406,10 @@ class Traffic:
             await requests.take()
         if tokens is not None:
             await tokens.take(engine.estimate(request) + request.sampling.max_tokens * len(request.indices))
+
+
+def _stopped() -> Stopped:
+    return Stopped("nothing more is asked: the run is stopping", cause="stopped")
 
 
 def _wait(errors: Sequence[EngineError], tries: int) -> float:

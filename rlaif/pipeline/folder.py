@@ -1,6 +1,7 @@
 """The run folder: what lies where, written so that a killed run never leaves half a file.
 
     pipeline.yaml        the pipeline as resolved, every default written out
+    events.jsonl         what happened and when, a JSON object a line
     manifest.json        digests, versions, counts in / out / dropped by reason, calls, cost, seconds
     stages/NN-NAME.jsonl one file for each row or pair stage, a row a line
     dataset/             preferences, SFT data and UltraFeedback-shaped data, each a `datasets` folder with a card
@@ -24,7 +25,17 @@ from rlaif.errors import InputError, WorkError
 STORE = Path("runs/calls.sqlite")
 MANIFEST_FORMAT = 1
 # What a run's folder may hold where its manifest is lost, or not yet written when the run was killed.
-_OWN = {".lock", ".manifest.json.tmp", ".pipeline.yaml.tmp", "pipeline.yaml", "stages", "dataset", "models", "report"}
+_OWN = {
+    ".lock",
+    "events.jsonl",
+    ".manifest.json.tmp",
+    ".pipeline.yaml.tmp",
+    "pipeline.yaml",
+    "stages",
+    "dataset",
+    "models",
+    "report",
+}
 _TOLD = {"name", "state", "seconds", "stages", "calls", "digests", "failures"}  # what readers of a manifest rely on
 
 

@@ -25,6 +25,7 @@ class Progress(Protocol):
     def advance(self, failed: bool = False) -> None: ...
     def metrics(self, values: dict[str, float]) -> None: ...
     def note(self, text: str) -> None: ...
+    def pulse(self, text: str) -> None: ...
     def end(self, name: str, outcome: str) -> None: ...
 
 
@@ -33,7 +34,7 @@ class _Stage:
         self.name, self.kind, self.total = name, kind, total
         self.done = self.failed = 0
         self.began, self.ended = time.monotonic(), 0.0
-        self.detail = ""
+        self.detail = self.pulse = ""
 
     @property
     def seconds(self) -> float:
@@ -82,6 +83,11 @@ class Silent:
     def note(self, text: str) -> None:
         self.stages[-1].detail = text
 
+    def pulse(self, text: str) -> None:
+        """How fast the servers of the stage under way are asked, and why not faster."""
+        if self.stages:
+            self.stages[-1].pulse = text
+
     def end(self, name: str, outcome: str) -> None:
         stage = self.stages[-1]
         stage.ended = time.monotonic()
@@ -125,7 +131,8 @@ class Lines(Silent):
     def _tick(self) -> None:
         stage = self.stages[-1]
         if time.monotonic() - self._last >= LINE_EVERY:
-            self._say(f"{stage.name}: {stage.count()}  {stage.detail}  {stage.seconds:.0f} s".replace("    ", "  "))
+            told = (stage.count(), stage.detail, f"{stage.seconds:.0f} s", stage.pulse)
+            self._say(f"{stage.name}: {'  '.join(part for part in told if part)}")
 
     def end(self, name: str, outcome: str) -> None:
         super().end(name, outcome)
@@ -169,6 +176,8 @@ class Screen(Silent):
                 table.add_row(Text("▸", style="cyan"), stage.name, f"{stage.seconds:.1f} s", bar)
                 under_way = Text(f"{stage.count()}  {stage.detail}{self._remaining(stage)}".strip(), style="dim")
                 table.add_row("", "", "", under_way)
+                if stage.pulse:
+                    table.add_row("", "", "", Text(stage.pulse, style="dim"))
         return Group(Text(self._title, style="bold cyan"), table)
 
     @staticmethod

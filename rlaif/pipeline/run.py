@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import signal
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,11 @@ from rlaif.config import (
     VLLMModel,
 )
 from rlaif.engines.identity import weights_digest
+from rlaif.engines.ledger import STAGE, Ledger
 from rlaif.engines.protocol import Engine
 from rlaif.engines.scheduler import Sampler, Scheduler
 from rlaif.engines.wire import Wires
-from rlaif.errors import EngineError, RlaifError, WorkError
+from rlaif.errors import EngineError, RlaifError, Stopped, WorkError
 from rlaif.generate.pairing import each_preference
 from rlaif.generate.revising import revise
 from rlaif.generate.sampling import sample
@@ -53,6 +55,7 @@ from rlaif.measure import measure, resolved
 from rlaif.pipeline import training
 from rlaif.pipeline.datasets import preference_tables, remove_others, revision_tables, write_datasets
 from rlaif.pipeline.engines import open_engine, trained_spec
+from rlaif.pipeline.events import EVERY, EventLog, Meter
 from rlaif.pipeline.folder import RunFolder, read_json, write_json, write_text
 from rlaif.pipeline.inputs import Inputs, truth
 from rlaif.pipeline.progress import Progress
@@ -79,6 +82,7 @@ Rows = Stored[Row] | NewRows | list[Row]
 Made = Stored[Preference] | list[Preference]
 
 MEASURE_VERSION = 3  # of what the figures mean; raising it measures anew
+PULSE = 0.5  # seconds between two looks at how fast the servers are asked
 TOLERATED = 0.05  # share of rows that may fail before a run stops short of training on what is left
 
 
@@ -106,7 +110,9 @@ class Run:
             if isinstance(spec, OpenAIModel):
                 for url in spec.base_urls:
                     self.concurrency[url] = max(spec.concurrency, self.concurrency.get(url, 0))
-        self.scheduler = Scheduler(store, self.engines, self.concurrency, retry_failed=retry_failed)
+        prices = {name: p for name, s in pipeline.models.items() if isinstance(s, OpenAIModel) and (p := s.price)}
+        self.ledger = Ledger(prices, pipeline.budget)
+        self.scheduler = Scheduler(store, self.engines, self.concurrency, ledger=self.ledger, retry_failed=retry_failed)
         self.rows: dict[str, Rows] = {}
         self.pairs: dict[str, Made] = {}
         self._counts: dict[str, RowCounts] = {}
@@ -115,11 +121,17 @@ class Run:
         self.digests: dict[str, str] = {}
         self.summary: dict[str, Any] | None = None
         self.stopped: str | None = None  # why the run ended before its last stage, in a sentence
+        self.state = "running"
+        self.events = EventLog(folder.path)
         self._interrupted = threading.Event()
         self._before = folder.manifest() or {}
         self._started = time.time()
         for name, spec in pipeline.models.items():
             self._add_model(name, spec)
+        if pipeline.budget is not None:
+            paid = store.spent(pipeline.name)
+            tokens = {name: paid.get(self.engines[name].identity, (0, 0)) for name in prices}
+            self.ledger.before(sum(self.ledger.cost(name, *found) or 0.0 for name, found in tokens.items()))
 
     def _add_model(self, name: str, spec: ModelSpec) -> None:
         self.specs[name] = spec
@@ -128,19 +140,27 @@ class Run:
 
     async def execute(self) -> str:
         """Run every stage; returns the state, `done` or `incomplete`. What was finished is kept whatever happens."""
+        watching = asyncio.create_task(self._watch())
         try:
+            self.events.write("run", name=self.pipeline.name, rlaif=rlaif.__version__)
             self._write_manifest("running")
             write_text(self.folder.path / "pipeline.yaml", yaml.safe_dump(self.pipeline.resolved(), sort_keys=False))
             self._remove_leftovers()
             self._note_inputs()
             for steps in _groups(self.pipeline.steps):
-                if steps[0].stage.kind in ("train", "measure") and (share := self._failed_share()) > TOLERATED:
+                kind = steps[0].stage.kind
+                if self.scheduler.stopped and (
+                    kind != "pair" or steps[0].source is None or not self._has_rows(steps[0])
+                ):
+                    break
+                if kind in ("train", "measure") and (share := self._failed_share()) > TOLERATED:
                     self.stopped = f"{steps[0].name} was not begun: {share:.0%} of the rows failed"
                     break
                 await self._let_go(steps)
-                await (self._stream(steps) if steps[0].stage.kind in ROW_STAGES else self._table(steps[0]))
+                with self._interruptible(kind in ROW_STAGES):
+                    await (self._stream(steps) if kind in ROW_STAGES else self._table(steps[0]))
                 self._write_manifest("running")
-            state = "incomplete" if self.failures else "done"
+            state = "stopped" if self.scheduler.stopped else "incomplete" if self.failures else "done"
             self._write_manifest(state)
         except BaseException as error:
             interrupted = isinstance(error, KeyboardInterrupt | asyncio.CancelledError)
@@ -148,8 +168,56 @@ class Run:
                 self._write_manifest("interrupted" if interrupted else "failed")
             raise
         finally:
+            watching.cancel()
+            self.events.write("ended", state=self.state, calls=self._calls())
             await self.close()
         return state
+
+    async def _watch(self) -> None:
+        """Show how fast the servers are asked, and write it down now and then."""
+        priced = any(isinstance(spec, OpenAIModel) and spec.price for spec in self.pipeline.models.values())
+        meter, written = Meter(self.ledger, self.pipeline.budget, priced), time.monotonic()
+        while True:
+            await asyncio.sleep(PULSE)
+            pulse = meter.read(list(self.scheduler.traffic.endpoints.values()))
+            if pulse is None:
+                continue
+            self.progress.pulse(pulse.text())
+            if time.monotonic() - written >= EVERY:
+                written = time.monotonic()
+                self.events.write("progress", **pulse._asdict(), failures=self.failures)
+
+    def _has_rows(self, step: Step) -> bool:
+        return step.source is not None and len(self.rows.get(step.source.name, ())) > 0
+
+    @contextmanager
+    def _interruptible(self, gently: bool) -> Iterator[None]:
+        """The first Ctrl-C in a row stage asks nothing more and ends with what is finished; the second leaves at once.
+
+        Elsewhere the first one leaves: a trainer goes on from its checkpoint.
+        """
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+
+        def interrupt() -> None:
+            if gently and self.scheduler.stopped is None:
+                self.scheduler.stop(Stopped("interrupted", cause="interrupted"))
+                self.progress.note("interrupted: what is on its way is waited for; again to leave at once")
+            else:
+                task.cancel()
+
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        for number in before:
+            loop.add_signal_handler(number, interrupt)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                loop.remove_signal_handler(number)
+                signal.signal(number, handler)
 
     async def _let_go(self, steps: Sequence[Step]) -> None:
         """Free the memory of models that these steps do not ask: vLLM fills a GPU, and training needs one.
@@ -218,6 +286,7 @@ class Run:
 
     async def _table(self, step: Step) -> None:
         stage, began = step.stage, time.monotonic()
+        STAGE.set(step.name)
         self.progress.begin(step.name, step.stage.kind)
         if isinstance(stage, PairStage):
             record = self._pair(step, stage)
@@ -229,6 +298,7 @@ class Run:
             record = self.inputs.records[step.name]
         record.seconds = time.monotonic() - began
         self.records.append(record.checked())
+        self.events.write("stage", **record.as_dict())
         self.progress.end(step.name, record.outcome())
 
     def _pair(self, step: Step, stage: PairStage) -> StageRecord:
@@ -409,9 +479,14 @@ class Run:
 
         async def worker() -> None:
             for index, row in todo:
+                if self.scheduler.stopped:
+                    return
                 for step in steps:
                     if row.failure is None:
-                        row = await self.row(step, row, self.scheduler)
+                        try:
+                            row = await self.row(step, row, self.scheduler)
+                        except Stopped:
+                            return  # the row is asked for again by the next run, which finds what of it was paid for
                     self._counts[step.name].add(row)
                     writers[step.name].append(row, index)
                 self.progress.advance(failed=row.failure is not None)
@@ -425,7 +500,8 @@ class Run:
                 writer.close()
             raise _first(errors) from None
         assert steps[0].source is not None
-        failed_before = self._counts[steps[0].source.name].failed if steps[0].source.name in self._counts else 0
+        before = self._counts.get(steps[0].source.name)
+        failed_before, entered = before.failed if before else 0, len(rows)
         for step in steps:
             counts, done = self._counts[step.name], writers[step.name].finish()
             self.rows[step.name] = done
@@ -435,11 +511,16 @@ class Run:
                     self.folder.path / "dataset", step.name, "revise", len(done),
                     revision_tables(done, +dropped), self._named(counts), self._made_with(step.name),
                 )  # fmt: skip
-            record = self._row_record(step, counts, failed_before)
+            record = self._row_record(step, counts, failed_before, entered)
             record.seconds = time.monotonic() - began if step is steps[-1] else None
             self.records.append(record.checked())
-            failed_before = counts.failed
+            failed_before, entered = counts.failed, counts.rows
         ended = self.records[-len(steps) :]
+        for note in self.scheduler.notes:
+            if note not in self.inputs.notes:
+                self.inputs.notes.append(note)
+        for record in ended:
+            self.events.write("stage", **record.as_dict(), calls=self._calls(record.name))
         self.progress.end(title, "; ".join(f"{r.name} {r.outcome()}" for r in ended))
 
     def source_rows(self, step: Step) -> Rows:
@@ -449,10 +530,10 @@ class Run:
             return self.rows[step.source.name]
         return NewRows(self.inputs.prompts[step.source.name])
 
-    def _row_record(self, step: Step, counts: RowCounts, failed_before: int) -> StageRecord:
-        given = counts.rows - failed_before  # a row counts as failed in the stage it failed in, and only there
+    def _row_record(self, step: Step, counts: RowCounts, failed_before: int, entered: int) -> StageRecord:
+        given = entered - failed_before  # a row counts as failed in the stage it failed in, and only there
         failed = counts.failed - failed_before
-        dropped = counts.dropped + Counter({"failed": failed})
+        dropped = counts.dropped + Counter({"failed": failed, "not reached": entered - counts.rows})
         return StageRecord(
             step.name,
             step.stage.kind,
@@ -467,6 +548,7 @@ class Run:
     async def row(self, step: Step, row: Row, sampler: Sampler) -> Row:
         """One row through one stage. What befalls this row alone is written on it; what befalls all is raised."""
         stage, seed = step.stage, self.pipeline.seed
+        STAGE.set(step.name)
         try:
             if isinstance(stage, SampleStage):
                 return await sample(row, stage, self.settings, sampler, seed)
@@ -479,7 +561,7 @@ class Run:
             judge = self.inputs.judges[step.name]
             return await rate(row, stage, judge.rubric, judge.template, settings, sampler, seed)
         except EngineError as error:
-            if error.fatal:
+            if error.fatal or isinstance(error, Stopped):
                 raise
             self._fail(row.prompt, error)
             return row.model_copy(update={"failure": str(error)})
@@ -499,10 +581,10 @@ class Run:
 
     # ------------------------------------------------------------ the manifest
 
-    def _calls(self) -> dict[str, Any]:
+    def _calls(self, stage: str | None = None) -> dict[str, Any]:
         """What each model was asked. `cost` is of this run's calls, `cost_of_data` of all calls the data rests on."""
         calls: dict[str, Any] = {}
-        for name, tally in self.scheduler.tallies.items():
+        for name, tally in self.ledger.by_model(stage).items():
             spec = self.specs[name]
             price = spec.price if isinstance(spec, OpenAIModel) else None
 
@@ -516,6 +598,7 @@ class Run:
                 "cached": tally.cached,
                 "failed": tally.failed,
                 "causes": dict(tally.causes),
+                "retries": dict(tally.retries),
                 "cut_at_max_tokens": tally.cut,
                 "prompt_tokens": read,
                 "completion_tokens": written,
@@ -524,7 +607,24 @@ class Run:
             }
         return calls
 
+    def _told(self, record: StageRecord) -> dict[str, Any]:
+        """A stage's record with what its calls cost: the stage, a row of it, and a preference that was kept of all."""
+        told = record.as_dict()
+        if record.kind in ROW_STAGES:
+            calls = self._calls(record.name)
+            told["calls"] = {name: {"sent": call["sent"], "cached": call["cached"]} for name, call in calls.items()}
+            costs = [call["cost_of_data"] for call in calls.values() if call["cost_of_data"] is not None]
+            if costs:
+                told["cost"] = round(sum(costs), 6)
+                told["cost_per_row"] = round(sum(costs) / record.out, 6) if record.out else None
+        elif kept := record.facts.get("preferences"):
+            costs = [c["cost_of_data"] for c in self._calls().values() if c["cost_of_data"] is not None]
+            if costs:
+                told["cost_per_preference"] = round(sum(costs) / kept, 6)
+        return told
+
     def _write_manifest(self, state: str) -> None:
+        self.state = state
         probed = {n: c for n, e in self.engines.items() if (c := getattr(e, "capabilities", None))}
         self.folder.write_manifest(
             {
@@ -535,8 +635,9 @@ class Run:
                 "seconds": round(time.time() - self._started, 2),
                 "versions": {"rlaif": rlaif.__version__} | training.versions("datasets", "openai", *training.PACKAGES),
                 "digests": dict(sorted(self.digests.items())),
-                "stages": [record.as_dict() for record in self.records],
+                "stages": [self._told(record) for record in self.records],
                 "calls": self._calls(),
+                "notes": self.inputs.notes,
                 "capabilities": self._before.get("capabilities", {}) | probed,
                 "failures": self.failures,
             }

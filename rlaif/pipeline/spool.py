@@ -84,11 +84,13 @@ class RowWriter(Generic[Kind]):
 
     def _sort(self) -> None:
         count, temporary = len(self._numbers), self.path.with_name(f".{self.path.name}.tmp")
-        written = array("q", bytes(8 * count))  # which row, in order of writing, has this number
+        written = array("q", [-1]) * (max(self._numbers) + 1)  # which row, in order of writing, has this number
         for place, number in enumerate(self._numbers):
             written[number] = place
         with open(self._partial, "rb") as source, open(temporary, "wb") as target:
             for place in written:
+                if place < 0:  # a run that was stopped leaves gaps
+                    continue
                 source.seek(self._starts[place])
                 end = self._starts[place + 1] if place + 1 < count else self._end
                 target.write(source.read(end - self._starts[place]))

@@ -1,0 +1,148 @@
+"""What was asked of the models in a run, what it cost, and a budget that nothing exceeds.
+
+Counted for each stage and model apart. A budget is kept by reserving, before a request is sent, what it may cost at
+most, and settling on what it did cost: what is spent, what is on its way and the next request together never pass it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field, fields
+from typing import Protocol
+
+from rlaif.errors import Stopped
+from rlaif.records import Usage
+
+STAGE: ContextVar[str] = ContextVar("stage", default="")  # whose calls are being made
+
+
+class Price(Protocol):
+    """Currency units per million tokens."""
+
+    @property
+    def prompt(self) -> float: ...
+    @property
+    def completion(self) -> float: ...
+
+
+@dataclass
+class Tally:
+    """What one model was asked. Tokens of what was discarded are counted with the others."""
+
+    sent: int = 0  # calls that were paid for in this run
+    discarded: int = 0  # those of them whose answer was of no use: probes, empty completions
+    cached: int = 0  # calls the store answered
+    failed: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_prompt_tokens: int = 0  # what the store's answers once cost, each counted once
+    cached_completion_tokens: int = 0
+    cut: int = 0  # completions that ended at max_tokens
+    causes: Counter[str] = field(default_factory=Counter)  # of `failed`
+    retries: Counter[str] = field(default_factory=Counter)  # requests sent again, by cause
+
+    def pay(self, usage: Usage, *, discarded: bool = False) -> None:
+        self.sent += 1
+        self.discarded += discarded
+        self.prompt_tokens += usage.prompt_tokens
+        self.completion_tokens += usage.completion_tokens
+
+    def add(self, other: Tally) -> None:
+        for each in fields(self):
+            value = getattr(other, each.name)
+            if isinstance(value, Counter):
+                getattr(self, each.name).update(value)
+            else:
+                setattr(self, each.name, getattr(self, each.name) + value)
+
+
+class Ledger:
+    """The tallies of a run. `prices` are of the models that cost money."""
+
+    def __init__(self, prices: Mapping[str, Price] | None = None, budget: float | None = None) -> None:
+        self._prices, self._budget, self._before = dict(prices or {}), budget, 0.0
+        self._tallies: dict[tuple[str, str], Tally] = {}  # by stage and model
+        self._reserved = self._unknown = 0.0
+        self._settled = asyncio.Event()
+
+    def tally(self, model: str, stage: str | None = None) -> Tally:
+        """The count of a model in a stage, by default in the one whose calls are being made."""
+        key = (STAGE.get() if stage is None else stage, model)
+        found = self._tallies.get(key)
+        if found is None:
+            found = self._tallies[key] = Tally()
+        return found
+
+    def by_model(self, stage: str | None = None) -> dict[str, Tally]:
+        """The models' counts over all stages, or in one."""
+        totals: dict[str, Tally] = {}
+        for (of, model), tally in self._tallies.items():
+            if stage in (None, of):
+                totals.setdefault(model, Tally()).add(tally)
+        return totals
+
+    # ------------------------------------------------------------ money
+
+    def cost(self, model: str, prompt_tokens: int, completion_tokens: int) -> float | None:
+        """What so many tokens cost; None for a model without a price."""
+        price = self._prices.get(model)
+        if price is None:
+            return None
+        return (prompt_tokens * price.prompt + completion_tokens * price.completion) / 1e6
+
+    def before(self, spent: float) -> None:
+        """What earlier executions of the run cost: the budget is for all of them together."""
+        self._before = spent
+
+    @property
+    def spent(self) -> float:
+        """What this run cost so far, as far as prices are known, with what an answer that was lost may have cost."""
+        paid = (
+            self.cost(model, tally.prompt_tokens, tally.completion_tokens) or 0.0
+            for (_, model), tally in self._tallies.items()
+        )
+        return self._before + self._unknown + sum(paid)
+
+    @contextmanager
+    def _until_settled(self, amount: float) -> Iterator[Reservation]:
+        self._reserved += amount
+        reservation = Reservation()
+        try:
+            yield reservation
+        finally:
+            self._reserved -= amount
+            if reservation.lost:
+                self._unknown += amount
+            self._settled.set()
+
+    async def reserve(
+        self, model: str, prompt_tokens: int, completion_tokens: int
+    ) -> AbstractContextManager[Reservation]:
+        """Set aside what a request may cost at most, waiting while others on their way hold too much.
+
+        Raises Stopped when it does not fit in what is left.
+        """
+        amount = self.cost(model, prompt_tokens, completion_tokens) or 0.0
+        if self._budget is None or not amount:
+            return self._until_settled(0.0)
+        while self.spent + self._reserved + amount > self._budget:
+            if self._reserved <= 1e-12:
+                raise Stopped(
+                    f"the budget of {self._budget:g} leaves no room for another call of {model!r}: "
+                    f"{self.spent:.4f} are spent, and it may cost {amount:.4f}",
+                    cause="budget",
+                    fix="raise `budget`, then run the same command again: nothing is paid for twice",
+                )
+            self._settled.clear()
+            await self._settled.wait()
+        return self._until_settled(amount)
+
+
+class Reservation:
+    """Held while a request is on its way. `lost`: an answer may have been paid for and did not arrive."""
+
+    lost = False

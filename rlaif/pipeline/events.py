@@ -1,0 +1,93 @@
+"""What happens in a run: for machines a JSON object a line in its `events.jsonl`, for people how fast it goes and why.
+
+Every line has `time` (seconds since 1970) and `event`; a run that is started again goes on in the same file.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rlaif.engines.ledger import Ledger
+from rlaif.engines.traffic import Endpoint
+
+EVERY = 10.0  # seconds between two lines on the progress of a stage
+
+
+class EventLog:
+    """Appends to `events.jsonl`. A disk that is full loses a line here, not the run."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "events.jsonl"
+
+    def write(self, event: str, **facts: Any) -> None:
+        line = json.dumps({"time": round(time.time(), 3), "event": event} | facts, ensure_ascii=False)
+        try:
+            with open(self._path, "a", encoding="utf-8", errors="replace") as file:
+                file.write(line + "\n")
+        except OSError:
+            return
+
+
+class Pulse(NamedTuple):
+    """How fast calls are made at this moment, and why not faster."""
+
+    calls_per_second: float
+    tokens_per_second: float  # written
+    in_flight: int
+    limit: int
+    why: str
+    sent_again: dict[str, int]  # requests, by cause
+    cost: float | None
+    budget: float | None
+
+    def text(self) -> str:
+        """One line for a person."""
+        digits = 0 if self.calls_per_second >= 10 else 1
+        parts = [
+            f"{self.calls_per_second:,.{digits}f} calls/s",
+            f"{self.tokens_per_second:,.0f} tokens/s",
+            f"{self.in_flight} of {self.limit} at a time: {self.why}",
+        ]
+        if self.sent_again:
+            parts.append("sent again: " + ", ".join(f"{n:,} {cause}" for cause, n in sorted(self.sent_again.items())))
+        if self.cost is not None:
+            parts.append(f"cost {self.cost:.4f}" + (f" of {self.budget:g}" if self.budget is not None else ""))
+        return "   ".join(parts)
+
+
+class Meter:
+    """Reads the ledger and the endpoints now and then, and tells what changed."""
+
+    def __init__(self, ledger: Ledger, budget: float | None, priced: bool) -> None:
+        self._ledger, self._budget, self._priced = ledger, budget, priced
+        self._time, self._sent, self._tokens = time.monotonic(), 0, 0
+
+    def read(self, endpoints: Sequence[Endpoint]) -> Pulse | None:
+        """None where no server is asked."""
+        now, tallies = time.monotonic(), self._ledger.by_model().values()
+        sent, tokens = sum(t.sent for t in tallies), sum(t.completion_tokens for t in tallies)
+        elapsed = max(now - self._time, 1e-6)
+        rates = (sent - self._sent) / elapsed, (tokens - self._tokens) / elapsed
+        self._time, self._sent, self._tokens = now, sent, tokens
+        if not endpoints:
+            return None
+        busiest = max(endpoints, key=lambda endpoint: endpoint.load)
+        down = [endpoint for endpoint in endpoints if endpoint.down_since is not None]
+        why = f"{down[0].name} does not answer, it is tried again" if down else busiest.gate.why
+        again: dict[str, int] = {}
+        for tally in tallies:
+            for cause, count in tally.retries.items():
+                again[cause] = again.get(cause, 0) + count
+        return Pulse(
+            *rates,
+            sum(endpoint.gate.in_flight for endpoint in endpoints),
+            sum(int(endpoint.gate.limit) for endpoint in endpoints),
+            why,
+            again,
+            self._ledger.spent if self._priced else None,
+            self._budget,
+        )
