@@ -43,7 +43,7 @@ CREATE TABLE IF NOT EXISTS calls (
     created           REAL NOT NULL,        -- seconds since 1970
     prompt_tokens     INTEGER NOT NULL,
     completion_tokens INTEGER NOT NULL,
-    request           BLOB NOT NULL,        -- zlib of JSON: what was asked; for people, since the key tells calls apart
+    request           BLOB NOT NULL,        -- zlib of JSON: what was asked, for people, since the key tells calls apart
     answer            BLOB NOT NULL         -- zlib of JSON: text, finish reason, usage, log-probabilities
 );
 CREATE TABLE IF NOT EXISTS failures (
@@ -472,6 +472,7 @@ def _migrate(db: sqlite3.Connection) -> None:
         db.execute("DROP TABLE old_calls")
         db.execute(f"PRAGMA user_version={FORMAT}")
         db.execute("COMMIT")
+        db.execute("VACUUM")
     except BaseException:
         if db.in_transaction:
             db.execute("ROLLBACK")

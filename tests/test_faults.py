@@ -350,8 +350,9 @@ def test_a_store_of_the_version_before_is_brought_over(
     db.close()
     code, _, err = run_cli("plan", "echo.yaml")
     assert code == 1 and "has format 2" in err and "`rlaif run` brings it to the new format" in err
-    code, out, _ = run_cli("run", "echo.yaml")
-    assert code == 0 and "120 from the store" in out and sum(asked(models).values()) == 0
+    code, out, err = run_cli("run", "echo.yaml")
+    assert code == 0, err
+    assert "120 from the store" in out and sum(asked(models).values()) == 0
 
 
 # ---------------------------------------------------------------- secrets
