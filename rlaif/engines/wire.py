@@ -29,7 +29,7 @@ OPENAI_HEADERS = {"OPENAI_ORG_ID": "OpenAI-Organization", "OPENAI_PROJECT_ID": "
 
 class Arrival(NamedTuple):
     status: int
-    headers: Mapping[str, str]
+    headers: Mapping[str, str]  # of what is not a 200
     body: bytes
 
 
@@ -71,7 +71,8 @@ class Wire:
         began = time.monotonic()
         try:
             answer = await asked.build().send()
-            return Arrival(answer.status, answer.headers, bytes(await answer.bytes()))
+            status = answer.status
+            return Arrival(status, answer.headers if status != 200 else {}, bytes(await answer.bytes()))
         except exceptions.RequestTimeoutError as error:
             if time.monotonic() - began < 0.9 * timeout:  # nobody took the connection
                 raise Unreached(_said(error)) from None
