@@ -14,7 +14,7 @@ import asyncio
 from collections.abc import Awaitable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 from rlaif.engines.ledger import STAGE, Ledger, Tally
 from rlaif.engines.protocol import Engine, Local, Reply, Request, Served
@@ -33,8 +33,21 @@ Answers = dict[str, dict[str, Any]]  # by the call's key
 Result = TypeVar("Result")
 
 
+class Ask(NamedTuple):
+    """What one model is asked: `n` samples of its continuation of `messages`."""
+
+    model: str
+    messages: Sequence[Message]
+    sampling: Sampling
+    n: int = 1
+    attempt: int = 0
+    json_schema: Mapping[str, Any] | None = None
+
+
 class Sampler(Protocol):
     """What a stage needs of a scheduler; the plan has one that never sends."""
+
+    async def sample_all(self, asks: Sequence[Ask]) -> list[list[Completion]]: ...
 
     async def sample(
         self,
@@ -133,31 +146,57 @@ class Scheduler:
 
         Raises EngineError when one of them is not to be had; the others are stored by then.
         """
-        engine = self._engines[model]
-        keys = call_keys(
-            engine.identity, messages, sampling, indices=range(n), attempt=attempt, json_schema=json_schema
-        )
-        while flying := {self._in_flight[key].done for key in keys if key in self._in_flight}:
-            await asyncio.wait(flying)  # the same call is being paid for by another row
-        answers = self._stored(model, keys)
-        if len(answers) < n:
-            if self.stopped is not None:
-                raise self.stopped
-            missing = [i for i, key in enumerate(keys) if key not in answers]
-            self._refuse_failed(model, [keys[i] for i in missing])
-            request = Request(
-                messages=tuple(messages),
-                sampling=sampling,
-                indices=tuple(missing),
-                attempt=attempt,
-                json_schema=dict(json_schema) if json_schema is not None else None,
-            )
-            answers |= await self._pay(engine, request, [keys[i] for i in missing])
-        return [completion(model, key, answers[key]) for key in keys]
+        return (await self.sample_all([Ask(model, messages, sampling, n, attempt, json_schema)]))[0]
 
-    def _stored(self, model: str, keys: Sequence[str]) -> Answers:
-        """What the store answers; what was paid for before this run is an expense of its data."""
-        found = self._store.find(keys)
+    async def sample_all(self, asks: Sequence[Ask]) -> list[list[Completion]]:
+        """The completions of each ask, as `sample` gives them: looked up together, sent at the same time.
+
+        One that fails lets the others finish; then the gravest error is raised.
+        """
+        keys = [
+            call_keys(
+                self._engines[ask.model].identity, ask.messages, ask.sampling, indices=range(ask.n),
+                attempt=ask.attempt, json_schema=ask.json_schema,
+            )
+            for ask in asks
+        ]  # fmt: skip
+        while flying := {order.done for one in keys for key in one if (order := self._in_flight.get(key))}:
+            await asyncio.wait(flying)  # the same call is being paid for by another row
+        found = self._store.find([key for one in keys for key in one])
+        answers: Answers = {}
+        orders: list[_Order] = []
+        errors: list[BaseException] = []
+        for ask, wanted in zip(asks, keys, strict=True):
+            answers |= self._stored(ask.model, {key: found[key] for key in wanted if key in found})
+            if missing := [index for index, key in enumerate(wanted) if key not in found]:
+                try:
+                    orders.append(self._order(ask, missing, [wanted[index] for index in missing]))
+                except EngineError as error:
+                    errors.append(error)
+        if orders:
+            outcomes = await self._heard(orders)
+            errors += [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+            for outcome in outcomes:
+                if not isinstance(outcome, BaseException):
+                    answers |= outcome
+        if errors:
+            raise _gravest(errors)
+        return [
+            [completion(ask.model, key, answers[key]) for key in wanted] for ask, wanted in zip(asks, keys, strict=True)
+        ]
+
+    async def _heard(self, orders: Sequence[_Order]) -> list[Answers | BaseException]:
+        """What becomes of orders. Who asked may be cancelled meanwhile: what is not sent by then never is."""
+        try:
+            return await asyncio.gather(*(asyncio.shield(order.done) for order in orders), return_exceptions=True)
+        except asyncio.CancelledError:
+            for order in orders:
+                if not order.sent:
+                    order.done.cancel()
+            raise
+
+    def _stored(self, model: str, found: Mapping[str, tuple[dict[str, Any], bool]]) -> Answers:
+        """What the store answered; what was paid for before this run is an expense of its data."""
         if found:
             tally = self.ledger.tally(model)
             tally.cached += len(found)
@@ -200,8 +239,19 @@ class Scheduler:
 
     # ------------------------------------------------------------ orders
 
-    async def _pay(self, engine: Engine, request: Request, keys: Sequence[str]) -> Answers:
-        """Order samples; returns when they are durable."""
+    def _order(self, ask: Ask, missing: Sequence[int], keys: Sequence[str]) -> _Order:
+        """Put what is missing of an ask on its way. Raises EngineError where it is not to be asked at all."""
+        if self.stopped is not None:
+            raise self.stopped
+        self._refuse_failed(ask.model, keys)
+        engine = self._engines[ask.model]
+        request = Request(
+            messages=tuple(ask.messages),
+            sampling=ask.sampling,
+            indices=tuple(missing),
+            attempt=ask.attempt,
+            json_schema=dict(ask.json_schema) if ask.json_schema is not None else None,
+        )
         order = _Order(engine, request, keys, asyncio.get_running_loop().create_future())
         self._in_flight.update(dict.fromkeys(keys, order))
         order.done.add_done_callback(lambda _: self._forget(order))
@@ -211,12 +261,7 @@ class Scheduler:
                 self._computing = self._start(self._compute(), self._asking)
         else:
             self._start(self._send(cast(Served, engine), order), self._asking)
-        try:
-            return await asyncio.shield(order.done)
-        except asyncio.CancelledError:
-            if not order.sent:
-                order.done.cancel()
-            raise
+        return order
 
     def _forget(self, order: _Order) -> None:
         for key in order.keys:

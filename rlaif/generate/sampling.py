@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from rlaif.config import Sampler as SamplerSettings
 from rlaif.config import SampleStage, SamplingSettings
-from rlaif.engines.scheduler import Sampler, together
+from rlaif.engines.scheduler import Ask, Sampler
 from rlaif.records import Candidate, Message, Prompt, Row, Sampling, hashed_order
 
 
@@ -23,13 +23,17 @@ async def sample(
 ) -> Row:
     """`row` with its candidates. `models` are the sampling settings of each model. Raises EngineError."""
 
-    async def ask(sampler: SamplerSettings) -> list[Candidate]:
+    samplers = drawn(stage, row.prompt)
+    asks = []
+    for sampler in samplers:
         settings = sampler.over(stage.sampling, models[sampler.model])
         system = (Message(role="system", content=sampler.system),) if sampler.system else ()
-        completions = await scheduler.sample(
-            sampler.model, (*system, *row.prompt.messages), Sampling(seed=seed, **settings), n=stage.per_prompt
-        )
-        return [Candidate(sampler=sampler.name or sampler.model, completion=c) for c in completions]
-
-    groups = await together(*(ask(sampler) for sampler in drawn(stage, row.prompt)))
-    return row.model_copy(update={"candidates": tuple(candidate for group in groups for candidate in group)})
+        messages = (*system, *row.prompt.messages)
+        asks.append(Ask(sampler.model, messages, Sampling(seed=seed, **settings), stage.per_prompt))
+    found = await scheduler.sample_all(asks)
+    candidates = tuple(
+        Candidate(sampler=sampler.name or sampler.model, completion=completion)
+        for sampler, completions in zip(samplers, found, strict=True)
+        for completion in completions
+    )
+    return row.model_copy(update={"candidates": candidates})

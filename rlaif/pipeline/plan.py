@@ -25,6 +25,7 @@ from rlaif.config import (
     TrainStage,
 )
 from rlaif.engines.protocol import Engine
+from rlaif.engines.scheduler import Ask, together
 from rlaif.errors import EngineError
 from rlaif.generate.sampling import drawn
 from rlaif.judges.rating import Judge, question, rate
@@ -63,6 +64,9 @@ class DryScheduler:
     def need(self, model: str) -> Need:
         return self.needs.setdefault(model, Need())
 
+    async def sample_all(self, asks: Sequence[Ask]) -> list[list[Completion]]:
+        return await together(*(self.sample(*ask[:3], **_options(ask)) for ask in asks))
+
     async def sample(
         self,
         model: str,
@@ -95,6 +99,9 @@ class Assuming:
     def __init__(self, dry: DryScheduler) -> None:
         self._dry = dry
 
+    async def sample_all(self, asks: Sequence[Ask]) -> list[list[Completion]]:
+        return await together(*(self.sample(*ask[:3], **_options(ask)) for ask in asks))
+
     async def sample(
         self,
         model: str,
@@ -109,6 +116,10 @@ class Assuming:
             return await self._dry.sample(model, messages, sampling, n=n, attempt=attempt, json_schema=json_schema)
         except EngineError:
             return [_candidate(f"{model} {index}", sampling.max_tokens).completion for index in range(n)]
+
+
+def _options(ask: Ask) -> dict[str, Any]:
+    return {"n": ask.n, "attempt": ask.attempt, "json_schema": ask.json_schema}
 
 
 async def plan(run: Run) -> dict[str, Any]:
