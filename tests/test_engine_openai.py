@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import email.utils
 import json
 import math
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 from serving import Answer, Script, completion, scripted, serve, top_logprobs
 
@@ -203,6 +205,62 @@ def test_everything_asked_for_is_sent() -> None:
     with scripted([Answer(completion("x"))]) as script:
         good(make(script.base_url), ask())
         assert not {"stop", "logprobs", "top_logprobs", "response_format"} & set(script.requests[0]["body"])
+
+
+def test_it_speaks_as_the_official_client_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Path, key and body are those of the `openai` package, asked the same."""
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-1")  # goes to OpenAI, and to nobody else
+    schema = {"type": "object", "properties": {"b": {"type": "integer"}, "a": {"type": "string"}}}
+    with scripted([Answer(completion("x", "y", logprobs=top_logprobs(A=0.5)))]) as script:
+        request = ask("é \u2028 \U0001f600", indices=(0, 1), stop=("s",), alternatives=("A",), seed=7)
+        good(make(script.base_url), request.model_copy(update={"json_schema": schema}))
+
+        async def officially() -> None:
+            async with openai.AsyncOpenAI(
+                base_url=script.base_url, api_key=KEY, max_retries=0, organization=""
+            ) as client:
+                await client.chat.completions.create(
+                    model="tiny",
+                    messages=[{"role": "user", "content": "é \u2028 \U0001f600"}],
+                    temperature=1.0,
+                    top_p=1.0,
+                    max_tokens=12,
+                    n=2,
+                    seed=7,
+                    stop=["s"],
+                    logprobs=True,
+                    top_logprobs=20,
+                    response_format={
+                        "type": "json_schema",
+                        "json_schema": {"name": "reply", "strict": True, "schema": schema},
+                    },
+                )
+
+        asyncio.run(officially())
+        ours, theirs = script.requests
+    assert (ours["path"], ours["body"]) == (theirs["path"], theirs["body"])
+    assert list(ours["body"]["response_format"]["json_schema"]["schema"]["properties"]) == ["b", "a"]
+    for header in ("authorization", "content-type"):
+        assert ours["headers"][header] == theirs["headers"][header]
+    assert "openai-organization" not in ours["headers"]
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 408, 409, 422, 429, 500, 503])
+def test_it_retries_what_the_official_client_retries(status: int) -> None:
+    refused = Answer({"error": {"message": "no"}}, status=status, headers={"retry-after": "0.001"})
+    fine = Answer(completion("fine"))
+
+    async def officially(base_url: str) -> None:
+        async with openai.AsyncOpenAI(base_url=base_url, api_key=KEY, max_retries=1) as client:
+            with contextlib.suppress(openai.APIStatusError):
+                await client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "q"}])
+
+    with scripted([refused, fine]) as script:
+        asyncio.run(officially(script.base_url))
+        theirs = len(script.requests)
+    with scripted([refused, fine]) as script:
+        run(make(script.base_url, retries=1), ask())
+        assert len(script.requests) == theirs
 
 
 # ---------------------------------------------------------------- what arrives

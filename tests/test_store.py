@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import sqlite3
@@ -17,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlaif.errors import StoreError
-from rlaif.records import Message, Sampling
-from rlaif.store import FORMAT, Call, CallStore, call_key
+from rlaif.records import Message, Sampling, digest
+from rlaif.store import FORMAT, KEY_VERSION, Call, CallStore, call_key
 
 BASE: dict[str, Any] = {
     "identity": "weights:abc",
@@ -71,6 +72,59 @@ def test_moving_words_between_messages_changes_the_key(turns: list[tuple[Any, st
     merged = (Message(role="user", content="".join(text for _, text in turns)),)
     if messages != merged:
         assert key(messages=messages) != key(messages=merged)
+
+
+TEXTS = st.text(max_size=40)
+MESSAGES = st.builds(Message, role=st.sampled_from(["system", "user", "assistant"]), content=TEXTS)
+CALLS = st.fixed_dictionaries(
+    {
+        "identity": TEXTS,
+        "messages": st.lists(MESSAGES, min_size=1, max_size=3).map(tuple),
+        "sampling": st.builds(
+            Sampling,
+            temperature=st.floats(0, 2),
+            top_p=st.floats(0.01, 1),
+            max_tokens=st.integers(1, 9),
+            stop=st.lists(TEXTS, max_size=2).map(tuple),
+            logprobs=st.booleans(),
+            alternatives=st.lists(TEXTS, max_size=2).map(tuple),
+            seed=st.integers(0, 9),
+        ),
+        "index": st.integers(0, 9),
+        "attempt": st.integers(0, 9),
+        "json_schema": st.none() | st.dictionaries(TEXTS, st.integers(), max_size=3),
+    }
+)
+
+
+def told_apart(call: dict[str, Any]) -> Any:
+    """What determines a call's answer; a schema by the order of its keys too."""
+    schema = None if call["json_schema"] is None else list(call["json_schema"].items())
+    return [*(call[name] for name in ("identity", "messages", "sampling", "index", "attempt")), schema]
+
+
+@given(CALLS, CALLS, st.sets(st.sampled_from(sorted(BASE))))
+def test_two_calls_share_a_key_exactly_when_nothing_that_matters_differs(
+    one: dict[str, Any], other: dict[str, Any], taken: set[str]
+) -> None:
+    mixed = one | {name: other[name] for name in taken}
+    same = told_apart(one) == told_apart(mixed)
+    assert (key(**one) == key(**mixed)) == same
+    assert key(**one) == key(**one | {"messages": tuple(m.model_copy() for m in one["messages"])})
+
+
+@given(CALLS)
+def test_a_key_put_together_from_parts_is_the_digest_of_the_whole(call: dict[str, Any]) -> None:
+    whole = {
+        "v": KEY_VERSION,
+        "model": call["identity"],
+        "messages": [[m.role, m.content] for m in call["messages"]],
+        "sampling": call["sampling"].model_dump(mode="json"),
+        "schema": None if call["json_schema"] is None else json.dumps(call["json_schema"], ensure_ascii=False),
+        "index": call["index"],
+        "attempt": call["attempt"],
+    }
+    assert key(**call) == digest(whole)
 
 
 def test_the_order_of_a_schemas_properties_is_part_of_the_key() -> None:
