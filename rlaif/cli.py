@@ -532,7 +532,8 @@ def _print_holdings(console: Console, holdings: Sequence[Holding], path: Path) -
         when = datetime.fromtimestamp(held.last).strftime("%Y-%m-%d %H:%M")
         size, calls = f"{held.size / 2**20:.1f}", f"{held.calls:,}"
         tokens = (f"{held.prompt_tokens:,}", f"{held.completion_tokens:,}")
-        table.add_row(_plain(held.run) or "before format 3", _brief(held.model, 48), calls, *tokens, size, when)
+        model = ":".join(held.model.split(":")[:2])  # without the digest of a server's address
+        table.add_row(_plain(held.run) or "before format 3", _brief(model, 24), calls, *tokens, size, when)
     console.print(table)
     whole = path.stat().st_size / 2**20 if path.exists() else 0.0
     told = f"\n{sum(held.calls for held in holdings):,} calls in {path}, {whole:.1f} MB"

@@ -18,6 +18,7 @@ from rlaif.errors import Stopped
 from rlaif.records import Usage
 
 STAGE: ContextVar[str] = ContextVar("stage", default="")  # whose calls are being made
+ROW: ContextVar[int] = ContextVar("row", default=0)  # for which row: those that began first are finished first
 
 
 class Price(Protocol):

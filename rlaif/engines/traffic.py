@@ -10,21 +10,23 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import random
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
+from heapq import heappop, heappush
 
-from rlaif.engines.ledger import Ledger
+from rlaif.engines.ledger import ROW, Ledger
 from rlaif.engines.protocol import Reply, Request, Served
 from rlaif.errors import EngineError, Stopped
 
 START = 16  # requests at a time, at first
-WINDOW = 8  # requests at least, between two decisions of a gate
+WINDOW = 16  # requests at least, between two decisions of a gate
 OVERLOADED = 0.1  # share of a window's requests that a server refused or left unanswered for being busy
-GAIN = 1.1  # more requests at a time must bring this much more, or there is no ramp any more
-SLOWER = 2.0  # times the best pace seen
+WEIGHT = 0.25  # of a doubling of requests at a time, in doublings of what they bring
+STEP = 1.15
+SLOWER = 1.3  # times the seconds that a token took at best: as many as are allowed may be too many
 BREAK = 10  # requests that fail in a row on the way to an endpoint, before it is left alone for a while
 PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds between two trials of an endpoint that is down
 GIVE_UP = 120.0  # seconds that every endpoint of a model may be down before the run stops
@@ -51,21 +53,26 @@ Keep = Callable[[list[tuple[int, Reply]]], Awaitable[None]]  # makes replies dur
 class Gate:
     """Lets so many requests through at a time as one server serves best, never more than `most`.
 
-    It doubles what it lets through as long as that brings more, then feels its way in small steps: up while tokens keep
-    their pace, down when they slow without more of them coming, and down by a third when the server says it is busy. A
-    saturated vLLM refuses nothing, so the pace is the signal there.
+    What is best weighs what they bring against how many they are: tokens a second, divided by the fourth root of the
+    requests at a time. It doubles them while that gains, then goes by small steps in whichever direction gains. A
+    saturated vLLM refuses nothing, so nothing else could tell there. When the server says that it is busy it goes down
+    by a third. Who waits is let through in the order of the rows: they are finished one after the other, and judging
+    goes on while sampling does.
     """
 
     def __init__(self, most: int) -> None:
         self.most, self.limit, self.in_flight = most, float(min(most, START)), 0
         self.why = "starting"
-        self._waiting: deque[asyncio.Future[None]] = deque()
-        self._ramping, self._full = True, False
-        self._rate_before, self._best_pace = 0.0, float("inf")
-        self._begin()
+        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []  # a heap: row, order of arrival
+        self._arrived = 0
+        self._ramping, self._up = True, True
+        self._worth_before, self._limit_before = -math.inf, self.limit
+        self._best_pace = math.inf
+        self._begin(skipped=0)
 
-    def _begin(self) -> None:
-        self._since = time.monotonic()
+    def _begin(self, skipped: int) -> None:
+        """A new window, without the first `skipped` requests: they were sent under the limit before."""
+        self._skipped, self._since = skipped, time.monotonic()
         self._done = self._busy = self._tokens = 0
         self._seconds = 0.0
         self._full = bool(self._waiting)
@@ -80,7 +87,8 @@ class Gate:
             return
         self._full = True
         turn = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
+        self._arrived += 1
+        heappush(self._waiting, (ROW.get(), self._arrived, turn))
         try:
             await turn
         except asyncio.CancelledError:
@@ -95,7 +103,7 @@ class Gate:
 
     def _admit(self) -> None:
         while self._waiting and self.in_flight < int(self.limit):
-            turn = self._waiting.popleft()
+            _, _, turn = heappop(self._waiting)
             if not turn.done():
                 self.in_flight += 1
                 turn.set_result(None)
@@ -103,40 +111,52 @@ class Gate:
     def turn_away(self) -> None:
         """Tell whoever waits that nothing more is sent."""
         while self._waiting:
-            turn = self._waiting.popleft()
+            _, _, turn = self._waiting.pop()
             if not turn.done():
                 turn.set_exception(_stopped())
 
     def observe(self, seconds: float, tokens: int, busy: bool) -> None:
         """How one request went: its latency, the tokens it brought, whether the server had no time for it."""
+        if self._skipped > 0 and not busy:
+            self._skipped -= 1
+            if not self._skipped:
+                self._begin(skipped=0)
+            return
         self._done += 1
         self._busy += busy
         self._tokens += tokens
         self._seconds += seconds
         if self._done >= max(WINDOW, self.limit):
+            before = self.limit
             self._decide()
-            self._begin()
+            self._begin(skipped=int(self.limit) if self.limit != before else 0)
 
     def _decide(self) -> None:
         elapsed = max(time.monotonic() - self._since, 1e-6)
-        rate, pace = self._tokens / elapsed, self._seconds / max(1, self._tokens)
+        worth = math.log(max(self._tokens, 1) / elapsed) - WEIGHT * math.log(self.limit)
+        pace = self._seconds / max(1, self._tokens)
+        gains, limit = worth > self._worth_before, self.limit
         if self._busy > 1 and self._busy > OVERLOADED * self._done:
-            self._ramping = False
-            self._set(self.limit * 0.7, f"the server was busy for {self._busy} of {self._done} requests")
+            self._ramping, self._up, worth = False, True, -math.inf
+            self._set(limit * 0.7, f"the server was busy for {self._busy} of {self._done} requests")
         elif not self._full:
             self.why = "no more is asked for"
             return
-        elif self._ramping and rate >= GAIN * self._rate_before:
-            self._rate_before = rate
-            self._set(self.limit * 2, "more at a time brings more")
-        elif pace > SLOWER * self._best_pace and rate < GAIN * self._rate_before:
-            self._ramping = False
-            self._set(self.limit * 0.9, "more at a time brings no more")
+        elif self._ramping and gains:
+            self._set(limit * 2, "more at a time brings more")
+            self._ramping = self.limit < self.most
+        elif self._ramping:
+            self._ramping, self._up = False, False
+            worth = self._worth_before
+            self._set(self._limit_before, "more at a time brings no more")
+        elif limit >= self.most and pace <= SLOWER * self._best_pace:
+            self._up = True  # at the end of the way, and nothing speaks for turning round
         else:
-            self._ramping = False
-            self._set(self.limit + max(1.0, 0.05 * self.limit), "the pace holds")
-        self._best_pace = min(self._best_pace * 1.01, pace)
-        self._rate_before = max(self._rate_before * 0.99, rate)
+            self._up = self._up if gains else not self._up
+            why = "more at a time brings more" if self._up else "fewer at a time bring as much"
+            self._set(limit * STEP if self._up else limit / STEP, why)
+        self._best_pace = min(self._best_pace * 1.005, pace)
+        self._worth_before, self._limit_before = worth, limit
 
     def _set(self, limit: float, why: str) -> None:
         self.limit = max(1.0, min(float(self.most), limit))

@@ -41,7 +41,7 @@ from rlaif.config import (
     VLLMModel,
 )
 from rlaif.engines.identity import weights_digest
-from rlaif.engines.ledger import STAGE, Ledger
+from rlaif.engines.ledger import ROW, STAGE, Ledger
 from rlaif.engines.protocol import Engine
 from rlaif.engines.scheduler import Sampler, Scheduler
 from rlaif.engines.wire import Wires
@@ -481,6 +481,7 @@ class Run:
             for index, row in todo:
                 if self.scheduler.stopped:
                     return
+                ROW.set(index)
                 for step in steps:
                     if row.failure is None:
                         try:
@@ -521,6 +522,8 @@ class Run:
                 self.inputs.notes.append(note)
         for record in ended:
             self.events.write("stage", **record.as_dict(), calls=self._calls(record.name))
+        if why := self.scheduler.stopped:
+            self.progress.note(f"stopped: {why.cause}")
         self.progress.end(title, "; ".join(f"{r.name} {r.outcome()}" for r in ended))
 
     def source_rows(self, step: Step) -> Rows:
