@@ -407,6 +407,10 @@ def _print_plan(console: Console, plan: dict[str, Any]) -> None:
         cells = (f"{need['calls']:,}", f"{need['paid']:,}", f"{to_send:,}", *(tokens if to_send else ("", "", "")))
         models.add_row(model, *cells)
     console.print(models)
+    costs = [need["max_cost"] for need in plan["calls"].values() if need["max_cost"] is not None]
+    if costs:
+        said = f", the budget leaves {plan['budget_left']:.4f}" if plan["budget_left"] is not None else ""
+        console.print(f"\nat most {sum(costs):.4f} to pay, without re-asks{said}", highlight=False)
     if plan["last_run_seconds"]:
         console.print(f"\nthe last run took {plan['last_run_seconds']:.0f} s", style="dim")
     console.print("nothing was sent", style="dim")

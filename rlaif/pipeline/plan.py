@@ -135,6 +135,7 @@ async def plan(run: Run) -> dict[str, Any]:
         "name": run.pipeline.name,
         "stages": stages,
         "calls": calls,
+        "budget_left": None if run.pipeline.budget is None else run.pipeline.budget - run.ledger.spent,
         "last_run_seconds": manifest and manifest["seconds"],
     }
 
