@@ -62,15 +62,21 @@ def main() -> None:
     for option in ("--base-url", "--prompts", "--out", "--judge-template"):
         parser.add_argument(option, required=True)
     parser.add_argument("--concurrency", type=int, required=True)
-    given = parser.parse_args()
-    prompts, template, out = Path(given.prompts).resolve(), Path(given.judge_template).read_text(), Path(given.out)
+    options = parser.parse_args()
+    prompts, template, out = (
+        Path(options.prompts).resolve(),
+        Path(options.judge_template).read_text(),
+        Path(options.out),
+    )
     out.mkdir(parents=True, exist_ok=True)
     os.chdir(out)  # the call store lies in the current folder's runs/
     judge = template.replace("{texts}", TEXTS).replace("{instruction}", "{{ prompt }}")
     Path("judge.jinja").write_text(judge + "\nJudge the {{ aspect.description }} alone.\n", encoding="utf-8")
     Path("rubric.yaml").write_text(RUBRIC, encoding="utf-8")
     # A JSON document is a YAML document.
-    Path("bench.yaml").write_text(json.dumps(pipeline(given.base_url, prompts, given.concurrency)), encoding="utf-8")
+    Path("bench.yaml").write_text(
+        json.dumps(pipeline(options.base_url, prompts, options.concurrency)), encoding="utf-8"
+    )
 
     from rlaif.cli import main as rlaif
 
@@ -79,14 +85,12 @@ def main() -> None:
         rlaif()
     except SystemExit as ended:
         code = ended.code
-    ids = {}
-    with prompts.open(encoding="utf-8") as file:
-        for line in file:
-            row = json.loads(line)
-            ids[row["instruction"]] = row["id"]
-    with open("dataset.jsonl", "w", encoding="utf-8") as file:
-        for row in rated(next(Path("runs/bench/stages").glob("*-rate.jsonl"))):
-            file.write(json.dumps({"id": ids[row["instruction"]]} | row, ensure_ascii=False) + "\n")
+    rows = rated(next(Path("runs/bench/stages").glob("*-rate.jsonl")))
+    with prompts.open(encoding="utf-8") as given_rows, open("dataset.jsonl", "w", encoding="utf-8") as file:
+        given = map(json.loads, given_rows)  # in the same order, so that neither has to be kept in memory
+        for row in rows:
+            asked = next(one for one in given if one["instruction"] == row["instruction"])
+            file.write(json.dumps({"id": asked["id"]} | row, ensure_ascii=False) + "\n")
     sys.exit(code)
 
 
