@@ -259,6 +259,7 @@ class Row(Record):
     revisions: tuple[Revision, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
     failure: str | None = None  # why the row could not be finished
+    cause: str | None = None  # of the failure: the word that failures are grouped by
 
     def score(self, candidate: int, weights: dict[str, float]) -> float | None:
         """Weighted mean of a candidate's ratings; None when any aspect is missing or unparsed."""

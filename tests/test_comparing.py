@@ -178,7 +178,7 @@ def test_reasons_come_first_and_the_verdict_is_asked_for_after_them() -> None:
 )
 def test_reasons_that_are_of_no_use_give_no_verdict(finish: str, says: str, problem: str) -> None:
     judge = Leaning(finish=finish, says=says)
-    found = judged(judge, row("short", "a longer one"), reasons=True)
+    found = judged(judge, row("short", "a longer one"), reasons=True, reask=0)
     assert (found.verdict, found.probability, len(judge.asked)) == (None, None, 2)
     assert {v.problem for v in found.orders} == {problem}
     assert all(v.raw == says and v.calls for v in found.orders)
@@ -190,6 +190,32 @@ def test_an_unreadable_verdict_is_kept_and_is_no_preference() -> None:
     assert found.verdict is None and {v.raw for v in found.orders} == {"both are nice"}
     done = given.model_copy(update={"comparisons": (found,)})
     assert pair([done], "compared", {}).dropped == {"unparsed": 1}
+
+
+def test_an_unreadable_verdict_is_asked_again_warm_and_the_first_readable_one_counts() -> None:
+    class Hesitant(Leaning):
+        async def sample(self, *arguments: Any, attempt: int = 0, **options: Any) -> list[Completion]:
+            self.says = "1" if attempt == 2 else "let me think"
+            return await super().sample(*arguments, attempt=attempt, **options)
+
+    judge = Hesitant()
+    found = judged(judge, row("short", "a longer one"), verdicts="hard", reask=3)
+    assert [v.verdict for v in found.orders] == ["A", "A"] and found.verdict == "tie"
+    assert sorted(sampling.temperature for _, sampling in judge.asked) == [0.0, 0.0, 0.7, 0.7, 0.7, 0.7]
+    judge = Hesitant()
+    assert judged(judge, row("short", "a longer one"), verdicts="hard", reask=1).verdict is None
+    assert len(judge.asked) == 4
+
+
+def test_first_tokens_probabilities_are_not_asked_for_twice() -> None:
+    class Silent(Leaning):
+        async def sample(self, *arguments: Any, **options: Any) -> list[Completion]:
+            found = await super().sample(*arguments, **options)
+            return [completion.model_copy(update={"alternatives": None}) for completion in found]
+
+    judge = Silent()
+    assert judged(judge, row("short", "a longer one"), reask=3).verdict is None
+    assert len(judge.asked) == 2
 
 
 def test_only_whole_and_different_texts_are_compared() -> None:

@@ -162,6 +162,7 @@ class CompareStage(Stage):
     verdicts: Literal["soft", "hard"] = "soft"
     reasons: bool = False
     clamp: tuple[Share, Share] | None = None
+    reask: int = Field(default=1, ge=0)  # how often an unreadable verdict is asked again, with another seed
     sampling: JudgeSampling = JudgeSampling()
 
     @model_validator(mode="after")

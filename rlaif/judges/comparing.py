@@ -15,7 +15,7 @@ from typing import NamedTuple
 from rlaif.config import CompareStage, SamplingSettings
 from rlaif.constitution import Constitution, Principle
 from rlaif.engines.scheduler import Sampler, together
-from rlaif.judges.rating import numbered
+from rlaif.judges.rating import REASK_TEMPERATURE, numbered
 from rlaif.judges.replies import unusable
 from rlaif.records import (
     Candidate,
@@ -95,12 +95,40 @@ async def _ask(
     sampling: Sampling,
     scheduler: Sampler,
 ) -> Verdict:
+    """The first verdict that can be read, of the first reply and those to re-asks; the first one where none can.
+
+    A re-ask is with another seed and warm enough to be answered otherwise. The probabilities of the first token do not
+    depend on a seed, so without reasons there is nothing to ask again.
+    """
+    tries = stage.reask + 1 if stage.reasons or stage.verdicts == "hard" else 1
+    warm = sampling.model_copy(update={"temperature": max(sampling.temperature, REASK_TEMPERATURE)})
+    first: Verdict | None = None
+    for attempt in range(tries):
+        asked = warm if attempt else sampling
+        verdict = await _ask_once(row, order, principle, stage, template, asked, scheduler, attempt)
+        if verdict.problem is None:
+            return verdict
+        first = first or verdict
+    assert first is not None
+    return first
+
+
+async def _ask_once(
+    row: Row,
+    order: tuple[int, int],
+    principle: Principle,
+    stage: CompareStage,
+    template: Template,
+    sampling: Sampling,
+    scheduler: Sampler,
+    attempt: int,
+) -> Verdict:
     a, b = order
     soft = stage.verdicts == "soft"
     reasons: Completion | None = None
     messages = question(row, order, principle, stage, template)
     if stage.reasons:
-        reasons = (await scheduler.sample(stage.model, messages, sampling))[0]
+        reasons = (await scheduler.sample(stage.model, messages, sampling, attempt=attempt))[0]
         if problem := unusable("reasons", reasons):
             raw = writable(reasons.text)
             return Verdict(a=a, b=b, verdict=None, raw=raw, problem=problem, calls=(reasons.call,))
@@ -115,7 +143,7 @@ async def _ask(
             "alternatives": NUMBERS if soft else (),
         }
     )
-    reply = (await scheduler.sample(stage.model, messages, asked))[0]
+    reply = (await scheduler.sample(stage.model, messages, asked, attempt=attempt))[0]
     choice: Choice | None
     if soft:
         probability, problem = read_probability(reply.alternatives)

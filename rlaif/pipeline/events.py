@@ -40,6 +40,7 @@ class Pulse(NamedTuple):
     in_flight: int
     limit: int
     why: str
+    cached: int  # calls that the store answered
     sent_again: dict[str, int]  # requests, by cause
     cost: float | None
     budget: float | None
@@ -52,6 +53,8 @@ class Pulse(NamedTuple):
             f"{self.tokens_per_second:,.0f} tokens/s",
             f"{self.in_flight} of {self.limit} at a time: {self.why}",
         ]
+        if self.cached:
+            parts.append(f"{self.cached:,} from the store")
         if self.sent_again:
             parts.append("sent again: " + ", ".join(f"{n:,} {cause}" for cause, n in sorted(self.sent_again.items())))
         if self.cost is not None:
@@ -87,6 +90,7 @@ class Meter:
             sum(endpoint.gate.in_flight for endpoint in endpoints),
             sum(int(endpoint.gate.limit) for endpoint in endpoints),
             why,
+            sum(tally.cached for tally in tallies),
             again,
             self._ledger.spent if self._priced else None,
             self._budget,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections import Counter
 from types import TracebackType
 from typing import Protocol
 
@@ -22,7 +23,7 @@ class Progress(Protocol):
 
     def begin(self, name: str, kind: str, total: int | None = None) -> None: ...
     def total(self, total: int) -> None: ...
-    def advance(self, failed: bool = False) -> None: ...
+    def advance(self, failed: str | None = None) -> None: ...
     def metrics(self, values: dict[str, float]) -> None: ...
     def note(self, text: str) -> None: ...
     def pulse(self, text: str) -> None: ...
@@ -32,7 +33,7 @@ class Progress(Protocol):
 class _Stage:
     def __init__(self, name: str, kind: str, total: int | None) -> None:
         self.name, self.kind, self.total = name, kind, total
-        self.done = self.failed = 0
+        self.done, self.failed = 0, Counter[str]()
         self.began, self.ended = time.monotonic(), 0.0
         self.detail = self.pulse = ""
 
@@ -42,7 +43,8 @@ class _Stage:
 
     def count(self) -> str:
         text = f"{self.done:,} of {self.total:,}" if self.total else ""
-        return text + (f", {self.failed:,} failed" if self.failed else "")
+        causes = ", ".join(f"{count:,} {cause}" for cause, count in sorted(self.failed.items()))
+        return text + (f", {self.failed.total():,} failed ({causes})" if self.failed else "")
 
 
 class Silent:
@@ -57,9 +59,11 @@ class Silent:
     def total(self, total: int) -> None:
         self.stages[-1].total = total
 
-    def advance(self, failed: bool = False) -> None:
+    def advance(self, failed: str | None = None) -> None:
+        """One row more; `failed` is the cause where it failed."""
         self.stages[-1].done += 1
-        self.stages[-1].failed += failed
+        if failed is not None:
+            self.stages[-1].failed[failed] += 1
 
     def metrics(self, values: dict[str, float]) -> None:
         stage = self.stages[-1]
@@ -120,7 +124,7 @@ class Lines(Silent):
         super().begin(name, kind, total)
         self._say(f"{name}: {f'{total:,} rows' if total else 'begins'}")
 
-    def advance(self, failed: bool = False) -> None:
+    def advance(self, failed: str | None = None) -> None:
         super().advance(failed)
         self._tick()
 

@@ -490,7 +490,7 @@ class Run:
                             return  # the row is asked for again by the next run, which finds what of it was paid for
                     self._counts[step.name].add(row)
                     writers[step.name].append(row, index)
-                self.progress.advance(failed=row.failure is not None)
+                self.progress.advance(row.cause)
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -567,7 +567,7 @@ class Run:
             if error.fatal or isinstance(error, Stopped):
                 raise
             self._fail(row.prompt, error)
-            return row.model_copy(update={"failure": str(error)})
+            return row.model_copy(update={"failure": str(error), "cause": error.cause})
 
     def _fail(self, prompt: Prompt, error: EngineError) -> None:
         group = self.failures.setdefault(error.cause, {"count": 0, "example": str(error), "row": prompt.id})
