@@ -28,6 +28,7 @@ from test_run import Cli, asked, count, dataset_bytes, manifest, run_cli  # noqa
 
 from rlaif.engines import traffic
 from rlaif.pipeline import folder
+from rlaif.pipeline.run import LEAST_ROOM
 from rlaif.store import CallStore
 
 ROOT = Path(__file__).parent.parent
@@ -310,6 +311,20 @@ def test_a_full_disk_stops_with_a_sentence_and_loses_nothing(tmp_path: Path, mod
     code, out = ended(start(tmp_path, "run", "echo.yaml"))
     assert code == 0, out
     assert sum(asked(models).values()) == 200 * 6 - kept
+
+
+def test_a_disk_that_is_as_good_as_full_is_found_before_anything_is_paid_for(
+    tmp_path: Path, run_cli: Cli, models: dict[str, Echo], url: str, monkeypatch: Any
+) -> None:
+    write_project(tmp_path, url)
+    monkeypatch.setattr("rlaif.pipeline.run.room", lambda _: 10 * 2**20)
+    code, _, err = run_cli("run", "echo.yaml")
+    assert code == 1 and "10 MB are free" in err and "too little to begin" in err and "Fix: free some space" in err
+    assert sum(len(model.asked) for model in models.values()) == 0
+    monkeypatch.setattr("rlaif.pipeline.run.room", lambda _: LEAST_ROOM)
+    monkeypatch.setattr("rlaif.pipeline.run.BYTES_A_ROW", 2**22)
+    assert run_cli("run", "echo.yaml")[0] == 0
+    assert "the run may write" in manifest(tmp_path / "runs/echo")["notes"][0]
 
 
 def test_a_clock_that_jumps_changes_nothing(

@@ -60,7 +60,7 @@ from rlaif.pipeline.folder import RunFolder, read_json, write_json, write_text
 from rlaif.pipeline.inputs import Inputs, truth
 from rlaif.pipeline.progress import Progress
 from rlaif.pipeline.record import RowCounts, StageRecord
-from rlaif.pipeline.spool import RowWriter, Stored
+from rlaif.pipeline.spool import RowWriter, Stored, room
 from rlaif.records import Preference, Prompt, Row, digest
 from rlaif.store import CallStore
 
@@ -82,6 +82,8 @@ Rows = Stored[Row] | NewRows | list[Row]
 Made = Stored[Preference] | list[Preference]
 
 MEASURE_VERSION = 3  # of what the figures mean; raising it measures anew
+LEAST_ROOM = 50 * 2**20  # bytes on a disk that a run begins on
+BYTES_A_ROW = 20_000  # about what a row of a stage takes in the store and the run folder together
 PULSE = 0.5  # seconds between two looks at how fast the servers are asked
 TOLERATED = 0.05  # share of rows that may fail before a run stops short of training on what is left
 
@@ -142,6 +144,7 @@ class Run:
         """Run every stage; returns the state, `done` or `incomplete`. What was finished is kept whatever happens."""
         watching = asyncio.create_task(self._watch())
         try:
+            self._check_disk()
             self.events.write("run", name=self.pipeline.name, rlaif=rlaif.__version__)
             self._write_manifest("running")
             write_text(self.folder.path / "pipeline.yaml", yaml.safe_dump(self.pipeline.resolved(), sort_keys=False))
@@ -237,6 +240,17 @@ class Run:
         await self.wires.close()
         self.store.close()
         self.folder.close()
+
+    def _check_disk(self) -> None:
+        """Before the first call: a disk that is as good as full is an error, one that may become so a note."""
+        rows = sum(len(prompts) for prompts in self.inputs.prompts.values())
+        need = rows * sum(step.stage.kind in ROW_STAGES for step in self.pipeline.steps) * BYTES_A_ROW
+        free = min(room(self.folder.path), room(self.store.path.parent))
+        told = f"{free / 2**20:,.0f} MB are free where {str(self.folder.path)!r} lies"
+        if free < LEAST_ROOM:
+            raise WorkError(f"{told}, too little to begin", fix="free some space, or give another folder with --out")
+        if free < need:
+            self.inputs.notes.append(f"{told}, and the run may write {need / 2**20:,.0f} MB")
 
     def _remove_leftovers(self) -> None:
         """Take away what an earlier form of this pipeline made and this one does not: it must not pass for its work."""
