@@ -53,7 +53,8 @@ class EngineError(WorkError):
     `cause` is a short word by which failures are grouped and counted. `retryable`: the same request may succeed later.
     `fatal`: no other request can succeed either (server down, key refused, model unknown), so the run should stop.
     `wait`: how many seconds the server asked to be left alone; None where it said nothing. `usage`: what the failure
-    cost, where an answer came and was of no use (a `records.Usage`).
+    cost, where an answer came and was of no use (a `records.Usage`). `lost`: an answer may have been paid for that
+    nobody could read.
     """
 
     def __init__(
@@ -66,9 +67,11 @@ class EngineError(WorkError):
         fix: str | None = None,
         wait: float | None = None,
         usage: Any = None,
+        lost: bool = False,
     ) -> None:
         super().__init__(message, fix=fix)
-        self.cause, self.retryable, self.fatal, self.wait, self.usage = cause, retryable, fatal, wait, usage
+        self.cause, self.retryable, self.fatal = cause, retryable, fatal
+        self.wait, self.usage, self.lost = wait, usage, lost
 
 
 class Stopped(EngineError):

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 from rlaif.config import BestOf, MeasureStage, SamplingSettings
 from rlaif.engines.protocol import Engine
 from rlaif.engines.scheduler import Sampler
-from rlaif.errors import EngineError
+from rlaif.errors import EngineError, Stopped
 from rlaif.judges.rating import Judge, rate
 from rlaif.records import Candidate, Completion, Prompt, Row, Sampling
 from rlaif.statistics import best_of_n_kl, mean_interval, pair_accuracy, share_interval, win_rate
@@ -169,7 +169,7 @@ async def _measure_one(
             completion = await pick(prompt)
             return completion, await score(prompt, completion), False
         except EngineError as error:
-            if error.fatal:
+            if error.fatal or isinstance(error, Stopped):
                 raise
             failures.append((prompt, error))
             return completion, None, completion is not None

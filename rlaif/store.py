@@ -16,6 +16,7 @@ import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from itertools import chain
 from json.encoder import encode_basestring
@@ -32,6 +33,7 @@ KEY_VERSION = 1  # of the key's meaning; raising it makes every stored call unre
 BUSY = 60.0  # seconds to wait for another process's commit
 LEARNT_FOR = 7 * 86400.0  # seconds after which a server is asked anew what it honours: it may have been renewed
 TOGETHER = 0.008  # seconds between two commits under load: one for each answer would cost more than all the rest
+UNREADABLE = (ValueError, KeyError, TypeError, zlib.error)  # what a damaged call is met by
 LEVEL = 1  # of the compression: the next levels save two bytes in a hundred and take twice as long
 
 _TABLES = """
@@ -54,8 +56,16 @@ CREATE TABLE IF NOT EXISTS failures (
     cause   TEXT NOT NULL,
     message TEXT NOT NULL
 );
+CREATE TABLE IF NOT EXISTS wasted (        -- what was paid for answers of no use, or of answers that were lost, at most
+    id                INTEGER PRIMARY KEY,
+    model             TEXT NOT NULL,
+    run               TEXT NOT NULL,
+    created           REAL NOT NULL,
+    prompt_tokens     INTEGER NOT NULL,
+    completion_tokens INTEGER NOT NULL
+);
 CREATE TABLE IF NOT EXISTS servers (
-    server  TEXT PRIMARY KEY,               -- address and the variable of its key
+    server  TEXT PRIMARY KEY,               -- its address
     learnt  TEXT NOT NULL,                  -- JSON: what it was found to honour
     created REAL NOT NULL
 );
@@ -74,6 +84,14 @@ class Call(NamedTuple):
     model: str  # identity
     request: Mapping[str, Any]
     answer: Mapping[str, Any]
+
+
+class Wasted(NamedTuple):
+    """Tokens that were paid for, or may have been, and gave nothing."""
+
+    model: str  # identity
+    prompt_tokens: int
+    completion_tokens: int
 
 
 class Failure(NamedTuple):
@@ -142,6 +160,7 @@ class _Batch(NamedTuple):
 
     rows: list[tuple[Any, ...]]
     failures: list[tuple[Any, ...]]
+    wasted: list[tuple[Any, ...]]
     given: Answers
     done: asyncio.Future[Answers]
 
@@ -217,12 +236,20 @@ class CallStore:
 
     def get(self, keys: Iterable[str]) -> Answers:
         """The answers that are stored, by key."""
-        return {key: _read(found) for key, found in self._found("calls", "answer", keys).items()}
+        answers = {}
+        for key, found in self._found("calls", "answer", keys).items():
+            with suppress(*UNREADABLE):
+                answers[key] = _read(found)
+        return answers
 
     def find(self, keys: Iterable[str]) -> dict[str, tuple[dict[str, Any], bool]]:
         """As `get`, each answer with whether it is an expense of an earlier run that was not told of yet."""
         rows = self._rows("calls", "key, answer, id", keys)
-        return {key: (_read(answer), self._untold(number)) for key, answer, number in rows}
+        found = {}
+        for key, answer, number in rows:
+            with suppress(*UNREADABLE):  # a damaged call is as good as none: it is asked for again
+                found[key] = (_read(answer), self._untold(number))
+        return found
 
     def _untold(self, number: int) -> bool:
         if number > self._last:  # paid for since this store was opened
@@ -247,19 +274,21 @@ class CallStore:
     def knows(self, model: str) -> bool:
         """Whether any call of the model with this identity was paid for."""
         query = "SELECT EXISTS (SELECT 1 FROM calls WHERE model = ?)"
-        with self._read_lock:
+        with self._reading():
             return bool(self._reads.execute(query, [model]).fetchone()[0])
 
     def spent(self, run: str) -> dict[str, tuple[int, int]]:
-        """Tokens read and written in the calls a run paid for, by the identity of the model."""
-        query = "SELECT model, sum(prompt_tokens), sum(completion_tokens) FROM calls WHERE run = ? GROUP BY model"
-        with self._read_lock:
+        """Tokens that a run paid for, by the identity of the model; what was wasted too."""
+        columns = "SELECT model, prompt_tokens, completion_tokens FROM"
+        query = f"""SELECT model, sum(prompt_tokens), sum(completion_tokens)
+                    FROM ({columns} calls WHERE run = ?1 UNION ALL {columns} wasted WHERE run = ?1) GROUP BY model"""
+        with self._reading():
             return {model: (read, written) for model, read, written in self._reads.execute(query, [run])}
 
     def learnt(self, server: str) -> dict[str, Any] | None:
         """What a server was found to honour, where it was asked not too long ago."""
         since = time.time() - LEARNT_FOR
-        with self._read_lock:
+        with self._reading():
             row = self._reads.execute(
                 "SELECT learnt FROM servers WHERE server = ? AND created > ?", [server, since]
             ).fetchone()
@@ -268,22 +297,37 @@ class CallStore:
     def _found(self, table: str, column: str, keys: Iterable[str]) -> dict[str, Any]:
         return dict(self._rows(table, f"key, {column}", keys))
 
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        with self._read_lock:
+            try:
+                yield
+            except sqlite3.Error as error:
+                raise self._error(error) from None
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        with self._lock:
+            try:
+                yield
+            except sqlite3.Error as error:
+                raise self._error(error) from None
+
     def _rows(self, table: str, columns: str, keys: Iterable[str]) -> list[tuple[Any, ...]]:
         wanted = list(dict.fromkeys(keys))
         found: list[tuple[Any, ...]] = []
-        try:
-            with self._read_lock:
-                for start in range(0, len(wanted), 500):
-                    part = wanted[start : start + 500]
-                    marks = ",".join("?" * len(part))
-                    found += self._reads.execute(f"SELECT {columns} FROM {table} WHERE key IN ({marks})", part)
-        except sqlite3.Error as error:
-            raise self._error(error) from None
+        with self._reading():
+            for start in range(0, len(wanted), 500):
+                part = wanted[start : start + 500]
+                marks = ",".join("?" * len(part))
+                found += self._reads.execute(f"SELECT {columns} FROM {table} WHERE key IN ({marks})", part)
         return found
 
     # ------------------------------------------------------------ writing
 
-    def put(self, calls: Sequence[Call], failures: Sequence[Failure] = ()) -> asyncio.Future[Answers]:
+    def put(
+        self, calls: Sequence[Call], failures: Sequence[Failure] = (), wasted: Sequence[Wasted] = ()
+    ) -> asyncio.Future[Answers]:
         """Store calls together; gives, once they are on disk, the answers that are stored under their keys.
 
         The first answer to a key stays, so a second process that paid for the same call must use what it gets here.
@@ -296,8 +340,9 @@ class CallStore:
             for call in calls
         ]
         lost = [(failed.key, failed.model, self.run, now, failed.cause, _plain(failed.message)) for failed in failures]
-        batch = _Batch(rows, lost, {call.key: dict(call.answer) for call in calls}, loop.create_future())
-        if not rows and not lost:
+        spent = [(one.model, self.run, now, one.prompt_tokens, one.completion_tokens) for one in wasted]
+        batch = _Batch(rows, lost, spent, {call.key: dict(call.answer) for call in calls}, loop.create_future())
+        if not rows and not lost and not spent:
             batch.done.set_result({})
             return batch.done
         self._waiting.append(batch)
@@ -335,21 +380,19 @@ class CallStore:
 
     def learn(self, server: str, learnt: Mapping[str, Any]) -> None:
         """Keep what a server was found to honour."""
-        try:
-            with self._lock:
-                row = [server, json.dumps(learnt), time.time()]
-                self._db.execute("INSERT OR REPLACE INTO servers VALUES (?, ?, ?)", row)
-        except sqlite3.Error as error:
-            raise self._error(error) from None
+        with self._writing():
+            row = [server, json.dumps(learnt), time.time()]
+            self._db.execute("INSERT OR REPLACE INTO servers VALUES (?, ?, ?)", row)
 
     def forget_failures(self, keys: Iterable[str]) -> None:
         """Let calls that failed be asked again."""
-        with self._lock:
+        with self._writing():
             self._db.executemany("DELETE FROM failures WHERE key = ?", [(key,) for key in keys])
 
     def _commit(self, batches: Sequence[_Batch]) -> list[Answers]:
         rows = [row for batch in batches for row in batch.rows]
         failures = [row for batch in batches for row in batch.failures]
+        wasted = [row for batch in batches for row in batch.wasted]
         with self._lock:
             self._db.execute("BEGIN IMMEDIATE")
             try:
@@ -360,6 +403,9 @@ class CallStore:
                 all_new = self._db.total_changes - before == len(rows)
                 if failures:
                     self._db.executemany("INSERT OR REPLACE INTO failures VALUES (?, ?, ?, ?, ?, ?)", failures)
+                if wasted:
+                    columns = "model, run, created, prompt_tokens, completion_tokens"
+                    self._db.executemany(f"INSERT INTO wasted ({columns}) VALUES (?, ?, ?, ?, ?)", wasted)
                 self._db.execute("COMMIT")
             except BaseException:
                 if self._db.in_transaction:
@@ -374,7 +420,7 @@ class CallStore:
         query = """SELECT run, model, count(*), sum(prompt_tokens), sum(completion_tokens),
                           sum(length(request) + length(answer)), min(created), max(created)
                    FROM calls GROUP BY run, model ORDER BY max(created)"""
-        with self._read_lock:
+        with self._reading():
             return [Holding(*row) for row in self._reads.execute(query)]
 
     def prune(self, *, before: float | None = None, run: str | None = None) -> int:
@@ -410,14 +456,14 @@ class CallStore:
                         _read(request)
                         if not isinstance(_read(answer)["text"], str):
                             damaged.append(key)
-                    except (ValueError, KeyError, TypeError, zlib.error):
+                    except UNREADABLE:
                         damaged.append(key)
         except sqlite3.Error as error:
             raise self._error(error) from None
         return damaged
 
     def remove(self, keys: Iterable[str]) -> None:
-        with self._lock:
+        with self._writing():
             self._db.executemany("DELETE FROM calls WHERE key = ?", [(key,) for key in keys])
 
     def __len__(self) -> int:

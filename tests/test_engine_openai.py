@@ -27,7 +27,7 @@ from rlaif.engines.protocol import Reply, Request
 from rlaif.engines.traffic import Traffic
 from rlaif.engines.transformers import TransformersEngine
 from rlaif.errors import EngineError
-from rlaif.records import Message, Sampling
+from rlaif.records import Message, Sampling, Usage
 
 KEY = "sk-very-secret-0123456789"
 
@@ -63,8 +63,10 @@ def run(engine: OpenAIEngine, *requests: Request) -> list[list[Reply | EngineErr
         on_the_way = Traffic(ledger(engine), {})
         kept: list[Reply] = []
 
-        async def keep(replies: list[tuple[int, Reply]]) -> None:
+        async def keep(replies: list[tuple[int, Reply]], wasted: list[Usage], unknown: list[Usage]) -> None:
             kept.extend(reply for _, reply in replies)
+            for usage in wasted:
+                tally(engine).pay(usage, discarded=True)
 
         try:
             arrived = list(await asyncio.gather(*(on_the_way.ask(engine, r, keep, lambda: True) for r in requests)))

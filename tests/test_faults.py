@@ -46,13 +46,25 @@ def url(models: dict[str, Echo]) -> Iterator[str]:
         yield url
 
 
+PROCESSES: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def _no_process_is_left() -> Iterator[None]:
+    yield
+    while PROCESSES:
+        process = PROCESSES.pop()
+        process.kill()
+        process.communicate()
+
+
 def start(where: Path, *arguments: str, **env: str) -> subprocess.Popen[str]:
     """`rlaif` as a process of its own."""
     argv = [sys.executable, "-m", "rlaif.cli", *arguments]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | env
-    return subprocess.Popen(
-        argv, cwd=where, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    PROCESSES.append(subprocess.Popen(argv, cwd=where, env=environment, **streams))
+    return PROCESSES[-1]
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
@@ -114,7 +126,7 @@ def test_two_ctrl_c_leave_at_once_and_lose_nothing_that_arrived(
     write_project(tmp_path, url, prompts=50)
     slowly(models["judge"], 20.0)
     process = start(tmp_path, "run", "echo.yaml")
-    until(lambda: count(models)["two"] >= 60)
+    until(lambda: count(models)["two"] >= 20)
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
     time.sleep(0.3)
@@ -126,7 +138,7 @@ def test_two_ctrl_c_leave_at_once_and_lose_nothing_that_arrived(
     store = CallStore(tmp_path / folder.STORE, read_only=True)
     kept = len(store)
     store.close()
-    assert kept >= 60  # all that the two models answered
+    assert kept >= 20  # what the two models answered
 
 
 def test_a_budget_is_never_exceeded_and_stops_cleanly(
@@ -175,7 +187,7 @@ def test_a_server_that_dies_and_comes_back_costs_no_row(
     found = manifest(tmp_path / "runs/echo")
     assert (code, found["state"]) == (0, "done"), out
     assert all(stage["dropped"].get("failed", 0) == 0 for stage in found["stages"])
-    assert "sent again" in (tmp_path / "runs/echo/events.jsonl").read_text() or found["calls"]["one"]["retries"]
+    assert sum(calls["retries"].get("connection", 0) for calls in found["calls"].values()) >= 10
 
 
 def test_a_server_that_hangs_is_left_after_the_timeout(tmp_path: Path, run_cli: Cli, monkeypatch: Any) -> None:
@@ -227,13 +239,19 @@ def test_a_replica_that_is_down_is_left_out(tmp_path: Path, run_cli: Cli, models
 def test_stated_limits_are_kept(tmp_path: Path, run_cli: Cli, models: dict[str, Echo], url: str) -> None:
     write_project(tmp_path, url, prompts=10)
     began = time.monotonic()
-    assert run_cli("run", "echo.yaml", "models.judge.limits={requests_per_minute: 300}")[0] == 0
-    # Twenty calls of the judge at five a second; a tenth of a minute's worth may come at once.
-    assert time.monotonic() - began < 30
-    began = time.monotonic()
-    for name in ("models.one.limits={requests_per_minute: 60}",):
-        assert run_cli("run", "echo.yaml", name, "name=other", "seed=1")[0] == 0
+    assert run_cli("run", "echo.yaml", "models.one.limits={requests_per_minute: 60}")[0] == 0
     assert time.monotonic() - began >= 3.0  # ten calls at one a second, six of them at once
+
+
+def test_an_interrupted_run_does_not_wait_for_its_pace(tmp_path: Path, models: dict[str, Echo], url: str) -> None:
+    write_project(tmp_path, url, prompts=30)
+    process = start(tmp_path, "run", "echo.yaml", "models.one.limits={requests_per_minute: 30}")
+    until(lambda: count(models)["one"] >= 6)  # three requests of two samples
+    time.sleep(0.3)
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    code, out = ended(process)
+    assert code == 130 and "stopped: interrupted" in out and time.monotonic() - began < 5
 
 
 # ---------------------------------------------------------------- kills

@@ -68,7 +68,7 @@ def test_a_gate_keeps_to_what_the_user_allows(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_gate_stays_below_what_a_server_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     gate = simulate(monkeypatch, slots=200, busy_above=40)
-    assert 15 <= gate.limit <= 60 and "busy" in gate.why + "busy"
+    assert 15 <= gate.limit <= 60
 
 
 def test_rows_that_began_first_are_let_through_first(monkeypatch: pytest.MonkeyPatch) -> None:

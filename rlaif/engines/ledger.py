@@ -68,6 +68,7 @@ class Ledger:
         self._prices, self._budget, self._before = dict(prices or {}), budget, 0.0
         self._tallies: dict[tuple[str, str], Tally] = {}  # by stage and model
         self._reserved = self._unknown = 0.0
+        self._under_way = 0  # reservations: the sum of many amounts is never quite zero again
         self._settled = asyncio.Event()
 
     def tally(self, model: str, stage: str | None = None) -> Tally:
@@ -111,11 +112,13 @@ class Ledger:
     @contextmanager
     def _until_settled(self, amount: float) -> Iterator[Reservation]:
         self._reserved += amount
+        self._under_way += amount > 0
         reservation = Reservation()
         try:
             yield reservation
         finally:
-            self._reserved -= amount
+            self._under_way -= amount > 0
+            self._reserved = self._reserved - amount if self._under_way else 0.0
             if reservation.lost:
                 self._unknown += amount
             self._settled.set()
@@ -131,7 +134,7 @@ class Ledger:
         if self._budget is None or not amount:
             return self._until_settled(0.0)
         while self.spent + self._reserved + amount > self._budget:
-            if self._reserved <= 1e-12:
+            if not self._under_way:
                 raise Stopped(
                     f"the budget of {self._budget:g} leaves no room for another call of {model!r}: "
                     f"{self.spent:.4f} are spent, and it may cost {amount:.4f}",

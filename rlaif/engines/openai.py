@@ -25,7 +25,7 @@ import msgspec
 
 from rlaif.config import OpenAIModel, RateLimits
 from rlaif.engines.protocol import Logprobs, Reply, Request
-from rlaif.engines.wire import Arrival, CutShort, Unreached, Wires
+from rlaif.engines.wire import Arrival, Broken, CutShort, Unreached, Wires
 from rlaif.errors import EngineError
 from rlaif.records import FinishReason, Message, Sampling, Usage, digest
 
@@ -33,10 +33,10 @@ Item = tuple[tuple[Message, ...], str]
 
 ATTEMPT_STRIDE, EMPTY_STRIDE = 1_000_003, 15_485_863  # primes, so that attempts and re-asks of near seeds do not meet
 TOP_LOGPROBS = 20  # the most that vLLM and the OpenAI API report
-LONGEST_WAIT = 600.0  # seconds that Retry-After may say
+IMPOSSIBLE = -9999.0  # a log-probability
 NO_KEY = "none"  # what `api_key` gives for a server that wants none
 RETRIED_STATUS = frozenset({408, 409, 425, 429})
-BYTES_PER_TOKEN = 4  # of English; the first guess, before the server has counted any
+BYTES_PER_TOKEN = 2  # the first guess, before the server has counted any: English has four, other scripts fewer
 
 # Servers differ in the words for the same three ends. Any other word (`abort`, `tool_calls`) is not a completion.
 FINISH_REASONS: dict[str | None, FinishReason] = {
@@ -156,7 +156,7 @@ class OpenAIEngine:
             arrived = await self._wires.to(place, self._key).get("/models", min(self.spec.timeout, 30.0))
         except TimeoutError:
             return None
-        except (Unreached, CutShort) as error:
+        except (Unreached, Broken, CutShort) as error:
             raise self._unreached(place, error) from None
         if arrived.status in (401, 403):
             raise self._refused(arrived, place)
@@ -267,7 +267,9 @@ class OpenAIEngine:
             text=text,
             finish_reason=reason,
             usage=usage,
-            token_logprobs=tuple(t.logprob for t in _of_text(tokens, choice)) if sampling.logprobs and tokens else None,
+            token_logprobs=tuple(_finite(t.logprob) for t in _of_text(tokens, choice))
+            if sampling.logprobs and tokens
+            else None,
             alternatives=_named(tokens[0], sampling.alternatives) if sampling.alternatives and tokens else None,
         )
 
@@ -300,11 +302,14 @@ class OpenAIEngine:
             arrived = await wire.post("/chat/completions", _encoded(asked), self.spec.timeout)
         except TimeoutError:
             said = f"no answer within {self.spec.timeout:g} s"
-            raise self._error(said, "timeout", retryable=True, fix="raise `timeout`") from None
+            raise self._error(said, "timeout", retryable=True, fix="raise `timeout`", lost=True) from None
         except Unreached as error:
             raise self._unreached(place, error) from None
+        except Broken as error:
+            raise self._unreached(place, error, lost=True) from None
         except CutShort as error:
-            raise self._error(f"the server's answer broke off ({error})", "bad-body", retryable=True) from None
+            said = f"the server's answer broke off ({error})"
+            raise self._error(said, "bad-body", retryable=True, lost=True) from None
         if arrived.status != 200:
             raise self._refused(arrived, place)
         return self._read(arrived.body)
@@ -315,7 +320,7 @@ class OpenAIEngine:
         except (ValueError, RecursionError):
             answer = self._read_slowly(body)
         if not answer.choices:
-            raise self._error("the server's answer holds no choices", "bad-body", retryable=True)
+            raise self._error("the server's answer holds no choices", "bad-body", retryable=True, lost=True)
         return answer
 
     def _read_slowly(self, body: bytes) -> _Answer:
@@ -326,12 +331,11 @@ class OpenAIEngine:
             problem = f"cannot be read ({error})"
         except (ValueError, RecursionError) as error:
             problem = f"is not JSON ({error})"
-        raise self._error(f"the server's answer {problem}", "bad-body", retryable=True)
+        raise self._error(f"the server's answer {problem}", "bad-body", retryable=True, lost=True)
 
-    def _unreached(self, place: str, error: Exception) -> EngineError:
-        return self._error(
-            f"cannot reach {place}: {error}", "connection", retryable=True, fix=f"is the server running at {place}?"
-        )
+    def _unreached(self, place: str, error: Exception, *, lost: bool = False) -> EngineError:
+        fix = f"is the server running at {place}?"
+        return self._error(f"cannot reach {place}: {error}", "connection", retryable=True, fix=fix, lost=lost)
 
     def _refused(self, arrived: Arrival, place: str) -> EngineError:
         """A status that is not 200, in words: which are worth a retry, and what the user can do about the others."""
@@ -387,10 +391,13 @@ class OpenAIEngine:
         fix: str | None = None,
         wait: float | None = None,
         usage: Usage | None = None,
+        lost: bool = False,
     ) -> EngineError:
         """Whatever a server said leaves through here, because it may repeat the key it was sent."""
         message = self._redacted(f"model {self.name!r}: {message}")
-        return EngineError(message, cause=cause, retryable=retryable, fatal=fatal, fix=fix, wait=wait, usage=usage)
+        return EngineError(
+            message, cause=cause, retryable=retryable, fatal=fatal, fix=fix, wait=wait, usage=usage, lost=lost
+        )
 
 
 @lru_cache(maxsize=256)
@@ -437,7 +444,7 @@ def _retry_after(header: str | None) -> float | None:
             seconds = email.utils.parsedate_to_datetime(header).timestamp() - time.time()
         except ValueError:
             return None
-    return min(max(seconds, 0.0), LONGEST_WAIT) if math.isfinite(seconds) else None
+    return max(seconds, 0.0) if math.isfinite(seconds) else None
 
 
 def _shared(answer: _Answer) -> list[Usage]:
@@ -463,8 +470,13 @@ def _named(token: _Token, names: Sequence[str]) -> dict[str, float | None]:
     reported: dict[str, float] = {}
     for entry in (token, *(token.top_logprobs or ())):
         name = entry.token.strip()
-        reported[name] = max(reported.get(name, -math.inf), entry.logprob)
+        reported[name] = max(reported.get(name, IMPOSSIBLE), _finite(entry.logprob))
     return {name: reported.get(name.strip()) for name in names}
+
+
+def _finite(logprob: float) -> float:
+    """JSON has no infinity; OpenAI says -9999 for what cannot be, and so is it kept."""
+    return logprob if math.isfinite(logprob) else IMPOSSIBLE
 
 
 def _is_json(text: str) -> bool:

@@ -11,7 +11,7 @@ meanwhile. What was not sent by then is never sent.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol, TypeVar, cast
@@ -20,13 +20,14 @@ from rlaif.engines.ledger import STAGE, Ledger, Tally
 from rlaif.engines.protocol import Engine, Local, Reply, Request, Served
 from rlaif.engines.traffic import Arrivals, Traffic
 from rlaif.errors import EngineError, Stopped
-from rlaif.records import Completion, Message, Sampling
-from rlaif.store import Call, CallStore, Failure, call_keys
+from rlaif.records import Completion, Message, Sampling, Usage
+from rlaif.store import Call, CallStore, Failure, Wasted, call_keys
 
 LINGER = 0.02  # seconds an in-process batch that is not full waits for more requests
+PROBE = (120, 48)  # tokens that a probe reads and writes, at most
 GRACE = 10.0  # seconds that `close` waits for what was sent
 # Failures that say nothing of the request itself: they are not recorded, so that the next run asks again.
-PASSING = frozenset({"connection", "cancelled", "budget", "plan", "engine"})
+PASSING = frozenset({"connection", "stopped", "interrupted", "budget", "quota", "http-401", "plan", "engine"})
 
 Answers = dict[str, dict[str, Any]]  # by the call's key
 
@@ -86,13 +87,15 @@ class _Order:
     done: asyncio.Future[Answers]
     stage: str = field(default_factory=STAGE.get)
     sent: bool = False
+    abandoned: bool = False  # who asked is gone: what arrives is kept, and nothing more is sent
 
 
 class Scheduler:
     """Answers requests for samples from the store or an engine. `engines` may grow as models are trained.
 
     `concurrency` says how many requests each server is given at a time at most, by its place. With `retry_failed`,
-    calls that finally failed before are asked again; without, they fail as they did.
+    calls that finally failed before are asked again; without, they fail as they did. `used` names the models whose
+    servers are looked at before the first call; `on_note` hears what they say that a person should know.
     """
 
     def __init__(
@@ -103,12 +106,14 @@ class Scheduler:
         *,
         ledger: Ledger | None = None,
         retry_failed: bool = False,
+        used: Collection[str] | None = None,
+        on_note: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._store, self._engines, self._retry_failed = store, engines, retry_failed
         self.ledger = ledger or Ledger()
         self.traffic = Traffic(self.ledger, concurrency)
         self.stopped: Stopped | None = None  # why nothing more is asked
-        self.notes: list[str] = []  # what the servers said before they were asked anything
+        self._used, self.note = used, on_note
         self._checked: asyncio.Task[None] | None = None
         self._probes: dict[str, asyncio.Task[None]] = {}  # by place
         self._in_flight: dict[str, _Order] = {}
@@ -127,6 +132,8 @@ class Scheduler:
             return
         self.stopped = why
         self.traffic.stop()
+        for probe in self._probes.values():
+            probe.cancel()
         for queue in self._waiting.values():
             for order in queue:
                 _fail(order, why)
@@ -168,7 +175,10 @@ class Scheduler:
         errors: list[BaseException] = []
         for ask, wanted in zip(asks, keys, strict=True):
             answers |= self._stored(ask.model, {key: found[key] for key in wanted if key in found})
-            if missing := [index for index, key in enumerate(wanted) if key not in found]:
+            missing = [index for index, key in enumerate(wanted) if key not in found]
+            # Two asks may be the same by another name: what the first has ordered is not ordered twice.
+            orders += {order for index in missing if (order := self._in_flight.get(wanted[index]))} - set(orders)
+            if missing := [index for index in missing if wanted[index] not in self._in_flight]:
                 try:
                     orders.append(self._order(ask, missing, [wanted[index] for index in missing]))
                 except EngineError as error:
@@ -191,6 +201,7 @@ class Scheduler:
             return await asyncio.gather(*(asyncio.shield(order.done) for order in orders), return_exceptions=True)
         except asyncio.CancelledError:
             for order in orders:
+                order.abandoned = True
                 if not order.sent:
                     order.done.cancel()
             raise
@@ -275,8 +286,14 @@ class Scheduler:
         task.add_done_callback(tasks.discard)
         return task
 
-    async def _kept(self, order: _Order, replies: Sequence[tuple[int, Reply]]) -> Answers:
-        """Count replies and make them durable; returns what is stored under their keys."""
+    async def _kept(
+        self,
+        order: _Order,
+        replies: Sequence[tuple[int, Reply]],
+        wasted: Sequence[Usage] = (),
+        unknown: Sequence[Usage] = (),
+    ) -> Answers:
+        """Count what a request brought and make it durable; returns what is stored under the keys of its replies."""
         engine, request = order.engine, order.request
         tally, key_of = self.ledger.tally(engine.name, order.stage), dict(zip(request.indices, order.keys, strict=True))
         asked = {"model": engine.name} | _asked(request)
@@ -285,7 +302,9 @@ class Scheduler:
             tally.pay(reply.usage)
             tally.cut += reply.finish_reason == "length"
             calls.append(Call(key_of[index], engine.identity, asked | {"index": index}, _answer(reply)))
-        return await self._store.put(calls)
+        for usage in wasted:
+            tally.pay(usage, discarded=True)
+        return await self._store.put(calls, [], [_wasted(engine, usage) for usage in (*wasted, *unknown)])
 
     async def _settle(self, order: _Order, arrived: Arrivals, stored: Answers | None = None) -> None:
         """Make what arrived of an order durable where that is still to be done, and end the order."""
@@ -318,11 +337,11 @@ class Scheduler:
     async def _send(self, engine: Served, order: _Order) -> None:
         stored: Answers = {}
 
-        async def keep(replies: list[tuple[int, Reply]]) -> None:
-            stored.update(await self._kept(order, replies))
+        async def keep(replies: list[tuple[int, Reply]], wasted: list[Usage], unknown: list[Usage]) -> None:
+            stored.update(await self._kept(order, replies, wasted, unknown))
 
         def wanted() -> bool:
-            if order.done.done():
+            if order.done.done() or order.abandoned:
                 return False
             order.sent = True
             return True
@@ -332,6 +351,8 @@ class Scheduler:
             arrived = await self.traffic.ask(engine, order.request, keep, wanted)
             await self._settle(order, arrived, stored)
         except asyncio.CancelledError:
+            if self.stopped is not None:
+                _fail(order, self.stopped)
             order.done.cancel()
             raise
         except Stopped as error:
@@ -346,7 +367,8 @@ class Scheduler:
     async def _preflight(self) -> None:
         """Before the first call is paid for: does every server answer, and has it the model? One that is found missing
         after the others were paid would cost what they cost."""
-        served = [cast(Served, engine) for engine in self._engines.values() if not engine.in_process]
+        engines = [engine for name, engine in self._engines.items() if self._used is None or name in self._used]
+        served = [cast(Served, engine) for engine in engines if not engine.in_process]
         places = [(engine, place) for engine in served for place in engine.places]
         listed = await asyncio.gather(*(engine.models(place) for engine, place in places), return_exceptions=True)
         reached: dict[str, list[BaseException]] = {}
@@ -356,15 +378,16 @@ class Scheduler:
                 errors.append(found)
             elif found is not None and engine.model not in found:
                 said = ", ".join(found[:6]) + (", ..." if len(found) > 6 else "")
-                self.notes.append(
-                    f"{place} does not list the model {engine.model!r} of {engine.name} (it lists {said})"
-                )
+                self.note(f"{place} does not list {engine.model!r}, the model of {engine.name}; it lists {said}")
         for engine in served:
-            if len(errors := reached[engine.name]) == len(engine.places):
-                error = errors[0]
-                if isinstance(error, EngineError):
-                    error.fatal = True
-                raise error
+            if len(errors := reached[engine.name]) < len(engine.places):
+                continue
+            if self._store.knows(engine.identity):  # all that it is asked may have been paid for
+                self.note(str(errors[0]))
+                continue
+            if isinstance(errors[0], EngineError):
+                errors[0].fatal = True
+            raise errors[0]
 
     async def _probed(self, engine: Served) -> None:
         """Learn what each server honours, once; from the store where another run has learnt it."""
@@ -385,8 +408,7 @@ class Scheduler:
                     self._probes[place].result()
             except EngineError as error:
                 failed.append(error)
-                self.traffic.endpoint(place).missing(error)
-        if len(failed) == len(engine.places):
+        if len(failed) == len(engine.places) and not any(self.traffic.endpoint(p).up for p in engine.places):
             raise failed[0]
 
     async def _probe(self, engine: Served, place: str) -> None:
@@ -394,10 +416,16 @@ class Scheduler:
         if known is not None:
             engine.capabilities.update(known)
             return
-        for usage in await engine.probe(place):
-            self.ledger.tally(engine.name).pay(usage, discarded=True)
-        if engine.capabilities.get("seed") is not None:
-            self._store.learn(place, {"seed": engine.capabilities["seed"]})
+        with await self.ledger.reserve(engine.name, *PROBE):
+            try:
+                paid = await engine.probe(place)
+            except EngineError as error:
+                self.traffic.endpoint(place).missing(error)
+                raise
+            for usage in paid:
+                self.ledger.tally(engine.name).pay(usage, discarded=True)
+            await self._store.put([], [], [_wasted(engine, usage) for usage in paid])
+        self._store.learn(place, {"seed": engine.capabilities.get("seed")})
 
     # ------------------------------------------------------------ models in this process
 
@@ -450,6 +478,10 @@ class Scheduler:
         while (now := sum(len(queue) for queue in self._waiting.values())) != before:
             before = now
             await asyncio.sleep(LINGER)
+
+
+def _wasted(engine: Engine, usage: Usage) -> Wasted:
+    return Wasted(engine.identity, usage.prompt_tokens, usage.completion_tokens)
 
 
 async def _ended(tasks: set[asyncio.Task[None]], timeout: float | None = None) -> None:

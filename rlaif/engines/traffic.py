@@ -20,6 +20,7 @@ from heapq import heappop, heappush
 from rlaif.engines.ledger import ROW, Ledger
 from rlaif.engines.protocol import Reply, Request, Served
 from rlaif.errors import EngineError, Stopped
+from rlaif.records import Usage
 
 START = 16  # requests at a time, at first
 WINDOW = 16  # requests at least, between two decisions of a gate
@@ -40,14 +41,17 @@ SLACK = 4  # requests more than the least loaded endpoint has, before affinity g
 
 # Causes that tell of the way to a server, not of what was asked.
 TRANSPORT = frozenset({"connection", "timeout", "server", "overloaded", "rate-limit"})
+GONE = frozenset({"connection"})  # nobody is there: waiting costs a request none of its tries
+FINAL = frozenset({"quota", "http-401"})  # what no other request can escape, also after a model has answered
 BUSY = frozenset({"rate-limit", "timeout", "overloaded"})
-LOST = frozenset({"timeout", "bad-body"})  # an answer may have been paid for that nobody read
 AT_ONCE = frozenset({"bad-body", "fewer"})  # nothing says that the server is busy
 OTHER_SEED = frozenset({"empty"})  # a server that honours seeds would only repeat itself
 
 Arrivals = list[Reply | EngineError]  # one for each sample of a request
 Wanted = Callable[[], bool]  # asked right before a request is sent: whether anybody still waits for it
-Keep = Callable[[list[tuple[int, Reply]]], Awaitable[None]]  # makes replies durable, each with its sample's index
+# Makes durable what a request brought: replies, each with its sample's index; what was paid for answers of no use; and
+# what an answer that was lost may have cost at most.
+Keep = Callable[[list[tuple[int, Reply]], list[Usage], list[Usage]], Awaitable[None]]
 
 
 class Gate:
@@ -165,79 +169,71 @@ class Gate:
 
 
 class Endpoint:
-    """One server as its requests see it: its gate, and whether it answers at all."""
+    """One server as its requests see it: its gate, and whether it is there at all.
+
+    Many requests that fail in a row on the way close it: then one request at a time tries it, after growing pauses.
+    """
 
     def __init__(self, name: str, most: int) -> None:
         self.name, self.gate = name, Gate(most)
+        self.unkept = 0  # answers that arrived and are not durable yet
         self.down_since: float | None = None
-        self._failed, self._pause, self.again_at, self.trying = 0, PAUSE, 0.0, False
+        self.again_at = 0.0  # when it may be tried, while it is down
+        self.trying = False
+        self._failed, self._who, self._pause = 0, set[object](), PAUSE
         self._last: EngineError | None = None
-        self._changed, self._stopped = asyncio.Event(), False
-
-    def stop(self) -> None:
-        self._stopped = True
-        self._changed.set()
-        self.gate.turn_away()
 
     @property
     def load(self) -> int:
         return self.gate.in_flight + self.gate.waiting
 
-    async def passable(self) -> None:
-        """Wait while the endpoint is down, but for one request at a time that tries it. Raises a fatal EngineError."""
-        while self.down_since is not None:
-            if self._stopped:
-                raise _stopped()
-            now = time.monotonic()
-            if not self.trying and now >= self.again_at:
-                self.trying = True
-                return
-            self._changed.clear()
-            left = self.again_at - now if not self.trying else LONGEST_PAUSE
-            try:
-                await asyncio.wait_for(self._changed.wait(), max(left, 0.01))
-            except TimeoutError:
-                continue
+    @property
+    def up(self) -> bool:
+        return self.down_since is None
 
-    def heard(self, error: EngineError | None) -> None:
-        """How a request ended: `error` where it failed on the way."""
-        self.trying = False
+    @property
+    def due(self) -> bool:
+        """Whether it is down and may be tried now."""
+        return self.down_since is not None and not self.trying and time.monotonic() >= self.again_at
+
+    def heard(self, error: EngineError | None, who: object, trial: bool) -> None:
+        """How a request ended: `error` where it failed on the way. `who` tells requests apart: one that every server
+        chokes on is no reason to leave a server alone."""
+        if trial:
+            self.trying = False
         if error is None:
             self._failed, self._pause, self.down_since = 0, PAUSE, None
-        else:
-            self._failed, self._last = self._failed + 1, error
-            now = time.monotonic()
-            if self.down_since is not None:
-                self._pause = min(2 * self._pause, LONGEST_PAUSE)
-                self.again_at = now + self._pause
-            elif self._failed >= BREAK:
-                self.down_since, self.again_at = now, now + self._pause
-        self._changed.set()
+            self._who.clear()
+            return
+        self._last = error
+        self._failed += 1
+        self._who.add(who)
+        if self.down_since is None:
+            if self._failed >= BREAK and len(self._who) >= BREAK // 2:
+                self._close()
+        elif trial:  # what was sent before it was closed says nothing new
+            self._pause = min(2 * self._pause, LONGEST_PAUSE)
+            self.again_at = time.monotonic() + self._pause
 
     def missing(self, error: EngineError) -> None:
-        """It did not even answer when it was looked at: left alone and tried again like one that broke down."""
+        """It did not answer when it was looked at: left alone and tried again like one that broke down."""
         if self.down_since is None:
             self._failed, self._last = BREAK, error
-            self.down_since = time.monotonic()
-            self.again_at = self.down_since + self._pause
+            self._close()
 
-    def unheard(self) -> None:
-        """A request that was let through to try the endpoint was cancelled."""
-        self.trying = False
-        self._changed.set()
+    def _close(self) -> None:
+        self.down_since = time.monotonic()
+        self.again_at = self.down_since + self._pause
 
     def given_up(self) -> EngineError | None:
-        """The error that stops the run, once this endpoint has been down for too long."""
-        if self.down_since is None or time.monotonic() - self.down_since < GIVE_UP:
-            return None
+        """The error that stops the run, once nobody has been there for too long."""
         last = self._last
-        assert last is not None
-        return EngineError(
-            f"{self._failed} requests in a row failed, the last: {last.message}",
-            cause=last.cause,
-            fatal=True,
-            fix=last.fix,
-        )
+        if last is None or last.cause not in GONE or self.down_since is None:
+            return None
+        if time.monotonic() - self.down_since < GIVE_UP:
+            return None
+        told = f"{self._failed} requests in a row failed, the last: {last.message}"
+        return EngineError(told, cause=last.cause, fatal=True, fix=last.fix)
 
 
 class Pace:
@@ -246,13 +242,12 @@ class Pace:
     def __init__(self, per_minute: float) -> None:
         self._each, self._next = 60.0 / per_minute, 0.0
 
-    async def take(self, amount: float = 1.0) -> None:
+    def turn(self, amount: float = 1.0) -> float:
+        """Seconds until the next turn, which is taken. A tenth of a minute's worth may come at once."""
         now = time.monotonic()
-        # A tenth of a minute's worth may come at once.
         turn = max(self._next, now - 6.0)
         self._next = turn + amount * self._each
-        if turn > now:
-            await asyncio.sleep(turn - now)
+        return max(0.0, turn - now)
 
 
 class Traffic:
@@ -263,133 +258,147 @@ class Traffic:
         self.endpoints: dict[str, Endpoint] = {}
         self._paces: dict[str, tuple[Pace | None, Pace | None]] = {}
         self._answered: set[str] = set()  # models that have answered at least once
-        self._unkept, self._kept, self._stopping = 0, asyncio.Event(), asyncio.Event()
+        self._changed, self._stopping = asyncio.Event(), asyncio.Event()
 
     def stop(self) -> None:
         """Send nothing more. What is on its way goes on."""
         self._stopping.set()
         for endpoint in self.endpoints.values():
-            endpoint.stop()
+            endpoint.gate.turn_away()
+        self._notify()
 
     async def ask(self, engine: Served, request: Request, keep: Keep, wanted: Wanted) -> Arrivals:
         """A reply or the error that befell it for each sample, in the order of its indices; the replies are kept."""
-        if len(request.indices) == 1:
+        parts = engine.parts(request) if len(request.indices) > 1 else [request]
+        if len(parts) == 1:
             return await self._ask(engine, request, keep, wanted)
-        parts = engine.parts(request)
-        arrived = await asyncio.gather(*(self._ask(engine, part, keep, wanted) for part in parts))
-        found = {
-            i: one for part, ones in zip(parts, arrived, strict=True) for i, one in zip(part.indices, ones, strict=True)
-        }
+        # Every part is heard out: what it brings was paid for, whatever becomes of the others.
+        outcomes = await asyncio.gather(
+            *(self._ask(engine, part, keep, wanted) for part in parts), return_exceptions=True
+        )
+        found: dict[int, Reply | EngineError] = {}
+        for part, outcome in zip(parts, outcomes, strict=True):
+            if isinstance(outcome, BaseException):
+                raise outcome
+            found.update(zip(part.indices, outcome, strict=True))
         return [found[index] for index in request.indices]
 
     async def _ask(self, engine: Served, request: Request, keep: Keep, wanted: Wanted) -> Arrivals:
         """One HTTP request, and again for what of it was of no use."""
-        tally, found, tries, began = (
-            self._ledger.tally(engine.name),
-            dict[int, Reply | EngineError](),
-            0,
-            time.monotonic(),
-        )
+        found: dict[int, Reply | EngineError] = {}
+        tries, limited_since = 0, None
         while True:
-            arrived, was_down = await self._post(engine, request, wanted)
-            await self._keep(
-                [(i, one) for i, one in zip(request.indices, arrived, strict=True) if isinstance(one, Reply)], keep
-            )
-            again: list[int] = []
-            for index, one in zip(request.indices, arrived, strict=True):
-                found[index] = one
-                if isinstance(one, EngineError):
-                    if one.usage is not None:
-                        tally.pay(one.usage, discarded=True)
-                    if self._retried(engine, one, tries, began, was_down):
-                        again.append(index)
+            arrived, gone = await self._post(engine, request, keep, wanted)
+            found.update(zip(request.indices, arrived, strict=True))
+            errors = [one for one in arrived if isinstance(one, EngineError)]
+            if any(error.cause == "rate-limit" for error in errors):
+                limited_since = limited_since or time.monotonic()
+            again = [
+                index
+                for index, one in zip(request.indices, arrived, strict=True)
+                if isinstance(one, EngineError) and self._retried(engine, one, tries, limited_since, gone)
+            ]
             if not again:
-                return [found[index] for index in found]
+                return list(found.values())
             errors = [one for index in again if isinstance(one := found[index], EngineError)]
             causes = {error.cause for error in errors}
-            tries += not was_down and causes != {"fewer"}
-            tally.retries.update(causes - {"fewer"})
-            if not was_down:
+            self._ledger.tally(engine.name).retries.update(causes - {"fewer"})
+            if not gone and causes != {"fewer"}:
+                tries += 1
                 await self._rest(_wait(errors, tries))
             salt = request.salt + bool(causes & OTHER_SEED)
             request = request.model_copy(update={"indices": tuple(again), "salt": salt})
             if len(again) > 1 and len(engine.parts(request)) > 1:
-                rest = await self.ask(engine, request, keep, wanted)
-                found.update(zip(again, rest, strict=True))
-                return [found[index] for index in found]
+                found.update(zip(again, await self.ask(engine, request, keep, wanted), strict=True))
+                return list(found.values())
 
-    async def _rest(self, seconds: float) -> None:
-        if not seconds:
-            return
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._stopping.wait()
-
-    async def _keep(self, replies: list[tuple[int, Reply]], keep: Keep) -> None:
-        if not replies:
-            return
-        self._unkept += 1
-        try:
-            await keep(replies)
-        finally:
-            self._unkept -= 1
-            self._kept.set()
-
-    def _retried(self, engine: Served, error: EngineError, tries: int, began: float, was_down: bool) -> bool:
+    def _retried(self, engine: Served, error: EngineError, tries: int, limited_since: float | None, gone: bool) -> bool:
         if not error.retryable or error.fatal:
             return False
-        if error.cause == "fewer" or (was_down and error.cause in TRANSPORT):  # it may come back, and costs no row
+        if error.cause == "fewer" or gone:  # a server that is gone may come back, and costs no row
             return True
         if error.cause == "rate-limit":  # the server is there and says when: a count would only lose rows
-            return time.monotonic() - began < LIMITED
+            return time.monotonic() - (limited_since or 0.0) < LIMITED
         return tries < engine.retries
 
-    async def _post(self, engine: Served, request: Request, wanted: Wanted) -> tuple[Arrivals, bool]:
-        """One HTTP request through the gate of an endpoint; and whether that endpoint was down when it was sent."""
-        await self._paced(engine, request)
-        while True:
-            endpoint = self._endpoint(engine, request)
-            while self._unkept >= endpoint.gate.limit:  # a slow disk: a kill must not lose more than is in flight
-                self._kept.clear()
-                await self._kept.wait()
-            await endpoint.passable()
-            await endpoint.gate.enter()
-            if endpoint.down_since is None or endpoint.trying:
-                break
-            endpoint.gate.leave()  # it went down while this one waited
+    async def _post(self, engine: Served, request: Request, keep: Keep, wanted: Wanted) -> tuple[Arrivals, bool]:
+        """One HTTP request through the gate of an endpoint, what it brings kept; and whether the server is gone."""
+        endpoint, trial = await self._entered(engine, request)
+        most, inside = request.sampling.max_tokens * len(request.indices), True
         try:
-            if self._stopping.is_set():
-                raise _stopped()
-            most = request.sampling.max_tokens * len(request.indices)
-            with await self._ledger.reserve(engine.name, engine.estimate(request), most) as reserved:
+            await self._paced(engine, request, most)
+            estimate = engine.estimate(request)
+            with await self._ledger.reserve(engine.name, estimate, most) as reservation:
+                if self._stopping.is_set():
+                    raise _stopped()
                 if not wanted():
                     raise asyncio.CancelledError
-                was_down, began = endpoint.down_since is not None, time.monotonic()
+                began = time.monotonic()
                 arrived = await engine.post(request, endpoint.name)
-                reserved.lost = any(isinstance(one, EngineError) and one.cause in LOST for one in arrived)
-        except BaseException:
-            endpoint.unheard()
-            raise
+                endpoint.gate.leave()
+                inside = False
+                if len(arrived) != len(request.indices):
+                    said = f"the engine of {engine.name!r} returned another number of samples than it was asked"
+                    arrived = [EngineError(said)] * len(request.indices)
+                gone = self._observe(engine, endpoint, request, arrived, time.monotonic() - began, trial)
+                trial = False
+                lost = any(isinstance(one, EngineError) and one.lost for one in arrived)
+                reservation.lost = lost
+                wasted = [one.usage for one in arrived if isinstance(one, EngineError) and one.usage is not None]
+                unknown = [Usage(prompt_tokens=estimate, completion_tokens=most)] if lost else []
+                await self._keep(endpoint, request, arrived, wasted, unknown, keep)
         finally:
-            endpoint.gate.leave()
-        if len(arrived) != len(request.indices):
-            said = f"the engine of {engine.name!r} returned another number of samples than it was asked"
-            arrived = [EngineError(said)] * len(request.indices)
-        seconds, errors = time.monotonic() - began, [one for one in arrived if isinstance(one, EngineError)]
+            if inside:
+                endpoint.gate.leave()
+            if trial:  # cancelled, and the endpoint not heard
+                endpoint.trying = False
+            if inside or trial:
+                self._notify()
+        return arrived, gone
+
+    def _observe(
+        self, engine: Served, endpoint: Endpoint, request: Request, arrived: Arrivals, seconds: float, trial: bool
+    ) -> bool:
+        """Let the endpoint hear how a request went; whether it is gone, so that waiting costs the request nothing."""
+        errors = [one for one in arrived if isinstance(one, EngineError)]
         tokens = sum(one.usage.completion_tokens for one in arrived if isinstance(one, Reply))
         failed = errors[0] if errors and len(errors) == len(arrived) and errors[0].cause in TRANSPORT else None
         endpoint.gate.observe(seconds, tokens, failed is not None and failed.cause in BUSY)
+        was_down = endpoint.down_since is not None
         # A server that asks for patience is there.
-        endpoint.heard(failed if failed is not None and failed.cause != "rate-limit" else None)
+        endpoint.heard(
+            failed if failed and failed.cause != "rate-limit" else None, (request.messages, request.indices), trial
+        )
+        if trial or was_down != (endpoint.down_since is not None):
+            self._notify()
         if len(errors) < len(arrived):
             self._answered.add(engine.name)
         for error in errors:  # a model that has answered is there: what it refuses now is this request
-            error.fatal &= engine.name not in self._answered
-        if all(self.endpoint(place).given_up() for place in engine.places):
-            stop = endpoint.given_up()
-            if stop is not None:
-                arrived = [stop] * len(arrived)
-        return arrived, was_down or endpoint.down_since is not None
+            error.fatal &= engine.name not in self._answered or error.cause in FINAL
+        stops = [self.endpoint(place).given_up() for place in engine.places]
+        if failed is not None and (stop := stops[0]) is not None and all(stops):
+            arrived[:] = [stop] * len(arrived)
+        return failed is not None and failed.cause in GONE and endpoint.down_since is not None
+
+    async def _keep(
+        self,
+        endpoint: Endpoint,
+        request: Request,
+        arrived: Arrivals,
+        wasted: list[Usage],
+        unknown: list[Usage],
+        keep: Keep,
+    ) -> None:
+        replies = [(i, one) for i, one in zip(request.indices, arrived, strict=True) if isinstance(one, Reply)]
+        if not replies and not wasted and not unknown:
+            return
+        endpoint.unkept += 1
+        try:
+            await keep(replies, wasted, unknown)
+        finally:
+            endpoint.unkept -= 1
+            if endpoint.unkept + 1 >= int(endpoint.gate.limit):
+                self._notify()
 
     # ------------------------------------------------------------ where to, and when
 
@@ -399,20 +408,74 @@ class Traffic:
             found = self.endpoints[place] = Endpoint(place, self._most.get(place, 1_000))
         return found
 
-    def _endpoint(self, engine: Served, request: Request) -> Endpoint:
-        """The endpoint that has read this request's beginning before, unless others have clearly less to do."""
+    async def _entered(self, engine: Served, request: Request) -> tuple[Endpoint, bool]:
+        """The endpoint that takes the request, entered through its gate; and whether that tries one that is down."""
+        while True:
+            if self._stopping.is_set():
+                raise _stopped()
+            endpoint = self._chosen(engine, request)
+            # Not past a slow disk: a kill must not lose more than what is in flight.
+            if endpoint is None or endpoint.unkept >= int(endpoint.gate.limit):
+                await self._change(engine)
+                continue
+            trial = endpoint.down_since is not None
+            endpoint.trying |= trial
+            try:
+                await endpoint.gate.enter()
+            except BaseException:
+                if trial:
+                    endpoint.trying = False
+                    self._notify()
+                raise
+            if trial or endpoint.down_since is None:
+                return endpoint, trial
+            endpoint.gate.leave()  # it went down while this one waited
+
+    def _chosen(self, engine: Served, request: Request) -> Endpoint | None:
+        """The endpoint that has read this request's beginning before, unless others have clearly less to do.
+
+        Where all are down, one that may be tried now; None where there is nothing to do but wait.
+        """
         places = engine.places
         if len(places) == 1:
-            return self.endpoint(places[0])
-        up = [e for place in places if (e := self.endpoint(place)).down_since is None]
-        if not up:  # the one that is tried next
-            return min((self.endpoint(place) for place in places), key=lambda e: e.again_at)
+            only = self.endpoint(places[0])
+            return only if only.down_since is None or only.due else None
+        endpoints = [self.endpoint(place) for place in places]
+        if due := next((endpoint for endpoint in endpoints if endpoint.due), None):
+            return due  # one request now and then finds out whether a replica is back
+        up = [endpoint for endpoint in endpoints if endpoint.down_since is None]
+        if not up:
+            return None
         beginning = "".join(message.content for message in request.messages)[:PREFIX]
         near = max(up, key=lambda e: hashlib.blake2b(f"{e.name} {beginning}".encode("utf-8", "replace")).digest())
         least = min(up, key=lambda e: e.load)
         return near if near.load <= least.load + SLACK else least
 
-    async def _paced(self, engine: Served, request: Request) -> None:
+    async def _change(self, engine: Served) -> None:
+        """Wait until an endpoint changes, or may be tried again."""
+        changed = self._changed
+        endpoints = [self.endpoint(place) for place in engine.places]
+        times = [e.again_at for e in endpoints if e.down_since is not None and not e.trying]
+        left = min(times) - time.monotonic() if times else LONGEST_PAUSE
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(left, 0.001)):
+                await changed.wait()
+
+    def _notify(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    async def _rest(self, seconds: float) -> None:
+        """Do nothing for so long, unless everything stops."""
+        if seconds <= 0:
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+        if self._stopping.is_set():
+            raise _stopped()
+
+    async def _paced(self, engine: Served, request: Request, most: int) -> None:
         limits = engine.limits
         if limits is None:
             return
@@ -422,10 +485,9 @@ class Traffic:
                 Pace(limits.tokens_per_minute) if limits.tokens_per_minute else None,
             )
         requests, tokens = self._paces[engine.name]
-        if requests is not None:
-            await requests.take()
-        if tokens is not None:
-            await tokens.take(engine.estimate(request) + request.sampling.max_tokens * len(request.indices))
+        waits = [requests.turn()] if requests else []
+        waits += [tokens.turn(engine.estimate(request) + most)] if tokens else []
+        await self._rest(max(waits, default=0.0))
 
 
 def _stopped() -> Stopped:

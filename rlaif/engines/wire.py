@@ -34,7 +34,11 @@ class Arrival(NamedTuple):
 
 
 class Unreached(Exception):
-    """The server could not be reached, or the connection broke. The message says how."""
+    """The server could not be reached. The message says why."""
+
+
+class Broken(Exception):
+    """The connection broke after the request was sent."""
 
 
 class CutShort(Exception):
@@ -53,7 +57,7 @@ class Wire:
         self._deadlines: dict[float, timedelta] = {}
 
     async def post(self, path: str, body: bytes, timeout: float) -> Arrival:
-        """Send one request. Raises TimeoutError, Unreached or CutShort."""
+        """Send one request. Raises TimeoutError, Unreached, Broken or CutShort."""
         return await self._request("POST", path, body, timeout)
 
     async def get(self, path: str, timeout: float) -> Arrival:
@@ -79,8 +83,10 @@ class Wire:
             raise TimeoutError from None
         except exceptions.DecodeError as error:
             raise CutShort(_said(error)) from None
-        except exceptions.RequestError as error:
+        except exceptions.ConnectError as error:
             raise Unreached(_said(error)) from None
+        except exceptions.RequestError as error:
+            raise Broken(_said(error)) from None
 
     def _opened(self) -> Client:
         if self._client is None:

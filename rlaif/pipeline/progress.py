@@ -27,6 +27,7 @@ class Progress(Protocol):
     def metrics(self, values: dict[str, float]) -> None: ...
     def note(self, text: str) -> None: ...
     def pulse(self, text: str) -> None: ...
+    def warn(self, text: str) -> None: ...
     def end(self, name: str, outcome: str) -> None: ...
 
 
@@ -52,6 +53,11 @@ class Silent:
 
     def __init__(self) -> None:
         self.stages: list[_Stage] = []
+        self.warnings: list[str] = []
+
+    def warn(self, text: str) -> None:
+        """Something that is no error and should be known while there is time."""
+        self.warnings.append(text)
 
     def begin(self, name: str, kind: str, total: int | None = None) -> None:
         self.stages.append(_Stage(name, kind, total))
@@ -120,6 +126,10 @@ class Lines(Silent):
         except (BrokenPipeError, SystemExit):  # rich exits where the reader of a pipe has gone; the work goes on
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
+    def warn(self, text: str) -> None:
+        super().warn(text)
+        self._say(f"note: {text}")
+
     def begin(self, name: str, kind: str, total: int | None = None) -> None:
         super().begin(name, kind, total)
         self._say(f"{name}: {f'{total:,} rows' if total else 'begins'}")
@@ -182,7 +192,8 @@ class Screen(Silent):
                 table.add_row("", "", "", under_way)
                 if stage.pulse:
                     table.add_row("", "", "", Text(stage.pulse, style="dim"))
-        return Group(Text(self._title, style="bold cyan"), table)
+        notes = [Text(f"note: {warning}", style="yellow") for warning in self.warnings]
+        return Group(Text(self._title, style="bold cyan"), table, *notes)
 
     @staticmethod
     def _remaining(stage: _Stage) -> str:

@@ -16,14 +16,16 @@ class RowCounts:
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
-        self.rows = self.failed = 0
+        self.rows = self.out = 0
+        self.failed = self.failed_before = 0  # rows that failed, here or before; and those that failed before
         self.models: set[str] = set()  # that the rows name
         self.dropped: Counter[str] = Counter()  # rows that are of no use though they did not fail, by reason
         self._facts: Counter[str] = Counter(dict.fromkeys(_FACTS[kind], 0))
 
-    def add(self, row: Row) -> None:
+    def add(self, row: Row, failed_before: bool) -> None:
         self.rows += 1
         self.failed += row.failure is not None
+        self.failed_before += failed_before
         self.models.update(named_models(row))
         facts = self._facts
         if self.kind == "sample":
@@ -33,6 +35,7 @@ class RowCounts:
             facts["broken_off"] += sum(revision.problem is not None for revision in row.revisions)
             if row.failure is None and (reason := unrevised(row)) is not None:  # what it is for is demonstrations
                 self.dropped[reason] += 1
+                return
         elif self.kind == "compare":
             facts["comparisons"] += len(row.comparisons)
             facts["unparsed"] += sum(comparison.verdict is None for comparison in row.comparisons)
@@ -40,6 +43,7 @@ class RowCounts:
         else:
             facts["ratings"] += len(row.ratings)
             facts["unparsed"] += sum(rating.value is None for rating in row.ratings)
+        self.out += row.failure is None
 
     def facts(self) -> dict[str, int]:
         return dict(self._facts)

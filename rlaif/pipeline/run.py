@@ -131,9 +131,13 @@ class Run:
         for name, spec in pipeline.models.items():
             self._add_model(name, spec)
         if pipeline.budget is not None:
-            paid = store.spent(pipeline.name)
-            tokens = {name: paid.get(self.engines[name].identity, (0, 0)) for name in prices}
-            self.ledger.before(sum(self.ledger.cost(name, *found) or 0.0 for name, found in tokens.items()))
+            names = {self.engines[name].identity: name for name in prices}  # two names may stand for one model
+            paid = [
+                (names[identity], *tokens)
+                for identity, tokens in store.spent(pipeline.name).items()
+                if identity in names
+            ]
+            self.ledger.before(sum(self.ledger.cost(*one) or 0.0 for one in paid))
 
     def _add_model(self, name: str, spec: ModelSpec) -> None:
         self.specs[name] = spec
@@ -160,13 +164,15 @@ class Run:
                     self.stopped = f"{steps[0].name} was not begun: {share:.0%} of the rows failed"
                     break
                 await self._let_go(steps)
-                with self._interruptible(kind in ROW_STAGES):
+                with self._interruptible(gently=kind in (*ROW_STAGES, "measure")), suppress(Stopped):
                     await (self._stream(steps) if kind in ROW_STAGES else self._table(steps[0]))
                 self._write_manifest("running")
             state = "stopped" if self.scheduler.stopped else "incomplete" if self.failures else "done"
             self._write_manifest(state)
         except BaseException as error:
             interrupted = isinstance(error, KeyboardInterrupt | asyncio.CancelledError)
+            with suppress(RlaifError, OSError):  # what still arrives belongs into the manifest
+                await self.scheduler.close()
             with suppress(OSError):  # what stopped the run is the thing to report, not that the disk is full here too
                 self._write_manifest("interrupted" if interrupted else "failed")
             raise
@@ -241,6 +247,11 @@ class Run:
         self.store.close()
         self.folder.close()
 
+    def _noted(self, note: str) -> None:
+        if note not in self.inputs.notes:
+            self.inputs.notes.append(note)
+            self.progress.warn(note)
+
     def _check_disk(self) -> None:
         """Before the first call: a disk that is as good as full is an error, one that may become so a note."""
         rows = sum(len(prompts) for prompts in self.inputs.prompts.values())
@@ -250,7 +261,7 @@ class Run:
         if free < LEAST_ROOM:
             raise WorkError(f"{told}, too little to begin", fix="free some space, or give another folder with --out")
         if free < need:
-            self.inputs.notes.append(f"{told}, and the run may write {need / 2**20:,.0f} MB")
+            self._noted(f"{told}, and the run may write {need / 2**20:,.0f} MB")
 
     def _remove_leftovers(self) -> None:
         """Take away what an earlier form of this pipeline made and this one does not: it must not pass for its work."""
@@ -497,12 +508,13 @@ class Run:
                     return
                 ROW.set(index)
                 for step in steps:
-                    if row.failure is None:
+                    failed_before = row.failure is not None
+                    if not failed_before:
                         try:
                             row = await self.row(step, row, self.scheduler)
                         except Stopped:
                             return  # the row is asked for again by the next run, which finds what of it was paid for
-                    self._counts[step.name].add(row)
+                    self._counts[step.name].add(row, failed_before)
                     writers[step.name].append(row, index)
                 self.progress.advance(row.cause)
 
@@ -510,13 +522,13 @@ class Run:
             async with asyncio.TaskGroup() as group:
                 for _ in range(min(self._window(steps), len(rows))):
                     group.create_task(worker())
-        except* RlaifError as errors:
+        except* (RlaifError, OSError) as errors:
             for writer in writers.values():
                 writer.close()
             raise _first(errors) from None
         assert steps[0].source is not None
-        before = self._counts.get(steps[0].source.name)
-        failed_before, entered = before.failed if before else 0, len(rows)
+        source = self._counts.get(steps[0].source.name)
+        entered, failed_before = len(rows), source.failed if source else 0
         for step in steps:
             counts, done = self._counts[step.name], writers[step.name].finish()
             self.rows[step.name] = done
@@ -531,9 +543,6 @@ class Run:
             self.records.append(record.checked())
             failed_before, entered = counts.failed, counts.rows
         ended = self.records[-len(steps) :]
-        for note in self.scheduler.notes:
-            if note not in self.inputs.notes:
-                self.inputs.notes.append(note)
         for record in ended:
             self.events.write("stage", **record.as_dict(), calls=self._calls(record.name))
         if why := self.scheduler.stopped:
@@ -548,15 +557,16 @@ class Run:
         return NewRows(self.inputs.prompts[step.source.name])
 
     def _row_record(self, step: Step, counts: RowCounts, failed_before: int, entered: int) -> StageRecord:
-        given = entered - failed_before  # a row counts as failed in the stage it failed in, and only there
-        failed = counts.failed - failed_before
-        dropped = counts.dropped + Counter({"failed": failed, "not reached": entered - counts.rows})
+        """A row counts as failed in the stage it failed in, and only there: `failed_before` of the rows that entered
+        had failed already, some of which a stopped run did not come to."""
+        missed = (entered - counts.rows) - (failed_before - counts.failed_before)
+        dropped = counts.dropped + Counter({"failed": counts.failed - counts.failed_before, "not reached": missed})
         return StageRecord(
             step.name,
             step.stage.kind,
             step.source.name if step.source else None,
-            given,
-            given - dropped.total(),
+            entered - failed_before,
+            counts.out,
             dropped,
             file=f"stages/{self._file(step).name}",
             facts=counts.facts(),
@@ -588,7 +598,7 @@ class Run:
         group["count"] += 1
 
     def _window(self, steps: Sequence[Step]) -> int:
-        """Rows in flight: enough to fill every server's slots twice, or an in-process batch several times."""
+        """Rows in flight: enough to fill every server's slots, or an in-process batch several times."""
         names = {s.model for step in steps if isinstance(step.stage, SampleStage) for s in step.stage.models}
         names |= {s.stage.model for s in steps if isinstance(s.stage, RateStage | ReviseStage | CompareStage)}
         local = [spec for name in names if isinstance(spec := self.specs[name], TransformersModel | VLLMModel)]
@@ -689,6 +699,6 @@ def _groups(steps: Sequence[Step]) -> Iterator[list[Step]]:
         yield group
 
 
-def _first(errors: BaseExceptionGroup[RlaifError]) -> RlaifError:
+def _first(errors: BaseExceptionGroup[RlaifError | OSError]) -> RlaifError | OSError:
     first = errors.exceptions[0]
     return _first(first) if isinstance(first, BaseExceptionGroup) else first

@@ -59,7 +59,7 @@ class RowWriter(Generic[Kind]):
     def __init__(self, kind: type[Kind], path: Path) -> None:
         self.kind, self.path, self._partial = kind, path, path.with_suffix(".partial.jsonl")
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self._partial, "wb", buffering=0)  # noqa: SIM115 - closed by `finish`, or with the writer
+        self._file = open(self._partial, "wb")  # noqa: SIM115 - closed by `finish` or `close`
         # Where each row lies, by its number: two numbers for a row, which is all that is kept of it here.
         self._numbers, self._starts, self._end = array("q"), array("q"), 0
 
@@ -67,6 +67,7 @@ class RowWriter(Generic[Kind]):
         """Write a row; `number` is its place in the end, where that is not the order of writing."""
         line = _line(row)
         self._file.write(line)
+        self._file.flush()
         self._numbers.append(len(self._numbers) if number is None else number)
         self._starts.append(self._end)
         self._end += len(line)
