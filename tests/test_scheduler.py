@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from echo import Echo
 
 from rlaif.engines import scheduler as module
 from rlaif.engines import traffic
+from rlaif.engines.ledger import Ledger
 from rlaif.engines.protocol import Reply, Request
-from rlaif.engines.scheduler import Scheduler, together
+from rlaif.engines.scheduler import Ask, Scheduler, together
 from rlaif.engines.traffic import BREAK, TRANSPORT
-from rlaif.errors import EngineError, InputError
+from rlaif.errors import EngineError, InputError, Stopped
 from rlaif.records import Message, Sampling, Usage
 from rlaif.store import CallStore
 
@@ -478,3 +482,304 @@ def test_what_one_request_is_refused_is_not_fatal_once_the_model_has_answered() 
         assert not caught.value.fatal
 
     run(Refuses("m"), work)
+
+
+# ---------------------------------------------------------------- servers that are away
+
+
+def test_an_account_that_runs_out_of_credit_stops_the_run_and_records_nothing() -> None:
+    """Credit ends after the first answers, never before."""
+
+    class Spent(Server):
+        async def post(self, request: Request, place: str) -> list[Reply | EngineError]:
+            if len(self.asked) >= 3:
+                return [EngineError("no credit left", cause="quota", fatal=True)]
+            return await super().post(request, place)
+
+    store = CallStore(Path(":memory:"))
+
+    async def work() -> None:
+        scheduler = Scheduler(store, {"m": Spent("m")}, {"http://a/v1": 1})
+        outcomes = await asyncio.gather(
+            *(scheduler.sample("m", ask(str(i)), SAMPLING) for i in range(8)), return_exceptions=True
+        )
+        errors = [outcome for outcome in outcomes if isinstance(outcome, EngineError)]
+        assert len(errors) == 5 and all(error.fatal for error in errors)
+
+    asyncio.run(work())
+    assert store._db.execute("SELECT count(*) FROM failures").fetchone()[0] == 0
+
+
+def test_two_requests_that_every_server_chokes_on_fail_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(traffic, "LONGEST_WAIT", 0.01)
+
+    class Poisoned(Server):
+        retries = 20
+
+        def refuses(self, request: Request, index: int) -> EngineError | None:
+            return EngineError("500", cause="server", retryable=True)
+
+    engine, store = Poisoned("m"), CallStore(Path(":memory:"))
+
+    async def work() -> None:
+        scheduler = Scheduler(store, {"m": engine}, {})
+        outcomes = await asyncio.gather(
+            *(scheduler.sample("m", ask(f"poison {i}"), SAMPLING) for i in range(2)), return_exceptions=True
+        )
+        assert all(isinstance(outcome, EngineError) and not outcome.fatal for outcome in outcomes)
+
+    asyncio.run(work())
+    assert len(engine.asked) == 2 * 21
+    assert store._db.execute("SELECT count(*) FROM failures").fetchone()[0] == 2  # the next run knows
+
+
+def test_an_endpoint_that_breaks_down_is_tried_after_one_pause_however_many_failed_with_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(traffic, "PAUSE", 0.05)
+    engine = Server("m", failing=traffic.START, delay=0.02)
+    engine.retries = 1
+    assert traffic.START > BREAK
+
+    async def work(scheduler: Scheduler) -> None:
+        began = time.monotonic()
+        texts = await asyncio.gather(*(scheduler.sample("m", ask(str(i)), SAMPLING) for i in range(50)))
+        assert len(texts) == 50 and time.monotonic() - began < 2.0  # not the longest pause, of thirty seconds
+
+    run(engine, work, concurrency=50)
+
+
+class Replicas(Server):
+    """Two places; `down` names those that nobody is at."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.places, self.down, self.got = ("http://a/v1", "http://b/v1"), set[str](), Counter[str]()
+
+    def _gone(self, place: str) -> EngineError:
+        return EngineError(f"nobody at {place}", cause="connection", retryable=True)
+
+    async def probe(self, place: str) -> list[Usage]:
+        if place in self.down:
+            raise self._gone(place)
+        return await super().probe(place)
+
+    async def post(self, request: Request, place: str) -> list[Reply | EngineError]:
+        self.got[place] += 1
+        if place in self.down:
+            return [self._gone(place)] * len(request.indices)
+        return await super().post(request, place)
+
+
+def test_a_replica_that_was_away_at_first_is_used_when_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(traffic, "PAUSE", 0.02)
+    engine = Replicas("m")
+    engine.down = {"http://b/v1"}
+
+    async def work(scheduler: Scheduler) -> None:
+        await asyncio.gather(*(scheduler.sample("m", ask(str(i)), SAMPLING) for i in range(20)))
+        engine.down.clear()
+        await asyncio.sleep(0.1)
+        for wave in range(10):
+            await asyncio.gather(*(scheduler.sample("m", ask(f"{wave} {i}"), SAMPLING) for i in range(10)))
+
+    run(engine, work)
+    assert engine.got["http://b/v1"] > 25
+
+
+def test_requests_do_not_wait_for_a_dead_replica_while_another_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(traffic, "PAUSE", 0.02)
+    monkeypatch.setattr(traffic, "LONGEST_PAUSE", 0.2)
+    engine = Replicas("m")
+    engine.retries = 9
+
+    async def work(scheduler: Scheduler) -> None:
+        await scheduler.sample("m", ask("first"), SAMPLING)
+        engine.down = set(engine.places)
+        rows = [asyncio.create_task(scheduler.sample("m", ask(str(i)), SAMPLING)) for i in range(40)]
+        await asyncio.sleep(0.3)
+        assert not any(row.done() for row in rows)
+        engine.down = {"http://a/v1"}
+        async with asyncio.timeout(3):
+            await asyncio.gather(*rows)
+
+    run(engine, work)
+
+
+def test_requests_that_begin_alike_go_to_the_same_replica() -> None:
+    engine = Replicas("m")
+    seen: dict[str, set[str]] = {}
+    post = engine.post
+
+    async def noted(request: Request, place: str) -> list[Reply | EngineError]:
+        seen.setdefault(request.messages[0].content[:9], set()).add(place)
+        return await post(request, place)
+
+    engine.post = noted  # type: ignore[method-assign]
+
+    async def work(scheduler: Scheduler) -> None:
+        for prefix in range(20):
+            for turn in range(3):  # what is read before is the first 512 characters
+                await scheduler.sample("m", ask(f"prefix {prefix:2}" + "x" * 600 + str(turn)), SAMPLING)
+
+    run(engine, work)
+    assert len(seen) == 20 and all(len(places) == 1 for places in seen.values())
+    assert set.union(*seen.values()) == set(engine.places)
+
+
+# ---------------------------------------------------------------- stopping
+
+
+def test_a_stop_keeps_what_was_paid_of_a_request_in_parts() -> None:
+    class Parts(Server):
+        def parts(self, request: Request) -> list[Request]:
+            return [request.model_copy(update={"indices": (index,)}) for index in request.indices]
+
+    engine, store = Parts("m", delay=0.1), CallStore(Path(":memory:"))
+
+    async def work() -> None:
+        scheduler = Scheduler(store, {"m": engine}, {"http://a/v1": 2})
+        row = asyncio.create_task(scheduler.sample("m", ask("q"), SAMPLING, n=4))
+        while engine.open < 2:
+            await asyncio.sleep(0.01)
+        scheduler.stop(Stopped("interrupted", cause="interrupted"))
+        with pytest.raises(Stopped):
+            await row
+        await scheduler.close()
+
+    asyncio.run(work())
+    assert len(engine.asked) == 2 and len(store) == 2
+
+
+def test_a_stop_sends_no_probe_and_no_request_more() -> None:
+    class Slow(Server):
+        async def probe(self, place: str) -> list[Usage]:
+            await asyncio.sleep(60)
+            return []
+
+    engine = Slow("m")
+
+    async def work(scheduler: Scheduler) -> None:
+        rows = [asyncio.create_task(scheduler.sample("m", ask(str(i)), SAMPLING)) for i in range(3)]
+        await asyncio.sleep(0.05)
+        scheduler.stop(Stopped("interrupted", cause="interrupted"))
+        async with asyncio.timeout(2):
+            outcomes = await asyncio.gather(*rows, return_exceptions=True)
+        assert all(isinstance(outcome, Stopped | asyncio.CancelledError) for outcome in outcomes)
+
+    run(engine, work)
+    assert not engine.asked
+
+
+def test_a_cancelled_row_is_not_asked_for_again() -> None:
+    engine = Server("m", failing=10**6, delay=0.01)
+    engine.retries = 50
+
+    async def work(scheduler: Scheduler) -> None:
+        row = asyncio.create_task(scheduler.sample("m", ask("q"), SAMPLING))
+        while len(engine.asked) < 2:
+            await asyncio.sleep(0.01)
+        row.cancel()
+        await asyncio.wait([row])
+        sent = len(engine.asked)
+        await asyncio.sleep(1.0)
+        assert len(engine.asked) <= sent + 1  # the one on its way
+
+    run(engine, work)
+
+
+def test_one_call_under_two_names_is_paid_once() -> None:
+    engine = Server("m")
+
+    async def work(scheduler: Scheduler) -> None:
+        one, other = await scheduler.sample_all([Ask("m", ask("q"), SAMPLING, 2), Ask("m", ask("q"), SAMPLING, 3)])
+        assert other[:2] == one
+
+    run(engine, work)
+    assert sorted(index for request in engine.asked for index in request.indices) == [0, 1, 2]
+
+
+# ---------------------------------------------------------------- money
+
+
+class Price(NamedTuple):
+    prompt: float = 0.0
+    completion: float = 1e6  # one for each token
+
+
+@pytest.mark.parametrize("wasted", [False, True])
+def test_a_budget_counts_over_several_starts_what_gave_nothing_too(wasted: bool, tmp_path: Path) -> None:
+    class Empty(Server):
+        def refuses(self, request: Request, index: int) -> EngineError | None:
+            usage = Usage(prompt_tokens=1, completion_tokens=5)
+            return EngineError("empty", cause="empty", usage=usage) if wasted else None
+
+    spent, starts = [], []
+    for start in range(4):
+        store = CallStore(tmp_path / "calls.sqlite", run="r")
+        ledger = Ledger({"m": Price()}, budget=200.0)
+        found = store.spent("r").get("echo m", (0, 0))
+        ledger.before(ledger.cost("m", *found) or 0.0)
+        starts.append(ledger.spent)
+
+        async def work(store: CallStore = store, ledger: Ledger = ledger, start: int = start) -> None:
+            scheduler = Scheduler(store, {"m": Empty("m")}, {"http://a/v1": 1}, ledger=ledger)
+            rows = (scheduler.sample("m", ask(f"{start} {i}"), SAMPLING) for i in range(60))
+            await asyncio.gather(*rows, return_exceptions=True)
+            await scheduler.close()
+
+        asyncio.run(work())
+        spent.append(ledger.spent)
+        store.close()
+    assert starts == [0.0, *spent[:-1]] and 160 < spent[-1] <= 200.0
+
+
+def test_a_reservation_that_does_not_fit_waits_for_those_on_their_way_and_then_stops() -> None:
+    async def work() -> None:
+        ledger = Ledger({"m": Price()}, budget=100.0)
+        amounts = random.Random(0)
+        for _ in range(3000):  # sums of many amounts are never quite zero again
+            with await ledger.reserve("m", 0, amounts.randint(1, 90)):
+                pass
+        held = await ledger.reserve("m", 0, 80)
+        with held:
+            waiting = asyncio.create_task(ledger.reserve("m", 0, 30))
+            await asyncio.sleep(0.01)
+            assert not waiting.done()
+        with await waiting:
+            pass
+        async with asyncio.timeout(1):
+            with pytest.raises(Stopped, match="leaves no room"):
+                await ledger.reserve("m", 0, 101)
+
+    asyncio.run(work())
+
+
+def test_a_slow_disk_of_one_server_does_not_hold_up_another() -> None:
+    """No more answers wait for the disk than requests are under way, for each server by itself."""
+    engines = {"slow": Server("slow", place="http://slow/v1"), "quick": Server("quick", place="http://quick/v1")}
+    store = CallStore(Path(":memory:"))
+    commit, unkept = store._commit, []
+
+    def slowly(batches: Any) -> Any:
+        time.sleep(0.03)
+        return commit(batches)
+
+    store._commit = slowly  # type: ignore[method-assign]
+
+    async def work() -> None:
+        scheduler = Scheduler(store, engines, {"http://slow/v1": 4, "http://quick/v1": 4})
+
+        async def watch() -> None:
+            while True:
+                unkept.append(max((e.unkept for e in scheduler.traffic.endpoints.values()), default=0))
+                await asyncio.sleep(0.001)
+
+        watching = asyncio.create_task(watch())
+        rows = [scheduler.sample(name, ask(str(i)), SAMPLING) for name in engines for i in range(60)]
+        await asyncio.gather(*rows)
+        watching.cancel()
+        await scheduler.close()
+
+    asyncio.run(work())
+    assert 1 <= max(unkept) <= 8  # four that wait, and the four that were under way when the fourth came

@@ -192,6 +192,11 @@ class Endpoint:
         return self.down_since is None
 
     @property
+    def behind(self) -> bool:
+        """Whether so many answers wait for the disk that a kill would lose more than what is in flight."""
+        return self.unkept >= int(self.gate.limit)
+
+    @property
     def due(self) -> bool:
         """Whether it is down and may be tried now."""
         return self.down_since is not None and not self.trying and time.monotonic() >= self.again_at
@@ -414,8 +419,7 @@ class Traffic:
             if self._stopping.is_set():
                 raise _stopped()
             endpoint = self._chosen(engine, request)
-            # Not past a slow disk: a kill must not lose more than what is in flight.
-            if endpoint is None or endpoint.unkept >= int(endpoint.gate.limit):
+            if endpoint is None or endpoint.behind:
                 await self._change(engine)
                 continue
             trial = endpoint.down_since is not None
@@ -427,9 +431,9 @@ class Traffic:
                     endpoint.trying = False
                     self._notify()
                 raise
-            if trial or endpoint.down_since is None:
+            if trial or (endpoint.up and not endpoint.behind):
                 return endpoint, trial
-            endpoint.gate.leave()  # it went down while this one waited
+            endpoint.gate.leave()  # while this one waited, it went down, or the disk became slow
 
     def _chosen(self, engine: Served, request: Request) -> Endpoint | None:
         """The endpoint that has read this request's beginning before, unless others have clearly less to do.
