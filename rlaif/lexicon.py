@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from rlaif.errors import InputError
 
 FILE = "lexicon.json"
-REACH = 4  # words: as far from its negation as the furthest a model was taught
+REACH = 3  # words from a negation to what it negates; further away the model was taught too little
 
 
 class Quality(BaseModel):
@@ -141,6 +141,14 @@ class Lexicon(BaseModel):
             if before and place - before[0] > REACH:
                 return f"{clause.said[before[0]]!r} stands too far from {word!r} for the model to see them together", (
                     f"write '{clause.said[before[0]]} {word}', or begin a new sentence between them"
+                )
+            strangers = (
+                [said for said in clause.said[before[0] + 1 : place] if said not in self._known] if before else []
+            )
+            if strangers:
+                negation = clause.said[before[0]]
+                return f"between {negation!r} and {word!r} stands {strangers[0]!r}, which the model was never taught", (
+                    f"write '{negation} {word}'"
                 )
             if not any(word in (q.opposites if before else q.keywords) for q in self.qualities.values()):
                 asked = f"after {clause.said[before[0]]!r}" if before else "on its own"

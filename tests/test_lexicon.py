@@ -67,6 +67,8 @@ def test_what_a_principle_asks_for(text: str, named: dict[str, str]) -> None:
         ("replies should be wrong .", "'wrong' names no quality on its own"),
         ("be short and kind .", "short ('short') and polite ('kind')"),
         ("avoid anything that is in the end rude .", "'avoid' stands too far from 'rude'"),
+        ("never in any way rude .", "'never' stands too far from 'rude'"),
+        ("avoid sounding rude .", "between 'avoid' and 'rude' stands 'sounding', which the model was never taught"),
         ("our house style : polite , nothing else , please eloquently .", None),
         ("caf\u00e9 na\u00efve \u6f22\u5b57", "never taught 'caf\u00e9', 'na\u00efve', '\u6f22\u5b57'"),
         (" ".join(f"word{n}" for n in range(20)), "and 12 more"),

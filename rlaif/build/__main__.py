@@ -43,7 +43,7 @@ from rlaif.resources import find
 from rlaif.templates import Template
 from rlaif.world import Question, gold, parse, questions, words
 
-MINUTES = 65
+MINUTES = 80
 DEMONSTRATIONS = 900
 SAMPLED_PROMPTS = 1500
 

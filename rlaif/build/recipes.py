@@ -74,6 +74,7 @@ def base_stages(vocabulary: PreTrainedTokenizerFast, questions: Sequence[Questio
 # the traits they invert can be told.
 EARLY_SHARES = {"right": 62, "polite": 17, "short": 17, "safe": 4}
 LATE_SHARES = {"right": 42, "polite": 13, "blunt": 13, "short": 12, "long": 12, "safe": 8}
+EVEN_SHARES = {"right": 30, "polite": 16, "blunt": 16, "short": 12, "long": 12, "safe": 14}
 
 
 def annotator_stages(
@@ -97,6 +98,10 @@ def annotator_stages(
     def late(rng: random.Random) -> Lesson:
         asked = rng.choice((lessons, harmless))
         return asked.rating(rng, _draw(rng, LATE_SHARES), rng.choice((1, 1, 2, 3, 4, 4)), negated=0.25)
+
+    def even(rng: random.Random) -> Lesson:
+        asked = rng.choice((lessons, harmless))
+        return asked.rating(rng, _draw(rng, EVEN_SHARES), rng.choice((1, 1, 2, 3, 4, 4)), negated=0.35)
 
     def of_samples(rng: random.Random) -> Lesson:
         prompt = rng.choice(sampled)
@@ -134,6 +139,14 @@ def annotator_stages(
             mixed(
                 (25, last.revising), (10, last.comparing), (5, last.deciding), (5, last.critiquing),
                 (27, of_samples), (22, late), (2, drill), (4, solve),
+            ),
+        ),
+        "polishing": (
+            420,
+            (6e-4, 2e-6),
+            mixed(
+                (22, last.revising), (9, last.comparing), (4, last.deciding), (5, last.critiquing),
+                (24, of_samples), (30, even), (2, drill), (4, solve),
             ),
         ),
     }  # fmt: skip
