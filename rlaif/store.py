@@ -265,7 +265,7 @@ class CallStore:
         return None if found is None else _read(found)
 
     def failures(self, keys: Iterable[str]) -> dict[str, tuple[str, str]]:
-        """Cause and message of the calls that had finally failed when this store was opened, by key."""
+        """Cause and message of the calls that finally failed, by key; none where none had when this store was opened."""
         if not self._any_failures:
             return {}
         found = self._found("failures", "cause || char(10) || message", keys)
