@@ -292,7 +292,7 @@ def cache(
                 raise WorkError(
                     f"{len(damaged):,} of {len(store):,} calls cannot be read, the first is {damaged[0]}",
                     file=str(STORE),
-                    fix="restore the file from a copy; a run asks again for what it cannot find",
+                    fix="restore the file from a copy, or go on: a run asks again for what it cannot read",
                 )
             typer.echo(f"{len(store):,} calls, all of them can be read")
         elif as_json:

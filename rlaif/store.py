@@ -176,6 +176,7 @@ class CallStore:
         self.path, self.run = path, run
         self._waiting: list[_Batch] = []
         self._scheduled, self._last_write = False, 0.0
+        self._damaged: set[str] = set()
         self._writer = ThreadPoolExecutor(1, "call store")
         # Each connection has its lock, since it is used from several threads. Reads have their own where they can, so
         # that the event loop does not wait for a commit to reach the disk.
@@ -247,8 +248,10 @@ class CallStore:
         rows = self._rows("calls", "key, answer, id", keys)
         found = {}
         for key, answer, number in rows:
-            with suppress(*UNREADABLE):  # a damaged call is as good as none: it is asked for again
+            try:
                 found[key] = (_read(answer), self._untold(number))
+            except UNREADABLE:  # as good as none: it is asked for again, and what comes takes its place
+                self._damaged.add(key)
         return found
 
     def _untold(self, number: int) -> bool:
@@ -265,7 +268,7 @@ class CallStore:
         return None if found is None else _read(found)
 
     def failures(self, keys: Iterable[str]) -> dict[str, tuple[str, str]]:
-        """Cause and message of the calls that finally failed, by key; none where none had when this store was opened."""
+        """Cause and message, by key, of the calls that finally failed; empty if none had when the store was opened."""
         if not self._any_failures:
             return {}
         found = self._found("failures", "cause || char(10) || message", keys)
@@ -396,6 +399,8 @@ class CallStore:
         with self._lock:
             self._db.execute("BEGIN IMMEDIATE")
             try:
+                if replaced := [(row[0],) for row in rows if row[0] in self._damaged]:
+                    self._db.executemany("DELETE FROM calls WHERE key = ?", replaced)
                 before = self._db.total_changes
                 for part in _parts(rows):
                     marks = ",".join(["(?,?,?,?,?,?,?,?)"] * len(part))
@@ -461,10 +466,6 @@ class CallStore:
         except sqlite3.Error as error:
             raise self._error(error) from None
         return damaged
-
-    def remove(self, keys: Iterable[str]) -> None:
-        with self._writing():
-            self._db.executemany("DELETE FROM calls WHERE key = ?", [(key,) for key in keys])
 
     def __len__(self) -> int:
         with self._read_lock:

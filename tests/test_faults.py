@@ -443,6 +443,8 @@ def test_the_cache_is_shown_verified_and_pruned(
     db.close()
     code, _, err = run_cli("cache", "verify")
     assert code == 1 and "1 of 120 calls cannot be read" in err
+    assert run_cli("run", "echo.yaml")[0] == 0 and sum(asked(models).values()) == 1  # it is asked for again
+    assert run_cli("cache", "verify")[0] == 0
     for wrong, said in ((["prun"], "did you mean `prune`?"), (["prune"], "--older-than or --run")):
         code, _, err = run_cli("cache", *wrong)
         assert code == 2 and said in err

@@ -612,12 +612,6 @@ class Run:
         """What each model was asked. `cost` is of this run's calls, `cost_of_data` of all calls the data rests on."""
         calls: dict[str, Any] = {}
         for name, tally in self.ledger.by_model(stage).items():
-            spec = self.specs[name]
-            price = spec.price if isinstance(spec, OpenAIModel) else None
-
-            def cost(read: int, written: int, price: Any = price) -> float | None:
-                return None if price is None else round((read * price.prompt + written * price.completion) / 1e6, 6)
-
             read, written = tally.prompt_tokens, tally.completion_tokens
             all_read, all_written = read + tally.cached_prompt_tokens, written + tally.cached_completion_tokens
             calls[name] = {
@@ -629,8 +623,8 @@ class Run:
                 "cut_at_max_tokens": tally.cut,
                 "prompt_tokens": read,
                 "completion_tokens": written,
-                "cost": cost(read, written),
-                "cost_of_data": cost(all_read, all_written),
+                "cost": _rounded(self.ledger.cost(name, read, written)),
+                "cost_of_data": _rounded(self.ledger.cost(name, all_read, all_written)),
             }
         return calls
 
@@ -669,6 +663,10 @@ class Run:
                 "failures": self.failures,
             }
         )
+
+
+def _rounded(cost: float | None) -> float | None:
+    return None if cost is None else round(cost, 6)
 
 
 def _digest_of_ids(prompts: Iterable[Prompt]) -> str:
