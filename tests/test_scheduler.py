@@ -772,7 +772,7 @@ def test_a_slow_disk_of_one_server_does_not_hold_up_another() -> None:
 
         async def watch() -> None:
             while True:
-                unkept.append(max((e.unkept for e in scheduler.traffic.endpoints.values()), default=0))
+                unkept.append(max((e.gate.unkept for e in scheduler.traffic.endpoints.values()), default=0))
                 await asyncio.sleep(0.001)
 
         watching = asyncio.create_task(watch())

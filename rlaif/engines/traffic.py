@@ -13,8 +13,8 @@ import hashlib
 import math
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from heapq import heappop, heappush
 
 from rlaif.engines.ledger import ROW, Ledger
@@ -66,6 +66,7 @@ class Gate:
 
     def __init__(self, most: int) -> None:
         self.most, self.limit, self.in_flight = most, float(min(most, START)), 0
+        self.unkept = 0  # answers that arrived and are not durable yet
         self.why = "starting"
         self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []  # a heap: row, order of arrival
         self._arrived = 0
@@ -85,8 +86,12 @@ class Gate:
     def waiting(self) -> int:
         return len(self._waiting)
 
+    def _has_room(self) -> bool:
+        """Also a slow disk fills it: a kill must not lose more than what is in flight."""
+        return self.in_flight < int(self.limit) and self.unkept < int(self.limit)
+
     async def enter(self) -> None:
-        if self.in_flight < int(self.limit) and not self._waiting:
+        if not self._waiting and self._has_room():
             self.in_flight += 1
             return
         self._full = True
@@ -106,11 +111,21 @@ class Gate:
         self._admit()
 
     def _admit(self) -> None:
-        while self._waiting and self.in_flight < int(self.limit):
+        while self._waiting and self._has_room():
             _, _, turn = heappop(self._waiting)
             if not turn.done():
                 self.in_flight += 1
                 turn.set_result(None)
+
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """While an answer that arrived is made durable."""
+        self.unkept += 1
+        try:
+            yield
+        finally:
+            self.unkept -= 1
+            self._admit()
 
     def turn_away(self) -> None:
         """Tell whoever waits that nothing more is sent."""
@@ -176,7 +191,6 @@ class Endpoint:
 
     def __init__(self, name: str, most: int) -> None:
         self.name, self.gate = name, Gate(most)
-        self.unkept = 0  # answers that arrived and are not durable yet
         self.down_since: float | None = None
         self.again_at = 0.0  # when it may be tried, while it is down
         self.trying = False
@@ -190,11 +204,6 @@ class Endpoint:
     @property
     def up(self) -> bool:
         return self.down_since is None
-
-    @property
-    def behind(self) -> bool:
-        """Whether so many answers wait for the disk that a kill would lose more than what is in flight."""
-        return self.unkept >= int(self.gate.limit)
 
     @property
     def due(self) -> bool:
@@ -397,13 +406,8 @@ class Traffic:
         replies = [(i, one) for i, one in zip(request.indices, arrived, strict=True) if isinstance(one, Reply)]
         if not replies and not wasted and not unknown:
             return
-        endpoint.unkept += 1
-        try:
+        with endpoint.gate.keeping():
             await keep(replies, wasted, unknown)
-        finally:
-            endpoint.unkept -= 1
-            if endpoint.unkept + 1 >= int(endpoint.gate.limit):
-                self._notify()
 
     # ------------------------------------------------------------ where to, and when
 
@@ -419,7 +423,7 @@ class Traffic:
             if self._stopping.is_set():
                 raise _stopped()
             endpoint = self._chosen(engine, request)
-            if endpoint is None or endpoint.behind:
+            if endpoint is None:
                 await self._change(engine)
                 continue
             trial = endpoint.down_since is not None
@@ -431,9 +435,9 @@ class Traffic:
                     endpoint.trying = False
                     self._notify()
                 raise
-            if trial or (endpoint.up and not endpoint.behind):
+            if trial or endpoint.up:
                 return endpoint, trial
-            endpoint.gate.leave()  # while this one waited, it went down, or the disk became slow
+            endpoint.gate.leave()  # it went down while this one waited
 
     def _chosen(self, engine: Served, request: Request) -> Endpoint | None:
         """The endpoint that has read this request's beginning before, unless others have clearly less to do.
