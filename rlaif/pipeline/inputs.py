@@ -179,6 +179,9 @@ class Inputs:
 
     def _of_split(self, step: Step, source: Step, split: Sequence[str], take: int | None) -> Stored[Prompt]:
         items, unusable = self._read[source.name]
+        if "all" in split and take is None:
+            self._note(step, len(items), unusable, len(items), Counter())
+            return items
         kept, dropped, named = Spool(Prompt), Counter[str](), " or ".join(split)
         for prompt in items:
             if "all" not in split and prompt.split not in split:
