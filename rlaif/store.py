@@ -32,7 +32,7 @@ FORMAT = 3  # of this file; format 2 is migrated, another one refused with a sen
 KEY_VERSION = 1  # of the key's meaning; raising it makes every stored call unreachable, so it has to be worth that
 BUSY = 60.0  # seconds to wait for another process's commit
 LEARNT_FOR = 7 * 86400.0  # seconds after which a server is asked anew what it honours: it may have been renewed
-TOGETHER = 0.008  # seconds between two commits under load: one for each answer would cost more than all the rest
+TOGETHER = 0.003  # seconds between two commits under load: one for each answer would cost more than all the rest
 UNREADABLE = (ValueError, KeyError, TypeError, zlib.error)  # what a damaged call is met by
 LEVEL = 1  # of the compression: the next levels save two bytes in a hundred and take twice as long
 
