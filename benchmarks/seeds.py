@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,12 +39,12 @@ SHARES = {  # of the prompts of a kind, how many completions are so
 class Finished:
     """A run that has come to its end, whose models can be asked again: what was measured comes from the call store."""
 
-    def __init__(self, pipeline: Pipeline, inputs: Inputs, run: Run, rows: dict[str, list[Row]]) -> None:
+    def __init__(self, pipeline: Pipeline, inputs: Inputs, run: Run, rows: Mapping[str, Iterable[Row]]) -> None:
         self.pipeline, self.inputs, self.run, self.rows = pipeline, inputs, run, rows
         self.step = next(step for step in pipeline.steps if isinstance(step.stage, MeasureStage))
         assert isinstance(self.step.stage, MeasureStage)
         self.stage = self.step.stage
-        self.prompts = inputs.prompts[self.step.name]
+        self.prompts = list(inputs.prompts[self.step.name])
 
     @property
     def report(self) -> dict[str, Any]:
