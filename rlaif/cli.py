@@ -307,9 +307,19 @@ def _run_async(work: Coroutine[Any, Any, Result]) -> Result:
     """Run to the end on uvloop, which wakes up for about half of what the standard loop costs.
 
     Calls make many objects and next to no cycles of them: the collector looks less often, and not at the modules.
+    At the end it is as it was, since libraries complain on leaving of what is still frozen.
     """
+    thresholds = gc.get_threshold()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
+    try:
+        return _on_uvloop(work)
+    finally:
+        gc.unfreeze()
+        gc.set_threshold(*thresholds)
+
+
+def _on_uvloop(work: Coroutine[Any, Any, Result]) -> Result:
     try:
         import uvloop
     except ImportError:  # it does not exist for Windows

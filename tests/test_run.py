@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -104,6 +105,14 @@ def test_a_run_makes_data_that_loads_and_explains_itself(
         and "words" in out
         and "judge, place" in out
     )
+
+
+def test_a_run_leaves_the_collector_as_it_found_it(tmp_path: Path, run_cli: Cli, url: str) -> None:
+    """What is still frozen when a process ends makes libraries complain of leaks to the user."""
+    write_project(tmp_path, url)
+    before = gc.get_threshold(), gc.get_freeze_count()
+    assert run_cli("run", "echo.yaml")[0] == 0
+    assert (gc.get_threshold(), gc.get_freeze_count()) == before
 
 
 def test_a_second_run_asks_nothing_and_gives_the_same_bytes(
