@@ -304,9 +304,9 @@ def cache(
 
 
 def _run_async(work: Coroutine[Any, Any, Result]) -> Result:
-    """Run to the end on uvloop, which wakes up for about half of what the standard loop costs.
+    """Run to the end on uvloop, with a collector that looks less often.
 
-    Calls make many objects and next to no cycles of them: the collector looks less often, and not at the modules.
+    Calls make many objects and next to no cycles of them, and modules need not be looked at again and again.
     At the end it is as it was, since libraries complain on leaving of what is still frozen.
     """
     thresholds = gc.get_threshold()

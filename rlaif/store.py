@@ -34,7 +34,7 @@ BUSY = 60.0  # seconds to wait for another process's commit
 LEARNT_FOR = 7 * 86400.0  # seconds after which a server is asked anew what it honours: it may have been renewed
 TOGETHER = 0.003  # seconds between two commits under load: one for each answer would cost more than all the rest
 UNREADABLE = (ValueError, KeyError, TypeError, zlib.error)  # what a damaged call is met by
-LEVEL = 1  # of the compression: the next levels save two bytes in a hundred and take twice as long
+LEVEL = 1  # of the compression, the quickest: texts are short
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS calls (
@@ -438,33 +438,27 @@ class CallStore:
             where.append("run = ?")
             values.append(run)
         condition = " AND ".join(where)
-        try:
-            with self._lock:
-                self._db.execute("BEGIN IMMEDIATE")
-                removed = self._db.execute(f"DELETE FROM calls WHERE {condition}", values).rowcount
-                self._db.execute(f"DELETE FROM failures WHERE {condition}", values)
-                self._db.execute("COMMIT")
-                self._db.execute("VACUUM")
-        except sqlite3.Error as error:
-            raise self._error(error) from None
+        with self._writing():
+            self._db.execute("BEGIN IMMEDIATE")
+            removed = self._db.execute(f"DELETE FROM calls WHERE {condition}", values).rowcount
+            self._db.execute(f"DELETE FROM failures WHERE {condition}", values)
+            self._db.execute("COMMIT")
+            self._db.execute("VACUUM")
         return removed
 
     def verify(self) -> list[str]:
         """The keys of calls whose content cannot be read. Raises StoreError where the file itself is damaged."""
         damaged = []
-        try:
-            with self._read_lock:
-                if (said := self._reads.execute("PRAGMA integrity_check").fetchone()[0]) != "ok":
-                    raise sqlite3.DatabaseError(str(said).splitlines()[0])
-                for key, request, answer in self._reads.execute("SELECT key, request, answer FROM calls"):
-                    try:
-                        _read(request)
-                        if not isinstance(_read(answer)["text"], str):
-                            damaged.append(key)
-                    except UNREADABLE:
+        with self._reading():
+            if (said := self._reads.execute("PRAGMA integrity_check").fetchone()[0]) != "ok":
+                raise sqlite3.DatabaseError(str(said).splitlines()[0])
+            for key, request, answer in self._reads.execute("SELECT key, request, answer FROM calls"):
+                try:
+                    _read(request)
+                    if not isinstance(_read(answer)["text"], str):
                         damaged.append(key)
-        except sqlite3.Error as error:
-            raise self._error(error) from None
+                except UNREADABLE:
+                    damaged.append(key)
         return damaged
 
     def __len__(self) -> int:

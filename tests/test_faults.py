@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 from echo import Echo, write_project
 from serving import Answer, completion, scripted, serve
-from test_run import Cli, asked, count, dataset_bytes, manifest, run_cli  # noqa: F401 - the fixture
+from test_run import Cli, asked, count, dataset_bytes, manifest, models, run_cli, url  # noqa: F401 - fixtures among them
 
 from rlaif.engines import traffic
 from rlaif.pipeline import folder
@@ -33,17 +33,6 @@ from rlaif.store import CallStore
 
 ROOT = Path(__file__).parent.parent
 SECRET = "sk-planted-9f8e7d6c5b4a"
-
-
-@pytest.fixture
-def models() -> dict[str, Echo]:
-    return {name: Echo(name) for name in ("one", "two", "judge")}
-
-
-@pytest.fixture
-def url(models: dict[str, Echo]) -> Iterator[str]:
-    with serve(models) as url:
-        yield url
 
 
 PROCESSES: list[subprocess.Popen[str]] = []

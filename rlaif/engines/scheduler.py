@@ -21,15 +21,13 @@ from rlaif.engines.protocol import Engine, Local, Reply, Request, Served
 from rlaif.engines.traffic import Arrivals, Traffic
 from rlaif.errors import EngineError, Stopped
 from rlaif.records import Completion, Message, Sampling, Usage
-from rlaif.store import Call, CallStore, Failure, Wasted, call_keys
+from rlaif.store import Answers, Call, CallStore, Failure, Wasted, call_keys
 
 LINGER = 0.02  # seconds an in-process batch that is not full waits for more requests
 PROBE = (120, 48)  # tokens that a probe reads and writes, at most
 GRACE = 10.0  # seconds that `close` waits for what was sent
 # Failures that say nothing of the request itself: they are not recorded, so that the next run asks again.
 PASSING = frozenset({"connection", "stopped", "interrupted", "budget", "quota", "http-401", "plan", "engine"})
-
-Answers = dict[str, dict[str, Any]]  # by the call's key
 
 Result = TypeVar("Result")
 

@@ -31,10 +31,8 @@ SLOWER = 1.3  # times the seconds that a token took at best: as many as are allo
 BREAK = 10  # requests that fail in a row on the way to an endpoint, before it is left alone for a while
 PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds between two trials of an endpoint that is down
 GIVE_UP = 120.0  # seconds that every endpoint of a model may be down before the run stops
-FIRST_WAIT, LONGEST_WAIT = (
-    0.25,
-    60.0,
-)  # seconds before a request is sent again; Retry-After is honoured up to the longest
+FIRST_WAIT = 0.25  # seconds before a request is sent again, at first
+LONGEST_WAIT = 60.0  # seconds; the longest that Retry-After is followed, too
 LIMITED = 900.0  # seconds that one request may be told to come back later
 PREFIX = 512  # characters of a request that decide which of several endpoints has read them before
 SLACK = 4  # requests more than the least loaded endpoint has, before affinity gives way
@@ -208,7 +206,7 @@ class Endpoint:
     @property
     def due(self) -> bool:
         """Whether it is down and may be tried now."""
-        return self.down_since is not None and not self.trying and time.monotonic() >= self.again_at
+        return not self.up and not self.trying and time.monotonic() >= self.again_at
 
     def heard(self, error: EngineError | None, who: object, trial: bool) -> None:
         """How a request ended: `error` where it failed on the way. `who` tells requests apart: one that every server
@@ -378,12 +376,12 @@ class Traffic:
         tokens = sum(one.usage.completion_tokens for one in arrived if isinstance(one, Reply))
         failed = errors[0] if errors and len(errors) == len(arrived) and errors[0].cause in TRANSPORT else None
         endpoint.gate.observe(seconds, tokens, failed is not None and failed.cause in BUSY)
-        was_down = endpoint.down_since is not None
+        was_up = endpoint.up
         # A server that asks for patience is there.
         endpoint.heard(
             failed if failed and failed.cause != "rate-limit" else None, (request.messages, request.indices), trial
         )
-        if trial or was_down != (endpoint.down_since is not None):
+        if trial or was_up != endpoint.up:
             self._notify()
         if len(errors) < len(arrived):
             self._answered.add(engine.name)
@@ -392,7 +390,7 @@ class Traffic:
         stops = [self.endpoint(place).given_up() for place in engine.places]
         if failed is not None and (stop := stops[0]) is not None and all(stops):
             arrived[:] = [stop] * len(arrived)
-        return failed is not None and failed.cause in GONE and endpoint.down_since is not None
+        return failed is not None and failed.cause in GONE and not endpoint.up
 
     async def _keep(
         self,
@@ -426,7 +424,7 @@ class Traffic:
             if endpoint is None:
                 await self._change(engine)
                 continue
-            trial = endpoint.down_since is not None
+            trial = not endpoint.up
             endpoint.trying |= trial
             try:
                 await endpoint.gate.enter()
@@ -447,11 +445,11 @@ class Traffic:
         places = engine.places
         if len(places) == 1:
             only = self.endpoint(places[0])
-            return only if only.down_since is None or only.due else None
+            return only if only.up or only.due else None
         endpoints = [self.endpoint(place) for place in places]
         if due := next((endpoint for endpoint in endpoints if endpoint.due), None):
             return due  # one request now and then finds out whether a replica is back
-        up = [endpoint for endpoint in endpoints if endpoint.down_since is None]
+        up = [endpoint for endpoint in endpoints if endpoint.up]
         if not up:
             return None
         beginning = "".join(message.content for message in request.messages)[:PREFIX]
@@ -463,7 +461,7 @@ class Traffic:
         """Wait until an endpoint changes, or may be tried again."""
         changed = self._changed
         endpoints = [self.endpoint(place) for place in engine.places]
-        times = [e.again_at for e in endpoints if e.down_since is not None and not e.trying]
+        times = [e.again_at for e in endpoints if not e.up and not e.trying]
         left = min(times) - time.monotonic() if times else LONGEST_PAUSE
         with suppress(TimeoutError):
             async with asyncio.timeout(max(left, 0.001)):

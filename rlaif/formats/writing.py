@@ -183,7 +183,7 @@ def write_jsonl(rows: Iterable[Mapping[str, Any]], path: Path) -> int:
 
 
 def _table(rows: Sequence[Mapping[str, Any]], schema: Any) -> Any:
-    """By way of JSON: to read Python objects Arrow loads pandas, half a second and forty megabytes."""
+    """By way of JSON: to read Python objects Arrow loads pandas, which costs every run time and memory."""
     import pyarrow.json
 
     text = b"\n".join(_encoded(row) for row in rows)

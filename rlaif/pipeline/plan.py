@@ -25,7 +25,7 @@ from rlaif.config import (
     TrainStage,
 )
 from rlaif.engines.protocol import Engine
-from rlaif.engines.scheduler import Ask, together
+from rlaif.engines.scheduler import Ask, completion, together
 from rlaif.errors import EngineError
 from rlaif.generate.sampling import drawn
 from rlaif.judges.rating import Judge, question, rate
@@ -34,7 +34,7 @@ from rlaif.pipeline import training
 from rlaif.pipeline.folder import read_json
 from rlaif.pipeline.run import Run
 from rlaif.records import Candidate, Completion, Message, Prompt, Row, Sampling, digest
-from rlaif.store import CallStore, call_key
+from rlaif.store import CallStore, call_keys
 
 CHARACTERS_PER_TOKEN = 4  # a rough rule for English
 
@@ -81,16 +81,13 @@ class DryScheduler:
         answers: dict[str, dict[str, Any]] = {}
         if model in self._engines:  # else it has yet to be trained, and nothing of its can be in the store
             identity = self._engines[model].identity
-            keys = [
-                call_key(identity, messages, sampling, index=i, attempt=attempt, json_schema=json_schema)
-                for i in range(n)
-            ]
+            keys = call_keys(identity, messages, sampling, indices=range(n), attempt=attempt, json_schema=json_schema)
             answers = self._store.get(keys)
         self.need(model).add(messages, sampling, calls=n, paid=len(answers))
         if len(answers) < n:
             self.missing += n - len(answers)
             raise EngineError("not paid for yet", cause="plan")
-        return [Completion(model=model, call=k, **{a: b for a, b in answers[k].items() if b is not None}) for k in keys]
+        return [completion(model, key, answers[key]) for key in keys]
 
 
 class Assuming:
@@ -240,13 +237,13 @@ async def _plan_measure(run: Run, step: Step, stage: MeasureStage, dry: DrySched
         sampling = resolved(stage.sampling, run.settings[name], run.pipeline.seed)
         for prompt in prompts:
             try:
-                completion = (await dry.sample(name, prompt.messages, sampling))[0]
+                sampled = (await dry.sample(name, prompt.messages, sampling))[0]
             except EngineError:
                 if stage.rate and judge:
                     _count_ratings(run, stage.rate, judge, prompt, [_candidate(name, sampling.max_tokens)], dry)
                 continue
             if stage.rate and judge:
-                row = Row(prompt=prompt, candidates=(Candidate(sampler=name, completion=completion),))
+                row = Row(prompt=prompt, candidates=(Candidate(sampler=name, completion=sampled),))
                 settings = run.settings[stage.rate.model]
                 try:
                     await rate(row, stage.rate, judge.rubric, judge.template, settings, dry, run.pipeline.seed)
