@@ -633,7 +633,7 @@ def _print_row(console: Console, row: Row, preferences: list[Preference]) -> Non
 
 
 def _print_rating(console: Console, rating: Rating) -> None:
-    value = f"unparsed, {rating.problem}" if rating.value is None else str(rating.value)
+    value = f"unparsed, {rating.problem}" if rating.problem else "N/A" if rating.na else str(rating.value)
     said = f"   {rating.judge}, place {rating.position}: {_brief(rating.raw, 160)}" if rating.raw else ""
     console.print(Text.assemble(f"    {rating.aspect} {_plain(value)}", (said, "dim")))
 

@@ -82,10 +82,17 @@ def split_of(identifier: str) -> Split:
 
 
 class Prompt(Record):
-    """Messages up to the turn to be answered."""
+    """Messages up to the turn to be answered.
+
+    `reference` holds true answers to it, any of which is right: what a verifier compares with, and what a judge is shown
+    as knowledge of the world. `checks` are what code can verify of a completion, as `judges.verifiers` reads them.
+    Neither is shown to whoever answers, and neither is part of the id.
+    """
 
     messages: tuple[Message, ...]
     source: str | None = None
+    reference: tuple[str, ...] = ()
+    checks: tuple[dict[str, Any], ...] = ()
 
     @model_validator(mode="after")
     def _ends_with_a_user_turn(self) -> Prompt:
@@ -143,11 +150,13 @@ class Candidate(Record):
 
 
 class Rating(Record):
-    """A judge's rating of one candidate under one aspect: an integer in the rubric's range, or unparsed (None)."""
+    """A judge's rating of one candidate under one aspect: an integer in the rubric's range, N/A, or unparsed."""
 
     aspect: str
     candidate: int  # index into the row's candidates
     value: int | None
+    na: bool = False  # the judge says that the aspect does not apply, where the rubric lets it say so
+    types: tuple[str, ...] = ()  # codes of the faults it names, where the aspect has such
     raw: str  # the judge's words on this candidate, or the whole reply where they could not be told apart
     problem: str | None = None  # why it is unparsed
     judge: str
@@ -156,8 +165,48 @@ class Rating(Record):
 
     @model_validator(mode="after")
     def _unparsed_has_a_reason(self) -> Rating:
+        if [self.value is not None, self.na, self.problem is not None].count(True) != 1:
+            raise ValueError("a rating has a value, does not apply, or has a problem: one of the three")
+        return self
+
+
+class Score(Record):
+    """A float for one candidate: a reward model's, a verifier's, or an expectation over ratings; None where it has none.
+
+    Scores of one `judge` and `aspect` can be compared within a prompt; between judges they have no common scale.
+    """
+
+    candidate: int  # index into the row's candidates
+    value: float | None
+    judge: str
+    aspect: str | None = None
+    problem: str | None = None  # why there is no value
+    calls: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _missing_has_a_reason(self) -> Score:
         if (self.value is None) != (self.problem is not None):
-            raise ValueError("a rating has either a value or a problem")
+            raise ValueError("a score has either a value or a problem")
+        return self
+
+
+class Ranking(Record):
+    """A judge's order of all candidates at once, best first, those it cannot tell apart together; or unparsed."""
+
+    order: tuple[tuple[int, ...], ...] | None  # indices into the row's candidates
+    shown: tuple[int, ...]  # the candidates in the order in which the judge read them
+    judge: str
+    principle: str | None = None
+    raw: str = ""
+    problem: str | None = None  # why it is unparsed
+    calls: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _each_candidate_once(self) -> Ranking:
+        if (self.order is None) != (self.problem is not None):
+            raise ValueError("a ranking has either an order or a problem")
+        if self.order is not None and sorted(i for tied in self.order for i in tied) != sorted(self.shown):
+            raise ValueError("a ranking holds each candidate that was shown, once")
         return self
 
 
@@ -258,18 +307,25 @@ class Row(Record):
     ratings: tuple[Rating, ...] = ()
     revisions: tuple[Revision, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
+    rankings: tuple[Ranking, ...] = ()
+    scores: tuple[Score, ...] = ()
     failure: str | None = None  # why the row could not be finished
     cause: str | None = None  # of the failure: the word that failures are grouped by
 
     def score(self, candidate: int, weights: dict[str, float]) -> float | None:
-        """Weighted mean of a candidate's ratings; None when any aspect is missing or unparsed."""
-        values = {r.aspect: r.value for r in self.ratings if r.candidate == candidate}
+        """Weighted mean of a candidate's ratings; None when any aspect is missing or unparsed, or none applies.
+
+        An aspect that does not apply is left out of the mean.
+        """
+        ratings = {r.aspect: r for r in self.ratings if r.candidate == candidate}
         total, mass = 0.0, 0.0
         for aspect, weight in weights.items():
-            value = values.get(aspect)
-            if value is None:
+            rating = ratings.get(aspect)
+            if rating is not None and rating.na:
+                continue
+            if rating is None or rating.value is None:
                 return None
-            total, mass = total + weight * value, mass + weight
+            total, mass = total + weight * rating.value, mass + weight
         # Rounded, so that two ways of adding up the same mean are a tie and not a preference.
         return round(total / mass, 9) if mass else None
 

@@ -186,4 +186,4 @@ def _bound(reply: Completion, asked: Question, aspect: Aspect, rubric: Rubric, r
 
 
 def _readable(ratings: Sequence[Rating]) -> int:
-    return sum(rating.value is not None for rating in ratings)
+    return sum(rating.problem is None for rating in ratings)

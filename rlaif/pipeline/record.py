@@ -42,7 +42,7 @@ class RowCounts:
             facts["orders_disagree"] += sum(comparison.disagrees for comparison in row.comparisons)
         else:
             facts["ratings"] += len(row.ratings)
-            facts["unparsed"] += sum(rating.value is None for rating in row.ratings)
+            facts["unparsed"] += sum(rating.problem is not None for rating in row.ratings)
         self.out += row.failure is None
 
     def facts(self) -> dict[str, int]:
