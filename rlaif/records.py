@@ -84,9 +84,9 @@ def split_of(identifier: str) -> Split:
 class Prompt(Record):
     """Messages up to the turn to be answered.
 
-    `reference` holds true answers to it, any of which is right: what a verifier compares with, and what a judge is shown
-    as knowledge of the world. `checks` are what code can verify of a completion, as `judges.verifiers` reads them.
-    Neither is shown to whoever answers, and neither is part of the id.
+    `reference` holds true answers to it, any of which is right: what a verifier compares with, and what a judge is
+    shown as knowledge of the world. `checks` are what code can verify of a completion, as `judges.verifiers` reads
+    them. Neither is shown to whoever answers, and neither is part of the id.
     """
 
     messages: tuple[Message, ...]
@@ -171,7 +171,7 @@ class Rating(Record):
 
 
 class Score(Record):
-    """A float for one candidate: a reward model's, a verifier's, or an expectation over ratings; None where it has none.
+    """A float for one candidate: a reward model's, a verifier's, or an expectation over ratings; None without one.
 
     Scores of one `judge` and `aspect` can be compared within a prompt; between judges they have no common scale.
     """

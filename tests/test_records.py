@@ -19,8 +19,10 @@ from rlaif.records import (
     Message,
     Preference,
     Prompt,
+    Ranking,
     Rating,
     Row,
+    Score,
     Verdict,
     digest,
     hashed_order,
@@ -125,11 +127,38 @@ def test_a_verdict_is_a_choice_or_a_problem_never_both() -> None:
         Verdict(a=0, b=1, verdict=None)
 
 
-def test_a_rating_is_a_value_or_a_problem_never_both() -> None:
-    with pytest.raises(ValidationError, match="either a value or a problem"):
-        Rating(aspect="a", candidate=0, value=3, raw="", problem="x", judge="j", call="c", position=1)
-    with pytest.raises(ValidationError, match="either a value or a problem"):
-        Rating(aspect="a", candidate=0, value=None, raw="", judge="j", call="c", position=1)
+@pytest.mark.parametrize(
+    "value, na, problem", [(3, False, "x"), (None, False, None), (3, True, None), (None, True, "x")]
+)
+def test_a_rating_is_a_value_or_does_not_apply_or_is_a_problem(
+    value: int | None, na: bool, problem: str | None
+) -> None:
+    with pytest.raises(ValidationError, match="one of the three"):
+        Rating(aspect="a", candidate=0, value=value, na=na, raw="", problem=problem, judge="j", call="c", position=1)
+
+
+def test_a_score_is_a_value_or_a_problem() -> None:
+    for value, problem in ((1.0, "x"), (None, None)):
+        with pytest.raises(ValidationError, match="either a value or a problem"):
+            Score(candidate=0, value=value, judge="j", problem=problem)
+
+
+@pytest.mark.parametrize("order", [((0,), (1,)), ((0, 1), (1, 2)), ((0, 1, 2, 3),), ()])
+def test_a_ranking_holds_every_candidate_once(order: tuple[tuple[int, ...], ...]) -> None:
+    with pytest.raises(ValidationError, match="once"):
+        Ranking(order=order, shown=(2, 0, 1), judge="j")
+    assert Ranking(order=((1,), (0, 2)), shown=(2, 0, 1), judge="j").order == ((1,), (0, 2))
+
+
+def test_an_aspect_that_does_not_apply_is_left_out_of_the_mean() -> None:
+    def rating(aspect: str, value: int | None, na: bool = False) -> Rating:
+        return Rating(aspect=aspect, candidate=0, value=value, na=na, raw="", judge="j", call="c", position=1)
+
+    row = Row(prompt=Prompt(messages=(Message(role="user", content="p"),)), ratings=(rating("a", 2), rating("b", 5)))
+    assert row.score(0, {"a": 1, "b": 2}) == 4
+    row = row.model_copy(update={"ratings": (rating("a", 2), rating("b", None, na=True))})
+    assert row.score(0, {"a": 1, "b": 2}) == 2
+    assert row.score(0, {"b": 2}) is None
 
 
 def test_a_score_is_the_weighted_mean_and_unknown_when_one_aspect_is() -> None:
