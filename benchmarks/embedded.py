@@ -34,7 +34,7 @@ from rlaif.build.ratings import ASPECTS, Lessons
 from rlaif.build.recipes import PRINCIPLE_TEMPLATES, RATE_TEMPLATE
 from rlaif.config import PairStage, RateStage
 from rlaif.formats import preference_rows
-from rlaif.generate.pairing import pair
+from rlaif.generate.pairing import Pairing, pair
 from rlaif.judges.gold import gold
 from rlaif.lexicon import Lexicon
 from rlaif.records import Rating, Row
@@ -203,7 +203,7 @@ def gold_preferences(run: Finished, path: Path) -> None:
     scale = judge.rubric.scale
     margin = step.stage.min_margin / (scale.high - scale.low)
     rated = [_rated_by_gold(row) for row in run.rows[step.source.name]]
-    made = pair(rated, step.stage.rule or "zephyr", {"gold": 1.0}, 1000 * margin)
+    made = pair(rated, Pairing(step.stage.rule or "zephyr", weights={"gold": 1.0}, min_margin=1000 * margin))
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in preference_rows(made.preferences))

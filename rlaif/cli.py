@@ -648,7 +648,7 @@ def _print_revision(console: Console, revision: Revision) -> None:
         console.print(Text(f"      {revision.problem}", style="yellow"))
 
 
-def _print_comparison(console: Console, comparison: Comparison) -> None:
+def _print_comparison(console: Console, comparison: Comparison, *, juror: bool = False) -> None:
     places = {"A": comparison.a + 1, "B": comparison.b + 1}
     verdict = comparison.verdict or "unparsed"
     told = f"[{places[verdict]}] preferred" if verdict in places else verdict
@@ -656,9 +656,13 @@ def _print_comparison(console: Console, comparison: Comparison) -> None:
         told += f", [{places['A']}] is better with probability {comparison.probability:.2f}"
     if comparison.disagrees:
         told += ", the two orders disagree"
-    console.print()
-    about = (f"compared under {_plain(comparison.principle)}: ", "bold")
+    if not juror:
+        console.print()
+    under = (f"compared under {_plain(comparison.principle)}: ", "bold")
+    about = ("  a member of the jury: ", "dim") if juror else under
     console.print(Text.assemble(about, told, (f"  {comparison.judge}", "dim")))
+    for member in comparison.jury:
+        _print_comparison(console, member, juror=True)
     for order in comparison.orders:
         said = f"said {_brief(order.raw, 40)!r}" if order.problem is None else order.problem
         chance = "" if order.probability is None else f", first with probability {order.probability:.2f}"

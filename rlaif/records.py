@@ -246,6 +246,11 @@ class Verdict(Record):
             raise ValueError("a verdict has either a choice or a problem")
         return self
 
+    @property
+    def likelihood(self) -> float | None:
+        """How likely A is the better one, a verdict without a probability counting as certain; None where unparsed."""
+        return likelihood(self.verdict, self.probability)
+
     def swap(self) -> Verdict:
         """The same judgement with the two candidates named the other way round."""
         swapped: dict[Choice | None, Choice | None] = {"A": "B", "B": "A"}
@@ -255,7 +260,7 @@ class Verdict(Record):
 
 
 class Comparison(Record):
-    """What a judge prefers under a principle, of two candidates shown to it in both orders.
+    """What a judge prefers under a principle, of two candidates shown to it in both orders; or a jury of judges.
 
     Where probabilities are known the verdict follows from their average; hard verdicts that disagree are a tie.
     """
@@ -263,16 +268,37 @@ class Comparison(Record):
     a: int
     b: int
     principle: str
-    judge: str
+    judge: str  # of a jury all its members
     verdict: Choice | None
     probability: float | None  # of A, where known
-    orders: tuple[Verdict, Verdict]
+    orders: tuple[Verdict, ...]  # both, in the order they were asked; none where a jury or a person decided
+    jury: tuple[Comparison, ...] = ()  # what its members prefer, each with its own two orders
+
+    @model_validator(mode="after")
+    def _has_both_orders(self) -> Comparison:
+        if len(self.orders) not in (0, 2):
+            raise ValueError("a comparison has both orders, or none where it was not asked in one")
+        return self
+
+    @property
+    def members(self) -> tuple[Comparison, ...]:
+        """The comparisons that were asked: a jury's, or this one."""
+        return self.jury or (self,)
 
     @property
     def disagrees(self) -> bool:
-        """Whether the two orders gave different verdicts: the place decided, not the words."""
+        """Whether the two orders gave different verdicts: the place decided, not the words. Of a jury: any member's."""
+        if self.jury:
+            return any(member.disagrees for member in self.jury)
+        if not self.orders:
+            return False
         first, second = self.orders[0], self.orders[1].swap()
         return None not in (first.verdict, second.verdict) and first.verdict != second.verdict
+
+    @property
+    def likelihood(self) -> float | None:
+        """How likely A is the better one, a verdict without a probability counting as certain; None where unparsed."""
+        return likelihood(self.verdict, self.probability)
 
     @classmethod
     def merge(cls, forward: Verdict, backward: Verdict, *, principle: str, judge: str) -> Comparison:
@@ -287,7 +313,7 @@ class Comparison(Record):
         elif forward.probability is not None and other.probability is not None:
             # Rounded, so that p and 1 - p averaged are one half and not nearly so.
             probability = round((forward.probability + other.probability) / 2, 9)
-            verdict = "A" if probability > 0.5 else "B" if probability < 0.5 else "tie"
+            verdict = preferred(probability)
         return cls(
             a=forward.a,
             b=forward.b,
@@ -297,6 +323,48 @@ class Comparison(Record):
             probability=probability,
             orders=(forward, backward),
         )
+
+    @classmethod
+    def of_jury(cls, members: Sequence[Comparison], weights: Sequence[float], *, majority: bool) -> Comparison:
+        """What a jury prefers: the mean of its members' likelihoods, or with `majority` the verdict of most.
+
+        `weights` are the members'. One whose verdict is unparsed does not vote; where those are half of the weight or
+        more, so is the jury's. A majority gives no probability: it is a count, not how sure anybody is.
+        """
+        votes = [(m.likelihood, m.verdict, w) for m, w in zip(members, weights, strict=True) if m.verdict is not None]
+        mass = sum(weight for *_, weight in votes)
+        probability, verdict = None, None
+        if 2 * mass > sum(weights):
+            if majority:
+                for_a, for_b = (sum(w for _, said, w in votes if said == side) for side in ("A", "B"))
+                verdict = preferred(0.5 if for_a == for_b else float(for_a > for_b))
+            else:
+                total = sum(weight * likelihood for likelihood, _, weight in votes if likelihood is not None)
+                probability = round(total / mass, 9)
+                verdict = preferred(probability)
+        first = members[0]
+        return cls(
+            a=first.a,
+            b=first.b,
+            principle=first.principle,
+            judge=" + ".join(member.judge for member in members),
+            verdict=verdict,
+            probability=probability,
+            orders=(),
+            jury=tuple(members),
+        )
+
+
+def likelihood(verdict: Choice | None, probability: float | None) -> float | None:
+    """The probability of A, or what a verdict without one amounts to; None without a verdict."""
+    if verdict is None or probability is not None:
+        return probability
+    return {"A": 1.0, "B": 0.0, "tie": 0.5}[verdict]
+
+
+def preferred(probability: float) -> Choice:
+    """The verdict that a probability of A amounts to."""
+    return "A" if probability > 0.5 else "B" if probability < 0.5 else "tie"
 
 
 class Row(Record):

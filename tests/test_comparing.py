@@ -11,18 +11,20 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from test_records import ask, candidate
 
 from rlaif.config import CompareStage, SamplingSettings
 from rlaif.constitution import read_constitution
 from rlaif.errors import InputError
-from rlaif.generate.pairing import pair
-from rlaif.judges.comparing import OFFERED, REQUIRED, Comparer, compare, read_choice, read_probability, two_to_compare
+from rlaif.generate.pairing import Pairing, candidate_scores, pair
+from rlaif.judges.comparing import OFFERED, REQUIRED, Comparer, compare, pairs_to_compare, read_choice, read_probability
 from rlaif.records import Candidate, Choice, Comparison, Completion, Message, Row, Sampling
 from rlaif.resources import find
 from rlaif.templates import Template
 
 CONSTITUTION = read_constitution("constitutions/helpful-harmless.yaml")
+MODELS = {"judge": SamplingSettings()}
 TEMPLATES = ("prompts/compare.jinja", "prompts/compare-compact.jinja")
 
 
@@ -121,7 +123,7 @@ def row(*texts: str, name: str = "Which?") -> Row:
 def judged(judge: Leaning, given: Row, path: str = TEMPLATES[0], **settings: Any) -> Comparison:
     stage = CompareStage(model="judge", constitution="c", **settings)
     comparer = Comparer(CONSTITUTION, template(path))
-    (found,) = asyncio.run(compare(given, stage, comparer, SamplingSettings(), judge, seed=0)).comparisons
+    (found,) = asyncio.run(compare(given, stage, comparer, MODELS, judge, seed=0)).comparisons
     return found
 
 
@@ -189,7 +191,7 @@ def test_an_unreadable_verdict_is_kept_and_is_no_preference() -> None:
     found = judged(Leaning(says="both are nice"), given, verdicts="hard")
     assert found.verdict is None and {v.raw for v in found.orders} == {"both are nice"}
     done = given.model_copy(update={"comparisons": (found,)})
-    assert pair([done], "compared", {}).dropped == {"unparsed": 1}
+    assert pair([done], Pairing("compared")).dropped == {"unparsed": 1}
 
 
 def test_an_unreadable_verdict_is_asked_again_warm_and_the_first_readable_one_counts() -> None:
@@ -220,12 +222,14 @@ def test_first_tokens_probabilities_are_not_asked_for_twice() -> None:
 
 def test_only_whole_and_different_texts_are_compared() -> None:
     cut = Candidate(sampler="s", completion=Completion(text="cut", model="s", call="x", finish_reason="length"))
-    assert two_to_compare(ask("q"), [candidate("a"), candidate("a")]) is None
-    assert two_to_compare(ask("q"), [candidate("a"), cut]) is None
-    assert two_to_compare(ask("q"), [candidate("a"), candidate(" ")]) is None
-    assert two_to_compare(ask("q"), [cut, candidate("a"), candidate("b")]) == (1, 2)
-    drawn = {two_to_compare(ask(str(i)), [candidate("a"), candidate("b"), candidate("c")]) for i in range(60)}
-    assert drawn == {(0, 1), (0, 2), (1, 2)}
+    assert pairs_to_compare(ask("q"), [candidate("a"), candidate("a")], "one") == []
+    assert pairs_to_compare(ask("q"), [candidate("a"), cut], "one") == []
+    assert pairs_to_compare(ask("q"), [candidate("a"), candidate(" ")], "one") == []
+    assert pairs_to_compare(ask("q"), [cut, candidate("a"), candidate("b")], "one") == [(1, 2)]
+    three = [candidate("a"), candidate("b"), candidate("c"), candidate("b")]
+    drawn = [pairs_to_compare(ask(str(i)), three, "one") for i in range(60)]
+    assert {pair for one in drawn for pair in one} == {(0, 1), (0, 2), (1, 2)} and {len(one) for one in drawn} == {1}
+    assert pairs_to_compare(ask("q"), three, "all") == [(0, 1), (0, 2), (1, 2)]
 
 
 @pytest.mark.parametrize("path", TEMPLATES)
@@ -237,9 +241,7 @@ def test_a_template_that_hides_a_completion_is_refused() -> None:
     hiding = Template("{{ principle.comparison }} {{ prompt }} {{ completions[0] }}", "hiding.jinja")
     stage = CompareStage(model="judge", constitution="c")
     with pytest.raises(InputError, match="does not show (completion \\d|the aspect|the prompt)"):
-        asyncio.run(
-            compare(row("a b", "c d"), stage, Comparer(CONSTITUTION, hiding), SamplingSettings(), Leaning(), seed=0)
-        )
+        asyncio.run(compare(row("a b", "c d"), stage, Comparer(CONSTITUTION, hiding), MODELS, Leaning(), seed=0))
 
 
 def test_a_completion_cannot_close_its_own_fence() -> None:
@@ -268,7 +270,10 @@ def preferred(probability: float | None, verdict: Choice | None, min_margin: flo
             "orders": (order(0, 1), order(1, 0)),
         }
     )  # fmt: skip
-    result = pair([row("first", "second").model_copy(update={"comparisons": (found,)})], "compared", {}, min_margin)
+    result = pair(
+        [row("first", "second").model_copy(update={"comparisons": (found,)})],
+        Pairing("compared", min_margin=min_margin),
+    )
     if not result.preferences:
         return next(iter(result.dropped))
     only = result.preferences[0]
@@ -294,3 +299,109 @@ def test_a_comparison_gives_a_preference_or_a_reason(
     probability: float | None, verdict: Choice | None, min_margin: float, expected: tuple[str, float] | str
 ) -> None:
     assert preferred(probability, verdict, min_margin) == expected
+
+
+# ---------------------------------------------------------------- juries and votes
+
+
+class Speaking(Leaning):
+    """Each model says the same of every pair, in turn where it is asked several times.
+
+    `x` prefers the text "splendid", `o` the other one, `first` the place; anything else says nothing of use.
+    """
+
+    def __init__(self, words: dict[str, list[str]]) -> None:
+        super().__init__()
+        self.words = words
+
+    async def sample(
+        self,
+        model: str,
+        messages: Sequence[Message],
+        sampling: Sampling,
+        *,
+        n: int = 1,
+        attempt: int = 0,
+        json_schema: Mapping[str, Any] | None = None,
+    ) -> list[Completion]:
+        first = messages[0].content.index("splendid") < messages[0].content.index("shabby")
+        texts = {"x": "1" if first else "2", "o": "2" if first else "1", "first": "1", "tie": "tie"}
+        said = [self.words[model][index % len(self.words[model])] for index in range(n)]
+        return [
+            Completion(text=texts.get(word, "who knows"), model=model, call=f"{model} {first} {index}")
+            for index, word in enumerate(said)
+        ]
+
+
+def spoken(words: dict[str, list[str]], **settings: Any) -> Comparison:
+    stage = CompareStage.model_validate({"constitution": "c", "verdicts": "hard", "reask": 0} | settings)
+    models = {name: SamplingSettings() for name in words}
+    comparer = Comparer(CONSTITUTION, template())
+    done = asyncio.run(compare(row("splendid", "shabby"), stage, comparer, models, Speaking(words), seed=0))
+    (found,) = done.comparisons
+    return found
+
+
+def by_jury(words: dict[str, list[str]], **settings: Any) -> Comparison:
+    return spoken(words, jury=list(words), **settings)
+
+
+def test_a_jury_keeps_what_each_member_said() -> None:
+    found = by_jury({"a": ["x"], "b": ["x"], "c": ["o"]})
+    assert found.judge == "a + b + c" and [m.judge for m in found.jury] == ["a", "b", "c"]
+    assert [m.verdict for m in found.jury] == ["A", "A", "B"] and all(len(m.orders) == 2 for m in found.jury)
+    assert (found.verdict, found.probability, found.orders) == ("A", pytest.approx(2 / 3), ())
+    assert not found.disagrees
+    assert by_jury({"a": ["x"], "b": ["first"]}).disagrees
+
+
+def test_a_majority_is_a_verdict_without_a_probability() -> None:
+    found = by_jury({"a": ["x"], "b": ["x"], "c": ["o"]}, combine="majority")
+    assert (found.verdict, found.probability) == ("A", None)
+    weighted = by_jury({"a": ["x"], "b": ["x"], "c": ["o"]}, combine="majority", weights={"c": 3})
+    assert weighted.verdict == "B"
+    assert by_jury({"a": ["x"], "b": ["o"]}, combine="majority").verdict == "tie"
+    assert by_jury({"a": ["x"], "b": ["first"], "c": ["first"]}, combine="majority").verdict == "A"  # two are ties
+
+
+def test_an_unreadable_member_does_not_vote_and_too_many_leave_no_verdict() -> None:
+    assert by_jury({"a": ["x"], "b": ["mumbles"], "c": ["x"]}).probability == 1.0
+    assert by_jury({"a": ["x"], "b": ["mumbles"]}).verdict is None
+    assert by_jury({"a": ["x"], "b": ["mumbles"]}, weights={"a": 2}).verdict == "A"
+
+
+def test_votes_are_averaged_within_an_order() -> None:
+    settings = {"model": "judge", "votes": 4, "sampling": {"temperature": 0.7}}
+    found = spoken({"judge": ["x", "x", "o", "tie"]}, **settings)
+    assert [len(order.calls) for order in found.orders] == [4, 4]
+    assert (found.verdict, found.probability) == ("A", pytest.approx((2 + 0.5) / 4))
+    found = spoken({"judge": ["x", "mumbles"]}, **settings)
+    assert found.verdict is None and "2 of 4 votes unparsed" in str(found.orders[0].problem)
+
+
+def test_all_pairs_of_a_prompt_are_compared_under_one_principle() -> None:
+    judge, stage = Leaning(), CompareStage(model="judge", constitution="c", pairs="all")
+    given = row("one", "one two", "one two three", "one two three four")
+    done = asyncio.run(compare(given, stage, Comparer(CONSTITUTION, template()), MODELS, judge, seed=0))
+    assert [(c.a, c.b) for c in done.comparisons] == [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
+    assert len({c.principle for c in done.comparisons}) == 1 and len(judge.asked) == 12
+    scores = candidate_scores(done, "comparisons", {})
+    assert sorted(scores, key=lambda i: scores[i]) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({}, "either `model`"),
+        ({"model": "a", "jury": ["b", "c"]}, "either `model`"),
+        ({"jury": ["b"]}, "at least 2"),
+        ({"jury": ["b", "b"]}, "twice"),
+        ({"jury": ["b", "c"], "weights": {"d": 1}}, "not in the jury"),
+        ({"model": "a", "combine": "majority"}, "a jury's"),
+        ({"model": "a", "votes": 3}, "are all the same"),
+        ({"model": "a", "votes": 3, "verdicts": "hard"}, "temperature 0"),
+    ],
+)
+def test_a_jury_that_cannot_be_meant_is_refused(settings: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValidationError, match=problem):
+        CompareStage.model_validate({"constitution": "c"} | settings)

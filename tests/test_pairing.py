@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import random
 from collections import Counter
 
 import pytest
@@ -9,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_records import ask, candidate, rating
 
-from rlaif.generate.pairing import pair
-from rlaif.records import Row
+from rlaif.generate.pairing import Pairing, candidate_scores, noise, pair
+from rlaif.records import Comparison, Ranking, Row, Score, Verdict, preferred
 
 WEIGHTS = {"right": 1.0}
 
@@ -25,7 +27,7 @@ def row(*scored: tuple[str, int | None], name: str = "q", cut: tuple[int, ...] =
 
 
 def chosen_rejected(rule: str, given_row: Row, min_margin: float = 0.0) -> tuple[str, str] | str:
-    result = pair([given_row], rule, WEIGHTS, min_margin)
+    result = pair([given_row], Pairing(rule, weights=WEIGHTS, min_margin=min_margin))
     if result.preferences:
         only = result.preferences[0]
         return only.chosen.completion.text, only.rejected.completion.text
@@ -36,22 +38,31 @@ def test_best_against_worst() -> None:
     assert chosen_rejected("best-worst", row(("a", 3), ("b", 5), ("c", 1), ("d", 2))) == ("b", "c")
 
 
-def test_zephyr_draws_the_rejected_among_all_that_score_lower() -> None:
+def test_the_rejected_is_drawn_among_all_that_score_lower() -> None:
     drawn = Counter(
-        chosen_rejected("zephyr", row(("a", 3), ("b", 5), ("c", 1), ("d", 5), name=str(i))) for i in range(400)
+        chosen_rejected("random-lower", row(("a", 3), ("b", 5), ("c", 1), ("d", 5), name=str(i))) for i in range(400)
     )
     assert set(drawn) == {("b", "a"), ("b", "c")}  # never d, which ties with the best
     assert min(drawn.values()) > 150
 
 
+def test_zephyr_draws_the_rejected_among_all_others_and_a_tie_is_no_preference() -> None:
+    scored = (("a", 3), ("b", 5), ("c", 1), ("d", 5))
+    drawn = Counter(chosen_rejected("zephyr", row(*scored, name=str(i))) for i in range(600))
+    assert set(drawn) == {("b", "a"), ("b", "c"), "tie"} and min(drawn.values()) > 150
+
+
 def test_all_pairs_are_every_two_that_score_differently() -> None:
-    result = pair([row(("a", 3), ("b", 5), ("c", 1), ("d", 5)), row(("a", 2), ("b", 2), name="r")], "all", WEIGHTS)
+    result = pair(
+        [row(("a", 3), ("b", 5), ("c", 1), ("d", 5)), row(("a", 2), ("b", 2), name="r")],
+        Pairing("all", weights=WEIGHTS),
+    )
     texts = [(p.chosen.completion.text, p.rejected.completion.text) for p in result.preferences]
     assert texts == [("a", "c"), ("b", "a"), ("b", "c"), ("d", "a"), ("d", "c")]
     assert (result.paired, result.dropped) == (1, {"tie": 1})
-    same = pair([row(("a", 5), ("b", 4), ("a", 3), ("c", 1))], "all", WEIGHTS).preferences
+    same = pair([row(("a", 5), ("b", 4), ("a", 3), ("c", 1))], Pairing("all", weights=WEIGHTS)).preferences
     assert [(p.chosen.completion.text, p.rejected.completion.text) for p in same] == [("a", "c"), ("b", "c")]  # a is 4
-    apart = pair([row(("a", 3), ("b", 5), ("c", 1))], "all", WEIGHTS, min_margin=3).preferences
+    apart = pair([row(("a", 3), ("b", 5), ("c", 1))], Pairing("all", weights=WEIGHTS, min_margin=3)).preferences
     assert [p.margin for p in apart] == [4]
 
 
@@ -86,10 +97,115 @@ def test_a_small_margin_is_its_own_reason() -> None:
 def test_in_is_out_plus_dropped_and_chosen_beats_rejected(table: list[list[tuple[str, int | None]]], rule: str) -> None:
     # The same text has the same rating: a judge prompt shows it once.
     rows = [row(*((text, dict(scored)[text]) for text, _ in scored), name=str(i)) for i, scored in enumerate(table)]
-    result = pair(rows, rule, WEIGHTS)
+    result = pair(rows, Pairing(rule, weights=WEIGHTS))
     with_any = {preference.prompt.id for preference in result.preferences}
     assert len(rows) == result.paired + result.dropped.total() and result.paired == len(with_any)
     assert rule == "all" or len(result.preferences) == result.paired
     for preference in result.preferences:
         assert preference.margin > 0
         assert preference.chosen.completion.text != preference.rejected.completion.text
+
+
+# ---------------------------------------------------------------- other judgements
+
+
+def likely(a: int, b: int, p: float | None) -> Comparison:
+    verdict = None if p is None else preferred(p)
+    return Comparison(a=a, b=b, principle="p", judge="j", verdict=verdict, probability=p, orders=())
+
+
+def compared(name: str, *likelihoods: tuple[int, int, float | None], n: int = 3) -> Row:
+    """A row whose candidates a, b, c, ... were compared: (i, j, how likely i is better, None for unparsed)."""
+    given_row = row(*((text, None) for text in "abcdef"[:n]), name=name)
+    return given_row.model_copy(update={"comparisons": tuple(likely(*one) for one in likelihoods)})
+
+
+def test_comparisons_of_all_pairs_order_the_candidates() -> None:
+    given_row = compared("q", (0, 1, 0.2), (0, 2, 0.6), (1, 2, 0.9))
+    assert candidate_scores(given_row, "comparisons", {}) == {0: 0.4, 1: 0.85, 2: 0.25}
+    (found,) = pair([given_row], Pairing("best-worst", "comparisons")).preferences
+    assert (found.chosen.completion.text, found.rejected.completion.text, found.margin) == (
+        "b",
+        "c",
+        pytest.approx(0.6),
+    )
+    every = pair([given_row], Pairing("compared")).preferences
+    assert [p.chosen.completion.text + p.rejected.completion.text for p in every] == ["ba", "ac", "bc"]
+
+
+def test_a_candidate_with_a_missing_verdict_has_no_score() -> None:
+    given_row = compared("q", (0, 1, 0.2), (0, 2, None), (1, 2, 0.9))
+    assert candidate_scores(given_row, "comparisons", {}) == {1: pytest.approx(0.85)}
+    given_row = compared("q", (0, 1, 0.2), (0, 2, None), (1, 2, 0.9), (0, 3, 0.5), (1, 3, 0.5), (2, 3, None), n=4)
+    assert candidate_scores(given_row, "comparisons", {}) == {1: pytest.approx((0.8 + 0.9 + 0.5) / 3)}
+    assert pair([given_row], Pairing("all", "comparisons")).dropped == {"unparsed": 1}
+
+
+@given(st.lists(st.floats(-2, 2), min_size=3, max_size=6), st.randoms(use_true_random=False))
+def test_the_mean_likelihood_orders_as_bradley_terry_does(abilities: list[float], rng: random.Random) -> None:
+    n = len(abilities)
+    pairs = [(i, j, 1 / (1 + math.exp(abilities[j] - abilities[i]))) for i in range(n) for j in range(i)]
+    rng.shuffle(pairs)
+    scores = candidate_scores(compared("q", *pairs, n=n), "comparisons", {})
+    for i in range(n):
+        for j in range(n):
+            if abilities[i] > abilities[j] + 1e-6:
+                assert scores[i] > scores[j]
+
+
+def ranked(*orders: tuple[tuple[int, ...], ...] | None, n: int = 4) -> Row:
+    rankings = tuple(
+        Ranking(order=order, shown=tuple(range(n)), judge="j", problem=None if order else "cut") for order in orders
+    )
+    return row(*((text, None) for text in "abcdef"[:n])).model_copy(update={"rankings": rankings})
+
+
+def test_rankings_in_two_orders_are_averaged() -> None:
+    given_row = ranked(((1,), (0, 2), (3,)), ((0,), (1,), (2,), (3,)))
+    expected = [(1.5 / 3 + 1) / 2, (1 + 2 / 3) / 2, (1.5 / 3 + 1 / 3) / 2, 0]
+    assert candidate_scores(given_row, "rankings", {}) == {i: pytest.approx(x) for i, x in enumerate(expected)}
+    assert len(pair([given_row], Pairing("k-wise", "rankings")).preferences) == 6
+    assert pair([ranked(((1,), (0, 2), (3,)), None)], Pairing("all", "rankings")).dropped == {"unparsed": 1}
+
+
+def test_k_wise_takes_whole_rankings_alone() -> None:
+    whole, partial = row(("a", 3), ("b", 5), ("c", 1), ("a", 3), name="w"), row(("a", 3), ("b", None), ("c", 1))
+    result = pair([whole, partial], Pairing("k-wise", weights=WEIGHTS))
+    assert len(result.preferences) == 3 and result.dropped == {"unparsed": 1}
+
+
+def test_scores_are_weighted_by_aspect() -> None:
+    def score(candidate: int, aspect: str, value: float | None) -> Score:
+        return Score(
+            candidate=candidate, value=value, judge="j", aspect=aspect, problem="no" if value is None else None
+        )
+
+    scores = (score(0, "x", 1), score(0, "y", 4), score(1, "x", 2), score(1, "y", 2), score(2, "x", None))
+    given_row = row(("a", None), ("b", None), ("c", None)).model_copy(update={"scores": scores})
+    assert candidate_scores(given_row, "scores", {"x": 2, "y": 1}) == {0: 2.0, 1: 2.0}
+    assert candidate_scores(given_row, "scores", {"x": 1, "y": 2}) == {0: 3.0, 1: 2.0}
+
+
+def test_length_balance_keeps_as_many_of_the_longer_as_of_the_shorter() -> None:
+    rows = [row(("a" * (1 + i % 7), 5), ("b" * 3, 1), name=str(i)) for i in range(700)]
+    assert len(pair(rows, Pairing("all", weights=WEIGHTS)).preferences) == 700
+    result = pair(rows, Pairing("all", weights=WEIGHTS), length_balanced=True)
+    differences = [len(p.chosen.completion.text) - len(p.rejected.completion.text) for p in result.preferences]
+    assert [sum(d > 0 for d in differences), sum(d < 0 for d in differences), differences.count(0)] == [200, 200, 100]
+    assert result.dropped == {"length balance": 200}
+
+
+def test_length_balance_of_one_kind_alone_keeps_none_of_it() -> None:
+    rows = [row(("aaaa", 5), ("b", 1), name=str(i)) for i in range(5)]
+    assert pair(rows, Pairing("all", weights=WEIGHTS), length_balanced=True).dropped == {"length balance": 5}
+
+
+def test_noise_is_how_far_the_orders_are_apart_or_one_step_of_a_rating() -> None:
+    def verdict(a: int, b: int, p: float) -> Verdict:
+        return Verdict(a=a, b=b, verdict=preferred(p), probability=p)
+
+    comparison = Comparison.merge(verdict(0, 1, 0.8), verdict(1, 0, 0.5), principle="p", judge="j")
+    given_row = compared("q").model_copy(update={"comparisons": (comparison,)})
+    assert noise([given_row], Pairing("compared", "comparisons")) == pytest.approx(0.3)
+    assert noise([given_row], Pairing("all", weights={"a": 3, "b": 1})) == 0.25
+    assert noise([given_row], Pairing("all", "rankings")) is None

@@ -324,8 +324,8 @@ def _sources(stage: Stage, steps: list[Step], document: Document, place: Positio
     key: Position = (*place, "from")
     if isinstance(stage, TrainStage):
         reads, wanted, key = TRAINERS[stage.method], stage.trainer.data or (), (*place, stage.method, "data")
-    elif isinstance(stage, PairStage) and stage.rule is not None:
-        reads = ("compare",) if stage.rule == "compared" else ("rate",)
+    elif isinstance(stage, PairStage) and stage.rule == "compared":
+        reads = ("compare",)
     if not reads:
         if wanted:
             raise document.error(f"a {stage.kind} stage reads no other stage", key, "take `from` out")

@@ -147,7 +147,7 @@ class ReviseStage(Stage):
 
 
 class CompareStage(Stage):
-    """Row stage: which of two candidates a drawn principle prefers, asked in both orders.
+    """Row stage: which of two candidates a drawn principle prefers, asked of a judge, or a jury, in both orders.
 
     A `soft` verdict is the probability of the two numbers as the first token, a `hard` one the number written. With
     `reasons` the judge first explains and is then asked for its verdict, which `clamp` keeps from being too sure.
@@ -155,12 +155,17 @@ class CompareStage(Stage):
 
     kind = "compare"
     reads = ("sample",)
-    model: Name
+    model: Name | None = None
+    jury: Annotated[tuple[Name, ...], Field(min_length=2)] | None = None
+    combine: Literal["mean", "majority"] = "mean"  # of a jury: the likelihoods' mean, or the verdict of most
+    weights: dict[Name, Annotated[float, Field(gt=0)]] = {}  # of the jury's members; `rlaif audit` fits them on gold
     constitution: str
     template: str = "prompts/compare.jinja"
     ending: Text = "Which completion follows the principle better? Answer with its number alone, 1 or 2."
+    pairs: Literal["one", "all"] = "one"  # of each prompt's candidates
     verdicts: Literal["soft", "hard"] = "soft"
     reasons: bool = False
+    votes: int = Field(default=1, gt=0)  # verdicts asked for in each order, at a temperature, and averaged
     clamp: tuple[Share, Share] | None = None
     reask: int = Field(default=1, ge=0)  # how often an unreadable verdict is asked again, with another seed
     sampling: JudgeSampling = JudgeSampling()
@@ -173,21 +178,65 @@ class CompareStage(Stage):
             raise ValueError("`clamp` needs a share below one half and one above, such as [0.4, 0.6]")
         return self
 
+    @model_validator(mode="after")
+    def _votes_can_differ(self) -> CompareStage:
+        if self.votes > 1 and not (self.reasons or self.verdicts == "hard"):
+            raise ValueError("`votes` of soft verdicts are all the same; set `reasons: true` or `verdicts: hard`")
+        if self.votes > 1 and not self.sampling.temperature:
+            raise ValueError("`votes` are all the same at temperature 0; give `sampling: {temperature: 0.7}`")
+        return self
+
+    @model_validator(mode="after")
+    def _one_judge_or_a_jury(self) -> CompareStage:
+        if (self.model is None) == (self.jury is None):
+            raise ValueError("give either `model` (one judge) or `jury` (several)")
+        if self.jury is None and (self.weights or self.combine != "mean"):
+            raise ValueError("`weights` and `combine` are a jury's; give `jury: [one model, another]`")
+        if twice := next((name for name in self.judges if self.judges.count(name) > 1), None):
+            raise ValueError(f"the jury names {twice!r} twice")
+        if stranger := next((name for name in self.weights if name not in self.judges), None):
+            raise ValueError(f"`weights` names {stranger!r}, which is not in the jury")
+        return self
+
+    @property
+    def judges(self) -> tuple[str, ...]:
+        """The models that compare: one, or the members of the jury."""
+        return self.jury if self.jury is not None else (self.model,) if self.model is not None else ()
+
     def named_models(self) -> list[tuple[str, Position]]:
-        return _given(self, "model")
+        return [*_given(self, "model"), *((name, ("jury", i)) for i, name in enumerate(self.jury or ()))]
 
     def named_files(self) -> list[tuple[str, Position]]:
         return _given(self, "constitution", "template")
 
 
+Rule = Literal["zephyr", "random-lower", "best-worst", "all", "k-wise", "compared"]
+PRESETS: dict[str, dict[str, Any]] = {  # how published preference data was made of judgements
+    "zephyr": {"rule": "zephyr"},  # HuggingFaceH4/ultrafeedback_binarized: best against one of the others
+    "argilla": {"rule": "random-lower"},  # argilla/ultrafeedback-binarized-preferences: ties left out
+    "ultrarm": {"rule": "all"},  # UltraFeedback's own reward model (arXiv 2310.01377): every pair
+    "instructgpt": {"rule": "k-wise"},  # arXiv 2203.02155: all pairs of whole rankings
+    "self-rewarding": {"rule": "best-worst"},  # arXiv 2401.10020: highest against lowest
+    "rlaif": {"rule": "compared"},  # arXiv 2309.00267: one comparison, with its probability
+}
+
+
 class PairStage(Stage):
-    """Table stage: preferences from ratings or comparisons. Ties, unparsed and identical texts are dropped, counted."""
+    """Table stage: preferences from judgements. Ties, unparsed and identical texts are dropped and counted."""
 
     kind = "pair"
     reads = ("rate", "compare")
-    rule: Literal["zephyr", "best-worst", "all", "compared"] | None = None  # ratings: zephyr; comparisons: compared
+    preset: Literal["zephyr", "argilla", "ultrarm", "instructgpt", "self-rewarding", "rlaif"] | None = None
+    rule: Rule | None = None  # comparisons of one pair: compared; anything else: zephyr
     # In units of the rubric's scale, or of probability (chosen minus rejected); the margin must be larger than 0.
     min_margin: float = Field(default=0.0, ge=0)
+    balance: Literal["length"] | None = None  # as many preferences for the longer completion as for the shorter
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset_is_filled_in(cls, value: Any) -> Any:
+        preset = PRESETS.get(value["preset"]) if isinstance(value, dict) and "preset" in value else None
+        return {**preset, **value} if preset is not None else value
 
 
 class Training(Settings):

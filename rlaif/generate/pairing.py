@@ -1,19 +1,25 @@
-"""The `pair` stage: preferences from ratings or comparisons, with every prompt that gives none counted by reason.
+"""The `pair` stage: preferences from whatever a judge said of a prompt's candidates, prompts without one counted.
 
-Four rules. `zephyr` (arXiv 2310.16944, section 3.2): chosen is the best candidate, rejected a random one of the
-others, here drawn by hash and only among those that score lower, so that a tie is never a preference. `best-worst`: the
-best against the lowest. `all`: every two that score differently, what a reward model learns most from (InstructGPT,
-arXiv 2203.02155, section 3.5). `compared`: as a judge preferred one of two.
+Ratings, comparisons, rankings and scores each give the candidates of a prompt a number (`candidate_scores`), and a rule
+picks who is preferred to whom:
+
+- `zephyr` (arXiv 2310.16944, section 3.2): the best against a random one of the others, here drawn by hash; where the
+  one drawn scores as high as the best, the prompt gives no preference;
+- `random-lower`: the same, drawn only among those that score lower;
+- `best-worst`: the best against the lowest;
+- `all`: every two that score differently, what a reward model learns most from (InstructGPT, arXiv 2203.02155, 3.5);
+- `k-wise`: as `all`, of prompts whose candidates all have a score, which also give rows of the `ranked` shape;
+- `compared`: as a judge preferred one of two, with the probability it gave.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
-from rlaif.records import Preference, Row, hashed_order
+from rlaif.records import Preference, Row, hashed_order, unit_interval
 
 
 class Pairs(NamedTuple):
@@ -24,26 +30,72 @@ class Pairs(NamedTuple):
     dropped: Counter[str]
 
 
-def pair(rows: Sequence[Row], rule: str, weights: Mapping[str, float], min_margin: float = 0.0) -> Pairs:
-    """The rows' preferences. `weights` are those of the rubric's aspects; `compared` needs none."""
+class Pairing(NamedTuple):
+    """How preferences are made of rows.
+
+    `basis` says what judgements the scores come from: ratings, comparisons, rankings or scores; `weights` are those of
+    the aspects rated or scored.
+    """
+
+    rule: str
+    basis: str = "ratings"
+    weights: Mapping[str, float] = {}
+    min_margin: float = 0.0
+
+
+def pair(rows: Sequence[Row], pairing: Pairing, *, length_balanced: bool = False) -> Pairs:
+    """The rows' preferences."""
     dropped: Counter[str] = Counter()
-    preferences = list(each_preference(rows, rule, weights, min_margin, dropped))
+    keep = length_balance(rows, pairing) if length_balanced else None
+    preferences = list(each_preference(rows, pairing, dropped, keep))
     return Pairs(preferences, len(rows) - dropped.total(), dropped)
 
 
 def each_preference(
-    rows: Iterable[Row], rule: str, weights: Mapping[str, float], min_margin: float, dropped: Counter[str]
+    rows: Iterable[Row], pairing: Pairing, dropped: Counter[str], keep: Callable[[Preference], bool] | None = None
 ) -> Iterator[Preference]:
-    """As `pair`, one after the other; `dropped` is complete when the last has come."""
+    """As `pair`, one after the other; `dropped` is complete when the last has come. `keep` says which may stay."""
     for row in rows:
-        outcome = _pair_one(row, rule, weights, min_margin)
+        outcome = _pair_one(row, pairing)
         if isinstance(outcome, str):
             dropped[outcome] += 1
-        else:
-            yield from outcome
+            continue
+        kept = [preference for preference in outcome if keep is None or keep(preference)]
+        if not kept:
+            dropped["length balance"] += 1
+        yield from kept
 
 
-def _pair_one(row: Row, rule: str, weights: Mapping[str, float], min_margin: float) -> list[Preference] | str:
+def length_balance(rows: Iterable[Row], pairing: Pairing) -> Callable[[Preference], bool]:
+    """Which preferences stay, so that as many prefer the longer completion (in characters) as the shorter one.
+
+    Those to go are drawn by hash among the more numerous kind; of equal lengths all stay.
+    """
+    draws: dict[bool, list[float]] = {True: [], False: []}
+    for preference in each_preference(rows, pairing, Counter()):
+        if longer := _longer(preference):
+            draws[longer > 0].append(_draw(preference))
+    size = min(map(len, draws.values()))
+    limits = {side: sorted(values)[size - 1] if size else -1.0 for side, values in draws.items()}
+
+    def keep(preference: Preference) -> bool:
+        longer = _longer(preference)
+        return longer == 0 or _draw(preference) <= limits[longer > 0]
+
+    return keep
+
+
+def _longer(preference: Preference) -> int:
+    """By how many characters chosen is longer than rejected."""
+    return len(preference.chosen.completion.text) - len(preference.rejected.completion.text)
+
+
+def _draw(preference: Preference) -> float:
+    calls = (preference.chosen.completion.call, preference.rejected.completion.call)
+    return unit_interval("length balance", preference.prompt.id, *calls)
+
+
+def _pair_one(row: Row, pairing: Pairing) -> list[Preference] | str:
     """The row's preferences, at least one, or the reason why it has none."""
     if row.failure is not None:
         return "failed"
@@ -54,75 +106,150 @@ def _pair_one(row: Row, rule: str, weights: Mapping[str, float], min_margin: flo
     if len(whole) < 2:
         reasons = {candidate.completion.finish_reason for candidate in row.candidates}
         return "content filter" if "content_filter" in reasons else "cut at max_tokens"
-    if rule == "compared":
-        return _by_comparison(row, whole, min_margin)
-    return _by_ratings(row, whole, rule, weights, min_margin)
+    if pairing.rule == "compared":
+        return _by_comparison(row, whole, pairing.min_margin)
+    return _by_scores(row, whole, pairing)
 
 
 def _by_comparison(row: Row, whole: Sequence[int], min_margin: float) -> list[Preference] | str:
+    """What each comparison prefers: its likelihood is the chosen one's score."""
     if not row.comparisons:
         texts = {row.candidates[i].completion.text for i in whole}
         return "empty completion" if any(not text.strip() for text in texts) else "identical texts"
-    comparison = row.comparisons[0]
-    if comparison.verdict is None:
+    reasons, found = [], []
+    for comparison in row.comparisons:
+        likely = comparison.likelihood
+        if likely is None or likely == 0.5 or 2.0 * max(likely, 1 - likely) - 1.0 < min_margin:
+            reasons.append("unparsed" if likely is None else "tie" if likely == 0.5 else "margin too small")
+            continue
+        chosen, rejected = (comparison.a, comparison.b) if likely > 0.5 else (comparison.b, comparison.a)
+        likely = max(likely, 1.0 - likely)
+        found.append(
+            Preference(
+                prompt=row.prompt,
+                chosen=row.candidates[chosen],
+                rejected=row.candidates[rejected],
+                score_chosen=likely,
+                score_rejected=1.0 - likely,
+                rule="compared",
+                principle=comparison.principle,
+                probability=None if comparison.probability is None else likely,
+            )
+        )
+    return found or reasons[0]
+
+
+def _by_scores(row: Row, whole: Sequence[int], pairing: Pairing) -> list[Preference] | str:
+    rule, scores = pairing.rule, candidate_scores(row, pairing.basis, pairing.weights)
+    texts = [candidate.completion.text for candidate in row.candidates]
+    if rule == "k-wise" and {texts[i] for i in scores} != set(texts):
         return "unparsed"
-    probability = comparison.probability
-    if probability is None:
-        probability = {"A": 1.0, "B": 0.0, "tie": 0.5}[comparison.verdict]
-    if probability == 0.5:
-        return "tie"
-    a_is_chosen = probability > 0.5
-    chosen, rejected = (comparison.a, comparison.b) if a_is_chosen else (comparison.b, comparison.a)
-    likely = probability if a_is_chosen else 1.0 - probability
-    if 2.0 * likely - 1.0 < min_margin:
-        return "margin too small"
-    preference = Preference(
-        prompt=row.prompt,
-        chosen=row.candidates[chosen],
-        rejected=row.candidates[rejected],
-        score_chosen=likely,
-        score_rejected=1.0 - likely,
-        rule="compared",
-        principle=comparison.principle,
-        probability=None if comparison.probability is None else likely,
-    )
-    return [preference]
-
-
-def _by_ratings(
-    row: Row, whole: Sequence[int], rule: str, weights: Mapping[str, float], min_margin: float
-) -> list[Preference] | str:
-    rated = _distinct(row, {i: score for i in whole if (score := row.score(i, dict(weights))) is not None})
-    if isinstance(rated, str):
-        return rated
-    apart = {(i, j): rated[i] - rated[j] for i in rated for j in rated if rated[i] > rated[j]}
+    scored = _distinct(row, {i: scores[i] for i in whole if i in scores})
+    if isinstance(scored, str):
+        return scored
+    apart = {(i, j): scored[i] - scored[j] for i in scored for j in scored if scored[i] > scored[j]}
     if not apart:
         return "tie"
-    best = max(rated, key=lambda i: (rated[i], -i))
-    if rule != "all":
+    best = max(scored, key=lambda i: (scored[i], -i))
+    if rule == "zephyr":
+        others = sorted(i for i in scored if i != best)
+        calls = [row.candidates[i].completion.call for i in others]
+        drawn = best, others[hashed_order(calls, "zephyr", row.prompt.id)[0]]
+        if drawn not in apart:
+            return "tie"
+        apart = {drawn: apart[drawn]}
+    elif rule not in ("all", "k-wise"):
         apart = {(i, j): margin for (i, j), margin in apart.items() if i == best}
-    apart = {pair: margin for pair, margin in apart.items() if margin >= min_margin}
+    apart = {pair: margin for pair, margin in apart.items() if margin >= pairing.min_margin}
     if not apart:
         return "margin too small"
+    picked = sorted(apart)
     if rule == "best-worst":
-        chosen_rejected = [max(apart, key=lambda pair: (apart[pair], -pair[1]))]
-    elif rule == "zephyr":
-        lower = sorted(apart)
-        calls = [row.candidates[rejected].completion.call for _, rejected in lower]
-        chosen_rejected = [lower[hashed_order(calls, "zephyr", row.prompt.id)[0]]]
-    else:
-        chosen_rejected = sorted(apart)
+        picked = [max(apart, key=lambda pair: (apart[pair], -pair[1]))]
+    elif rule == "random-lower":
+        calls = [row.candidates[rejected].completion.call for _, rejected in picked]
+        picked = [picked[hashed_order(calls, "zephyr", row.prompt.id)[0]]]
     return [
         Preference(
             prompt=row.prompt,
             chosen=row.candidates[chosen],
             rejected=row.candidates[rejected],
-            score_chosen=rated[chosen],
-            score_rejected=rated[rejected],
+            score_chosen=scored[chosen],
+            score_rejected=scored[rejected],
             rule=rule,
         )
-        for chosen, rejected in chosen_rejected
+        for chosen, rejected in picked
     ]
+
+
+def noise(rows: Iterable[Row], pairing: Pairing) -> float | None:
+    """The margin that says no more than chance: what the judge's own noise makes of two candidates that are alike.
+
+    Of comparisons it is the mean difference between what the two orders say. Of ratings it is one step of the lightest
+    aspect, for a judge that wavers wavers by one. None where nothing tells.
+    """
+    if pairing.basis == "ratings" and pairing.weights:
+        return min(pairing.weights.values()) / sum(pairing.weights.values())
+    if pairing.basis != "comparisons":
+        return None
+    apart = [
+        abs(forward - backward)
+        for row in rows
+        for comparison in row.comparisons
+        for member in comparison.members
+        if member.orders
+        and (forward := member.orders[0].likelihood) is not None
+        and (backward := member.orders[1].swap().likelihood) is not None
+    ]
+    return fmean(apart) if apart else None
+
+
+def candidate_scores(row: Row, basis: str, weights: Mapping[str, float]) -> dict[int, float]:
+    """What each candidate is worth by the row's judgements; one without a readable judgement is left out.
+
+    Ratings and scores by aspect: their weighted mean. Comparisons: the mean likelihood of being the better one, which
+    orders candidates as Bradley-Terry strengths do where every two were compared. Rankings: the mean share of the
+    others that stand below, a tie counting one half.
+    """
+    indices = range(len(row.candidates))
+    if basis == "ratings":
+        found = {i: row.score(i, dict(weights)) for i in indices}
+    elif basis == "scores":
+        found = {i: _mean_score(row, i, weights) for i in indices}
+    elif basis == "comparisons":
+        found = {i: _mean_likelihood(row, i) for i in indices}
+    else:
+        found = {i: _mean_share_below(row, i) for i in indices}
+    return {i: value for i, value in found.items() if value is not None}
+
+
+def _mean_score(row: Row, candidate: int, weights: Mapping[str, float]) -> float | None:
+    total, mass = 0.0, 0.0
+    for score in row.scores:
+        if score.candidate == candidate:
+            if score.value is None:
+                return None
+            weight = weights.get(score.aspect or "", 1.0)
+            total, mass = total + weight * score.value, mass + weight
+    return round(total / mass, 9) if mass else None
+
+
+def _mean_likelihood(row: Row, candidate: int) -> float | None:
+    said = [c for c in row.comparisons if candidate in (c.a, c.b)]
+    likely = [value if c.a == candidate else 1.0 - value for c in said if (value := c.likelihood) is not None]
+    # One missing verdict makes the mean one over other opponents than the others': no candidate is scored by that.
+    return round(fmean(likely), 9) if likely and len(likely) == len(said) else None
+
+
+def _mean_share_below(row: Row, candidate: int) -> float | None:
+    shares = []
+    for ranking in row.rankings:
+        if ranking.order is None or candidate not in ranking.shown:
+            return None
+        place = next(k for k, tied in enumerate(ranking.order) if candidate in tied)
+        below = sum(map(len, ranking.order[place + 1 :])) + (len(ranking.order[place]) - 1) / 2
+        shares.append(below / max(len(ranking.shown) - 1, 1))
+    return round(fmean(shares), 9) if shares else None
 
 
 def _distinct(row: Row, scores: Mapping[int, float]) -> dict[int, float] | str:

@@ -1,4 +1,4 @@
-"""Comparing: which of two candidates a drawn principle prefers, asked in both orders.
+"""Comparing: which of two candidates a drawn principle prefers, asked of one judge or a jury, in both orders.
 
 Follows RLAIF (arXiv 2309.00267, section 3.1) and Constitutional AI (arXiv 2212.08073, section 4.1): the candidates are
 called 1 and 2, and a soft verdict is how likely the judge is to begin its answer with either number, the two made to
@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import NamedTuple
 
 from rlaif.config import CompareStage, SamplingSettings
@@ -29,6 +30,7 @@ from rlaif.records import (
     Verdict,
     digest,
     hashed_order,
+    preferred,
     writable,
 )
 from rlaif.templates import Template
@@ -50,62 +52,75 @@ VERDICT_TOKENS = 16  # of a hard verdict: a number and what a talkative judge pu
 LEAST_MASS = 0.5  # of the first token; where the numbers hold less, the judge was about to say something else
 
 
-def two_to_compare(prompt: Prompt, candidates: Sequence[Candidate]) -> tuple[int, int] | None:
-    """The two candidates to compare: whole ones of different text, drawn by hash; None where there are no two."""
+def pairs_to_compare(prompt: Prompt, candidates: Sequence[Candidate], which: str) -> list[tuple[int, int]]:
+    """The pairs of candidates to compare, of whole ones of different text: `one` drawn by hash, or `all`."""
     by_text: dict[str, int] = {}
     for index, candidate in enumerate(candidates):
         if candidate.completion.finish_reason == "stop" and candidate.completion.text.strip():
             by_text.setdefault(candidate.completion.text, index)
-    if len(by_text) < 2:
-        return None
     indices = list(by_text.values())
-    order = hashed_order([candidates[i].completion.call for i in indices], "compare", prompt.id)
-    a, b = sorted(indices[place] for place in order[:2])
-    return a, b
+    if which == "one":
+        order = hashed_order([candidates[i].completion.call for i in indices], "compare", prompt.id)
+        indices = sorted(indices[place] for place in order[:2])
+    return list(combinations(indices, 2))
+
+
+class Asking(NamedTuple):
+    """One judge, and how it is asked."""
+
+    judge: str
+    sampling: Sampling
+    stage: CompareStage
+    template: Template
+    scheduler: Sampler
 
 
 async def compare(
     row: Row,
     stage: CompareStage,
     comparer: Comparer,
-    model: SamplingSettings,
+    models: Mapping[str, SamplingSettings],
     scheduler: Sampler,
     seed: int,
 ) -> Row:
-    """`row` with a comparison of two of its candidates, where it has two that differ. Raises EngineError."""
-    found = two_to_compare(row.prompt, row.candidates)
-    if found is None:
-        return row
-    a, b = found
+    """`row` with comparisons of its candidates, where it has two that differ. Raises EngineError.
+
+    `models` are the sampling settings of each model. All pairs of a prompt are compared under the same principle.
+    """
     principle = comparer.constitution.draw("compare", row.prompt.id)
-    sampling = Sampling(seed=seed, **stage.sampling.over(model))
-    forward, backward = await together(
-        *(_ask(row, order, principle, stage, comparer.template, sampling, scheduler) for order in ((a, b), (b, a)))
-    )
-    comparison = Comparison.merge(forward, backward, principle=principle.id, judge=stage.model)
-    return row.model_copy(update={"comparisons": (comparison,)})
+    judges = [
+        Asking(name, Sampling(seed=seed, **stage.sampling.over(models[name])), stage, comparer.template, scheduler)
+        for name in stage.judges
+    ]
+    pairs = pairs_to_compare(row.prompt, row.candidates, stage.pairs)
+    asked = await together(*(_both_orders(row, pair, principle, judge) for pair in pairs for judge in judges))
+    if stage.jury is not None:
+        size, weights = len(judges), [stage.weights.get(name, 1.0) for name in stage.judges]
+        asked = [
+            Comparison.of_jury(asked[start : start + size], weights, majority=stage.combine == "majority")
+            for start in range(0, len(asked), size)
+        ]
+    return row.model_copy(update={"comparisons": tuple(asked)})
 
 
-async def _ask(
-    row: Row,
-    order: tuple[int, int],
-    principle: Principle,
-    stage: CompareStage,
-    template: Template,
-    sampling: Sampling,
-    scheduler: Sampler,
-) -> Verdict:
+async def _both_orders(row: Row, pair: tuple[int, int], principle: Principle, asking: Asking) -> Comparison:
+    a, b = pair
+    forward, backward = await together(*(_ask(row, order, principle, asking) for order in ((a, b), (b, a))))
+    return Comparison.merge(forward, backward, principle=principle.id, judge=asking.judge)
+
+
+async def _ask(row: Row, order: tuple[int, int], principle: Principle, asking: Asking) -> Verdict:
     """The first verdict that can be read, of the first reply and those to re-asks; the first one where none can.
 
     A re-ask is with another seed and warm enough to be answered otherwise. The probabilities of the first token do not
     depend on a seed, so without reasons there is nothing to ask again.
     """
+    stage, sampling = asking.stage, asking.sampling
     tries = stage.reask + 1 if stage.reasons or stage.verdicts == "hard" else 1
     warm = sampling.model_copy(update={"temperature": max(sampling.temperature, REASK_TEMPERATURE)})
     first: Verdict | None = None
     for attempt in range(tries):
-        asked = warm if attempt else sampling
-        verdict = await _ask_once(row, order, principle, stage, template, asked, scheduler, attempt)
+        verdict = await _ask_once(row, order, principle, asking, warm if attempt else sampling, attempt)
         if verdict.problem is None:
             return verdict
         first = first or verdict
@@ -114,48 +129,67 @@ async def _ask(
 
 
 async def _ask_once(
-    row: Row,
+    row: Row, order: tuple[int, int], principle: Principle, asking: Asking, sampling: Sampling, attempt: int
+) -> Verdict:
+    """One verdict, of several votes where the stage asks for them: chains of reasons, or words of a hard verdict."""
+    stage = asking.stage
+    messages = question(row, order, principle, stage, asking.template)
+    if not stage.reasons:
+        replies = await asking.scheduler.sample(
+            asking.judge, messages, _short(sampling, stage), n=stage.votes, attempt=attempt
+        )
+        return _of_votes([_read(order, reply, None, stage) for reply in replies])
+    chains = await asking.scheduler.sample(asking.judge, messages, sampling, n=stage.votes, attempt=attempt)
+    return _of_votes(
+        await together(*(_conclude(order, messages, chain, asking, sampling, attempt) for chain in chains))
+    )
+
+
+async def _conclude(
     order: tuple[int, int],
-    principle: Principle,
-    stage: CompareStage,
-    template: Template,
+    messages: Sequence[Message],
+    reasons: Completion,
+    asking: Asking,
     sampling: Sampling,
-    scheduler: Sampler,
     attempt: int,
 ) -> Verdict:
-    a, b = order
+    """The verdict that the judge comes to after its own reasons, asked for in a second turn."""
+    if problem := unusable("reasons", reasons):
+        raw, (a, b) = writable(reasons.text), order
+        return Verdict(a=a, b=b, verdict=None, raw=raw, problem=problem, calls=(reasons.call,))
+    asked = (
+        *messages,
+        Message(role="assistant", content=reasons.text),
+        Message(role="user", content=asking.stage.ending),
+    )
+    reply = await asking.scheduler.sample(asking.judge, asked, _short(sampling, asking.stage), attempt=attempt)
+    return _read(order, reply[0], reasons, asking.stage)
+
+
+def _short(sampling: Sampling, stage: CompareStage) -> Sampling:
+    """How a verdict is asked for: a soft one is the first token's probabilities."""
     soft = stage.verdicts == "soft"
-    reasons: Completion | None = None
-    messages = question(row, order, principle, stage, template)
-    if stage.reasons:
-        reasons = (await scheduler.sample(stage.model, messages, sampling, attempt=attempt))[0]
-        if problem := unusable("reasons", reasons):
-            raw = writable(reasons.text)
-            return Verdict(a=a, b=b, verdict=None, raw=raw, problem=problem, calls=(reasons.call,))
-        messages = (
-            *messages,
-            Message(role="assistant", content=reasons.text),
-            Message(role="user", content=stage.ending),
-        )
-    asked = sampling.model_copy(
+    return sampling.model_copy(
         update={
             "max_tokens": min(sampling.max_tokens, SOFT_VERDICT_TOKENS if soft else VERDICT_TOKENS),
             "alternatives": NUMBERS if soft else (),
         }
     )
-    reply = (await scheduler.sample(stage.model, messages, asked, attempt=attempt))[0]
+
+
+def _read(order: tuple[int, int], reply: Completion, reasons: Completion | None, stage: CompareStage) -> Verdict:
     choice: Choice | None
-    if soft:
+    if stage.verdicts == "soft":
         probability, problem = read_probability(reply.alternatives)
         if probability is not None and stage.clamp is not None:
             probability = min(max(probability, stage.clamp[0]), stage.clamp[1])
-        choice = None if probability is None else "A" if probability > 0.5 else "B" if probability < 0.5 else "tie"
+        choice = None if probability is None else preferred(probability)
     else:
         probability = None
         choice, problem = read_choice(reply.text)
     return Verdict(
-        a=a,
-        b=b,
+        a=order[0],
+        b=order[1],
         verdict=choice,
         probability=probability,
         raw=writable(reply.text),
@@ -163,6 +197,31 @@ async def _ask_once(
         problem=problem,
         calls=tuple(c.call for c in (reasons, reply) if c is not None),
     )
+
+
+def _of_votes(votes: Sequence[Verdict]) -> Verdict:
+    """Self-consistency (arXiv 2203.11171): the mean of what the readable votes say, where most are readable."""
+    first = votes[0]
+    if len(votes) == 1:
+        return first
+    said = [vote.likelihood for vote in votes if vote.likelihood is not None]
+    known = 2 * len(said) > len(votes)
+    probability = round(sum(said) / len(said), 9) if known else None
+    reasons = [vote.reasons for vote in votes if vote.reasons is not None]
+    return Verdict(
+        a=first.a,
+        b=first.b,
+        verdict=None if probability is None else preferred(probability),
+        probability=probability,
+        raw="\n".join(vote.raw for vote in votes),
+        reasons="\n\n".join(reasons) if reasons else None,
+        problem=None if known else f"{len(votes) - len(said)} of {len(votes)} votes unparsed: {_problem(votes)}",
+        calls=tuple(call for vote in votes for call in vote.calls),
+    )
+
+
+def _problem(votes: Sequence[Verdict]) -> str:
+    return next(vote.problem for vote in votes if vote.problem is not None)
 
 
 def question(

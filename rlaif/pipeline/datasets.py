@@ -95,7 +95,7 @@ def named_models(row: Row) -> Iterator[str]:
     yield from (candidate.completion.model for candidate in row.candidates)
     yield from (rating.judge for rating in row.ratings)
     yield from (revision.critique.model for revision in row.revisions)
-    yield from (comparison.judge for comparison in row.comparisons)
+    yield from (member.judge for comparison in row.comparisons for member in comparison.members)
 
 
 def _stands_for(spec: ModelSpec) -> str:

@@ -87,7 +87,7 @@ class Inputs:
             elif isinstance(stage, ReviseStage):
                 self.revisers[step.name] = open_reviser(stage, self._check(stage.model))
             elif isinstance(stage, CompareStage):
-                self.comparers[step.name] = open_comparer(stage, self._check(stage.model))
+                self.comparers[step.name] = open_comparer(stage, self._check(*stage.judges))
             elif isinstance(stage, TrainStage) and stage.sft and stage.sft.template:
                 self.chat_templates[step.name] = read_text(find(stage.sft.template))
             elif isinstance(stage, MeasureStage):
@@ -124,19 +124,21 @@ class Inputs:
                 step, problem, ("model",), f"sample fewer, or `pick: {lexicon.completions}` of them"
             )
 
-    def _check(self, name: str) -> Check:
-        """What a principle must be for a model that knows few words; what it passes over becomes a note."""
-        lexicon = self._lexicon(name)
-        if lexicon is None:
+    def _check(self, *names: str) -> Check:
+        """What a principle must be for models that know few words; what they pass over becomes a note."""
+        lexicons = {name: lexicon for name in names if (lexicon := self._lexicon(name)) is not None}
+        if not lexicons:
             return unchecked
 
         def check(text: str) -> tuple[str, str] | None:
-            wrong = lexicon.problem(text)
-            if wrong is None and (strangers := lexicon.unknown(text)):
-                note = f"{name} was never taught {listed(strangers)}, which says nothing to it in {oneline(text)!r}"
-                if note not in self.notes:
-                    self.notes.append(note)
-            return wrong
+            for name, lexicon in lexicons.items():
+                if wrong := lexicon.problem(text):
+                    return wrong
+                if strangers := lexicon.unknown(text):
+                    note = f"{name} was never taught {listed(strangers)}, which says nothing to it in {oneline(text)!r}"
+                    if note not in self.notes:
+                        self.notes.append(note)
+            return None
 
         return check
 

@@ -119,7 +119,7 @@ def requests(row: Row) -> dict[str, Any]:
     """What was asked in each call behind a row, as far as this project's call store knows it."""
     calls = {c.completion.call for c in row.candidates} | {rating.call for rating in row.ratings if rating.call}
     calls |= {c.call for r in row.revisions for c in (r.critique, r.completion) if c is not None}
-    calls |= {call for comparison in row.comparisons for order in comparison.orders for call in order.calls}
+    calls |= {call for c in row.comparisons for member in c.members for order in member.orders for call in order.calls}
     store = CallStore(STORE, read_only=True)
     try:
         return {call: store.request(call) for call in sorted(calls)}

@@ -39,7 +39,8 @@ class RowCounts:
         elif self.kind == "compare":
             facts["comparisons"] += len(row.comparisons)
             facts["unparsed"] += sum(comparison.verdict is None for comparison in row.comparisons)
-            facts["orders_disagree"] += sum(comparison.disagrees for comparison in row.comparisons)
+            asked = [member for comparison in row.comparisons for member in comparison.members]
+            facts["orders_disagree"] += sum(comparison.disagrees for comparison in asked)
         else:
             facts["ratings"] += len(row.ratings)
             facts["unparsed"] += sum(rating.problem is not None for rating in row.ratings)

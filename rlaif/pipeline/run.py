@@ -13,10 +13,12 @@ import hashlib
 import signal
 import threading
 import time
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import yaml
@@ -46,7 +48,7 @@ from rlaif.engines.protocol import Engine
 from rlaif.engines.scheduler import Sampler, Scheduler
 from rlaif.engines.wire import Wires
 from rlaif.errors import EngineError, RlaifError, Stopped, WorkError
-from rlaif.generate.pairing import each_preference
+from rlaif.generate.pairing import Pairing, each_preference, length_balance, noise
 from rlaif.generate.revising import revise
 from rlaif.generate.sampling import sample
 from rlaif.judges.comparing import compare
@@ -85,6 +87,7 @@ MEASURE_VERSION = 3  # of what the figures mean; raising it measures anew
 LEAST_ROOM = 50 * 2**20  # bytes on a disk that a run begins on
 BYTES_A_ROW = 20_000  # about what a row of a stage takes in the store and the run folder together
 PULSE = 0.5  # seconds between two looks at how fast the servers are asked
+NEAR_TIES = 0.5  # share of margins within the judge's noise above which a person is told
 TOLERATED = 0.05  # share of rows that may fail before a run stops short of training on what is left
 
 
@@ -329,11 +332,11 @@ class Run:
     def _pair(self, step: Step, stage: PairStage) -> StageRecord:
         assert step.source is not None
         rows, source = self.rows[step.source.name], step.source
-        judge, counts = self.inputs.judges.get(source.name), self._counts[source.name]
-        writer, margins, dropped = RowWriter(Preference, self._file(step)), 0.0, Counter[str]()
+        judge, counts, pairing = self.inputs.judges.get(source.name), self._counts[source.name], self.pairing(step)
+        writer, margins, dropped = RowWriter(Preference, self._file(step)), array("d"), Counter[str]()
         for preference in self.each_preference(step, stage, dropped):
             writer.append(preference)
-            margins += preference.margin
+            margins.append(preference.margin)
         preferences = writer.finish()
         self.pairs[step.name] = preferences
         tables = preference_tables(rows, counts.failed, preferences, dropped, judge.rubric.weights() if judge else None)
@@ -341,6 +344,19 @@ class Run:
             self.folder.path / "dataset", step.name, "pair", len(rows), tables, self._named(counts),
             self._made_with(source.name),
         )  # fmt: skip
+        facts: dict[str, Any] = {
+            "rule": pairing.rule,
+            "preferences": len(preferences),
+            "mean_margin": round(fmean(margins), 4) if margins else None,
+        }
+        if margins and (within := noise(rows, pairing)) is not None:
+            near = sum(margin <= within for margin in margins) / len(margins)
+            facts |= {"noise": round(within, 4), "near_ties": round(near, 4)}
+            if near > NEAR_TIES:
+                self._noted(
+                    f"{step.name}: {near:.0%} of the margins are within the judge's noise ({within:.2g}), which cannot "
+                    "tell such candidates apart: sample warmer or from more models, or set `min_margin`"
+                )
         return StageRecord(
             step.name,
             "pair",
@@ -349,18 +365,23 @@ class Run:
             len(rows) - dropped.total(),
             dropped,
             file=f"stages/{self._file(step).name}",
-            facts={
-                "rule": _rule(stage, step),
-                "preferences": len(preferences),
-                "mean_margin": round(margins / len(preferences), 4) if preferences else None,
-            },
+            facts=facts,
         )
+
+    def pairing(self, step: Step) -> Pairing:
+        """How the stage pairs: as it says, or as fits what it reads."""
+        assert step.source is not None and isinstance(step.stage, PairStage)
+        source, judge = step.source.stage, self.inputs.judges.get(step.source.name)
+        rule = step.stage.rule
+        if rule is None:
+            rule = "compared" if isinstance(source, CompareStage) and source.pairs == "one" else "zephyr"
+        basis = {"rate": "ratings", "compare": "comparisons"}[source.kind]
+        return Pairing(rule, basis, judge.rubric.weights() if judge else {}, step.stage.min_margin)
 
     def each_preference(self, step: Step, stage: PairStage, dropped: Counter[str]) -> Iterator[Preference]:
         assert step.source is not None
-        judge = self.inputs.judges.get(step.source.name)
-        weights = judge.rubric.weights() if judge else {}
-        return each_preference(self.rows[step.source.name], _rule(stage, step), weights, stage.min_margin, dropped)
+        rows, pairing = self.rows[step.source.name], self.pairing(step)
+        return each_preference(rows, pairing, dropped, length_balance(rows, pairing) if stage.balance else None)
 
     def _named(self, counts: RowCounts) -> dict[str, ModelSpec]:
         return {name: self.specs[name] for name in sorted(counts.models)}
@@ -580,11 +601,11 @@ class Run:
             if isinstance(stage, SampleStage):
                 return await sample(row, stage, self.settings, sampler, seed)
             assert isinstance(stage, RateStage | ReviseStage | CompareStage)
+            if isinstance(stage, CompareStage):
+                return await compare(row, stage, self.inputs.comparers[step.name], self.settings, sampler, seed)
             settings = self.settings[stage.model]
             if isinstance(stage, ReviseStage):
                 return await revise(row, stage, self.inputs.revisers[step.name], settings, sampler, seed)
-            if isinstance(stage, CompareStage):
-                return await compare(row, stage, self.inputs.comparers[step.name], settings, sampler, seed)
             judge = self.inputs.judges[step.name]
             return await rate(row, stage, judge.rubric, judge.template, settings, sampler, seed)
         except EngineError as error:
@@ -599,8 +620,7 @@ class Run:
 
     def _window(self, steps: Sequence[Step]) -> int:
         """Rows in flight: enough to fill every server's slots, or an in-process batch several times."""
-        names = {s.model for step in steps if isinstance(step.stage, SampleStage) for s in step.stage.models}
-        names |= {s.stage.model for s in steps if isinstance(s.stage, RateStage | ReviseStage | CompareStage)}
+        names = {name for step in steps for name, _ in step.stage.named_models()}
         local = [spec for name in names if isinstance(spec := self.specs[name], TransformersModel | VLLMModel)]
         batch = max((4 * spec.batch_size for spec in local), default=0)
         urls = {u for name in names if isinstance(spec := self.specs[name], OpenAIModel) for u in spec.base_urls}
@@ -674,12 +694,6 @@ def _digest_of_ids(prompts: Iterable[Prompt]) -> str:
     for prompt in prompts:
         total.update(prompt.id.encode())
     return total.hexdigest()[:32]
-
-
-def _rule(stage: PairStage, step: Step) -> str:
-    """How the stage pairs: as it says, or as fits what it reads."""
-    assert step.source is not None
-    return stage.rule or ("compared" if step.source.stage.kind == "compare" else "zephyr")
 
 
 def _groups(steps: Sequence[Step]) -> Iterator[list[Step]]:
