@@ -118,7 +118,7 @@ class Rater(Settings):
 
 class RateStage(Rater, Stage):
     kind = "rate"
-    reads = ("sample",)
+    reads = ("sample", "verify")
 
     def named_models(self) -> list[tuple[str, Position]]:
         return _given(self, "model")
@@ -131,7 +131,7 @@ class ReviseStage(Stage):
     """Row stage: each candidate critiqued and rewritten under drawn principles, `revisions` times, each kept."""
 
     kind = "revise"
-    reads = ("sample",)
+    reads = ("sample", "verify")
     model: Name
     constitution: str
     revisions: int = Field(default=1, gt=0)
@@ -154,7 +154,7 @@ class CompareStage(Stage):
     """
 
     kind = "compare"
-    reads = ("sample",)
+    reads = ("sample", "verify")
     model: Name | None = None
     jury: Annotated[tuple[Name, ...], Field(min_length=2)] | None = None
     combine: Literal["mean", "majority"] = "mean"  # of a jury: the likelihoods' mean, or the verdict of most
@@ -210,6 +210,97 @@ class CompareStage(Stage):
         return _given(self, "constitution", "template")
 
 
+class RankStage(Stage):
+    """Row stage: all candidates of a prompt put in order at once, under a drawn principle, in two orders.
+
+    `answers` says what the judge is asked for: a `ranking`, or ratings on `scale` as `lines` or `json`, whose order counts.
+    """
+
+    kind = "rank"
+    reads = ("sample", "verify")
+    model: Name
+    constitution: str
+    template: str = "prompts/rank.jinja"
+    answers: Literal["ranking", "lines", "json"] = "ranking"
+    scale: tuple[int, int] = (1, 5)
+    orders: Literal["both", "one"] = "both"  # as drawn and its reverse, or as drawn alone
+    reask: int = Field(default=1, ge=0)  # how often an unreadable ranking is asked again, with another seed
+    sampling: JudgeSampling = JudgeSampling()
+
+    @model_validator(mode="after")
+    def _scale_rises(self) -> RankStage:
+        if self.scale[0] >= self.scale[1]:
+            raise ValueError("`scale` needs a lower and a higher number, such as [1, 5]")
+        return self
+
+    def named_models(self) -> list[tuple[str, Position]]:
+        return _given(self, "model")
+
+    def named_files(self) -> list[tuple[str, Position]]:
+        return _given(self, "constitution", "template")
+
+
+class ScoreStage(Stage):
+    """Table stage: a float for each candidate, from a reward model, or from what a policy implies against its reference.
+
+    The implicit reward is beta * (log pi - log ref) of the completion, as DPO defines it.
+    """
+
+    kind = "score"
+    reads = ("sample", "verify")
+    reward: Name | None = None
+    policy: Name | None = None
+    reference: Name | None = None
+    beta: float = Field(default=0.1, gt=0)
+
+    @model_validator(mode="after")
+    def _one_judge(self) -> ScoreStage:
+        if (self.reward is None) == (self.policy is None) or (self.policy is None) != (self.reference is None):
+            raise ValueError("give either `reward` (a reward model), or `policy` and `reference`")
+        return self
+
+    @property
+    def judge(self) -> str:
+        return self.reward if self.reward is not None else f"{self.policy} against {self.reference}"
+
+    def named_models(self) -> list[tuple[str, Position]]:
+        return _given(self, "reward", "policy", "reference")
+
+
+class VerifyStage(Stage):
+    """Row stage: what code can check of each candidate: the stage's own `checks`, and those that stand with a prompt.
+
+    Each check gives a score of 1 or 0. With `keep: passing` a candidate that fails one is taken out.
+    """
+
+    kind = "verify"
+    reads = ("sample",)
+    checks: tuple[dict[str, Any], ...] = ()
+    keep: Literal["all", "passing"] = "all"
+
+
+class PersonStage(Stage):
+    """Row stage: what people said of the candidates, read from a file."""
+
+    kind = "person"
+    reads = ("sample", "verify")
+    labels: str
+
+    def named_files(self) -> list[tuple[str, Position]]:
+        return _given(self, "labels")
+
+
+class EloStage(Stage):
+    """Table stage: how strong each sampler is by the comparisons of its candidates, after Bradley and Terry.
+
+    `prior` adds that many ties between every two samplers, so that one that always won has a strength too.
+    """
+
+    kind = "elo"
+    reads = ("compare", "person")
+    prior: float = Field(default=0.0, ge=0)
+
+
 Rule = Literal["zephyr", "random-lower", "best-worst", "all", "k-wise", "compared"]
 PRESETS: dict[str, dict[str, Any]] = {  # how published preference data was made of judgements
     "zephyr": {"rule": "zephyr"},  # HuggingFaceH4/ultrafeedback_binarized: best against one of the others
@@ -225,7 +316,7 @@ class PairStage(Stage):
     """Table stage: preferences from judgements. Ties, unparsed and identical texts are dropped and counted."""
 
     kind = "pair"
-    reads = ("rate", "compare")
+    reads = ("rate", "compare", "rank", "score", "verify", "person")
     preset: Literal["zephyr", "argilla", "ultrarm", "instructgpt", "self-rewarding", "rlaif"] | None = None
     rule: Rule | None = None  # comparisons of one pair: compared; anything else: zephyr
     # In units of the rubric's scale, or of probability (chosen minus rejected); the margin must be larger than 0.
@@ -416,9 +507,14 @@ STAGES: dict[str, type[Stage]] = {
         RateStage,
         ReviseStage,
         CompareStage,
+        RankStage,
+        ScoreStage,
+        VerifyStage,
+        PersonStage,
+        EloStage,
         PairStage,
         TrainStage,
         MeasureStage,
     )
 }
-ROW_STAGES = ("sample", "rate", "revise", "compare")
+ROW_STAGES = ("sample", "rate", "revise", "compare", "rank", "verify", "person")

@@ -15,14 +15,17 @@ from rlaif.config import (
     LocalModel,
     MeasureStage,
     OpenAIModel,
+    PersonStage,
     Pipeline,
     PromptsStage,
+    RankStage,
     Rater,
     RateStage,
     ReviseStage,
     SampleStage,
     Step,
     TrainStage,
+    VerifyStage,
     unchecked,
 )
 from rlaif.constitution import read_constitution
@@ -39,8 +42,9 @@ from rlaif.formats import (
 )
 from rlaif.generate import revising
 from rlaif.generate.revising import Reviser
-from rlaif.judges import comparing, rating
+from rlaif.judges import comparing, ranking, rating
 from rlaif.judges.comparing import Comparer
+from rlaif.judges.person import Labels, read_labels
 from rlaif.judges.rating import Judge
 from rlaif.lexicon import Lexicon, listed
 from rlaif.measure import Truth
@@ -67,6 +71,8 @@ class Inputs:
         self.judges: dict[str, Judge] = {}
         self.revisers: dict[str, Reviser] = {}
         self.comparers: dict[str, Comparer] = {}
+        self.checks: dict[str, tuple[Check, ...]] = {}  # by code, of each candidate
+        self.labels: dict[str, Labels] = {}  # by people
         self.chat_templates: dict[str, str] = {}
         self.records: dict[str, StageRecord] = {}
         self.notes: list[str] = []  # what is no error and should be known before anything is paid for
@@ -88,6 +94,12 @@ class Inputs:
                 self.revisers[step.name] = open_reviser(stage, self._check(stage.model))
             elif isinstance(stage, CompareStage):
                 self.comparers[step.name] = open_comparer(stage, self._check(*stage.judges))
+            elif isinstance(stage, RankStage):
+                self.comparers[step.name] = open_ranker(stage, self._check(stage.model))
+            elif isinstance(stage, VerifyStage):
+                self.checks[step.name] = self._checks(step, stage)
+            elif isinstance(stage, PersonStage):
+                self.labels[step.name] = read_labels(find(stage.labels))
             elif isinstance(stage, TrainStage) and stage.sft and stage.sft.template:
                 self.chat_templates[step.name] = read_text(find(stage.sft.template))
             elif isinstance(stage, MeasureStage):
@@ -243,6 +255,14 @@ def open_comparer(stage: CompareStage, check: Check = unchecked) -> Comparer:
     for principle in comparer.constitution.principles:
         comparing.question(REHEARSED, (0, 1), principle, stage, comparer.template)
     return comparer
+
+
+def open_ranker(stage: RankStage, check: Check = unchecked) -> Comparer:
+    constitution = read_constitution(stage.constitution, ("comparison",), check)
+    ranker = Comparer(constitution, _template(stage.template, ranking.OFFERED, ranking.REQUIRED))
+    for principle in constitution.principles:
+        ranking.question(REHEARSED, ranking.shown_at(REHEARSED), principle, ranker.template)
+    return ranker
 
 
 def _template(path: str, offered: set[str], required: set[str]) -> Template:

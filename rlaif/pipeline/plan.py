@@ -13,14 +13,18 @@ from contextlib import suppress
 from typing import Any
 
 from rlaif.config import (
+    ROW_STAGES,
     CompareStage,
+    EloStage,
     MeasureStage,
     OpenAIModel,
     PairStage,
+    RankStage,
     Rater,
     RateStage,
     ReviseStage,
     SampleStage,
+    ScoreStage,
     Step,
     TrainStage,
 )
@@ -139,13 +143,21 @@ async def plan(run: Run) -> dict[str, Any]:
 
 async def _plan_stage(run: Run, step: Step, dry: DryScheduler) -> dict[str, Any]:
     stage = step.stage
-    if isinstance(stage, SampleStage | RateStage | ReviseStage | CompareStage):
+    if stage.kind in ROW_STAGES:
         return await _plan_rows(run, step, dry)
     if isinstance(stage, PairStage):
         assert step.source is not None
         made = run.pairs[step.name] = list(run.each_preference(step, stage, Counter()))
         known = {"rows": len(made)}
         return known | ({"at_most": len(run.rows[step.source.name])} if _waits(run, step) else {})
+    if isinstance(stage, ScoreStage):
+        assert step.source is not None
+        unscored = (row.model_copy(update={"failure": row.failure or "not scored yet"}) for row in run.source_rows(step))
+        run.rows[step.name] = list(unscored)
+        return {"rows": len(run.rows[step.name]), "state": "to score"}
+    if isinstance(stage, EloStage):
+        assert step.source is not None
+        return {"rows": len(run.rows[step.source.name])}
     if isinstance(stage, TrainStage):
         return _plan_training(run, step, stage)
     if isinstance(stage, MeasureStage):
@@ -158,7 +170,7 @@ async def _plan_rows(run: Run, step: Step, dry: DryScheduler) -> dict[str, Any]:
     before = {model: dict(need) for model, need in dry.needs.items()}
     done = []
     for row in run.source_rows(step):
-        if isinstance(stage, ReviseStage | CompareStage):
+        if isinstance(stage, ReviseStage | CompareStage | RankStage):
             row = await _plan_chain(run, step, row, dry)
         elif row.failure is None:
             row = await run.row(step, row, dry)
@@ -184,8 +196,11 @@ async def _plan_chain(run: Run, step: Step, row: Row, dry: DryScheduler) -> Row:
 
 def _longest(run: Run, step: Step, prompt: Prompt) -> list[Candidate]:
     """Candidates as long as they may get, for a prompt that is not sampled yet."""
-    assert step.source is not None and isinstance(step.source.stage, SampleStage)
-    stage, found = step.source.stage, []
+    source = step.source
+    while source is not None and not isinstance(source.stage, SampleStage):
+        source = source.source
+    assert source is not None and isinstance(source.stage, SampleStage)
+    stage, found = source.stage, []
     for sampler in drawn(stage, prompt):
         limit = Sampling(**sampler.over(stage.sampling, run.settings[sampler.model])).max_tokens
         for index in range(stage.per_prompt):

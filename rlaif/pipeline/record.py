@@ -41,6 +41,21 @@ class RowCounts:
             facts["unparsed"] += sum(comparison.verdict is None for comparison in row.comparisons)
             asked = [member for comparison in row.comparisons for member in comparison.members]
             facts["orders_disagree"] += sum(comparison.disagrees for comparison in asked)
+        elif self.kind == "person":
+            facts["comparisons"] += len(row.comparisons)
+            facts["ratings"] += len(row.ratings)
+        elif self.kind == "verify":
+            facts["candidates"] += len(row.candidates)
+            facts["passed"] += sum(score.value == 1.0 for score in row.scores)
+            facts["failed_checks"] += sum(score.value == 0.0 for score in row.scores)
+            facts["not_checkable"] += sum(score.value is None for score in row.scores)
+        elif self.kind == "score":
+            facts["scores"] += sum(score.value is not None for score in row.scores)
+            facts["without_a_score"] += sum(score.value is None for score in row.scores)
+        elif self.kind == "rank":
+            facts["rankings"] += len(row.rankings)
+            facts["unparsed"] += sum(ranking.order is None for ranking in row.rankings)
+            facts["orders_disagree"] += len({ranking.order for ranking in row.rankings}) > 1
         else:
             facts["ratings"] += len(row.ratings)
             facts["unparsed"] += sum(rating.problem is not None for rating in row.ratings)
@@ -54,6 +69,10 @@ _FACTS = {
     "sample": ("candidates",),
     "revise": ("revisions", "broken_off"),
     "compare": ("comparisons", "unparsed", "orders_disagree"),
+    "score": ("scores", "without_a_score"),
+    "verify": ("candidates", "passed", "failed_checks", "not_checkable"),
+    "person": ("comparisons", "ratings"),
+    "rank": ("rankings", "unparsed", "orders_disagree"),
     "rate": ("ratings", "unparsed"),
 }
 
@@ -92,7 +111,7 @@ class StageRecord:
     def outcome(self) -> str:
         """What came out, in one line for a person."""
         dropped = ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.dropped.items()))
-        judged = "verdicts" if self.kind == "compare" else "ratings"
+        judged = {"compare": "verdicts", "rank": "rankings"}.get(self.kind, "ratings")
         unparsed = f", {self.facts['unparsed']:,} {judged} unparsed" if self.facts.get("unparsed") else ""
         disagree = f", {n:,} orders disagree" if (n := self.facts.get("orders_disagree")) else ""
         accuracy = self.facts.get("metrics", {}).get("validation_accuracy")

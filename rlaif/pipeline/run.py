@@ -27,19 +27,24 @@ import rlaif
 from rlaif.config import (
     ROW_STAGES,
     CompareStage,
+    EloStage,
     LocalModel,
     MeasureStage,
     ModelSpec,
     OpenAIModel,
     PairStage,
+    PersonStage,
     Pipeline,
+    RankStage,
     RateStage,
     ReviseStage,
     SampleStage,
     SamplingSettings,
+    ScoreStage,
     Step,
     TrainStage,
     TransformersModel,
+    VerifyStage,
     VLLMModel,
 )
 from rlaif.engines.identity import weights_digest
@@ -52,7 +57,12 @@ from rlaif.generate.pairing import Pairing, each_preference, length_balance, noi
 from rlaif.generate.revising import revise
 from rlaif.generate.sampling import sample
 from rlaif.judges.comparing import compare
+from rlaif.judges.person import judged_by_people
+from rlaif.judges.ranking import rank
 from rlaif.judges.rating import rate
+from rlaif.judges.scoring import score
+from rlaif.judges.strengths import strengths
+from rlaif.judges.verifiers import verified
 from rlaif.measure import measure, resolved
 from rlaif.pipeline import training
 from rlaif.pipeline.datasets import preference_tables, remove_others, revision_tables, write_datasets
@@ -87,6 +97,9 @@ MEASURE_VERSION = 3  # of what the figures mean; raising it measures anew
 LEAST_ROOM = 50 * 2**20  # bytes on a disk that a run begins on
 BYTES_A_ROW = 20_000  # about what a row of a stage takes in the store and the run folder together
 PULSE = 0.5  # seconds between two looks at how fast the servers are asked
+BASES = {  # what a stage's judgements are, by its kind
+    "rate": "ratings", "compare": "comparisons", "rank": "rankings", "score": "scores", "verify": "scores"
+}  # fmt: skip
 NEAR_TIES = 0.5  # share of margins within the judge's noise above which a person is told
 TOLERATED = 0.05  # share of rows that may fail before a run stops short of training on what is left
 
@@ -322,12 +335,44 @@ class Run:
             record = await self._train(step, stage)
         elif isinstance(stage, MeasureStage):
             record = await self._measure(step, stage)
+        elif isinstance(stage, ScoreStage):
+            record = await self._score(step, stage)
+        elif isinstance(stage, EloStage):
+            record = self._elo(step, stage)
         else:
             record = self.inputs.records[step.name]
         record.seconds = time.monotonic() - began
         self.records.append(record.checked())
         self.events.write("stage", **record.as_dict())
         self.progress.end(step.name, record.outcome())
+
+    async def _score(self, step: Step, stage: ScoreStage) -> StageRecord:
+        assert step.source is not None
+        rows, writer = self.source_rows(step), RowWriter(Row, self._file(step))
+        counts = self._counts[step.name] = RowCounts("score")
+        self.progress.total(len(rows))
+        async for row in score(rows, stage, self.engines):
+            writer.append(row)
+            counts.add(row, row.failure is not None)
+            self.progress.advance(row.cause)
+        self.rows[step.name] = writer.finish()
+        return self._row_record(step, counts, counts.failed_before, len(rows))
+
+    def _elo(self, step: Step, stage: EloStage) -> StageRecord:
+        assert step.source is not None
+        rows = self.rows[step.source.name]
+        found = strengths(rows, stage.prior)
+        write_json(self.folder.path / "report" / f"{step.name}.json", found.facts)
+        return StageRecord(
+            step.name,
+            "elo",
+            step.source.name,
+            len(rows),
+            found.rows,
+            Counter({"no comparison": len(rows) - found.rows}),
+            file=f"report/{step.name}.json",
+            facts=found.facts,
+        )
 
     def _pair(self, step: Step, stage: PairStage) -> StageRecord:
         assert step.source is not None
@@ -375,8 +420,12 @@ class Run:
         rule = step.stage.rule
         if rule is None:
             rule = "compared" if isinstance(source, CompareStage) and source.pairs == "one" else "zephyr"
-        basis = {"rate": "ratings", "compare": "comparisons"}[source.kind]
+        basis = BASES.get(source.kind) or self._said_by_people(step.source.name)
         return Pairing(rule, basis, judge.rubric.weights() if judge else {}, step.stage.min_margin)
+
+    def _said_by_people(self, name: str) -> str:
+        """What a file of labels holds: comparisons, or else ratings."""
+        return "comparisons" if self.inputs.labels[name].pairs else "ratings"
 
     def each_preference(self, step: Step, stage: PairStage, dropped: Counter[str]) -> Iterator[Preference]:
         assert step.source is not None
@@ -568,6 +617,9 @@ class Run:
             self.events.write("stage", **record.as_dict(), calls=self._calls(record.name))
         if why := self.scheduler.stopped:
             self.progress.note(f"stopped: {why.cause}")
+        for name in {step.name for step in steps} & self.inputs.labels.keys():
+            if missed := self.inputs.labels[name].unused():
+                self._noted(f"{name}: {missed:,} of {self.inputs.labels[name].count:,} labels name no candidate here")
         self.progress.end(title, "; ".join(f"{r.name} {r.outcome()}" for r in ended))
 
     def source_rows(self, step: Step) -> Rows:
@@ -600,10 +652,16 @@ class Run:
         try:
             if isinstance(stage, SampleStage):
                 return await sample(row, stage, self.settings, sampler, seed)
-            assert isinstance(stage, RateStage | ReviseStage | CompareStage)
+            assert isinstance(stage, RateStage | ReviseStage | CompareStage | RankStage | VerifyStage | PersonStage)
             if isinstance(stage, CompareStage):
                 return await compare(row, stage, self.inputs.comparers[step.name], self.settings, sampler, seed)
+            if isinstance(stage, VerifyStage):
+                return verified(row, self.inputs.checks[step.name], stage.keep)
+            if isinstance(stage, PersonStage):
+                return judged_by_people(row, self.inputs.labels[step.name])
             settings = self.settings[stage.model]
+            if isinstance(stage, RankStage):
+                return await rank(row, stage, self.inputs.comparers[step.name], settings, sampler, seed)
             if isinstance(stage, ReviseStage):
                 return await revise(row, stage, self.inputs.revisers[step.name], settings, sampler, seed)
             judge = self.inputs.judges[step.name]

@@ -1,0 +1,137 @@
+"""People as judges: their labels read from a file, and put where a model's verdicts would stand.
+
+A line labels one pair of candidates of a prompt, or rates one candidate under an aspect:
+
+    {"prompt_id": "...", "a": "<call or text>", "b": "<call or text>", "verdict": "a" | "b" | "tie", "person": "kim"}
+    {"prompt_id": "...", "candidate": "<call or text>", "aspect": "helpful", "rating": 4, "person": "kim"}
+
+A candidate is named by its call, as every data set we write names it, or by its whole text.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import Field, ValidationError
+
+from rlaif.errors import InputError
+from rlaif.formats.reading import rows_of
+from rlaif.records import Choice, Comparison, Rating, Record, Row
+
+PERSON = "person"  # who labelled, where the file does not say
+
+
+class PairLabel(Record):
+    """What a person prefers of two candidates."""
+
+    prompt_id: str
+    a: str
+    b: str
+    verdict: Literal["a", "b", "tie"]
+    person: str = PERSON
+
+
+class RatingLabel(Record):
+    """How a person rates one candidate under an aspect."""
+
+    prompt_id: str
+    candidate: str
+    aspect: str
+    rating: Annotated[int, Field(strict=True)]
+    person: str = PERSON
+
+
+class Labels(NamedTuple):
+    """The labels of a file by prompt, how many there are, and a count of those that found their candidates."""
+
+    pairs: Mapping[str, Sequence[PairLabel]]
+    ratings: Mapping[str, Sequence[RatingLabel]]
+    count: int
+    used: Counter[str]
+
+    def unused(self) -> int:
+        """How many name a prompt or a candidate that was not there."""
+        return self.count - self.used["used"]
+
+
+def read_labels(path: Path) -> Labels:
+    """The labels of a file of any type that data sets come in. Raises InputError naming the line and the key."""
+    pairs: dict[str, list[PairLabel]] = defaultdict(list)
+    ratings: dict[str, list[RatingLabel]] = defaultdict(list)
+    table, count = rows_of(path), 0
+    for place, row in table.rows:
+        shape: type[PairLabel] | type[RatingLabel] = PairLabel if "verdict" in row else RatingLabel
+        try:
+            label = shape.model_validate(row)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(map(str, first["loc"]))
+            needs = ", ".join(f"`{name}`" for name, about in shape.model_fields.items() if about.is_required())
+            raise table.error(place, f"`{key}`: {first['msg'].lower()}", f"a label has {needs}") from None
+        if isinstance(label, PairLabel):
+            pairs[label.prompt_id].append(label)
+        else:
+            ratings[label.prompt_id].append(label)
+        count += 1
+    if not count:
+        raise InputError("there are no labels", file=str(path), fix="write one on each line, or take the stage out")
+    return Labels(pairs, ratings, count, Counter())
+
+
+def judged_by_people(row: Row, labels: Labels) -> Row:
+    """`row` with what people said of its candidates: the majority of several on one pair, the median of ratings."""
+    places: dict[str, int] = {}
+    for index, candidate in enumerate(row.candidates):
+        places.setdefault(candidate.completion.text, index)
+    for index, candidate in enumerate(row.candidates):
+        places[candidate.completion.call] = index
+    by_pair: dict[tuple[int, int], list[tuple[Choice, str]]] = defaultdict(list)
+    for label in labels.pairs.get(row.prompt.id, ()):
+        a, b = places.get(label.a), places.get(label.b)
+        if a is None or b is None or a == b:
+            continue
+        labels.used["used"] += 1
+        verdict: Choice = {"a": "A", "b": "B", "tie": "tie"}[label.verdict]  # type: ignore[assignment]
+        by_pair[min(a, b), max(a, b)].append((verdict if a < b else _swapped(verdict), label.person))
+    ratings = []
+    for rated in labels.ratings.get(row.prompt.id, ()):
+        place = places.get(rated.candidate)
+        if place is not None:
+            labels.used["used"] += 1
+            ratings.append((place, rated))
+    return row.model_copy(
+        update={
+            "comparisons": tuple(_comparison(pair, said) for pair, said in sorted(by_pair.items())),
+            "ratings": (*row.ratings, *_ratings(ratings)),
+        }
+    )
+
+
+def _swapped(verdict: Choice) -> Choice:
+    swapped: dict[Choice, Choice] = {"A": "B", "B": "A", "tie": "tie"}
+    return swapped[verdict]
+
+
+def _comparison(pair: tuple[int, int], said: Sequence[tuple[Choice, str]]) -> Comparison:
+    members = [
+        Comparison(a=pair[0], b=pair[1], principle=PERSON, judge=who, verdict=verdict, probability=None, orders=())
+        for verdict, who in said
+    ]
+    return members[0] if len(members) == 1 else Comparison.of_jury(members, [1.0] * len(members), majority=True)
+
+
+def _ratings(given: Iterable[tuple[int, RatingLabel]]) -> list[Rating]:
+    """One rating of each candidate and aspect: the lower median where several people rated."""
+    by_place: dict[tuple[str, int], list[RatingLabel]] = defaultdict(list)
+    for index, label in given:
+        by_place[label.aspect, index].append(label)
+    found = []
+    for (aspect, index), labels in sorted(by_place.items()):
+        values = sorted(label.rating for label in labels)
+        fields: dict[str, Any] = {"aspect": aspect, "candidate": index, "value": values[(len(values) - 1) // 2]}
+        raw = ", ".join(f"{label.person} {label.rating}" for label in labels)
+        found.append(Rating(**fields, raw=raw, judge=PERSON, call="", position=0))
+    return found

@@ -1,0 +1,115 @@
+"""Ranking: all candidates of a prompt in one judge prompt, put in order under a drawn principle.
+
+K-wise, after InstructGPT (arXiv 2203.02155, section 3.4: 4 to 9 completions of a prompt ranked at once). The judge reads
+the candidates in an order drawn by hash and in its reverse, so that whoever is liked for its place is liked for it once
+at either end; both rankings are kept, and `pair` takes the mean place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from rlaif.config import RankStage, SamplingSettings
+from rlaif.constitution import Principle
+from rlaif.engines.scheduler import Sampler, together
+from rlaif.judges.comparing import Comparer
+from rlaif.judges.rating import REASK_TEMPERATURE, numbered
+from rlaif.judges.replies import read_ranking, read_reply, unusable
+from rlaif.records import Completion, Message, Ranking, Row, Sampling, digest, hashed_order, writable
+from rlaif.templates import Template
+
+OFFERED = {"principle", "prompt", "completions", "mark", "n"}
+REQUIRED = {"principle", "prompt", "completions"}
+
+Slots = tuple[tuple[int, ...], ...]  # at each number, from 1, the candidates whose text stands there
+
+
+class Question(NamedTuple):
+    """One judge prompt, and which candidates stand at each of its numbers."""
+
+    messages: tuple[Message, ...]
+    slots: Slots
+
+
+async def rank(
+    row: Row, stage: RankStage, ranker: Comparer, model: SamplingSettings, scheduler: Sampler, seed: int
+) -> Row:
+    """`row` with rankings of its candidates, where two of them differ. Raises EngineError."""
+    slots = shown_at(row)
+    if len(slots) < 2:
+        return row
+    principle = ranker.constitution.draw("compare", row.prompt.id)
+    sampling = Sampling(seed=seed, **stage.sampling.over(model))
+    orders = [slots, slots[::-1]] if stage.orders == "both" else [slots]
+    asked = [question(row, order, principle, ranker.template) for order in orders]
+    found = await together(*(_ask(one, principle, stage, sampling, scheduler) for one in asked))
+    return row.model_copy(update={"rankings": tuple(found)})
+
+
+def shown_at(row: Row) -> Slots:
+    """The candidates with any text, those that say the same together, in an order drawn by hash."""
+    by_text: dict[str, list[int]] = {}
+    for index, candidate in enumerate(row.candidates):
+        if candidate.completion.text.strip():
+            by_text.setdefault(candidate.completion.text, []).append(index)
+    texts = list(by_text)
+    return tuple(tuple(by_text[texts[place]]) for place in hashed_order(texts, "rank", row.prompt.id))
+
+
+def question(row: Row, slots: Slots, principle: Principle, template: Template) -> Question:
+    """The judge prompt that shows the candidates in the order of `slots`."""
+    shown = [row.candidates[same[0]].completion.text for same in slots]
+    rendered = template.render_showing(
+        {"the prompt": row.prompt.text, "the principle's comparison": principle.comparison, **numbered(shown)},
+        principle=principle,
+        prompt=row.prompt.text,
+        completions=shown,
+        mark=digest([row.prompt.text, *sorted(shown)], length=12),  # a fence that the text inside cannot know
+        n=len(shown),
+    )
+    return Question((Message(role="user", content=rendered),), slots)
+
+
+async def _ask(
+    asked: Question, principle: Principle, stage: RankStage, sampling: Sampling, scheduler: Sampler
+) -> Ranking:
+    """The first ranking that can be read, of the first reply and those to re-asks; the first one where none can."""
+    warm = sampling.model_copy(update={"temperature": max(sampling.temperature, REASK_TEMPERATURE)})
+    first: Ranking | None = None
+    for attempt in range(stage.reask + 1):
+        reply = await scheduler.sample(stage.model, asked.messages, warm if attempt else sampling, attempt=attempt)
+        found = _bound(reply[0], asked.slots, principle, stage)
+        if found.problem is None:
+            return found
+        first = first or found
+    assert first is not None
+    return first
+
+
+def _bound(reply: Completion, slots: Slots, principle: Principle, stage: RankStage) -> Ranking:
+    """The reply's ranking of numbers as one of candidates."""
+    order, problem = _read(reply, len(slots), stage)
+    return Ranking(
+        order=None if order is None else tuple(tuple(i for k in tied for i in slots[k - 1]) for tied in order),
+        shown=tuple(i for same in slots for i in same),
+        judge=stage.model,
+        principle=principle.id,
+        raw=writable(reply.text),
+        problem=problem,
+        calls=(reply.call,),
+    )
+
+
+def _read(reply: Completion, n: int, stage: RankStage) -> tuple[Sequence[Sequence[int]] | None, str | None]:
+    """The numbers best first, those that tie together; or the problem."""
+    if problem := unusable("ranking", reply):
+        return None, problem
+    if stage.answers == "ranking":
+        return read_ranking(reply.text, n)
+    readings = read_reply(reply.text, n, *stage.scale, stage.answers)
+    if wrong := next((reading.problem for reading in readings if reading.problem), None):
+        return None, wrong
+    values = {number: reading.value for number, reading in enumerate(readings, start=1) if reading.value is not None}
+    levels = sorted(set(values.values()), reverse=True)
+    return [[number for number, value in values.items() if value == level] for level in levels], None
