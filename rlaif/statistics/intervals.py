@@ -1,21 +1,25 @@
-"""Pure functions on numbers: a mean with its 95 % interval, and what is compared in pairs.
+"""A number with its 95 % interval, and what is compared in pairs.
 
-Knows nothing of models or judges. Every interval says what it was computed from, so that a table can show n beside it.
+Every interval says what it was computed from, so that a table can show n beside it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 CONFIDENCE = 0.95
 RESAMPLES = 9_999
 _BATCH = 500  # resamples drawn at once: bounds memory at _BATCH x n floats
+_CELLS = 4_000_000  # of one batch of counts, for the same reason
 
 
 class Interval(NamedTuple):
-    """A mean, the ends of its 95 % interval, and the number of observations."""
+    """A mean, or another estimate, the ends of its 95 % interval, and the number of observations."""
 
     mean: float
     low: float
@@ -61,6 +65,51 @@ def share_interval(outcomes: Sequence[bool]) -> Interval | None:
     test = stats.binomtest(sum(outcomes), len(outcomes))
     interval = test.proportion_ci(confidence_level=CONFIDENCE, method="wilson")
     return Interval(sum(outcomes) / len(outcomes), float(interval.low), float(interval.high), len(outcomes))
+
+
+def resamples(counts: Sequence[int], *, times: int = RESAMPLES, seed: int = 0) -> Iterator[NDArray[Any]]:
+    """How often each kind of item is drawn when sum(counts) items are drawn again with replacement (Efron 1979).
+
+    `counts` (k) says how many items of each kind there are: items alike in all that matters are drawn as one number, so
+    that the work follows their kinds and not the items. Yields batches (b, k) that add up to `times` resamples.
+    """
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    n, kinds = sum(counts), len(counts)
+    few = 4 * kinds < n
+    kind_of = None if few else np.repeat(np.arange(kinds), counts)
+    batch = max(1, min(_BATCH, _CELLS // max(kinds, 1 if few else n)))
+    for start in range(0, times, batch):
+        size = min(batch, times - start)
+        if kind_of is None:
+            yield rng.multinomial(n, np.asarray(counts) / n, size=size)
+        else:  # the same distribution; a multinomial is slow where there are about as many kinds as items
+            drawn = kind_of[rng.integers(0, n, size=(size, n))] + kinds * np.arange(size)[:, None]
+            yield np.bincount(drawn.ravel(), minlength=size * kinds).reshape(size, kinds)
+
+
+def bootstrap_interval(
+    counts: Sequence[int], statistic: Callable[[NDArray[Any]], NDArray[Any]], *, seed: int = 0
+) -> Interval | None:
+    """A statistic of items with its percentile bootstrap interval over them.
+
+    `statistic` takes counts (b, k), how often each of k kinds of item occurs in b samples, and gives b values, NaN
+    where it is undefined. None for fewer than two items, and where it is undefined on the items themselves; resamples
+    on which it is undefined are left out. Where all items agree the interval has no width, however few they are.
+    """
+    import numpy as np
+
+    n = sum(counts)
+    if n < 2:
+        return None
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value = float(statistic(np.asarray(counts)[None, :])[0])
+        if math.isnan(value):
+            return None
+        drawn = np.concatenate([statistic(batch) for batch in resamples(counts, seed=seed)])
+    low, high = np.nanquantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Interval(value, float(low), float(high), n)
 
 
 def best_of_n_kl(n: int) -> float:

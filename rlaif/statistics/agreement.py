@@ -1,0 +1,251 @@
+"""How far raters agree with each other, item by item, and how far verdicts agree with gold.
+
+Labels are anything hashable and None is missing. Every interval is over items, which must be independent; the kappas'
+are percentile bootstraps, so at perfect agreement they have no width: show `percent_agreement` beside them, whose
+interval does. How tied or unparsed verdicts are turned into labels decides a kappa; say it with the number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from rlaif.statistics.intervals import Interval, bootstrap_interval, share_interval
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Label = Hashable
+
+
+def percent_agreement(ratings: Sequence[Sequence[Label]]) -> Interval | None:
+    """Share of an item's pairs of raters that gave the same label, averaged over items; `ratings` is items x raters.
+
+    Items with fewer than two ratings are left out. With two raters it is a share, with Wilson's interval; with more a
+    mean over items, bootstrapped, and None for a single item. Raises ValueError where no item is left.
+    """
+    shares = []
+    for item in ratings:
+        known = [label for label in item if label is not None]
+        if (n := len(known)) > 1:
+            shares.append(sum(m * (m - 1) for m in Counter(known).values()) / (n * (n - 1)))
+    if not shares:
+        raise ValueError("no item has two ratings")
+    if set(shares) <= {0.0, 1.0}:
+        return share_interval([share == 1.0 for share in shares])
+    kinds = Counter(shares)
+    return bootstrap_interval(list(kinds.values()), lambda drawn: drawn @ list(kinds) / len(shares))
+
+
+def cohen_kappa(
+    first: Sequence[Label],
+    second: Sequence[Label],
+    *,
+    weights: Literal["linear", "quadratic"] | None = None,
+    order: Sequence[Label] | None = None,
+    seed: int = 0,
+) -> Interval | None:
+    """Two raters' agreement beyond chance (Cohen 1960); with `weights` a disagreement counts by its distance (1968).
+
+    The distance is in ranks of `order`, the categories from low to high, used or not; without it the labels found are
+    sorted. Items that either rater left out are left out; the interval's n is those that remain. None for fewer than
+    two of them, and where both raters gave all of them one and the same label: chance then explains everything.
+    Raises ValueError for raters of unequal length, for no item with two ratings, and for labels not in `order`.
+    """
+    import numpy as np
+
+    if len(first) != len(second):
+        raise ValueError(f"the raters have {len(first)} and {len(second)} items")
+    kinds = Counter((a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None)
+    if not kinds:
+        raise ValueError("no item has two ratings")
+    place = _places([label for pair in kinds for label in pair], order, ordered=weights is not None)
+    ranks = np.arange(len(place), dtype=float)
+    distance = np.abs(ranks[:, None] - ranks)
+    distance = (distance > 0).astype(float) if weights is None else distance**2 if weights == "quadratic" else distance
+    rows, columns = (np.array([place[pair[rater]] for pair in kinds]) for rater in (0, 1))
+    observed = distance[rows, columns]
+    in_row, in_column = np.eye(len(place))[rows], np.eye(len(place))[columns]
+    n = sum(kinds.values())
+
+    def kappa(drawn: NDArray[Any]) -> NDArray[Any]:
+        expected = ((drawn @ in_row @ distance) * (drawn @ in_column)).sum(axis=1) / n
+        return np.asarray(1 - (drawn @ observed) / expected)
+
+    return bootstrap_interval(list(kinds.values()), kappa, seed=seed)
+
+
+def fleiss_kappa(ratings: Sequence[Sequence[Label]], *, seed: int = 0) -> Interval | None:
+    """`fleiss_kappa_of_counts` of ratings, items x raters; a missing one is a ValueError."""
+    place = _places([label for item in ratings for label in item if label is not None], None)
+    counts = []
+    for number, item in enumerate(ratings):
+        if None in item:
+            raise ValueError(f"item {number} has a missing rating: use krippendorff_alpha, or leave the item out")
+        found = Counter(item)
+        counts.append([found[label] for label in place])
+    return fleiss_kappa_of_counts(counts, seed=seed)
+
+
+def fleiss_kappa_of_counts(counts: Sequence[Sequence[int]], *, seed: int = 0) -> Interval | None:
+    """Several raters' agreement beyond chance (Fleiss 1971) from how many gave each item each label, items x labels.
+
+    Which rater said what does not matter, so two raters give Scott's pi. None for fewer than two items, and where all
+    ratings are one label. Raises ValueError for no items and for items of unequal or fewer than two ratings.
+    """
+    import numpy as np
+
+    kinds = Counter(tuple(item) for item in counts)
+    raters = {sum(item) for item in kinds}
+    if len(raters) != 1:
+        raise ValueError(f"items have from {min(raters)} to {max(raters)} ratings" if raters else "no items")
+    if (m := raters.pop()) < 2:
+        raise ValueError("items have fewer than two ratings")
+    table = np.array(list(kinds), dtype=float)
+    agreeing = (table * (table - 1)).sum(axis=1) / (m * (m - 1))
+    n = sum(kinds.values())
+
+    def kappa(drawn: NDArray[Any]) -> NDArray[Any]:
+        expected = ((drawn @ table / (n * m)) ** 2).sum(axis=1)
+        return np.asarray((drawn @ agreeing / n - expected) / (1 - expected))
+
+    return bootstrap_interval(list(kinds.values()), kappa, seed=seed)
+
+
+Level = Literal["nominal", "ordinal", "interval", "ratio"]
+
+
+def krippendorff_alpha(
+    ratings: Sequence[Sequence[Label]],
+    *,
+    level: Level = "nominal",
+    order: Sequence[Label] | None = None,
+    seed: int = 0,
+) -> Interval | None:
+    """Reliability of any number of raters with gaps (Krippendorff 2011, Computing Krippendorff's Alpha-Reliability).
+
+    `ratings` is items x raters. 1 - (n - 1) D / E over the n ratings of items that have two or more: D is the squared
+    distance of each pair of ratings of one item, weighted by 1 / (its ratings - 1), E that of every pair there is.
+    Distances of `ordinal` labels follow `order`, low to high, or their sorted order; `interval` and `ratio` need
+    numbers, the latter none below zero. The interval's n is those items. None for fewer than two of them, and where all
+    ratings are one label. Raises ValueError where no item has two ratings and for labels that do not fit the level.
+    """
+    import numpy as np
+
+    kinds = Counter(tuple(known) for item in ratings if len(known := [x for x in item if x is not None]) > 1)
+    if not kinds:
+        raise ValueError("no item has two ratings")
+    place = _places([label for item in kinds for label in item], order, ordered=level == "ordinal")
+    table = np.zeros((len(kinds), len(place)))  # kinds x labels: how many raters gave it
+    for row, item in enumerate(kinds):
+        for label in item:
+            table[row, place[label]] += 1
+    m = table.sum(axis=1)
+    values = np.zeros(len(place)) if level in ("nominal", "ordinal") else _numbers(list(place), level)
+
+    def of_distances(drawn: NDArray[Any]) -> NDArray[Any]:
+        margins = drawn @ table
+        within = ((table @ distances) * table).sum(axis=1) / (m - 1)
+        between = ((margins @ distances) * margins).sum(axis=1)
+        return np.asarray(1 - (margins.sum(axis=1) - 1) * (drawn @ within) / between)
+
+    def of_positions(drawn: NDArray[Any]) -> NDArray[Any]:
+        # sum_ck n_c n_k (x_c - x_k)^2 = 2 (n sum_c n_c x_c^2 - (sum_c n_c x_c)^2): no table of labels x labels
+        margins = drawn @ table
+        n = margins.sum(axis=1)
+        # An ordinal label stands at the middle of its ranks, among the ratings of the same resample.
+        at = np.cumsum(margins, axis=1) - margins / 2 if level == "ordinal" else np.broadcast_to(values, margins.shape)
+        at = at - (margins * at).sum(axis=1, keepdims=True) / n[:, None]
+        within = (m * (at**2 @ table.T) - (at @ table.T) ** 2) / (m - 1)
+        between = n * (margins * at**2).sum(axis=1)
+        found = 1 - (n - 1) * (drawn * within).sum(axis=1) / between
+        return np.where((margins > 0).sum(axis=1) > 1, found, np.nan)  # one label: `between` is 0 but for rounding
+
+    if level in ("ordinal", "interval"):
+        return bootstrap_interval(list(kinds.values()), of_positions, seed=seed)
+    if level == "nominal":
+        distances = 1 - np.eye(len(place))
+    else:
+        sums = np.add.outer(values, values)
+        distances = np.divide(np.subtract.outer(values, values), sums, out=np.zeros_like(sums), where=sums > 0) ** 2
+    return bootstrap_interval(list(kinds.values()), of_distances, seed=seed)
+
+
+class Classification(NamedTuple):
+    """Verdicts against gold. The macro averages weigh every class of gold alike; F1 is the mean of the classes' F1."""
+
+    accuracy: Interval
+    precision: Interval
+    recall: Interval
+    f1: Interval
+    unparsed: int
+
+
+def classification(
+    verdicts: Sequence[Label], gold: Sequence[Label], *, unparsed_as: Label = None, seed: int = 0
+) -> Classification | None:
+    """Accuracy and macro precision, recall and F1; the classes are those of gold.
+
+    An unparsed verdict (None) is wrong and no class's prediction, unless `unparsed_as` names the class it counts as.
+    Precision is over all predictions of a class, and 0 for a class never predicted. None for fewer than two items.
+    Raises ValueError for unequal lengths, no items and missing gold.
+    """
+    import numpy as np
+
+    if len(verdicts) != len(gold):
+        raise ValueError(f"{len(verdicts)} verdicts on {len(gold)} gold labels")
+    if not gold or None in gold:
+        raise ValueError("gold labels are missing" if gold else "no items")
+    if len(gold) < 2:
+        return None
+    given = [unparsed_as if verdict is None else verdict for verdict in verdicts]
+    kinds = Counter(zip(given, gold, strict=True))
+    classes = list(dict.fromkeys(gold))
+    predicted = np.array([[said == c for c in classes] for said, _ in kinds], dtype=float)
+    actual = np.array([[true == c for c in classes] for _, true in kinds], dtype=float)
+
+    def macro(numerator: float, of_predicted: float, of_actual: float) -> Interval:
+        def mean(drawn: NDArray[Any]) -> NDArray[Any]:
+            present = drawn @ actual  # a class that a resample has no gold of is left out of it
+            right, wide = drawn @ (predicted * actual), of_predicted * (drawn @ predicted) + of_actual * present
+            each = np.divide(numerator * right, wide, out=np.zeros_like(right), where=wide > 0)
+            return np.asarray((each * (present > 0)).sum(axis=1) / (present > 0).sum(axis=1))
+
+        found = bootstrap_interval(list(kinds.values()), mean, seed=seed)
+        assert found is not None
+        return found
+
+    accuracy = share_interval([a == b for a, b in zip(given, gold, strict=True)])
+    assert accuracy is not None
+    unparsed = sum(verdict is None for verdict in verdicts)
+    return Classification(accuracy, macro(1, 1, 0), macro(1, 0, 1), macro(2, 1, 1), unparsed)
+
+
+def _places(labels: Sequence[Label], order: Sequence[Label] | None, *, ordered: bool = False) -> dict[Label, int]:
+    """Each category's place: in `order`, sorted where the order matters, else as first seen."""
+    found = dict.fromkeys(labels)
+    if order is not None:
+        if len(set(order)) != len(order):
+            raise ValueError("the order names a category twice")
+        if unknown := [label for label in found if label not in order]:
+            raise ValueError(f"{unknown[0]!r} is not in the order {list(order)}")
+        return {label: i for i, label in enumerate(order)}
+    if ordered:
+        try:
+            found = dict.fromkeys(sorted(found))  # type: ignore[type-var]
+        except TypeError:
+            raise ValueError("the labels cannot be sorted: give their order, low to high") from None
+    return {label: i for i, label in enumerate(found)}
+
+
+def _numbers(labels: Sequence[Label], level: Level) -> NDArray[Any]:
+    import numpy as np
+
+    for label in labels:
+        if not isinstance(label, (int, float)) or not math.isfinite(label):
+            raise ValueError(f"{level} ratings must be numbers, not {label!r}")
+        if level == "ratio" and label < 0:
+            raise ValueError(f"ratio ratings must not be negative: {label!r}")
+    return np.array(labels, dtype=float)

@@ -1,0 +1,150 @@
+"""What asking a judge in both orders shows: its biases, and measures of it against gold.
+
+Verdicts are as the judge gave them, one list for each order: A is the candidate it read FIRST, so in the second list A
+is the other candidate. `unswap` turns a verdict of the second list into the first one's terms; None is unparsed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from rlaif.records import Choice
+from rlaif.statistics.intervals import Interval, bootstrap_interval, share_interval
+
+Verdicts = Sequence[Choice | None]
+_SWAPPED: dict[Choice | None, Choice | None] = {"A": "B", "B": "A", "tie": "tie", None: None}
+_SIGN: dict[Choice | None, int] = {"A": 1, "B": -1, "tie": 0, None: 0}
+
+
+def unswap(verdict: Choice | None) -> Choice | None:
+    """The same verdict with the two candidates named the other way round."""
+    return _SWAPPED[verdict]
+
+
+class OrderBias(NamedTuple):
+    """What the order did, over pairs with a verdict in both orders. The last three shares add up to one.
+
+    A rate counts both orders, a tie as neither slot; its interval is over pairs, since a pair's two verdicts are not
+    independent. A pair that moves with the order moves towards the slot that its two verdicts favour on balance.
+    """
+
+    first_slot: Interval | None
+    second_slot: Interval | None
+    consistent: Interval | None  # the same candidate, or a tie, in both orders
+    toward_first: Interval | None
+    toward_second: Interval | None
+    unparsed: int  # pairs left out
+
+
+def order_bias(forward: Verdicts, backward: Verdicts) -> OrderBias:
+    """Position consistency and bias (Zheng et al. 2023, section 4; arXiv 2306.05685). Raises ValueError."""
+    _same_length(forward, backward)
+    pairs = [(a, b) for a, b in zip(forward, backward, strict=True) if a is not None and b is not None]
+    moved = [_SIGN[a] + _SIGN[b] for a, b in pairs]  # both in terms of slots: a consistent pair cancels
+    return OrderBias(
+        _mean([((a == "A") + (b == "A")) / 2 for a, b in pairs]),
+        _mean([((a == "B") + (b == "B")) / 2 for a, b in pairs]),
+        share_interval([m == 0 for m in moved]),
+        share_interval([m > 0 for m in moved]),
+        share_interval([m < 0 for m in moved]),
+        len(forward) - len(pairs),
+    )
+
+
+def first_slot_rate(verdicts: Verdicts) -> Interval | None:
+    """How often the candidate read first is preferred in a single order, of the verdicts that decide."""
+    return share_interval([verdict == "A" for verdict in verdicts if verdict in ("A", "B")])
+
+
+def longer_rate(verdicts: Verdicts, lengths_a: Sequence[int], lengths_b: Sequence[int]) -> Interval | None:
+    """How often the longer candidate is preferred, of decided pairs of unequal length. Raises ValueError."""
+    _same_length(verdicts, lengths_a, lengths_b)
+    return share_interval(
+        [
+            (verdict == "A") == (a > b)
+            for verdict, a, b in zip(verdicts, lengths_a, lengths_b, strict=True)
+            if verdict in ("A", "B") and a != b
+        ]
+    )
+
+
+def average_orders(forward: float | None, backward: float | None) -> float | None:
+    """P(the first order's A is the better), averaged over both orders; each given for what was read first.
+
+    RLAIF (arXiv 2309.00267, section 3.1). Where a judge's log-odds are q for the candidates and b for the first slot
+    this is (s(q + b) + s(q - b)) / 2 with the logistic s: symmetric in b, and one half at q = 0. None where either is.
+    """
+    if forward is None or backward is None:
+        return None
+    return round((forward + 1.0 - backward) / 2, 9)  # as Comparison.merge: p and 1 - p averaged are exactly one half
+
+
+def summed_verdict(forward: Choice | None, backward: Choice | None) -> Choice:
+    """JudgeBench's rule (arXiv 2410.12784): the sign of A +1, B -1, tie or unparsed 0, over both orders.
+
+    Other than Comparison.merge, where one decided and one tied order are a tie and an unparsed one leaves no verdict.
+    """
+    total = _SIGN[forward] - _SIGN[backward]
+    return "A" if total > 0 else "B" if total < 0 else "tie"
+
+
+class SummedAccuracy(NamedTuple):
+    """Verdicts of JudgeBench's rule against gold; a tied pair is not right."""
+
+    accuracy: Interval | None
+    right: int
+    wrong: int
+    tied: int
+    inconsistent: int  # pairs whose verdicts differ once un-swapped, unparsed a kind of its own
+
+
+def summed_accuracy(forward: Verdicts, backward: Verdicts, gold: Sequence[Choice]) -> SummedAccuracy:
+    """`summed_verdict` of every pair against gold, A or B of the first order. Raises ValueError for unequal lengths."""
+    _same_length(forward, backward, gold)
+    verdicts = [summed_verdict(a, b) for a, b in zip(forward, backward, strict=True)]
+    right = [verdict == true for verdict, true in zip(verdicts, gold, strict=True)]
+    tied = verdicts.count("tie")
+    differ = sum(a != unswap(b) for a, b in zip(forward, backward, strict=True))
+    return SummedAccuracy(share_interval(right), sum(right), len(right) - sum(right) - tied, tied, differ)
+
+
+class BothOrders(NamedTuple):
+    """LLMBar's measures (Zeng et al. 2024, arXiv 2310.07641): shares of all pairs, unparsed counted wrong."""
+
+    forward: Interval  # accuracy in the first order
+    backward: Interval
+    average: Interval  # of the two; its interval is over pairs
+    both: Interval  # right in both orders
+    agreement: Interval  # the same in both orders; as published, two unparsed verdicts are the same
+
+
+def both_orders(forward: Verdicts, backward: Verdicts, gold: Sequence[Choice]) -> BothOrders | None:
+    """Accuracy in each order, their average, right in both, agreement. None for fewer than two pairs.
+
+    Gold is A or B of the first order. Raises ValueError for unequal lengths.
+    """
+    _same_length(forward, backward, gold)
+    there = [a == true for a, true in zip(forward, gold, strict=True)]
+    back = [unswap(b) == true for b, true in zip(backward, gold, strict=True)]
+    shares = (
+        share_interval(there),
+        share_interval(back),
+        _mean([(a + b) / 2 for a, b in zip(there, back, strict=True)]),
+        share_interval([a and b for a, b in zip(there, back, strict=True)]),
+        share_interval([a == unswap(b) for a, b in zip(forward, backward, strict=True)]),
+    )
+    known = [share for share in shares if share is not None]
+    return BothOrders(*known) if len(known) == len(shares) else None
+
+
+def _mean(values: Sequence[float]) -> Interval | None:
+    """The mean of a few distinct values, bootstrapped over them."""
+    kinds = Counter(values)
+    return bootstrap_interval(list(kinds.values()), lambda drawn: drawn @ list(kinds) / len(values))
+
+
+def _same_length(*lists: Sequence[object]) -> None:
+    if len({len(each) for each in lists}) > 1:
+        raise ValueError(f"lists of unequal length: {', '.join(str(len(each)) for each in lists)}")

@@ -1,0 +1,300 @@
+"""The statistics of judges against published judgements, and the figures that data/SOURCES.md states for them."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import os
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlaif.records import Choice
+from rlaif.statistics import (
+    both_orders,
+    classification,
+    cohen_kappa,
+    fleiss_kappa,
+    longer_rate,
+    order_bias,
+    percent_agreement,
+    summed_accuracy,
+    system_correlations,
+    unswap,
+)
+
+DATA = Path(os.environ.get("RLAIF_REALDATA", Path(__file__).parents[2] / "shared" / "data"))
+
+pytestmark = [
+    pytest.mark.realdata,
+    pytest.mark.skipif(not DATA.is_dir(), reason="no published data here: set RLAIF_REALDATA to its folder"),
+]
+
+
+def table(name: str) -> list[dict[str, str]]:
+    opened = gzip.open if name.endswith(".gz") else open
+    with opened(DATA / name, "rt", encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def value(interval: Any) -> float:
+    assert interval is not None
+    assert interval.low - 1e-12 <= interval.mean <= interval.high + 1e-12
+    return float(interval.mean)
+
+
+# ---------------------------------------------------------------- LLMBar
+
+LLMBAR: dict[str, Choice | None] = {"1": "A", "2": "B", "": None}
+
+
+@pytest.fixture(scope="module")
+def llmbar() -> dict[str, Any]:
+    runs: dict[str, list[dict[str, str]]] = defaultdict(list)
+    for row in table("llmbar/judgements.csv.gz"):
+        runs[f"{row['subset']}|{row['model']}|{row['prompt']}"].append(row)
+    found = {}
+    for name, rows in runs.items():
+        forward = [LLMBAR[row["winner"]] for row in rows]
+        backward = [unswap(LLMBAR[row["winner_swapped"]]) for row in rows]  # the file has mapped it back
+        gold = [LLMBAR[row["label"]] for row in rows]
+        found[name] = (forward, backward, gold)
+    return found
+
+
+def test_llmbar_all_five_statistics_of_all_runs(llmbar: dict[str, Any]) -> None:
+    """Exact but for the last bits of a percentage (1e-12 of a share)."""
+    published = json.loads((DATA / "llmbar" / "statistics.json").read_text(encoding="utf-8"))
+    assert llmbar.keys() == published.keys() and len(llmbar) == 399
+    assert sum(len(gold) for _, _, gold in llmbar.values()) == 32_355
+    compared = 0
+    for name, (forward, backward, gold) in llmbar.items():
+        found = both_orders(forward, backward, gold)
+        assert found is not None
+        keys = ("correct_False", "correct_True", "correct_average", "correct_both", "equal")
+        for key, interval in zip(keys, found, strict=True):
+            *count, percent = published[name][key].split(" = ")
+            assert value(interval) == pytest.approx(float(percent.rstrip("%")) / 100, abs=1e-12), (name, key)
+            assert not count or count[0] == f"{round(interval.mean * interval.n)} / {interval.n}", (name, key)
+            compared += 1
+    assert compared == 5 * 399
+
+
+# original order, swapped, average, both, agreement, in %
+VANILLA = {
+    "Natural|GPT-4": (95.00, 96.00, 95.50, 93.00, 95.00),
+    "Neighbor|GPT-4": (77.61, 79.85, 78.73, 75.37, 93.28),
+    "GPTInst|GPT-4": (84.78, 88.04, 86.41, 83.70, 94.57),
+    "GPTOut|GPT-4": (74.47, 80.85, 77.66, 74.47, 93.62),
+    "Manual|GPT-4": (76.09, 84.78, 80.43, 71.74, 82.61),
+    "Natural|ChatGPT": (80.00, 83.00, 81.50, 67.00, 71.00),
+    "Neighbor|ChatGPT": (22.39, 16.42, 19.40, 5.22, 71.64),
+    "GPTInst|ChatGPT": (27.17, 26.09, 26.63, 7.61, 61.96),
+    "GPTOut|ChatGPT": (36.17, 46.81, 41.49, 21.28, 59.57),
+    "Manual|ChatGPT": (39.13, 30.43, 34.78, 10.87, 52.17),
+}
+
+
+def test_llmbar_as_the_paper_prints_it(llmbar: dict[str, Any]) -> None:
+    swept = 0
+    for name, percents in VANILLA.items():
+        subset, model = name.split("|")
+        runs = [run for run in llmbar if run.split("|")[1:] == [model, "Vanilla"]]
+        (run,) = [run for run in runs if run.split("|")[0].endswith(f"/{subset}") and run.startswith("LLMBar")]
+        found = both_orders(*llmbar[run])
+        assert found is not None
+        assert [100 * share.mean for share in found] == pytest.approx(percents, abs=0.005)
+        swept += 1
+    assert swept == 10
+
+
+def test_llmbar_unparsed_verdicts_are_left_out_of_the_bias(llmbar: dict[str, Any]) -> None:
+    """Positional agreement as published counts a pair unparsed in both orders as agreeing: 106 of them, in 46 runs."""
+    unparsed = [0, 0, 0]
+    for forward, backward, gold in llmbar.values():
+        both, bias = both_orders(forward, backward, gold), order_bias(forward, backward)
+        assert both is not None and bias.consistent is not None
+        twice = sum(a is None and b is None for a, b in zip(forward, backward, strict=True))
+        assert round(both.agreement.mean * both.agreement.n) == round(bias.consistent.mean * bias.consistent.n + twice)
+        for place, count in enumerate((forward.count(None), backward.count(None), twice)):
+            unparsed[place] += count
+    assert unparsed == [150, 141, 106]
+
+
+# ---------------------------------------------------------------- JudgeBench
+
+JUDGEBENCH: dict[str, Choice | None] = {"A>B": "A", "B>A": "B", "A=B": "tie", "": None}
+# judge: pairs, right, wrong, tied, accuracy %, order-inconsistent, right of mmlu-pro, livebench and livecodebench
+DECISIONS = {
+    "Skywork_Skywork-Reward-Gemma-2-27B": (350, 225, 122, 3, 64.2857, 3, "92/154", "112/154", "21/42"),
+    "Ray2333_GRM-Gemma-2B-rewardmodel-ft": (350, 208, 142, 0, 59.4286, 0, "97/154", "88/154", "23/42"),
+    "internlm_internlm2-7b-reward": (350, 208, 142, 0, 59.4286, 0, "87/154", "100/154", "21/42"),
+    "claude-3-haiku-20240307": (270, 87, 79, 104, 32.2222, 135, "58/154", "26/85", "3/31"),
+}
+
+
+def test_judgebench_decisions() -> None:
+    rows = table("judgebench_decisions/decisions.csv.gz")
+    assert len(rows) == 1320 and {row["judge"] for row in rows} == DECISIONS.keys()
+    for judge, (pairs, right, wrong, tied, percent, inconsistent, *by_source) in DECISIONS.items():
+        mine = [row for row in rows if row["judge"] == judge]
+        found = accuracy_of(mine)
+        assert (len(mine), found.right, found.wrong, found.tied) == (pairs, right, wrong, tied)
+        assert 100 * value(found.accuracy) == pytest.approx(percent, abs=5e-5)
+        assert found.inconsistent == inconsistent
+        sources = {name: [r for r in mine if source_of(r) == name] for name in ("mmlu", "livebench", "livecodebench")}
+        assert [f"{accuracy_of(part).right}/{len(part)}" for part in sources.values()] == by_source
+        assert sum(len(part) for part in sources.values()) == pairs
+
+
+def accuracy_of(rows: list[dict[str, str]]) -> Any:
+    forward, backward, gold = ([JUDGEBENCH[r[c]] for r in rows] for c in ("decision_AB", "decision_BA", "label"))
+    return summed_accuracy(forward, backward, [label for label in gold if label is not None])
+
+
+def source_of(row: dict[str, str]) -> str:
+    return row["source"].split("-")[0]
+
+
+# ---------------------------------------------------------------- PandaLM
+
+PERCENT = 5e-3  # the figures are given to two digits
+
+
+def read_json(name: str) -> list[dict[str, Any]]:
+    with gzip.open(DATA / "pandalm" / name, "rt", encoding="utf-8") as file:
+        rows: list[dict[str, Any]] = json.load(file)
+    return sorted(rows, key=lambda row: int(row["idx"]))
+
+
+@pytest.fixture(scope="module")
+def people() -> list[list[str]]:
+    rows = read_json("testset-v1.json.gz")
+    return [[str(row[f"annotator{k}"]) for k in (1, 2, 3)] for row in rows]
+
+
+def test_pandalm_people_agree(people: list[list[str]]) -> None:
+    assert len(people) == 999
+    columns = list(zip(*people, strict=True))
+    for (i, j), kappa in {(0, 1): 0.8520, (0, 2): 0.8789, (1, 2): 0.8617}.items():
+        assert value(cohen_kappa(columns[i], columns[j])) == pytest.approx(kappa, abs=5e-5)
+    assert value(fleiss_kappa(people)) == pytest.approx(0.864175, abs=5e-7)
+    assert Counter(majority(people)) == {"0": 105, "1": 422, "2": 472}
+
+
+def majority(people: list[list[str]]) -> list[str]:
+    (labels, counts) = zip(*(Counter(three).most_common(1)[0] for three in people), strict=True)
+    assert min(counts) >= 2
+    return list(labels)
+
+
+# file, column, labels, as tie or wrong: accuracy, macro precision, recall, F1 in %
+GPT = ("gpt-3.5-turbo-testset-v1.json.gz", "gpt_result", {"1": "1", "2": "2", "Tie": "0", "garbage": None})
+PANDALM = ("pandalm-7b-testset-v1.json.gz", "pandalm_result", {"0": "0", "1": "1", "2": "2"})
+
+
+@pytest.mark.parametrize(
+    ("judge", "unparsed_as", "unparsed", "figures"),
+    [
+        (GPT, "0", 25, (71.07, 58.79, 57.36, 57.55)),
+        (GPT, None, 25, (69.77, 53.65, 53.24, 52.74)),
+        (PANDALM, "0", 0, (66.77, 57.38, 57.50, 57.43)),
+        (PANDALM, None, 0, (66.77, 57.38, 57.50, 57.43)),
+    ],
+)
+def test_pandalm_judges_against_the_majority(
+    judge: Any, unparsed_as: str | None, unparsed: int, figures: tuple[float, ...], people: list[list[str]]
+) -> None:
+    name, column, labels = judge
+    verdicts = [labels[str(row[column])] for row in read_json(name)]
+    found = classification(verdicts, majority(people), unparsed_as=unparsed_as)
+    assert found is not None and found.unparsed == unparsed and found.accuracy.n == 999
+    assert [100 * value(figure) for figure in found[:4]] == pytest.approx(figures, abs=PERCENT)
+
+
+# ---------------------------------------------------------------- XSTest
+
+
+@pytest.mark.parametrize(
+    ("model", "agreement", "kappa"),
+    [
+        ("llama2orig", 96.4444, 0.9293),
+        ("mistralinstruct", 97.5556, 0.9195),
+        ("gpt4", 98.4444, 0.9701),
+    ],
+)
+def test_xstest_people_agree(model: str, agreement: float, kappa: float) -> None:
+    rows = table(f"xstest/completions_{model}.csv.gz")
+    ratings = [[row["annotation_1"], row["annotation_2"]] for row in rows]
+    assert len(ratings) == 450
+    assert 100 * value(percent_agreement(ratings)) == pytest.approx(agreement, abs=5e-5)
+    assert value(fleiss_kappa(ratings)) == pytest.approx(kappa, abs=5e-5)
+
+
+# ---------------------------------------------------------------- AlpacaEval
+
+FOUR = ("alpaca-7b", "claude-2.1", "gpt-3.5-turbo-0301", "gpt4_1106_preview")
+
+
+def alpaca_label(preference: str) -> str:
+    y = float(preference)
+    return "tie" if y in (0.0, 1.5) else "model" if y > 1.5 else "baseline"
+
+
+# models, items, agreement %, kappa where a tie is the baseline's, the model's, its own
+@pytest.mark.parametrize(
+    ("models", "items", "agreement", "kappas"),
+    [(FOUR, 3220, 95.435, (0.586, 0.893, 0.900)), (FOUR[:3], 2415, 93.913, (0.577, 0.589, 0.590))],
+)
+def test_alpaca_eval_two_judges_agree_as_much_as_the_tie_rule_says(
+    models: tuple[str, ...], items: int, agreement: float, kappas: tuple[float, ...]
+) -> None:
+    first, second = (
+        {
+            (row["model"], row["index"]): alpaca_label(row["preference"])
+            for row in table(f"alpaca_eval/{name}.csv.gz")
+            if row["model"] in models
+        }
+        for name in ("v2_annotations", "v2_cot_gpt4_turbo_fn_annotations")
+    )
+    both = [(label, second[key]) for key, label in first.items() if key in second]
+    assert len(both) == items
+    assert 100 * value(percent_agreement(both)) == pytest.approx(agreement, abs=5e-4)
+    for rule, kappa in zip(("baseline", "model", "tie"), kappas, strict=True):
+        one, two = ([rule if label == "tie" else label for label in rater] for rater in zip(*both, strict=True))
+        assert value(cohen_kappa(one, two)) == pytest.approx(kappa, abs=5e-4)
+
+
+def test_alpaca_eval_judge_prefers_the_longer() -> None:
+    rows = table("alpaca_eval/v1_annotations.csv.gz")
+    assert len(rows) == 26_565
+    choices: dict[str, Choice] = {"model": "A", "baseline": "B", "tie": "tie"}
+    verdicts = [choices[alpaca_label(row["preference"])] if row["preference"] else None for row in rows]
+    lengths = ([int(row[name]) for row in rows] for name in ("len_model", "len_baseline"))
+    found = longer_rate(verdicts, *lengths)
+    assert found is not None and found.n == 26_316 and round(found.mean * found.n) == 22_026
+    assert found.low < 0.83698 < found.high and found.high - found.low < 0.01
+
+
+def test_alpaca_eval_lengths_and_win_rates_of_systems() -> None:
+    rows = table("alpaca_eval/v2_leaderboard.csv")
+    assert len(rows) == 143
+    length = [float(row["avg_length"]) for row in rows]
+    for column, spearman in (("win_rate", 0.6756), ("length_controlled_winrate", 0.4809)):
+        found = system_correlations(length, [float(row[column]) for row in rows])
+        assert value(found.spearman) == pytest.approx(spearman, abs=5e-5)
+
+
+def test_alpaca_eval_longer_models_win_more() -> None:
+    lengths, wins = defaultdict(list), defaultdict(list)
+    for row in table("alpaca_eval/v1_annotations.csv.gz"):
+        lengths[row["model"]].append(float(row["len_model"]))
+        if row["preference"]:
+            y = float(row["preference"])
+            wins[row["model"]].append(0.5 if y in (0.0, 1.5) else y - 1)
+    assert len(lengths) == 33
+    found = system_correlations(*([sum(v) / len(v) for v in by_model.values()] for by_model in (lengths, wins)))
+    assert value(found.pearson) == pytest.approx(0.728, abs=5e-4)
