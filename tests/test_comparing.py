@@ -17,7 +17,8 @@ from rlaif.config import CompareStage, SamplingSettings
 from rlaif.constitution import read_constitution
 from rlaif.errors import InputError
 from rlaif.generate.pairing import pair
-from rlaif.judges.comparing import OFFERED, REQUIRED, Comparer, compare, read_choice, read_probability, two_to_compare
+from rlaif.judges.comparing import OFFERED, REQUIRED, Comparer, compare, read_probability, two_to_compare
+from rlaif.judges.replies import read_choice
 from rlaif.records import Candidate, Choice, Comparison, Completion, Message, Row, Sampling
 from rlaif.resources import find
 from rlaif.templates import Template
