@@ -18,7 +18,8 @@ from rlaif.config import CompareStage, SamplingSettings
 from rlaif.constitution import read_constitution
 from rlaif.errors import InputError
 from rlaif.generate.pairing import Pairing, candidate_scores, pair
-from rlaif.judges.comparing import OFFERED, REQUIRED, Comparer, compare, pairs_to_compare, read_choice, read_probability
+from rlaif.judges.comparing import OFFERED, REQUIRED, Comparer, compare, pairs_to_compare, read_probability
+from rlaif.judges.replies import read_choice
 from rlaif.records import Candidate, Choice, Comparison, Completion, Message, Row, Sampling
 from rlaif.resources import find
 from rlaif.templates import Template

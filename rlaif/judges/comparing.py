@@ -8,7 +8,6 @@ add up to one. With reasons the judge first writes them and is asked for its ver
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import NamedTuple
@@ -17,7 +16,7 @@ from rlaif.config import CompareStage, SamplingSettings
 from rlaif.constitution import Constitution, Principle
 from rlaif.engines.scheduler import Sampler, together
 from rlaif.judges.rating import REASK_TEMPERATURE, numbered
-from rlaif.judges.replies import unusable
+from rlaif.judges.replies import read_choice, unusable
 from rlaif.records import (
     Candidate,
     Choice,
@@ -186,7 +185,7 @@ def _read(order: tuple[int, int], reply: Completion, reasons: Completion | None,
         choice = None if probability is None else preferred(probability)
     else:
         probability = None
-        choice, problem = read_choice(reply.text)
+        choice, problem = read_choice(reply.text, cut=reply.finish_reason == "length")
     return Verdict(
         a=order[0],
         b=order[1],
@@ -255,16 +254,3 @@ def read_probability(alternatives: dict[str, float | None] | None) -> tuple[floa
     if mass < LEAST_MASS:
         return None, f"only {mass:.0%} of the first token's probability is on the numbers"
     return round(first / mass, 9), None
-
-
-_AROUND = r"[\s*_`\"'\[\]().:]*"  # what a judge puts around a number without saying more
-_CHOICE = re.compile(rf"{_AROUND}(?:completion\s+)?(1|2|tie){_AROUND}", re.IGNORECASE)
-
-
-def read_choice(text: str) -> tuple[Choice | None, str | None]:
-    """The number that a reply consists of, or the problem: a reply that says more than a number is not searched."""
-    found = _CHOICE.fullmatch(text)
-    if found is None:
-        return None, "expected 1, 2 or tie and nothing else"
-    choices: dict[str, Choice] = {"1": "A", "2": "B"}
-    return choices.get(found[1], "tie"), None

@@ -1,0 +1,29 @@
+"""Reading a judge's reply: a rating, score, verdict or ranking that it plainly gives, or *unparsed* with the reason.
+
+Nothing is guessed. Two rules hold for every kind:
+
+- Words count only in a formal position: a line of its own, after its keyword (`Rating: 4`), in double brackets, in a
+  JSON field. What stands in the middle of a sentence, in quotation marks or in a block quotation is reasons.
+- What is formally given twice and differs is unparsed. The last one does not win: a judge that quotes a completion's
+  injected verdict after its own gives the same words as one that corrects itself.
+
+From below upwards: `words` (what all kinds share), then `ratings`, `scores`, `verdicts` and `rankings`.
+"""
+
+from rlaif.judges.replies.rankings import Ranking, read_ranking
+from rlaif.judges.replies.ratings import read_json, read_lines, read_reply
+from rlaif.judges.replies.scores import read_score
+from rlaif.judges.replies.verdicts import read_choice
+from rlaif.judges.replies.words import Reading, unusable
+
+__all__ = [
+    "Ranking",
+    "Reading",
+    "read_choice",
+    "read_json",
+    "read_lines",
+    "read_ranking",
+    "read_reply",
+    "read_score",
+    "unusable",
+]

@@ -1,0 +1,128 @@
+"""A ranking of n numbered completions, best first: `2 > 1 = 3`, `Ranking: 2, 1, 3`, {"ranking": [2, [1, 3]]}."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from rlaif.judges.replies.words import CORRECTION, CUT, REPORTS, SWAPS, find_object, narrow, quoted, said
+
+Ranking = tuple[tuple[int, ...], ...]  # groups of numbers, best first; those in one group are tied
+
+_ITEM = r"[*_]*(?:(?:completion|text|response|answer|candidate)[ \t]*#?)?\[?(?P<{}>\d{{1,4}})\]?[*_]*"
+_PLAIN = re.sub(r"\?P<\{\}>", "", _ITEM).replace("{{", "{").replace("}}", "}")
+_CHAIN = re.compile(rf"{_PLAIN}(?:[ \t]*[>=≻][ \t]*{_PLAIN})+", re.IGNORECASE)
+_LIST = re.compile(rf"\[?{_PLAIN}(?:[ \t]*,[ \t]*{_PLAIN})*\]?", re.IGNORECASE)
+_KEY = re.compile(
+    r"[ \t#*_•-]*(?:(?:so|thus|therefore|my|the|final|overall)\b,?[ \t]*)*\branking\b[*_]*"
+    r"(?:[ \t]*\((?:from )?best (?:first|to worst)\))?[*_]*(?:[ \t]*[:=][*_]*[ \t]*|[ \t]+is:?[ \t]+)",
+    re.IGNORECASE,
+)
+_PLACES = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
+_PLACE = re.compile(
+    rf"[ \t*_•-]*(?:(?P<digits>\d{{1,2}})(?:st|nd|rd|th)|(?P<word>{'|'.join(_PLACES)}))(?:[ \t]+place)?[*_]*[ \t]*[:–—-][*_]*[ \t]*"
+    rf"{_ITEM.format('k')}(?P<tail>[^\n]*)",
+    re.IGNORECASE,
+)
+_WORST_FIRST = re.compile(
+    r"\bworst\W+(?:first|to)\b|\bfrom worst\b|\bascending\b|\bworst[ -]to[ -]best\b", re.IGNORECASE
+)
+
+
+def read_ranking(text: str, n: int, *, cut: bool = False) -> tuple[Ranking | None, str | None]:
+    """The ranking of a reply, each of 1 to n in it exactly once; or the problem.
+
+    It is a chain on a line of its own (`2 > 1 = 3`), a chain or list after `Ranking:`, a list that is the whole reply,
+    places (`1st: 2`), or the `ranking` of one JSON object. Two that differ, an order from worst to best and a correction
+    after it are unparsed. `cut`: the reply ended at max_tokens, and is unparsed.
+    """
+    if cut:
+        return None, CUT
+    heard = narrow(said(text)).strip()
+    given: list[Ranking | None] = []
+    end = 0
+    if "{" in heard:
+        found = find_object(heard)
+        if isinstance(found, str):
+            return None, found
+        value, heard = found
+        given.append(_groups(value.get("ranking") if isinstance(value, dict) else None))
+        end = len(heard)
+    said_so, last = _given(heard)
+    given += said_so
+    if not given:
+        return None, "no ranking in a place of its own"
+    ranking = given[0]
+    if ranking is None or any(other != ranking for other in given):
+        return None, "a ranking that cannot be read, or several that differ"
+    numbers = [number for group in ranking for number in group]
+    if sorted(numbers) != list(range(1, n + 1)):
+        return None, f"expected the numbers 1 to {n} once each, found {', '.join(map(str, numbers[: n + 3]))}"
+    if _WORST_FIRST.search(heard):
+        return None, "an order from worst to best"
+    if CORRECTION.search(heard[max(end, last) :]) or SWAPS.search(heard[max(end, last) :]):
+        return None, "the words after the ranking may take it back"
+    return ranking, None
+
+
+def _groups(value: Any) -> Ranking | None:
+    """The groups in a JSON list such as [2, [1, 3]]."""
+    if not isinstance(value, list):
+        return None
+    groups: list[tuple[int, ...]] = []
+    for item in value:
+        numbers = [_number(one) for one in (item if isinstance(item, list) else [item])]
+        if not numbers or None in numbers:
+            return None
+        groups.append(tuple(sorted(number for number in numbers if number is not None)))
+    return tuple(groups)
+
+
+def _number(item: Any) -> int | None:
+    if isinstance(item, bool) or not isinstance(item, (int, str)):
+        return None
+    match = re.fullmatch(_ITEM.format("k"), str(item).strip(), re.IGNORECASE)
+    return int(match["k"]) if match else None
+
+
+def _given(heard: str) -> tuple[list[Ranking | None], int]:
+    """Every ranking in a formal position, None for one that is not clear, and where the last of them ends."""
+    given: list[Ranking | None] = []
+    places: dict[int, int | None] = {}
+    end = at = 0
+    waiting = False  # the line before was `Ranking:` and nothing else
+    for line in heard.split("\n"):
+        key = _KEY.match(line)
+        body = line[key.end() if key else 0 :].strip(" \t\r`*_.")
+        keyed = key is not None or waiting
+        chain = _CHAIN.fullmatch(body) is not None
+        listed = _LIST.fullmatch(body) is not None and (keyed or body == heard.strip(" `*_.")) and "," in body
+        if chain or listed:
+            clear = not quoted(heard, at) and not line.lstrip().startswith(("`", '"'))
+            given.append(_ordered(body) if clear else None)
+            end = at + len(line)
+        elif keyed and body:
+            given.append(None)
+        elif place := _PLACE.fullmatch(line):
+            rank = int(place["digits"]) if place["digits"] else _PLACES.index(place["word"].lower()) + 1
+            alone = re.match(r"[ \t]*$|[ \t]*[.,;:]?[ \t]+[-–—(a-z]", place["tail"], re.IGNORECASE)
+            unclear = (
+                rank in places or not alone or quoted(heard, at) or re.match(r"[ \t,]*(?:and|or)\b", place["tail"])
+            )
+            places[rank] = None if unclear else int(place["k"])
+            end = at + len(line)
+        waiting = (key is not None and not body) or (waiting and not body)
+        at += len(line) + 1
+    if places:
+        ranks = sorted(places)
+        ordered = [places[rank] for rank in ranks]
+        whole = ranks == list(range(1, len(ranks) + 1)) and None not in ordered
+        given.append(tuple((k,) for k in ordered if k is not None) if whole else None)
+    if REPORTS.search(heard.partition("\n")[0]) and len(heard.split("\n")) == 2:
+        given.append(None)
+    return given, end
+
+
+def _ordered(body: str) -> Ranking:
+    groups = re.split(r"[>≻,]", body)
+    return tuple(tuple(sorted(int(number) for number in re.findall(r"\d+", group))) for group in groups)

@@ -1,0 +1,306 @@
+"""Ratings of n numbered completions: as one JSON object, as a block for each, or as the rows of a table.
+
+Every rating is bound to the number written with it, never to its place. The numbers are counted before anything is
+assigned: a reply that names a completion twice, leaves one out or has one too many gives no rating at all.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from rlaif.judges.replies.words import (
+    CORRECTION,
+    CUT,
+    REPORTS,
+    SWAPS,
+    Number,
+    Reading,
+    find_object,
+    leading_number,
+    narrow,
+    quoted,
+    said,
+    takes_back,
+)
+
+
+def read_reply(
+    text: str,
+    n: int,
+    low: int,
+    high: int,
+    answers: str,
+    *,
+    cut: bool = False,
+    na: bool = False,
+    types: Sequence[str] = (),
+) -> list[Reading]:
+    """The ratings of numbers 1 to n in a judge's reply, `answers` saying its form: `json` or `lines`.
+
+    `cut`: the reply ended at max_tokens, so its last rating may be the beginning of another (1 of 10).
+    `na`: the judge may rate N/A, which is a reading without value or problem; else N/A is unparsed.
+    `types`: the codes it may name beside a rating (UltraFeedback, arXiv 2310.01377); others are left out and noted.
+    """
+    read = read_json if answers == "json" else read_lines
+    return read(text, n, low, high, cut=cut, na=na, types=types)
+
+
+# ---------------------------------------------------------------- JSON
+
+_NAMED = r"(?:text|completion|response|answer|candidate|output)"
+_KEY = re.compile(rf"(?:{_NAMED}[ _]?)?\[?(\d{{1,4}})\]?")
+_INDEX = ("completion", "text", "index", "number")
+_WRAPPERS = ("ratings", "completions", "evaluations", "evaluation", "results", "judgments", "judgements")
+
+
+def read_json(
+    text: str, n: int, low: int, high: int, *, cut: bool = False, na: bool = False, types: Sequence[str] = ()
+) -> list[Reading]:
+    """A reply such as {"1": {"rationale": "...", "rating": 4}, "2": ...}, or a list of {"completion": 1, "rating": 4}.
+
+    It may stand in one code fence and in plain words that do no more than introduce it.
+    """
+    found = find_object(said(text))
+    if isinstance(found, str):
+        return [Reading(None, text, found)] * n
+    value, before = found
+    if _openers(before) or _RATING.search(before):
+        return [Reading(None, text, "ratings stand before the object too")] * n
+    items = _by_number(value)
+    if items is None or sorted(items) != list(range(1, n + 1)):
+        held = ", ".join(map(str, sorted(items)[: n + 3])) if items else ""
+        return [Reading(None, text, f"expected the numbers 1 to {n}, found {held or 'none'}")] * n
+    return [_json_reading(items[k + 1], low, high, na, types) for k in range(n)]
+
+
+def _by_number(value: Any) -> dict[int, Any] | None:
+    """What stands at each number, or None where not everything has a number of its own."""
+    if isinstance(value, dict) and len(value) == 1 and (key := next(iter(value))) in _WRAPPERS:
+        value = value[key]
+    pairs: list[tuple[object, Any]] = []
+    if isinstance(value, dict):
+        pairs = [(key, item) for key, item in value.items()]
+    elif isinstance(value, list) and all(isinstance(item, dict) for item in value):
+        for item in value:
+            keys = [key for key in _INDEX if isinstance(item.get(key), (int, str))]
+            pairs.append((str(item[keys[0]]) if len(keys) == 1 else None, item))
+    numbers = [_KEY.fullmatch(str(key).strip().lower()) for key, _ in pairs]
+    if not pairs or None in numbers:
+        return None
+    items = {int(match[1]): item for match, (_, item) in zip(numbers, pairs, strict=True) if match}
+    return items if len(items) == len(pairs) else None
+
+
+def _json_reading(item: Any, low: int, high: int, na: bool, types: Sequence[str]) -> Reading:
+    raw = json.dumps(item, ensure_ascii=False)
+    if not isinstance(item, dict) or "rating" not in item:
+        return Reading(None, raw, "no whole-number rating")
+    if any(key != "rating" and ("rating" in key or "score" in key) for key in item):
+        return Reading(None, raw, "several fields that may be the rating")
+    value = item["rating"]
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        return Reading(None, raw, "no whole-number rating")
+    number = leading_number(str(value), low, high)
+    if number.tail.strip():  # a field holds the rating and nothing else
+        number = number._replace(
+            value=None, na=False, problem=f"the rating {str(value)[:40]!r} is not a whole number of the scale"
+        )
+    keys = list(item)
+    later = [item[key] for key in keys[keys.index("rating") + 1 :] if isinstance(item[key], str)]
+    if any(takes_back(words) for words in later):
+        return Reading(None, raw, "the words after the rating may take it back")
+    named, note = _json_types(item, types)
+    reading = _reading(number, raw, na)._replace(types=named, note=note)
+    told = item.get("rationale")
+    return reading._replace(raw=told) if reading.problem is None and isinstance(told, str) else reading
+
+
+def _json_types(item: dict[str, Any], offered: Sequence[str]) -> tuple[tuple[str, ...], str | None]:
+    value = item.get("types", item.get("type", ""))
+    written = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return read_types(written, offered)
+
+
+def read_types(written: str, offered: Sequence[str]) -> tuple[tuple[str, ...], str | None]:
+    """The codes in `1, 3` or `[1, 3]`, in the order they are offered; and which ones are not offered."""
+    if not offered or re.fullmatch(r"[\s\[\]()*_.]*(?:none|null|n/?a)?[\s\[\]()*_.]*", written, re.IGNORECASE):
+        return (), None
+    codes = [code.strip(" \t*_[]().\"'") for code in re.split(r"[,;&]|\band\b", written)]
+    unknown = sorted({code for code in codes if code and code not in offered})
+    note = f"types not offered: {', '.join(unknown)[:80]}" if unknown else None
+    return tuple(code for code in offered if code in codes), note
+
+
+def _reading(number: Number, raw: str, na: bool) -> Reading:
+    if number.na:
+        return Reading(None, raw, None if na else "rated N/A, which is not offered", na=na)
+    return Reading(number.value, raw, number.problem)
+
+
+# ---------------------------------------------------------------- lines
+
+# A block opens with its number in brackets, or with the completion's name as UltraFeedback's judge heads it
+# (`#### Output for Text 1`, its templates). A bare `1.` may be a list of anything and opens none.
+_BLOCK = re.compile(
+    r"^[ \t]*(?:[-*•][ \t]+)?(?:#{1,6}[ \t]*)?[*_]{0,3}"
+    rf"(?:\[(?P<bracket>\d{{1,4}})\]|(?:output[ \t]+for[ \t]+)?{_NAMED}[ \t]*#?(?P<open>\[)?(?P<named>\d{{1,4}})(?(open)\])"
+    r"(?![\w.])(?=[ \t]*[*_]{0,3}[ \t]*(?:[:|(→\r\n]|[-–—][ \t]|$)))[*_]{0,3}",
+    re.MULTILINE | re.IGNORECASE,
+)
+_ANOTHER = re.compile(r"[ \t]*(?:[,/&+-]|and\b|or\b)?[ \t]*\[\d|[ \t]*(?:,|/|&|and\b|or\b)[ \t]*\d", re.IGNORECASE)
+_RATING = re.compile(
+    r"\brating\b[*_\"]*(?:[ \t]*\([^()\n]{1,20}\))?[*_\"]*(?P<colon>[ \t]*[:=][*_]*)?[ \t]*(?=[*_`\"'\[(]*[+-]?\d)"
+    r"|\brating\b[*_]*(?:[ \t]*\([^()\n]{1,20}\))?[*_]*[ \t]*[:=][*_]*[ \t]*",
+    re.IGNORECASE,
+)
+_MENTION = re.compile(
+    r"\brating[ \t]+(?:of|is|to|was|as)[ \t]+[*_]*(\d{1,4})(?!\d)|(?<![\d/.])(\d{1,4})[ \t]*(?:/|out of)[ \t]*(\d{1,4})(?![\d/])",
+    re.IGNORECASE,
+)
+_HEAD = re.compile(r"[ \t*_]*(?:[:|→]|[-–—][ \t])?[ \t*_]*")
+_STARTS = re.compile(r"[\s*_#|•(-]*(?:(?:my|the|overall|final|and|so)\b[\s*_]*)*", re.IGNORECASE)
+_TYPES = re.compile(r"^[ \t*_#-]*types?[*_]*[ \t]*:[*_ \t]*(.*)$", re.IGNORECASE | re.MULTILINE)
+_OTHERS = re.compile(
+    rf"\[\d|\b{_NAMED}s?[ \t]*\[?\d|\b(?:first|second|third|fourth|former|latter|other)\b", re.IGNORECASE
+)
+
+
+def read_lines(
+    text: str, n: int, low: int, high: int, *, cut: bool = False, na: bool = False, types: Sequence[str] = ()
+) -> list[Reading]:
+    """A reply with one block for each completion, opened by `[k]`, `#### Output for Text k` or `Completion k:`.
+
+    A block gives its rating in a formal position: `Rating: r` at the beginning of a line or sentence, `rating r` at the
+    end of a line, or r alone after the number; once, or always the same. Or the reply is a table with a column of
+    numbers and one of ratings.
+    """
+    heard = narrow(said(text))
+    marks = _openers(heard)
+    if not marks and (rows := _table(heard)):
+        return _read_table(rows, heard, text, n, low, high, cut, na)
+    numbers = [number for number, _, _ in marks]
+    if sorted(numbers) != list(range(1, n + 1)):
+        found = ", ".join(map(str, numbers[: n + 3])) or "none"
+        return [Reading(None, text, f"expected the numbers 1 to {n} once each, found {found}")] * n
+    if any(_ANOTHER.match(heard, end) for _, _, end in marks):
+        return [Reading(None, text, "a block is headed by several numbers")] * n
+    if _RATING.search(heard, 0, marks[0][1]):
+        return [Reading(None, text, "a rating stands before the first number")] * n
+    if _mixes_up(heard):
+        return [Reading(None, text, "a correction that names another number")] * n
+    ends = [start for _, start, _ in marks[1:]] + [len(heard)]
+    readings = {}
+    for (k, start, after), end in zip(marks, ends, strict=True):
+        readings[k] = _block_reading(heard[start:end].strip(), heard[after:end], low, high, na, types)
+    if cut:
+        readings[numbers[-1]] = Reading(None, readings[numbers[-1]].raw, CUT)
+    return [readings[k + 1] for k in range(n)]
+
+
+def _openers(text: str) -> list[tuple[int, int, int]]:
+    """The number, beginning and end of everything that opens a block, in the order written."""
+    return [(int(m["bracket"] or m["named"]), m.start(), m.end()) for m in _BLOCK.finditer(text)]
+
+
+def _mixes_up(text: str) -> bool:
+    """Whether the reply exchanges two completions or corrects what it said of one in the block of another."""
+    return SWAPS.search(text) is not None or any(
+        _OTHERS.search(text[found.end() :].partition("\n")[0][:60]) for found in CORRECTION.finditer(text)
+    )
+
+
+def _block_reading(block: str, body: str, low: int, high: int, na: bool, types: Sequence[str]) -> Reading:
+    """The rating of one block, `body` being what follows the number that opened it."""
+    given: list[Number] = []
+    after = len(body)
+    head = _HEAD.match(body)
+    start = head.end() if head else 0
+    first = leading_number(body[start:].partition("\n")[0], low, high)
+    if first.found and not first.word and (first.of or not first.tail.strip(" \t\r.*_")):
+        given, after = [first], start
+    for match in _RATING.finditer(body):
+        number = leading_number(body[match.end() :].partition("\n")[0], low, high)
+        before = body[: match.start()].rpartition("\n")[2]
+        sentence = re.split(r"[.;!?|,–—]|\s-\s", before)[-1]
+        begins = _STARTS.fullmatch(sentence) is not None
+        last = not number.tail.strip(" \t\r.!*_)")
+        if number.word and not (match["colon"] or match[0].rstrip(" *_").endswith((":", "="))):
+            continue
+        if number.value is not None or number.na:
+            formal = (begins or last) and not REPORTS.search(re.split(r"[.!?]", before)[-1])
+            if not formal or quoted(body, match.start()):
+                number = Number(None, "a rating that is not given in its own place", number.tail)
+        elif not begins and not number.found:
+            continue
+        given.append(number)
+        after = min(after, match.end())
+    if not given:
+        return Reading(None, block, "no rating")
+    if len({(number.value, number.na) for number in given}) > 1:
+        return Reading(None, block, "several ratings that differ")
+    value = given[0].value
+    if value is not None and any(
+        int(m[1] or m[2]) != value or int(m[3] or high) != high for m in _MENTION.finditer(body)
+    ):
+        return Reading(None, block, "several ratings that differ")
+    if takes_back(body[after:]):
+        return Reading(None, block, "the words after the rating may take it back")
+    written = {match[1].strip() for match in _TYPES.finditer(body)}
+    named, note = read_types(written.pop(), types) if len(written) == 1 else ((), None)
+    if written and types:
+        named, note = (), "several lines of types that differ"
+    return _reading(given[0], block, na)._replace(types=named, note=note)
+
+
+# ---------------------------------------------------------------- a table
+
+_COLUMN = re.compile(rf"(?:{_NAMED}s?|no\.?|number|index|#)(?:[ ]*(?:no\.?|number|#))?", re.IGNORECASE)
+_RULE = re.compile(r":?-{2,}:?")
+
+
+def _table(text: str) -> list[list[str]]:
+    """The cells of a Markdown table, its header first; nothing where there are two tables or none."""
+    lines = [line.strip() for line in text.split("\n")]
+    at = [i for i, line in enumerate(lines) if line.startswith("|")]
+    if len(at) < 3 or at[-1] - at[0] != len(at) - 1:
+        return []
+    rows = [[cell.strip(" \t*_") for cell in line.strip("|").split("|")] for line in lines[at[0] : at[-1] + 1]]
+    plain = [i for i, row in enumerate(rows) if not all(_RULE.fullmatch(cell.strip()) for cell in row)]
+    return [rows[i] for i in plain] if plain == [0, *range(2, len(rows))] else []
+
+
+def _read_table(
+    rows: list[list[str]], heard: str, text: str, n: int, low: int, high: int, cut: bool, na: bool
+) -> list[Reading]:
+    """A table whose header names one column of numbers and one of ratings."""
+
+    def unclear(problem: str) -> list[Reading]:
+        return [Reading(None, text, problem)] * n
+
+    header, body = rows[0], rows[1:]
+    keys = [i for i, cell in enumerate(header) if _COLUMN.fullmatch(cell)]
+    values = [i for i, cell in enumerate(header) if "rating" in cell.lower() or "score" in cell.lower()]
+    named = [re.sub(r"\(.*\)", "", header[i]).strip().lower() for i in values]
+    if len(keys) != 1 or named != ["rating"] or any(len(row) != len(header) for row in body):
+        return unclear("a table without one column of numbers and one of ratings")
+    numbers = [_KEY.fullmatch(row[keys[0]].lower()) for row in body]
+    found = [int(match[1]) for match in numbers if match]
+    if None in numbers or sorted(found) != list(range(1, n + 1)):
+        return unclear(f"expected the numbers 1 to {n} once each, found {', '.join(map(str, found)) or 'none'}")
+    around = "\n".join(line for line in heard.split("\n") if not line.strip().startswith("|"))
+    if _RATING.search(around) or CORRECTION.search(around) or SWAPS.search(around):
+        return unclear("the words around the table may say something else")
+    if quoted(heard, heard.index("|")) or REPORTS.search(heard[: heard.index("|")].rstrip().rpartition("\n")[2]):
+        return unclear("the table stands in words that quote it")
+    readings = {}
+    for k, row in zip(found, body, strict=True):
+        number = leading_number(row[values[0]], low, high)
+        if number.tail.strip():
+            number = number._replace(value=None, na=False, problem="a cell that holds more than a rating")
+        readings[k] = _reading(number, " | ".join(row), na)
+    if cut:
+        readings[found[-1]] = Reading(None, " | ".join(body[-1]), CUT)
+    return [readings[k + 1] for k in range(n)]

@@ -1,0 +1,102 @@
+"""One overall score of one completion, with the critique around it: `Overall Score: 7`, `[[7]]`, `7/10`."""
+
+from __future__ import annotations
+
+import re
+
+from rlaif.judges.replies.words import (
+    CUT,
+    REPORTS,
+    Number,
+    Reading,
+    find_object,
+    leading_number,
+    narrow,
+    quoted,
+    said,
+    takes_back,
+)
+
+_FIELD = re.compile(r"(?:overall|final|total)?[ _-]*(?:score|rating)")
+_KEY = re.compile(
+    r"(?:(?<=[.!?;][ \t])|^(?![ \t]*>)[ \t#*_•-]*)(?:(?:so|thus|therefore|my|the|an?|overall|final|total)\b,?[ \t]*)*"
+    r"(?:\b(?:score|rating)|\boverall)\b[*_]*(?:[ \t]*\([^()\n]{1,20}\))?[*_]*(?:[ \t]*[:=][*_]*\s*|[ \t]+(?:is:?[ \t]+)?(?=[*_\[]*\d))",
+    re.IGNORECASE | re.MULTILINE,
+)
+_BRACKETS = re.compile(r"\[\[[^\[\]\n]{1,12}\]\]")
+_LONE = re.compile(r"^[ \t*_]*\d{1,3}[ \t]*(?:/|out of)[ \t]*\d{1,3}[ \t*_.]*$", re.MULTILINE | re.IGNORECASE)
+_MENTION = re.compile(
+    r"(\d{1,4})[ \t]*(?:/|out of)[ \t]*\d|\b(?:score|rating)\b\W{0,4}(?:(?:of|is|to|as|should be)\W+)?(\d{1,4})",
+    re.IGNORECASE,
+)
+
+
+def read_score(text: str, low: int, high: int, *, cut: bool = False) -> Reading:
+    """The score of a reply on the scale low to high; `raw` is the whole reply, which holds the critique.
+
+    It is given as `Overall Score: 7`, `[[7]]` or `7/10` in a place of its own, as the whole reply, or as the field of
+    one JSON object. Everything formally given must be the same, and nothing after it may name another. Nothing is
+    rescaled: `0.8`, `8.5` and `80%` are unparsed, `1/10` is 1, and `10/10` is 10 on a scale to 10 and unparsed on any
+    other. `cut`: the reply ended at max_tokens, and is unparsed.
+    """
+    if cut:
+        return Reading(None, text, CUT)
+    heard = narrow(said(text))
+    if "{" in heard:
+        return _field(heard, text, low, high)
+    whole = leading_number(heard.strip(), low, high)
+    if whole.value is not None and not whole.tail.strip(" .*_") and "\n" not in heard.strip():
+        return Reading(whole.value, text)
+    given, end = _given(heard, low, high)
+    if not given:
+        return Reading(None, text, "no score")
+    if len({number.value for number in given}) > 1:
+        return Reading(None, text, "several scores that differ")
+    value = given[0].value
+    if value is None:
+        return Reading(None, text, given[0].problem or "not applicable is not a score")
+    if takes_back(heard[end:]) or any(int(m[1] or m[2]) != value for m in _MENTION.finditer(heard, end)):
+        return Reading(None, text, "the words after the score may take it back")
+    return Reading(value, text)
+
+
+_NUMBER = re.compile(r"[^\w\n]*\w+(?:[ \t]*\(?(?:/|out of)[ \t]*\d+\)?)?[\])*_]*", re.IGNORECASE)
+
+
+def _given(heard: str, low: int, high: int) -> tuple[list[Number], int]:
+    """What stands in a formal position, and where the last of it ends."""
+    starts = {match.end(): match.start() for match in _KEY.finditer(heard)}
+    lone = {m.start(): m.start() for m in (*_BRACKETS.finditer(heard), *_LONE.finditer(heard))}
+    given, end = [], 0
+    for start, at in sorted((lone | starts).items()):
+        number = leading_number(heard[start:].partition("\n")[0], low, high)
+        if start not in starts and not number.found:
+            continue  # double brackets around something else
+        before = heard[heard.rfind("\n", 0, start) + 1 : start]
+        if quoted(heard, at) or REPORTS.search(re.split(r"[.!?]", before)[-1]):
+            number = Number(None, "a score that is not given in its own place", number.tail)
+        given.append(number)
+        ended = _NUMBER.match(heard, start)
+        end = ended.end() if ended else start
+    return given, end
+
+
+def _field(heard: str, text: str, low: int, high: int) -> Reading:
+    """The score field of one JSON object."""
+    found = find_object(heard)
+    if isinstance(found, str):
+        return Reading(None, text, found)
+    value, before = found
+    fields = [key for key in value if _FIELD.fullmatch(key)] if isinstance(value, dict) else []
+    if len(fields) != 1 or _given(before, low, high)[0]:
+        return Reading(None, text, "expected one score")
+    written = value[fields[0]]
+    if isinstance(written, bool) or not isinstance(written, (int, str)):
+        return Reading(None, text, "no whole-number score")
+    number = leading_number(str(written), low, high)
+    if number.value is None or number.tail.strip():
+        return Reading(None, text, number.problem or f"the score {str(written)[:40]!r} is not a whole number")
+    keys = list(value)
+    if any(isinstance(value[key], str) and takes_back(value[key]) for key in keys[keys.index(fields[0]) + 1 :]):
+        return Reading(None, text, "the words after the score may take it back")
+    return Reading(number.value, text)

@@ -1,0 +1,160 @@
+"""A verdict on two completions, after reasons or without any: `2`, `Final verdict: [[B]]`, {"verdict": "1"}."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from rlaif.judges.replies.words import CORRECTION, CUT, REPORTS, SWAPS, find_object, narrow, quoted, said
+from rlaif.records import Choice
+
+_NAMED = r"(?:completion|text|response|answer|option|candidate|assistant)"
+_KEYWORD = (
+    r"(?:verdict|choice|decision|preference|winner|judge?ment|pick|answer"
+    rf"|(?:better|preferred|best|stronger|superior|winning)[ \t]+(?:one|{_NAMED})"
+    rf"|preferred|(?:one|{_NAMED})[ \t]+i[ \t]+prefer)"
+)
+# At the beginning of a line or sentence, with nothing before it but words that lead up to a verdict.
+_KEY = re.compile(
+    r"(?:(?<=[.!?;][ \t])|^(?![ \t]*>)[ \t#*_•-]*)"
+    r"(?:(?:so|thus|therefore|hence|overall|finally|in conclusion|in summary|to conclude|my|the|final|overall)\b,?[ \t]*)*"
+    rf"\b{_KEYWORD}\b[*_]*(?:[ \t]*(?:[:=]|→)[*_]*\s*|[ \t]+is(?:[ \t]+that)?[ \t]*:?[ \t]*)",
+    re.IGNORECASE | re.MULTILINE,
+)
+_FIELDS = ("verdict", "choice", "winner", "preference", "preferred", "better", "decision", "answer")
+_TIES = (
+    r"(?:(?:it(?:'s|[ \t]+is)[ \t]+)?an?[ \t]+)?(?:tie|draw)|equal|equally[ \t]+(?:good|bad)"
+    r"|(?:both|they|the[ \t]+two)[ \t]+(?:\w+[ \t]+)?are[ \t]+equal(?:ly[ \t]+(?:good|bad))?"
+)
+_LAST = r"[*_`\])\"'.]*"
+# What may follow a verdict on its line: the end, or reasons that do not go on to qualify it.
+_REASONS = re.compile(
+    r"[ \t]*$|[ \t]*[.,;][ \t]+|[ \t]+[-–—][ \t]+|[ \t]+\(|[ \t]+(?:because|since|as)\b", re.IGNORECASE
+)
+_QUALIFIES = re.compile(
+    r"[ \t(]*(?:or|and|not|no|but|if|unless|though|although|is|by|maybe|perhaps|possibly|also|then|both|neither)\b|[^\n]*"
+    r"\b(?:or (?:maybe|perhaps|rather|possibly|even)|unless|depends|on the other hand|not sure|unsure|scratch that)\b",
+    re.IGNORECASE,
+)
+_UNSAID = re.compile(
+    r"\b(?:worse|worst|not|reject\w*|weak\w*|least|los(?:es?|ers?|ing)|bad|avoid|inferior|never|n't)\b", re.IGNORECASE
+)
+
+
+def read_choice(
+    text: str, offered: Sequence[str] = ("1", "2", "tie"), *, cut: bool = False
+) -> tuple[Choice | None, str | None]:
+    """The verdict of a reply as A (the first of `offered`), B (the second) or tie (the third, where it is offered).
+
+    It is the whole reply or a line of its own at either end, in double brackets, after a keyword such as `Verdict:`, or
+    a field of one JSON object. Whatever is formally given must be the same; what the reasons before it say does not
+    matter, but nothing after it may take it back or prefer the other. A line that goes on (`1 is worse`, `1 or 2`) gives
+    no verdict. `cut`: the reply ended at max_tokens, and is unparsed.
+    """
+    if cut:
+        return None, CUT
+    heard = narrow(said(text)).strip()
+    label = _label(offered)
+    choices: set[Choice | None] = set()
+    end = 0
+    if "{" in heard:
+        found = find_object(heard)
+        if isinstance(found, str):
+            return None, found
+        value, before = found
+        fields = [key for key in value if key in _FIELDS] if isinstance(value, dict) else []
+        written = str(value[fields[0]]) if len(fields) == 1 else ""
+        choices.add(_chosen(label.fullmatch(written.strip()), offered))
+        heard = end_of = before
+        end = len(end_of)
+    given, last = _given(heard, label, offered)
+    choices |= given
+    end = max(end, last)
+    if len(choices) > 1:
+        return None, "several verdicts that differ"
+    choice = next(iter(choices), None)
+    if choice is None:
+        return None, f"no verdict in a place of its own: expected {', '.join(offered)}"
+    after = heard[end:]
+    if CORRECTION.search(after) or SWAPS.search(after) or _prefers_other(after, choice, offered):
+        return None, "the words after the verdict may take it back"
+    return choice, None
+
+
+def _label(offered: Sequence[str]) -> re.Pattern[str]:
+    """What says one of the verdicts. Letters are capitals, since `a` is a word."""
+    two = "|".join(map(re.escape, offered[:2]))
+    ties = "|".join([*(re.escape(name) + r"\b" for name in offered[2:]), rf"(?i:{_TIES})\b"])
+    return re.compile(
+        rf"[*_`\"'(\[]*(?:(?i:{_NAMED})[ \t]+)?[*_`\"'(\[]*(?:(?P<first>{two})(?![\w.]*\w)|(?P<tie>{ties})){_LAST}"
+    )
+
+
+def _chosen(match: re.Match[str] | None, offered: Sequence[str]) -> Choice | None:
+    if match is None:
+        return None
+    if match["tie"]:
+        return "tie" if len(offered) > 2 else None
+    return "A" if match["first"] == offered[0] else "B"
+
+
+def _given(heard: str, label: re.Pattern[str], offered: Sequence[str]) -> tuple[set[Choice | None], int]:
+    """Every verdict in a formal position, None for one that is not clear, and where the last of them ends."""
+    choices: set[Choice | None] = set()
+    end = 0
+    lines = heard.split("\n")
+    at = 0
+    for i, line in enumerate(lines):
+        if (match := label.fullmatch(line.strip(" \t\r*_#"))) is not None:
+            clear = _stands_alone(lines, i) and not quoted(heard, at)
+            choices.add(_chosen(match, offered) if clear else None)
+            end = max(end, at + len(line))
+        at += len(line) + 1
+    starts = [(m.end(), m.start(), m.end()) for m in _KEY.finditer(heard)]
+    starts += [(m.start(), m.start(), m.end()) for m in re.finditer(r"\[\[[^\[\]\n]{1,12}\]\]", heard)]
+    keyed = {start for start, _, _ in starts[: sum(1 for _ in _KEY.finditer(heard))]}
+    for start, begins, _ in sorted(starts):
+        match = label.match(heard, start)
+        rest = heard[match.end() :].partition("\n")[0] if match else ""
+        line = heard[heard.rfind("\n", 0, begins) + 1 : begins]
+        sentence = re.split(r"[.!?]", line)[-1]
+        reasons = _REASONS.match(rest)
+        clear = (
+            match is not None
+            and reasons is not None
+            and not _QUALIFIES.match(rest[reasons.end() :])
+            and not quoted(heard, begins)
+            and not REPORTS.search(sentence)
+            and (start in keyed or not sentence.strip(" \t*_#-"))
+        )
+        choices.add(_chosen(match, offered) if clear else None)
+        end = max(end, match.end() if match else start)
+    return choices, end
+
+
+def _stands_alone(lines: Sequence[str], i: int) -> bool:
+    """Whether a label on a line of its own is the reply's first word or last, and no part of what the next line says."""
+    before = [line for line in lines[:i] if line.strip()]
+    after = [line for line in lines[i + 1 :] if line.strip()]
+    if before and after:
+        return False
+    if not before:
+        return not after or not lines[i + 1].strip()
+    led = before[-1].rstrip(" \t\r*_")
+    return led.endswith((".", "!", ":")) and not (led.endswith(":") and _UNSAID.search(led)) and not REPORTS.search(led)
+
+
+def _prefers_other(after: str, choice: Choice, offered: Sequence[str]) -> bool:
+    others = [name for name, value in zip(offered, ("A", "B"), strict=False) if value != choice]
+    other = "|".join(map(re.escape, others))
+    better = r"(?:better|best|preferable|superior|stronger|preferred)"
+    return (
+        re.search(
+            rf"(?:{_NAMED}[ \t]+)?\b(?:{other})\b[ \t]+(?:is|seems|looks)[ \t]+(?:\w+[ \t]+){{0,2}}{better}\b"
+            rf"|\b(?:prefer|choose|pick|go with)\b[ \t]+(?:{_NAMED}[ \t]+)?(?:{other})\b"
+            rf"|\bneither\b|\bboth are\b|\bit depends\b|\b(?:a|it's) tie\b",
+            after,
+            re.IGNORECASE,
+        )
+        is not None
+    )

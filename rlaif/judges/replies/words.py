@@ -1,0 +1,223 @@
+"""What the readers of all kinds of replies share: what was said aloud, what is quoted, what takes a word back."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, NamedTuple
+
+from rlaif.records import Completion
+
+CUT = "the reply was cut at max_tokens"
+
+
+class Reading(NamedTuple):
+    """What one number of the reply says: a value, `na` (not applicable), or the problem that left it unparsed."""
+
+    value: int | None
+    raw: str  # the judge's words
+    problem: str | None = None
+    na: bool = False
+    types: tuple[str, ...] = ()  # the codes it names, of those offered
+    note: str | None = None  # what of the rest could not be used; the value stands
+
+
+def unusable(what: str, completion: Completion) -> str | None:
+    """Why nothing can be built on a model's words, `what` saying which; None where they can be used."""
+    if completion.finish_reason == "length":
+        return f"{what}: cut at max_tokens"
+    if completion.finish_reason == "content_filter":
+        return f"{what}: stopped by a content filter"
+    return None if completion.text.strip() else f"{what}: empty"
+
+
+# ---------------------------------------------------------------- what was said aloud
+
+_THINKING = re.compile(r"\s*<think(?:ing)?>", re.IGNORECASE)
+_THOUGHT = re.compile(r"(?P<alone>^[ \t]*)?</think(?:ing)?>(?=[ \t]*(?:[\r\n{]|$))?", re.IGNORECASE | re.MULTILINE)
+_FENCE = re.compile(r"```[ \t]{0,4}\w{0,20}[ \t]{0,4}\r?\n")
+_WIDE = str.maketrans({chr(sign + 0xFEE0): chr(sign) for sign in b"0123456789:/=>[]()*|"})
+
+
+def said(text: str) -> str:
+    """The reply without thinking tags and the one code fence around it; nothing where the thinking has no clear end."""
+    ends = list(_THOUGHT.finditer(text))
+    begun = _THINKING.match(text)
+    if ends or begun:
+        if len(ends) != 1 or not re.match(r"[ \t]*(?:[\r\n{]|$)", text[ends[0].end() :]):
+            return ""  # a completion that is quoted in the thinking may hold the tag too
+        if begun is None and ends[0]["alone"] is None:
+            return ""
+        text = text[ends[0].end() :]
+    text = text.strip()
+    fence = _FENCE.match(text)
+    if fence and text.endswith("```") and text.count("```") == 2:
+        return text[fence.end() : -3].strip()
+    return text
+
+
+def narrow(text: str) -> str:
+    """Full-width digits and signs as ASCII, every character at its place."""
+    return text.translate(_WIDE)
+
+
+def quoted(text: str, at: int) -> bool:
+    """Whether what stands at `at` is in quotation marks, in a code fence or in a block quotation.
+
+    A mark that is never closed quotes all that follows it.
+    """
+    before = text[:at]
+    line = before[before.rfind("\n") + 1 :]
+    return (
+        before.count('"') % 2 == 1
+        or any(before.count(opening) > before.count(closing) for opening, closing in ("“”", "«»", "「」", "„“"))
+        or before.count("`") % 2 == 1  # three of a fence, one of code in a line
+        or line.lstrip().startswith(">")
+    )
+
+
+# ---------------------------------------------------------------- a JSON object and the words around it
+
+_DECODER = json.JSONDecoder(object_pairs_hook=lambda pairs: _unique(pairs))
+_OPENING = re.compile(r"```[ \t]{0,4}\w{0,20}$")
+_CLOSING = re.compile(r"```")
+_HARMLESS = re.compile(
+    r"\bin (?:the|your|this) (?:(?:requested|required|specified|given|json) )*format\b|\bas (?:asked|requested|instructed)\b",
+    re.IGNORECASE,
+)
+_INTRODUCES = re.compile(
+    r"^(?:sure,? )?here\W|^\W*sure\W|\b(?:my|ratings?|evaluations?|assessments?|json|results?|verdict|answer|judge?ments?|object|scores?|ranking)\b",
+    re.IGNORECASE,
+)
+# Words of a judge that shows what somebody else said, or what a reply would look like.
+REPORTS = re.compile(
+    r"\b(?:say(?:s|ing)?|said|writes?|wrote|written|writing|reads|contain(?:s|ing)?|claim(?:s|ed|ing)?|quot\w+|inject\w*"
+    r"|demand(?:s|ed|ing)?|asks|ask(?:ed|ing)? (?:for|that)|instruct\w*|tell(?:s|ing)?|told|tr(?:ies|ied|ying)|example|e\.g\.|format"
+    r"|template|schema|pretend\w*|imitat\w+|fake\w*|smuggl\w+|suggest\w*|insist\w*|plead\w*|beg(?:s|ged|ging)?"
+    r"|order(?:s|ed|ing)|ignor\w+|its own|their own|attempt\w*|embed\w*|would|could|should|might|must|if|unless|instead of"
+    r"|never|cannot|can't|n't|isn't|wasn't|another judge|previous\w*|earlier|at first|initial(?:ly)?)\b",
+    re.IGNORECASE,
+)
+_CORRECTS = (
+    r"actually|correction|on (?:reflection|second thoughts?)|scratch that|wait|sorry|oops|hmm+|rather|make (?:that|it)"
+    r"|i mean|i meant|let me (?:revise|correct|change|reconsider)|my mistake|apologies|edit:|update:|revised|no[,.;]"
+)
+# At the beginning of a clause, so that `it actually answers` corrects nothing.
+CORRECTION = re.compile(
+    rf"(?:^|[.!?;,:(\n–—-])[ \t*_]{{0,8}}(?:but |and )?(?:{_CORRECTS})\b|\bshould (?:be|have been)\b|\bchang(?:e|ed|ing) (?:it|that|this|my|the)\b"
+    r"|\bi(?:'d| would| will|'ll)? (?:lower|raise|revise|correct|downgrade|upgrade)\b|\b(?:take|took|taking) (?:it|that) back\b"
+    r"|\bis (?:really|more like|rather)\b",
+    re.IGNORECASE,
+)
+SWAPS = re.compile(
+    r"\b(?:swap|exchang|revers)\w*(?: \w+)? (?:the two|them|these|those|two|ratings|scores|numbers|verdicts?|completions?|texts?|\W?\d)"
+    r"|\bmixed (?:\w+ ){0,3}up\b|\b(?:other|wrong) way a?round\b|\bwrong order\b|\bvice versa\b",
+    re.IGNORECASE,
+)
+_AFTERTHOUGHT = re.compile(
+    rf"\b(?:{_CORRECTS}|but|however|instead|not|except|wrong|mistakes?|errors?)\b|[\d{{}}]", re.IGNORECASE
+)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """JSON lets a key stand twice and keeps the last; a reply that rates a completion twice is ambiguous."""
+    if len({key.strip().lower() for key, _ in pairs}) < len(pairs):
+        raise ValueError("a key stands twice")
+    return {key.strip().lower(): value for key, value in pairs}
+
+
+def find_object(text: str) -> tuple[Any, str] | str:
+    """The one JSON value of a reply, keys in lower case, and the words before it; or the problem.
+
+    Plain words around it are let pass, but no second object, nothing that shows the object as somebody else's or as an
+    example, and no afterthought: then two replies were given, and nothing says which one counts.
+    """
+    start = text.find("{")
+    if start < 0:
+        return "not readable as JSON (no object)"
+    if (before := text[:start].rstrip()).endswith("["):
+        start = len(before) - 1
+    try:
+        value, end = _DECODER.raw_decode(text, start)
+    except (ValueError, RecursionError) as error:
+        return f"not readable as JSON ({error})"
+    before, after = text[:start].rstrip(), text[end:].lstrip()
+    opening, closing = _OPENING.search(before), _CLOSING.match(after)
+    if (opening is None) != (closing is None):
+        return "a code fence around the object that is not closed"
+    if opening is not None and closing is not None:
+        before, after = before[: opening.start()], after[closing.end() :]
+    before, after = _HARMLESS.sub("", before).rstrip(), _HARMLESS.sub("", after)
+    last = before.rpartition("\n")[2]
+    if "}" in before or before.endswith(("`", '"', "'", "“", "«")) or quoted(before, len(before)):
+        return "the object stands in words that quote it"
+    if REPORTS.search(last) or (last and not last.endswith((".", "!")) and not _INTRODUCES.search(last)):
+        return "the words before the object do not introduce it as the judge's own"
+    if _AFTERTHOUGHT.search(after) or REPORTS.search(after) or SWAPS.search(after):
+        return "the words after the object may take it back"
+    return value, before
+
+
+# ---------------------------------------------------------------- a number
+
+NUMERALS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_NUMBER = re.compile(
+    rf"""[*_`"'\[(]*
+    (?:(?P<digits>[+-]?\d{{1,9}})|(?P<word>(?:{"|".join(NUMERALS)})\b)|(?P<na>(?:n/a|n\.a\.|na|not\ applicable)(?!\w)))
+    [*_`"'\])]*
+    (?:\s*\(?(?:/|out\s+of\b)\s*[*_]*(?P<of>\d{{1,9}})(?!\d)[)*_\]]*)?
+    [*_`"']*(?P<tail>.*)""",
+    re.IGNORECASE | re.VERBOSE,
+)
+# `4 or 5`, `4 - 5`, `4.5` and `4 minus` are not 4.
+_CLOSES = re.compile(r"\s*$|\s*[.;:!,)|]+(?=\s|$)|\s+[-–—]+\s|\s+\(|\s+(?:because|since|as|for|due)\b", re.IGNORECASE)
+_HEDGE = re.compile(
+    r"[\s*_(]*(?:or|to|and|maybe|perhaps|possibly|probably|if|but|out|of|not|no|minus|plus|half|though|although|almost"
+    r"|nearly|actually|wait|rather|approximately|about|on a scale|[+-]?\d|[½¼¾~<>≈])",
+    re.IGNORECASE,
+)
+_OTHER_SCALE = re.compile(r"\bscale\b|\bout of\b|\bpercent|[%½¼¾]", re.IGNORECASE)
+
+
+class Number(NamedTuple):
+    """A number as a line gives it, or why it is none. `tail` is the rest of the line."""
+
+    value: int | None
+    problem: str | None
+    tail: str
+    of: bool = False  # `4/5`
+    na: bool = False
+    word: bool = False  # `four`
+    found: bool = True  # whether anything like a number stands there at all
+
+
+def leading_number(line: str, low: int, high: int) -> Number:
+    """The whole number of the scale that `line` begins with: `4`, `**4**`, `4/5`, `[[4]]`, `four`, or N/A.
+
+    What follows it decides too: `4.5`, `4-5`, `4 or 5`, `40%` and `4/10` on a scale to 5 are not guessed at.
+    """
+    match = _NUMBER.match(line)
+    if match is None:
+        return Number(None, f"{line.strip()[:40]!r} is not a whole number of the scale", line, found=False)
+    tail, word = match["tail"], match["word"]
+    if match["na"]:
+        plain = _CLOSES.match(tail) is not None
+        return Number(None, None if plain else f"{line.strip()[:40]!r} is not clear", tail, na=plain)
+    closes = _CLOSES.match(tail)
+    value = NUMERALS.index(word.lower()) + 1 if word else int(match["digits"])
+    of = match["of"] is not None
+    if closes is None or _HEDGE.match(tail[closes.end() :]) or _OTHER_SCALE.search(tail) or "?" in tail[:3]:
+        return Number(None, f"the rating {line.strip()[:40]!r} is not a whole number of the scale", tail)
+    if of and int(match["of"]) != high:
+        return Number(None, f"the rating {line.strip()[:40]!r} is on another scale", tail)
+    if not low <= value <= high:
+        return Number(None, f"the rating {value} is outside {low} to {high}", tail)
+    return Number(value, None, tail, of=of, word=word is not None)
+
+
+def takes_back(text: str) -> bool:
+    """Whether a correction follows that names another number, such as `Actually, 3`."""
+    return any(
+        re.search(rf"\d|\b(?:{'|'.join(NUMERALS)}|higher|lower)\b", text[found.end() :][:60], re.IGNORECASE)
+        for found in CORRECTION.finditer(text)
+    )
