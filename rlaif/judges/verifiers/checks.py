@@ -1,0 +1,417 @@
+"""Checks that a pipeline file asks for: whether a completion has what can be verified in code.
+
+A check is pure: the same completion, prompt and reference give the same outcome, except that a pattern may run into its
+time limit, which is no outcome. An empty completion passes no check. What cannot be judged (no reference, a language
+that cannot be told, a pattern out of time) is told apart from what fails, and never becomes a number.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, field_validator, model_validator
+
+from rlaif.config import Settings, Text
+from rlaif.errors import InputError, nearest
+from rlaif.judges.verifiers import ifeval
+from rlaif.judges.verifiers.languages import LANGUAGES, language_of
+from rlaif.judges.verifiers.stated import alternatives, final_choice, final_number, final_text
+from rlaif.records import Record
+
+PATTERN_SECONDS = 1.0  # how long a pattern may search one completion; those of use take milliseconds
+AtLeastOne = Annotated[int, Field(ge=1)]
+
+
+class Outcome(Record):
+    """What a check found: whether the completion passed, None where that could not be judged, and why."""
+
+    passed: bool | None
+    why: str
+
+
+class Verifier(Settings):
+    """The settings of one kind of check. `serialize_by_alias`: a resolved pipeline says what its reader takes."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    def check(self, completion: str, *, prompt: str, reference: str | None) -> Outcome:
+        """The outcome for a completion that is not empty."""
+        raise NotImplementedError
+
+    def passes(self, completion: str, *, prompt: str, reference: str | None) -> bool:
+        """Whether the completion passed; one that could not be judged did not."""
+        return bool(completion.strip()) and self.check(completion, prompt=prompt, reference=reference).passed is True
+
+
+# --- Against a reference ----------------------------------------------------------------------------------------------
+
+
+class AgainstReference(Verifier):
+    """What the completion states as final is held against the row's reference (`stated` says how both are read).
+
+    The reference is one text, a JSON list of which any is right, or, with `separator`, several in one text.
+    """
+
+    separator: str | None = Field(default=None, min_length=1)
+
+    def check(self, completion: str, *, prompt: str, reference: str | None) -> Outcome:
+        right = alternatives(reference, self.separator) if reference is not None else []
+        if not right:
+            return Outcome(passed=None, why="the row has no reference")
+        wanted = [self.read(text) for text in right]
+        if unreadable := next((problem for _, problem in wanted if problem), None):
+            return Outcome(passed=None, why=f"the reference {unreadable}")
+        value, problem = self.read(completion)
+        if problem:
+            return Outcome(passed=False, why=f"the completion {problem}")
+        passed = any(self.equal(value, other) for other, _ in wanted)
+        return Outcome(passed=passed, why=f"states {str(value)[:60]!r}, the reference {reference!r:.80}")
+
+    def read(self, text: str) -> tuple[Any, str | None]:
+        """What a text states as final; or the problem."""
+        raise NotImplementedError
+
+    def equal(self, value: Any, reference: Any) -> bool:
+        return bool(value == reference)
+
+
+class Exact(AgainstReference):
+    """The same text. `ignore`: differences in capital letters, in white space, in punctuation."""
+
+    ignore: tuple[Literal["case", "space", "punctuation"], ...] = ()
+
+    def read(self, text: str) -> tuple[str | None, str | None]:
+        return final_text(text, self._normal)
+
+    def _normal(self, text: str) -> str:
+        if "case" in self.ignore:
+            text = text.casefold()
+        if "punctuation" in self.ignore:
+            text = re.sub(r"[^\w\s]|_", "", text)
+        return " ".join(text.split()) if "space" in self.ignore else text.strip()
+
+
+class Numeric(AgainstReference):
+    """The same number, or nearer than `tolerance` times the reference, or than `tolerance` where that is below 1.
+
+    Numbers are exact fractions: without a tolerance 0.1 is 1/10 and nothing else. Units and percent signs do not count.
+    """
+
+    tolerance: float = Field(default=0.0, ge=0)
+
+    def read(self, text: str) -> tuple[Fraction | None, str | None]:
+        return final_number(text)
+
+    def equal(self, value: Fraction, reference: Fraction) -> bool:
+        return abs(value - reference) <= Fraction(self.tolerance) * max(Fraction(1), abs(reference))
+
+
+class Choice(AgainstReference):
+    """The same one of several labels, small or capital."""
+
+    among: tuple[Text, ...] = Field(min_length=2)
+
+    @field_validator("among")
+    @classmethod
+    def _differ(cls, among: tuple[str, ...]) -> tuple[str, ...]:
+        if len({label.casefold() for label in among}) < len(among):
+            raise ValueError("two of the labels are the same but for capital letters")
+        return among
+
+    def read(self, text: str) -> tuple[str | None, str | None]:
+        return final_choice(text, self.among)
+
+
+# --- Of the completion alone ------------------------------------------------------------------------------------------
+
+
+class Regex(Verifier):
+    """A pattern that is the whole completion (`match`), that is somewhere in it (`search`), or nowhere (`not`).
+
+    The syntax is that of Python's `re`, read by the `regex` package, which can be stopped: after PATTERN_SECONDS on one
+    completion the outcome is that it could not be judged. So no completion can hang a run, whatever the pattern.
+    """
+
+    pattern: str = Field(min_length=1)
+    must: Literal["match", "search", "not"] = "search"
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, pattern: str) -> str:
+        import regex
+
+        try:
+            regex.compile(pattern)
+        except (regex.error, RecursionError, OverflowError) as error:
+            raise ValueError(f"not a regular expression: {error}") from None
+        return pattern
+
+    def check(self, completion: str, *, prompt: str, reference: str | None) -> Outcome:
+        found = _searched(self.pattern, completion, whole=self.must == "match")
+        if found is None:
+            return Outcome(passed=None, why=f"the pattern took more than {PATTERN_SECONDS:g} s")
+        return Outcome(passed=found != (self.must == "not"), why=f"the pattern is {'there' if found else 'not there'}")
+
+
+def _searched(pattern: str, text: str, *, whole: bool = False) -> bool | None:
+    """Whether a pattern is in a text, or is the whole of it; None where that took too long to tell."""
+    import regex
+
+    compiled = regex.compile(pattern)
+    try:
+        return (compiled.fullmatch if whole else compiled.search)(text, timeout=PATTERN_SECONDS) is not None
+    except (TimeoutError, MemoryError):
+        return None
+
+
+class JSONSchema(Verifier):
+    """JSON of a given shape and nothing else, bare or in one code fence. Needs the jsonschema package.
+
+    A pattern inside the schema is bounded in time like `regex`; nothing is fetched, so a `$ref` stays inside it.
+    """
+
+    wanted: dict[str, Any] = Field(alias="schema")
+
+    @field_validator("wanted")
+    @classmethod
+    def _is_a_schema(cls, schema: dict[str, Any]) -> dict[str, Any]:
+        try:
+            import jsonschema
+        except ImportError:
+            raise ValueError("a JSON schema needs the jsonschema package: pip install jsonschema") from None
+        try:
+            jsonschema.Draft202012Validator.check_schema(schema)
+        except jsonschema.SchemaError as error:
+            place = "/".join(map(str, error.absolute_path)) or "its top"
+            raise ValueError(f"not a JSON schema: {error.message[:120]} (at {place})") from None
+        for key, value in _keywords(schema):
+            if key == "patternProperties":
+                raise ValueError("`patternProperties` cannot be bounded in time: use `propertyNames` with a `pattern`")
+            if key in ("$ref", "$dynamicRef") and not _resolves(value, schema):
+                raise ValueError(f"{key} {value!r} is nowhere in the schema: point to a part of it, as in '#/$defs/x'")
+        return schema
+
+    def check(self, completion: str, *, prompt: str, reference: str | None) -> Outcome:
+        import jsonschema
+
+        fenced = re.fullmatch(r"```(?:json)?[ \t]*\n(.*)\n[ \t]*```", completion.strip(), re.DOTALL | re.IGNORECASE)
+        body = fenced[1] if fenced else completion
+        try:
+            value = json.loads(body, object_pairs_hook=_unique, parse_constant=_no_number)
+        except (ValueError, RecursionError) as error:
+            return Outcome(passed=False, why=f"not readable as JSON ({error})")
+        bounded = jsonschema.validators.extend(jsonschema.Draft202012Validator, {"pattern": _pattern})
+        try:
+            first = next(bounded(self.wanted).iter_errors(value), None)
+        except (_OutOfTime, RecursionError) as error:
+            return Outcome(passed=None, why=f"the schema could not be held against it ({type(error).__name__})")
+        if first is None:
+            return Outcome(passed=True, why="as the schema asks")
+        place = "/".join(map(str, first.absolute_path)) or "its top"
+        return Outcome(passed=False, why=f"{first.message[:120]} (at {place})")
+
+
+class _OutOfTime(Exception):
+    """A pattern inside a schema took too long."""
+
+
+def _pattern(validator: Any, pattern: str, instance: Any, schema: Any) -> Iterator[Any]:
+    import jsonschema
+
+    if isinstance(instance, str):
+        found = _searched(pattern, instance)
+        if found is None:
+            raise _OutOfTime
+        if not found:
+            yield jsonschema.ValidationError(f"{instance[:60]!r} does not match {pattern!r}")
+
+
+def _keywords(schema: Any) -> Iterator[tuple[str, Any]]:
+    """Every key of a schema with its value, wherever it stands."""
+    if isinstance(schema, Mapping):
+        yield from schema.items()
+    for part in schema.values() if isinstance(schema, Mapping) else schema if isinstance(schema, list) else ():
+        yield from _keywords(part)
+
+
+def _resolves(reference: Any, schema: Any) -> bool:
+    if not isinstance(reference, str) or not (reference == "#" or reference.startswith("#/")):
+        return False
+    for part in reference.split("/")[1:]:
+        part = part.replace("~1", "/").replace("~0", "~")
+        if not isinstance(schema, Mapping) or part not in schema:
+            return False
+        schema = schema[part]
+    return True
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len({key for key, _ in pairs}) < len(pairs):
+        raise ValueError("a key stands twice")
+    return dict(pairs)
+
+
+def _no_number(written: str) -> float:
+    raise ValueError(f"{written} is no number of JSON")
+
+
+class Length(Verifier):
+    """How long the completion is, both bounds included. Words stand between white space, lines that are blank do not
+    count, and neither does white space at either end."""
+
+    min_words: AtLeastOne | None = None
+    max_words: AtLeastOne | None = None
+    min_characters: AtLeastOne | None = None
+    max_characters: AtLeastOne | None = None
+    min_lines: AtLeastOne | None = None
+    max_lines: AtLeastOne | None = None
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Length:
+        bounds = self._of()
+        if all(low is None and high is None for low, high in bounds.values()):
+            raise ValueError("give at least one bound, for example `max_words`")
+        for unit, (low, high) in bounds.items():
+            if low is not None and high is not None and low > high:
+                raise ValueError(f"`min_{unit}` is above `max_{unit}`")
+        return self
+
+    def _of(self) -> dict[str, tuple[int | None, int | None]]:
+        return {u: (getattr(self, f"min_{u}"), getattr(self, f"max_{u}")) for u in ("words", "characters", "lines")}
+
+    def check(self, completion: str, *, prompt: str, reference: str | None) -> Outcome:
+        text = completion.strip()
+        lines = sum(bool(line.strip()) for line in text.splitlines())
+        lengths = {"words": len(text.split()), "characters": len(text), "lines": lines}
+        asked = {unit: bounds for unit, bounds in self._of().items() if bounds != (None, None)}
+        outside = [
+            unit
+            for unit, (low, high) in asked.items()
+            if lengths[unit] < (low or 0) or (high is not None and lengths[unit] > high)
+        ]
+        return Outcome(passed=not outside, why=", ".join(f"{lengths[unit]} {unit}" for unit in outside or asked))
+
+
+class Language(Verifier):
+    """The language of the completion as a whole; `languages` says which can be told, and how well."""
+
+    code: str = Field(alias="is")
+
+    @field_validator("code")
+    @classmethod
+    def _known(cls, code: str) -> str:
+        if code not in LANGUAGES:
+            raise ValueError(f"the language {code!r} cannot be told: {nearest(code, LANGUAGES)}")
+        return code
+
+    def check(self, completion: str, *, prompt: str, reference: str | None) -> Outcome:
+        found = language_of(completion)
+        if found is None:
+            return Outcome(passed=None, why="its language cannot be told")
+        return Outcome(passed=found == self.code, why=f"the language is {found}")
+
+
+class IFEval(Verifier):
+    """An instruction of IFEval with its arguments; loosely, one of eight variants of the completion follows it."""
+
+    id: str
+    kwargs: dict[str, Any] = {}
+    loose: bool = False
+
+    @model_validator(mode="after")
+    def _known(self) -> IFEval:
+        ifeval.instruction(self.id, self.kwargs)
+        return self
+
+    def check(self, completion: str, *, prompt: str, reference: str | None) -> Outcome:
+        found = ifeval.follows(ifeval.instruction(self.id, self.kwargs), completion, loose=self.loose)
+        return Outcome(passed=found.passed, why=found.why)
+
+
+# --- A check as it is written, and several together -------------------------------------------------------------------
+
+KINDS = ("exact", "numeric", "choice", "regex", "json_schema", "length", "language", "ifeval")
+
+
+class Check(Settings):
+    """One check as a pipeline file writes it: a mapping whose one key names its kind."""
+
+    exact: Exact | None = None
+    numeric: Numeric | None = None
+    choice: Choice | None = None
+    regex: Regex | None = None
+    json_schema: JSONSchema | None = None
+    length: Length | None = None
+    language: Language | None = None
+    ifeval: IFEval | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Check:
+        if sum(getattr(self, kind) is not None for kind in KINDS) != 1:
+            raise ValueError(f"give exactly one kind of check: {', '.join(f'`{kind}`' for kind in KINDS)}")
+        return self
+
+    @property
+    def kind(self) -> str:
+        return next(kind for kind in KINDS if getattr(self, kind) is not None)
+
+    @property
+    def verifier(self) -> Verifier:
+        found: Verifier = getattr(self, self.kind)
+        return found
+
+    def check(self, completion: str, *, prompt: str, reference: str | None) -> Outcome:
+        if not completion.strip():
+            return Outcome(passed=False, why="the completion is empty")
+        return self.verifier.check(completion, prompt=prompt, reference=reference)
+
+    def passes(self, completion: str, *, prompt: str, reference: str | None) -> bool:
+        return self.verifier.passes(completion, prompt=prompt, reference=reference)
+
+
+def verify(checks: Sequence[Check], prompt: str, completion: str, reference: str | None) -> list[Outcome]:
+    """The outcome of each check, in their order."""
+    return [check.check(completion, prompt=prompt, reference=reference) for check in checks]
+
+
+def all_pass(outcomes: Sequence[Outcome]) -> float | None:
+    """1.0 when every check passed, 0.0 when one did not; None when that hangs on what could not be judged."""
+    if any(outcome.passed is False for outcome in outcomes):
+        return 0.0
+    return 1.0 if outcomes and all(outcome.passed for outcome in outcomes) else None
+
+
+def share_passed(outcomes: Sequence[Outcome]) -> float | None:
+    """The share of checks that passed; None when one could not be judged, or there is none."""
+    if not outcomes or any(outcome.passed is None for outcome in outcomes):
+        return None
+    return sum(outcome.passed is True for outcome in outcomes) / len(outcomes)
+
+
+def checks_of_ifeval(
+    instruction_id_list: Sequence[str], kwargs: Sequence[Mapping[str, Any]], *, loose: bool = False
+) -> tuple[Check, ...]:
+    """The checks of a prompt whose row has IFEval's two columns. Raises InputError for a wrong id or argument.
+
+    Arguments that are None are left out: tables write one wherever another instruction has an argument.
+    """
+    if len(instruction_id_list) != len(kwargs):
+        raise InputError(
+            f"{len(instruction_id_list)} instructions and arguments for {len(kwargs)}",
+            key="kwargs",
+            fix="give each instruction one mapping, empty where it takes no arguments",
+        )
+    checks = []
+    for number, (identifier, given) in enumerate(zip(instruction_id_list, kwargs, strict=True)):
+        arguments = {name: value for name, value in given.items() if value is not None}
+        try:
+            ifeval.instruction(identifier, arguments)
+        except ValueError as error:
+            key = "kwargs" if identifier in ifeval.INSTRUCTIONS else "instruction_id_list"
+            raise InputError(str(error), key=f"{key}.{number}") from None
+        checks.append(Check(ifeval=IFEval(id=identifier, kwargs=arguments, loose=loose)))
+    return tuple(checks)
