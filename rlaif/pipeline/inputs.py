@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from rlaif.config import (
     VerifyStage,
     unchecked,
 )
+from rlaif.config.document import validated
 from rlaif.constitution import read_constitution
 from rlaif.engines.identity import has_reward_head
 from rlaif.formats import (
@@ -46,6 +47,7 @@ from rlaif.judges import comparing, ranking, rating
 from rlaif.judges.comparing import Comparer
 from rlaif.judges.person import Labels, read_labels
 from rlaif.judges.rating import Judge
+from rlaif.judges.verifiers import Check as VerifierCheck
 from rlaif.lexicon import Lexicon, listed
 from rlaif.measure import Truth
 from rlaif.pipeline.engines import api_key
@@ -71,7 +73,7 @@ class Inputs:
         self.judges: dict[str, Judge] = {}
         self.revisers: dict[str, Reviser] = {}
         self.comparers: dict[str, Comparer] = {}
-        self.checks: dict[str, tuple[Check, ...]] = {}  # by code, of each candidate
+        self.checks: dict[str, tuple[VerifierCheck, ...]] = {}  # by code, of each candidate
         self.labels: dict[str, Labels] = {}  # by people
         self.chat_templates: dict[str, str] = {}
         self.records: dict[str, StageRecord] = {}
@@ -97,7 +99,7 @@ class Inputs:
             elif isinstance(stage, RankStage):
                 self.comparers[step.name] = open_ranker(stage, self._check(stage.model))
             elif isinstance(stage, VerifyStage):
-                self.checks[step.name] = self._checks(step, stage)
+                self.checks[step.name] = self._checks_of(step, stage)
             elif isinstance(stage, PersonStage):
                 self.labels[step.name] = read_labels(find(stage.labels))
             elif isinstance(stage, TrainStage) and stage.sft and stage.sft.template:
@@ -153,6 +155,23 @@ class Inputs:
             return None
 
         return check
+
+    def _checks_of(self, step: Step, stage: VerifyStage) -> tuple[VerifierCheck, ...]:
+        """What the stage checks of every candidate, read as its place in the pipeline file says."""
+        document, place = self.pipeline.document, ("stages", step.number - 1, "verify", "checks")
+        checks = tuple(
+            validated(VerifierCheck, given, document, (*place, number)) for number, given in enumerate(stage.checks)
+        )
+        if not checks and not any(prompt.checks for prompt in self._prompts_of(step)):
+            problem = "there is nothing to check: neither the stage nor a prompt has checks"
+            raise self.pipeline.error(step, problem, ("checks",), "write `checks: [{length: {max_words: 100}}]`")
+        return checks
+
+    def _prompts_of(self, step: Step) -> Iterable[Prompt]:
+        """The prompts that the rows of a stage come from."""
+        while step.source is not None:
+            step = step.source
+        return self.prompts.get(step.name, ())
 
     def _data(self, step: Step, stage: DataStage) -> None:
         """Read as what its trainers learn from: preferences for a reward model or DPO, else conversations."""

@@ -62,7 +62,7 @@ from rlaif.judges.ranking import rank
 from rlaif.judges.rating import rate
 from rlaif.judges.scoring import score
 from rlaif.judges.strengths import strengths
-from rlaif.judges.verifiers import verified
+from rlaif.judges.verifying import verified
 from rlaif.measure import measure, resolved
 from rlaif.pipeline import training
 from rlaif.pipeline.datasets import preference_tables, remove_others, revision_tables, write_datasets
