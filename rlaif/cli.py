@@ -27,7 +27,7 @@ from rlaif.errors import RlaifError
 
 if TYPE_CHECKING:
     from rlaif.pipeline.run import Run
-    from rlaif.records import Comparison, Preference, Rating, Revision, Row
+    from rlaif.records import Comparison, Preference, Ranking, Rating, Revision, Row
     from rlaif.store import Holding
 
 Result = TypeVar("Result")
@@ -621,8 +621,16 @@ def _print_row(console: Console, row: Row, preferences: list[Preference]) -> Non
         for revision in row.revisions:
             if revision.candidate == index:
                 _print_revision(console, revision)
+        for score in row.scores:
+            if score.candidate == index:
+                value = f"{score.value:g}" if score.value is not None else f"no score, {score.problem}"
+                console.print(
+                    Text.assemble(f"    {score.aspect or 'score'} {_plain(value)}", (f"   {score.judge}", "dim"))
+                )
     for comparison in row.comparisons:
         _print_comparison(console, comparison)
+    for ranking in row.rankings:
+        _print_ranking(console, ranking)
     if row.failure:
         console.print(Text(f"\nfailed: {_plain(row.failure)}", style="yellow"))
     places = {candidate.completion.call: place for place, candidate in enumerate(row.candidates, start=1)}
@@ -669,6 +677,15 @@ def _print_comparison(console: Console, comparison: Comparison, *, juror: bool =
         console.print(Text(f"    [{order.a + 1}] before [{order.b + 1}]: {said}{chance}", style="dim"))
         for line in (order.reasons or "").splitlines():
             console.print(Text(f"      {_brief(line, 160)}", style="dim"))
+
+
+def _print_ranking(console: Console, ranking: Ranking) -> None:
+    order = ranking.problem
+    if ranking.order is not None:
+        order = " > ".join(" = ".join(f"[{index + 1}]" for index in tied) for tied in ranking.order)
+    shown = " ".join(f"[{index + 1}]" for index in ranking.shown)
+    about = (f"\nranked under {_plain(ranking.principle or '')}: ", "bold")
+    console.print(Text.assemble(about, f"{order}", (f"  {ranking.judge}, read in the order {shown}", "dim")))
 
 
 # ---------------------------------------------------------------- errors

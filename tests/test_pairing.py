@@ -200,12 +200,16 @@ def test_length_balance_of_one_kind_alone_keeps_none_of_it() -> None:
     assert pair(rows, Pairing("all", weights=WEIGHTS), length_balanced=True).dropped == {"length balance": 5}
 
 
-def test_noise_is_how_far_the_orders_are_apart_or_one_step_of_a_rating() -> None:
-    def verdict(a: int, b: int, p: float) -> Verdict:
-        return Verdict(a=a, b=b, verdict=preferred(p), probability=p)
+def test_noise_is_what_varies_between_the_orders_or_one_step_of_a_rating() -> None:
+    def orders(forward: float, backward: float) -> Row:
+        first = Verdict(a=0, b=1, verdict=preferred(forward), probability=forward)
+        second = Verdict(a=1, b=0, verdict=preferred(backward), probability=backward)
+        comparison = Comparison.merge(first, second, principle="p", judge="j")
+        return compared("q").model_copy(update={"comparisons": (comparison,)})
 
-    comparison = Comparison.merge(verdict(0, 1, 0.8), verdict(1, 0, 0.5), principle="p", judge="j")
-    given_row = compared("q").model_copy(update={"comparisons": (comparison,)})
-    assert noise([given_row], Pairing("compared", "comparisons")) == pytest.approx(0.3)
-    assert noise([given_row], Pairing("all", weights={"a": 3, "b": 1})) == 0.25
-    assert noise([given_row], Pairing("all", "rankings")) is None
+    biased = [orders(0.8, 0.6), orders(0.5, 0.9), orders(0.6, 0.8)]  # each likes the first place by .4
+    assert noise(biased, Pairing("compared", "comparisons")) == pytest.approx(0, abs=1e-9)
+    assert noise([*biased, orders(0.6, 0.4)], Pairing("compared", "comparisons")) == pytest.approx(math.sqrt(0.03))
+    assert noise(biased[:1], Pairing("compared", "comparisons")) is None
+    assert noise(biased, Pairing("all", weights={"a": 3, "b": 1})) == 0.25
+    assert noise(biased, Pairing("all", "rankings")) is None

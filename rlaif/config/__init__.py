@@ -32,9 +32,9 @@ from rlaif.config.stages import (
     CompareStage,
     DataStage,
     DPOSettings,
+    EloStage,
     FileStage,
     MeasureStage,
-    EloStage,
     PairStage,
     PersonStage,
     PPOSettings,
@@ -56,6 +56,7 @@ from rlaif.config.stages import (
 __all__ = [
     "EloStage",
     "PersonStage",
+    "RankStage",
     "ScoreStage",
     "VerifyStage",
     "COMMAND_LINE",

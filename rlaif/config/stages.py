@@ -213,7 +213,8 @@ class CompareStage(Stage):
 class RankStage(Stage):
     """Row stage: all candidates of a prompt put in order at once, under a drawn principle, in two orders.
 
-    `answers` says what the judge is asked for: a `ranking`, or ratings on `scale` as `lines` or `json`, whose order counts.
+    `answers` says what the judge is asked for: a `ranking`, or ratings on `scale`, as `lines` or `json`, whose order
+    counts.
     """
 
     kind = "rank"
@@ -241,7 +242,7 @@ class RankStage(Stage):
 
 
 class ScoreStage(Stage):
-    """Table stage: a float for each candidate, from a reward model, or from what a policy implies against its reference.
+    """Table stage: a float for each candidate, from a reward model, or implied by a policy against its reference.
 
     The implicit reward is beta * (log pi - log ref) of the completion, as DPO defines it.
     """

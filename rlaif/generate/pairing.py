@@ -14,9 +14,10 @@ picks who is preferred to whom:
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from statistics import fmean
+from statistics import fmean, pstdev
 from typing import NamedTuple
 
 from rlaif.records import Preference, Row, hashed_order, unit_interval
@@ -185,23 +186,26 @@ def _by_scores(row: Row, whole: Sequence[int], pairing: Pairing) -> list[Prefere
 def noise(rows: Iterable[Row], pairing: Pairing) -> float | None:
     """The margin that says no more than chance: what the judge's own noise makes of two candidates that are alike.
 
-    Of comparisons it is the mean difference between what the two orders say. Of ratings it is one step of the lightest
-    aspect, for a judge that wavers wavers by one. None where nothing tells.
+    Of comparisons it is how much the difference between the two orders varies from pair to pair: what all pairs share
+    is the liking for a place, which cancels in the average. Of ratings it is one step of the lightest aspect, for a
+    judge that wavers wavers by one. None where nothing tells.
     """
     if pairing.basis == "ratings" and pairing.weights:
         return min(pairing.weights.values()) / sum(pairing.weights.values())
     if pairing.basis != "comparisons":
         return None
-    apart = [
-        abs(forward - backward)
-        for row in rows
-        for comparison in row.comparisons
-        for member in comparison.members
-        if member.orders
-        and (forward := member.orders[0].likelihood) is not None
-        and (backward := member.orders[1].swap().likelihood) is not None
-    ]
-    return fmean(apart) if apart else None
+    apart, asked, judged = [], 0, 0
+    for row in rows:
+        asked += len(row.comparisons)
+        judged += len({index for comparison in row.comparisons for index in (comparison.a, comparison.b)})
+        for member in (member for comparison in row.comparisons for member in comparison.members if member.orders):
+            forward, backward = member.orders[0].likelihood, member.orders[1].swap().likelihood
+            if forward is not None and backward is not None:
+                apart.append(forward - backward)
+    if len(apart) < 2:
+        return None
+    opponents = 2 * asked / judged if pairing.rule != "compared" else 1.0  # a score is a mean over so many
+    return pstdev(apart) / math.sqrt(opponents)
 
 
 def candidate_scores(row: Row, basis: str, weights: Mapping[str, float]) -> dict[int, float]:

@@ -49,12 +49,12 @@ class Labels(NamedTuple):
 
     pairs: Mapping[str, Sequence[PairLabel]]
     ratings: Mapping[str, Sequence[RatingLabel]]
-    count: int
+    total: int
     used: Counter[str]
 
     def unused(self) -> int:
         """How many name a prompt or a candidate that was not there."""
-        return self.count - self.used["used"]
+        return self.total - self.used["used"]
 
 
 def read_labels(path: Path) -> Labels:

@@ -1,8 +1,8 @@
 """Ranking: all candidates of a prompt in one judge prompt, put in order under a drawn principle.
 
-K-wise, after InstructGPT (arXiv 2203.02155, section 3.4: 4 to 9 completions of a prompt ranked at once). The judge reads
-the candidates in an order drawn by hash and in its reverse, so that whoever is liked for its place is liked for it once
-at either end; both rankings are kept, and `pair` takes the mean place.
+K-wise, after InstructGPT (arXiv 2203.02155, section 3.4: 4 to 9 completions of a prompt ranked at once). The judge
+reads the candidates in an order drawn by hash and in its reverse, so that whoever is liked for its place is liked for
+it once at either end; both rankings are kept, and `pair` takes the mean place.
 """
 
 from __future__ import annotations

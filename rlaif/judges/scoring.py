@@ -34,9 +34,7 @@ async def score(rows: Iterable[Row], stage: ScoreStage, engines: Mapping[str, En
             yield row.model_copy(update={"scores": scores})
 
 
-async def _values(
-    items: list[Item], stage: ScoreStage, engines: Mapping[str, Engine]
-) -> list[float | EngineError]:
+async def _values(items: list[Item], stage: ScoreStage, engines: Mapping[str, Engine]) -> list[float | EngineError]:
     if not items:
         return []
     if stage.reward is not None:

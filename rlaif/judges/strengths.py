@@ -26,7 +26,8 @@ def strengths(rows: Iterable[Row], prior: float) -> Strengths:
     Candidates of one sampler say nothing about it against others, and are left out. Raises WorkError where the
     comparisons cannot tell.
     """
-    games, used = [], 0
+    games: list[Game] = []
+    used = 0
     for row in rows:
         before = len(games)
         for comparison in row.comparisons:

@@ -152,7 +152,9 @@ async def _plan_stage(run: Run, step: Step, dry: DryScheduler) -> dict[str, Any]
         return known | ({"at_most": len(run.rows[step.source.name])} if _waits(run, step) else {})
     if isinstance(stage, ScoreStage):
         assert step.source is not None
-        unscored = (row.model_copy(update={"failure": row.failure or "not scored yet"}) for row in run.source_rows(step))
+        unscored = (
+            row.model_copy(update={"failure": row.failure or "not scored yet"}) for row in run.source_rows(step)
+        )
         run.rows[step.name] = list(unscored)
         return {"rows": len(run.rows[step.name]), "state": "to score"}
     if isinstance(stage, EloStage):

@@ -116,5 +116,9 @@ class StageRecord:
         disagree = f", {n:,} orders disagree" if (n := self.facts.get("orders_disagree")) else ""
         accuracy = self.facts.get("metrics", {}).get("validation_accuracy")
         checked = f", {accuracy:.0%} right on validation pairs" if accuracy is not None else ""
+        if failed := self.facts.get("failed_checks"):
+            checked += f", {failed:,} checks failed"
+        for name, found in self.facts.get("elo", {}).items():
+            checked += f", {name} {found['elo']:,} ({found['low']:,} to {found['high']:,})"
         made = f", {n:,} preferences" if (n := self.facts.get("preferences", self.out)) != self.out else ""
         return f"{self.out:,}" + (f" (dropped: {dropped})" if dropped else "") + made + unparsed + disagree + checked

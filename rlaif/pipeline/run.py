@@ -369,7 +369,7 @@ class Run:
             step.source.name,
             len(rows),
             found.rows,
-            Counter({"no comparison": len(rows) - found.rows}),
+            +Counter({"no comparison": len(rows) - found.rows}),
             file=f"report/{step.name}.json",
             facts=found.facts,
         )
@@ -433,7 +433,9 @@ class Run:
         return each_preference(rows, pairing, dropped, length_balance(rows, pairing) if stage.balance else None)
 
     def _named(self, counts: RowCounts) -> dict[str, ModelSpec]:
-        return {name: self.specs[name] for name in sorted(counts.models)}
+        return {
+            name: self.specs[name] for name in sorted(counts.models) if name in self.specs
+        }  # code and people are none
 
     async def _train(self, step: Step, stage: TrainStage) -> StageRecord:
         assert step.source is not None
@@ -619,7 +621,7 @@ class Run:
             self.progress.note(f"stopped: {why.cause}")
         for name in {step.name for step in steps} & self.inputs.labels.keys():
             if missed := self.inputs.labels[name].unused():
-                self._noted(f"{name}: {missed:,} of {self.inputs.labels[name].count:,} labels name no candidate here")
+                self._noted(f"{name}: {missed:,} of {self.inputs.labels[name].total:,} labels name no candidate here")
         self.progress.end(title, "; ".join(f"{r.name} {r.outcome()}" for r in ended))
 
     def source_rows(self, step: Step) -> Rows:
