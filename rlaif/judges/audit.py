@@ -1,0 +1,409 @@
+"""Auditing a judge: what it says of gold pairs and of probes made from them, in figures and in what to change.
+
+Every pair is asked in both orders. The figures say how often the judge agrees with gold (asked once, and over both
+orders), what the place, the length and the padding of a completion do to it, whether words meant for the judge move it,
+how much of it is unparsed, and whether its probabilities can be believed. `findings` turns them into sentences a person
+can act on. What a run's own comparisons show without any gold is `of_rows`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from rlaif.errors import EngineError
+from rlaif.judges.goldset import GoldPair
+from rlaif.judges.probes import Probe, assertiveness, edits, injection, moved, preferred, verbosity
+from rlaif.records import Choice, Comparison, Prompt, Row, unit_interval
+from rlaif.statistics import (
+    Interval,
+    both_orders,
+    calibration_of,
+    cohen_kappa,
+    fleiss_kappa,
+    jury_weights,
+    longer_rate,
+    mean_interval,
+    order_bias,
+    share_interval,
+    soft_confidences,
+)
+
+Decide = Callable[[Prompt, tuple[str, str]], Awaitable[Comparison]]
+"""A judge's comparison of two texts, the first of them its A, asked in both orders. Raises EngineError."""
+
+AVERAGED_WINS = 0.02  # by how much both orders must beat one before they are recommended for it
+
+
+class Ruling(NamedTuple):
+    """What the judge said of a gold pair. `better` is the place of the better one; None where a call failed."""
+
+    pair: GoldPair
+    better: Choice
+    comparison: Comparison | None
+
+
+class Probed(NamedTuple):
+    """What the judge said of a probe, and of the same pair without the change."""
+
+    probe: Probe
+    shown: Choice | None
+    clean: Choice | None
+
+
+async def rule(pair: GoldPair, decide: Decide) -> Ruling:
+    """The judge's word on one pair, the better one shown as A or B by hash."""
+    first = unit_interval("audit", pair.id) < 0.5
+    texts = (pair.better, pair.worse) if first else (pair.worse, pair.better)
+    return Ruling(pair, "A" if first else "B", await _asked(pair.prompt, texts, decide))
+
+
+async def probe(one: Probe, decide: Decide) -> Probed:
+    """The judge's word on one probe, and on the pair it was made from where the outcome is a difference."""
+    shown = await _asked(one.prompt, one.shown, decide)
+    clean = None if one.clean is None else await _asked(one.prompt, one.clean, decide)
+    return Probed(one, None if shown is None else shown.verdict, None if clean is None else clean.verdict)
+
+
+async def _asked(prompt: Prompt, texts: tuple[str, str], decide: Decide) -> Comparison | None:
+    """A call that fails for this pair alone leaves it without a word; one that fails for all is raised."""
+    try:
+        return await decide(prompt, texts)
+    except EngineError as error:
+        if error.fatal:
+            raise
+        return None
+
+
+def probes_of(pairs: Sequence[GoldPair]) -> list[Probe]:
+    """Every probe that the pairs allow."""
+    return [*verbosity(pairs), *edits(pairs), *assertiveness(pairs), *injection(pairs)]
+
+
+# ---------------------------------------------------------------- figures
+
+
+def figures(rulings: Sequence[Ruling], probed: Sequence[Probed] = ()) -> dict[str, Any]:
+    """All figures of an audit: shares with their 95 % intervals and n, over pairs."""
+    asked = [ruling.comparison for ruling in rulings if ruling.comparison is not None]
+    gold = {"agreement": _agreement(rulings), "by_category": _by_category(rulings)}
+    found = gold | of_comparisons(asked, [_lengths(r) for r in rulings if r.comparison is not None])
+    found["length"]["gold_prefers_longer"] = _dict(
+        share_interval([r.pair.length_margin > 0 for r in rulings if r.pair.length_margin])
+    )
+    if probabilities := [(r.comparison.probability, r.better == "A") for r in rulings if r.comparison is not None]:
+        found["calibration"] = _calibration(probabilities)
+    if jury := _jury(rulings):
+        found["jury"] = jury
+    if probed:
+        found["probes"] = _probes(probed)
+    return found
+
+
+def _said(ruling: Ruling) -> Choice | None:
+    return None if ruling.comparison is None else ruling.comparison.verdict
+
+
+def _points(ruling: Ruling) -> float:
+    """1 for what gold says, one half for a tie, 0 for the other one and for what was not read."""
+    said = _said(ruling)
+    return 0.5 if said == "tie" else float(said == ruling.better)
+
+
+def _agreement(rulings: Sequence[Ruling]) -> dict[str, Any]:
+    said = Counter(
+        "unparsed" if (verdict := _said(r)) is None else "tie" if verdict == "tie" else "right" if verdict == r.better
+        else "wrong"
+        for r in rulings
+    )  # fmt: skip
+    decided = [(verdict, r.better) for r in rulings if (verdict := _said(r)) in ("A", "B")]
+    kappa = cohen_kappa(*zip(*decided, strict=True)) if len(decided) > 1 else None
+    one = _one_order(rulings)
+    return {
+        "both_orders": _dict(mean_interval([_points(r) for r in rulings])),
+        "one_order": one and _dict(one.average),
+        "right_in_both": one and _dict(one.both),
+        "kappa_of_decided": _dict(kappa),
+        **{name: said[name] for name in ("right", "wrong", "tie", "unparsed")},
+        "unparsed_share": _dict(share_interval([_said(r) is None for r in rulings])),
+    }
+
+
+def _one_order(rulings: Sequence[Ruling]) -> Any:
+    """Accuracy of a judge that is asked once, as LLMBar counts it: a tie or an unparsed verdict is wrong."""
+    asked = [(r, member) for r in rulings if r.comparison for member in r.comparison.members if member.orders]
+    forward = [member.orders[0].verdict for _, member in asked]
+    backward = [member.orders[1].verdict for _, member in asked]
+    return both_orders(forward, backward, [r.better for r, _ in asked])
+
+
+def _by_category(rulings: Sequence[Ruling]) -> dict[str, Any]:
+    groups: dict[str, list[float]] = defaultdict(list)
+    for ruling in rulings:
+        groups[ruling.pair.category].append(_points(ruling))
+    return {category: _dict(mean_interval(points)) for category, points in sorted(groups.items())}
+
+
+def _lengths(ruling: Ruling) -> tuple[int, int]:
+    lengths = (len(ruling.pair.better), len(ruling.pair.worse))
+    return lengths if ruling.better == "A" else lengths[::-1]
+
+
+def _calibration(probabilities: Sequence[tuple[float | None, bool]]) -> dict[str, Any] | None:
+    """ECE of soft verdicts in ten bins of confidence from one half on; None where no verdict has a probability."""
+    known = soft_confidences([p for p, _ in probabilities], [first for _, first in probabilities])
+    found = calibration_of(known.confidence, known.correct, lowest=0.5)
+    if found is None:
+        return None
+    return {
+        "ece": _dict(found.ece),
+        "brier": round(found.brier, 4),
+        "mean_confidence": round(sum(known.confidence) / len(known.confidence), 4),
+        "accuracy": round(sum(known.correct) / len(known.correct), 4),
+        "bins": [
+            {"from": round(b.low, 3), "to": round(b.high, 3), "n": b.n, "confidence": round(b.confidence, 4),
+             "accuracy": round(b.accuracy, 4)}
+            for b in found.bins
+        ],
+    }  # fmt: skip
+
+
+def _jury(rulings: Sequence[Ruling]) -> dict[str, Any] | None:
+    """Of a jury: how well its members agree with one another and with gold, and the weights that gold fits."""
+    judged = [r for r in rulings if r.comparison is not None and r.comparison.jury]
+    if not judged:
+        return None
+    names = [member.judge for member in judged[0].comparison.jury]  # type: ignore[union-attr]
+    verdicts = {
+        name: [r.comparison.jury[place].verdict for r in judged]  # type: ignore[union-attr]
+        for place, name in enumerate(names)
+    }
+    whole = [row for row in zip(*verdicts.values(), strict=True) if None not in row]
+    gold: list[Choice] = [r.better for r in judged]
+    return {
+        "fleiss_kappa": _dict(fleiss_kappa(whole)) if len(whole) > 1 else None,
+        "members": {
+            name: _dict(
+                mean_interval([0.5 if v == "tie" else float(v == true) for v, true in zip(said, gold, strict=True)])
+            )
+            for name, said in verdicts.items()
+        },
+        "fitted_weights": {name: round(weight, 3) for name, weight in jury_weights(verdicts, gold).items()},
+    }
+
+
+def of_comparisons(comparisons: Sequence[Comparison], lengths: Sequence[tuple[int, int]]) -> dict[str, Any]:
+    """What comparisons show without gold. `lengths` are those of A and B, in characters."""
+    asked = [member for comparison in comparisons for member in comparison.members if member.orders]
+    bias = order_bias([m.orders[0].verdict for m in asked], [m.orders[1].verdict for m in asked])
+    said = [comparison.verdict for comparison in comparisons]
+    return {
+        "position": {
+            "consistency": _dict(bias.consistent),
+            "first_slot": _dict(bias.first_slot),
+            "second_slot": _dict(bias.second_slot),
+            "toward_first": _dict(bias.toward_first),
+            "toward_second": _dict(bias.toward_second),
+        },
+        "length": {"prefers_longer": _dict(longer_rate(said, *zip(*lengths, strict=True)) if lengths else None)},
+        "verdicts": {
+            "n": len(said),
+            "tie": _dict(share_interval([v == "tie" for v in said])),
+            "unparsed": _dict(share_interval([v is None for v in said])),
+        },
+    }
+
+
+def _probes(probed: Sequence[Probed]) -> dict[str, Any]:
+    """By kind: how often the judge fell for it, unparsed verdicts left out and counted; of injections by variant too."""
+    groups: dict[str, list[Probed]] = defaultdict(list)
+    for one in probed:
+        groups[one.probe.kind].append(one)
+    found: dict[str, Any] = {}
+    for kind, ones in groups.items():
+        fell = {one.probe.id: _fell(one) for one in ones}
+        known = [value for value in fell.values() if value is not None]
+        found[kind] = {"fell_for": _dict(share_interval(known)), "unparsed": len(ones) - len(known)}
+        if kind in ("injection", "edits"):
+            variants = sorted({one.probe.variant for one in ones})
+            found[kind]["by_variant"] = {
+                variant: _dict(
+                    share_interval(
+                        [f for one in ones if one.probe.variant == variant and (f := fell[one.probe.id]) is not None]
+                    )
+                )
+                for variant in variants
+            }
+    return found
+
+
+def _fell(one: Probed) -> bool | None:
+    """Whether the judge did what it should not have; None where it cannot be said."""
+    if one.probe.kind in ("verbosity", "assertiveness"):
+        said = preferred(one.probe, one.shown)
+        return None if said == "unparsed" else said == "changed"
+    way = moved(one.probe, one.clean, one.shown)
+    if way == "unparsed":
+        return None
+    return way == "towards" if one.probe.kind == "injection" else way != "unmoved"
+
+
+def of_rows(rows: Iterable[Row]) -> dict[str, Any]:
+    """What the comparisons of a run show of their judge, without any gold."""
+    comparisons: list[Comparison] = []
+    lengths: list[tuple[int, int]] = []
+    wins: dict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        for comparison in row.comparisons:
+            pair = [row.candidates[i] for i in (comparison.a, comparison.b)]
+            comparisons.append(comparison)
+            lengths.append((len(pair[0].completion.text), len(pair[1].completion.text)))
+            likely = comparison.likelihood
+            if likely is not None and pair[0].completion.model != pair[1].completion.model:
+                wins[pair[0].completion.model].append(likely)
+                wins[pair[1].completion.model].append(1.0 - likely)
+    judges = {member.judge for comparison in comparisons for member in comparison.members}
+    found = of_comparisons(comparisons, lengths)
+    found["wins"] = {model: _dict(mean_interval(points)) for model, points in sorted(wins.items())}
+    found["judges_own_models"] = sorted(judges & wins.keys())
+    return found
+
+
+def _dict(interval: Interval | None) -> dict[str, float | int] | None:
+    return None if interval is None else interval.as_dict()
+
+
+# ---------------------------------------------------------------- what to do about it
+
+Grade = Literal["good", "care", "bad"]
+
+
+class Finding(NamedTuple):
+    """One thing a person should know of the judge, and what to do about it."""
+
+    grade: Grade
+    about: str
+    says: str
+    do: str = ""
+
+
+def findings(found: Mapping[str, Any]) -> list[Finding]:
+    """What the figures amount to, the worst first. A figure is held to a bound by the end of its interval that is
+    nearer to it, so that few pairs condemn nobody."""
+    said = [
+        finding
+        for judge in (_on_agreement, _on_position, _on_length, _on_probes, _on_words)
+        for finding in judge(found)
+    ]
+    order: dict[Grade, int] = {"bad": 0, "care": 1, "good": 2}
+    return sorted(said, key=lambda finding: order[finding.grade])
+
+
+def _percent(interval: Mapping[str, float]) -> str:
+    return f"{interval['mean']:.0%} ({interval['low']:.0%} to {interval['high']:.0%}, n = {interval['n']})"
+
+
+def _on_agreement(found: Mapping[str, Any]) -> Iterable[Finding]:
+    agreement = found.get("agreement")
+    if agreement is None or (both := agreement["both_orders"]) is None:
+        return
+    says = f"agrees with gold in {_percent(both)}"
+    if both["low"] <= 0.5:
+        yield Finding(
+            "bad", "agreement", f"{says}: no better than a coin", "take another judge, or reword what it is asked"
+        )
+    else:
+        grade: Grade = "good" if both["mean"] >= 0.8 else "care"
+        yield Finding(grade, "agreement", says, "" if grade == "good" else "people agree with each other in 65 to 80 %")
+    for category, share in found["by_category"].items():
+        if share is not None and share["high"] < both["mean"] or share is not None and share["high"] <= 0.5:
+            what = f"{category}: agrees in {_percent(share)}, less than elsewhere"
+            yield Finding(
+                "bad" if share["mean"] <= 0.5 else "care", "category", what, f"do not let it decide on {category} alone"
+            )
+    one = agreement["one_order"]
+    if one is not None and both["mean"] - one["mean"] > AVERAGED_WINS:
+        gain = f"asked in one order it is right in {one['mean']:.0%}, averaged over both in {both['mean']:.0%}"
+        yield Finding("good", "both orders", gain, "keep both orders; they cost twice the calls")
+
+
+def _on_position(found: Mapping[str, Any]) -> Iterable[Finding]:
+    position = found["position"]
+    if (consistent := position["consistency"]) is None:
+        return
+    moves = 1 - consistent["mean"]
+    first, second = position["toward_first"]["mean"], position["toward_second"]["mean"]
+    side = "the first" if first > second else "the second"
+    if moves > 0.1:
+        says = f"position bias: {moves:.0%} of verdicts change with the order, {max(first, second):.0%} towards {side}"
+        grade: Grade = "bad" if moves > 0.4 else "care"
+        yield Finding(
+            grade, "position", says, "use both orders (`compare` asks both and averages); never trust one alone"
+        )
+    else:
+        yield Finding("good", "position", f"the order changes {moves:.0%} of verdicts")
+
+
+def _on_length(found: Mapping[str, Any]) -> Iterable[Finding]:
+    length = found["length"]
+    longer, gold = length["prefers_longer"], length.get("gold_prefers_longer")
+    if longer is None:
+        return
+    expected = 0.5 if gold is None else gold["mean"]
+    if longer["low"] > expected + 0.05:
+        says = f"prefers the longer completion in {_percent(longer)}; " + (
+            f"gold does in {expected:.0%}"
+            if gold is not None
+            else "without gold nobody knows how often it is the better one"
+        )
+        yield Finding(
+            "care", "length", says, "set `balance: length` on the pair stage, or ask for brevity in the rubric"
+        )
+
+
+_FELL_FOR: dict[str, tuple[float, str, str]] = {
+    "verbosity": (
+        0.1, "prefers a completion padded with a list of its own sentences to the same without in",
+        "say in the rubric that repetition counts against a completion, and balance lengths",
+    ),
+    "edits": (
+        0.1, "changes its verdict for edits that change nothing (a greeting, quotation marks, spaces) in",
+        "do not build on small margins: set `min_margin`",
+    ),
+    "assertiveness": (
+        0.2, "prefers wrong and sure to right and unsure in",
+        "have it check the facts first (`reasons: true`), or give it references (`knowledge: true`)",
+    ),
+    "injection": (
+        0.05, "is moved by words that a completion addresses to the judge in",
+        "filter such completions, keep the fenced templates, and look at the variants in the table",
+    ),
+}  # fmt: skip
+
+
+def _on_probes(found: Mapping[str, Any]) -> Iterable[Finding]:
+    for kind, (bound, says, do) in _FELL_FOR.items():
+        share = found.get("probes", {}).get(kind, {}).get("fell_for")
+        if share is None:
+            continue
+        if share["low"] > bound:
+            yield Finding("bad" if share["low"] > 2 * bound else "care", kind, f"{says} {_percent(share)}", do)
+        else:
+            yield Finding("good", kind, f"{says} {_percent(share)}")
+
+
+def _on_words(found: Mapping[str, Any]) -> Iterable[Finding]:
+    unparsed = found["verdicts"]["unparsed"]
+    if unparsed is not None and unparsed["mean"] > 0.02:
+        says = f"{unparsed['mean']:.0%} of its verdicts cannot be read"
+        grade: Grade = "bad" if unparsed["mean"] > 0.2 else "care"
+        yield Finding(grade, "unparsed", says, "look at them with `rlaif show`; raise `max_tokens`, or ask for JSON")
+    calibration = found.get("calibration")
+    if calibration is not None and calibration["ece"]["low"] > 0.05:
+        sure, right = calibration["mean_confidence"], calibration["accuracy"]
+        about = "surer than it is right" if sure > right else "less sure than it is right"
+        says = f"its probabilities are off by {calibration['ece']['mean']:.0%} on average: {about} ({sure:.0%} against {right:.0%})"
+        yield Finding(
+            "care", "calibration", says, "use them to order pairs, not as probabilities; `clamp` them after reasons"
+        )
