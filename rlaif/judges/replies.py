@@ -8,17 +8,23 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from rlaif.records import Completion
 
 
 class Reading(NamedTuple):
-    """What one number of the reply says: a value, or the problem that left it unparsed. `raw` are the judge's words."""
+    """What one number of the reply says: a value, that the aspect does not apply, or the problem that left it unparsed.
+
+    `raw` are the judge's words.
+    """
 
     value: int | None
     raw: str
     problem: str | None = None
+    na: bool = False
+    types: tuple[str, ...] = ()
 
 
 def unusable(what: str, completion: Completion) -> str | None:
@@ -30,15 +36,47 @@ def unusable(what: str, completion: Completion) -> str | None:
     return None if completion.text.strip() else f"{what}: empty"
 
 
-def read_reply(text: str, n: int, low: int, high: int, answers: str, *, cut: bool = False) -> list[Reading]:
-    """The ratings of numbers 1 to n in a judge's reply, `answers` saying its form: `json` or `lines`.
+def read_reply(
+    text: str,
+    n: int,
+    low: int,
+    high: int,
+    answers: str,
+    *,
+    cut: bool = False,
+    na: bool = False,
+    types: Collection[str] = (),
+) -> list[Reading]:
+    """The ratings of numbers 1 to n in a judge's reply, `answers` saying its form: `json`, `lines` or `score` (of one).
 
-    `cut`: the reply ended at max_tokens, so its last rating may be the beginning of another (1 of 10).
+    `cut`: the reply ended at max_tokens, so its last rating may be the beginning of another (1 of 10). `na`: the judge
+    may say N/A; `types`: the codes it may name.
     """
-    return read_json(text, n, low, high) if answers == "json" else read_lines(text, n, low, high, cut=cut)
+    if answers == "score":
+        return [read_score(text, low, high, cut=cut)]
+    return read_json(text, n, low, high, na, types) if answers == "json" else read_lines(text, n, low, high, cut=cut)
 
 
-def read_json(text: str, n: int, low: int, high: int) -> list[Reading]:
+_SCORE = re.compile(
+    r"\boverall\s+score\b[*_ \t]*[:=]?[*_ \t]*(\S+)(\s+(?:out\s+of\b|of\b|or\b|to\b|[-/%]))?", re.IGNORECASE
+)
+
+
+def read_score(text: str, low: int, high: int, *, cut: bool = False) -> Reading:
+    """A critique in free words that says `Overall score: s`, always the same s; `raw` are the words before it."""
+    found = list(_SCORE.finditer(text))
+    readings = [_reading(score[1] + (score[2] or ""), text, low, high) for score in found]
+    if cut:
+        return Reading(None, text, "the reply was cut at max_tokens")
+    if not readings:
+        return Reading(None, text, "no overall score")
+    if len({reading.value for reading in readings}) > 1:
+        return Reading(None, text, "several overall scores that differ")
+    critique = text[: found[0].start()].strip("#*_ \t\r\n")
+    return readings[0]._replace(raw=critique) if readings[0].problem is None and critique else readings[0]
+
+
+def read_json(text: str, n: int, low: int, high: int, na: bool = False, types: Collection[str] = ()) -> list[Reading]:
     """A reply such as {"1": {"rationale": "...", "rating": 4}, "2": ...}, bare or inside one code fence.
 
     Plain words around the fence are let pass, but no brace and no digit: a judge that quotes an object and then says
@@ -56,7 +94,7 @@ def read_json(text: str, n: int, low: int, high: int) -> list[Reading]:
     if not isinstance(reply, dict) or set(reply) != {str(k + 1) for k in range(n)}:
         found = ", ".join(sorted(reply)[: n + 3]) if isinstance(reply, dict) else type(reply).__name__
         return [Reading(None, text, f"expected the numbers 1 to {n}, found {found or 'none'}")] * n
-    return [_json_reading(reply[str(k + 1)], low, high) for k in range(n)]
+    return [_json_reading(reply[str(k + 1)], low, high, na, types) for k in range(n)]
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -66,17 +104,24 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def _json_reading(item: Any, low: int, high: int) -> Reading:
+def _json_reading(item: Any, low: int, high: int, na: bool, types: Collection[str]) -> Reading:
     raw = json.dumps(item, ensure_ascii=False)
     value = item.get("rating") if isinstance(item, dict) else None
-    if isinstance(value, str):
+    if na and isinstance(value, str) and value.strip().upper() == "N/A":
+        reading = Reading(None, raw, na=True)
+    elif isinstance(value, str):
         reading = _reading(value, raw, low, high)
     elif isinstance(value, bool) or not isinstance(value, int):
         return Reading(None, raw, "no whole-number rating")
     else:
         reading = _in_range(value, raw, low, high)
+    if reading.problem is None and types:
+        named = item.get("types")
+        if not isinstance(named, list) or not all(isinstance(code, str) and code in types for code in named):
+            return Reading(None, raw, f"the types are not codes of {', '.join(types)}")
+        reading = reading._replace(types=tuple(dict.fromkeys(named)))
     said = item.get("rationale")
-    return reading._replace(raw=said) if reading.value is not None and isinstance(said, str) else reading
+    return reading._replace(raw=said) if reading.problem is None and isinstance(said, str) else reading
 
 
 # A block opens with its number in brackets, or as UltraFeedback's judge heads it (arXiv 2310.01377, its templates).
