@@ -29,15 +29,6 @@ class Drawn(NamedTuple):
 Shares = dict[Name, float]  # of each principle
 
 
-class Principles(Settings):
-    """A named, versioned set of principles, each with its system prompts, and mixtures: shares for each source."""
-
-    name: Name
-    version: int = Field(ge=1)
-    principles: dict[Name, tuple[Text, ...]] = Field(min_length=1)
-    mixtures: dict[Name, dict[Name, Shares]] = Field(min_length=1)
-
-
 class Mixture(NamedTuple):
     """What a sample stage draws from."""
 
@@ -68,11 +59,20 @@ class Mixture(NamedTuple):
         return Drawn(principle, systems[hashed_order(systems, "system prompt", *salt)[0]])
 
 
-def read_mixture(path: str, mixture: str) -> Mixture:
-    """The mixture of that name in the file at `path`, in the current folder or among the bundled files.
+class Principles(Settings):
+    """A named, versioned set of principles, each with its system prompts, and mixtures: shares for each source."""
 
-    Every mixture in the file is checked. Raises InputError with line and key.
-    """
+    name: Name
+    version: int = Field(ge=1)
+    principles: dict[Name, tuple[Text, ...]] = Field(min_length=1)
+    mixtures: dict[Name, dict[Name, Shares]] = Field(min_length=1)
+
+    def mixture(self, name: str) -> Mixture:
+        return Mixture(self.principles, self.mixtures[name])
+
+
+def read_principles(path: str) -> Principles:
+    """The principles at `path`, in the current folder or among the bundled files. Raises InputError with its line."""
     found, document = read_checked(Principles, path)
     for principle, systems in found.principles.items():
         if not systems:
@@ -80,9 +80,7 @@ def read_mixture(path: str, mixture: str) -> Mixture:
             raise document.error("the principle has no system prompt", ("principles", principle), fix)
     for name, shares in found.mixtures.items():
         _check_shares(found, name, shares, document)
-    if mixture not in found.mixtures:
-        raise document.error(f"no mixture is called {mixture!r}", ("mixtures",), nearest(mixture, found.mixtures))
-    return Mixture(dict(found.principles), found.mixtures[mixture])
+    return found
 
 
 def _check_shares(found: Principles, mixture: str, by_source: dict[str, Shares], document: Document) -> None:

@@ -108,7 +108,7 @@ def ultrafeedback_rows(rows: Iterable[Row], weights: Mapping[str, float]) -> Ite
                         for rating in row.ratings
                         if rating.candidate == index and rating.aspect != OVERALL
                     ],
-                    "critique": overall[index].raw if index in overall else None,
+                    "critique": _critique(overall[index].raw) if index in overall else None,
                     "overall_score": overall[index].value if index in overall else row.score(index, dict(weights)),
                 }
                 for index, candidate in enumerate(row.candidates)
@@ -116,6 +116,12 @@ def ultrafeedback_rows(rows: Iterable[Row], weights: Mapping[str, float]) -> Ite
             "prompt_id": row.prompt.id,
             "split": row.prompt.split,
         }
+
+
+def _critique(words: str) -> str:
+    """A critique without the line that holds its score, which stands apart."""
+    critique, _, last = words.rstrip().rpartition("\n")
+    return critique.rstrip() if critique and "overall score" in last.lower() else words
 
 
 def _annotation(rating: Rating) -> dict[str, Any]:

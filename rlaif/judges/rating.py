@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from rlaif.config import Rater, SamplingSettings
 from rlaif.engines.scheduler import Sampler, together
-from rlaif.judges.replies import read_reply
+from rlaif.judges.replies import read_reply, read_score
 from rlaif.records import (
     Candidate,
     Completion,
@@ -209,7 +209,11 @@ def _bound(reply: Completion, asked: Question, aspect: Aspect, rubric: Rubric, r
     """The ratings of one reply, each bound to the candidates whose text stood at its number."""
     cut = reply.finish_reason == "length"
     n, low, high = len(asked.slots), rubric.scale.low, rubric.scale.high
-    readings = read_reply(reply.text, n, low, high, rater.answers, cut=cut, na=aspect.na, types=aspect.types)
+    if rater.answers == "score":
+        readings = [read_score(reply.text, low, high, cut=cut)]
+    else:
+        types = tuple(aspect.types)
+        readings = read_reply(reply.text, n, low, high, rater.answers, cut=cut, na=aspect.na, types=types)
     return [
         Rating(
             aspect=aspect.id,

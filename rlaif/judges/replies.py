@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from rlaif.records import Completion
@@ -45,15 +45,13 @@ def read_reply(
     *,
     cut: bool = False,
     na: bool = False,
-    types: Collection[str] = (),
+    types: Sequence[str] = (),
 ) -> list[Reading]:
-    """The ratings of numbers 1 to n in a judge's reply, `answers` saying its form: `json`, `lines` or `score` (of one).
+    """The ratings of numbers 1 to n in a judge's reply, `answers` saying its form: `json` or `lines`.
 
     `cut`: the reply ended at max_tokens, so its last rating may be the beginning of another (1 of 10). `na`: the judge
     may say N/A; `types`: the codes it may name.
     """
-    if answers == "score":
-        return [read_score(text, low, high, cut=cut)]
     return read_json(text, n, low, high, na, types) if answers == "json" else read_lines(text, n, low, high, cut=cut)
 
 
@@ -63,7 +61,7 @@ _SCORE = re.compile(
 
 
 def read_score(text: str, low: int, high: int, *, cut: bool = False) -> Reading:
-    """A critique in free words that says `Overall score: s`, always the same s; `raw` are the words before it."""
+    """A critique in free words that says `Overall score: s`, always the same s; `raw` is all of it."""
     found = list(_SCORE.finditer(text))
     readings = [_reading(score[1] + (score[2] or ""), text, low, high) for score in found]
     if cut:
@@ -72,11 +70,10 @@ def read_score(text: str, low: int, high: int, *, cut: bool = False) -> Reading:
         return Reading(None, text, "no overall score")
     if len({reading.value for reading in readings}) > 1:
         return Reading(None, text, "several overall scores that differ")
-    critique = text[: found[0].start()].strip("#*_ \t\r\n")
-    return readings[0]._replace(raw=critique) if readings[0].problem is None and critique else readings[0]
+    return readings[0]
 
 
-def read_json(text: str, n: int, low: int, high: int, na: bool = False, types: Collection[str] = ()) -> list[Reading]:
+def read_json(text: str, n: int, low: int, high: int, na: bool = False, types: Sequence[str] = ()) -> list[Reading]:
     """A reply such as {"1": {"rationale": "...", "rating": 4}, "2": ...}, bare or inside one code fence.
 
     Plain words around the fence are let pass, but no brace and no digit: a judge that quotes an object and then says
@@ -104,7 +101,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def _json_reading(item: Any, low: int, high: int, na: bool, types: Collection[str]) -> Reading:
+def _json_reading(item: Any, low: int, high: int, na: bool, types: Sequence[str]) -> Reading:
     raw = json.dumps(item, ensure_ascii=False)
     value = item.get("rating") if isinstance(item, dict) else None
     if na and isinstance(value, str) and value.strip().upper() == "N/A":

@@ -27,6 +27,7 @@ from rlaif.config import (
 )
 from rlaif.constitution import read_constitution
 from rlaif.engines.identity import has_reward_head
+from rlaif.errors import nearest
 from rlaif.formats import (
     Conversation,
     ReadResult,
@@ -47,7 +48,7 @@ from rlaif.measure import Truth
 from rlaif.pipeline.engines import api_key
 from rlaif.pipeline.record import StageRecord
 from rlaif.pipeline.spool import Spool, Stored
-from rlaif.principles import Mixture, read_mixture
+from rlaif.principles import Mixture, read_principles
 from rlaif.records import Candidate, Completion, Message, Prompt, Row, oneline
 from rlaif.resources import find, read_text
 from rlaif.rubric import read_rubric
@@ -83,8 +84,8 @@ class Inputs:
                 self._data(step, stage)
             elif isinstance(stage, PromptsStage):
                 self._prompts(step, stage)
-            elif isinstance(stage, SampleStage) and stage.principles is not None and stage.mixture is not None:
-                self.mixtures[step.name] = read_mixture(stage.principles, stage.mixture)
+            elif isinstance(stage, SampleStage):
+                self._mixture(step, stage)
             elif isinstance(stage, RateStage):
                 self._check_count(step, stage)
                 self.judges[step.name] = open_judge(stage, self._check(stage.model))
@@ -97,6 +98,15 @@ class Inputs:
                 self.chat_templates[step.name] = read_text(find(stage.sft.template))
             elif isinstance(stage, MeasureStage):
                 self._measured(step, stage)
+
+    def _mixture(self, step: Step, stage: SampleStage) -> None:
+        if stage.principles is None or stage.mixture is None:
+            return
+        found = read_principles(stage.principles)
+        if stage.mixture not in found.mixtures:
+            problem = f"{stage.principles!r} has no mixture {stage.mixture!r}"
+            raise self.pipeline.error(step, problem, ("mixture",), nearest(stage.mixture, found.mixtures))
+        self.mixtures[step.name] = found.mixture(stage.mixture)
 
     def _check_heads(self) -> None:
         """A model from a folder is used as what it is: one with a reward head scores, any other writes."""
@@ -137,11 +147,11 @@ class Inputs:
             problem = f"`answers: expected` weighs numbers of one digit, and the scale is {low} to {high}"
             raise self.pipeline.error(step, problem, ("rubric",), "give the rubric a scale within 0 to 9")
         for before in rated_before(step):
-            for aspect in self.judges[before.name].rubric.weights().keys() & rubric.weights().keys():
+            judged = self.judges[before.name].rubric.weights()
+            if aspect := next((aspect for aspect in rubric.weights() if aspect in judged), None):
                 problem = f"the stage {before.name!r} has judged the aspect {aspect!r} of these rows already"
-                fix = "give it another `id` in one of the rubrics, or read the candidates alone with `from: sample`"
-                if step.sampled is not None:
-                    fix = fix.replace("sample", step.sampled.name)
+                alone = step.sampled.name if step.sampled else "sample"
+                fix = f"give it another `id` in one of the rubrics, or take the candidates alone with `from: {alone}`"
                 raise self.pipeline.error(step, problem, ("rubric",), fix)
 
     def _check(self, name: str) -> Check:
