@@ -612,12 +612,18 @@ def _print_row(console: Console, row: Row, preferences: list[Preference]) -> Non
         role = " and ".join(marks)
         style = {"chosen": "green", "rejected": "red"}.get(role, "")
         console.print()
-        how = f"  {completion.finish_reason}, call {completion.call[:12]}"
+        by = f", by the principle {candidate.principle}" if candidate.principle else ""
+        how = f"  {completion.finish_reason}, call {completion.call[:12]}{by}"
         console.print(Text.assemble((f"[{index + 1}] {candidate.sampler} ", "bold"), (role, style), (how, "dim")))
         console.print(Text(_plain(completion.text), style=style))
         for rating in row.ratings:
             if rating.candidate == index:
                 _print_rating(console, rating)
+        for score in row.scores:
+            if score.candidate == index:
+                value = f"none, {score.problem}" if score.value is None else f"{score.value:.3f}"
+                told = f"    {score.aspect or 'score'} {_plain(value)}"
+                console.print(Text.assemble(told, (f"   {score.judge}", "dim")))
         for revision in row.revisions:
             if revision.candidate == index:
                 _print_revision(console, revision)
@@ -642,6 +648,7 @@ def _print_row(console: Console, row: Row, preferences: list[Preference]) -> Non
 
 def _print_rating(console: Console, rating: Rating) -> None:
     value = f"unparsed, {rating.problem}" if rating.problem else "N/A" if rating.na else str(rating.value)
+    value += f" ({', '.join(rating.types)})" if rating.types else ""
     said = f"   {rating.judge}, place {rating.position}: {_brief(rating.raw, 160)}" if rating.raw else ""
     console.print(Text.assemble(f"    {rating.aspect} {_plain(value)}", (said, "dim")))
 

@@ -147,6 +147,7 @@ class Candidate(Record):
 
     sampler: str
     completion: Completion
+    principle: str | None = None  # that its system message says, where one was drawn
 
 
 class Rating(Record):

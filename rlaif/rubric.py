@@ -6,7 +6,9 @@ judge's. `read_rubric` is the one door: what it returns has distinct aspects, an
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field, model_validator
 
 from rlaif.config import Check, Name, Settings, Text, read_named_set, unchecked
 from rlaif.records import digest
@@ -25,6 +27,10 @@ class Scale(Settings):
         return self
 
 
+# YAML reads a code that is a number as one.
+Code = Annotated[Name, BeforeValidator(lambda code: str(code) if type(code) is int else code)]
+
+
 class Aspect(Settings):
     """One quality. `scores` says in words what a rating means; it may leave scores out."""
 
@@ -32,6 +38,9 @@ class Aspect(Settings):
     description: Text
     weight: float = Field(default=1.0, gt=0)
     scores: dict[int, Text] = {}
+    na: bool = False  # whether the judge may say that the aspect does not apply
+    types: dict[Code, Text] = {}  # what else the judge looks for, and names by these codes
+    knowledge: bool = False  # whether it is shown the prompt's true answers, where the prompt has any
 
     @property
     def digest(self) -> str:

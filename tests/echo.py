@@ -1,12 +1,13 @@
 """A small deterministic engine and a pipeline on it: the tests' stand-in for a large model, behind a real socket.
 
 It is a real engine, not a mock: it answers any prompt, in words that depend on nothing but the request, and rates by
-the length of what it is shown, so that every expected figure can be worked out by hand.
+the length of what it is shown, in each form it is asked in, so that every expected figure can be worked out by hand.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 import threading
 from collections.abc import Sequence
@@ -20,7 +21,11 @@ WORDS = "river stone cloud maple ember willow harbor meadow lantern copper".spli
 
 
 class Echo:
-    """Answers with one to nine words; asked for JSON, rates each completion by its number of words, at most five."""
+    """Answers with one to nine words; asked for JSON, rates each completion by its number of words, at most five.
+
+    Asked for a critique it ends in the number of words as the overall score; asked for probabilities it gives that
+    number 0.6, the next lower one 0.2 and no other number any.
+    """
 
     in_process = True
     batch_size = 64
@@ -43,10 +48,18 @@ class Echo:
 
     def _reply(self, request: Request, index: int) -> Reply:
         text = request.messages[-1].content
-        if request.json_schema is not None:
-            shown = re.findall(r"<completion \d+ \w+>\n(.*?)\n</completion", text, re.DOTALL)
+        shown = re.findall(r"<completion(?: \d+)? \w{12}>\n(.*?)\n</completion", text, re.DOTALL)
+        alternatives: dict[str, float | None] | None = None
+        if request.sampling.alternatives and shown:
+            words = min(5, len(shown[0].split()))
+            said = str(words)
+            alternatives = {str(words): math.log(0.6), str(words - 1): math.log(0.2)}
+        elif shown and "Overall score:" in text:
+            said = f"It begins with {shown[0].split()[0]!r}.\n\nOverall score: {len(shown[0].split())}"
+        elif request.json_schema is not None:
+            types = {"types": []} if '"types"' in json.dumps(request.json_schema) else {}
             ratings = {
-                str(k): {"rationale": "by length", "rating": min(5, len(t.split()))}
+                str(k): {"rationale": "by length", **types, "rating": min(5, len(t.split()))}
                 for k, t in enumerate(shown, start=1)
             }
             said = "I would rather not." if self.unreadable and self.unreadable in text else json.dumps(ratings)
@@ -57,6 +70,8 @@ class Echo:
             text=said,
             finish_reason="stop",
             usage=Usage(prompt_tokens=len(text.split()), completion_tokens=len(said.split())),
+            token_logprobs=(math.log(0.6), 0.0) if alternatives else None,
+            alternatives=alternatives,
         )
 
     async def logprobs(self, items: Sequence[tuple[tuple[Message, ...], str]]) -> list[Logprobs]:

@@ -515,7 +515,7 @@ def test_ultrafeedback_rows_say_what_is_unparsed() -> None:
     (row,) = ultrafeedback_rows([example_row(0, unparsed=True)], WEIGHTS)
     assert row["models"] == ["small", "large"]
     first, second = row["completions"]
-    assert (first["response"], first["overall_score"]) == ("No 0.", 2.5)
+    assert (first["response"], first["critique"], first["overall_score"]) == ("No 0.", None, 2.5)
     assert [(a["aspect"], a["Rating"]) for a in first["annotations"]] == [("right", "2"), ("short", "3")]
     assert second["overall_score"] is None
     assert second["annotations"][1] == {
@@ -526,6 +526,17 @@ def test_ultrafeedback_rows_say_what_is_unparsed() -> None:
         "judge": "judge",
         "call": "call-short",
     }
+
+
+def test_ultrafeedback_rows_hold_the_critique_and_its_score_apart() -> None:
+    """What is rated as `overall` is the critique: no annotation, and no part of a mean."""
+    plain = example_row(0)
+    unread = rating("overall", 1, None)
+    row = plain.model_copy(update={"ratings": (*plain.ratings, rating("overall", 0, 7), unread)})
+    first, second = next(ultrafeedback_rows([row], WEIGHTS))["completions"]
+    assert (first["critique"], first["overall_score"]) == ("rating 7", 7)
+    assert (second["critique"], second["overall_score"]) == ("rating None", None)  # not the mean in its place
+    assert [a["aspect"] for a in first["annotations"]] == ["right", "short"]
 
 
 @pytest.mark.parametrize("shape", ["sft", "preference", "ultrafeedback"])

@@ -15,11 +15,11 @@ from test_records import ask, candidate
 
 from rlaif.config import Rater, SamplingSettings
 from rlaif.errors import InputError
-from rlaif.judges.rating import OFFERED, REQUIRED, question, rate
+from rlaif.judges.rating import OFFERED, REQUIRED, Question, questions, rate
 from rlaif.judges.replies import read_json, read_lines
-from rlaif.records import Completion, Message, Row, Sampling
+from rlaif.records import Candidate, Completion, Message, Prompt, Row, Sampling
 from rlaif.resources import find
-from rlaif.rubric import read_rubric
+from rlaif.rubric import Aspect, Rubric, read_rubric
 from rlaif.templates import Template
 
 RUBRIC = read_rubric("prompts/rubrics/tiny.yaml")
@@ -28,6 +28,16 @@ TEMPLATES = {"json": "prompts/rate.jinja", "lines": "prompts/rate-compact.jinja"
 
 def template(answers: str) -> Template:
     return Template.read(find(TEMPLATES[answers]))
+
+
+def question(
+    prompt: Prompt, candidates: Sequence[Candidate], aspect: Aspect, rubric: Rubric, template: Template, answers: str
+) -> Question | None:
+    """The one judge prompt that shows all candidates."""
+    rater = Rater.model_validate({"model": "judge", "rubric": "r", "answers": answers})
+    asked = questions(prompt, candidates, aspect, rubric, template, rater)
+    assert len(asked) <= 1
+    return asked[0] if asked else None
 
 
 def values(text: str, n: int = 2, answers: str = "lines") -> list[int | None]:

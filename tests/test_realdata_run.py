@@ -24,7 +24,7 @@ pytestmark = [
 
 @pytest.mark.filterwarnings("ignore")  # the trainer's own
 def test_real_instructions_become_a_data_set_that_trains(tmp_path: Path, random_model: Path, run_cli: Cli) -> None:  # noqa: F811
-    names = ("model-a", "model-b", "model-c", "model-d", "judge")
+    names = (*(f"model-{letter}" for letter in "abcdef"), "judge")
     models = {name: Echo(name) for name in names}
     with serve(models) as url:
         moved = [f"models.{name}.base_url={url}" for name in names]
@@ -33,8 +33,9 @@ def test_real_instructions_become_a_data_set_that_trains(tmp_path: Path, random_
         )
     assert code == 0, out + err
     manifest = json.loads(Path("runs/ultrafeedback/manifest.json").read_text())
-    assert [stage["in"] for stage in manifest["stages"]] == [500] * 4
-    assert sum(count(models).values()) == 500 * (4 + 4)
+    assert [stage["in"] for stage in manifest["stages"]] == [500] * 5
+    # four samples, a critique of each different one, four aspects
+    assert 500 * (4 + 4) < sum(count(models).values()) <= 500 * (4 + 4 + 4)
 
     import datasets
     from trl import DPOConfig, DPOTrainer
@@ -43,13 +44,14 @@ def test_real_instructions_become_a_data_set_that_trains(tmp_path: Path, random_
     table = datasets.load_dataset("parquet", data_files=str(folder / "ultrafeedback/data/*.parquet"), split="train")
     assert len(table) == 500
     for row in table:
-        assert [completion["model"] for completion in row["completions"]] == list(names[:4])
+        assert len({completion["model"] for completion in row["completions"]} & set(names)) == 4
         for completion in row["completions"]:
             aspects = {note["aspect"]: note["Rating"] for note in completion["annotations"]}
             assert set(aspects) == {"instruction_following", "honesty", "truthfulness", "helpfulness"}
-            assert set(aspects.values()) == {
-                str(min(5, len(completion["response"].split())))
-            }  # bound to its completion
+            words = len(completion["response"].split())
+            assert set(aspects.values()) == {str(min(5, words))}  # bound to its completion
+            assert completion["overall_score"] == words
+            assert repr(completion["response"].split()[0]) in completion["critique"]
 
     preferences = datasets.load_dataset("parquet", data_files=str(folder / "preference/data/*.parquet"), split="train")
     assert len(preferences) == manifest["stages"][-1]["out"] > 300

@@ -39,6 +39,16 @@ def raw(name: str, data: bytes) -> Edit:
     return lambda folder: (folder / name).write_bytes(data) and None
 
 
+def both(*edits: Edit) -> Edit:
+    def edit(folder: Path) -> None:
+        for one in edits:
+            one(folder)
+
+    return edit
+
+
+SECOND = "  - rate: {model: judge, rubric: rubric.yaml}\n  - pair"
+PRINCIPLES = "prompts/principles/ultrafeedback.yaml"
 MEASURE = "  - measure: {models: [one], judge: gold}\n"
 DEEP = "x: " + "[" * 3000 + "]" * 3000 + "\n"
 LAUGHS = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
@@ -133,6 +143,19 @@ CASES: dict[str, tuple[Edit, str]] = {
     "second measure": (pipeline("  - rate", MEASURE * 2 + "  - rate"), r"echo\.yaml:10: `stages\.3\.measure`: a run has one report, and the stage 'measure' writes it. Fix: name all its models in one stage"),
     "pair of one candidate": (pipeline("[one, two], per_prompt: 2", "[one], per_prompt: 1"), r"echo\.yaml:10: `stages\.3\.pair`: a pair needs two candidates, and the stage 'sample' gives each prompt one. Fix: raise its `per_prompt`"),
     "pair of one picked candidate": (pipeline("per_prompt: 2", "pick: 1"), r"echo\.yaml:10: `stages\.3\.pair`: a pair needs two candidates"),
+    "mistyped answers": (pipeline("reask: 1", "answers: expcted"), r"echo\.yaml:9: `stages\.2\.rate\.answers`: .*'expected'.*found 'expcted'"),
+    "all at once where one is read": (pipeline("reask: 1", "answers: score, shown: all"), r"echo\.yaml:9: `stages\.2\.rate`: `answers: score` reads one completion at a time; write `shown: one`"),
+    "expectation over a scale to ten": (both(pipeline("reask: 1", "answers: expected"), file("rubric.yaml", RUBRIC.replace("high: 5", "high: 10"))), r"echo\.yaml:9: `stages\.2\.rate\.rubric`: `answers: expected` weighs numbers of one digit, and the scale is 1 to 10. Fix: give the rubric a scale within 0 to 9"),
+    "expectation below nought": (both(pipeline("reask: 1", "answers: expected"), file("rubric.yaml", RUBRIC.replace("low: 1", "low: -1"))), r"echo\.yaml:9: `stages\.2\.rate\.rubric`: .*the scale is -1 to 5"),
+    "expectation for a win rate": (pipeline("  - pair", "  - measure: {models: [one], rate: {model: judge, rubric: rubric.yaml, answers: expected}}\n  - pair"), r"echo\.yaml:10: `stages\.3\.measure`: the win rate is of ratings, and `answers: expected` gives scores"),
+    "aspect judged twice": (pipeline("  - pair", SECOND), r"echo\.yaml:10: `stages\.3\.rate\.rubric`: the stage 'rate' has judged the aspect 'words' of these rows already. Fix: give it another `id` in one of the rubrics, or take the candidates alone with `from: sample`"),
+    "types in a template that hides them": (both(file("rubric.yaml", RUBRIC.replace("better.}", "better., types: {few: It has few words.}}", 1)), file("mine.jinja", "{{ aspect.description }} {{ prompt }} {{ completions | join }}")), r"mine\.jinja: the template does not show what the type few means. Fix: write it out"),
+    "type whose code is a truth value": (file("rubric.yaml", RUBRIC.replace("better.}", "better., types: {no: It has few words.}}", 1)), r"rubric\.yaml:5: `aspects\.0\.types\.0`: expected text, found False"),
+    "mixture of nothing": (pipeline("per_prompt: 2", "mixture: published"), r"echo\.yaml:8: `stages\.1\.sample`: a `mixture` is of principles; name their file in `principles`, or take it out"),
+    "principles without a mixture": (pipeline("per_prompt: 2", f"principles: {PRINCIPLES}"), r"echo\.yaml:8: `stages\.1\.sample`: `principles` are drawn by a mixture; name one of the file's in `mixture`"),
+    "unknown mixture": (pipeline("per_prompt: 2", f"per_prompt: 2, principles: {PRINCIPLES}, mixture: publisht"), r"echo\.yaml:8: `stages\.1\.sample\.mixture`: 'prompts/principles/ultrafeedback\.yaml' has no mixture 'publisht'. Fix: did you mean `published`"),
+    "missing principles": (pipeline("per_prompt: 2", "principles: prompts/principles/ultrafedback.yaml, mixture: published"), r"echo\.yaml:8: `stages\.1\.sample\.principles`: there is no file or folder .*Fix: did you mean 'prompts/principles/ultrafeedback\.yaml'"),
+    "principles beside a system message": (pipeline("[one, two]", f"[{{model: one, system: Be brief.}}, two], principles: {PRINCIPLES}, mixture: shipped"), r"echo\.yaml:8: `stages\.1\.sample`: 'one' has a `system` of its own, and `principles` draws one; take one of the two out"),
     "training a model behind a server": (pipeline("  - pair: {rule: best-worst}\n", "  - pair: {rule: best-worst}\n" + TRAINED), r"echo\.yaml:11: .*base.*server"),
 }  # fmt: skip
 

@@ -11,6 +11,7 @@ from rlaif.config.document import (
     Settings,
     Text,
     load_value,
+    read_checked,
     read_named_set,
     unchecked,
 )
@@ -97,6 +98,7 @@ __all__ = [
     "TrainerSettings",
     "TransformersModel",
     "VLLMModel",
+    "read_checked",
     "read_named_set",
     "unchecked",
     "read_pipeline",

@@ -168,13 +168,18 @@ def unchecked(text: str) -> None:
     """Nothing is wrong with any text."""
 
 
+def read_checked(model: type[Checked], path: str) -> tuple[Checked, Document]:
+    """A file as a `model`, and the document it stands in. Raises InputError with line and key."""
+    document = read_yaml(find(path))
+    return validated(model, document.value, document, ()), document
+
+
 def read_named_set(model: type[Checked], path: str, items: str) -> tuple[Checked, Document]:
     """A file that is a set of things with an `id` each, under the key `items`, and the document it stands in.
 
     Raises InputError with line and key, also for two that share an id.
     """
-    document = read_yaml(find(path))
-    found = validated(model, document.value, document, ())
+    found, document = read_checked(model, path)
     seen: set[str] = set()
     for index, item in enumerate(getattr(found, items)):
         if item.id in seen:

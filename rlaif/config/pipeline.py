@@ -45,6 +45,14 @@ class Step:
         """The step it reads; the first of them where a trainer reads several."""
         return self.sources[0] if self.sources else None
 
+    @property
+    def sampled(self) -> Step | None:
+        """The stage that made the candidates of the rows it reads; None where none did."""
+        step = self.source
+        while step is not None and not isinstance(step.stage, SampleStage):
+            step = step.source
+        return step
+
     def __repr__(self) -> str:
         return f"Step({self.number}, {self.name!r})"
 
@@ -281,7 +289,7 @@ def _check_sense(step: Step, earlier: list[Step], document: Document, place: Pos
         raise document.error(
             f"a run has one report, and the stage {first.name!r} writes it", place, "name all its models in one stage"
         )
-    sampled = step.source.source if isinstance(step.stage, PairStage) and step.source else None
+    sampled = step.sampled if isinstance(step.stage, PairStage) else None
     if sampled is not None and isinstance(sampled.stage, SampleStage) and sampled.stage.candidates < 2:
         raise document.error(
             f"a pair needs two candidates, and the stage {sampled.name!r} gives each prompt one",

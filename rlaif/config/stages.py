@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -85,6 +85,8 @@ class SampleStage(Stage):
     models: tuple[Sampler, ...] = Field(min_length=1)
     per_prompt: int = Field(default=1, gt=0)  # completions from each sampler
     pick: int | None = Field(default=None, gt=0)
+    principles: str | None = None  # a file of system prompts, of which each completion draws one
+    mixture: Name | None = None  # of them, as the file names it
     sampling: SamplingSettings = SamplingSettings()
 
     @property
@@ -101,24 +103,63 @@ class SampleStage(Stage):
             raise ValueError(f"`pick` asks for {self.pick} of {len(names)} samplers")
         return self
 
+    @model_validator(mode="after")
+    def _one_system_message(self) -> SampleStage:
+        if self.principles is None and self.mixture is not None:
+            raise ValueError("a `mixture` is of principles; name their file in `principles`, or take it out")
+        if self.principles is not None and self.mixture is None:
+            raise ValueError("`principles` are drawn by a mixture; name one of the file's in `mixture`")
+        own = next((s.name or s.model for s in self.models if s.system is not None), None)
+        if self.principles is not None and own is not None:
+            raise ValueError(f"{own!r} has a `system` of its own, and `principles` draws one; take one of the two out")
+        return self
+
     def named_models(self) -> list[tuple[str, Position]]:
         return [(sampler.model, ("models", i)) for i, sampler in enumerate(self.models)]
 
+    def named_files(self) -> list[tuple[str, Position]]:
+        return _given(self, "principles")
+
+
+# What reads one completion at a time, and the template that asks for it.
+ONE_BY_ONE = {"score": "prompts/rate-critique.jinja", "expected": "prompts/score.jinja"}
+
 
 class Rater(Settings):
-    """How a judge rates: one call per prompt and aspect, all candidates in one judge prompt, in a hashed order."""
+    """How a judge rates: one call per prompt and aspect, all candidates in one judge prompt, in a hashed order.
+
+    `shown: one` is a call for each candidate. `score` reads a critique in free words that ends in an overall score;
+    `expected` no words at all, but how likely each number of the scale is as the first token.
+    """
 
     model: Name
     rubric: str
     template: str = "prompts/rate.jinja"
-    answers: Literal["json", "lines"] = "json"
+    shown: Literal["all", "one"] = "all"
+    answers: Literal["json", "lines", "score", "expected"] = "json"
     reask: int = Field(default=1, ge=0)  # how often an unreadable reply is asked again, with another seed
     sampling: JudgeSampling = JudgeSampling()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_by_one(cls, value: Any) -> Any:
+        answers = value.get("answers") if isinstance(value, dict) else None
+        if not isinstance(answers, str) or answers not in ONE_BY_ONE:
+            return value
+        return {"shown": "one", "template": ONE_BY_ONE[answers]} | value
+
+    @model_validator(mode="after")
+    def _shows_what_is_read(self) -> Self:
+        if self.answers in ONE_BY_ONE and self.shown == "all":
+            raise ValueError(f"`answers: {self.answers}` reads one completion at a time; write `shown: one`")
+        return self
+
 
 class RateStage(Rater, Stage):
+    """Row stage: ratings, or expected scores. One that reads another rate stage adds its own to those."""
+
     kind = "rate"
-    reads = ("sample", "verify")
+    reads = ("sample", "verify", "rate")
 
     def named_models(self) -> list[tuple[str, Position]]:
         return _given(self, "model")
@@ -476,6 +517,8 @@ class MeasureStage(Stage):
             raise ValueError(f"the baseline {self.baseline!r} is not among the measured models")
         if twice := next((name for name in self.models if self.models.count(name) > 1), None):
             raise ValueError(f"the model {twice!r} is named twice")
+        if self.rate is not None and self.rate.answers == "expected":
+            raise ValueError("the win rate is of ratings, and `answers: expected` gives scores; use another `answers`")
         if self.best_of is not None and self.reward is None:
             raise ValueError("`best_of` needs a reward model to choose by; name it in `reward`")
         return self

@@ -22,6 +22,7 @@ from rlaif.errors import WorkError
 from rlaif.records import Candidate, Message, Preference, Prompt, Rating, Row, oneline
 
 Shape = Literal["sft", "preference", "ultrafeedback"]
+OVERALL = "overall"  # the aspect of a critique, which stands beside the ratings of the others
 
 # ---------------------------------------------------------------- records into rows
 
@@ -87,10 +88,12 @@ def ultrafeedback_rows(rows: Iterable[Row], weights: Mapping[str, float]) -> Ite
     """Every candidate with every rating, under UltraFeedback's names (arXiv 2310.01377).
 
     Departs from the published set in three ways: annotations are a list with the aspect named in each, so that one
-    schema holds any rubric; `overall_score` is the weighted mean of the ratings on the rubric's own scale, not a
-    separate 1 to 10; and "N/A" means *unparsed*, with the reason beside it.
+    schema holds any rubric; without ratings of the aspect `overall`, which are the critique and its score,
+    `overall_score` is the weighted mean of the ratings on the rubric's own scale; and "N/A" means *unparsed*, with the
+    reason beside it.
     """
     for row in rows:
+        overall = {rating.candidate: rating for rating in row.ratings if rating.aspect == OVERALL}
         yield {
             "source": row.prompt.source,
             "instruction": row.prompt.text,
@@ -100,14 +103,25 @@ def ultrafeedback_rows(rows: Iterable[Row], weights: Mapping[str, float]) -> Ite
                     "model": candidate.sampler,
                     "response": candidate.completion.text,
                     "call": candidate.completion.call,
-                    "annotations": [_annotation(rating) for rating in row.ratings if rating.candidate == index],
-                    "overall_score": row.score(index, dict(weights)),
+                    "annotations": [
+                        _annotation(rating)
+                        for rating in row.ratings
+                        if rating.candidate == index and rating.aspect != OVERALL
+                    ],
+                    "critique": _critique(overall[index].raw) if index in overall else None,
+                    "overall_score": overall[index].value if index in overall else row.score(index, dict(weights)),
                 }
                 for index, candidate in enumerate(row.candidates)
             ],
             "prompt_id": row.prompt.id,
             "split": row.prompt.split,
         }
+
+
+def _critique(words: str) -> str:
+    """A critique without the line that holds its score, which stands apart."""
+    critique, _, last = words.rstrip().rpartition("\n")
+    return critique.rstrip() if critique and "overall score" in last.lower() else words
 
 
 def _annotation(rating: Rating) -> dict[str, Any]:
@@ -259,7 +273,8 @@ def _schema(shape: Shape) -> Any:
     origin = texts("prompt_id", "split", "source")
     annotation = texts("aspect", "Rating", "Rationale", "problem", "judge", "call")
     completion = [
-        *texts("model", "response", "call"), ("annotations", listed(annotation)), ("overall_score", number)
+        *texts("model", "response", "call"), ("annotations", listed(annotation)),
+        *texts("critique"), ("overall_score", number),
     ]  # fmt: skip
     columns = {
         "sft": [*table(messages=messages), *origin, *texts("model", "call"), *table(score=number)],
@@ -294,6 +309,7 @@ _COLUMNS: dict[Shape, str] = {
 how the two were picked, `principle` what they were compared under; `margin` is `score_chosen` minus `score_rejected`,
 `probability` that of chosen being the better one, where the judge gave one.""",
     "ultrafeedback": """\
+`critique` is the judge's feedback in free words and `overall_score` the score after it; without a critique,
 `overall_score` is the weighted mean of the ratings, on the rubric's own scale. A `Rating` of `N/A` means that the
 judge's words could not be read as a rating; `problem` says why, and `Rationale` keeps the words.""",
 }

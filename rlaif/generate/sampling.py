@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from rlaif.config import Sampler as SamplerSettings
 from rlaif.config import SampleStage, SamplingSettings
 from rlaif.engines.scheduler import Ask, Sampler
+from rlaif.principles import Mixture
 from rlaif.records import Candidate, Message, Prompt, Row, Sampling, hashed_order
 
 
@@ -19,21 +20,40 @@ def drawn(stage: SampleStage, prompt: Prompt) -> list[SamplerSettings]:
 
 
 async def sample(
-    row: Row, stage: SampleStage, models: Mapping[str, SamplingSettings], scheduler: Sampler, seed: int
+    row: Row,
+    stage: SampleStage,
+    models: Mapping[str, SamplingSettings],
+    scheduler: Sampler,
+    seed: int,
+    mixture: Mixture | None = None,
 ) -> Row:
     """`row` with its candidates. `models` are the sampling settings of each model. Raises EngineError."""
-
-    samplers = drawn(stage, row.prompt)
-    asks = []
-    for sampler in samplers:
-        settings = sampler.over(stage.sampling, models[sampler.model])
-        system = (Message(role="system", content=sampler.system),) if sampler.system else ()
-        messages = (*system, *row.prompt.messages)
-        asks.append(Ask(sampler.model, messages, Sampling(seed=seed, **settings), stage.per_prompt))
+    asks, places = [], []
+    for sampler in drawn(stage, row.prompt):
+        name = sampler.name or sampler.model
+        settings = Sampling(seed=seed, **sampler.over(stage.sampling, models[sampler.model]))
+        for (principle, system), indices in _written_by(row.prompt, sampler, stage.per_prompt, mixture).items():
+            messages = (*((Message(role="system", content=system),) if system else ()), *row.prompt.messages)
+            asks.append(Ask(sampler.model, messages, settings, len(indices)))
+            places.append((name, principle, indices))
     found = await scheduler.sample_all(asks)
-    candidates = tuple(
-        Candidate(sampler=sampler.name or sampler.model, completion=completion)
-        for sampler, completions in zip(samplers, found, strict=True)
-        for completion in completions
-    )
-    return row.model_copy(update={"candidates": candidates})
+    candidates: dict[tuple[str, int], Candidate] = {
+        (name, index): Candidate(sampler=name, completion=completion, principle=principle)
+        for (name, principle, indices), completions in zip(places, found, strict=True)
+        for index, completion in zip(indices, completions, strict=True)
+    }
+    names = list(dict.fromkeys(name for name, _, _ in places))
+    ordered = sorted(candidates, key=lambda place: (names.index(place[0]), place[1]))
+    return row.model_copy(update={"candidates": tuple(candidates[place] for place in ordered)})
+
+
+def _written_by(
+    prompt: Prompt, sampler: SamplerSettings, count: int, mixture: Mixture | None
+) -> dict[tuple[str | None, str | None], list[int]]:
+    """A sampler's completions, by number, together where they share a principle and a system message."""
+    if mixture is None:
+        return {(None, sampler.system): list(range(count))}
+    groups: dict[tuple[str | None, str | None], list[int]] = {}
+    for index in range(count):
+        groups.setdefault(mixture.draw(prompt, sampler.name or sampler.model, index), []).append(index)
+    return groups

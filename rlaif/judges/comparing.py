@@ -15,7 +15,7 @@ from typing import NamedTuple
 from rlaif.config import CompareStage, SamplingSettings
 from rlaif.constitution import Constitution, Principle
 from rlaif.engines.scheduler import Sampler, together
-from rlaif.judges.rating import REASK_TEMPERATURE, numbered
+from rlaif.judges.rating import LEAST_MASS, REASK_TEMPERATURE, numbered
 from rlaif.judges.replies import read_choice, unusable
 from rlaif.records import (
     Candidate,
@@ -48,7 +48,6 @@ class Comparer(NamedTuple):
 NUMBERS = ("1", "2")
 SOFT_VERDICT_TOKENS = 2  # the number, whose probability is what counts, and the end
 VERDICT_TOKENS = 16  # of a hard verdict: a number and what a talkative judge puts around it
-LEAST_MASS = 0.5  # of the first token; where the numbers hold less, the judge was about to say something else
 
 
 def pairs_to_compare(prompt: Prompt, candidates: Sequence[Candidate], which: str) -> list[tuple[int, int]]:

@@ -1,18 +1,22 @@
-"""Rating: one judge prompt per aspect that shows all candidates of a prompt, and the reading of its reply.
+"""Rating: one judge prompt per aspect that shows all candidates of a prompt, or one at a time, and what its reply says.
 
 Follows UltraFeedback (arXiv 2310.01377, section 2) in showing the candidates together; departs from it in that the
 order is drawn by hash, every rating is bound to its candidate by an explicit number, identical texts are shown once,
 and a reply that cannot be read is asked again a bounded number of times and is then *unparsed*.
+
+`answers: expected` asks for no reply: it reads how likely each number of the scale is as the first token and scores by
+the mean, as d-RLAIF does (arXiv 2309.00267, direct scoring), here left on the rubric's own scale.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rlaif.config import Rater, SamplingSettings
 from rlaif.engines.scheduler import Sampler, together
-from rlaif.judges.replies import read_reply
+from rlaif.judges.replies import read_reply, read_score
 from rlaif.records import (
     Candidate,
     Completion,
@@ -21,6 +25,7 @@ from rlaif.records import (
     Rating,
     Row,
     Sampling,
+    Score,
     digest,
     hashed_order,
     writable,
@@ -28,8 +33,11 @@ from rlaif.records import (
 from rlaif.rubric import Aspect, Rubric
 from rlaif.templates import Template
 
-OFFERED = {"aspect", "scale", "prompt", "completions", "mark", "n"}
+OFFERED = {"aspect", "scale", "prompt", "knowledge", "completions", "mark", "n"}
 REQUIRED = {"aspect", "prompt", "completions"}
+LEAST_MASS = 0.5  # of the first token; where the numbers hold less, the judge was about to say something else
+SCORE_TOKENS = 2  # the number, whose probability is what counts, and the end
+EMPTY = "empty completion"
 REASK_TEMPERATURE = 0.7  # at temperature 0 another seed changes nothing, and the same words would be paid for twice
 
 
@@ -48,30 +56,46 @@ class Question(NamedTuple):
     json_schema: dict[str, Any] | None
 
 
-def question(
-    prompt: Prompt, candidates: Sequence[Candidate], aspect: Aspect, rubric: Rubric, template: Template, answers: str
-) -> Question | None:
-    """The judge prompt for one aspect, or None when no candidate has any text to judge."""
+def questions(
+    prompt: Prompt, candidates: Sequence[Candidate], aspect: Aspect, rubric: Rubric, template: Template, rater: Rater
+) -> list[Question]:
+    """The judge prompts for one aspect: one of all candidates or one of each, none where none has any text to judge."""
     by_text: dict[str, list[int]] = {}
     for index, candidate in enumerate(candidates):
         if candidate.completion.text.strip():
             by_text.setdefault(candidate.completion.text, []).append(index)
     if not by_text:
-        return None
+        return []
     texts = list(by_text)
-    order = hashed_order(texts, "rate", prompt.id, aspect.id)
-    shown = [texts[i] for i in order]
-    rendered = template.render_showing(
-        {"the prompt": prompt.text, "the aspect": aspect.description, **numbered(shown)},
+    shown = [texts[i] for i in hashed_order(texts, "rate", prompt.id, aspect.id)]
+    groups = [shown] if rater.shown == "all" else [[text] for text in shown]
+    return [
+        Question(
+            (Message(role="user", content=_rendered(prompt, group, aspect, rubric, template)),),
+            tuple(tuple(by_text[text]) for text in group),
+            _schema(len(group), aspect, rubric) if rater.answers == "json" else None,
+        )
+        for group in groups
+    ]
+
+
+def _rendered(prompt: Prompt, shown: Sequence[str], aspect: Aspect, rubric: Rubric, template: Template) -> str:
+    known = prompt.reference if aspect.knowledge else ()
+    must_show = {"the prompt": prompt.text, "the aspect": aspect.description, **numbered(shown)}
+    must_show |= {f"what the type {code} means": meaning for code, meaning in aspect.types.items()}
+    must_show |= {f"the true answer {number}": text for number, text in enumerate(known, 1)}
+    if aspect.na:
+        must_show["that a rating may be N/A"] = "N/A"
+    return template.render_showing(
+        must_show,
         aspect=aspect,
         scale=rubric.scale,
         prompt=prompt.text,
+        knowledge=known,
         completions=shown,
-        mark=digest([prompt.text, *shown], length=12),  # a fence that the text inside cannot know
+        mark=digest([prompt.text, *shown, *known], length=12),  # a fence that the text inside cannot know
         n=len(shown),
     )
-    schema = _schema(len(shown), rubric) if answers == "json" else None
-    return Question((Message(role="user", content=rendered),), tuple(tuple(by_text[t]) for t in shown), schema)
 
 
 def numbered(texts: Sequence[str]) -> dict[str, str]:
@@ -79,16 +103,13 @@ def numbered(texts: Sequence[str]) -> dict[str, str]:
     return {f"completion {number}": text for number, text in enumerate(texts, 1)}
 
 
-def _schema(n: int, rubric: Rubric) -> dict[str, Any]:
-    one = {
-        "type": "object",
-        "properties": {
-            "rationale": {"type": "string"},
-            "rating": {"type": "integer", "minimum": rubric.scale.low, "maximum": rubric.scale.high},
-        },
-        "required": ["rationale", "rating"],
-        "additionalProperties": False,
-    }
+def _schema(n: int, aspect: Aspect, rubric: Rubric) -> dict[str, Any]:
+    rating: dict[str, Any] = {"type": "integer", "minimum": rubric.scale.low, "maximum": rubric.scale.high}
+    if aspect.na:
+        rating = {"anyOf": [rating, {"type": "string", "enum": ["N/A"]}]}
+    types = {"types": {"type": "array", "items": {"type": "string", "enum": list(aspect.types)}}}
+    properties = {"rationale": {"type": "string"}, **(types if aspect.types else {}), "rating": rating}
+    one = {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
     numbers = [str(k + 1) for k in range(n)]
     return {
         "type": "object",
@@ -101,14 +122,25 @@ def _schema(n: int, rubric: Rubric) -> dict[str, Any]:
 async def rate(
     row: Row, rater: Rater, rubric: Rubric, template: Template, model: SamplingSettings, scheduler: Sampler, seed: int
 ) -> Row:
-    """`row` with a rating of every candidate under every aspect. Raises EngineError."""
+    """`row` with a rating of every candidate under every aspect, after those it has; or with a score of each.
+
+    Raises EngineError.
+    """
+    if rater.answers == "expected":
+        scored = await together(
+            *(
+                score_aspect(row.prompt, row.candidates, rater, rubric, aspect, template, model, scheduler, seed)
+                for aspect in rubric.aspects
+            )
+        )
+        return row.model_copy(update={"scores": (*row.scores, *(score for group in scored for score in group))})
     groups = await together(
         *(
             rate_aspect(row.prompt, row.candidates, rater, rubric, aspect, template, model, scheduler, seed)
             for aspect in rubric.aspects
         )
     )
-    return row.model_copy(update={"ratings": tuple(rating for group in groups for rating in group)})
+    return row.model_copy(update={"ratings": (*row.ratings, *(rating for group in groups for rating in group))})
 
 
 async def rate_aspect(
@@ -122,17 +154,40 @@ async def rate_aspect(
     scheduler: Sampler,
     seed: int,
 ) -> list[Rating]:
-    """One aspect's ratings in the order of the candidates.
+    """One aspect's ratings in the order of the candidates."""
+    asked = questions(prompt, candidates, aspect, rubric, template, rater)
+    sampling = Sampling(seed=seed, **rater.sampling.over(model))
+    answered = await together(*(_answered(one, aspect, rubric, rater, sampling, scheduler) for one in asked))
+    ratings = [rating for group in answered for rating in group]
+    shown = {rating.candidate for rating in ratings}
+    ratings += [
+        Rating(
+            aspect=aspect.id,
+            candidate=i,
+            value=None,
+            raw="",
+            problem=EMPTY,
+            judge=rater.model,
+            call="",
+            position=0,
+        )
+        for i in range(len(candidates))
+        if i not in shown
+    ]
+    return sorted(ratings, key=lambda rating: rating.candidate)
+
+
+async def _answered(
+    asked: Question, aspect: Aspect, rubric: Rubric, rater: Rater, sampling: Sampling, scheduler: Sampler
+) -> list[Rating]:
+    """The ratings of one judge prompt.
 
     A re-ask is with another seed and warm enough to be answered otherwise. Of several replies the first with the most
     readable ratings counts as a whole: numbers from two replies would be two judgements.
     """
-    asked = question(prompt, candidates, aspect, rubric, template, rater.answers)
-    sampling = Sampling(seed=seed, **rater.sampling.over(model))
     warm = sampling.model_copy(update={"temperature": max(sampling.temperature, REASK_TEMPERATURE)})
     ratings: list[Rating] = []
-    for attempt in range(rater.reask + 1 if asked else 0):
-        assert asked is not None
+    for attempt in range(rater.reask + 1):
         reply = (
             await scheduler.sample(
                 rater.model,
@@ -147,33 +202,25 @@ async def rate_aspect(
             ratings = found
         if _readable(ratings) == len(ratings):
             break
-    shown = {rating.candidate for rating in ratings}
-    ratings += [
-        Rating(
-            aspect=aspect.id,
-            candidate=i,
-            value=None,
-            raw="",
-            problem="empty completion",
-            judge=rater.model,
-            call="",
-            position=0,
-        )
-        for i in range(len(candidates))
-        if i not in shown
-    ]
-    return sorted(ratings, key=lambda rating: rating.candidate)
+    return ratings
 
 
 def _bound(reply: Completion, asked: Question, aspect: Aspect, rubric: Rubric, rater: Rater) -> list[Rating]:
     """The ratings of one reply, each bound to the candidates whose text stood at its number."""
     cut = reply.finish_reason == "length"
-    readings = read_reply(reply.text, len(asked.slots), rubric.scale.low, rubric.scale.high, rater.answers, cut=cut)
+    n, low, high = len(asked.slots), rubric.scale.low, rubric.scale.high
+    if rater.answers == "score":
+        readings = [read_score(reply.text, low, high, cut=cut)]
+    else:
+        types = tuple(aspect.types)
+        readings = read_reply(reply.text, n, low, high, rater.answers, cut=cut, na=aspect.na, types=types)
     return [
         Rating(
             aspect=aspect.id,
             candidate=candidate,
             value=reading.value,
+            na=reading.na,
+            types=reading.types,
             raw=writable(reading.raw),
             problem="the reply was cut at max_tokens" if reading.problem and cut else reading.problem,
             judge=rater.model,
@@ -187,3 +234,57 @@ def _bound(reply: Completion, asked: Question, aspect: Aspect, rubric: Rubric, r
 
 def _readable(ratings: Sequence[Rating]) -> int:
     return sum(rating.problem is None for rating in ratings)
+
+
+# ---------------------------------------------------------------- expected scores
+
+
+async def score_aspect(
+    prompt: Prompt,
+    candidates: Sequence[Candidate],
+    rater: Rater,
+    rubric: Rubric,
+    aspect: Aspect,
+    template: Template,
+    model: SamplingSettings,
+    scheduler: Sampler,
+    seed: int,
+) -> list[Score]:
+    """One aspect's expected scores in the order of the candidates. First-token probabilities are not asked for twice:
+    they depend on no seed."""
+    asked = questions(prompt, candidates, aspect, rubric, template, rater)
+    sampling = expecting(Sampling(seed=seed, **rater.sampling.over(model)), rubric)
+    replies = await together(*(scheduler.sample(rater.model, one.messages, sampling) for one in asked))
+    of_candidate = {i: reply for one, (reply,) in zip(asked, replies, strict=True) for slot in one.slots for i in slot}
+
+    def score(candidate: int) -> Score:
+        reply = of_candidate.get(candidate)
+        value, problem = read_expectation(reply.alternatives) if reply else (None, EMPTY)
+        calls = (reply.call,) if reply else ()
+        return Score(
+            candidate=candidate, value=value, judge=rater.model, aspect=aspect.id, problem=problem, calls=calls
+        )
+
+    return [score(i) for i in range(len(candidates))]
+
+
+def expecting(sampling: Sampling, rubric: Rubric) -> Sampling:
+    """How an expected score is asked for: the first token, and how likely it is to be each number of the scale."""
+    numbers = tuple(map(str, range(rubric.scale.low, rubric.scale.high + 1)))
+    tokens = min(sampling.max_tokens, SCORE_TOKENS)
+    return sampling.model_copy(update={"max_tokens": tokens, "alternatives": numbers})
+
+
+def read_expectation(alternatives: Mapping[str, float | None] | None) -> tuple[float | None, str | None]:
+    """The mean of the numbers, each weighed by its probability, from their log-probabilities; or the problem.
+
+    s = sum_i i * P(i), P made to add up to one over the numbers (arXiv 2309.00267, direct scoring). A number below the
+    end of a server's list counts as impossible; what it could add is less than anything listed.
+    """
+    known = {int(number): math.exp(value) for number, value in (alternatives or {}).items() if value is not None}
+    mass = math.fsum(known.values())
+    if not known:
+        return None, "the engine gave no probability of any number"
+    if mass < LEAST_MASS:
+        return None, f"only {mass:.0%} of the first token's probability is on the numbers"
+    return round(math.fsum(number * p for number, p in known.items()) / mass, 9), None

@@ -94,6 +94,7 @@ def remove_others(folder: Path, stages: Mapping[str, str]) -> None:
 def named_models(row: Row) -> Iterator[str]:
     yield from (candidate.completion.model for candidate in row.candidates)
     yield from (rating.judge for rating in row.ratings)
+    yield from (score.judge for score in row.scores)
     yield from (revision.critique.model for revision in row.revisions)
     yield from (member.judge for comparison in row.comparisons for member in comparison.members)
     yield from (ranking.judge for ranking in row.rankings)

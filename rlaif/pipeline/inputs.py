@@ -31,6 +31,7 @@ from rlaif.config import (
 from rlaif.config.document import validated
 from rlaif.constitution import read_constitution
 from rlaif.engines.identity import has_reward_head
+from rlaif.errors import nearest
 from rlaif.formats import (
     Conversation,
     ReadResult,
@@ -53,6 +54,7 @@ from rlaif.measure import Truth
 from rlaif.pipeline.engines import api_key
 from rlaif.pipeline.record import StageRecord
 from rlaif.pipeline.spool import Spool, Stored
+from rlaif.principles import Mixture, read_principles
 from rlaif.records import Candidate, Completion, Message, Prompt, Row, oneline
 from rlaif.resources import find, read_text
 from rlaif.rubric import read_rubric
@@ -70,6 +72,7 @@ class Inputs:
         self.prompts: dict[str, Stored[Prompt]] = {}
         self.conversations: dict[str, list[Conversation]] = {}
         self.preferences: dict[str, list[StatedPreference]] = {}
+        self.mixtures: dict[str, Mixture] = {}
         self.judges: dict[str, Judge] = {}
         self.revisers: dict[str, Reviser] = {}
         self.comparers: dict[str, Comparer] = {}
@@ -89,9 +92,12 @@ class Inputs:
                 self._data(step, stage)
             elif isinstance(stage, PromptsStage):
                 self._prompts(step, stage)
+            elif isinstance(stage, SampleStage):
+                self._mixture(step, stage)
             elif isinstance(stage, RateStage):
                 self._check_count(step, stage)
                 self.judges[step.name] = open_judge(stage, self._check(stage.model))
+                self._check_rubric(step, stage)
             elif isinstance(stage, ReviseStage):
                 self.revisers[step.name] = open_reviser(stage, self._check(stage.model))
             elif isinstance(stage, CompareStage):
@@ -106,6 +112,15 @@ class Inputs:
                 self.chat_templates[step.name] = read_text(find(stage.sft.template))
             elif isinstance(stage, MeasureStage):
                 self._measured(step, stage)
+
+    def _mixture(self, step: Step, stage: SampleStage) -> None:
+        if stage.principles is None or stage.mixture is None:
+            return
+        found = read_principles(stage.principles)
+        if stage.mixture not in found.mixtures:
+            problem = f"{stage.principles!r} has no mixture {stage.mixture!r}"
+            raise self.pipeline.error(step, problem, ("mixture",), nearest(stage.mixture, found.mixtures))
+        self.mixtures[step.name] = found.mixture(stage.mixture)
 
     def _check_heads(self) -> None:
         """A model from a folder is used as what it is: one with a reward head scores, any other writes."""
@@ -129,14 +144,29 @@ class Inputs:
 
     def _check_count(self, step: Step, stage: RateStage) -> None:
         """A model that was taught to rate a few completions at once numbers no more than those."""
-        lexicon, asked = self._lexicon(stage.model), step.source.stage if step.source else None
+        lexicon, asked = self._lexicon(stage.model), step.sampled.stage if step.sampled else None
         if lexicon is None or lexicon.completions is None or not isinstance(asked, SampleStage):
             return
-        if asked.candidates > lexicon.completions:
+        if stage.shown == "all" and asked.candidates > lexicon.completions:
             problem = f"{stage.model!r} rates up to {lexicon.completions} at once, and there are {asked.candidates}"
             raise self.pipeline.error(
                 step, problem, ("model",), f"sample fewer, or `pick: {lexicon.completions}` of them"
             )
+
+    def _check_rubric(self, step: Step, stage: RateStage) -> None:
+        """What a rubric must be for how the stage asks, and beside what its rows were rated by before."""
+        rubric = self.judges[step.name].rubric
+        low, high = rubric.scale.low, rubric.scale.high
+        if stage.answers == "expected" and not 0 <= low < high <= 9:
+            problem = f"`answers: expected` weighs numbers of one digit, and the scale is {low} to {high}"
+            raise self.pipeline.error(step, problem, ("rubric",), "give the rubric a scale within 0 to 9")
+        for before in rated_before(step):
+            judged = self.judges[before.name].rubric.weights()
+            if aspect := next((aspect for aspect in rubric.weights() if aspect in judged), None):
+                problem = f"the stage {before.name!r} has judged the aspect {aspect!r} of these rows already"
+                alone = step.sampled.name if step.sampled else "sample"
+                fix = f"give it another `id` in one of the rubrics, or take the candidates alone with `from: {alone}`"
+                raise self.pipeline.error(step, problem, ("rubric",), fix)
 
     def _check(self, *names: str) -> Check:
         """What a principle must be for models that know few words; what they pass over becomes a note."""
@@ -235,10 +265,20 @@ class Inputs:
         self.records[step.name] = record.checked()
 
 
+def rated_before(step: Step) -> list[Step]:
+    """The rate stages whose ratings are on the rows that a step reads, the nearest first."""
+    found = []
+    while step.source is not None:
+        step = step.source
+        if isinstance(step.stage, RateStage):
+            found.append(step)
+    return found
+
+
 # What a template is rendered with before anything is paid for, so that one that cannot be rendered, or hides what
 # must be seen, is found at once.
 REHEARSED = Row(
-    prompt=Prompt(messages=(Message(role="user", content="A prompt\nof two lines?"),)),
+    prompt=Prompt(messages=(Message(role="user", content="A prompt\nof two lines?"),), reference=("A true\nanswer.",)),
     candidates=tuple(
         Candidate(sampler="s", completion=Completion(text=f"Completion\nnumber {n}.", model="m", call=str(n)))
         for n in (1, 2)
@@ -250,7 +290,7 @@ def open_judge(rater: Rater, check: Check = unchecked) -> Judge:
     """The rater's rubric and template, checked against what a judge prompt offers and what the model understands."""
     judge = Judge(read_rubric(rater.rubric, check), _template(rater.template, rating.OFFERED, rating.REQUIRED))
     for aspect in judge.rubric.aspects:
-        rating.question(REHEARSED.prompt, REHEARSED.candidates, aspect, judge.rubric, judge.template, rater.answers)
+        rating.questions(REHEARSED.prompt, REHEARSED.candidates, aspect, judge.rubric, judge.template, rater)
     return judge
 
 

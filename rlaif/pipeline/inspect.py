@@ -118,6 +118,7 @@ def preferences(folder: RunFolder, row: Row) -> list[Preference]:
 def requests(row: Row) -> dict[str, Any]:
     """What was asked in each call behind a row, as far as this project's call store knows it."""
     calls = {c.completion.call for c in row.candidates} | {rating.call for rating in row.ratings if rating.call}
+    calls |= {call for score in row.scores for call in score.calls}
     calls |= {c.call for r in row.revisions for c in (r.critique, r.completion) if c is not None}
     calls |= {call for c in row.comparisons for member in c.members for order in member.orders for call in order.calls}
     calls |= {call for ranking in row.rankings for call in ranking.calls}

@@ -32,7 +32,7 @@ from rlaif.engines.protocol import Engine
 from rlaif.engines.scheduler import Ask, completion, together
 from rlaif.errors import EngineError
 from rlaif.generate.sampling import drawn
-from rlaif.judges.rating import Judge, question, rate
+from rlaif.judges.rating import Judge, expecting, questions, rate
 from rlaif.measure import resolved
 from rlaif.pipeline import training
 from rlaif.pipeline.folder import read_json
@@ -176,6 +176,8 @@ async def _plan_rows(run: Run, step: Step, dry: DryScheduler) -> dict[str, Any]:
             row = await _plan_chain(run, step, row, dry)
         elif row.failure is None:
             row = await run.row(step, row, dry)
+        elif isinstance(stage, RateStage) and row.candidates:  # what is missing is another judge's call
+            await run.row(step, row.model_copy(update={"failure": None}), dry)
         elif isinstance(stage, RateStage):
             candidates = _longest(run, step, row.prompt)
             _count_ratings(run, stage, run.inputs.judges[step.name], row.prompt, candidates, dry)
@@ -198,11 +200,8 @@ async def _plan_chain(run: Run, step: Step, row: Row, dry: DryScheduler) -> Row:
 
 def _longest(run: Run, step: Step, prompt: Prompt) -> list[Candidate]:
     """Candidates as long as they may get, for a prompt that is not sampled yet."""
-    source = step.source
-    while source is not None and not isinstance(source.stage, SampleStage):
-        source = source.source
-    assert source is not None and isinstance(source.stage, SampleStage)
-    stage, found = source.stage, []
+    assert step.sampled is not None and isinstance(step.sampled.stage, SampleStage)
+    stage, found = step.sampled.stage, []
     for sampler in drawn(stage, prompt):
         limit = Sampling(**sampler.over(stage.sampling, run.settings[sampler.model])).max_tokens
         for index in range(stage.per_prompt):
@@ -219,9 +218,10 @@ def _count_ratings(
     run: Run, rater: Rater, judge: Judge, prompt: Prompt, candidates: Sequence[Candidate], dry: DryScheduler
 ) -> None:
     sampling = resolved(rater.sampling, run.settings[rater.model], run.pipeline.seed)
+    if rater.answers == "expected":
+        sampling = expecting(sampling, judge.rubric)
     for aspect in judge.rubric.aspects:
-        asked = question(prompt, candidates, aspect, judge.rubric, judge.template, rater.answers)
-        if asked is not None:
+        for asked in questions(prompt, candidates, aspect, judge.rubric, judge.template, rater):
             dry.need(rater.model).add(asked.messages, sampling, calls=1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,10 +13,13 @@ from rlaif.records import Row
 
 
 class RowCounts:
-    """What is counted of the rows of a row stage as they pass: nothing else of them is kept in memory."""
+    """What is counted of the rows of a row stage as they pass: nothing else of them is kept in memory.
 
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
+    Of ratings and scores only those of `aspects`: others came with the rows.
+    """
+
+    def __init__(self, kind: str, aspects: Sequence[str] = ()) -> None:
+        self.kind, self.aspects = kind, frozenset(aspects)
         self.rows = self.out = 0
         self.failed = self.failed_before = 0  # rows that failed, here or before; and those that failed before
         self.models: set[str] = set()  # that the rows name
@@ -57,8 +61,13 @@ class RowCounts:
             facts["unparsed"] += sum(ranking.order is None for ranking in row.rankings)
             facts["orders_disagree"] += len({ranking.order for ranking in row.rankings}) > 1
         else:
-            facts["ratings"] += len(row.ratings)
-            facts["unparsed"] += sum(rating.problem is not None for rating in row.ratings)
+            ratings = [rating for rating in row.ratings if rating.aspect in self.aspects]
+            scores = [score for score in row.scores if score.aspect in self.aspects]
+            facts["ratings"] += len(ratings)
+            facts["not_applicable"] += sum(rating.na for rating in ratings)
+            facts["scores"] += len(scores)
+            facts["unparsed"] += sum(rating.problem is not None for rating in ratings)
+            facts["unparsed"] += sum(score.problem is not None for score in scores)
         self.out += row.failure is None
 
     def facts(self) -> dict[str, int]:
@@ -73,7 +82,7 @@ _FACTS = {
     "verify": ("candidates", "passed", "failed_checks", "not_checkable"),
     "person": ("comparisons", "ratings"),
     "rank": ("rankings", "unparsed", "orders_disagree"),
-    "rate": ("ratings", "unparsed"),
+    "rate": ("ratings", "unparsed", "not_applicable", "scores"),
 }
 
 

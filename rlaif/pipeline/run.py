@@ -304,6 +304,8 @@ class Run:
         """Digests of what the stage `name` judges or rewrites by."""
         if judge := self.inputs.judges.get(name):
             return {f"rubric {judge.rubric.name}": judge.rubric.digest, "rating template": judge.template.digest}
+        if mixture := self.inputs.mixtures.get(name):
+            return {"principles": digest(mixture._asdict())}
         if comparer := self.inputs.comparers.get(name):
             constitution, templates = comparer.constitution, {"comparison template": comparer.template.digest}
         elif reviser := self.inputs.revisers.get(name):
@@ -315,6 +317,15 @@ class Run:
         else:
             return {}
         return {f"constitution {constitution.name}": constitution.digest} | templates
+
+    def _all_made_with(self, step: Step) -> dict[str, str]:
+        """Digests of what the rows that a step reads were made by: of the nearest stage, then of those before it."""
+        assert step.source is not None
+        made, before = self._made_with(step.source.name), step.source.source
+        while before is not None:
+            made |= {f"{what} of {before.name}": value for what, value in self._made_with(before.name).items()}
+            before = before.source
+        return made
 
     def _file(self, step: Step) -> Path:
         return self.folder.stage(step.number, step.name)
@@ -387,7 +398,7 @@ class Run:
         tables = preference_tables(rows, counts.failed, preferences, dropped, judge.rubric.weights() if judge else None)
         self.digests |= write_datasets(
             self.folder.path / "dataset", step.name, "pair", len(rows), tables, self._named(counts),
-            self._made_with(source.name),
+            self._all_made_with(step),
         )  # fmt: skip
         facts: dict[str, Any] = {
             "rule": pairing.rule,
@@ -571,7 +582,8 @@ class Run:
         self.progress.begin(title, "rows", total=len(rows))
         writers = {step.name: RowWriter(Row, self._file(step)) for step in steps}
         for step in steps:
-            self._counts[step.name] = RowCounts(step.stage.kind)
+            judge = self.inputs.judges.get(step.name)
+            self._counts[step.name] = RowCounts(step.stage.kind, tuple(judge.rubric.weights()) if judge else ())
         todo = enumerate(rows)  # shared by the workers: each takes the next row that nobody has taken
 
         async def worker() -> None:
@@ -653,7 +665,8 @@ class Run:
         STAGE.set(step.name)
         try:
             if isinstance(stage, SampleStage):
-                return await sample(row, stage, self.settings, sampler, seed)
+                mixture = self.inputs.mixtures.get(step.name)
+                return await sample(row, stage, self.settings, sampler, seed, mixture)
             assert isinstance(stage, RateStage | ReviseStage | CompareStage | RankStage | VerifyStage | PersonStage)
             if isinstance(stage, CompareStage):
                 return await compare(row, stage, self.inputs.comparers[step.name], self.settings, sampler, seed)
