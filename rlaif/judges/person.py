@@ -52,6 +52,10 @@ class Labels(NamedTuple):
     total: int
     used: Counter[str]
 
+    def aspects(self) -> set[str]:
+        """What people rated."""
+        return {label.aspect for labels in self.ratings.values() for label in labels}
+
     def unused(self) -> int:
         """How many name a prompt or a candidate that was not there."""
         return self.total - self.used["used"]

@@ -57,9 +57,19 @@ class Question(NamedTuple):
 
 
 def questions(
-    prompt: Prompt, candidates: Sequence[Candidate], aspect: Aspect, rubric: Rubric, template: Template, rater: Rater
+    prompt: Prompt,
+    candidates: Sequence[Candidate],
+    aspect: Aspect,
+    rubric: Rubric,
+    template: Template,
+    rater: Rater,
+    *,
+    reverse: bool = False,
 ) -> list[Question]:
-    """The judge prompts for one aspect: one of all candidates or one of each, none where none has any text to judge."""
+    """The judge prompts for one aspect: one of all candidates or one of each, none where none has any text to judge.
+
+    `reverse` shows them in the reverse of the order that is drawn for them.
+    """
     by_text: dict[str, list[int]] = {}
     for index, candidate in enumerate(candidates):
         if candidate.completion.text.strip():
@@ -67,7 +77,7 @@ def questions(
     if not by_text:
         return []
     texts = list(by_text)
-    shown = [texts[i] for i in hashed_order(texts, "rate", prompt.id, aspect.id)]
+    shown = [texts[i] for i in hashed_order(texts, "rate", prompt.id, aspect.id)][:: -1 if reverse else 1]
     groups = [shown] if rater.shown == "all" else [[text] for text in shown]
     return [
         Question(
@@ -120,11 +130,19 @@ def _schema(n: int, aspect: Aspect, rubric: Rubric) -> dict[str, Any]:
 
 
 async def rate(
-    row: Row, rater: Rater, rubric: Rubric, template: Template, model: SamplingSettings, scheduler: Sampler, seed: int
+    row: Row,
+    rater: Rater,
+    rubric: Rubric,
+    template: Template,
+    model: SamplingSettings,
+    scheduler: Sampler,
+    seed: int,
+    *,
+    reverse: bool = False,
 ) -> Row:
     """`row` with a rating of every candidate under every aspect, after those it has; or with a score of each.
 
-    Raises EngineError.
+    `reverse` asks for ratings in the reverse of the order that is drawn. Raises EngineError.
     """
     if rater.answers == "expected":
         scored = await together(
@@ -136,7 +154,9 @@ async def rate(
         return row.model_copy(update={"scores": (*row.scores, *(score for group in scored for score in group))})
     groups = await together(
         *(
-            rate_aspect(row.prompt, row.candidates, rater, rubric, aspect, template, model, scheduler, seed)
+            rate_aspect(
+                row.prompt, row.candidates, rater, rubric, aspect, template, model, scheduler, seed, reverse=reverse
+            )
             for aspect in rubric.aspects
         )
     )
@@ -153,9 +173,11 @@ async def rate_aspect(
     model: SamplingSettings,
     scheduler: Sampler,
     seed: int,
+    *,
+    reverse: bool = False,
 ) -> list[Rating]:
     """One aspect's ratings in the order of the candidates."""
-    asked = questions(prompt, candidates, aspect, rubric, template, rater)
+    asked = questions(prompt, candidates, aspect, rubric, template, rater, reverse=reverse)
     sampling = Sampling(seed=seed, **rater.sampling.over(model))
     answered = await together(*(_answered(one, aspect, rubric, rater, sampling, scheduler) for one in asked))
     ratings = [rating for group in answered for rating in group]

@@ -98,7 +98,8 @@ LEAST_ROOM = 50 * 2**20  # bytes on a disk that a run begins on
 BYTES_A_ROW = 20_000  # about what a row of a stage takes in the store and the run folder together
 PULSE = 0.5  # seconds between two looks at how fast the servers are asked
 BASES = {  # what a stage's judgements are, by its kind
-    "rate": "ratings", "compare": "comparisons", "rank": "rankings", "score": "scores", "verify": "scores"
+    "rate": "ratings", "compare": "comparisons", "person": "comparisons", "rank": "rankings", "score": "scores",
+    "verify": "scores",
 }  # fmt: skip
 NEAR_TIES = 0.5  # share of margins within the judge's noise above which a person is told
 TOLERATED = 0.05  # share of rows that may fail before a run stops short of training on what is left
@@ -431,12 +432,12 @@ class Run:
         rule = step.stage.rule
         if rule is None:
             rule = "compared" if isinstance(source, CompareStage) and source.pairs == "one" else "zephyr"
-        basis = BASES.get(source.kind) or self._said_by_people(step.source.name)
-        return Pairing(rule, basis, judge.rubric.weights() if judge else {}, step.stage.min_margin)
-
-    def _said_by_people(self, name: str) -> str:
-        """What a file of labels holds: comparisons, or else ratings."""
-        return "comparisons" if self.inputs.labels[name].pairs else "ratings"
+        basis, weights = BASES[source.kind], judge.rubric.weights() if judge else {}
+        if isinstance(source, RateStage) and source.answers == "expected":
+            basis = "scores"
+        if isinstance(source, PersonStage) and not (labels := self.inputs.labels[step.source.name]).pairs:
+            basis, weights = "ratings", dict.fromkeys(labels.aspects(), 1.0)
+        return Pairing(rule, basis, weights, step.stage.min_margin)
 
     def each_preference(self, step: Step, stage: PairStage, dropped: Counter[str]) -> Iterator[Preference]:
         assert step.source is not None
