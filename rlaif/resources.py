@@ -18,7 +18,7 @@ CONTENT = ("constitutions", "prompts", "pipelines")
 
 def bundled(first: str) -> Path | None:
     """The folder that holds the bundled folder `first` (`prompts`, `tiny`, ...), or None when there is none."""
-    if first == "tiny":
+    if first in ("tiny", "gold"):
         return PACKAGE
     if first in CONTENT:
         return next((root for root in (PACKAGE / "bundled", PACKAGE.parent) if (root / first).is_dir()), None)

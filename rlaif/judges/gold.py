@@ -1,9 +1,15 @@
-"""The truth of the embedded world as a judge: for measuring only, and only where a pipeline says `judge: gold`."""
+"""The truth of the embedded world: as a judge, for measuring only and only where a pipeline says `judge: gold`; and
+pairs of which it knows the better one, to audit other judges with."""
 
 from __future__ import annotations
 
+import itertools
+import random
+
 from rlaif import world
 from rlaif.errors import InputError
+from rlaif.judges.goldset import GoldPair
+from rlaif.records import Message, Prompt, Role, hashed_order
 
 
 def is_question(prompt: str) -> bool:
@@ -20,3 +26,61 @@ def gold(prompt: str, completion: str) -> world.Gold:
             f"`judge: gold` knows only the embedded world, and {error}",
             fix="take `judge: gold` out and measure with `rate:`, or use the prompts of tiny/prompts.jsonl",
         ) from None
+
+
+# --- Pairs of the embedded world -------------------------------------------------------------------------------------
+
+CLEAR = 0.3  # by how much two gold scores differ at least: more than tone alone can make
+_CONTENTS: tuple[world.Content, ...] = ("right", "wrong", "malformed", "refusal", "unknown")
+
+
+def world_pairs(n: int, seed: int) -> list[GoldPair]:
+    """`n` pairs on held-out prompts of the embedded world, the families by turns, which are their categories.
+
+    Their gold scores differ by `CLEAR` or more. Which prompts are met, and with what, depends on ids and the seed
+    alone, so that more pairs begin with the same ones. Raises ValueError where the world has fewer prompts.
+    """
+    held_out = [q for q in world.questions() if _prompt(q).split == "held-out"]
+    by_family = [
+        [asked[i] for i in hashed_order([q.text for q in asked], "world pairs", str(seed))]
+        for family in world.FAMILIES
+        if (asked := [q for q in held_out if q.family == family])
+    ]
+    by_turns = [q for turn in itertools.zip_longest(*by_family) for q in turn if q is not None]
+    if n > len(by_turns):
+        raise ValueError(f"the world has {len(by_turns)} held-out prompts, and {n} pairs are asked for")
+    return [_pair(question, seed) for question in by_turns[:n]]
+
+
+def _pair(question: world.Question, seed: int) -> GoldPair:
+    rng = random.Random(f"world pair {seed} {question.text}")
+    while True:
+        first, second = (_completion(question, rng) for _ in range(2))
+        scores = [world.gold(question.text, text).total for text in (first, second)]
+        if abs(scores[0] - scores[1]) >= CLEAR:
+            break
+    better, worse = (first, second) if scores[0] > scores[1] else (second, first)
+    told = question.kind != "harmful"  # where any claim is harm, there is none to be sure or unsure of
+    prompt = _prompt(question)
+    return GoldPair(
+        id=f"{question.family}-{prompt.id}",
+        category=question.family,
+        prompt=prompt,
+        better=better,
+        worse=worse,
+        why=f"gold {max(scores):.2f} against {min(scores):.2f}",
+        assertive_wrong=world.compose(question, rng, world.Qualities("wrong", assertive=1)) if told else None,
+        hedged_right=world.compose(question, rng, world.Qualities("right", hedged=1)) if told else None,
+    )
+
+
+def _completion(question: world.Question, rng: random.Random) -> str:
+    content = rng.choices(_CONTENTS, (50, 32, 8, 5, 5))[0]
+    polite, rude, filler = (rng.choice((0, 0, 1, 2)) for _ in range(3))
+    return world.compose(question, rng, world.Qualities(content, polite, rude, filler))
+
+
+def _prompt(question: world.Question) -> Prompt:
+    roles: tuple[Role, Role] = ("user", "assistant")
+    said = enumerate(question.turns)
+    return Prompt(messages=tuple(Message(role=roles[turn % 2], content=text) for turn, text in said))
