@@ -23,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 import rlaif
-from rlaif.errors import RlaifError
+from rlaif.errors import InputError, RlaifError
 
 if TYPE_CHECKING:
     from rlaif.pipeline.run import Run
@@ -129,6 +129,66 @@ def run(
     if state != "done":
         why = execution.scheduler.stopped
         sys.exit(INTERRUPTED if why is not None and why.cause == "interrupted" else 1)
+
+
+@app.command()
+def audit(
+    judge: Annotated[
+        str,
+        typer.Argument(
+            metavar="JUDGE",
+            help="A server's address, a model's folder, a pipeline file, or a run folder (of its data).",
+        ),
+    ],
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="How it is asked, e.g. reasons=true or verdicts=hard."),
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", help="The model's name on the server.")] = None,
+    key_env: Annotated[
+        str | None, typer.Option("--key-env", help="The environment variable that holds the server's key.")
+    ] = None,
+    method: Annotated[str, typer.Option("--method", help="compare or rate.")] = "compare",
+    stage: Annotated[str | None, typer.Option("--stage", help="The judging stage of a pipeline file.")] = None,
+    gold: Annotated[
+        str | None, typer.Option("--gold", help="A file of gold pairs or of preferences [default: those that ship].")
+    ] = None,
+    take: Annotated[int | None, typer.Option("--take", min=1, help="So many of the gold pairs.")] = None,
+    probes: Annotated[bool, typer.Option(help="Ask the probes of bias and injection too.")] = True,
+    out: Annotated[Path, typer.Option("--out", help="Where audit.md and audit.json are written.")] = Path("audit"),
+    as_json: AsJson = False,
+) -> None:
+    """Audit a judge: how far it agrees with gold, what moves it that should not, and what to do about it."""
+    from rich.markdown import Markdown
+
+    from rlaif.config import judging_stage, read_pipeline
+    from rlaif.pipeline import auditing
+    from rlaif.pipeline.folder import STORE, RunFolder
+    from rlaif.pipeline.progress import Lines, Screen, Silent
+    from rlaif.store import CallStore
+
+    if method not in auditing.SMALL:
+        raise InputError(f"expected compare or rate, found {method!r}", key="--method")
+    console = _console(stderr=as_json)
+    path = Path(judge)
+    if (path / "manifest.json").is_file():
+        found = auditing.audit_run(RunFolder(path))
+    else:
+        if path.suffix in (".yaml", ".yml"):
+            models, asked = auditing.stage_of(read_pipeline(judge, settings or []), stage)
+        else:
+            document = auditing.judge_document(judge, method, settings or [], model=model, key_variable=key_env)
+            models, asked = judging_stage(document)
+        audited = auditing.open_audited(models, asked, gold, take, CallStore(STORE, run="audit"))
+        progress = Silent() if as_json else Screen(console, "rlaif audit") if console.is_terminal else Lines(console)
+        with progress:
+            found = _run_async(auditing.audit_judge(audited, probes=probes, progress=progress))
+    auditing.write_audit(found, out)
+    if as_json:
+        _print_json(found)
+    else:
+        console.print(Markdown((out / "audit.md").read_text(encoding="utf-8")))
+        console.print(f"written to {out / 'audit.md'} and {out / 'audit.json'}", style="dim", highlight=False)
 
 
 @app.command()

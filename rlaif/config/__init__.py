@@ -25,7 +25,7 @@ from rlaif.config.models import (
     TransformersModel,
     VLLMModel,
 )
-from rlaif.config.pipeline import Pipeline, Step, checked, read_pipeline
+from rlaif.config.pipeline import Pipeline, Step, checked, judging_stage, read_pipeline
 from rlaif.config.stages import (
     ROW_STAGES,
     TRAINERS,
@@ -43,18 +43,22 @@ from rlaif.config.stages import (
     RankStage,
     Rater,
     RateStage,
+    Require,
     ReviseStage,
     RMSettings,
     Sampler,
     SampleStage,
     ScoreStage,
     SFTSettings,
+    Stage,
     TrainerSettings,
     TrainStage,
     VerifyStage,
 )
 
 __all__ = [
+    "Stage",
+    "Require",
     "EloStage",
     "PersonStage",
     "RankStage",
@@ -64,6 +68,7 @@ __all__ = [
     "Check",
     "Document",
     "checked",
+    "judging_stage",
     "load_value",
     "BestOf",
     "CompareStage",
@@ -98,6 +103,7 @@ __all__ = [
     "TrainerSettings",
     "TransformersModel",
     "VLLMModel",
+    "judging_stage",
     "read_checked",
     "read_named_set",
     "unchecked",

@@ -128,6 +128,17 @@ def checked(document: Document) -> Pipeline:
     return Pipeline(document, name, seed, models, _read_steps(document, models), budget)
 
 
+def judging_stage(document: Document) -> tuple[dict[str, ModelSpec], Stage]:
+    """The models of a document and its one stage, for a command that asks a judge without a pipeline around it."""
+    models = _read_models(document)
+    (kind, settings), place = next(iter(document.value["stages"][0].items())), ("stages", 0)
+    stage = validated(STAGES[kind], settings, document, (*place, kind))
+    _check_models(stage, set(models), document, (*place, kind))
+    _check_heads(stage, [], models, document, (*place, kind))
+    _check_files(stage, document, (*place, kind))
+    return models, stage
+
+
 def _read_budget(document: Document, models: dict[str, ModelSpec]) -> float | None:
     """What may be spent; every model that is paid for has to have a price then."""
     budget = document.value.get("budget")

@@ -125,6 +125,25 @@ class SampleStage(Stage):
 ONE_BY_ONE = {"score": "prompts/rate-critique.jinja", "expected": "prompts/score.jinja"}
 
 
+class Require(Settings):
+    """What a judge must reach on gold pairs before it is asked for anything else: the gate of an audit.
+
+    `gold` is a file of pairs; without it those that ship are asked, and of the embedded models those of their world.
+    """
+
+    agreement: Share | None = None  # with gold, over both orders, a tie counting one half
+    position_consistency: Share | None = None  # verdicts that do not change with the order
+    unparsed: Share | None = None  # at most
+    gold: str | None = None
+    take: int | None = Field(default=None, gt=0)  # of the pairs, the categories by turns
+
+    @model_validator(mode="after")
+    def _asks_for_something(self) -> Require:
+        if self.agreement is None and self.position_consistency is None and self.unparsed is None:
+            raise ValueError("give what is required, such as `agreement: 0.8` or `position_consistency: 0.8`")
+        return self
+
+
 class Rater(Settings):
     """How a judge rates: one call per prompt and aspect, all candidates in one judge prompt, in a hashed order.
 
@@ -161,11 +180,13 @@ class RateStage(Rater, Stage):
     kind = "rate"
     reads = ("sample", "verify", "rate")
 
+    require: Require | None = None
+
     def named_models(self) -> list[tuple[str, Position]]:
         return _given(self, "model")
 
     def named_files(self) -> list[tuple[str, Position]]:
-        return _given(self, "rubric", "template")
+        return [*_given(self, "rubric", "template"), *_gold(self)]
 
 
 class ReviseStage(Stage):
@@ -209,6 +230,7 @@ class CompareStage(Stage):
     votes: int = Field(default=1, gt=0)  # verdicts asked for in each order, at a temperature, and averaged
     clamp: tuple[Share, Share] | None = None
     reask: int = Field(default=1, ge=0)  # how often an unreadable verdict is asked again, with another seed
+    require: Require | None = None
     sampling: JudgeSampling = JudgeSampling()
 
     @model_validator(mode="after")
@@ -248,7 +270,7 @@ class CompareStage(Stage):
         return [*_given(self, "model"), *((name, ("jury", i)) for i, name in enumerate(self.jury or ()))]
 
     def named_files(self) -> list[tuple[str, Position]]:
-        return _given(self, "constitution", "template")
+        return [*_given(self, "constitution", "template"), *_gold(self)]
 
 
 class RankStage(Stage):
@@ -540,6 +562,12 @@ def _given(settings: Settings | None, *keys: str, under: Position = ()) -> list[
     """What is written under each of `keys`, those that are not set left out, with the whole key."""
     values = [(getattr(settings, key, None), key) for key in keys]
     return [(value, (*under, key)) for value, key in values if value is not None]
+
+
+def _gold(stage: RateStage | CompareStage) -> list[tuple[str, Position]]:
+    """The file of gold pairs that a stage's gate names."""
+    given = stage.require is not None and stage.require.gold not in (None, "world")
+    return _given(stage.require, "gold", under=("require",)) if given else []
 
 
 STAGES: dict[str, type[Stage]] = {

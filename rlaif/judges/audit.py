@@ -2,15 +2,15 @@
 
 Every pair is asked in both orders. The figures say how often the judge agrees with gold (asked once, and over both
 orders), what the place, the length and the padding of a completion do to it, whether words meant for the judge move it,
-how much of it is unparsed, and whether its probabilities can be believed. `findings` turns them into sentences a person
-can act on. What a run's own comparisons show without any gold is `of_rows`.
+how much of it is unparsed, and whether its probabilities can be believed; `findings` says what follows from them. What
+a run's own comparisons show without any gold is `of_rows`.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 from rlaif.errors import EngineError
 from rlaif.judges.goldset import GoldPair
@@ -30,10 +30,9 @@ from rlaif.statistics import (
     soft_confidences,
 )
 
-Decide = Callable[[Prompt, tuple[str, str]], Awaitable[Comparison]]
-"""A judge's comparison of two texts, the first of them its A, asked in both orders. Raises EngineError."""
-
-AVERAGED_WINS = 0.02  # by how much both orders must beat one before they are recommended for it
+Decide = Callable[[Prompt, tuple[str, str], str | None], Awaitable[Comparison]]
+"""A judge's comparison of two texts, the first of them its A, asked in both orders under the pair's own principle where
+it has one. Raises EngineError."""
 
 
 class Ruling(NamedTuple):
@@ -56,20 +55,20 @@ async def rule(pair: GoldPair, decide: Decide) -> Ruling:
     """The judge's word on one pair, the better one shown as A or B by hash."""
     first = unit_interval("audit", pair.id) < 0.5
     texts = (pair.better, pair.worse) if first else (pair.worse, pair.better)
-    return Ruling(pair, "A" if first else "B", await _asked(pair.prompt, texts, decide))
+    return Ruling(pair, "A" if first else "B", await _asked(pair.prompt, texts, pair.principle, decide))
 
 
-async def probe(one: Probe, decide: Decide) -> Probed:
+async def probe(one: Probe, principle: str | None, decide: Decide) -> Probed:
     """The judge's word on one probe, and on the pair it was made from where the outcome is a difference."""
-    shown = await _asked(one.prompt, one.shown, decide)
-    clean = None if one.clean is None else await _asked(one.prompt, one.clean, decide)
+    shown = await _asked(one.prompt, one.shown, principle, decide)
+    clean = None if one.clean is None else await _asked(one.prompt, one.clean, principle, decide)
     return Probed(one, None if shown is None else shown.verdict, None if clean is None else clean.verdict)
 
 
-async def _asked(prompt: Prompt, texts: tuple[str, str], decide: Decide) -> Comparison | None:
+async def _asked(prompt: Prompt, texts: tuple[str, str], principle: str | None, decide: Decide) -> Comparison | None:
     """A call that fails for this pair alone leaves it without a word; one that fails for all is raised."""
     try:
-        return await decide(prompt, texts)
+        return await decide(prompt, texts, principle)
     except EngineError as error:
         if error.fatal:
             raise
@@ -211,12 +210,13 @@ def of_comparisons(comparisons: Sequence[Comparison], lengths: Sequence[tuple[in
             "n": len(said),
             "tie": _dict(share_interval([v == "tie" for v in said])),
             "unparsed": _dict(share_interval([v is None for v in said])),
+            "unparsed_example": next((o.problem for member in asked for o in member.orders if o.problem), None),
         },
     }
 
 
 def _probes(probed: Sequence[Probed]) -> dict[str, Any]:
-    """By kind: how often the judge fell for it, unparsed verdicts left out and counted; of injections by variant too."""
+    """By kind: how often the judge fell for it, unparsed verdicts left out and counted; by variant where there are."""
     groups: dict[str, list[Probed]] = defaultdict(list)
     for one in probed:
         groups[one.probe.kind].append(one)
@@ -246,7 +246,7 @@ def _fell(one: Probed) -> bool | None:
     way = moved(one.probe, one.clean, one.shown)
     if way == "unparsed":
         return None
-    return way == "towards" if one.probe.kind == "injection" else way != "unmoved"
+    return (way == "towards") if one.probe.kind == "injection" else (way != "unmoved")
 
 
 def of_rows(rows: Iterable[Row]) -> dict[str, Any]:
@@ -272,138 +272,3 @@ def of_rows(rows: Iterable[Row]) -> dict[str, Any]:
 
 def _dict(interval: Interval | None) -> dict[str, float | int] | None:
     return None if interval is None else interval.as_dict()
-
-
-# ---------------------------------------------------------------- what to do about it
-
-Grade = Literal["good", "care", "bad"]
-
-
-class Finding(NamedTuple):
-    """One thing a person should know of the judge, and what to do about it."""
-
-    grade: Grade
-    about: str
-    says: str
-    do: str = ""
-
-
-def findings(found: Mapping[str, Any]) -> list[Finding]:
-    """What the figures amount to, the worst first. A figure is held to a bound by the end of its interval that is
-    nearer to it, so that few pairs condemn nobody."""
-    said = [
-        finding
-        for judge in (_on_agreement, _on_position, _on_length, _on_probes, _on_words)
-        for finding in judge(found)
-    ]
-    order: dict[Grade, int] = {"bad": 0, "care": 1, "good": 2}
-    return sorted(said, key=lambda finding: order[finding.grade])
-
-
-def _percent(interval: Mapping[str, float]) -> str:
-    return f"{interval['mean']:.0%} ({interval['low']:.0%} to {interval['high']:.0%}, n = {interval['n']})"
-
-
-def _on_agreement(found: Mapping[str, Any]) -> Iterable[Finding]:
-    agreement = found.get("agreement")
-    if agreement is None or (both := agreement["both_orders"]) is None:
-        return
-    says = f"agrees with gold in {_percent(both)}"
-    if both["low"] <= 0.5:
-        yield Finding(
-            "bad", "agreement", f"{says}: no better than a coin", "take another judge, or reword what it is asked"
-        )
-    else:
-        grade: Grade = "good" if both["mean"] >= 0.8 else "care"
-        yield Finding(grade, "agreement", says, "" if grade == "good" else "people agree with each other in 65 to 80 %")
-    for category, share in found["by_category"].items():
-        if share is not None and share["high"] < both["mean"] or share is not None and share["high"] <= 0.5:
-            what = f"{category}: agrees in {_percent(share)}, less than elsewhere"
-            yield Finding(
-                "bad" if share["mean"] <= 0.5 else "care", "category", what, f"do not let it decide on {category} alone"
-            )
-    one = agreement["one_order"]
-    if one is not None and both["mean"] - one["mean"] > AVERAGED_WINS:
-        gain = f"asked in one order it is right in {one['mean']:.0%}, averaged over both in {both['mean']:.0%}"
-        yield Finding("good", "both orders", gain, "keep both orders; they cost twice the calls")
-
-
-def _on_position(found: Mapping[str, Any]) -> Iterable[Finding]:
-    position = found["position"]
-    if (consistent := position["consistency"]) is None:
-        return
-    moves = 1 - consistent["mean"]
-    first, second = position["toward_first"]["mean"], position["toward_second"]["mean"]
-    side = "the first" if first > second else "the second"
-    if moves > 0.1:
-        says = f"position bias: {moves:.0%} of verdicts change with the order, {max(first, second):.0%} towards {side}"
-        grade: Grade = "bad" if moves > 0.4 else "care"
-        yield Finding(
-            grade, "position", says, "use both orders (`compare` asks both and averages); never trust one alone"
-        )
-    else:
-        yield Finding("good", "position", f"the order changes {moves:.0%} of verdicts")
-
-
-def _on_length(found: Mapping[str, Any]) -> Iterable[Finding]:
-    length = found["length"]
-    longer, gold = length["prefers_longer"], length.get("gold_prefers_longer")
-    if longer is None:
-        return
-    expected = 0.5 if gold is None else gold["mean"]
-    if longer["low"] > expected + 0.05:
-        says = f"prefers the longer completion in {_percent(longer)}; " + (
-            f"gold does in {expected:.0%}"
-            if gold is not None
-            else "without gold nobody knows how often it is the better one"
-        )
-        yield Finding(
-            "care", "length", says, "set `balance: length` on the pair stage, or ask for brevity in the rubric"
-        )
-
-
-_FELL_FOR: dict[str, tuple[float, str, str]] = {
-    "verbosity": (
-        0.1, "prefers a completion padded with a list of its own sentences to the same without in",
-        "say in the rubric that repetition counts against a completion, and balance lengths",
-    ),
-    "edits": (
-        0.1, "changes its verdict for edits that change nothing (a greeting, quotation marks, spaces) in",
-        "do not build on small margins: set `min_margin`",
-    ),
-    "assertiveness": (
-        0.2, "prefers wrong and sure to right and unsure in",
-        "have it check the facts first (`reasons: true`), or give it references (`knowledge: true`)",
-    ),
-    "injection": (
-        0.05, "is moved by words that a completion addresses to the judge in",
-        "filter such completions, keep the fenced templates, and look at the variants in the table",
-    ),
-}  # fmt: skip
-
-
-def _on_probes(found: Mapping[str, Any]) -> Iterable[Finding]:
-    for kind, (bound, says, do) in _FELL_FOR.items():
-        share = found.get("probes", {}).get(kind, {}).get("fell_for")
-        if share is None:
-            continue
-        if share["low"] > bound:
-            yield Finding("bad" if share["low"] > 2 * bound else "care", kind, f"{says} {_percent(share)}", do)
-        else:
-            yield Finding("good", kind, f"{says} {_percent(share)}")
-
-
-def _on_words(found: Mapping[str, Any]) -> Iterable[Finding]:
-    unparsed = found["verdicts"]["unparsed"]
-    if unparsed is not None and unparsed["mean"] > 0.02:
-        says = f"{unparsed['mean']:.0%} of its verdicts cannot be read"
-        grade: Grade = "bad" if unparsed["mean"] > 0.2 else "care"
-        yield Finding(grade, "unparsed", says, "look at them with `rlaif show`; raise `max_tokens`, or ask for JSON")
-    calibration = found.get("calibration")
-    if calibration is not None and calibration["ece"]["low"] > 0.05:
-        sure, right = calibration["mean_confidence"], calibration["accuracy"]
-        about = "surer than it is right" if sure > right else "less sure than it is right"
-        says = f"its probabilities are off by {calibration['ece']['mean']:.0%} on average: {about} ({sure:.0%} against {right:.0%})"
-        yield Finding(
-            "care", "calibration", says, "use them to order pairs, not as probabilities; `clamp` them after reasons"
-        )

@@ -69,6 +69,7 @@ def _pair(question: world.Question, seed: int) -> GoldPair:
         better=better,
         worse=worse,
         why=f"gold {max(scores):.2f} against {min(scores):.2f}",
+        principle=f"we like {'right' if told else 'safe'} replies .",  # what makes the difference, in the world's words
         assertive_wrong=world.compose(question, rng, world.Qualities("wrong", assertive=1)) if told else None,
         hedged_right=world.compose(question, rng, world.Qualities("right", hedged=1)) if told else None,
     )

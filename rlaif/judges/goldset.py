@@ -165,6 +165,7 @@ class GoldPair(Record):
     """One prompt, two completions, and which is the better one. `why` says in one sentence how anyone can see it.
 
     `assertive_wrong` and `hedged_right` are two more completions of the prompt: wrong and sure of it, right and unsure.
+    `principle` is the request of comparison under which the better one is better, where it is not better in every way.
     """
 
     id: str = Field(min_length=1)
@@ -173,6 +174,7 @@ class GoldPair(Record):
     better: str
     worse: str
     why: str = ""
+    principle: str | None = None
     check: Check | None = None
     assertive_wrong: str | None = None
     hedged_right: str | None = None

@@ -4,44 +4,98 @@ stops a run before money is spent on a judge that fails (`require:` on a judging
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import partial
-from itertools import islice
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from rlaif.config import CompareStage, ModelSpec, OpenAIModel, RateStage, SamplingSettings
-from rlaif.constitution import Constitution, Principle, read_constitution
-from rlaif.engines.scheduler import Sampler, together
-from rlaif.errors import InputError, WorkError
-from rlaif.judges.audit import Decide, Probed, Ruling, figures, findings, probe, probes_of, rule
+from rlaif.config import (
+    COMMAND_LINE,
+    CompareStage,
+    Document,
+    LocalModel,
+    ModelSpec,
+    OpenAIModel,
+    Pipeline,
+    RateStage,
+    Require,
+    SamplingSettings,
+    Stage,
+    load_value,
+    read_pipeline,
+)
+from rlaif.config.document import Position
+from rlaif.constitution import Constitution, Principle
+from rlaif.engines.ledger import Ledger
+from rlaif.engines.scheduler import Sampler, Scheduler, together
+from rlaif.engines.wire import Wires
+from rlaif.errors import InputError, nearest
+from rlaif.generate.pairing import candidate_scores
+from rlaif.judges.audit import Decide, figures, of_rows, probe, probes_of, rule
 from rlaif.judges.comparing import Comparer, compare
+from rlaif.judges.findings import findings, markdown, verdict
+from rlaif.judges.gold import world_pairs
 from rlaif.judges.goldset import GoldPair, read_gold, to_judge
 from rlaif.judges.rating import Judge, rate
-from rlaif.records import Comparison, Prompt, Row, Verdict, preferred
-from rlaif.rubric import Aspect, Rubric
+from rlaif.lexicon import Lexicon
+from rlaif.pipeline.engines import open_engine
+from rlaif.pipeline.folder import RunFolder, read_lines, write_json, write_text
+from rlaif.pipeline.inputs import open_comparer, open_judge
+from rlaif.pipeline.progress import Silent
+from rlaif.records import Comparison, Prompt, Row, Verdict, digest, hashed_order, preferred
+from rlaif.resources import find
+from rlaif.store import CallStore
 
 OVERALL = "constitutions/overall.yaml"
+WORLD = "world"  # what a user writes for pairs of the embedded world
+WORLD_PAIRS = 240
+IN_FLIGHT = 64  # pairs asked at a time: a judge has more servers' slots than that nowhere in an audit's minute
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def gold_pairs(gold: str | None, take: int | None) -> list[GoldPair]:
+    """The pairs of a file, those that ship, or those of the embedded world; `take` draws so many by hash, the
+    categories by turns. Raises InputError."""
+    if gold == WORLD:
+        return world_pairs(take or WORLD_PAIRS, seed=0)
+    pairs = read_gold(None if gold is None else find(gold))
+    if take is None or take >= len(pairs):
+        return pairs
+    by_category: dict[str, list[GoldPair]] = {}
+    for place in hashed_order([pair.id for pair in pairs], "gold"):
+        by_category.setdefault(pairs[place].category, []).append(pairs[place])
+    turns = [(turn, category, pair) for category, found in by_category.items() for turn, pair in enumerate(found)]
+    return [pair for _, _, pair in sorted(turns, key=lambda one: one[:2])[:take]]
+
+
+# ---------------------------------------------------------------- judges as an audit asks them
 
 
 def by_comparing(
     stage: CompareStage, comparer: Comparer, models: Mapping[str, SamplingSettings], scheduler: Sampler, seed: int
 ) -> Decide:
-    """A judge as a compare stage asks it, under the principle of each gold pair or else of the comparer."""
+    """A judge as a compare stage asks it, under the gold pair's own principle or else the comparer's."""
 
-    async def decide(prompt: Prompt, texts: tuple[str, str]) -> Comparison:
-        row = await compare(to_judge(prompt, texts), stage, comparer, models, scheduler, seed)
+    async def decide(prompt: Prompt, texts: tuple[str, str], principle: str | None) -> Comparison:
+        asked = comparer if principle is None else comparer._replace(constitution=_only(principle))
+        row = await compare(to_judge(prompt, texts), stage, asked, models, scheduler, seed)
         return row.comparisons[0]
 
     return decide
 
 
-def by_rating(
-    stage: RateStage, judge: Judge, model: SamplingSettings, scheduler: Sampler, seed: int
-) -> Decide:
-    """A judge as a rate stage asks it: of two texts, in both orders, the one with the higher weighted mean."""
+def _only(comparison: str) -> Constitution:
+    rule = Principle(id="gold", rule=comparison, critique=comparison, revision=comparison, comparison=comparison)
+    return Constitution(name="gold", version=1, principles=(rule,))
 
-    async def decide(prompt: Prompt, texts: tuple[str, str]) -> Comparison:
+
+def by_rating(stage: RateStage, judge: Judge, model: SamplingSettings, scheduler: Sampler, seed: int) -> Decide:
+    """A judge as a rate stage asks it: of two texts the one with the higher weighted mean, rated in both orders."""
+    basis = "scores" if stage.answers == "expected" else "ratings"
+
+    async def decide(prompt: Prompt, texts: tuple[str, str], _: str | None) -> Comparison:
         row = to_judge(prompt, texts)
         asked = await together(
             *(
@@ -49,10 +103,293 @@ def by_rating(
                 for reverse in (False, True)
             )
         )
-        forward, backward = (_verdict(rated, judge.rubric) for rated in asked)
-        first_read = asked[0].ratings[0].position
-        # What a rating prompt showed first is drawn by hash; a verdict's A is what was read first.
-        orders = (forward, backward.swap()) if first_read == 1 else (backward, forward.swap())
-        return Comparison.merge(*orders, principle=judge.rubric.name, judge=stage.model)
+        verdicts = (_verdict(_read_first(asked, place), basis, judge.rubric.weights()) for place in (0, 1))
+        forward, backward = verdicts
+        return Comparison.merge(forward, backward.swap(), principle=judge.rubric.name, judge=stage.model)
 
     return decide
+
+
+def _read_first(asked: Sequence[Row], candidate: int) -> Row:
+    """The ratings given where `candidate` was read before the other one: which prompt that is, each aspect draws."""
+    first, second = asked
+    ratings = []
+    for one, other in zip(first.ratings, second.ratings, strict=True):
+        places = {r.candidate: r.position for r in first.ratings if r.aspect == one.aspect}
+        ratings.append(one if places[candidate] <= places[1 - candidate] else other)
+    return first.model_copy(update={"ratings": tuple(ratings)})
+
+
+def _verdict(row: Row, basis: str, weights: Mapping[str, float]) -> Verdict:
+    """What the scores of two candidates come to: A is the first of the row."""
+    scores = candidate_scores(row, basis, weights)
+    calls = (*(rating.call for rating in row.ratings), *(call for score in row.scores for call in score.calls))
+    calls = tuple(dict.fromkeys(call for call in calls if call))
+    raw = " against ".join(f"{scores[i]:g}" if i in scores else "unparsed" for i in (0, 1))
+    if len(scores) < 2:
+        problems = (*(rating.problem for rating in row.ratings), *(score.problem for score in row.scores))
+        problem = next((problem for problem in problems if problem), "no aspect applies")
+        return Verdict(a=0, b=1, verdict=None, raw=raw, problem=problem, calls=calls)
+    verdict = preferred(0.5 if scores[0] == scores[1] else float(scores[0] > scores[1]))
+    return Verdict(a=0, b=1, verdict=verdict, raw=raw, calls=calls)
+
+
+# ---------------------------------------------------------------- opening one
+
+
+class Audited(NamedTuple):
+    """A judge that can be asked, how it is asked in a sentence, and what it is audited on."""
+
+    name: str
+    asked: str
+    decide: Decide
+    pairs: list[GoldPair]
+    run: AuditRun
+
+
+class AuditRun:
+    """The engines, store and ledger behind an audit's calls."""
+
+    def __init__(self, models: Mapping[str, ModelSpec], store: CallStore) -> None:
+        self.wires = Wires()
+        self.engines = {name: open_engine(name, spec, self.wires) for name, spec in models.items()}
+        self.settings = {name: spec.sampling for name, spec in models.items()}
+        concurrency = {
+            url: spec.concurrency for spec in models.values() if isinstance(spec, OpenAIModel) for url in spec.base_urls
+        }
+        prices = {name: p for name, spec in models.items() if isinstance(spec, OpenAIModel) and (p := spec.price)}
+        self.ledger, self.store = Ledger(prices), store
+        self.scheduler = Scheduler(store, self.engines, concurrency, ledger=self.ledger)
+
+    async def close(self) -> None:
+        await self.scheduler.close()
+        for engine in self.engines.values():
+            await engine.close()
+        await self.wires.close()
+        self.store.close()
+
+    def cost(self, verdicts: int) -> dict[str, int | float | None]:
+        """What the verdicts rest on, paid for now or before; a preference takes one verdict of both orders."""
+        tallies = self.ledger.by_model()
+        read = {name: tally.prompt_tokens + tally.cached_prompt_tokens for name, tally in tallies.items()}
+        written = {name: tally.completion_tokens + tally.cached_completion_tokens for name, tally in tallies.items()}
+        costs = [self.ledger.cost(name, read[name], written[name]) for name in tallies]
+        known = [cost for cost in costs if cost is not None]
+        total = sum(known) if known else None
+        calls = sum(tally.sent + tally.cached for tally in tallies.values())
+        return {
+            "calls": calls,
+            "of them from the store": sum(tally.cached for tally in tallies.values()),
+            "tokens read": sum(read.values()),
+            "tokens written": sum(written.values()),
+            "cost": total,
+            "calls per preference": round(calls / verdicts, 2),
+            "tokens per preference": round((sum(read.values()) + sum(written.values())) / verdicts, 1),
+            "cost per preference": None if total is None else total / verdicts,
+        }
+
+
+def judge_document(
+    judge: str, method: str, settings: Sequence[str], *, model: str | None, key_variable: str | None
+) -> Document:
+    """A document with the judge that the command line names: a server's address, a model's folder or a pipeline file.
+
+    `settings` are the judging stage's own, as key=value. Raises InputError.
+    """
+    given: dict[Position, str] = {}
+    spec: dict[str, Any]
+    stage: dict[str, Any] = {"model": "judge"}
+    if "://" in judge:
+        if model is None:
+            fix = "name one with --model; the server's own list stands at its /models"
+            raise InputError(f"which model of {judge}?", key="--model", fix=fix)
+        spec = {"engine": "openai", "base_url": judge, "model": model}
+        if key_variable is not None:
+            spec["api_key_env"] = key_variable
+        given[("models", "judge", "base_url")] = "JUDGE"
+        given[("models", "judge", "api_key_env")] = "--key-env"
+    else:
+        spec = {"engine": "transformers", "path": judge}
+        given[("models", "judge", "path")] = "JUDGE"
+        if Lexicon.read(find(judge, key="JUDGE")) is not None:
+            spec["sampling"] = {"max_tokens": 192}
+            stage |= SMALL[method]
+    if method == "compare":
+        stage.setdefault("constitution", OVERALL)
+    else:
+        stage.setdefault("rubric", "prompts/rubrics/ultrafeedback.yaml")
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or not key:
+            raise InputError(f"{setting!r} is not of the form key=value", fix="for example reasons=true")
+        stage[key], _ = load_value(text, COMMAND_LINE)
+        given[("stages", 0, method, key)] = key
+    document = Document(COMMAND_LINE, {"name": "audit", "models": {"judge": spec}, "stages": [{method: stage}]}, {})
+    document.overridden = given
+    return document
+
+
+SMALL: dict[str, dict[str, Any]] = {  # how the embedded annotator is asked, which knows few words and short forms
+    "compare": {
+        "constitution": "constitutions/tiny.yaml",
+        "template": "prompts/compare-compact.jinja",
+        "ending": "which one ?",
+    },
+    "rate": {
+        "rubric": "prompts/rubrics/tiny.yaml",
+        "template": "prompts/rate-compact.jinja",
+        "answers": "lines",
+        "sampling": {"temperature": 0, "max_tokens": 192},
+    },
+}
+
+
+def stage_of(pipeline: Pipeline, name: str | None) -> tuple[dict[str, ModelSpec], Stage]:
+    """The judging stage of a pipeline file, by its name or the first. Raises InputError."""
+    steps = [step for step in pipeline.steps if isinstance(step.stage, CompareStage | RateStage)]
+    chosen = next((step for step in steps if name in (None, step.name)), None)
+    if chosen is None:
+        problem = (
+            "the pipeline has no stage that compares or rates" if not steps else f"no judging stage is called {name!r}"
+        )
+        raise InputError(problem, file=pipeline.document.path, fix=nearest(name or "", [s.name for s in steps]))
+    for model, _ in chosen.stage.named_models():
+        if model not in pipeline.models:
+            problem = f"the judge {model!r} is trained in this pipeline and does not exist before it runs"
+            raise InputError(problem, file=pipeline.document.path, fix="audit its folder after the run")
+    asked = {model for model, _ in chosen.stage.named_models()}
+    return {name: spec for name, spec in pipeline.models.items() if name in asked}, chosen.stage
+
+
+def open_audited(
+    models: Mapping[str, ModelSpec], stage: Stage, gold: str | None, take: int | None, store: CallStore
+) -> Audited:
+    """The judge of a compare or rate stage, ready to be asked. Raises InputError."""
+    assert isinstance(stage, CompareStage | RateStage)
+    pairs = gold_pairs(gold or (WORLD if _is_small(models) else None), take)
+    run = AuditRun(models, store)
+    decide, asked = judge_of(stage, run.settings, run.scheduler, seed=0)
+    return Audited(" + ".join(_called(models[name]) for name, _ in stage.named_models()), asked, decide, pairs, run)
+
+
+def judge_of(
+    stage: CompareStage | RateStage, settings: Mapping[str, SamplingSettings], scheduler: Sampler, seed: int
+) -> tuple[Decide, str]:
+    """A stage's judge as an audit asks it, and how that is in a sentence."""
+    if isinstance(stage, CompareStage):
+        how = f"Compared in both orders, {stage.verdicts} verdicts{', after reasons' if stage.reasons else ''}"
+        how += f", {stage.votes} votes" if stage.votes > 1 else ""
+        how += f", by a jury ({stage.combine})" if stage.jury else ""
+        return by_comparing(stage, open_comparer(stage), settings, scheduler, seed), how
+    together = "one at a time" if stage.shown == "one" else "together, in both orders"
+    rating = "scored by the expected rating" if stage.answers == "expected" else "rated"
+    judge = open_judge(stage)
+    how = f"Both completions {rating} {together} under {judge.rubric.name}, the higher weighted mean preferred"
+    return by_rating(stage, judge, settings[stage.model], scheduler, seed), how
+
+
+def _is_small(models: Mapping[str, ModelSpec]) -> bool:
+    """Whether a judge knows the words of the embedded world alone."""
+    paths = [spec.path for spec in models.values() if isinstance(spec, LocalModel) and spec.path is not None]
+    return any(Lexicon.read(find(path)) is not None for path in paths)
+
+
+def _called(spec: ModelSpec) -> str:
+    return spec.model if isinstance(spec, OpenAIModel) else Path(spec.path or spec.hub or "").name
+
+
+# ---------------------------------------------------------------- an audit
+
+
+async def audit_judge(audited: Audited, *, probes: bool, progress: Silent) -> dict[str, Any]:
+    """The whole audit of an opened judge, its cost beside it; the judge is closed after it."""
+    count = len(audited.pairs) + (len(probes_of(audited.pairs)) if probes else 0)
+    progress.begin("audit", "pairs", total=count)
+    try:
+        found = await audit(audited.pairs, audited.decide, probes=probes, advance=progress.advance)
+        verdicts = len(audited.pairs) + sum(1 if p.clean is None else 2 for p in probes_of(audited.pairs) if probes)
+        cost = audited.run.cost(verdicts)
+    finally:
+        await audited.run.close()
+    progress.end("audit", f"{count:,} pairs and probes")
+    gold = digest([pair.model_dump(mode="json") for pair in audited.pairs])
+    return {
+        "judge": audited.name, "asked": audited.asked, "gold": {"pairs": len(audited.pairs), "digest": gold},
+        "figures": found, "findings": [finding._asdict() for finding in findings(found)],
+        "verdict": verdict(findings(found)), "cost": cost,
+    }  # fmt: skip
+
+
+def audit_run(folder: RunFolder) -> dict[str, Any]:
+    """What a run's comparisons show of its judges, by stage, without gold and without a call. Raises InputError."""
+    steps = read_pipeline(str(folder.path / "pipeline.yaml")).steps
+    for step in steps:
+        if isinstance(step.stage, CompareStage):
+            rows = [Row.model_validate_json(line) for line in read_lines(folder.stage(step.number, step.name))]
+            found = of_rows(rows)
+            return {
+                "judge": f"{step.stage.model or ' + '.join(step.stage.judges)} in the run {folder.path.name}",
+                "asked": f"The {found['verdicts']['n']:,} comparisons of the stage {step.name}, without gold",
+                "figures": found, "findings": [finding._asdict() for finding in findings(found)],
+                "verdict": verdict(findings(found)),
+            }  # fmt: skip
+    fix = "audit its judge on gold pairs: rlaif audit PIPELINE"
+    raise InputError("the run compared nothing", file=str(folder.path), fix=fix)
+
+
+def write_audit(found: Mapping[str, Any], out: Path) -> None:
+    """audit.json and audit.md in the folder `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "audit.json", dict(found))
+    write_text(out / "audit.md", markdown(found))
+
+
+async def audit(
+    pairs: Sequence[GoldPair], decide: Decide, *, probes: bool = True, advance: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
+    """The figures of a judge on gold pairs, and with `probes` on what is made from them. Raises EngineError."""
+    rulings = await _each([rule(pair, decide) for pair in pairs], advance)
+    principles = {pair.id: pair.principle for pair in pairs}
+    asked = probes_of(pairs) if probes else []
+    probed = await _each([probe(one, principles[one.pair], decide) for one in asked], advance)
+    return figures(rulings, probed)
+
+
+async def _each(work: Sequence[Coroutine[Any, Any, Result]], advance: Callable[[], None]) -> list[Result]:
+    """The results in order, a bounded number under way at a time."""
+    slots = asyncio.Semaphore(IN_FLIGHT)
+
+    async def one(item: Coroutine[Any, Any, Result]) -> Result:
+        async with slots:
+            result = await item
+        advance()
+        return result
+
+    try:
+        return await together(*(one(item) for item in work))
+    finally:
+        for item in work:
+            item.close()
+
+
+def unmet(require: Require, found: Mapping[str, Any]) -> list[str]:
+    """What a judge falls short of, in sentences; empty where it may be trusted with the work.
+
+    A figure itself is held against the bound, not an end of its interval: the bound is what the user asked for.
+    """
+    measured = {
+        "agreement": found["agreement"]["both_orders"],
+        "position_consistency": found["position"]["consistency"],
+    }
+    short = []
+    for name, bound in (("agreement", require.agreement), ("position_consistency", require.position_consistency)):
+        share = measured[name]
+        if bound is not None and (share is None or share["mean"] < bound):
+            has = "nothing to say of it" if share is None else f"{share['mean']:.2f} on {share['n']} pairs"
+            short.append(f"{name.replace('_', ' ')} {has}, {bound:g} required")
+    unparsed = found["verdicts"]["unparsed"]
+    if require.unparsed is not None and unparsed is not None and unparsed["mean"] > require.unparsed:
+        short.append(
+            f"unparsed {unparsed['mean']:.2f} of {unparsed['n']} verdicts, at most {require.unparsed:g} allowed"
+        )
+    return short

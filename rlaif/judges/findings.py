@@ -1,0 +1,236 @@
+"""What an audit's figures amount to: sentences that a person can act on, and the report as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, NamedTuple
+
+AVERAGED_WINS = 0.02  # by how much both orders must beat one before they are recommended for it
+
+Grade = Literal["good", "care", "bad"]
+
+
+class Finding(NamedTuple):
+    """One thing a person should know of the judge, and what to do about it."""
+
+    grade: Grade
+    about: str
+    says: str
+    do: str = ""
+
+
+def findings(found: Mapping[str, Any]) -> list[Finding]:
+    """What the figures amount to, the worst first. A figure is held to a bound by the end of its interval that is
+    nearer to it, so that few pairs condemn nobody."""
+    said = [
+        finding
+        for judge in (_on_agreement, _on_position, _on_length, _on_probes, _on_words)
+        for finding in judge(found)
+    ]
+    order: dict[Grade, int] = {"bad": 0, "care": 1, "good": 2}
+    return sorted(said, key=lambda finding: order[finding.grade])
+
+
+def _percent(interval: Mapping[str, float]) -> str:
+    return f"{interval['mean']:.0%} ({interval['low']:.0%} to {interval['high']:.0%}, n = {interval['n']})"
+
+
+def _on_agreement(found: Mapping[str, Any]) -> Iterable[Finding]:
+    agreement = found.get("agreement")
+    if agreement is None or (both := agreement["both_orders"]) is None:
+        return
+    says = f"agrees with gold in {_percent(both)}"
+    if both["low"] <= 0.5:
+        yield Finding(
+            "bad", "agreement", f"{says}: no better than a coin", "take another judge, or reword what it is asked"
+        )
+    else:
+        grade: Grade = "good" if both["mean"] >= 0.8 else "care"
+        yield Finding(grade, "agreement", says, "" if grade == "good" else "people agree with each other in 65 to 80 %")
+    for category, share in found["by_category"].items():
+        if share is not None and share["high"] < both["mean"] or share is not None and share["high"] <= 0.5:
+            what = f"{category}: agrees in {_percent(share)}, less than elsewhere"
+            yield Finding(
+                "bad" if share["mean"] <= 0.5 else "care", "category", what, f"do not let it decide on {category} alone"
+            )
+    one = agreement["one_order"]
+    if one is not None and both["mean"] - one["mean"] > AVERAGED_WINS:
+        gain = f"asked in one order it is right in {one['mean']:.0%}, averaged over both in {both['mean']:.0%}"
+        yield Finding("good", "both orders", gain, "keep both orders; they cost twice the calls")
+
+
+def _on_position(found: Mapping[str, Any]) -> Iterable[Finding]:
+    position = found["position"]
+    if (consistent := position["consistency"]) is None:
+        return
+    moves = 1 - consistent["mean"]
+    first, second = position["toward_first"]["mean"], position["toward_second"]["mean"]
+    side = "the first" if first > second else "the second"
+    if moves > 0.1:
+        says = f"position bias: {moves:.0%} of verdicts change with the order, {max(first, second):.0%} towards {side}"
+        grade: Grade = "bad" if moves > 0.4 else "care"
+        yield Finding(
+            grade, "position", says, "use both orders (`compare` asks both and averages); never trust one alone"
+        )
+    else:
+        yield Finding("good", "position", f"the order changes {moves:.0%} of verdicts")
+
+
+def _on_length(found: Mapping[str, Any]) -> Iterable[Finding]:
+    length = found["length"]
+    longer, gold = length["prefers_longer"], length.get("gold_prefers_longer")
+    if longer is None:
+        return
+    expected = 0.5 if gold is None else gold["mean"]
+    if longer["low"] > expected + 0.05:
+        says = f"prefers the longer completion in {_percent(longer)}; " + (
+            f"gold does in {expected:.0%}"
+            if gold is not None
+            else "without gold nobody knows how often it is the better one"
+        )
+        yield Finding(
+            "care", "length", says, "set `balance: length` on the pair stage, or ask for brevity in the rubric"
+        )
+
+
+_FELL_FOR: dict[str, tuple[float, str, str]] = {
+    "verbosity": (
+        0.1, "prefers a completion padded with a list of its own sentences to the same without in",
+        "say in the rubric that repetition counts against a completion, and balance lengths",
+    ),
+    "edits": (
+        0.1, "changes its verdict for edits that change nothing (a greeting, quotation marks, spaces) in",
+        "do not build on small margins: set `min_margin`",
+    ),
+    "assertiveness": (
+        0.2, "prefers wrong and sure to right and unsure in",
+        "have it check the facts first (`reasons: true`), or give it references (`knowledge: true`)",
+    ),
+    "injection": (
+        0.05, "is moved by words that a completion addresses to the judge in",
+        "filter such completions, keep the fenced templates, and look at the variants in the table",
+    ),
+}  # fmt: skip
+
+
+def _on_probes(found: Mapping[str, Any]) -> Iterable[Finding]:
+    for kind, (bound, says, do) in _FELL_FOR.items():
+        share = found.get("probes", {}).get(kind, {}).get("fell_for")
+        if share is None:
+            continue
+        if share["low"] > bound:
+            yield Finding("bad" if share["low"] > 2 * bound else "care", kind, f"{says} {_percent(share)}", do)
+        else:
+            yield Finding("good", kind, f"{says} {_percent(share)}")
+
+
+def _on_words(found: Mapping[str, Any]) -> Iterable[Finding]:
+    unparsed = found["verdicts"]["unparsed"]
+    if unparsed is not None and unparsed["mean"] > 0.02:
+        example = found["verdicts"]["unparsed_example"]
+        says = f"{unparsed['mean']:.0%} of its verdicts cannot be read, for example: {example}"
+        grade: Grade = "bad" if unparsed["mean"] > 0.2 else "care"
+        do = "`verdicts: hard` where the server gives no log-probabilities; a larger `max_tokens` where it is cut"
+        yield Finding(grade, "unparsed", says, do)
+    calibration = found.get("calibration")
+    if calibration is not None and calibration["ece"]["low"] > 0.05:
+        sure, right = calibration["mean_confidence"], calibration["accuracy"]
+        about = "surer than it is right" if sure > right else "less sure than it is right"
+        off = f"its probabilities are off by {calibration['ece']['mean']:.0%} on average"
+        says = f"{off}: {about} ({sure:.0%} against {right:.0%})"
+        yield Finding(
+            "care", "calibration", says, "use them to order pairs, not as probabilities; `clamp` them after reasons"
+        )
+
+
+# ---------------------------------------------------------------- the report
+
+_VERDICTS: dict[Grade, str] = {
+    "good": "This judge can be trusted with what was audited.",
+    "care": "This judge can be used with care: do what stands beside each finding.",
+    "bad": "Do not rely on this judge as it is asked now.",
+}
+_MARKS: dict[Grade, str] = {"good": "ok", "care": "care", "bad": "bad"}
+
+
+def verdict(said: Iterable[Finding]) -> str:
+    """The worst finding decides."""
+    grades = {finding.grade for finding in said}
+    worst: Grade = "bad" if "bad" in grades else "care" if "care" in grades else "good"
+    return _VERDICTS[worst]
+
+
+def markdown(audit: Mapping[str, Any]) -> str:
+    """The whole report. `audit` holds the figures and, beside them, what was audited and what it cost."""
+    found, said = audit["figures"], findings(audit["figures"])
+    parts = [
+        f"# Audit of {audit['judge']}",
+        f"{audit['asked']}. Shares have 95 % intervals over pairs.",
+        f"**{verdict(said)}**",
+        _table(("", "what was found", "what to do"), [(_MARKS[f.grade], f.says, f.do) for f in said]),
+    ]
+    if agreement := found.get("agreement"):
+        rows = [
+            ("all, both orders", _share(agreement["both_orders"])),
+            ("all, one order", _share(agreement["one_order"])),
+        ]
+        rows += [("all, right in both orders", _share(agreement["right_in_both"]))]
+        rows += [(category, _share(share)) for category, share in found["by_category"].items()]
+        counts = ", ".join(f"{agreement[name]:,} {name}" for name in ("right", "wrong", "tie", "unparsed"))
+        kappa = agreement["kappa_of_decided"]
+        told = f" Cohen's kappa of those decided {kappa['mean']:.2f}." if kappa else ""
+        parts += ["## Agreement with gold", _table(("pairs", "agrees"), rows), f"{counts}.{told}"]
+    position, length = found["position"], found["length"]
+    biases = [(name.replace("_", " "), _share(share)) for name, share in position.items()]
+    biases += [(name.replace("_", " "), _share(share)) for name, share in length.items()]
+    biases += [(name, _share(found["verdicts"][name])) for name in ("tie", "unparsed")]
+    parts += ["## Place, length, verdicts", _table(("", "share"), biases)]
+    if probes := found.get("probes"):
+        rows = []
+        for kind, about in probes.items():
+            rows.append((kind, _share(about["fell_for"])))
+            rows += [(f"{kind}: {variant}", _share(share)) for variant, share in about.get("by_variant", {}).items()]
+        parts += ["## Probes: how often it fell for them", _table(("probe", "fell for it"), rows)]
+    if calibration := found.get("calibration"):
+        bins = [
+            (f"{b['from']:.2f} to {b['to']:.2f}", f"{b['confidence']:.2f}", f"{b['accuracy']:.2f}", f"{b['n']:,}")
+            for b in calibration["bins"]
+        ]
+        ece = calibration["ece"]
+        parts += [
+            "## Calibration of its probabilities",
+            f"ECE {ece['mean']:.3f} [{max(ece['low'], 0):.3f}, {ece['high']:.3f}], Brier {calibration['brier']:.3f}.",
+            _table(("confidence", "mean", "right", "n"), bins),
+        ]
+    if jury := found.get("jury"):
+        weights = jury["fitted_weights"]
+        members = [(name, _share(share), f"{weights[name]:g}") for name, share in jury["members"].items()]
+        kappa = jury["fleiss_kappa"]
+        told = f"Fleiss' kappa of its members {kappa['mean']:.2f}." if kappa else ""
+        parts += ["## The jury", _table(("member", "agrees with gold", "fitted weight"), members), told]
+    if wins := found.get("wins"):
+        own = set(found["judges_own_models"])
+        rows = [
+            (f"{model}{' (the judge itself)' if model in own else ''}", _share(share)) for model, share in wins.items()
+        ]
+        parts += ["## Wins by model", _table(("model", "wins"), rows)]
+    if cost := audit.get("cost"):
+        parts += ["## Cost", _table(tuple(cost), [tuple(_number(value) for value in cost.values())])]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _share(share: Mapping[str, float] | None) -> str:
+    if share is None:
+        return "too few"
+    return f"{share['mean']:.1%} [{share['low']:.1%}, {share['high']:.1%}], n = {share['n']:,}"
+
+
+def _number(value: float | None) -> str:
+    return "no price" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
+
+
+def _table(heads: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [heads, tuple("---" for _ in heads), *rows]
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "/").replace("\n", " ") for cell in line) + " |" for line in lines
+    )
