@@ -391,6 +391,11 @@ def test_critiques_and_ratings_follow_their_completion_in_every_order(tmp_path: 
         assert planned == 12 * 6 >= len(paid) > 12 * 4
         again = json.loads(run_cli("plan", forward, "--json")[1])["calls"]["judge"]
         assert again["calls"] == again["paid"] == len(paid)
+        # A reworded critique is asked for anew, and what follows it in the pipeline stays paid for.
+        (tmp_path / "critique.yaml").write_text(CRITIQUE.replace("good or not", "good or bad"))
+        reworded = json.loads(run_cli("plan", forward, "--json")[1])["calls"]["judge"]
+        assert (reworded["calls"], reworded["paid"]) == (len(paid), 12 * 2)
+        (tmp_path / "critique.yaml").write_text(CRITIQUE)
         # The order of the samplers is no part of any judge prompt: nothing is asked again.
         code, out, err = run_cli("run", backward)
         assert code == 0 and "0 calls made" in out, out + err
