@@ -166,3 +166,4 @@ def test_more_completions_than_the_annotator_rates_at_once_are_an_error(run_cli:
     assert (
         code == 2 and "mine.yaml:8: `stages.2.rate.model`" in told and "rates up to 4 at once, and there are 10" in told
     )
+    assert run_cli("plan", "mine.yaml", "stages.rate.rate.shown=one")[0] == 0

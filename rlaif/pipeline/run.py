@@ -561,8 +561,11 @@ class Run:
             asked |= {"judge": rating}
         models = {*sampled, *([stage.rate.model] if stage.rate else []), *([stage.reward] if stage.reward else [])}
         models |= {parent for name, parent in self.parents.items() if name in models}
+        told = judge is not None and any(aspect.knowledge for aspect in judge.rubric.aspects)
+        known = {"known": [list(p.reference) for p in self.inputs.prompts[step.name]]} if told else {}
         return digest(
-            {
+            known
+            | {
                 "version": MEASURE_VERSION,
                 "stage": stage.model_dump(mode="json", exclude={"name", "source"}),
                 "prompts": [p.id for p in self.inputs.prompts[step.name]],
