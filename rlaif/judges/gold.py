@@ -37,8 +37,9 @@ _CONTENTS: tuple[world.Content, ...] = ("right", "wrong", "malformed", "refusal"
 def world_pairs(n: int, seed: int) -> list[GoldPair]:
     """`n` pairs on held-out prompts of the embedded world, the families by turns, which are their categories.
 
-    The better one is right, and their gold scores differ by `CLEAR` or more. Which prompts are met, and with what, depends on ids and the seed
-    alone, so that more pairs begin with the same ones. Raises ValueError where the world has fewer prompts.
+    The better one is right, and their gold scores differ by `CLEAR` or more. Which prompts are met, and with what,
+    depends on ids and the seed alone, so that more pairs begin with the same ones. Raises ValueError where the world
+    has fewer prompts.
     """
     held_out = [q for q in world.questions() if _prompt(q).split == "held-out"]
     by_family = [

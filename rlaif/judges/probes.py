@@ -102,7 +102,10 @@ def padded(text: str, salt: str, leads: Sequence[str] = LEADS) -> str:
 
     The paper has a model rephrase a list and puts the result in front; here nothing but the openings is new.
     """
-    said = [sentence for line in text.splitlines() for sentence in sentences(_ITEM.sub("", line))]
+    lines = text.splitlines()
+    if sum(_ITEM.match(line) is not None for line in lines) > 1:  # one alone may be a sentence such as `36.`
+        lines = [_ITEM.sub("", line) for line in lines]
+    said = [sentence for line in lines for sentence in sentences(line)]
     openings = [leads[i] for i in hashed_order(leads, "lead", salt)] or [""]
     bullets = [
         f"- {openings[place % len(openings)]} {said[i].rstrip('.')}".replace("-  ", "- ")
