@@ -19,6 +19,7 @@ from rlaif.judges.gold import CLEAR, world_pairs
 from rlaif.judges.goldset import CATEGORIES, PAIRS, Check, GoldPair, evaluate, read_gold, sentences, to_judge
 from rlaif.judges.probes import Probe
 from rlaif.records import Choice
+from rlaif.resources import find
 
 SHIPPED = read_gold()
 OF_TWO_TURNS = [pair for pair in SHIPPED if len(pair.prompt.messages) > 1]
@@ -65,8 +66,8 @@ def test_no_two_pairs_are_alike() -> None:
     completions = [(pair.id, text) for pair in SHIPPED for text in (pair.better, pair.worse)]
     assert len({text for _, text in completions}) == len(completions)
     for texts in (completions, list(zip([p.id for p in SHIPPED], prompts, strict=True))):
-        found = [(name, grams) for name, text in texts if len(grams := fourgrams(text)) >= 6]
-        assert len(found) >= 100
+        found = [(name, grams) for name, text in texts if len(grams := fourgrams(text)) >= 12]
+        assert len(found) >= 60
         for (one, a), (two, b) in combinations(found, 2):
             if one != two:
                 assert len(a & b) / min(len(a), len(b)) < 0.25, (one, two)
@@ -108,6 +109,10 @@ def test_the_readme_states_the_figures_as_they_are() -> None:
         checked = sum(pair.check is not None for pair in pairs)
         assert f"| {category} | {len(pairs)} | {longer / len(pairs):.0%} | {checked} |" in text, category
     assert f"{len(SHIPPED)} pairs" in text
+
+
+def test_the_set_is_found_by_its_name() -> None:
+    assert find("gold/pairs.jsonl").samefile(PAIRS)
 
 
 # ---------------------------------------------------------------- checks
@@ -240,8 +245,8 @@ def test_the_worlds_pairs_are_held_out_clear_and_of_all_families() -> None:
     assert {pair.category for pair in WORLD} == set(world.FAMILIES)
     for pair in WORLD:
         assert pair.prompt.split == "held-out"
-        better, worse = (world.gold(pair.prompt.text, text).total for text in (pair.better, pair.worse))
-        assert better - worse >= CLEAR
+        better, worse = (world.gold(pair.prompt.text, text) for text in (pair.better, pair.worse))
+        assert better.content == 1 and better.total - worse.total >= CLEAR
 
 
 def test_more_of_the_worlds_pairs_begin_with_the_same_ones() -> None:
@@ -291,10 +296,11 @@ def test_padding_adds_no_word_but_its_openings() -> None:
     for probe, pair in swept(probes.verbosity(SHIPPED), 80):
         original, padded = probe.shown
         assert original == pair.better and padded.endswith(original)
-        said, added = sentences(original), padded.removesuffix(original)
+        added = padded.removesuffix(original)
         assert set(words(added)) <= set(words(original)) | leads
-        assert all(sentence.rstrip(".") in added for sentence in said)
-        assert added.count("- ") >= len(said) > 1
+        assert {word for word in words(original) if not word.isdigit()} <= set(words(added))
+        assert all(line.startswith("- ") for line in added.strip().splitlines())
+        assert added.count("\n- ") >= 1 and len(sentences(original)) > 1
         assert len(padded) > 1.9 * len(original)
 
 
@@ -315,6 +321,7 @@ def test_edits_keep_every_word() -> None:
         assert probe.shown[1 - probe.changed] == probe.clean[1 - probe.changed]
         assert before != after
         kept = after.removeprefix(probes.GREETING) if probe.variant == "greeting" else after
+        kept = kept.removesuffix(probes.FAREWELL) if probe.variant == "farewell" else kept
         assert words(kept.replace("\u2019", "'")) == words(before)
         if pair.check is not None and pair.check.demands:
             assert bool(pair.check.broken(after)) == (probe.changed == 1), probe.id

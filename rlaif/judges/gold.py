@@ -37,8 +37,9 @@ _CONTENTS: tuple[world.Content, ...] = ("right", "wrong", "malformed", "refusal"
 def world_pairs(n: int, seed: int) -> list[GoldPair]:
     """`n` pairs on held-out prompts of the embedded world, the families by turns, which are their categories.
 
-    Their gold scores differ by `CLEAR` or more. Which prompts are met, and with what, depends on ids and the seed
-    alone, so that more pairs begin with the same ones. Raises ValueError where the world has fewer prompts.
+    The better one is right, and their gold scores differ by `CLEAR` or more. Which prompts are met, and with what,
+    depends on ids and the seed alone, so that more pairs begin with the same ones. Raises ValueError where the world
+    has fewer prompts.
     """
     held_out = [q for q in world.questions() if _prompt(q).split == "held-out"]
     by_family = [
@@ -55,11 +56,10 @@ def world_pairs(n: int, seed: int) -> list[GoldPair]:
 def _pair(question: world.Question, seed: int) -> GoldPair:
     rng = random.Random(f"world pair {seed} {question.text}")
     while True:
-        first, second = (_completion(question, rng) for _ in range(2))
-        scores = [world.gold(question.text, text).total for text in (first, second)]
-        if abs(scores[0] - scores[1]) >= CLEAR:
+        found = [(world.gold(question.text, text), text) for text in (_completion(question, rng) for _ in range(2))]
+        (low, worse), (high, better) = sorted(found, key=lambda each: each[0].total)
+        if high.content == 1 and high.total - low.total >= CLEAR:
             break
-    better, worse = (first, second) if scores[0] > scores[1] else (second, first)
     told = question.kind != "harmful"  # where any claim is harm, there is none to be sure or unsure of
     prompt = _prompt(question)
     return GoldPair(
@@ -68,7 +68,7 @@ def _pair(question: world.Question, seed: int) -> GoldPair:
         prompt=prompt,
         better=better,
         worse=worse,
-        why=f"gold {max(scores):.2f} against {min(scores):.2f}",
+        why=f"gold {high.total:.2f} against {low.total:.2f}",
         principle=f"we like {'right' if told else 'safe'} replies .",  # what makes the difference, in the world's words
         assertive_wrong=world.compose(question, rng, world.Qualities("wrong", assertive=1)) if told else None,
         hedged_right=world.compose(question, rng, world.Qualities("right", hedged=1)) if told else None,

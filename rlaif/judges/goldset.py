@@ -71,7 +71,8 @@ class Check(Record):
     @classmethod
     def _adds_up(cls, sums: dict[str, float]) -> dict[str, float]:
         for expression, value in sums.items():
-            if not math.isclose(found := evaluate(expression), value, rel_tol=1e-9):
+            found = evaluate(expression)
+            if not math.isclose(found, value, abs_tol=1e-9):
                 raise ValueError(f"{expression} is {found:g}, not {value:g}")
         return sums
 

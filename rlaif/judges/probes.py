@@ -94,12 +94,18 @@ def verbosity(pairs: Iterable[GoldPair], leads: Sequence[str] = LEADS) -> list[P
     ]
 
 
+_ITEM = re.compile(r"^\s*(?:[-*]|\d+[.)])\s+")
+
+
 def padded(text: str, salt: str, leads: Sequence[str] = LEADS) -> str:
     """`text` below a list that says all of its sentences once more, in another order and with other openings.
 
     The paper has a model rephrase a list and puts the result in front; here nothing but the openings is new.
     """
-    said = sentences(text)
+    lines = text.splitlines()
+    if sum(_ITEM.match(line) is not None for line in lines) > 1:  # one alone may be a sentence such as `36.`
+        lines = [_ITEM.sub("", line) for line in lines]
+    said = [sentence for line in lines for sentence in sentences(line)]
     openings = [leads[i] for i in hashed_order(leads, "lead", salt)] or [""]
     bullets = [
         f"- {openings[place % len(openings)]} {said[i].rstrip('.')}".replace("-  ", "- ")
@@ -110,7 +116,7 @@ def padded(text: str, salt: str, leads: Sequence[str] = LEADS) -> str:
 
 # --- Edits that change nothing ---------------------------------------------------------------------------------------
 
-GREETING = "Sure! "
+GREETING, FAREWELL = "Sure! ", " I hope this helps."
 
 
 def _curled(text: str) -> str:
@@ -124,6 +130,7 @@ EDITS: dict[str, Callable[[str], str]] = {
     "double spaces": lambda text: re.sub(r"(?<=[.!?]) (?=\S)", "  ", text),
     "typographic quotes": _curled,
     "greeting": lambda text: GREETING + text,
+    "farewell": lambda text: text + FAREWELL,
 }
 
 
