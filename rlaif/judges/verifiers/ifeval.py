@@ -1,8 +1,8 @@
 """The 25 instruction types of IFEval (arXiv 2311.07911), each with its arguments and what it means to follow it.
 
 What counts is what the paper's own checkers count, with these differences. A keyword is text, never a pattern. An
-argument that is missing is an error: theirs is then drawn at random, as is a letter that is none. Sentences and words in
-capital letters are counted by rules, without a trained tokenizer. Languages are told by `languages`, and where that
+argument that is missing is an error: theirs is then drawn at random, as is a letter that is none. Sentences and words
+in capital letters are counted by rules, without a trained tokenizer. Languages are told by `languages`, and where that
 cannot tell, neither passed nor failed is claimed. Everything here is linear in the length of a completion.
 """
 
@@ -151,9 +151,10 @@ class NumberSentences(Instruction):
         return _counted(sentences(text), "sentences", self.relation, self.num_sentences)
 
 
-_MARK = re.compile(r"[.!?\u2026]+[\"'\u201d\u2019)\]*_]{0,4}(?=\s)|[\u3002\uff01\uff1f\u0964]+")
+# Taken as a whole or not at all: a run of a thousand marks is looked at once.
+_MARK = re.compile(r"(?<![.!?\u2026])[.!?\u2026]++[\"'\u201d\u2019)\]*_]{0,4}(?=\s)|[\u3002\uff01\uff1f\u0964]+")
 _NO_END = re.compile(
-    r"(?:\b(?:mr|mrs|ms|dr|prof|st|jr|sr|vs|etc|e\.g|i\.e|fig|approx|no|inc|ltd|co)|\b[a-z]|(?:^|\n)\W{0,4}\d{1,3})\.$",
+    r"(?:\b(?:mr|mrs|ms|dr|prof|st|jr|sr|vs|etc|e\.g|i\.e|fig|approx|inc|ltd|co)|\b[a-z]|(?:^|\n)\W{0,4}\d{1,3})\.$",
     re.IGNORECASE,
 )
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from functools import cache
 
-LEAST_WORDS = 1.0  # that must be its language's commonest; one that several share counts for a part of each
+LEAST_WORDS = 1.5  # that must be its language's commonest; one that several share counts for a part of each
 LEAST_SHARE = 0.06  # of all words
 LEAD = 1.15  # how many times the next language's share it must have
 
@@ -42,7 +42,10 @@ _DENSE = {"ko": 3, "kana": 3, "han": 3}
 _WORDS = {
     "latin": {  # without those of one letter, which tables and formulas are full of
         "en": "the of and to in is that it for you with on as are be this was have from or by not but what all we "
-        "can your which their there will if my they has more so an at do how when he his me she her no who",
+        "can your which their there will if my they has more so an at do how when he his me she her no who "
+        "too out up about than them then its into could other were only also over after most some time would "
+        "these been like just now any very much get make know take well because even our us did does had "
+        "where may such through each those",
         "de": "der die das und ist nicht ein eine zu in den mit sich auf für von dem im es auch wird sind ich sie "
         "wir dass als an wie bei oder aber nach werden einen einer zum zur kann ihre haben hat durch noch nur "
         "ihr du",

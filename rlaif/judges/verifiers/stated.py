@@ -32,7 +32,8 @@ class Stated(NamedTuple):
 _HASHES = re.compile(r"^[ \t]*####[ \t]*(\S[^\n]*)$", re.MULTILINE)
 # What follows is looked at and not consumed, so that two statements on one line are two.
 _WORDS = re.compile(
-    r"\banswer\b(?:[ \t]+to[ \t]+(?:the|this|your)[ \t]+(?:question|problem))?[ \t*_]{0,4}(?:\bis\b|\bwas\b|[:=])"
+    r"\banswer\b(?:[ \t]+to[ \t]+(?:the|this|your)[ \t]+(?:question|problem))?[ \t*_]{0,4}"
+    r"(\b(?:(?:is|was)(?:n['\u2019]t)?|(?:can['\u2019]t|cannot|must|should|will|would)[ ]be)\b|[:=])"
     r"[\s*_:]{0,8}(?=([^\n]{0,300}))",
     re.IGNORECASE,
 )
@@ -46,8 +47,8 @@ def stated(text: str) -> list[Stated]:
     """Everything that `text` states as final, whatever it is worth."""
     hashes = [Stated("####", match[1].strip()) for match in _HASHES.finditer(text)]
     boxes = [Stated("box", content.strip()) for content in _boxes(text)]
-    followed = [match[1] for match in _WORDS.finditer(text)]
-    return hashes + boxes + [Stated("words", _sentence(words)) for words in followed if "\\boxed" not in words]
+    said = [(f"not {match[2]}" if _NEGATED.search(match[1]) else match[2]) for match in _WORDS.finditer(text)]
+    return hashes + boxes + [Stated("words", _sentence(words)) for words in said if "\\boxed" not in words]
 
 
 def _boxes(text: str) -> Iterator[str]:
@@ -99,7 +100,7 @@ def _bare(words: str) -> str:
 # --- Numbers ----------------------------------------------------------------------------------------------------------
 
 # A number as it is written, with all that is glued to it: only `_number` knows whether the whole can be read.
-_TOKEN = re.compile(r"(?<![\w.,^])[-+\u2212]?\.?\d[\w.,/:^\u00d7]*")
+_TOKEN = re.compile(r"(?<![\w.,^])[-+\u2212]?\.?\d[\w.,/:^\u00d7]*(?:(?<=[eE])[-+]\d+)?")
 _DECIMAL = re.compile(
     r"[-+]?(?:(?:\d{1,3}(?:,\d{3}){1,100}(?![\d,])|\d{1,400})(?:\.\d{1,400})?|\.\d{1,400})(?:[eE][-+]?\d{1,3}(?!\d))?"
 )
@@ -174,25 +175,28 @@ def final_choice(text: str, among: Sequence[str]) -> tuple[str | None, str | Non
     """
     labels = {label.casefold(): label for label in among}
     label = f"({'|'.join(re.escape(name) for name in sorted(among, key=len, reverse=True))})"
-    alone = re.compile(rf"{_AROUND}(?:(?:option|choice)\b)?{_AROUND}{label}(?:{_MARKS}$|[.,:;)\]}}*])", re.IGNORECASE)
+    begins = re.compile(rf"{_AROUND}(?:(?:option|choice)\b)?{_AROUND}{label}(?!\w)", re.IGNORECASE)
+    ended = re.compile(rf"{_MARKS}$|[.,:;)\]}}*]")
     another = re.compile(rf"\W{{0,4}}(?:[,/&]|\bor\b|\band\b)\W{{0,4}}{label}(?!\w)", re.IGNORECASE)
     values: list[tuple[str, str]] = []
     found = stated(text)
     for one in found:
         words = one.words.replace("\\text{", "")
-        match = None if one.negated else alone.match(words)
-        if match and another.match(words, match.end(1)):
+        match = None if one.negated else begins.match(words)
+        if match and another.match(words, match.end()):
             return None, f"cannot be read as one choice: {one.words[:60]!r}"
-        if match:
+        if match and ended.match(words, match.end()):
             values.append((labels[match[1].casefold()], one.words))
     if not values and not any(one.how != "####" for one in found):
         whole = re.fullmatch(rf"{_AROUND}{label}{_MARKS}", text, re.IGNORECASE)
         apart = re.compile(rf"\({label}\)|^[ \t*_]*{label}(?:[).:](?=[\s*]|$)|[ \t*_]*$)")
-        for match in (whole,) if whole else (m for line in text.splitlines() for m in apart.finditer(line)):
-            if _NEGATED.search(match.string):
-                return None, f"sets a choice apart and says what is not: {match.string.strip()[:60]!r}"
-            name = next(filter(None, match.groups()))
-            values.append((labels[name.casefold()], name))
+        for line in text.splitlines():
+            names = [next(filter(None, match.groups())) for match in apart.finditer(line)]
+            if names and _NEGATED.search(line):
+                return None, f"sets a choice apart and says what is not: {line.strip()[:60]!r}"
+            values += [(labels[name.casefold()], name) for name in names]
+        if whole:
+            values = [(labels[whole[1].casefold()], text)]
     return _agreed(values)
 
 
