@@ -259,10 +259,10 @@ def classification(
 
     def macro(numerator: float, of_predicted: float, of_actual: float) -> Interval:
         def mean(drawn: NDArray[Any]) -> NDArray[Any]:
-            present = drawn @ actual  # a class that a resample has no gold of is left out of it
+            present = drawn @ actual
             right, wide = drawn @ (predicted * actual), of_predicted * (drawn @ predicted) + of_actual * present
             each = np.divide(numerator * right, wide, out=np.zeros_like(right), where=wide > 0)
-            return np.asarray((each * (present > 0)).sum(axis=1) / (present > 0).sum(axis=1))
+            return np.asarray(each.sum(axis=1) / (present > 0).sum(axis=1))  # of the classes this resample has gold of
 
         found = bootstrap_interval(list(kinds.values()), mean, seed=seed)
         assert found is not None
