@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from rlaif.statistics import best_of_n_kl, mean_interval, pair_accuracy, share_interval, win_rate
+from rlaif.statistics.intervals import bootstrap_interval, resamples
 
 
 @pytest.mark.parametrize(
@@ -72,3 +73,33 @@ def test_pair_accuracy_by_hand() -> None:
     assert found is None  # one prompt is no sample
     found = pair_accuracy([[5, 3, 3], [1, 2, 4]], [[1.0, 0.5, 0.1], [0.5, 0.52, 0.9]])
     assert found is not None and found.mean == pytest.approx((2.5 / 3 + 1) / 2) and found.n == 2
+
+
+@pytest.mark.parametrize("counts", [[40, 0, 25, 35], [1] * 60, [2, 1, 3]])  # drawn by kind, and item by item
+def test_items_drawn_again_are_as_many_and_come_as_often_as_they_are(counts: list[int]) -> None:
+    batches = list(resamples(counts, times=1_200))
+    drawn = np.concatenate(batches)
+    assert drawn.shape == (1_200, len(counts)) and len(batches) == 3
+    assert (drawn.sum(axis=1) == sum(counts)).all()
+    assert drawn.mean(axis=0) == pytest.approx(counts, abs=0.6)
+    share = np.array(counts) / sum(counts)
+    assert drawn.var(axis=0) == pytest.approx(sum(counts) * share * (1 - share), rel=0.25)
+
+
+@pytest.mark.parametrize("kinds", [5, 300])
+def test_a_bootstrap_over_kinds_is_the_bootstrap_over_items(kinds: int) -> None:
+    values = np.round(np.random.default_rng(3).normal(size=300), 9)[:kinds]
+    items = np.tile(values, 300 // kinds)
+    found = bootstrap_interval([300 // kinds] * kinds, lambda drawn: drawn @ values / 300)
+    expected = mean_interval(items.tolist())
+    assert found is not None and expected is not None and found.n == 300
+    assert found[:3] == pytest.approx(expected[:3], abs=0.01)
+
+
+def test_what_a_statistic_is_undefined_on_is_left_out() -> None:
+    def spread(drawn: np.ndarray) -> np.ndarray:  # undefined where only one kind is drawn
+        return np.where((drawn > 0).all(axis=1), drawn[:, 0], np.nan)
+
+    found = bootstrap_interval([1, 2], spread)
+    assert found is not None and (found.mean, found.low, found.high, found.n) == (1, 1, 2, 3)
+    assert bootstrap_interval([3, 0], spread) is None and bootstrap_interval([1], lambda drawn: drawn[:, 0]) is None

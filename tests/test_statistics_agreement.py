@@ -223,10 +223,15 @@ def test_interval_alpha_is_not_lost_in_large_numbers() -> None:
     rng = np.random.default_rng(3)
     units = [[x, x + float(rng.normal(0, 0.1))] for x in rng.normal(0, 1, 50)]
     near, far = (
-        krippendorff_alpha([[v + shift for v in unit] for unit in units], level="interval") for shift in (0, 1e6)
+        krippendorff_alpha([[v + shift for v in unit] for unit in units], level="interval") for shift in (0, 1e7)
     )
     assert near is not None and far is not None and near.mean == pytest.approx(far.mean, abs=1e-6)
-    assert krippendorff_alpha([[0.1, 0.1, 0.1]] * 7, level="interval") is None
+    same = [0.1, 1 / 3, 0.7, 1e6 / 7, 3e-9]
+    found = [krippendorff_alpha([[x] * m] * n, level="interval") for x in same for m in (2, 3) for n in (5, 7, 11)]
+    assert found == [None] * 30
+    for x in same:  # a resample of the first item alone has one number: it is left out, and does not count as 1
+        left = krippendorff_alpha([[x] * 3, [x + 0.7, x + 0.9, x + 1]], level="interval")
+        assert left is not None and left.high == left.mean < 1
 
 
 def test_kappa_intervals_cover_the_truth_about_95_times_in_100() -> None:
@@ -265,6 +270,10 @@ def test_classification_by_hand() -> None:
     assert as_tie is not None and as_tie.accuracy.mean == pytest.approx(0.7)
     assert as_tie.precision.mean == pytest.approx((1 + 2 / 3 + 2 / 4) / 3)
     assert as_tie.recall.mean == pytest.approx((3 / 5 + 2 / 3 + 1) / 3)
+    all_right = classification(["A", "B"], ["A", "B"])
+    assert all_right is not None and [figure.mean for figure in all_right[:4]] == [1.0] * 4
+    rare = classification(["A"] * 9 + ["B"], ["A"] * 9 + ["B"])  # a third of the resamples have no B
+    assert rare is not None and rare.f1 == (1.0, 1.0, 1.0, 10)
     never = classification(["A", "A"], ["A", "B"])
     assert never is not None and never.precision.mean == pytest.approx(0.25)  # B is never predicted: 0
 

@@ -43,6 +43,7 @@ def test_ends_of_bins_belong_to_the_bin_below() -> None:
     tenths = [i / 10 for i in range(11)]
     found = of(tenths, [1.0] * 11)
     assert [b.n for b in found.bins] == [2] + [1] * 9  # the first bin has its low end too
+    assert [b.high for b in found.bins] == tenths[1:] and [b.low for b in found.bins] == tenths[:-1]
 
 
 def test_bins_of_equal_mass_keep_equal_confidences_together() -> None:

@@ -147,7 +147,9 @@ def test_system_correlations_by_hand() -> None:
     assert found.kendall.mean == pytest.approx(0.6) and found.kendall.n == 5
     published = stats.pearsonr([1, 2, 3, 4, 5], [2, 1, 4, 3, 5]).confidence_interval()
     assert found.pearson[1:3] == pytest.approx((published.low, published.high))
-    assert found.spearman.low < found.pearson.low  # a rank correlation is less certain
+    # z -+ 1.96 times the root of 1.32 / 2 and of 0.437
+    assert found.spearman[1:3] == pytest.approx((math.tanh(1.09861 - 1.59228), math.tanh(1.09861 + 1.59228)), abs=1e-5)
+    assert found.kendall[1:3] == pytest.approx((math.tanh(0.69315 - 1.29566), math.tanh(0.69315 + 1.29566)), abs=1e-5)
     same = system_correlations([1, 2, 3, 4], [2, 4, 6, 8])
     assert same.pearson == (1.0, 1.0, 1.0, 4) and same.kendall is None
     with pytest.raises(ValueError, match="5 scores on 4"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from rlaif.statistics.intervals import Interval, bootstrap_interval, share_interval
@@ -132,45 +132,96 @@ def krippendorff_alpha(
     numbers, the latter none below zero. The interval's n is those items. None for fewer than two of them, and where all
     ratings are one label. Raises ValueError where no item has two ratings and for labels that do not fit the level.
     """
-    import numpy as np
-
     kinds = Counter(tuple(known) for item in ratings if len(known := [x for x in item if x is not None]) > 1)
     if not kinds:
         raise ValueError("no item has two ratings")
     place = _places([label for item in kinds for label in item], order, ordered=level == "ordinal")
-    table = np.zeros((len(kinds), len(place)))  # kinds x labels: how many raters gave it
-    for row, item in enumerate(kinds):
-        for label in item:
-            table[row, place[label]] += 1
-    m = table.sum(axis=1)
-    values = np.zeros(len(place)) if level in ("nominal", "ordinal") else _numbers(list(place), level)
+    if level in ("interval", "ratio"):
+        _require_numbers(list(place), level)
+    alpha = (
+        _interval_alpha(list(kinds))
+        if level == "interval"
+        else _ordinal_alpha(_table(list(kinds), place))
+        if level == "ordinal"
+        else _alpha(_table(list(kinds), place), _distances(list(place), level))
+    )
+    return bootstrap_interval(list(kinds.values()), alpha, seed=seed)
 
-    def of_distances(drawn: NDArray[Any]) -> NDArray[Any]:
+
+Statistic = Callable[["NDArray[Any]"], "NDArray[Any]"]  # of (b, kinds of item) counts, for each of b samples
+
+
+def _alpha(table: NDArray[Any], distances: NDArray[Any]) -> Statistic:
+    """Alpha for a table (kinds, labels) of how many raters gave which label, and squared distances of labels."""
+    import numpy as np
+
+    within = ((table @ distances) * table).sum(axis=1) / (table.sum(axis=1) - 1)
+
+    def alpha(drawn: NDArray[Any]) -> NDArray[Any]:
         margins = drawn @ table
-        within = ((table @ distances) * table).sum(axis=1) / (m - 1)
         between = ((margins @ distances) * margins).sum(axis=1)
         return np.asarray(1 - (margins.sum(axis=1) - 1) * (drawn @ within) / between)
 
-    def of_positions(drawn: NDArray[Any]) -> NDArray[Any]:
-        # sum_ck n_c n_k (x_c - x_k)^2 = 2 (n sum_c n_c x_c^2 - (sum_c n_c x_c)^2): no table of labels x labels
+    return alpha
+
+
+def _ordinal_alpha(table: NDArray[Any]) -> Statistic:
+    """Alpha where a label stands at the middle of its ranks, among the ratings of the same sample."""
+    import numpy as np
+
+    m = table.sum(axis=1)
+
+    def alpha(drawn: NDArray[Any]) -> NDArray[Any]:
         margins = drawn @ table
         n = margins.sum(axis=1)
-        # An ordinal label stands at the middle of its ranks, among the ratings of the same resample.
-        at = np.cumsum(margins, axis=1) - margins / 2 if level == "ordinal" else np.broadcast_to(values, margins.shape)
-        at = at - (margins * at).sum(axis=1, keepdims=True) / n[:, None]
+        at = np.cumsum(margins, axis=1) - margins / 2
+        at -= (margins * at).sum(axis=1, keepdims=True) / n[:, None]
+        # sum_ck n_c n_k (x_c - x_k)^2 / 2 = n sum_c n_c x_c^2 - (sum_c n_c x_c)^2; of all ratings the second sum is 0
         within = (m * (at**2 @ table.T) - (at @ table.T) ** 2) / (m - 1)
-        between = n * (margins * at**2).sum(axis=1)
-        found = 1 - (n - 1) * (drawn * within).sum(axis=1) / between
-        return np.where((margins > 0).sum(axis=1) > 1, found, np.nan)  # one label: `between` is 0 but for rounding
+        return np.asarray(1 - (n - 1) * (drawn * within).sum(axis=1) / (n * (margins * at**2).sum(axis=1)))
 
-    if level in ("ordinal", "interval"):
-        return bootstrap_interval(list(kinds.values()), of_positions, seed=seed)
+    return alpha
+
+
+def _interval_alpha(items: Sequence[tuple[Any, ...]]) -> Statistic:
+    """Alpha from each item's sums alone, since ratings may be as many different numbers as there are."""
+    import numpy as np
+
+    centre = np.mean([value for item in items for value in item])
+    centred = [np.array(item, dtype=float) - centre for item in items]
+    m = np.array([len(x) for x in centred])
+    sums, squares = np.array([x.sum() for x in centred]), np.array([(x**2).sum() for x in centred])
+    within = np.array([((x - x.mean()) ** 2).sum() if np.ptp(x) else 0.0 for x in centred]) * m / (m - 1)
+
+    def alpha(drawn: NDArray[Any]) -> NDArray[Any]:
+        n, square = drawn @ m, drawn @ squares
+        between = n * square - (drawn @ sums) ** 2
+        varied = between > 1e-12 * n * square  # of one and the same number it is 0 but for rounding
+        return np.where(varied, 1 - (n - 1) * (drawn @ within) / between, np.nan)
+
+    return alpha
+
+
+def _table(items: Sequence[tuple[Label, ...]], place: dict[Label, int]) -> NDArray[Any]:
+    import numpy as np
+
+    table = np.zeros((len(items), len(place)))
+    for row, item in enumerate(items):
+        for label in item:
+            table[row, place[label]] += 1
+    return table
+
+
+def _distances(labels: Sequence[Label], level: Level) -> NDArray[Any]:
+    """Squared distances of nominal labels, and of ratio ones: ((a - b) / (a + b))^2."""
+    import numpy as np
+
     if level == "nominal":
-        distances = 1 - np.eye(len(place))
-    else:
-        sums = np.add.outer(values, values)
-        distances = np.divide(np.subtract.outer(values, values), sums, out=np.zeros_like(sums), where=sums > 0) ** 2
-    return bootstrap_interval(list(kinds.values()), of_distances, seed=seed)
+        return np.asarray(1 - np.eye(len(labels)))
+    values = np.array(labels, dtype=float)
+    sums = np.add.outer(values, values)
+    apart = np.subtract.outer(values, values)
+    return np.asarray(np.divide(apart, sums, out=np.zeros_like(sums), where=sums > 0) ** 2)
 
 
 class Classification(NamedTuple):
@@ -208,10 +259,10 @@ def classification(
 
     def macro(numerator: float, of_predicted: float, of_actual: float) -> Interval:
         def mean(drawn: NDArray[Any]) -> NDArray[Any]:
-            present = drawn @ actual  # a class that a resample has no gold of is left out of it
+            present = drawn @ actual
             right, wide = drawn @ (predicted * actual), of_predicted * (drawn @ predicted) + of_actual * present
             each = np.divide(numerator * right, wide, out=np.zeros_like(right), where=wide > 0)
-            return np.asarray((each * (present > 0)).sum(axis=1) / (present > 0).sum(axis=1))
+            return np.asarray(each.sum(axis=1) / (present > 0).sum(axis=1))  # of the classes this resample has gold of
 
         found = bootstrap_interval(list(kinds.values()), mean, seed=seed)
         assert found is not None
@@ -240,12 +291,9 @@ def _places(labels: Sequence[Label], order: Sequence[Label] | None, *, ordered: 
     return {label: i for i, label in enumerate(found)}
 
 
-def _numbers(labels: Sequence[Label], level: Level) -> NDArray[Any]:
-    import numpy as np
-
+def _require_numbers(labels: Sequence[Label], level: Level) -> None:
     for label in labels:
         if not isinstance(label, (int, float)) or not math.isfinite(label):
             raise ValueError(f"{level} ratings must be numbers, not {label!r}")
         if level == "ratio" and label < 0:
             raise ValueError(f"ratio ratings must not be negative: {label!r}")
-    return np.array(labels, dtype=float)

@@ -135,10 +135,10 @@ def calibration_of(
 
 
 def _ends(confidence: NDArray[Any], bins: int, by: Literal["width", "mass"], lowest: float) -> NDArray[Any]:
-    """The upper ends of the bins, ascending. Rounded, so that a confidence of 0.3 is at the end and not beside it."""
+    """The upper ends of the bins, ascending. By mass some may be equal: then only the first of them holds a verdict."""
     import numpy as np
 
     shares = np.linspace(0.0, 1.0, bins + 1)[1:]
     if by == "width":
-        return np.round(lowest + (1 - lowest) * shares, 12)
-    return np.unique(np.quantile(confidence, np.round(shares, 12), method="inverted_cdf"))
+        return np.round(lowest + (1 - lowest) * shares, 12)  # 0.3, not 0.30000000000000004
+    return np.asarray(np.quantile(confidence, np.round(shares, 12), method="inverted_cdf"))

@@ -143,7 +143,6 @@ def _fit(won: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
         longest = np.abs(step).max(axis=1)
         arrived = longest < 1e-10
         ability = ability + step * np.minimum(1, _LONGEST_STEP / np.maximum(longest, 1e-300))[:, None]
-    ability -= ability.mean(axis=1, keepdims=True)
     ability[~arrived] = np.nan
     return ability, inverse
 
