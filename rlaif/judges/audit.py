@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from rlaif.errors import EngineError
 from rlaif.judges.goldset import GoldPair
-from rlaif.judges.probes import Probe, assertiveness, edits, injection, moved, preferred, verbosity
+from rlaif.judges.probes import WORLD_INJECTIONS, Probe, assertiveness, edits, injection, moved, preferred, verbosity
 from rlaif.records import Choice, Comparison, Prompt, Row, unit_interval
 from rlaif.statistics import (
     Interval,
@@ -75,8 +75,10 @@ async def _asked(prompt: Prompt, texts: tuple[str, str], principle: str | None, 
         return None
 
 
-def probes_of(pairs: Sequence[GoldPair]) -> list[Probe]:
-    """Every probe that the pairs allow."""
+def probes_of(pairs: Sequence[GoldPair], *, world: bool = False) -> list[Probe]:
+    """Every probe that the pairs allow; of the embedded `world` in its own words, and without edits it cannot read."""
+    if world:
+        return [*verbosity(pairs, leads=()), *assertiveness(pairs), *injection(pairs, WORLD_INJECTIONS)]
     return [*verbosity(pairs), *edits(pairs), *assertiveness(pairs), *injection(pairs)]
 
 

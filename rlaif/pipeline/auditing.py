@@ -25,7 +25,7 @@ from rlaif.config import (
     read_pipeline,
 )
 from rlaif.config.document import Position
-from rlaif.constitution import Constitution, Principle
+from rlaif.constitution import Constitution, Principle, read_constitution
 from rlaif.engines.ledger import Ledger
 from rlaif.engines.scheduler import Sampler, Scheduler, together
 from rlaif.engines.wire import Wires
@@ -36,6 +36,7 @@ from rlaif.judges.comparing import Comparer, compare
 from rlaif.judges.findings import findings, markdown, verdict
 from rlaif.judges.gold import world_pairs
 from rlaif.judges.goldset import GoldPair, read_gold, to_judge
+from rlaif.judges.probes import Probe
 from rlaif.judges.rating import Judge, rate
 from rlaif.lexicon import Lexicon
 from rlaif.pipeline.engines import open_engine
@@ -144,6 +145,7 @@ class Audited(NamedTuple):
     asked: str
     decide: Decide
     pairs: list[GoldPair]
+    world: bool  # they are of the embedded world
     run: AuditRun
 
 
@@ -234,6 +236,7 @@ SMALL: dict[str, dict[str, Any]] = {  # how the embedded annotator is asked, whi
         "constitution": "constitutions/tiny.yaml",
         "template": "prompts/compare-compact.jinja",
         "ending": "which one ?",
+        "reasons": True,
     },
     "rate": {
         "rubric": "prompts/rubrics/tiny.yaml",
@@ -266,32 +269,44 @@ def open_audited(
 ) -> Audited:
     """The judge of a compare or rate stage, ready to be asked. Raises InputError."""
     assert isinstance(stage, CompareStage | RateStage)
-    pairs = gold_pairs(gold or (WORLD if _is_small(models) else None), take)
-    run = AuditRun(models, store)
-    decide, asked = judge_of(stage, run.settings, run.scheduler, seed=0)
-    return Audited(" + ".join(_called(models[name]) for name, _ in stage.named_models()), asked, decide, pairs, run)
+    gold = gold or default_gold(stage, models)
+    pairs, run = gold_pairs(gold, take), AuditRun(models, store)
+    decide, asked = judge_of(stage, gold, run.settings, run.scheduler, seed=0)
+    name = " + ".join(_called(models[name]) for name, _ in stage.named_models())
+    return Audited(name, asked, decide, pairs, gold == WORLD, run)
+
+
+def default_gold(stage: Stage, models: Mapping[str, ModelSpec]) -> str | None:
+    """The embedded world's pairs for a judge that knows no other words; None for those that ship."""
+    specs = [spec for name, _ in stage.named_models() if isinstance(spec := models.get(name), LocalModel) and spec.path]
+    return WORLD if any(Lexicon.read(find(str(spec.path))) is not None for spec in specs) else None
 
 
 def judge_of(
-    stage: CompareStage | RateStage, settings: Mapping[str, SamplingSettings], scheduler: Sampler, seed: int
+    stage: CompareStage | RateStage,
+    gold: str | None,
+    settings: Mapping[str, SamplingSettings],
+    scheduler: Sampler,
+    seed: int,
 ) -> tuple[Decide, str]:
-    """A stage's judge as an audit asks it, and how that is in a sentence."""
+    """A stage's judge as an audit asks it, and how that is in a sentence.
+
+    The pairs that ship are about whole quality, so they are compared under one principle of that; a user's own pairs
+    under the stage's constitution.
+    """
     if isinstance(stage, CompareStage):
+        comparer = open_comparer(stage)
+        if gold is None:
+            comparer = comparer._replace(constitution=read_constitution(OVERALL))
         how = f"Compared in both orders, {stage.verdicts} verdicts{', after reasons' if stage.reasons else ''}"
         how += f", {stage.votes} votes" if stage.votes > 1 else ""
         how += f", by a jury ({stage.combine})" if stage.jury else ""
-        return by_comparing(stage, open_comparer(stage), settings, scheduler, seed), how
-    together = "one at a time" if stage.shown == "one" else "together, in both orders"
+        return by_comparing(stage, comparer, settings, scheduler, seed), how
+    shown = "one at a time" if stage.shown == "one" else "together, in both orders"
     rating = "scored by the expected rating" if stage.answers == "expected" else "rated"
     judge = open_judge(stage)
-    how = f"Both completions {rating} {together} under {judge.rubric.name}, the higher weighted mean preferred"
+    how = f"Both completions {rating} {shown} under {judge.rubric.name}, the higher weighted mean preferred"
     return by_rating(stage, judge, settings[stage.model], scheduler, seed), how
-
-
-def _is_small(models: Mapping[str, ModelSpec]) -> bool:
-    """Whether a judge knows the words of the embedded world alone."""
-    paths = [spec.path for spec in models.values() if isinstance(spec, LocalModel) and spec.path is not None]
-    return any(Lexicon.read(find(path)) is not None for path in paths)
 
 
 def _called(spec: ModelSpec) -> str:
@@ -303,21 +318,31 @@ def _called(spec: ModelSpec) -> str:
 
 async def audit_judge(audited: Audited, *, probes: bool, progress: Silent) -> dict[str, Any]:
     """The whole audit of an opened judge, its cost beside it; the judge is closed after it."""
-    count = len(audited.pairs) + (len(probes_of(audited.pairs)) if probes else 0)
+    asked = probes_of(audited.pairs, world=audited.world) if probes else []
+    count, verdicts = (
+        len(audited.pairs) + len(asked),
+        len(audited.pairs) + sum(1 + (p.clean is not None) for p in asked),
+    )
     progress.begin("audit", "pairs", total=count)
     try:
-        found = await audit(audited.pairs, audited.decide, probes=probes, advance=progress.advance)
-        verdicts = len(audited.pairs) + sum(1 if p.clean is None else 2 for p in probes_of(audited.pairs) if probes)
+        found = await audit(audited.pairs, audited.decide, asked, progress.advance)
         cost = audited.run.cost(verdicts)
     finally:
         await audited.run.close()
-    progress.end("audit", f"{count:,} pairs and probes")
-    gold = digest([pair.model_dump(mode="json") for pair in audited.pairs])
+    progress.end("audit", f"{len(audited.pairs):,} pairs, {len(asked):,} probes")
+    gold = {"pairs": len(audited.pairs), "digest": digest([pair.model_dump(mode="json") for pair in audited.pairs])}
+    return _told(audited.name, audited.asked, found) | {"gold": gold, "cost": cost}
+
+
+def _told(judge: str, asked: str, found: dict[str, Any]) -> dict[str, Any]:
+    said = findings(found)
     return {
-        "judge": audited.name, "asked": audited.asked, "gold": {"pairs": len(audited.pairs), "digest": gold},
-        "figures": found, "findings": [finding._asdict() for finding in findings(found)],
-        "verdict": verdict(findings(found)), "cost": cost,
-    }  # fmt: skip
+        "judge": judge,
+        "asked": asked,
+        "verdict": verdict(said),
+        "findings": [finding._asdict() for finding in said],
+        "figures": found,
+    }
 
 
 def audit_run(folder: RunFolder) -> dict[str, Any]:
@@ -327,12 +352,9 @@ def audit_run(folder: RunFolder) -> dict[str, Any]:
         if isinstance(step.stage, CompareStage):
             rows = [Row.model_validate_json(line) for line in read_lines(folder.stage(step.number, step.name))]
             found = of_rows(rows)
-            return {
-                "judge": f"{step.stage.model or ' + '.join(step.stage.judges)} in the run {folder.path.name}",
-                "asked": f"The {found['verdicts']['n']:,} comparisons of the stage {step.name}, without gold",
-                "figures": found, "findings": [finding._asdict() for finding in findings(found)],
-                "verdict": verdict(findings(found)),
-            }  # fmt: skip
+            judge = f"{' + '.join(step.stage.judges)} in the run {folder.path.name}"
+            asked = f"The {found['verdicts']['n']:,} comparisons of the stage {step.name}, without gold"
+            return _told(judge, asked, found)
     fix = "audit its judge on gold pairs: rlaif audit PIPELINE"
     raise InputError("the run compared nothing", file=str(folder.path), fix=fix)
 
@@ -345,13 +367,15 @@ def write_audit(found: Mapping[str, Any], out: Path) -> None:
 
 
 async def audit(
-    pairs: Sequence[GoldPair], decide: Decide, *, probes: bool = True, advance: Callable[[], None] = lambda: None
+    pairs: Sequence[GoldPair],
+    decide: Decide,
+    probes: Sequence[Probe] = (),
+    advance: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """The figures of a judge on gold pairs, and with `probes` on what is made from them. Raises EngineError."""
-    rulings = await _each([rule(pair, decide) for pair in pairs], advance)
+    """The figures of a judge on gold pairs, and on probes made of them. Raises EngineError."""
     principles = {pair.id: pair.principle for pair in pairs}
-    asked = probes_of(pairs) if probes else []
-    probed = await _each([probe(one, principles[one.pair], decide) for one in asked], advance)
+    rulings = await _each([rule(pair, decide) for pair in pairs], advance)
+    probed = await _each([probe(one, principles[one.pair], decide) for one in probes], advance)
     return figures(rulings, probed)
 
 
@@ -370,6 +394,21 @@ async def _each(work: Sequence[Coroutine[Any, Any, Result]], advance: Callable[[
     finally:
         for item in work:
             item.close()
+
+
+async def gate(
+    stage: CompareStage | RateStage,
+    models: Mapping[str, ModelSpec],
+    settings: Mapping[str, SamplingSettings],
+    scheduler: Sampler,
+    seed: int,
+    advance: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """What a stage's judge reaches on the gold pairs that its `require` names. Raises EngineError and InputError."""
+    assert stage.require is not None
+    gold = stage.require.gold or default_gold(stage, models)
+    decide, _ = judge_of(stage, gold, settings, scheduler, seed)
+    return await audit(gold_pairs(gold, stage.require.take), decide, advance=advance)
 
 
 def unmet(require: Require, found: Mapping[str, Any]) -> list[str]:

@@ -65,6 +65,7 @@ from rlaif.judges.strengths import strengths
 from rlaif.judges.verifying import verified
 from rlaif.measure import measure, resolved
 from rlaif.pipeline import training
+from rlaif.pipeline.auditing import gate, unmet
 from rlaif.pipeline.datasets import preference_tables, remove_others, revision_tables, write_datasets
 from rlaif.pipeline.engines import open_engine, trained_spec
 from rlaif.pipeline.events import EVERY, EventLog, Meter
@@ -136,6 +137,7 @@ class Run:
         self.pairs: dict[str, Made] = {}
         self._counts: dict[str, RowCounts] = {}
         self.records: list[StageRecord] = []
+        self.audits: dict[str, dict[str, Any]] = {}  # of judges that had to pass one, by stage
         self.failures: dict[str, dict[str, Any]] = {}
         self.digests: dict[str, str] = {}
         self.summary: dict[str, Any] | None = None
@@ -179,6 +181,10 @@ class Run:
                     break
                 if kind in ("train", "measure") and (share := self._failed_share()) > TOLERATED:
                     self.stopped = f"{steps[0].name} was not begun: {share:.0%} of the rows failed"
+                    break
+                with self._interruptible(gently=True), suppress(Stopped):
+                    await self._gates(self.pipeline.steps[steps[0].number - 1 :])
+                if self.scheduler.stopped:
                     break
                 await self._let_go(steps)
                 with self._interruptible(gently=kind in (*ROW_STAGES, "measure")), suppress(Stopped):
@@ -244,6 +250,26 @@ class Run:
             for number, handler in before.items():
                 loop.remove_signal_handler(number)
                 signal.signal(number, handler)
+
+    async def _gates(self, upcoming: Sequence[Step]) -> None:
+        """Audit the judges of stages that require it, as soon as they exist. Raises WorkError for one that fails."""
+        for step in upcoming:
+            stage = step.stage
+            if not isinstance(stage, CompareStage | RateStage) or stage.require is None or step.name in self.audits:
+                continue
+            if not all(name in self.engines for name, _ in stage.named_models()):
+                continue
+            STAGE.set(f"{step.name} audit")
+            self.progress.begin(f"audit of {step.name}", "pairs")
+            found = await gate(stage, self.specs, self.settings, self.scheduler, self.pipeline.seed)
+            self.audits[step.name] = found
+            short = unmet(stage.require, found)
+            self.progress.end(f"audit of {step.name}", "; ".join(short) or "passed")
+            if short:
+                raise WorkError(
+                    f"the judge of {step.name!r} falls short: {'; '.join(short)}",
+                    fix=f"see why: rlaif audit {self.pipeline.document.path} --stage {step.name}; nothing was sampled for it",
+                )
 
     async def _let_go(self, steps: Sequence[Step]) -> None:
         """Free the memory of models that these steps do not ask: vLLM fills a GPU, and training needs one.
@@ -759,6 +785,7 @@ class Run:
                 "capabilities": self._before.get("capabilities", {}) | probed,
                 "failures": self.failures,
             }
+            | ({"audits": self.audits} if self.audits else {})
         )
 
 
