@@ -149,11 +149,14 @@ def audit(
         str | None, typer.Option("--key-env", help="The environment variable that holds the server's key.")
     ] = None,
     method: Annotated[str, typer.Option("--method", help="compare or rate.")] = "compare",
-    stage: Annotated[str | None, typer.Option("--stage", help="The judging stage of a pipeline file.")] = None,
+    stage: Annotated[str | None, typer.Option("--stage", help="The judging stage of a pipeline file or run.")] = None,
     gold: Annotated[
         str | None, typer.Option("--gold", help="A file of gold pairs or of preferences [default: those that ship].")
     ] = None,
     take: Annotated[int | None, typer.Option("--take", min=1, help="So many of the gold pairs.")] = None,
+    labels: Annotated[
+        str | None, typer.Option("--labels", help="Of a run: people's labels to hold its judgements against.")
+    ] = None,
     probes: Annotated[bool, typer.Option(help="Ask the probes of bias and injection too.")] = True,
     out: Annotated[Path, typer.Option("--out", help="Where audit.md and audit.json are written.")] = Path("audit"),
     as_json: AsJson = False,
@@ -172,7 +175,7 @@ def audit(
     console = _console(stderr=as_json)
     path = Path(judge)
     if (path / "manifest.json").is_file():
-        found = auditing.audit_run(RunFolder(path))
+        found = auditing.audit_run(RunFolder(path), stage, labels)
     else:
         if path.suffix in (".yaml", ".yml"):
             models, asked = auditing.stage_of(read_pipeline(judge, settings or []), stage)

@@ -3,19 +3,30 @@
 Every pair is asked in both orders. The figures say how often the judge agrees with gold (asked once, and over both
 orders), what the place, the length and the padding of a completion do to it, whether words meant for the judge move it,
 how much of it is unparsed, and whether its probabilities can be believed; `findings` says what follows from them. What
-a run's own comparisons show without any gold is `of_rows`.
+a run's own judgements show without any gold is `of_judged` and `of_ratings`.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from itertools import combinations
 from typing import Any, NamedTuple
 
 from rlaif.errors import EngineError
 from rlaif.judges.goldset import GoldPair
-from rlaif.judges.probes import WORLD_INJECTIONS, Probe, assertiveness, edits, injection, moved, preferred, verbosity
-from rlaif.records import Choice, Comparison, Prompt, Row, unit_interval
+from rlaif.judges.probes import (
+    WORLD_INJECTIONS,
+    Probe,
+    assertiveness,
+    edits,
+    injection,
+    moved,
+    preferred,
+    self_preference,
+    verbosity,
+)
+from rlaif.records import Choice, Comparison, Prompt, Rating, Row, unit_interval
 from rlaif.statistics import (
     Interval,
     both_orders,
@@ -23,11 +34,13 @@ from rlaif.statistics import (
     cohen_kappa,
     fleiss_kappa,
     jury_weights,
+    krippendorff_alpha,
     longer_rate,
     mean_interval,
     order_bias,
     share_interval,
     soft_confidences,
+    system_correlations,
 )
 
 Decide = Callable[[Prompt, tuple[str, str], str | None], Awaitable[Comparison]]
@@ -251,25 +264,138 @@ def _fell(one: Probed) -> bool | None:
     return (way == "towards") if one.probe.kind == "injection" else (way != "unmoved")
 
 
-def of_rows(rows: Iterable[Row]) -> dict[str, Any]:
-    """What the comparisons of a run show of their judge, without any gold."""
-    comparisons: list[Comparison] = []
-    lengths: list[tuple[int, int]] = []
-    wins: dict[str, list[float]] = defaultdict(list)
+# ---------------------------------------------------------------- a run's own judgements
+
+
+class Judged(NamedTuple):
+    """A comparison of a run with what it was about. `sampled` are the models of A and B."""
+
+    comparison: Comparison
+    sampled: tuple[str, str]
+    lengths: tuple[int, int]
+    item: tuple[str, int, int]  # the prompt's id and the places of A and B
+    source: str
+
+
+def judged(rows: Iterable[Row], weights: Mapping[str, float] | None = None) -> list[Judged]:
+    """The comparisons of rows; with `weights`, those that their ratings amount to, of every two candidates."""
+    found = []
     for row in rows:
-        for comparison in row.comparisons:
-            pair = [row.candidates[i] for i in (comparison.a, comparison.b)]
-            comparisons.append(comparison)
-            lengths.append((len(pair[0].completion.text), len(pair[1].completion.text)))
-            likely = comparison.likelihood
-            if likely is not None and pair[0].completion.model != pair[1].completion.model:
-                wins[pair[0].completion.model].append(likely)
-                wins[pair[1].completion.model].append(1.0 - likely)
-    judges = {member.judge for comparison in comparisons for member in comparison.members}
-    found = of_comparisons(comparisons, lengths)
+        comparisons = row.comparisons if weights is None else _of_ratings(row, weights)
+        for c in comparisons:
+            pair = [row.candidates[i].completion for i in (c.a, c.b)]
+            names, lengths = (pair[0].model, pair[1].model), (len(pair[0].text), len(pair[1].text))
+            found.append(Judged(c, names, lengths, (row.prompt.id, c.a, c.b), row.prompt.source or "no source"))
+    return found
+
+
+def _of_ratings(row: Row, weights: Mapping[str, float]) -> list[Comparison]:
+    """What the weighted means of the ratings say of every two candidates of different text."""
+    scores = {i: row.score(i, dict(weights)) for i in range(len(row.candidates))}
+    judge = row.ratings[0].judge if row.ratings else ""
+    found = []
+    for a, b in combinations(scores, 2):
+        if row.candidates[a].completion.text != row.candidates[b].completion.text:
+            first, second = scores[a], scores[b]
+            said: Choice | None = None
+            if first is not None and second is not None:
+                said = "A" if first > second else "B" if first < second else "tie"
+            found.append(
+                Comparison(a=a, b=b, principle="ratings", judge=judge, verdict=said, probability=None, orders=())
+            )
+    return found
+
+
+def of_judged(items: Sequence[Judged]) -> dict[str, Any]:
+    """What a run's comparisons show of their judge, without any gold."""
+    wins: dict[str, list[float]] = defaultdict(list)
+    for item in items:
+        likely = item.comparison.likelihood
+        if likely is not None and item.sampled[0] != item.sampled[1]:
+            wins[item.sampled[0]].append(likely)
+            wins[item.sampled[1]].append(1.0 - likely)
+    judges = {member.judge for item in items for member in item.comparison.members}
+    found = of_comparisons([item.comparison for item in items], [item.lengths for item in items])
     found["wins"] = {model: _dict(mean_interval(points)) for model, points in sorted(wins.items())}
     found["judges_own_models"] = sorted(judges & wins.keys())
     return found
+
+
+def of_ratings(rows: Iterable[Row]) -> dict[str, Any]:
+    """By aspect: how many ratings, what share is unparsed or does not apply, their mean, and that at each place."""
+    by_aspect: dict[str, list[Rating]] = defaultdict(list)
+    for row in rows:
+        for rating in row.ratings:
+            by_aspect[rating.aspect].append(rating)
+    found = {}
+    for aspect, ratings in sorted(by_aspect.items()):
+        places = sorted({rating.position for rating in ratings if rating.position})
+        found[aspect] = {
+            "n": len(ratings),
+            "unparsed": _dict(share_interval([rating.problem is not None for rating in ratings])),
+            "not_applicable": sum(rating.na for rating in ratings),
+            "mean": _dict(mean_interval([r.value for r in ratings if r.value is not None])),
+            "mean_at_place": {
+                str(place): _dict(
+                    mean_interval([r.value for r in ratings if r.position == place and r.value is not None])
+                )
+                for place in places
+            },
+        }
+    return found
+
+
+def with_people(items: Sequence[Judged], people: Sequence[Judged]) -> dict[str, Any]:
+    """How a judge's verdicts go with people's on the same pairs: item by item, and, apart from that, model by model.
+
+    Of several people the majority counts; how well they agree with one another stands beside it.
+    """
+    labelled = {item.item: item.comparison for item in people}
+    both = [(item, labelled[item.item]) for item in items if item.item in labelled]
+    verdicts = [(item.comparison.verdict, said.verdict) for item, said in both]
+    known = [(judge, person) for judge, person in verdicts if judge is not None and person is not None]
+    by_source: dict[str, list[bool]] = defaultdict(list)
+    for item, said in both:
+        by_source[item.source].append(item.comparison.verdict == said.verdict)
+    each = [[item.comparison.verdict, *(member.verdict for member in said.members)] for item, said in both]
+    widest = max((len(row) for row in each), default=0)
+    padded: list[list[Choice | None]] = [[*row, *[None] * (widest - len(row))] for row in each]
+    several = [row[1:] for row in each if len(row) == widest and None not in row[1:]]
+    judge = next((m.judge for item in items for m in item.comparison.members), "")
+    own = self_preference(
+        judge, [i.sampled for i, _ in both], [v for v, _ in verdicts], [t for _, t in verdicts]
+    ) if both else None  # fmt: skip
+    return {
+        "pairs": len(both),
+        "accuracy": _dict(share_interval([a == b for a, b in verdicts])),
+        "cohen_kappa": _dict(cohen_kappa(*zip(*known, strict=True))) if len(known) > 1 else None,
+        "krippendorff_alpha": _dict(krippendorff_alpha(padded, level="nominal")) if len(padded) > 1 else None,
+        "people_fleiss_kappa": _dict(fleiss_kappa(several)) if widest > 2 and len(several) > 1 else None,
+        "by_source": {source: _dict(share_interval(same)) for source, same in sorted(by_source.items())},
+        "self_preference": own and {"by_judge": own.by_judge, "by_people": own.by_truth, "more": _dict(own.difference)},
+        "systems": _systems(both),
+    }
+
+
+def _systems(both: Sequence[tuple[Judged, Comparison]]) -> dict[str, Any] | None:
+    """Wins of each model by the judge and by people, and how the two go together: of models, never of items."""
+    wins: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for item, said in both:
+        judge, people = item.comparison.likelihood, said.likelihood
+        if judge is not None and people is not None and item.sampled[0] != item.sampled[1]:
+            wins[item.sampled[0]].append((judge, people))
+            wins[item.sampled[1]].append((1 - judge, 1 - people))
+    means = {name: tuple(sum(side) / len(won) for side in zip(*won, strict=True)) for name, won in sorted(wins.items())}
+    if len(means) < 3:
+        return None
+    found = system_correlations(*zip(*means.values(), strict=True))
+    return {
+        "models": {
+            name: {"by_judge": round(judge, 4), "by_people": round(people, 4)}
+            for name, (judge, people) in means.items()
+        },
+        **{name: _dict(getattr(found, name)) for name in ("pearson", "spearman", "kendall")},
+    }
 
 
 def _dict(interval: Interval | None) -> dict[str, float | int] | None:

@@ -63,17 +63,17 @@ def _on_position(found: Mapping[str, Any]) -> Iterable[Finding]:
     position = found["position"]
     if (consistent := position["consistency"]) is None:
         return
-    moves = 1 - consistent["mean"]
+    moves, surely = 1 - consistent["mean"], 1 - consistent["high"]
     first, second = position["toward_first"]["mean"], position["toward_second"]["mean"]
     side = "the first" if first > second else "the second"
-    if moves > 0.1:
+    if surely > 0.1:
         says = f"position bias: {moves:.0%} of verdicts change with the order, {max(first, second):.0%} towards {side}"
-        grade: Grade = "bad" if moves > 0.4 else "care"
+        grade: Grade = "bad" if surely > 0.4 else "care"
         yield Finding(
             grade, "position", says, "use both orders (`compare` asks both and averages); never trust one alone"
         )
     else:
-        yield Finding("good", "position", f"the order changes {moves:.0%} of verdicts")
+        yield Finding("good", "position", f"the order changes {moves:.0%} of verdicts (n = {consistent['n']})")
 
 
 def _on_length(found: Mapping[str, Any]) -> Iterable[Finding]:
@@ -214,6 +214,28 @@ def markdown(audit: Mapping[str, Any]) -> str:
             (f"{model}{' (the judge itself)' if model in own else ''}", _share(share)) for model, share in wins.items()
         ]
         parts += ["## Wins by model", _table(("model", "wins"), rows)]
+    for aspect, about in found.get("ratings", {}).items():
+        rows = [("mean", _number_of(about["mean"])), ("unparsed", _share(about["unparsed"]))]
+        rows += [(f"mean at place {place}", _number_of(mean)) for place, mean in about["mean_at_place"].items()]
+        parts += [f"## Ratings: {aspect}", _table(("", "of " + f"{about['n']:,} ratings"), rows)]
+    if people := found.get("people"):
+        rows = [("same verdict as people", _share(people["accuracy"]))]
+        rows += [(source, _share(share)) for source, share in people["by_source"].items()]
+        for name in ("cohen_kappa", "krippendorff_alpha", "people_fleiss_kappa"):
+            rows.append((name.replace("_", " "), _number_of(people[name])))
+        if own := people["self_preference"]:
+            rows.append(("its own model wins more than by people", _number_of(own["more"])))
+        parts += [f"## Against people, item by item ({people['pairs']:,} pairs)", _table(("", "agreement"), rows)]
+        if systems := people["systems"]:
+            wins = [
+                (name, f"{won['by_judge']:.1%}", f"{won['by_people']:.1%}") for name, won in systems["models"].items()
+            ]
+            told = ", ".join(f"{name} {_number_of(systems[name])}" for name in ("pearson", "spearman", "kendall"))
+            parts += [
+                "## Against people, model by model",
+                "Of models, not of items: a judge can order models well and be wrong on every third pair.",
+                _table(("model", "wins by the judge", "wins by people"), wins), told + ".",
+            ]  # fmt: skip
     if cost := audit.get("cost"):
         parts += ["## Cost", _table(tuple(cost), [tuple(_number(value) for value in cost.values())])]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -223,6 +245,12 @@ def _share(share: Mapping[str, float] | None) -> str:
     if share is None:
         return "too few"
     return f"{share['mean']:.1%} [{share['low']:.1%}, {share['high']:.1%}], n = {share['n']:,}"
+
+
+def _number_of(interval: Mapping[str, float] | None) -> str:
+    if interval is None:
+        return "too few"
+    return f"{interval['mean']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]"
 
 
 def _number(value: float | None) -> str:

@@ -31,11 +31,22 @@ from rlaif.engines.scheduler import Sampler, Scheduler, together
 from rlaif.engines.wire import Wires
 from rlaif.errors import InputError, nearest
 from rlaif.generate.pairing import candidate_scores
-from rlaif.judges.audit import Decide, figures, of_rows, probe, probes_of, rule
+from rlaif.judges.audit import (
+    Decide,
+    figures,
+    judged,
+    of_judged,
+    of_ratings,
+    probe,
+    probes_of,
+    rule,
+    with_people,
+)
 from rlaif.judges.comparing import Comparer, compare
 from rlaif.judges.findings import findings, markdown, verdict
 from rlaif.judges.gold import world_pairs
 from rlaif.judges.goldset import GoldPair, read_gold, to_judge
+from rlaif.judges.person import judged_by_people, read_labels
 from rlaif.judges.probes import Probe
 from rlaif.judges.rating import Judge, rate
 from rlaif.lexicon import Lexicon
@@ -345,18 +356,32 @@ def _told(judge: str, asked: str, found: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def audit_run(folder: RunFolder) -> dict[str, Any]:
-    """What a run's comparisons show of its judges, by stage, without gold and without a call. Raises InputError."""
-    steps = read_pipeline(str(folder.path / "pipeline.yaml")).steps
-    for step in steps:
-        if isinstance(step.stage, CompareStage):
-            rows = [Row.model_validate_json(line) for line in read_lines(folder.stage(step.number, step.name))]
-            found = of_rows(rows)
-            judge = f"{' + '.join(step.stage.judges)} in the run {folder.path.name}"
-            asked = f"The {found['verdicts']['n']:,} comparisons of the stage {step.name}, without gold"
-            return _told(judge, asked, found)
-    fix = "audit its judge on gold pairs: rlaif audit PIPELINE"
-    raise InputError("the run compared nothing", file=str(folder.path), fix=fix)
+def audit_run(folder: RunFolder, stage: str | None, labels: str | None) -> dict[str, Any]:
+    """What a run's own judgements show of a judge, without gold and without a call, and beside people's `labels`.
+
+    Raises InputError.
+    """
+    pipeline = read_pipeline(str(folder.path / "pipeline.yaml"))
+    steps = [s for s in pipeline.steps if isinstance(s.stage, CompareStage | RateStage) and stage in (None, s.name)]
+    if not steps:
+        fix = "audit its judge on gold pairs: rlaif audit PIPELINE"
+        raise InputError("the run has no such stage that compares or rates", file=str(folder.path), fix=fix)
+    step = steps[0]
+    rows = [Row.model_validate_json(line) for line in read_lines(folder.stage(step.number, step.name))]
+    rows = [row for row in rows if row.failure is None]
+    weights, about = None, "comparisons"
+    if isinstance(step.stage, RateStage):
+        weights, about = open_judge(step.stage).rubric.weights(), "preferences that the ratings amount to"
+    items = judged(rows, weights)
+    found = of_judged(items)
+    if weights is not None:
+        found["ratings"] = of_ratings(rows)
+    if labels is not None:
+        known = read_labels(find(labels))
+        found["people"] = with_people(items, judged([judged_by_people(row, known) for row in rows]))
+    judge = " + ".join(name for name, _ in step.stage.named_models())
+    asked = f"The {len(items):,} {about} of the stage {step.name}, without gold"
+    return _told(f"{judge} in the run {folder.path.name}", asked, found)
 
 
 def write_audit(found: Mapping[str, Any], out: Path) -> None:

@@ -35,6 +35,7 @@ from rlaif.generate.sampling import drawn
 from rlaif.judges.rating import Judge, expecting, questions, rate
 from rlaif.measure import resolved
 from rlaif.pipeline import training
+from rlaif.pipeline.auditing import gate
 from rlaif.pipeline.folder import read_json
 from rlaif.pipeline.run import Run
 from rlaif.records import Candidate, Completion, Message, Prompt, Row, Sampling, digest
@@ -87,7 +88,8 @@ class DryScheduler:
             identity = self._engines[model].identity
             keys = call_keys(identity, messages, sampling, indices=range(n), attempt=attempt, json_schema=json_schema)
             answers = self._store.get(keys)
-        self.need(model).add(messages, sampling, calls=n, paid=len(answers))
+        if not attempt or len(answers) == n:  # whether a reply will have to be asked for again nobody can know
+            self.need(model).add(messages, sampling, calls=n, paid=len(answers))
         if len(answers) < n:
             self.missing += n - len(answers)
             raise EngineError("not paid for yet", cause="plan")
@@ -170,6 +172,9 @@ async def _plan_stage(run: Run, step: Step, dry: DryScheduler) -> dict[str, Any]
 async def _plan_rows(run: Run, step: Step, dry: DryScheduler) -> dict[str, Any]:
     stage = step.stage
     before = {model: dict(need) for model, need in dry.needs.items()}
+    known = all(name in run.engines for name, _ in stage.named_models())
+    if isinstance(stage, CompareStage | RateStage) and stage.require is not None and known:
+        await gate(stage, run.specs, run.settings, Assuming(dry), run.pipeline.seed)
     done = []
     for row in run.source_rows(step):
         if isinstance(stage, ReviseStage | CompareStage | RankStage):

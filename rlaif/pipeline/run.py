@@ -268,7 +268,7 @@ class Run:
             if short:
                 raise WorkError(
                     f"the judge of {step.name!r} falls short: {'; '.join(short)}",
-                    fix=f"see why: rlaif audit {self.pipeline.document.path} --stage {step.name}; nothing was sampled for it",
+                    fix=f"see why: rlaif audit {self.pipeline.document.path} --stage {step.name}",
                 )
 
     async def _let_go(self, steps: Sequence[Step]) -> None:
