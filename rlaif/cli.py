@@ -217,8 +217,9 @@ def train(
 
     if method not in TRAINERS:
         raise InputError(f"there is no trainer {method!r}", fix=nearest(method, TRAINERS))
-    if method == "ppo" and reward is None:
-        raise InputError("ppo needs a reward model", fix="give it with --reward")
+    if method == "ppo" and reward is None and not any(setting.startswith("checks=") for setting in settings or []):
+        fix = "give a reward model with --reward, or what code verifies, such as checks=[{length: {max_words: 20}}]"
+        raise InputError("ppo needs a reward", fix=fix)
     if method != "ppo" and reward is not None:
         raise InputError(f"{method} takes no reward model", fix="take --reward out")
     pipeline = one_trainer(method, base, data, method, settings or [], reward)

@@ -436,9 +436,13 @@ class RMSettings(TrainerSettings):
 
 
 class PPOSettings(Training):
-    """Proximal policy optimisation against a reward model. An iteration is one batch of completions and its updates."""
+    """Proximal policy optimisation against a reward model, or against checks in code.
 
-    reward: Name  # the model whose score is the reward, and whose weights the value model starts from
+    An iteration is one batch of completions and its updates.
+    """
+
+    reward: Name | None = None  # the model whose score is the reward, and whose weights the value model starts from
+    checks: tuple[dict[str, Any], ...] | None = None  # or what code verifies: the reward is the share that passes
     learning_rate: LearningRate = 1e-6
     value_learning_rate: LearningRate | None = None  # without it the policy's
     schedule: Literal["linear", "constant"] = "linear"
@@ -454,6 +458,12 @@ class PPOSettings(Training):
     value_clip: float = Field(default=0.2, gt=0)
     missing_eos_penalty: float = Field(default=1.0, ge=0)  # taken off the score of a completion that does not end
     checkpoint_steps: int = Field(default=10, gt=0)
+
+    @model_validator(mode="after")
+    def _one_reward(self) -> PPOSettings:
+        if (self.reward is None) == (self.checks is None):
+            raise ValueError("give either `reward` (a reward model) or `checks` (what code verifies)")
+        return self
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> PPOSettings:

@@ -28,7 +28,7 @@ from rlaif.config import (
     VerifyStage,
     unchecked,
 )
-from rlaif.config.document import validated
+from rlaif.config.document import Position, validated
 from rlaif.constitution import read_constitution
 from rlaif.engines.identity import has_reward_head
 from rlaif.errors import nearest
@@ -105,9 +105,11 @@ class Inputs:
             elif isinstance(stage, RankStage):
                 self.comparers[step.name] = open_ranker(stage, self._check(stage.model))
             elif isinstance(stage, VerifyStage):
-                self.checks[step.name] = self._checks_of(step, stage)
+                self.checks[step.name] = self._checks_of(step, stage.checks, ("verify",))
             elif isinstance(stage, PersonStage):
                 self.labels[step.name] = read_labels(find(stage.labels))
+            elif isinstance(stage, TrainStage) and stage.ppo and stage.ppo.checks is not None:
+                self.checks[step.name] = self._checks_of(step, stage.ppo.checks, ("train", "ppo"))
             elif isinstance(stage, TrainStage) and stage.sft and stage.sft.template:
                 self.chat_templates[step.name] = read_text(find(stage.sft.template))
             elif isinstance(stage, MeasureStage):
@@ -186,15 +188,15 @@ class Inputs:
 
         return check
 
-    def _checks_of(self, step: Step, stage: VerifyStage) -> tuple[VerifierCheck, ...]:
-        """What the stage checks of every candidate, read as its place in the pipeline file says."""
-        document, place = self.pipeline.document, ("stages", step.number - 1, "verify", "checks")
-        checks = tuple(
-            validated(VerifierCheck, given, document, (*place, number)) for number, given in enumerate(stage.checks)
-        )
+    def _checks_of(self, step: Step, given: Sequence[dict[str, Any]], under: Position) -> tuple[VerifierCheck, ...]:
+        """What a stage checks of every completion, read as its place in the pipeline file says."""
+        document, place = self.pipeline.document, ("stages", step.number - 1, *under, "checks")
+        checks = tuple(validated(VerifierCheck, one, document, (*place, number)) for number, one in enumerate(given))
         if not checks and not any(prompt.checks for prompt in self._prompts_of(step)):
             problem = "there is nothing to check: neither the stage nor a prompt has checks"
-            raise self.pipeline.error(step, problem, ("checks",), "write `checks: [{length: {max_words: 100}}]`")
+            raise self.pipeline.error(
+                step, problem, (*under[1:], "checks"), "write `checks: [{length: {max_words: 100}}]`"
+            )
         return checks
 
     def _prompts_of(self, step: Step) -> Iterable[Prompt]:

@@ -234,7 +234,7 @@ def _plan_training(run: Run, step: Step, stage: TrainStage) -> dict[str, Any]:
     settings, lessons = stage.trainer, run.lessons(step)
     known = settings.base in run.engines and not any(_waits(run, source) for source in step.sources)
     if stage.ppo:
-        known = known and stage.ppo.reward in run.engines
+        known = known and (stage.ppo.reward is None or stage.ppo.reward in run.engines)
     if known and training.finished(run.folder.model(settings.name), run.training_key(step, stage, lessons)) is not None:
         run.use_trained(stage)
         return {"rows": len(lessons), "state": "unchanged"}

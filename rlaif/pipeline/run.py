@@ -495,7 +495,7 @@ class Run:
         if record is None:
             try:
                 record = await asyncio.to_thread(
-                    training.train, stage, base, lessons, template, out, key, self._on_step, self._reward(stage)
+                    training.train, stage, base, lessons, template, out, key, self._on_step, self._reward(step, stage)
                 )
             except asyncio.CancelledError:
                 self._interrupted.set()  # the thread cannot be cancelled; it looks after each step
@@ -533,12 +533,16 @@ class Run:
         spec = self.specs[stage.trainer.base]
         assert isinstance(spec, LocalModel)
         base = weights_digest(training.weights_folder(spec))
-        reward = self.engines[stage.ppo.reward].identity if stage.ppo else None
-        return training.training_key(stage, base, lessons, self.inputs.chat_templates.get(step.name), reward)
+        reward = self._reward(step, stage)
+        identity = reward.identity if reward else None
+        return training.training_key(stage, base, lessons, self.inputs.chat_templates.get(step.name), identity)
 
-    def _reward(self, stage: TrainStage) -> training.Reward | None:
+    def _reward(self, step: Step, stage: TrainStage) -> training.Reward | None:
         if stage.ppo is None:
             return None
+        if stage.ppo.reward is None:
+            prompts = (prompt for source in step.sources for prompt in self.inputs.prompts[source.name])
+            return training.reward_by_checks(self.inputs.checks[step.name], prompts)
         spec = self.specs[stage.ppo.reward]
         assert isinstance(spec, LocalModel)
         return training.reward_of(spec, self.engines[stage.ppo.reward], asyncio.get_running_loop())

@@ -21,9 +21,11 @@ from rlaif.engines.identity import model_folder, weights_digest
 from rlaif.engines.protocol import Engine
 from rlaif.errors import EngineError, InputError, RlaifError
 from rlaif.formats import Conversation, StatedPreference
+from rlaif.judges.verifiers import Check, share_passed
+from rlaif.judges.verifying import outcomes_of, own_checks
 from rlaif.pipeline.folder import read_json, read_text, write_text
 from rlaif.pipeline.inputs import Inputs
-from rlaif.records import Message, Preference, Prompt, Row, Split, digest
+from rlaif.records import Message, Preference, Prompt, Row, Split, digest, prompt_id
 from rlaif.resources import find
 
 PACKAGES = ("torch", "transformers", "trl", "accelerate")  # a trained model depends on their versions
@@ -44,9 +46,9 @@ _UNUSED: dict[str, tuple[Split, ...]] = {
 
 
 class Reward(NamedTuple):
-    """What PPO is rewarded by: the folder of a reward model, its identity, and its score as a plain function."""
+    """What PPO is rewarded by: its identity, its score as a plain function, and the folder of a reward model."""
 
-    folder: Path
+    folder: Path | None  # None where code verifies
     identity: str
     score: Callable[[Sequence[tuple[Message, ...]], Sequence[str]], list[float | None]]
 
@@ -60,6 +62,24 @@ def reward_of(spec: LocalModel, engine: Engine, loop: asyncio.AbstractEventLoop)
         return [None if isinstance(score, EngineError) else score for score in scores]
 
     return Reward(weights_folder(spec), engine.identity, score)
+
+
+def reward_by_checks(checks: Sequence[Check], prompts: Iterable[Prompt]) -> Reward:
+    """The share of checks that a completion passes, its prompt's own among them; None where one cannot be made.
+
+    `prompts` are those trained on, for their references and checks.
+    """
+    known = {prompt.id: prompt for prompt in prompts if prompt.reference or prompt.checks}
+
+    def score(prompts: Sequence[tuple[Message, ...]], completions: Sequence[str]) -> list[float | None]:
+        found = []
+        for messages, completion in zip(prompts, completions, strict=True):
+            prompt = known.get(prompt_id(messages)) or Prompt(messages=messages)
+            found.append(share_passed(outcomes_of((*checks, *own_checks(prompt)), prompt, completion)))
+        return found
+
+    facts = [[identifier, prompt.reference, prompt.checks] for identifier, prompt in sorted(known.items())]
+    return Reward(None, digest([[check.model_dump(mode="json") for check in checks], facts]), score)
 
 
 def lessons_read(inputs: Inputs, name: str) -> Lessons | None:
