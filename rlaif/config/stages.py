@@ -83,7 +83,7 @@ class SampleStage(Stage):
     kind = "sample"
     reads = ("prompts",)
     models: tuple[Sampler, ...] = Field(min_length=1)
-    per_prompt: int = Field(default=1, gt=0)  # completions from each sampler
+    per_prompt: int = Field(default=1, gt=0, le=10_000)  # completions from each sampler
     pick: int | None = Field(default=None, gt=0)
     sampling: SamplingSettings = SamplingSettings()
 
@@ -112,7 +112,7 @@ class Rater(Settings):
     rubric: str
     template: str = "prompts/rate.jinja"
     answers: Literal["json", "lines"] = "json"
-    reask: int = Field(default=1, ge=0)  # how often an unreadable reply is asked again, with another seed
+    reask: int = Field(default=1, ge=0, le=100)  # how often an unreadable reply is asked again, with another seed
     sampling: JudgeSampling = JudgeSampling()
 
 
@@ -134,7 +134,7 @@ class ReviseStage(Stage):
     reads = ("sample",)
     model: Name
     constitution: str
-    revisions: int = Field(default=1, gt=0)
+    revisions: int = Field(default=1, gt=0, le=1_000)
     critique_template: str = "prompts/critique.jinja"
     revision_template: str = "prompts/revise.jinja"
     sampling: RevisionSampling = RevisionSampling()
@@ -162,7 +162,7 @@ class CompareStage(Stage):
     verdicts: Literal["soft", "hard"] = "soft"
     reasons: bool = False
     clamp: tuple[Share, Share] | None = None
-    reask: int = Field(default=1, ge=0)  # how often an unreadable verdict is asked again, with another seed
+    reask: int = Field(default=1, ge=0, le=100)  # how often an unreadable verdict is asked again, with another seed
     sampling: JudgeSampling = JudgeSampling()
 
     @model_validator(mode="after")
