@@ -345,7 +345,9 @@ def cache(
         raise InputError("prune would remove every call", fix="say which with --older-than or --run")
     if action != "prune" and (older_than is not None or run is not None):
         raise InputError("--older-than and --run belong to prune", fix="rlaif cache prune ...")
-    store = CallStore(STORE, read_only=action != "prune")
+    if older_than is not None and not older_than >= 0:  # before a day to come lies every call
+        raise InputError(f"--older-than {older_than:g} is no age in days", fix="give 0 or more")
+    store = CallStore(STORE, read_only=action != "prune" or not STORE.exists())
     try:
         if action == "prune":
             before = None if older_than is None else time.time() - older_than * 86400
@@ -788,7 +790,7 @@ def main() -> None:
 
 def _fail(message: str, code: int) -> None:
     console = Console(stderr=True, soft_wrap=True, markup=False, emoji=False, highlight=False)
-    console.print(Text.assemble(("error: ", "bold red"), _plain(message)))
+    console.print(Text.assemble(("error: ", "bold red"), " ".join(_plain(message).splitlines())))
     sys.exit(code)
 
 

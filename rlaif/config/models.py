@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
@@ -22,8 +22,8 @@ class SamplingSettings(Settings):
 
     temperature: float | None = Field(default=None, ge=0)
     top_p: float | None = Field(default=None, gt=0, le=1)
-    max_tokens: int | None = Field(default=None, gt=0)
-    stop: tuple[str, ...] | None = None
+    max_tokens: int | None = Field(default=None, gt=0, le=1_000_000)
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -133,16 +133,16 @@ class OpenAIModel(Settings):
     identity: str | None = None  # declares that an endpoint which moved is still the same model
     concurrency: int = Field(default=256, gt=0)  # requests at a time at most, for each server; below it finds itself
     limits: RateLimits | None = None
-    timeout: float = Field(default=600, gt=0)  # seconds for one request
+    timeout: float = Field(default=600, gt=0, le=86_400)  # seconds for one request
     retries: int = Field(default=6, ge=0)
     price: Price | None = None
     sampling: SamplingSettings = SamplingSettings()
 
-    @field_validator("base_url")
+    @field_validator("base_url", mode="before")  # before: an error of pydantic's own would show what was found
     @classmethod
-    def _are_urls(cls, given: str | tuple[str, ...]) -> str | tuple[str, ...]:
-        urls = (given,) if isinstance(given, str) else given
-        if not urls:
+    def _are_urls(cls, given: Any) -> str | tuple[str, ...]:
+        urls = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, list | tuple) else ()
+        if not urls or not all(isinstance(url, str) for url in urls):
             raise ValueError("expected a URL, or a list of URLs")
         for url in urls:
             parts = urlsplit(url)
@@ -157,10 +157,12 @@ class OpenAIModel(Settings):
             raise ValueError("a URL stands twice")
         return plain[0] if isinstance(given, str) else plain
 
-    @field_validator("api_key_env")
+    @field_validator("api_key_env", mode="before")
     @classmethod
-    def _is_a_variable(cls, variable: str | None) -> str | None:
-        if variable is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", variable):
+    def _is_a_variable(cls, variable: Any) -> str | None:
+        if variable is None:
+            return None
+        if not isinstance(variable, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", variable):
             raise ValueError("expected the name of an environment variable, never the key itself")
         return variable
 

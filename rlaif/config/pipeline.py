@@ -116,9 +116,9 @@ def checked(document: Document) -> Pipeline:
         if key not in known:
             raise document.error("unknown key", (str(key),), nearest(str(key), known))
     name = document.value.get("name")
-    if not isinstance(name, str) or not re.match(NAME, name):
+    if not isinstance(name, str) or not re.fullmatch(NAME, name):
         raise document.error(
-            f"expected letters, digits, '.', '_' or '-', found {found(name)}", ("name",), "write `name: my-run`"
+            f"expected letters, digits, '.', '_' or '-', 100 at most, found {found(name)}", ("name",), "write `name: my-run`"
         )
     seed = document.value.get("seed", 0)
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
@@ -215,9 +215,9 @@ def _read_models(document: Document) -> dict[str, ModelSpec]:
     models: dict[str, ModelSpec] = {}
     for name, value in section.items():
         place = ("models", str(name))
-        if not isinstance(name, str) or not re.match(NAME, name):
+        if not isinstance(name, str) or not re.fullmatch(NAME, name):
             raise document.error(
-                f"expected a name of letters, digits, '.', '_' or '-', found {found(name)}",
+                f"expected a name of letters, digits, '.', '_' or '-', 100 at most, found {found(name)}",
                 place,
                 "put it in quotes" if isinstance(name, int) else None,
             )

@@ -83,7 +83,7 @@ class SampleStage(Stage):
     kind = "sample"
     reads = ("prompts",)
     models: tuple[Sampler, ...] = Field(min_length=1)
-    per_prompt: int = Field(default=1, gt=0)  # completions from each sampler
+    per_prompt: int = Field(default=1, gt=0, le=10_000)  # completions from each sampler
     pick: int | None = Field(default=None, gt=0)
     principles: str | None = None  # a file of system prompts, of which each completion draws one
     mixture: Name | None = None  # of them, as the file names it
@@ -156,7 +156,7 @@ class Rater(Settings):
     template: str = "prompts/rate.jinja"
     shown: Literal["all", "one"] = "all"
     answers: Literal["json", "lines", "score", "expected"] = "json"
-    reask: int = Field(default=1, ge=0)  # how often an unreadable reply is asked again, with another seed
+    reask: int = Field(default=1, ge=0, le=100)  # how often an unreadable reply is asked again, with another seed
     sampling: JudgeSampling = JudgeSampling()
 
     @model_validator(mode="before")
@@ -196,7 +196,7 @@ class ReviseStage(Stage):
     reads = ("sample", "verify")
     model: Name
     constitution: str
-    revisions: int = Field(default=1, gt=0)
+    revisions: int = Field(default=1, gt=0, le=1_000)
     critique_template: str = "prompts/critique.jinja"
     revision_template: str = "prompts/revise.jinja"
     sampling: RevisionSampling = RevisionSampling()
@@ -227,9 +227,9 @@ class CompareStage(Stage):
     pairs: Literal["one", "all"] = "one"  # of each prompt's candidates
     verdicts: Literal["soft", "hard"] = "soft"
     reasons: bool = False
-    votes: int = Field(default=1, gt=0)  # verdicts asked for in each order, at a temperature, and averaged
+    votes: int = Field(default=1, gt=0, le=1000)  # verdicts asked for in each order, at a temperature, and averaged
     clamp: tuple[Share, Share] | None = None
-    reask: int = Field(default=1, ge=0)  # how often an unreadable verdict is asked again, with another seed
+    reask: int = Field(default=1, ge=0, le=100)  # how often an unreadable verdict is asked again, with another seed
     require: Require | None = None
     sampling: JudgeSampling = JudgeSampling()
 
@@ -288,7 +288,7 @@ class RankStage(Stage):
     answers: Literal["ranking", "lines", "json"] = "ranking"
     scale: tuple[int, int] = (1, 5)
     orders: Literal["both", "one"] = "both"  # as drawn and its reverse, or as drawn alone
-    reask: int = Field(default=1, ge=0)  # how often an unreadable ranking is asked again, with another seed
+    reask: int = Field(default=1, ge=0, le=100)  # how often an unreadable ranking is asked again, with another seed
     sampling: JudgeSampling = JudgeSampling()
 
     @model_validator(mode="after")

@@ -354,7 +354,7 @@ class Traffic:
                     arrived = [EngineError(said)] * len(request.indices)
                 gone = self._observe(engine, endpoint, request, arrived, time.monotonic() - began, trial)
                 trial = False
-                lost = any(isinstance(one, EngineError) and one.lost for one in arrived)
+                lost = _unbilled(arrived) or any(isinstance(one, EngineError) and one.lost for one in arrived)
                 reservation.lost = lost
                 wasted = [one.usage for one in arrived if isinstance(one, EngineError) and one.usage is not None]
                 unknown = [Usage(prompt_tokens=estimate, completion_tokens=most)] if lost else []
@@ -496,6 +496,14 @@ class Traffic:
         await self._rest(max(waits, default=0.0))
 
 
+def _unbilled(arrived: Arrivals) -> bool:
+    """Whether something was answered and its tokens were not counted: it may have cost as much as was set aside."""
+    usages = [one.usage for one in arrived if one.usage is not None]
+    wrote = any(isinstance(one, Reply) and one.text for one in arrived)
+    read = any(usage.prompt_tokens for usage in usages)
+    return bool(usages) and not (read and (any(usage.completion_tokens for usage in usages) or not wrote))
+
+
 def _stopped() -> Stopped:
     return Stopped("nothing more is asked: the run is stopping", cause="stopped")
 
@@ -503,9 +511,8 @@ def _stopped() -> Stopped:
 def _wait(errors: Sequence[EngineError], tries: int) -> float:
     """Seconds before what failed is asked again: as the server says, else backoff with full jitter, so that requests
     which failed together do not return together."""
-    waits = [error.wait for error in errors if error.wait is not None]
-    if waits:
-        return min(max(waits), LONGEST_WAIT)
+    if wait := max(error.wait or 0.0 for error in errors):  # no time at all, or a date that has passed, says nothing
+        return min(wait, LONGEST_WAIT)
     if all(error.cause in AT_ONCE for error in errors) and tries <= 2:
         return 0.0
-    return random.uniform(0, min(LONGEST_WAIT, FIRST_WAIT * 2 ** max(0, tries - 1)))
+    return random.uniform(0, min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(max(0, tries - 1), 16)))

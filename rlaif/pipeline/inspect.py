@@ -5,6 +5,7 @@ The manifest says which stages and data sets are the run's own; whatever else li
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -138,7 +139,7 @@ def export(folder: RunFolder, form: str, target: Path, jsonl: bool) -> int:
     if form not in made:
         fix = f"it has {', '.join(made)}" if made else "`rlaif status` says how far it came"
         raise InputError(f"the run has no data set {form!r}", fix=fix)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    if os.path.exists(target) and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{str(target)!r} exists", fix="give a new path with --to")
     source = folder.path / "dataset" / form
     table = pyarrow.parquet.read_table(source / "data")

@@ -132,7 +132,11 @@ class Run:
                     self.concurrency[url] = max(spec.concurrency, self.concurrency.get(url, 0))
         prices = {name: p for name, s in pipeline.models.items() if isinstance(s, OpenAIModel) and (p := s.price)}
         self.ledger = Ledger(prices, pipeline.budget)
-        self.scheduler = Scheduler(store, self.engines, self.concurrency, ledger=self.ledger, retry_failed=retry_failed)
+        used = {name for step in pipeline.steps for name, _ in step.stage.named_models()}
+        self.scheduler = Scheduler(
+            store, self.engines, self.concurrency,
+            ledger=self.ledger, retry_failed=retry_failed, used=used, on_note=self._noted,
+        )  # fmt: skip
         self.rows: dict[str, Rows] = {}
         self.pairs: dict[str, Made] = {}
         self._counts: dict[str, RowCounts] = {}
