@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from rlaif.judges.replies.words import CORRECTION, CUT, REPORTS, SWAPS, find_object, narrow, quoted, said
+from rlaif.judges.replies.words import CORRECTION, CUT, SWAPS, find_object, foreign, narrow, quoted, said
 
 Ranking = tuple[tuple[int, ...], ...]  # groups of numbers, best first; those in one group are tied
 
@@ -98,7 +98,7 @@ def _given(heard: str) -> tuple[list[Ranking | None], int]:
         chain = _CHAIN.fullmatch(body) is not None
         listed = _LIST.fullmatch(body) is not None and (keyed or body == heard.strip(" `*_.")) and "," in body
         if chain or listed:
-            clear = not quoted(heard, at) and not line.lstrip().startswith(("`", '"'))
+            clear = not quoted(heard, at) and not line.lstrip().startswith(("`", '"')) and not foreign(heard, at)
             given.append(_ordered(body) if clear else None)
             end = at + len(line)
         elif keyed and body:
@@ -118,8 +118,6 @@ def _given(heard: str) -> tuple[list[Ranking | None], int]:
         ordered = [places[rank] for rank in ranks]
         whole = ranks == list(range(1, len(ranks) + 1)) and None not in ordered
         given.append(tuple((k,) for k in ordered if k is not None) if whole else None)
-    if REPORTS.search(heard.partition("\n")[0]) and len(heard.split("\n")) == 2:
-        given.append(None)
     return given, end
 
 

@@ -14,11 +14,12 @@ from typing import Any
 from rlaif.judges.replies.words import (
     CORRECTION,
     CUT,
-    REPORTS,
     SWAPS,
     Number,
     Reading,
+    aside,
     find_object,
+    foreign,
     leading_number,
     narrow,
     quoted,
@@ -162,6 +163,7 @@ _MENTION = re.compile(
 )
 _HEAD = re.compile(r"[ \t*_]*(?:[:|→]|[-–—][ \t])?[ \t*_]*")
 _STARTS = re.compile(r"[\s*_#|•(-]*(?:(?:my|the|overall|final|and|so)\b[\s*_]*)*", re.IGNORECASE)
+_SOME = re.compile(r"\b(?:an?|the|of|any|this|that|its|no|not|for|with|another|some|every)[ \t*_]*$", re.IGNORECASE)
 _TYPES = re.compile(r"^[ \t*_#-]*types?[*_]*[ \t]*:[*_ \t]*(.*)$", re.IGNORECASE | re.MULTILINE)
 _OTHERS = re.compile(
     rf"\[\d|\b{_NAMED}s?[ \t]*\[?\d|\b(?:first|second|third|fourth|former|latter|other)\b", re.IGNORECASE
@@ -230,8 +232,10 @@ def _block_reading(block: str, body: str, low: int, high: int, na: bool, types: 
         if number.word and not (match["colon"] or match[0].rstrip(" *_").endswith((":", "="))):
             continue
         if number.value is not None or number.na:
-            formal = (begins or last) and not REPORTS.search(re.split(r"[.!?]", before)[-1])
-            if not formal or quoted(body, match.start()):
+            if aside(body, match.start()):
+                continue
+            formal = begins or (last and not _SOME.search(before))
+            if not formal or foreign(body, match.start()) or quoted(body, match.start()):
                 number = Number(None, "a rating that is not given in its own place", number.tail)
         elif not begins and not number.found:
             continue
@@ -293,7 +297,7 @@ def _read_table(
     around = "\n".join(line for line in heard.split("\n") if not line.strip().startswith("|"))
     if _RATING.search(around) or CORRECTION.search(around) or SWAPS.search(around):
         return unclear("the words around the table may say something else")
-    if quoted(heard, heard.index("|")) or REPORTS.search(heard[: heard.index("|")].rstrip().rpartition("\n")[2]):
+    if quoted(heard, heard.index("|")) or foreign(heard, heard.index("|")):
         return unclear("the table stands in words that quote it")
     readings = {}
     for k, row in zip(found, body, strict=True):

@@ -6,10 +6,11 @@ import re
 
 from rlaif.judges.replies.words import (
     CUT,
-    REPORTS,
     Number,
     Reading,
+    aside,
     find_object,
+    foreign,
     leading_number,
     narrow,
     quoted,
@@ -72,8 +73,9 @@ def _given(heard: str, low: int, high: int) -> tuple[list[Number], int]:
         number = leading_number(heard[start:].partition("\n")[0], low, high)
         if start not in starts and not number.found:
             continue  # double brackets around something else
-        before = heard[heard.rfind("\n", 0, start) + 1 : start]
-        if quoted(heard, at) or REPORTS.search(re.split(r"[.!?]", before)[-1]):
+        if aside(heard, at):
+            continue
+        if quoted(heard, at) or foreign(heard, at) or foreign(heard, start):
             number = Number(None, "a score that is not given in its own place", number.tail)
         given.append(number)
         ended = _NUMBER.match(heard, start)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from rlaif.judges.replies.words import CORRECTION, CUT, REPORTS, SWAPS, find_object, narrow, quoted, said
+from rlaif.judges.replies.words import CORRECTION, CUT, SWAPS, aside, find_object, foreign, narrow, quoted, said
 from rlaif.records import Choice
 
 _NAMED = r"(?:completion|text|response|answer|option|candidate|assistant)"
@@ -26,10 +26,10 @@ _TIES = (
     r"(?:(?:it(?:'s|[ \t]+is)[ \t]+)?an?[ \t]+)?(?:tie|draw)|equal|equally[ \t]+(?:good|bad)"
     r"|(?:both|they|the[ \t]+two)[ \t]+(?:\w+[ \t]+)?are[ \t]+equal(?:ly[ \t]+(?:good|bad))?"
 )
-_LAST = r"[*_`\])\"'.]*"
+_LAST = r"[*_`\])\"']*"
 # What may follow a verdict on its line: the end, or reasons that do not go on to qualify it.
 _REASONS = re.compile(
-    r"[ \t]*$|[ \t]*[.,;][ \t]+|[ \t]+[-–—][ \t]+|[ \t]+\(|[ \t]+(?:because|since|as)\b", re.IGNORECASE
+    r"[ \t\r.!*_]*$|[ \t]*[.,;][ \t]+|[ \t]+[-–—][ \t]+|[ \t]+\(|[ \t]+(?:because|since|as)\b", re.IGNORECASE
 )
 _QUALIFIES = re.compile(
     r"[ \t(]*(?:or|and|not|no|but|if|unless|though|although|is|by|maybe|perhaps|possibly|also|then|both|neither)\b|[^\n]*"
@@ -105,8 +105,8 @@ def _given(heard: str, label: re.Pattern[str], offered: Sequence[str]) -> tuple[
     lines = heard.split("\n")
     at = 0
     for i, line in enumerate(lines):
-        if (match := label.fullmatch(line.strip(" \t\r*_#"))) is not None:
-            clear = _stands_alone(lines, i) and not quoted(heard, at)
+        if (match := label.fullmatch(line.strip(" \t\r*_#").rstrip(".*_"))) is not None:
+            clear = _stands_alone(lines, i) and not quoted(heard, at) and not foreign(heard, at)
             choices.add(_chosen(match, offered) if clear else None)
             end = max(end, at + len(line))
         at += len(line) + 1
@@ -114,6 +114,8 @@ def _given(heard: str, label: re.Pattern[str], offered: Sequence[str]) -> tuple[
     starts += [(m.start(), m.start(), m.end()) for m in re.finditer(r"\[\[[^\[\]\n]{1,12}\]\]", heard)]
     keyed = {start for start, _, _ in starts[: sum(1 for _ in _KEY.finditer(heard))]}
     for start, begins, _ in sorted(starts):
+        if aside(heard, begins):
+            continue
         match = label.match(heard, start)
         rest = heard[match.end() :].partition("\n")[0] if match else ""
         line = heard[heard.rfind("\n", 0, begins) + 1 : begins]
@@ -124,7 +126,8 @@ def _given(heard: str, label: re.Pattern[str], offered: Sequence[str]) -> tuple[
             and reasons is not None
             and not _QUALIFIES.match(rest[reasons.end() :])
             and not quoted(heard, begins)
-            and not REPORTS.search(sentence)
+            and not foreign(heard, begins)
+            and not foreign(heard, start)
             and (start in keyed or not sentence.strip(" \t*_#-"))
         )
         choices.add(_chosen(match, offered) if clear else None)
@@ -141,7 +144,7 @@ def _stands_alone(lines: Sequence[str], i: int) -> bool:
     if not before:
         return not after or not lines[i + 1].strip()
     led = before[-1].rstrip(" \t\r*_")
-    return led.endswith((".", "!", ":")) and not (led.endswith(":") and _UNSAID.search(led)) and not REPORTS.search(led)
+    return led.endswith((".", "!", ":", "。", "！", "：")) and not (led.endswith(":") and _UNSAID.search(led))
 
 
 def _prefers_other(after: str, choice: Choice, offered: Sequence[str]) -> bool:

@@ -76,13 +76,36 @@ def quoted(text: str, at: int) -> bool:
     )
 
 
+def aside(text: str, at: int) -> bool:
+    """Whether what stands at `at` is in marks that close on its own line: no more than words about words."""
+    rest = text[at:].partition("\n")[0]
+    return quoted(text, at) and any(closing in rest for closing in '"”»」`')
+
+
+def foreign(text: str, at: int) -> bool:
+    """Whether the words that lead to `at` show what follows as somebody else's, or as what a reply might say.
+
+    They are the rest of its sentence, and the line before where that ends in a colon or in the middle of a sentence.
+    """
+    above, _, line = text[:at].rpartition("\n")
+    if REPORTS.search(re.split(r"[.!?](?=\s)", line)[-1]):
+        return True
+    led = above.rstrip().rpartition("\n")[2].rstrip(" \t*_`")
+    if not led or line.strip(" \t*_#|-•"):
+        return False
+    if led.endswith((":", "：")) and led.strip(" #*_[]:0123456789"):
+        return _INTRODUCES.search(led) is None or REPORTS.search(led) is not None
+    return not led.endswith((".", "!", "?", ";", ")", "]", "。", "！")) and REPORTS.search(led) is not None
+
+
 # ---------------------------------------------------------------- a JSON object and the words around it
 
 _DECODER = json.JSONDecoder(object_pairs_hook=lambda pairs: _unique(pairs))
 _OPENING = re.compile(r"```[ \t]{0,4}\w{0,20}$")
 _CLOSING = re.compile(r"```")
 _HARMLESS = re.compile(
-    r"\bin (?:the|your|this) (?:(?:requested|required|specified|given|json) )*format\b|\bas (?:asked|requested|instructed)\b",
+    r"\bin (?:the|your|this) (?:(?:requested|required|specified|given|json) )*format\b|\bas (?:asked|requested|instructed)\b"
+    r"|\blet me know\b[^.!?\n\d{}]*",
     re.IGNORECASE,
 )
 _INTRODUCES = re.compile(
@@ -91,7 +114,7 @@ _INTRODUCES = re.compile(
 )
 # Words of a judge that shows what somebody else said, or what a reply would look like.
 REPORTS = re.compile(
-    r"\b(?:say(?:s|ing)?|said|writes?|wrote|written|writing|reads|contain(?:s|ing)?|claim(?:s|ed|ing)?|quot\w+|inject\w*"
+    r"\b(?:say(?:s|ing)?|said|writes?|wrote|written|writing|reads|contain(?:s|ing)?|claim(?:s|ed|ing)|quot\w+|inject\w*"
     r"|demand(?:s|ed|ing)?|asks|ask(?:ed|ing)? (?:for|that)|instruct\w*|tell(?:s|ing)?|told|tr(?:ies|ied|ying)|example|e\.g\.|format"
     r"|template|schema|pretend\w*|imitat\w+|fake\w*|smuggl\w+|suggest\w*|insist\w*|plead\w*|beg(?:s|ged|ging)?"
     r"|order(?:s|ed|ing)|ignor\w+|its own|their own|attempt\w*|embed\w*|would|could|should|might|must|if|unless|instead of"
