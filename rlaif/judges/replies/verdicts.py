@@ -10,7 +10,7 @@ from rlaif.records import Choice
 
 _NAMED = r"(?:completion|text|response|answer|option|candidate|assistant)"
 _KEYWORD = (
-    r"(?:verdict|choice|decision|preference|winner|judge?ment|pick|answer"
+    r"(?:verdict|choice|decision|preference|winner|judge?ment|pick"
     rf"|(?:better|preferred|best|stronger|superior|winning)[ \t]+(?:one|{_NAMED})"
     rf"|preferred|(?:one|{_NAMED})[ \t]+i[ \t]+prefer)"
 )
@@ -21,7 +21,7 @@ _KEY = re.compile(
     rf"\b{_KEYWORD}\b[*_]*(?:[ \t]*(?:[:=]|→)[*_]*\s*|[ \t]+is(?:[ \t]+that)?[ \t]*:?[ \t]*)",
     re.IGNORECASE | re.MULTILINE,
 )
-_FIELDS = ("verdict", "choice", "winner", "preference", "preferred", "better", "decision", "answer")
+_FIELDS = ("verdict", "choice", "winner", "preference", "preferred", "better", "decision")
 _TIES = (
     r"(?:(?:it(?:'s|[ \t]+is)[ \t]+)?an?[ \t]+)?(?:tie|draw)|equal|equally[ \t]+(?:good|bad)"
     r"|(?:both|they|the[ \t]+two)[ \t]+(?:\w+[ \t]+)?are[ \t]+equal(?:ly[ \t]+(?:good|bad))?"
@@ -29,15 +29,17 @@ _TIES = (
 _LAST = r"[*_`\])\"']*"
 # What may follow a verdict on its line: the end, or reasons that do not go on to qualify it.
 _REASONS = re.compile(
-    r"[ \t\r.!*_]*$|[ \t]*[.,;][ \t]+|[ \t]+[-–—][ \t]+|[ \t]+\(|[ \t]+(?:because|since|as)\b", re.IGNORECASE
+    r"[ \t\r.!*_]*$|,?[ \t]+(?:because|since|as)\b|[ \t]*[.,;][ \t]+|[ \t]+[-–—][ \t]+|[ \t]+\(", re.IGNORECASE
 )
 _QUALIFIES = re.compile(
     r"[ \t(]*(?:or|and|not|no|but|if|unless|though|although|is|by|maybe|perhaps|possibly|also|then|both|neither)\b|[^\n]*"
-    r"\b(?:or (?:maybe|perhaps|rather|possibly|even)|unless|depends|on the other hand|not sure|unsure|scratch that)\b",
+    r"\b(?:or (?:maybe|perhaps|rather|possibly|even)|unless|depends|on the other hand|not sure|unsure|scratch that|were it not|would|almost|nearly)\b",
     re.IGNORECASE,
 )
+_BECAUSE = re.compile(r"because|since|as", re.IGNORECASE)
 _UNSAID = re.compile(
-    r"\b(?:worse|worst|not|reject\w*|weak\w*|least|los(?:es?|ers?|ing)|bad|avoid|inferior|never|n't)\b", re.IGNORECASE
+    r"^\W*\d|\b(?:worse|worst|not|reject\w*|weak\w*|least|los(?:es?|ers?|ing)|bad|avoid|inferior|never|n't)\b",
+    re.IGNORECASE,
 )
 
 
@@ -125,6 +127,11 @@ def _given(heard: str, label: re.Pattern[str], offered: Sequence[str]) -> tuple[
             match is not None
             and reasons is not None
             and not _QUALIFIES.match(rest[reasons.end() :])
+            and (
+                _BECAUSE.search(reasons[0]) is not None
+                or not _UNSAID.search(said_on := re.split(r"[.;!]\s", rest)[0])
+                and not label.search(said_on)
+            )
             and not quoted(heard, begins)
             and not foreign(heard, begins)
             and not foreign(heard, start)
