@@ -88,7 +88,7 @@ def _label(offered: Sequence[str]) -> re.Pattern[str]:
     two = "|".join(map(re.escape, offered[:2]))
     ties = "|".join([*(re.escape(name) + r"\b" for name in offered[2:]), rf"(?i:{_TIES})\b"])
     return re.compile(
-        rf"[*_`\"'(\[]*(?:(?i:{_NAMED})[ \t]+)?[*_`\"'(\[]*(?:(?P<first>{two})(?![\w.]*\w)|(?P<tie>{ties})){_LAST}"
+        rf"[*_`\"'(\[]{{0,8}}(?:(?i:{_NAMED})[ \t]+)?[*_`\"'(\[]{{0,8}}(?:(?P<first>{two})(?![\w.]*\w)|(?P<tie>{ties})){_LAST}"
     )
 
 

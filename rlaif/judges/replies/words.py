@@ -211,10 +211,8 @@ def find_object(text: str) -> tuple[Any, str] | str:
     last = before.rpartition("\n")[2]
     if "}" in before or before.endswith(("`", '"', "'", "“", "«")) or quoted(before, len(before)):
         return "the object stands in words that quote it"
-    if (
-        REPORTS.search(last)
-        or _DENIES.search(last)
-        or (last and not last.endswith((".", "!")) and (_DENIES.search(last) or not _INTRODUCES.search(last)))
+    if REPORTS.search(last) or (
+        last and not last.endswith((".", "!")) and (_DENIES.search(last) or not _INTRODUCES.search(last))
     ):
         return "the words before the object do not introduce it as the judge's own"
     if any(pattern.search(after) for pattern in (_AFTERTHOUGHT, REPORTS, SWAPS, _VOID)):
