@@ -15,7 +15,7 @@ _CHAIN = re.compile(rf"{_PLAIN}(?:[ \t]*[>=≻][ \t]*{_PLAIN})+", re.IGNORECASE)
 _LIST = re.compile(rf"\[?{_PLAIN}(?:[ \t]*,[ \t]*{_PLAIN})*\]?", re.IGNORECASE)
 _KEY = re.compile(
     r"[ \t#*_•-]*(?:(?:so|thus|therefore|my|the|final|overall)\b,?[ \t]*)*\branking\b[*_]*"
-    r"(?:[ \t]*\((?:from )?best (?:first|to worst)\))?[*_]*(?:[ \t]*[:=][*_]*[ \t]*|[ \t]+is:?[ \t]+)",
+    r"(?:[ \t]*\(?,?(?:from )?best (?:first|to worst)\)?)?[*_]*(?:[ \t]*[:=][*_]*[ \t]*|[ \t]+is:?[ \t]+)",
     re.IGNORECASE,
 )
 _PLACES = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")

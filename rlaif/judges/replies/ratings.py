@@ -154,7 +154,7 @@ def _reading(number: Number, raw: str, na: bool) -> Reading:
 # A block opens with its number in brackets, or with the completion's name as UltraFeedback's judge heads it
 # (`#### Output for Text 1`, its templates). A bare `1.` may be a list of anything and opens none.
 _BLOCK = re.compile(
-    r"^[ \t]*(?:[-*•][ \t]+)?(?:#{1,6}[ \t]*)?[*_]{0,3}"
+    r"^[ \t]*(?:(?:[-*•]|\d{1,2}[.)](?=[ \t]+\[))[ \t]+)?(?:#{1,6}[ \t]*)?[*_]{0,3}"
     rf"(?:\[(?P<bracket>\d{{1,4}})\]|(?:output[ \t]+for[ \t]+)?{_NAMED}[ \t]*#?(?P<open>\[)?(?P<named>\d{{1,4}})(?(open)\])"
     r"(?![\w.])(?=[ \t]*[*_]{0,3}[ \t]*(?:[:|(→\r\n]|[-–—][ \t]|$)))[*_]{0,3}",
     re.MULTILINE | re.IGNORECASE,

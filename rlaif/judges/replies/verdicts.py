@@ -17,7 +17,7 @@ _KEYWORD = (
 # At the beginning of a line or sentence, with nothing before it but words that lead up to a verdict.
 _KEY = re.compile(
     r"(?:(?<=[.!?;][ \t])|^(?![ \t]*>)[ \t#*_•-]*)"
-    r"(?:(?:so|thus|therefore|hence|overall|finally|in conclusion|in summary|to conclude|my|the|final|overall)\b,?[ \t]*)*"
+    r"(?:(?:so|thus|therefore|hence|overall|finally|in conclusion|in summary|to conclude|based on [^.,:\n]{1,60}|my|the|final|overall)\b,?[ \t]*)*"
     rf"\b{_KEYWORD}\b[*_]*(?:[ \t]*(?:[:=]|→)[*_]*\s*|[ \t]+is(?:[ \t]+that)?[ \t]*:?[ \t]*)",
     re.IGNORECASE | re.MULTILINE,
 )
@@ -36,6 +36,7 @@ _QUALIFIES = re.compile(
     r"\b(?:or (?:maybe|perhaps|rather|possibly|even)|unless|depends|on the other hand|not sure|unsure|scratch that|were it not|would|almost|nearly)\b",
     re.IGNORECASE,
 )
+_CONCLUDES = re.compile(r"\b(?:therefore|thus|hence|in conclusion|i (?:choose|prefer|pick))\b", re.IGNORECASE)
 _BECAUSE = re.compile(r"because|since|as", re.IGNORECASE)
 _UNSAID = re.compile(
     r"^\W*\d|\b(?:worse|worst|not|reject\w*|weak\w*|least|los(?:es?|ers?|ing)|bad|avoid|inferior|never|n't)\b",
@@ -135,11 +136,17 @@ def _given(heard: str, label: re.Pattern[str], offered: Sequence[str]) -> tuple[
             and not quoted(heard, begins)
             and not foreign(heard, begins)
             and not foreign(heard, start)
-            and (start in keyed or not sentence.strip(" \t*_#-"))
+            and (start in keyed or not sentence.strip(" \t*_#-") or _concludes(heard, sentence, match.end()))
         )
         choices.add(_chosen(match, offered) if clear else None)
         end = max(end, match.end() if match else start)
     return choices, end
+
+
+def _concludes(heard: str, sentence: str, end: int) -> bool:
+    """Whether double brackets end the reply and its last sentence is one that comes to a verdict."""
+    plain = not heard[end:].strip(" .*_") and _UNSAID.search(sentence) is None
+    return plain and _CONCLUDES.search(sentence) is not None
 
 
 def _stands_alone(lines: Sequence[str], i: int) -> bool:
@@ -157,12 +164,13 @@ def _stands_alone(lines: Sequence[str], i: int) -> bool:
 def _prefers_other(after: str, choice: Choice, offered: Sequence[str]) -> bool:
     others = [name for name, value in zip(offered, ("A", "B"), strict=False) if value != choice]
     other = "|".join(map(re.escape, others))
+    no_tie = r"|\bneither\b|\bboth are\b|\b(?:a|it's) tie\b"
     better = r"(?:better|best|preferable|superior|stronger|preferred)"
     return (
         re.search(
             rf"(?:{_NAMED}[ \t]+)?\b(?:{other})\b[ \t]+(?:is|seems|looks)[ \t]+(?:\w+[ \t]+){{0,2}}{better}\b"
             rf"|\b(?:prefer|choose|pick|go with)\b[ \t]+(?:{_NAMED}[ \t]+)?(?:{other})\b"
-            rf"|\bneither\b|\bboth are\b|\bit depends\b|\b(?:a|it's) tie\b",
+            rf"|\bit depends\b{'' if choice == 'tie' else no_tie}",
             after,
             re.IGNORECASE,
         )

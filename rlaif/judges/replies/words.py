@@ -128,7 +128,7 @@ REPORTS = re.compile(
     r"\b(?:say(?:s|ing)?|said|writes?|wrote|written|writing|reads|contain(?:s|ing)?|claim(?:s|ed|ing)|quot\w+|inject\w*"
     r"|demand(?:s|ed|ing)?|asks|ask(?:ed|ing)? (?:for|that)|instruct\w*|tell(?:s|ing)?|told|tr(?:ies|ied|ying)|example|e\.g\.|format"
     r"|template|schema|pretend\w*|imitat\w+|fake\w*|smuggl\w+|suggest\w*|insist\w*|plead\w*|beg(?:s|ged|ging)?"
-    r"|order(?:s|ed|ing)|ignor\w+|its own|their own|attempt\w*|embed\w*|would|could|should|might|must|if|unless|instead of"
+    r"|order(?:s|ed|ing)|ignor\w+|(?:its|their) own (?:rating|score|verdict|mark|word|ranking)s?|attempt\w*|embed\w*|(?<!\bi )would|could|should|might|must|if|unless|instead of"
     r"|never|cannot|can't|n't|isn't|wasn't|another judge|previous\w*|earlier|at first|initial(?:ly)?)\b",
     re.IGNORECASE,
 )
@@ -234,8 +234,8 @@ _NUMBER = re.compile(
 # `4 or 5`, `4 - 5`, `4.5` and `4 minus` are not 4.
 _CLOSES = re.compile(r"\s*$|\s*[.;:!,)|]+(?=\s|$)|\s+[-–—]+\s|\s+\(|\s+(?:because|since|as|for|due)\b", re.IGNORECASE)
 _HEDGE = re.compile(
-    r"[\s*_(]*(?:or|to|and|maybe|perhaps|possibly|probably|if|but|out|of|not|no|minus|plus|half|though|although|almost"
-    r"|nearly|actually|wait|rather|approximately|about|on a scale|[+-]?\d|[½¼¾~<>≈])",
+    r"[\s*_(]*(?:(?:or|to|and|maybe|perhaps|possibly|probably|if|but|out|of|not|no|minus|plus|half|though|although|almost"
+    r"|nearly|actually|wait|rather|approximately|about|on a scale)\b|[+-]?\d|[½¼¾~<>≈])",
     re.IGNORECASE,
 )
 _OTHER_SCALE = re.compile(r"\bscale\b|\bout of\b|\bpercent|[%½¼¾]", re.IGNORECASE)
