@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from rlaif.judges.replies.words import CORRECTION, CUT, REPORTS, SWAPS, find_object, narrow, quoted, said
+from rlaif.judges.replies.words import CORRECTION, CUT, SWAPS, find_object, foreign, headed, narrow, quoted, said
 
 Ranking = tuple[tuple[int, ...], ...]  # groups of numbers, best first; those in one group are tied
 
@@ -15,7 +15,7 @@ _CHAIN = re.compile(rf"{_PLAIN}(?:[ \t]*[>=≻][ \t]*{_PLAIN})+", re.IGNORECASE)
 _LIST = re.compile(rf"\[?{_PLAIN}(?:[ \t]*,[ \t]*{_PLAIN})*\]?", re.IGNORECASE)
 _KEY = re.compile(
     r"[ \t#*_•-]*(?:(?:so|thus|therefore|my|the|final|overall)\b,?[ \t]*)*\branking\b[*_]*"
-    r"(?:[ \t]*\((?:from )?best (?:first|to worst)\))?[*_]*(?:[ \t]*[:=][*_]*[ \t]*|[ \t]+is:?[ \t]+)",
+    r"(?:[ \t]*\(?,?(?:from )?best (?:first|to worst)\)?)?[*_]*(?:[ \t]*[:=][*_]*[ \t]*|[ \t]+is:?[ \t]+)",
     re.IGNORECASE,
 )
 _PLACES = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
@@ -25,7 +25,8 @@ _PLACE = re.compile(
     re.IGNORECASE,
 )
 _WORST_FIRST = re.compile(
-    r"\bworst\W+(?:first|to)\b|\bfrom worst\b|\bascending\b|\bworst[ -]to[ -]best\b", re.IGNORECASE
+    r"\bworst\W+(?:first|to)\b|\bfrom worst\b|\bascending\b|\bmeans?\b[^\n]*\bworse\b|\blower is better\b",
+    re.IGNORECASE,
 )
 
 
@@ -99,13 +100,14 @@ def _given(heard: str) -> tuple[list[Ranking | None], int]:
         listed = _LIST.fullmatch(body) is not None and (keyed or body == heard.strip(" `*_.")) and "," in body
         if chain or listed:
             clear = not quoted(heard, at) and not line.lstrip().startswith(("`", '"'))
+            clear = clear and not foreign(heard, at) and (key is not None or not headed(heard, at))
             given.append(_ordered(body) if clear else None)
             end = at + len(line)
         elif keyed and body:
             given.append(None)
         elif place := _PLACE.fullmatch(line):
             rank = int(place["digits"]) if place["digits"] else _PLACES.index(place["word"].lower()) + 1
-            alone = re.match(r"[ \t]*$|[ \t]*[.,;:]?[ \t]+[-–—(a-z]", place["tail"], re.IGNORECASE)
+            alone = re.match(r"[ \t\r.]*$|[ \t]*[.,;:][ \t]+\D|[ \t]+[-–—(]|[ \t]+because\b", place["tail"])
             unclear = (
                 rank in places or not alone or quoted(heard, at) or re.match(r"[ \t,]*(?:and|or)\b", place["tail"])
             )
@@ -118,8 +120,6 @@ def _given(heard: str) -> tuple[list[Ranking | None], int]:
         ordered = [places[rank] for rank in ranks]
         whole = ranks == list(range(1, len(ranks) + 1)) and None not in ordered
         given.append(tuple((k,) for k in ordered if k is not None) if whole else None)
-    if REPORTS.search(heard.partition("\n")[0]) and len(heard.split("\n")) == 2:
-        given.append(None)
     return given, end
 
 

@@ -5,39 +5,42 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from rlaif.judges.replies.words import CORRECTION, CUT, REPORTS, SWAPS, find_object, narrow, quoted, said
+from rlaif.judges.replies.words import CORRECTION, CUT, SWAPS, aside, find_object, foreign, narrow, quoted, said
 from rlaif.records import Choice
 
 _NAMED = r"(?:completion|text|response|answer|option|candidate|assistant)"
 _KEYWORD = (
-    r"(?:verdict|choice|decision|preference|winner|judge?ment|pick|answer"
+    r"(?:verdict|choice|decision|preference|winner|judge?ment|pick"
     rf"|(?:better|preferred|best|stronger|superior|winning)[ \t]+(?:one|{_NAMED})"
     rf"|preferred|(?:one|{_NAMED})[ \t]+i[ \t]+prefer)"
 )
 # At the beginning of a line or sentence, with nothing before it but words that lead up to a verdict.
 _KEY = re.compile(
     r"(?:(?<=[.!?;][ \t])|^(?![ \t]*>)[ \t#*_•-]*)"
-    r"(?:(?:so|thus|therefore|hence|overall|finally|in conclusion|in summary|to conclude|my|the|final|overall)\b,?[ \t]*)*"
+    r"(?:(?:so|thus|therefore|hence|overall|finally|in conclusion|in summary|to conclude|based on [^.,:\n]{1,60}|my|the|final|overall)\b,?[ \t]*)*"
     rf"\b{_KEYWORD}\b[*_]*(?:[ \t]*(?:[:=]|→)[*_]*\s*|[ \t]+is(?:[ \t]+that)?[ \t]*:?[ \t]*)",
     re.IGNORECASE | re.MULTILINE,
 )
-_FIELDS = ("verdict", "choice", "winner", "preference", "preferred", "better", "decision", "answer")
+_FIELDS = ("verdict", "choice", "winner", "preference", "preferred", "better", "decision")
 _TIES = (
     r"(?:(?:it(?:'s|[ \t]+is)[ \t]+)?an?[ \t]+)?(?:tie|draw)|equal|equally[ \t]+(?:good|bad)"
     r"|(?:both|they|the[ \t]+two)[ \t]+(?:\w+[ \t]+)?are[ \t]+equal(?:ly[ \t]+(?:good|bad))?"
 )
-_LAST = r"[*_`\])\"'.]*"
+_LAST = r"[*_`\])\"']*"
 # What may follow a verdict on its line: the end, or reasons that do not go on to qualify it.
 _REASONS = re.compile(
-    r"[ \t]*$|[ \t]*[.,;][ \t]+|[ \t]+[-–—][ \t]+|[ \t]+\(|[ \t]+(?:because|since|as)\b", re.IGNORECASE
+    r"[ \t\r.!*_]*$|,?[ \t]+(?:because|since|as)\b|[ \t]*[.,;][ \t]+|[ \t]+[-–—][ \t]+|[ \t]+\(", re.IGNORECASE
 )
 _QUALIFIES = re.compile(
     r"[ \t(]*(?:or|and|not|no|but|if|unless|though|although|is|by|maybe|perhaps|possibly|also|then|both|neither)\b|[^\n]*"
-    r"\b(?:or (?:maybe|perhaps|rather|possibly|even)|unless|depends|on the other hand|not sure|unsure|scratch that)\b",
+    r"\b(?:or (?:maybe|perhaps|rather|possibly|even)|unless|depends|on the other hand|not sure|unsure|scratch that|were it not|would|almost|nearly)\b",
     re.IGNORECASE,
 )
+_CONCLUDES = re.compile(r"\b(?:therefore|thus|hence|in conclusion|i (?:choose|prefer|pick))\b", re.IGNORECASE)
+_BECAUSE = re.compile(r"because|since|as", re.IGNORECASE)
 _UNSAID = re.compile(
-    r"\b(?:worse|worst|not|reject\w*|weak\w*|least|los(?:es?|ers?|ing)|bad|avoid|inferior|never|n't)\b", re.IGNORECASE
+    r"^\W*\d|\b(?:worse|worst|not|reject\w*|weak\w*|least|los(?:es?|ers?|ing)|bad|avoid|inferior|never|n't)\b",
+    re.IGNORECASE,
 )
 
 
@@ -86,7 +89,7 @@ def _label(offered: Sequence[str]) -> re.Pattern[str]:
     two = "|".join(map(re.escape, offered[:2]))
     ties = "|".join([*(re.escape(name) + r"\b" for name in offered[2:]), rf"(?i:{_TIES})\b"])
     return re.compile(
-        rf"[*_`\"'(\[]*(?:(?i:{_NAMED})[ \t]+)?[*_`\"'(\[]*(?:(?P<first>{two})(?![\w.]*\w)|(?P<tie>{ties})){_LAST}"
+        rf"[*_`\"'(\[]{{0,8}}(?:(?i:{_NAMED})[ \t]+)?[*_`\"'(\[]{{0,8}}(?:(?P<first>{two})(?![\w.]*\w)|(?P<tie>{ties})){_LAST}"
     )
 
 
@@ -105,8 +108,8 @@ def _given(heard: str, label: re.Pattern[str], offered: Sequence[str]) -> tuple[
     lines = heard.split("\n")
     at = 0
     for i, line in enumerate(lines):
-        if (match := label.fullmatch(line.strip(" \t\r*_#"))) is not None:
-            clear = _stands_alone(lines, i) and not quoted(heard, at)
+        if (match := label.fullmatch(line.strip(" \t\r*_#").rstrip(".*_"))) is not None:
+            clear = _stands_alone(lines, i) and not quoted(heard, at) and not foreign(heard, at)
             choices.add(_chosen(match, offered) if clear else None)
             end = max(end, at + len(line))
         at += len(line) + 1
@@ -114,6 +117,8 @@ def _given(heard: str, label: re.Pattern[str], offered: Sequence[str]) -> tuple[
     starts += [(m.start(), m.start(), m.end()) for m in re.finditer(r"\[\[[^\[\]\n]{1,12}\]\]", heard)]
     keyed = {start for start, _, _ in starts[: sum(1 for _ in _KEY.finditer(heard))]}
     for start, begins, _ in sorted(starts):
+        if aside(heard, begins):
+            continue
         match = label.match(heard, start)
         rest = heard[match.end() :].partition("\n")[0] if match else ""
         line = heard[heard.rfind("\n", 0, begins) + 1 : begins]
@@ -123,13 +128,25 @@ def _given(heard: str, label: re.Pattern[str], offered: Sequence[str]) -> tuple[
             match is not None
             and reasons is not None
             and not _QUALIFIES.match(rest[reasons.end() :])
+            and (
+                _BECAUSE.search(reasons[0]) is not None
+                or not _UNSAID.search(said_on := re.split(r"[.;!]\s", rest)[0])
+                and not label.search(said_on)
+            )
             and not quoted(heard, begins)
-            and not REPORTS.search(sentence)
-            and (start in keyed or not sentence.strip(" \t*_#-"))
+            and not foreign(heard, begins)
+            and not foreign(heard, start)
+            and (start in keyed or not sentence.strip(" \t*_#-") or _concludes(heard, sentence, match.end()))
         )
         choices.add(_chosen(match, offered) if clear else None)
         end = max(end, match.end() if match else start)
     return choices, end
+
+
+def _concludes(heard: str, sentence: str, end: int) -> bool:
+    """Whether double brackets end the reply and its last sentence is one that comes to a verdict."""
+    plain = not heard[end:].strip(" .*_") and _UNSAID.search(sentence) is None
+    return plain and _CONCLUDES.search(sentence) is not None
 
 
 def _stands_alone(lines: Sequence[str], i: int) -> bool:
@@ -141,18 +158,19 @@ def _stands_alone(lines: Sequence[str], i: int) -> bool:
     if not before:
         return not after or not lines[i + 1].strip()
     led = before[-1].rstrip(" \t\r*_")
-    return led.endswith((".", "!", ":")) and not (led.endswith(":") and _UNSAID.search(led)) and not REPORTS.search(led)
+    return led.endswith((".", "!", ":", "。", "！", "：")) and not (led.endswith(":") and _UNSAID.search(led))
 
 
 def _prefers_other(after: str, choice: Choice, offered: Sequence[str]) -> bool:
     others = [name for name, value in zip(offered, ("A", "B"), strict=False) if value != choice]
     other = "|".join(map(re.escape, others))
+    no_tie = r"|\bneither\b|\bboth are\b|\b(?:a|it's) tie\b"
     better = r"(?:better|best|preferable|superior|stronger|preferred)"
     return (
         re.search(
             rf"(?:{_NAMED}[ \t]+)?\b(?:{other})\b[ \t]+(?:is|seems|looks)[ \t]+(?:\w+[ \t]+){{0,2}}{better}\b"
             rf"|\b(?:prefer|choose|pick|go with)\b[ \t]+(?:{_NAMED}[ \t]+)?(?:{other})\b"
-            rf"|\bneither\b|\bboth are\b|\bit depends\b|\b(?:a|it's) tie\b",
+            rf"|\bit depends\b{'' if choice == 'tie' else no_tie}",
             after,
             re.IGNORECASE,
         )
