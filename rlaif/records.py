@@ -43,9 +43,12 @@ def oneline(text: str) -> str:
     return " ".join(text.split())
 
 
+_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
 def canonical(value: Any) -> str:
     """A JSON value in canonical form: sorted keys, no spaces, NaN refused."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return _canonical.encode(value)
 
 
 def digest_text(text: str, *, length: int = 32) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from rlaif.config import Sampler as SamplerSettings
 from rlaif.config import SampleStage, SamplingSettings
 from rlaif.engines.scheduler import Ask, Sampler
-from rlaif.records import Candidate, Message, Prompt, Row, Sampling, hashed_order
+from rlaif.records import Candidate, Message, Prompt, Row, hashed_order
 
 
 def drawn(stage: SampleStage, prompt: Prompt) -> list[SamplerSettings]:
@@ -26,10 +26,10 @@ async def sample(
     samplers = drawn(stage, row.prompt)
     asks = []
     for sampler in samplers:
-        settings = sampler.over(stage.sampling, models[sampler.model])
+        asked = sampler.resolved(seed, stage.sampling, models[sampler.model])
         system = (Message(role="system", content=sampler.system),) if sampler.system else ()
         messages = (*system, *row.prompt.messages)
-        asks.append(Ask(sampler.model, messages, Sampling(seed=seed, **settings), stage.per_prompt))
+        asks.append(Ask(sampler.model, messages, asked, stage.per_prompt))
     found = await scheduler.sample_all(asks)
     candidates = tuple(
         Candidate(sampler=sampler.name or sampler.model, completion=completion)

@@ -78,7 +78,7 @@ async def compare(
         return row
     a, b = found
     principle = comparer.constitution.draw("compare", row.prompt.id)
-    sampling = Sampling(seed=seed, **stage.sampling.over(model))
+    sampling = stage.sampling.resolved(seed, model)
     forward, backward = await together(
         *(_ask(row, order, principle, stage, comparer.template, sampling, scheduler) for order in ((a, b), (b, a)))
     )

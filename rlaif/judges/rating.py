@@ -20,7 +20,6 @@ from rlaif.records import (
     Prompt,
     Rating,
     Row,
-    Sampling,
     digest,
     hashed_order,
     writable,
@@ -128,18 +127,15 @@ async def rate_aspect(
     readable ratings counts as a whole: numbers from two replies would be two judgements.
     """
     asked = question(prompt, candidates, aspect, rubric, template, rater.answers)
-    sampling = Sampling(seed=seed, **rater.sampling.over(model))
-    warm = sampling.model_copy(update={"temperature": max(sampling.temperature, REASK_TEMPERATURE)})
+    sampling = rater.sampling.resolved(seed, model)
     ratings: list[Rating] = []
     for attempt in range(rater.reask + 1 if asked else 0):
         assert asked is not None
+        if attempt == 1:
+            sampling = sampling.model_copy(update={"temperature": max(sampling.temperature, REASK_TEMPERATURE)})
         reply = (
             await scheduler.sample(
-                rater.model,
-                asked.messages,
-                warm if attempt else sampling,
-                attempt=attempt,
-                json_schema=asked.json_schema,
+                rater.model, asked.messages, sampling, attempt=attempt, json_schema=asked.json_schema
             )
         )[0]
         found = _bound(reply, asked, aspect, rubric, rater)

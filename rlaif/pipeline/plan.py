@@ -29,7 +29,6 @@ from rlaif.engines.scheduler import Ask, completion, together
 from rlaif.errors import EngineError
 from rlaif.generate.sampling import drawn
 from rlaif.judges.rating import Judge, question, rate
-from rlaif.measure import resolved
 from rlaif.pipeline import training
 from rlaif.pipeline.folder import read_json
 from rlaif.pipeline.run import Run
@@ -201,7 +200,7 @@ def _candidate(name: str, tokens: int) -> Candidate:
 def _count_ratings(
     run: Run, rater: Rater, judge: Judge, prompt: Prompt, candidates: Sequence[Candidate], dry: DryScheduler
 ) -> None:
-    sampling = resolved(rater.sampling, run.settings[rater.model], run.pipeline.seed)
+    sampling = rater.sampling.resolved(run.pipeline.seed, run.settings[rater.model])
     for aspect in judge.rubric.aspects:
         asked = question(prompt, candidates, aspect, judge.rubric, judge.template, rater.answers)
         if asked is not None:
@@ -234,7 +233,7 @@ async def _plan_measure(run: Run, step: Step, stage: MeasureStage, dry: DrySched
         if found is not None and found.get("key") == run.measure_key(step, stage):
             return {"rows": len(prompts), "state": "unchanged"}
     for name in stage.models:
-        sampling = resolved(stage.sampling, run.settings[name], run.pipeline.seed)
+        sampling = stage.sampling.resolved(run.pipeline.seed, run.settings[name])
         for prompt in prompts:
             try:
                 sampled = (await dry.sample(name, prompt.messages, sampling))[0]
@@ -250,7 +249,7 @@ async def _plan_measure(run: Run, step: Step, stage: MeasureStage, dry: DrySched
                 except EngineError:
                     continue
     if best := stage.best_of:
-        sampling = resolved(stage.sampling, run.settings[best.model], run.pipeline.seed)
+        sampling = stage.sampling.resolved(run.pipeline.seed, run.settings[best.model])
         for prompt in prompts:
             with suppress(EngineError):
                 await dry.sample(best.model, prompt.messages, sampling, n=best.n)

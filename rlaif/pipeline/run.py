@@ -51,7 +51,7 @@ from rlaif.generate.revising import revise
 from rlaif.generate.sampling import sample
 from rlaif.judges.comparing import compare
 from rlaif.judges.rating import rate
-from rlaif.measure import measure, resolved
+from rlaif.measure import measure
 from rlaif.pipeline import training
 from rlaif.pipeline.datasets import preference_tables, remove_others, revision_tables, write_datasets
 from rlaif.pipeline.engines import open_engine, trained_spec
@@ -471,9 +471,9 @@ class Run:
         """The digest of all that determines the measure's figures."""
         judge = self.inputs.judges.get(step.name)
         sampled = {*stage.models, *([stage.best_of.model] if stage.best_of else [])}
-        asked = {name: resolved(stage.sampling, self.settings[name], self.pipeline.seed) for name in sorted(sampled)}
+        asked = {name: stage.sampling.resolved(self.pipeline.seed, self.settings[name]) for name in sorted(sampled)}
         if stage.rate:
-            rating = resolved(stage.rate.sampling, self.settings[stage.rate.model], self.pipeline.seed)
+            rating = stage.rate.sampling.resolved(self.pipeline.seed, self.settings[stage.rate.model])
             asked |= {"judge": rating}
         models = {*sampled, *([stage.rate.model] if stage.rate else []), *([stage.reward] if stage.reward else [])}
         models |= {parent for name, parent in self.parents.items() if name in models}
@@ -486,7 +486,7 @@ class Run:
                 "asked": {name: sampling.model_dump(mode="json") for name, sampling in asked.items()},
                 "rubric": judge.rubric.digest if judge else None,
                 "template": judge.template.digest if judge else None,
-                "versions": training.versions(*training.PACKAGES, "scipy") | {"rlaif": rlaif.__version__},
+                "versions": {"rlaif": rlaif.__version__, **training.versions(*training.PACKAGES, "scipy")},
             }
         )
 
@@ -654,7 +654,7 @@ class Run:
                 "state": state,
                 "started": self._started,
                 "seconds": round(time.time() - self._started, 2),
-                "versions": {"rlaif": rlaif.__version__} | training.versions("datasets", "openai", *training.PACKAGES),
+                "versions": {"rlaif": rlaif.__version__, **training.versions("datasets", "openai", *training.PACKAGES)},
                 "digests": dict(sorted(self.digests.items())),
                 "stages": [self._told(record) for record in self.records],
                 "calls": self._calls(),
