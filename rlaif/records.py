@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Sequence
 from functools import cached_property
+from json.encoder import encode_basestring
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -73,7 +74,9 @@ def hashed_order(names: Sequence[str], *salt: str) -> list[int]:
 
 
 def prompt_id(messages: Sequence[Message]) -> str:
-    return digest([[m.role, m.content] for m in messages], length=16)
+    """The digest of the roles and texts: JSON in canonical form, put together from its parts."""
+    asked = ",".join(f"[{encode_basestring(m.role)},{encode_basestring(m.content)}]" for m in messages)
+    return digest_text(f"[{asked}]", length=16)
 
 
 def split_of(identifier: str) -> Split:

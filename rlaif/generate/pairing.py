@@ -9,7 +9,7 @@ arXiv 2203.02155, section 3.5). `compared`: as a judge preferred one of two.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
@@ -27,20 +27,19 @@ class Pairs(NamedTuple):
 def pair(rows: Sequence[Row], rule: str, weights: Mapping[str, float], min_margin: float = 0.0) -> Pairs:
     """The rows' preferences. `weights` are those of the rubric's aspects; `compared` needs none."""
     dropped: Counter[str] = Counter()
-    preferences = list(each_preference(rows, rule, weights, min_margin, dropped))
+    preferences = [made for row in rows for made in preferences_of(row, rule, weights, min_margin, dropped)]
     return Pairs(preferences, len(rows) - dropped.total(), dropped)
 
 
-def each_preference(
-    rows: Iterable[Row], rule: str, weights: Mapping[str, float], min_margin: float, dropped: Counter[str]
-) -> Iterator[Preference]:
-    """As `pair`, one after the other; `dropped` is complete when the last has come."""
-    for row in rows:
-        outcome = _pair_one(row, rule, weights, min_margin)
-        if isinstance(outcome, str):
-            dropped[outcome] += 1
-        else:
-            yield from outcome
+def preferences_of(
+    row: Row, rule: str, weights: Mapping[str, float], min_margin: float, dropped: Counter[str]
+) -> list[Preference]:
+    """The preferences of one row; `dropped` counts it where it gives none."""
+    outcome = _pair_one(row, rule, weights, min_margin)
+    if isinstance(outcome, str):
+        dropped[outcome] += 1
+        return []
+    return outcome
 
 
 def _pair_one(row: Row, rule: str, weights: Mapping[str, float], min_margin: float) -> list[Preference] | str:

@@ -142,7 +142,8 @@ async def _plan_stage(run: Run, step: Step, dry: DryScheduler) -> dict[str, Any]
         return await _plan_rows(run, step, dry)
     if isinstance(stage, PairStage):
         assert step.source is not None
-        made = run.pairs[step.name] = list(run.each_preference(step, stage, Counter()))
+        dropped, rows = Counter[str](), run.rows[step.source.name]
+        made = run.pairs[step.name] = [p for row in rows for p in run.preferences_of(row, step, stage, dropped)]
         known = {"rows": len(made)}
         return known | ({"at_most": len(run.rows[step.source.name])} if _waits(run, step) else {})
     if isinstance(stage, TrainStage):

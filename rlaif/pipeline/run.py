@@ -46,14 +46,14 @@ from rlaif.engines.protocol import Engine
 from rlaif.engines.scheduler import Sampler, Scheduler
 from rlaif.engines.wire import Wires
 from rlaif.errors import EngineError, RlaifError, Stopped, WorkError
-from rlaif.generate.pairing import each_preference
+from rlaif.generate.pairing import preferences_of
 from rlaif.generate.revising import revise
 from rlaif.generate.sampling import sample
 from rlaif.judges.comparing import compare
 from rlaif.judges.rating import rate
 from rlaif.measure import measure
 from rlaif.pipeline import training
-from rlaif.pipeline.datasets import preference_tables, remove_others, revision_tables, write_datasets
+from rlaif.pipeline.datasets import Piece, preference_pieces, remove_others, revision_pieces, write_datasets
 from rlaif.pipeline.engines import open_engine, trained_spec
 from rlaif.pipeline.events import EVERY, EventLog, Meter
 from rlaif.pipeline.folder import RunFolder, read_json, write_json, write_text
@@ -331,16 +331,24 @@ class Run:
         rows, source = self.rows[step.source.name], step.source
         judge, counts = self.inputs.judges.get(source.name), self._counts[source.name]
         writer, margins, dropped = RowWriter(Preference, self._file(step)), 0.0, Counter[str]()
-        for preference in self.each_preference(step, stage, dropped):
-            writer.append(preference)
-            margins += preference.margin
-        preferences = writer.finish()
-        self.pairs[step.name] = preferences
-        tables = preference_tables(rows, counts.failed, preferences, dropped, judge.rubric.weights() if judge else None)
+
+        def pieces() -> Iterator[Piece]:
+            nonlocal margins
+            for row in rows:
+                made = self.preferences_of(row, step, stage, dropped)
+                for preference in made:
+                    writer.append(preference)
+                    margins += preference.margin
+                yield from preference_pieces(row, made, judge.rubric.weights() if judge else None)
+            self.pairs[step.name] = writer.finish()  # before the data sets take their places
+
+        failed = {"failed": counts.failed} if counts.failed else {}
         self.digests |= write_datasets(
-            self.folder.path / "dataset", step.name, "pair", len(rows), tables, self._named(counts),
+            self.folder.path / "dataset", step.name, "pair", len(rows), pieces(),
+            {"ultrafeedback": failed, "preference": dropped, "sft": dropped}, self._named(counts),
             self._made_with(source.name),
         )  # fmt: skip
+        count = len(self.pairs[step.name])
         return StageRecord(
             step.name,
             "pair",
@@ -351,16 +359,16 @@ class Run:
             file=f"stages/{self._file(step).name}",
             facts={
                 "rule": _rule(stage, step),
-                "preferences": len(preferences),
-                "mean_margin": round(margins / len(preferences), 4) if preferences else None,
+                "preferences": count,
+                "mean_margin": round(margins / count, 4) if count else None,
             },
         )
 
-    def each_preference(self, step: Step, stage: PairStage, dropped: Counter[str]) -> Iterator[Preference]:
+    def preferences_of(self, row: Row, step: Step, stage: PairStage, dropped: Counter[str]) -> list[Preference]:
         assert step.source is not None
         judge = self.inputs.judges.get(step.source.name)
         weights = judge.rubric.weights() if judge else {}
-        return each_preference(self.rows[step.source.name], _rule(stage, step), weights, stage.min_margin, dropped)
+        return preferences_of(row, _rule(stage, step), weights, stage.min_margin, dropped)
 
     def _named(self, counts: RowCounts) -> dict[str, ModelSpec]:
         return {name: self.specs[name] for name in sorted(counts.models)}
@@ -536,7 +544,7 @@ class Run:
                 dropped = counts.dropped + Counter({"failed": counts.failed})
                 self.digests |= write_datasets(
                     self.folder.path / "dataset", step.name, "revise", len(done),
-                    revision_tables(done, +dropped), self._named(counts), self._made_with(step.name),
+                    revision_pieces(done), {"sft": +dropped}, self._named(counts), self._made_with(step.name),
                 )  # fmt: skip
             record = self._row_record(step, counts, failed_before, entered)
             record.seconds = time.monotonic() - began if step is steps[-1] else None
