@@ -130,7 +130,7 @@ def _completion(candidate: Candidate) -> dict[str, str]:
 
 # ---------------------------------------------------------------- rows into files
 
-BATCH = 250  # rows in memory while a data set is written
+BATCH = 500  # rows in memory while a data set is written; what Parquet notes of each batch stays in memory, too
 PARQUET = "data/train-00000-of-00001.parquet"  # inside its folder
 
 
@@ -187,7 +187,9 @@ class DatasetWriter:
             self._parquet.parent.mkdir(parents=True, exist_ok=True)
             self._file.callback(self._temporary.unlink, missing_ok=True)
             self._schema = _schema(self._shape)
-            self._writer = self._file.enter_context(pyarrow.parquet.ParquetWriter(self._temporary, self._schema))
+            # Without statistics: they hold the least and the greatest text of every column and batch, for nobody.
+            writer = pyarrow.parquet.ParquetWriter(self._temporary, self._schema, write_statistics=False)
+            self._writer = self._file.enter_context(writer)
         self._writer.write_table(_table(self._batch, self._schema))
         self._batch.clear()
 
