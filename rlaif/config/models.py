@@ -42,13 +42,18 @@ class SamplingSettings(Settings):
         return merged
 
     def resolved(self, seed: int, *outer: SamplingSettings) -> Sampling:
-        """As calls are asked for: one object for all rows of a stage, so that what is made of it is made once."""
+        """As calls are asked for: one object for all that are asked alike, so that what is made of it is made once."""
         return _resolved(self, seed, outer)
 
 
 @lru_cache(maxsize=256)
 def _resolved(settings: SamplingSettings, seed: int, outer: tuple[SamplingSettings, ...]) -> Sampling:
-    return Sampling(seed=seed, **settings.over(*outer))
+    return _first_equal(Sampling(seed=seed, **settings.over(*outer)))
+
+
+@lru_cache(maxsize=256)
+def _first_equal(sampling: Sampling) -> Sampling:
+    return sampling
 
 
 class JudgeSampling(SamplingSettings):
