@@ -36,7 +36,7 @@ _UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 
 def writable(text: str) -> str:
     """NUL and lone surrogates become U+FFFD: tokenizers, SQLite and Parquet refuse them, each in its own way."""
-    return _UNWRITABLE.sub("\ufffd", text)
+    return text if text.isascii() and "\0" not in text else _UNWRITABLE.sub("\ufffd", text)
 
 
 def oneline(text: str) -> str:

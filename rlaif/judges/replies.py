@@ -86,6 +86,8 @@ _BLOCK = re.compile(
 # What follows decides too: `4 out of 10`, `4 - 5` and `4 or 5` are not 4.
 _RATING = re.compile(r"\brating\b\s*[:=]?\s*(\S+)(\s+(?:out\s+of\b|of\b|or\b|to\b|[-/%]))?", re.IGNORECASE)
 
+_NUMBER = re.compile(r"([+-]?\d{1,3})(?:/(\d{1,3}))?")
+
 
 def read_lines(text: str, n: int, low: int, high: int, *, cut: bool = False) -> list[Reading]:
     """A reply with one block for each completion, which holds `rating r` once, or always the same r.
@@ -117,7 +119,7 @@ def _block_reading(block: str, low: int, high: int) -> Reading:
 def _reading(written: str, raw: str, low: int, high: int) -> Reading:
     """A rating as text: `4` or `4/5`. Anything else (`4.5`, `4-5`, `40%`, `4/10`) is not guessed at."""
     written = written.strip().strip("*\"'").rstrip(".,;)")
-    match = re.fullmatch(r"([+-]?\d{1,3})(?:/(\d{1,3}))?", written)
+    match = _NUMBER.fullmatch(written)
     if match is None or (match.group(2) is not None and int(match.group(2)) != high):
         return Reading(None, raw, f"the rating {written[:40]!r} is not a whole number of the scale")
     return _in_range(int(match.group(1)), raw, low, high)
