@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from rlaif.config.document import Settings
+from rlaif.records import Sampling
 
 
 class SamplingSettings(Settings):
@@ -32,9 +33,6 @@ class SamplingSettings(Settings):
 
     def over(self, *outer: SamplingSettings) -> dict[str, Any]:
         """Each field as it is set here, or else in the nearest of `outer`, or else by this kind of stage."""
-        return dict(_merged(self, outer))
-
-    def _merge(self, outer: tuple[SamplingSettings, ...]) -> dict[str, Any]:
         merged: dict[str, Any] = {}
         levels = (*reversed(outer), self)
         for level in levels:
@@ -43,11 +41,19 @@ class SamplingSettings(Settings):
             merged |= level.model_dump(include=set(SamplingSettings.model_fields), exclude_none=True)
         return merged
 
+    def resolved(self, seed: int, *outer: SamplingSettings) -> Sampling:
+        """As calls are asked for: one object for all that are asked alike, so that what is made of it is made once."""
+        return _resolved(self, seed, outer)
+
 
 @lru_cache(maxsize=256)
-def _merged(settings: SamplingSettings, outer: tuple[SamplingSettings, ...]) -> dict[str, Any]:
-    """Asked for every row, and the same for all rows of a stage."""
-    return settings._merge(outer)
+def _resolved(settings: SamplingSettings, seed: int, outer: tuple[SamplingSettings, ...]) -> Sampling:
+    return _first_equal(Sampling(seed=seed, **settings.over(*outer)))
+
+
+@lru_cache(maxsize=256)
+def _first_equal(sampling: Sampling) -> Sampling:
+    return sampling
 
 
 class JudgeSampling(SamplingSettings):

@@ -13,8 +13,8 @@ import hashlib
 import math
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from heapq import heappop, heappush
 
 from rlaif.engines.ledger import ROW, Ledger
@@ -115,15 +115,10 @@ class Gate:
                 self.in_flight += 1
                 turn.set_result(None)
 
-    @contextmanager
-    def keeping(self) -> Iterator[None]:
-        """While an answer that arrived is made durable."""
-        self.unkept += 1
-        try:
-            yield
-        finally:
-            self.unkept -= 1
-            self._admit()
+    def kept(self) -> None:
+        """An answer that arrived, and was counted as `unkept`, is durable now or lost."""
+        self.unkept -= 1
+        self._admit()
 
     def turn_away(self) -> None:
         """Tell whoever waits that nothing more is sent."""
@@ -387,10 +382,12 @@ class Traffic:
             self._answered.add(engine.name)
         for error in errors:  # a model that has answered is there: what it refuses now is this request
             error.fatal &= engine.name not in self._answered or error.cause in FINAL
+        if failed is None:
+            return False
         stops = [self.endpoint(place).given_up() for place in engine.places]
-        if failed is not None and (stop := stops[0]) is not None and all(stops):
+        if (stop := stops[0]) is not None and all(stops):
             arrived[:] = [stop] * len(arrived)
-        return failed is not None and failed.cause in GONE and not endpoint.up
+        return failed.cause in GONE and not endpoint.up
 
     async def _keep(
         self,
@@ -404,8 +401,11 @@ class Traffic:
         replies = [(i, one) for i, one in zip(request.indices, arrived, strict=True) if isinstance(one, Reply)]
         if not replies and not wasted and not unknown:
             return
-        with endpoint.gate.keeping():
+        endpoint.gate.unkept += 1
+        try:
             await keep(replies, wasted, unknown)
+        finally:
+            endpoint.gate.kept()
 
     # ------------------------------------------------------------ where to, and when
 

@@ -10,8 +10,7 @@ import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from itertools import islice
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -145,7 +144,8 @@ def _completion(candidate: Candidate) -> dict[str, str]:
 
 # ---------------------------------------------------------------- rows into files
 
-BATCH = 250  # rows in memory while a data set is written
+BATCH = 500  # rows in memory while a data set is written; what Parquet notes of each batch stays in memory, too
+PARQUET = "data/train-00000-of-00001.parquet"  # inside its folder
 
 
 class CardFacts(NamedTuple):
@@ -160,29 +160,75 @@ class CardFacts(NamedTuple):
 
 
 def write_dataset(shape: Shape, rows: Iterable[dict[str, Any]], folder: Path, card: CardFacts) -> int:
-    """Write `rows` as a data set that `datasets.load_dataset(folder)` loads, with its card; returns how many rows.
+    """Write `rows` as a data set with its card; returns how many rows. Raises WorkError as `DatasetWriter.finish`."""
+    with DatasetWriter(shape, folder) as writer:
+        for row in rows:
+            writer.add(row)
+        return writer.finish(card)
 
-    Raises WorkError when there are none, or when the card's counts do not add up: prompts in = prompts out + dropped.
+
+class DatasetWriter:
+    """A data set that `datasets.load_dataset(folder)` loads, written a row at a time.
+
+    It takes its place when it is finished; what is not is gone when the block ends.
     """
-    import pyarrow
-    import pyarrow.parquet
 
-    schema = _schema(shape)
-    data = folder / "data"
-    data.mkdir(parents=True, exist_ok=True)
-    count, prompts, stream = 0, 0, iter(rows)
-    last = None  # the rows of a prompt follow one another
-    with _whole(data / "train-00000-of-00001.parquet") as file, pyarrow.parquet.ParquetWriter(file, schema) as writer:
-        while batch := list(islice(stream, BATCH)):
-            writer.write_table(_table(batch, schema))
-            count += len(batch)
-            for row in batch:
-                prompts += row["prompt_id"] != last
-                last = row["prompt_id"]
-        _check_counts(count, prompts, card)
-    with _whole(folder / "README.md") as file:
-        file.write_text(_card(shape, count, prompts, card), encoding="utf-8")
-    return count
+    def __init__(self, shape: Shape, folder: Path) -> None:
+        self.count, self.folder = 0, folder
+        self._shape, self._prompts, self._batch = shape, 0, list[dict[str, Any]]()
+        self._last = None  # the rows of a prompt follow one another
+        self._file = ExitStack()
+        self._writer: Any = None  # Arrow's, from the first rows on
+
+    def __enter__(self) -> DatasetWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.count += 1
+        self._prompts += row["prompt_id"] != self._last
+        self._last = row["prompt_id"]
+        self._batch.append(row)
+        if len(self._batch) == BATCH:
+            self._write()
+
+    def _write(self) -> None:
+        import pyarrow.parquet
+
+        if self._writer is None:
+            self._parquet.parent.mkdir(parents=True, exist_ok=True)
+            self._file.callback(self._temporary.unlink, missing_ok=True)
+            self._schema = _schema(self._shape)
+            # Without statistics: they hold the least and the greatest text of every column and batch, for nobody.
+            writer = pyarrow.parquet.ParquetWriter(self._temporary, self._schema, write_statistics=False)
+            self._writer = self._file.enter_context(writer)
+        self._writer.write_table(_table(self._batch, self._schema))
+        self._batch.clear()
+
+    def finish(self, card: CardFacts) -> int:
+        """Put the data set in its place, with its card; returns how many rows it has.
+
+        Raises WorkError when there are none, or when the card's counts do not add up: prompts in = prompts out +
+        dropped.
+        """
+        _check_counts(self.count, self._prompts, card)
+        if self._batch:
+            self._write()
+        self._writer.close()
+        os.replace(self._temporary, self._parquet)
+        with _whole(self.folder / "README.md") as file:
+            file.write_text(_card(self._shape, self.count, self._prompts, card), encoding="utf-8")
+        return self.count
+
+    @property
+    def _parquet(self) -> Path:
+        return self.folder / PARQUET
+
+    @property
+    def _temporary(self) -> Path:
+        return _beside(self._parquet)
 
 
 def write_jsonl(rows: Iterable[Mapping[str, Any]], path: Path) -> int:
@@ -215,10 +261,14 @@ def _encoded(row: Mapping[str, Any]) -> bytes:
         return msgspec.json.encode(_storable(row))
 
 
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
 @contextmanager
 def _whole(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` that takes its name when the block ends well, and is gone when it does not."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _beside(path)
     try:
         yield temporary
         os.replace(temporary, path)

@@ -53,7 +53,7 @@ from rlaif.engines.protocol import Engine
 from rlaif.engines.scheduler import Sampler, Scheduler
 from rlaif.engines.wire import Wires
 from rlaif.errors import EngineError, RlaifError, Stopped, WorkError
-from rlaif.generate.pairing import Pairing, each_preference, length_balance, noise
+from rlaif.generate.pairing import Pairing, length_balance, noise, preferences_of
 from rlaif.generate.revising import revise
 from rlaif.generate.sampling import sample
 from rlaif.judges.comparing import compare
@@ -63,10 +63,10 @@ from rlaif.judges.rating import rate
 from rlaif.judges.scoring import score
 from rlaif.judges.strengths import strengths
 from rlaif.judges.verifying import verified
-from rlaif.measure import measure, resolved
+from rlaif.measure import measure
 from rlaif.pipeline import training
 from rlaif.pipeline.auditing import gate, unmet
-from rlaif.pipeline.datasets import preference_tables, remove_others, revision_tables, write_datasets
+from rlaif.pipeline.datasets import Piece, preference_pieces, remove_others, revision_pieces, write_datasets
 from rlaif.pipeline.engines import open_engine, trained_spec
 from rlaif.pipeline.events import EVERY, EventLog, Meter
 from rlaif.pipeline.folder import RunFolder, read_json, write_json, write_text
@@ -420,20 +420,28 @@ class Run:
         assert step.source is not None
         rows, source = self.rows[step.source.name], step.source
         judge, counts, pairing = self.inputs.judges.get(source.name), self._counts[source.name], self.pairing(step)
+        weights = judge.rubric.weights() if judge else None
+        keep = length_balance(rows, pairing) if stage.balance else None
         writer, margins, dropped = RowWriter(Preference, self._file(step)), array("d"), Counter[str]()
-        for preference in self.each_preference(step, stage, dropped):
-            writer.append(preference)
-            margins.append(preference.margin)
-        preferences = writer.finish()
-        self.pairs[step.name] = preferences
-        tables = preference_tables(rows, counts.failed, preferences, dropped, judge.rubric.weights() if judge else None)
+
+        def pieces() -> Iterator[Piece]:
+            for row in rows:
+                made = preferences_of(row, pairing, dropped, keep)
+                for preference in made:
+                    writer.append(preference)
+                    margins.append(preference.margin)
+                yield from preference_pieces(row, made, weights)
+            self.pairs[step.name] = writer.finish()  # before the data sets take their places
+
+        failed = {"failed": counts.failed} if counts.failed else {}
         self.digests |= write_datasets(
-            self.folder.path / "dataset", step.name, "pair", len(rows), tables, self._named(counts),
+            self.folder.path / "dataset", step.name, "pair", len(rows), pieces(),
+            {"ultrafeedback": failed, "preference": dropped, "sft": dropped}, self._named(counts),
             self._all_made_with(step),
         )  # fmt: skip
         facts: dict[str, Any] = {
             "rule": pairing.rule,
-            "preferences": len(preferences),
+            "preferences": len(margins),
             "mean_margin": round(fmean(margins), 4) if margins else None,
         }
         if margins and (within := noise(rows, pairing)) is not None:
@@ -469,10 +477,9 @@ class Run:
             basis, weights = "ratings", dict.fromkeys(labels.aspects(), 1.0)
         return Pairing(rule, basis, weights, step.stage.min_margin)
 
-    def each_preference(self, step: Step, stage: PairStage, dropped: Counter[str]) -> Iterator[Preference]:
-        assert step.source is not None
-        rows, pairing = self.rows[step.source.name], self.pairing(step)
-        return each_preference(rows, pairing, dropped, length_balance(rows, pairing) if stage.balance else None)
+    def preferences_of(self, row: Row, step: Step, dropped: Counter[str]) -> list[Preference]:
+        """A row's preferences before any balancing, which needs all rows."""
+        return preferences_of(row, self.pairing(step), dropped)
 
     def _named(self, counts: RowCounts) -> dict[str, ModelSpec]:
         return {
@@ -589,9 +596,9 @@ class Run:
         """The digest of all that determines the measure's figures."""
         judge = self.inputs.judges.get(step.name)
         sampled = {*stage.models, *([stage.best_of.model] if stage.best_of else [])}
-        asked = {name: resolved(stage.sampling, self.settings[name], self.pipeline.seed) for name in sorted(sampled)}
+        asked = {name: stage.sampling.resolved(self.pipeline.seed, self.settings[name]) for name in sorted(sampled)}
         if stage.rate:
-            rating = resolved(stage.rate.sampling, self.settings[stage.rate.model], self.pipeline.seed)
+            rating = stage.rate.sampling.resolved(self.pipeline.seed, self.settings[stage.rate.model])
             asked |= {"judge": rating}
         models = {*sampled, *([stage.rate.model] if stage.rate else []), *([stage.reward] if stage.reward else [])}
         models |= {parent for name, parent in self.parents.items() if name in models}
@@ -607,7 +614,7 @@ class Run:
                 "asked": {name: sampling.model_dump(mode="json") for name, sampling in asked.items()},
                 "rubric": judge.rubric.digest if judge else None,
                 "template": judge.template.digest if judge else None,
-                "versions": training.versions(*training.PACKAGES, "scipy") | {"rlaif": rlaif.__version__},
+                "versions": {"rlaif": rlaif.__version__, **training.versions(*training.PACKAGES, "scipy")},
             }
         )
 
@@ -658,7 +665,7 @@ class Run:
                 dropped = counts.dropped + Counter({"failed": counts.failed})
                 self.digests |= write_datasets(
                     self.folder.path / "dataset", step.name, "revise", len(done),
-                    revision_tables(done, +dropped), self._named(counts), self._made_with(step.name),
+                    revision_pieces(done), {"sft": +dropped}, self._named(counts), self._made_with(step.name),
                 )  # fmt: skip
             record = self._row_record(step, counts, failed_before, entered)
             record.seconds = time.monotonic() - began if step is steps[-1] else None
@@ -785,7 +792,7 @@ class Run:
                 "state": state,
                 "started": self._started,
                 "seconds": round(time.time() - self._started, 2),
-                "versions": {"rlaif": rlaif.__version__} | training.versions("datasets", "openai", *training.PACKAGES),
+                "versions": {"rlaif": rlaif.__version__, **training.versions("datasets", "openai", *training.PACKAGES)},
                 "digests": dict(sorted(self.digests.items())),
                 "stages": [self._told(record) for record in self.records],
                 "calls": self._calls(),

@@ -10,7 +10,8 @@ import asyncio
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -134,7 +135,7 @@ def training_key(
             "reward": reward,
             "lessons": digest([[split, _plain(lesson)] for split, lesson in lessons if split not in unused]),
             "template": template,
-            "versions": versions(*PACKAGES) | {"rlaif": rlaif.__version__},
+            "versions": {"rlaif": rlaif.__version__, **versions(*PACKAGES)},
         }
     )
 
@@ -228,7 +229,8 @@ def left_out(method: str, lessons: Sequence[tuple[Split, Lesson]]) -> Counter[st
     return Counter(split for split, _ in lessons if split in _UNUSED[method])
 
 
-def versions(*packages: str) -> dict[str, str]:
+@cache
+def versions(*packages: str) -> Mapping[str, str]:
     """The installed versions of `packages`, those that are not installed left out."""
     found = {}
     for package in packages:
