@@ -110,7 +110,9 @@ def checked(document: Document) -> Pipeline:
     name = document.value.get("name")
     if not isinstance(name, str) or not re.fullmatch(NAME, name):
         raise document.error(
-            f"expected letters, digits, '.', '_' or '-', 100 at most, found {found(name)}", ("name",), "write `name: my-run`"
+            f"expected letters, digits, '.', '_' or '-', 100 at most, found {found(name)}",
+            ("name",),
+            "write `name: my-run`",
         )
     seed = document.value.get("seed", 0)
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:

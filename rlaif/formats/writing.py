@@ -156,6 +156,8 @@ def write_dataset(shape: Shape, rows: Iterable[dict[str, Any]], folder: Path, ca
     schema = _schema(shape)
     data = folder / "data"
     data.mkdir(parents=True, exist_ok=True)
+    for left in (*folder.glob(".*.tmp"), *data.glob(".*.tmp")):  # by a run that was killed
+        left.unlink()
     count, prompts, stream = 0, 0, iter(rows)
     last = None  # the rows of a prompt follow one another
     with _whole(data / "train-00000-of-00001.parquet") as file, pyarrow.parquet.ParquetWriter(file, schema) as writer:
