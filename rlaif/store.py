@@ -235,6 +235,10 @@ class CallStore:
         fix = "check the disk and the file's permissions"
         if "full" in str(error):
             fix = "free some disk space, then run the same command again: what is stored is kept"
+        elif "malformed" in str(error) or "not a database" in str(error):
+            fix = (
+                "restore it from a copy, save what can be read with sqlite3's `.recover`, or move it away and pay again"
+            )
         return StoreError(f"the call store cannot be used: {error}", file=str(self.path), fix=fix)
 
     # ------------------------------------------------------------ reading
@@ -269,7 +273,9 @@ class CallStore:
     def request(self, key: str) -> dict[str, Any] | None:
         """What was asked: the model's name in the pipeline, messages, sampling, schema, index and attempt."""
         found = self._found("calls", "request", [key]).get(key)
-        return None if found is None else _read(found)
+        with suppress(*UNREADABLE):
+            return None if found is None else _read(found)
+        return None
 
     def failures(self, keys: Iterable[str]) -> dict[str, tuple[str, str]]:
         """Cause and message, by key, of the calls that finally failed; empty if none had when the store was opened."""
@@ -299,7 +305,9 @@ class CallStore:
             row = self._reads.execute(
                 "SELECT learnt FROM servers WHERE server = ? AND created > ?", [server, since]
             ).fetchone()
-        return None if row is None else dict(json.loads(row[0]))
+        with suppress(*UNREADABLE):
+            return None if row is None else dict(json.loads(row[0]))
+        return None
 
     def _found(self, table: str, column: str, keys: Iterable[str]) -> dict[str, Any]:
         return dict(self._rows(table, f"key, {column}", keys))
@@ -478,7 +486,10 @@ class CallStore:
         self._writer.shutdown()
         batches, self._waiting = self._waiting, []
         if batches:  # their event loop ended before their turn came
-            self._commit(batches)
+            try:
+                self._commit(batches)
+            except sqlite3.Error as error:
+                raise self._error(error) from None
         with self._read_lock:
             self._reads.close()
         with self._lock:  # the writer last: it is the one that can put the log away
@@ -515,7 +526,10 @@ def _migrate(db: sqlite3.Connection) -> None:
         for key, model, request, answer, created in db.execute(
             "SELECT key, model, request, answer, created FROM old_calls ORDER BY created"
         ):
-            tokens = _tokens(json.loads(answer))
+            try:
+                tokens = _tokens(dict(json.loads(answer)))
+            except UNREADABLE:  # as good as none: it is asked for again
+                continue
             row = (key, model, "", created, *tokens, _pack(request), _pack(answer))
             db.execute(f"{_INSERT} VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
         db.execute("DROP TABLE old_calls")

@@ -198,7 +198,10 @@ class DatasetWriter:
         import pyarrow.parquet
 
         if self._writer is None:
-            self._parquet.parent.mkdir(parents=True, exist_ok=True)
+            data = self._parquet.parent
+            data.mkdir(parents=True, exist_ok=True)
+            for left in (*self.folder.glob(".*.tmp"), *data.glob(".*.tmp")):  # by a run that was killed
+                left.unlink()
             self._file.callback(self._temporary.unlink, missing_ok=True)
             self._schema = _schema(self._shape)
             # Without statistics: they hold the least and the greatest text of every column and batch, for nobody.

@@ -87,7 +87,7 @@ def remove_others(folder: Path, stages: Mapping[str, str]) -> None:
     """Remove the data sets that no stage of this pipeline writes; `stages` gives each stage's kind."""
     expected = {dataset_name(name, shape) for name, kind in stages.items() for shape in SHAPES.get(kind, ())}
     for path in folder.iterdir() if folder.is_dir() else ():
-        if path.name not in expected:
+        if path.name not in expected and path.is_dir() and not path.is_symlink():  # anything else is not ours
             shutil.rmtree(path)
 
 

@@ -136,7 +136,7 @@ class RunFolder:
             value = json.loads(path.read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
                 return None
             fix = "delete it and run the pipeline again: nothing that was paid for is lost"
@@ -167,18 +167,18 @@ def read_json(path: Path) -> dict[str, Any] | None:
     text = read_text(path)
     try:
         value = json.loads(text) if text is not None else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
 
-def read_lines(path: Path) -> Iterator[str]:
+def read_lines(path: Path) -> Iterator[bytes]:
     """The whole lines of a stage file, or of its partial file while the stage is not done."""
     if not path.exists():
         path = path.with_suffix(".partial.jsonl")
     if not path.exists():
         return
-    with open(path, encoding="utf-8") as file:
+    with open(path, "rb") as file:
         for line in file:
-            if line.endswith("\n"):
+            if line.endswith(b"\n"):
                 yield line

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -83,8 +84,12 @@ class Inputs:
         self.notes: list[str] = []  # what is no error and should be known before anything is paid for
         self._read: dict[str, tuple[Stored[Prompt], dict[str, int]]] = {}
         for spec in pipeline.models.values():
-            if isinstance(spec, OpenAIModel):
-                api_key(spec)
+            if not isinstance(spec, OpenAIModel):
+                continue
+            api_key(spec)
+            if (variable := spec.api_key_env) and not os.environ.get(variable):
+                note = f"the environment variable {variable} is not set, so its server is asked without a key"
+                self.notes += [note] * (note not in self.notes)
         self._check_heads()
         for step in pipeline.steps:
             stage = step.stage

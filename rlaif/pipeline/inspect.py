@@ -53,7 +53,7 @@ def _files(folder: RunFolder, *kinds: str) -> list[Path]:
     return found or [path.with_name(path.name.replace(".partial", "")) for path in partial]
 
 
-def _record(kind: type[Kind], line: str, path: Path) -> Kind:
+def _record(kind: type[Kind], line: bytes, path: Path) -> Kind:
     try:
         return kind.model_validate_json(line)
     except ValidationError:
@@ -142,7 +142,11 @@ def export(folder: RunFolder, form: str, target: Path, jsonl: bool) -> int:
     if os.path.exists(target) and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{str(target)!r} exists", fix="give a new path with --to")
     source = folder.path / "dataset" / form
-    table = pyarrow.parquet.read_table(source / "data")
+    try:
+        table = pyarrow.parquet.read_table(source / "data")
+    except (OSError, pyarrow.ArrowException):
+        fix = "run the pipeline again: its calls are in the store"
+        raise WorkError("the data set is damaged", file=str(source), fix=fix) from None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         if jsonl:

@@ -153,14 +153,18 @@ class Run:
         self._started = time.time()
         for name, spec in pipeline.models.items():
             self._add_model(name, spec)
+        # By identity. Also of models that an earlier form of the pipeline paid: what they cost is spent.
+        self._prices: dict[str, dict[str, float]] = self._before.get("prices", {}) | {
+            self.engines[name].identity: price.model_dump() for name, price in prices.items()
+        }
         if pipeline.budget is not None:
-            names = {self.engines[name].identity: name for name in prices}  # two names may stand for one model
             paid = [
-                (names[identity], *tokens)
-                for identity, tokens in store.spent(pipeline.name).items()
-                if identity in names
+                (self._prices[one], *tokens)
+                for one, tokens in store.spent(pipeline.name).items()
+                if one in self._prices
             ]
-            self.ledger.before(sum(self.ledger.cost(*one) or 0.0 for one in paid))
+            spent = sum(read * price["prompt"] + written * price["completion"] for price, read, written in paid)
+            self.ledger.before(spent / 1e6)
 
     def _add_model(self, name: str, spec: ModelSpec) -> None:
         self.specs[name] = spec
@@ -191,7 +195,7 @@ class Run:
                 if self.scheduler.stopped:
                     break
                 await self._let_go(steps)
-                with self._interruptible(gently=kind in (*ROW_STAGES, "measure")), suppress(Stopped):
+                with self._interruptible(kind), suppress(Stopped):
                     await (self._stream(steps) if kind in ROW_STAGES else self._table(steps[0]))
                 self._write_manifest("running")
             state = "stopped" if self.scheduler.stopped else "incomplete" if self.failures else "done"
@@ -227,13 +231,15 @@ class Run:
         return step.source is not None and len(self.rows.get(step.source.name, ())) > 0
 
     @contextmanager
-    def _interruptible(self, gently: bool) -> Iterator[None]:
+    def _interruptible(self, kind: str) -> Iterator[None]:
         """The first Ctrl-C in a row stage asks nothing more and ends with what is finished; the second leaves at once.
 
-        Elsewhere the first one leaves: a trainer goes on from its checkpoint.
+        Elsewhere the first one leaves: a trainer goes on from its checkpoint. A pair stage never gives the event loop
+        its turn, so there the signal itself has to break in.
         """
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None
+        gently = kind in (*ROW_STAGES, "measure")
 
         def interrupt() -> None:
             if gently and self.scheduler.stopped is None:
@@ -247,7 +253,10 @@ class Run:
             return
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         for number in before:
-            loop.add_signal_handler(number, interrupt)
+            if kind == "pair":
+                signal.signal(number, signal.default_int_handler)
+            else:
+                loop.add_signal_handler(number, interrupt)
         try:
             yield
         finally:
@@ -796,6 +805,7 @@ class Run:
                 "digests": dict(sorted(self.digests.items())),
                 "stages": [self._told(record) for record in self.records],
                 "calls": self._calls(),
+                "prices": self._prices,
                 "notes": self.inputs.notes,
                 "capabilities": self._before.get("capabilities", {}) | probed,
                 "failures": self.failures,
