@@ -9,10 +9,11 @@ from rlaif.judges.replies.words import CORRECTION, CUT, SWAPS, find_object, fore
 
 Ranking = tuple[tuple[int, ...], ...]  # groups of numbers, best first; those in one group are tied
 
-_ITEM = r"[*_]*(?:(?:completion|text|response|answer|candidate)[ \t]*#?)?\[?(?P<{}>\d{{1,4}})\]?[*_]*"
-_PLAIN = re.sub(r"\?P<\{\}>", "", _ITEM).replace("{{", "{").replace("}}", "}")
-_CHAIN = re.compile(rf"{_PLAIN}(?:[ \t]*[>=≻][ \t]*{_PLAIN})+", re.IGNORECASE)
-_LIST = re.compile(rf"\[?{_PLAIN}(?:[ \t]*,[ \t]*{_PLAIN})*\]?", re.IGNORECASE)
+_NAME = r"[*_]*(?:(?:completion|text|response|answer|candidate)[ \t]*#?)?\[?"
+_NUMBER = re.compile(rf"{_NAME}(\d{{1,4}})\]?[*_]*", re.IGNORECASE)
+_ITEM = rf"{_NAME}\d{{1,4}}\]?[*_]*"
+_CHAIN = re.compile(rf"{_ITEM}(?:[ \t]*[>=≻][ \t]*{_ITEM})+", re.IGNORECASE)
+_LIST = re.compile(rf"\[?{_ITEM}(?:[ \t]*,[ \t]*{_ITEM})*\]?", re.IGNORECASE)
 _KEY = re.compile(
     r"[ \t#*_•-]*(?:(?:so|thus|therefore|my|the|final|overall)\b,?[ \t]*)*\branking\b[*_]*"
     r"(?:[ \t]*\(?,?(?:from )?best (?:first|to worst)\)?)?[*_]*(?:[ \t]*[:=][*_]*[ \t]*|[ \t]+is:?[ \t]+)",
@@ -20,8 +21,8 @@ _KEY = re.compile(
 )
 _PLACES = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
 _PLACE = re.compile(
-    rf"[ \t*_•-]*(?:(?P<digits>\d{{1,2}})(?:st|nd|rd|th)|(?P<word>{'|'.join(_PLACES)}))(?:[ \t]+place)?[*_]*[ \t]*[:–—-][*_]*[ \t]*"
-    rf"{_ITEM.format('k')}(?P<tail>[^\n]*)",
+    rf"[ \t*_•-]*(?:(?P<digits>\d{{1,2}})(?:st|nd|rd|th)|(?P<word>{'|'.join(_PLACES)}))(?:[ \t]+place)?"
+    rf"[*_]*[ \t]*[:–—-][*_]*[ \t]*{_NAME}(?P<k>\d{{1,4}})\]?[*_]*(?P<tail>[^\n]*)",
     re.IGNORECASE,
 )
 _WORST_FIRST = re.compile(
@@ -34,8 +35,8 @@ def read_ranking(text: str, n: int, *, cut: bool = False) -> tuple[Ranking | Non
     """The ranking of a reply, each of 1 to n in it exactly once; or the problem.
 
     It is a chain on a line of its own (`2 > 1 = 3`), a chain or list after `Ranking:`, a list that is the whole reply,
-    places (`1st: 2`), or the `ranking` of one JSON object. Two that differ, an order from worst to best and a correction
-    after it are unparsed. `cut`: the reply ended at max_tokens, and is unparsed.
+    places (`1st: 2`), or the `ranking` of one JSON object. Two that differ, an order from worst to best and a
+    correction after it are unparsed. `cut`: the reply ended at max_tokens, and is unparsed.
     """
     if cut:
         return None, CUT
@@ -59,7 +60,7 @@ def read_ranking(text: str, n: int, *, cut: bool = False) -> tuple[Ranking | Non
     numbers = [number for group in ranking for number in group]
     if sorted(numbers) != list(range(1, n + 1)):
         return None, f"expected the numbers 1 to {n} once each, found {', '.join(map(str, numbers[: n + 3]))}"
-    if _WORST_FIRST.search(heard):
+    if _WORST_FIRST.search(text):
         return None, "an order from worst to best"
     if CORRECTION.search(heard[max(end, last) :]) or SWAPS.search(heard[max(end, last) :]):
         return None, "the words after the ranking may take it back"
@@ -82,8 +83,8 @@ def _groups(value: Any) -> Ranking | None:
 def _number(item: Any) -> int | None:
     if isinstance(item, bool) or not isinstance(item, (int, str)):
         return None
-    match = re.fullmatch(_ITEM.format("k"), str(item).strip(), re.IGNORECASE)
-    return int(match["k"]) if match else None
+    match = _NUMBER.fullmatch(str(item).strip())
+    return int(match[1]) if match else None
 
 
 def _given(heard: str) -> tuple[list[Ranking | None], int]:

@@ -155,7 +155,8 @@ def _reading(number: Number, raw: str, na: bool) -> Reading:
 # (`#### Output for Text 1`, its templates). A bare `1.` may be a list of anything and opens none.
 _BLOCK = re.compile(
     r"^[ \t]*(?:(?:[-*•]|\d{1,2}[.)](?=[ \t]+\[))[ \t]+)?(?:#{1,6}[ \t]*)?[*_]{0,3}"
-    rf"(?:\[(?P<bracket>\d{{1,4}})\]|(?:output[ \t]+for[ \t]+)?{_NAMED}[ \t]*#?(?P<open>\[)?(?P<named>\d{{1,4}})(?(open)\])"
+    rf"(?:\[(?P<bracket>\d{{1,4}})\]"
+    rf"|(?:output[ \t]+for[ \t]+)?{_NAMED}[ \t]*#?(?P<open>\[)?(?P<named>\d{{1,4}})(?(open)\])"
     r"(?![\w.])(?=[ \t]*[*_]{0,3}[ \t]*(?:[:|(→\r\n]|[-–—][ \t]|$)))[*_]{0,3}",
     re.MULTILINE | re.IGNORECASE,
 )
@@ -166,7 +167,8 @@ _RATING = re.compile(
     rf"\brating\b[*_]*{_BRACKETS}[*_]*(?:[ \t]*[:=][*_]*[ \t]*|[ \t]*(?=[*_`\"'\[(]*[+-]?\d))", re.IGNORECASE
 )
 _MENTION = re.compile(
-    r"\brating[ \t]+(?:of|is|to|was|as)[ \t]+[*_]*(\d{1,4})(?!\d)|(?<![\d/.])(\d{1,4})[ \t]*(?:/|out of)[ \t]*(\d{1,4})(?![\d/])",
+    r"\brating[ \t]+(?:of|is|to|was|as)[ \t]+[*_]*(\d{1,4})(?!\d)|(?<![\d/.])(\d{1,4})[ \t]*(?:/"
+    r"|out of)[ \t]*(\d{1,4})(?![\d/])",
     re.IGNORECASE,
 )
 _HEAD = re.compile(r"[ \t*_]*(?:[:|→]|[-–—][ \t])?[ \t*_]*")
@@ -178,8 +180,10 @@ _SOME = re.compile(
     re.IGNORECASE,
 )
 _SUMMARY = re.compile(
-    r"^\W*(?:final(?:ly)?|summary|in sum|to sum up|ratings|scores|overall|totals?|results?)\b(?![*_ \t]*rating\b)[^\n]*\d"
-    rf"|\[\d{{1,4}}\]\W{{0,4}}(?:rating\W{{0,4}})?\d|\b{_NAMED}[ \t]*\[?\d{{1,4}}\]?[ \t]*(?:[:=]|->|→)[ \t]*[*_]*(?:rating\W{{0,4}})?\d",
+    r"^\W*(?:final(?:ly)?|summary|in sum|to sum up|ratings|scores|overall|totals?"
+    r"|results?)\b(?![*_ \t]*rating\b)[^\n]*\d"
+    rf"|\[\d{{1,4}}\]\W{{0,4}}(?:rating\W{{0,4}})?\d|\b{_NAMED}[ \t]*\[?\d{{1,4}}\]?[ \t]*(?:[:=]|->"
+    rf"|→)[ \t]*[*_]*(?:rating\W{{0,4}})?\d",
     re.IGNORECASE | re.MULTILINE,
 )
 _TYPES = re.compile(r"^[ \t*_#-]*types?[*_]*[ \t]*:[*_ \t]*(.*)$", re.IGNORECASE | re.MULTILINE)

@@ -24,7 +24,8 @@ from rlaif.judges.replies.words import (
 _FIELD = re.compile(r"(?:overall|final|total)?[ _-]*(?:score|rating)")
 _KEY = re.compile(
     r"(?:(?<=[.!?;][ \t])|^(?![ \t]*>)[ \t#*_•-]*)(?:(?:so|thus|therefore|my|the|an?|overall|final|total)\b,?[ \t]*)*"
-    r"(?:\b(?:score|rating)|\boverall)\b[*_]*(?:[ \t]*\([^()\n]{1,30}\))?[*_]*(?:[ \t]*[:=][*_]*\s*|[ \t]+(?:is:?[ \t]+)?(?=[*_\[]*\d))",
+    r"(?:\b(?:score|rating)|\boverall)\b[*_]*(?:[ \t]*\([^()\n]{1,30}\))?[*_]*(?:[ \t]*[:=][*_]*\s*"
+    r"|[ \t]+(?:is:?[ \t]+)?(?=[*_\[]*\d))",
     re.IGNORECASE | re.MULTILINE,
 )
 _BRACKETS = re.compile(r"\[\[[^\[\]\n]{1,12}\]\]")
@@ -99,7 +100,7 @@ def _field(heard: str, text: str, low: int, high: int) -> Reading:
         return Reading(None, text, found)
     value, before = found
     fields = [key for key in value if _FIELD.fullmatch(key)] if isinstance(value, dict) else []
-    if len(fields) != 1 or _given(before, low, high)[0]:
+    if len(fields) != 1 or _given(before, low, high)[0] or any(re.search("scale|max|out.of", key) for key in value):
         return Reading(None, text, "expected one score")
     written = value[fields[0]]
     if isinstance(written, bool) or not isinstance(written, (int, str)):

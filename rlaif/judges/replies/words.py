@@ -115,20 +115,24 @@ _DECODER = json.JSONDecoder(object_pairs_hook=lambda pairs: _unique(pairs))
 _OPENING = re.compile(r"```[ \t]{0,4}\w{0,20}$")
 _CLOSING = re.compile(r"```")
 _HARMLESS = re.compile(
-    r"\bin (?:the|your|this) (?:(?:requested|required|specified|given|json) )*format\b|\bas (?:asked|requested|instructed)\b"
+    r"\bin (?:the|your|this) (?:(?:requested|required|specified|given|json) )*format\b|\bas (?:asked"
+    r"|requested|instructed)\b"
     r"|\blet me know\b[^.!?\n\d{}]*",
     re.IGNORECASE,
 )
 _INTRODUCES = re.compile(
-    r"^(?:sure,? )?here\W|^\W*sure\W|\b(?:my|ratings?|evaluations?|assessments?|json|results?|verdict|answer|judge?ments?|object|scores?|ranking)\b",
+    r"^(?:sure,? )?here\W|^\W*sure\W|\b(?:my|ratings?|evaluations?|assessments?|json|results?|verdict|answer"
+    r"|judge?ments?|object|scores?|ranking)\b",
     re.IGNORECASE,
 )
 # Words of a judge that shows what somebody else said, or what a reply would look like.
 REPORTS = re.compile(
     r"\b(?:say(?:s|ing)?|said|writes?|wrote|written|writing|reads|contain(?:s|ing)?|claim(?:s|ed|ing)|quot\w+|inject\w*"
-    r"|demand(?:s|ed|ing)?|asks|ask(?:ed|ing)? (?:for|that)|instruct\w*|tell(?:s|ing)?|told|tr(?:ies|ied|ying)|example|e\.g\.|format"
+    r"|demand(?:s|ed|ing)?|asks|ask(?:ed|ing)? (?:for|that)|instruct\w*|tell(?:s|ing)?|told|tr(?:ies|ied"
+    r"|ying)|example|e\.g\.|format"
     r"|template|schema|pretend\w*|imitat\w+|fake\w*|smuggl\w+|suggest\w*|insist\w*|plead\w*|beg(?:s|ged|ging)?"
-    r"|order(?:s|ed|ing)|ignor\w+|(?:its|their) own (?:rating|score|verdict|mark|word|ranking)s?|attempt\w*|embed\w*|(?<!\bi )would|could|should|might|must|if|unless|instead of"
+    r"|order(?:s|ed|ing)|ignor\w+|(?:its|their) own (?:rating|score|verdict|mark|word|ranking)s?|attempt\w*"
+    r"|embed\w*|(?<!\bi )would|could|should|might|must|if|unless|instead of"
     r"|never|cannot|can't|n't|isn't|wasn't|another judge|previous\w*|earlier|at first|initial(?:ly)?)\b",
     re.IGNORECASE,
 )
@@ -147,7 +151,8 @@ CORRECTION = re.compile(
     re.IGNORECASE,
 )
 SWAPS = re.compile(
-    r"\b(?:swap|exchang|revers)\w*(?: \w+)? (?:the two|them|these|those|two|ratings|scores|numbers|verdicts?|completions?|texts?|\W?\d)"
+    r"\b(?:swap|exchang|revers)\w*(?: \w+)? (?:the two|them|these|those|two|ratings|scores|numbers|verdicts?"
+    r"|completions?|texts?|\W?\d)"
     r"|\bmixed (?:\w+ ){0,3}up\b|\b(?:other|wrong) way a?round\b|\bwrong order\b|\bvice versa\b",
     re.IGNORECASE,
 )
@@ -156,13 +161,15 @@ _AFTERTHOUGHT = re.compile(
     re.IGNORECASE,
 )
 _VOID = re.compile(
-    r"\b(?:disregard|ignore|discard) (?:the|this|these|that|my|all)\b|\bplaceholders?\b|\bdummy\b|\b(?:wrong|other) (?:texts|completions)\b"
+    r"\b(?:disregard|ignore|discard) (?:the|this|these|that|my|all)\b|\bplaceholders?\b|\bdummy\b|\b(?:wrong"
+    r"|other) (?:texts|completions)\b"
     r"|\bi (?:decline|refuse) to\b|\bin reverse\b|\b(?:are|were) (?:only |just )?(?:examples|guesses)\b",
     re.IGNORECASE,
 )
 _SCALE = re.compile(r"\bscale\b\W{0,3}(?:of |from |is |between )?(\d+)[ \t]*(?:to|and|-|–)[ \t]*(\d+)", re.IGNORECASE)
 _REVERSED = re.compile(
-    r"\b[01] (?:is|being|=|means|as) (?:the )?best\b|\b[01] best\b|\blower (?:is|means) better\b|\b\d+ (?:is|=|means) (?:the )?worst\b",
+    r"\b[01] (?:is|being|=|means|as) (?:the )?best\b|\b[01] best\b|\blower (?:is|means) better\b|\b\d+ (?:is"
+    r"|=|means) (?:the )?worst\b",
     re.IGNORECASE,
 )
 
@@ -234,7 +241,8 @@ _NUMBER = re.compile(
 # `4 or 5`, `4 - 5`, `4.5` and `4 minus` are not 4.
 _CLOSES = re.compile(r"\s*$|\s*[.;:!,)|]+(?=\s|$)|\s+[-–—]+\s|\s+\(|\s+(?:because|since|as|for|due)\b", re.IGNORECASE)
 _HEDGE = re.compile(
-    r"[\s*_(]*(?:(?:or|to|and|maybe|perhaps|possibly|probably|if|but|out|of|not|no|minus|plus|half|though|although|almost"
+    r"[\s*_(]*(?:(?:or|to|and|maybe|perhaps|possibly|probably|if|but|out|of|not|no|minus|plus|half|though"
+    r"|although|almost"
     r"|nearly|actually|wait|rather|approximately|about|on a scale)\b|[+-]?\d|[½¼¾~<>≈])",
     re.IGNORECASE,
 )
