@@ -1,19 +1,21 @@
 """The data shapes other people's files have, and the ones we write. Only here do their column names live.
 
-`reading` turns files into prompts, conversations and preferences, `writing` records into data sets that trainers load
-unedited.
+`reading` turns files into prompts, conversations, preferences and judged rows, `writing` records
+into data sets that trainers load unedited.
 """
 
+from rlaif.formats.files import Rows, read_hub, rows_of
 from rlaif.formats.reading import (
     Conversation,
     ReadResult,
-    Rows,
     StatedPreference,
     each_prompt,
+    each_row,
+    named,
     read_conversations,
-    read_hub,
     read_preferences,
     read_prompts,
+    read_rows,
 )
 from rlaif.formats.writing import (
     CardFacts,
@@ -31,11 +33,15 @@ __all__ = [
     "Rows",
     "StatedPreference",
     "each_prompt",
+    "each_row",
+    "named",
     "preference_rows",
     "read_conversations",
     "read_hub",
     "read_preferences",
     "read_prompts",
+    "read_rows",
+    "rows_of",
     "sft_rows",
     "ultrafeedback_rows",
     "write_dataset",
