@@ -433,14 +433,13 @@ def _annotated(entries: Sequence[dict[str, Any]]) -> tuple[list[Rating], list[Sc
         listed = [{"aspect": aspect, **each} for aspect, each in noted.items() if each] if published else noted
         own = [_rating(index, each, published) for each in listed]
         ratings += own
-        if entry.get("overall_score") is not None:
-            value = entry["overall_score"]
-            scores.append(_overall(index, entry, own) if published else _score(index, value, _judge(entry), OVERALL))
+        if published and entry.get("overall_score") is not None:
+            scores.append(_overall(index, entry, own))
+        elif entry.get("overall_score") is not None or entry.get("overall_problem") is not None:
+            judge, problem = _name(entry, "overall_judge") or JUDGE, _name(entry, "overall_problem")
+            score = _score(index, entry.get("overall_score"), judge, OVERALL)
+            scores.append(score.model_copy(update={"value": None, "problem": problem}) if problem else score)
     return ratings, scores
-
-
-def _judge(entry: Mapping[str, Any]) -> str:
-    return _name(entry, "judge") or JUDGE
 
 
 def _rating(candidate: int, noted: dict[str, Any], published: bool) -> Rating:
@@ -462,7 +461,7 @@ def _rating(candidate: int, noted: dict[str, Any], published: bool) -> Rating:
         types=tuple(str(each) for each in listed if each not in (None, "", "None", "N/A")),
         raw="\n".join(word for word in words if word),
         problem=problem,
-        judge=_judge(noted),
+        judge=_name(noted, "judge") or JUDGE,
         call=_name(noted, "call") or "",
         position=position if isinstance(position, int) else candidate + 1,
     )
