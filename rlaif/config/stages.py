@@ -37,22 +37,64 @@ class FileStage(Stage):
     path: str | None = None
     hub: str | None = None
     hub_split: str = "train"  # the split's name on the hub; the train / validation / held-out split is by hash
+    revision: str | None = None  # of the data set on the hub: a commit, branch or tag
     take: int | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
     def _one_source(self) -> FileStage:
         if (self.path is None) == (self.hub is None):
             raise ValueError("give either `path` (a file) or `hub` (a data set id on the hub)")
+        if self.revision is not None and self.hub is None:
+            raise ValueError("a `revision` is of a data set on the hub; take it out")
         return self
 
     def named_files(self) -> list[tuple[str, Position]]:
         return _given(self, "path")
 
 
+class Columns(Settings):
+    """What a file calls its columns, by what we call them. Those that are not named here are not read."""
+
+    prompt: str | None = None
+    messages: str | None = None
+    completion: str | None = None
+    system: str | None = None
+    reference: str | None = None
+    source: str | None = None
+    chosen: str | None = None
+    rejected: str | None = None
+    chosen_model: str | None = None
+    rejected_model: str | None = None
+    score_chosen: str | None = None
+    score_rejected: str | None = None
+    completion_a: str | None = None
+    completion_b: str | None = None
+    model_a: str | None = None
+    model_b: str | None = None
+    label: str | None = None  # of the two: a, b or tie
+    probability: str | None = None  # that chosen, or the first of the two, is the better one
+    completions: str | None = None
+    models: str | None = None
+    scores: str | None = None
+    ranks: str | None = None
+
+    @model_validator(mode="after")
+    def _names_one(self) -> Columns:
+        if not self.named():
+            raise ValueError("name at least one column, such as {prompt: question}")
+        return self
+
+    def named(self) -> dict[str, str]:
+        return self.model_dump(exclude_none=True)
+
+
 class DataStage(FileStage):
-    """Demonstrations that exist: conversations that end with an assistant turn."""
+    """Data that exists: demonstrations, preferences, or completions to judge, as whoever reads it takes it."""
 
     kind = "data"
+    columns: Columns | None = None
+    system: Text | None = None  # put in front of a conversation where no system message stands
+    turns: Literal["all", "last"] | None = None  # of a conversation, what is learnt or judged
 
 
 class PromptsStage(FileStage):
@@ -118,7 +160,7 @@ class Rater(Settings):
 
 class RateStage(Rater, Stage):
     kind = "rate"
-    reads = ("sample",)
+    reads = ("sample", "data")
 
     def named_models(self) -> list[tuple[str, Position]]:
         return _given(self, "model")
@@ -154,7 +196,7 @@ class CompareStage(Stage):
     """
 
     kind = "compare"
-    reads = ("sample",)
+    reads = ("sample", "data")
     model: Name
     constitution: str
     template: str = "prompts/compare.jinja"
@@ -181,10 +223,13 @@ class CompareStage(Stage):
 
 
 class PairStage(Stage):
-    """Table stage: preferences from ratings or comparisons. Ties, unparsed and identical texts are dropped, counted."""
+    """Table stage: preferences from ratings or comparisons, or from what a file states.
+
+    Ties, unparsed and identical texts are dropped and counted.
+    """
 
     kind = "pair"
-    reads = ("rate", "compare")
+    reads = ("rate", "compare", "data")
     rule: Literal["zephyr", "best-worst", "all", "compared"] | None = None  # ratings: zephyr; comparisons: compared
     # In units of the rubric's scale, or of probability (chosen minus rejected); the margin must be larger than 0.
     min_margin: float = Field(default=0.0, ge=0)

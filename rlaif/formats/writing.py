@@ -510,7 +510,7 @@ the judge's, on its own scale; `model` and `call` say which model wrote it, in w
     "soft": """\
 `probability` is the judge's, of chosen being the better one, after both orders were averaged.""",
     "rewardbench": """\
-`subset` is the data set the prompt came from; a prompt of several turns is a transcript of `Human:` and `Assistant:`.""",
+`subset` is the data set its prompt is from. A prompt of several turns is a transcript of `Human:` and `Assistant:`.""",
     "binarized": """\
 `messages` is the same as `chosen`, and `prompt` the first thing the user says.""",
 }

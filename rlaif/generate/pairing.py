@@ -64,6 +64,11 @@ def _by_comparison(row: Row, whole: Sequence[int], min_margin: float) -> list[Pr
         texts = {row.candidates[i].completion.text for i in whole}
         return "empty completion" if any(not text.strip() for text in texts) else "identical texts"
     comparison = row.comparisons[0]
+    texts = {row.candidates[i].completion.text for i in (comparison.a, comparison.b)}
+    if any(not text.strip() for text in texts):  # a file may have compared what no judge is shown
+        return "empty completion"
+    if len(texts) < 2:
+        return "identical texts"
     if comparison.verdict is None:
         return "unparsed"
     probability = comparison.probability
@@ -92,7 +97,7 @@ def _by_comparison(row: Row, whole: Sequence[int], min_margin: float) -> list[Pr
 def _by_ratings(
     row: Row, whole: Sequence[int], rule: str, weights: Mapping[str, float], min_margin: float
 ) -> list[Preference] | str:
-    rated = _distinct(row, {i: score for i in whole if (score := row.score(i, dict(weights))) is not None})
+    rated = _distinct(row, {i: score for i in whole if (score := _score(row, i, weights)) is not None})
     if isinstance(rated, str):
         return rated
     apart = {(i, j): rated[i] - rated[j] for i in rated for j in rated if rated[i] > rated[j]}
@@ -123,6 +128,23 @@ def _by_ratings(
         )
         for chosen, rejected in chosen_rejected
     ]
+
+
+def _score(row: Row, candidate: int, weights: Mapping[str, float]) -> float | None:
+    """A candidate's score of its ratings, or where no rating has a weight what a file states: scores, else a ranking.
+
+    Of a ranking it is how many candidates stand below, in numbers that mean an order and no distance.
+    """
+    if weights:
+        return row.score(candidate, dict(weights))
+    if not row.candidates[candidate].completion.text.strip():
+        return None
+    stated = next((score for score in row.scores if score.candidate == candidate), None)
+    if stated is not None:
+        return stated.value
+    order = next((ranking.order for ranking in row.rankings if ranking.order is not None), ())
+    tier = next((tier for tier, tied in enumerate(order or ()) if candidate in tied), None)
+    return None if tier is None else float(sum(map(len, (order or ())[tier + 1 :])))
 
 
 def _distinct(row: Row, scores: Mapping[int, float]) -> dict[int, float] | str:

@@ -115,7 +115,7 @@ class Run:
         prices = {name: p for name, s in pipeline.models.items() if isinstance(s, OpenAIModel) and (p := s.price)}
         self.ledger = Ledger(prices, pipeline.budget)
         self.scheduler = Scheduler(store, self.engines, self.concurrency, ledger=self.ledger, retry_failed=retry_failed)
-        self.rows: dict[str, Rows] = {}
+        self.rows: dict[str, Rows] = dict(inputs.rows)
         self.pairs: dict[str, Made] = {}
         self._counts: dict[str, RowCounts] = {}
         self.records: list[StageRecord] = []
@@ -278,6 +278,8 @@ class Run:
             self.digests[f"data {name}"] = digest([[[m.role, m.content] for m in c.messages] for c in found])
         for name, stated in self.inputs.preferences.items():
             self.digests[f"data {name}"] = digest([p.id for p in stated])
+        for name, rows in self.inputs.rows.items():
+            self.digests[f"data {name}"] = _digest_of_rows(rows)
         for step in self.pipeline.steps:
             self.digests |= {f"{what} of {step.name}": value for what, value in self._made_with(step.name).items()}
         for name, spec in self.pipeline.models.items():
@@ -329,14 +331,15 @@ class Run:
     def _pair(self, step: Step, stage: PairStage) -> StageRecord:
         assert step.source is not None
         rows, source = self.rows[step.source.name], step.source
-        judge, counts = self.inputs.judges.get(source.name), self._counts[source.name]
+        counts, weights = self._counts.get(source.name), self._weights(source)
         writer, margins, dropped = RowWriter(Preference, self._file(step)), 0.0, Counter[str]()
         for preference in self.each_preference(step, stage, dropped):
             writer.append(preference)
             margins += preference.margin
         preferences = writer.finish()
         self.pairs[step.name] = preferences
-        tables = preference_tables(rows, counts.failed, preferences, dropped, judge.rubric.weights() if judge else None)
+        failed = counts.failed if counts else 0
+        tables = preference_tables(rows, failed, preferences, dropped, weights)
         self.digests |= write_datasets(
             self.folder.path / "dataset", step.name, "pair", len(rows), tables, self._named(counts),
             self._made_with(source.name),
@@ -350,7 +353,8 @@ class Run:
             dropped,
             file=f"stages/{self._file(step).name}",
             facts={
-                "rule": _rule(stage, step),
+                "rule": self._rule(stage, step),
+                **({"weights": weights} if weights else {}),
                 "preferences": len(preferences),
                 "mean_margin": round(margins / len(preferences), 4) if preferences else None,
             },
@@ -358,12 +362,26 @@ class Run:
 
     def each_preference(self, step: Step, stage: PairStage, dropped: Counter[str]) -> Iterator[Preference]:
         assert step.source is not None
-        judge = self.inputs.judges.get(step.source.name)
-        weights = judge.rubric.weights() if judge else {}
-        return each_preference(self.rows[step.source.name], _rule(stage, step), weights, stage.min_margin, dropped)
+        weights = self._weights(step.source) or {}
+        return each_preference(self.rows[step.source.name], self._rule(stage, step), weights, stage.min_margin, dropped)
 
-    def _named(self, counts: RowCounts) -> dict[str, ModelSpec]:
-        return {name: self.specs[name] for name in sorted(counts.models)}
+    def _weights(self, source: Step) -> dict[str, float] | None:
+        """Of the aspects of the ratings that the stage made or read; None where it has none."""
+        if judge := self.inputs.judges.get(source.name):
+            return judge.rubric.weights()
+        stated = self.inputs.stated.get(source.name)
+        return stated.weights or None if stated else None
+
+    def _rule(self, stage: PairStage, step: Step) -> str:
+        """How the stage pairs: as it says, or as fits what it reads."""
+        assert step.source is not None
+        if stated := self.inputs.stated.get(step.source.name):
+            return stage.rule or stated.rule
+        return stage.rule or ("compared" if step.source.stage.kind == "compare" else "zephyr")
+
+    def _named(self, counts: RowCounts | None) -> dict[str, ModelSpec]:
+        """Models of this pipeline that rows name; what a file names is nobody here."""
+        return {name: self.specs[name] for name in sorted(counts.models if counts else ()) if name in self.specs}
 
     async def _train(self, step: Step, stage: TrainStage) -> StageRecord:
         assert step.source is not None
@@ -665,6 +683,13 @@ class Run:
         )
 
 
+def _digest_of_rows(rows: Iterable[Row]) -> str:
+    total = hashlib.sha256()
+    for row in rows:
+        total.update(digest(row.model_dump(mode="json", exclude_defaults=True)).encode())
+    return total.hexdigest()[:32]
+
+
 def _rounded(cost: float | None) -> float | None:
     return None if cost is None else round(cost, 6)
 
@@ -674,12 +699,6 @@ def _digest_of_ids(prompts: Iterable[Prompt]) -> str:
     for prompt in prompts:
         total.update(prompt.id.encode())
     return total.hexdigest()[:32]
-
-
-def _rule(stage: PairStage, step: Step) -> str:
-    """How the stage pairs: as it says, or as fits what it reads."""
-    assert step.source is not None
-    return stage.rule or ("compared" if step.source.stage.kind == "compare" else "zephyr")
 
 
 def _groups(steps: Sequence[Step]) -> Iterator[list[Step]]:
