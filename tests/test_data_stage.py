@@ -1,0 +1,199 @@
+"""The `data:` stage as every reader takes it: trainers, judges and pairs, under any column names."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from echo import RUBRIC, Echo
+from test_formats import jsonl, turns
+from test_run import Cli, asked, manifest, models, run_cli, url  # noqa: F401 - the fixtures
+
+from rlaif.config import read_pipeline
+from rlaif.errors import InputError
+from rlaif.formats import each_row, read_rows
+from rlaif.pipeline import training
+from rlaif.pipeline.inputs import Inputs
+from rlaif.records import Message
+
+MODELS = """\
+name: data
+models:
+  judge: {{engine: openai, model: judge, base_url: "{url}"}}
+  mine: {{engine: transformers, path: tiny/base}}
+stages:
+"""
+ANYWHERE = "http://127.0.0.1:9/v1"
+
+
+def project(folder: Path, rows: Iterable[dict[str, Any]], stages: str, at: str = ANYWHERE) -> str:
+    jsonl(folder / "rows.jsonl", rows)
+    (folder / "rubric.yaml").write_text(RUBRIC)
+    (folder / "data.yaml").write_text(MODELS.format(url=at) + stages)
+    return str(folder / "data.yaml")
+
+
+def stated(i: int) -> dict[str, Any]:
+    return {"prompt": f"question {i}?", "response_a": "one two three", "response_b": "one", "winner": "model_b"}
+
+
+def preferences(folder: Path) -> list[dict[str, Any]]:
+    (path,) = (folder / "stages").glob("*-pair.jsonl")
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+# ---------------------------------------------------------------- judged
+
+
+def test_completions_of_a_file_are_judged_and_paired(
+    tmp_path: Path,
+    run_cli: Cli,  # noqa: F811
+    models: dict[str, Echo],  # noqa: F811
+    url: str,  # noqa: F811
+) -> None:
+    stages = "  - data: {path: rows.jsonl}\n  - rate: {model: judge, rubric: rubric.yaml}\n  - pair: {}\n"
+    project(tmp_path, map(stated, range(40)), stages, url)
+    code, out, err = run_cli("plan", "data.yaml", "--json")
+    assert code == 0, err
+    planned = json.loads(out)
+    assert run_cli("run", "data.yaml")[0] == 0
+    read, rated, paired = manifest(tmp_path / "runs/data")["stages"]
+    assert read["in"] == 40 == read["out"] + read["dropped"]["held-out"] and 2 <= read["dropped"]["held-out"] <= 16
+    assert (read["candidates"], read["comparisons"]) == (2 * read["out"], read["out"])
+    assert rated["in"] == rated["out"] == paired["preferences"] == read["out"]
+    assert planned["calls"]["judge"]["calls"] == 2 * read["out"] == asked(models)["judge"]
+    for preference in preferences(tmp_path / "runs/data"):  # the judge counts words, whatever the file says
+        assert preference["chosen"]["completion"]["text"] == "one two three"
+    assert run_cli("run", "data.yaml")[0] == 0
+    assert sum(asked(models).values()) == 0
+
+
+def test_the_judgement_of_a_file_is_paired_as_it_stands(tmp_path: Path, run_cli: Cli) -> None:  # noqa: F811
+    project(tmp_path, map(stated, range(20)), "  - data: {path: rows.jsonl}\n  - pair: {}\n")
+    code, _, err = run_cli("run", "data.yaml")
+    assert code == 0, err
+    made = preferences(tmp_path / "runs/data")
+    assert len(made) > 4 and {p["chosen"]["completion"]["text"] for p in made} == {"one"}
+    assert {p["rule"] for p in made} == {"compared"}
+    sources = {p["chosen"]["completion"]["call"] for p in made}
+    assert len(sources) == len(made)
+    assert run_cli("export", "runs/data", "--format", "rewardbench", "--to", "bench.jsonl")[0] == 0
+    back = read_rows(tmp_path / "bench.jsonl").items
+    assert [row.candidates[0].sampler for row in back] == ["completion-2"] * len(made)
+
+
+ULTRAFEEDBACK = {
+    "models": ["x", "y", "z"],
+    "completions": [
+        {"model": m, "response": m * 3, "annotations": {"help": {"Rating": r}, "truth": {"Rating": s}}}
+        for m, r, s in (("x", "2", "3"), ("y", "5", "N/A"), ("z", "5", "one"))
+    ],
+}
+RANKED = {"completions": ["a", "b", "c"], "ranks": [2, 1, 2]}
+SCORED = {"completions": ["a", "b", "c"], "scores": [0.5, -1, None]}
+
+
+@pytest.mark.parametrize(
+    ("judged", "rule", "expected"),
+    [
+        (ULTRAFEEDBACK, "", [("yyy", "xxx", 5.0, 2.5)]),  # z is unparsed, and truth does not apply to y
+        (RANKED, "", None),
+        (RANKED, "all", [("b", "a", 2.0, 0.0), ("b", "c", 2.0, 0.0)]),
+        (SCORED, "best-worst", [("a", "b", 0.5, -1.0)]),
+    ],
+)
+def test_ratings_rankings_and_scores_of_a_file_make_preferences(
+    tmp_path: Path,
+    run_cli: Cli,
+    judged: dict[str, Any],
+    rule: str,
+    expected: Any,
+) -> None:
+    stages = f"  - data: {{path: rows.jsonl}}\n  - pair: {{{f'rule: {rule}' if rule else ''}}}\n"
+    prompt = "instruction" if judged is ULTRAFEEDBACK else "prompt"
+    project(tmp_path, ({prompt: f"question {i}?"} | judged for i in range(8)), stages)
+    code, _, err = run_cli("run", "data.yaml")
+    assert code == 0, err
+    found = [
+        (p["chosen"]["completion"]["text"], p["rejected"]["completion"]["text"], p["score_chosen"], p["score_rejected"])
+        for p in preferences(tmp_path / "runs/data")
+    ]
+    if expected is None:
+        assert {pair[0] for pair in found} == {"b"}
+    else:
+        assert set(found) == set(expected)
+    assert (tmp_path / "runs/data/dataset/ultrafeedback").is_dir() == (judged is ULTRAFEEDBACK)
+
+
+def test_what_nothing_can_be_learnt_from_is_dropped_where_pairs_are_made(tmp_path: Path, run_cli: Cli) -> None:  # noqa: F811
+    rows = [stated(i) | {"response_b": {0: "one two three", 1: "", 2: "fine"}[i % 3]} for i in range(60)]
+    project(tmp_path, rows, "  - data: {path: rows.jsonl}\n  - pair: {}\n")
+    assert run_cli("run", "data.yaml")[0] == 0
+    read, paired = manifest(tmp_path / "runs/data")["stages"]
+    assert set(paired["dropped"]) == {"identical texts", "empty completion"}
+    assert read["out"] == paired["out"] + sum(paired["dropped"].values()) and paired["out"] > 5
+
+
+# ---------------------------------------------------------------- learnt
+
+
+def test_columns_system_and_turns_of_demonstrations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [{"talk": turns(f"ask {i}", "first", "more?", "last"), "prompt": "not this"} for i in range(30)]
+    stages = (
+        "  - data: {path: rows.jsonl, columns: {messages: talk}, system: Be kind., turns: TURNS}\n"
+        "  - train: {sft: {base: mine, name: sft}}\n"
+    )
+    found: dict[str, list[Any]] = {}
+    for which in ("all", "last"):
+        inputs = Inputs(read_pipeline(project(tmp_path, rows, stages.replace("TURNS", which))))
+        lessons = training.lessons_read(inputs, "data")
+        assert lessons
+        found[which] = [lesson for _, lesson in lessons]
+    whole = {tuple(m.content for m in lesson) for lesson in found["all"]}
+    apart = {(*(m.content for m in prompt), completion) for prompt, completion in found["last"]}
+    assert whole and whole < apart  # the first turn of the others answers a held-out prompt
+    assert {(*texts[:1], *texts[2:]) for texts in apart} == {("Be kind.", "first", "more?", "last")}
+
+
+def test_the_last_turn_alone_is_learnt(random_model: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    from rlaif.train.sft import NOT_LEARNT, Completed, tokenize
+    from rlaif.train.tokens import Chat
+
+    chat = Chat(transformers.AutoTokenizer.from_pretrained(random_model))
+    messages = [Message(**turn) for turn in turns("ask", "first", "more?", "last")]
+    every, _ = tokenize(chat, [messages], 512)
+    last, counts = tokenize(chat, [Completed(messages[:-1], "last")], 512)
+    assert last["input_ids"] == every["input_ids"] and counts.kept == 1
+    learnt = [
+        token for token, label in zip(last["input_ids"][0], last["labels"][0], strict=True) if label != NOT_LEARNT
+    ]
+    assert chat.tokenizer.decode(learnt).strip() == "last<|end|>"
+    assert sum(label != NOT_LEARNT for label in every["labels"][0]) > len(learnt)
+
+
+def test_a_file_of_nothing_but_held_out_rows_says_so(tmp_path: Path) -> None:
+    rows = [stated(i) for i in range(60)]
+    held = [row for row, read in zip(rows, read_rows(jsonl(tmp_path / "a.jsonl", rows)).items, strict=True)
+            if read.prompt.split == "held-out"]  # fmt: skip
+    assert held
+    path = project(tmp_path, held, "  - data: {path: " + str(tmp_path / "rows.jsonl") + "}\n  - pair: {}\n")
+    with pytest.raises(InputError, match=rf"no row of the file has completions to judge \({len(held)} held-out\)"):
+        Inputs(read_pipeline(path))
+
+
+def test_a_system_message_does_not_bring_a_held_out_prompt_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [stated(i) for i in range(100)]
+    path = project(tmp_path, rows, "  - data: {path: rows.jsonl, system: Be kind.}\n  - pair: {}\n")
+    kept = {row.prompt.messages[-1].content for row in Inputs(read_pipeline(path)).rows["data"]}
+    bare = {row.prompt.text: row.prompt.split for row in each_row(tmp_path / "rows.jsonl", Counter())}
+    assert kept and all(bare[text] != "held-out" for text in kept)
+    assert len(kept) < sum(split != "held-out" for split in bare.values())  # held out with the system message
