@@ -127,8 +127,12 @@ def side_messages(row: dict[str, Any], name: str) -> list[Message]:
     if isinstance(value, str) and _TURN.match(value):
         return _after_system(row, transcript(value))
     said = [_message(value, name)] if isinstance(value, dict) else messages_of(value, name, role="assistant")
-    if said and said[0].role != "assistant":
+    if not said:
+        raise Unusable("no assistant turn at the end")
+    if said[0].role != "assistant":
         return _after_system(row, _with_prompt(row, said))
+    if "prompt" in row:  # `messages` beside it are the conversation that was chosen
+        row = {key: value for key, value in row.items() if key not in ("messages", "conversations")}
     try:
         prompt = prompt_messages(row)
     except UnknownShape:
