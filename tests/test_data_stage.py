@@ -226,7 +226,9 @@ PUBLISHED = {
         "chosen": turns("Hi?", "Good."),
         "rejected": turns("Hi?", "Bad."),
         "chosen-rating": 5.0,
+        "rejected-rating": 4.25,
     },
+    "text beside messages": {"prompt": "Hi?", "chosen": "Good.", "rejected": "Bad.", "messages": turns("Hi?", "Good.")},
     "hh": {"chosen": "\n\nHuman: Hi?\n\nAssistant: Good.", "rejected": "\n\nHuman: Hi?\n\nAssistant: Bad."},
     "sharegpt": {
         "conversations": [{"from": "human", "value": "Hi?"}],
