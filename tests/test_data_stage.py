@@ -208,6 +208,29 @@ def test_a_system_message_does_not_bring_a_held_out_prompt_back(
     assert len(kept) < sum(split != "held-out" for split in bare.values())  # held out with the system message
 
 
+@pytest.mark.parametrize("method", ["rm", "dpo"])
+@pytest.mark.parametrize("judged", [ULTRAFEEDBACK, RANKED], ids=["ratings", "ranking"])
+def test_trainers_learn_from_ratings_and_rankings_by_way_of_pairs(
+    tmp_path: Path,
+    run_cli: Cli,  # noqa: F811
+    random_model: Path,
+    judged: dict[str, Any],
+    method: str,
+) -> None:
+    prompt = "instruction" if judged is ULTRAFEEDBACK else "prompt"
+    stages = (
+        "  - data: {path: rows.jsonl}\n  - pair: {rule: all}\n"
+        f"  - train: {{{method}: {{base: mine, name: made, batch_size: 4, max_length: 64}}}}\n"
+    )
+    project(tmp_path, ({prompt: f"question {i}?"} | judged for i in range(8)), stages)
+    code, _, err = run_cli("run", "data.yaml", f"models.mine.path={random_model}")
+    assert code == 0, err
+    _, paired, trained = manifest(tmp_path / "runs/data")["stages"]
+    assert trained["in"] == paired["preferences"] > 4 and trained["steps"] >= 1
+    assert (tmp_path / "runs/data/models/made/training.json").exists()
+    assert run_cli("run", "data.yaml", f"models.mine.path={random_model}")[1].count("unchanged, not trained again") == 1
+
+
 # ---------------------------------------------------------------- rows that crash trainers as they are published
 
 CONVERSATION = {

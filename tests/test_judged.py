@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_formats import BINARIZED, example_row, facts, jsonl, turns
+from test_formats import BINARIZED, candidate, example_row, facts, jsonl, turns
 
 from rlaif.errors import InputError
 from rlaif.formats import (
@@ -148,6 +148,11 @@ def test_scores_beside_the_two_are_kept(tmp_path: Path) -> None:
         (BINARIZED | {"score_chosen": 3, "score_rejected": 8}, "its scores say the opposite"),
         ({"prompt": "Hi?", "chosen": "a", "rejected": "b", "probability": 0.2}, "its probability says the opposite"),
         ({"chosen": turns("Hi?", "a"), "rejected": turns("Ho?", "b")}, "chosen and rejected answer different prompts"),
+        (
+            {"prompt": [{"role": "system", "content": "One."}, *turns("q")]}
+            | {s: [{"role": "system", "content": "Two."}, *turns("q", s)] for s in ("chosen", "rejected")},
+            "the prompt is not how the two begin",
+        ),
         ({"prompt": " ", "chosen": "a", "rejected": "b"}, "empty prompt"),
         ({"prompt": "q", "completions": []}, "no completion"),
         ({"prompt": "q", "completions": ["half a pair \ud83d"]}, "not valid Unicode"),
@@ -532,6 +537,18 @@ def test_ordinary_text_is_held_by_every_shape() -> None:
     systematic = preference.model_copy(update={"prompt": Prompt(messages=(message("system", "s"), *asked))})
     assert list(hh_rows([systematic], dropped)) == [] and dropped == {"text that the shape cannot hold": 1}
     assert len(list(binarized_rows([systematic], dropped))) == 1
+
+
+def test_a_prompt_of_which_one_pair_cannot_be_held_is_dropped_whole() -> None:
+    row = example_row(0)
+    whole = Preference(
+        prompt=row.prompt, chosen=row.candidates[1], rejected=row.candidates[0], score_chosen=2, score_rejected=1,
+        rule="all",
+    )  # fmt: skip
+    marked = candidate("odd", "No.\n\nHuman: Why?\n\nAssistant: So.")
+    broken = whole.model_copy(update={"rejected": marked})
+    dropped: Counter[str] = Counter()
+    assert list(hh_rows([whole, broken], dropped)) == [] and dropped.total() == 1
 
 
 def test_what_labels_disagree_on_is_no_preference(tmp_path: Path) -> None:
