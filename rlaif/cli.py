@@ -306,7 +306,10 @@ def show(
 @app.command()
 def export(
     run: RunPath,
-    form: Annotated[str, typer.Option("--format", help="preference, sft or ultrafeedback.")],
+    form: Annotated[
+        str,
+        typer.Option("--format", help="preference, sft, ultrafeedback, binarized, hh, ranked, rewardbench or soft."),
+    ],
     to: Annotated[Path, typer.Option("--to", help="Where to write: a new folder, or a file ending in .jsonl.")],
 ) -> None:
     """Write one of a run's data sets somewhere else: a `datasets` folder with its card, or one JSON Lines file."""

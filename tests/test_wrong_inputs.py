@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from echo import RUBRIC, write_project
+from test_data_stage import project, stated
 from test_run import Cli, run_cli  # noqa: F401 - the fixture
 
 from rlaif.pipeline.folder import hold
@@ -375,3 +376,31 @@ def test_a_second_training_in_the_same_folder_waits_its_turn(tmp_path: Path, run
         code, out, err = run_cli("train", "dpo", *TRAIN)
     assert code == 1 and "another process is running in 'out'. Fix: wait for it" in err, (out, err)
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
+
+
+JUDGED = "  - rate: {model: judge, rubric: rubric.yaml}\n"
+DATA_STAGES: dict[str, tuple[str, str]] = {
+    "mistyped key": ("  - data: {path: rows.jsonl, colums: {prompt: q}}\n", r"data\.yaml:6: `stages\.0\.data\.colums`: unknown key. Fix: did you mean `columns`"),
+    "mistyped name of ours": ("  - data: {path: rows.jsonl, columns: {promt: prompt}}\n", r"data\.yaml:6: `stages\.0\.data\.columns\.promt`: unknown key. Fix: did you mean `prompt`"),
+    "mistyped name of theirs": ("  - data: {path: rows.jsonl, columns: {prompt: prompt, completion_a: response_1, completion_b: response_b}}\n" + JUDGED, r"rows\.jsonl:1: there is no column 'response_1', only .*Fix: did you mean `response_"),
+    "no column named": ("  - data: {path: rows.jsonl, columns: {}}\n", r"`stages\.0\.data\.columns`: .*name at least one column"),
+    "turns of another kind": ("  - data: {path: rows.jsonl, turns: first}\n", r"`stages\.0\.data\.turns`: .*'first'"),
+    "empty system": ('  - data: {path: rows.jsonl, system: " "}\n', r"`stages\.0\.data\.system`: expected some text"),
+    "revision of a file": ("  - data: {path: rows.jsonl, revision: main}\n", r"`stages\.0\.data`.*a `revision` is of a data set on the hub"),
+    "revision of prompts in a file": ("  - prompts: {path: rows.jsonl, revision: main}\n", r"a `revision` is of a data set on the hub"),
+    "nothing to judge": ("  - data: {path: rows.jsonl, columns: {prompt: prompt}}\n" + JUDGED, r"`stages\.0\.data`: no row of the file has completions to judge"),
+    "nothing to pair by": ("  - data: {path: rows.jsonl, columns: {prompt: prompt, completion_a: response_a, completion_b: response_b}}\n  - pair: {}\n", r"`stages\.1\.pair\.rule`: the stage 'data' states no rating, ranking or score.*Fix: judge its completions"),
+    "rule that does not fit": ("  - data: {path: rows.jsonl}\n  - pair: {rule: zephyr}\n", r"`stages\.1\.pair\.rule`: the stage 'data' states no rating, ranking or score"),
+    "judged and learnt": ("  - data: {path: rows.jsonl}\n  - pair: {}\n  - train: {dpo: {base: mine, name: dpo, data: data}}\n", r"`stages\.2\.train\.dpo\.data`: the stage 'data' is judged by pair and learnt from as it is here. Fix: name a `pair` stage"),
+    "demonstrations taken for what is judged": ("  - data: {path: rows.jsonl}\n  - prompts: {path: rows.jsonl}\n  - sample: {models: [judge], per_prompt: 2}\n  - pair: {}\n", r"`stages\.3\.pair\.from`: no earlier stage of kind rate or compare"),
+    "every turn of a preference": ("  - data: {path: rows.jsonl, turns: all}\n  - train: {dpo: {base: mine, name: dpo}}\n", r"`stages\.0\.data\.turns`: of a preference only the last turn is learnt"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DATA_STAGES)
+def test_a_wrong_data_stage_is_a_sentence(name: str, tmp_path: Path, run_cli: Cli) -> None:  # noqa: F811
+    stages, expected = DATA_STAGES[name]
+    project(tmp_path, map(stated, range(9)), stages)
+    code, out, err = run_cli("run", "data.yaml")
+    assert code == 2 and re.search(expected, err), (out, err)
+    assert "Traceback" not in err and not (tmp_path / "runs").exists()

@@ -346,7 +346,7 @@ def _sources(stage: Stage, steps: list[Step], document: Document, place: Positio
     if isinstance(stage, TrainStage):
         reads, wanted, key = TRAINERS[stage.method], stage.trainer.data or (), (*place, stage.method, "data")
     elif isinstance(stage, PairStage) and stage.rule == "compared":
-        reads = ("compare",)
+        reads = ("compare", "person", "data")
     if not reads:
         if wanted:
             raise document.error(f"a {stage.kind} stage reads no other stage", key, "take `from` out")
@@ -354,6 +354,9 @@ def _sources(stage: Stage, steps: list[Step], document: Document, place: Positio
     fitting = [step for step in steps if step.stage.kind in reads]
     kinds = " or ".join(reads)
     if not wanted:
+        if not isinstance(stage, TrainStage):  # the demonstrations of a pipeline that samples are not what it judges
+            made = [step for step in fitting if step.stage.kind != "data"]
+            fitting = made if made or any(step.stage.kind == "sample" for step in steps) else fitting
         if not fitting:
             first = next((kind for kind in reads if kind != "data"), reads[0])
             raise document.error(

@@ -37,22 +37,64 @@ class FileStage(Stage):
     path: str | None = None
     hub: str | None = None
     hub_split: str = "train"  # the split's name on the hub; the train / validation / held-out split is by hash
+    revision: str | None = None  # of the data set on the hub: a commit, branch or tag
     take: int | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
     def _one_source(self) -> FileStage:
         if (self.path is None) == (self.hub is None):
             raise ValueError("give either `path` (a file) or `hub` (a data set id on the hub)")
+        if self.revision is not None and self.hub is None:
+            raise ValueError("a `revision` is of a data set on the hub; take it out")
         return self
 
     def named_files(self) -> list[tuple[str, Position]]:
         return _given(self, "path")
 
 
+class Columns(Settings):
+    """What a file calls its columns, by what we call them. Those that are not named here are not read."""
+
+    prompt: str | None = None
+    messages: str | None = None
+    completion: str | None = None
+    system: str | None = None
+    reference: str | None = None
+    source: str | None = None
+    chosen: str | None = None
+    rejected: str | None = None
+    chosen_model: str | None = None
+    rejected_model: str | None = None
+    score_chosen: str | None = None
+    score_rejected: str | None = None
+    completion_a: str | None = None
+    completion_b: str | None = None
+    model_a: str | None = None
+    model_b: str | None = None
+    label: str | None = None  # of the two: a, b or tie
+    probability: str | None = None  # that chosen, or the first of the two, is the better one
+    completions: str | None = None
+    models: str | None = None
+    scores: str | None = None
+    ranks: str | None = None
+
+    @model_validator(mode="after")
+    def _names_one(self) -> Columns:
+        if not self.named():
+            raise ValueError("name at least one column, such as {prompt: question}")
+        return self
+
+    def named(self) -> dict[str, str]:
+        return self.model_dump(exclude_none=True)
+
+
 class DataStage(FileStage):
-    """Demonstrations that exist: conversations that end with an assistant turn."""
+    """Data that exists: demonstrations, preferences, or completions to judge, as whoever reads it takes it."""
 
     kind = "data"
+    columns: Columns | None = None
+    system: Text | None = None  # put in front of a conversation where no system message stands
+    turns: Literal["all", "last"] | None = None  # of a conversation, what is learnt or judged
 
 
 class PromptsStage(FileStage):
@@ -178,7 +220,7 @@ class RateStage(Rater, Stage):
     """Row stage: ratings, or expected scores. One that reads another rate stage adds its own to those."""
 
     kind = "rate"
-    reads = ("sample", "verify", "rate")
+    reads = ("sample", "verify", "rate", "data")
 
     require: Require | None = None
 
@@ -216,7 +258,7 @@ class CompareStage(Stage):
     """
 
     kind = "compare"
-    reads = ("sample", "verify")
+    reads = ("sample", "verify", "data")
     model: Name | None = None
     jury: Annotated[tuple[Name, ...], Field(min_length=2)] | None = None
     combine: Literal["mean", "majority"] = "mean"  # of a jury: the likelihoods' mean, or the verdict of most
@@ -281,7 +323,7 @@ class RankStage(Stage):
     """
 
     kind = "rank"
-    reads = ("sample", "verify")
+    reads = ("sample", "verify", "data")
     model: Name
     constitution: str
     template: str = "prompts/rank.jinja"
@@ -311,7 +353,7 @@ class ScoreStage(Stage):
     """
 
     kind = "score"
-    reads = ("sample", "verify")
+    reads = ("sample", "verify", "data")
     reward: Name | None = None
     policy: Name | None = None
     reference: Name | None = None
@@ -338,7 +380,7 @@ class VerifyStage(Stage):
     """
 
     kind = "verify"
-    reads = ("sample",)
+    reads = ("sample", "data")
     checks: tuple[dict[str, Any], ...] = ()
     keep: Literal["all", "passing"] = "all"
 
@@ -347,7 +389,7 @@ class PersonStage(Stage):
     """Row stage: what people said of the candidates, read from a file."""
 
     kind = "person"
-    reads = ("sample", "verify")
+    reads = ("sample", "verify", "data")
     labels: str
 
     def named_files(self) -> list[tuple[str, Position]]:
@@ -361,7 +403,7 @@ class EloStage(Stage):
     """
 
     kind = "elo"
-    reads = ("compare", "person")
+    reads = ("compare", "person", "data")
     prior: float = Field(default=0.0, ge=0)
 
 
@@ -377,10 +419,10 @@ PRESETS: dict[str, dict[str, Any]] = {  # how published preference data was made
 
 
 class PairStage(Stage):
-    """Table stage: preferences from judgements. Ties, unparsed and identical texts are dropped and counted."""
+    """Table stage: preferences from judgements, a judge's or a file's. Ties, unparsed and identical texts are dropped and counted."""
 
     kind = "pair"
-    reads = ("rate", "compare", "rank", "score", "verify", "person")
+    reads = ("rate", "compare", "rank", "score", "verify", "person", "data")
     preset: Literal["zephyr", "argilla", "ultrarm", "instructgpt", "self-rewarding", "rlaif"] | None = None
     rule: Rule | None = None  # comparisons of one pair: compared; anything else: zephyr
     # In units of the rubric's scale, or of probability (chosen minus rejected); the margin must be larger than 0.

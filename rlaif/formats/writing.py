@@ -1,4 +1,4 @@
-"""Data sets that trainers load unedited: supervised, preference and UltraFeedback shapes, as Parquet or JSON Lines.
+"""Data sets that trainers load unedited, and the shapes that other tools publish, as Parquet or JSON Lines.
 
 The `*_rows` functions turn records into plain rows and touch no file; `write_dataset` and `write_jsonl` put rows into
 files that appear whole or not at all. Equal rows give equal bytes: nothing written holds a time, a path or a host.
@@ -9,8 +9,10 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -18,10 +20,11 @@ import msgspec
 import yaml
 
 from rlaif.errors import WorkError
+from rlaif.formats.judged import OVERALL, records_of
+from rlaif.formats.messages import UnknownShape, Unusable
 from rlaif.records import Candidate, Message, Preference, Prompt, Rating, Row, oneline
 
-Shape = Literal["sft", "preference", "ultrafeedback"]
-OVERALL = "overall"  # the aspect of a critique, which stands beside the ratings of the others
+Shape = Literal["sft", "preference", "ultrafeedback", "hh", "ranked", "soft", "rewardbench", "binarized"]
 
 # ---------------------------------------------------------------- records into rows
 
@@ -86,17 +89,18 @@ def preference_rows(preferences: Iterable[Preference]) -> Iterator[dict[str, Any
 def ultrafeedback_rows(rows: Iterable[Row], weights: Mapping[str, float]) -> Iterator[dict[str, Any]]:
     """Every candidate with every rating, under UltraFeedback's names (arXiv 2310.01377).
 
-    Departs from the published set in three ways: annotations are a list with the aspect named in each, so that one
-    schema holds any rubric; without ratings of the aspect `overall`, which are the critique and its score,
-    `overall_score` is the weighted mean of the ratings on the rubric's own scale; and "N/A" means *unparsed*, with the
-    reason beside it.
+    As there, `fine-grained_score` is the mean of the ratings (here weighted), `overall_score` a judge's own, with
+    `critique` for its words, and "N/A" says that an aspect does not apply. Departs from it in two ways: annotations are
+    a list with the aspect named in each, so that one schema holds any rubric; and a rating that is unparsed is null,
+    with the reason beside it.
     """
     for row in rows:
-        overall = {rating.candidate: rating for rating in row.ratings if rating.aspect == OVERALL}
         yield {
             "source": row.prompt.source,
             "instruction": row.prompt.text,
+            "prompt": _turns(row.prompt.messages),
             "models": [candidate.sampler for candidate in row.candidates],
+            "correct_answers": list(row.prompt.reference),
             "completions": [
                 {
                     "model": candidate.sampler,
@@ -107,8 +111,8 @@ def ultrafeedback_rows(rows: Iterable[Row], weights: Mapping[str, float]) -> Ite
                         for rating in row.ratings
                         if rating.candidate == index and rating.aspect != OVERALL
                     ],
-                    "critique": _critique(overall[index].raw) if index in overall else None,
-                    "overall_score": overall[index].value if index in overall else row.score(index, dict(weights)),
+                    "fine-grained_score": row.score(index, dict(weights)),
+                    **_overall(row, index),
                 }
                 for index, candidate in enumerate(row.candidates)
             ],
@@ -126,12 +130,188 @@ def _critique(words: str) -> str:
 def _annotation(rating: Rating) -> dict[str, Any]:
     return {
         "aspect": rating.aspect,
-        "Rating": "N/A" if rating.value is None else str(rating.value),
+        "Rating": "N/A" if rating.na else None if rating.value is None else str(rating.value),
+        "types": list(rating.types),
         "Rationale": rating.raw,
         "problem": rating.problem,
         "judge": rating.judge,
         "call": rating.call,
+        "position": rating.position,
     }
+
+
+def _overall(row: Row, candidate: int) -> dict[str, Any]:
+    """What a judge thinks of the candidate as a whole: a rating with its critique, or the score that a file states."""
+    score = next((s for s in row.scores if s.candidate == candidate and s.aspect == OVERALL), None)
+    rating = next((r for r in row.ratings if r.candidate == candidate and r.aspect == OVERALL), None)
+    stated = score or rating
+    return {
+        "critique": _critique(rating.raw) if rating else None,
+        "overall_score": None if stated is None or stated.value is None else float(stated.value),
+        "overall_judge": stated.judge if stated else None,
+        "overall_problem": stated.problem if stated else None,
+    }
+
+
+UNHELD = "text that the shape cannot hold"  # such as a system message in a transcript, or a turn's mark inside a turn
+
+
+def hh_rows(preferences: Iterable[Preference], dropped: Counter[str]) -> Iterator[dict[str, Any]]:
+    """Two transcripts, as Anthropic's HH data has them. `dropped` counts prompts that no transcript can hold."""
+    return _by_prompt(preferences, dropped, UNHELD, lambda preference, _: _held(preference, {
+        "chosen": _transcript([*preference.prompt.messages, _said(preference.chosen)]),
+        "rejected": _transcript([*preference.prompt.messages, _said(preference.rejected)]),
+        "prompt_id": preference.prompt.id,
+    }))  # fmt: skip
+
+
+def rewardbench_rows(preferences: Iterable[Preference], dropped: Counter[str]) -> Iterator[dict[str, Any]]:
+    """RewardBench's columns, all of them text (arXiv 2403.13787); a prompt of several turns is a transcript.
+
+    `subset` is the source of the prompt. `dropped` counts prompts that no text can hold.
+    """
+
+    def made(preference: Preference, number: int) -> dict[str, Any] | None:
+        messages = preference.prompt.messages
+        alone = len(messages) == 1 and messages[0].role == "user"
+        row = {
+            "prompt": messages[0].content if alone else _transcript(messages) + "\n\nAssistant:",
+            "chosen": preference.chosen.completion.text,
+            "chosen_model": preference.chosen.sampler,
+            "rejected": preference.rejected.completion.text,
+            "rejected_model": preference.rejected.sampler,
+            "subset": preference.prompt.source or "",
+            "id": number,
+            "prompt_id": preference.prompt.id,
+        }
+        return _held(preference, row)
+
+    return _by_prompt(preferences, dropped, UNHELD, made)
+
+
+def binarized_rows(preferences: Iterable[Preference], dropped: Counter[str]) -> Iterator[dict[str, Any]]:
+    """The shape of HuggingFaceH4/ultrafeedback_binarized, where chosen and rejected hold the prompt too."""
+
+    def made(preference: Preference, _: int) -> dict[str, Any] | None:
+        asked = _turns(preference.prompt.messages)
+        row = {
+            "prompt": next(turn["content"] for turn in asked if turn["role"] == "user"),
+            "prompt_id": preference.prompt.id,
+            "chosen": [*asked, _completion(preference.chosen)],
+            "rejected": [*asked, _completion(preference.rejected)],
+            "messages": [*asked, _completion(preference.chosen)],
+            "score_chosen": preference.score_chosen,
+            "score_rejected": preference.score_rejected,
+        }
+        return _held(preference, row)
+
+    return _by_prompt(preferences, dropped, UNHELD, made)
+
+
+def soft_rows(preferences: Iterable[Preference], dropped: Counter[str]) -> Iterator[dict[str, Any]]:
+    """Pairs with the probability that chosen is the better one, for losses that weigh by it."""
+
+    def made(preference: Preference, _: int) -> dict[str, Any] | None:
+        if preference.probability is None:
+            return None
+        return {
+            "prompt": _turns(preference.prompt.messages),
+            "chosen": [_completion(preference.chosen)],
+            "rejected": [_completion(preference.rejected)],
+            "probability": preference.probability,
+            "prompt_id": preference.prompt.id,
+        }
+
+    return _by_prompt(preferences, dropped, "no probability", made)
+
+
+def ranked_rows(rows: Iterable[Row], weights: Mapping[str, float]) -> Iterator[dict[str, Any]]:
+    """Every candidate with its rank, 1 for the best and equal for a tie, and its score.
+
+    The rank is that of the first ranking, else of the scores; the score is of the ratings where there are `weights` for
+    them, else the first judge's.
+    """
+    for row in rows:
+        scores = [_score(row, index, weights) for index in range(len(row.candidates))]
+        ranks = _ranks(row, scores)
+        yield {
+            "prompt": _turns(row.prompt.messages),
+            "completions": [
+                {
+                    "text": candidate.completion.text,
+                    "model": candidate.sampler,
+                    "call": candidate.completion.call,
+                    "rank": rank,
+                    "score": score,
+                }
+                for candidate, rank, score in zip(row.candidates, ranks, scores, strict=True)
+            ],
+            "prompt_id": row.prompt.id,
+            "split": row.prompt.split,
+            "source": row.prompt.source,
+        }
+
+
+def _score(row: Row, candidate: int, weights: Mapping[str, float]) -> float | None:
+    if weights and row.ratings:
+        return row.score(candidate, dict(weights))
+    judges = {(score.judge, score.aspect): None for score in row.scores}
+    first = next(iter(judges), None)
+    return next((s.value for s in row.scores if s.candidate == candidate and (s.judge, s.aspect) == first), None)
+
+
+def _ranks(row: Row, scores: Sequence[float | None]) -> list[int | None]:
+    """Of the candidates in turn; all None where no ranking tells and a score is missing."""
+    order = next((ranking.order for ranking in row.rankings if ranking.order is not None), None)
+    if order is not None:
+        places = {index: 1 + sum(map(len, order[:tier])) for tier, tied in enumerate(order) for index in tied}
+        return [places.get(index) for index in range(len(scores))]
+    known = [score for score in scores if score is not None]
+    if len(known) < len(scores):
+        return [None] * len(scores)
+    return [1 + sum(other > score for other in known) for score in known]
+
+
+def _by_prompt(
+    preferences: Iterable[Preference],
+    dropped: Counter[str],
+    reason: str,
+    make: Callable[[Preference, int], dict[str, Any] | None],
+) -> Iterator[dict[str, Any]]:
+    """The rows `make` gives of each preference and its number from 1; a prompt of which one is None is dropped."""
+    number = 0
+    for _, group in groupby(preferences, key=lambda preference: preference.prompt.id):
+        rows = []
+        for preference in group:
+            number += 1
+            rows.append(make(preference, number))
+        whole = [row for row in rows if row is not None]
+        if len(whole) == len(rows):
+            yield from whole
+        else:
+            dropped[reason] += 1
+
+
+def _held(preference: Preference, row: dict[str, Any]) -> dict[str, Any] | None:
+    """The row, where it is read back as the preference it is of."""
+    try:
+        (read,) = records_of(row, "", turns="last")
+    except (Unusable, UnknownShape):
+        return None
+    texts = [candidate.completion.text for candidate in read.candidates]
+    wanted = [preference.chosen.completion.text, preference.rejected.completion.text]
+    return row if texts == wanted and read.prompt.messages == preference.prompt.messages else None
+
+
+_SPEAKERS = {"system": "System", "user": "Human", "assistant": "Assistant"}
+
+
+def _transcript(messages: Iterable[Message]) -> str:
+    return "".join(f"\n\n{_SPEAKERS[message.role]}: {message.content}" for message in messages)
+
+
+def _said(candidate: Candidate) -> Message:
+    return Message(role="assistant", content=candidate.completion.text)
 
 
 def _turns(messages: Iterable[Message]) -> list[dict[str, str]]:
@@ -324,11 +504,15 @@ def _schema(shape: Shape) -> Any:
 
     messages = listed(texts("role", "content"))
     origin = texts("prompt_id", "split", "source")
-    annotation = texts("aspect", "Rating", "Rationale", "problem", "judge", "call")
-    completion = [
-        *texts("model", "response", "call"), ("annotations", listed(annotation)),
-        *texts("critique"), ("overall_score", number),
-    ]  # fmt: skip
+    annotation = [
+        *texts("aspect", "Rating", "Rationale", "problem", "judge", "call"),
+        *table(types=pyarrow.list_(text), position=pyarrow.int64()),
+    ]
+    rated = [
+        *texts("model", "response", "call", "critique", "overall_judge", "overall_problem"),
+        *[("annotations", listed(annotation)), ("fine-grained_score", number), ("overall_score", number)],
+    ]
+    ranked = [*texts("text", "model", "call"), *table(rank=pyarrow.int64(), score=number)]
     columns = {
         "sft": [*table(messages=messages), *origin, *texts("model", "call"), *table(score=number)],
         "preference": [
@@ -339,8 +523,22 @@ def _schema(shape: Shape) -> Any:
         ],
         "ultrafeedback": [
             *texts("source", "instruction"),
-            *table(models=pyarrow.list_(text), completions=listed(completion)),
+            *table(prompt=messages, models=pyarrow.list_(text), correct_answers=pyarrow.list_(text)),
+            *table(completions=listed(rated)),
             *texts("prompt_id", "split"),
+        ],
+        "hh": texts("chosen", "rejected", "prompt_id"),
+        "ranked": [*table(prompt=messages, completions=listed(ranked)), *origin],
+        "soft": [*table(prompt=messages, chosen=messages, rejected=messages, probability=number), *texts("prompt_id")],
+        "rewardbench": [
+            *texts("prompt", "chosen", "chosen_model", "rejected", "rejected_model", "subset"),
+            *table(id=pyarrow.int64()),
+            *texts("prompt_id"),
+        ],
+        "binarized": [
+            *texts("prompt", "prompt_id"),
+            *table(chosen=messages, rejected=messages, messages=messages),
+            *table(score_chosen=number, score_rejected=number),
         ],
     }
     return pyarrow.schema(columns[shape])
@@ -352,6 +550,11 @@ _ABOUT: dict[Shape, str] = {
     "sft": "Demonstrations for supervised fine-tuning: conversations that end with the completion to learn.",
     "preference": "Preferences: for each prompt a chosen and a rejected completion, judged by a model.",
     "ultrafeedback": "Prompts with several completions each, rated by a model under every aspect of a rubric.",
+    "hh": "Preferences as pairs of transcripts: of each, the last turn is what was judged.",
+    "ranked": "Prompts with several completions each, ranked and scored by a model.",
+    "soft": "Pairs of completions, each with the probability that chosen is the better one.",
+    "rewardbench": "Preferences under RewardBench's names, to measure reward models and judges on.",
+    "binarized": "Preferences in the shape of the binarised UltraFeedback: the conversations hold their prompt.",
 }
 
 _COLUMNS: dict[Shape, str] = {
@@ -362,23 +565,35 @@ _COLUMNS: dict[Shape, str] = {
 how the two were picked, `principle` what they were compared under; `margin` is `score_chosen` minus `score_rejected`,
 `probability` that of chosen being the better one, where the judge gave one.""",
     "ultrafeedback": """\
-`critique` is the judge's feedback in free words and `overall_score` the score after it; without a critique,
-`overall_score` is the weighted mean of the ratings, on the rubric's own scale. A `Rating` of `N/A` means that the
-judge's words could not be read as a rating; `problem` says why, and `Rationale` keeps the words.""",
+`fine-grained_score` is the weighted mean of the ratings, on the rubric's own scale, `overall_score` a judge's own score
+of the whole where one was asked for. A `Rating` of `N/A` means that the aspect does not apply; where it is null the
+judge's words could not be read as a rating, `problem` says why, and `Rationale` keeps the words.""",
+    "hh": "",
+    "ranked": """\
+Of a completion `rank` is 1 for the best, equal for a tie and null where the judge's words could not be read; `score` is
+the judge's, on its own scale; `model` and `call` say which model wrote it, in which call.""",
+    "soft": """\
+`probability` is the judge's, of chosen being the better one, after both orders were averaged.""",
+    "rewardbench": """\
+`subset` is the data set its prompt is from. A prompt of several turns is a transcript of `Human:` and `Assistant:`.""",
+    "binarized": """\
+`messages` is the same as `chosen`, and `prompt` the first thing the user says.""",
 }
 
+_PREFERENCES = """
+from trl import DPOTrainer  # or RewardTrainer
+
+DPOTrainer(model="path/to/model", train_dataset=data).train()
+"""
 _TRAIN: dict[Shape, str] = {
     "sft": """
 from trl import SFTTrainer
 
 SFTTrainer(model="path/to/model", train_dataset=data).train()
 """,
-    "preference": """
-from trl import DPOTrainer  # or RewardTrainer
-
-DPOTrainer(model="path/to/model", train_dataset=data).train()
-""",
-    "ultrafeedback": "",
+    "preference": _PREFERENCES,
+    "soft": _PREFERENCES,
+    "rewardbench": _PREFERENCES,
 }
 
 
@@ -427,7 +642,7 @@ The completions are models' words, unchecked by people; the prompts keep the lic
 from datasets import load_dataset
 
 data = load_dataset("path/to/this/folder", split="train")
-{_TRAIN[shape]}```
+{_TRAIN.get(shape, "")}```
 """
 
 

@@ -118,6 +118,10 @@ def _by_comparison(row: Row, whole: Sequence[int], min_margin: float) -> list[Pr
         return "empty completion" if any(not text.strip() for text in texts) else "identical texts"
     reasons, found = [], []
     for comparison in row.comparisons:
+        texts = {row.candidates[i].completion.text for i in (comparison.a, comparison.b)}
+        if any(not text.strip() for text in texts) or len(texts) < 2:  # a file may have compared what no judge is shown
+            reasons.append("identical texts" if len(texts) < 2 else "empty completion")
+            continue
         likely = comparison.likelihood
         if likely is None or likely == 0.5 or 2.0 * max(likely, 1 - likely) - 1.0 < min_margin:
             reasons.append("unparsed" if likely is None else "tie" if likely == 0.5 else "margin too small")

@@ -16,6 +16,7 @@ from rlaif.config import (
     LocalModel,
     MeasureStage,
     OpenAIModel,
+    PairStage,
     PersonStage,
     Pipeline,
     PromptsStage,
@@ -39,9 +40,12 @@ from rlaif.formats import (
     Rows,
     StatedPreference,
     each_prompt,
+    each_row,
+    named,
     read_conversations,
     read_hub,
     read_preferences,
+    rows_of,
 )
 from rlaif.generate import revising
 from rlaif.generate.revising import Reviser
@@ -56,7 +60,7 @@ from rlaif.pipeline.engines import api_key
 from rlaif.pipeline.record import StageRecord
 from rlaif.pipeline.spool import Spool, Stored
 from rlaif.principles import Mixture, read_principles
-from rlaif.records import Candidate, Completion, Message, Prompt, Row, oneline
+from rlaif.records import Candidate, Completion, Message, Prompt, Row, oneline, prompt_id, split_of
 from rlaif.resources import find, read_text
 from rlaif.rubric import read_rubric
 from rlaif.templates import Template
@@ -74,6 +78,8 @@ class Inputs:
         self.conversations: dict[str, list[Conversation]] = {}
         self.preferences: dict[str, list[StatedPreference]] = {}
         self.mixtures: dict[str, Mixture] = {}
+        self.rows: dict[str, Stored[Row]] = {}  # candidates that a file has, with what it states of them
+        self.stated: dict[str, Stated] = {}
         self.judges: dict[str, Judge] = {}
         self.revisers: dict[str, Reviser] = {}
         self.comparers: dict[str, Comparer] = {}
@@ -211,17 +217,69 @@ class Inputs:
         return self.prompts.get(step.name, ())
 
     def _data(self, step: Step, stage: DataStage) -> None:
-        """Read as what its trainers learn from: preferences for a reward model or DPO, else conversations."""
+        """Read as what its readers take: rows for judges and pairs, preferences for a reward model or DPO, else
+        conversations."""
+        judging = [s for s in self.pipeline.steps if not isinstance(s.stage, TrainStage) and step in s.sources]
         reading = [s for s in self.pipeline.steps if isinstance(s.stage, TrainStage) and step in s.sources]
-        readers = {s.stage.method: s for s in reading if isinstance(s.stage, TrainStage)}
+        if judging:
+            if reading:
+                problem = f"the stage {step.name!r} is judged by {judging[0].name} and learnt from as it is here"
+                fix = "name a `pair` stage, or read the file in a `data` stage of its own"
+                raise self.pipeline.error(reading[0], problem, (_method(reading[0]), "data"), fix)
+            self._candidates(step, stage, judging)
+            return
+        readers = {_method(s): s for s in reading}
         if method := next((method for method in ("rm", "dpo") if method in readers), None):
             if "sft" in readers:
                 problem = f"the stage {step.name!r} is read as demonstrations by sft and as preferences here"
                 fix = "name a `pair` stage, or read the file in a `data` stage of its own"
                 raise self.pipeline.error(readers[method], problem, (method, "data"), fix)
-            self.preferences[step.name] = self._kept(step, stage, read_preferences(_source(stage)))
+            if stage.turns == "all":
+                problem = "of a preference only the last turn is learnt"
+                raise self.pipeline.error(step, problem, ("turns",), "take `turns` out")
+            self.preferences[step.name] = self._kept(step, stage, read_preferences(self._source(step, stage)))
         else:
-            self.conversations[step.name] = self._kept(step, stage, read_conversations(_source(stage)))
+            found = read_conversations(self._source(step, stage), turns=stage.turns or "all")
+            self.conversations[step.name] = self._kept(step, stage, found)
+
+    def _candidates(self, step: Step, stage: DataStage, readers: Sequence[Step]) -> None:
+        """Rows that hold candidates, each with what the file states of them, kept on disk."""
+        unusable: Counter[str] = Counter()
+        kept, dropped, stated = Spool(Row), Counter[str](), Stated()
+        read = 0
+        for row in each_row(self._source(step, stage), unusable, turns=stage.turns or "last"):
+            read += 1
+            bare = [message for message in row.prompt.messages if message.role != "system"]
+            if "held-out" in (row.prompt.split, split_of(prompt_id(bare))):
+                dropped["held-out"] += 1
+            elif not row.candidates:
+                dropped["no completion"] += 1
+            elif stage.take is not None and len(kept) >= stage.take:
+                dropped["not taken"] += 1
+            else:
+                kept.append(row)
+                stated.add(row)
+        if not kept:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in (dropped + unusable).items())
+            raise self.pipeline.error(step, f"no row of the file has completions to judge ({reasons})")
+        for reader in readers:
+            if isinstance(reader.stage, PairStage) and (problem := stated.problem(reader.stage.rule)) is not None:
+                fix = "judge its completions with `rate` or `compare` first"
+                raise self.pipeline.error(reader, f"the stage {step.name!r} {problem}", ("rule",), fix)
+        self.rows[step.name], self.stated[step.name] = kept, stated
+        self._note(step, read, unusable, len(kept), dropped)
+        self.records[step.name].facts.update(stated.facts())
+
+    def _source(self, step: Step, stage: FileStage) -> Path | Rows:
+        if stage.hub is not None:
+            source: Path | Rows = read_hub(stage.hub, split=stage.hub_split, revision=stage.revision)
+        else:
+            assert stage.path is not None
+            source = find(stage.path)
+        if not isinstance(stage, DataStage) or (stage.columns is None and stage.system is None):
+            return source
+        table = source if isinstance(source, Rows) else rows_of(source)
+        return named(table, stage.columns.named() if stage.columns else {}, stage.system)
 
     def _kept(self, step: Step, stage: DataStage, result: ReadResult[Any]) -> list[Any]:
         usable = [item for item in result.items if item.split != "held-out"]
@@ -233,7 +291,7 @@ class Inputs:
 
     def _prompts(self, step: Step, stage: PromptsStage) -> None:
         dropped: Counter[str] = Counter()
-        read = Spool(Prompt, each_prompt(_source(stage), dropped, column=stage.column))
+        read = Spool(Prompt, each_prompt(self._source(step, stage), dropped, column=stage.column))
         self._read[step.name] = (read, dropped)
         self.prompts[step.name] = self._of_split(step, step, stage.split, stage.take)
 
@@ -346,8 +404,45 @@ def truth(stage: MeasureStage) -> Callable[[str, str], Truth] | None:
     return gold
 
 
-def _source(stage: FileStage) -> Path | Rows:
-    if stage.hub is not None:
-        return read_hub(stage.hub, split=stage.hub_split)
-    assert stage.path is not None
-    return find(stage.path)
+def _method(step: Step) -> str:
+    assert isinstance(step.stage, TrainStage)
+    return step.stage.method
+
+
+class Stated:
+    """What a file states of the candidates that were kept, counted."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.weights: dict[str, float] = {}  # of the aspects of its ratings: all alike
+        self._facts: Counter[str] = Counter()
+
+    def add(self, row: Row) -> None:
+        self.rows += 1
+        self.weights |= dict.fromkeys((rating.aspect for rating in row.ratings), 1.0)
+        self._facts["candidates"] += len(row.candidates)
+        self._facts["unparsed"] += sum(comparison.verdict is None for comparison in row.comparisons)
+        for what in ("comparisons", "ratings", "rankings", "scores"):
+            found = getattr(row, what)
+            self._facts[what] += len(found)
+            self._facts["unparsed"] += sum(getattr(one, "problem", None) is not None for one in found)
+
+    @property
+    def basis(self) -> str:
+        """What its candidates are scored by, where it states several things: what says most."""
+        return next((what for what in ("ratings", "scores", "rankings") if self._facts[what]), "comparisons")
+
+    @property
+    def rule(self) -> str:
+        """How it is paired where nobody says."""
+        return "compared" if self._facts["comparisons"] else "zephyr"
+
+    def problem(self, rule: str | None) -> str | None:
+        """Why it cannot be paired by this rule."""
+        if (rule or self.rule) == "compared":
+            return None if self._facts["comparisons"] else "states of no two completions which is better"
+        known = self._facts["ratings"] + self._facts["rankings"] + self._facts["scores"]
+        return None if known else "states no rating, ranking or score of its completions"
+
+    def facts(self) -> dict[str, int]:
+        return dict(+self._facts)

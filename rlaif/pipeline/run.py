@@ -137,7 +137,7 @@ class Run:
             store, self.engines, self.concurrency,
             ledger=self.ledger, retry_failed=retry_failed, used=used, on_note=self._noted,
         )  # fmt: skip
-        self.rows: dict[str, Rows] = {}
+        self.rows: dict[str, Rows] = dict(inputs.rows)
         self.pairs: dict[str, Made] = {}
         self._counts: dict[str, RowCounts] = {}
         self.records: list[StageRecord] = []
@@ -334,6 +334,8 @@ class Run:
             self.digests[f"data {name}"] = digest([[[m.role, m.content] for m in c.messages] for c in found])
         for name, stated in self.inputs.preferences.items():
             self.digests[f"data {name}"] = digest([p.id for p in stated])
+        for name, rows in self.inputs.rows.items():
+            self.digests[f"data {name}"] = _digest_of_rows(rows)
         for step in self.pipeline.steps:
             self.digests |= {f"{what} of {step.name}": value for what, value in self._made_with(step.name).items()}
         for name, spec in self.pipeline.models.items():
@@ -428,8 +430,8 @@ class Run:
     def _pair(self, step: Step, stage: PairStage) -> StageRecord:
         assert step.source is not None
         rows, source = self.rows[step.source.name], step.source
-        judge, counts, pairing = self.inputs.judges.get(source.name), self._counts[source.name], self.pairing(step)
-        weights = judge.rubric.weights() if judge else None
+        counts, pairing = self._counts.get(source.name), self.pairing(step)
+        weights = pairing.weights if pairing.basis == "ratings" else None
         keep = length_balance(rows, pairing) if stage.balance else None
         writer, margins, dropped = RowWriter(Preference, self._file(step)), array("d"), Counter[str]()
 
@@ -442,7 +444,7 @@ class Run:
                 yield from preference_pieces(row, made, weights)
             self.pairs[step.name] = writer.finish()  # before the data sets take their places
 
-        failed = {"failed": counts.failed} if counts.failed else {}
+        failed = {"failed": counts.failed} if counts and counts.failed else {}
         self.digests |= write_datasets(
             self.folder.path / "dataset", step.name, "pair", len(rows), pieces(),
             {"ultrafeedback": failed, "preference": dropped, "sft": dropped}, self._named(counts),
@@ -476,9 +478,12 @@ class Run:
         """How the stage pairs: as it says, or as fits what it reads."""
         assert step.source is not None and isinstance(step.stage, PairStage)
         source, judge = step.source.stage, self.inputs.judges.get(step.source.name)
-        rule = step.stage.rule
+        stated = self.inputs.stated.get(step.source.name)
+        rule = step.stage.rule or (stated.rule if stated else None)
         if rule is None:
             rule = "compared" if isinstance(source, CompareStage) and source.pairs == "one" else "zephyr"
+        if stated is not None:
+            return Pairing(rule, stated.basis, stated.weights, step.stage.min_margin)
         basis, weights = BASES[source.kind], judge.rubric.weights() if judge else {}
         if isinstance(source, RateStage) and source.answers == "expected":
             basis = "scores"
@@ -490,10 +495,9 @@ class Run:
         """A row's preferences before any balancing, which needs all rows."""
         return preferences_of(row, self.pairing(step), dropped)
 
-    def _named(self, counts: RowCounts) -> dict[str, ModelSpec]:
-        return {
-            name: self.specs[name] for name in sorted(counts.models) if name in self.specs
-        }  # code and people are none
+    def _named(self, counts: RowCounts | None) -> dict[str, ModelSpec]:
+        """Models of this pipeline that rows name; what a file names is nobody here, and so are code and people."""
+        return {name: self.specs[name] for name in sorted(counts.models if counts else ()) if name in self.specs}
 
     async def _train(self, step: Step, stage: TrainStage) -> StageRecord:
         assert step.source is not None
@@ -812,6 +816,13 @@ class Run:
             }
             | ({"audits": self.audits} if self.audits else {})
         )
+
+
+def _digest_of_rows(rows: Iterable[Row]) -> str:
+    total = hashlib.sha256()
+    for row in rows:
+        total.update(digest(row.model_dump(mode="json", exclude_defaults=True)).encode())
+    return total.hexdigest()[:32]
 
 
 def _rounded(cost: float | None) -> float | None:

@@ -32,8 +32,8 @@ from rlaif.resources import find
 PACKAGES = ("torch", "transformers", "trl", "accelerate")  # a trained model depends on their versions
 IRRELEVANT = {"base", "name", "data", "reward", "checkpoint_steps"}  # names and habits: they change no weight
 
-# A conversation; or a prompt, what was chosen and what was rejected; or a prompt alone.
-Lesson = tuple[Message, ...] | tuple[tuple[Message, ...], str, str]
+# A conversation; or a prompt and its completion; or a prompt, what was chosen and what was rejected; or a prompt alone.
+Lesson = tuple[Message, ...] | tuple[tuple[Message, ...], str] | tuple[tuple[Message, ...], str, str]
 Lessons = list[tuple[Split, Lesson]]
 
 
@@ -93,7 +93,11 @@ def lessons_read(inputs: Inputs, name: str) -> Lessons | None:
 
 
 def conversations(items: Iterable[Conversation]) -> Lessons:
-    return [(item.split, item.messages) for item in items]
+    """Each conversation, or its last turn apart where that alone is learnt."""
+    return [
+        (item.split, item.messages if item.turns == "all" else (item.messages[:-1], item.messages[-1].content))
+        for item in items
+    ]
 
 
 def revisions(rows: Iterable[Row]) -> Lessons:
@@ -185,9 +189,10 @@ def train(
         split[of].append(lesson)
     folder = weights_folder(base)
     if stage.sft:
-        from rlaif.train.sft import train_sft
+        from rlaif.train.sft import Completed, train_sft
 
-        train_sft(stage.sft, folder, split["train"], split["validation"], out, on_step, template)
+        rows = {of: [Completed(*row) if isinstance(row[1], str) else row for row in part] for of, part in split.items()}
+        train_sft(stage.sft, folder, rows["train"], rows["validation"], out, on_step, template)
     elif stage.ppo:
         from rlaif.train.ppo import train_ppo
 
