@@ -419,7 +419,10 @@ PRESETS: dict[str, dict[str, Any]] = {  # how published preference data was made
 
 
 class PairStage(Stage):
-    """Table stage: preferences from judgements, a judge's or a file's. Ties, unparsed and identical texts are dropped and counted."""
+    """Table stage: preferences from judgements, a judge's or a file's.
+
+    Ties, unparsed and identical texts are dropped and counted.
+    """
 
     kind = "pair"
     reads = ("rate", "compare", "rank", "score", "verify", "person", "data")

@@ -26,10 +26,10 @@ class Rows(NamedTuple):
     unit: Literal["line", "row"]
     rows: Iterable[tuple[int, dict[str, Any]]]
 
-    def error(self, place: int, message: str, fix: str | None = None) -> InputError:
+    def error(self, place: int, message: str, fix: str | None = None, *, key: str | None = None) -> InputError:
         if self.unit == "line":
-            return InputError(message, file=self.name, line=place, fix=fix)
-        return InputError(f"row {place}: {message}", file=self.name, fix=fix)
+            return InputError(message, file=self.name, line=place, key=key, fix=fix)
+        return InputError(f"row {place}: {message}", file=self.name, key=key, fix=fix)
 
 
 def names(row: Iterable[Any]) -> str:

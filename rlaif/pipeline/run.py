@@ -190,10 +190,11 @@ class Run:
                 if kind in ("train", "measure") and (share := self._failed_share()) > TOLERATED:
                     self.stopped = f"{steps[0].name} was not begun: {share:.0%} of the rows failed"
                     break
-                with self._interruptible(gently=True), suppress(Stopped):
-                    await self._gates(self.pipeline.steps[steps[0].number - 1 :])
-                if self.scheduler.stopped:
-                    break
+                if not self.scheduler.stopped:
+                    with self._interruptible("measure"), suppress(Stopped):
+                        await self._gates(self.pipeline.steps[steps[0].number - 1 :])
+                    if self.scheduler.stopped:
+                        break
                 await self._let_go(steps)
                 with self._interruptible(kind), suppress(Stopped):
                     await (self._stream(steps) if kind in ROW_STAGES else self._table(steps[0]))
