@@ -21,7 +21,7 @@ from test_records import ask, candidate
 
 from rlaif.config import Rater
 from rlaif.judges.rating import _bound as bound
-from rlaif.judges.rating import question
+from rlaif.judges.rating import questions
 from rlaif.judges.replies import Reading, read_choice, read_ranking, read_reply, read_score
 from rlaif.records import Completion
 from rlaif.resources import find
@@ -73,7 +73,7 @@ def test_a_reply_is_read_as_meant_or_not_at_all(kind: str, entry: dict[str, Any]
 
 def test_the_corpus_is_swept_and_says_what_it_expects() -> None:
     counts = Counter(kind for _, kind, _ in ENTRIES)
-    assert sum(counts.values()) >= 600 and min(counts.values()) >= 70 and len(counts) == 5
+    assert sum(counts.values()) >= 700 and min(counts.values()) >= 70 and len(counts) == 5
     keys = {"about", "truth", "text", "expect", "n", "scale", "offered", "cut", "na", "types", "codes"}
     assert all(set(entry) <= keys for _, _, entry in ENTRIES)
     assert len({(kind, entry["text"], str(entry)) for _, kind, entry in ENTRIES}) == len(ENTRIES)
@@ -314,8 +314,7 @@ def test_ratings_follow_their_completions_however_these_are_ordered(
     texts = [f"text {place} of rating {rating}." for place, rating in enumerate(given)]
     order = rng.sample(range(len(texts)), len(texts))
     for candidates in ([candidate(text) for text in texts], [candidate(texts[i]) for i in order]):
-        asked = question(ask("q"), candidates, aspect, rubric, template, answers)
-        assert asked is not None
+        (asked,) = questions(ask("q"), candidates, aspect, rubric, template, rater)
         shown = [candidates[slot[0]].completion.text for slot in asked.slots]
         items = [item(form, k, text[-2]) for k, text in enumerate(shown, start=1)]
         reply = Completion(text=whole(form, rng.sample(items, len(items))), model="judge", call="c")

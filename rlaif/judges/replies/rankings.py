@@ -81,9 +81,7 @@ def _groups(value: Any) -> Ranking | None:
 
 
 def _number(item: Any) -> int | None:
-    if isinstance(item, bool) or not isinstance(item, (int, str)):
-        return None
-    match = _NUMBER.fullmatch(str(item).strip())
+    match = _NUMBER.fullmatch(str(item).strip()) if isinstance(item, (int, str)) else None
     return int(match[1]) if match else None
 
 

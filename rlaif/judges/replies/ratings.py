@@ -110,7 +110,7 @@ def _json_reading(item: Any, low: int, high: int, na: bool, types: Sequence[str]
     if any(key != "rating" and re.search("rating|score|scale|max|out.of", key) for key in item):
         return Reading(None, raw, "several fields that may be the rating")
     value = item["rating"]
-    if isinstance(value, bool) or not isinstance(value, (int, str)):
+    if not isinstance(value, (int, str)):
         return Reading(None, raw, "no whole-number rating")
     number = leading_number(str(value), low, high)
     if number.tail.strip():  # a field holds the rating and nothing else
@@ -264,7 +264,7 @@ def _block_reading(
         before = body[: match.start()].rpartition("\n")[2]
         begins = _STARTS.fullmatch(re.split(r"[.;!?|,–—]|\s-\s", before)[-1]) is not None
         last = compact and not number.tail.strip(" \t\r.!*_)")
-        if aside(body, match.start()) or (number.word and not _KEYED.match(match[0])):
+        if aside(body, match.start()):
             continue
         formal = begins or (last and not _SOME.search(before))
         if formal and (number.found or _KEYED.match(match[0])):

@@ -103,7 +103,7 @@ def _field(heard: str, text: str, low: int, high: int) -> Reading:
     if len(fields) != 1 or _given(before, low, high)[0] or any(re.search("scale|max|out.of", key) for key in value):
         return Reading(None, text, "expected one score")
     written = value[fields[0]]
-    if isinstance(written, bool) or not isinstance(written, (int, str)):
+    if not isinstance(written, (int, str)):
         return Reading(None, text, "no whole-number score")
     number = leading_number(str(written), low, high)
     if number.value is None or number.tail.strip():

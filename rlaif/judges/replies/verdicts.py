@@ -93,7 +93,7 @@ def _label(offered: Sequence[str]) -> re.Pattern[str]:
     ties = "|".join([*(re.escape(name) + r"\b" for name in offered[2:]), rf"(?i:{_TIES})\b"])
     return re.compile(
         rf"[*_`\"'(\[]{{0,8}}(?:(?i:{_NAMED})[ \t]+)?[*_`\"'(\[]{{0,8}}"
-        rf"(?:(?P<first>{two})(?![\w.]*\w)|(?P<tie>{ties})){_LAST}"
+        rf"(?:(?<![\w.])(?P<first>{two})(?![\w.]*\w)|(?P<tie>{ties})){_LAST}"
     )
 
 

@@ -210,13 +210,11 @@ def find_object(text: str) -> tuple[Any, str] | str:
         return "the sentence goes on behind the object"
     after = after.lstrip()
     opening, closing = _OPENING.search(before), _CLOSING.match(after)
-    if (opening is None) != (closing is None):
-        return "a code fence around the object that is not closed"
     if opening is not None and closing is not None:
         before, after = before[: opening.start()], after[closing.end() :]
     before, after = _HARMLESS.sub("", before).rstrip(), _HARMLESS.sub("", after)
     last = before.rpartition("\n")[2]
-    if "}" in before or before.endswith(("`", '"', "'", "“", "«")) or quoted(before, len(before)):
+    if quoted(before, len(before)):
         return "the object stands in words that quote it"
     if REPORTS.search(last) or (
         last and not last.endswith((".", "!")) and (_DENIES.search(last) or not _INTRODUCES.search(last))
