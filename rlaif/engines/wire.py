@@ -71,7 +71,7 @@ class Wire:
             deadline = self._deadlines[timeout] = timedelta(seconds=timeout)
         try:
             asked = self._opened().request(method, self.base_url + path).timeout(deadline)
-        except ValueError as error:  # no host can have this name
+        except (ValueError, RuntimeError) as error:  # no host can have this name, or no more files can be opened
             raise Unreached(str(error)) from None
         if body is not None:
             asked = asked.body_bytes(body)
