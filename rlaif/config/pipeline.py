@@ -6,7 +6,7 @@ Knows which stage may read which, and nothing of how a stage runs. Nothing is ma
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rlaif.config.document import (
@@ -24,6 +24,7 @@ from rlaif.config.models import ENGINES, LocalModel, ModelSpec, OpenAIModel
 from rlaif.config.stages import (
     STAGES,
     TRAINERS,
+    DataStage,
     MeasureStage,
     PairStage,
     SampleStage,
@@ -44,6 +45,12 @@ class Step:
     def source(self) -> Step | None:
         """The step it reads; the first of them where a trainer reads several."""
         return self.sources[0] if self.sources else None
+
+    def ancestors(self) -> Iterator[Step]:
+        """Every step that it rests on."""
+        for source in self.sources:
+            yield source
+            yield from source.ancestors()
 
     @property
     def sampled(self) -> Step | None:
@@ -310,9 +317,16 @@ def _check_sense(step: Step, earlier: list[Step], document: Document, place: Pos
             "raise its `per_prompt`, or name another model there",
         )
     stage = step.stage
+    if isinstance(stage, TrainStage) and (kept := next((s for s in step.ancestors() if _keeps_held_out(s)), None)):
+        problem = f"{kept.name!r} keeps held-out prompts, and a model must not be trained on those"
+        raise document.error(problem, (*place, stage.method), f"take `held_out: keep` out of {kept.name!r}")
     if isinstance(stage, PairStage) and step.source and step.source.stage.kind == "compare" and stage.min_margin > 1:
         problem = f"a margin of {stage.min_margin:g} is more than two probabilities can differ by"
         raise document.error(problem, (*place, "min_margin"), "give a number up to 1")
+
+
+def _keeps_held_out(step: Step) -> bool:
+    return isinstance(step.stage, DataStage) and step.stage.held_out == "keep"
 
 
 def _check_heads(

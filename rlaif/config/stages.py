@@ -95,6 +95,7 @@ class DataStage(FileStage):
     columns: Columns | None = None
     system: Text | None = None  # put in front of a conversation where no system message stands
     turns: Literal["all", "last"] | None = None  # of a conversation, what is learnt or judged
+    held_out: Literal["drop", "keep"] = "drop"  # rows on held-out prompts; kept only where nothing is trained on them
 
 
 class PromptsStage(FileStage):

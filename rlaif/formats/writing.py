@@ -342,8 +342,8 @@ class CardFacts(NamedTuple):
 def write_dataset(shape: Shape, rows: Iterable[dict[str, Any]], folder: Path, card: CardFacts) -> int:
     """Write `rows` as a data set with its card; returns how many rows. Raises WorkError as `DatasetWriter.finish`."""
     with DatasetWriter(shape, folder) as writer:
-        for row in rows:
-            writer.add(row)
+        for _, of_prompt in groupby(rows, key=lambda row: row["prompt_id"]):
+            writer.extend(of_prompt)
         return writer.finish(card)
 
 
@@ -356,7 +356,6 @@ class DatasetWriter:
     def __init__(self, shape: Shape, folder: Path) -> None:
         self.count, self.folder = 0, folder
         self._shape, self._prompts, self._batch = shape, 0, list[dict[str, Any]]()
-        self._last = None  # the rows of a prompt follow one another
         self._file = ExitStack()
         self._writer: Any = None  # Arrow's, from the first rows on
 
@@ -366,13 +365,15 @@ class DatasetWriter:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def add(self, row: dict[str, Any]) -> None:
-        self.count += 1
-        self._prompts += row["prompt_id"] != self._last
-        self._last = row["prompt_id"]
-        self._batch.append(row)
-        if len(self._batch) == BATCH:
-            self._write()
+    def extend(self, rows: Iterable[dict[str, Any]]) -> None:
+        """The rows that one prompt gives, which may be none; a prompt that stands twice in a file is two."""
+        before = self.count
+        for row in rows:
+            self.count += 1
+            self._batch.append(row)
+            if len(self._batch) == BATCH:
+                self._write()
+        self._prompts += self.count > before
 
     def _write(self) -> None:
         import pyarrow.parquet

@@ -66,8 +66,7 @@ def write_datasets(
             for shape in SHAPES[kind]
         }
         for shape, rows in pieces:
-            for row in rows:
-                writers[shape].add(row)
+            writers[shape].extend(rows)
         for shape, writer in writers.items():
             if not writer.count:
                 shutil.rmtree(writer.folder, ignore_errors=True)

@@ -250,7 +250,7 @@ class Inputs:
         for row in each_row(self._source(step, stage), unusable, turns=stage.turns or "last"):
             read += 1
             bare = [message for message in row.prompt.messages if message.role != "system"]
-            if "held-out" in (row.prompt.split, split_of(prompt_id(bare))):
+            if stage.held_out == "drop" and "held-out" in (row.prompt.split, split_of(prompt_id(bare))):
                 dropped["held-out"] += 1
             elif not row.candidates:
                 dropped["no completion"] += 1
@@ -282,7 +282,7 @@ class Inputs:
         return named(table, stage.columns.named() if stage.columns else {}, stage.system)
 
     def _kept(self, step: Step, stage: DataStage, result: ReadResult[Any]) -> list[Any]:
-        usable = [item for item in result.items if item.split != "held-out"]
+        usable = [item for item in result.items if item.split != "held-out" or stage.held_out == "keep"]
         kept = usable[: stage.take]
         counts = {"held-out": len(result.items) - len(usable), "not taken": len(usable) - len(kept)}
         dropped = Counter({reason: count for reason, count in counts.items() if count})
