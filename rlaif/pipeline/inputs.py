@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from rlaif.config import (
     SampleStage,
     Step,
     TrainStage,
+    TransformersModel,
     unchecked,
 )
 from rlaif.constitution import read_constitution
@@ -83,6 +85,7 @@ class Inputs:
                 self._prompts(step, stage)
             elif isinstance(stage, RateStage):
                 self._check_count(step, stage)
+                self._check_schema(step, stage)
                 self.judges[step.name] = open_judge(stage, self._check(stage.model))
             elif isinstance(stage, ReviseStage):
                 self.revisers[step.name] = open_reviser(stage, self._check(stage.model))
@@ -123,6 +126,15 @@ class Inputs:
             raise self.pipeline.error(
                 step, problem, ("model",), f"sample fewer, or `pick: {lexicon.completions}` of them"
             )
+
+    def _check_schema(self, step: Step, rater: Rater, *key: str) -> None:
+        """What holds a model in this process to JSON must be installed; found missing before anything is sampled."""
+        if rater.answers != "json" or importlib.util.find_spec("xgrammar") is not None:
+            return
+        if isinstance(self.pipeline.models.get(rater.model), TransformersModel):
+            problem = f"xgrammar holds the model {rater.model!r} to JSON, and is not installed"
+            fix = "pip install 'rlaif[schema]', or have it answer in lines (`answers: lines`)"
+            raise self.pipeline.error(step, problem, (*key, "answers"), fix)
 
     def _check(self, *names: str) -> Check:
         """What a principle must be for models that know few words; what they pass over becomes a note."""
@@ -173,6 +185,7 @@ class Inputs:
         """The measure's own prompts: only here are held-out prompts kept."""
         assert step.source is not None
         if stage.rate:
+            self._check_schema(step, stage.rate, "rate")
             self.judges[step.name] = open_judge(stage.rate, self._check(stage.rate.model))
         self.prompts[step.name] = self._of_split(step, step.source, (stage.split,), stage.take)
         if (gold := truth(stage)) is not None:
