@@ -284,7 +284,7 @@ class _Model:
         ends = sorted(self.ends)
         read = xgrammar.TokenizerInfo.from_huggingface(self.tokenizer, vocab_size=self.vocabulary, stop_token_ids=ends)
         # Two kinds of tokens that xgrammar lets into strings have no place in compact JSON: special ones, which it
-        # takes for the text of their names and a completion's text drops, and control characters (where a length is bounded).
+        # takes for the text of their names and a completion drops, and control characters (where a length is bounded).
         special = {token for token, added in self.tokenizer.added_tokens_decoder.items() if added.special}
         pieces = [
             b"" if token in special or any(byte < 0x20 for byte in piece) else piece
