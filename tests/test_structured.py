@@ -25,6 +25,14 @@ stages:
       reask: 0
       sampling: {{temperature: 3.0, max_tokens: 1500}}
 """
+MEASURE = """\
+  - measure:
+     models: [base]
+     rate:
+      model: judge
+      rubric: prompts/rubrics/tiny.yaml
+      answers: json
+"""
 PROMPTS, ASPECTS = 6, 3
 
 
@@ -57,12 +65,13 @@ def test_json_asked_of_a_model_in_this_process_needs_xgrammar_before_anything_ru
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "xgrammar", None)
-    line = PIPELINE.splitlines().index("      answers: json") + 1
-    for command in ("plan", "run"):
-        code, _, err = run_cli(command, str(pipeline))
-        assert (
-            code == 2 and f"structured.yaml:{line}: " in err.replace("\n", "") and "pip install 'rlaif[schema]'" in err
-        )
+    measured = pipeline.with_name("measured.yaml")
+    measured.write_text(pipeline.read_text().split("  - sample")[0] + MEASURE)
+    for command, file in (("plan", pipeline), ("run", pipeline), ("plan", measured)):
+        line = file.read_text().splitlines().index("      answers: json") + 1
+        code, _, err = run_cli(command, str(file))
+        said = err.replace("\n", "")
+        assert code == 2 and f"{file.name}:{line}: " in said and "pip install 'rlaif[schema]'" in said
     assert not Path("runs/structured/stages").exists()
     pipeline.write_text(pipeline.read_text().replace("answers: json", "answers: lines"))
     assert run_cli("plan", str(pipeline))[0] == 0
