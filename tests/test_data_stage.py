@@ -111,7 +111,7 @@ SCORED = {"completions": ["a", "b", "c"], "scores": [0.5, -1, None]}
     [
         (ULTRAFEEDBACK, "", [("yyy", "xxx", 5.0, 2.5)]),  # z is unparsed, and truth does not apply to y
         (RANKED, "", None),
-        (RANKED, "all", [("b", "a", 2.0, 0.0), ("b", "c", 2.0, 0.0)]),
+        (RANKED, "all", [("b", "a", 1.0, 0.25), ("b", "c", 1.0, 0.25)]),
         (SCORED, "best-worst", [("a", "b", 0.5, -1.0)]),
     ],
 )
