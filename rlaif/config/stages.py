@@ -390,8 +390,8 @@ class PairStage(Stage):
     @model_validator(mode="before")
     @classmethod
     def _preset_is_filled_in(cls, value: Any) -> Any:
-        preset = PRESETS.get(value["preset"]) if isinstance(value, dict) and "preset" in value else None
-        return {**preset, **value} if preset is not None else value
+        preset = value.get("preset") if isinstance(value, dict) else None
+        return {**PRESETS[preset], **value} if isinstance(preset, str) and preset in PRESETS else value
 
 
 class Training(Settings):
