@@ -174,8 +174,8 @@ def audit(
     console = _console(stderr=as_json)
     path = Path(judge)
     is_run, is_pipeline = (path / "manifest.json").is_file(), path.suffix in (".yaml", ".yml")
-    told = {"--model": model, "--key-env": key_env, "--method": method, "--stage": stage, "--gold": gold}
-    told |= {"--take": take, "--labels": labels, "settings": settings}
+    told = {"--model": model, "--key-env": key_env, "--method": method, "--stage": stage, "--labels": labels}
+    told |= {"--gold": gold, "--take": None if take is None else str(take), "settings": " ".join(settings or [])}
     kind = "a run" if is_run else "a pipeline" if is_pipeline else "a server" if "://" in judge else "a model's folder"
     auditing.check_options(kind, told)
     if is_run:

@@ -33,9 +33,9 @@ from rlaif.statistics import (
     calibration_of,
     cohen_kappa,
     fleiss_kappa,
+    item_means,
     jury_weights,
     krippendorff_alpha,
-    item_means,
     longer_rate,
     mean_interval,
     order_bias,
@@ -223,6 +223,7 @@ def of_comparisons(
     asked = [member for comparison in comparisons for member in comparison.members if member.orders]
     bias = order_bias([m.orders[0].verdict for m in asked], [m.orders[1].verdict for m in asked])
     said = [comparison.verdict for comparison in comparisons]
+    of_a, of_b = [a for a, _ in lengths], [b for _, b in lengths]
     return {
         "position": {
             "consistency": _dict(bias.consistent),
@@ -231,7 +232,7 @@ def of_comparisons(
             "toward_first": _dict(bias.toward_first),
             "toward_second": _dict(bias.toward_second),
         },
-        "length": {"prefers_longer": _dict(longer_rate(said, *zip(*lengths, strict=True), prompts)) if said else None},
+        "length": {"prefers_longer": _dict(longer_rate(said, of_a, of_b, prompts))},
         "verdicts": {
             "n": len(said),
             "tie": _dict(share_interval([v == "tie" for v in said])),

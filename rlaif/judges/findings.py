@@ -115,7 +115,7 @@ def _on_length(found: Mapping[str, Any]) -> Iterable[Finding]:
 
 _FELL_FOR: dict[str, tuple[float, str, str]] = {
     "verbosity": (
-        0.1, "prefers a completion padded with a list of its own sentences to the same without in",
+        0.1, "prefers a completion padded with a list of its own sentences to the bare one in",
         "say in the rubric that repetition counts against a completion, and balance lengths",
     ),
     "edits": (

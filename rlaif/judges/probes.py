@@ -262,8 +262,8 @@ def self_preference(
 ) -> SelfPreference | None:
     """How much more often a judge lets its own family win than people or gold do (arXiv 2306.05685, section 3.3).
 
-    Item k compares a completion of `samplers[k][0]` (A) with one of `samplers[k][1]` (B) for a prompt of its own, or for
-    `prompts[k]`: items of one prompt count as their mean. Only items count in which exactly one sampler is of the
+    Item k compares a completion of `samplers[k][0]` (A) with one of `samplers[k][1]` (B) for a prompt of its own, or
+    for `prompts[k]`: items of one prompt count as their mean. Only items count in which exactly one sampler is of the
     judge's family and both verdicts are parsed; a tie is one half. `families` maps names to families; a name that is
     not in it is its own. None for fewer than two such prompts.
     """
