@@ -20,6 +20,7 @@ from echo import RUBRIC, Echo, write_prompts, write_project
 from serving import serve
 from test_run import Cli, run_cli  # noqa: F401 - the fixture
 
+from rlaif import cli
 from rlaif.config import CompareStage, OpenAIModel
 from rlaif.judges import audit as measuring
 from rlaif.judges.audit import probes_of
@@ -366,7 +367,7 @@ def test_what_was_asked_is_counted_and_priced(
     assert again["cost"]["cost"] == pytest.approx((of_work * 3 + calls * 7) / 1e6)
     assert again["figures"] == found["figures"] and again["verdict"] == found["verdict"]
     code, out, err = run_cli("audit", "p.yaml", "--take", "30", "--no-probes", "--json", "--stage", "loud", "votes=1")
-    assert code == 2 and "there is no `votes` in the pipeline" in err
+    assert code == 2 and "command line: `votes`: unknown key" in err
     code, out, err = run_cli("audit", "p.yaml", "--take", "30", "--no-probes", "--json", "--stage", "loud")
     assert code == 0 and json.loads(out)["judge"] == "fair" and "hard verdicts" in json.loads(out)["asked"]
 
@@ -755,7 +756,7 @@ def test_a_judge_trained_in_the_pipeline_is_audited_once_it_exists(tmp_path: Pat
         "  - prompts: {path: prompts.jsonl, split: all}\n"
         "  - sample: {models: [base], per_prompt: 2, sampling: {max_tokens: 8}}\n"
         "  - compare: {model: trained, constitution: constitutions/tiny.yaml, "
-        "template: prompts/compare-compact.jinja, ending: which one ?, sampling: {max_tokens: 32}, "
+        "template: prompts/compare-compact.jinja, ending: 'which one ?', sampling: {max_tokens: 32}, "
         "require: {unparsed: 0.0, agreement: 1.0, gold: world, take: 6}}\n"
     )
     planned = run_cli("plan", "gated.yaml", "--json")
@@ -770,7 +771,7 @@ def test_a_judge_trained_in_the_pipeline_is_audited_once_it_exists(tmp_path: Pat
 
 WRONG_GATES: dict[str, tuple[str, str]] = {
     "empty": ("{}", r"gated\.yaml:9: `stages\.2\.compare\.require`: give what is required, such as `agreement: 0\.8`"),
-    "nothing": ("", r"gated\.yaml:9: `stages\.2\.compare\.require`: "),
+    "nothing": ("", r"gated\.yaml:9: `stages\.2\.compare\.require`: a gate of nothing lets everything pass; give what"),
     "only how many": ("{take: 9}", r"`stages\.2\.compare\.require`: give what is required"),
     "unknown key": ("{agrement: 0.8}", r"gated\.yaml:9: `stages\.2\.compare\.require\.agrement`: unknown key. Fix: did you mean `agreement`"),
     "over one": ("{agreement: 80}", r"gated\.yaml:9: `stages\.2\.compare\.require\.agreement`: .*less than or equal to 1, found 80"),
@@ -796,3 +797,98 @@ def test_a_wrong_gate_is_refused_before_anything_is_asked(
         assert code == 2 and re.search(expected, err), err
         assert err.startswith("error: ") and err.count("\n") == 1
     assert not asked(engines) and not (tmp_path / "runs/gated").exists()
+
+
+# ---------------------------------------------------------------- wrong input
+
+WRONG: dict[str, tuple[list[str], int, str]] = {
+    "no model's name": (["URL"], 2, r"`--model`: which model of http://\S+\? Fix: name one with --model; the server's own list stands at its /models|`--model`: which model of"),
+    "unknown model": (["URL", "--model", "fare"], 1, r"fare"),
+    "server down": (["http://127.0.0.1:9/v1", "--model", "fair"], 1, r"127\.0\.0\.1:9"),
+    "no such folder": (["nowhere"], 2, r"`JUDGE`: there is no file or folder 'nowhere'"),
+    "folder that is no model": (["empty"], 2, r"empty"),
+    "a run's folder of nothing": (["runs"], 2, r"runs"),
+    "no such pipeline": (["nowhere.yaml"], 2, r"no file or folder 'nowhere\.yaml'"),
+    "pipeline that judges nothing": (["plain.yaml"], 2, r"plain\.yaml: the pipeline has no stage that compares or rates. Fix: add one"),
+    "unknown stage": (["echo.yaml", "--stage", "rat"], 2, r"echo\.yaml: `--stage`: no judging stage is called 'rat'. Fix: did you mean `rate`"),
+    "stage that judges nothing": (["echo.yaml", "--stage", "sample"], 2, r"no judging stage is called 'sample'. Fix: use one of rate"),
+    "judge that is yet to be trained": (["trained.yaml"], 2, r"the judge 'taught' is trained in this pipeline and does not exist before it runs. Fix: audit its folder after the run"),
+    "malformed gold": (["URL", "--model", "fair", "--gold", "gold.jsonl"], 2, r"gold\.jsonl:2: .*`better`"),
+    "gold that is no JSON": (["URL", "--model", "fair", "--gold", "broken.jsonl"], 2, r"broken\.jsonl:1: "),
+    "gold of two same texts": (["URL", "--model", "fair", "--gold", "same.jsonl"], 2, r"same\.jsonl:1: .*same text"),
+    "no gold": (["URL", "--model", "fair", "--gold", "none.jsonl"], 2, r"none\.jsonl: there are no (pairs|rows)"),
+    "missing gold": (["URL", "--model", "fair", "--gold", "gold.jsnl"], 2, r"no file or folder 'gold\.jsnl'. Fix: did you mean 'gold\.jsonl'"),
+    "unknown setting": (["URL", "--model", "fair", "reason=true"], 2, r"command line: `reason`: unknown key. Fix: did you mean `reasons`"),
+    "setting of the wrong type": (["URL", "--model", "fair", "verdicts=loud"], 2, r"command line: `verdicts`: .*'soft'.*found 'loud'"),
+    "setting without a value": (["URL", "--model", "fair", "reasons"], 2, r"'reasons' is not of the form key=value"),
+    "setting that contradicts": (["URL", "--model", "fair", "votes=3"], 2, r"`votes` of soft verdicts are all the same"),
+    "unknown method": (["URL", "--model", "fair", "--method", "guess"], 2, r"`--method`: expected compare or rate, found 'guess'"),
+    "take of nothing": (["URL", "--model", "fair", "--take", "0"], 2, r"--take"),
+    "unknown option": (["URL", "--modle", "fair"], 2, r"--modle"),
+    "key whose variable is not its name": (["URL", "--model", "fair", "--key-env", "sk-secret-1"], 2, r"`--key-env`: expected the name of an environment variable"),
+    "labels of a server": (["URL", "--model", "fair", "--labels", "labels.jsonl"], 2, r"`--labels`: an audit of a server takes no --labels. Fix: take it out"),
+    "gold of a run": (["runs/echo", "--gold", "gold.jsonl"], 2, r"an audit of a run takes no --gold"),
+    "model of a pipeline": (["echo.yaml", "--model", "fair"], 2, r"an audit of a pipeline takes no --model"),
+    "run that judged nothing": (["runs/plain"], 2, r"the pipeline has no stage that compares or rates"),
+    "unknown stage of a run": (["runs/echo", "--stage", "rat"], 2, r"no judging stage is called 'rat'. Fix: did you mean `rate`"),
+    "malformed labels": (["runs/echo", "--labels", "broken-labels.jsonl"], 2, r"broken-labels\.jsonl:2: `verdict`: .*Fix: a label has `prompt_id`, `a`, `b`, `verdict`"),
+    "labels of nothing here": (["runs/echo", "--labels", "labels.jsonl"], 2, r"labels\.jsonl: none of the 1 labels is of a pair that the stage 'rate' judged"),
+    "missing labels": (["runs/echo", "--labels", "nowhere.jsonl"], 2, r"no file or folder 'nowhere\.jsonl'"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two runs that ended, one of ratings and one that judged nothing, and files that are wrong."""
+    folder = tmp_path_factory.mktemp("ended")
+    with pytest.MonkeyPatch.context() as patch, serve({name: Echo(name) for name in ("one", "two", "judge")}) as url:
+        patch.chdir(folder)
+        write_project(folder, url, 3)
+        text = (folder / "echo.yaml").read_text()
+        (folder / "plain.yaml").write_text(text[: text.index("  - rate")].replace("name: echo", "name: plain"))
+        for name in ("echo", "plain"):
+            patch.setattr("sys.argv", ["rlaif", "run", f"{name}.yaml"])
+            with pytest.raises(SystemExit) as exit_:
+                cli.main()
+            assert not exit_.value.code
+    (folder / "trained.yaml").write_text(
+        "name: t\nmodels: {base: {engine: transformers, path: tiny/annotator}}\nstages:\n"
+        "  - data: {path: d.jsonl}\n  - train: {sft: {base: base, name: taught}}\n"
+        "  - prompts: {path: prompts.jsonl}\n  - sample: {models: [base], per_prompt: 2}\n"
+        "  - rate: {model: taught, rubric: rubric.yaml}\n"
+    )
+    good, label = OWN[0], {"prompt_id": "x", "a": "y", "b": "z", "verdict": "a"}
+    files: dict[str, list[Any]] = {
+        "gold.jsonl": [good, {k: v for k, v in good.items() if k != "better"} | {"id": "two"}],
+        "same.jsonl": [good | {"worse": good["better"]}],
+        "none.jsonl": [],
+        "labels.jsonl": [label],
+        "broken-labels.jsonl": [label, label | {"verdict": "c"}],
+        "d.jsonl": [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}],
+    }
+    for name, rows in files.items():
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "broken.jsonl").write_text("{\n")
+    (folder / "empty").mkdir()
+    return folder
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_input(
+    name: str, url: str, ended: Path, tmp_path: Path, run_cli: Cli, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+) -> None:
+    monkeypatch.chdir(ended)
+    arguments, expected, words = WRONG[name]
+    before = sorted(path.name for path in ended.iterdir())
+    code, out, err = run_cli("audit", *(url if word == "URL" else word for word in arguments), "--out", str(tmp_path / "a"))
+    assert code == expected, (out, err)
+    assert re.search(words, err), err
+    assert err.startswith("error: ") and "Traceback" not in err and err.count("\n") == 1 and len(err) < 500
+    assert "sk-secret" not in err
+    assert not (tmp_path / "a").exists() and sorted(path.name for path in ended.iterdir()) == before
+
+
+def test_what_is_wrong_before_anything_is_made_leaves_no_trace(tmp_path: Path, run_cli: Cli) -> None:  # noqa: F811
+    (tmp_path / "none.jsonl").write_text("")
+    assert run_cli("audit", "http://127.0.0.1:9/v1", "--model", "m", "--gold", "none.jsonl")[0] == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["none.jsonl"]

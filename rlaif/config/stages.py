@@ -144,6 +144,15 @@ class Require(Settings):
         return self
 
 
+def _not_nothing(value: Any) -> Any:
+    if value is None:
+        raise ValueError("a gate of nothing lets everything pass; give what is required, or take the key out")
+    return value
+
+
+Gate = Annotated[Require | None, BeforeValidator(_not_nothing)]
+
+
 class Rater(Settings):
     """How a judge rates: one call per prompt and aspect, all candidates in one judge prompt, in a hashed order.
 
@@ -180,7 +189,7 @@ class RateStage(Rater, Stage):
     kind = "rate"
     reads = ("sample", "verify", "rate")
 
-    require: Require | None = None
+    require: Gate = None
 
     def named_models(self) -> list[tuple[str, Position]]:
         return _given(self, "model")
@@ -230,7 +239,7 @@ class CompareStage(Stage):
     votes: int = Field(default=1, gt=0)  # verdicts asked for in each order, at a temperature, and averaged
     clamp: tuple[Share, Share] | None = None
     reask: int = Field(default=1, ge=0)  # how often an unreadable verdict is asked again, with another seed
-    require: Require | None = None
+    require: Gate = None
     sampling: JudgeSampling = JudgeSampling()
 
     @model_validator(mode="after")
