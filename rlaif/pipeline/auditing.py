@@ -238,7 +238,7 @@ def judge_document(
     if "://" in judge:
         if model is None:
             fix = "name one with --model; the server's own list stands at its /models"
-            raise InputError(f"which model of {judge}?", key="--model", fix=fix)
+            raise InputError(f"no model of {judge} is named", key="--model", fix=fix)
         spec = {"engine": "openai", "base_url": judge, "model": model}
         if key_variable is not None:
             spec["api_key_env"] = key_variable
