@@ -26,6 +26,7 @@ import rlaif
 from rlaif.errors import InputError, RlaifError
 
 if TYPE_CHECKING:
+    from rlaif.config import Pipeline
     from rlaif.pipeline.run import Run
     from rlaif.records import Comparison, Preference, Ranking, Rating, Revision, Row
     from rlaif.store import Holding
@@ -80,9 +81,10 @@ def init(
 @app.command()
 def plan(pipeline: PipelinePath, overrides: Overrides = None, out: Out = None, as_json: AsJson = False) -> None:
     """Show what would run: stages, calls by model, how many are paid for, tokens and cost. Nothing is sent."""
+    from rlaif.config import read_pipeline
     from rlaif.pipeline.plan import plan as make_plan
 
-    run, _ = _open(pipeline, overrides, out, dry=True)
+    run, _ = _open(read_pipeline(pipeline, overrides or []), out, dry=True)
 
     async def planned() -> dict[str, Any]:
         try:
@@ -109,26 +111,41 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Run a pipeline. Run it again after a crash, an edit or more prompts: only what changed is computed."""
-    from rlaif.pipeline.progress import Lines, Screen, Silent
+    from rlaif.config import read_pipeline
 
-    console = _console(stderr=as_json)
-    progress = (
-        Silent() if as_json else Screen(console, f"rlaif run {pipeline}") if console.is_terminal else Lines(console)
-    )
-    execution, folder = _open(pipeline, overrides, out, progress=progress, retry_failed=retry_failed)
-    _print_notes(console, execution)
-    with progress:
-        try:
-            state = _run_async(execution.execute())
-        except asyncio.CancelledError:  # the second Ctrl-C, or one where nothing can be waited for
-            raise KeyboardInterrupt from None
-    if as_json:
-        _print_json(folder.manifest())
-    else:
-        _print_result(console, execution, folder.path)
-    if state != "done":
-        why = execution.scheduler.stopped
-        sys.exit(INTERRUPTED if why is not None and why.cause == "interrupted" else 1)
+    _execute(read_pipeline(pipeline, overrides or []), out, f"rlaif run {pipeline}", as_json, retry_failed=retry_failed)
+
+
+@app.command()
+def judge(
+    data: Annotated[
+        str,
+        typer.Argument(metavar="DATA", help="Completions that exist: pairs, rankings, UltraFeedback, transcripts, ..."),
+    ],
+    by: Annotated[str, typer.Option("--by", metavar="JUDGE", help="A server's address or a model's folder.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="How it is asked, e.g. reasons=true or rubric=FILE."),
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", help="The model's name on the server.")] = None,
+    key_env: Annotated[
+        str | None, typer.Option("--key-env", help="The environment variable that holds the server's key.")
+    ] = None,
+    method: Annotated[str, typer.Option("--method", help="compare or rate.")] = "compare",
+    pair: Annotated[str | None, typer.Option("--pair", help="The rule preferences are made by.")] = None,
+    out: Annotated[Path, typer.Option("--out", help="The run folder.")] = Path("runs/judged"),
+    as_json: AsJson = False,
+) -> None:
+    """Judge a data set that exists, in any published shape, and make preferences of it."""
+    from rlaif.pipeline import auditing
+    from rlaif.pipeline.judging import judging
+
+    if method not in auditing.SMALL:
+        raise InputError(f"expected compare or rate, found {method!r}", key="--method")
+    checked = judging(
+        data, by, method, settings or [], model=model, key_variable=key_env, name=out.name, pair=pair
+    )  # fmt: skip
+    _execute(checked, out, f"rlaif judge {data}", as_json, retry_failed=False)
 
 
 @app.command()
@@ -223,8 +240,9 @@ def train(
 
     if method not in TRAINERS:
         raise InputError(f"there is no trainer {method!r}", fix=nearest(method, TRAINERS))
-    if method == "ppo" and reward is None:
-        raise InputError("ppo needs a reward model", fix="give it with --reward")
+    if method == "ppo" and reward is None and not any(setting.startswith("checks=") for setting in settings or []):
+        fix = "give a reward model with --reward, or what code verifies, such as checks=[{length: {max_words: 20}}]"
+        raise InputError("ppo needs a reward", fix=fix)
     if method != "ppo" and reward is not None:
         raise InputError(f"{method} takes no reward model", fix="take --reward out")
     pipeline = one_trainer(method, base, data, method, settings or [], reward)
@@ -311,7 +329,10 @@ def show(
 @app.command()
 def export(
     run: RunPath,
-    form: Annotated[str, typer.Option("--format", help="preference, sft or ultrafeedback.")],
+    form: Annotated[
+        str,
+        typer.Option("--format", help="preference, sft, ultrafeedback, binarized, hh, ranked, rewardbench or soft."),
+    ],
     to: Annotated[Path, typer.Option("--to", help="Where to write: a new folder, or a file ending in .jsonl.")],
 ) -> None:
     """Write one of a run's data sets somewhere else: a `datasets` folder with its card, or one JSON Lines file."""
@@ -350,7 +371,9 @@ def cache(
         raise InputError("prune would remove every call", fix="say which with --older-than or --run")
     if action != "prune" and (older_than is not None or run is not None):
         raise InputError("--older-than and --run belong to prune", fix="rlaif cache prune ...")
-    store = CallStore(STORE, read_only=action != "prune")
+    if older_than is not None and not older_than >= 0:  # before a day to come lies every call
+        raise InputError(f"--older-than {older_than:g} is no age in days", fix="give 0 or more")
+    store = CallStore(STORE, read_only=action != "prune" or not STORE.exists())
     try:
         if action == "prune":
             before = None if older_than is None else time.time() - older_than * 86400
@@ -400,23 +423,42 @@ def _on_uvloop(work: Coroutine[Any, Any, Result]) -> Result:
 # ---------------------------------------------------------------- opening a run
 
 
+def _execute(checked: Pipeline, out: Path | None, title: str, as_json: bool, *, retry_failed: bool) -> None:
+    """Run a pipeline, show it, and exit with what came of it."""
+    from rlaif.pipeline.progress import Lines, Screen, Silent
+
+    console = _console(stderr=as_json)
+    progress = Silent() if as_json else Screen(console, title) if console.is_terminal else Lines(console)
+    execution, folder = _open(checked, out, progress=progress, retry_failed=retry_failed)
+    _print_notes(console, execution)
+    with progress:
+        try:
+            state = _run_async(execution.execute())
+        except asyncio.CancelledError:  # the second Ctrl-C, or one where nothing can be waited for
+            raise KeyboardInterrupt from None
+    if as_json:
+        _print_json(folder.manifest())
+    else:
+        _print_result(console, execution, folder.path)
+    if state != "done":
+        why = execution.scheduler.stopped
+        sys.exit(INTERRUPTED if why is not None and why.cause == "interrupted" else 1)
+
+
 def _open(
-    pipeline: str,
-    overrides: list[str] | None,
+    checked: Pipeline,
     out: Path | None,
     *,
     dry: bool = False,
     progress: Any = None,
     retry_failed: bool = False,
 ) -> tuple[Run, Any]:
-    from rlaif.config import read_pipeline
     from rlaif.pipeline.folder import STORE, RunFolder
     from rlaif.pipeline.inputs import Inputs
     from rlaif.pipeline.progress import Silent
     from rlaif.pipeline.run import Run
     from rlaif.store import CallStore
 
-    checked = read_pipeline(pipeline, overrides or [])
     inputs = Inputs(checked)  # before anything is made: wrong input leaves no trace
     path = out if out is not None else Path("runs") / checked.name
     folder = RunFolder(path) if dry else RunFolder.create(path, checked.name)
@@ -787,7 +829,7 @@ def main() -> None:
 
 def _fail(message: str, code: int) -> None:
     console = Console(stderr=True, soft_wrap=True, markup=False, emoji=False, highlight=False)
-    console.print(Text.assemble(("error: ", "bold red"), _plain(message)))
+    console.print(Text.assemble(("error: ", "bold red"), " ".join(_plain(message).splitlines())))
     sys.exit(code)
 
 

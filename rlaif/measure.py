@@ -54,11 +54,6 @@ Failure = tuple[Prompt, EngineError]
 Pick = Callable[[Prompt], Awaitable[Completion]]  # the completion that is measured
 
 
-def resolved(settings: SamplingSettings, outer: SamplingSettings, seed: int) -> Sampling:
-    """How a model is really asked: a stage's settings over the model's own."""
-    return Sampling(seed=seed, **settings.over(outer))
-
-
 async def measure(
     stage: MeasureStage,
     prompts: Sequence[Prompt],
@@ -81,7 +76,7 @@ async def measure(
 
     def sampled(name: str) -> Pick:
         async def pick(prompt: Prompt) -> Completion:
-            asked = resolved(stage.sampling, settings[name], seed)
+            asked = stage.sampling.resolved(seed, settings[name])
             return (await sampler.sample(name, prompt.messages, asked))[0]
 
         return pick
@@ -93,7 +88,7 @@ async def measure(
 
     measured = [await one(name, sampled(name)) for name in stage.models]
     if stage.best_of and reward:
-        asked = resolved(stage.sampling, settings[stage.best_of.model], seed)
+        asked = stage.sampling.resolved(seed, settings[stage.best_of.model])
         best = await best_of(stage.best_of, prompts, asked, sampler, reward)
         measured.append(await one(stage.best_of.name, best))
     baseline = next(m for m in measured if m.name == (stage.baseline or stage.models[0]))
@@ -242,7 +237,7 @@ async def _asked(
 ) -> dict[str, Any]:
     """How the model was sampled, and how far it is from the one it came from."""
     best = stage.best_of if stage.best_of and model.name == stage.best_of.name else None
-    asked = resolved(stage.sampling, settings[best.model if best else model.name], seed)
+    asked = stage.sampling.resolved(seed, settings[best.model if best else model.name])
     found = {"sampling": asked.model_dump(mode="json")}
     if best:
         bound = {"at_most": round(best_of_n_kl(best.n), 6)} if _its_own(asked) else {"problem": OTHER_DISTRIBUTION}

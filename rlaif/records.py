@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Sequence
 from functools import cached_property
+from json.encoder import encode_basestring
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -35,7 +36,7 @@ _UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 
 def writable(text: str) -> str:
     """NUL and lone surrogates become U+FFFD: tokenizers, SQLite and Parquet refuse them, each in its own way."""
-    return _UNWRITABLE.sub("\ufffd", text)
+    return text if text.isascii() and "\0" not in text else _UNWRITABLE.sub("\ufffd", text)
 
 
 def oneline(text: str) -> str:
@@ -43,9 +44,12 @@ def oneline(text: str) -> str:
     return " ".join(text.split())
 
 
+_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
 def canonical(value: Any) -> str:
     """A JSON value in canonical form: sorted keys, no spaces, NaN refused."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return _canonical.encode(value)
 
 
 def digest_text(text: str, *, length: int = 32) -> str:
@@ -70,7 +74,9 @@ def hashed_order(names: Sequence[str], *salt: str) -> list[int]:
 
 
 def prompt_id(messages: Sequence[Message]) -> str:
-    return digest([[m.role, m.content] for m in messages], length=16)
+    """The digest of the roles and texts: JSON in canonical form, put together from its parts."""
+    asked = ",".join(f"[{encode_basestring(m.role)},{encode_basestring(m.content)}]" for m in messages)
+    return digest_text(f"[{asked}]", length=16)
 
 
 def split_of(identifier: str) -> Split:

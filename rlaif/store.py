@@ -32,7 +32,10 @@ FORMAT = 3  # of this file; format 2 is migrated, another one refused with a sen
 KEY_VERSION = 1  # of the key's meaning; raising it makes every stored call unreachable, so it has to be worth that
 BUSY = 60.0  # seconds to wait for another process's commit
 LEARNT_FOR = 7 * 86400.0  # seconds after which a server is asked anew what it honours: it may have been renewed
-TOGETHER = 0.003  # seconds between two commits under load: one for each answer would cost more than all the rest
+# Between two commits: one for each answer would cost more than all the rest.
+TOGETHER = 0.003  # seconds, where enough answers wait
+LATEST = 0.01  # seconds, where fewer do
+ENOUGH = 8  # answers: what a kill loses of them has to be paid for again
 UNREADABLE = (ValueError, KeyError, TypeError, zlib.error)  # what a damaged call is met by
 LEVEL = 1  # of the compression, the quickest: texts are short
 
@@ -175,7 +178,8 @@ class CallStore:
     def __init__(self, path: Path, *, read_only: bool = False, run: str = "") -> None:
         self.path, self.run = path, run
         self._waiting: list[_Batch] = []
-        self._scheduled, self._last_write = False, 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._busy, self._last_write = False, 0.0
         self._damaged: set[str] = set()
         self._writer = ThreadPoolExecutor(1, "call store")
         # Each connection has its lock, since it is used from several threads. Reads have their own where they can, so
@@ -231,6 +235,10 @@ class CallStore:
         fix = "check the disk and the file's permissions"
         if "full" in str(error):
             fix = "free some disk space, then run the same command again: what is stored is kept"
+        elif "malformed" in str(error) or "not a database" in str(error):
+            fix = (
+                "restore it from a copy, save what can be read with sqlite3's `.recover`, or move it away and pay again"
+            )
         return StoreError(f"the call store cannot be used: {error}", file=str(self.path), fix=fix)
 
     # ------------------------------------------------------------ reading
@@ -265,7 +273,9 @@ class CallStore:
     def request(self, key: str) -> dict[str, Any] | None:
         """What was asked: the model's name in the pipeline, messages, sampling, schema, index and attempt."""
         found = self._found("calls", "request", [key]).get(key)
-        return None if found is None else _read(found)
+        with suppress(*UNREADABLE):
+            return None if found is None else _read(found)
+        return None
 
     def failures(self, keys: Iterable[str]) -> dict[str, tuple[str, str]]:
         """Cause and message, by key, of the calls that finally failed; empty if none had when the store was opened."""
@@ -295,7 +305,9 @@ class CallStore:
             row = self._reads.execute(
                 "SELECT learnt FROM servers WHERE server = ? AND created > ?", [server, since]
             ).fetchone()
-        return None if row is None else dict(json.loads(row[0]))
+        with suppress(*UNREADABLE):
+            return None if row is None else dict(json.loads(row[0]))
+        return None
 
     def _found(self, table: str, column: str, keys: Iterable[str]) -> dict[str, Any]:
         return dict(self._rows(table, f"key, {column}", keys))
@@ -349,27 +361,31 @@ class CallStore:
             batch.done.set_result({})
             return batch.done
         self._waiting.append(batch)
-        if not self._scheduled:
+        if len(self._waiting) in (1, ENOUGH):
             self._schedule(loop)
         return batch.done
 
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._scheduled = True
-        loop.call_later(max(0.0, self._last_write + TOGETHER - time.monotonic()), self._flush, loop)
+        """Have what waits written in good time, once what is being written is on the disk."""
+        if self._busy or not self._waiting:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        pause = TOGETHER if len(self._waiting) >= ENOUGH else LATEST
+        self._timer = loop.call_later(max(0.0, self._last_write + pause - time.monotonic()), self._flush, loop)
 
     def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
         """Give everything that waits to the writer's thread, as one commit."""
         batches, self._waiting = self._waiting, []
-        self._last_write = time.monotonic()
+        self._busy, self._timer, self._last_write = True, None, time.monotonic()
         writing = loop.run_in_executor(self._writer, self._commit, batches)
         writing.add_done_callback(lambda done: self._written(loop, batches, done))
 
     def _written(
         self, loop: asyncio.AbstractEventLoop, batches: Sequence[_Batch], done: asyncio.Future[list[Answers]]
     ) -> None:
-        self._scheduled = False
-        if self._waiting:
-            self._schedule(loop)
+        self._busy = False
+        self._schedule(loop)
         error = done.exception()
         for batch, answers in zip(batches, [{}] * len(batches) if error else done.result(), strict=True):
             if batch.done.done():  # nobody waits any more
@@ -470,7 +486,10 @@ class CallStore:
         self._writer.shutdown()
         batches, self._waiting = self._waiting, []
         if batches:  # their event loop ended before their turn came
-            self._commit(batches)
+            try:
+                self._commit(batches)
+            except sqlite3.Error as error:
+                raise self._error(error) from None
         with self._read_lock:
             self._reads.close()
         with self._lock:  # the writer last: it is the one that can put the log away
@@ -507,7 +526,10 @@ def _migrate(db: sqlite3.Connection) -> None:
         for key, model, request, answer, created in db.execute(
             "SELECT key, model, request, answer, created FROM old_calls ORDER BY created"
         ):
-            tokens = _tokens(json.loads(answer))
+            try:
+                tokens = _tokens(dict(json.loads(answer)))
+            except UNREADABLE:  # as good as none: it is asked for again
+                continue
             row = (key, model, "", created, *tokens, _pack(request), _pack(answer))
             db.execute(f"{_INSERT} VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
         db.execute("DROP TABLE old_calls")

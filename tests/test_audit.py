@@ -802,7 +802,7 @@ def test_a_wrong_gate_is_refused_before_anything_is_asked(
 # ---------------------------------------------------------------- wrong input
 
 WRONG: dict[str, tuple[list[str], int, str]] = {
-    "no model's name": (["URL"], 2, r"`--model`: which model of http://\S+\? Fix: name one with --model; the server's own list stands at its /models|`--model`: which model of"),
+    "no model's name": (["URL"], 2, r"`--model`: no model of http://\S+/v1 is named. Fix: name one with --model; the server's own list stands at its /models"),
     "unknown model": (["URL", "--model", "fare"], 1, r"fare"),
     "server down": (["http://127.0.0.1:9/v1", "--model", "fair"], 1, r"127\.0\.0\.1:9"),
     "no such folder": (["nowhere"], 2, r"`JUDGE`: there is no file or folder 'nowhere'"),

@@ -27,7 +27,9 @@ from serving import Answer, completion, scripted, serve
 from test_run import Cli, asked, count, dataset_bytes, manifest, models, run_cli, url  # noqa: F401 - fixtures among them
 
 from rlaif.engines import traffic
+from rlaif.errors import EngineError
 from rlaif.pipeline import folder
+from rlaif.pipeline.datasets import PARQUET
 from rlaif.pipeline.run import LEAST_ROOM
 from rlaif.store import CallStore
 
@@ -150,6 +152,39 @@ def test_a_budget_is_never_exceeded_and_stops_cleanly(
     assert pair["cost_per_preference"] == pytest.approx(total / pair["preferences"], rel=1e-3)
 
 
+def test_a_server_that_sends_no_bill_is_charged_at_most(tmp_path: Path, run_cli: Cli) -> None:
+    """Else a budget would never end: what nobody counts would cost nothing."""
+    unbilled = Answer(lambda body: odd(body, usage=None))
+    ready = [Answer({"data": []})] * 3 + [Answer(completion("x"))] * 3
+    with scripted([*ready, unbilled]) as script:
+        write_project(tmp_path, script.base_url, prompts=30)
+        prices = [f"models.{name}.price={{prompt: 0, completion: 1000}}" for name in ("one", "two", "judge")]
+        for budget in (0.5, 1.0):  # two samples of 32 tokens: 0.064 a request; started again, what was spent is spent
+            code, out, _ = run_cli("run", "echo.yaml", *prices, f"budget={budget}")
+            sent = sum(r["body"]["max_tokens"] == 32 for r in script.requests if r["path"].endswith("completions"))
+            assert code == 1 and f"the budget of {budget:g} leaves no room" in out
+            assert 1 < sent <= budget / 0.064
+
+
+def test_samples_that_nobody_asked_for_are_on_the_bill(tmp_path: Path, run_cli: Cli) -> None:
+    generous = Answer(lambda body: completion(*(f"seed {body['seed']} {i}" for i in range(body["n"] + 3))))
+    with scripted([Answer({"data": []})] * 3 + [Answer(completion("x"))] * 3 + [generous]) as script:
+        write_project(tmp_path, script.base_url, prompts=4)
+        assert run_cli("run", "echo.yaml", "stages.rate.rate.reask=0")[0] == 0
+    assert manifest(tmp_path / "runs/echo")["calls"]["two"]["completion_tokens"] == 4 * 5 * 5
+
+
+def test_a_budget_remembers_what_another_model_cost(
+    tmp_path: Path, run_cli: Cli, models: dict[str, Echo], url: str
+) -> None:
+    write_project(tmp_path, url, prompts=20)
+    prices = [f"models.{name}.price={{prompt: 0, completion: 1000}}" for name in models]
+    run_cli("run", "echo.yaml", *prices, "budget=100")
+    spent = sum(calls["cost"] for calls in manifest(tmp_path / "runs/echo")["calls"].values())
+    code, out, _ = run_cli("plan", "echo.yaml", *prices, "budget=100", "models.judge.revision=another", "--json")
+    assert code == 0 and json.loads(out)["budget_left"] == pytest.approx(100 - spent)
+
+
 def test_a_budget_wants_prices(tmp_path: Path, run_cli: Cli, url: str) -> None:
     write_project(tmp_path, url)
     code, _, err = run_cli("plan", "echo.yaml", "budget=1")
@@ -203,6 +238,68 @@ def test_every_server_is_looked_at_before_anything_is_paid_for(
     code, _, err = run_cli("run", "echo.yaml", "models.judge.base_url=http://127.0.0.1:9/v1")
     assert code == 1 and "is the server running at http://127.0.0.1:9/v1?" in err
     assert sum(len(model.asked) for model in models.values()) == 0  # not even a probe
+
+
+def test_a_server_that_no_stage_names_is_left_alone(
+    tmp_path: Path, run_cli: Cli, models: dict[str, Echo], url: str
+) -> None:
+    write_project(tmp_path, url)
+    spare = "models.spare={engine: openai, model: spare, base_url: http://127.0.0.1:9/v1}"
+    assert run_cli("run", "echo.yaml", spare)[0] == 0
+
+
+def test_a_model_that_its_server_does_not_list_is_a_note(tmp_path: Path, run_cli: Cli, monkeypatch: Any) -> None:
+    monkeypatch.setenv("PLANTED_KEY", SECRET)
+    listed = Answer({"data": [{"id": f"other of {SECRET}"}]})
+    fine = Answer(lambda body: completion(*(f"seed {body['seed'] + i}" for i in range(body["n"]))))
+    with scripted([*[listed] * 3, fine]) as script:
+        write_project(tmp_path, script.base_url, prompts=3)
+        keyed = [f"models.{name}.api_key_env=PLANTED_KEY" for name in ("one", "two", "judge")]
+        code, out, _ = run_cli("run", "echo.yaml", *keyed, "stages.rate.rate.reask=0")
+    notes = manifest(tmp_path / "runs/echo")["notes"]
+    assert code == 0 and len(notes) == 3 and "does not list 'one', the model of one; it lists other of ***" in out
+    assert SECRET not in str(notes) + out
+
+
+def test_a_variable_that_is_not_set_is_a_note(tmp_path: Path, run_cli: Cli, url: str) -> None:
+    write_project(tmp_path, url)
+    _, out, _ = run_cli("plan", "echo.yaml", "models.one.api_key_env=NO_SUCH_KEY")
+    assert "the environment variable NO_SUCH_KEY is not set" in out
+
+
+ODD = {
+    "a bill beyond every number": Answer(lambda body: odd(body, usage={"prompt_tokens": 10**19})),
+    "a header that is no text": Answer("x", status=500, headers={"retry-after": "caf\u00e9"}),
+    "a date that no calendar has": Answer("x", status=429, headers={"retry-after": "Mon, 01 Jan 0001 00:00:00 -0000"}),
+    "too deep a list of models": Answer("[" * 200_000),
+}  # fmt: skip
+
+
+def odd(body: dict[str, Any], **extra: Any) -> dict[str, Any]:
+    return completion(*(f"seed {body.get('seed', 0) + i}" for i in range(body.get("n", 1))), **extra)
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_nothing_a_server_says_is_a_traceback(name: str, tmp_path: Path, run_cli: Cli, monkeypatch: Any) -> None:
+    monkeypatch.setattr(traffic, "FIRST_WAIT", 0.01)
+    ready = [Answer({"data": []})] * 3 if "models" not in name else []
+    with scripted([*ready, *[ODD[name]] * 6, Answer(odd)]) as script:
+        write_project(tmp_path, script.base_url, prompts=3)
+        code, _, err = run_cli("run", "echo.yaml", "stages.rate.rate.reask=0")
+    assert code == 0 and "Traceback" not in err and manifest(tmp_path / "runs/echo")["state"] == "done"
+
+
+def test_a_host_that_cannot_be_is_a_sentence(tmp_path: Path, run_cli: Cli, url: str) -> None:
+    write_project(tmp_path, url)
+    code, _, err = run_cli("run", "echo.yaml", "models.one.base_url=http://%zz/v1")
+    assert code == 1 and "cannot reach http://%zz/v1: invalid international domain name" in err
+    assert err.count("\n") == 1
+
+
+def test_a_server_that_asks_for_no_patience_gets_some() -> None:
+    """Retry-After: 0 from a server that goes on refusing would be a request a millisecond for a quarter of an hour."""
+    waits = [traffic._wait([EngineError("x", cause="rate-limit", wait=0.0)], 6) for _ in range(100)]
+    assert max(waits) > 1.0
 
 
 def test_replicas_share_the_work_and_the_store(tmp_path: Path, run_cli: Cli, models: dict[str, Echo]) -> None:
@@ -267,6 +364,83 @@ def test_a_kill_at_any_moment_loses_no_more_than_is_in_flight(
     assert len(paid) == 60 * 6 and twice <= 16 * 2  # sixteen requests at a time, of two samples each
     rows = [json.loads(line) for line in (tmp_path / "runs/echo/stages/03-rate.jsonl").read_text().splitlines()]
     assert len({row["prompt"]["messages"][0]["content"] for row in rows}) == 60 == len(rows)
+
+
+SLOW = """
+import sys, time
+import rlaif.formats.writing as writing
+import rlaif.pipeline.run as run
+def slowly(made, seconds):
+    def slow(*arguments):
+        for one in made(*arguments):
+            time.sleep(seconds)
+            yield one
+    return slow
+run.each_preference = slowly(run.each_preference, 0.02)
+tables = writing._table
+def table(*arguments):
+    time.sleep(0.5)
+    return tables(*arguments)
+writing._table = table
+from rlaif.cli import main
+sys.argv = ["rlaif", "run", "echo.yaml"]
+main()
+"""
+
+
+def start_slow(where: Path) -> subprocess.Popen[str]:
+    """A run whose pair stage takes seconds, as one of very many rows does."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    PROCESSES.append(subprocess.Popen([sys.executable, "-c", SLOW], cwd=where, env=environment, **streams))
+    return PROCESSES[-1]
+
+
+PAIRING = {  # what is there while the pair stage is at work
+    "pairs": "stages/04-pair.partial.jsonl",
+    "ratings": "dataset/ultrafeedback/data/.*.tmp",
+    "preferences": "dataset/preference/data/.*.tmp",
+    "demonstrations": "dataset/sft/data/.*.tmp",
+}
+
+
+@pytest.mark.parametrize("moment", PAIRING)
+def test_a_kill_while_data_sets_are_written_leaves_them_as_if_it_had_not_been(
+    tmp_path: Path, run_cli: Cli, models: dict[str, Echo], url: str, moment: str
+) -> None:
+    write_project(tmp_path, url, prompts=60)
+    process, run = start_slow(tmp_path), tmp_path / "runs/echo"
+    until(lambda: list(run.glob(PAIRING[moment])) or process.poll() is not None)
+    assert process.poll() is None
+    process.kill()
+    ended(process)
+    assert sum(asked(models).values()) == 60 * 6
+    if moment in ("preferences", "demonstrations"):  # what was written before is whole
+        assert list(run.glob("dataset/ultrafeedback/data/train-*.parquet"))
+    assert run_cli("status", "runs/echo")[0] == 0 == run_cli("run", "echo.yaml")[0]
+    assert sum(asked(models).values()) == 0  # not a call is paid for twice
+    assert not list(run.rglob("*.tmp")) and not list(run.rglob("*.partial*"))
+    (tmp_path / "undisturbed").mkdir()
+    write_project(tmp_path / "undisturbed", url, prompts=60)
+    assert ended(start(tmp_path / "undisturbed", "run", "echo.yaml"))[0] == 0
+    assert dataset_bytes(run) == dataset_bytes(tmp_path / "undisturbed/runs/echo")
+    assert all(json.loads(line) for line in (run / "events.jsonl").read_text().splitlines())
+
+
+def test_ctrl_c_breaks_into_the_writing_of_data_sets(
+    tmp_path: Path, run_cli: Cli, models: dict[str, Echo], url: str
+) -> None:
+    write_project(tmp_path, url, prompts=300)  # six seconds of pairing
+    process, run = start_slow(tmp_path), tmp_path / "runs/echo"
+    until(lambda: (run / PAIRING["pairs"]).exists() or process.poll() is not None)
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    code, out = ended(process)
+    assert code == 130 and "interrupted" in out and "Traceback" not in out and time.monotonic() - began < 4
+    assert manifest(run)["state"] == "interrupted"
+    asked(models)
+    assert run_cli("run", "echo.yaml")[0] == 0
+    assert sum(asked(models).values()) == 0 and len(dataset_bytes(run)) == 6
 
 
 def keys(model: Echo) -> Iterator[tuple[Any, ...]]:
@@ -437,6 +611,67 @@ def test_the_cache_is_shown_verified_and_pruned(
     for wrong, said in ((["prun"], "did you mean `prune`?"), (["prune"], "--older-than or --run")):
         code, _, err = run_cli("cache", *wrong)
         assert code == 2 and said in err
+
+
+def test_what_is_not_the_runs_own_stays_in_its_folder(
+    tmp_path: Path, run_cli: Cli, models: dict[str, Echo], url: str
+) -> None:
+    write_project(tmp_path, url)
+    run_cli("run", "echo.yaml")
+    data = tmp_path / "runs/echo/dataset"
+    (data / "notes.txt").write_text("mine")
+    (data / "link").symlink_to(tmp_path)
+    assert run_cli("run", "echo.yaml")[0] == 0
+    assert (data / "notes.txt").read_text() == "mine" and (data / "link").is_symlink()
+
+
+DAMAGE: dict[str, tuple[str, bytes, list[str]]] = {
+    "a data set": (f"dataset/sft/{PARQUET}", b"xx", ["export", "--format", "sft", "--to", "out"]),
+    "rows": ("stages/03-rate.jsonl", b"\xff\xfe\n", ["show", "1"]),
+    "the manifest": ("manifest.json", b"[" * 100_000, ["status"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_a_damaged_run_is_a_sentence(
+    tmp_path: Path, run_cli: Cli, models: dict[str, Echo], url: str, what: str
+) -> None:
+    write_project(tmp_path, url)
+    run_cli("run", "echo.yaml")
+    name, data, (command, *options) = DAMAGE[what]
+    (tmp_path / "runs/echo" / name).write_bytes(data)
+    code, _, err = run_cli(command, "runs/echo", *options)
+    assert code == 1 and "run the pipeline again" in err and err.count("\n") == 1
+
+
+def test_a_damaged_store_is_asked_around(tmp_path: Path, run_cli: Cli, models: dict[str, Echo], url: str) -> None:
+    write_project(tmp_path, url)
+    run_cli("run", "echo.yaml")
+    with sqlite3.connect(tmp_path / folder.STORE) as db:
+        db.execute("UPDATE calls SET request = x'00'")
+        db.execute("UPDATE servers SET learnt = '{'")
+        db.execute("DELETE FROM calls WHERE id < 5")
+    db.close()
+    code, out, _ = run_cli("show", "runs/echo", "1", "--json")
+    assert code == 0 and json.loads(out)["requests"]
+    asked(models)
+    assert run_cli("run", "echo.yaml")[0] == 0 and sum(asked(models).values()) == 4
+    store = tmp_path / folder.STORE
+    store.write_bytes(store.read_bytes()[: store.stat().st_size // 2])
+    code, _, err = run_cli("run", "echo.yaml")
+    assert code == 1 and "malformed. Fix: restore it from a copy" in err
+
+
+def test_an_event_that_a_kill_cut_is_taken_away(
+    tmp_path: Path, run_cli: Cli, models: dict[str, Echo], url: str
+) -> None:
+    write_project(tmp_path, url)
+    run_cli("run", "echo.yaml")
+    log = tmp_path / "runs/echo/events.jsonl"
+    log.write_bytes(log.read_bytes()[:-30])
+    run_cli("run", "echo.yaml")
+    events = [json.loads(line)["event"] for line in log.read_text().splitlines()]
+    assert events.count("run") == 2 and events.count("ended") == 1
 
 
 def test_events_are_for_machines(tmp_path: Path, run_cli: Cli, models: dict[str, Echo], url: str) -> None:

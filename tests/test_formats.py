@@ -30,7 +30,7 @@ from rlaif.formats import (
 )
 from rlaif.formats.reading import Conversation
 from rlaif.formats.writing import Shape
-from rlaif.records import Candidate, Completion, Message, Preference, Prompt, Rating, Revision, Row
+from rlaif.records import Candidate, Completion, Message, Preference, Prompt, Rating, Revision, Row, Score
 
 Rows = list[dict[str, Any]]
 
@@ -515,16 +515,18 @@ def test_ultrafeedback_rows_say_what_is_unparsed() -> None:
     (row,) = ultrafeedback_rows([example_row(0, unparsed=True)], WEIGHTS)
     assert row["models"] == ["small", "large"]
     first, second = row["completions"]
-    assert (first["response"], first["critique"], first["overall_score"]) == ("No 0.", None, 2.5)
+    assert (first["response"], first["fine-grained_score"], first["overall_score"]) == ("No 0.", 2.5, None)
     assert [(a["aspect"], a["Rating"]) for a in first["annotations"]] == [("right", "2"), ("short", "3")]
-    assert second["overall_score"] is None
+    assert second["fine-grained_score"] is None
     assert second["annotations"][1] == {
         "aspect": "short",
-        "Rating": "N/A",
+        "Rating": None,
+        "types": [],
         "Rationale": "rating None",
         "problem": "no rating",
         "judge": "judge",
         "call": "call-short",
+        "position": 2,
     }
 
 
@@ -537,6 +539,23 @@ def test_ultrafeedback_rows_hold_the_critique_and_its_score_apart() -> None:
     assert (first["critique"], first["overall_score"]) == ("rating 7", 7)
     assert (second["critique"], second["overall_score"]) == ("rating None", None)  # not the mean in its place
     assert [a["aspect"] for a in first["annotations"]] == ["right", "short"]
+
+
+def test_ultrafeedback_rows_keep_what_does_not_apply_apart_from_what_is_unparsed() -> None:
+    row = example_row(0, unparsed=True)
+    apart = row.ratings[0].model_copy(update={"value": None, "na": True, "types": ("1", "3")})
+    overall = rating("overall", 1, 4)
+    score = Score(candidate=0, value=7.5, judge="critic", aspect="overall")
+    row = row.model_copy(update={"ratings": (apart, *row.ratings[1:], overall), "scores": (score,)})
+    (made,) = ultrafeedback_rows([row], WEIGHTS)
+    first, second = made["completions"]
+    assert [(a["Rating"], a["types"], a["problem"]) for a in first["annotations"]] == [
+        ("N/A", ["1", "3"], None),
+        ("3", [], None),
+    ]
+    assert (first["overall_score"], first["overall_judge"], first["critique"]) == (7.5, "critic", None)
+    assert (second["overall_score"], second["critique"]) == (4.0, "rating 4")
+    assert first["fine-grained_score"] == 3.0  # of what applies
 
 
 @pytest.mark.parametrize("shape", ["sft", "preference", "ultrafeedback"])

@@ -16,7 +16,7 @@ from rlaif.config import BestOf, MeasureStage, Rater, SamplingSettings, Transfor
 from rlaif.engines.protocol import Logprobs, Reply, Request
 from rlaif.engines.scheduler import Scheduler
 from rlaif.errors import EngineError
-from rlaif.measure import Judge, measure, resolved
+from rlaif.measure import Judge, measure
 from rlaif.pipeline.training import reward_of
 from rlaif.records import Message, Prompt
 from rlaif.resources import find
@@ -118,7 +118,7 @@ def test_best_of_n_is_the_completion_that_the_reward_model_scores_highest() -> N
 
     figures, failures = asyncio.run(measure(stage, PROMPTS, engines, settings, {}, scheduler, None, gold, 0))
     assert not failures and [model["name"] for model in figures["models"]] == ["old", "old best of 4"]
-    sampling = resolved(stage.sampling, SamplingSettings(), 0)
+    sampling = stage.sampling.resolved(0, SamplingSettings())
     for prompt in PROMPTS:
         four = asyncio.run(scheduler.sample("old", prompt.messages, sampling, n=4))
         single, best = seen[prompt.text]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from rlaif.errors import InputError
-from rlaif.formats import read_conversations, read_preferences, read_prompts
+from rlaif.formats import read_conversations, read_preferences, read_prompts, read_rows
 
 DATA = Path(os.environ.get("RLAIF_REALDATA", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -52,12 +53,62 @@ def test_instruction_formats(name: str, rows: int, prompts: int, conversations: 
 def test_preferences_as_hh_writes_them() -> None:
     """Harmless data reverse the length bias: chosen is longer in 44.25 % of the published pairs (data/SOURCES.md)."""
     found = read_preferences(DATA / "hh_rlhf" / "harmless-base-test.jsonl.gz")
-    # Of 2,312 transcripts four end with an empty completion, and five do not answer a user's turn.
-    assert (len(found.items), found.dropped) == (2303, {"empty completion": 4, "no user turn to answer": 5})
+    # Of 2,312 transcripts four end with an empty completion; in five the assistant speaks twice in a row, as one turn.
+    assert (len(found.items), found.dropped) == (2308, {"empty completion": 4})
     longer = sum(len(p.chosen) > len(p.rejected) for p in found.items) / len(found.items)
     assert longer == pytest.approx(0.4425, abs=0.002)
     assert sum(len(p.chosen) for p in found.items) / len(found.items) == pytest.approx(166.7, abs=1)
     assert sum(len(p.rejected) for p in found.items) / len(found.items) == pytest.approx(209.8, abs=1)
+
+
+def test_every_pair_of_hh_is_a_row() -> None:
+    found = read_rows(DATA / "hh_rlhf" / "harmless-base-test.jsonl.gz")
+    assert (len(found.items), found.dropped) == (2312, {})
+    said = [[candidate.completion.text for candidate in row.candidates] for row in found.items]
+    assert not any(chosen == rejected for chosen, rejected in said)
+    # Published are 1,023 (44.25 %) of the last turns alone; in two pairs what was said before them turns it round.
+    assert sum(len(chosen) > len(rejected) for chosen, rejected in said) == 1025
+    assert {row.comparisons[0].verdict for row in found.items} == {"A"}
+
+
+def test_every_item_of_llmbar_is_a_row() -> None:
+    found = read_rows(DATA / "llmbar" / "dataset.jsonl.gz")
+    assert (len(found.items), found.dropped) == (1200, {})
+    assert Counter(row.comparisons[0].verdict for row in found.items) == {"A": 596, "B": 604}
+
+
+def test_pandalm_has_three_annotators_and_ties() -> None:
+    found = read_rows(DATA / "pandalm" / "testset-v1.json.gz")
+    assert (len(found.items), found.dropped) == (999, {})
+    majority: Counter[str | None] = Counter()
+    for row in found.items:
+        assert [comparison.judge for comparison in row.comparisons] == ["annotator1", "annotator2", "annotator3"]
+        verdict, votes = Counter(c.verdict for c in row.comparisons).most_common(1)[0]
+        majority[verdict] += 1
+        assert votes >= 2
+    assert majority == {"tie": 105, "A": 422, "B": 472}  # published as tie, 1, 2
+    assert len({candidate.sampler for row in found.items for candidate in row.candidates}) == 5
+
+
+def test_every_file_of_the_folder_can_be_read_as_rows() -> None:
+    rows = {name: read_rows(DATA / "instruction_formats" / name) for name, *_ in INSTRUCTION_FORMATS}
+    for name, count, _, conversations in INSTRUCTION_FORMATS:
+        found = rows[name]
+        assert len(found.items) == (conversations or 295), name
+        assert len(found.items) + sum(found.dropped.values()) == count, name
+        assert all(len(row.candidates) == (1 if conversations else 2) for row in found.items), name
+
+
+def test_what_is_true_of_published_prompts() -> None:
+    checked = read_prompts(DATA / "ifeval" / "input_data.jsonl").items
+    assert (len(checked), sum(len(prompt.checks) for prompt in checked)) == (541, 834)
+    assert len({check["instruction"] for prompt in checked for check in prompt.checks}) == 25
+    answered = read_prompts(DATA / "truthfulqa" / "TruthfulQA.csv.gz").items
+    assert len(answered) == 817 and all(prompt.reference for prompt in answered)
+    assert sum(len(prompt.reference) for prompt in answered) == 2588
+    first = read_prompts(DATA / "mt_bench" / "mt_bench__question.jsonl").items
+    assert len(first) == 80
+    assert sum(bool(prompt.reference) for prompt in first) == 38  # one of the 39 has an answer to its second turn only
 
 
 def test_preferences_as_sharegpt_writes_them() -> None:

@@ -1,7 +1,7 @@
 """IFEval's instructions on GPT-4's published completions, against what the paper's own checkers found on each.
 
-Expected numbers are those of data/SOURCES.md. The outcomes that differ are listed with their reason, and the list has to
-be exactly what is seen.
+Expected numbers are those of data/SOURCES.md. The outcomes that differ are listed with their reason, and the list has
+to be exactly what is seen.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ from rlaif.records import (
     hashed_order,
     prompt_id,
     split_of,
+    writable,
 )
 
 
@@ -48,6 +49,18 @@ def test_a_prompt_keeps_its_id_and_split_whatever_its_source() -> None:
     a, b = ask("hello"), Prompt(messages=(Message(role="user", content="hello"),), source="elsewhere")
     assert a.id == b.id == prompt_id(a.messages) and a.split == b.split
     assert a.id != ask("hello ").id
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]) | st.just("\0")), min_size=1, max_size=3))
+def test_a_prompts_id_is_the_digest_of_its_messages_in_canonical_form(texts: list[str]) -> None:
+    messages = [Message(role="user", content=text) for text in texts]
+    assert prompt_id(messages) == digest([["user", text] for text in texts], length=16)
+
+
+@given(st.text(st.sampled_from("a é\0\ud800\udfff")))
+def test_text_becomes_writable_whatever_else_is_in_it(text: str) -> None:
+    kept = writable(text)
+    assert [c if c in "a é" else "\ufffd" for c in text] == list(kept)
 
 
 def test_splits_have_their_shares() -> None:

@@ -19,6 +19,7 @@ from echo import RUBRIC, Echo, write_project, write_prompts
 from serving import Answer, scripted, serve
 
 from rlaif import cli
+from rlaif.formats import read_rows
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -321,7 +322,31 @@ def test_export_writes_each_form(tmp_path: Path, run_cli: Cli, url: str) -> None
     code, _, err = run_cli("export", "runs/echo", "--format", "sft", "--to", "folder")
     assert code == 2 and "exists" in err
     code, _, err = run_cli("export", "runs/echo", "--format", "csv", "--to", "x")
-    assert code == 2 and "preference, sft, ultrafeedback" in err
+    assert code == 2 and "preference, sft, ultrafeedback, binarized, hh, rewardbench, soft, ranked" in err
+
+
+def test_export_writes_other_peoples_forms(tmp_path: Path, run_cli: Cli, url: str) -> None:
+    write_project(tmp_path, url)
+    run_cli("run", "echo.yaml")
+    (paired,) = [stage for stage in manifest(tmp_path / "runs/echo")["stages"] if stage["kind"] == "pair"]
+    for form in ("binarized", "hh", "rewardbench", "ranked"):
+        for to in (f"{form}.jsonl", form):
+            code, out, err = run_cli("export", "runs/echo", "--format", form, "--to", to)
+            assert code == 0, err
+            rows = read_rows(tmp_path / to).items
+            assert int(out.split()[0]) == len(rows) == (20 if form == "ranked" else paired["preferences"])
+        card = (tmp_path / form / "README.md").read_text()
+        assert "prompts in: 20" in card and f"tags:\n- rlaif\n- synthetic\n- {form}" in card
+        assert "rubric length" in card
+    for row in read_rows(tmp_path / "ranked").items:
+        scores = [score.value or 0.0 for score in row.scores]
+        assert len(scores) == len(row.candidates) == 4
+        best = row.rankings[0].order[0]  # type: ignore[index]
+        assert {i for i, score in enumerate(scores) if score == max(scores)} == set(best)
+    code, _, err = run_cli("export", "runs/echo", "--format", "soft", "--to", "soft.jsonl")
+    assert code == 1 and "nothing can be written in the shape 'soft'" in err
+    assert f"{paired['preferences']} no probability" in err
+    assert not (tmp_path / "soft.jsonl").exists()
 
 
 def test_status_and_show_are_readable_by_a_script(tmp_path: Path, run_cli: Cli, url: str) -> None:

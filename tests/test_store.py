@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from rlaif.errors import StoreError
 from rlaif.records import Message, Sampling, digest
-from rlaif.store import FORMAT, KEY_VERSION, Call, CallStore, call_key
+from rlaif.store import ENOUGH, FORMAT, KEY_VERSION, Call, CallStore, call_key
 
 BASE: dict[str, Any] = {
     "identity": "weights:abc",
@@ -226,6 +226,24 @@ def test_any_text_comes_back_as_it_was(texts: list[str]) -> None:
     put(store, *(call(str(i), text) for i, text in enumerate(texts)))
     assert [store.get([str(i)])[str(i)]["text"] for i in range(len(texts))] == texts
     store.close()
+
+
+def test_few_answers_wait_for_others_and_enough_of_them_do_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlaif.store.LATEST", 20.0)
+
+    async def work() -> None:
+        store = CallStore(tmp_path / "calls.sqlite")
+        async with asyncio.timeout(5):
+            await store.put([call("alone", "")])  # nothing was written lately, so nothing is gained by waiting
+        few = [store.put([call(str(n), "")]) for n in range(ENOUGH - 1)]
+        await asyncio.sleep(0.1)
+        assert not any(one.done() for one in few)
+        async with asyncio.timeout(5):
+            await asyncio.gather(*few, store.put([call("the last", "")]))
+        assert len(store) == 1 + ENOUGH
+        store.close()
+
+    asyncio.run(work())
 
 
 def test_writes_that_arrive_together_share_a_commit(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def outcome(written: str, completion: str, reference: str | None = None) -> Outc
         ("#### 1. Add\n2 + 2 = 4\n#### 4", 4),
         ("so \\boxed{42} it is, for all 7", 42),
         ("$\\boxed{\\frac{3}{4}}$", Fraction(3, 4)),
-        ("\\boxed{\\boxed{7}}", 7),
+        ("\\boxed{3 + \\boxed{7}}", 7),
         ("\\boxed{1{,}000}", 1000),
         ("\\boxed{x = 5}", 5),
         ("The answer is $42.50.", Fraction(85, 2)),
@@ -296,6 +296,12 @@ def test_every_instruction_was_tried() -> None:
     assert len(INSTRUCTIONS) == 25
 
 
+def test_a_word_is_no_pattern() -> None:
+    assert instruction("keywords:forbidden_words", {"forbidden_words": ["c.t"]}).follows("cat").passed is True
+    sections = instruction("detectable_format:multiple_sections", {"section_spliter": "Da.", "num_sections": 1})
+    assert sections.follows("Day 1").passed is False
+
+
 def test_the_other_side_of_each_relation() -> None:
     for identifier, name in [
         ("keywords:frequency", "relation"),
@@ -415,7 +421,18 @@ def test_every_language_is_told() -> None:
     assert set(SENTENCES) == set(LANGUAGES)
 
 
-@pytest.mark.parametrize("text", ["", "42 + 1", "Anna Berta Carl", "over", "| a | e | o |\n| i | z | y |"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "42 + 1",
+        "Anna Berta Carl",
+        "Salon des Arts",
+        "vi kan det som har",
+        "zorp blik " * 20 + "och inte",
+        "| a | e | o |\n| i | z | y |",
+    ],
+)
 def test_a_language_that_cannot_be_told_is_not_guessed(text: str) -> None:
     assert language_of(text) is None
 

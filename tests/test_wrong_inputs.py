@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from echo import RUBRIC, write_project
+from test_data_stage import project, stated
 from test_run import Cli, run_cli  # noqa: F401 - the fixture
 
 from rlaif.pipeline.folder import hold
@@ -156,6 +157,17 @@ CASES: dict[str, tuple[Edit, str]] = {
     "unknown mixture": (pipeline("per_prompt: 2", f"per_prompt: 2, principles: {PRINCIPLES}, mixture: publisht"), r"echo\.yaml:8: `stages\.1\.sample\.mixture`: 'prompts/principles/ultrafeedback\.yaml' has no mixture 'publisht'. Fix: did you mean `published`"),
     "missing principles": (pipeline("per_prompt: 2", "principles: prompts/principles/ultrafedback.yaml, mixture: published"), r"echo\.yaml:8: `stages\.1\.sample\.principles`: there is no file or folder .*Fix: did you mean 'prompts/principles/ultrafeedback\.yaml'"),
     "principles beside a system message": (pipeline("[one, two]", f"[{{model: one, system: Be brief.}}, two], principles: {PRINCIPLES}, mixture: shipped"), r"echo\.yaml:8: `stages\.1\.sample`: 'one' has a `system` of its own, and `principles` draws one; take one of the two out"),
+    "name with a line break": (top('name: "echo\\n"\n'), r"echo\.yaml:1: `name`: expected letters"),
+    "name that no disk takes": (top(f"name: {LONG}\n"), r"echo\.yaml:1: `name`: expected letters, digits, '\.', '_' or '-', 100 at most"),
+    "stage name that no disk takes": (pipeline("rule: best-worst", f"rule: best-worst, name: {LONG}"), r"echo\.yaml:10: `stages\.3\.pair\.name`: expected letters.*100 at most"),
+    "key among odd URLs": (pipeline('"http://127.0.0.1:9/v1"}', '["http://me:sk-planted-1@h/v1", 5]}'), r"echo\.yaml:3: `models\.one\.base_url`: expected a URL, or a list of URLs$"),
+    "key in a URL's mapping": (pipeline('"http://127.0.0.1:9/v1"}', '{url: "http://me:sk-planted-1@h/v1"}}'), r"echo\.yaml:3: `models\.one\.base_url`: expected a URL, or a list of URLs$"),
+    "list of keys where a variable should be": (pipeline("price:", "api_key_env: [sk-planted-1], price:"), r"echo\.yaml:5: `models\.judge\.api_key_env`: expected the name of an environment variable, never the key itself$"),
+    "timeout beyond every clock": (pipeline("price:", "timeout: 1.0e+300, price:"), r"echo\.yaml:5: `models\.judge\.timeout`: .*less than or equal to 86400"),
+    "completion beyond every memory": (pipeline("max_tokens: 32", "max_tokens: 9223372036854775808"), r"echo\.yaml:8: `stages\.1\.sample\.sampling\.max_tokens`: .*less than or equal to 1000000"),
+    "more samples than any memory": (pipeline("per_prompt: 2", "per_prompt: 1000000000"), r"echo\.yaml:8: `stages\.1\.sample\.per_prompt`: .*less than or equal to 10000"),
+    "price without end": (pipeline("prompt: 1", "prompt: .inf"), r"echo\.yaml:5: `models\.judge\.price\.prompt`: .*finite number"),
+    "budget that is no number": (top("name: echo\nbudget: .nan\n"), r"echo\.yaml:2: `budget`: .*found nan"),
     "training a model behind a server": (pipeline("  - pair: {rule: best-worst}\n", "  - pair: {rule: best-worst}\n" + TRAINED), r"echo\.yaml:11: .*base.*server"),
 }  # fmt: skip
 
@@ -171,6 +183,7 @@ def test_wrong_input(name: str, command: str, tmp_path: Path, run_cli: Cli) -> N
     assert code == 2, (out, err)
     assert re.search(expected, err), err
     assert err.startswith("error: ") and "Traceback" not in err and err.count("\n") == 1
+    assert "sk-planted" not in out + err
     assert not (tmp_path / "runs/echo/dataset").exists() and not list(tmp_path.rglob("*.tmp"))
 
 
@@ -227,6 +240,12 @@ def test_the_cases_are_many_enough() -> None:
         (["show", "."], "there is no run in '.'"),
         (["run", "echo.yaml", "--out", "echo.yaml"], "'echo.yaml' is a file"),
         (["run", "echo.yaml", "--out", "."], "'.' holds files, but no run"),
+        (["cache", "prune", "--older-than", "-5"], "--older-than -5 is no age in days. Fix: give 0 or more"),
+        (["cache", "prune", "--older-than", "nan"], "--older-than nan is no age in days"),
+        (["status", "echo.yaml"], "there is no run in 'echo.yaml'"),
+        (["status", LONG], "there is no run in 'xxx"),
+        (["run", "echo.yaml", "--out", "echo.yaml/x"], "'echo.yaml/x' cannot be written: Not a directory"),
+        (["run", "echo.yaml", "--out", LONG], "cannot be written: File name too long"),
         (["run", "echo.yaml", "--out", "of-another"], "is the folder of another run, 'another'"),
     ],
 )
@@ -237,7 +256,7 @@ def test_wrong_commands(arguments: list[str], expected: str, tmp_path: Path, run
     (tmp_path / "of-another/manifest.json").write_text(json.dumps({"format": 1, "name": "another"} | told))
     code, out, err = run_cli(*arguments)
     assert code == 2 and expected in err, (code, out, err)
-    assert "Traceback" not in err
+    assert "Traceback" not in err and err.count("\n") == 1
 
 
 def test_a_damaged_manifest_is_a_sentence(tmp_path: Path, run_cli: Cli) -> None:  # noqa: F811
@@ -357,3 +376,31 @@ def test_a_second_training_in_the_same_folder_waits_its_turn(tmp_path: Path, run
         code, out, err = run_cli("train", "dpo", *TRAIN)
     assert code == 1 and "another process is running in 'out'. Fix: wait for it" in err, (out, err)
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
+
+
+JUDGED = "  - rate: {model: judge, rubric: rubric.yaml}\n"
+DATA_STAGES: dict[str, tuple[str, str]] = {
+    "mistyped key": ("  - data: {path: rows.jsonl, colums: {prompt: q}}\n", r"data\.yaml:6: `stages\.0\.data\.colums`: unknown key. Fix: did you mean `columns`"),
+    "mistyped name of ours": ("  - data: {path: rows.jsonl, columns: {promt: prompt}}\n", r"data\.yaml:6: `stages\.0\.data\.columns\.promt`: unknown key. Fix: did you mean `prompt`"),
+    "mistyped name of theirs": ("  - data: {path: rows.jsonl, columns: {prompt: prompt, completion_a: response_1, completion_b: response_b}}\n" + JUDGED, r"rows\.jsonl:1: there is no column 'response_1', only .*Fix: did you mean `response_"),
+    "no column named": ("  - data: {path: rows.jsonl, columns: {}}\n", r"`stages\.0\.data\.columns`: .*name at least one column"),
+    "turns of another kind": ("  - data: {path: rows.jsonl, turns: first}\n", r"`stages\.0\.data\.turns`: .*'first'"),
+    "empty system": ('  - data: {path: rows.jsonl, system: " "}\n', r"`stages\.0\.data\.system`: expected some text"),
+    "revision of a file": ("  - data: {path: rows.jsonl, revision: main}\n", r"`stages\.0\.data`.*a `revision` is of a data set on the hub"),
+    "revision of prompts in a file": ("  - prompts: {path: rows.jsonl, revision: main}\n", r"a `revision` is of a data set on the hub"),
+    "nothing to judge": ("  - data: {path: rows.jsonl, columns: {prompt: prompt}}\n" + JUDGED, r"`stages\.0\.data`: no row of the file has completions to judge"),
+    "nothing to pair by": ("  - data: {path: rows.jsonl, columns: {prompt: prompt, completion_a: response_a, completion_b: response_b}}\n  - pair: {}\n", r"`stages\.1\.pair\.rule`: the stage 'data' states no rating, ranking or score.*Fix: judge its completions"),
+    "rule that does not fit": ("  - data: {path: rows.jsonl}\n  - pair: {rule: zephyr}\n", r"`stages\.1\.pair\.rule`: the stage 'data' states no rating, ranking or score"),
+    "judged and learnt": ("  - data: {path: rows.jsonl}\n  - pair: {}\n  - train: {dpo: {base: mine, name: dpo, data: data}}\n", r"`stages\.2\.train\.dpo\.data`: the stage 'data' is judged by pair and learnt from as it is here. Fix: name a `pair` stage"),
+    "demonstrations taken for what is judged": ("  - data: {path: rows.jsonl}\n  - prompts: {path: rows.jsonl}\n  - sample: {models: [judge], per_prompt: 2}\n  - pair: {}\n", r"`stages\.3\.pair\.from`: no earlier stage of kind rate or compare"),
+    "every turn of a preference": ("  - data: {path: rows.jsonl, turns: all}\n  - train: {dpo: {base: mine, name: dpo}}\n", r"`stages\.0\.data\.turns`: of a preference only the last turn is learnt"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DATA_STAGES)
+def test_a_wrong_data_stage_is_a_sentence(name: str, tmp_path: Path, run_cli: Cli) -> None:  # noqa: F811
+    stages, expected = DATA_STAGES[name]
+    project(tmp_path, map(stated, range(9)), stages)
+    code, out, err = run_cli("run", "data.yaml")
+    assert code == 2 and re.search(expected, err), (out, err)
+    assert "Traceback" not in err and not (tmp_path / "runs").exists()

@@ -19,7 +19,7 @@ from rlaif.resources import find, read_text
 
 Position = tuple[str | int, ...]
 Checked = TypeVar("Checked", bound=BaseModel)
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"  # names become files' names, which no disk takes much longer
 Name = Annotated[str, Field(pattern=NAME)]
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
@@ -215,7 +215,7 @@ _PLAIN = {
     "invalid_key": "expected a key that is text",
     "string_type": "expected text",
     "string_too_short": "expected some text",
-    "string_pattern_mismatch": "expected letters, digits, '.', '_' or '-', the first a letter or digit",
+    "string_pattern_mismatch": "expected letters, digits, '.', '_' or '-', 100 at most, the first a letter or digit",
     "too_short": "expected more items",
     "too_long": "expected fewer items",
     "tuple_type": "expected a list",

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
 from rlaif.config.document import Settings
+from rlaif.records import Sampling
 
 
 class SamplingSettings(Settings):
@@ -22,8 +23,8 @@ class SamplingSettings(Settings):
 
     temperature: float | None = Field(default=None, ge=0)
     top_p: float | None = Field(default=None, gt=0, le=1)
-    max_tokens: int | None = Field(default=None, gt=0)
-    stop: tuple[str, ...] | None = None
+    max_tokens: int | None = Field(default=None, gt=0, le=1_000_000)
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -32,9 +33,6 @@ class SamplingSettings(Settings):
 
     def over(self, *outer: SamplingSettings) -> dict[str, Any]:
         """Each field as it is set here, or else in the nearest of `outer`, or else by this kind of stage."""
-        return dict(_merged(self, outer))
-
-    def _merge(self, outer: tuple[SamplingSettings, ...]) -> dict[str, Any]:
         merged: dict[str, Any] = {}
         levels = (*reversed(outer), self)
         for level in levels:
@@ -43,11 +41,19 @@ class SamplingSettings(Settings):
             merged |= level.model_dump(include=set(SamplingSettings.model_fields), exclude_none=True)
         return merged
 
+    def resolved(self, seed: int, *outer: SamplingSettings) -> Sampling:
+        """As calls are asked for: one object for all that are asked alike, so that what is made of it is made once."""
+        return _resolved(self, seed, outer)
+
 
 @lru_cache(maxsize=256)
-def _merged(settings: SamplingSettings, outer: tuple[SamplingSettings, ...]) -> dict[str, Any]:
-    """Asked for every row, and the same for all rows of a stage."""
-    return settings._merge(outer)
+def _resolved(settings: SamplingSettings, seed: int, outer: tuple[SamplingSettings, ...]) -> Sampling:
+    return _first_equal(Sampling(seed=seed, **settings.over(*outer)))
+
+
+@lru_cache(maxsize=256)
+def _first_equal(sampling: Sampling) -> Sampling:
+    return sampling
 
 
 class JudgeSampling(SamplingSettings):
@@ -133,16 +139,16 @@ class OpenAIModel(Settings):
     identity: str | None = None  # declares that an endpoint which moved is still the same model
     concurrency: int = Field(default=256, gt=0)  # requests at a time at most, for each server; below it finds itself
     limits: RateLimits | None = None
-    timeout: float = Field(default=600, gt=0)  # seconds for one request
+    timeout: float = Field(default=600, gt=0, le=86_400)  # seconds for one request
     retries: int = Field(default=6, ge=0)
     price: Price | None = None
     sampling: SamplingSettings = SamplingSettings()
 
-    @field_validator("base_url")
+    @field_validator("base_url", mode="before")  # before: an error of pydantic's own would show what was found
     @classmethod
-    def _are_urls(cls, given: str | tuple[str, ...]) -> str | tuple[str, ...]:
-        urls = (given,) if isinstance(given, str) else given
-        if not urls:
+    def _are_urls(cls, given: Any) -> str | tuple[str, ...]:
+        urls = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, list | tuple) else ()
+        if not urls or not all(isinstance(url, str) for url in urls):
             raise ValueError("expected a URL, or a list of URLs")
         for url in urls:
             parts = urlsplit(url)
@@ -157,10 +163,12 @@ class OpenAIModel(Settings):
             raise ValueError("a URL stands twice")
         return plain[0] if isinstance(given, str) else plain
 
-    @field_validator("api_key_env")
+    @field_validator("api_key_env", mode="before")
     @classmethod
-    def _is_a_variable(cls, variable: str | None) -> str | None:
-        if variable is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", variable):
+    def _is_a_variable(cls, variable: Any) -> str | None:
+        if variable is None:
+            return None
+        if not isinstance(variable, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", variable):
             raise ValueError("expected the name of an environment variable, never the key itself")
         return variable
 

@@ -6,7 +6,7 @@ Knows which stage may read which, and nothing of how a stage runs. Nothing is ma
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rlaif.config.document import (
@@ -24,6 +24,7 @@ from rlaif.config.models import ENGINES, LocalModel, ModelSpec, OpenAIModel
 from rlaif.config.stages import (
     STAGES,
     TRAINERS,
+    DataStage,
     MeasureStage,
     PairStage,
     SampleStage,
@@ -44,6 +45,12 @@ class Step:
     def source(self) -> Step | None:
         """The step it reads; the first of them where a trainer reads several."""
         return self.sources[0] if self.sources else None
+
+    def ancestors(self) -> Iterator[Step]:
+        """Every step that it rests on."""
+        for source in self.sources:
+            yield source
+            yield from source.ancestors()
 
     @property
     def sampled(self) -> Step | None:
@@ -116,9 +123,11 @@ def checked(document: Document) -> Pipeline:
         if key not in known:
             raise document.error("unknown key", (str(key),), nearest(str(key), known))
     name = document.value.get("name")
-    if not isinstance(name, str) or not re.match(NAME, name):
+    if not isinstance(name, str) or not re.fullmatch(NAME, name):
         raise document.error(
-            f"expected letters, digits, '.', '_' or '-', found {found(name)}", ("name",), "write `name: my-run`"
+            f"expected letters, digits, '.', '_' or '-', 100 at most, found {found(name)}",
+            ("name",),
+            "write `name: my-run`",
         )
     seed = document.value.get("seed", 0)
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
@@ -215,9 +224,9 @@ def _read_models(document: Document) -> dict[str, ModelSpec]:
     models: dict[str, ModelSpec] = {}
     for name, value in section.items():
         place = ("models", str(name))
-        if not isinstance(name, str) or not re.match(NAME, name):
+        if not isinstance(name, str) or not re.fullmatch(NAME, name):
             raise document.error(
-                f"expected a name of letters, digits, '.', '_' or '-', found {found(name)}",
+                f"expected a name of letters, digits, '.', '_' or '-', 100 at most, found {found(name)}",
                 place,
                 "put it in quotes" if isinstance(name, int) else None,
             )
@@ -308,9 +317,16 @@ def _check_sense(step: Step, earlier: list[Step], document: Document, place: Pos
             "raise its `per_prompt`, or name another model there",
         )
     stage = step.stage
+    if isinstance(stage, TrainStage) and (kept := next((s for s in step.ancestors() if _keeps_held_out(s)), None)):
+        problem = f"{kept.name!r} keeps held-out prompts, and a model must not be trained on those"
+        raise document.error(problem, (*place, stage.method), f"take `held_out: keep` out of {kept.name!r}")
     if isinstance(stage, PairStage) and step.source and step.source.stage.kind == "compare" and stage.min_margin > 1:
         problem = f"a margin of {stage.min_margin:g} is more than two probabilities can differ by"
         raise document.error(problem, (*place, "min_margin"), "give a number up to 1")
+
+
+def _keeps_held_out(step: Step) -> bool:
+    return isinstance(step.stage, DataStage) and step.stage.held_out == "keep"
 
 
 def _check_heads(
@@ -344,7 +360,7 @@ def _sources(stage: Stage, steps: list[Step], document: Document, place: Positio
     if isinstance(stage, TrainStage):
         reads, wanted, key = TRAINERS[stage.method], stage.trainer.data or (), (*place, stage.method, "data")
     elif isinstance(stage, PairStage) and stage.rule == "compared":
-        reads = ("compare",)
+        reads = ("compare", "person", "data")
     if not reads:
         if wanted:
             raise document.error(f"a {stage.kind} stage reads no other stage", key, "take `from` out")
@@ -352,6 +368,9 @@ def _sources(stage: Stage, steps: list[Step], document: Document, place: Positio
     fitting = [step for step in steps if step.stage.kind in reads]
     kinds = " or ".join(reads)
     if not wanted:
+        if not isinstance(stage, TrainStage):  # the demonstrations of a pipeline that samples are not what it judges
+            made = [step for step in fitting if step.stage.kind != "data"]
+            fitting = made if made or any(step.stage.kind == "sample" for step in steps) else fitting
         if not fitting:
             first = next((kind for kind in reads if kind != "data"), reads[0])
             raise document.error(

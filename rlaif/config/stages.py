@@ -37,22 +37,65 @@ class FileStage(Stage):
     path: str | None = None
     hub: str | None = None
     hub_split: str = "train"  # the split's name on the hub; the train / validation / held-out split is by hash
+    revision: str | None = None  # of the data set on the hub: a commit, branch or tag
     take: int | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
     def _one_source(self) -> FileStage:
         if (self.path is None) == (self.hub is None):
             raise ValueError("give either `path` (a file) or `hub` (a data set id on the hub)")
+        if self.revision is not None and self.hub is None:
+            raise ValueError("a `revision` is of a data set on the hub; take it out")
         return self
 
     def named_files(self) -> list[tuple[str, Position]]:
         return _given(self, "path")
 
 
+class Columns(Settings):
+    """What a file calls its columns, by what we call them. Those that are not named here are not read."""
+
+    prompt: str | None = None
+    messages: str | None = None
+    completion: str | None = None
+    system: str | None = None
+    reference: str | None = None
+    source: str | None = None
+    chosen: str | None = None
+    rejected: str | None = None
+    chosen_model: str | None = None
+    rejected_model: str | None = None
+    score_chosen: str | None = None
+    score_rejected: str | None = None
+    completion_a: str | None = None
+    completion_b: str | None = None
+    model_a: str | None = None
+    model_b: str | None = None
+    label: str | None = None  # of the two: a, b or tie
+    probability: str | None = None  # that chosen, or the first of the two, is the better one
+    completions: str | None = None
+    models: str | None = None
+    scores: str | None = None
+    ranks: str | None = None
+
+    @model_validator(mode="after")
+    def _names_one(self) -> Columns:
+        if not self.named():
+            raise ValueError("name at least one column, such as {prompt: question}")
+        return self
+
+    def named(self) -> dict[str, str]:
+        return self.model_dump(exclude_none=True)
+
+
 class DataStage(FileStage):
-    """Demonstrations that exist: conversations that end with an assistant turn."""
+    """Data that exists: demonstrations, preferences, or completions to judge, as whoever reads it takes it."""
 
     kind = "data"
+    columns: Columns | None = None
+    system: Text | None = None  # put in front of a conversation where no system message stands
+    turns: Literal["all", "last"] | None = None  # of a conversation, what is learnt or judged
+    held_out: Literal["drop", "keep"] = "drop"  # rows on held-out prompts; kept only where nothing is trained on them
 
 
 class PromptsStage(FileStage):
@@ -83,7 +126,7 @@ class SampleStage(Stage):
     kind = "sample"
     reads = ("prompts",)
     models: tuple[Sampler, ...] = Field(min_length=1)
-    per_prompt: int = Field(default=1, gt=0)  # completions from each sampler
+    per_prompt: int = Field(default=1, gt=0, le=10_000)  # completions from each sampler
     pick: int | None = Field(default=None, gt=0)
     principles: str | None = None  # a file of system prompts, of which each completion draws one
     mixture: Name | None = None  # of them, as the file names it
@@ -165,7 +208,7 @@ class Rater(Settings):
     template: str = "prompts/rate.jinja"
     shown: Literal["all", "one"] = "all"
     answers: Literal["json", "lines", "score", "expected"] = "json"
-    reask: int = Field(default=1, ge=0)  # how often an unreadable reply is asked again, with another seed
+    reask: int = Field(default=1, ge=0, le=100)  # how often an unreadable reply is asked again, with another seed
     sampling: JudgeSampling = JudgeSampling()
 
     @model_validator(mode="before")
@@ -187,7 +230,7 @@ class RateStage(Rater, Stage):
     """Row stage: ratings, or expected scores. One that reads another rate stage adds its own to those."""
 
     kind = "rate"
-    reads = ("sample", "verify", "rate")
+    reads = ("sample", "verify", "rate", "data")
 
     require: Gate = None
 
@@ -205,7 +248,7 @@ class ReviseStage(Stage):
     reads = ("sample", "verify")
     model: Name
     constitution: str
-    revisions: int = Field(default=1, gt=0)
+    revisions: int = Field(default=1, gt=0, le=1_000)
     critique_template: str = "prompts/critique.jinja"
     revision_template: str = "prompts/revise.jinja"
     sampling: RevisionSampling = RevisionSampling()
@@ -225,7 +268,7 @@ class CompareStage(Stage):
     """
 
     kind = "compare"
-    reads = ("sample", "verify")
+    reads = ("sample", "verify", "data")
     model: Name | None = None
     jury: Annotated[tuple[Name, ...], Field(min_length=2)] | None = None
     combine: Literal["mean", "majority"] = "mean"  # of a jury: the likelihoods' mean, or the verdict of most
@@ -236,9 +279,9 @@ class CompareStage(Stage):
     pairs: Literal["one", "all"] = "one"  # of each prompt's candidates
     verdicts: Literal["soft", "hard"] = "soft"
     reasons: bool = False
-    votes: int = Field(default=1, gt=0)  # verdicts asked for in each order, at a temperature, and averaged
+    votes: int = Field(default=1, gt=0, le=1000)  # verdicts asked for in each order, at a temperature, and averaged
     clamp: tuple[Share, Share] | None = None
-    reask: int = Field(default=1, ge=0)  # how often an unreadable verdict is asked again, with another seed
+    reask: int = Field(default=1, ge=0, le=100)  # how often an unreadable verdict is asked again, with another seed
     require: Gate = None
     sampling: JudgeSampling = JudgeSampling()
 
@@ -290,14 +333,14 @@ class RankStage(Stage):
     """
 
     kind = "rank"
-    reads = ("sample", "verify")
+    reads = ("sample", "verify", "data")
     model: Name
     constitution: str
     template: str = "prompts/rank.jinja"
     answers: Literal["ranking", "lines", "json"] = "ranking"
     scale: tuple[int, int] = (1, 5)
     orders: Literal["both", "one"] = "both"  # as drawn and its reverse, or as drawn alone
-    reask: int = Field(default=1, ge=0)  # how often an unreadable ranking is asked again, with another seed
+    reask: int = Field(default=1, ge=0, le=100)  # how often an unreadable ranking is asked again, with another seed
     sampling: JudgeSampling = JudgeSampling()
 
     @model_validator(mode="after")
@@ -320,7 +363,7 @@ class ScoreStage(Stage):
     """
 
     kind = "score"
-    reads = ("sample", "verify")
+    reads = ("sample", "verify", "data")
     reward: Name | None = None
     policy: Name | None = None
     reference: Name | None = None
@@ -347,7 +390,7 @@ class VerifyStage(Stage):
     """
 
     kind = "verify"
-    reads = ("sample",)
+    reads = ("sample", "data")
     checks: tuple[dict[str, Any], ...] = ()
     keep: Literal["all", "passing"] = "all"
 
@@ -356,7 +399,7 @@ class PersonStage(Stage):
     """Row stage: what people said of the candidates, read from a file."""
 
     kind = "person"
-    reads = ("sample", "verify")
+    reads = ("sample", "verify", "data")
     labels: str
 
     def named_files(self) -> list[tuple[str, Position]]:
@@ -370,7 +413,7 @@ class EloStage(Stage):
     """
 
     kind = "elo"
-    reads = ("compare", "person")
+    reads = ("compare", "person", "data")
     prior: float = Field(default=0.0, ge=0)
 
 
@@ -386,10 +429,13 @@ PRESETS: dict[str, dict[str, Any]] = {  # how published preference data was made
 
 
 class PairStage(Stage):
-    """Table stage: preferences from judgements. Ties, unparsed and identical texts are dropped and counted."""
+    """Table stage: preferences from judgements, a judge's or a file's.
+
+    Ties, unparsed and identical texts are dropped and counted.
+    """
 
     kind = "pair"
-    reads = ("rate", "compare", "rank", "score", "verify", "person")
+    reads = ("rate", "compare", "rank", "score", "verify", "person", "data")
     preset: Literal["zephyr", "argilla", "ultrarm", "instructgpt", "self-rewarding", "rlaif"] | None = None
     rule: Rule | None = None  # comparisons of one pair: compared; anything else: zephyr
     # In units of the rubric's scale, or of probability (chosen minus rejected); the margin must be larger than 0.
@@ -445,9 +491,13 @@ class RMSettings(TrainerSettings):
 
 
 class PPOSettings(Training):
-    """Proximal policy optimisation against a reward model. An iteration is one batch of completions and its updates."""
+    """Proximal policy optimisation against a reward model, or against checks in code.
 
-    reward: Name  # the model whose score is the reward, and whose weights the value model starts from
+    An iteration is one batch of completions and its updates.
+    """
+
+    reward: Name | None = None  # the model whose score is the reward, and whose weights the value model starts from
+    checks: tuple[dict[str, Any], ...] | None = None  # or what code verifies: the reward is the share that passes
     learning_rate: LearningRate = 1e-6
     value_learning_rate: LearningRate | None = None  # without it the policy's
     schedule: Literal["linear", "constant"] = "linear"
@@ -463,6 +513,12 @@ class PPOSettings(Training):
     value_clip: float = Field(default=0.2, gt=0)
     missing_eos_penalty: float = Field(default=1.0, ge=0)  # taken off the score of a completion that does not end
     checkpoint_steps: int = Field(default=10, gt=0)
+
+    @model_validator(mode="after")
+    def _one_reward(self) -> PPOSettings:
+        if (self.reward is None) == (self.checks is None):
+            raise ValueError("give either `reward` (a reward model) or `checks` (what code verifies)")
+        return self
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> PPOSettings:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Protocol
 
 from rlaif.errors import Stopped
@@ -109,30 +109,21 @@ class Ledger:
         )
         return self._before + self._unknown + sum(paid)
 
-    @contextmanager
-    def _until_settled(self, amount: float) -> Iterator[Reservation]:
-        self._reserved += amount
-        self._under_way += amount > 0
-        reservation = Reservation()
-        try:
-            yield reservation
-        finally:
-            self._under_way -= amount > 0
-            self._reserved = self._reserved - amount if self._under_way else 0.0
-            if reservation.lost:
-                self._unknown += amount
-            self._settled.set()
+    def _settle(self, amount: float, lost: bool) -> None:
+        self._under_way -= 1
+        self._reserved = self._reserved - amount if self._under_way else 0.0
+        if lost:
+            self._unknown += amount
+        self._settled.set()
 
-    async def reserve(
-        self, model: str, prompt_tokens: int, completion_tokens: int
-    ) -> AbstractContextManager[Reservation]:
+    async def reserve(self, model: str, prompt_tokens: int, completion_tokens: int) -> Reservation:
         """Set aside what a request may cost at most, waiting while others on their way hold too much.
 
         Raises Stopped when it does not fit in what is left.
         """
         amount = self.cost(model, prompt_tokens, completion_tokens) or 0.0
         if self._budget is None or not amount:
-            return self._until_settled(0.0)
+            return Reservation()
         while self.spent + self._reserved + amount > self._budget:
             if not self._under_way:
                 raise Stopped(
@@ -143,10 +134,20 @@ class Ledger:
                 )
             self._settled.clear()
             await self._settled.wait()
-        return self._until_settled(amount)
+        self._reserved += amount
+        self._under_way += 1
+        return Reservation(partial(self._settle, amount))
 
 
 class Reservation:
     """Held while a request is on its way. `lost`: an answer may have been paid for and did not arrive."""
 
-    lost = False
+    def __init__(self, settle: Callable[[bool], None] | None = None) -> None:
+        self._settle, self.lost = settle, False
+
+    def __enter__(self) -> Reservation:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._settle is not None:
+            self._settle(self.lost)

@@ -17,9 +17,10 @@ import email.utils
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 
@@ -34,6 +35,8 @@ Item = tuple[tuple[Message, ...], str]
 ATTEMPT_STRIDE, EMPTY_STRIDE = 1_000_003, 15_485_863  # primes, so that attempts and re-asks of near seeds do not meet
 TOP_LOGPROBS = 20  # the most that vLLM and the OpenAI API report
 IMPOSSIBLE = -9999.0  # a log-probability
+MOST_TOKENS = 2**31  # of one answer: a count beyond is nonsense
+SECRET = 16  # characters that no model writes by chance; a shorter key (EMPTY, test) may be a word of its own
 NO_KEY = "none"  # what `api_key` gives for a server that wants none
 RETRIED_STATUS = frozenset({408, 409, 425, 429})
 BYTES_PER_TOKEN = 2  # the first guess, before the server has counted any: English has four, other scripts fewer
@@ -161,8 +164,10 @@ class OpenAIEngine:
         if arrived.status in (401, 403):
             raise self._refused(arrived, place)
         try:
-            return [str(model["id"]) for model in json.loads(arrived.body)["data"]] if arrived.status == 200 else None
-        except (ValueError, KeyError, TypeError):
+            if arrived.status != 200:
+                return None
+            return [self._redacted(str(model["id"])) for model in json.loads(arrived.body)["data"]]
+        except (ValueError, KeyError, TypeError, RecursionError):
             return None
 
     async def probe(self, place: str) -> list[Usage]:
@@ -218,6 +223,7 @@ class OpenAIEngine:
         except EngineError as error:
             return [error] * len(indices)
         answer.choices.sort(key=lambda choice: choice.index)
+        del answer.choices[len(indices) :]  # nobody asked for more, but the bill is for all of them
         usages = _shared(answer)
         if usages and usages[0].prompt_tokens:
             self._tokens_per_byte = max(self._tokens_per_byte, usages[0].prompt_tokens / _size(request.messages))
@@ -239,6 +245,8 @@ class OpenAIEngine:
             ended = f"the server ended a completion with {choice.finish_reason!r}"
             return self._error(ended, "bad-body", retryable=True, usage=usage)
         text = (choice.message.content or "").strip()
+        if len(self._key) >= SECRET:
+            text = self._redacted(text)
         if not text and choice.message.refusal:
             text, reason = choice.message.refusal.strip(), "content_filter"
         if not text and reason == "length":
@@ -347,7 +355,7 @@ class OpenAIEngine:
                 fix = "the account has no credit left, which no waiting changes"
                 return self._error(f"the server answered 429: {said}", "quota", fatal=True, fix=fix)
             fix = "state `limits:`, or lower `concurrency`" if status == 429 else None
-            wait = _retry_after(arrived.headers.get("retry-after"))
+            wait = _retry_after(arrived.headers)
             return self._error(f"the server answered {status}: {said}", cause, retryable=True, fix=fix, wait=wait)
         cause, fix, variable = f"http-{status}", None, self.spec.key_variable
         if status in (401, 403) and variable is None:
@@ -379,7 +387,18 @@ class OpenAIEngine:
         return " ".join(said.split())[:300].rstrip(".")
 
     def _redacted(self, text: str) -> str:
-        return text if self._key in ("", NO_KEY) else text.replace(self._key, "***")
+        for written in self._secrets:
+            text = text.replace(written, "***")
+        return text
+
+    @cached_property
+    def _secrets(self) -> tuple[str, ...]:
+        """The key as it is, and as JSON and a URL write it; the longest first."""
+        if self._key in ("", NO_KEY):
+            return ()
+        escaped = json.dumps(self._key)[1:-1]
+        written = {self._key, escaped, escaped.replace("/", "\\/"), quote(self._key, safe="")}
+        return tuple(sorted(written, key=len, reverse=True))
 
     def _error(
         self,
@@ -430,20 +449,21 @@ def _size(messages: Sequence[Message]) -> int:
 
 
 def _count(value: Any) -> int:
-    return value if isinstance(value, int) and value >= 0 else 0
+    return value if isinstance(value, int) and 0 <= value < MOST_TOKENS else 0
 
 
-def _retry_after(header: str | None) -> float | None:
+def _retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds, or a date: both forms of the header are in use."""
-    if header is None:
-        return None
     try:
-        seconds = float(header)
-    except ValueError:
-        try:
-            seconds = email.utils.parsedate_to_datetime(header).timestamp() - time.time()
-        except ValueError:
+        header = headers.get("retry-after")
+        if header is None:
             return None
+        try:
+            seconds = float(header)
+        except ValueError:
+            seconds = email.utils.parsedate_to_datetime(header).timestamp() - time.time()
+    except (ValueError, OverflowError):  # no text, no date, or one that no calendar has
+        return None
     return max(seconds, 0.0) if math.isfinite(seconds) else None
 
 

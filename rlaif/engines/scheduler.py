@@ -196,13 +196,14 @@ class Scheduler:
     async def _heard(self, orders: Sequence[_Order]) -> list[Answers | BaseException]:
         """What becomes of orders. Who asked may be cancelled meanwhile: what is not sent by then never is."""
         try:
-            return await asyncio.gather(*(asyncio.shield(order.done) for order in orders), return_exceptions=True)
+            await asyncio.wait([order.done for order in orders])  # which, cancelled itself, cancels none of them
         except asyncio.CancelledError:
             for order in orders:
                 order.abandoned = True
                 if not order.sent:
                     order.done.cancel()
             raise
+        return [_outcome(order.done) for order in orders]
 
     def _stored(self, model: str, found: Mapping[str, tuple[dict[str, Any], bool]]) -> Answers:
         """What the store answered; what was paid for before this run is an expense of its data."""
@@ -485,6 +486,10 @@ def _wasted(engine: Engine, usage: Usage) -> Wasted:
 async def _ended(tasks: set[asyncio.Task[None]], timeout: float | None = None) -> None:
     if tasks:
         await asyncio.wait(set(tasks), timeout=timeout)
+
+
+def _outcome(done: asyncio.Future[Answers]) -> Answers | BaseException:
+    return asyncio.CancelledError() if done.cancelled() else done.exception() or done.result()
 
 
 def _fail(order: _Order, error: BaseException) -> None:

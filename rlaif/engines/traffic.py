@@ -13,8 +13,8 @@ import hashlib
 import math
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from heapq import heappop, heappush
 
 from rlaif.engines.ledger import ROW, Ledger
@@ -115,15 +115,10 @@ class Gate:
                 self.in_flight += 1
                 turn.set_result(None)
 
-    @contextmanager
-    def keeping(self) -> Iterator[None]:
-        """While an answer that arrived is made durable."""
-        self.unkept += 1
-        try:
-            yield
-        finally:
-            self.unkept -= 1
-            self._admit()
+    def kept(self) -> None:
+        """An answer that arrived, and was counted as `unkept`, is durable now or lost."""
+        self.unkept -= 1
+        self._admit()
 
     def turn_away(self) -> None:
         """Tell whoever waits that nothing more is sent."""
@@ -354,7 +349,7 @@ class Traffic:
                     arrived = [EngineError(said)] * len(request.indices)
                 gone = self._observe(engine, endpoint, request, arrived, time.monotonic() - began, trial)
                 trial = False
-                lost = any(isinstance(one, EngineError) and one.lost for one in arrived)
+                lost = _unbilled(arrived) or any(isinstance(one, EngineError) and one.lost for one in arrived)
                 reservation.lost = lost
                 wasted = [one.usage for one in arrived if isinstance(one, EngineError) and one.usage is not None]
                 unknown = [Usage(prompt_tokens=estimate, completion_tokens=most)] if lost else []
@@ -387,10 +382,12 @@ class Traffic:
             self._answered.add(engine.name)
         for error in errors:  # a model that has answered is there: what it refuses now is this request
             error.fatal &= engine.name not in self._answered or error.cause in FINAL
+        if failed is None:
+            return False
         stops = [self.endpoint(place).given_up() for place in engine.places]
-        if failed is not None and (stop := stops[0]) is not None and all(stops):
+        if (stop := stops[0]) is not None and all(stops):
             arrived[:] = [stop] * len(arrived)
-        return failed is not None and failed.cause in GONE and not endpoint.up
+        return failed.cause in GONE and not endpoint.up
 
     async def _keep(
         self,
@@ -404,8 +401,11 @@ class Traffic:
         replies = [(i, one) for i, one in zip(request.indices, arrived, strict=True) if isinstance(one, Reply)]
         if not replies and not wasted and not unknown:
             return
-        with endpoint.gate.keeping():
+        endpoint.gate.unkept += 1
+        try:
             await keep(replies, wasted, unknown)
+        finally:
+            endpoint.gate.kept()
 
     # ------------------------------------------------------------ where to, and when
 
@@ -496,6 +496,14 @@ class Traffic:
         await self._rest(max(waits, default=0.0))
 
 
+def _unbilled(arrived: Arrivals) -> bool:
+    """Whether something was answered and its tokens were not counted: it may have cost as much as was set aside."""
+    usages = [one.usage for one in arrived if one.usage is not None]
+    wrote = any(isinstance(one, Reply) and one.text for one in arrived)
+    read = any(usage.prompt_tokens for usage in usages)
+    return bool(usages) and not (read and (any(usage.completion_tokens for usage in usages) or not wrote))
+
+
 def _stopped() -> Stopped:
     return Stopped("nothing more is asked: the run is stopping", cause="stopped")
 
@@ -503,9 +511,8 @@ def _stopped() -> Stopped:
 def _wait(errors: Sequence[EngineError], tries: int) -> float:
     """Seconds before what failed is asked again: as the server says, else backoff with full jitter, so that requests
     which failed together do not return together."""
-    waits = [error.wait for error in errors if error.wait is not None]
-    if waits:
-        return min(max(waits), LONGEST_WAIT)
+    if wait := max(error.wait or 0.0 for error in errors):  # no time at all, or a date that has passed, says nothing
+        return min(wait, LONGEST_WAIT)
     if all(error.cause in AT_ONCE for error in errors) and tries <= 2:
         return 0.0
-    return random.uniform(0, min(LONGEST_WAIT, FIRST_WAIT * 2 ** max(0, tries - 1)))
+    return random.uniform(0, min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(max(0, tries - 1), 16)))

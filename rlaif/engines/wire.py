@@ -69,7 +69,10 @@ class Wire:
         deadline = self._deadlines.get(timeout)
         if deadline is None:
             deadline = self._deadlines[timeout] = timedelta(seconds=timeout)
-        asked = self._opened().request(method, self.base_url + path).timeout(deadline)
+        try:
+            asked = self._opened().request(method, self.base_url + path).timeout(deadline)
+        except (ValueError, RuntimeError) as error:  # no host can have this name, or no more files can be opened
+            raise Unreached(str(error)) from None
         if body is not None:
             asked = asked.body_bytes(body)
         began = time.monotonic()

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean, pstdev
 from typing import NamedTuple
 
@@ -48,23 +48,22 @@ def pair(rows: Sequence[Row], pairing: Pairing, *, length_balanced: bool = False
     """The rows' preferences."""
     dropped: Counter[str] = Counter()
     keep = length_balance(rows, pairing) if length_balanced else None
-    preferences = list(each_preference(rows, pairing, dropped, keep))
+    preferences = [made for row in rows for made in preferences_of(row, pairing, dropped, keep)]
     return Pairs(preferences, len(rows) - dropped.total(), dropped)
 
 
-def each_preference(
-    rows: Iterable[Row], pairing: Pairing, dropped: Counter[str], keep: Callable[[Preference], bool] | None = None
-) -> Iterator[Preference]:
-    """As `pair`, one after the other; `dropped` is complete when the last has come. `keep` says which may stay."""
-    for row in rows:
-        outcome = _pair_one(row, pairing)
-        if isinstance(outcome, str):
-            dropped[outcome] += 1
-            continue
-        kept = [preference for preference in outcome if keep is None or keep(preference)]
-        if not kept:
-            dropped["length balance"] += 1
-        yield from kept
+def preferences_of(
+    row: Row, pairing: Pairing, dropped: Counter[str], keep: Callable[[Preference], bool] | None = None
+) -> list[Preference]:
+    """The preferences of one row; `dropped` counts it where it gives none. `keep` says which may stay."""
+    outcome = _pair_one(row, pairing)
+    if isinstance(outcome, str):
+        dropped[outcome] += 1
+        return []
+    kept = [preference for preference in outcome if keep is None or keep(preference)]
+    if not kept:
+        dropped["length balance"] += 1
+    return kept
 
 
 def length_balance(rows: Iterable[Row], pairing: Pairing) -> Callable[[Preference], bool]:
@@ -73,7 +72,7 @@ def length_balance(rows: Iterable[Row], pairing: Pairing) -> Callable[[Preferenc
     Those to go are drawn by hash among the more numerous kind; of equal lengths all stay.
     """
     draws: dict[bool, list[float]] = {True: [], False: []}
-    for preference in each_preference(rows, pairing, Counter()):
+    for preference in (made for row in rows for made in preferences_of(row, pairing, Counter())):
         if longer := _longer(preference):
             draws[longer > 0].append(_draw(preference))
     size = min(map(len, draws.values()))
@@ -119,6 +118,10 @@ def _by_comparison(row: Row, whole: Sequence[int], min_margin: float) -> list[Pr
         return "empty completion" if any(not text.strip() for text in texts) else "identical texts"
     reasons, found = [], []
     for comparison in row.comparisons:
+        texts = {row.candidates[i].completion.text for i in (comparison.a, comparison.b)}
+        if any(not text.strip() for text in texts) or len(texts) < 2:  # a file may have compared what no judge is shown
+            reasons.append("identical texts" if len(texts) < 2 else "empty completion")
+            continue
         likely = comparison.likelihood
         if likely is None or likely == 0.5 or 2.0 * max(likely, 1 - likely) - 1.0 < min_margin:
             reasons.append("unparsed" if likely is None else "tie" if likely == 0.5 else "margin too small")

@@ -43,7 +43,7 @@ async def revise(
     row: Row, stage: ReviseStage, reviser: Reviser, model: SamplingSettings, scheduler: Sampler, seed: int
 ) -> Row:
     """`row` with a chain of revisions for each candidate that has any text. Raises EngineError."""
-    sampling = Sampling(seed=seed, **stage.sampling.over(model))
+    sampling = stage.sampling.resolved(seed, model)
     chains = await together(
         *(
             _chain(row, index, stage, reviser, sampling, scheduler)

@@ -8,7 +8,7 @@ from rlaif.config import Sampler as SamplerSettings
 from rlaif.config import SampleStage, SamplingSettings
 from rlaif.engines.scheduler import Ask, Sampler
 from rlaif.principles import Mixture
-from rlaif.records import Candidate, Message, Prompt, Row, Sampling, hashed_order
+from rlaif.records import Candidate, Message, Prompt, Row, hashed_order
 
 
 def drawn(stage: SampleStage, prompt: Prompt) -> list[SamplerSettings]:
@@ -31,7 +31,7 @@ async def sample(
     asks, places = [], []
     for sampler in drawn(stage, row.prompt):
         name = sampler.name or sampler.model
-        settings = Sampling(seed=seed, **sampler.over(stage.sampling, models[sampler.model]))
+        settings = sampler.resolved(seed, stage.sampling, models[sampler.model])
         for (principle, system), indices in _written_by(row.prompt, sampler, stage.per_prompt, mixture).items():
             messages = (*((Message(role="system", content=system),) if system else ()), *row.prompt.messages)
             asks.append(Ask(sampler.model, messages, settings, len(indices)))

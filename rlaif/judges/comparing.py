@@ -87,7 +87,7 @@ async def compare(
     """
     principle = comparer.constitution.draw("compare", row.prompt.id)
     judges = [
-        Asking(name, Sampling(seed=seed, **stage.sampling.over(models[name])), stage, comparer.template, scheduler)
+        Asking(name, stage.sampling.resolved(seed, models[name]), stage, comparer.template, scheduler)
         for name in stage.judges
     ]
     pairs = pairs_to_compare(row.prompt, row.candidates, stage.pairs)

@@ -262,7 +262,7 @@ def markdown(audit: Mapping[str, Any]) -> str:
                 _table(("model", "wins by the judge", "wins by people"), wins), told + ".",
             ]  # fmt: skip
     if cost := audit.get("cost"):
-        parts += ["## Cost", _table(tuple(cost), [tuple(_number(value) for value in cost.values())])]
+        parts += ["## Cost", _table(("what", "how much"), [(name, _number(value)) for name, value in cost.items()])]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

@@ -21,7 +21,8 @@ from typing import Any, Literal, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from rlaif.errors import InputError, nearest
-from rlaif.formats.reading import Rows, StatedPreference, read_preferences, rows_of
+from rlaif.formats.files import Rows, rows_of
+from rlaif.formats.reading import StatedPreference, read_preferences
 from rlaif.records import Candidate, Completion, Prompt, Record, Row, digest
 from rlaif.resources import PACKAGE
 

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field, ValidationError
 
 from rlaif.errors import InputError
-from rlaif.formats.reading import rows_of
+from rlaif.formats.files import rows_of
 from rlaif.records import Choice, Comparison, Rating, Record, Row
 
 PERSON = "person"  # who labelled, where the file does not say

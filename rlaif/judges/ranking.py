@@ -40,7 +40,7 @@ async def rank(
     if len(slots) < 2:
         return row
     principle = ranker.constitution.draw("compare", row.prompt.id)
-    sampling = Sampling(seed=seed, **stage.sampling.over(model))
+    sampling = stage.sampling.resolved(seed, model)
     orders = [slots, slots[::-1]] if stage.orders == "both" else [slots]
     asked = [question(row, order, principle, ranker.template) for order in orders]
     found = await together(*(_ask(one, principle, stage, sampling, scheduler) for one in asked))

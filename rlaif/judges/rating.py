@@ -178,7 +178,7 @@ async def rate_aspect(
 ) -> list[Rating]:
     """One aspect's ratings in the order of the candidates."""
     asked = questions(prompt, candidates, aspect, rubric, template, rater, reverse=reverse)
-    sampling = Sampling(seed=seed, **rater.sampling.over(model))
+    sampling = rater.sampling.resolved(seed, model)
     answered = await together(*(_answered(one, aspect, rubric, rater, sampling, scheduler) for one in asked))
     ratings = [rating for group in answered for rating in group]
     shown = {rating.candidate for rating in ratings}
@@ -207,16 +207,13 @@ async def _answered(
     A re-ask is with another seed and warm enough to be answered otherwise. Of several replies the first with the most
     readable ratings counts as a whole: numbers from two replies would be two judgements.
     """
-    warm = sampling.model_copy(update={"temperature": max(sampling.temperature, REASK_TEMPERATURE)})
     ratings: list[Rating] = []
     for attempt in range(rater.reask + 1):
+        if attempt == 1:
+            sampling = sampling.model_copy(update={"temperature": max(sampling.temperature, REASK_TEMPERATURE)})
         reply = (
             await scheduler.sample(
-                rater.model,
-                asked.messages,
-                warm if attempt else sampling,
-                attempt=attempt,
-                json_schema=asked.json_schema,
+                rater.model, asked.messages, sampling, attempt=attempt, json_schema=asked.json_schema
             )
         )[0]
         found = _bound(reply, asked, aspect, rubric, rater)
@@ -275,7 +272,7 @@ async def score_aspect(
     """One aspect's expected scores in the order of the candidates. First-token probabilities are not asked for twice:
     they depend on no seed."""
     asked = questions(prompt, candidates, aspect, rubric, template, rater)
-    sampling = expecting(Sampling(seed=seed, **rater.sampling.over(model)), rubric)
+    sampling = expecting(rater.sampling.resolved(seed, model), rubric)
     replies = await together(*(scheduler.sample(rater.model, one.messages, sampling) for one in asked))
     of_candidate = {i: reply for one, (reply,) in zip(asked, replies, strict=True) for slot in one.slots for i in slot}
 

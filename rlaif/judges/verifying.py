@@ -23,7 +23,7 @@ def verified(row: Row, checks: Sequence[Check], keep: str) -> Row:
     A check that cannot be made of a candidate (no reference, two final numbers) leaves a score without a value, and the
     candidate out. Raises EngineError for a row whose own checks cannot be read.
     """
-    asked = (*checks, *_own(row.prompt))
+    asked = (*checks, *own_checks(row.prompt))
     outcomes = [outcomes_of(asked, row.prompt, candidate.completion.text) for candidate in row.candidates]
     kept = [i for i, found in enumerate(outcomes) if keep == "all" or all_pass(found) == 1.0]
     return row.model_copy(
@@ -45,7 +45,8 @@ def outcomes_of(checks: Sequence[Check], prompt: Prompt, completion: str) -> lis
     return [check.check(completion, prompt=prompt.text, reference=reference) for check in checks]
 
 
-def _own(prompt: Prompt) -> tuple[Check, ...]:
+def own_checks(prompt: Prompt) -> tuple[Check, ...]:
+    """The checks that stand with a prompt. Raises EngineError where they cannot be read."""
     try:
         return tuple(Check.model_validate(check) for check in prompt.checks)
     except ValidationError as error:

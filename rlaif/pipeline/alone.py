@@ -76,9 +76,12 @@ async def train_alone(pipeline: Pipeline, out: Path, progress: Silent) -> dict[s
         assert lessons is not None
         reward = None
         if stage.ppo:
-            spec = pipeline.models["reward"]
-            assert isinstance(spec, TransformersModel)
-            reward = training.reward_of(spec, engines["reward"], asyncio.get_running_loop())
+            if stage.ppo.reward is None:
+                reward = training.reward_by_checks(inputs.checks[step.name], inputs.prompts[data.name])
+            else:
+                spec = pipeline.models["reward"]
+                assert isinstance(spec, TransformersModel)
+                reward = training.reward_of(spec, engines["reward"], asyncio.get_running_loop())
         template = inputs.chat_templates.get(step.name)
         identity = weights_digest(training.weights_folder(base))
         key = training.training_key(stage, identity, lessons, template, reward.identity if reward else None)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import chain
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from rlaif.config import ModelSpec, OpenAIModel
-from rlaif.formats import CardFacts, preference_rows, sft_rows, ultrafeedback_rows, write_dataset
-from rlaif.formats.writing import Shape
+from rlaif.formats import CardFacts, preference_rows, sft_rows, ultrafeedback_rows
+from rlaif.formats.writing import PARQUET, DatasetWriter, Shape
 from rlaif.generate.revising import unrevised
 from rlaif.records import Preference, Row
 
@@ -19,29 +19,26 @@ SHAPES: dict[str, tuple[Shape, ...]] = {  # by the kind of stage that writes the
     "pair": ("ultrafeedback", "preference", "sft"),
     "revise": ("sft",),
 }
-PARQUET = "data/train-00000-of-00001.parquet"
 
-Table = tuple[Shape, Iterable[dict[str, Any]], Mapping[str, int]]  # its rows, and the prompts dropped by reason
+Piece = tuple[Shape, Iterable[dict[str, Any]]]  # some rows of one data set
 
 
-def preference_tables(
-    rows: Iterable[Row], failed: int, preferences: Iterable[Preference], dropped: Mapping[str, int],
-    weights: Mapping[str, float] | None,
-) -> Iterator[Table]:  # fmt: skip
-    """The preferences and their chosen completions as SFT data; where `weights` tell of ratings, all rated rows too.
+def preference_pieces(
+    row: Row, preferences: Sequence[Preference], weights: Mapping[str, float] | None
+) -> Iterator[Piece]:
+    """A row's preferences and their chosen completions as SFT data; where `weights` tell of ratings, the row too.
 
     Ratings were paid for and are data whether or not they make a preference.
     """
-    if weights is not None:
-        finished = (row for row in rows if row.failure is None)
-        yield "ultrafeedback", ultrafeedback_rows(finished, weights), {"failed": failed} if failed else {}
-    yield "preference", preference_rows(preferences), dropped
-    yield "sft", sft_rows(preferences), dropped
+    if weights is not None and row.failure is None:
+        yield "ultrafeedback", ultrafeedback_rows([row], weights)
+    yield "preference", preference_rows(preferences)
+    yield "sft", sft_rows(preferences)
 
 
-def revision_tables(rows: Iterable[Row], dropped: Mapping[str, int]) -> Iterator[Table]:
+def revision_pieces(rows: Iterable[Row]) -> Iterator[Piece]:
     """The last revision of every completion as SFT data."""
-    yield "sft", sft_rows(row for row in rows if unrevised(row) is None), dropped
+    return (("sft", sft_rows([row])) for row in rows if unrevised(row) is None)
 
 
 def write_datasets(
@@ -49,32 +46,34 @@ def write_datasets(
     name: str,
     kind: str,
     prompts: int,
-    tables: Iterable[Table],
+    pieces: Iterable[Piece],
+    dropped: Mapping[Shape, Mapping[str, int]],
     models: Mapping[str, ModelSpec],
     digests: Mapping[str, str],
 ) -> dict[str, str]:
-    """Write the data sets of the stage `name`; returns the digest of each file. One without a row is not there.
+    """Write the data sets of the stage `name` in one pass; returns the digest of each file. One without a row is not
+    there.
 
-    `models` are those that the rows name, `digests` of what the rows were made with (a rubric, a constitution,
-    templates); both stand in the cards.
+    `dropped` counts for each the prompts that gave no row, by reason, and is read when all pieces have come. `models`
+    are those that the rows name, `digests` of what the rows were made with (a rubric, a constitution, templates); both
+    stand in the cards.
     """
     stand_for = {model: _stands_for(spec) for model, spec in models.items()}
     written = {}
-    left = set(SHAPES[kind])
-    for shape, table, dropped in tables:
-        lines = iter(table)
-        first = next(lines, None)
-        if first is None:
-            continue
-        left.discard(shape)
-        target = folder / dataset_name(name, shape)
-        write_dataset(
-            shape, chain([first], lines), target, CardFacts(target.name, prompts, dropped, stand_for, digests)
-        )
-        with open(target / PARQUET, "rb") as file:
-            written[f"dataset {target.name}"] = hashlib.file_digest(file, "sha256").hexdigest()[:32]
-    for shape in left:
-        shutil.rmtree(folder / dataset_name(name, shape), ignore_errors=True)
+    with ExitStack() as stack:
+        writers = {
+            shape: stack.enter_context(DatasetWriter(shape, folder / dataset_name(name, shape)))
+            for shape in SHAPES[kind]
+        }
+        for shape, rows in pieces:
+            writers[shape].extend(rows)
+        for shape, writer in writers.items():
+            if not writer.count:
+                shutil.rmtree(writer.folder, ignore_errors=True)
+                continue
+            writer.finish(CardFacts(writer.folder.name, prompts, dropped[shape], stand_for, digests))
+            with open(writer.folder / PARQUET, "rb") as file:
+                written[f"dataset {writer.folder.name}"] = hashlib.file_digest(file, "sha256").hexdigest()[:32]
     return written
 
 
@@ -87,7 +86,7 @@ def remove_others(folder: Path, stages: Mapping[str, str]) -> None:
     """Remove the data sets that no stage of this pipeline writes; `stages` gives each stage's kind."""
     expected = {dataset_name(name, shape) for name, kind in stages.items() for shape in SHAPES.get(kind, ())}
     for path in folder.iterdir() if folder.is_dir() else ():
-        if path.name not in expected:
+        if path.name not in expected and path.is_dir() and not path.is_symlink():  # anything else is not ours
             shutil.rmtree(path)
 
 

@@ -21,15 +21,23 @@ class EventLog:
     """Appends to `events.jsonl`. A disk that is full loses a line here, not the run."""
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / "events.jsonl"
+        self._path, self._begun = folder / "events.jsonl", False
 
     def write(self, event: str, **facts: Any) -> None:
         line = json.dumps({"time": round(time.time(), 3), "event": event} | facts, ensure_ascii=False)
         try:
-            with open(self._path, "a", encoding="utf-8", errors="replace") as file:
-                file.write(line + "\n")
+            with open(self._path, "ab") as file:
+                if not self._begun:
+                    file.truncate(self._whole())
+                    self._begun = True
+                file.write(line.encode("utf-8", "replace") + b"\n")
         except OSError:
-            return
+            self._begun = False  # half a line may be there
+
+    def _whole(self) -> int:
+        """Bytes up to the end of the last whole line: a kill may have cut the one after it."""
+        with open(self._path, "rb") as file:
+            return sum(len(line) for line in file if line.endswith(b"\n"))
 
 
 class Pulse(NamedTuple):

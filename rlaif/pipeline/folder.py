@@ -13,6 +13,7 @@ The call store lies in `runs/` of the current folder, shared by all runs of a pr
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -77,13 +78,13 @@ class RunFolder:
     @classmethod
     def create(cls, path: Path, pipeline_name: str) -> RunFolder:
         """The folder, made when absent and locked. Refuses one that belongs to another run or to something else."""
-        if path.exists() and not path.is_dir():
+        if os.path.exists(path) and not path.is_dir():  # unlike the path's own, no error for a name that is too long
             raise InputError(f"{str(path)!r} is a file", fix="give another folder with --out")
         folder = cls(path)
         manifest = folder.manifest()
         if path.name.startswith(STORE.name):
             raise InputError(f"{path.name!r} is the name of the call store", fix="give the pipeline another name")
-        children = {child.name for child in path.iterdir()} if path.is_dir() else set()
+        children = {child.name for child in path.iterdir()} if os.path.isdir(path) else set()
         if manifest is None and children and not (".lock" in children and children <= _OWN):
             raise InputError(f"{str(path)!r} holds files, but no run", fix="give an empty or new folder with --out")
         if manifest is not None and manifest["name"] != pipeline_name:
@@ -133,9 +134,11 @@ class RunFolder:
         path = self.path / "manifest.json"
         try:
             value = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
+            if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+                return None
             fix = "delete it and run the pipeline again: nothing that was paid for is lost"
             raise WorkError(f"the manifest cannot be read: {error}", file=str(path), fix=fix) from None
         if not isinstance(value, dict) or value.get("format") != MANIFEST_FORMAT or not value.keys() >= _TOLD:
@@ -164,18 +167,18 @@ def read_json(path: Path) -> dict[str, Any] | None:
     text = read_text(path)
     try:
         value = json.loads(text) if text is not None else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
 
-def read_lines(path: Path) -> Iterator[str]:
+def read_lines(path: Path) -> Iterator[bytes]:
     """The whole lines of a stage file, or of its partial file while the stage is not done."""
     if not path.exists():
         path = path.with_suffix(".partial.jsonl")
     if not path.exists():
         return
-    with open(path, encoding="utf-8") as file:
+    with open(path, "rb") as file:
         for line in file:
-            if line.endswith("\n"):
+            if line.endswith(b"\n"):
                 yield line

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from rlaif.config import (
     LocalModel,
     MeasureStage,
     OpenAIModel,
+    PairStage,
     PersonStage,
     Pipeline,
     PromptsStage,
@@ -29,7 +31,7 @@ from rlaif.config import (
     VerifyStage,
     unchecked,
 )
-from rlaif.config.document import validated
+from rlaif.config.document import Position, validated
 from rlaif.constitution import read_constitution
 from rlaif.engines.identity import has_reward_head
 from rlaif.errors import nearest
@@ -39,9 +41,12 @@ from rlaif.formats import (
     Rows,
     StatedPreference,
     each_prompt,
+    each_row,
+    named,
     read_conversations,
     read_hub,
     read_preferences,
+    rows_of,
 )
 from rlaif.generate import revising
 from rlaif.generate.revising import Reviser
@@ -57,7 +62,7 @@ from rlaif.pipeline.engines import api_key
 from rlaif.pipeline.record import StageRecord
 from rlaif.pipeline.spool import Spool, Stored
 from rlaif.principles import Mixture, read_principles
-from rlaif.records import Candidate, Completion, Message, Prompt, Row, oneline
+from rlaif.records import Candidate, Completion, Message, Prompt, Row, oneline, prompt_id, split_of
 from rlaif.resources import find, read_text
 from rlaif.rubric import read_rubric
 from rlaif.templates import Template
@@ -75,6 +80,8 @@ class Inputs:
         self.conversations: dict[str, list[Conversation]] = {}
         self.preferences: dict[str, list[StatedPreference]] = {}
         self.mixtures: dict[str, Mixture] = {}
+        self.rows: dict[str, Stored[Row]] = {}  # candidates that a file has, with what it states of them
+        self.stated: dict[str, Stated] = {}
         self.judges: dict[str, Judge] = {}
         self.revisers: dict[str, Reviser] = {}
         self.comparers: dict[str, Comparer] = {}
@@ -85,8 +92,12 @@ class Inputs:
         self.notes: list[str] = []  # what is no error and should be known before anything is paid for
         self._read: dict[str, tuple[Stored[Prompt], dict[str, int]]] = {}
         for spec in pipeline.models.values():
-            if isinstance(spec, OpenAIModel):
-                api_key(spec)
+            if not isinstance(spec, OpenAIModel):
+                continue
+            api_key(spec)
+            if (variable := spec.api_key_env) and not os.environ.get(variable):
+                note = f"the environment variable {variable} is not set, so its server is asked without a key"
+                self.notes += [note] * (note not in self.notes)
         self._check_heads()
         for step in pipeline.steps:
             stage = step.stage
@@ -109,9 +120,11 @@ class Inputs:
             elif isinstance(stage, RankStage):
                 self.comparers[step.name] = open_ranker(stage, self._check(stage.model))
             elif isinstance(stage, VerifyStage):
-                self.checks[step.name] = self._checks_of(step, stage)
+                self.checks[step.name] = self._checks_of(step, stage.checks, ("verify",))
             elif isinstance(stage, PersonStage):
                 self.labels[step.name] = read_labels(find(stage.labels))
+            elif isinstance(stage, TrainStage) and stage.ppo and stage.ppo.checks is not None:
+                self.checks[step.name] = self._checks_of(step, stage.ppo.checks, ("train", "ppo"))
             elif isinstance(stage, TrainStage) and stage.sft and stage.sft.template:
                 self.chat_templates[step.name] = read_text(find(stage.sft.template))
             elif isinstance(stage, MeasureStage):
@@ -195,15 +208,15 @@ class Inputs:
 
         return check
 
-    def _checks_of(self, step: Step, stage: VerifyStage) -> tuple[VerifierCheck, ...]:
-        """What the stage checks of every candidate, read as its place in the pipeline file says."""
-        document, place = self.pipeline.document, ("stages", step.number - 1, "verify", "checks")
-        checks = tuple(
-            validated(VerifierCheck, given, document, (*place, number)) for number, given in enumerate(stage.checks)
-        )
+    def _checks_of(self, step: Step, given: Sequence[dict[str, Any]], under: Position) -> tuple[VerifierCheck, ...]:
+        """What a stage checks of every completion, read as its place in the pipeline file says."""
+        document, place = self.pipeline.document, ("stages", step.number - 1, *under, "checks")
+        checks = tuple(validated(VerifierCheck, one, document, (*place, number)) for number, one in enumerate(given))
         if not checks and not any(prompt.checks for prompt in self._prompts_of(step)):
             problem = "there is nothing to check: neither the stage nor a prompt has checks"
-            raise self.pipeline.error(step, problem, ("checks",), "write `checks: [{length: {max_words: 100}}]`")
+            raise self.pipeline.error(
+                step, problem, (*under[1:], "checks"), "write `checks: [{length: {max_words: 100}}]`"
+            )
         return checks
 
     def _prompts_of(self, step: Step) -> Iterable[Prompt]:
@@ -213,20 +226,72 @@ class Inputs:
         return self.prompts.get(step.name, ())
 
     def _data(self, step: Step, stage: DataStage) -> None:
-        """Read as what its trainers learn from: preferences for a reward model or DPO, else conversations."""
+        """Read as what its readers take: rows for judges and pairs, preferences for a reward model or DPO, else
+        conversations."""
+        judging = [s for s in self.pipeline.steps if not isinstance(s.stage, TrainStage) and step in s.sources]
         reading = [s for s in self.pipeline.steps if isinstance(s.stage, TrainStage) and step in s.sources]
-        readers = {s.stage.method: s for s in reading if isinstance(s.stage, TrainStage)}
+        if judging:
+            if reading:
+                problem = f"the stage {step.name!r} is judged by {judging[0].name} and learnt from as it is here"
+                fix = "name a `pair` stage, or read the file in a `data` stage of its own"
+                raise self.pipeline.error(reading[0], problem, (_method(reading[0]), "data"), fix)
+            self._candidates(step, stage, judging)
+            return
+        readers = {_method(s): s for s in reading}
         if method := next((method for method in ("rm", "dpo") if method in readers), None):
             if "sft" in readers:
                 problem = f"the stage {step.name!r} is read as demonstrations by sft and as preferences here"
                 fix = "name a `pair` stage, or read the file in a `data` stage of its own"
                 raise self.pipeline.error(readers[method], problem, (method, "data"), fix)
-            self.preferences[step.name] = self._kept(step, stage, read_preferences(_source(stage)))
+            if stage.turns == "all":
+                problem = "of a preference only the last turn is learnt"
+                raise self.pipeline.error(step, problem, ("turns",), "take `turns` out")
+            self.preferences[step.name] = self._kept(step, stage, read_preferences(self._source(step, stage)))
         else:
-            self.conversations[step.name] = self._kept(step, stage, read_conversations(_source(stage)))
+            found = read_conversations(self._source(step, stage), turns=stage.turns or "all")
+            self.conversations[step.name] = self._kept(step, stage, found)
+
+    def _candidates(self, step: Step, stage: DataStage, readers: Sequence[Step]) -> None:
+        """Rows that hold candidates, each with what the file states of them, kept on disk."""
+        unusable: Counter[str] = Counter()
+        kept, dropped, stated = Spool(Row), Counter[str](), Stated()
+        read = 0
+        for row in each_row(self._source(step, stage), unusable, turns=stage.turns or "last"):
+            read += 1
+            bare = [message for message in row.prompt.messages if message.role != "system"]
+            if stage.held_out == "drop" and "held-out" in (row.prompt.split, split_of(prompt_id(bare))):
+                dropped["held-out"] += 1
+            elif not row.candidates:
+                dropped["no completion"] += 1
+            elif stage.take is not None and len(kept) >= stage.take:
+                dropped["not taken"] += 1
+            else:
+                kept.append(row)
+                stated.add(row)
+        if not kept:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in (dropped + unusable).items())
+            raise self.pipeline.error(step, f"no row of the file has completions to judge ({reasons})")
+        for reader in readers:
+            if isinstance(reader.stage, PairStage) and (problem := stated.problem(reader.stage.rule)) is not None:
+                fix = "judge its completions with `rate` or `compare` first"
+                raise self.pipeline.error(reader, f"the stage {step.name!r} {problem}", ("rule",), fix)
+        self.rows[step.name], self.stated[step.name] = kept, stated
+        self._note(step, read, unusable, len(kept), dropped)
+        self.records[step.name].facts.update(stated.facts())
+
+    def _source(self, step: Step, stage: FileStage) -> Path | Rows:
+        if stage.hub is not None:
+            source: Path | Rows = read_hub(stage.hub, split=stage.hub_split, revision=stage.revision)
+        else:
+            assert stage.path is not None
+            source = find(stage.path)
+        if not isinstance(stage, DataStage) or (stage.columns is None and stage.system is None):
+            return source
+        table = source if isinstance(source, Rows) else rows_of(source)
+        return named(table, stage.columns.named() if stage.columns else {}, stage.system)
 
     def _kept(self, step: Step, stage: DataStage, result: ReadResult[Any]) -> list[Any]:
-        usable = [item for item in result.items if item.split != "held-out"]
+        usable = [item for item in result.items if item.split != "held-out" or stage.held_out == "keep"]
         kept = usable[: stage.take]
         counts = {"held-out": len(result.items) - len(usable), "not taken": len(usable) - len(kept)}
         dropped = Counter({reason: count for reason, count in counts.items() if count})
@@ -235,7 +300,7 @@ class Inputs:
 
     def _prompts(self, step: Step, stage: PromptsStage) -> None:
         dropped: Counter[str] = Counter()
-        read = Spool(Prompt, each_prompt(_source(stage), dropped, column=stage.column))
+        read = Spool(Prompt, each_prompt(self._source(step, stage), dropped, column=stage.column))
         self._read[step.name] = (read, dropped)
         self.prompts[step.name] = self._of_split(step, step, stage.split, stage.take)
 
@@ -348,8 +413,45 @@ def truth(stage: MeasureStage) -> Callable[[str, str], Truth] | None:
     return gold
 
 
-def _source(stage: FileStage) -> Path | Rows:
-    if stage.hub is not None:
-        return read_hub(stage.hub, split=stage.hub_split)
-    assert stage.path is not None
-    return find(stage.path)
+def _method(step: Step) -> str:
+    assert isinstance(step.stage, TrainStage)
+    return step.stage.method
+
+
+class Stated:
+    """What a file states of the candidates that were kept, counted."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.weights: dict[str, float] = {}  # of the aspects of its ratings: all alike
+        self._facts: Counter[str] = Counter()
+
+    def add(self, row: Row) -> None:
+        self.rows += 1
+        self.weights |= dict.fromkeys((rating.aspect for rating in row.ratings), 1.0)
+        self._facts["candidates"] += len(row.candidates)
+        self._facts["unparsed"] += sum(comparison.verdict is None for comparison in row.comparisons)
+        for what in ("comparisons", "ratings", "rankings", "scores"):
+            found = getattr(row, what)
+            self._facts[what] += len(found)
+            self._facts["unparsed"] += sum(getattr(one, "problem", None) is not None for one in found)
+
+    @property
+    def basis(self) -> str:
+        """What its candidates are scored by, where it states several things: what says most."""
+        return next((what for what in ("ratings", "scores", "rankings") if self._facts[what]), "comparisons")
+
+    @property
+    def rule(self) -> str:
+        """How it is paired where nobody says."""
+        return "compared" if self._facts["comparisons"] else "zephyr"
+
+    def problem(self, rule: str | None) -> str | None:
+        """Why it cannot be paired by this rule."""
+        if (rule or self.rule) == "compared":
+            return None if self._facts["comparisons"] else "states of no two completions which is better"
+        known = self._facts["ratings"] + self._facts["rankings"] + self._facts["scores"]
+        return None if known else "states no rating, ranking or score of its completions"
+
+    def facts(self) -> dict[str, int]:
+        return dict(+self._facts)

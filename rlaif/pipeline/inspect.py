@@ -5,8 +5,11 @@ The manifest says which stages and data sets are the run's own; whatever else li
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,12 +17,30 @@ from pydantic import ValidationError
 
 from rlaif.config import ROW_STAGES
 from rlaif.errors import InputError, WorkError, nearest
-from rlaif.formats import write_jsonl
+from rlaif.formats import (
+    CardFacts,
+    Shape,
+    binarized_rows,
+    hh_rows,
+    ranked_rows,
+    rewardbench_rows,
+    soft_rows,
+    write_dataset,
+    write_jsonl,
+)
+from rlaif.pipeline.datasets import dataset_name
 from rlaif.pipeline.folder import STORE, RunFolder, read_lines
 from rlaif.records import Preference, Row
 from rlaif.store import CallStore
 
 Kind = TypeVar("Kind", Row, Preference)
+PREFERENCE_SHAPES: dict[Shape, Callable[[Iterable[Preference], Counter[str]], Iterator[dict[str, Any]]]] = {
+    "binarized": binarized_rows,
+    "hh": hh_rows,
+    "rewardbench": rewardbench_rows,
+    "soft": soft_rows,
+}
+OTHER_SHAPES: tuple[Shape, ...] = (*PREFERENCE_SHAPES, "ranked")
 
 
 def status(folder: RunFolder) -> dict[str, Any]:
@@ -52,7 +73,7 @@ def _files(folder: RunFolder, *kinds: str) -> list[Path]:
     return found or [path.with_name(path.name.replace(".partial", "")) for path in partial]
 
 
-def _record(kind: type[Kind], line: str, path: Path) -> Kind:
+def _record(kind: type[Kind], line: bytes, path: Path) -> Kind:
     try:
         return kind.model_validate_json(line)
     except ValidationError:
@@ -131,17 +152,29 @@ def requests(row: Row) -> dict[str, Any]:
 
 
 def export(folder: RunFolder, form: str, target: Path, jsonl: bool) -> int:
-    """Copy one of the run's data sets to `target`: the folder as it is, or one JSON Lines file; returns the rows."""
+    """Write one of the run's data sets to `target`, as a folder or one JSON Lines file; returns the rows.
+
+    Those that the run wrote are copied; another shape is made of what a `pair` stage kept.
+    """
     import pyarrow.parquet
 
-    made = sorted(name.removeprefix("dataset ") for name in _manifest(folder)["digests"] if name.startswith("dataset "))
-    if form not in made:
-        fix = f"it has {', '.join(made)}" if made else "`rlaif status` says how far it came"
+    manifest = _manifest(folder)
+    made = sorted(name.removeprefix("dataset ") for name in manifest["digests"] if name.startswith("dataset "))
+    pairs = [stage for stage in manifest["stages"] if stage["kind"] == "pair"]
+    others = {dataset_name(stage["name"], shape): (stage, shape) for stage in pairs for shape in OTHER_SHAPES}
+    if form not in [*made, *others]:
+        fix = f"it has {', '.join([*made, *others])}" if made else "`rlaif status` says how far it came"
         raise InputError(f"the run has no data set {form!r}", fix=fix)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    if os.path.exists(target) and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{str(target)!r} exists", fix="give a new path with --to")
+    if form in others:
+        return _made_over(folder, manifest, *others[form], target, jsonl)
     source = folder.path / "dataset" / form
-    table = pyarrow.parquet.read_table(source / "data")
+    try:
+        table = pyarrow.parquet.read_table(source / "data")
+    except (OSError, pyarrow.ArrowException):
+        fix = "run the pipeline again: its calls are in the store"
+        raise WorkError("the data set is damaged", file=str(source), fix=fix) from None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         if jsonl:
@@ -153,3 +186,49 @@ def export(folder: RunFolder, form: str, target: Path, jsonl: bool) -> int:
     except OSError as error:
         raise InputError(f"{str(target)!r} cannot be written: {error.strerror}", fix="give another path") from None
     return int(table.num_rows)
+
+
+def _made_over(
+    folder: RunFolder, manifest: dict[str, Any], stage: dict[str, Any], shape: Shape, target: Path, jsonl: bool
+) -> int:
+    """A shape that no run writes by itself, of the preferences of a `pair` stage, or for `ranked` of what it read."""
+    dropped = Counter[str]()
+    if shape == "ranked":
+        if all(other["name"] != stage["from"] or not other["file"] for other in manifest["stages"]):
+            fix = "export what it made of them instead"
+            raise InputError(f"the stage {stage['name']!r} reads a file, whose rows the run does not keep", fix=fix)
+        made = ranked_rows(_finished(rows(folder, stage["from"]), dropped), stage.get("weights") or {})
+    else:
+        path = folder.path / stage["file"]
+        made = PREFERENCE_SHAPES[shape]((_record(Preference, line, path) for line in read_lines(path)), dropped)
+        dropped.update(stage["dropped"])
+    first = next(made, None)
+    if first is None:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
+        raise WorkError(f"nothing can be written in the shape {shape!r} ({reasons})", fix="export another shape")
+    temporary = target.with_name(f".{target.name}.tmp")
+    try:
+        if jsonl:
+            return write_jsonl(chain([first], made), target)
+        shutil.rmtree(temporary, ignore_errors=True)
+        card = CardFacts(target.name, stage["in"], dropped, {}, _digests(manifest))
+        written = write_dataset(shape, chain([first], made), temporary, card)
+        temporary.replace(target)
+    except OSError as error:
+        raise InputError(f"{str(target)!r} cannot be written: {error.strerror}", fix="give another path") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return written
+
+
+def _finished(rows: Iterable[Row], dropped: Counter[str]) -> Iterator[Row]:
+    for row in rows:
+        if row.failure is None:
+            yield row
+        else:
+            dropped["failed"] += 1
+
+
+def _digests(manifest: dict[str, Any]) -> dict[str, str]:
+    made_with = ("constitution ", "rubric ", "rating template", "comparison template")
+    return {name: value for name, value in manifest["digests"].items() if name.startswith(made_with)}

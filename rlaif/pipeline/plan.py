@@ -33,7 +33,6 @@ from rlaif.engines.scheduler import Ask, completion, together
 from rlaif.errors import EngineError
 from rlaif.generate.sampling import drawn
 from rlaif.judges.rating import Judge, expecting, questions, rate
-from rlaif.measure import resolved
 from rlaif.pipeline import training
 from rlaif.pipeline.auditing import gate
 from rlaif.pipeline.folder import read_json
@@ -149,7 +148,8 @@ async def _plan_stage(run: Run, step: Step, dry: DryScheduler) -> dict[str, Any]
         return await _plan_rows(run, step, dry)
     if isinstance(stage, PairStage):
         assert step.source is not None
-        made = run.pairs[step.name] = list(run.each_preference(step, stage, Counter()))
+        dropped, rows = Counter[str](), run.rows[step.source.name]
+        made = run.pairs[step.name] = [p for row in rows for p in run.preferences_of(row, step, dropped)]
         known = {"rows": len(made)}
         return known | ({"at_most": len(run.rows[step.source.name])} if _waits(run, step) else {})
     if isinstance(stage, ScoreStage):
@@ -222,7 +222,7 @@ def _candidate(name: str, tokens: int) -> Candidate:
 def _count_ratings(
     run: Run, rater: Rater, judge: Judge, prompt: Prompt, candidates: Sequence[Candidate], dry: DryScheduler
 ) -> None:
-    sampling = resolved(rater.sampling, run.settings[rater.model], run.pipeline.seed)
+    sampling = rater.sampling.resolved(run.pipeline.seed, run.settings[rater.model])
     if rater.answers == "expected":
         sampling = expecting(sampling, judge.rubric)
     for aspect in judge.rubric.aspects:
@@ -234,7 +234,7 @@ def _plan_training(run: Run, step: Step, stage: TrainStage) -> dict[str, Any]:
     settings, lessons = stage.trainer, run.lessons(step)
     known = settings.base in run.engines and not any(_waits(run, source) for source in step.sources)
     if stage.ppo:
-        known = known and stage.ppo.reward in run.engines
+        known = known and (stage.ppo.reward is None or stage.ppo.reward in run.engines)
     if known and training.finished(run.folder.model(settings.name), run.training_key(step, stage, lessons)) is not None:
         run.use_trained(stage)
         return {"rows": len(lessons), "state": "unchanged"}
@@ -256,7 +256,7 @@ async def _plan_measure(run: Run, step: Step, stage: MeasureStage, dry: DrySched
         if found is not None and found.get("key") == run.measure_key(step, stage):
             return {"rows": len(prompts), "state": "unchanged"}
     for name in stage.models:
-        sampling = resolved(stage.sampling, run.settings[name], run.pipeline.seed)
+        sampling = stage.sampling.resolved(run.pipeline.seed, run.settings[name])
         for prompt in prompts:
             try:
                 sampled = (await dry.sample(name, prompt.messages, sampling))[0]
@@ -272,7 +272,7 @@ async def _plan_measure(run: Run, step: Step, stage: MeasureStage, dry: DrySched
                 except EngineError:
                     continue
     if best := stage.best_of:
-        sampling = resolved(stage.sampling, run.settings[best.model], run.pipeline.seed)
+        sampling = stage.sampling.resolved(run.pipeline.seed, run.settings[best.model])
         for prompt in prompts:
             with suppress(EngineError):
                 await dry.sample(best.model, prompt.messages, sampling, n=best.n)

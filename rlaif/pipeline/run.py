@@ -53,7 +53,7 @@ from rlaif.engines.protocol import Engine
 from rlaif.engines.scheduler import Sampler, Scheduler
 from rlaif.engines.wire import Wires
 from rlaif.errors import EngineError, RlaifError, Stopped, WorkError
-from rlaif.generate.pairing import Pairing, each_preference, length_balance, noise
+from rlaif.generate.pairing import Pairing, length_balance, noise, preferences_of
 from rlaif.generate.revising import revise
 from rlaif.generate.sampling import sample
 from rlaif.judges.comparing import compare
@@ -63,10 +63,10 @@ from rlaif.judges.rating import rate
 from rlaif.judges.scoring import score
 from rlaif.judges.strengths import strengths
 from rlaif.judges.verifying import verified
-from rlaif.measure import measure, resolved
+from rlaif.measure import measure
 from rlaif.pipeline import training
 from rlaif.pipeline.auditing import gate, unmet
-from rlaif.pipeline.datasets import preference_tables, remove_others, revision_tables, write_datasets
+from rlaif.pipeline.datasets import Piece, preference_pieces, remove_others, revision_pieces, write_datasets
 from rlaif.pipeline.engines import open_engine, trained_spec
 from rlaif.pipeline.events import EVERY, EventLog, Meter
 from rlaif.pipeline.folder import RunFolder, read_json, write_json, write_text
@@ -132,8 +132,12 @@ class Run:
                     self.concurrency[url] = max(spec.concurrency, self.concurrency.get(url, 0))
         prices = {name: p for name, s in pipeline.models.items() if isinstance(s, OpenAIModel) and (p := s.price)}
         self.ledger = Ledger(prices, pipeline.budget)
-        self.scheduler = Scheduler(store, self.engines, self.concurrency, ledger=self.ledger, retry_failed=retry_failed)
-        self.rows: dict[str, Rows] = {}
+        used = {name for step in pipeline.steps for name, _ in step.stage.named_models()}
+        self.scheduler = Scheduler(
+            store, self.engines, self.concurrency,
+            ledger=self.ledger, retry_failed=retry_failed, used=used, on_note=self._noted,
+        )  # fmt: skip
+        self.rows: dict[str, Rows] = dict(inputs.rows)
         self.pairs: dict[str, Made] = {}
         self._counts: dict[str, RowCounts] = {}
         self.records: list[StageRecord] = []
@@ -149,14 +153,18 @@ class Run:
         self._started = time.time()
         for name, spec in pipeline.models.items():
             self._add_model(name, spec)
+        # By identity. Also of models that an earlier form of the pipeline paid: what they cost is spent.
+        self._prices: dict[str, dict[str, float]] = self._before.get("prices", {}) | {
+            self.engines[name].identity: price.model_dump() for name, price in prices.items()
+        }
         if pipeline.budget is not None:
-            names = {self.engines[name].identity: name for name in prices}  # two names may stand for one model
             paid = [
-                (names[identity], *tokens)
-                for identity, tokens in store.spent(pipeline.name).items()
-                if identity in names
+                (self._prices[one], *tokens)
+                for one, tokens in store.spent(pipeline.name).items()
+                if one in self._prices
             ]
-            self.ledger.before(sum(self.ledger.cost(*one) or 0.0 for one in paid))
+            spent = sum(read * price["prompt"] + written * price["completion"] for price, read, written in paid)
+            self.ledger.before(spent / 1e6)
 
     def _add_model(self, name: str, spec: ModelSpec) -> None:
         self.specs[name] = spec
@@ -182,12 +190,13 @@ class Run:
                 if kind in ("train", "measure") and (share := self._failed_share()) > TOLERATED:
                     self.stopped = f"{steps[0].name} was not begun: {share:.0%} of the rows failed"
                     break
-                with self._interruptible(gently=True), suppress(Stopped):
-                    await self._gates(self.pipeline.steps[steps[0].number - 1 :])
-                if self.scheduler.stopped:
-                    break
+                if not self.scheduler.stopped:
+                    with self._interruptible("measure"), suppress(Stopped):
+                        await self._gates(self.pipeline.steps[steps[0].number - 1 :])
+                    if self.scheduler.stopped:
+                        break
                 await self._let_go(steps)
-                with self._interruptible(gently=kind in (*ROW_STAGES, "measure")), suppress(Stopped):
+                with self._interruptible(kind), suppress(Stopped):
                     await (self._stream(steps) if kind in ROW_STAGES else self._table(steps[0]))
                 self._write_manifest("running")
             state = "stopped" if self.scheduler.stopped else "incomplete" if self.failures else "done"
@@ -223,13 +232,15 @@ class Run:
         return step.source is not None and len(self.rows.get(step.source.name, ())) > 0
 
     @contextmanager
-    def _interruptible(self, gently: bool) -> Iterator[None]:
+    def _interruptible(self, kind: str) -> Iterator[None]:
         """The first Ctrl-C in a row stage asks nothing more and ends with what is finished; the second leaves at once.
 
-        Elsewhere the first one leaves: a trainer goes on from its checkpoint.
+        Elsewhere the first one leaves: a trainer goes on from its checkpoint. A pair stage never gives the event loop
+        its turn, so there the signal itself has to break in.
         """
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None
+        gently = kind in (*ROW_STAGES, "measure")
 
         def interrupt() -> None:
             if gently and self.scheduler.stopped is None:
@@ -243,7 +254,10 @@ class Run:
             return
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         for number in before:
-            loop.add_signal_handler(number, interrupt)
+            if kind == "pair":
+                signal.signal(number, signal.default_int_handler)
+            else:
+                loop.add_signal_handler(number, interrupt)
         try:
             yield
         finally:
@@ -324,6 +338,8 @@ class Run:
             self.digests[f"data {name}"] = digest([[[m.role, m.content] for m in c.messages] for c in found])
         for name, stated in self.inputs.preferences.items():
             self.digests[f"data {name}"] = digest([p.id for p in stated])
+        for name, rows in self.inputs.rows.items():
+            self.digests[f"data {name}"] = _digest_of_rows(rows)
         for step in self.pipeline.steps:
             self.digests |= {f"{what} of {step.name}": value for what, value in self._made_with(step.name).items()}
         for name, spec in self.pipeline.models.items():
@@ -418,21 +434,29 @@ class Run:
     def _pair(self, step: Step, stage: PairStage) -> StageRecord:
         assert step.source is not None
         rows, source = self.rows[step.source.name], step.source
-        judge, counts, pairing = self.inputs.judges.get(source.name), self._counts[source.name], self.pairing(step)
+        counts, pairing = self._counts.get(source.name), self.pairing(step)
+        weights = pairing.weights if pairing.basis == "ratings" else None
+        keep = length_balance(rows, pairing) if stage.balance else None
         writer, margins, dropped = RowWriter(Preference, self._file(step)), array("d"), Counter[str]()
-        for preference in self.each_preference(step, stage, dropped):
-            writer.append(preference)
-            margins.append(preference.margin)
-        preferences = writer.finish()
-        self.pairs[step.name] = preferences
-        tables = preference_tables(rows, counts.failed, preferences, dropped, judge.rubric.weights() if judge else None)
+
+        def pieces() -> Iterator[Piece]:
+            for row in rows:
+                made = preferences_of(row, pairing, dropped, keep)
+                for preference in made:
+                    writer.append(preference)
+                    margins.append(preference.margin)
+                yield from preference_pieces(row, made, weights)
+            self.pairs[step.name] = writer.finish()  # before the data sets take their places
+
+        failed = {"failed": counts.failed} if counts and counts.failed else {}
         self.digests |= write_datasets(
-            self.folder.path / "dataset", step.name, "pair", len(rows), tables, self._named(counts),
+            self.folder.path / "dataset", step.name, "pair", len(rows), pieces(),
+            {"ultrafeedback": failed, "preference": dropped, "sft": dropped}, self._named(counts),
             self._all_made_with(step),
         )  # fmt: skip
         facts: dict[str, Any] = {
             "rule": pairing.rule,
-            "preferences": len(preferences),
+            "preferences": len(margins),
             "mean_margin": round(fmean(margins), 4) if margins else None,
         }
         if margins and (within := noise(rows, pairing)) is not None:
@@ -458,9 +482,12 @@ class Run:
         """How the stage pairs: as it says, or as fits what it reads."""
         assert step.source is not None and isinstance(step.stage, PairStage)
         source, judge = step.source.stage, self.inputs.judges.get(step.source.name)
-        rule = step.stage.rule
+        stated = self.inputs.stated.get(step.source.name)
+        rule = step.stage.rule or (stated.rule if stated else None)
         if rule is None:
             rule = "compared" if isinstance(source, CompareStage) and source.pairs == "one" else "zephyr"
+        if stated is not None:
+            return Pairing(rule, stated.basis, stated.weights, step.stage.min_margin)
         basis, weights = BASES[source.kind], judge.rubric.weights() if judge else {}
         if isinstance(source, RateStage) and source.answers == "expected":
             basis = "scores"
@@ -468,15 +495,13 @@ class Run:
             basis, weights = "ratings", dict.fromkeys(labels.aspects(), 1.0)
         return Pairing(rule, basis, weights, step.stage.min_margin)
 
-    def each_preference(self, step: Step, stage: PairStage, dropped: Counter[str]) -> Iterator[Preference]:
-        assert step.source is not None
-        rows, pairing = self.rows[step.source.name], self.pairing(step)
-        return each_preference(rows, pairing, dropped, length_balance(rows, pairing) if stage.balance else None)
+    def preferences_of(self, row: Row, step: Step, dropped: Counter[str]) -> list[Preference]:
+        """A row's preferences before any balancing, which needs all rows."""
+        return preferences_of(row, self.pairing(step), dropped)
 
-    def _named(self, counts: RowCounts) -> dict[str, ModelSpec]:
-        return {
-            name: self.specs[name] for name in sorted(counts.models) if name in self.specs
-        }  # code and people are none
+    def _named(self, counts: RowCounts | None) -> dict[str, ModelSpec]:
+        """Models of this pipeline that rows name; what a file names is nobody here, and so are code and people."""
+        return {name: self.specs[name] for name in sorted(counts.models if counts else ()) if name in self.specs}
 
     async def _train(self, step: Step, stage: TrainStage) -> StageRecord:
         assert step.source is not None
@@ -498,7 +523,7 @@ class Run:
         if record is None:
             try:
                 record = await asyncio.to_thread(
-                    training.train, stage, base, lessons, template, out, key, self._on_step, self._reward(stage)
+                    training.train, stage, base, lessons, template, out, key, self._on_step, self._reward(step, stage)
                 )
             except asyncio.CancelledError:
                 self._interrupted.set()  # the thread cannot be cancelled; it looks after each step
@@ -536,12 +561,16 @@ class Run:
         spec = self.specs[stage.trainer.base]
         assert isinstance(spec, LocalModel)
         base = weights_digest(training.weights_folder(spec))
-        reward = self.engines[stage.ppo.reward].identity if stage.ppo else None
-        return training.training_key(stage, base, lessons, self.inputs.chat_templates.get(step.name), reward)
+        reward = self._reward(step, stage)
+        identity = reward.identity if reward else None
+        return training.training_key(stage, base, lessons, self.inputs.chat_templates.get(step.name), identity)
 
-    def _reward(self, stage: TrainStage) -> training.Reward | None:
+    def _reward(self, step: Step, stage: TrainStage) -> training.Reward | None:
         if stage.ppo is None:
             return None
+        if stage.ppo.reward is None:
+            prompts = (prompt for source in step.sources for prompt in self.inputs.prompts[source.name])
+            return training.reward_by_checks(self.inputs.checks[step.name], prompts)
         spec = self.specs[stage.ppo.reward]
         assert isinstance(spec, LocalModel)
         return training.reward_of(spec, self.engines[stage.ppo.reward], asyncio.get_running_loop())
@@ -584,9 +613,9 @@ class Run:
         """The digest of all that determines the measure's figures."""
         judge = self.inputs.judges.get(step.name)
         sampled = {*stage.models, *([stage.best_of.model] if stage.best_of else [])}
-        asked = {name: resolved(stage.sampling, self.settings[name], self.pipeline.seed) for name in sorted(sampled)}
+        asked = {name: stage.sampling.resolved(self.pipeline.seed, self.settings[name]) for name in sorted(sampled)}
         if stage.rate:
-            rating = resolved(stage.rate.sampling, self.settings[stage.rate.model], self.pipeline.seed)
+            rating = stage.rate.sampling.resolved(self.pipeline.seed, self.settings[stage.rate.model])
             asked |= {"judge": rating}
         models = {*sampled, *([stage.rate.model] if stage.rate else []), *([stage.reward] if stage.reward else [])}
         models |= {parent for name, parent in self.parents.items() if name in models}
@@ -602,7 +631,7 @@ class Run:
                 "asked": {name: sampling.model_dump(mode="json") for name, sampling in asked.items()},
                 "rubric": judge.rubric.digest if judge else None,
                 "template": judge.template.digest if judge else None,
-                "versions": training.versions(*training.PACKAGES, "scipy") | {"rlaif": rlaif.__version__},
+                "versions": {"rlaif": rlaif.__version__, **training.versions(*training.PACKAGES, "scipy")},
             }
         )
 
@@ -653,7 +682,7 @@ class Run:
                 dropped = counts.dropped + Counter({"failed": counts.failed})
                 self.digests |= write_datasets(
                     self.folder.path / "dataset", step.name, "revise", len(done),
-                    revision_tables(done, +dropped), self._named(counts), self._made_with(step.name),
+                    revision_pieces(done), {"sft": +dropped}, self._named(counts), self._made_with(step.name),
                 )  # fmt: skip
             record = self._row_record(step, counts, failed_before, entered)
             record.seconds = time.monotonic() - began if step is steps[-1] else None
@@ -780,16 +809,24 @@ class Run:
                 "state": state,
                 "started": self._started,
                 "seconds": round(time.time() - self._started, 2),
-                "versions": {"rlaif": rlaif.__version__} | training.versions("datasets", "openai", *training.PACKAGES),
+                "versions": {"rlaif": rlaif.__version__, **training.versions("datasets", "openai", *training.PACKAGES)},
                 "digests": dict(sorted(self.digests.items())),
                 "stages": [self._told(record) for record in self.records],
                 "calls": self._calls(),
+                "prices": self._prices,
                 "notes": self.inputs.notes,
                 "capabilities": self._before.get("capabilities", {}) | probed,
                 "failures": self.failures,
             }
             | ({"audits": self.audits} if self.audits else {})
         )
+
+
+def _digest_of_rows(rows: Iterable[Row]) -> str:
+    total = hashlib.sha256()
+    for row in rows:
+        total.update(digest(row.model_dump(mode="json", exclude_defaults=True)).encode())
+    return total.hexdigest()[:32]
 
 
 def _rounded(cost: float | None) -> float | None:

@@ -10,7 +10,8 @@ import asyncio
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,16 +22,18 @@ from rlaif.engines.identity import model_folder, weights_digest
 from rlaif.engines.protocol import Engine
 from rlaif.errors import EngineError, InputError, RlaifError
 from rlaif.formats import Conversation, StatedPreference
+from rlaif.judges.verifiers import Check, share_passed
+from rlaif.judges.verifying import outcomes_of, own_checks
 from rlaif.pipeline.folder import read_json, read_text, write_text
 from rlaif.pipeline.inputs import Inputs
-from rlaif.records import Message, Preference, Prompt, Row, Split, digest
+from rlaif.records import Message, Preference, Prompt, Row, Split, digest, prompt_id
 from rlaif.resources import find
 
 PACKAGES = ("torch", "transformers", "trl", "accelerate")  # a trained model depends on their versions
 IRRELEVANT = {"base", "name", "data", "reward", "checkpoint_steps"}  # names and habits: they change no weight
 
-# A conversation; or a prompt, what was chosen and what was rejected; or a prompt alone.
-Lesson = tuple[Message, ...] | tuple[tuple[Message, ...], str, str]
+# A conversation; or a prompt and its completion; or a prompt, what was chosen and what was rejected; or a prompt alone.
+Lesson = tuple[Message, ...] | tuple[tuple[Message, ...], str] | tuple[tuple[Message, ...], str, str]
 Lessons = list[tuple[Split, Lesson]]
 
 
@@ -44,9 +47,9 @@ _UNUSED: dict[str, tuple[Split, ...]] = {
 
 
 class Reward(NamedTuple):
-    """What PPO is rewarded by: the folder of a reward model, its identity, and its score as a plain function."""
+    """What PPO is rewarded by: its identity, its score as a plain function, and the folder of a reward model."""
 
-    folder: Path
+    folder: Path | None  # None where code verifies
     identity: str
     score: Callable[[Sequence[tuple[Message, ...]], Sequence[str]], list[float | None]]
 
@@ -62,6 +65,24 @@ def reward_of(spec: LocalModel, engine: Engine, loop: asyncio.AbstractEventLoop)
     return Reward(weights_folder(spec), engine.identity, score)
 
 
+def reward_by_checks(checks: Sequence[Check], prompts: Iterable[Prompt]) -> Reward:
+    """The share of checks that a completion passes, its prompt's own among them; None where one cannot be made.
+
+    `prompts` are those trained on, for their references and checks.
+    """
+    known = {prompt.id: prompt for prompt in prompts if prompt.reference or prompt.checks}
+
+    def score(prompts: Sequence[tuple[Message, ...]], completions: Sequence[str]) -> list[float | None]:
+        found = []
+        for messages, completion in zip(prompts, completions, strict=True):
+            prompt = known.get(prompt_id(messages)) or Prompt(messages=messages)
+            found.append(share_passed(outcomes_of((*checks, *own_checks(prompt)), prompt, completion)))
+        return found
+
+    facts = [[identifier, prompt.reference, prompt.checks] for identifier, prompt in sorted(known.items())]
+    return Reward(None, digest([[check.model_dump(mode="json") for check in checks], facts]), score)
+
+
 def lessons_read(inputs: Inputs, name: str) -> Lessons | None:
     """What the stage `name` read from a file; None for a stage that made what it gives."""
     if name in inputs.conversations:
@@ -72,7 +93,11 @@ def lessons_read(inputs: Inputs, name: str) -> Lessons | None:
 
 
 def conversations(items: Iterable[Conversation]) -> Lessons:
-    return [(item.split, item.messages) for item in items]
+    """Each conversation, or its last turn apart where that alone is learnt."""
+    return [
+        (item.split, item.messages if item.turns == "all" else (item.messages[:-1], item.messages[-1].content))
+        for item in items
+    ]
 
 
 def revisions(rows: Iterable[Row]) -> Lessons:
@@ -114,7 +139,7 @@ def training_key(
             "reward": reward,
             "lessons": digest([[split, _plain(lesson)] for split, lesson in lessons if split not in unused]),
             "template": template,
-            "versions": versions(*PACKAGES) | {"rlaif": rlaif.__version__},
+            "versions": {"rlaif": rlaif.__version__, **versions(*PACKAGES)},
         }
     )
 
@@ -164,9 +189,10 @@ def train(
         split[of].append(lesson)
     folder = weights_folder(base)
     if stage.sft:
-        from rlaif.train.sft import train_sft
+        from rlaif.train.sft import Completed, train_sft
 
-        train_sft(stage.sft, folder, split["train"], split["validation"], out, on_step, template)
+        rows = {of: [Completed(*row) if isinstance(row[1], str) else row for row in part] for of, part in split.items()}
+        train_sft(stage.sft, folder, rows["train"], rows["validation"], out, on_step, template)
     elif stage.ppo:
         from rlaif.train.ppo import train_ppo
 
@@ -208,7 +234,8 @@ def left_out(method: str, lessons: Sequence[tuple[Split, Lesson]]) -> Counter[st
     return Counter(split for split, _ in lessons if split in _UNUSED[method])
 
 
-def versions(*packages: str) -> dict[str, str]:
+@cache
+def versions(*packages: str) -> Mapping[str, str]:
     """The installed versions of `packages`, those that are not installed left out."""
     found = {}
     for package in packages:

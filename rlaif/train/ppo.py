@@ -49,7 +49,7 @@ MAX_GRAD_NORM = 1.0
 def train_ppo(
     settings: PPOSettings,
     base: Path,
-    value_init: Path,
+    value_init: Path | None,
     prompts: Sequence[tuple[Message, ...]],
     reward: Reward,
     out: Path,
@@ -57,7 +57,8 @@ def train_ppo(
 ) -> TrainResult:
     """Train `base` to earn `reward` on `prompts` and save it in `out`. A step is an iteration.
 
-    `value_init` is the reward model that the value model starts from. `reward` scores completions, each beside its
+    `value_init` is the reward model that the value model starts from; without one it starts from the base with a head
+    that says 0 of everything. `reward` scores completions, each beside its
     prompt; one that cannot be scored is None and takes no part in its iteration.
 
     Called again with the same arguments after an interruption, it goes on from its last checkpoint, and steps since
@@ -69,7 +70,7 @@ def train_ppo(
     trl.refuse_existing(out)
     with trl.quietly():
         policy, tokenizer = trl.load(base)
-        value_model = load_value_model(value_init, tokenizer)
+        value_model = flat_value_model(base) if value_init is None else load_value_model(value_init, tokenizer)
         asked, counts = rollout.tokenize(Chat(tokenizer), prompts, settings.max_length - settings.max_tokens)
         counts.check(len(prompts), settings.max_length)
         learner = Learner(settings, policy, value_model, tokenizer)
@@ -136,6 +137,16 @@ def load_value_model(folder: Path, tokenizer: PreTrainedTokenizerBase) -> PreTra
             file=str(folder),
             fix="train the reward model from the same base model",
         )
+    return model
+
+
+def flat_value_model(folder: Path) -> PreTrainedModel:
+    """The model in `folder` in float32 with a new head of zeros: it expects nothing before it has learnt what comes."""
+    model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
+        folder, num_labels=1, dtype=torch.float32, use_safetensors=True
+    )
+    head: Any = model.score
+    torch.nn.init.zeros_(head.weight)
     return model
 
 

@@ -8,15 +8,24 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from rlaif.config import SFTSettings
 from rlaif.errors import InputError
 from rlaif.records import Message
 from rlaif.train import trl
-from rlaif.train.tokens import Chat, Counts
+from rlaif.train.tokens import Chat, Counts, Segment
 from rlaif.train.trl import OnStep, TrainResult
 
-SFTRow = Sequence[Message]  # ends with an assistant turn
+
+class Completed(NamedTuple):
+    """A prompt, which may hold assistant turns of its own, and the completion that alone is learnt."""
+
+    prompt: Sequence[Message]
+    completion: str
+
+
+SFTRow = Sequence[Message] | Completed  # a conversation ends with an assistant turn
 
 NOT_LEARNT = -100
 
@@ -53,12 +62,8 @@ def tokenize(chat: Chat, rows: Sequence[SFTRow], max_length: int) -> tuple[dict[
     counts = Counts()
     columns: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
     for number, row in enumerate(rows, 1):
-        if not row or row[-1].role != "assistant":
-            raise InputError(
-                f"conversation {number} does not end with an assistant turn", fix="complete it or leave it out"
-            )
-        opening, *rest = chat.conversation(row)
-        if any(message.role == "assistant" and chat.broken(message.content) for message in row):
+        opening, *rest = _segments(chat, row, number)
+        if any(chat.broken(text) for text in _learnt(row)):
             counts.dropped["end-token-inside"] += 1
             continue
         prompt = chat.cut(opening.ids, max_length - sum(len(segment.ids) for segment in rest))
@@ -73,3 +78,20 @@ def tokenize(chat: Chat, rows: Sequence[SFTRow], max_length: int) -> tuple[dict[
         columns["input_ids"].append(prompt + [token for segment in rest for token in segment.ids])
         columns["labels"].append(labels)
     return columns, counts
+
+
+def _segments(chat: Chat, row: SFTRow, number: int) -> list[Segment]:
+    if isinstance(row, Completed):
+        prompt, completion = chat.completion(row.prompt, row.completion)
+        return [Segment(prompt, False), Segment(completion, True)]
+    if not row or row[-1].role != "assistant":
+        raise InputError(
+            f"conversation {number} does not end with an assistant turn", fix="complete it or leave it out"
+        )
+    return chat.conversation(row)
+
+
+def _learnt(row: SFTRow) -> list[str]:
+    if isinstance(row, Completed):
+        return [row.completion]
+    return [message.content for message in row if message.role == "assistant"]

@@ -5,27 +5,29 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from rlaif.judges.replies.words import CORRECTION, CUT, REPORTS, SWAPS, find_object, narrow, quoted, said
+from rlaif.judges.replies.words import CORRECTION, CUT, SWAPS, find_object, foreign, headed, narrow, quoted, said
 
 Ranking = tuple[tuple[int, ...], ...]  # groups of numbers, best first; those in one group are tied
 
-_ITEM = r"[*_]*(?:(?:completion|text|response|answer|candidate)[ \t]*#?)?\[?(?P<{}>\d{{1,4}})\]?[*_]*"
-_PLAIN = re.sub(r"\?P<\{\}>", "", _ITEM).replace("{{", "{").replace("}}", "}")
-_CHAIN = re.compile(rf"{_PLAIN}(?:[ \t]*[>=≻][ \t]*{_PLAIN})+", re.IGNORECASE)
-_LIST = re.compile(rf"\[?{_PLAIN}(?:[ \t]*,[ \t]*{_PLAIN})*\]?", re.IGNORECASE)
+_NAME = r"[*_]*(?:(?:completion|text|response|answer|candidate)[ \t]*#?)?\[?"
+_NUMBER = re.compile(rf"{_NAME}(\d{{1,4}})\]?[*_]*", re.IGNORECASE)
+_ITEM = rf"{_NAME}\d{{1,4}}\]?[*_]*"
+_CHAIN = re.compile(rf"{_ITEM}(?:[ \t]*[>=≻][ \t]*{_ITEM})+", re.IGNORECASE)
+_LIST = re.compile(rf"\[?{_ITEM}(?:[ \t]*,[ \t]*{_ITEM})*\]?", re.IGNORECASE)
 _KEY = re.compile(
     r"[ \t#*_•-]*(?:(?:so|thus|therefore|my|the|final|overall)\b,?[ \t]*)*\branking\b[*_]*"
-    r"(?:[ \t]*\((?:from )?best (?:first|to worst)\))?[*_]*(?:[ \t]*[:=][*_]*[ \t]*|[ \t]+is:?[ \t]+)",
+    r"(?:[ \t]*\(?,?(?:from )?best (?:first|to worst)\)?)?[*_]*(?:[ \t]*[:=][*_]*[ \t]*|[ \t]+is:?[ \t]+)",
     re.IGNORECASE,
 )
 _PLACES = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
 _PLACE = re.compile(
-    rf"[ \t*_•-]*(?:(?P<digits>\d{{1,2}})(?:st|nd|rd|th)|(?P<word>{'|'.join(_PLACES)}))(?:[ \t]+place)?[*_]*[ \t]*[:–—-][*_]*[ \t]*"
-    rf"{_ITEM.format('k')}(?P<tail>[^\n]*)",
+    rf"[ \t*_•-]*(?:(?P<digits>\d{{1,2}})(?:st|nd|rd|th)|(?P<word>{'|'.join(_PLACES)}))(?:[ \t]+place)?"
+    rf"[*_]*[ \t]*[:–—-][*_]*[ \t]*{_NAME}(?P<k>\d{{1,4}})\]?[*_]*(?P<tail>[^\n]*)",
     re.IGNORECASE,
 )
 _WORST_FIRST = re.compile(
-    r"\bworst\W+(?:first|to)\b|\bfrom worst\b|\bascending\b|\bworst[ -]to[ -]best\b", re.IGNORECASE
+    r"\bworst\W+(?:first|to)\b|\bfrom worst\b|\bascending\b|\bmeans?\b[^\n]*\bworse\b|\blower is better\b",
+    re.IGNORECASE,
 )
 
 
@@ -33,8 +35,8 @@ def read_ranking(text: str, n: int, *, cut: bool = False) -> tuple[Ranking | Non
     """The ranking of a reply, each of 1 to n in it exactly once; or the problem.
 
     It is a chain on a line of its own (`2 > 1 = 3`), a chain or list after `Ranking:`, a list that is the whole reply,
-    places (`1st: 2`), or the `ranking` of one JSON object. Two that differ, an order from worst to best and a correction
-    after it are unparsed. `cut`: the reply ended at max_tokens, and is unparsed.
+    places (`1st: 2`), or the `ranking` of one JSON object. Two that differ, an order from worst to best and a
+    correction after it are unparsed. `cut`: the reply ended at max_tokens, and is unparsed.
     """
     if cut:
         return None, CUT
@@ -58,7 +60,7 @@ def read_ranking(text: str, n: int, *, cut: bool = False) -> tuple[Ranking | Non
     numbers = [number for group in ranking for number in group]
     if sorted(numbers) != list(range(1, n + 1)):
         return None, f"expected the numbers 1 to {n} once each, found {', '.join(map(str, numbers[: n + 3]))}"
-    if _WORST_FIRST.search(heard):
+    if _WORST_FIRST.search(text):
         return None, "an order from worst to best"
     if CORRECTION.search(heard[max(end, last) :]) or SWAPS.search(heard[max(end, last) :]):
         return None, "the words after the ranking may take it back"
@@ -79,10 +81,8 @@ def _groups(value: Any) -> Ranking | None:
 
 
 def _number(item: Any) -> int | None:
-    if isinstance(item, bool) or not isinstance(item, (int, str)):
-        return None
-    match = re.fullmatch(_ITEM.format("k"), str(item).strip(), re.IGNORECASE)
-    return int(match["k"]) if match else None
+    match = _NUMBER.fullmatch(str(item).strip()) if isinstance(item, (int, str)) else None
+    return int(match[1]) if match else None
 
 
 def _given(heard: str) -> tuple[list[Ranking | None], int]:
@@ -99,13 +99,14 @@ def _given(heard: str) -> tuple[list[Ranking | None], int]:
         listed = _LIST.fullmatch(body) is not None and (keyed or body == heard.strip(" `*_.")) and "," in body
         if chain or listed:
             clear = not quoted(heard, at) and not line.lstrip().startswith(("`", '"'))
+            clear = clear and not foreign(heard, at) and (key is not None or not headed(heard, at))
             given.append(_ordered(body) if clear else None)
             end = at + len(line)
         elif keyed and body:
             given.append(None)
         elif place := _PLACE.fullmatch(line):
             rank = int(place["digits"]) if place["digits"] else _PLACES.index(place["word"].lower()) + 1
-            alone = re.match(r"[ \t]*$|[ \t]*[.,;:]?[ \t]+[-–—(a-z]", place["tail"], re.IGNORECASE)
+            alone = re.match(r"[ \t\r.]*$|[ \t]*[.,;:][ \t]+\D|[ \t]+[-–—(]|[ \t]+because\b", place["tail"])
             unclear = (
                 rank in places or not alone or quoted(heard, at) or re.match(r"[ \t,]*(?:and|or)\b", place["tail"])
             )
@@ -118,8 +119,6 @@ def _given(heard: str) -> tuple[list[Ranking | None], int]:
         ordered = [places[rank] for rank in ranks]
         whole = ranks == list(range(1, len(ranks) + 1)) and None not in ordered
         given.append(tuple((k,) for k in ordered if k is not None) if whole else None)
-    if REPORTS.search(heard.partition("\n")[0]) and len(heard.split("\n")) == 2:
-        given.append(None)
     return given, end
 
 

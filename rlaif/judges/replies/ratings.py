@@ -14,16 +14,18 @@ from typing import Any
 from rlaif.judges.replies.words import (
     CORRECTION,
     CUT,
-    REPORTS,
-    SWAPS,
     Number,
     Reading,
+    aside,
     find_object,
+    foreign,
     leading_number,
     narrow,
+    other_scale,
     quoted,
     said,
     takes_back,
+    void,
 )
 
 
@@ -67,6 +69,8 @@ def read_json(
     if isinstance(found, str):
         return [Reading(None, text, found)] * n
     value, before = found
+    if problem := void(before, low, high):
+        return [Reading(None, text, problem)] * n
     if _openers(before) or _RATING.search(before):
         return [Reading(None, text, "ratings stand before the object too")] * n
     items = _by_number(value)
@@ -91,17 +95,22 @@ def _by_number(value: Any) -> dict[int, Any] | None:
     if not pairs or None in numbers:
         return None
     items = {int(match[1]): item for match, (_, item) in zip(numbers, pairs, strict=True) if match}
-    return items if len(items) == len(pairs) else None
+    named = {
+        k: [str(item[key]) for key in _INDEX if key in item] for k, item in items.items() if isinstance(item, dict)
+    }
+    if len(items) < len(pairs) or any(other.isdigit() and int(other) != k for k in named for other in named[k]):
+        return None
+    return items
 
 
 def _json_reading(item: Any, low: int, high: int, na: bool, types: Sequence[str]) -> Reading:
     raw = json.dumps(item, ensure_ascii=False)
     if not isinstance(item, dict) or "rating" not in item:
         return Reading(None, raw, "no whole-number rating")
-    if any(key != "rating" and ("rating" in key or "score" in key) for key in item):
+    if any(key != "rating" and re.search("rating|score|scale|max|out.of", key) for key in item):
         return Reading(None, raw, "several fields that may be the rating")
     value = item["rating"]
-    if isinstance(value, bool) or not isinstance(value, (int, str)):
+    if not isinstance(value, (int, str)):
         return Reading(None, raw, "no whole-number rating")
     number = leading_number(str(value), low, high)
     if number.tail.strip():  # a field holds the rating and nothing else
@@ -145,23 +154,38 @@ def _reading(number: Number, raw: str, na: bool) -> Reading:
 # A block opens with its number in brackets, or with the completion's name as UltraFeedback's judge heads it
 # (`#### Output for Text 1`, its templates). A bare `1.` may be a list of anything and opens none.
 _BLOCK = re.compile(
-    r"^[ \t]*(?:[-*•][ \t]+)?(?:#{1,6}[ \t]*)?[*_]{0,3}"
-    rf"(?:\[(?P<bracket>\d{{1,4}})\]|(?:output[ \t]+for[ \t]+)?{_NAMED}[ \t]*#?(?P<open>\[)?(?P<named>\d{{1,4}})(?(open)\])"
+    r"^[ \t]*(?:(?:[-*•]|\d{1,2}[.)](?=[ \t]+\[))[ \t]+)?(?:#{1,6}[ \t]*)?[*_]{0,3}"
+    rf"(?:\[(?P<bracket>\d{{1,4}})\]"
+    rf"|(?:output[ \t]+for[ \t]+)?{_NAMED}[ \t]*#?(?P<open>\[)?(?P<named>\d{{1,4}})(?(open)\])"
     r"(?![\w.])(?=[ \t]*[*_]{0,3}[ \t]*(?:[:|(→\r\n]|[-–—][ \t]|$)))[*_]{0,3}",
     re.MULTILINE | re.IGNORECASE,
 )
 _ANOTHER = re.compile(r"[ \t]*(?:[,/&+-]|and\b|or\b)?[ \t]*\[\d|[ \t]*(?:,|/|&|and\b|or\b)[ \t]*\d", re.IGNORECASE)
+_BRACKETS = r"(?:[ \t]*\([^()\n]{1,30}\))?"
+_KEYED = re.compile(rf"\brating\b[*_]*{_BRACKETS}[*_]*[ \t]*[:=]", re.IGNORECASE)
 _RATING = re.compile(
-    r"\brating\b[*_\"]*(?:[ \t]*\([^()\n]{1,20}\))?[*_\"]*(?P<colon>[ \t]*[:=][*_]*)?[ \t]*(?=[*_`\"'\[(]*[+-]?\d)"
-    r"|\brating\b[*_]*(?:[ \t]*\([^()\n]{1,20}\))?[*_]*[ \t]*[:=][*_]*[ \t]*",
-    re.IGNORECASE,
+    rf"\brating\b[*_]*{_BRACKETS}[*_]*(?:[ \t]*[:=][*_]*[ \t]*|[ \t]*(?=[*_`\"'\[(]*[+-]?\d))", re.IGNORECASE
 )
 _MENTION = re.compile(
-    r"\brating[ \t]+(?:of|is|to|was|as)[ \t]+[*_]*(\d{1,4})(?!\d)|(?<![\d/.])(\d{1,4})[ \t]*(?:/|out of)[ \t]*(\d{1,4})(?![\d/])",
+    r"\brating[ \t]+(?:of|is|to|was|as)[ \t]+[*_]*(\d{1,4})(?!\d)|(?<![\d/.])(\d{1,4})[ \t]*(?:/"
+    r"|out of)[ \t]*(\d{1,4})(?![\d/])",
     re.IGNORECASE,
 )
 _HEAD = re.compile(r"[ \t*_]*(?:[:|→]|[-–—][ \t])?[ \t*_]*")
 _STARTS = re.compile(r"[\s*_#|•(-]*(?:(?:my|the|overall|final|and|so)\b[\s*_]*)*", re.IGNORECASE)
+# Words before `rating 4` that make it a rating of something else, or none that is given.
+_SOME = re.compile(
+    r"\b(?:an?|the|of|any|this|that|its|no|not|for|with|another|some|every|max\w*|min\w*|highest|lowest|top|best|worst"
+    r"|human|users?|average|mean)[ \t*_]*$",
+    re.IGNORECASE,
+)
+_SUMMARY = re.compile(
+    r"^\W*(?:final(?:ly)?|summary|in sum|to sum up|ratings|scores|overall|totals?"
+    r"|results?)\b(?![*_ \t]*rating\b)[^\n]*\d"
+    rf"|\[\d{{1,4}}\]\W{{0,4}}(?:rating\W{{0,4}})?\d|\b{_NAMED}[ \t]*\[?\d{{1,4}}\]?[ \t]*(?:[:=]|->"
+    rf"|→)[ \t]*[*_]*(?:rating\W{{0,4}})?\d",
+    re.IGNORECASE | re.MULTILINE,
+)
 _TYPES = re.compile(r"^[ \t*_#-]*types?[*_]*[ \t]*:[*_ \t]*(.*)$", re.IGNORECASE | re.MULTILINE)
 _OTHERS = re.compile(
     rf"\[\d|\b{_NAMED}s?[ \t]*\[?\d|\b(?:first|second|third|fourth|former|latter|other)\b", re.IGNORECASE
@@ -189,12 +213,22 @@ def read_lines(
         return [Reading(None, text, "a block is headed by several numbers")] * n
     if _RATING.search(heard, 0, marks[0][1]):
         return [Reading(None, text, "a rating stands before the first number")] * n
+    ends = [start for _, start, _ in marks[1:]] + [len(heard)]
+    if any(
+        not aside(heard, found.start())
+        for (_, _, after), end in zip(marks, ends, strict=True)
+        for found in _SUMMARY.finditer(heard, after, end)
+    ):
+        return [Reading(None, text, "a summary that names ratings again")] * n
+    if problem := void(heard, low, high):
+        return [Reading(None, text, problem)] * n
     if _mixes_up(heard):
         return [Reading(None, text, "a correction that names another number")] * n
-    ends = [start for _, start, _ in marks[1:]] + [len(heard)]
-    readings = {}
-    for (k, start, after), end in zip(marks, ends, strict=True):
-        readings[k] = _block_reading(heard[start:end].strip(), heard[after:end], low, high, na, types)
+    bodies = [
+        (k, heard[start:end].strip(), heard[after:end]) for (k, start, after), end in zip(marks, ends, strict=True)
+    ]
+    compact = not any(_KEYED.search(body) for _, _, body in bodies)
+    readings = {k: _block_reading(block, body, low, high, na, types, compact) for k, block, body in bodies}
     if cut:
         readings[numbers[-1]] = Reading(None, readings[numbers[-1]].raw, CUT)
     return [readings[k + 1] for k in range(n)]
@@ -206,45 +240,47 @@ def _openers(text: str) -> list[tuple[int, int, int]]:
 
 
 def _mixes_up(text: str) -> bool:
-    """Whether the reply exchanges two completions or corrects what it said of one in the block of another."""
-    return SWAPS.search(text) is not None or any(
-        _OTHERS.search(text[found.end() :].partition("\n")[0][:60]) for found in CORRECTION.finditer(text)
-    )
+    """Whether the reply corrects what it said of one completion in the block of another."""
+    return any(_OTHERS.search(text[found.end() :].partition("\n")[0][:60]) for found in CORRECTION.finditer(text))
 
 
-def _block_reading(block: str, body: str, low: int, high: int, na: bool, types: Sequence[str]) -> Reading:
-    """The rating of one block, `body` being what follows the number that opened it."""
-    given: list[Number] = []
-    after = len(body)
+def _block_reading(
+    block: str, body: str, low: int, high: int, na: bool, types: Sequence[str], compact: bool
+) -> Reading:
+    """The rating of one block, `body` being what follows the number that opened it.
+
+    Only in a reply that is `compact` throughout, without any `Rating:`, may a rating end a line of other words.
+    """
     head = _HEAD.match(body)
-    start = head.end() if head else 0
-    first = leading_number(body[start:].partition("\n")[0], low, high)
+    body = body[head.end() if head else 0 :]
+    given: list[Number] = []
+    mentioned = set()
+    after = len(body)
+    first = leading_number(body.partition("\n")[0], low, high)
     if first.found and not first.word and (first.of or not first.tail.strip(" \t\r.*_")):
-        given, after = [first], start
+        given, after = [first], 0
     for match in _RATING.finditer(body):
         number = leading_number(body[match.end() :].partition("\n")[0], low, high)
         before = body[: match.start()].rpartition("\n")[2]
-        sentence = re.split(r"[.;!?|,–—]|\s-\s", before)[-1]
-        begins = _STARTS.fullmatch(sentence) is not None
-        last = not number.tail.strip(" \t\r.!*_)")
-        if number.word and not (match["colon"] or match[0].rstrip(" *_").endswith((":", "="))):
+        begins = _STARTS.fullmatch(re.split(r"[.;!?|,–—]|\s-\s", before)[-1]) is not None
+        last = compact and not number.tail.strip(" \t\r.!*_)")
+        if aside(body, match.start()):
             continue
-        if number.value is not None or number.na:
-            formal = (begins or last) and not REPORTS.search(re.split(r"[.!?]", before)[-1])
-            if not formal or quoted(body, match.start()):
+        formal = begins or (last and not _SOME.search(before))
+        if formal and (number.found or _KEYED.match(match[0])):
+            if other_scale(match[0], low, high):
+                number = Number(None, "a rating on another scale", number.tail)
+            if foreign(body, match.start()) or quoted(body, match.start()):
                 number = Number(None, "a rating that is not given in its own place", number.tail)
-        elif not begins and not number.found:
-            continue
-        given.append(number)
-        after = min(after, match.end())
+            given.append(number)
+            after = min(after, match.end())
+        elif number.found:
+            mentioned.add(number.value)
     if not given:
-        return Reading(None, block, "no rating")
-    if len({(number.value, number.na) for number in given}) > 1:
-        return Reading(None, block, "several ratings that differ")
+        return Reading(None, block, "no rating in a place of its own" if mentioned else "no rating")
     value = given[0].value
-    if value is not None and any(
-        int(m[1] or m[2]) != value or int(m[3] or high) != high for m in _MENTION.finditer(body)
-    ):
+    mentioned |= {int(m[1] or m[2]) if int(m[3] or high) == high else None for m in _MENTION.finditer(body)}
+    if len({(number.value, number.na) for number in given}) > 1 or (value is not None and mentioned - {value}):
         return Reading(None, block, "several ratings that differ")
     if takes_back(body[after:]):
         return Reading(None, block, "the words after the rating may take it back")
@@ -291,9 +327,9 @@ def _read_table(
     if None in numbers or sorted(found) != list(range(1, n + 1)):
         return unclear(f"expected the numbers 1 to {n} once each, found {', '.join(map(str, found)) or 'none'}")
     around = "\n".join(line for line in heard.split("\n") if not line.strip().startswith("|"))
-    if _RATING.search(around) or CORRECTION.search(around) or SWAPS.search(around):
+    if _RATING.search(around) or CORRECTION.search(around) or void(around, low, high):
         return unclear("the words around the table may say something else")
-    if quoted(heard, heard.index("|")) or REPORTS.search(heard[: heard.index("|")].rstrip().rpartition("\n")[2]):
+    if quoted(heard, heard.index("|")) or foreign(heard, heard.index("|")):
         return unclear("the table stands in words that quote it")
     readings = {}
     for k, row in zip(found, body, strict=True):

@@ -6,21 +6,26 @@ import re
 
 from rlaif.judges.replies.words import (
     CUT,
-    REPORTS,
     Number,
     Reading,
+    aside,
     find_object,
+    foreign,
+    headed,
     leading_number,
     narrow,
+    other_scale,
     quoted,
     said,
     takes_back,
+    void,
 )
 
 _FIELD = re.compile(r"(?:overall|final|total)?[ _-]*(?:score|rating)")
 _KEY = re.compile(
     r"(?:(?<=[.!?;][ \t])|^(?![ \t]*>)[ \t#*_•-]*)(?:(?:so|thus|therefore|my|the|an?|overall|final|total)\b,?[ \t]*)*"
-    r"(?:\b(?:score|rating)|\boverall)\b[*_]*(?:[ \t]*\([^()\n]{1,20}\))?[*_]*(?:[ \t]*[:=][*_]*\s*|[ \t]+(?:is:?[ \t]+)?(?=[*_\[]*\d))",
+    r"(?:\b(?:score|rating)|\boverall)\b[*_]*(?:[ \t]*\([^()\n]{1,30}\))?[*_]*(?:[ \t]*[:=][*_]*\s*"
+    r"|[ \t]+(?:is:?[ \t]+)?(?=[*_\[]*\d))",
     re.IGNORECASE | re.MULTILINE,
 )
 _BRACKETS = re.compile(r"\[\[[^\[\]\n]{1,12}\]\]")
@@ -47,6 +52,8 @@ def read_score(text: str, low: int, high: int, *, cut: bool = False) -> Reading:
     whole = leading_number(heard.strip(), low, high)
     if whole.value is not None and not whole.tail.strip(" .*_") and "\n" not in heard.strip():
         return Reading(whole.value, text)
+    if problem := void(heard, low, high):
+        return Reading(None, text, problem)
     given, end = _given(heard, low, high)
     if not given:
         return Reading(None, text, "no score")
@@ -55,6 +62,8 @@ def read_score(text: str, low: int, high: int, *, cut: bool = False) -> Reading:
     value = given[0].value
     if value is None:
         return Reading(None, text, given[0].problem or "not applicable is not a score")
+    if re.match(rf"[.)].*^[ \t]*{value + 1}[.)]\s", heard[end:], re.DOTALL | re.MULTILINE):
+        return Reading(None, text, "the first of a numbered list")
     if takes_back(heard[end:]) or any(int(m[1] or m[2]) != value for m in _MENTION.finditer(heard, end)):
         return Reading(None, text, "the words after the score may take it back")
     return Reading(value, text)
@@ -72,8 +81,11 @@ def _given(heard: str, low: int, high: int) -> tuple[list[Number], int]:
         number = leading_number(heard[start:].partition("\n")[0], low, high)
         if start not in starts and not number.found:
             continue  # double brackets around something else
-        before = heard[heard.rfind("\n", 0, start) + 1 : start]
-        if quoted(heard, at) or REPORTS.search(re.split(r"[.!?]", before)[-1]):
+        if aside(heard, at):
+            continue
+        if start in starts and other_scale(heard[at:start], low, high):
+            number = Number(None, "a score on another scale", number.tail)
+        if any((quoted(heard, at), foreign(heard, at), foreign(heard, start), start in lone and headed(heard, at))):
             number = Number(None, "a score that is not given in its own place", number.tail)
         given.append(number)
         ended = _NUMBER.match(heard, start)
@@ -88,10 +100,10 @@ def _field(heard: str, text: str, low: int, high: int) -> Reading:
         return Reading(None, text, found)
     value, before = found
     fields = [key for key in value if _FIELD.fullmatch(key)] if isinstance(value, dict) else []
-    if len(fields) != 1 or _given(before, low, high)[0]:
+    if len(fields) != 1 or _given(before, low, high)[0] or any(re.search("scale|max|out.of", key) for key in value):
         return Reading(None, text, "expected one score")
     written = value[fields[0]]
-    if isinstance(written, bool) or not isinstance(written, (int, str)):
+    if not isinstance(written, (int, str)):
         return Reading(None, text, "no whole-number score")
     number = leading_number(str(written), low, high)
     if number.value is None or number.tail.strip():

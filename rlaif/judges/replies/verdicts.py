@@ -5,39 +5,46 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from rlaif.judges.replies.words import CORRECTION, CUT, REPORTS, SWAPS, find_object, narrow, quoted, said
+from rlaif.judges.replies.words import CORRECTION, CUT, SWAPS, aside, find_object, foreign, narrow, quoted, said
 from rlaif.records import Choice
 
 _NAMED = r"(?:completion|text|response|answer|option|candidate|assistant)"
 _KEYWORD = (
-    r"(?:verdict|choice|decision|preference|winner|judge?ment|pick|answer"
+    r"(?:verdict|choice|decision|preference|winner|judge?ment|pick"
     rf"|(?:better|preferred|best|stronger|superior|winning)[ \t]+(?:one|{_NAMED})"
     rf"|preferred|(?:one|{_NAMED})[ \t]+i[ \t]+prefer)"
 )
 # At the beginning of a line or sentence, with nothing before it but words that lead up to a verdict.
 _KEY = re.compile(
     r"(?:(?<=[.!?;][ \t])|^(?![ \t]*>)[ \t#*_•-]*)"
-    r"(?:(?:so|thus|therefore|hence|overall|finally|in conclusion|in summary|to conclude|my|the|final|overall)\b,?[ \t]*)*"
+    r"(?:(?:so|thus|therefore|hence|overall|finally|in conclusion|in summary|to conclude"
+    r"|based on [^.,:\n]{1,60}|my|the|final|overall)\b,?[ \t]*)*"
     rf"\b{_KEYWORD}\b[*_]*(?:[ \t]*(?:[:=]|→)[*_]*\s*|[ \t]+is(?:[ \t]+that)?[ \t]*:?[ \t]*)",
     re.IGNORECASE | re.MULTILINE,
 )
-_FIELDS = ("verdict", "choice", "winner", "preference", "preferred", "better", "decision", "answer")
+_FIELDS = ("verdict", "choice", "winner", "preference", "preferred", "better", "decision")
 _TIES = (
     r"(?:(?:it(?:'s|[ \t]+is)[ \t]+)?an?[ \t]+)?(?:tie|draw)|equal|equally[ \t]+(?:good|bad)"
     r"|(?:both|they|the[ \t]+two)[ \t]+(?:\w+[ \t]+)?are[ \t]+equal(?:ly[ \t]+(?:good|bad))?"
 )
-_LAST = r"[*_`\])\"'.]*"
+_LAST = r"[*_`\])\"']*"
 # What may follow a verdict on its line: the end, or reasons that do not go on to qualify it.
 _REASONS = re.compile(
-    r"[ \t]*$|[ \t]*[.,;][ \t]+|[ \t]+[-–—][ \t]+|[ \t]+\(|[ \t]+(?:because|since|as)\b", re.IGNORECASE
+    r"[ \t\r.!*_]*$|,?[ \t]+(?:because|since|as)\b|[ \t]*[.,;][ \t]+|[ \t]+[-–—][ \t]+|[ \t]+\(", re.IGNORECASE
 )
 _QUALIFIES = re.compile(
-    r"[ \t(]*(?:or|and|not|no|but|if|unless|though|although|is|by|maybe|perhaps|possibly|also|then|both|neither)\b|[^\n]*"
-    r"\b(?:or (?:maybe|perhaps|rather|possibly|even)|unless|depends|on the other hand|not sure|unsure|scratch that)\b",
+    r"[ \t(]*(?:or|and|not|no|but|if|unless|though|although|is|by|maybe|perhaps|possibly|also|then|both"
+    r"|neither)\b|[^\n]*"
+    r"\b(?:or (?:maybe|perhaps|rather|possibly|even)|unless|depends|on the other hand|not sure|unsure"
+    r"|scratch that|were it not|would|almost|nearly)\b",
     re.IGNORECASE,
 )
+_CONCLUDES = re.compile(r"\b(?:therefore|thus|hence|in conclusion|i (?:choose|prefer|pick))\b", re.IGNORECASE)
+_BRACKETS = re.compile(r"\[\[[^\[\]\n]{1,12}\]\]")
+_BECAUSE = re.compile(r"because|since|as", re.IGNORECASE)
 _UNSAID = re.compile(
-    r"\b(?:worse|worst|not|reject\w*|weak\w*|least|los(?:es?|ers?|ing)|bad|avoid|inferior|never|n't)\b", re.IGNORECASE
+    r"^\W*\d|\b(?:worse|worst|not|reject\w*|weak\w*|least|los(?:es?|ers?|ing)|bad|avoid|inferior|never|n't)\b",
+    re.IGNORECASE,
 )
 
 
@@ -48,8 +55,8 @@ def read_choice(
 
     It is the whole reply or a line of its own at either end, in double brackets, after a keyword such as `Verdict:`, or
     a field of one JSON object. Whatever is formally given must be the same; what the reasons before it say does not
-    matter, but nothing after it may take it back or prefer the other. A line that goes on (`1 is worse`, `1 or 2`) gives
-    no verdict. `cut`: the reply ended at max_tokens, and is unparsed.
+    matter, but nothing after it may take it back or prefer the other. A line that goes on (`1 is worse`, `1 or 2`)
+    gives no verdict. `cut`: the reply ended at max_tokens, and is unparsed.
     """
     if cut:
         return None, CUT
@@ -65,8 +72,7 @@ def read_choice(
         fields = [key for key in value if key in _FIELDS] if isinstance(value, dict) else []
         written = str(value[fields[0]]) if len(fields) == 1 else ""
         choices.add(_chosen(label.fullmatch(written.strip()), offered))
-        heard = end_of = before
-        end = len(end_of)
+        heard, end = before, len(before)
     given, last = _given(heard, label, offered)
     choices |= given
     end = max(end, last)
@@ -86,7 +92,8 @@ def _label(offered: Sequence[str]) -> re.Pattern[str]:
     two = "|".join(map(re.escape, offered[:2]))
     ties = "|".join([*(re.escape(name) + r"\b" for name in offered[2:]), rf"(?i:{_TIES})\b"])
     return re.compile(
-        rf"[*_`\"'(\[]*(?:(?i:{_NAMED})[ \t]+)?[*_`\"'(\[]*(?:(?P<first>{two})(?![\w.]*\w)|(?P<tie>{ties})){_LAST}"
+        rf"[*_`\"'(\[]{{0,8}}(?:(?i:{_NAMED})[ \t]+)?[*_`\"'(\[]{{0,8}}"
+        rf"(?:(?<![\w.])(?P<first>{two})(?![\w.]*\w)|(?P<tie>{ties})){_LAST}"
     )
 
 
@@ -105,35 +112,46 @@ def _given(heard: str, label: re.Pattern[str], offered: Sequence[str]) -> tuple[
     lines = heard.split("\n")
     at = 0
     for i, line in enumerate(lines):
-        if (match := label.fullmatch(line.strip(" \t\r*_#"))) is not None:
-            clear = _stands_alone(lines, i) and not quoted(heard, at)
+        if (match := label.fullmatch(line.strip(" \t\r*_#").rstrip(".*_"))) is not None:
+            clear = _stands_alone(lines, i) and not quoted(heard, at) and not foreign(heard, at)
             choices.add(_chosen(match, offered) if clear else None)
             end = max(end, at + len(line))
         at += len(line) + 1
-    starts = [(m.end(), m.start(), m.end()) for m in _KEY.finditer(heard)]
-    starts += [(m.start(), m.start(), m.end()) for m in re.finditer(r"\[\[[^\[\]\n]{1,12}\]\]", heard)]
-    keyed = {start for start, _, _ in starts[: sum(1 for _ in _KEY.finditer(heard))]}
-    for start, begins, _ in sorted(starts):
+    keyed = {match.end(): match.start() for match in _KEY.finditer(heard)}
+    bracketed = {match.start(): match.start() for match in _BRACKETS.finditer(heard)}
+    for start, begins in sorted((bracketed | keyed).items()):
+        if aside(heard, begins):
+            continue
         match = label.match(heard, start)
-        rest = heard[match.end() :].partition("\n")[0] if match else ""
-        line = heard[heard.rfind("\n", 0, begins) + 1 : begins]
-        sentence = re.split(r"[.!?]", line)[-1]
-        reasons = _REASONS.match(rest)
+        sentence = re.split(r"[.!?]", heard[heard.rfind("\n", 0, begins) + 1 : begins])[-1]
         clear = (
             match is not None
-            and reasons is not None
-            and not _QUALIFIES.match(rest[reasons.end() :])
-            and not quoted(heard, begins)
-            and not REPORTS.search(sentence)
-            and (start in keyed or not sentence.strip(" \t*_#-"))
+            and _ends_there(heard[match.end() :].partition("\n")[0], label)
+            and not (quoted(heard, begins) or foreign(heard, begins) or foreign(heard, start))
+            and (start in keyed or not sentence.strip(" \t*_#-") or _concludes(heard, sentence, match.end()))
         )
         choices.add(_chosen(match, offered) if clear else None)
         end = max(end, match.end() if match else start)
     return choices, end
 
 
+def _ends_there(rest: str, label: re.Pattern[str]) -> bool:
+    """Whether the rest of a line ends a verdict, or gives reasons that neither qualify it nor name the other."""
+    reasons = _REASONS.match(rest)
+    if reasons is None or _QUALIFIES.match(rest[reasons.end() :]):
+        return False
+    clause = re.split(r"[.;!]\s", rest)[0]
+    return _BECAUSE.search(reasons[0]) is not None or not (_UNSAID.search(clause) or label.search(clause))
+
+
+def _concludes(heard: str, sentence: str, end: int) -> bool:
+    """Whether double brackets end the reply and its last sentence is one that comes to a verdict."""
+    plain = not heard[end:].strip(" .*_") and _UNSAID.search(sentence) is None
+    return plain and _CONCLUDES.search(sentence) is not None
+
+
 def _stands_alone(lines: Sequence[str], i: int) -> bool:
-    """Whether a label on a line of its own is the reply's first word or last, and no part of what the next line says."""
+    """Whether a label on a line of its own is the reply's first word or last, and not the beginning of a sentence."""
     before = [line for line in lines[:i] if line.strip()]
     after = [line for line in lines[i + 1 :] if line.strip()]
     if before and after:
@@ -141,18 +159,19 @@ def _stands_alone(lines: Sequence[str], i: int) -> bool:
     if not before:
         return not after or not lines[i + 1].strip()
     led = before[-1].rstrip(" \t\r*_")
-    return led.endswith((".", "!", ":")) and not (led.endswith(":") and _UNSAID.search(led)) and not REPORTS.search(led)
+    return led.endswith((".", "!", ":", "。", "！", "：")) and not (led.endswith(":") and _UNSAID.search(led))
 
 
 def _prefers_other(after: str, choice: Choice, offered: Sequence[str]) -> bool:
     others = [name for name, value in zip(offered, ("A", "B"), strict=False) if value != choice]
     other = "|".join(map(re.escape, others))
+    no_tie = r"|\bneither\b|\bboth are\b|\b(?:a|it's) tie\b"
     better = r"(?:better|best|preferable|superior|stronger|preferred)"
     return (
         re.search(
             rf"(?:{_NAMED}[ \t]+)?\b(?:{other})\b[ \t]+(?:is|seems|looks)[ \t]+(?:\w+[ \t]+){{0,2}}{better}\b"
             rf"|\b(?:prefer|choose|pick|go with)\b[ \t]+(?:{_NAMED}[ \t]+)?(?:{other})\b"
-            rf"|\bneither\b|\bboth are\b|\bit depends\b|\b(?:a|it's) tie\b",
+            rf"|\bit depends\b{'' if choice == 'tie' else no_tie}",
             after,
             re.IGNORECASE,
         )

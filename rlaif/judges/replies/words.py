@@ -76,47 +76,111 @@ def quoted(text: str, at: int) -> bool:
     )
 
 
+_ENDS = (".", "!", "?", ";", ")", "]", "。", "！", "？")
+_FOLLOWS = re.compile(r"\b(?:following|follows|below|namely)\b", re.IGNORECASE)
+
+
+def aside(text: str, at: int) -> bool:
+    """Whether what stands at `at` is in marks that close on its own line: no more than words about words."""
+    rest = text[at:].partition("\n")[0]
+    return quoted(text, at) and any(closing in rest for closing in '"”»」`')
+
+
+def foreign(text: str, at: int) -> bool:
+    """Whether the words that lead to `at` show what follows as somebody else's, or as what a reply might say.
+
+    They are the rest of its sentence, and the line before where that ends in a colon or in the middle of a sentence.
+    """
+    above, _, line = text[:at].rpartition("\n")
+    if REPORTS.search(re.split(r"[.!?](?=\s)", line)[-1]):
+        return True
+    led = above.rstrip().rpartition("\n")[2].rstrip(" \t*_`")
+    if not led or line.strip(" \t*_#|-•"):
+        return False
+    announced = led.endswith((":", "：")) or _FOLLOWS.search(re.split(r"[.!?](?=\s)", led)[-1])
+    if announced and led.strip(" #*_[]:0123456789"):
+        return _INTRODUCES.search(led) is None or REPORTS.search(led) is not None
+    return not led.endswith(_ENDS) and REPORTS.search(led) is not None
+
+
+def headed(text: str, at: int) -> bool:
+    """Whether the line of `at` stands under a heading that does not say it is the judge's: `Clarity`, then `7/10`."""
+    led = text[: text.rfind("\n", 0, at) + 1].rstrip().rpartition("\n")[2].rstrip(" \t*_`")
+    return bool(led) and not led.endswith(_ENDS) and _INTRODUCES.search(led) is None
+
+
 # ---------------------------------------------------------------- a JSON object and the words around it
 
 _DECODER = json.JSONDecoder(object_pairs_hook=lambda pairs: _unique(pairs))
 _OPENING = re.compile(r"```[ \t]{0,4}\w{0,20}$")
 _CLOSING = re.compile(r"```")
 _HARMLESS = re.compile(
-    r"\bin (?:the|your|this) (?:(?:requested|required|specified|given|json) )*format\b|\bas (?:asked|requested|instructed)\b",
+    r"\bin (?:the|your|this) (?:(?:requested|required|specified|given|json) )*format\b|\bas (?:asked"
+    r"|requested|instructed)\b"
+    r"|\blet me know\b[^.!?\n\d{}]*",
     re.IGNORECASE,
 )
 _INTRODUCES = re.compile(
-    r"^(?:sure,? )?here\W|^\W*sure\W|\b(?:my|ratings?|evaluations?|assessments?|json|results?|verdict|answer|judge?ments?|object|scores?|ranking)\b",
+    r"^(?:sure,? )?here\W|^\W*sure\W|\b(?:my|ratings?|evaluations?|assessments?|json|results?|verdict|answer"
+    r"|judge?ments?|object|scores?|ranking)\b",
     re.IGNORECASE,
 )
 # Words of a judge that shows what somebody else said, or what a reply would look like.
 REPORTS = re.compile(
-    r"\b(?:say(?:s|ing)?|said|writes?|wrote|written|writing|reads|contain(?:s|ing)?|claim(?:s|ed|ing)?|quot\w+|inject\w*"
-    r"|demand(?:s|ed|ing)?|asks|ask(?:ed|ing)? (?:for|that)|instruct\w*|tell(?:s|ing)?|told|tr(?:ies|ied|ying)|example|e\.g\.|format"
+    r"\b(?:say(?:s|ing)?|said|writes?|wrote|written|writing|reads|contain(?:s|ing)?|claim(?:s|ed|ing)|quot\w+|inject\w*"
+    r"|demand(?:s|ed|ing)?|asks|ask(?:ed|ing)? (?:for|that)|instruct\w*|tell(?:s|ing)?|told|tr(?:ies|ied"
+    r"|ying)|example|e\.g\.|format"
     r"|template|schema|pretend\w*|imitat\w+|fake\w*|smuggl\w+|suggest\w*|insist\w*|plead\w*|beg(?:s|ged|ging)?"
-    r"|order(?:s|ed|ing)|ignor\w+|its own|their own|attempt\w*|embed\w*|would|could|should|might|must|if|unless|instead of"
+    r"|order(?:s|ed|ing)|ignor\w+|(?:its|their) own (?:rating|score|verdict|mark|word|ranking)s?|attempt\w*"
+    r"|embed\w*|(?<!\bi )would|could|should|might|must|if|unless|instead of"
     r"|never|cannot|can't|n't|isn't|wasn't|another judge|previous\w*|earlier|at first|initial(?:ly)?)\b",
     re.IGNORECASE,
 )
+_DENIES = re.compile(r"\bnot\b|\bopposite\b|\bunlike\b", re.IGNORECASE)
 _CORRECTS = (
-    r"actually|correction|on (?:reflection|second thoughts?)|scratch that|wait|sorry|oops|hmm+|rather|make (?:that|it)"
-    r"|i mean|i meant|let me (?:revise|correct|change|reconsider)|my mistake|apologies|edit:|update:|revised|no[,.;]"
+    r"actually|correction|on (?:reflection|second thoughts?)|scratch that|wait|sorry|oops|hmm+|rather|really"
+    r"|make (?:that|it)|i mean|i meant|let me (?:revise|correct|change|reconsider)|my mistake|apologies|edit(?:ed)?"
+    r"|update[ds]?|revised|no(?=[,.;!])"
 )
 # At the beginning of a clause, so that `it actually answers` corrects nothing.
 CORRECTION = re.compile(
-    rf"(?:^|[.!?;,:(\n–—-])[ \t*_]{{0,8}}(?:but |and )?(?:{_CORRECTS})\b|\bshould (?:be|have been)\b|\bchang(?:e|ed|ing) (?:it|that|this|my|the)\b"
-    r"|\bi(?:'d| would| will|'ll)? (?:lower|raise|revise|correct|downgrade|upgrade)\b|\b(?:take|took|taking) (?:it|that) back\b"
+    rf"(?:^|[.!?;,:(\n–—-])[ \t*_]{{0,8}}(?:but |and )?(?:{_CORRECTS})\b|\bshould (?:be|have been)\b"
+    r"|\bchang(?:e|ed|ing) (?:it|that|this|my|the)\b|\b(?:take|took|taking) (?:it|that) back\b"
+    r"|\bi(?:'d| would| will|'ll)? (?:lower|raise|revise|correct|downgrade|upgrade|take|deduct|subtract)\b"
     r"|\bis (?:really|more like|rather)\b",
     re.IGNORECASE,
 )
 SWAPS = re.compile(
-    r"\b(?:swap|exchang|revers)\w*(?: \w+)? (?:the two|them|these|those|two|ratings|scores|numbers|verdicts?|completions?|texts?|\W?\d)"
+    r"\b(?:swap|exchang|revers)\w*(?: \w+)? (?:the two|them|these|those|two|ratings|scores|numbers|verdicts?"
+    r"|completions?|texts?|\W?\d)"
     r"|\bmixed (?:\w+ ){0,3}up\b|\b(?:other|wrong) way a?round\b|\bwrong order\b|\bvice versa\b",
     re.IGNORECASE,
 )
 _AFTERTHOUGHT = re.compile(
-    rf"\b(?:{_CORRECTS}|but|however|instead|not|except|wrong|mistakes?|errors?)\b|[\d{{}}]", re.IGNORECASE
+    rf"\b(?:{_CORRECTS}|but|however|instead|not|except|wrong|mistakes?|errors?|opposite|unlike)\b|[\d{{}}]",
+    re.IGNORECASE,
 )
+_VOID = re.compile(
+    r"\b(?:disregard|ignore|discard) (?:the|this|these|that|my|all)\b|\bplaceholders?\b|\bdummy\b|\b(?:wrong"
+    r"|other) (?:texts|completions)\b"
+    r"|\bi (?:decline|refuse) to\b|\bin reverse\b|\b(?:are|were) (?:only |just )?(?:examples|guesses)\b",
+    re.IGNORECASE,
+)
+_SCALE = re.compile(r"\bscale\b\W{0,3}(?:of |from |is |between )?(\d+)[ \t]*(?:to|and|-|–)[ \t]*(\d+)", re.IGNORECASE)
+_REVERSED = re.compile(
+    r"\b[01] (?:is|being|=|means|as) (?:the )?best\b|\b[01] best\b|\blower (?:is|means) better\b|\b\d+ (?:is"
+    r"|=|means) (?:the )?worst\b",
+    re.IGNORECASE,
+)
+
+
+def void(text: str, low: int, high: int) -> str | None:
+    """Why none of a reply's numbers counts: it takes them all back, or measures by another scale; else None."""
+    if _VOID.search(text) or SWAPS.search(text):
+        return "the reply takes its numbers back"
+    if _REVERSED.search(text) or any((int(m[1]), int(m[2])) != (low, high) for m in _SCALE.finditer(text)):
+        return "the reply measures by another scale"
+    return None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -141,19 +205,22 @@ def find_object(text: str) -> tuple[Any, str] | str:
         value, end = _DECODER.raw_decode(text, start)
     except (ValueError, RecursionError) as error:
         return f"not readable as JSON ({error})"
-    before, after = text[:start].rstrip(), text[end:].lstrip()
+    before, after = text[:start].rstrip(), text[end:]
+    if re.match(r"[ \t]*[^\s`]", after):
+        return "the sentence goes on behind the object"
+    after = after.lstrip()
     opening, closing = _OPENING.search(before), _CLOSING.match(after)
-    if (opening is None) != (closing is None):
-        return "a code fence around the object that is not closed"
     if opening is not None and closing is not None:
         before, after = before[: opening.start()], after[closing.end() :]
     before, after = _HARMLESS.sub("", before).rstrip(), _HARMLESS.sub("", after)
     last = before.rpartition("\n")[2]
-    if "}" in before or before.endswith(("`", '"', "'", "“", "«")) or quoted(before, len(before)):
+    if quoted(before, len(before)):
         return "the object stands in words that quote it"
-    if REPORTS.search(last) or (last and not last.endswith((".", "!")) and not _INTRODUCES.search(last)):
+    if REPORTS.search(last) or (
+        last and not last.endswith((".", "!")) and (_DENIES.search(last) or not _INTRODUCES.search(last))
+    ):
         return "the words before the object do not introduce it as the judge's own"
-    if _AFTERTHOUGHT.search(after) or REPORTS.search(after) or SWAPS.search(after):
+    if any(pattern.search(after) for pattern in (_AFTERTHOUGHT, REPORTS, SWAPS, _VOID)):
         return "the words after the object may take it back"
     return value, before
 
@@ -172,11 +239,18 @@ _NUMBER = re.compile(
 # `4 or 5`, `4 - 5`, `4.5` and `4 minus` are not 4.
 _CLOSES = re.compile(r"\s*$|\s*[.;:!,)|]+(?=\s|$)|\s+[-–—]+\s|\s+\(|\s+(?:because|since|as|for|due)\b", re.IGNORECASE)
 _HEDGE = re.compile(
-    r"[\s*_(]*(?:or|to|and|maybe|perhaps|possibly|probably|if|but|out|of|not|no|minus|plus|half|though|although|almost"
-    r"|nearly|actually|wait|rather|approximately|about|on a scale|[+-]?\d|[½¼¾~<>≈])",
+    r"[\s*_(]*(?:(?:or|to|and|maybe|perhaps|possibly|probably|if|but|out|of|not|no|minus|plus|half|though"
+    r"|although|almost"
+    r"|nearly|actually|wait|rather|approximately|about|on a scale)\b|[+-]?\d|[½¼¾~<>≈])",
     re.IGNORECASE,
 )
 _OTHER_SCALE = re.compile(r"\bscale\b|\bout of\b|\bpercent|[%½¼¾]", re.IGNORECASE)
+
+
+def other_scale(words: str, low: int, high: int) -> bool:
+    """Whether what stands in brackets behind a keyword, as in `Rating (1-10): 4`, is another scale than low to high."""
+    numbers = re.findall(r"\d+", words)
+    return bool(numbers) and numbers not in ([str(low), str(high)], [str(high)])
 
 
 class Number(NamedTuple):
@@ -208,6 +282,9 @@ def leading_number(line: str, low: int, high: int) -> Number:
     of = match["of"] is not None
     if closes is None or _HEDGE.match(tail[closes.end() :]) or _OTHER_SCALE.search(tail) or "?" in tail[:3]:
         return Number(None, f"the rating {line.strip()[:40]!r} is not a whole number of the scale", tail)
+    clause = re.split(r"[.;!)](?:\s|$)", tail)[0]  # what still belongs to the number: `4 for style, 2 for the rest`
+    if set(re.findall(r"\d+", clause)) - {str(value)} or re.search(rf"^\s*[.)].*(?<!\d){value + 1}[.)]\s", tail):
+        return Number(None, f"{line.strip()[:40]!r} holds several numbers", tail)
     if of and int(match["of"]) != high:
         return Number(None, f"the rating {line.strip()[:40]!r} is on another scale", tail)
     if not low <= value <= high:

@@ -1,0 +1,518 @@
+"""One published row as one record: a prompt, its candidates, and whatever judgement the file states of them.
+
+Every shape is told by its columns. A row that two shapes fit raises UnknownShape, for a guess would be a wrong label; a
+judgement that cannot be read becomes an unparsed one, with the reason.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from rlaif.formats.files import names
+from rlaif.formats.messages import (
+    COMPLETED,
+    UnknownShape,
+    Unusable,
+    check_turns,
+    checks_of,
+    conversation_messages,
+    messages_of,
+    prompt_messages,
+    reference_of,
+    side_messages,
+    text_of,
+    unknown,
+)
+from rlaif.records import (
+    Candidate,
+    Choice,
+    Comparison,
+    Completion,
+    Message,
+    Prompt,
+    Ranking,
+    Rating,
+    Row,
+    Score,
+    Verdict,
+    digest,
+)
+
+JUDGE, PRINCIPLE = "data", "as stated"  # where a file does not say who judged, and by what
+OVERALL = "overall"
+MISREAD = "a 10 that may be a 1 read wrongly"
+
+SHAPES = (
+    "`chosen` and `rejected`; two completions (`completion_a` and `completion_b`, `response_a` and `response_b`, "
+    "`response_0` and `response_1`, `output_1` and `output_2`, `response1` and `response2`); `completions` or "
+    "`answers` (a list); `messages`, `prompt` + `completion`, or a prompt alone"
+)
+
+# Two completions by the names of their columns, and what numbers a label calls them by: none where that differs.
+PAIRS: dict[tuple[str, str], tuple[int, int] | None] = {
+    ("completion_a", "completion_b"): None,
+    ("response_a", "response_b"): None,  # Chatbot Arena
+    ("response_0", "response_1"): (0, 1),  # PKU-SafeRLHF
+    ("output_1", "output_2"): (1, 2),  # LLMBar, AlpacaEval
+    ("response1", "response2"): (1, 2),  # PandaLM
+}
+
+
+def records_of(row: dict[str, Any], origin: str, *, turns: str) -> list[Row]:
+    """A published row as a record; a conversation with `turns="all"` as one for each turn that answers a user's.
+
+    Raises UnknownShape and Unusable.
+    """
+    fitting = [(what, read) for what, (fits, read) in _JUDGED.items() if fits(row)]
+    if len(fitting) > 1:
+        what = " and as ".join(what for what, _ in fitting)
+        fix = "name the columns that count with `columns`, such as {prompt: ..., chosen: ..., rejected: ...}"
+        raise UnknownShape(f"the columns {names(row)} can be read as {what}", fix)
+    return [fitting[0][1](row, origin)] if fitting else _conversations(row, origin, turns)
+
+
+def _lists_completions(row: Mapping[str, Any]) -> bool:
+    return isinstance(row.get("completions"), list) or isinstance(row.get("answers"), list)
+
+
+def _states_chosen(row: Mapping[str, Any]) -> bool:
+    return {"chosen", "rejected"} <= row.keys() or {"chosen_response", "rejected_response"} <= row.keys()
+
+
+def _holds_two(row: Mapping[str, Any]) -> bool:
+    return any({*pair} <= row.keys() for pair in PAIRS)
+
+
+def is_pair(row: Mapping[str, Any]) -> bool:
+    """Whether a row states chosen and rejected, or two completions that a label may tell apart."""
+    return _states_chosen(row) or _holds_two(row)
+
+
+class _Said(NamedTuple):
+    """A candidate as a file gives it: who wrote it, its words, and its call where we wrote the file."""
+
+    sampler: str
+    text: str
+    call: str | None = None
+
+
+def _row(row: dict[str, Any], origin: str, messages: Sequence[Message], said: Sequence[_Said], **judged: Any) -> Row:
+    check_turns(messages, (one.text for one in said))
+    prompt = Prompt(messages=tuple(messages), source=origin, reference=reference_of(row), checks=checks_of(row))
+    candidates = tuple(
+        Candidate(
+            sampler=one.sampler,
+            completion=Completion(
+                text=one.text,
+                model=one.sampler,
+                call=one.call or digest([prompt.id, number, one.sampler, one.text]),
+            ),
+        )
+        for number, one in enumerate(said)
+    )
+    return Row(prompt=prompt, candidates=candidates, **judged)
+
+
+# ---------------------------------------------------------------- completions without a judgement
+
+
+def _conversations(row: dict[str, Any], origin: str, turns: str) -> list[Row]:
+    completed = [pair for pair in COMPLETED if {*pair} <= row.keys()]
+    written = [name for name in ("messages", "conversations") if name in row]
+    if len(written) + len(completed) > 1:
+        said = {tuple(conversation_messages({k: row[k] for k in (*pair, "input") if k in row})) for pair in completed}
+        said |= {tuple(messages_of(row[name], name)) for name in written}
+        if len(said) > 1:
+            fix = "name the one that counts with `columns`, such as {messages: messages}"
+            raise UnknownShape(f"the columns {names(row)} hold several conversations", fix)
+    try:
+        messages = conversation_messages(row) if written or completed else prompt_messages(row)
+    except UnknownShape as problem:
+        if written or completed or {"prompt", "instruction", "question"} & row.keys():
+            raise
+        raise unknown(row, SHAPES, "or name the columns with `columns`") from problem
+    sampler = _name(row, "model", "generator", "chosen_model") or "completion-1"
+    ends = [i for i, message in enumerate(messages) if message.role == "assistant"]
+    ends = [i for i in ends if i and messages[i - 1].role == "user"] if turns == "all" else ends[-1:]
+    if not messages or messages[-1].role != "assistant":
+        ends = []  # the last turn is still to be answered
+    if not ends:
+        return [_row(row, origin, messages, ())]
+    own = row.get("call") if isinstance(row.get("call"), str) else None
+    return [
+        _row(row, origin, messages[:i], [_Said(sampler, messages[i].content, own if i == len(messages) - 1 else None)])
+        for i in ends
+    ]
+
+
+def _name(row: Mapping[str, Any], *columns: str) -> str | None:
+    """The text of the first of the columns that holds any."""
+    found = (row.get(column) for column in columns)
+    return next((value for value in found if isinstance(value, str) and value.strip()), None)
+
+
+# ---------------------------------------------------------------- chosen and rejected
+
+
+def _stated(row: dict[str, Any], origin: str) -> Row:
+    """Chosen and rejected, with their scores and the probability of chosen being the better one, where they stand."""
+    sides = ("chosen", "rejected")
+    if "chosen" not in row:  # Argilla's first form
+        row = row | {side: row[f"{side}_response"] for side in sides}
+    both = [side_messages(row, side) for side in sides]
+    for side in both:
+        if not side or side[-1].role != "assistant":
+            raise Unusable("no assistant turn at the end")
+    if both[0][:-1] != both[1][:-1]:
+        raise Unusable("chosen and rejected answer different prompts")
+    models = [_name(row, f"{side}_model", f"{side}-model") or side for side in sides]
+    calls = [_name(row, f"{side}_call") for side in sides]
+    scores = _side_scores(row)
+    probability, problem = _probability(row)
+    if scores and None not in (better := scores[0].value, worse := scores[1].value):
+        assert better is not None and worse is not None
+        if better < worse:
+            raise Unusable("its scores say the opposite")
+        if better == worse and probability is None:
+            probability = 0.5
+    if probability is not None and probability < 0.5:
+        raise Unusable("its probability says the opposite")
+    choice: Choice | None = None if problem else "tie" if probability == 0.5 else "A"
+    said = [_Said(model, side[-1].content, call) for model, side, call in zip(models, both, calls, strict=True)]
+    comparison = _comparison(choice, probability, problem, JUDGE, _name(row, "principle") or PRINCIPLE)
+    return _row(row, origin, both[0][:-1], said, comparisons=(comparison,), scores=scores)
+
+
+_SIDE_SCORES = ("score_{}", "{}_score", "{}-rating", "{}_rating", "{}_avg_rating")
+
+
+def _side_scores(row: Mapping[str, Any]) -> tuple[Score, ...]:
+    for pattern in _SIDE_SCORES:
+        columns = [pattern.format(side) for side in ("chosen", "rejected")]
+        if {*columns} <= row.keys() and any(row[column] is not None for column in columns):
+            return tuple(_score(i, row[column]) for i, column in enumerate(columns))
+    return ()
+
+
+def _score(candidate: int, value: Any, judge: str = JUDGE, aspect: str | None = None) -> Score:
+    number = _number(value)
+    problem = None if number is not None else f"no number: {str(value)[:40]!r}"
+    return Score(candidate=candidate, value=number, judge=judge, aspect=aspect, problem=problem)
+
+
+def _number(value: Any) -> float | None:
+    """A finite number, or text that spells one as JSON does."""
+    if isinstance(value, str) and re.fullmatch(r"\s*-?\d+(\.\d+)?([eE][-+]?\d+)?\s*", value):
+        value = float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def _probability(row: Mapping[str, Any]) -> tuple[float | None, str | None]:
+    """That the first (or chosen) is the better one, where a column says so; or why it cannot be read."""
+    column = next((name for name in ("probability", "prob") if row.get(name) is not None), None)
+    if column is None and {"chosen", "rejected"} <= row.keys() and isinstance(row.get("label"), float):
+        column = "label"
+    if column is None:
+        return None, None
+    number = _number(row[column])
+    if number is None or not 0 <= number <= 1:
+        return None, f"`{column}` is no probability: {str(row[column])[:40]!r}"
+    return number, None
+
+
+def _comparison(
+    choice: Choice | None, probability: float | None, problem: str | None, judge: str, principle: str
+) -> Comparison:
+    """What a file states of its two candidates. It tells of one verdict, so that stands for both orders."""
+    said = Verdict(a=0, b=1, verdict=choice, probability=probability, problem=problem)
+    return Comparison(
+        a=0,
+        b=1,
+        principle=principle,
+        judge=judge,
+        verdict=choice,
+        probability=probability,
+        orders=(said, said.swap()),
+    )
+
+
+# ---------------------------------------------------------------- two completions with a label
+
+_WINNERS: dict[str, Choice] = {
+    **dict.fromkeys(("a", "model_a", "model_1"), "A"),
+    **dict.fromkeys(("b", "model_b", "model_2"), "B"),
+    **dict.fromkeys(("tie", "tie (bothbad)", "both_bad", "bothbad"), "tie"),
+}
+_ONE_HOT: dict[str, Choice] = {"winner_model_a": "A", "winner_model_b": "B", "winner_tie": "tie"}
+
+
+def _pair(row: dict[str, Any], origin: str) -> Row:
+    pairs = [pair for pair in PAIRS if {*pair} <= row.keys()]
+    if len(pairs) > 1:
+        fix = "name the two that count with `columns: {completion_a: ..., completion_b: ...}`"
+        raise UnknownShape(f"the columns {names(row)} hold more than two completions", fix)
+    if not {"prompt", "messages", "conversations", "instruction", "question"} & row.keys() and "input" in row:
+        row = row | {"prompt": row["input"]}  # LLMBar
+    pair = pairs[0]
+    # What a spreadsheet has made of the words "True" or "12" is a text all the same.
+    texts = {name: str(row[name]) if isinstance(row[name], bool | int | float) else row[name] for name in pair}
+    both = [side_messages(row | texts, name) for name in pair]
+    for side in both:
+        if not side or side[-1].role != "assistant":
+            raise Unusable("no assistant turn at the end")
+    if both[0][:-1] != both[1][:-1]:
+        raise Unusable("the two answer different prompts")
+    said = [_Said(model, side[-1].content) for model, side in zip(_models_of_two(row), both, strict=True)]
+    return _row(row, origin, both[0][:-1], said, comparisons=tuple(_verdicts(row, PAIRS[pair])))
+
+
+def _models_of_two(row: Mapping[str, Any]) -> list[str]:
+    named = [_name(row, f"model_{a}", f"generator_{i}") for i, a in ((1, "a"), (2, "b"))]
+    key = _name(row, "cmp_key")
+    if key is not None and key.count("_") == 1:  # PandaLM
+        named = list(key.split("_"))
+    return [name or f"completion-{i}" for i, name in enumerate(named, 1)]
+
+
+def _verdicts(row: Mapping[str, Any], numbers: tuple[int, int] | None) -> list[Comparison]:
+    """Every judgement of the two that the row states, in the order of its columns."""
+    found: list[Comparison] = []
+    principle = _name(row, "principle") or PRINCIPLE
+    probability, problem = _probability(row)
+    if probability is not None or problem is not None:
+        found.append(_comparison(_likelier(probability), probability, problem, JUDGE, principle))
+    if {*_ONE_HOT} <= row.keys():
+        chosen = [choice for column, choice in _ONE_HOT.items() if _number(row[column]) == 1]
+        one = chosen[0] if len(chosen) == 1 else None
+        found.append(_comparison(one, None, None if one else f"{len(chosen)} of the three won", JUDGE, principle))
+    for column in row:
+        if column in ("label", "winner"):
+            found.append(_labelled(column, row[column], numbers, JUDGE, principle))
+        elif column == "preference":  # AlpacaEval: from 1, the first, to 2, the second; 0 where neither
+            found.append(_graded(row[column], principle))
+        elif re.fullmatch(r"annotator\d+", column):
+            found.append(_labelled(column, row[column], numbers, column, principle))
+        elif column in ("better_response_id", "safer_response_id"):
+            found.append(_labelled(column, row[column], numbers, JUDGE, column.removesuffix("_response_id")))
+    by_file = [one for one in found if one.judge == JUDGE and one.principle == principle]
+    if len(by_file) > 1:
+        fix = "name the one that counts with `columns: {label: ...}` or `columns: {probability: ...}`"
+        raise UnknownShape(f"the columns {names(row)} hold {len(by_file)} labels of the two completions", fix)
+    return found
+
+
+def _likelier(probability: float | None) -> Choice | None:
+    return None if probability is None else "A" if probability > 0.5 else "B" if probability < 0.5 else "tie"
+
+
+def _graded(value: Any, principle: str) -> Comparison:
+    number = _number(value)
+    if number == 0:
+        return _comparison("tie", None, None, JUDGE, principle)
+    if number is None or not 1 <= number <= 2:
+        return _comparison(None, None, f"no preference from 1 to 2: {str(value)[:40]!r}", JUDGE, principle)
+    if number in (1, 1.5, 2):
+        return _comparison({1.0: "A", 1.5: "tie", 2.0: "B"}[number], None, None, JUDGE, principle)  # type: ignore[arg-type]
+    return _comparison(_likelier(2 - number), 2 - number, None, JUDGE, principle)
+
+
+def _labelled(column: str, value: Any, numbers: tuple[int, int] | None, judge: str, principle: str) -> Comparison:
+    """A label that names one of the two by its number or letter, or neither; a share between 0 and 1 is a probability.
+
+    Raises UnknownShape for a number where nothing tells which of the two it means.
+    """
+    number = _number(value)
+    if number is None:
+        choice = _WINNERS.get(str(value).strip().lower())
+        problem = None if choice else f"no label: {str(value)[:40]!r}"
+        return _comparison(choice, None, problem, judge, principle)
+    if numbers is None and (isinstance(value, float) or not number.is_integer()) and 0 <= number <= 1:
+        return _comparison(_likelier(number), number, None, judge, principle)
+    if numbers is None:
+        fix = "write a or b, or say that it is the probability of the first with `columns: {probability: ...}`"
+        raise UnknownShape(f"`{column}` is {value!r}, and nothing tells which of the two that is", fix)
+    meant: dict[float, Choice] = {numbers[0]: "A", numbers[1]: "B"}
+    if numbers[0] == 1:
+        meant[0] = "tie"
+    choice = meant.get(number)
+    return _comparison(choice, None, None if choice else f"no label: {value!r}", judge, principle)
+
+
+# ---------------------------------------------------------------- several completions
+
+
+def _listed(row: dict[str, Any], origin: str) -> Row:
+    column = "completions" if isinstance(row.get("completions"), list) else "answers"
+    if column == "completions" and isinstance(row.get("answers"), list):
+        fix = "name one of them with `columns: {completions: ...}`"
+        raise UnknownShape("both `completions` and `answers` hold a list", fix)
+    entries = row[column]
+    messages = prompt_messages({k: v for k, v in row.items() if k != column})
+    while messages and messages[-1].role == "assistant":
+        messages.pop()
+    said = [_entry(row, entry, i, column) for i, entry in enumerate(entries)]
+    if not said:
+        raise Unusable("no completion")
+    if column == "completions" and any(isinstance(e, dict) and ("annotations" in e) for e in entries):
+        ratings, scores = _annotated(entries)
+        return _row(row, origin, messages, said, ratings=tuple(ratings), scores=tuple(scores))
+    ranks, given = _beside(row, entries, ("ranks", "rank")), _beside(row, entries, ("scores", "score"))
+    judge = _name(row, "judge") or JUDGE
+    rankings = () if ranks is None else (_ranking(ranks, judge, _name(row, "principle")),)
+    scored = tuple(_score(i, value, judge) for i, value in enumerate(given or ()) if value is not None)
+    return _row(row, origin, messages, said, rankings=rankings, scores=scored)
+
+
+_WORDS = ("text", "completion", "answer", "response", "content")
+
+
+def _entry(row: Mapping[str, Any], entry: Any, index: int, column: str) -> _Said:
+    """One of a row's completions: its text, or an object that holds it and says who wrote it."""
+    models = row.get("models")
+    listed = models[index] if isinstance(models, list) and len(models) == len(row[column]) else None
+    sampler = listed if isinstance(listed, str) and listed else f"completion-{index + 1}"
+    if isinstance(entry, str):
+        return _Said(sampler, entry)
+    if isinstance(entry, list):  # TRL's conversational form
+        turns = messages_of(entry, column)
+        if [turn.role for turn in turns] != ["assistant"]:
+            raise Unusable("a completion of more than one turn")
+        return _Said(sampler, turns[0].content)
+    found = [name for name in _WORDS if isinstance(entry, dict) and entry.get(name) is not None]
+    if len(found) != 1:
+        what = names(entry) if isinstance(entry, dict) else type(entry).__name__
+        fix = f"each is a text, or an object with one of {', '.join(f'`{name}`' for name in _WORDS)}"
+        raise UnknownShape(f"`{column}` holds {what}", fix)
+    return _Said(_name(entry, "model") or sampler, text_of(entry[found[0]], found[0]), _name(entry, "call"))
+
+
+def _beside(row: Mapping[str, Any], entries: Sequence[Any], columns: tuple[str, str]) -> list[Any] | None:
+    """A value for each completion, from a list beside them or from within each; None where no row has one."""
+    for column in columns:
+        if isinstance(listed := row.get(column), list):
+            if len(listed) != len(entries):
+                problem = f"`{column}` holds {len(listed)} for {len(entries)} completions"
+                raise UnknownShape(problem, "give one for each, null where there is none")
+            return listed
+    inside = [entry.get(columns[1]) if isinstance(entry, dict) else None for entry in entries]
+    return inside if any(value is not None for value in inside) else None
+
+
+def _ranking(ranks: Sequence[Any], judge: str, principle: str | None) -> Ranking:
+    """1 is the best; equal ranks are tied."""
+    shown = tuple(range(len(ranks)))
+    numbers = [_number(rank) for rank in ranks]
+    if None in numbers:
+        missing = str(ranks[numbers.index(None)])[:40]
+        return Ranking(order=None, shown=shown, judge=judge, principle=principle, problem=f"no rank: {missing!r}")
+    tiers: dict[float, list[int]] = {}
+    for index, number in enumerate(numbers):
+        tiers.setdefault(number or 0.0, []).append(index)
+    order = tuple(tuple(tiers[number]) for number in sorted(tiers))
+    return Ranking(order=order, shown=shown, judge=judge, principle=principle)
+
+
+# ---------------------------------------------------------------- UltraFeedback
+
+
+def _annotated(entries: Sequence[dict[str, Any]]) -> tuple[list[Rating], list[Score]]:
+    """Ratings by aspect, and the overall score: of the published set (annotations by aspect) or of ours (a list).
+
+    Each aspect once: several judges' ratings of one are told apart by their judge.
+    """
+    ratings: list[Rating] = []
+    scores: list[Score] = []
+    for index, entry in enumerate(entries):
+        noted = entry.get("annotations") or {}
+        published = isinstance(noted, dict)
+        listed = [{"aspect": aspect, **each} for aspect, each in noted.items() if each] if published else noted
+        own = [_rating(index, each, published) for each in listed]
+        ratings += own
+        if published and entry.get("overall_score") is not None:
+            scores.append(_overall(index, entry, own))
+        elif entry.get("overall_score") is not None or entry.get("overall_problem") is not None:
+            judge, problem = _name(entry, "overall_judge") or JUDGE, _name(entry, "overall_problem")
+            score = _score(index, entry.get("overall_score"), judge, OVERALL)
+            scores.append(score.model_copy(update={"value": None, "problem": problem}) if problem else score)
+    return ratings, scores
+
+
+def _rating(candidate: int, noted: dict[str, Any], published: bool) -> Rating:
+    if "Rating" not in noted or "aspect" not in noted:
+        raise UnknownShape(f"an annotation holds {names(noted)}", "it has `Rating`, and `Rationale` in words")
+    problem, said = _name(noted, "problem"), noted["Rating"]
+    value, na = None, False
+    if problem is None:
+        value, na, problem = _read_rating(said, published)
+    words = [_name(noted, column) for column in ("Rationale", "Rationale For Rating")]
+    types = noted.get("types", noted.get("Type"))
+    listed = types if isinstance(types, list) else [types]
+    position = noted.get("position")
+    return Rating(
+        aspect=str(noted["aspect"]),
+        candidate=candidate,
+        value=value,
+        na=na,
+        types=tuple(str(each) for each in listed if each not in (None, "", "None", "N/A")),
+        raw="\n".join(word for word in words if word),
+        problem=problem,
+        judge=_name(noted, "judge") or JUDGE,
+        call=_name(noted, "call") or "",
+        position=position if isinstance(position, int) else candidate + 1,
+    )
+
+
+def _read_rating(said: Any, published: bool) -> tuple[int | None, bool, str | None]:
+    """A rating as the file spells it: a whole number (1 to 5 in the published set), N/A, or the problem."""
+    if isinstance(said, str) and said.strip().upper() == "N/A":
+        return None, True, None
+    number = int(said) if isinstance(said, str) and re.fullmatch(r"\s*-?\d{1,6}\s*", said) else said
+    if isinstance(number, float) and number.is_integer():
+        number = int(number)
+    if isinstance(number, bool) or not isinstance(number, int):
+        return None, False, f"no rating: {str(said)[:40]!r}"
+    if published and not 1 <= number <= 5:
+        return None, False, f"{number} is not between 1 and 5"
+    return number, False, None
+
+
+_OVERALL_WORDS = re.compile(r"overall score\W{0,4}(\d+(?:\.\d+)?)(?:\s*/\s*(\d+))?(?![\d/])", re.IGNORECASE)
+
+
+def _overall(candidate: int, entry: Mapping[str, Any], ratings: Sequence[Rating]) -> Score:
+    """The published overall score, from 1 to 10.
+
+    Whoever made the set multiplied what was at most 1 by 10, so that 2,628 judgements of 1 became 10, and took it back
+    where the mean rating was at most 2. Here a 10 is believed where the critique says so or the mean is above 4, it
+    is the 1 that the critique says or a mean of at most 2 makes it, and is unparsed otherwise.
+    """
+    number = _number(entry["overall_score"])
+    problem = None
+    if number is None or not 1 <= number <= 10:
+        problem = f"no score from 1 to 10: {str(entry['overall_score'])[:40]!r}"
+    elif number == 10:
+        said = _OVERALL_WORDS.findall(entry.get("critique") or "")
+        stated = {float(value) for value, out_of in said if out_of in ("", "10") and 1 <= float(value) <= 10}
+        rated = [rating.value for rating in ratings if rating.value is not None]
+        mean = sum(rated) / len(rated) if rated else _number(entry.get("fine-grained_score"))
+        if len(stated) == 1:
+            number = stated.pop()
+        elif mean is None or 2 < mean <= 4:
+            problem = MISREAD
+        elif mean <= 2:
+            number = 1.0
+    value = None if problem else number
+    return Score(candidate=candidate, value=value, judge=JUDGE, aspect=OVERALL, problem=problem)
+
+
+# Every shape with a judgement: how an error calls it, how it is told, how it is read.
+_JUDGED: dict[str, tuple[Callable[[Mapping[str, Any]], bool], Callable[[dict[str, Any], str], Row]]] = {
+    "a list of completions": (_lists_completions, _listed),
+    "chosen and rejected": (_states_chosen, _stated),
+    "two completions with a label": (_holds_two, _pair),
+}

@@ -1,0 +1,263 @@
+"""Columns into messages: the names that prompts and conversations go by in published files, and how turns are written.
+
+A row that nobody can read raises UnknownShape; one that can be read and not used raises Unusable, whose message is the
+reason it is counted under.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rlaif.errors import nearest
+from rlaif.formats.files import names
+from rlaif.records import Message, Role
+
+PROMPT_SHAPES = "`messages`, `conversations`, `prompt`, `instruction` (+ `input` or `instances`), `question`, `turns`"
+CONVERSATION_SHAPES = (
+    "`messages`, `conversations`, `prompt` + `completion`, `instruction` (+ `input`) + `output`, "
+    "`instruction` + `instances`, `question` + `answer`"
+)
+PREFERENCE_SHAPES = (
+    "`chosen` and `rejected`, as text or messages beside a prompt, as messages with the prompt in them, or as "
+    "transcripts of `Human:` and `Assistant:`"
+)
+
+
+class Unusable(Exception):
+    """A row of a known shape that is dropped; the message is the reason it is counted under."""
+
+
+class UnknownShape(Exception):
+    """A row nobody can read; the reading stops."""
+
+    def __init__(self, message: str, fix: str) -> None:
+        super().__init__(message)
+        self.fix = fix
+
+
+_ROLES: dict[str, Role] = {
+    "system": "system",
+    "user": "user",
+    "human": "user",  # ShareGPT
+    "prompter": "user",  # Open Assistant
+    "assistant": "assistant",
+    "gpt": "assistant",
+}
+
+
+def prompt_messages(row: dict[str, Any]) -> list[Message]:
+    """The messages of a row's prompt, with whatever assistant turns the file has after it."""
+    return _after_system(row, _prompt_messages(row))
+
+
+def _prompt_messages(row: dict[str, Any]) -> list[Message]:
+    for name in ("messages", "conversations"):
+        if name in row:
+            return messages_of(row[name], name)
+    if "prompt" in row:
+        text = row["prompt"]
+        return transcript(text) if _is_transcript(text) else messages_of(text, "prompt")
+    if "instruction" in row:
+        return [Message(role="user", content=_instruction(row))]
+    for name in ("question", "Question"):
+        if name in row:
+            return messages_of(row[name], name)
+    if "turns" in row:  # MT-Bench: what the user says in turn, of which the first needs no answer before it
+        turns = row["turns"]
+        if not isinstance(turns, list) or not turns:
+            raise Unusable("empty prompt")
+        return messages_of(turns[0], "turns")
+    raise unknown(row, PROMPT_SHAPES, "or name the column that holds the prompts with `column`")
+
+
+def conversation_messages(row: dict[str, Any]) -> list[Message]:
+    return _after_system(row, _conversation_messages(row))
+
+
+def _conversation_messages(row: dict[str, Any]) -> list[Message]:
+    for name in ("messages", "conversations"):
+        if name in row:
+            return messages_of(row[name], name)
+    for asked, answered in COMPLETED:
+        if {asked, answered} <= row.keys():
+            completion = messages_of(row[answered], answered, role="assistant")
+            return [*_prompt_messages({k: v for k, v in row.items() if k in (asked, "input")}), *completion]
+    raise unknown(row, CONVERSATION_SHAPES, "under one of these sets of names")
+
+
+# A prompt and its one completion, by the names of their columns.
+COMPLETED = (("prompt", "completion"), ("instruction", "output"), ("question", "answer"))
+
+
+def _after_system(row: dict[str, Any], messages: list[Message]) -> list[Message]:
+    """The messages with the text of a `system` column in front, where none stands."""
+    text = row.get("system")
+    if text is None or (isinstance(text, str) and not text.strip()) or not messages or messages[0].role == "system":
+        return messages
+    return [Message(role="system", content=text_of(text, "system")), *messages]
+
+
+_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")
+
+
+def _is_transcript(value: Any) -> bool:
+    return isinstance(value, str) and value.startswith("\n\nHuman:")
+
+
+def transcript(text: str) -> list[Message]:
+    """The turns of one of Anthropic's HH transcripts; a turn in two parts is one, an empty last one is left out."""
+    parts = _TURN.split(text)[1:]
+    roles: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
+    messages: list[Message] = []
+    for who, said in zip(parts[::2], parts[1::2], strict=True):
+        if messages and messages[-1].role == roles[who]:
+            joined = f"{messages[-1].content}\n\n{said.strip()}".strip()
+            messages[-1] = Message(role=roles[who], content=joined)
+        else:
+            messages.append(Message(role=roles[who], content=said.strip()))
+    return messages
+
+
+def side_messages(row: dict[str, Any], name: str) -> list[Message]:
+    """One completion with its prompt: a value that is a whole conversation holds the prompt already."""
+    value = row[name]
+    if isinstance(value, str) and _TURN.match(value):
+        return _after_system(row, transcript(value))
+    said = [_message(value, name)] if isinstance(value, dict) else messages_of(value, name, role="assistant")
+    if not said:
+        raise Unusable("no assistant turn at the end")
+    if said[0].role != "assistant":
+        return _after_system(row, _with_prompt(row, said))
+    if "prompt" in row:  # `messages` beside it are the conversation that was chosen
+        row = {key: value for key, value in row.items() if key not in ("messages", "conversations")}
+    try:
+        prompt = prompt_messages(row)
+    except UnknownShape:
+        raise unknown(row, PREFERENCE_SHAPES, "under these names") from None
+    while prompt and prompt[-1].role == "assistant" and not prompt[-1].content:
+        prompt.pop()  # a transcript that ends where the assistant begins
+    if prompt and prompt[-1].role == "assistant":
+        raise Unusable("the prompt ends with an assistant turn")
+    return [*prompt, *said]
+
+
+def _with_prompt(row: dict[str, Any], side: list[Message]) -> list[Message]:
+    """A side that holds its own prompt, which a `prompt` beside it may repeat, or open with a system message."""
+    stated = messages_of(row["prompt"], "prompt") if row.get("prompt") is not None else []
+    opening, rest = _opening(stated)
+    ours, body = _opening(side)
+    if body[: len(rest)] != rest or (opening and ours and opening != ours):
+        raise Unusable("the prompt is not how the two begin")
+    return [*(ours or opening), *body]
+
+
+def _opening(messages: list[Message]) -> tuple[list[Message], list[Message]]:
+    """The system messages at the start, and what follows."""
+    first = next((i for i, message in enumerate(messages) if message.role != "system"), len(messages))
+    return messages[:first], messages[first:]
+
+
+def column_messages(row: dict[str, Any], column: str) -> list[Message]:
+    if column not in row:
+        raise UnknownShape(f"there is no column {column!r}, only {names(row)}", nearest(column, map(str, row)))
+    return messages_of(row[column], column)
+
+
+def _instruction(row: dict[str, Any]) -> str:
+    """Alpaca's two fields as one text."""
+    parts = [text_of(row[name], name) for name in ("instruction", "input") if row.get(name) is not None]
+    return "\n\n".join(part for part in parts if part.strip())
+
+
+def messages_of(value: Any, name: str, role: Role = "user") -> list[Message]:
+    """Text as one message of `role`, or messages written either as role and content or as from and value."""
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        text = text_of(value, name)
+        # Older fine-tuning files spell the end token out; as text it would be taught letter by letter.
+        return [Message(role=role, content=text.removesuffix("<|endoftext|>") if role == "assistant" else text)]
+    return [_message(item, name) for item in value]
+
+
+def _message(item: Any, name: str) -> Message:
+    fields = ("role", "content") if isinstance(item, dict) and "role" in item else ("from", "value")
+    if not isinstance(item, dict) or not set(fields) <= item.keys():
+        found = names(item) if isinstance(item, dict) else repr(item)[:40]
+        raise UnknownShape(
+            f"`{name}` holds a message with {found}", "a message has `role` and `content`, or `from` and `value`"
+        )
+    role, content = item[fields[0]], item[fields[1]]
+    if not isinstance(role, str) or role not in _ROLES:
+        raise Unusable(f"a turn by {str(role)[:40]!r}")
+    if not isinstance(content, str):
+        raise Unusable("a turn that is not text")
+    return Message(role=_ROLES[role], content=content)
+
+
+def text_of(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise UnknownShape(f"`{name}` holds {type(value).__name__}", "it must be text, or a list of messages")
+    return value
+
+
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def check_turns(prompt: Sequence[Message], completions: Iterable[str] = ()) -> None:
+    """Raise Unusable for a prompt that asks nothing, and for text that no tokenizer takes."""
+    if not prompt:
+        raise Unusable("empty prompt")
+    if prompt[-1].role != "user":
+        raise Unusable("no user turn to answer")
+    if not prompt[-1].content.strip():
+        raise Unusable("empty prompt")
+    if any(_LONE_SURROGATE.search(text) for text in (*(message.content for message in prompt), *completions)):
+        raise Unusable("not valid Unicode")  # half a surrogate pair, which JSON can spell and no tokenizer takes
+
+
+def unknown(row: dict[str, Any], known: str, otherwise: str) -> UnknownShape:
+    return UnknownShape(f"no known shape has the columns {names(row)}", f"give {known}, {otherwise}")
+
+
+# ---------------------------------------------------------------- what is true of a prompt
+
+REFERENCES = ("reference", "ground_truth", "correct_answers", "Correct Answers")
+
+
+def reference_of(row: dict[str, Any]) -> tuple[str, ...]:
+    """The true answers a row states: a text, a number or a list of them; TruthfulQA's in one text, between semicolons.
+
+    MT-Bench has one for each of a prompt's `turns`, of which the first is asked.
+    """
+    name = next((name for name in REFERENCES if row.get(name) is not None), None)
+    if name is None:
+        return ()
+    value = row[name]
+    listed = value if isinstance(value, list) else str(value).split(";") if name == "Correct Answers" else [value]
+    if "turns" in row and not {"prompt", "messages"} & row.keys():
+        listed = listed[:1]
+    texts = (str(item).strip() for item in listed if item is not None)
+    return tuple(text for text in texts if text and text != "None")  # UltraFeedback writes "None" where it has none
+
+
+def checks_of(row: dict[str, Any]) -> tuple[dict[str, Any], ...]:
+    """IFEval's instructions, each with those of its arguments that are given."""
+    if "instruction_id_list" not in row:
+        return ()
+    ids: Any = row["instruction_id_list"]
+    arguments: Any = row.get("kwargs")
+    try:
+        ids, arguments = (json.loads(part) if isinstance(part, str) else part for part in (ids, arguments))
+    except ValueError:
+        ids = None
+    whole = isinstance(ids, list) and isinstance(arguments, list) and len(ids) == len(arguments)
+    if not whole or not all(isinstance(each, dict) for each in arguments):
+        raise UnknownShape("`kwargs` does not fit `instruction_id_list`", "give one object of arguments for each id")
+    return tuple(
+        {"instruction": str(name), "arguments": {key: value for key, value in each.items() if value is not None}}
+        for name, each in zip(ids, arguments, strict=True)
+    )
