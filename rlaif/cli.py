@@ -165,7 +165,7 @@ def audit(
     key_env: Annotated[
         str | None, typer.Option("--key-env", help="The environment variable that holds the server's key.")
     ] = None,
-    method: Annotated[str, typer.Option("--method", help="compare or rate.")] = "compare",
+    method: Annotated[str | None, typer.Option("--method", help="compare or rate [default: compare].")] = None,
     stage: Annotated[str | None, typer.Option("--stage", help="The judging stage of a pipeline file or run.")] = None,
     gold: Annotated[
         str | None, typer.Option("--gold", help="A file of gold pairs or of preferences [default: those that ship].")
@@ -185,21 +185,27 @@ def audit(
     from rlaif.pipeline import auditing
     from rlaif.pipeline.folder import STORE, RunFolder
     from rlaif.pipeline.progress import Lines, Screen, Silent
-    from rlaif.store import CallStore
 
-    if method not in auditing.SMALL:
+    if method not in (None, *auditing.SMALL):
         raise InputError(f"expected compare or rate, found {method!r}", key="--method")
     console = _console(stderr=as_json)
     path = Path(judge)
-    if (path / "manifest.json").is_file():
+    is_run, is_pipeline = (path / "manifest.json").is_file(), path.suffix in (".yaml", ".yml")
+    told = {"--model": model, "--key-env": key_env, "--method": method, "--stage": stage, "--labels": labels}
+    told |= {"--gold": gold, "--take": None if take is None else str(take), "settings": " ".join(settings or [])}
+    kind = "a run" if is_run else "a pipeline" if is_pipeline else "a server" if "://" in judge else "a model's folder"
+    auditing.check_options(kind, told)
+    if is_run:
         found = auditing.audit_run(RunFolder(path), stage, labels)
     else:
-        if path.suffix in (".yaml", ".yml"):
+        if is_pipeline:
             models, asked = auditing.stage_of(read_pipeline(judge, settings or []), stage)
         else:
-            document = auditing.judge_document(judge, method, settings or [], model=model, key_variable=key_env)
+            document = auditing.judge_document(
+                judge, method or "compare", settings or [], model=model, key_variable=key_env
+            )
             models, asked = judging_stage(document)
-        audited = auditing.open_audited(models, asked, gold, take, CallStore(STORE, run="audit"))
+        audited = auditing.open_audited(models, asked, gold, take, STORE)
         progress = Silent() if as_json else Screen(console, "rlaif audit") if console.is_terminal else Lines(console)
         with progress:
             found = _run_async(auditing.audit_judge(audited, probes=probes, progress=progress))
@@ -732,12 +738,6 @@ def _print_row(console: Console, row: Row, preferences: list[Preference]) -> Non
         for revision in row.revisions:
             if revision.candidate == index:
                 _print_revision(console, revision)
-        for score in row.scores:
-            if score.candidate == index:
-                value = f"{score.value:g}" if score.value is not None else f"no score, {score.problem}"
-                console.print(
-                    Text.assemble(f"    {score.aspect or 'score'} {_plain(value)}", (f"   {score.judge}", "dim"))
-                )
     for comparison in row.comparisons:
         _print_comparison(console, comparison)
     for ranking in row.rankings:

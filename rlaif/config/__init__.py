@@ -103,7 +103,6 @@ __all__ = [
     "TrainerSettings",
     "TransformersModel",
     "VLLMModel",
-    "judging_stage",
     "read_checked",
     "read_named_set",
     "unchecked",

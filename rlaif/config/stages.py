@@ -187,6 +187,15 @@ class Require(Settings):
         return self
 
 
+def _not_nothing(value: Any) -> Any:
+    if value is None:
+        raise ValueError("a gate of nothing lets everything pass; give what is required, or take the key out")
+    return value
+
+
+Gate = Annotated[Require | None, BeforeValidator(_not_nothing)]
+
+
 class Rater(Settings):
     """How a judge rates: one call per prompt and aspect, all candidates in one judge prompt, in a hashed order.
 
@@ -223,7 +232,7 @@ class RateStage(Rater, Stage):
     kind = "rate"
     reads = ("sample", "verify", "rate", "data")
 
-    require: Require | None = None
+    require: Gate = None
 
     def named_models(self) -> list[tuple[str, Position]]:
         return _given(self, "model")
@@ -273,7 +282,7 @@ class CompareStage(Stage):
     votes: int = Field(default=1, gt=0, le=1000)  # verdicts asked for in each order, at a temperature, and averaged
     clamp: tuple[Share, Share] | None = None
     reask: int = Field(default=1, ge=0, le=100)  # how often an unreadable verdict is asked again, with another seed
-    require: Require | None = None
+    require: Gate = None
     sampling: JudgeSampling = JudgeSampling()
 
     @model_validator(mode="after")
@@ -436,8 +445,8 @@ class PairStage(Stage):
     @model_validator(mode="before")
     @classmethod
     def _preset_is_filled_in(cls, value: Any) -> Any:
-        preset = PRESETS.get(value["preset"]) if isinstance(value, dict) and "preset" in value else None
-        return {**preset, **value} if preset is not None else value
+        preset = value.get("preset") if isinstance(value, dict) else None
+        return {**PRESETS[preset], **value} if isinstance(preset, str) and preset in PRESETS else value
 
 
 class Training(Settings):

@@ -33,14 +33,17 @@ from rlaif.statistics import (
     calibration_of,
     cohen_kappa,
     fleiss_kappa,
+    item_means,
     jury_weights,
     krippendorff_alpha,
     longer_rate,
     mean_interval,
     order_bias,
+    points_interval,
     share_interval,
     soft_confidences,
     system_correlations,
+    unswap,
 )
 
 Decide = Callable[[Prompt, tuple[str, str], str | None], Awaitable[Comparison]]
@@ -57,7 +60,7 @@ class Ruling(NamedTuple):
 
 
 class Probed(NamedTuple):
-    """What the judge said of a probe, and of the same pair without the change."""
+    """What the judge said of a probe, and of the pair that it was made from: of the better one as A."""
 
     probe: Probe
     shown: Choice | None
@@ -71,11 +74,16 @@ async def rule(pair: GoldPair, decide: Decide) -> Ruling:
     return Ruling(pair, "A" if first else "B", await _asked(pair.prompt, texts, pair.principle, decide))
 
 
-async def probe(one: Probe, principle: str | None, decide: Decide) -> Probed:
-    """The judge's word on one probe, and on the pair it was made from where the outcome is a difference."""
-    shown = await _asked(one.prompt, one.shown, principle, decide)
-    clean = None if one.clean is None else await _asked(one.prompt, one.clean, principle, decide)
-    return Probed(one, None if shown is None else shown.verdict, None if clean is None else clean.verdict)
+async def probe(one: Probe, ruling: Ruling, decide: Decide) -> Probed:
+    """The judge's word on one probe, beside its word on the pair that the probe was made from."""
+    shown = await _asked(one.prompt, one.shown, ruling.pair.principle, decide)
+    return Probed(one, None if shown is None else shown.verdict, _of_better(ruling))
+
+
+def _of_better(ruling: Ruling) -> Choice | None:
+    """What was said of a pair, the better one called A, as probes have it."""
+    said = _said(ruling)
+    return said if ruling.better == "A" else unswap(said)
 
 
 async def _asked(prompt: Prompt, texts: tuple[str, str], principle: str | None, decide: Decide) -> Comparison | None:
@@ -102,7 +110,8 @@ def figures(rulings: Sequence[Ruling], probed: Sequence[Probed] = ()) -> dict[st
     """All figures of an audit: shares with their 95 % intervals and n, over pairs."""
     asked = [ruling.comparison for ruling in rulings if ruling.comparison is not None]
     gold = {"agreement": _agreement(rulings), "by_category": _by_category(rulings)}
-    found = gold | of_comparisons(asked, [_lengths(r) for r in rulings if r.comparison is not None])
+    read = [r for r in rulings if r.comparison is not None]
+    found = gold | of_comparisons(asked, [_lengths(r) for r in read], [r.pair.prompt.id for r in read])
     found["length"]["gold_prefers_longer"] = _dict(
         share_interval([r.pair.length_margin > 0 for r in rulings if r.pair.length_margin])
     )
@@ -135,7 +144,7 @@ def _agreement(rulings: Sequence[Ruling]) -> dict[str, Any]:
     kappa = cohen_kappa(*zip(*decided, strict=True)) if len(decided) > 1 else None
     one = _one_order(rulings)
     return {
-        "both_orders": _dict(mean_interval([_points(r) for r in rulings])),
+        "both_orders": _dict(points_interval([_points(r) for r in rulings])),
         "one_order": one and _dict(one.average),
         "right_in_both": one and _dict(one.both),
         "kappa_of_decided": _dict(kappa),
@@ -156,7 +165,7 @@ def _by_category(rulings: Sequence[Ruling]) -> dict[str, Any]:
     groups: dict[str, list[float]] = defaultdict(list)
     for ruling in rulings:
         groups[ruling.pair.category].append(_points(ruling))
-    return {category: _dict(mean_interval(points)) for category, points in sorted(groups.items())}
+    return {category: _dict(points_interval(points)) for category, points in sorted(groups.items())}
 
 
 def _lengths(ruling: Ruling) -> tuple[int, int]:
@@ -199,7 +208,7 @@ def _jury(rulings: Sequence[Ruling]) -> dict[str, Any] | None:
         "fleiss_kappa": _dict(fleiss_kappa(whole)) if len(whole) > 1 else None,
         "members": {
             name: _dict(
-                mean_interval([0.5 if v == "tie" else float(v == true) for v, true in zip(said, gold, strict=True)])
+                points_interval([0.5 if v == "tie" else float(v == true) for v, true in zip(said, gold, strict=True)])
             )
             for name, said in verdicts.items()
         },
@@ -207,11 +216,14 @@ def _jury(rulings: Sequence[Ruling]) -> dict[str, Any] | None:
     }
 
 
-def of_comparisons(comparisons: Sequence[Comparison], lengths: Sequence[tuple[int, int]]) -> dict[str, Any]:
-    """What comparisons show without gold. `lengths` are those of A and B, in characters."""
+def of_comparisons(
+    comparisons: Sequence[Comparison], lengths: Sequence[tuple[int, int]], prompts: Sequence[str]
+) -> dict[str, Any]:
+    """What comparisons show without gold. `lengths` are those of A and B, in characters; `prompts` ids."""
     asked = [member for comparison in comparisons for member in comparison.members if member.orders]
     bias = order_bias([m.orders[0].verdict for m in asked], [m.orders[1].verdict for m in asked])
     said = [comparison.verdict for comparison in comparisons]
+    of_a, of_b = [a for a, _ in lengths], [b for _, b in lengths]
     return {
         "position": {
             "consistency": _dict(bias.consistent),
@@ -220,7 +232,7 @@ def of_comparisons(comparisons: Sequence[Comparison], lengths: Sequence[tuple[in
             "toward_first": _dict(bias.toward_first),
             "toward_second": _dict(bias.toward_second),
         },
-        "length": {"prefers_longer": _dict(longer_rate(said, *zip(*lengths, strict=True)) if lengths else None)},
+        "length": {"prefers_longer": _dict(longer_rate(said, of_a, of_b, prompts))},
         "verdicts": {
             "n": len(said),
             "tie": _dict(share_interval([v == "tie" for v in said])),
@@ -277,11 +289,14 @@ class Judged(NamedTuple):
     source: str
 
 
-def judged(rows: Iterable[Row], weights: Mapping[str, float] | None = None) -> list[Judged]:
-    """The comparisons of rows; with `weights`, those that their ratings amount to, of every two candidates."""
+Scores = Callable[[Row], Mapping[int, float]]  # of the candidates that have one
+
+
+def judged(rows: Iterable[Row], scores: Scores | None = None, judge: str = "") -> list[Judged]:
+    """The comparisons of rows; with `scores`, those that the `judge`'s scores amount to, of every two candidates."""
     found = []
     for row in rows:
-        comparisons = row.comparisons if weights is None else _of_ratings(row, weights)
+        comparisons = row.comparisons if scores is None else _of_scores(row, scores(row), judge)
         for c in comparisons:
             pair = [row.candidates[i].completion for i in (c.a, c.b)]
             names, lengths = (pair[0].model, pair[1].model), (len(pair[0].text), len(pair[1].text))
@@ -289,89 +304,99 @@ def judged(rows: Iterable[Row], weights: Mapping[str, float] | None = None) -> l
     return found
 
 
-def _of_ratings(row: Row, weights: Mapping[str, float]) -> list[Comparison]:
-    """What the weighted means of the ratings say of every two candidates of different text."""
-    scores = {i: row.score(i, dict(weights)) for i in range(len(row.candidates))}
-    judge = row.ratings[0].judge if row.ratings else ""
+def _of_scores(row: Row, scores: Mapping[int, float], judge: str) -> list[Comparison]:
+    """What scores say of every two candidates of different text."""
     found = []
-    for a, b in combinations(scores, 2):
+    for a, b in combinations(range(len(row.candidates)), 2):
         if row.candidates[a].completion.text != row.candidates[b].completion.text:
-            first, second = scores[a], scores[b]
             said: Choice | None = None
-            if first is not None and second is not None:
-                said = "A" if first > second else "B" if first < second else "tie"
+            if a in scores and b in scores:
+                said = "A" if scores[a] > scores[b] else "B" if scores[a] < scores[b] else "tie"
             found.append(
                 Comparison(a=a, b=b, principle="ratings", judge=judge, verdict=said, probability=None, orders=())
             )
     return found
 
 
-def of_judged(items: Sequence[Judged]) -> dict[str, Any]:
-    """What a run's comparisons show of their judge, without any gold."""
-    wins: dict[str, list[float]] = defaultdict(list)
+def of_judged(items: Sequence[Judged], families: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """What a run's comparisons show of their judge, without any gold; intervals of wins and lengths over prompts.
+
+    `families` says which names stand for one model; a name that is not in it is its own.
+    """
+    families = families or {}
+    wins: dict[str, list[tuple[str, float]]] = defaultdict(list)
     for item in items:
         likely = item.comparison.likelihood
         if likely is not None and item.sampled[0] != item.sampled[1]:
-            wins[item.sampled[0]].append(likely)
-            wins[item.sampled[1]].append(1.0 - likely)
-    judges = {member.judge for item in items for member in item.comparison.members}
-    found = of_comparisons([item.comparison for item in items], [item.lengths for item in items])
-    found["wins"] = {model: _dict(mean_interval(points)) for model, points in sorted(wins.items())}
-    found["judges_own_models"] = sorted(judges & wins.keys())
+            wins[item.sampled[0]].append((item.item[0], likely))
+            wins[item.sampled[1]].append((item.item[0], 1.0 - likely))
+    own = {families.get(member.judge, member.judge) for item in items for member in item.comparison.members}
+    prompts = [item.item[0] for item in items]
+    found = of_comparisons([item.comparison for item in items], [item.lengths for item in items], prompts)
+    found["wins"] = {model: _dict(points_interval(item_means(points))) for model, points in sorted(wins.items())}
+    found["judges_own_models"] = sorted(model for model in wins if families.get(model, model) in own)
     return found
 
 
-def of_ratings(rows: Iterable[Row]) -> dict[str, Any]:
-    """By aspect: how many ratings, what share is unparsed or does not apply, their mean, and that at each place."""
-    by_aspect: dict[str, list[Rating]] = defaultdict(list)
+def of_ratings(rows: Iterable[Row], aspects: Iterable[str]) -> dict[str, Any]:
+    """By aspect: how many ratings, what share is unparsed or does not apply, their mean, and that at each place.
+
+    A prompt's ratings are not independent: the intervals are over prompts.
+    """
+    by_aspect: dict[str, list[tuple[str, Rating]]] = defaultdict(list)
     for row in rows:
         for rating in row.ratings:
-            by_aspect[rating.aspect].append(rating)
-    found = {}
-    for aspect, ratings in sorted(by_aspect.items()):
-        places = sorted({rating.position for rating in ratings if rating.position})
-        found[aspect] = {
-            "n": len(ratings),
-            "unparsed": _dict(share_interval([rating.problem is not None for rating in ratings])),
-            "not_applicable": sum(rating.na for rating in ratings),
-            "mean": _dict(mean_interval([r.value for r in ratings if r.value is not None])),
-            "mean_at_place": {
-                str(place): _dict(
-                    mean_interval([r.value for r in ratings if r.position == place and r.value is not None])
-                )
-                for place in places
-            },
-        }
-    return found
+            by_aspect[rating.aspect].append((row.prompt.id, rating))
+    return {aspect: _of_aspect(by_aspect[aspect]) for aspect in sorted(aspects) if aspect in by_aspect}
 
 
-def with_people(items: Sequence[Judged], people: Sequence[Judged]) -> dict[str, Any]:
+def _of_aspect(ratings: Sequence[tuple[str, Rating]]) -> dict[str, Any]:
+    known = [(prompt, rating.position, rating.value) for prompt, rating in ratings if rating.value is not None]
+    unparsed = item_means((prompt, rating.problem is not None) for prompt, rating in ratings)
+    places = sorted({rating.position for _, rating in ratings if rating.position})
+    return {
+        "n": len(ratings),
+        "unparsed": _dict(points_interval(unparsed)),
+        "not_applicable": sum(rating.na for _, rating in ratings),
+        "mean": _dict(mean_interval(item_means((prompt, value) for prompt, _, value in known))),
+        "mean_at_place": {
+            str(place): _dict(mean_interval(item_means((prompt, value) for prompt, at, value in known if at == place)))
+            for place in places
+        },
+    }
+
+
+def with_people(
+    items: Sequence[Judged], people: Sequence[Judged], families: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """How a judge's verdicts go with people's on the same pairs: item by item, and, apart from that, model by model.
 
-    Of several people the majority counts; how well they agree with one another stands beside it.
+    Of several people the majority counts; how well they agree with one another stands beside it. `families` are as in
+    `of_judged`.
     """
     labelled = {item.item: item.comparison for item in people}
     both = [(item, labelled[item.item]) for item in items if item.item in labelled]
     verdicts = [(item.comparison.verdict, said.verdict) for item, said in both]
     known = [(judge, person) for judge, person in verdicts if judge is not None and person is not None]
-    by_source: dict[str, list[bool]] = defaultdict(list)
+    by_source: dict[str, list[tuple[str, bool]]] = defaultdict(list)
     for item, said in both:
-        by_source[item.source].append(item.comparison.verdict == said.verdict)
+        by_source[item.source].append((item.item[0], item.comparison.verdict == said.verdict))
     each = [[item.comparison.verdict, *(member.verdict for member in said.members)] for item, said in both]
     widest = max((len(row) for row in each), default=0)
     padded: list[list[Choice | None]] = [[*row, *[None] * (widest - len(row))] for row in each]
     several = [row[1:] for row in each if len(row) == widest and None not in row[1:]]
-    judge = next((m.judge for item in items for m in item.comparison.members), "")
+    judges = {member.judge for item in items for member in item.comparison.members}
     own = self_preference(
-        judge, [i.sampled for i, _ in both], [v for v, _ in verdicts], [t for _, t in verdicts]
-    ) if both else None  # fmt: skip
+        judges.pop(), [i.sampled for i, _ in both], [v for v, _ in verdicts], [t for _, t in verdicts], families,
+        prompts=[i.item[0] for i, _ in both],
+    ) if len(judges) == 1 else None  # fmt: skip
     return {
         "pairs": len(both),
-        "accuracy": _dict(share_interval([a == b for a, b in verdicts])),
+        "accuracy": _dict(points_interval(item_means((i.item[0], i.comparison.verdict == p.verdict) for i, p in both))),
         "cohen_kappa": _dict(cohen_kappa(*zip(*known, strict=True))) if len(known) > 1 else None,
         "krippendorff_alpha": _dict(krippendorff_alpha(padded, level="nominal")) if len(padded) > 1 else None,
         "people_fleiss_kappa": _dict(fleiss_kappa(several)) if widest > 2 and len(several) > 1 else None,
-        "by_source": {source: _dict(share_interval(same)) for source, same in sorted(by_source.items())},
+        "by_source": {source: _dict(points_interval(item_means(same))) for source, same in sorted(by_source.items())},
         "self_preference": own and {"by_judge": own.by_judge, "by_people": own.by_truth, "more": _dict(own.difference)},
         "systems": _systems(both),
     }
@@ -388,13 +413,14 @@ def _systems(both: Sequence[tuple[Judged, Comparison]]) -> dict[str, Any] | None
     means = {name: tuple(sum(side) / len(won) for side in zip(*won, strict=True)) for name, won in sorted(wins.items())}
     if len(means) < 3:
         return None
-    found = system_correlations(*zip(*means.values(), strict=True))
+    vary = all(len(set(side)) > 1 for side in zip(*means.values(), strict=True))
+    found = system_correlations(*zip(*means.values(), strict=True)) if vary else None
     return {
         "models": {
             name: {"by_judge": round(judge, 4), "by_people": round(people, 4)}
             for name, (judge, people) in means.items()
         },
-        **{name: _dict(getattr(found, name)) for name in ("pearson", "spearman", "kendall")},
+        **{name: _dict(getattr(found, name, None)) for name in ("pearson", "spearman", "kendall")},
     }
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 AVERAGED_WINS = 0.02  # by how much both orders must beat one before they are recommended for it
+LEAST_OF_CATEGORY = 10  # pairs, below which nothing is said of one
 
 Grade = Literal["good", "care", "bad"]
 
@@ -24,7 +25,7 @@ def findings(found: Mapping[str, Any]) -> list[Finding]:
     nearer to it, so that few pairs condemn nobody."""
     said = [
         finding
-        for judge in (_on_agreement, _on_position, _on_length, _on_probes, _on_words)
+        for judge in (_on_agreement, _on_people, _on_position, _on_length, _on_probes, _on_words)
         for finding in judge(found)
     ]
     order: dict[Grade, int] = {"bad": 0, "care": 1, "good": 2}
@@ -40,15 +41,16 @@ def _on_agreement(found: Mapping[str, Any]) -> Iterable[Finding]:
     if agreement is None or (both := agreement["both_orders"]) is None:
         return
     says = f"agrees with gold in {_percent(both)}"
-    if both["low"] <= 0.5:
-        yield Finding(
-            "bad", "agreement", f"{says}: no better than a coin", "take another judge, or reword what it is asked"
-        )
+    if both["low"] <= 0.5 and both["high"] >= 0.8:
+        yield Finding("care", "agreement", f"{says}: too few pairs to tell it from a coin", "audit it on more pairs")
+    elif both["low"] <= 0.5:
+        do = "take another judge, or reword what it is asked"
+        yield Finding("bad", "agreement", f"{says}: no better than a coin", do)
     else:
         grade: Grade = "good" if both["mean"] >= 0.8 else "care"
         yield Finding(grade, "agreement", says, "" if grade == "good" else "people agree with each other in 65 to 80 %")
     for category, share in found["by_category"].items():
-        if share is not None and share["high"] < both["mean"] or share is not None and share["high"] <= 0.5:
+        if share is not None and share["n"] >= LEAST_OF_CATEGORY and share["high"] < both["mean"]:
             what = f"{category}: agrees in {_percent(share)}, less than elsewhere"
             yield Finding(
                 "bad" if share["mean"] <= 0.5 else "care", "category", what, f"do not let it decide on {category} alone"
@@ -57,6 +59,24 @@ def _on_agreement(found: Mapping[str, Any]) -> Iterable[Finding]:
     if one is not None and both["mean"] - one["mean"] > AVERAGED_WINS:
         gain = f"asked in one order it is right in {one['mean']:.0%}, averaged over both in {both['mean']:.0%}"
         yield Finding("good", "both orders", gain, "keep both orders; they cost twice the calls")
+
+
+def _on_people(found: Mapping[str, Any]) -> Iterable[Finding]:
+    people = found.get("people")
+    if people is None:
+        return
+    if (same := people["accuracy"]) is not None:
+        says = f"says what people say in {_percent(same)}"
+        if same["high"] <= 0.5:
+            yield Finding("bad", "people", says, "take another judge, or reword what it is asked")
+        elif same["mean"] >= 0.65:
+            yield Finding("good", "people", says)
+        else:
+            yield Finding("care", "people", says, "people agree with each other in 65 to 80 %")
+    own = people["self_preference"]
+    if own is not None and own["more"]["low"] > 0:
+        says = f"its own model wins {own['by_judge']:.0%} by its verdicts and {own['by_people']:.0%} by people's"
+        yield Finding("care", "self-preference", says, "let another model judge, or leave its own completions out")
 
 
 def _on_position(found: Mapping[str, Any]) -> Iterable[Finding]:
@@ -95,7 +115,7 @@ def _on_length(found: Mapping[str, Any]) -> Iterable[Finding]:
 
 _FELL_FOR: dict[str, tuple[float, str, str]] = {
     "verbosity": (
-        0.1, "prefers a completion padded with a list of its own sentences to the same without in",
+        0.1, "prefers a completion padded with a list of its own sentences to the bare one in",
         "say in the rubric that repetition counts against a completion, and balance lengths",
     ),
     "edits": (
@@ -126,10 +146,12 @@ def _on_probes(found: Mapping[str, Any]) -> Iterable[Finding]:
 
 def _on_words(found: Mapping[str, Any]) -> Iterable[Finding]:
     unparsed = found["verdicts"]["unparsed"]
-    if unparsed is not None and unparsed["mean"] > 0.02:
+    if unparsed is not None and unparsed["mean"] > 0.02:  # itself and no end of it: these are seen, not estimated
         example = found["verdicts"]["unparsed_example"]
-        says = f"{unparsed['mean']:.0%} of its verdicts cannot be read, for example: {example}"
-        grade: Grade = "bad" if unparsed["mean"] > 0.2 else "care"
+        says = f"{unparsed['mean']:.0%} of its verdicts cannot be read" + (
+            f", for example: {example}" if example else ""
+        )
+        grade: Grade = "bad" if unparsed["low"] > 0.2 else "care"
         do = "`verdicts: hard` where the server gives no log-probabilities; a larger `max_tokens` where it is cut"
         yield Finding(grade, "unparsed", says, do)
     calibration = found.get("calibration")
@@ -150,12 +172,15 @@ _VERDICTS: dict[Grade, str] = {
     "care": "This judge can be used with care: do what stands beside each finding.",
     "bad": "Do not rely on this judge as it is asked now.",
 }
+NOTHING_SAID = "Nothing tells against this judge, and without gold or people's labels nothing tells for it."
 _MARKS: dict[Grade, str] = {"good": "ok", "care": "care", "bad": "bad"}
 
 
 def verdict(said: Iterable[Finding]) -> str:
-    """The worst finding decides."""
+    """The worst finding decides; without any, nothing can be said."""
     grades = {finding.grade for finding in said}
+    if not grades:
+        return NOTHING_SAID
     worst: Grade = "bad" if "bad" in grades else "care" if "care" in grades else "good"
     return _VERDICTS[worst]
 
@@ -167,7 +192,7 @@ def markdown(audit: Mapping[str, Any]) -> str:
         f"# Audit of {audit['judge']}",
         f"{audit['asked']}. Shares have 95 % intervals over pairs.",
         f"**{verdict(said)}**",
-        _table(("", "what was found", "what to do"), [(_MARKS[f.grade], f.says, f.do) for f in said]),
+        _table(("", "what was found", "what to do"), [(_MARKS[f.grade], f.says, f.do) for f in said]) if said else "",
     ]
     if agreement := found.get("agreement"):
         rows = [
@@ -181,10 +206,10 @@ def markdown(audit: Mapping[str, Any]) -> str:
         told = f" Cohen's kappa of those decided {kappa['mean']:.2f}." if kappa else ""
         parts += ["## Agreement with gold", _table(("pairs", "agrees"), rows), f"{counts}.{told}"]
     position, length = found["position"], found["length"]
-    biases = [(name.replace("_", " "), _share(share)) for name, share in position.items()]
-    biases += [(name.replace("_", " "), _share(share)) for name, share in length.items()]
-    biases += [(name, _share(found["verdicts"][name])) for name in ("tie", "unparsed")]
-    parts += ["## Place, length, verdicts", _table(("", "share"), biases)]
+    verdicts = {name: found["verdicts"][name] for name in ("tie", "unparsed")}
+    groups = [group for group in (position, length, verdicts) if any(share is not None for share in group.values())]
+    biases = [(name.replace("_", " "), _share(share)) for group in groups for name, share in group.items()]
+    parts += ["## Place, length, verdicts", _table(("", "share"), biases)] if biases else []
     if probes := found.get("probes"):
         rows = []
         for kind, about in probes.items():

@@ -27,6 +27,7 @@ from rlaif.records import Candidate, Completion, Prompt, Record, Row, digest
 from rlaif.resources import PACKAGE
 
 PAIRS = PACKAGE / "gold/pairs.jsonl"
+WORLD = "world"  # what a user writes for pairs of the embedded world
 CATEGORIES = (
     "factual",
     "reasoning",
@@ -202,6 +203,8 @@ class GoldPair(Record):
             raise ValueError("`better` and `worse` have the same text")
         if (self.assertive_wrong is None) != (self.hedged_right is None):
             raise ValueError("`assertive_wrong` and `hedged_right` go together")
+        if self.assertive_wrong is not None and self.assertive_wrong == self.hedged_right:
+            raise ValueError("`assertive_wrong` and `hedged_right` have the same text")
         if self.check is not None:
             if broken := self.check.broken(self.better):
                 raise ValueError(f"`better` breaks its `check`: {'; '.join(broken)}")

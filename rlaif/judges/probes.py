@@ -14,11 +14,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import fmean
 from typing import Literal, NamedTuple
 
 from rlaif.judges.goldset import GoldPair, sentences
 from rlaif.records import Choice, Prompt, Record, hashed_order, unit_interval
-from rlaif.statistics import Interval, mean_interval
+from rlaif.statistics import Interval, item_means, mean_interval
 
 Kind = Literal["verbosity", "edits", "assertiveness", "injection"]
 Preferred = Literal["changed", "other", "tie", "unparsed"]
@@ -145,7 +146,8 @@ def edits(pairs: Iterable[GoldPair]) -> list[Probe]:
         whole = (pair.better, pair.worse)
         first: Literal[0, 1] = 0 if unit_interval("edited", pair.id) < 0.5 else 1
         for side in (first, _other(first)):
-            names = [name for name in EDITS if _applies(name, whole[side], pair)]
+            other = whole[_other(side)]
+            names = [name for name in EDITS if _applies(name, whole[side], pair) and EDITS[name](whole[side]) != other]
             if names:
                 name = names[hashed_order(names, "edit", pair.id)[0]]
                 shown = _with(whole, side, EDITS[name](whole[side]))
@@ -255,27 +257,32 @@ def self_preference(
     truths: Sequence[Choice | None],
     families: Mapping[str, str] | None = None,
     *,
+    prompts: Sequence[str] | None = None,
     seed: int = 0,
 ) -> SelfPreference | None:
     """How much more often a judge lets its own family win than people or gold do (arXiv 2306.05685, section 3.3).
 
-    Item k compares a completion of `samplers[k][0]` (A) with one of `samplers[k][1]` (B) for a prompt of its own. Only
-    items count in which exactly one sampler is of the judge's family and both verdicts are parsed; a tie is one half.
-    `families` maps names to families; a name that is not in it is its own. None for fewer than two such items.
+    Item k compares a completion of `samplers[k][0]` (A) with one of `samplers[k][1]` (B) for a prompt of its own, or
+    for `prompts[k]`: items of one prompt count as their mean. Only items count in which exactly one sampler is of the
+    judge's family and both verdicts are parsed; a tie is one half. `families` maps names to families; a name that is
+    not in it is its own. None for fewer than two such prompts.
     """
     families = families or {}
     own = families.get(judge, judge)
-    won: list[tuple[float, float]] = []
-    for names, verdict, truth in zip(samplers, verdicts, truths, strict=True):
+    mine_won: list[tuple[str, float]] = []
+    truly: list[tuple[str, float]] = []
+    items = prompts if prompts is not None else [str(k) for k in range(len(verdicts))]
+    for item, names, verdict, truth in zip(items, samplers, verdicts, truths, strict=True):
         ours = [families.get(name, name) == own for name in names]
         if ours[0] != ours[1] and verdict is not None and truth is not None:
             mine = "A" if ours[0] else "B"
-            won.append((_share(verdict, mine), _share(truth, mine)))
-    difference = mean_interval([by_judge - by_truth for by_judge, by_truth in won], seed=seed)
+            mine_won.append((item, _share(verdict, mine)))
+            truly.append((item, _share(truth, mine)))
+    by_judge, by_truth = item_means(mine_won), item_means(truly)
+    difference = mean_interval([a - b for a, b in zip(by_judge, by_truth, strict=True)], seed=seed)
     if difference is None:
         return None
-    by_judge, by_truth = (sum(each) / len(won) for each in zip(*won, strict=True))
-    return SelfPreference(by_judge, by_truth, difference)
+    return SelfPreference(fmean(by_judge), fmean(by_truth), difference)
 
 
 def _share(verdict: Choice, mine: str) -> float:

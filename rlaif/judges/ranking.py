@@ -91,7 +91,7 @@ def _bound(reply: Completion, slots: Slots, principle: Principle, stage: RankSta
     """The reply's ranking of numbers as one of candidates."""
     order, problem = _read(reply, len(slots), stage)
     return Ranking(
-        order=None if order is None else tuple(tuple(i for k in tied for i in slots[k - 1]) for tied in order),
+        order=None if order is None else tuple(tuple(sorted(i for k in tied for i in slots[k - 1])) for tied in order),
         shown=tuple(i for same in slots for i in same),
         judge=stage.model,
         principle=principle.id,

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -21,6 +22,7 @@ from rlaif.config import (
     Require,
     SamplingSettings,
     Stage,
+    Step,
     load_value,
     read_pipeline,
 )
@@ -45,7 +47,7 @@ from rlaif.judges.audit import (
 from rlaif.judges.comparing import Comparer, compare
 from rlaif.judges.findings import findings, markdown, verdict
 from rlaif.judges.gold import world_pairs
-from rlaif.judges.goldset import GoldPair, read_gold, to_judge
+from rlaif.judges.goldset import WORLD, GoldPair, read_gold, to_judge
 from rlaif.judges.person import judged_by_people, read_labels
 from rlaif.judges.probes import Probe
 from rlaif.judges.rating import Judge, rate
@@ -59,7 +61,6 @@ from rlaif.resources import find
 from rlaif.store import CallStore
 
 OVERALL = "constitutions/overall.yaml"
-WORLD = "world"  # what a user writes for pairs of the embedded world
 WORLD_PAIRS = 240
 IN_FLIGHT = 64  # pairs asked at a time: a judge has more servers' slots than that nowhere in an audit's minute
 
@@ -104,7 +105,10 @@ def _only(comparison: str) -> Constitution:
 
 
 def by_rating(stage: RateStage, judge: Judge, model: SamplingSettings, scheduler: Sampler, seed: int) -> Decide:
-    """A judge as a rate stage asks it: of two texts the one with the higher weighted mean, rated in both orders."""
+    """A judge as a rate stage asks it: of two texts the one with the higher weighted mean, rated in both orders.
+
+    One that is shown a text at a time knows no order, and is asked once.
+    """
     basis = "scores" if stage.answers == "expected" else "ratings"
 
     async def decide(prompt: Prompt, texts: tuple[str, str], _: str | None) -> Comparison:
@@ -112,11 +116,11 @@ def by_rating(stage: RateStage, judge: Judge, model: SamplingSettings, scheduler
         asked = await together(
             *(
                 rate(row, stage, judge.rubric, judge.template, model, scheduler, seed, reverse=reverse)
-                for reverse in (False, True)
+                for reverse in ((False, True) if stage.shown == "all" else (False,))
             )
         )
-        verdicts = (_verdict(_read_first(asked, place), basis, judge.rubric.weights()) for place in (0, 1))
-        forward, backward = verdicts
+        read = [_read_first(asked, place) for place in (0, 1)] if stage.shown == "all" else asked * 2
+        forward, backward = (_verdict(one, basis, judge.rubric.weights()) for one in read)
         return Comparison.merge(forward, backward.swap(), principle=judge.rubric.name, judge=stage.model)
 
     return decide
@@ -182,14 +186,17 @@ class AuditRun:
         self.store.close()
 
     def cost(self, verdicts: int) -> dict[str, int | float | None]:
-        """What the verdicts rest on, paid for now or before; a preference takes one verdict of both orders."""
+        """What the verdicts rest on, paid for now or before; a preference takes one verdict of both orders.
+
+        The short probes of a server are among the tokens and are no calls.
+        """
         tallies = self.ledger.by_model()
         read = {name: tally.prompt_tokens + tally.cached_prompt_tokens for name, tally in tallies.items()}
         written = {name: tally.completion_tokens + tally.cached_completion_tokens for name, tally in tallies.items()}
         costs = [self.ledger.cost(name, read[name], written[name]) for name in tallies]
         known = [cost for cost in costs if cost is not None]
         total = sum(known) if known else None
-        calls = sum(tally.sent + tally.cached for tally in tallies.values())
+        calls = sum(tally.sent - tally.discarded + tally.cached for tally in tallies.values())
         return {
             "calls": calls,
             "of them from the store": sum(tally.cached for tally in tallies.values()),
@@ -200,6 +207,22 @@ class AuditRun:
             "tokens per preference": round((sum(read.values()) + sum(written.values())) / verdicts, 1),
             "cost per preference": None if total is None else total / verdicts,
         }
+
+
+# The options of `rlaif audit` that mean anything, by what is audited.
+OPTIONS = {
+    "a run": ("--stage", "--labels"),
+    "a pipeline": ("--stage", "--gold", "--take", "settings"),
+    "a server": ("--model", "--key-env", "--method", "--gold", "--take", "settings"),
+    "a model's folder": ("--method", "--gold", "--take", "settings"),
+}
+
+
+def check_options(audited: str, given: Mapping[str, object]) -> None:
+    """Raises InputError for an option that would be passed over in silence; `given` are those that were written."""
+    for option, value in given.items():
+        if value and option not in OPTIONS[audited]:
+            raise InputError(f"an audit of {audited} takes no {option}", key=option, fix="take it out")
 
 
 def judge_document(
@@ -215,7 +238,7 @@ def judge_document(
     if "://" in judge:
         if model is None:
             fix = "name one with --model; the server's own list stands at its /models"
-            raise InputError(f"which model of {judge}?", key="--model", fix=fix)
+            raise InputError(f"no model of {judge} is named", key="--model", fix=fix)
         spec = {"engine": "openai", "base_url": judge, "model": model}
         if key_variable is not None:
             spec["api_key_env"] = key_variable
@@ -260,13 +283,7 @@ SMALL: dict[str, dict[str, Any]] = {  # how the embedded annotator is asked, whi
 
 def stage_of(pipeline: Pipeline, name: str | None) -> tuple[dict[str, ModelSpec], Stage]:
     """The judging stage of a pipeline file, by its name or the first. Raises InputError."""
-    steps = [step for step in pipeline.steps if isinstance(step.stage, CompareStage | RateStage)]
-    chosen = next((step for step in steps if name in (None, step.name)), None)
-    if chosen is None:
-        problem = (
-            "the pipeline has no stage that compares or rates" if not steps else f"no judging stage is called {name!r}"
-        )
-        raise InputError(problem, file=pipeline.document.path, fix=nearest(name or "", [s.name for s in steps]))
+    chosen = judging_step(pipeline, name)
     for model, _ in chosen.stage.named_models():
         if model not in pipeline.models:
             problem = f"the judge {model!r} is trained in this pipeline and does not exist before it runs"
@@ -275,13 +292,30 @@ def stage_of(pipeline: Pipeline, name: str | None) -> tuple[dict[str, ModelSpec]
     return {name: spec for name, spec in pipeline.models.items() if name in asked}, chosen.stage
 
 
+def judging_step(pipeline: Pipeline, name: str | None) -> Step:
+    """The compare or rate stage of a pipeline called `name`, or the first of them. Raises InputError."""
+    steps = [step for step in pipeline.steps if isinstance(step.stage, CompareStage | RateStage)]
+    if not steps:
+        problem, fix = "the pipeline has no stage that compares or rates", "add one, or name a model to be audited"
+        raise InputError(problem, file=pipeline.document.path, fix=fix)
+    chosen = next((step for step in steps if name in (None, step.name)), None)
+    if chosen is None:
+        fix = nearest(str(name), [step.name for step in steps])
+        raise InputError(f"no judging stage is called {name!r}", file=pipeline.document.path, key="--stage", fix=fix)
+    return chosen
+
+
 def open_audited(
-    models: Mapping[str, ModelSpec], stage: Stage, gold: str | None, take: int | None, store: CallStore
+    models: Mapping[str, ModelSpec], stage: Stage, gold: str | None, take: int | None, store: Path
 ) -> Audited:
-    """The judge of a compare or rate stage, ready to be asked. Raises InputError."""
+    """The judge of a compare or rate stage, ready to be asked; its calls are kept in `store`. Raises InputError.
+
+    Without `gold` it is asked the pairs that the stage's gate names, and else those that fit it.
+    """
     assert isinstance(stage, CompareStage | RateStage)
-    gold = gold or default_gold(stage, models)
-    pairs, run = gold_pairs(gold, take), AuditRun(models, store)
+    gold = gold or (stage.require and stage.require.gold) or default_gold(stage, models)
+    pairs = gold_pairs(gold, take)  # before anything is made: wrong input leaves no trace
+    run = AuditRun(models, CallStore(store, run="audit"))
     decide, asked = judge_of(stage, gold, run.settings, run.scheduler, seed=0)
     name = " + ".join(_called(models[name]) for name, _ in stage.named_models())
     return Audited(name, asked, decide, pairs, gold == WORLD, run)
@@ -330,14 +364,11 @@ def _called(spec: ModelSpec) -> str:
 async def audit_judge(audited: Audited, *, probes: bool, progress: Silent) -> dict[str, Any]:
     """The whole audit of an opened judge, its cost beside it; the judge is closed after it."""
     asked = probes_of(audited.pairs, world=audited.world) if probes else []
-    count, verdicts = (
-        len(audited.pairs) + len(asked),
-        len(audited.pairs) + sum(1 + (p.clean is not None) for p in asked),
-    )
+    count = len(audited.pairs) + len(asked)
     progress.begin("audit", "pairs", total=count)
     try:
         found = await audit(audited.pairs, audited.decide, asked, progress.advance)
-        cost = audited.run.cost(verdicts)
+        cost = audited.run.cost(count)
     finally:
         await audited.run.close()
     progress.end("audit", f"{len(audited.pairs):,} pairs, {len(asked):,} probes")
@@ -362,24 +393,29 @@ def audit_run(folder: RunFolder, stage: str | None, labels: str | None) -> dict[
     Raises InputError.
     """
     pipeline = read_pipeline(str(folder.path / "pipeline.yaml"))
-    steps = [s for s in pipeline.steps if isinstance(s.stage, CompareStage | RateStage) and stage in (None, s.name)]
-    if not steps:
-        fix = "audit its judge on gold pairs: rlaif audit PIPELINE"
-        raise InputError("the run has no such stage that compares or rates", file=str(folder.path), fix=fix)
-    step = steps[0]
+    step = judging_step(pipeline, stage)
     rows = [Row.model_validate_json(line) for line in read_lines(folder.stage(step.number, step.name))]
     rows = [row for row in rows if row.failure is None]
-    weights, about = None, "comparisons"
+    judge, scores, about = " + ".join(name for name, _ in step.stage.named_models()), None, "comparisons"
+    families = {name: _called(spec) for name, spec in pipeline.models.items()}
     if isinstance(step.stage, RateStage):
         weights, about = open_judge(step.stage).rubric.weights(), "preferences that the ratings amount to"
-    items = judged(rows, weights)
-    found = of_judged(items)
-    if weights is not None:
-        found["ratings"] = of_ratings(rows)
+        basis = "scores" if step.stage.answers == "expected" else "ratings"
+        scores = partial(candidate_scores, basis=basis, weights=weights)
+    items = judged(rows, scores, judge)
+    if not items:
+        problem = f"the stage {step.name!r} has judged nothing of this run that could be looked at"
+        raise InputError(problem, file=str(folder.path), fix="run the pipeline again: it goes on where it stopped")
+    found = of_judged(items, families)
+    if isinstance(step.stage, RateStage):
+        found["ratings"] = of_ratings(rows, weights)
     if labels is not None:
-        known = read_labels(find(labels))
-        found["people"] = with_people(items, judged([judged_by_people(row, known) for row in rows]))
-    judge = " + ".join(name for name, _ in step.stage.named_models())
+        known = read_labels(find(labels, key="--labels"))
+        found["people"] = with_people(items, judged([judged_by_people(row, known) for row in rows]), families)
+        if not found["people"]["pairs"]:
+            problem = f"none of the {known.total:,} labels is of a pair that the stage {step.name!r} judged"
+            fix = "name prompts by their id and candidates by call or whole text, as in the run's stages/"
+            raise InputError(problem, file=labels, fix=fix)
     asked = f"The {len(items):,} {about} of the stage {step.name}, without gold"
     return _told(f"{judge} in the run {folder.path.name}", asked, found)
 
@@ -398,9 +434,9 @@ async def audit(
     advance: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """The figures of a judge on gold pairs, and on probes made of them. Raises EngineError."""
-    principles = {pair.id: pair.principle for pair in pairs}
     rulings = await _each([rule(pair, decide) for pair in pairs], advance)
-    probed = await _each([probe(one, principles[one.pair], decide) for one in probes], advance)
+    ruled = {ruling.pair.id: ruling for ruling in rulings}
+    probed = await _each([probe(one, ruled[one.pair], decide) for one in probes], advance)
     return figures(rulings, probed)
 
 
@@ -451,8 +487,8 @@ def unmet(require: Require, found: Mapping[str, Any]) -> list[str]:
         if bound is not None and (share is None or share["mean"] < bound):
             has = "nothing to say of it" if share is None else f"{share['mean']:.2f} on {share['n']} pairs"
             short.append(f"{name.replace('_', ' ')} {has}, {bound:g} required")
-    unparsed = found["verdicts"]["unparsed"]
-    if require.unparsed is not None and unparsed is not None and unparsed["mean"] > require.unparsed:
+    unparsed = found["agreement"]["unparsed_share"]  # calls that failed among them
+    if require.unparsed is not None and unparsed["mean"] > require.unparsed:
         short.append(
             f"unparsed {unparsed['mean']:.2f} of {unparsed['n']} verdicts, at most {require.unparsed:g} allowed"
         )

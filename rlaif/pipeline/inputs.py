@@ -24,6 +24,7 @@ from rlaif.config import (
     RankStage,
     Rater,
     RateStage,
+    Require,
     ReviseStage,
     SampleStage,
     Step,
@@ -53,6 +54,7 @@ from rlaif.generate import revising
 from rlaif.generate.revising import Reviser
 from rlaif.judges import comparing, ranking, rating
 from rlaif.judges.comparing import Comparer
+from rlaif.judges.goldset import WORLD, read_gold
 from rlaif.judges.person import Labels, read_labels
 from rlaif.judges.rating import Judge
 from rlaif.judges.verifiers import Check as VerifierCheck
@@ -101,6 +103,8 @@ class Inputs:
         self._check_heads()
         for step in pipeline.steps:
             stage = step.stage
+            if isinstance(stage, CompareStage | RateStage) and stage.require is not None:
+                self._gold(stage.require)
             if isinstance(stage, DataStage):
                 self._data(step, stage)
             elif isinstance(stage, PromptsStage):
@@ -128,6 +132,11 @@ class Inputs:
                 self.chat_templates[step.name] = read_text(find(stage.sft.template))
             elif isinstance(stage, MeasureStage):
                 self._measured(step, stage)
+
+    def _gold(self, require: Require) -> None:
+        """The pairs of a gate, read now: a judge may be trained for hours before it is asked them."""
+        if require.gold not in (None, WORLD):
+            read_gold(find(require.gold))
 
     def _mixture(self, step: Step, stage: SampleStage) -> None:
         if stage.principles is None or stage.mixture is None:

@@ -59,7 +59,7 @@ class RowCounts:
         elif self.kind == "rank":
             facts["rankings"] += len(row.rankings)
             facts["unparsed"] += sum(ranking.order is None for ranking in row.rankings)
-            facts["orders_disagree"] += len({ranking.order for ranking in row.rankings}) > 1
+            facts["orders_disagree"] += len({r.order for r in row.rankings if r.order is not None}) > 1
         else:
             ratings = [rating for rating in row.ratings if rating.aspect in self.aspects]
             scores = [score for score in row.scores if score.aspect in self.aspects]

@@ -280,10 +280,13 @@ class Run:
             short = unmet(stage.require, found)
             self.progress.end(f"audit of {step.name}", "; ".join(short) or "passed")
             if short:
-                raise WorkError(
-                    f"the judge of {step.name!r} falls short: {'; '.join(short)}",
-                    fix=f"see why: rlaif audit {self.pipeline.document.path} --stage {step.name}",
-                )
+                names = [name for name, _ in stage.named_models()]
+                trained = next((name for name in names if name not in self.pipeline.models), None)
+                see = f"{self.pipeline.document.path} --stage {step.name}"
+                if trained is not None:
+                    see = f"{self.folder.model(trained)} --method {stage.kind}"
+                problem = f"the judge of {step.name!r} falls short: {'; '.join(short)}"
+                raise WorkError(problem, fix=f"see why: rlaif audit {see}")
 
     async def _let_go(self, steps: Sequence[Step]) -> None:
         """Free the memory of models that these steps do not ask: vLLM fills a GPU, and training needs one.

@@ -6,7 +6,7 @@ Every interval says what it was computed from, so that a table can show n beside
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -65,6 +65,20 @@ def share_interval(outcomes: Sequence[bool]) -> Interval | None:
     test = stats.binomtest(sum(outcomes), len(outcomes))
     interval = test.proportion_ci(confidence_level=CONFIDENCE, method="wilson")
     return Interval(sum(outcomes) / len(outcomes), float(interval.low), float(interval.high), len(outcomes))
+
+
+def points_interval(points: Sequence[float], *, seed: int = 0) -> Interval | None:
+    """Mean of points in [0, 1]: a share where all are 0 or 1, whose interval keeps a width; else bootstrapped."""
+    whole = all(value in (0.0, 1.0) for value in points)
+    return share_interval([value == 1.0 for value in points]) if whole else mean_interval(points, seed=seed)
+
+
+def item_means(values: Iterable[tuple[Hashable, float]]) -> list[float]:
+    """The mean of each item's values, in the order the items come in: values on one item are not independent."""
+    by_item: dict[Hashable, list[float]] = {}
+    for item, value in values:
+        by_item.setdefault(item, []).append(value)
+    return [sum(points) / len(points) for points in by_item.values()]
 
 
 def resamples(counts: Sequence[int], *, times: int = RESAMPLES, seed: int = 0) -> Iterator[NDArray[Any]]:
@@ -131,8 +145,7 @@ def win_rate(scores: Sequence[float | None], baseline: Sequence[float | None], *
     """Compare two models prompt by prompt; a prompt with an unparsed score on either side is left out."""
     pairs = [(a, b) for a, b in zip(scores, baseline, strict=True) if a is not None and b is not None]
     outcomes = [1.0 if a > b else 0.0 if a < b else 0.5 for a, b in pairs]
-    decided = 0.5 not in outcomes  # then it is a share, whose interval keeps a width at 0 and 1
-    interval = share_interval([o == 1.0 for o in outcomes]) if decided else mean_interval(outcomes, seed=seed)
+    interval = points_interval(outcomes, seed=seed)
     return None if interval is None else WinRate(interval, outcomes.count(0.5) / len(outcomes))
 
 

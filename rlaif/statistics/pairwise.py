@@ -7,11 +7,11 @@ is the other candidate. `unswap` turns a verdict of the second list into the fir
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 from rlaif.records import Choice
-from rlaif.statistics.intervals import Interval, bootstrap_interval, share_interval
+from rlaif.statistics.intervals import Interval, bootstrap_interval, item_means, points_interval, share_interval
 
 Verdicts = Sequence[Choice | None]
 _SWAPPED: dict[Choice | None, Choice | None] = {"A": "B", "B": "A", "tie": "tie", None: None}
@@ -58,16 +58,21 @@ def first_slot_rate(verdicts: Verdicts) -> Interval | None:
     return share_interval([verdict == "A" for verdict in verdicts if verdict in ("A", "B")])
 
 
-def longer_rate(verdicts: Verdicts, lengths_a: Sequence[int], lengths_b: Sequence[int]) -> Interval | None:
-    """How often the longer candidate is preferred, of decided pairs of unequal length. Raises ValueError."""
-    _same_length(verdicts, lengths_a, lengths_b)
-    return share_interval(
-        [
-            (verdict == "A") == (a > b)
-            for verdict, a, b in zip(verdicts, lengths_a, lengths_b, strict=True)
-            if verdict in ("A", "B") and a != b
-        ]
+def longer_rate(
+    verdicts: Verdicts, lengths_a: Sequence[int], lengths_b: Sequence[int], items: Sequence[Hashable] | None = None
+) -> Interval | None:
+    """How often the longer candidate is preferred, of decided pairs of unequal length. Raises ValueError.
+
+    `items` are what the pairs are about: several of one item count as their mean, and the interval is over items.
+    """
+    items = range(len(verdicts)) if items is None else items
+    _same_length(verdicts, lengths_a, lengths_b, items)
+    longer = (
+        (item, float((verdict == "A") == (a > b)))
+        for verdict, a, b, item in zip(verdicts, lengths_a, lengths_b, items, strict=True)
+        if verdict in ("A", "B") and a != b
     )
+    return points_interval(item_means(longer))
 
 
 def average_orders(forward: float | None, backward: float | None) -> float | None:
