@@ -129,7 +129,7 @@ def test_the_lock_pins_every_direct_dependency_but_torch_inside_its_range() -> N
     )
     (torch,) = re.findall(r"^TORCH := torch==(\S+)$", MAKEFILE, re.MULTILINE)
     assert "torch" not in pins
-    for line in dependencies("train", "schema", "dev"):
+    for line in dependencies("train", "schema", "verify", "dev"):
         requirement = Requirement(line)
         pin = (pins | {"torch": torch}).get(canonicalize_name(requirement.name))
         assert pin is not None and pin in requirement.specifier, f"{line}: the lock has {pin}; run make lock"
