@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from biased import HIGH, LOW, SHOWN, Biased, logistic, size
-from echo import RUBRIC, Echo, write_prompts, write_project
+from echo import RUBRIC, Echo, write_project, write_prompts
 from serving import serve
 from test_run import Cli, run_cli  # noqa: F401 - the fixture
 
@@ -205,9 +205,9 @@ def test_averaging_both_orders_takes_the_place_out_pair_by_pair(
 def test_one_order_loses_what_both_keep(audited: Audited) -> None:
     placing, placeless = audited("placing"), audited("placeless")
     both = [at(found, "agreement/both_orders") for found in (placing, placeless)]
-    assert both[0] == both[1] == at(placeless, "agreement/one_order") | {
-        name: both[1][name] for name in ("low", "high")
-    }
+    assert (
+        both[0] == both[1] == at(placeless, "agreement/one_order") | {name: both[1][name] for name in ("low", "high")}
+    )
     assert at(placing, "agreement/one_order")["high"] < both[0]["mean"]
     assert at(placing, "agreement/right_in_both")["high"] < at(placing, "agreement/one_order")["mean"]
 
@@ -326,11 +326,15 @@ def test_every_figure_of_the_json_has_its_interval_and_n(audited: Audited) -> No
 
 
 def test_what_was_asked_is_counted_and_priced(
-    judges: dict[str, Biased], url: str, tmp_path: Path, run_cli: Cli  # noqa: F811
+    judges: dict[str, Biased],
+    url: str,
+    tmp_path: Path,
+    run_cli: Cli,  # noqa: F811
 ) -> None:
     text = (
         "name: p\nmodels:\n  judge: {engine: openai, model: placing, base_url: '" + url + "', "
-        "price: {prompt: 3, completion: 7}, identity: priced}\n  other: {engine: openai, model: fair, base_url: '" + url
+        "price: {prompt: 3, completion: 7}, identity: priced}\n  other: {engine: openai, model: fair, base_url: '"
+        + url
         + "'}\nstages:\n  - prompts: {path: prompts.jsonl}\n  - sample: {models: [other], per_prompt: 2}\n"
         "  - compare: {model: judge, constitution: constitutions/helpful-harmless.yaml}\n"
         "  - compare: {name: loud, model: other, constitution: constitutions/overall.yaml, verdicts: hard}\n"
@@ -519,7 +523,9 @@ def test_self_preference_is_found_beside_peoples_labels(tmp_path: Path, run_cli:
     assert about(found)["self-preference"] == "care" and "let another model judge" in report
     assert at(found, "wins/mine")["mean"] > 0.999 and at(found, "wins/mine")["n"] == 24
     assert people["pairs"] == 72 and people["people_fleiss_kappa"]["mean"] == 1.0
-    assert people["systems"]["pearson"] is None and "model by model" in report  # three models are too few for an interval
+    assert (
+        people["systems"]["pearson"] is None and "model by model" in report
+    )  # three models are too few for an interval
 
 
 def test_an_even_judge_has_no_self_preference(tmp_path: Path, run_cli: Cli) -> None:  # noqa: F811
@@ -562,7 +568,8 @@ class Third(Biased):
 
 
 def test_a_judge_that_ranks_models_perfectly_may_be_wrong_on_every_third_pair(
-    tmp_path: Path, run_cli: Cli  # noqa: F811
+    tmp_path: Path,
+    run_cli: Cli,  # noqa: F811
 ) -> None:
     engines: dict[str, Biased] = {name: Biased(name) for name in STRENGTH} | {"judge": Third("judge")}
     write_prompts(tmp_path, 12)
@@ -669,7 +676,11 @@ def written(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("stage", "per_pair"), [(COMPARE, 2), (RATE, 4)])
 def test_a_judge_that_passes_its_gate_is_asked_on(
-    stage: str, per_pair: int, gated: tuple[str, dict[str, Biased]], tmp_path: Path, run_cli: Cli  # noqa: F811
+    stage: str,
+    per_pair: int,
+    gated: tuple[str, dict[str, Biased]],
+    tmp_path: Path,
+    run_cli: Cli,  # noqa: F811
 ) -> None:
     url, engines = gated
     asked(engines)
@@ -703,7 +714,12 @@ def test_a_judge_that_passes_its_gate_is_asked_on(
     ],
 )
 def test_a_judge_that_falls_short_stops_the_run_before_anything_is_sampled(
-    judge: str, require: str, short: str, gated: tuple[str, dict[str, Biased]], tmp_path: Path, run_cli: Cli  # noqa: F811
+    judge: str,
+    require: str,
+    short: str,
+    gated: tuple[str, dict[str, Biased]],
+    tmp_path: Path,
+    run_cli: Cli,  # noqa: F811
 ) -> None:
     url, engines = gated
     asked(engines)
@@ -726,7 +742,9 @@ def test_a_judge_that_falls_short_stops_the_run_before_anything_is_sampled(
 
 
 def test_a_jury_is_gated_as_one_judge(
-    gated: tuple[str, dict[str, Biased]], tmp_path: Path, run_cli: Cli  # noqa: F811
+    gated: tuple[str, dict[str, Biased]],
+    tmp_path: Path,
+    run_cli: Cli,  # noqa: F811
 ) -> None:
     url, engines = gated
     asked(engines)
@@ -747,7 +765,10 @@ def test_a_jury_is_gated_as_one_judge(
 
 def test_a_judge_trained_in_the_pipeline_is_audited_once_it_exists(tmp_path: Path, run_cli: Cli) -> None:  # noqa: F811
     """And a judge that is there before is audited first of all, wherever its stage stands."""
-    rows = [{"messages": [{"role": "user", "content": f"say {k} ."}, {"role": "assistant", "content": "fine ."}]} for k in range(8)]
+    rows = [
+        {"messages": [{"role": "user", "content": f"say {k} ."}, {"role": "assistant", "content": "fine ."}]}
+        for k in range(8)
+    ]
     (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     write_prompts(tmp_path, 4)
     (tmp_path / "gated.yaml").write_text(
@@ -783,7 +804,10 @@ WRONG_GATES: dict[str, tuple[str, str]] = {
 
 @pytest.mark.parametrize("name", WRONG_GATES)
 def test_a_wrong_gate_is_refused_before_anything_is_asked(
-    name: str, gated: tuple[str, dict[str, Biased]], tmp_path: Path, run_cli: Cli  # noqa: F811
+    name: str,
+    gated: tuple[str, dict[str, Biased]],
+    tmp_path: Path,
+    run_cli: Cli,  # noqa: F811
 ) -> None:
     url, engines = gated
     asked(engines)
@@ -875,12 +899,19 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_input(
-    name: str, url: str, ended: Path, tmp_path: Path, run_cli: Cli, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+    name: str,
+    url: str,
+    ended: Path,
+    tmp_path: Path,
+    run_cli: Cli,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(ended)
     arguments, expected, words = WRONG[name]
     before = sorted(path.name for path in ended.iterdir())
-    code, out, err = run_cli("audit", *(url if word == "URL" else word for word in arguments), "--out", str(tmp_path / "a"))
+    code, out, err = run_cli(
+        "audit", *(url if word == "URL" else word for word in arguments), "--out", str(tmp_path / "a")
+    )
     assert code == expected, (out, err)
     assert re.search(words, err), err
     assert err.startswith("error: ") and "Traceback" not in err and err.count("\n") == 1 and len(err) < 500

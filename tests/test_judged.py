@@ -337,7 +337,7 @@ def test_true_answers_come_with_their_prompt(tmp_path: Path, row: dict[str, Any]
 
 def test_instructions_that_code_can_check_come_with_their_prompt(tmp_path: Path) -> None:
     row = {"prompt": "q", "instruction_id_list": ["a:b", "c:d"], "kwargs": [{}, {"n": 3, "unused": None}]}
-    expected = ({"instruction": "a:b", "arguments": {}}, {"instruction": "c:d", "arguments": {"n": 3}})
+    expected = ({"ifeval": {"id": "a:b", "kwargs": {}}}, {"ifeval": {"id": "c:d", "kwargs": {"n": 3}}})
     for written in (row, row | {"kwargs": json.dumps(row["kwargs"])}):
         (prompt,) = read_prompts(jsonl(tmp_path / "file.jsonl", [written])).items
         assert prompt.checks == expected

@@ -245,6 +245,24 @@ def reference_of(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def checks_of(row: dict[str, Any]) -> tuple[dict[str, Any], ...]:
+    """What code can verify of a completion, as `judges.verifiers` reads it: a row's own `checks`, IFEval's instructions.
+
+    What is None stands for nothing: tables write one wherever another row has a value.
+    """
+    own = row.get("checks")
+    try:
+        own = json.loads(own) if isinstance(own, str) else own
+    except ValueError:
+        own = ""
+    if not isinstance(own, list | None) or not all(isinstance(check, dict) for check in own or ()):
+        raise UnknownShape("`checks` is no list of checks", 'write [{"length": {"max_words": 100}}]')
+    return (
+        *({kind: about for kind, about in check.items() if about is not None} for check in own or ()),
+        *_ifeval(row),
+    )
+
+
+def _ifeval(row: dict[str, Any]) -> tuple[dict[str, Any], ...]:
     """IFEval's instructions, each with those of its arguments that are given."""
     if "instruction_id_list" not in row:
         return ()
@@ -258,6 +276,6 @@ def checks_of(row: dict[str, Any]) -> tuple[dict[str, Any], ...]:
     if not whole or not all(isinstance(each, dict) for each in arguments):
         raise UnknownShape("`kwargs` does not fit `instruction_id_list`", "give one object of arguments for each id")
     return tuple(
-        {"instruction": str(name), "arguments": {key: value for key, value in each.items() if value is not None}}
+        {"ifeval": {"id": str(name), "kwargs": {key: value for key, value in each.items() if value is not None}}}
         for name, each in zip(ids, arguments, strict=True)
     )

@@ -114,8 +114,7 @@ def _pair_one(row: Row, pairing: Pairing) -> list[Preference] | str:
 def _by_comparison(row: Row, whole: Sequence[int], min_margin: float) -> list[Preference] | str:
     """What each comparison prefers: its likelihood is the chosen one's score."""
     if not row.comparisons:
-        texts = {row.candidates[i].completion.text for i in whole}
-        return "empty completion" if any(not text.strip() for text in texts) else "identical texts"
+        return _uncompared(row, whole)
     reasons, found = [], []
     for comparison in row.comparisons:
         texts = {row.candidates[i].completion.text for i in (comparison.a, comparison.b)}
@@ -143,7 +142,17 @@ def _by_comparison(row: Row, whole: Sequence[int], min_margin: float) -> list[Pr
     return found or reasons[0]
 
 
+def _uncompared(row: Row, whole: Sequence[int]) -> str:
+    """Why nobody compared the candidates: there was nothing to compare, or no person came to it."""
+    texts = {row.candidates[i].completion.text for i in whole}
+    if any(not text.strip() for text in texts):
+        return "empty completion"
+    return "identical texts" if len(texts) < 2 else "no comparison"
+
+
 def _by_scores(row: Row, whole: Sequence[int], pairing: Pairing) -> list[Preference] | str:
+    if pairing.basis == "comparisons" and not row.comparisons:
+        return _uncompared(row, whole)
     rule, scores = pairing.rule, candidate_scores(row, pairing.basis, pairing.weights)
     texts = [candidate.completion.text for candidate in row.candidates]
     if rule == "k-wise" and {texts[i] for i in scores} != set(texts):

@@ -50,7 +50,10 @@ def own_checks(prompt: Prompt) -> tuple[Check, ...]:
     try:
         return tuple(Check.model_validate(check) for check in prompt.checks)
     except ValidationError as error:
-        raise EngineError(f"the prompt's own checks: {oneline(error.errors()[0]['msg'])}", cause="checks") from None
+        first = error.errors()[0]
+        where = f"`{'.'.join(map(str, first['loc']))}`: " if first["loc"] else ""
+        problem = oneline(first["msg"]).removeprefix("Value error, ")
+        raise EngineError(f"the prompt's own checks: {where}{problem}", cause="checks") from None
 
 
 def _score(candidate: int, number: int, check: Check, outcome: Outcome) -> Score:

@@ -36,7 +36,7 @@ from rlaif.config import (
 from rlaif.config.document import Position, validated
 from rlaif.constitution import read_constitution
 from rlaif.engines.identity import has_reward_head
-from rlaif.errors import nearest
+from rlaif.errors import EngineError, nearest
 from rlaif.formats import (
     Conversation,
     ReadResult,
@@ -58,6 +58,7 @@ from rlaif.judges.goldset import WORLD, read_gold
 from rlaif.judges.person import Labels, read_labels
 from rlaif.judges.rating import Judge
 from rlaif.judges.verifiers import Check as VerifierCheck
+from rlaif.judges.verifying import own_checks
 from rlaif.lexicon import Lexicon, listed
 from rlaif.measure import Truth
 from rlaif.pipeline.engines import api_key
@@ -224,7 +225,16 @@ class Inputs:
         """What a stage checks of every completion, read as its place in the pipeline file says."""
         document, place = self.pipeline.document, ("stages", step.number - 1, *under, "checks")
         checks = tuple(validated(VerifierCheck, one, document, (*place, number)) for number, one in enumerate(given))
-        if not checks and not any(prompt.checks for prompt in self._prompts_of(step)):
+        own = 0
+        for prompt in self._prompts_of(step):
+            try:
+                own += len(own_checks(prompt))
+            except EngineError as error:
+                problem = f"{error.message}, of the prompt {prompt.id} ({oneline(prompt.text)[:60]!r})"
+                raise self.pipeline.error(
+                    step, problem, (*under[1:], "checks"), "mend them in the file of prompts"
+                ) from None
+        if not checks and not own:
             problem = "there is nothing to check: neither the stage nor a prompt has checks"
             raise self.pipeline.error(
                 step, problem, (*under[1:], "checks"), "write `checks: [{length: {max_words: 100}}]`"

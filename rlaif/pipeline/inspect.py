@@ -94,8 +94,8 @@ def rows(folder: RunFolder, stage: str | None = None) -> Iterator[Row]:
 
 
 def _tables(folder: RunFolder, stage: str | None) -> Iterator[Iterator[Row]]:
-    """The rows of each row stage, the last stage first; of the named one alone where one is."""
-    files = {path.stem.split("-", 1)[1]: path for path in _files(folder, *ROW_STAGES)}
+    """The rows of each stage that has any, the last stage first; of the named one alone where one is."""
+    files = {path.stem.split("-", 1)[1]: path for path in _files(folder, *ROW_STAGES, "score")}
     if stage is not None and stage not in files:
         raise InputError(f"the run has no rows of a stage {stage!r}", fix=nearest(stage, files) if files else None)
     for name, path in reversed(files.items()):
