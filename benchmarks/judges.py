@@ -109,8 +109,8 @@ def methods() -> list[Method]:
         rated("rate, two together, the rubric `tiny`"),
         rated("rate, each by itself, the aspect `right` alone", shown="one")._replace(aspect="right"),
         rated("rate, each by itself, the rubric `tiny`", shown="one"),
-        as_piped("rate, four together, the rubric `tiny`", "pipelines/quickstart.yaml")._replace(four=True),
-        rated("rate, each of four by itself, the rubric `tiny`", shown="one")._replace(four=True),
+        rated("rate, four together, the rubric `tiny`")._replace(four=True),
+        as_piped("rate, each of four by itself, the rubric `tiny`", "pipelines/quickstart.yaml")._replace(four=True),
         rated("rate, `answers: expected`", shown="one", answers="expected"),
         Method("rank, four together", RankStage(model="annotator", **RANK), models(ONE), four=True),
     ]
