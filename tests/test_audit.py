@@ -24,6 +24,7 @@ from rlaif import cli
 from rlaif.config import CompareStage, OpenAIModel
 from rlaif.judges import audit as measuring
 from rlaif.judges.audit import probes_of
+from rlaif.judges.findings import findings
 from rlaif.judges.goldset import GoldPair, read_gold
 from rlaif.pipeline.auditing import open_audited
 from rlaif.records import Row
@@ -395,6 +396,14 @@ def test_take_draws_from_each_category_by_turns(audited: Audited) -> None:
     assert not [one for one in found["findings"] if one["about"] == "category"]  # four pairs condemn nobody
 
 
+def test_a_category_is_named_where_enough_pairs_tell(audited: Audited) -> None:
+    figures = audited("fair")["figures"]
+    for n, named in ((4, []), (40, ["category"])):
+        wrong = {"mean": 0.1, "low": 0.0, "high": 0.4, "n": n}
+        said = findings(figures | {"by_category": figures["by_category"] | {"factual": wrong}})
+        assert [finding.about for finding in said if finding.grade == "bad"] == named
+
+
 def test_few_pairs_neither_condemn_nor_acquit(audited: Audited) -> None:
     found = audited("placeless", "--take", "6")
     assert about(found)["agreement"] == "care" and "too few pairs" in found["report"]
@@ -425,7 +434,8 @@ def test_gold_of_ones_own_is_compared_under_its_own_principles(tmp_path: Path, r
 
 def test_a_preference_file_is_gold_too(tmp_path: Path, run_cli: Cli) -> None:  # noqa: F811
     rows = [{"prompt": f"Question {k}?", "chosen": f"Yes, {k}.", "rejected": f"No, {k}"} for k in range(12)]
-    # A pair that an edit would make the same text of both: nothing is asked of it that cannot be answered.
+    # Pairs that an edit would make the same text of both: nothing is asked of them that cannot be answered.
+    rows += [{"prompt": f"And {k}?", "chosen": f"Sure! It is {k}.", "rejected": f"It is {k}."} for k in range(30)]
     rows.append({"prompt": "And this?", "chosen": "Sure! Indeed so.", "rejected": "Indeed so."})
     rows.append({"prompt": "And that?", "chosen": "It is so.", "rejected": "It is so.\n"})
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -434,8 +444,9 @@ def test_a_preference_file_is_gold_too(tmp_path: Path, run_cli: Cli) -> None:  #
         code, out, err = run_cli("audit", url, "--model", "judge", "--gold", "p.jsonl", "--json")
     assert code == 0, err
     found = json.loads(out)
-    assert at(found, "agreement/both_orders")["n"] == 14
-    assert set(found["figures"]["by_category"]) == {"preferences"} or len(found["figures"]["by_category"]) == 1
+    assert at(found, "agreement/both_orders")["n"] == 44
+    assert found["figures"]["probes"]["edits"]["unparsed"] == 0
+    assert len(found["figures"]["by_category"]) == 1
 
 
 # ---------------------------------------------------------------- rating
@@ -739,6 +750,17 @@ def test_a_judge_that_falls_short_stops_the_run_before_anything_is_sampled(
     gated_project(tmp_path, url, judge, COMPARE, "{unparsed: 0.9, take: 60}")
     code, out, err = run_cli("run", "gated.yaml")
     assert code == 0 and asked(engines)[judge] == 16, out + err
+
+
+def test_an_audit_of_a_gated_stage_asks_the_gold_of_its_gate(
+    gated: tuple[str, dict[str, Biased]],
+    tmp_path: Path,
+    run_cli: Cli,  # noqa: F811
+) -> None:
+    gated_project(tmp_path, gated[0], "right", COMPARE, "{agreement: 0.8, gold: own.jsonl}")
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in OWN))
+    code, out, err = run_cli("audit", "gated.yaml", "--no-probes", "--json")
+    assert code == 0 and json.loads(out)["gold"]["pairs"] == len(OWN), err
 
 
 def test_a_jury_is_gated_as_one_judge(

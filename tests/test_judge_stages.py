@@ -27,7 +27,8 @@ FENCED = re.compile(r"<completion \d+ \w{12}>\n(.*?)\n</completion", re.DOTALL)
 class Sorter(Echo):
     """Ranks by the number of words, in each form it is asked in; with `likes_first` the first one always wins.
 
-    Of `hesitates` it says nothing of use until it is asked again, of `mumbles` never.
+    Of `hesitates` it says nothing of use until it is asked again, of `mumbles` never; one that hesitates says nothing of
+    number 7 in one of the two orders.
     """
 
     def __init__(self, name: str, *, likes_first: bool = False, hesitates: str = "\0", mumbles: str = "\0") -> None:
@@ -41,7 +42,8 @@ class Sorter(Echo):
         if not shown:
             return super()._reply(request, index)
         words = [99 if self.likes_first and k == 0 else len(one.split()) for k, one in enumerate(shown)]
-        if self.mumbles in text or (self.hesitates in text and request.sampling.temperature == 0):
+        one_order = shown[0] < shown[-1] and "number 7." in text and self.hesitates in "number 3."
+        if one_order or self.mumbles in text or (self.hesitates in text and request.sampling.temperature == 0):
             said = "They are all fine."
         elif compact:
             said = "\n".join(f"[{k}] so many words rating {min(5, count)}" for k, count in enumerate(words, start=1))
@@ -157,8 +159,9 @@ def test_an_unreadable_ranking_is_asked_again_and_then_counted(tmp_path: Path, r
     asked_of = [sum(f"number {k}." in r.messages[-1].content for r in judge.asked) for k in (3, 4, 5)]
     assert asked_of == [4, 2, 6]
     facts = stage(tmp_path / "runs/ranked", "rank")
-    assert (facts["rankings"], facts["unparsed"], facts["orders_disagree"]) == (24, 2, 0)
-    assert stage(tmp_path / "runs/ranked", "pair")["dropped"] == {"unparsed": 1}
+    assert (facts["rankings"], facts["unparsed"], facts["orders_disagree"]) == (24, 3, 0)
+    assert sum(ranking.order is None for ranking in by_prompt["Say something about number 7."].rankings) == 1
+    assert stage(tmp_path / "runs/ranked", "pair")["dropped"] == {"unparsed": 2}
 
 
 # ---------------------------------------------------------------- people, strengths

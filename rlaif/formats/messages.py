@@ -245,7 +245,7 @@ def reference_of(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def checks_of(row: dict[str, Any]) -> tuple[dict[str, Any], ...]:
-    """What code can verify of a completion, as `judges.verifiers` reads it: a row's own `checks`, IFEval's instructions.
+    """What code can verify of a completion, as `judges.verifiers` reads it: `checks` of a row, IFEval's instructions.
 
     What is None stands for nothing: tables write one wherever another row has a value.
     """
