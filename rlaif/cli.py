@@ -295,7 +295,9 @@ def show(
     row: Annotated[
         str | None, typer.Argument(metavar="[ROW]", help="A row's number, or the start of its prompt id.")
     ] = None,
-    stage: Annotated[str | None, typer.Option("--stage", help="A stage's name \\[default: the last with rows].")] = None,
+    stage: Annotated[
+        str | None, typer.Option("--stage", help="A stage's name \\[default: the last with rows].")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show one row with its whole lineage; without ROW, the first rows in short."""
