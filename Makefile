@@ -66,7 +66,7 @@ check: setup  ## lint, format, types, layers, and whether the lock fits pyprojec
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/pip install -qq --dry-run --no-index --no-build-isolation -e '.[train,dev]' \
+	$(BIN)/pip install -qq --dry-run --no-index --no-build-isolation -e '.[train,schema,verify,dev]' \
 		|| { echo "requirements.lock does not fit pyproject.toml: run make lock"; exit 1; }
 
 format: setup  ## sort imports, fix what ruff can fix, format
@@ -76,7 +76,7 @@ format: setup  ## sort imports, fix what ruff can fix, format
 lock:  ## resolve requirements.lock anew; pins that still fit stay, but for UPGRADE=--upgrade
 	@$(PYTHON) -m venv $(LOCKER)
 	@$(LOCKER)/bin/pip install -qq 'uv>=0.13,<0.14'
-	$(LOCKER)/bin/uv pip compile -q $(UPGRADE) --universal --python-version 3.11 --extra train --extra dev \
+	$(LOCKER)/bin/uv pip compile -q $(UPGRADE) --universal --python-version 3.11 --extra train --extra schema --extra verify --extra dev \
 		--generate-hashes --no-emit-package torch --custom-compile-command "make lock" --output-file requirements.lock pyproject.toml
 
 wheel: setup  ## sdist and wheel in dist/

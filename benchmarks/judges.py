@@ -40,7 +40,7 @@ from rlaif.judges.ranking import rank
 from rlaif.pipeline.auditing import SMALL, WORLD_PAIRS, AuditRun, by_comparing, by_rating, stage_of
 from rlaif.pipeline.inputs import open_comparer, open_judge, open_ranker
 from rlaif.records import Choice, Comparison, Prompt, Ranking, Verdict, preferred
-from rlaif.statistics import mean_interval
+from rlaif.statistics import mean_interval, share_interval
 from rlaif.store import CallStore
 from rlaif.world import Content, Qualities, Question, compose, questions
 
@@ -109,8 +109,8 @@ def methods() -> list[Method]:
         rated("rate, two together, the rubric `tiny`"),
         rated("rate, each by itself, the aspect `right` alone", shown="one")._replace(aspect="right"),
         rated("rate, each by itself, the rubric `tiny`", shown="one"),
-        as_piped("rate, four together, the rubric `tiny`", "pipelines/quickstart.yaml")._replace(four=True),
-        rated("rate, each of four by itself, the rubric `tiny`", shown="one")._replace(four=True),
+        rated("rate, four together, the rubric `tiny`")._replace(four=True),
+        as_piped("rate, each of four by itself, the rubric `tiny`", "pipelines/quickstart.yaml")._replace(four=True),
         rated("rate, `answers: expected`", shown="one", answers="expected"),
         Method("rank, four together", RankStage(model="annotator", **RANK), models(ONE), four=True),
     ]
@@ -280,7 +280,20 @@ def table(found: Sequence[Measured], pairs: int) -> str:
     said = f"`python benchmarks/judges.py`, {datetime.date.today().isoformat()}, {pairs} held-out pairs."
     juries = [(m.method.name, jury["fleiss_kappa"]) for m in found if (jury := figures(m.rulings).get("jury"))]
     kappas = [f'Fleiss\' kappa of the members of "{name}": {kappa["mean"]:.2f}.' for name, kappa in juries if kappa]
-    return "\n".join([said, "", *("| " + " | ".join(row) + " |" for row in rows), "", *kappas, ""])
+    drawn = [kept(m, 0.1) for m in found if m.method.drawn]
+    lines = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return "\n\n".join([said, lines, *kappas, *drawn]) + "\n"
+
+
+def kept(measured: Measured, margin: float) -> str:
+    """What the margin of a pair stage leaves of soft verdicts, and how much of that agrees with gold."""
+    asked = [(r.comparison, r.better) for r in measured.rulings if r.comparison is not None]
+    sure = [(c, better) for c, better in asked if c.probability is not None and abs(2 * c.probability - 1) >= margin]
+    found = share_interval([comparison.verdict == better for comparison, better in sure])
+    agrees = share(found and found.as_dict())
+    return (
+        f"Of {measured.method.name}, `min_margin: {margin:g}` keeps {len(sure)}, which agree with gold in {agrees} %."
+    )
 
 
 async def measured_all(pairs: Sequence[GoldPair]) -> list[Measured]:

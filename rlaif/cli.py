@@ -54,7 +54,7 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, e.g. seed=1 or stages.prompts.prompts.take=50."),
 ]
-Out = Annotated[Path | None, typer.Option("--out", help="The run folder [default: runs/NAME of the pipeline].")]
+Out = Annotated[Path | None, typer.Option("--out", help="The run folder \\[default: runs/NAME of the pipeline].")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script instead of text for a person.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, e.g. runs/quickstart.")]
 
@@ -168,7 +168,7 @@ def audit(
     method: Annotated[str | None, typer.Option("--method", help="compare or rate [default: compare].")] = None,
     stage: Annotated[str | None, typer.Option("--stage", help="The judging stage of a pipeline file or run.")] = None,
     gold: Annotated[
-        str | None, typer.Option("--gold", help="A file of gold pairs or of preferences [default: those that ship].")
+        str | None, typer.Option("--gold", help="A file of gold pairs or of preferences \\[default: those that ship].")
     ] = None,
     take: Annotated[int | None, typer.Option("--take", min=1, help="So many of the gold pairs.")] = None,
     labels: Annotated[
@@ -301,7 +301,9 @@ def show(
     row: Annotated[
         str | None, typer.Argument(metavar="[ROW]", help="A row's number, or the start of its prompt id.")
     ] = None,
-    stage: Annotated[str | None, typer.Option("--stage", help="A stage's name [default: the last with rows].")] = None,
+    stage: Annotated[
+        str | None, typer.Option("--stage", help="A stage's name \\[default: the last with rows].")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show one row with its whole lineage; without ROW, the first rows in short."""
@@ -732,7 +734,7 @@ def _print_row(console: Console, row: Row, preferences: list[Preference]) -> Non
                 _print_rating(console, rating)
         for score in row.scores:
             if score.candidate == index:
-                value = f"none, {score.problem}" if score.value is None else f"{score.value:.3f}"
+                value = f"none, {score.problem}" if score.value is None else f"{score.value:g}"
                 told = f"    {score.aspect or 'score'} {_plain(value)}"
                 console.print(Text.assemble(told, (f"   {score.judge}", "dim")))
         for revision in row.revisions:

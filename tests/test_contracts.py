@@ -35,6 +35,7 @@ BREACHES = [
     ("openai", {"engines/scheduler.py": "import openai"}),
     ("vllm", {"engines/transformers.py": "import vllm"}),
     ("ray", {"engines/scheduler.py": "import ray"}),
+    ("xgrammar", {"judges/rating.py": "def late():\n    import xgrammar"}),
     ("gold", {"judges/rating.py": "import rlaif.world"}),
     ("gold", {"engines/protocol.py": "import rlaif.world"}),
 ]

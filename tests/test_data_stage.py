@@ -24,7 +24,7 @@ from rlaif.formats import (
     sft_rows,
     write_dataset,
 )
-from rlaif.generate.pairing import each_preference
+from rlaif.generate.pairing import Pairing, pair
 from rlaif.pipeline import training
 from rlaif.pipeline.inputs import Inputs, Stated
 from rlaif.records import Message
@@ -111,7 +111,7 @@ SCORED = {"completions": ["a", "b", "c"], "scores": [0.5, -1, None]}
     [
         (ULTRAFEEDBACK, "", [("yyy", "xxx", 5.0, 2.5)]),  # z is unparsed, and truth does not apply to y
         (RANKED, "", None),
-        (RANKED, "all", [("b", "a", 2.0, 0.0), ("b", "c", 2.0, 0.0)]),
+        (RANKED, "all", [("b", "a", 1.0, 0.25), ("b", "c", 1.0, 0.25)]),
         (SCORED, "best-worst", [("a", "b", 0.5, -1.0)]),
     ],
 )
@@ -297,7 +297,7 @@ def test_published_rows_come_out_trainable(tmp_path: Path, random_model: Path, n
         stated = Stated()
         for each in found:
             stated.add(each)
-        preferences = list(each_preference(found, stated.rule, stated.weights, 0.0, dropped))
+        preferences = pair(found, Pairing(stated.rule, stated.basis, stated.weights)).preferences
         assert len(preferences) == 3 and not dropped, (shape, dropped)
         made += list((sft_rows if name == "SFT" else preference_rows)(preferences))
     assert len(made) == 3 * len(PUBLISHED)
@@ -329,5 +329,5 @@ def test_what_no_trainer_can_use_is_dropped_and_counted(tmp_path: Path, row: dic
     read = read_preferences(path)
     assert (len(read.items), read.dropped) == (1, {reason: 1})
     dropped: Counter[str] = Counter()
-    preferences = list(each_preference(list(each_row(path, dropped)), "compared", {}, 0.0, dropped))
-    assert (len(preferences), dropped) == (1, {reason: 1})
+    made = pair(list(each_row(path, dropped)), Pairing("compared", "comparisons"))
+    assert (len(made.preferences), dropped + made.dropped) == (1, {reason: 1})

@@ -18,11 +18,14 @@ import torch
 import transformers
 from conftest import make_random_model
 
+from rlaif import resources
 from rlaif.engines.identity import model_folder, weights_digest
 from rlaif.engines.protocol import Reply, Request
+from rlaif.engines.scheduler import Scheduler
 from rlaif.engines.transformers import TransformersEngine
 from rlaif.errors import EngineError, InputError, WorkError
-from rlaif.records import Message, Sampling
+from rlaif.records import Completion, Message, Sampling
+from rlaif.store import CallStore
 
 PLAIN = "{%- for m in messages if m['role'] == 'user' -%}{{ 'q : ' + m['content'] + '\na :' }}{%- endfor -%}"
 UNSPACED = (
@@ -207,39 +210,215 @@ def test_a_template_that_refuses_a_role_fails_that_request_alone(tmp_path: Path)
     assert isinstance(fine, Reply)
 
 
-def test_a_json_schema_is_followed_and_leaves_other_rows_alone(engine: TransformersEngine) -> None:
-    schema = {
-        "type": "object",
-        "properties": {"score": {"type": "integer", "minimum": 1, "maximum": 10}, "verdict": {"enum": ["A", "B"]}},
-        "required": ["score", "verdict"],
-        "additionalProperties": False,
-    }
-    pytest.importorskip("xgrammar")
-    shaped = ask("rate", indices=tuple(range(20)), max_tokens=60).model_copy(update={"json_schema": schema})
-    cut = shaped.model_copy(update={"sampling": Sampling(max_tokens=60, stop=('"verdict"',))})
-    replies, free, stopped = (sample(engine, request)[0] for request in (shaped, ask("hi"), cut))
+# ---------------------------------------------------------------- JSON schemas
+
+
+def shaped(schema: dict[str, object], text: str = "rate", **asked: object) -> Request:
+    return ask(text, **{"max_tokens": 400, "temperature": 3.0, **asked}).model_copy(update={"json_schema": schema})  # type: ignore[arg-type]
+
+
+def an_object(**properties: dict[str, object]) -> dict[str, object]:
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+
+
+def test_a_json_schema_is_followed(engine: TransformersEngine) -> None:
+    schema = an_object(score={"type": "integer", "minimum": 1, "maximum": 10}, verdict={"enum": ["A", "B"]})
+    request = shaped(schema, indices=tuple(range(20)), temperature=1.0)
+    cut = request.model_copy(update={"sampling": Sampling(max_tokens=60, stop=('"verdict"',))})
+    [replies], [stopped] = sample(engine, request), sample(engine, cut)
     for reply in replies:
         value = json.loads(reply.text)
         assert set(value) == {"score", "verdict"} and 1 <= value["score"] <= 10 and value["verdict"] in "AB"
-        assert reply.finish_reason == "stop"
+        assert reply.finish_reason == "stop" and "\n" not in reply.text
     assert all(reply.text.startswith('{"score"') and "verdict" not in reply.text for reply in stopped)
-    assert sample(engine, ask("hi"), shaped) == [free, replies]
 
 
-def test_a_schema_that_cannot_be_compiled_fails_its_request_alone(engine: TransformersEngine) -> None:
-    pytest.importorskip("xgrammar")
-    broken = ask("hi").model_copy(update={"json_schema": {"$ref": "#/nowhere"}})
-    [refused], [fine] = asyncio.run(engine.sample([broken, ask("hi")]))
-    assert isinstance(refused, EngineError) and refused.cause == "schema"
+def test_json_that_is_cut_says_so(engine: TransformersEngine) -> None:
+    [replies] = sample(engine, shaped({"type": "string", "minLength": 50}, indices=(0, 1, 2), max_tokens=20))
+    assert [(reply.finish_reason, reply.usage.completion_tokens) for reply in replies] == [("length", 20)] * 3
+
+
+@pytest.mark.parametrize(("low", "high"), [(1, 5), (1, 10), (0, 100), (-3, 17), (7, 7)])
+def test_the_bounds_of_an_integer_are_kept(engine: TransformersEngine, low: int, high: int) -> None:
+    bounded = {"type": "integer", "minimum": low, "maximum": high}
+    [replies] = sample(engine, shaped(bounded, indices=tuple(range(300)), temperature=5.0))
+    values = {json.loads(reply.text) for reply in replies}
+    assert min(values) >= low and max(values) <= high
+    assert len(values) > (high - low) / 2  # and they are no narrower
+
+
+def test_rows_with_and_without_a_schema_share_a_batch_and_change_nothing_in_each_other(
+    engine: TransformersEngine,
+) -> None:
+    free = [ask("hi" * i, indices=(0, 1, 2), max_tokens=60) for i in range(1, 4)]  # outlive the JSON beside them
+    held = [shaped(an_object(a={"enum": [1, 22]}), max_tokens=60), shaped({"type": "boolean"}, max_tokens=60)]
+    alone = [sample(engine, request)[0] for request in (*free, *held)]
+    assert engine._worker.model is not None
+    seen: list[int] = []
+    generate = engine._worker.model._generate
+    engine._worker.model._generate = lambda batch: seen.append(len(batch)) or generate(batch)  # type: ignore[method-assign,func-returns-value]
+    assert sample(engine, *free, *held) == alone
+    assert seen == [11]
+    assert max(r.usage.completion_tokens for [*replies] in alone[:3] for r in replies) == 60
+    assert [json.loads(reply.text) for [reply] in alone[3:]] in [[{"a": a}, b] for a in (1, 22) for b in (True, False)]
+
+
+def test_a_schema_is_part_of_the_call(engine: TransformersEngine) -> None:
+    """The draw is another one also where the schema allows everything that would have been written without it."""
+    wide, other = ({"type": "string", "maxLength": length} for length in (1000, 1001))
+    [[one], [two]] = texts(engine, *(shaped(schema, max_tokens=30) for schema in (wide, other)))
+    assert one != two
+
+
+def bpe_with_byte_fallback(folder: Path) -> Path:
+    """A random model whose tokenizer spells spaces as sentencepiece does, and unknown characters by their bytes."""
+    from tokenizers import Tokenizer, decoders, models, normalizers
+
+    special = ["<unk>", "<s>", "</s>"]
+    byte = [f"<0x{n:02X}>" for n in range(256)]
+    pieces = [*special, *byte, *"\u2581{}:,abcdefghijklmnopqrstuvwxyz0123456789", '"']
+    tokenizer = Tokenizer(
+        models.BPE(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[], byte_fallback=True, unk_token="<unk>")
+    )
+    tokenizer.normalizer = normalizers.Replace(" ", "\u2581")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="</s>"
+    )
+    fast.chat_template = PLAIN
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=len(pieces) + 37,  # as models round theirs up
+        hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=2048,
+        bos_token_id=1, eos_token_id=2, pad_token_id=2,
+    )  # fmt: skip
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["bytes", "words", "sentencepiece"])
+def test_every_piece_of_a_vocabulary_is_read_as_the_text_it_writes(
+    kind: str, random_model: Path, tmp_path: Path
+) -> None:
+    """`words`: the embedded annotator, whose embedding is larger than its vocabulary, as the last one's is."""
+    annotator = resources.find("tiny/annotator")
+    folder = {"bytes": random_model, "words": annotator, "sentencepiece": tmp_path / "bpe"}[kind]
+    if kind == "sentencepiece":
+        bpe_with_byte_fallback(folder)
+    engine = TransformersEngine(kind, str(folder), device="cpu")
+    wanted = "please  say \u00e9, \u6f22 and \U0001f642 (4 of <|5|>) </s>"
+    length = 40
+    [exact, free] = sample(
+        engine,
+        shaped({"const": wanted}),
+        shaped({"type": "string", "minLength": length, "maxLength": length}, indices=tuple(range(40))),
+    )
+    assert engine._worker.model is not None
+    spare = engine._worker.model.vocabulary - len(engine._worker.model.tokenizer)
+    asyncio.run(engine.close())
+    assert [json.loads(reply.text) for reply in exact] == [wanted]
+    assert [reply.finish_reason for reply in free] == ["stop"] * 40
+    # No control character, which JSON would not read, and no special token nor one that stands for nothing, which the
+    # text would lack. (Single bytes can spell half a surrogate pair, which is read as more than one character.)
+    values = [json.loads(reply.text) for reply in free]
+    whole = [value for value in values if "\ufffd" not in value]
+    assert {len(value) for value in whole} == {length} and len(whole) > 20
+    assert spare == {"bytes": 0, "words": 27, "sentencepiece": 37}[kind]
+
+
+def test_a_schema_is_compiled_once_and_by_the_order_of_its_properties(
+    engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import xgrammar
+
+    compiled: list[str] = []
+    compile_ = xgrammar.GrammarCompiler.compile_json_schema
+    monkeypatch.setattr(
+        xgrammar.GrammarCompiler,
+        "compile_json_schema",
+        lambda self, schema, **rest: compiled.append(schema) or compile_(self, schema, **rest),
+    )
+    one, two = {"one": {"enum": [1]}}, {"two": {"enum": [2]}}
+    orders = [an_object(**one, **two), an_object(**two, **one)]
+    for _ in range(2):
+        written = texts(engine, *(shaped(schema, indices=(0, 1)) for schema in orders))
+        assert [list(json.loads(text)) for both in written for text in both] == [["one", "two"]] * 2 + [
+            ["two", "one"]
+        ] * 2
+    assert compiled == [json.dumps(schema) for schema in orders]
+
+
+@pytest.mark.parametrize(
+    ("schema", "reason"),
+    [
+        ({"$ref": "#/nowhere"}, "Cannot find field nowhere in #/nowhere"),
+        ({"type": "integer", "minimum": 5, "maximum": 3}, "Invalid range: minimum greater than maximum"),
+        ({"enum": []}, "enum array must not be empty"),
+        (an_object(a=False), "Schema 'false' cannot accept any value"),  # type: ignore[arg-type]
+        ({"type": "strin"}, 'Unsupported type "strin"'),
+        ({"type": "string", "pattern": "("}, "Regex parsing error at position 2: The parenthesis is not closed"),
+    ],
+)
+def test_a_schema_that_cannot_be_compiled_fails_its_request_alone(
+    engine: TransformersEngine, schema: dict[str, object], reason: str
+) -> None:
+    [refused, again], [fine] = asyncio.run(engine.sample([shaped(schema, indices=(0, 1)), ask("hi")]))
+    assert isinstance(refused, EngineError) and refused.cause == "schema" and refused is again and not refused.fatal
+    assert str(refused) == f"the JSON schema cannot be compiled: {reason}"
     assert isinstance(fine, Reply)
 
 
-def test_a_schema_without_xgrammar_says_what_to_install(
+def test_json_that_no_token_goes_on_with_fails_its_row_alone(tmp_path: Path, random_model: Path) -> None:
+    folder = shutil.copytree(random_model, tmp_path / "model")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    tokenizer["model"]["vocab"] = {piece if piece != "}" else "~~": i for piece, i in vocabulary.items()}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    engine = TransformersEngine("bare", str(folder), device="cpu")
+    alone = texts(engine, ask("hi", max_tokens=60))
+    endless = {"$ref": "#"}  # nothing finite is of this shape
+    [[stuck], [fine], [list_], [never]] = asyncio.run(
+        engine.sample([
+            shaped(an_object(a={"enum": [1]}), max_tokens=60),
+            ask("hi", max_tokens=60),
+            shaped({"enum": [[1]]}, max_tokens=60, temperature=0),
+            shaped(endless, max_tokens=60),
+        ])
+    )  # fmt: skip
+    asyncio.run(engine.close())
+    assert isinstance(stuck, EngineError) and stuck.cause == "schema"
+    assert str(stuck) == """the model has no token that goes on with the JSON after '{"a": 1'"""
+    assert isinstance(fine, Reply) and [[fine.text]] == alone
+    assert isinstance(list_, Reply) and list_.text == "[1]"
+    assert isinstance(never, EngineError) and never.cause == "schema"
+
+
+def test_a_schema_without_xgrammar_says_what_to_install_and_is_asked_again_once_it_is(
     engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "xgrammar", None)
-    [[refused]] = asyncio.run(engine.sample([ask("hi").model_copy(update={"json_schema": {"type": "object"}})]))
-    assert isinstance(refused, EngineError) and refused.fix == "pip install xgrammar"
+    async def ask_for_it() -> list[Completion]:
+        scheduler = Scheduler(store, {"m": engine}, {})
+        try:
+            return await scheduler.sample("m", user("rate"), Sampling(max_tokens=20), json_schema={"type": "boolean"})
+        finally:
+            await scheduler.close()
+
+    store = CallStore(Path(":memory:"))
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "xgrammar", None)
+        with pytest.raises(
+            EngineError, match=r"needs xgrammar.*pip install 'rlaif\[schema\]'.*`answers: lines`"
+        ) as raised:
+            asyncio.run(ask_for_it())
+        assert raised.value.fatal
+        assert texts(engine, ask("hi"))  # who asks for no schema needs it not
+    [reply] = asyncio.run(ask_for_it())
+    store.close()
+    assert reply.text in ("true", "false")
+
+
+# ---------------------------------------------------------------- named alternatives
 
 
 def test_named_alternatives_are_raw_log_probabilities_of_the_first_token(

@@ -372,16 +372,11 @@ import rlaif.formats.writing as writing
 import rlaif.pipeline.run as run
 def slowly(made, seconds):
     def slow(*arguments):
-        for one in made(*arguments):
-            time.sleep(seconds)
-            yield one
+        time.sleep(seconds)
+        return made(*arguments)
     return slow
-run.each_preference = slowly(run.each_preference, 0.02)
-tables = writing._table
-def table(*arguments):
-    time.sleep(0.5)
-    return tables(*arguments)
-writing._table = table
+run.preferences_of = slowly(run.preferences_of, 0.02)
+writing._table = slowly(writing._table, 0.5)
 from rlaif.cli import main
 sys.argv = ["rlaif", "run", "echo.yaml"]
 main()

@@ -90,7 +90,9 @@ def test_the_public_list_is_what_can_be_imported() -> None:
 
 
 def test_every_imported_distribution_is_a_declared_dependency() -> None:
-    declared = {canonicalize_name(Requirement(line).name) for line in dependencies("train", "vllm", "ray", "verify")}
+    declared = {
+        canonicalize_name(Requirement(line).name) for line in dependencies("train", "schema", "verify", "vllm", "ray")
+    }
     distributions = packages_distributions()
     imported: dict[str, Path] = {}
     for path in shipped("rlaif", "*.py"):
@@ -127,7 +129,7 @@ def test_the_lock_pins_every_direct_dependency_but_torch_inside_its_range() -> N
     )
     (torch,) = re.findall(r"^TORCH := torch==(\S+)$", MAKEFILE, re.MULTILINE)
     assert "torch" not in pins
-    for line in dependencies("train", "dev"):
+    for line in dependencies("train", "schema", "verify", "dev"):
         requirement = Requirement(line)
         pin = (pins | {"torch": torch}).get(canonicalize_name(requirement.name))
         assert pin is not None and pin in requirement.specifier, f"{line}: the lock has {pin}; run make lock"

@@ -6,6 +6,7 @@ import gc
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -440,3 +441,31 @@ def test_a_run_that_lost_many_rows_does_not_measure_what_is_left(
         broken = False
         assert run_cli("run", "echo.yaml", "models.two.retries=0", "--retry-failed")[0] == 0
         assert (tmp_path / "runs/echo/report/summary.json").exists()
+
+
+CHECKED = """
+name: checked
+models: {none: {engine: openai, model: m, base_url: "http://127.0.0.1:9/v1"}}
+stages:
+  - data: {path: pairs.jsonl, held_out: keep}
+  - verify: {checks: [{length: {max_words: 2}}]}
+"""
+
+
+def test_show_prints_a_score_once(tmp_path: Path, run_cli: Cli) -> None:
+    pair = {"prompt": "Name a fruit.", "completion_a": "A fig.", "completion_b": "It is a fig.", "label": "a"}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(pair) + "\n")
+    (tmp_path / "checked.yaml").write_text(CHECKED)
+    assert run_cli("run", "checked.yaml")[0] == 0
+    printed = run_cli("show", "runs/checked", "1")[1].splitlines()
+    assert [line.split() for line in printed if "length" in line] == [
+        ["1", "length", "1", "verifier"],
+        ["1", "length", "0", "verifier"],
+    ]
+
+
+def test_help_says_what_happens_without_an_option(run_cli: Cli) -> None:
+    defaults = {"run": "runs/NAME", "plan": "runs/NAME", "show": "the last with rows", "audit": "those that ship"}
+    for command, default in defaults.items():
+        words = re.sub(r"[^\w/\[:]+", " ", run_cli(command, "--help")[1])
+        assert f"[default: {default}" in words, words

@@ -268,10 +268,10 @@ def test_a_damaged_manifest_is_a_sentence(tmp_path: Path, run_cli: Cli) -> None:
 
 CAI, RLHF = "constitutional_ai.yaml", "rlhf.yaml"
 CIRCLE: dict[str, tuple[str, str, str, str]] = {
-    "revise without a sample": (CAI, "  - sample:\n      name: drafts\n      models: [helpful]\n      sampling: {max_tokens: 48}\n", "", r"no earlier stage of kind sample to read from. Fix: put a `sample` stage before it"),
+    "revise without a sample": (CAI, "  - sample:\n      name: drafts\n      models: [helpful]\n      sampling: {max_tokens: 48}\n", "", r"no earlier stage of kind sample or verify to read from. Fix: put a `sample` stage before it"),
     "mistyped constitution": (CAI, "constitution: constitutions/tiny.yaml\n      revisions", "constitution: constitutions/tinny.yaml\n      revisions", r"`stages\.4\.revise\.constitution`: there is no file or folder 'constitutions/tinny.yaml'. Fix: did you mean"),
     "compare one candidate": (CAI, "per_prompt: 2", "per_prompt: 1", r"`stages\.9\.pair`: a pair needs two candidates"),
-    "rule that does not fit": (CAI, "rule: compared", "rule: zephyr", r"`stages\.9\.pair\.from`: no earlier stage of kind rate"),
+    "rule that does not fit": (CAI, "rule: compared", "rule: compared, from: revise", r"`stages\.9\.pair\.from`: no earlier stage of kind compare or person or data is called 'revise'"),
     "margin beyond probability": (CAI, "min_margin: 0.1", "min_margin: 1.5", r":\d+: `stages\.9\.pair\.min_margin`: a margin of 1.5 is more than two probabilities can differ by. Fix: give a number up to 1"),
     "clamp without reasons": (CAI, "reasons: true", "clamp: [0.4, 0.6]", r"`clamp` is for soft verdicts after reasons"),
     "clamp that does not hold one half": (CAI, "reasons: true", "reasons: true\n      clamp: [0.6, 0.8]", r"`clamp` needs a share below one half and one above"),
@@ -286,7 +286,7 @@ CIRCLE: dict[str, tuple[str, str, str, str]] = {
     "reward model as a sampler": (RLHF, "models: [base, sft, ppo]", "models: [base, sft, rm]", r"`stages\.8\.measure\.models\.2`: 'rm' is a reward model and writes nothing"),
     "rewarded by a policy": (RLHF, "reward: rm\n        data", "reward: sft\n        data", r"`stages\.7\.train\.ppo\.reward`: 'sft' was not trained by `rm`"),
     "rewarded by a model without a head": (RLHF, "reward: rm\n        data", "reward: annotator\n        data", r"`stages\.7\.train\.ppo\.reward`: the model 'annotator' has no reward head"),
-    "no reward": (RLHF, "        reward: rm\n        data", "        data", r"`stages\.7\.train\.ppo\.reward`: the key is missing"),
+    "no reward": (RLHF, "        reward: rm\n        data", "        data", r"rlhf\.yaml:\d+: `stages\.7\.train\.ppo`: give either `reward` \(a reward model\) or `checks`"),
     "best of n without a reward": (RLHF, "      reward: rm\n      best_of", "      best_of", r"`best_of` needs a reward model to choose by"),
     "minibatches that do not fit": (RLHF, "minibatch_size: 32", "minibatch_size: 33", r"`batch_size` \(128\) is not a multiple of `minibatch_size`"),
     "no room for a prompt": (RLHF, "        max_tokens: 48\n        max_length: 256", "        max_tokens: 256\n        max_length: 256", r"`max_tokens` \(256\) leaves no room for a prompt"),
@@ -344,7 +344,7 @@ TRAINING: dict[str, tuple[list[str], int, str]] = {
     "missing data": (["dpo", "--base", "tiny/annotator", "--data", "pears.jsonl", "--out", "out"], 2, r"command line: `--data`: there is no file or folder 'pears.jsonl'. Fix: did you mean 'pairs.jsonl'"),
     "base that is a file": (["dpo", "--base", "pairs.jsonl", "--data", "pairs.jsonl", "--out", "out"], 2, r"command line: `--base`: 'pairs.jsonl' is a file"),
     "demonstrations as preferences": (["dpo", "--base", "tiny/annotator", "--data", "tiny/demonstrations.jsonl", "--out", "out"], 2, r"demonstrations\.jsonl:1: no known shape has the columns `messages`. Fix: give `chosen` and `rejected`"),
-    "ppo without a reward": (["ppo", "--base", "tiny/annotator", "--data", "tiny/prompts.jsonl", "--out", "out"], 2, r"ppo needs a reward model. Fix: give it with --reward"),
+    "ppo without a reward": (["ppo", "--base", "tiny/annotator", "--data", "tiny/prompts.jsonl", "--out", "out"], 2, r"ppo needs a reward\. Fix: give a reward model with --reward, or what code verifies"),
     "reward that does not score": (["ppo", "--base", "tiny/annotator", "--data", "tiny/prompts.jsonl", "--out", "out", "--reward", "tiny/annotator"], 2, r"command line: `--reward`: the model 'reward' has no reward head"),
     "reward where none belongs": (["dpo", *TRAIN, "--reward", "tiny/base"], 2, r"dpo takes no reward model"),
     "folder that is there": (["dpo", *TRAIN[:-1], "."], 2, r"the folder is there already. Fix: remove it, or name another with --out"),

@@ -9,12 +9,15 @@ How it departs from plain `generate`:
   shares nor on its place there, up to the floating-point noise of batched matrix products. What only observes or cuts
   (log-probs, alternatives, max_tokens, stop) leaves the stream alone.
 - Log-probabilities are those of the raw logits: natural log, before temperature, top_p or a grammar.
+- A JSON schema is a grammar over tokens (xgrammar), each row's its own, so rows with and without one share a batch. Who
+  asked still checks what came: a text may be cut, and what xgrammar cannot express (`not`, `multipleOf`) it lets pass.
 - Defaults a checkpoint carries in generation_config.json (penalties, top_k, ...) are ignored, except its end tokens.
 """
 
 from __future__ import annotations
 
 import inspect
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -151,7 +154,7 @@ class _Model:
         self._accepted = frozenset(inspect.signature(self.net.forward).parameters)
         self._pieces: list[str] | None = None
         self._last_characters: dict[str, torch.Tensor] = {}
-        self._grammars: dict[str, Any] = {}
+        self._grammars: dict[str, Any] = {}  # by the schema's text
 
     def _settings(self, **settings: Any) -> GenerationConfig:
         config: Any = GenerationConfig
@@ -164,7 +167,7 @@ class _Model:
         for number, (request, prompt) in enumerate(zip(requests, prompts, strict=True)):
             if isinstance(prompt, list) and (schema := schema_text(request)):
                 try:
-                    self._compiled(schema)
+                    self.compiled(schema)
                 except EngineError as error:
                     prompts[number] = error
         return prompts
@@ -188,7 +191,7 @@ class _Model:
                 continue
             chosen = {text: alternatives[text] for text in request.sampling.alternatives}
             rows += [_Row(number, place, request, prompt, chosen) for place in range(len(request.indices))]
-        replies: dict[tuple[int, int], Reply] = {}
+        replies: dict[tuple[int, int], Reply | EngineError] = {}
         for batch in self._batches(rows):
             if stopped.is_set():
                 break
@@ -202,23 +205,16 @@ class _Model:
         ]  # fmt: skip
 
     def _batches(self, rows: Sequence[_Row]) -> Iterator[list[_Row]]:
-        """Rows alike in schema and length together, so that little is padding. Longest first: memory fails early."""
-        ordered = sorted(rows, key=lambda r: (r.schema, r.asked.sampling.max_tokens, len(r.prompt)), reverse=True)
-        batch: list[_Row] = []
-        for row in ordered:
-            if batch and (len(batch) == self.batch_size or row.schema != batch[0].schema):
-                yield batch
-                batch = []
-            batch.append(row)
-        if batch:
-            yield batch
+        """Rows alike in length and schema together, so that little is padding. Longest first: memory fails early."""
+        ordered = sorted(rows, key=lambda r: (r.asked.sampling.max_tokens, r.schema, len(r.prompt)), reverse=True)
+        for start in range(0, len(ordered), self.batch_size):
+            yield ordered[start : start + self.batch_size]
 
-    def _generate(self, batch: Sequence[_Row]) -> list[Reply]:
+    def _generate(self, batch: Sequence[_Row]) -> list[Reply | EngineError]:
         ids, mask = self._padded([row.prompt for row in batch])
         longest = max(row.asked.sampling.max_tokens for row in batch)
         stops = _Stops(self, batch, prompt_width=ids.shape[1])
-        schema = batch[0].schema  # every row's
-        grammar = _Grammar(self._compiled(schema), stops, self.vocabulary) if schema else None
+        grammar = _Grammar(self, batch, stops) if any(row.schema for row in batch) else None
         draw = _Draw(batch, longest, self.device, grammar)
         written = self.net.generate(
             input_ids=ids,
@@ -232,8 +228,15 @@ class _Model:
         texts = [self.chat.text(tokens) for tokens in kept]
         chosen = draw.logprobs.tolist() if draw.logprobs is not None else None
         first = draw.first.tolist() if draw.first is not None else None
-        replies = []
+        replies: list[Reply | EngineError] = []
         for n, (row, text) in enumerate(zip(batch, texts, strict=True)):
+            if grammar is not None and n in grammar.stuck:
+                replies.append(
+                    EngineError(
+                        f"the model has no token that goes on with the JSON after {text[-40:]!r}", cause="schema"
+                    )
+                )
+                continue
             sampling = row.asked.sampling
             text, cut = before_stop(text, sampling.stop)
             reason: FinishReason = "stop" if cut or ended[n] or n in stops.hit else "length"
@@ -255,22 +258,42 @@ class _Model:
             )
         return replies
 
-    def _compiled(self, schema: str) -> Any:
+    def compiled(self, schema: str) -> Any:
         """The grammar of a JSON schema, compiled once. Raises EngineError where that cannot be."""
         if schema not in self._grammars:
             try:
-                import xgrammar
-            except ImportError:
-                raise EngineError("a JSON schema needs xgrammar", cause="schema", fix="pip install xgrammar") from None
-            info = xgrammar.TokenizerInfo.from_huggingface(
-                self.tokenizer, vocab_size=self.vocabulary, stop_token_ids=sorted(self.ends)
-            )
-            try:
-                compiler = xgrammar.GrammarCompiler(info, max_threads=1)
-                self._grammars[schema] = compiler.compile_json_schema(schema, any_whitespace=False)
+                self._grammars[schema] = self._compiler.compile_json_schema(schema, any_whitespace=False)
             except RuntimeError as error:
-                raise EngineError(f"the JSON schema cannot be compiled: {_first_line(error)}", cause="schema") from None
+                # What stands before the reason, `[12:00:00] file.cc:1: `, would make each message another.
+                reason = re.sub(r"^\[[\d:]+\] \S+: ", "", _first_line(error))
+                raise EngineError(f"the JSON schema cannot be compiled: {reason}", cause="schema") from None
         return self._grammars[schema]
+
+    @cached_property
+    def _compiler(self) -> Any:
+        """Compiles schemas to grammars over this model's tokens. Raises EngineError without xgrammar."""
+        try:
+            import xgrammar
+        except ImportError:
+            raise EngineError(
+                "a JSON schema asked of a transformers model needs xgrammar, which is not installed",
+                cause="schema",
+                fatal=True,  # so it is not remembered as a failure: the same call succeeds once it is installed
+                fix="pip install 'rlaif[schema]', or have the judge answer in lines (`answers: lines`)",
+            ) from None
+        ends = sorted(self.ends)
+        read = xgrammar.TokenizerInfo.from_huggingface(self.tokenizer, vocab_size=self.vocabulary, stop_token_ids=ends)
+        # Two kinds of tokens that xgrammar lets into strings have no place in compact JSON: special ones, which it
+        # takes for the text of their names and a completion drops, and control characters (where a length is bounded).
+        special = {token for token, added in self.tokenizer.added_tokens_decoder.items() if added.special}
+        pieces = [
+            b"" if token in special or any(byte < 0x20 for byte in piece) else piece
+            for token, piece in enumerate(read.decoded_vocab)
+        ]
+        info = xgrammar.TokenizerInfo(
+            pieces, vocab_size=self.vocabulary, stop_token_ids=ends, add_prefix_space=read.add_prefix_space
+        )
+        return xgrammar.GrammarCompiler(info, max_threads=1)
 
     def _padded(self, sequences: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids and attention mask, padded on the left: what follows each prompt is then aligned."""
@@ -464,24 +487,35 @@ class _Stops(StoppingCriteria):
 
 
 class _Grammar:
-    """Masks what a JSON schema forbids. xgrammar's own processor fails on rows that end before their JSON does."""
+    """Masks what the JSON schemas of a batch forbid. xgrammar's own processor fails on rows that end before their JSON.
 
-    def __init__(self, compiled: Any, stops: _Stops, vocabulary: int) -> None:
+    `stuck` are rows whose grammar wants what no token can write, as in a vocabulary without `{`; they end there.
+    """
+
+    def __init__(self, model: _Model, batch: Sequence[_Row], stops: _Stops) -> None:
         import xgrammar
 
-        self.xgrammar, self.stops = xgrammar, stops
-        self.matchers = [xgrammar.GrammarMatcher(compiled) for _ in stops.batch]
-        self.bitmask = xgrammar.allocate_token_bitmask(len(stops.batch), vocabulary)
+        self.apply, self.stops, self.end = xgrammar.apply_token_bitmask_inplace, stops, min(model.ends)
+        self.matchers = {
+            n: xgrammar.GrammarMatcher(model.compiled(row.schema)) for n, row in enumerate(batch) if row.schema
+        }
+        self.bitmask = xgrammar.allocate_token_bitmask(len(batch), model.vocabulary)  # at first all is allowed
+        self.stuck: set[int] = set()
 
     def mask(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        begun = input_ids.shape[1] > self.stops.prompt_width
-        for n, (matcher, done) in enumerate(zip(self.matchers, self.stops.done.tolist(), strict=True)):
-            if done:
+        """`scores` (B, V), minus infinity where a row's grammar forbids the token. Overwrites them."""
+        done, last = self.stops.done.tolist(), input_ids[:, -1].tolist()
+        for n, matcher in self.matchers.items():
+            if done[n]:
                 continue
-            if begun:
-                matcher.accept_token(int(input_ids[n, -1]))
+            if input_ids.shape[1] > self.stops.prompt_width:
+                accepted = matcher.accept_token(last[n])
+                assert accepted, "a token was drawn that the grammar forbids"
             matcher.fill_next_token_bitmask(self.bitmask, n)
-        self.xgrammar.apply_token_bitmask_inplace(scores, self.bitmask.to(scores.device))
+        self.apply(scores, self.bitmask.to(scores.device))
+        self.stuck.update((self.bitmask == 0).all(-1).nonzero()[:, 0].tolist())
+        if self.stuck:
+            scores[sorted(self.stuck), self.end] = 0.0
         return scores
 
 

@@ -97,7 +97,6 @@ def named_models(row: Row) -> Iterator[str]:
     yield from (revision.critique.model for revision in row.revisions)
     yield from (member.judge for comparison in row.comparisons for member in comparison.members)
     yield from (ranking.judge for ranking in row.rankings)
-    yield from (score.judge for score in row.scores)
 
 
 def _stands_for(spec: ModelSpec) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,6 +29,7 @@ from rlaif.config import (
     SampleStage,
     Step,
     TrainStage,
+    TransformersModel,
     VerifyStage,
     unchecked,
 )
@@ -112,6 +114,7 @@ class Inputs:
                 self._mixture(step, stage)
             elif isinstance(stage, RateStage):
                 self._check_count(step, stage)
+                self._check_schema(step, stage)
                 self.judges[step.name] = open_judge(stage, self._check(stage.model))
                 self._check_rubric(step, stage)
             elif isinstance(stage, ReviseStage):
@@ -190,6 +193,15 @@ class Inputs:
                 alone = step.sampled.name if step.sampled else "sample"
                 fix = f"give it another `id` in one of the rubrics, or take the candidates alone with `from: {alone}`"
                 raise self.pipeline.error(step, problem, ("rubric",), fix)
+
+    def _check_schema(self, step: Step, rater: Rater, *key: str) -> None:
+        """What holds a model in this process to JSON must be installed; found missing before anything is sampled."""
+        if rater.answers != "json" or importlib.util.find_spec("xgrammar") is not None:
+            return
+        if isinstance(self.pipeline.models.get(rater.model), TransformersModel):
+            problem = f"xgrammar holds the model {rater.model!r} to JSON, and is not installed"
+            fix = "pip install 'rlaif[schema]', or have it answer in lines (`answers: lines`)"
+            raise self.pipeline.error(step, problem, (*key, "answers"), fix)
 
     def _check(self, *names: str) -> Check:
         """What a principle must be for models that know few words; what they pass over becomes a note."""
@@ -318,6 +330,7 @@ class Inputs:
         """The measure's own prompts: only here are held-out prompts kept."""
         assert step.source is not None
         if stage.rate:
+            self._check_schema(step, stage.rate, "rate")
             self.judges[step.name] = open_judge(stage.rate, self._check(stage.rate.model))
         self.prompts[step.name] = self._of_split(step, step.source, (stage.split,), stage.take)
         if (gold := truth(stage)) is not None:
