@@ -27,8 +27,8 @@ FENCED = re.compile(r"<completion \d+ \w{12}>\n(.*?)\n</completion", re.DOTALL)
 class Sorter(Echo):
     """Ranks by the number of words, in each form it is asked in; with `likes_first` the first one always wins.
 
-    Of `hesitates` it says nothing of use until it is asked again, of `mumbles` never; one that hesitates says nothing of
-    number 7 in one of the two orders.
+    Of `hesitates` it says nothing of use until it is asked again, of `mumbles` never. One that hesitates says nothing
+    of number 7 in one of the two orders.
     """
 
     def __init__(self, name: str, *, likes_first: bool = False, hesitates: str = "\0", mumbles: str = "\0") -> None:
