@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 from functools import cached_property
 from json.encoder import encode_basestring
+from math import fsum
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -343,7 +344,8 @@ class Comparison(Record):
         probability, verdict = None, None
         if 2 * mass > sum(weights):
             if majority:
-                for_a, for_b = (sum(w for _, said, w in votes if said == side) for side in ("A", "B"))
+                # Rounded, so that weights which cancel are a tie whatever order they are added in.
+                for_a, for_b = (round(fsum(w for _, said, w in votes if said == side), 9) for side in ("A", "B"))
                 verdict = preferred(0.5 if for_a == for_b else float(for_a > for_b))
             else:
                 total = sum(weight * likelihood for likelihood, _, weight in votes if likelihood is not None)

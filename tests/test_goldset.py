@@ -365,7 +365,6 @@ def test_which_way_a_verdict_moves() -> None:
     assert probes.moved(probe, clean="B", shown="tie") == "away"
     assert probes.moved(probe, clean="B", shown="B") == "unmoved"
     assert probes.moved(probe, clean=None, shown="B") == "unparsed"
-    assert [probes.rating_moved(3, r) for r in (4, 2, 3, None)] == ["towards", "away", "unmoved", "unparsed"]
 
 
 def test_self_preference_is_the_difference_to_the_truth() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -13,9 +14,7 @@ from hypothesis import strategies as st
 from rlaif.records import Choice, Comparison, Verdict
 from rlaif.statistics import (
     Interval,
-    average_orders,
     both_orders,
-    first_slot_rate,
     jury_weights,
     longer_rate,
     order_bias,
@@ -23,7 +22,6 @@ from rlaif.statistics import (
     summed_accuracy,
     summed_verdict,
     unswap,
-    weighted_majority,
 )
 
 CHOICES: list[Choice | None] = ["A", "B", "tie", None]
@@ -129,20 +127,17 @@ def logistic(x: float) -> float:
 
 @given(QUALITY, QUALITY)
 def test_averaging_both_orders_takes_the_slots_pull_away(quality: float, slot: float) -> None:
-    average = average_orders(logistic(quality + slot), logistic(-quality + slot))
-    assert average is not None
+    def averaged(forward: float, backward: float) -> float:
+        probability = merged("A", "B", (forward, backward)).probability
+        assert probability is not None
+        return probability
+
+    average = averaged(logistic(quality + slot), logistic(-quality + slot))
     assert average == pytest.approx((logistic(quality + slot) + logistic(quality - slot)) / 2, abs=1e-9)
-    assert average == average_orders(logistic(quality - slot), logistic(-quality - slot))  # whichever slot pulls
-    other_way = average_orders(logistic(-quality + slot), logistic(quality + slot))
-    assert other_way == pytest.approx(1 - average, abs=1e-9)
-    assert average_orders(logistic(slot), logistic(slot)) == 0.5  # equal candidates
+    assert average == averaged(logistic(quality - slot), logistic(-quality - slot))  # whichever slot pulls
+    assert averaged(logistic(-quality + slot), logistic(quality + slot)) == pytest.approx(1 - average, abs=1e-9)
+    assert averaged(logistic(slot), logistic(slot)) == 0.5  # equal candidates
     assert (average > 0.5) == (quality > 0) or average == 0.5  # what rounding leaves of a small quality
-
-
-@given(st.floats(0, 1), st.floats(0, 1))
-def test_the_average_is_that_of_a_merged_comparison(forward: float, backward: float) -> None:
-    assert average_orders(forward, backward) == merged("A", "B", (forward, backward)).probability
-    assert average_orders(None, backward) is None and average_orders(forward, None) is None
 
 
 def test_a_planted_slot_bias_is_found() -> None:
@@ -159,7 +154,6 @@ def test_a_planted_slot_bias_is_found() -> None:
         (found.toward_first, (first * second).mean()),
         (found.toward_second, ((1 - first) * (1 - second)).mean()),
         (found.consistent, (first * (1 - second) + (1 - first) * second).mean()),
-        (first_slot_rate(forward), first.mean()),
     ):
         assert interval is not None and interval.low <= truth <= interval.high and interval.high - interval.low < 0.05
 
@@ -172,7 +166,6 @@ def test_preferring_the_longer() -> None:
     found = longer_rate(["A", "B", "A", "tie", None, "A"], [9, 9, 1, 9, 9, 5], [1, 1, 9, 1, 1, 5])
     assert found == share_interval([True, False, False])  # equal lengths, ties and unparsed say nothing
     assert longer_rate(["tie"], [1], [2]) is None
-    assert first_slot_rate(["A", "tie", None, "A", "B"]) == share_interval([True, True, False])
     with pytest.raises(ValueError, match="unequal length: 1, 2, 1"):
         longer_rate(["A"], [1, 2], [1])
 
@@ -189,26 +182,31 @@ def test_jury_weights_by_hand() -> None:
         gold,
     )
     assert weights == pytest.approx({"sure": math.log(5), "wrong": -math.log(4), "even": 0.0, "mute": 0.0})
-    assert weighted_majority({"sure": "B", "wrong": "A", "even": "A"}, weights) == "B"
     with pytest.raises(ValueError, match="'short' has 1 verdicts on 4"):
         jury_weights({"short": ["A"]}, gold)
     with pytest.raises(ValueError, match="A or B, not 'tie'"):
         jury_weights({}, ["tie"])
 
 
+def decided(choices: Mapping[str, Choice | None], weights: Mapping[str, float]) -> Choice | None:
+    """What a jury of these judges decides by the weighted majority."""
+    members = [
+        Comparison(a=0, b=1, principle="p", judge=name, verdict=choice, probability=None, orders=())
+        for name, choice in choices.items()
+    ]
+    return Comparison.of_jury(members, [weights[name] for name in choices], majority=True).verdict
+
+
 def test_weighted_majority() -> None:
     equal = {"x": 1.0, "y": 1.0, "z": 1.0}
-    assert weighted_majority({"x": "A", "y": "B", "z": "B"}, equal) == "B"
-    assert weighted_majority({"x": "A", "y": "B", "z": "tie"}, equal) == "tie"
-    assert weighted_majority({"x": None, "y": None}, equal) is None
-    assert weighted_majority({"x": None, "y": "A"}, equal) == "A"
+    assert decided({"x": "A", "y": "B", "z": "B"}, equal) == "B"
+    assert decided({"x": "A", "y": "B", "z": "tie"}, equal) == "tie"
+    assert decided({"x": None, "y": None}, equal) is None
+    assert decided({"x": None, "y": "A", "z": "A"}, equal) == "A"
     # weights that cancel only on paper are a tie in every order of addition
     thirds = {"x": 0.1, "y": 0.2, "z": 0.3}
     for order in itertools.permutations(thirds):
-        choices: dict[str, Choice | None] = {name: "B" if name == "z" else "A" for name in order}
-        assert weighted_majority(choices, thirds) == "tie"
-    with pytest.raises(ValueError, match="'w' has no weight"):
-        weighted_majority({"w": "A"}, equal)
+        assert decided({name: "B" if name == "z" else "A" for name in order}, thirds) == "tie"
 
 
 def test_fitted_weights_beat_the_plain_majority_and_recover_the_planted_accuracies() -> None:
@@ -227,10 +225,7 @@ def test_fitted_weights_beat_the_plain_majority_and_recover_the_planted_accuraci
         assert weights[name] == pytest.approx(math.log(p / (1 - p)), abs=4 / (4000 * p * (1 - p)) ** 0.5)
     gold, verdicts = pairs(4000)
     right = {
-        rule: sum(
-            weighted_majority({name: v[i] for name, v in verdicts.items()}, given) == true
-            for i, true in enumerate(gold)
-        )
+        rule: sum(decided({name: v[i] for name, v in verdicts.items()}, given) == true for i, true in enumerate(gold))
         for rule, given in {"fitted": weights, "plain": dict.fromkeys(accuracy, 1.0)}.items()
     }
     assert right["fitted"] / 4000 == pytest.approx(0.9, abs=0.02)

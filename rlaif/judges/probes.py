@@ -64,13 +64,6 @@ def moved(probe: Probe, clean: Choice | None, shown: Choice | None) -> Moved:
     return "towards" if step > 0 else "away" if step < 0 else "unmoved"
 
 
-def rating_moved(clean: float | None, changed: float | None) -> Moved:
-    """Which way the rating of a completion differs from that of the same completion unchanged."""
-    if clean is None or changed is None:
-        return "unparsed"
-    return "towards" if changed > clean else "away" if changed < clean else "unmoved"
-
-
 # --- Verbosity -------------------------------------------------------------------------------------------------------
 
 LEADS = ("In other words:", "Put differently:", "That is:", "To say it again:", "Which means:", "Once more:")

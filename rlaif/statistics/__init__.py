@@ -23,14 +23,12 @@ from rlaif.statistics.intervals import (
     share_interval,
     win_rate,
 )
-from rlaif.statistics.jury import jury_weights, weighted_majority
+from rlaif.statistics.jury import jury_weights
 from rlaif.statistics.pairwise import (
     BothOrders,
     OrderBias,
     SummedAccuracy,
-    average_orders,
     both_orders,
-    first_slot_rate,
     longer_rate,
     order_bias,
     summed_accuracy,
@@ -62,7 +60,6 @@ __all__ = [
     "SummedAccuracy",
     "SystemCorrelations",
     "WinRate",
-    "average_orders",
     "best_of_n_kl",
     "both_orders",
     "bradley_terry",
@@ -70,7 +67,6 @@ __all__ = [
     "classification",
     "cohen_kappa",
     "elo",
-    "first_slot_rate",
     "fleiss_kappa",
     "fleiss_kappa_of_counts",
     "item_means",
@@ -88,7 +84,6 @@ __all__ = [
     "summed_verdict",
     "system_correlations",
     "unswap",
-    "weighted_majority",
     "win_probability",
     "win_rate",
 ]

@@ -1,4 +1,4 @@
-"""Several judges' verdicts on one pair: weights fitted on gold, and the weighted majority."""
+"""Weights of several judges, fitted on gold. How a jury decides by them is `records.Comparison.of_jury`."""
 
 from __future__ import annotations
 
@@ -25,18 +25,3 @@ def jury_weights(verdicts: Mapping[str, Sequence[Choice | None]], gold: Sequence
         decided = [verdict == true for verdict, true in zip(given, gold, strict=True) if verdict in ("A", "B")]
         weights[judge] = math.log((sum(decided) + 1) / (len(decided) - sum(decided) + 1))
     return weights
-
-
-def weighted_majority(verdicts: Mapping[str, Choice | None], weights: Mapping[str, float]) -> Choice | None:
-    """What the judges of one pair prefer, each with its weight; a tied vote adds to neither side.
-
-    None where none is parsed. With all weights 1 it is the plain majority. Raises ValueError for a judge without one.
-    """
-    if missing := sorted(verdicts.keys() - weights.keys()):
-        raise ValueError(f"judge {missing[0]!r} has no weight")
-    if all(verdict is None for verdict in verdicts.values()):
-        return None
-    sides = {"A": 1, "B": -1}
-    # Rounded, so that weights which cancel are a tie whatever order they are added in.
-    total = round(math.fsum(weights[judge] * sides.get(v, 0) for judge, v in verdicts.items() if v is not None), 9)
-    return "A" if total > 0 else "B" if total < 0 else "tie"

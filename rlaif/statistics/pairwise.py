@@ -53,11 +53,6 @@ def order_bias(forward: Verdicts, backward: Verdicts) -> OrderBias:
     )
 
 
-def first_slot_rate(verdicts: Verdicts) -> Interval | None:
-    """How often the candidate read first is preferred in a single order, of the verdicts that decide."""
-    return share_interval([verdict == "A" for verdict in verdicts if verdict in ("A", "B")])
-
-
 def longer_rate(
     verdicts: Verdicts, lengths_a: Sequence[int], lengths_b: Sequence[int], items: Sequence[Hashable] | None = None
 ) -> Interval | None:
@@ -73,17 +68,6 @@ def longer_rate(
         if verdict in ("A", "B") and a != b
     )
     return points_interval(item_means(longer))
-
-
-def average_orders(forward: float | None, backward: float | None) -> float | None:
-    """P(the first order's A is the better), averaged over both orders; each given for what was read first.
-
-    RLAIF (arXiv 2309.00267, section 3.1). Where a judge's log-odds are q for the candidates and b for the first slot
-    this is (s(q + b) + s(q - b)) / 2 with the logistic s: symmetric in b, and one half at q = 0. None where either is.
-    """
-    if forward is None or backward is None:
-        return None
-    return round((forward + 1.0 - backward) / 2, 9)  # as Comparison.merge: p and 1 - p averaged are exactly one half
 
 
 def summed_verdict(forward: Choice | None, backward: Choice | None) -> Choice:
