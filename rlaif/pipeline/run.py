@@ -458,6 +458,7 @@ class Run:
             "rule": pairing.rule,
             "preferences": len(margins),
             "mean_margin": round(fmean(margins), 4) if margins else None,
+            **({"weights": dict(weights)} if weights else {}),
         }
         if margins and (within := noise(rows, pairing)) is not None:
             near = sum(margin <= within for margin in margins) / len(margins)
