@@ -461,7 +461,7 @@ def test_expected_scores_through_a_server(tmp_path: Path, run_cli: Cli) -> None:
     rated = manifest(tmp_path / "runs/expected")["stages"][-1]
     assert (rated["scores"], rated["ratings"], rated["unparsed"]) == (12 * 4 * 2, 0, 0)
     code, out, _ = run_cli("show", "runs/expected", "1")
-    assert code == 0 and re.search(r"detail \d\.\d{3}", out)
+    assert code == 0 and re.search(r"detail \d\.\d+ ", out)
     assert len(json.loads(run_cli("show", "runs/expected", "1", "--json")[1])["requests"]) > 4
 
 

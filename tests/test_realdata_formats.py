@@ -102,7 +102,7 @@ def test_every_file_of_the_folder_can_be_read_as_rows() -> None:
 def test_what_is_true_of_published_prompts() -> None:
     checked = read_prompts(DATA / "ifeval" / "input_data.jsonl").items
     assert (len(checked), sum(len(prompt.checks) for prompt in checked)) == (541, 834)
-    assert len({check["instruction"] for prompt in checked for check in prompt.checks}) == 25
+    assert len({check["ifeval"]["id"] for prompt in checked for check in prompt.checks}) == 25
     answered = read_prompts(DATA / "truthfulqa" / "TruthfulQA.csv.gz").items
     assert len(answered) == 817 and all(prompt.reference for prompt in answered)
     assert sum(len(prompt.reference) for prompt in answered) == 2588
