@@ -334,19 +334,20 @@ class Comparison(Record):
 
     @classmethod
     def of_jury(cls, members: Sequence[Comparison], weights: Sequence[float], *, majority: bool) -> Comparison:
-        """What a jury prefers: the mean of its members' likelihoods, or with `majority` the verdict of most.
+        """What a jury prefers: the mean of its members' likelihoods, or with `majority` what most say, else a tie.
 
         `weights` are the members'. One whose verdict is unparsed does not vote; where those are half of the weight or
         more, so is the jury's. A majority gives no probability: it is a count, not how sure anybody is.
         """
         votes = [(m.likelihood, m.verdict, w) for m, w in zip(members, weights, strict=True) if m.verdict is not None]
         mass = sum(weight for *_, weight in votes)
-        probability, verdict = None, None
+        probability: float | None = None
+        verdict: Choice | None = None
         if 2 * mass > sum(weights):
             if majority:
                 # Rounded, so that weights which cancel are a tie whatever order they are added in.
-                for_a, for_b = (round(fsum(w for _, said, w in votes if said == side), 9) for side in ("A", "B"))
-                verdict = preferred(0.5 if for_a == for_b else float(for_a > for_b))
+                a, b, tie = (round(fsum(w for _, said, w in votes if said == side), 9) for side in ("A", "B", "tie"))
+                verdict = "A" if a > max(b, tie) else "B" if b > max(a, tie) else "tie"
             else:
                 total = sum(weight * likelihood for likelihood, _, weight in votes if likelihood is not None)
                 probability = round(total / mass, 9)

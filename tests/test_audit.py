@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from biased import HIGH, LOW, SHOWN, Biased, logistic, size
 from echo import RUBRIC, Echo, write_project, write_prompts
-from serving import serve
+from serving import Answer, completion, scripted, serve
 from test_run import Cli, run_cli  # noqa: F401 - the fixture
 
 from rlaif import cli
@@ -383,6 +383,43 @@ def test_a_person_is_shown_the_report(url: str, run_cli: Cli) -> None:  # noqa: 
     for words in ("Audit of placing", "Compared in both orders", "Agreement with gold", "audit/audit.md"):
         assert words in out
     assert "Probes" not in out and "Traceback" not in out + err
+
+
+def test_a_server_without_log_probabilities_is_told_apart_from_a_bad_judge(url: str, run_cli: Cli) -> None:  # noqa: F811
+    with scripted([Answer(completion("1"))]) as server:
+        arguments = (server.base_url, "--model", "plain", "--take", "6", "--no-probes", "--json")
+        code, out, err = run_cli("audit", *arguments)
+        assert code == 0, err
+        found = json.loads(out)
+        (failed,) = [one for one in found["findings"] if one["about"] == "failed"]
+        assert "a call failed in 100% of pairs" in failed["says"] and "no log-probabilities" in failed["says"]
+        assert "verdicts=hard" in failed["do"] and at(found, "verdicts/failed")["n"] == 6
+        (agreement,) = [one for one in found["findings"] if one["about"] == "agreement"]
+        assert "coin" not in agreement["says"] and "6 of the 6 pairs got no verdict" in agreement["says"]
+        code, out, err = run_cli("audit", *arguments, "verdicts=hard")  # the advice, taken
+        assert (
+            code == 0
+            and "failed" not in about(json.loads(out))
+            and "failed" not in json.loads(out)["figures"]["verdicts"]
+        )
+
+
+def test_words_of_others_are_not_acted_upon(tmp_path: Path, run_cli: Cli) -> None:  # noqa: F811
+    evil = "c|d\n# Head \x1b[31m\u202e <b> [link](http://evil) `x`"
+    rows = [one | {"id": f"{k}", "category": evil} for k, one in enumerate(OWN[:3])]
+    (tmp_path / "evil.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with scripted([Answer(completion("\x1b[31m| x |\n# Head"))]) as server:
+        arguments = ("--gold", "evil.jsonl", "--no-probes", "verdicts=hard", "reask=0")
+        code, out, err = run_cli("audit", server.base_url, "--model", evil, *arguments)
+    report = Path("audit/audit.md").read_text()
+    assert code == 0 and "Traceback" not in err
+    for shown in (out, report):
+        assert "\x1b[31m" not in shown and "\u202e" not in shown
+    headings = [line for line in report.splitlines() if line.startswith("#")]
+    assert len(headings) == 4 and headings[0].startswith("# Audit of c|d # Head")
+    assert "[link]" not in report and "<b>" not in report.replace("\\<b\\>", "") and r"\[link\]" in report
+    widths = {line.count("|") for line in report.splitlines() if "Head" in line and line.startswith("|")}
+    assert widths == {3}
 
 
 # ---------------------------------------------------------------- what it is audited on

@@ -202,8 +202,8 @@ def test_length_balance_of_one_kind_alone_keeps_none_of_it() -> None:
 
 def test_noise_is_what_varies_between_the_orders_or_one_step_of_a_rating() -> None:
     def orders(forward: float, backward: float) -> Row:
-        first = Verdict(a=0, b=1, verdict=preferred(forward), probability=forward)
-        second = Verdict(a=1, b=0, verdict=preferred(backward), probability=backward)
+        first = Verdict(a=0, b=1, verdict=preferred(forward), probability=forward, calls=("f",))
+        second = Verdict(a=1, b=0, verdict=preferred(backward), probability=backward, calls=("b",))
         comparison = Comparison.merge(first, second, principle="p", judge="j")
         return compared("q").model_copy(update={"comparisons": (comparison,)})
 
@@ -211,5 +211,44 @@ def test_noise_is_what_varies_between_the_orders_or_one_step_of_a_rating() -> No
     assert noise(biased, Pairing("compared", "comparisons")) == pytest.approx(0, abs=1e-9)
     assert noise([*biased, orders(0.6, 0.4)], Pairing("compared", "comparisons")) == pytest.approx(math.sqrt(0.03))
     assert noise(biased[:1], Pairing("compared", "comparisons")) is None
+    assert noise([compared("q", (0, 1, 0.7)), compared("r", (0, 1, 0.2))], Pairing("compared", "comparisons")) is None
     assert noise(biased, Pairing("all", weights={"a": 3, "b": 1})) == 0.25
     assert noise(biased, Pairing("all", "rankings")) is None
+
+
+def test_scores_of_another_judge_or_aspect_do_not_count() -> None:
+    def score(candidate: int, judge: str, aspect: str | None, value: float) -> Score:
+        return Score(candidate=candidate, value=value, judge=judge, aspect=aspect)
+
+    scores = (
+        score(0, "verifier", "1 length", 1), score(1, "verifier", "1 length", 0),
+        score(0, "judge", "help", 3.0), score(1, "judge", "help", 3.4),
+    )  # fmt: skip
+    given_row = row(("a", None), ("b", None)).model_copy(update={"scores": scores})
+    assert candidate_scores(given_row, "scores", {"help": 1.0}, "judge") == {0: 3.0, 1: 3.4}
+    assert candidate_scores(given_row, "scores", {}, "verifier") == {0: 1.0, 1: 0.0}
+
+
+def test_candidates_that_met_different_opponents_are_not_ordered() -> None:
+    given_row = compared("q", (0, 1, 1.0), (2, 3, 1.0), n=4)
+    assert candidate_scores(given_row, "comparisons", {}) == {}
+    assert pair([given_row], Pairing("all", "comparisons")).dropped == {"unparsed": 1}
+    texts = [
+        p.chosen.completion.text + p.rejected.completion.text
+        for p in pair([given_row], Pairing("compared")).preferences
+    ]
+    assert texts == ["ab", "cd"]
+
+
+def test_several_judges_of_one_pair_make_one_preference() -> None:
+    given_row = compared("q", (0, 1, 1.0), (0, 1, 0.0), (0, 1, 1.0), n=2)
+    (found,) = pair([given_row], Pairing("compared")).preferences
+    assert (found.chosen.completion.text, found.probability) == ("a", None)
+    even = compared("q", (0, 1, 1.0), (0, 1, 0.0), n=2)
+    assert pair([even], Pairing("compared")).dropped == {"tie": 1}
+
+
+def test_means_of_the_same_text_are_equal_to_what_they_look_like() -> None:
+    scores = tuple(Score(candidate=i, value=v, judge="j") for i, v in enumerate((0.1, 0.2, 0.15)))
+    given_row = row(("a", None), ("a", None), ("b", None)).model_copy(update={"scores": scores})
+    assert pair([given_row], Pairing("all", "scores")).dropped == {"tie": 1}

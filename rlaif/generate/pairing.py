@@ -17,10 +17,11 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import combinations
 from statistics import fmean, pstdev
 from typing import NamedTuple
 
-from rlaif.records import Preference, Row, hashed_order, unit_interval
+from rlaif.records import Comparison, Preference, Row, hashed_order, unit_interval
 
 
 class Pairs(NamedTuple):
@@ -35,13 +36,14 @@ class Pairing(NamedTuple):
     """How preferences are made of rows.
 
     `basis` says what judgements the scores come from: ratings, comparisons, rankings or scores; `weights` are those of
-    the aspects rated or scored.
+    the aspects rated or scored, `judge` whose scores count where there are several judges'.
     """
 
     rule: str
     basis: str = "ratings"
     weights: Mapping[str, float] = {}
     min_margin: float = 0.0
+    judge: str | None = None
 
 
 def pair(rows: Sequence[Row], pairing: Pairing, *, length_balanced: bool = False) -> Pairs:
@@ -116,7 +118,7 @@ def _by_comparison(row: Row, whole: Sequence[int], min_margin: float) -> list[Pr
     if not row.comparisons:
         return _uncompared(row, whole)
     reasons, found = [], []
-    for comparison in row.comparisons:
+    for comparison in _by_majority(row.comparisons):
         texts = {row.candidates[i].completion.text for i in (comparison.a, comparison.b)}
         if any(not text.strip() for text in texts) or len(texts) < 2:  # a file may have compared what no judge is shown
             reasons.append("identical texts" if len(texts) < 2 else "empty completion")
@@ -150,10 +152,23 @@ def _uncompared(row: Row, whole: Sequence[int]) -> str:
     return "identical texts" if len(texts) < 2 else "no comparison"
 
 
+def _by_majority(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """One comparison of each pair under each principle: what most judges say where a file has several."""
+    groups: dict[tuple[int, int, str], list[Comparison]] = {}
+    for comparison in comparisons:
+        groups.setdefault((comparison.a, comparison.b, comparison.principle), []).append(comparison)
+    return [
+        said[0] if len(said) == 1 else Comparison.of_jury(said, [1.0] * len(said), majority=True)
+        for said in groups.values()
+    ]
+
+
 def _by_scores(row: Row, whole: Sequence[int], pairing: Pairing) -> list[Preference] | str:
     if pairing.basis == "comparisons" and not row.comparisons:
         return _uncompared(row, whole)
-    rule, scores = pairing.rule, candidate_scores(row, pairing.basis, pairing.weights)
+    if pairing.basis == "comparisons" and not row.comparisons:
+        return _uncompared(row, whole)
+    rule, scores = pairing.rule, candidate_scores(row, pairing.basis, pairing.weights, pairing.judge)
     texts = [candidate.completion.text for candidate in row.candidates]
     if rule == "k-wise" and {texts[i] for i in scores} != set(texts):
         return "unparsed"
@@ -210,7 +225,9 @@ def noise(rows: Iterable[Row], pairing: Pairing) -> float | None:
     for row in rows:
         asked += len(row.comparisons)
         judged += len({index for comparison in row.comparisons for index in (comparison.a, comparison.b)})
-        for member in (member for comparison in row.comparisons for member in comparison.members if member.orders):
+        for member in (member for comparison in row.comparisons for member in comparison.members):
+            if not any(order.calls for order in member.orders):  # what a file or a person states was asked in no order
+                continue
             forward, backward = member.orders[0].likelihood, member.orders[1].swap().likelihood
             if forward is not None and backward is not None:
                 apart.append(forward - backward)
@@ -220,29 +237,35 @@ def noise(rows: Iterable[Row], pairing: Pairing) -> float | None:
     return pstdev(apart) / math.sqrt(opponents)
 
 
-def candidate_scores(row: Row, basis: str, weights: Mapping[str, float]) -> dict[int, float]:
+def candidate_scores(row: Row, basis: str, weights: Mapping[str, float], judge: str | None = None) -> dict[int, float]:
     """What each candidate is worth by the row's judgements; one without a readable judgement is left out.
 
-    Ratings and scores by aspect: their weighted mean. Comparisons: the mean likelihood of being the better one, which
-    orders candidates as Bradley-Terry strengths do where every two were compared. Rankings: the mean share of the
+    Ratings and scores by aspect: their weighted mean; of scores those of `judge` alone where one is named. Comparisons:
+    the mean likelihood of being the better one, which orders candidates as Bradley-Terry strengths do, where every two
+    were compared; else nothing can be said of two that met different opponents. Rankings: the mean share of the
     others that stand below, a tie counting one half.
     """
     indices = range(len(row.candidates))
     if basis == "ratings":
         found = {i: row.score(i, dict(weights)) for i in indices}
     elif basis == "scores":
-        found = {i: _mean_score(row, i, weights) for i in indices}
+        found = {i: _mean_score(row, i, weights, judge) for i in indices}
     elif basis == "comparisons":
         found = {i: _mean_likelihood(row, i) for i in indices}
+        scored = [i for i, value in found.items() if value is not None]
+        met = {frozenset((c.a, c.b)) for c in row.comparisons}
+        if any(frozenset(pair) not in met for pair in combinations(scored, 2)):
+            return {}
     else:
         found = {i: _mean_share_below(row, i) for i in indices}
     return {i: value for i, value in found.items() if value is not None}
 
 
-def _mean_score(row: Row, candidate: int, weights: Mapping[str, float]) -> float | None:
+def _mean_score(row: Row, candidate: int, weights: Mapping[str, float], judge: str | None) -> float | None:
     total, mass = 0.0, 0.0
     for score in row.scores:
-        if score.candidate == candidate:
+        counts = judge in (None, score.judge) and (not weights or score.aspect in weights)
+        if score.candidate == candidate and counts:
             if score.value is None:
                 return None
             weight = weights.get(score.aspect or "", 1.0)
@@ -277,4 +300,5 @@ def _distinct(row: Row, scores: Mapping[int, float]) -> dict[int, float] | str:
         same.setdefault(row.candidates[index].completion.text, []).append(index)
     if len(same) < 2:
         return "identical texts"
-    return {indices[0]: fmean(scores[i] for i in indices) for indices in same.values()}
+    # Rounded, so that two ways of adding up the same mean are a tie and not a preference.
+    return {indices[0]: round(fmean(scores[i] for i in indices), 9) for indices in same.values()}

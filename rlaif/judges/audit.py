@@ -52,11 +52,12 @@ it has one. Raises EngineError."""
 
 
 class Ruling(NamedTuple):
-    """What the judge said of a gold pair. `better` is the place of the better one; None where a call failed."""
+    """What the judge said of a gold pair, or why a call failed. `better` is the place of the better one."""
 
     pair: GoldPair
     better: Choice
     comparison: Comparison | None
+    failure: str | None = None
 
 
 class Probed(NamedTuple):
@@ -71,13 +72,17 @@ async def rule(pair: GoldPair, decide: Decide) -> Ruling:
     """The judge's word on one pair, the better one shown as A or B by hash."""
     first = unit_interval("audit", pair.id) < 0.5
     texts = (pair.better, pair.worse) if first else (pair.worse, pair.better)
-    return Ruling(pair, "A" if first else "B", await _asked(pair.prompt, texts, pair.principle, decide))
+    said = await _asked(pair.prompt, texts, pair.principle, decide)
+    better: Choice = "A" if first else "B"
+    if isinstance(said, EngineError):
+        return Ruling(pair, better, None, said.message)
+    return Ruling(pair, better, said)
 
 
 async def probe(one: Probe, ruling: Ruling, decide: Decide) -> Probed:
     """The judge's word on one probe, beside its word on the pair that the probe was made from."""
     shown = await _asked(one.prompt, one.shown, ruling.pair.principle, decide)
-    return Probed(one, None if shown is None else shown.verdict, _of_better(ruling))
+    return Probed(one, None if isinstance(shown, EngineError) else shown.verdict, _of_better(ruling))
 
 
 def _of_better(ruling: Ruling) -> Choice | None:
@@ -86,14 +91,16 @@ def _of_better(ruling: Ruling) -> Choice | None:
     return said if ruling.better == "A" else unswap(said)
 
 
-async def _asked(prompt: Prompt, texts: tuple[str, str], principle: str | None, decide: Decide) -> Comparison | None:
-    """A call that fails for this pair alone leaves it without a word; one that fails for all is raised."""
+async def _asked(
+    prompt: Prompt, texts: tuple[str, str], principle: str | None, decide: Decide
+) -> Comparison | EngineError:
+    """A call that fails for this pair alone gives its error in place of a word; one that fails for all is raised."""
     try:
         return await decide(prompt, texts, principle)
     except EngineError as error:
         if error.fatal:
             raise
-        return None
+        return error
 
 
 def probes_of(pairs: Sequence[GoldPair], *, world: bool = False) -> list[Probe]:
@@ -115,6 +122,9 @@ def figures(rulings: Sequence[Ruling], probed: Sequence[Probed] = ()) -> dict[st
     found["length"]["gold_prefers_longer"] = _dict(
         share_interval([r.pair.length_margin > 0 for r in rulings if r.pair.length_margin])
     )
+    if failures := [r.failure for r in rulings if r.failure is not None]:
+        found["verdicts"]["failed"] = _dict(share_interval([r.failure is not None for r in rulings]))
+        found["verdicts"]["failed_example"] = failures[0]
     if probabilities := [(r.comparison.probability, r.better == "A") for r in rulings if r.comparison is not None]:
         found["calibration"] = _calibration(probabilities)
     if jury := _jury(rulings):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -41,7 +42,10 @@ def _on_agreement(found: Mapping[str, Any]) -> Iterable[Finding]:
     if agreement is None or (both := agreement["both_orders"]) is None:
         return
     says = f"agrees with gold in {_percent(both)}"
-    if both["low"] <= 0.5 and both["high"] >= 0.8:
+    if (silent := agreement["unparsed"]) > both["n"] / 2:
+        what = f"{says}: {silent} of the {both['n']} pairs got no verdict that could be read"
+        yield Finding("bad", "agreement", what, "make its verdicts readable first; what they would say is not known")
+    elif both["low"] <= 0.5 and both["high"] >= 0.8:
         yield Finding("care", "agreement", f"{says}: too few pairs to tell it from a coin", "audit it on more pairs")
     elif both["low"] <= 0.5:
         do = "take another judge, or reword what it is asked"
@@ -53,7 +57,7 @@ def _on_agreement(found: Mapping[str, Any]) -> Iterable[Finding]:
         if share is not None and share["n"] >= LEAST_OF_CATEGORY and share["high"] < both["mean"]:
             what = f"{category}: agrees in {_percent(share)}, less than elsewhere"
             yield Finding(
-                "bad" if share["mean"] <= 0.5 else "care", "category", what, f"do not let it decide on {category} alone"
+                "bad" if share["mean"] <= 0.5 else "care", "category", what, "do not let it decide on these alone"
             )
     one = agreement["one_order"]
     if one is not None and both["mean"] - one["mean"] > AVERAGED_WINS:
@@ -89,9 +93,10 @@ def _on_position(found: Mapping[str, Any]) -> Iterable[Finding]:
     if surely > 0.1:
         says = f"position bias: {moves:.0%} of verdicts change with the order, {max(first, second):.0%} towards {side}"
         grade: Grade = "bad" if surely > 0.4 else "care"
-        yield Finding(
-            grade, "position", says, "use both orders (`compare` asks both and averages); never trust one alone"
-        )
+        do = "use both orders (`compare` asks both and averages); never trust one alone"
+        if grade == "bad":  # both orders then make ties of most pairs
+            do = "let it write before it decides (`reasons: true`), or take another judge; both orders alone give ties"
+        yield Finding(grade, "position", says, do)
     else:
         yield Finding("good", "position", f"the order changes {moves:.0%} of verdicts (n = {consistent['n']})")
 
@@ -145,13 +150,19 @@ def _on_probes(found: Mapping[str, Any]) -> Iterable[Finding]:
 
 
 def _on_words(found: Mapping[str, Any]) -> Iterable[Finding]:
+    failed = found["verdicts"].get("failed")
+    if failed is not None and failed["mean"] > 0.02:  # as with what is unparsed below
+        says = f"a call failed in {failed['mean']:.0%} of pairs, for example: {found['verdicts']['failed_example']}"
+        grade: Grade = "bad" if failed["low"] > 0.2 else "care"
+        do = "`verdicts=hard` where the server gives no log-probabilities; else run it again: what was answered is kept"
+        yield Finding(grade, "failed", says, do)
     unparsed = found["verdicts"]["unparsed"]
     if unparsed is not None and unparsed["mean"] > 0.02:  # itself and no end of it: these are seen, not estimated
         example = found["verdicts"]["unparsed_example"]
         says = f"{unparsed['mean']:.0%} of its verdicts cannot be read" + (
             f", for example: {example}" if example else ""
         )
-        grade: Grade = "bad" if unparsed["low"] > 0.2 else "care"
+        grade = "bad" if unparsed["low"] > 0.2 else "care"
         do = "`verdicts: hard` where the server gives no log-probabilities; a larger `max_tokens` where it is cut"
         yield Finding(grade, "unparsed", says, do)
     calibration = found.get("calibration")
@@ -189,10 +200,12 @@ def markdown(audit: Mapping[str, Any]) -> str:
     """The whole report. `audit` holds the figures and, beside them, what was audited and what it cost."""
     found, said = audit["figures"], findings(audit["figures"])
     parts = [
-        f"# Audit of {audit['judge']}",
-        f"{audit['asked']}. Shares have 95 % intervals over pairs.",
+        f"# Audit of {_theirs(audit['judge'])}",
+        f"{_theirs(audit['asked'])}. Shares have 95 % intervals over pairs.",
         f"**{verdict(said)}**",
-        _table(("", "what was found", "what to do"), [(_MARKS[f.grade], f.says, f.do) for f in said]) if said else "",
+        _table(("", "what was found", "what to do"), [(_MARKS[f.grade], _theirs(f.says), f.do) for f in said])
+        if said
+        else "",
     ]
     if agreement := found.get("agreement"):
         rows = [
@@ -200,13 +213,15 @@ def markdown(audit: Mapping[str, Any]) -> str:
             ("all, one order", _share(agreement["one_order"])),
         ]
         rows += [("all, right in both orders", _share(agreement["right_in_both"]))]
-        rows += [(category, _share(share)) for category, share in found["by_category"].items()]
+        rows += [(_theirs(category), _share(share)) for category, share in found["by_category"].items()]
         counts = ", ".join(f"{agreement[name]:,} {name}" for name in ("right", "wrong", "tie", "unparsed"))
         kappa = agreement["kappa_of_decided"]
         told = f" Cohen's kappa of those decided {kappa['mean']:.2f}." if kappa else ""
         parts += ["## Agreement with gold", _table(("pairs", "agrees"), rows), f"{counts}.{told}"]
     position, length = found["position"], found["length"]
     verdicts = {name: found["verdicts"][name] for name in ("tie", "unparsed")}
+    if failed := found["verdicts"].get("failed"):
+        verdicts["failed"] = failed
     groups = [group for group in (position, length, verdicts) if any(share is not None for share in group.values())]
     biases = [(name.replace("_", " "), _share(share)) for group in groups for name, share in group.items()]
     parts += ["## Place, length, verdicts", _table(("", "share"), biases)] if biases else []
@@ -229,23 +244,24 @@ def markdown(audit: Mapping[str, Any]) -> str:
         ]
     if jury := found.get("jury"):
         weights = jury["fitted_weights"]
-        members = [(name, _share(share), f"{weights[name]:g}") for name, share in jury["members"].items()]
+        members = [(_theirs(name), _share(share), f"{weights[name]:g}") for name, share in jury["members"].items()]
         kappa = jury["fleiss_kappa"]
         told = f"Fleiss' kappa of its members {kappa['mean']:.2f}." if kappa else ""
         parts += ["## The jury", _table(("member", "agrees with gold", "fitted weight"), members), told]
     if wins := found.get("wins"):
         own = set(found["judges_own_models"])
         rows = [
-            (f"{model}{' (the judge itself)' if model in own else ''}", _share(share)) for model, share in wins.items()
+            (f"{_theirs(model)}{' (the judge itself)' if model in own else ''}", _share(share))
+            for model, share in wins.items()
         ]
         parts += ["## Wins by model", _table(("model", "wins"), rows)]
     for aspect, about in found.get("ratings", {}).items():
         rows = [("mean", _number_of(about["mean"])), ("unparsed", _share(about["unparsed"]))]
         rows += [(f"mean at place {place}", _number_of(mean)) for place, mean in about["mean_at_place"].items()]
-        parts += [f"## Ratings: {aspect}", _table(("", "of " + f"{about['n']:,} ratings"), rows)]
+        parts += [f"## Ratings: {_theirs(aspect)}", _table(("", "of " + f"{about['n']:,} ratings"), rows)]
     if people := found.get("people"):
         rows = [("same verdict as people", _share(people["accuracy"]))]
-        rows += [(source, _share(share)) for source, share in people["by_source"].items()]
+        rows += [(_theirs(source), _share(share)) for source, share in people["by_source"].items()]
         for name in ("cohen_kappa", "krippendorff_alpha", "people_fleiss_kappa"):
             rows.append((name.replace("_", " "), _number_of(people[name])))
         if own := people["self_preference"]:
@@ -253,7 +269,8 @@ def markdown(audit: Mapping[str, Any]) -> str:
         parts += [f"## Against people, item by item ({people['pairs']:,} pairs)", _table(("", "agreement"), rows)]
         if systems := people["systems"]:
             wins = [
-                (name, f"{won['by_judge']:.1%}", f"{won['by_people']:.1%}") for name, won in systems["models"].items()
+                (_theirs(name), f"{won['by_judge']:.1%}", f"{won['by_people']:.1%}")
+                for name, won in systems["models"].items()
             ]
             told = ", ".join(f"{name} {_number_of(systems[name])}" for name in ("pearson", "spearman", "kendall"))
             parts += [
@@ -264,6 +281,12 @@ def markdown(audit: Mapping[str, Any]) -> str:
     if cost := audit.get("cost"):
         parts += ["## Cost", _table(("what", "how much"), [(name, _number(value)) for name, value in cost.items()])]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _theirs(text: str) -> str:
+    """Other people's words on one line: nothing in them is left that Markdown, or a terminal, would act on."""
+    line = "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
+    return re.sub(r"([\\`*<>\[\]])", r"\\\1", line)
 
 
 def _share(share: Mapping[str, float] | None) -> str:

@@ -159,8 +159,9 @@ def evaluate(expression: str) -> float:
         raise ValueError(f"{expression!r} is not arithmetic")
 
     try:
-        return value(ast.parse(expression, mode="eval"))
-    except (SyntaxError, ZeroDivisionError, OverflowError):
+        found = value(ast.parse(expression, mode="eval"))
+        return float(found)  # a root of what is below zero is complex
+    except (SyntaxError, ZeroDivisionError, OverflowError, TypeError, RecursionError, MemoryError):
         raise ValueError(f"{expression!r} is not arithmetic") from None
 
 

@@ -6,6 +6,7 @@ what DPO fits (arXiv 2305.18290, equation 5, without the term that all completio
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Iterable, Mapping
 from itertools import islice
 
@@ -53,4 +54,6 @@ def _total(logprobs: Logprobs, other: Logprobs) -> float:
 def _score(candidate: int, value: float | EngineError, stage: ScoreStage) -> Score:
     if isinstance(value, EngineError):
         return Score(candidate=candidate, value=None, judge=stage.judge, problem=str(value))
+    if not math.isfinite(value):
+        return Score(candidate=candidate, value=None, judge=stage.judge, problem=f"the score is {value}")
     return Score(candidate=candidate, value=round(value, 6), judge=stage.judge)

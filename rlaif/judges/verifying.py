@@ -25,7 +25,7 @@ def verified(row: Row, checks: Sequence[Check], keep: str) -> Row:
     """
     asked = (*checks, *own_checks(row.prompt))
     outcomes = [outcomes_of(asked, row.prompt, candidate.completion.text) for candidate in row.candidates]
-    kept = [i for i, found in enumerate(outcomes) if keep == "all" or all_pass(found) == 1.0]
+    kept = [i for i, found in enumerate(outcomes) if keep == "all" or not found or all_pass(found) == 1.0]
     return row.model_copy(
         update={
             "candidates": tuple(row.candidates[i] for i in kept),

@@ -143,7 +143,6 @@ def requests(row: Row) -> dict[str, Any]:
     calls |= {c.call for r in row.revisions for c in (r.critique, r.completion) if c is not None}
     calls |= {call for c in row.comparisons for member in c.members for order in member.orders for call in order.calls}
     calls |= {call for ranking in row.rankings for call in ranking.calls}
-    calls |= {call for score in row.scores for call in score.calls}
     store = CallStore(STORE, read_only=True)
     try:
         return {call: store.request(call) for call in sorted(calls)}

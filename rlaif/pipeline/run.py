@@ -62,7 +62,7 @@ from rlaif.judges.ranking import rank
 from rlaif.judges.rating import rate
 from rlaif.judges.scoring import score
 from rlaif.judges.strengths import strengths
-from rlaif.judges.verifying import verified
+from rlaif.judges.verifying import VERIFIER, verified
 from rlaif.measure import measure
 from rlaif.pipeline import training
 from rlaif.pipeline.auditing import gate, unmet
@@ -102,6 +102,7 @@ BASES = {  # what a stage's judgements are, by its kind
     "rate": "ratings", "compare": "comparisons", "person": "comparisons", "rank": "rankings", "score": "scores",
     "verify": "scores",
 }  # fmt: skip
+UNJUDGED: dict[str, Any] = {"ratings": (), "comparisons": (), "rankings": (), "scores": ()}
 NEAR_TIES = 0.5  # share of margins within the judge's noise above which a person is told
 TOLERATED = 0.05  # share of rows that may fail before a run stops short of training on what is left
 
@@ -458,7 +459,8 @@ class Run:
             "rule": pairing.rule,
             "preferences": len(margins),
             "mean_margin": round(fmean(margins), 4) if margins else None,
-            **({"weights": dict(weights)} if weights else {}),
+            "basis": pairing.basis,
+            **({"weights": dict(pairing.weights)} if pairing.weights else {}),
         }
         if margins and (within := noise(rows, pairing)) is not None:
             near = sum(margin <= within for margin in margins) / len(margins)
@@ -486,15 +488,22 @@ class Run:
         stated = self.inputs.stated.get(step.source.name)
         rule = step.stage.rule or (stated.rule if stated else None)
         if rule is None:
-            rule = "compared" if isinstance(source, CompareStage) and source.pairs == "one" else "zephyr"
+            one = isinstance(source, CompareStage) and source.pairs == "one"
+            rule = "compared" if one or isinstance(source, PersonStage) else "zephyr"
         if stated is not None:
             return Pairing(rule, stated.basis, stated.weights, step.stage.min_margin)
         basis, weights = BASES[source.kind], judge.rubric.weights() if judge else {}
+        judged_by = None
         if isinstance(source, RateStage) and source.answers == "expected":
-            basis = "scores"
+            basis, judged_by = "scores", source.model
+        if isinstance(source, ScoreStage):
+            judged_by = source.judge
+        if isinstance(source, VerifyStage):
+            judged_by = VERIFIER
         if isinstance(source, PersonStage) and not (labels := self.inputs.labels[step.source.name]).pairs:
-            basis, weights = "ratings", dict.fromkeys(labels.aspects(), 1.0)
-        return Pairing(rule, basis, weights, step.stage.min_margin)
+            rule, basis = step.stage.rule or "zephyr", "ratings"
+            weights = dict.fromkeys(labels.aspects(), 1.0)
+        return Pairing(rule, basis, weights, step.stage.min_margin, judged_by)
 
     def preferences_of(self, row: Row, step: Step, dropped: Counter[str]) -> list[Preference]:
         """A row's preferences before any balancing, which needs all rows."""
@@ -731,6 +740,8 @@ class Run:
                 mixture = self.inputs.mixtures.get(step.name)
                 return await sample(row, stage, self.settings, sampler, seed, mixture)
             assert isinstance(stage, RateStage | ReviseStage | CompareStage | RankStage | VerifyStage | PersonStage)
+            if step.source is not None and step.source.name in self.inputs.stated:
+                row = row.model_copy(update=UNJUDGED)  # what the file states is not this judge's
             if isinstance(stage, CompareStage):
                 return await compare(row, stage, self.inputs.comparers[step.name], self.settings, sampler, seed)
             if isinstance(stage, VerifyStage):
