@@ -199,13 +199,14 @@ def audit(
         found = auditing.audit_run(RunFolder(path), stage, labels)
     else:
         if is_pipeline:
-            models, asked = auditing.stage_of(read_pipeline(judge, settings or []), stage)
+            pipeline = read_pipeline(judge, settings or [])
+            (models, asked), seed = auditing.stage_of(pipeline, stage), pipeline.seed
         else:
             document = auditing.judge_document(
                 judge, method or "compare", settings or [], model=model, key_variable=key_env
             )
-            models, asked = judging_stage(document)
-        audited = auditing.open_audited(models, asked, gold, take, STORE)
+            (models, asked), seed = judging_stage(document), 0
+        audited = auditing.open_audited(models, asked, gold, take, STORE, seed)
         progress = Silent() if as_json else Screen(console, "rlaif audit") if console.is_terminal else Lines(console)
         with progress:
             found = _run_async(auditing.audit_judge(audited, probes=probes, progress=progress))

@@ -23,11 +23,11 @@ from test_run import Cli, run_cli  # noqa: F401 - the fixture
 from rlaif import cli
 from rlaif.config import CompareStage, OpenAIModel
 from rlaif.judges import audit as measuring
-from rlaif.judges.audit import probes_of
+from rlaif.judges.audit import Ruling, figures, probes_of
 from rlaif.judges.findings import findings
 from rlaif.judges.goldset import GoldPair, read_gold
 from rlaif.pipeline.auditing import open_audited
-from rlaif.records import Row
+from rlaif.records import Choice, Comparison, Row, Verdict
 
 PAIRS = read_gold()
 PROBES = probes_of(PAIRS)
@@ -228,7 +228,7 @@ def test_hard_verdicts_of_a_placing_judge_are_ties_where_the_place_decides(audit
 
 SENTENCES: list[tuple[str, str, str, str]] = [
     ("placing", "position", r"position bias: \d\d% of verdicts change with the order, \d\d% towards the first", "both orders"),
-    ("placing", "both orders", r"asked in one order it is right in \d\d%, averaged over both in \d\d%", "keep both orders"),
+    ("placing", "both orders", r"both orders together agree with gold in \d+\.\d% more than one alone", "keep both orders"),
     ("lengthy", "length", r"prefers the longer completion in \d\d% .* gold does in 43%", "balance: length"),
     ("mumbling", "unparsed", r"1\d% of its verdicts cannot be read, for example: only 10%", "verdicts: hard"),
     ("sure", "calibration", r"off by 1\d% on average: surer than it is right", "clamp"),
@@ -982,3 +982,29 @@ def test_what_is_wrong_before_anything_is_made_leaves_no_trace(tmp_path: Path, r
     (tmp_path / "none.jsonl").write_text("")
     assert run_cli("audit", "http://127.0.0.1:9/v1", "--model", "m", "--gold", "none.jsonl")[0] == 2
     assert [path.name for path in tmp_path.iterdir()] == ["none.jsonl"]
+
+
+def test_few_pairs_condemn_nobody_and_praise_nobody() -> None:
+    """The same share of right verdicts on few pairs and on many."""
+
+    def ruled(right: int, of: int) -> list[str]:
+        pairs = read_gold()[:of]
+        rulings = []
+        for place, pair in enumerate(pairs):
+            said: Choice = "A" if place < right else "B"
+            comparison = Comparison(a=0, b=1, principle="p", judge="j", verdict=said, probability=None, orders=())
+            rulings.append(Ruling(pair, "A", comparison))
+        return [finding.grade for finding in findings(figures(rulings)) if finding.about == "agreement"]
+
+    assert ruled(18, 30) == ["care"] and ruled(5, 5) == ["care"]
+    assert ruled(100, 200) == ["bad"] and ruled(190, 200) == ["good"]
+
+
+def test_an_always_tying_judge_gains_nothing_by_both_orders() -> None:
+    tied = [
+        Ruling(pair, "A", Comparison.merge(
+            Verdict(a=0, b=1, verdict="tie"), Verdict(a=1, b=0, verdict="tie"), principle="p", judge="j"
+        ))
+        for pair in read_gold()[:60]
+    ]  # fmt: skip
+    assert "both orders" not in {finding.about for finding in findings(figures(tied))}

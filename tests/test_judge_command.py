@@ -68,3 +68,20 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path, run_cli: Cli) -> None
     pairs(tmp_path)
     code, _, said = run_cli("judge", "pears.jsonl", "--by", "tiny/annotator")
     assert code == 2 and "pears.jsonl" in said and "pairs.jsonl" in said
+
+
+def test_what_a_file_states_is_not_taken_for_the_judges_word(tmp_path: Path, run_cli: Cli, url: str) -> None:  # noqa: F811
+    """The file rates the aspect `words` too, and prefers the other completion."""
+    (tmp_path / "rubric.yaml").write_text(RUBRIC)
+    said = [("x", SHORT, "5"), ("y", LONG, "1")]
+    entries = [{"model": m, "response": text, "annotations": {"words": {"Rating": r}}} for m, text, r in said]
+    jsonl(tmp_path / "rated.jsonl", [{"instruction": f"question {i}?", "completions": entries} for i in range(3)])
+    asked = ["--by", url, "--model", "judge", "--method", "rate", "rubric=rubric.yaml", "--out", "runs/anew"]
+    code, _, problem = run_cli("judge", "rated.jsonl", *asked, "--pair", "best-worst")
+    assert code == 0, problem
+    stages = {stage["name"]: stage for stage in manifest(tmp_path / "runs/anew")["stages"]}
+    assert stages["rate"]["ratings"] == 3 * 2 * 2
+    rows = lines(tmp_path / "runs/anew/stages/02-rate.jsonl")
+    assert all({rating["judge"] for rating in row["ratings"]} == {"judge"} for row in rows)  # type: ignore[attr-defined]
+    made = lines(tmp_path / "runs/anew/stages/03-pair.jsonl")
+    assert {str(row["chosen"]["completion"]["text"]) for row in made} == {LONG}  # type: ignore[index]

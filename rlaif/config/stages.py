@@ -446,8 +446,6 @@ class PairStage(Stage):
     @classmethod
     def _preset_is_filled_in(cls, value: Any) -> Any:
         preset = value.get("preset") if isinstance(value, dict) else None
-        if preset is not None and value.get("rule") is not None:
-            raise ValueError("a `preset` says the `rule`; give one of the two")
         return {**PRESETS[preset], **value} if isinstance(preset, str) and preset in PRESETS else value
 
 

@@ -157,10 +157,25 @@ def _agreement(rulings: Sequence[Ruling]) -> dict[str, Any]:
         "both_orders": _dict(points_interval([_points(r) for r in rulings])),
         "one_order": one and _dict(one.average),
         "right_in_both": one and _dict(one.both),
+        "gain_of_both_orders": _dict(mean_interval(_gains(rulings))),
         "kappa_of_decided": _dict(kappa),
         **{name: said[name] for name in ("right", "wrong", "tie", "unparsed")},
         "unparsed_share": _dict(share_interval([_said(r) is None for r in rulings])),
     }
+
+
+def _gains(rulings: Sequence[Ruling]) -> list[float]:
+    """By how much both orders together are nearer to gold than one of them, pair by pair, a tie one half in each.
+
+    Of one judge alone: a jury's gain would be that of its members.
+    """
+    gains = []
+    for r in rulings:
+        if r.comparison is not None and r.comparison.orders:
+            orders = (r.comparison.orders[0].verdict, r.comparison.orders[1].swap().verdict)
+            alone = [0.5 if said == "tie" else float(said == r.better) for said in orders]
+            gains.append(_points(r) - sum(alone) / 2)
+    return gains
 
 
 def _one_order(rulings: Sequence[Ruling]) -> Any:
@@ -404,12 +419,17 @@ def with_people(
         "pairs": len(both),
         "accuracy": _dict(points_interval(item_means((i.item[0], i.comparison.verdict == p.verdict) for i, p in both))),
         "cohen_kappa": _dict(cohen_kappa(*zip(*known, strict=True))) if len(known) > 1 else None,
-        "krippendorff_alpha": _dict(krippendorff_alpha(padded, level="nominal")) if len(padded) > 1 else None,
+        "krippendorff_alpha": _dict(krippendorff_alpha(padded, level="nominal")) if _rated_twice(padded) else None,
         "people_fleiss_kappa": _dict(fleiss_kappa(several)) if widest > 2 and len(several) > 1 else None,
         "by_source": {source: _dict(points_interval(item_means(same))) for source, same in sorted(by_source.items())},
         "self_preference": own and {"by_judge": own.by_judge, "by_people": own.by_truth, "more": _dict(own.difference)},
         "systems": _systems(both),
     }
+
+
+def _rated_twice(items: Sequence[Sequence[Choice | None]]) -> bool:
+    """Whether enough is known for an agreement: two items with two verdicts each."""
+    return sum(len(item) - item.count(None) > 1 for item in items) > 1
 
 
 def _systems(both: Sequence[tuple[Judged, Comparison]]) -> dict[str, Any] | None:

@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
-AVERAGED_WINS = 0.02  # by how much both orders must beat one before they are recommended for it
+COIN = 0.65  # agreement below which a judge may be one, as far as its pairs tell
+LEAST_PROBES = 10  # of a kind, before anything is said of it
 LEAST_OF_CATEGORY = 10  # pairs, below which nothing is said of one
 
 Grade = Literal["good", "care", "bad"]
@@ -45,13 +46,13 @@ def _on_agreement(found: Mapping[str, Any]) -> Iterable[Finding]:
     if (silent := agreement["unparsed"]) > both["n"] / 2:
         what = f"{says}: {silent} of the {both['n']} pairs got no verdict that could be read"
         yield Finding("bad", "agreement", what, "make its verdicts readable first; what they would say is not known")
-    elif both["low"] <= 0.5 and both["high"] >= 0.8:
+    elif both["low"] <= 0.5 and both["high"] > COIN:
         yield Finding("care", "agreement", f"{says}: too few pairs to tell it from a coin", "audit it on more pairs")
     elif both["low"] <= 0.5:
         do = "take another judge, or reword what it is asked"
         yield Finding("bad", "agreement", f"{says}: no better than a coin", do)
     else:
-        grade: Grade = "good" if both["mean"] >= 0.8 else "care"
+        grade: Grade = "good" if both["mean"] >= 0.8 and both["low"] > COIN else "care"
         yield Finding(grade, "agreement", says, "" if grade == "good" else "people agree with each other in 65 to 80 %")
     for category, share in found["by_category"].items():
         if share is not None and share["n"] >= LEAST_OF_CATEGORY and share["high"] < both["mean"]:
@@ -59,10 +60,10 @@ def _on_agreement(found: Mapping[str, Any]) -> Iterable[Finding]:
             yield Finding(
                 "bad" if share["mean"] <= 0.5 else "care", "category", what, "do not let it decide on these alone"
             )
-    one = agreement["one_order"]
-    if one is not None and both["mean"] - one["mean"] > AVERAGED_WINS:
-        gain = f"asked in one order it is right in {one['mean']:.0%}, averaged over both in {both['mean']:.0%}"
-        yield Finding("good", "both orders", gain, "keep both orders; they cost twice the calls")
+    gain = agreement["gain_of_both_orders"]
+    if gain is not None and gain["low"] > 0:
+        says = f"both orders together agree with gold in {gain['mean']:.1%} more than one alone"
+        yield Finding("good", "both orders", says, "keep both orders; they cost twice the calls")
 
 
 def _on_people(found: Mapping[str, Any]) -> Iterable[Finding]:
@@ -93,7 +94,7 @@ def _on_position(found: Mapping[str, Any]) -> Iterable[Finding]:
     if surely > 0.1:
         says = f"position bias: {moves:.0%} of verdicts change with the order, {max(first, second):.0%} towards {side}"
         grade: Grade = "bad" if surely > 0.4 else "care"
-        do = "use both orders (`compare` asks both and averages); never trust one alone"
+        do = "keep both orders, as `compare` asks them and this audit did; never trust one alone"
         if grade == "bad":  # both orders then make ties of most pairs
             do = "let it write before it decides (`reasons: true`), or take another judge; both orders alone give ties"
         yield Finding(grade, "position", says, do)
@@ -141,12 +142,22 @@ _FELL_FOR: dict[str, tuple[float, str, str]] = {
 def _on_probes(found: Mapping[str, Any]) -> Iterable[Finding]:
     for kind, (bound, says, do) in _FELL_FOR.items():
         share = found.get("probes", {}).get(kind, {}).get("fell_for")
-        if share is None:
+        if share is None or share["n"] < LEAST_PROBES:
             continue
         if share["low"] > bound:
-            yield Finding("bad" if share["low"] > 2 * bound else "care", kind, f"{says} {_percent(share)}", do)
+            said = f"{says} {_percent(share)}{_worst(found['probes'][kind])}"
+            yield Finding("bad" if share["low"] > 2 * bound else "care", kind, said, do)
         else:
             yield Finding("good", kind, f"{says} {_percent(share)}")
+
+
+def _worst(probes: Mapping[str, Any]) -> str:
+    """The variant that moves it most, where there are several."""
+    known = {name: share for name, share in probes.get("by_variant", {}).items() if share is not None}
+    if len(known) < 2:
+        return ""
+    name = max(known, key=lambda variant: known[variant]["mean"])
+    return f", most by {name!r} ({known[name]['mean']:.0%} of {known[name]['n']})"
 
 
 def _on_words(found: Mapping[str, Any]) -> Iterable[Finding]:

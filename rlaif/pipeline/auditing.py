@@ -72,7 +72,10 @@ def gold_pairs(gold: str | None, take: int | None) -> list[GoldPair]:
     """The pairs of a file, those that ship, or those of the embedded world; `take` draws so many by hash, the
     categories by turns. Raises InputError."""
     if gold == WORLD:
-        return world_pairs(take or WORLD_PAIRS, seed=0)
+        try:
+            return world_pairs(take or WORLD_PAIRS, seed=0)
+        except ValueError as error:
+            raise InputError(str(error), key="take", fix="take fewer") from None
     pairs = read_gold(None if gold is None else find(gold))
     if take is None or take >= len(pairs):
         return pairs
@@ -121,7 +124,8 @@ def by_rating(stage: RateStage, judge: Judge, model: SamplingSettings, scheduler
         )
         read = [_read_first(asked, place) for place in (0, 1)] if stage.shown == "all" else asked * 2
         forward, backward = (_verdict(one, basis, judge.rubric.weights()) for one in read)
-        return Comparison.merge(forward, backward.swap(), principle=judge.rubric.name, judge=stage.model)
+        merged = Comparison.merge(forward, backward.swap(), principle=judge.rubric.name, judge=stage.model)
+        return merged if stage.shown == "all" else merged.model_copy(update={"orders": ()})
 
     return decide
 
@@ -171,8 +175,9 @@ class AuditRun:
         self.wires = Wires()
         self.engines = {name: open_engine(name, spec, self.wires) for name, spec in models.items()}
         self.settings = {name: spec.sampling for name, spec in models.items()}
+        served = [spec for spec in models.values() if isinstance(spec, OpenAIModel)]
         concurrency = {
-            url: spec.concurrency for spec in models.values() if isinstance(spec, OpenAIModel) for url in spec.base_urls
+            url: max(s.concurrency for s in served if url in s.base_urls) for spec in served for url in spec.base_urls
         }
         prices = {name: p for name, spec in models.items() if isinstance(spec, OpenAIModel) and (p := spec.price)}
         self.ledger, self.store = Ledger(prices), store
@@ -195,7 +200,7 @@ class AuditRun:
         written = {name: tally.completion_tokens + tally.cached_completion_tokens for name, tally in tallies.items()}
         costs = [self.ledger.cost(name, read[name], written[name]) for name in tallies]
         known = [cost for cost in costs if cost is not None]
-        total = sum(known) if known else None
+        total = sum(known) if known and len(known) == len(costs) else None
         calls = sum(tally.sent - tally.discarded + tally.cached for tally in tallies.values())
         return {
             "calls": calls,
@@ -253,7 +258,9 @@ def judge_document(
     if method == "compare":
         stage.setdefault("constitution", OVERALL)
     else:
-        stage.setdefault("rubric", "prompts/rubrics/ultrafeedback.yaml")
+        # An expected rating is read from digits, where an aspect cannot be said not to apply.
+        expects = any(setting.replace(" ", "") == "answers=expected" for setting in settings)
+        stage.setdefault("rubric", f"prompts/rubrics/{'instructgpt' if expects else 'ultrafeedback'}.yaml")
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals or not key:
@@ -306,17 +313,21 @@ def judging_step(pipeline: Pipeline, name: str | None) -> Step:
 
 
 def open_audited(
-    models: Mapping[str, ModelSpec], stage: Stage, gold: str | None, take: int | None, store: Path
+    models: Mapping[str, ModelSpec], stage: Stage, gold: str | None, take: int | None, store: Path, seed: int = 0
 ) -> Audited:
     """The judge of a compare or rate stage, ready to be asked; its calls are kept in `store`. Raises InputError.
 
-    Without `gold` it is asked the pairs that the stage's gate names, and else those that fit it.
+    Without `gold` it is asked the pairs that the stage's gate names, and else those that fit it; with the gate's pairs
+    and the pipeline's seed what the gate asked is not asked again.
     """
     assert isinstance(stage, CompareStage | RateStage)
+    if stage.require is not None and gold is None:
+        take = take or stage.require.take
+    _ = open_comparer(stage) if isinstance(stage, CompareStage) else open_judge(stage)
     gold = gold or (stage.require and stage.require.gold) or default_gold(stage, models)
     pairs = gold_pairs(gold, take)  # before anything is made: wrong input leaves no trace
     run = AuditRun(models, CallStore(store, run="audit"))
-    decide, asked = judge_of(stage, gold, run.settings, run.scheduler, seed=0)
+    decide, asked = judge_of(stage, gold, run.settings, run.scheduler, seed)
     name = " + ".join(_called(models[name]) for name, _ in stage.named_models())
     return Audited(name, asked, decide, pairs, gold == WORLD, run)
 
@@ -484,6 +495,8 @@ def unmet(require: Require, found: Mapping[str, Any]) -> list[str]:
     short = []
     for name, bound in (("agreement", require.agreement), ("position_consistency", require.position_consistency)):
         share = measured[name]
+        if share is None and name == "position_consistency" and found["verdicts"]["n"]:
+            continue  # it reads one completion at a time, and knows no order
         if bound is not None and (share is None or share["mean"] < bound):
             has = "nothing to say of it" if share is None else f"{share['mean']:.2f} on {share['n']} pairs"
             short.append(f"{name.replace('_', ' ')} {has}, {bound:g} required")

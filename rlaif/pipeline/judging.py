@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from rlaif.config import Pipeline, checked
 from rlaif.config.document import Position
-from rlaif.pipeline.auditing import judge_document
+from rlaif.pipeline.auditing import check_options, judge_document
 
 
 def judging(
@@ -18,10 +19,11 @@ def judging(
     Held-out prompts are judged too: nothing is trained here. Raises InputError, its keys named as they were given.
     """
     document = judge_document(judge, method, settings, model=model, key_variable=key_variable)
+    check_options("a server" if "://" in judge else "a model's folder", {"--model": model, "--key-env": key_variable})
     judged = document.value["stages"][0]
     rule = {} if pair is None else {"rule": pair}
     document.value["stages"] = [{"data": {"path": data, "held_out": "keep"}}, judged, {"pair": rule}]
-    document.value["name"] = name
+    document.value["name"] = re.sub(r"[^A-Za-z0-9._-]+", "-", name)[:100] or "judged"
     given: dict[Position, str] = {("stages", 0, "data", "path"): "DATA", ("stages", 2, "pair", "rule"): "--pair"}
     for position, called in document.overridden.items():
         moved = ("stages", 1, *position[2:]) if position[:1] == ("stages",) else position
