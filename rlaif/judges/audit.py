@@ -52,7 +52,7 @@ it has one. Raises EngineError."""
 
 
 class Ruling(NamedTuple):
-    """What the judge said of a gold pair. `better` is the place of the better one. Where a call failed there is no word, but why."""
+    """What the judge said of a gold pair, or why a call failed. `better` is the place of the better one."""
 
     pair: GoldPair
     better: Choice
