@@ -183,6 +183,7 @@ def audit(
 
     from rlaif.config import judging_stage, read_pipeline
     from rlaif.pipeline import auditing
+    from rlaif.pipeline.engines import keyless
     from rlaif.pipeline.folder import STORE, RunFolder
     from rlaif.pipeline.progress import Lines, Screen, Silent
 
@@ -195,6 +196,8 @@ def audit(
     told |= {"--gold": gold, "--take": None if take is None else str(take), "settings": " ".join(settings or [])}
     kind = "a run" if is_run else "a pipeline" if is_pipeline else "a server" if "://" in judge else "a model's folder"
     auditing.check_options(kind, told)
+    if out.exists() and not out.is_dir():  # before anything is paid for
+        raise InputError(f"{str(out)!r} is a file", key="--out", fix="name a folder")
     if is_run:
         found = auditing.audit_run(RunFolder(path), stage, labels)
     else:
@@ -207,6 +210,8 @@ def audit(
             )
             (models, asked), seed = judging_stage(document), 0
         audited = auditing.open_audited(models, asked, gold, take, STORE, seed)
+        for note in keyless(models.values()):
+            console.print(Text(f"note: {note}", style="yellow"))
         progress = Silent() if as_json else Screen(console, "rlaif audit") if console.is_terminal else Lines(console)
         with progress:
             found = _run_async(auditing.audit_judge(audited, probes=probes, progress=progress))

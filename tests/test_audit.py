@@ -404,6 +404,34 @@ def test_a_server_without_log_probabilities_is_told_apart_from_a_bad_judge(url: 
         )
 
 
+def test_a_report_that_cannot_be_written_and_a_key_that_is_not_there_are_said_first(
+    tmp_path: Path,
+    run_cli: Cli,  # noqa: F811
+) -> None:
+    (tmp_path / "taken").write_text("")
+    with scripted([Answer(completion("1"))]) as server:
+        arguments = (server.base_url, "--model", "m", "--take", "2", "--no-probes", "verdicts=hard")
+        code, _, err = run_cli("audit", *arguments, "--out", "taken")
+        assert code == 2 and "`--out`: 'taken' is a file" in err and not server.requests
+        code, out, _ = run_cli("audit", *arguments, "--key-env", "NO_SUCH_KEY")
+        assert code == 0 and "NO_SUCH_KEY is not set" in " ".join(out.split())
+
+
+def test_a_juror_who_knows_nothing_is_told_to_be_left_out(judges: dict[str, Biased], url: str, run_cli: Cli) -> None:  # noqa: F811
+    with scripted([Answer(completion("1"))]) as server:
+        Path("jury.yaml").write_text(
+            f"name: jury\nmodels:\n  fair: {{engine: openai, model: fair, base_url: '{url}'}}\n"
+            f"  one: {{engine: openai, model: one, base_url: '{server.base_url}'}}\nstages:\n"
+            "  - prompts: {path: tiny/prompts.jsonl}\n  - sample: {models: [fair], per_prompt: 2}\n"
+            "  - compare: {jury: [fair, one], verdicts: hard, constitution: constitutions/overall.yaml}\n"
+        )
+        code, _, err = run_cli("audit", "jury.yaml", "--take", "60", "--no-probes", "--out", "a")
+    assert code == 0, err
+    (rows,) = [rows for name, rows in tables(Path("a/audit.md").read_text()).items() if "jury" in name]
+    weights = {row[0]: row[-1] for row in rows}
+    assert weights["one"] == "leave it out" and float(weights["fair"]) > 0  # `weights` takes none that is not above 0
+
+
 def test_words_of_others_are_not_acted_upon(tmp_path: Path, run_cli: Cli) -> None:  # noqa: F811
     evil = "c|d\n# Head \x1b[31m\u202e <b> [link](http://evil) `x`"
     rows = [one | {"id": f"{k}", "category": evil} for k, one in enumerate(OWN[:3])]
@@ -911,6 +939,7 @@ WRONG: dict[str, tuple[list[str], int, str]] = {
     "key whose variable is not its name": (["URL", "--model", "fair", "--key-env", "sk-secret-1"], 2, r"`--key-env`: expected the name of an environment variable"),
     "labels of a server": (["URL", "--model", "fair", "--labels", "labels.jsonl"], 2, r"`--labels`: an audit of a server takes no --labels. Fix: take it out"),
     "gold of a run": (["runs/echo", "--gold", "gold.jsonl"], 2, r"an audit of a run takes no --gold"),
+    "address without its beginning": (["127.0.0.1:9/v1", "--model", "m"], 2, r"begin a server's address with http://"),
     "model of a pipeline": (["echo.yaml", "--model", "fair"], 2, r"an audit of a pipeline takes no --model"),
     "run that judged nothing": (["runs/plain"], 2, r"the pipeline has no stage that compares or rates"),
     "unknown stage of a run": (["runs/echo", "--stage", "rat"], 2, r"no judging stage is called 'rat'. Fix: did you mean `rate`"),

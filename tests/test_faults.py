@@ -248,6 +248,14 @@ def test_a_server_that_no_stage_names_is_left_alone(
     assert run_cli("run", "echo.yaml", spare)[0] == 0
 
 
+def test_a_server_that_lists_no_model_is_said_to(tmp_path: Path, run_cli: Cli) -> None:
+    fine = Answer(lambda body: completion(*["said"] * body["n"]))
+    with scripted([*[Answer({"data": []})] * 3, fine]) as script:
+        write_project(tmp_path, script.base_url, prompts=1)
+        code, out, _ = run_cli("run", "echo.yaml", "stages.rate.rate.reask=0")
+    assert code == 0 and "the model of one; it lists none" in out
+
+
 def test_a_model_that_its_server_does_not_list_is_a_note(tmp_path: Path, run_cli: Cli, monkeypatch: Any) -> None:
     monkeypatch.setenv("PLANTED_KEY", SECRET)
     listed = Answer({"data": [{"id": f"other of {SECRET}"}]})

@@ -45,7 +45,7 @@ def test_pairs_are_judged_anew_and_every_row_is_kept(tmp_path: Path, run_cli: Cl
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (["--by", "http://127.0.0.1:9/v1"], r"`--model`: no model of http://127\.0\.0\.1:9/v1 is named"),
+        (["--by", "http://127.0.0.1:9/v1"], r"no model of http://127\.0\.0\.1:9/v1 is named.*--model"),
         (["--by", "tiny/annotater"], r"there is no file or folder 'tiny/annotater'.*tiny/annotator"),
         (["--by", "tiny/annotator", "--method", "guess"], r"expected compare or rate, found 'guess'"),
         (["--by", "tiny/annotator", "reasns=true"], r"`reasns`: unknown key.*reasons"),
@@ -85,3 +85,11 @@ def test_what_a_file_states_is_not_taken_for_the_judges_word(tmp_path: Path, run
     assert all({rating["judge"] for rating in row["ratings"]} == {"judge"} for row in rows)  # type: ignore[attr-defined]
     made = lines(tmp_path / "runs/anew/stages/03-pair.jsonl")
     assert {str(row["chosen"]["completion"]["text"]) for row in made} == {LONG}  # type: ignore[index]
+
+
+def test_a_file_of_other_columns_is_told_how_to_be_read(tmp_path: Path, run_cli: Cli) -> None:  # noqa: F811
+    (tmp_path / "odd.csv").write_text("question,first answer,second answer\nq,a,b\n")
+    code, _, said = run_cli("judge", "odd.csv", "--by", "tiny/annotator")
+    assert code == 2 and re.search(
+        r"`DATA`: no row .* \(1 no completion\)\. Fix: .*`columns` of a `data` stage", said
+    ), said

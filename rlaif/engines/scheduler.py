@@ -376,7 +376,7 @@ class Scheduler:
             if isinstance(found, BaseException):
                 errors.append(found)
             elif found is not None and engine.model not in found:
-                said = ", ".join(found[:6]) + (", ..." if len(found) > 6 else "")
+                said = (", ".join(found[:6]) or "none") + (", ..." if len(found) > 6 else "")
                 self.note(f"{place} does not list {engine.model!r}, the model of {engine.name}; it lists {said}")
         for engine in served:
             if len(errors := reached[engine.name]) < len(engine.places):

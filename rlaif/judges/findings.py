@@ -255,7 +255,10 @@ def markdown(audit: Mapping[str, Any]) -> str:
         ]
     if jury := found.get("jury"):
         weights = jury["fitted_weights"]
-        members = [(_theirs(name), _share(share), f"{weights[name]:g}") for name, share in jury["members"].items()]
+        members = [
+            (_theirs(name), _share(share), f"{weights[name]:g}" if weights[name] > 0 else "leave it out")
+            for name, share in jury["members"].items()
+        ]
         kappa = jury["fleiss_kappa"]
         told = f"Fleiss' kappa of its members {kappa['mean']:.2f}." if kappa else ""
         parts += ["## The jury", _table(("member", "agrees with gold", "fitted weight"), members), told]

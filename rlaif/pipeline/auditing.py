@@ -227,7 +227,10 @@ def check_options(audited: str, given: Mapping[str, object]) -> None:
     """Raises InputError for an option that would be passed over in silence; `given` are those that were written."""
     for option, value in given.items():
         if value and option not in OPTIONS[audited]:
-            raise InputError(f"an audit of {audited} takes no {option}", key=option, fix="take it out")
+            fix = "take it out"
+            if audited == "a model's folder" and option in OPTIONS["a server"]:
+                fix += ", or begin a server's address with http://"
+            raise InputError(f"an audit of {audited} takes no {option}", key=option, fix=fix)
 
 
 def judge_document(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from rlaif.config import LocalModel, ModelSpec, OpenAIModel, SamplingSettings, TransformersModel, VLLMModel
@@ -81,3 +81,13 @@ def api_key(spec: OpenAIModel) -> str:
     if not (key.isascii() and key.isprintable()):
         raise InputError(f"the key in {spec.key_variable} holds characters that no key has", fix="set it again")
     return key or "none"
+
+
+def keyless(specs: Iterable[ModelSpec]) -> list[str]:
+    """Notes on keys that are named and not there: a server may do without, and a name may be mistyped."""
+    variables = dict.fromkeys(spec.api_key_env for spec in specs if isinstance(spec, OpenAIModel) and spec.api_key_env)
+    return [
+        f"the environment variable {variable} is not set, so its server is asked without a key"
+        for variable in variables
+        if not os.environ.get(variable)
+    ]

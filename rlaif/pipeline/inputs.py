@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -61,7 +60,7 @@ from rlaif.judges.verifiers import Check as VerifierCheck
 from rlaif.judges.verifying import own_checks
 from rlaif.lexicon import Lexicon, listed
 from rlaif.measure import Truth
-from rlaif.pipeline.engines import api_key
+from rlaif.pipeline.engines import api_key, keyless
 from rlaif.pipeline.record import StageRecord
 from rlaif.pipeline.spool import Spool, Stored
 from rlaif.principles import Mixture, read_principles
@@ -98,9 +97,7 @@ class Inputs:
             if not isinstance(spec, OpenAIModel):
                 continue
             api_key(spec)
-            if (variable := spec.api_key_env) and not os.environ.get(variable):
-                note = f"the environment variable {variable} is not set, so its server is asked without a key"
-                self.notes += [note] * (note not in self.notes)
+        self.notes += keyless(pipeline.models.values())
         self._check_heads()
         for step in pipeline.steps:
             stage = step.stage
@@ -292,7 +289,10 @@ class Inputs:
                 stated.add(row)
         if not kept:
             reasons = ", ".join(f"{count} {reason}" for reason, count in (dropped + unusable).items())
-            raise self.pipeline.error(step, f"no row of the file has completions to judge ({reasons})")
+            fix = None
+            if dropped["no completion"] and stage.columns is None:
+                fix = "where its columns have other names, say which hold them with `columns` of a `data` stage"
+            raise self.pipeline.error(step, f"no row of the file has completions to judge ({reasons})", fix=fix)
         for reader in readers:
             if isinstance(reader.stage, PairStage) and (problem := stated.problem(reader.stage.rule)) is not None:
                 fix = "judge its completions with `rate` or `compare` first"

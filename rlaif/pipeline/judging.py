@@ -24,7 +24,8 @@ def judging(
     rule = {} if pair is None else {"rule": pair}
     document.value["stages"] = [{"data": {"path": data, "held_out": "keep"}}, judged, {"pair": rule}]
     document.value["name"] = re.sub(r"[^A-Za-z0-9._-]+", "-", name)[:100] or "judged"
-    given: dict[Position, str] = {("stages", 0, "data", "path"): "DATA", ("stages", 2, "pair", "rule"): "--pair"}
+    given: dict[Position, str] = {("stages", 2, "pair", "rule"): "--pair"}
+    given |= {("stages", 0, "data"): "DATA", ("stages", 0, "data", "path"): "DATA"}
     for position, called in document.overridden.items():
         moved = ("stages", 1, *position[2:]) if position[:1] == ("stages",) else position
         given[moved] = called
