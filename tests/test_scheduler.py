@@ -196,6 +196,31 @@ def test_a_server_that_stays_away_stops_the_run(monkeypatch: pytest.MonkeyPatch)
     assert len(engine.asked) < 4 * BREAK  # left alone, not hammered
 
 
+def test_a_server_that_answers_nothing_but_errors_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is there and broken would else be tried once in half a minute, by every row, for hours."""
+    for name, seconds in (("PAUSE", 0.02), ("GIVE_UP", 0.1), ("FIRST_WAIT", 0.01)):
+        monkeypatch.setattr(traffic, name, seconds)
+
+    class Broken(Server):
+        def refuses(self, request: Request, index: int) -> EngineError | None:
+            return EngineError("internal error", cause="server", retryable=True)
+
+    engine = Broken("m")
+
+    async def work(scheduler: Scheduler) -> None:
+        engine.retries = 6
+        rows = [asyncio.create_task(scheduler.sample("m", ask(str(i)), SAMPLING)) for i in range(20 * BREAK)]
+        await asyncio.wait(rows, return_when=asyncio.FIRST_EXCEPTION, timeout=5)
+        failed = [error for row in rows if row.done() and (error := row.exception()) is not None]
+        assert any(isinstance(error, EngineError) and error.fatal for error in failed)
+        for row in rows:
+            row.cancel()
+        await scheduler.close()
+
+    run(engine, work)
+    assert len(engine.asked) < 20 * BREAK
+
+
 def test_one_failure_is_that_rows_alone() -> None:
     engine = Server("m", failing=3)
 

@@ -40,6 +40,7 @@ SLACK = 4  # requests more than the least loaded endpoint has, before affinity g
 # Causes that tell of the way to a server, not of what was asked.
 TRANSPORT = frozenset({"connection", "timeout", "server", "overloaded", "rate-limit"})
 GONE = frozenset({"connection"})  # nobody is there: waiting costs a request none of its tries
+BROKEN = GONE | {"server", "overloaded", "timeout"}  # nothing else for long: the server does not recover by itself
 FINAL = frozenset({"quota", "http-401"})  # what no other request can escape, also after a model has answered
 BUSY = frozenset({"rate-limit", "timeout", "overloaded"})
 AT_ONCE = frozenset({"bad-body", "fewer"})  # nothing says that the server is busy
@@ -233,9 +234,9 @@ class Endpoint:
         self.again_at = self.down_since + self._pause
 
     def given_up(self) -> EngineError | None:
-        """The error that stops the run, once nobody has been there for too long."""
+        """The error that stops the run, once nothing of use has come from there for too long."""
         last = self._last
-        if last is None or last.cause not in GONE or self.down_since is None:
+        if last is None or last.cause not in BROKEN or self.down_since is None:
             return None
         if time.monotonic() - self.down_since < GIVE_UP:
             return None
