@@ -1037,3 +1037,12 @@ def test_an_always_tying_judge_gains_nothing_by_both_orders() -> None:
         for pair in read_gold()[:60]
     ]  # fmt: skip
     assert "both orders" not in {finding.about for finding in findings(figures(tied))}
+
+
+def test_a_key_that_is_refused_ends_an_audit_at_once(tmp_path: Path, run_cli: Cli) -> None:  # noqa: F811
+    """Nothing another pair asks can escape it."""
+    answers = [Answer(completion("1"))] * 40 + [Answer({"error": {"message": "no such key"}}, status=401)]
+    with scripted(answers) as script:
+        code, _, said = run_cli("audit", script.base_url, "verdicts=hard", "--model", "judge")
+    assert code == 1 and "401" in said
+    assert 40 < len(script.requests) < 40 + 2 * 64 + 10  # what was under way, of 1,828 calls

@@ -455,7 +455,8 @@ async def audit(
 
 
 async def _each(work: Sequence[Coroutine[Any, Any, Result]], advance: Callable[[], None]) -> list[Result]:
-    """The results in order, a bounded number under way at a time."""
+    """The results in order, a bounded number under way at a time. The first error ends them all: what befalls one pair
+    alone was caught before."""
     slots = asyncio.Semaphore(IN_FLIGHT)
 
     async def one(item: Coroutine[Any, Any, Result]) -> Result:
@@ -464,9 +465,13 @@ async def _each(work: Sequence[Coroutine[Any, Any, Result]], advance: Callable[[
         advance()
         return result
 
+    tasks = [asyncio.create_task(one(item)) for item in work]
     try:
-        return await together(*(one(item) for item in work))
+        return list(await asyncio.gather(*tasks))
     finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         for item in work:
             item.close()
 
@@ -502,6 +507,8 @@ def unmet(require: Require, found: Mapping[str, Any]) -> list[str]:
             continue  # it reads one completion at a time, and knows no order
         if bound is not None and (share is None or share["mean"] < bound):
             has = "nothing to say of it" if share is None else f"{share['mean']:.2f} on {share['n']} pairs"
+            if name == "agreement" and (example := found["verdicts"].get("failed_example")):
+                has += f", where calls failed ({example})"
             short.append(f"{name.replace('_', ' ')} {has}, {bound:g} required")
     unparsed = found["agreement"]["unparsed_share"]  # calls that failed among them
     if require.unparsed is not None and unparsed["mean"] > require.unparsed:
