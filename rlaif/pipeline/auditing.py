@@ -387,7 +387,10 @@ async def audit_judge(audited: Audited, *, probes: bool, progress: Silent) -> di
         await audited.run.close()
     progress.end("audit", f"{len(audited.pairs):,} pairs, {len(asked):,} probes")
     gold = {"pairs": len(audited.pairs), "digest": digest([pair.model_dump(mode="json") for pair in audited.pairs])}
-    return _told(audited.name, audited.asked, found) | {"gold": gold, "cost": cost}
+    asked_on = (
+        f"{audited.asked}, on {len(audited.pairs):,} gold pairs{' of the embedded world' if audited.world else ''}"
+    )
+    return _told(audited.name, asked_on, found) | {"gold": gold, "cost": cost}
 
 
 def _told(judge: str, asked: str, found: dict[str, Any]) -> dict[str, Any]:
