@@ -26,8 +26,9 @@ from rlaif.judges import audit as measuring
 from rlaif.judges.audit import Ruling, figures, probes_of
 from rlaif.judges.findings import findings
 from rlaif.judges.goldset import GoldPair, read_gold
+from rlaif.judges.person import judged_by_people, read_labels
 from rlaif.pipeline.auditing import open_audited
-from rlaif.records import Choice, Comparison, Row, Verdict
+from rlaif.records import Candidate, Choice, Comparison, Completion, Message, Prompt, Row, Verdict
 
 PAIRS = read_gold()
 PROBES = probes_of(PAIRS)
@@ -1046,3 +1047,33 @@ def test_a_key_that_is_refused_ends_an_audit_at_once(tmp_path: Path, run_cli: Cl
         code, _, said = run_cli("audit", script.base_url, "verdicts=hard", "--model", "judge")
     assert code == 1 and "401" in said
     assert 40 < len(script.requests) < 40 + 2 * 64 + 10  # what was under way, of 1,828 calls
+
+
+def test_a_prompt_in_several_rows_is_held_against_the_right_labels() -> None:
+    """The judge says what people say, in two rows of each prompt that prefer different places."""
+    rows, people = [], []
+    for number in range(10):
+        for verdict in ("A", "B"):
+            prompt = Prompt(messages=(Message(role="user", content=f"q{number}"),))
+            texts = [f"{verdict} {place} {number}" for place in (0, 1)]
+            row = shown_row(prompt, texts)
+            said = Comparison(a=0, b=1, principle="p", judge="j", verdict=verdict, probability=None, orders=())  # type: ignore[arg-type]
+            rows.append(row.model_copy(update={"comparisons": (said,)}))
+            people.append(rows[-1])
+    found = measuring.with_people(measuring.judged(rows), measuring.judged(people))
+    assert found["pairs"] == 20 and found["accuracy"]["mean"] == 1.0
+
+
+def shown_row(prompt: Prompt, texts: list[str]) -> Row:
+    completions = [Completion(text=text, model=f"m{place}", call=text) for place, text in enumerate(texts)]
+    return Row(prompt=prompt, candidates=tuple(Candidate(sampler=c.model, completion=c) for c in completions))
+
+
+def test_a_label_for_two_rows_of_a_prompt_is_used_once(tmp_path: Path) -> None:
+    prompt = Prompt(messages=(Message(role="user", content="q"),))
+    label = {"prompt_id": prompt.id, "a": "x", "b": "y", "verdict": "a"}
+    (tmp_path / "labels.jsonl").write_text(json.dumps(label) + "\n" + json.dumps(label | {"a": "z"}) + "\n")
+    labels = read_labels(tmp_path / "labels.jsonl")
+    for _ in range(2):
+        assert judged_by_people(shown_row(prompt, ["x", "y"]), labels).comparisons[0].verdict == "A"
+    assert labels.unused() == 1

@@ -39,6 +39,7 @@ from rlaif.records import (
     Score,
     Verdict,
     digest,
+    preferred,
 )
 
 JUDGE, PRINCIPLE = "data", "as stated"  # where a file does not say who judged, and by what
@@ -285,7 +286,9 @@ def _verdicts(row: Mapping[str, Any], numbers: tuple[int, int] | None) -> list[C
     principle = _name(row, "principle") or PRINCIPLE
     probability, problem = _probability(row)
     if probability is not None or problem is not None:
-        found.append(_comparison(_likelier(probability), probability, problem, JUDGE, principle))
+        found.append(
+            _comparison(None if probability is None else preferred(probability), probability, problem, JUDGE, principle)
+        )
     if {*_ONE_HOT} <= row.keys():
         chosen = [choice for column, choice in _ONE_HOT.items() if _number(row[column]) == 1]
         one = chosen[0] if len(chosen) == 1 else None
@@ -306,10 +309,6 @@ def _verdicts(row: Mapping[str, Any], numbers: tuple[int, int] | None) -> list[C
     return found
 
 
-def _likelier(probability: float | None) -> Choice | None:
-    return None if probability is None else "A" if probability > 0.5 else "B" if probability < 0.5 else "tie"
-
-
 def _graded(value: Any, principle: str) -> Comparison:
     number = _number(value)
     if number == 0:
@@ -318,7 +317,7 @@ def _graded(value: Any, principle: str) -> Comparison:
         return _comparison(None, None, f"no preference from 1 to 2: {str(value)[:40]!r}", JUDGE, principle)
     if number in (1, 1.5, 2):
         return _comparison({1.0: "A", 1.5: "tie", 2.0: "B"}[number], None, None, JUDGE, principle)  # type: ignore[arg-type]
-    return _comparison(_likelier(2 - number), 2 - number, None, JUDGE, principle)
+    return _comparison(preferred(2 - number), 2 - number, None, JUDGE, principle)
 
 
 def _labelled(column: str, value: Any, numbers: tuple[int, int] | None, judge: str, principle: str) -> Comparison:
@@ -332,7 +331,7 @@ def _labelled(column: str, value: Any, numbers: tuple[int, int] | None, judge: s
         problem = None if choice else f"no label: {str(value)[:40]!r}"
         return _comparison(choice, None, problem, judge, principle)
     if numbers is None and (isinstance(value, float) or not number.is_integer()) and 0 <= number <= 1:
-        return _comparison(_likelier(number), number, None, judge, principle)
+        return _comparison(preferred(number), number, None, judge, principle)
     if numbers is None:
         fix = "write a or b, or say that it is the probability of the first with `columns: {probability: ...}`"
         raise UnknownShape(f"`{column}` is {value!r}, and nothing tells which of the two that is", fix)

@@ -115,18 +115,19 @@ def probes_of(pairs: Sequence[GoldPair], *, world: bool = False) -> list[Probe]:
 
 def figures(rulings: Sequence[Ruling], probed: Sequence[Probed] = ()) -> dict[str, Any]:
     """All figures of an audit: shares with their 95 % intervals and n, over pairs."""
-    asked = [ruling.comparison for ruling in rulings if ruling.comparison is not None]
-    gold = {"agreement": _agreement(rulings), "by_category": _by_category(rulings)}
-    read = [r for r in rulings if r.comparison is not None]
-    found = gold | of_comparisons(asked, [_lengths(r) for r in read], [r.pair.prompt.id for r in read])
+    asked = [(r, r.comparison) for r in rulings if r.comparison is not None]
+    found: dict[str, Any] = {"agreement": _agreement(rulings), "by_category": _by_category(rulings)}
+    found |= of_comparisons(
+        [c for _, c in asked], [_lengths(r) for r, _ in asked], [r.pair.prompt.id for r, _ in asked]
+    )
     found["length"]["gold_prefers_longer"] = _dict(
         share_interval([r.pair.length_margin > 0 for r in rulings if r.pair.length_margin])
     )
     if failures := [r.failure for r in rulings if r.failure is not None]:
         found["verdicts"]["failed"] = _dict(share_interval([r.failure is not None for r in rulings]))
         found["verdicts"]["failed_example"] = failures[0]
-    if probabilities := [(r.comparison.probability, r.better == "A") for r in rulings if r.comparison is not None]:
-        found["calibration"] = _calibration(probabilities)
+    if asked:
+        found["calibration"] = _calibration([(c.probability, r.better == "A") for r, c in asked])
     if jury := _jury(rulings):
         found["jury"] = jury
     if probed:
@@ -310,7 +311,7 @@ class Judged(NamedTuple):
     comparison: Comparison
     sampled: tuple[str, str]
     lengths: tuple[int, int]
-    item: tuple[str, int, int]  # the prompt's id and the places of A and B
+    item: tuple[str, str, str]  # the prompt's id and the calls of A and B: a file may have a prompt in several rows
     source: str
 
 
@@ -325,7 +326,9 @@ def judged(rows: Iterable[Row], scores: Scores | None = None, judge: str = "") -
         for c in comparisons:
             pair = [row.candidates[i].completion for i in (c.a, c.b)]
             names, lengths = (pair[0].model, pair[1].model), (len(pair[0].text), len(pair[1].text))
-            found.append(Judged(c, names, lengths, (row.prompt.id, c.a, c.b), row.prompt.source or "no source"))
+            found.append(
+                Judged(c, names, lengths, (row.prompt.id, pair[0].call, pair[1].call), row.prompt.source or "no source")
+            )
     return found
 
 

@@ -10,7 +10,7 @@ A candidate is named by its call, as every data set we write names it, or by its
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -20,6 +20,7 @@ from pydantic import Field, ValidationError
 from rlaif.errors import InputError
 from rlaif.formats.files import rows_of
 from rlaif.records import Choice, Comparison, Rating, Record, Row
+from rlaif.statistics import unswap
 
 PERSON = "person"  # who labelled, where the file does not say
 
@@ -45,12 +46,12 @@ class RatingLabel(Record):
 
 
 class Labels(NamedTuple):
-    """The labels of a file by prompt, how many there are, and a count of those that found their candidates."""
+    """The labels of a file by prompt, how many there are, and which of them found their candidates in any row."""
 
     pairs: Mapping[str, Sequence[PairLabel]]
     ratings: Mapping[str, Sequence[RatingLabel]]
     total: int
-    used: Counter[str]
+    used: set[int]  # by identity: the same label may stand twice in a file
 
     def aspects(self) -> set[str]:
         """What people rated."""
@@ -58,7 +59,7 @@ class Labels(NamedTuple):
 
     def unused(self) -> int:
         """How many name a prompt or a candidate that was not there."""
-        return self.total - self.used["used"]
+        return self.total - len(self.used)
 
 
 def read_labels(path: Path) -> Labels:
@@ -82,7 +83,7 @@ def read_labels(path: Path) -> Labels:
         count += 1
     if not count:
         raise InputError("there are no labels", file=str(path), fix="write one on each line, or take the stage out")
-    return Labels(pairs, ratings, count, Counter())
+    return Labels(pairs, ratings, count, set())
 
 
 def judged_by_people(row: Row, labels: Labels) -> Row:
@@ -92,19 +93,19 @@ def judged_by_people(row: Row, labels: Labels) -> Row:
         places.setdefault(candidate.completion.text, index)
     for index, candidate in enumerate(row.candidates):
         places[candidate.completion.call] = index
-    by_pair: dict[tuple[int, int], list[tuple[Choice, str]]] = defaultdict(list)
+    by_pair: dict[tuple[int, int], list[tuple[Choice | None, str]]] = defaultdict(list)
     for label in labels.pairs.get(row.prompt.id, ()):
         a, b = places.get(label.a), places.get(label.b)
         if a is None or b is None or a == b:
             continue
-        labels.used["used"] += 1
-        verdict: Choice = {"a": "A", "b": "B", "tie": "tie"}[label.verdict]  # type: ignore[assignment]
-        by_pair[min(a, b), max(a, b)].append((verdict if a < b else _swapped(verdict), label.person))
+        labels.used.add(id(label))
+        said = _CHOICES[label.verdict]
+        by_pair[min(a, b), max(a, b)].append((said if a < b else unswap(said), label.person))
     ratings = []
     for rated in labels.ratings.get(row.prompt.id, ()):
         place = places.get(rated.candidate)
         if place is not None:
-            labels.used["used"] += 1
+            labels.used.add(id(rated))
             ratings.append((place, rated))
     return row.model_copy(
         update={
@@ -114,12 +115,10 @@ def judged_by_people(row: Row, labels: Labels) -> Row:
     )
 
 
-def _swapped(verdict: Choice) -> Choice:
-    swapped: dict[Choice, Choice] = {"A": "B", "B": "A", "tie": "tie"}
-    return swapped[verdict]
+_CHOICES: dict[str, Choice] = {"a": "A", "b": "B", "tie": "tie"}
 
 
-def _comparison(pair: tuple[int, int], said: Sequence[tuple[Choice, str]]) -> Comparison:
+def _comparison(pair: tuple[int, int], said: Sequence[tuple[Choice | None, str]]) -> Comparison:
     members = [
         Comparison(a=pair[0], b=pair[1], principle=PERSON, judge=who, verdict=verdict, probability=None, orders=())
         for verdict, who in said
