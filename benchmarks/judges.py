@@ -37,8 +37,9 @@ from rlaif.judges.comparing import Comparer
 from rlaif.judges.gold import world_pairs
 from rlaif.judges.goldset import GoldPair, to_judge
 from rlaif.judges.ranking import rank
-from rlaif.pipeline.auditing import SMALL, WORLD_PAIRS, AuditRun, by_comparing, by_rating, stage_of
+from rlaif.pipeline.auditing import WORLD_PAIRS, AuditRun, by_comparing, by_rating, stage_of
 from rlaif.pipeline.inputs import open_comparer, open_judge, open_ranker
+from rlaif.pipeline.judging import SMALL
 from rlaif.records import Choice, Comparison, Prompt, Ranking, Verdict, preferred
 from rlaif.statistics import mean_interval, share_interval
 from rlaif.store import CallStore

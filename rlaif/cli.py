@@ -137,10 +137,9 @@ def judge(
     as_json: AsJson = False,
 ) -> None:
     """Judge a data set that exists, in any published shape, and make preferences of it."""
-    from rlaif.pipeline import auditing
-    from rlaif.pipeline.judging import judging
+    from rlaif.pipeline.judging import METHODS, judging
 
-    if method not in auditing.SMALL:
+    if method not in METHODS:
         raise InputError(f"expected compare or rate, found {method!r}", key="--method")
     checked = judging(
         data, by, method, settings or [], model=model, key_variable=key_env, name=out.name, pair=pair
@@ -185,9 +184,10 @@ def audit(
     from rlaif.pipeline import auditing
     from rlaif.pipeline.engines import keyless
     from rlaif.pipeline.folder import STORE, RunFolder
+    from rlaif.pipeline.judging import METHODS, check_options, judge_document
     from rlaif.pipeline.progress import Lines, Screen, Silent
 
-    if method not in (None, *auditing.SMALL):
+    if method not in (None, *METHODS):
         raise InputError(f"expected compare or rate, found {method!r}", key="--method")
     console = _console(stderr=as_json)
     path = Path(judge)
@@ -195,7 +195,7 @@ def audit(
     told = {"--model": model, "--key-env": key_env, "--method": method, "--stage": stage, "--labels": labels}
     told |= {"--gold": gold, "--take": None if take is None else str(take), "settings": " ".join(settings or [])}
     kind = "a run" if is_run else "a pipeline" if is_pipeline else "a server" if "://" in judge else "a model's folder"
-    auditing.check_options(kind, told)
+    check_options(kind, told)
     if out.exists() and not out.is_dir():  # before anything is paid for
         raise InputError(f"{str(out)!r} is a file", key="--out", fix="name a folder")
     if is_run:
@@ -205,9 +205,7 @@ def audit(
             pipeline = read_pipeline(judge, settings or [])
             (models, asked), seed = auditing.stage_of(pipeline, stage), pipeline.seed
         else:
-            document = auditing.judge_document(
-                judge, method or "compare", settings or [], model=model, key_variable=key_env
-            )
+            document = judge_document(judge, method or "compare", settings or [], model=model, key_variable=key_env)
             (models, asked), seed = judging_stage(document), 0
         audited = auditing.open_audited(models, asked, gold, take, STORE, seed)
         for note in keyless(models.values()):

@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from rlaif.config import (
-    COMMAND_LINE,
     CompareStage,
-    Document,
     LocalModel,
     ModelSpec,
     OpenAIModel,
@@ -23,10 +21,8 @@ from rlaif.config import (
     SamplingSettings,
     Stage,
     Step,
-    load_value,
     read_pipeline,
 )
-from rlaif.config.document import Position
 from rlaif.constitution import Constitution, Principle, read_constitution
 from rlaif.engines.ledger import Ledger
 from rlaif.engines.scheduler import Sampler, Scheduler, together
@@ -52,19 +48,18 @@ from rlaif.judges.person import judged_by_people, read_labels
 from rlaif.judges.probes import Probe
 from rlaif.judges.rating import Judge, rate
 from rlaif.lexicon import Lexicon
-from rlaif.pipeline.engines import open_engine
+from rlaif.pipeline.engines import concurrency_of, open_engine, prices_of
 from rlaif.pipeline.folder import RunFolder, read_lines, write_json, write_text
 from rlaif.pipeline.inputs import open_comparer, open_judge
+from rlaif.pipeline.judging import OVERALL
 from rlaif.pipeline.progress import Silent
 from rlaif.records import Comparison, Prompt, Row, Verdict, digest, hashed_order, preferred
 from rlaif.resources import find
 from rlaif.store import CallStore
 
-OVERALL = "constitutions/overall.yaml"
 WORLD_PAIRS = 240
-IN_FLIGHT = 64  # pairs asked at a time: a judge has more servers' slots than that nowhere in an audit's minute
+IN_FLIGHT = 64  # pairs asked at a time: enough to fill a server's slots, and few enough to stop soon
 
-Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
@@ -175,13 +170,8 @@ class AuditRun:
         self.wires = Wires()
         self.engines = {name: open_engine(name, spec, self.wires) for name, spec in models.items()}
         self.settings = {name: spec.sampling for name, spec in models.items()}
-        served = [spec for spec in models.values() if isinstance(spec, OpenAIModel)]
-        concurrency = {
-            url: max(s.concurrency for s in served if url in s.base_urls) for spec in served for url in spec.base_urls
-        }
-        prices = {name: p for name, spec in models.items() if isinstance(spec, OpenAIModel) and (p := spec.price)}
-        self.ledger, self.store = Ledger(prices), store
-        self.scheduler = Scheduler(store, self.engines, concurrency, ledger=self.ledger)
+        self.ledger, self.store = Ledger(prices_of(models)), store
+        self.scheduler = Scheduler(store, self.engines, concurrency_of(models), ledger=self.ledger)
 
     async def close(self) -> None:
         await self.scheduler.close()
@@ -212,83 +202,6 @@ class AuditRun:
             "tokens per preference": round((sum(read.values()) + sum(written.values())) / verdicts, 1),
             "cost per preference": None if total is None else total / verdicts,
         }
-
-
-# The options of `rlaif audit` that mean anything, by what is audited.
-OPTIONS = {
-    "a run": ("--stage", "--labels"),
-    "a pipeline": ("--stage", "--gold", "--take", "settings"),
-    "a server": ("--model", "--key-env", "--method", "--gold", "--take", "settings"),
-    "a model's folder": ("--method", "--gold", "--take", "settings"),
-}
-
-
-def check_options(audited: str, given: Mapping[str, object]) -> None:
-    """Raises InputError for an option that would be passed over in silence; `given` are those that were written."""
-    for option, value in given.items():
-        if value and option not in OPTIONS[audited]:
-            fix = "take it out"
-            if audited == "a model's folder" and option in OPTIONS["a server"]:
-                fix += ", or begin a server's address with http://"
-            raise InputError(f"an audit of {audited} takes no {option}", key=option, fix=fix)
-
-
-def judge_document(
-    judge: str, method: str, settings: Sequence[str], *, model: str | None, key_variable: str | None
-) -> Document:
-    """A document with the judge that the command line names: a server's address, a model's folder or a pipeline file.
-
-    `settings` are the judging stage's own, as key=value. Raises InputError.
-    """
-    given: dict[Position, str] = {}
-    spec: dict[str, Any]
-    stage: dict[str, Any] = {"model": "judge"}
-    if "://" in judge:
-        if model is None:
-            fix = "name one with --model; the server's own list stands at its /models"
-            raise InputError(f"no model of {judge} is named", key="--model", fix=fix)
-        spec = {"engine": "openai", "base_url": judge, "model": model}
-        if key_variable is not None:
-            spec["api_key_env"] = key_variable
-        given[("models", "judge", "base_url")] = "JUDGE"
-        given[("models", "judge", "api_key_env")] = "--key-env"
-    else:
-        spec = {"engine": "transformers", "path": judge}
-        given[("models", "judge", "path")] = "JUDGE"
-        if Lexicon.read(find(judge, key="JUDGE")) is not None:
-            spec["sampling"] = {"max_tokens": 192}
-            stage |= SMALL[method]
-    if method == "compare":
-        stage.setdefault("constitution", OVERALL)
-    else:
-        # An expected rating is read from digits, where an aspect cannot be said not to apply.
-        expects = any(setting.replace(" ", "") == "answers=expected" for setting in settings)
-        stage.setdefault("rubric", f"prompts/rubrics/{'instructgpt' if expects else 'ultrafeedback'}.yaml")
-    for setting in settings:
-        key, equals, text = setting.partition("=")
-        if not equals or not key:
-            raise InputError(f"{setting!r} is not of the form key=value", fix="for example reasons=true")
-        stage[key], _ = load_value(text, COMMAND_LINE)
-        given[("stages", 0, method, key)] = key
-    document = Document(COMMAND_LINE, {"name": "audit", "models": {"judge": spec}, "stages": [{method: stage}]}, {})
-    document.overridden = given
-    return document
-
-
-SMALL: dict[str, dict[str, Any]] = {  # how the embedded annotator is asked, which knows few words and short forms
-    "compare": {
-        "constitution": "constitutions/tiny.yaml",
-        "template": "prompts/compare-compact.jinja",
-        "ending": "which one ?",
-        "reasons": True,
-    },
-    "rate": {
-        "rubric": "prompts/rubrics/tiny.yaml",
-        "template": "prompts/rate-compact.jinja",
-        "answers": "lines",
-        "sampling": {"temperature": 0, "max_tokens": 192},
-    },
-}
 
 
 def stage_of(pipeline: Pipeline, name: str | None) -> tuple[dict[str, ModelSpec], Stage]:
@@ -326,13 +239,13 @@ def open_audited(
     assert isinstance(stage, CompareStage | RateStage)
     if stage.require is not None and gold is None:
         take = take or stage.require.take
-    _ = open_comparer(stage) if isinstance(stage, CompareStage) else open_judge(stage)
+    judge = open_comparer(stage) if isinstance(stage, CompareStage) else open_judge(stage)
     gold = gold or (stage.require and stage.require.gold) or default_gold(stage, models)
     pairs = gold_pairs(gold, take)  # before anything is made: wrong input leaves no trace
     run = AuditRun(models, CallStore(store, run="audit"))
-    decide, asked = judge_of(stage, gold, run.settings, run.scheduler, seed)
+    decide = decide_by(stage, judge, gold, run.settings, run.scheduler, seed)
     name = " + ".join(_called(models[name]) for name, _ in stage.named_models())
-    return Audited(name, asked, decide, pairs, gold == WORLD, run)
+    return Audited(name, how(stage, judge), decide, pairs, gold == WORLD, run)
 
 
 def default_gold(stage: Stage, models: Mapping[str, ModelSpec]) -> str | None:
@@ -341,31 +254,38 @@ def default_gold(stage: Stage, models: Mapping[str, ModelSpec]) -> str | None:
     return WORLD if any(Lexicon.read(find(str(spec.path))) is not None for spec in specs) else None
 
 
-def judge_of(
+def decide_by(
     stage: CompareStage | RateStage,
+    judge: Comparer | Judge,
     gold: str | None,
     settings: Mapping[str, SamplingSettings],
     scheduler: Sampler,
     seed: int,
-) -> tuple[Decide, str]:
-    """A stage's judge as an audit asks it, and how that is in a sentence.
+) -> Decide:
+    """A stage's judge as an audit asks it.
 
     The pairs that ship are about whole quality, so they are compared under one principle of that; a user's own pairs
     under the stage's constitution.
     """
+    if isinstance(stage, RateStage):
+        assert isinstance(judge, Judge)
+        return by_rating(stage, judge, settings[stage.model], scheduler, seed)
+    assert isinstance(judge, Comparer)
+    if gold is None:
+        judge = judge._replace(constitution=read_constitution(OVERALL))
+    return by_comparing(stage, judge, settings, scheduler, seed)
+
+
+def how(stage: CompareStage | RateStage, judge: Comparer | Judge) -> str:
+    """How an audit asks a stage's judge, in a sentence without its end."""
     if isinstance(stage, CompareStage):
-        comparer = open_comparer(stage)
-        if gold is None:
-            comparer = comparer._replace(constitution=read_constitution(OVERALL))
-        how = f"Compared in both orders, {stage.verdicts} verdicts{', after reasons' if stage.reasons else ''}"
-        how += f", {stage.votes} votes" if stage.votes > 1 else ""
-        how += f", by a jury ({stage.combine})" if stage.jury else ""
-        return by_comparing(stage, comparer, settings, scheduler, seed), how
+        told = f"Compared in both orders, {stage.verdicts} verdicts{', after reasons' if stage.reasons else ''}"
+        told += f", {stage.votes} votes" if stage.votes > 1 else ""
+        return told + (f", by a jury ({stage.combine})" if stage.jury else "")
+    assert isinstance(judge, Judge)
     shown = "one at a time" if stage.shown == "one" else "together, in both orders"
     rating = "scored by the expected rating" if stage.answers == "expected" else "rated"
-    judge = open_judge(stage)
-    how = f"Both completions {rating} {shown} under {judge.rubric.name}, the higher weighted mean preferred"
-    return by_rating(stage, judge, settings[stage.model], scheduler, seed), how
+    return f"Both completions {rating} {shown} under {judge.rubric.name}, the higher weighted mean preferred"
 
 
 def _called(spec: ModelSpec) -> str:
@@ -481,17 +401,16 @@ async def _each(work: Sequence[Coroutine[Any, Any, Result]], advance: Callable[[
 
 async def gate(
     stage: CompareStage | RateStage,
+    judge: Comparer | Judge,
     models: Mapping[str, ModelSpec],
     settings: Mapping[str, SamplingSettings],
     scheduler: Sampler,
     seed: int,
-    advance: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """What a stage's judge reaches on the gold pairs that its `require` names. Raises EngineError and InputError."""
     assert stage.require is not None
     gold = stage.require.gold or default_gold(stage, models)
-    decide, _ = judge_of(stage, gold, settings, scheduler, seed)
-    return await audit(gold_pairs(gold, stage.require.take), decide, advance=advance)
+    return await audit(gold_pairs(gold, stage.require.take), decide_by(stage, judge, gold, settings, scheduler, seed))
 
 
 def unmet(require: Require, found: Mapping[str, Any]) -> list[str]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from rlaif.config import LocalModel, ModelSpec, OpenAIModel, SamplingSettings, TransformersModel, VLLMModel
+from rlaif.config.models import Price
 from rlaif.engines.protocol import Engine
 from rlaif.engines.wire import Wires
 from rlaif.errors import InputError
@@ -73,6 +74,20 @@ def _require(*packages: str, extra: str, why: str) -> None:
     missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if missing:
         raise InputError(f"{why}, but {' and '.join(missing)} is not installed", fix=f"pip install 'rlaif[{extra}]'")
+
+
+def concurrency_of(specs: Mapping[str, ModelSpec]) -> dict[str, int]:
+    """How many requests each server is given at a time at most: the most that any of its models says."""
+    found: dict[str, int] = {}
+    for spec in specs.values():
+        if isinstance(spec, OpenAIModel):
+            found |= {url: max(spec.concurrency, found.get(url, 0)) for url in spec.base_urls}
+    return found
+
+
+def prices_of(specs: Mapping[str, ModelSpec]) -> dict[str, Price]:
+    """What the models cost that have a price."""
+    return {name: p for name, spec in specs.items() if isinstance(spec, OpenAIModel) and (p := spec.price)}
 
 
 def api_key(spec: OpenAIModel) -> str:

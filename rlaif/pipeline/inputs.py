@@ -145,6 +145,10 @@ class Inputs:
             raise self.pipeline.error(step, problem, ("mixture",), nearest(stage.mixture, found.mixtures))
         self.mixtures[step.name] = found.mixture(stage.mixture)
 
+    def judge_of(self, name: str) -> Judge | Comparer:
+        """What the stage `name` rates or compares by."""
+        return self.judges[name] if name in self.judges else self.comparers[name]
+
     def _check_heads(self) -> None:
         """A model from a folder is used as what it is: one with a reward head scores, any other writes."""
         folders = {

@@ -1,13 +1,96 @@
-"""A judge on data that exists, without a pipeline file: `rlaif judge`."""
+"""A judge that the command line names: for `rlaif audit`, and for `rlaif judge`, which needs no pipeline file."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from rlaif.config import Pipeline, checked
+from rlaif.config import COMMAND_LINE, Document, Pipeline, checked, load_value
 from rlaif.config.document import Position
-from rlaif.pipeline.auditing import check_options, judge_document
+from rlaif.errors import InputError
+from rlaif.lexicon import Lexicon
+from rlaif.resources import find
+
+OVERALL = "constitutions/overall.yaml"  # what is compared under where nobody names a constitution
+
+
+METHODS = ("compare", "rate")
+# The options of `rlaif audit` that mean anything, by what is audited.
+OPTIONS = {
+    "a run": ("--stage", "--labels"),
+    "a pipeline": ("--stage", "--gold", "--take", "settings"),
+    "a server": ("--model", "--key-env", "--method", "--gold", "--take", "settings"),
+    "a model's folder": ("--method", "--gold", "--take", "settings"),
+}
+
+
+def check_options(audited: str, given: Mapping[str, object], doing: str = "an audit of ") -> None:
+    """Raises InputError for an option that would be passed over in silence; `given` are those that were written."""
+    for option, value in given.items():
+        if value and option not in OPTIONS[audited]:
+            fix = "take it out"
+            if audited == "a model's folder" and option in OPTIONS["a server"]:
+                fix += ", or begin a server's address with http://"
+            raise InputError(f"{doing}{audited} takes no {option}", key=option, fix=fix)
+
+
+def judge_document(
+    judge: str, method: str, settings: Sequence[str], *, model: str | None, key_variable: str | None
+) -> Document:
+    """A document with the judge that the command line names: a server's address, a model's folder or a pipeline file.
+
+    `settings` are the judging stage's own, as key=value. Raises InputError.
+    """
+    given: dict[Position, str] = {}
+    spec: dict[str, Any]
+    stage: dict[str, Any] = {"model": "judge"}
+    if "://" in judge:
+        if model is None:
+            fix = "name one with --model; the server's own list stands at its /models"
+            raise InputError(f"no model of {judge} is named", key="--model", fix=fix)
+        spec = {"engine": "openai", "base_url": judge, "model": model}
+        if key_variable is not None:
+            spec["api_key_env"] = key_variable
+        given[("models", "judge", "base_url")] = "JUDGE"
+        given[("models", "judge", "api_key_env")] = "--key-env"
+    else:
+        spec = {"engine": "transformers", "path": judge}
+        given[("models", "judge", "path")] = "JUDGE"
+        if Lexicon.read(find(judge, key="JUDGE")) is not None:
+            spec["sampling"] = {"max_tokens": 192}
+            stage |= SMALL[method]
+    if method == "compare":
+        stage.setdefault("constitution", OVERALL)
+    else:
+        # An expected rating is read from digits, where an aspect cannot be said not to apply.
+        expects = any(setting.replace(" ", "") == "answers=expected" for setting in settings)
+        stage.setdefault("rubric", f"prompts/rubrics/{'instructgpt' if expects else 'ultrafeedback'}.yaml")
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or not key:
+            raise InputError(f"{setting!r} is not of the form key=value", fix="for example reasons=true")
+        stage[key], _ = load_value(text, COMMAND_LINE)
+        given[("stages", 0, method, key)] = key
+    document = Document(COMMAND_LINE, {"name": "audit", "models": {"judge": spec}, "stages": [{method: stage}]}, {})
+    document.overridden = given
+    return document
+
+
+SMALL: dict[str, dict[str, Any]] = {  # how the embedded annotator is asked, which knows few words and short forms
+    "compare": {
+        "constitution": "constitutions/tiny.yaml",
+        "template": "prompts/compare-compact.jinja",
+        "ending": "which one ?",
+        "reasons": True,
+    },
+    "rate": {
+        "rubric": "prompts/rubrics/tiny.yaml",
+        "template": "prompts/rate-compact.jinja",
+        "answers": "lines",
+        "sampling": {"temperature": 0, "max_tokens": 192},
+    },
+}
 
 
 def judging(
@@ -19,7 +102,9 @@ def judging(
     Held-out prompts are judged too: nothing is trained here. Raises InputError, its keys named as they were given.
     """
     document = judge_document(judge, method, settings, model=model, key_variable=key_variable)
-    check_options("a server" if "://" in judge else "a model's folder", {"--model": model, "--key-env": key_variable})
+    check_options(
+        "a server" if "://" in judge else "a model's folder", {"--model": model, "--key-env": key_variable}, doing=""
+    )
     judged = document.value["stages"][0]
     rule = {} if pair is None else {"rule": pair}
     document.value["stages"] = [{"data": {"path": data, "held_out": "keep"}}, judged, {"pair": rule}]

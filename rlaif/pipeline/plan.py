@@ -174,7 +174,7 @@ async def _plan_rows(run: Run, step: Step, dry: DryScheduler) -> dict[str, Any]:
     before = {model: dict(need) for model, need in dry.needs.items()}
     known = all(name in run.engines for name, _ in stage.named_models())
     if isinstance(stage, CompareStage | RateStage) and stage.require is not None and known:
-        await gate(stage, run.specs, run.settings, Assuming(dry), run.pipeline.seed)
+        await gate(stage, run.inputs.judge_of(step.name), run.specs, run.settings, Assuming(dry), run.pipeline.seed)
     done = []
     for row in run.source_rows(step):
         if isinstance(stage, ReviseStage | CompareStage | RankStage):

@@ -67,7 +67,7 @@ from rlaif.measure import measure
 from rlaif.pipeline import training
 from rlaif.pipeline.auditing import gate, unmet
 from rlaif.pipeline.datasets import Piece, preference_pieces, remove_others, revision_pieces, write_datasets
-from rlaif.pipeline.engines import open_engine, trained_spec
+from rlaif.pipeline.engines import concurrency_of, open_engine, prices_of, trained_spec
 from rlaif.pipeline.events import EVERY, EventLog, Meter
 from rlaif.pipeline.folder import RunFolder, read_json, write_json, write_text
 from rlaif.pipeline.inputs import Inputs, truth
@@ -126,12 +126,7 @@ class Run:
         self.settings: dict[str, SamplingSettings] = {}
         self.parents: dict[str, str] = {}
         self.wires = Wires()
-        self.concurrency: dict[str, int] = {}  # by server
-        for spec in pipeline.models.values():
-            if isinstance(spec, OpenAIModel):
-                for url in spec.base_urls:
-                    self.concurrency[url] = max(spec.concurrency, self.concurrency.get(url, 0))
-        prices = {name: p for name, s in pipeline.models.items() if isinstance(s, OpenAIModel) and (p := s.price)}
+        self.concurrency, prices = concurrency_of(pipeline.models), prices_of(pipeline.models)
         self.ledger = Ledger(prices, pipeline.budget)
         used = {name for step in pipeline.steps for name, _ in step.stage.named_models()}
         self.scheduler = Scheduler(
@@ -276,7 +271,9 @@ class Run:
                 continue
             STAGE.set(f"{step.name} audit")
             self.progress.begin(f"audit of {step.name}", "pairs")
-            found = await gate(stage, self.specs, self.settings, self.scheduler, self.pipeline.seed)
+            found = await gate(
+                stage, self.inputs.judge_of(step.name), self.specs, self.settings, self.scheduler, self.pipeline.seed
+            )
             self.audits[step.name] = found
             short = unmet(stage.require, found)
             self.progress.end(f"audit of {step.name}", "; ".join(short) or "passed")
