@@ -217,84 +217,118 @@ def markdown(audit: Mapping[str, Any]) -> str:
         _table(("", "what was found", "what to do"), [(_MARKS[f.grade], _theirs(f.says), f.do) for f in said])
         if said
         else "",
+        *(part for section in _SECTIONS for part in section(found)),
     ]
-    if agreement := found.get("agreement"):
-        rows = [
-            ("all, both orders", _share(agreement["both_orders"])),
-            ("all, one order", _share(agreement["one_order"])),
-        ]
-        rows += [("all, right in both orders", _share(agreement["right_in_both"]))]
-        rows += [(_theirs(category), _share(share)) for category, share in found["by_category"].items()]
-        counts = ", ".join(f"{agreement[name]:,} {name}" for name in ("right", "wrong", "tie", "unparsed"))
-        kappa = agreement["kappa_of_decided"]
-        told = f" Cohen's kappa of those decided {kappa['mean']:.2f}." if kappa else ""
-        parts += ["## Agreement with gold", _table(("pairs", "agrees"), rows), f"{counts}.{told}"]
-    position, length = found["position"], found["length"]
-    verdicts = {name: found["verdicts"][name] for name in ("tie", "unparsed")}
-    if failed := found["verdicts"].get("failed"):
-        verdicts["failed"] = failed
-    groups = [group for group in (position, length, verdicts) if any(share is not None for share in group.values())]
-    biases = [(name.replace("_", " "), _share(share)) for group in groups for name, share in group.items()]
-    parts += ["## Place, length, verdicts", _table(("", "share"), biases)] if biases else []
-    if probes := found.get("probes"):
-        rows = []
-        for kind, about in probes.items():
-            rows.append((kind, _share(about["fell_for"])))
-            rows += [(f"{kind}: {variant}", _share(share)) for variant, share in about.get("by_variant", {}).items()]
-        parts += ["## Probes: how often it fell for them", _table(("probe", "fell for it"), rows)]
-    if calibration := found.get("calibration"):
-        bins = [
-            (f"{b['from']:.2f} to {b['to']:.2f}", f"{b['confidence']:.2f}", f"{b['accuracy']:.2f}", f"{b['n']:,}")
-            for b in calibration["bins"]
-        ]
-        ece = calibration["ece"]
-        parts += [
-            "## Calibration of its probabilities",
-            f"ECE {ece['mean']:.3f} [{max(ece['low'], 0):.3f}, {ece['high']:.3f}], Brier {calibration['brier']:.3f}.",
-            _table(("confidence", "mean", "right", "n"), bins),
-        ]
-    if jury := found.get("jury"):
-        weights = jury["fitted_weights"]
-        members = [
-            (_theirs(name), _share(share), f"{weights[name]:g}" if weights[name] > 0 else "leave it out")
-            for name, share in jury["members"].items()
-        ]
-        kappa = jury["fleiss_kappa"]
-        told = f"Fleiss' kappa of its members {kappa['mean']:.2f}." if kappa else ""
-        parts += ["## The jury", _table(("member", "agrees with gold", "fitted weight"), members), told]
-    if wins := found.get("wins"):
-        own = set(found["judges_own_models"])
-        rows = [
-            (f"{_theirs(model)}{' (the judge itself)' if model in own else ''}", _share(share))
-            for model, share in wins.items()
-        ]
-        parts += ["## Wins by model", _table(("model", "wins"), rows)]
-    for aspect, about in found.get("ratings", {}).items():
-        rows = [("mean", _number_of(about["mean"])), ("unparsed", _share(about["unparsed"]))]
-        rows += [(f"mean at place {place}", _number_of(mean)) for place, mean in about["mean_at_place"].items()]
-        parts += [f"## Ratings: {_theirs(aspect)}", _table(("", "of " + f"{about['n']:,} ratings"), rows)]
-    if people := found.get("people"):
-        rows = [("same verdict as people", _share(people["accuracy"]))]
-        rows += [(_theirs(source), _share(share)) for source, share in people["by_source"].items()]
-        for name in ("cohen_kappa", "krippendorff_alpha", "people_fleiss_kappa"):
-            rows.append((name.replace("_", " "), _number_of(people[name])))
-        if own := people["self_preference"]:
-            rows.append(("its own model wins more than by people", _number_of(own["more"])))
-        parts += [f"## Against people, item by item ({people['pairs']:,} pairs)", _table(("", "agreement"), rows)]
-        if systems := people["systems"]:
-            wins = [
-                (_theirs(name), f"{won['by_judge']:.1%}", f"{won['by_people']:.1%}")
-                for name, won in systems["models"].items()
-            ]
-            told = ", ".join(f"{name} {_number_of(systems[name])}" for name in ("pearson", "spearman", "kendall"))
-            parts += [
-                "## Against people, model by model",
-                "Of models, not of items: a judge can order models well and be wrong on every third pair.",
-                _table(("model", "wins by the judge", "wins by people"), wins), told + ".",
-            ]  # fmt: skip
     if cost := audit.get("cost"):
         parts += ["## Cost", _table(("what", "how much"), [(name, _number(value)) for name, value in cost.items()])]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _agreement(found: Mapping[str, Any]) -> Iterable[str]:
+    agreement = found.get("agreement")
+    if agreement is None:
+        return
+    rows = [
+        ("all, both orders", _share(agreement["both_orders"])),
+        ("all, one order", _share(agreement["one_order"])),
+        ("all, right in both orders", _share(agreement["right_in_both"])),
+        *((_theirs(category), _share(share)) for category, share in found["by_category"].items()),
+    ]
+    counts = ", ".join(f"{agreement[name]:,} {name}" for name in ("right", "wrong", "tie", "unparsed"))
+    kappa = agreement["kappa_of_decided"]
+    told = f" Cohen's kappa of those decided {kappa['mean']:.2f}." if kappa else ""
+    yield from ("## Agreement with gold", _table(("pairs", "agrees"), rows), f"{counts}.{told}")
+
+
+def _biases(found: Mapping[str, Any]) -> Iterable[str]:
+    verdicts = {name: found["verdicts"][name] for name in ("tie", "unparsed")}
+    if failed := found["verdicts"].get("failed"):
+        verdicts["failed"] = failed
+    groups = [
+        g for g in (found["position"], found["length"], verdicts) if any(share is not None for share in g.values())
+    ]
+    rows = [(name.replace("_", " "), _share(share)) for group in groups for name, share in group.items()]
+    if rows:
+        yield from ("## Place, length, verdicts", _table(("", "share"), rows))
+
+
+def _probes(found: Mapping[str, Any]) -> Iterable[str]:
+    rows = []
+    for kind, about in found.get("probes", {}).items():
+        rows.append((kind, _share(about["fell_for"])))
+        rows += [(f"{kind}: {variant}", _share(share)) for variant, share in about.get("by_variant", {}).items()]
+    if rows:
+        yield from ("## Probes: how often it fell for them", _table(("probe", "fell for it"), rows))
+
+
+def _calibration(found: Mapping[str, Any]) -> Iterable[str]:
+    calibration = found.get("calibration")
+    if calibration is None:
+        return
+    bins = [
+        (f"{b['from']:.2f} to {b['to']:.2f}", f"{b['confidence']:.2f}", f"{b['accuracy']:.2f}", f"{b['n']:,}")
+        for b in calibration["bins"]
+    ]
+    ece = calibration["ece"]
+    yield "## Calibration of its probabilities"
+    yield f"ECE {ece['mean']:.3f} [{max(ece['low'], 0):.3f}, {ece['high']:.3f}], Brier {calibration['brier']:.3f}."
+    yield _table(("confidence", "mean", "right", "n"), bins)
+
+
+def _jury(found: Mapping[str, Any]) -> Iterable[str]:
+    jury = found.get("jury")
+    if jury is None:
+        return
+    weights, kappa = jury["fitted_weights"], jury["fleiss_kappa"]
+    members = [
+        (_theirs(name), _share(share), f"{weights[name]:g}" if weights[name] > 0 else "leave it out")
+        for name, share in jury["members"].items()
+    ]
+    yield from ("## The jury", _table(("member", "agrees with gold", "fitted weight"), members))
+    if kappa:
+        yield f"Fleiss' kappa of its members {kappa['mean']:.2f}."
+
+
+def _wins(found: Mapping[str, Any]) -> Iterable[str]:
+    own = set(found.get("judges_own_models", ()))
+    rows = [
+        (f"{_theirs(model)}{' (the judge itself)' if model in own else ''}", _share(share))
+        for model, share in found.get("wins", {}).items()
+    ]
+    if rows:
+        yield from ("## Wins by model", _table(("model", "wins"), rows))
+
+
+def _ratings(found: Mapping[str, Any]) -> Iterable[str]:
+    for aspect, about in found.get("ratings", {}).items():
+        rows = [("mean", _number_of(about["mean"])), ("unparsed", _share(about["unparsed"]))]
+        rows += [(f"mean at place {place}", _number_of(mean)) for place, mean in about["mean_at_place"].items()]
+        yield from (f"## Ratings: {_theirs(aspect)}", _table(("", f"of {about['n']:,} ratings"), rows))
+
+
+def _people(found: Mapping[str, Any]) -> Iterable[str]:
+    people = found.get("people")
+    if people is None:
+        return
+    rows = [("same verdict as people", _share(people["accuracy"]))]
+    rows += [(_theirs(source), _share(share)) for source, share in people["by_source"].items()]
+    for name in ("cohen_kappa", "krippendorff_alpha", "people_fleiss_kappa"):
+        rows.append((name.replace("_", " "), _number_of(people[name])))
+    if own := people["self_preference"]:
+        rows.append(("its own model wins more than by people", _number_of(own["more"])))
+    yield from (f"## Against people, item by item ({people['pairs']:,} pairs)", _table(("", "agreement"), rows))
+    if systems := people["systems"]:
+        wins = [
+            (_theirs(name), f"{won['by_judge']:.1%}", f"{won['by_people']:.1%}")
+            for name, won in systems["models"].items()
+        ]
+        yield "## Against people, model by model"
+        yield "Of models, not of items: a judge can order models well and be wrong on every third pair."
+        yield _table(("model", "wins by the judge", "wins by people"), wins)
+        yield ", ".join(f"{name} {_number_of(systems[name])}" for name in ("pearson", "spearman", "kendall")) + "."
+
+
+_SECTIONS = (_agreement, _biases, _probes, _calibration, _jury, _wins, _ratings, _people)  # in their order
 
 
 def _theirs(text: str) -> str:
