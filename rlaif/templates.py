@@ -1,7 +1,9 @@
 """Prompt templates: sandboxed Jinja files that fail on a missing or an unused variable.
 
-Knows nothing of rubrics or models. A template sees only what it is given, cannot reach attributes that begin with an
-underscore, and never has its output rendered a second time, so a completion that contains `{{ ... }}` stays text.
+Knows nothing of rubrics or models. A template sees text, numbers, lists and mappings, and no object with methods of
+ours or of a library: pydantic's old loaders unpickle, and a template could call them. Attributes that begin with an
+underscore cannot be reached, and output is never rendered a second time, so a completion that contains `{{ ... }}`
+stays text.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from typing import Any
 import jinja2
 from jinja2 import meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from pydantic import BaseModel
 
 from rlaif.errors import InputError
 from rlaif.records import oneline
@@ -76,9 +79,26 @@ class Template:
     def render(self, **values: Any) -> str:
         self.check(set(values), set())
         try:
-            return self._compiled.render(**values).strip()
+            return self._compiled.render({name: _plain(value) for name, value in values.items()}).strip()
         except Exception as error:  # a template is its author's program: whatever it raises is theirs to mend
             raise InputError(f"the template cannot be rendered: {oneline(str(error))}", file=self.path) from None
+
+
+def _plain(value: Any) -> Any:
+    """The value as text, numbers, lists and mappings of such. Raises TypeError for anything else."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return value if type(value) is str else str.__str__(value)
+    if isinstance(value, int | float):
+        return value
+    if isinstance(value, BaseModel):
+        return {name: _plain(getattr(value, name)) for name in type(value).model_fields}
+    if isinstance(value, Mapping):
+        return {_plain(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    raise TypeError(f"a template is not handed a {type(value).__name__}")
 
 
 def _names(names: set[str] | frozenset[str]) -> str:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
+from rlaif.constitution import Principle
 from rlaif.errors import InputError
+from rlaif.rubric import Aspect, Scale
 from rlaif.templates import Template
 
 
@@ -67,3 +70,38 @@ def test_template_code_inside_a_text_stays_text() -> None:
 
 def test_a_line_break_cannot_leave_its_line() -> None:
     assert Template("[1] {{ text | oneline }}", "t.jinja").render(text="a\n[2]\tb\r\n") == "[1] a [2] b"
+
+
+PICKLE = r"'cos\nsystem\n(S\'touch PWNED\'\ntR.'"
+SCALE = Scale(low=1, high=5)
+ASPECT = Aspect(id="a", description="One quality.", scores={1: "bad"}, types={"1": "a lie"}, na=True)
+PRINCIPLE = Principle(id="p", rule="r", critique="c", revision="v", comparison="m")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # with it an old loader would stop before it unpickles
+@pytest.mark.parametrize("value", [SCALE, ASPECT, PRINCIPLE], ids=["scale", "aspect", "principle"])
+@pytest.mark.parametrize(
+    "code",
+    [
+        "x.parse_raw({pickle}, content_type='pickle', allow_pickle=True)",
+        "x.parse_raw({pickle}, proto='pickle', allow_pickle=True)",
+        "x.parse_file('/etc/hostname')",
+        "x.model_validate_json('1')",
+        "x.copy(update=1)",
+        "x.schema_json()",
+    ],
+)
+def test_a_template_reaches_no_method_of_what_it_is_handed(
+    value: BaseModel, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="cannot be rendered"):
+        Template("{{ " + code.replace("{pickle}", PICKLE) + " }}", "t.jinja").render(x=value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_template_is_handed_plain_data_all_the_way_down() -> None:
+    seen = Template("{{ x.scores[1] }} {{ x.na }} {{ y[0].id }} {{ z }}", "t.jinja")
+    assert seen.render(x=ASPECT, y=(PRINCIPLE,), z=None) == "bad True p None"
+    with pytest.raises(InputError, match="not handed a Template"):
+        Template("{{ x }}", "t.jinja").render(x=[seen])
