@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import pytest
 pytest.importorskip("trl")
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from trl import DPOConfig, RewardConfig, SFTConfig
 
@@ -31,6 +33,7 @@ from rlaif.train import trl
 from rlaif.train.dpo import train_dpo
 from rlaif.train.pairs import PreferencePair
 from rlaif.train.pairs import tokenize as tokenize_pairs
+from rlaif.train.ppo import flat_value_model
 from rlaif.train.rm import train_rm
 from rlaif.train.sft import train_sft
 from rlaif.train.tokens import Chat
@@ -425,6 +428,31 @@ def test_a_base_that_is_no_model_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="the base model cannot be loaded"):
         sft(tmp_path / "empty", tmp_path / "out", lambda _: None)
+
+
+def _compiled(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {f"_orig_mod.{name}": tensor for name, tensor in tensors.items()}
+
+
+def _without_a_layer(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if ".layers.1." not in name}
+
+
+@TRAINERS
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [(_compiled, r"lack \d+ of .*'_orig_mod\.model"), (_without_a_layer, r"lack 9 of .*'model\.layers\.1\.")],
+)
+def test_a_base_without_all_its_tensors_is_refused(
+    random_model: Path, tmp_path: Path, train: Any, change: Any, told: str
+) -> None:
+    base = shutil.copytree(random_model, tmp_path / "base")
+    save_file(change(load_file(base / "model.safetensors")), base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match=told):
+        train(base, tmp_path / "out", print)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match=told):
+        flat_value_model(base)
 
 
 @pytest.mark.parametrize(("config", "fields"), [(SFTConfig, "sft"), (DPOConfig, "dpo"), (RewardConfig, "rm")])

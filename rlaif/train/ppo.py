@@ -142,9 +142,11 @@ def load_value_model(folder: Path, tokenizer: PreTrainedTokenizerBase) -> PreTra
 
 def flat_value_model(folder: Path) -> PreTrainedModel:
     """The model in `folder` in float32 with a new head of zeros: it expects nothing before it has learnt what comes."""
-    model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
-        folder, num_labels=1, dtype=torch.float32, use_safetensors=True
+    model: PreTrainedModel
+    model, loading = AutoModelForSequenceClassification.from_pretrained(
+        folder, num_labels=1, dtype=torch.float32, use_safetensors=True, output_loading_info=True
     )
+    trl.refuse_noise(folder, loading, new_head=True)
     head: Any = model.score
     torch.nn.init.zeros_(head.weight)
     return model

@@ -301,11 +301,29 @@ def _filling(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
 def _loaded(kind: Any, base: Path, **options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(base)
-        model = kind.from_pretrained(base, dtype=torch.float32, use_safetensors=True, **options)
+        model, loading = kind.from_pretrained(
+            base, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
+        )
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise InputError(f"the base model cannot be loaded: {reason}", file=str(base)) from None
+    refuse_noise(base, loading, new_head=bool(options))
     return model, tokenizer
+
+
+def refuse_noise(folder: Path, loading: Mapping[str, Any], *, new_head: bool = False) -> None:
+    """Raise InputError where the file lacks tensors of the model: transformers fills them with noise and goes on.
+
+    `loading` is what `from_pretrained` tells of it; with `new_head` a score head may be missing, and is drawn.
+    """
+    missing = sorted(key for key in loading["missing_keys"] if not (new_head and key.startswith("score.")))
+    if not missing:
+        return
+    problem = f"the weights lack {len(missing)} of the model's tensors, the first is {missing[0]!r}"
+    strangers = sorted(loading["unexpected_keys"])
+    if strangers:
+        problem += f", and hold {len(strangers)} that it does not have, the first is {strangers[0]!r}"
+    raise InputError(problem, file=str(folder), fix="save the whole model again, under its own tensor names")
 
 
 def partial_folder(out: Path) -> Path:
