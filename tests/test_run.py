@@ -160,6 +160,36 @@ def test_what_a_pipeline_no_longer_makes_is_no_longer_shown(
     assert code == 2 and "no data set 'preference'" in err
 
 
+def test_a_run_removes_nothing_that_is_not_its_own(tmp_path: Path, run_cli: Cli, url: str) -> None:
+    path = write_project(tmp_path, url)
+    run_cli("run", "echo.yaml")
+    folder = tmp_path / "runs/echo"
+    kept = [
+        folder / "dataset/mine/notes.txt",
+        folder / "dataset/preference/notes.txt",  # in a data set that goes
+        folder / "stages/notes.jsonl",
+        folder / "stages/07-mine.jsonl",
+        folder / "models/d.old/model.bin",
+        tmp_path / "elsewhere/a.txt",
+    ]
+    for file in kept:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("mine")
+    (folder / "dataset/linked").symlink_to(tmp_path / "elsewhere")
+    manifest_file = folder / "manifest.json"
+    record = json.loads(manifest_file.read_text())
+    record["made"] += ["../../elsewhere", "dataset/../../../elsewhere", "stages/../../echo.yaml", "dataset/linked", 7]
+    manifest_file.write_text(json.dumps(record))
+    path.write_text(path.read_text().partition("  - rate:")[0])
+    assert run_cli("run", "echo.yaml")[0] == 0
+    assert [file for file in kept if not file.exists()] == [] and path.exists()
+    assert sorted(p.name for p in (folder / "dataset").iterdir()) == ["linked", "mine", "preference"]
+    assert [p.name for p in (folder / "dataset/preference").iterdir()] == ["notes.txt"]
+    assert sorted(p.name for p in (folder / "stages").iterdir()) == ["02-sample.jsonl", "07-mine.jsonl", "notes.jsonl"]
+    made = ["dataset/linked", "stages/01-prompts.jsonl", "stages/02-sample.jsonl"]
+    assert json.loads(manifest_file.read_text())["made"] == made[1:]
+
+
 def test_the_resolved_pipeline_runs_again_without_a_call(
     tmp_path: Path, run_cli: Cli, models: dict[str, Echo], url: str
 ) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +68,7 @@ def write_datasets(
             writers[shape].extend(rows)
         for shape, writer in writers.items():
             if not writer.count:
-                shutil.rmtree(writer.folder, ignore_errors=True)
+                remove_dataset(writer.folder)
                 continue
             writer.finish(CardFacts(writer.folder.name, prompts, dropped[shape], stand_for, digests))
             with open(writer.folder / PARQUET, "rb") as file:
@@ -82,12 +81,15 @@ def dataset_name(step: str, shape: str) -> str:
     return shape if step == "pair" else f"{step}-{shape}"
 
 
-def remove_others(folder: Path, stages: Mapping[str, str]) -> None:
-    """Remove the data sets that no stage of this pipeline writes; `stages` gives each stage's kind."""
-    expected = {dataset_name(name, shape) for name, kind in stages.items() for shape in SHAPES.get(kind, ())}
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if path.name not in expected and path.is_dir() and not path.is_symlink():  # anything else is not ours
-            shutil.rmtree(path)
+def remove_dataset(folder: Path) -> None:
+    """Remove a data set that a run wrote: its two files, and the folders where nothing else lies in them."""
+    if folder.is_symlink() or not folder.is_dir():
+        return
+    for file in (folder / PARQUET, folder / "README.md"):
+        file.unlink(missing_ok=True)
+    for emptied in ((folder / PARQUET).parent, folder):
+        with suppress(OSError):  # somebody keeps files of their own there
+            emptied.rmdir()
 
 
 def named_models(row: Row) -> Iterator[str]:

@@ -17,7 +17,8 @@ import errno
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -149,6 +150,18 @@ class RunFolder:
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
         write_json(self.path / "manifest.json", {"format": MANIFEST_FORMAT} | manifest)
+
+
+def made_before(manifest: Mapping[str, Any]) -> set[str]:
+    """The files and data sets in its folder that a run made, by its manifest. Anything else there is somebody's own."""
+    made = manifest.get("made")
+    if made is None:  # written before there was a list
+        made = [stage["file"] for stage in manifest.get("stages", ()) if stage["file"]]
+        made += [name.replace("dataset ", "dataset/", 1) for name in manifest.get("digests", ())]
+    return {name for name in made if isinstance(name, str) and _MADE.fullmatch(name)}
+
+
+_MADE = re.compile(r"stages/\d+-[A-Za-z0-9][\w.-]*\.jsonl|dataset/[A-Za-z0-9][\w.-]*", re.ASCII)  # whoever wrote it
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -66,10 +66,18 @@ from rlaif.judges.verifying import VERIFIER, verified
 from rlaif.measure import measure
 from rlaif.pipeline import training
 from rlaif.pipeline.auditing import gate, unmet
-from rlaif.pipeline.datasets import Piece, preference_pieces, remove_others, revision_pieces, write_datasets
+from rlaif.pipeline.datasets import (
+    SHAPES,
+    Piece,
+    dataset_name,
+    preference_pieces,
+    remove_dataset,
+    revision_pieces,
+    write_datasets,
+)
 from rlaif.pipeline.engines import concurrency_of, open_engine, prices_of, trained_spec
 from rlaif.pipeline.events import EVERY, EventLog, Meter
-from rlaif.pipeline.folder import RunFolder, read_json, write_json, write_text
+from rlaif.pipeline.folder import RunFolder, made_before, read_json, write_json, write_text
 from rlaif.pipeline.inputs import Inputs, truth
 from rlaif.pipeline.progress import Progress
 from rlaif.pipeline.record import RowCounts, StageRecord
@@ -146,6 +154,7 @@ class Run:
         self.events = EventLog(folder.path)
         self._interrupted = threading.Event()
         self._before = folder.manifest() or {}
+        self._made = made_before(self._before)  # files and data sets in the folder that runs of this pipeline made
         self._started = time.time()
         for name, spec in pipeline.models.items():
             self._add_model(name, spec)
@@ -173,9 +182,9 @@ class Run:
         try:
             self._check_disk()
             self.events.write("run", name=self.pipeline.name, rlaif=rlaif.__version__)
-            self._write_manifest("running")
-            write_text(self.folder.path / "pipeline.yaml", yaml.safe_dump(self.pipeline.resolved(), sort_keys=False))
             self._remove_leftovers()
+            self._write_manifest("running")  # names what is going to be made, before any of it is
+            write_text(self.folder.path / "pipeline.yaml", yaml.safe_dump(self.pipeline.resolved(), sort_keys=False))
             self._note_inputs()
             for steps in _groups(self.pipeline.steps):
                 kind = steps[0].stage.kind
@@ -322,12 +331,23 @@ class Run:
             self._noted(f"{told}, and the run may write {need / 2**20:,.0f} MB")
 
     def _remove_leftovers(self) -> None:
-        """Take away what an earlier form of this pipeline made and this one does not: it must not pass for its work."""
-        expected = {self._file(step).name for step in self.pipeline.steps}
-        for path in (self.folder.path / "stages").glob("*.jsonl"):
-            if path.name.replace(".partial", "") not in expected:
-                path.unlink()
-        remove_others(self.folder.path / "dataset", {step.name: step.stage.kind for step in self.pipeline.steps})
+        """Remove what an earlier form of this pipeline made and this one does not: it must not pass for its work.
+
+        Only what the manifest says a run made: a person may keep files beside it.
+        """
+        expected = {f"stages/{self._file(step).name}" for step in self.pipeline.steps}
+        expected |= {
+            f"dataset/{dataset_name(step.name, shape)}"
+            for step in self.pipeline.steps
+            for shape in SHAPES.get(step.stage.kind, ())
+        }
+        for name in sorted(made_before(self._before) - expected):
+            if name.startswith("dataset/"):
+                remove_dataset(self.folder.path / name)
+            else:
+                for path in (self.folder.path / name, (self.folder.path / name).with_suffix(".partial.jsonl")):
+                    path.unlink(missing_ok=True)
+        self._made = expected
 
     def _note_inputs(self) -> None:
         for name, prompts in self.inputs.prompts.items():
@@ -819,6 +839,7 @@ class Run:
                 "started": self._started,
                 "seconds": round(time.time() - self._started, 2),
                 "versions": {"rlaif": rlaif.__version__, **training.versions("datasets", "openai", *training.PACKAGES)},
+                "made": sorted(self._made),
                 "digests": dict(sorted(self.digests.items())),
                 "stages": [self._told(record) for record in self.records],
                 "calls": self._calls(),
