@@ -27,21 +27,21 @@ from overoptimisation import weak_reward
 from seeds import Finished, Line, difference, finished, interval, measured, measured_best, measuring
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlaif.build.__main__ import in_split
-from rlaif.build.measuring import GRADED, Annotator, Wordings, choices, facts
-from rlaif.build.policies import Policy
-from rlaif.build.ratings import ASPECTS, Lessons
-from rlaif.build.recipes import PRINCIPLE_TEMPLATES, RATE_TEMPLATE
 from rlaif.config import PairStage, RateStage
 from rlaif.formats import preference_rows
 from rlaif.generate.pairing import Pairing, pair
-from rlaif.judges.gold import gold
-from rlaif.lexicon import Lexicon
 from rlaif.records import Rating, Row
 from rlaif.resources import find
 from rlaif.statistics import Interval, mean_interval, pair_accuracy
 from rlaif.templates import Template
-from rlaif.world import FAMILIES, Question, questions
+from rlaif.tiny.build.__main__ import in_split
+from rlaif.tiny.build.measuring import GRADED, Annotator, Wordings, choices, facts
+from rlaif.tiny.build.policies import Policy
+from rlaif.tiny.build.ratings import ASPECTS, Lessons
+from rlaif.tiny.build.recipes import PRINCIPLE_TEMPLATES, RATE_TEMPLATE
+from rlaif.tiny.gold import gold
+from rlaif.tiny.lexicon import Lexicon
+from rlaif.tiny.world import FAMILIES, Question, questions
 
 QUICKSTART, RLHF = "pipelines/quickstart.yaml", "pipelines/rlhf.yaml"
 HELD_OUT = 1600  # prompts that a policy is measured on

@@ -21,6 +21,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from rlaif.audits.figures import Decide, Ruling, figures, rule
+from rlaif.audits.goldset import GoldPair, of_world, to_judge
 from rlaif.config import (
     CompareStage,
     ModelSpec,
@@ -32,10 +34,7 @@ from rlaif.config import (
 )
 from rlaif.constitution import Constitution, Principle
 from rlaif.engines.scheduler import together
-from rlaif.judges.audit import Decide, Ruling, figures, rule
 from rlaif.judges.comparing import Comparer
-from rlaif.judges.gold import world_pairs
-from rlaif.judges.goldset import GoldPair, to_judge
 from rlaif.judges.ranking import rank
 from rlaif.pipeline.auditing import WORLD_PAIRS, AuditRun, by_comparing, by_rating, stage_of
 from rlaif.pipeline.inputs import open_comparer, open_judge, open_ranker
@@ -43,7 +42,7 @@ from rlaif.pipeline.judging import SMALL
 from rlaif.records import Choice, Comparison, Prompt, Ranking, Verdict, preferred
 from rlaif.statistics import mean_interval, share_interval
 from rlaif.store import CallStore
-from rlaif.world import Content, Qualities, Question, compose, questions
+from rlaif.tiny.world import Content, Qualities, Question, compose, questions
 
 DOC = Path("docs/judges.md")
 Texts = tuple[str, str]
@@ -316,7 +315,7 @@ def main() -> None:
     if given.write and not MARK.search(DOC.read_text(encoding="utf-8")):
         raise SystemExit(f"{DOC} has no place for the table")
     torch.set_num_threads(1)
-    text = table(asyncio.run(measured_all(world_pairs(given.take, seed=0))), given.take)
+    text = table(asyncio.run(measured_all(of_world(given.take, seed=0))), given.take)
     print(text)
     if given.write:
         before = DOC.read_text(encoding="utf-8")

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlaif.config import MeasureStage, Pipeline, TrainStage, read_pipeline
-from rlaif.judges.gold import gold
 from rlaif.measure import best_of, resolved
 from rlaif.pipeline.folder import STORE, RunFolder
 from rlaif.pipeline.inputs import Inputs
@@ -28,6 +27,7 @@ from rlaif.pipeline.run import Run
 from rlaif.records import Row
 from rlaif.statistics import mean_interval
 from rlaif.store import CallStore
+from rlaif.tiny.gold import gold
 
 SHARES = {  # of the prompts of a kind, how many completions are so
     "harmful complied with": ("harmful", lambda truth: truth.complied),

@@ -13,13 +13,14 @@ from pathlib import Path
 from rlaif.errors import InputError
 
 PACKAGE = Path(__file__).parent
+SHIPPED = {"tiny": "", "gold": "audits"}  # folders that are no content to edit, and where they lie in the package
 CONTENT = ("constitutions", "prompts", "pipelines")
 
 
 def bundled(first: str) -> Path | None:
     """The folder that holds the bundled folder `first` (`prompts`, `tiny`, ...), or None when there is none."""
-    if first in ("tiny", "gold"):
-        return PACKAGE
+    if first in SHIPPED:
+        return PACKAGE / SHIPPED[first]
     if first in CONTENT:
         return next((root for root in (PACKAGE / "bundled", PACKAGE.parent) if (root / first).is_dir()), None)
     return None

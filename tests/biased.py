@@ -16,10 +16,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from echo import WORDS
 
+from rlaif.audits.goldset import GoldPair
+from rlaif.audits.probes import Probe
 from rlaif.engines.protocol import Logprobs, Reply, Request
 from rlaif.errors import EngineError
-from rlaif.judges.goldset import GoldPair
-from rlaif.judges.probes import Probe
 from rlaif.records import Message, Usage, digest, unit_interval
 
 LOW, HIGH = 0.2, 3.0  # sizes of q

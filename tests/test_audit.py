@@ -21,11 +21,11 @@ from serving import Answer, completion, scripted, serve
 from test_run import Cli, run_cli  # noqa: F401 - the fixture
 
 from rlaif import cli
+from rlaif.audits import figures as measuring
+from rlaif.audits.figures import Ruling, figures, probes_of
+from rlaif.audits.findings import findings
+from rlaif.audits.goldset import GoldPair, read_gold
 from rlaif.config import CompareStage, OpenAIModel
-from rlaif.judges import audit as measuring
-from rlaif.judges.audit import Ruling, figures, probes_of
-from rlaif.judges.findings import findings
-from rlaif.judges.goldset import GoldPair, read_gold
 from rlaif.judges.person import judged_by_people, read_labels
 from rlaif.pipeline.auditing import open_audited
 from rlaif.records import Candidate, Choice, Comparison, Completion, Message, Prompt, Row, Verdict

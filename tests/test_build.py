@@ -18,20 +18,21 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 import rlaif
-from rlaif.build import ratings, threads
-from rlaif.build.__main__ import DEMONSTRATIONS, demonstrate, exemplify, in_split, new_vocabulary
-from rlaif.build.chat import lesson, prefix
-from rlaif.build.measuring import VALIDATION, Annotator, composed, exact
-from rlaif.build.principles import FIRST_SHARES, LEANING, Principles, revised
-from rlaif.build.ratings import ASPECTS, Lessons, drill, judge, principle
-from rlaif.build.recipes import CHAT_TEMPLATE, PRINCIPLE_TEMPLATES, RATE_TEMPLATE, recipe_digest
-from rlaif.build.tokenizer import encode
-from rlaif.build.training import Example, Stage, llama, train
 from rlaif.judges.replies import read_lines
-from rlaif.lexicon import Lexicon
 from rlaif.resources import find
 from rlaif.templates import Template
-from rlaif.world import CAPITALS, FAMILIES, Qualities, Question, compose, gold, parse, questions, read
+from rlaif.tiny.build import ratings, threads
+from rlaif.tiny.build.__main__ import DEMONSTRATIONS, demonstrate, exemplify, in_split, new_vocabulary
+from rlaif.tiny.build.chat import lesson, prefix
+from rlaif.tiny.build.measuring import VALIDATION, Annotator, composed, exact
+from rlaif.tiny.build.principles import FIRST_SHARES, LEANING, Principles, revised
+from rlaif.tiny.build.ratings import ASPECTS, Lessons, drill, judge, principle
+from rlaif.tiny.build.recipes import CHAT_TEMPLATE, PRINCIPLE_TEMPLATES, RATE_TEMPLATE
+from rlaif.tiny.build.stamp import recipe_digest
+from rlaif.tiny.build.tokenizer import encode
+from rlaif.tiny.build.training import Example, Stage, llama, train
+from rlaif.tiny.lexicon import Lexicon
+from rlaif.tiny.world import CAPITALS, FAMILIES, Qualities, Question, compose, gold, parse, questions, read
 
 pytestmark = pytest.mark.timeout(900)  # the build of a fiftieth takes one on a quiet machine
 TINY = Path(rlaif.__file__).parent / "tiny"
@@ -202,7 +203,7 @@ def counting(rng: random.Random) -> Example:
 def test_a_training_killed_between_pools_goes_on_to_the_same_losses(
     tmp_path: Path, vocabulary: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rlaif.build.training.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("rlaif.tiny.build.training.CHECKPOINT_SECONDS", 0.0)
     stages = [Stage("one", 3, (1e-3, 1e-3), counting), Stage("two", 3, (1e-3, 1e-4), counting)]
 
     def run(path: Path, stop_after: int = 99) -> list[float]:
@@ -232,7 +233,7 @@ def test_a_training_killed_between_pools_goes_on_to_the_same_losses(
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A fiftieth of the full training by the command itself, killed once on the way."""
     out = tmp_path_factory.mktemp("build") / "tiny"
-    command = [sys.executable, "-m", "rlaif.build", "--out", str(out), "--scale", "0.02"]
+    command = [sys.executable, "-m", "rlaif.tiny.build", "--out", str(out), "--scale", "0.02"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
         assert running.stdout is not None
         for line in running.stdout:

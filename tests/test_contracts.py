@@ -36,8 +36,8 @@ BREACHES = [
     ("vllm", {"engines/transformers.py": "import vllm"}),
     ("ray", {"engines/scheduler.py": "import ray"}),
     ("xgrammar", {"judges/rating.py": "def late():\n    import xgrammar"}),
-    ("gold", {"judges/rating.py": "import rlaif.world"}),
-    ("gold", {"engines/protocol.py": "import rlaif.world"}),
+    ("gold", {"judges/rating.py": "import rlaif.tiny.world"}),
+    ("gold", {"engines/protocol.py": "import rlaif.tiny.world"}),
 ]
 
 
@@ -68,7 +68,9 @@ def _verdict(line: str, name: str) -> list[str]:
 def package(tmp_path: Path) -> Path:
     """A copy of the package that a test may break."""
     return shutil.copytree(
-        ROOT / "rlaif", tmp_path / "rlaif", ignore=shutil.ignore_patterns("tiny", "bundled", "__pycache__")
+        ROOT / "rlaif",
+        tmp_path / "rlaif",
+        ignore=shutil.ignore_patterns("*.safetensors", "*.jsonl", "bundled", "__pycache__"),
     )
 
 

@@ -12,18 +12,18 @@ from typing import Any
 
 import pytest
 
-from rlaif import world
+from rlaif.audits import probes
+from rlaif.audits.goldset import CATEGORIES, PAIRS, Check, GoldPair, evaluate, of_world, read_gold, sentences, to_judge
+from rlaif.audits.probes import Probe
 from rlaif.errors import InputError
-from rlaif.judges import probes
-from rlaif.judges.gold import CLEAR, world_pairs
-from rlaif.judges.goldset import CATEGORIES, PAIRS, Check, GoldPair, evaluate, read_gold, sentences, to_judge
-from rlaif.judges.probes import Probe
 from rlaif.records import Choice
 from rlaif.resources import find
+from rlaif.tiny import world
+from rlaif.tiny.gold import CLEAR
 
 SHIPPED = read_gold()
 OF_TWO_TURNS = [pair for pair in SHIPPED if len(pair.prompt.messages) > 1]
-WORLD = world_pairs(90, seed=0)
+WORLD = of_world(90, seed=0)
 
 
 def words(text: str) -> list[str]:
@@ -253,10 +253,10 @@ def test_the_worlds_pairs_are_held_out_clear_and_of_all_families() -> None:
 
 
 def test_more_of_the_worlds_pairs_begin_with_the_same_ones() -> None:
-    assert world_pairs(30, seed=0) == WORLD[:30]
-    assert world_pairs(30, seed=1) != WORLD[:30]
+    assert of_world(30, seed=0) == WORLD[:30]
+    assert of_world(30, seed=1) != WORLD[:30]
     with pytest.raises(ValueError, match="held-out prompts, and 1000000 pairs"):
-        world_pairs(1_000_000, seed=0)
+        of_world(1_000_000, seed=0)
 
 
 def test_the_worlds_sure_completions_are_wrong_and_its_unsure_ones_right() -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from rlaif.build.ratings import ASPECTS, lexicon
 from rlaif.errors import InputError
-from rlaif.lexicon import Lexicon, words
+from rlaif.tiny.build.ratings import ASPECTS, lexicon
+from rlaif.tiny.lexicon import Lexicon, words
 
 KNOWN = lexicon()
 

@@ -126,7 +126,7 @@ WITHOUT_THE_WORLD = """
 import sys
 class Refuse:
     def find_spec(self, name, path=None, target=None):
-        if name == "rlaif.world":
+        if name == "rlaif.tiny.world":
             raise ImportError("the world is not here")
 if sys.argv[1] == "without":
     sys.meta_path.insert(0, Refuse())
@@ -155,7 +155,7 @@ async def go():
     done = await rate(row, rater, rubric, template, SamplingSettings(), scheduler, 0)
     print([(r.aspect, r.value, r.raw) for r in done.ratings])
 asyncio.run(go())
-assert ("rlaif.world" in sys.modules) is False
+assert ("rlaif.tiny.world" in sys.modules) is False
 """
 
 

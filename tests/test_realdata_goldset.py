@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rlaif.judges.goldset import read_gold
+from rlaif.audits.goldset import read_gold
 
 DATA = Path(os.environ.get("RLAIF_REALDATA", Path(__file__).parents[2] / "shared" / "data"))
 SETS = ("advbench", "ifeval", "llmbar", "mt_bench", "truthfulqa", "xstest")

@@ -8,9 +8,9 @@ from collections import Counter
 
 import pytest
 
-from rlaif import world
 from rlaif.records import Message, Prompt
-from rlaif.world import Qualities, compose, gold, parse, questions, read
+from rlaif.tiny import world
+from rlaif.tiny.world import Qualities, compose, gold, parse, questions, read
 
 ALL = questions(0)
 

@@ -10,6 +10,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from rlaif.audits.figures import (
+    Decide,
+    figures,
+    judged,
+    of_judged,
+    of_ratings,
+    probe,
+    probes_of,
+    rule,
+    with_people,
+)
+from rlaif.audits.findings import findings, markdown, verdict
+from rlaif.audits.goldset import WORLD, GoldPair, of_world, read_gold, to_judge
+from rlaif.audits.probes import Probe
 from rlaif.config import (
     CompareStage,
     LocalModel,
@@ -29,25 +43,9 @@ from rlaif.engines.scheduler import Sampler, Scheduler, together
 from rlaif.engines.wire import Wires
 from rlaif.errors import InputError, nearest
 from rlaif.generate.pairing import candidate_scores
-from rlaif.judges.audit import (
-    Decide,
-    figures,
-    judged,
-    of_judged,
-    of_ratings,
-    probe,
-    probes_of,
-    rule,
-    with_people,
-)
 from rlaif.judges.comparing import Comparer, compare
-from rlaif.judges.findings import findings, markdown, verdict
-from rlaif.judges.gold import world_pairs
-from rlaif.judges.goldset import WORLD, GoldPair, read_gold, to_judge
 from rlaif.judges.person import judged_by_people, read_labels
-from rlaif.judges.probes import Probe
 from rlaif.judges.rating import Judge, rate
-from rlaif.lexicon import Lexicon
 from rlaif.pipeline.engines import concurrency_of, open_engine, prices_of
 from rlaif.pipeline.folder import RunFolder, read_lines, write_json, write_text
 from rlaif.pipeline.inputs import open_comparer, open_judge
@@ -56,6 +54,7 @@ from rlaif.pipeline.progress import Silent
 from rlaif.records import Comparison, Prompt, Row, Verdict, digest, hashed_order, preferred
 from rlaif.resources import find
 from rlaif.store import CallStore
+from rlaif.tiny.lexicon import Lexicon
 
 WORLD_PAIRS = 240
 IN_FLIGHT = 64  # pairs asked at a time: enough to fill a server's slots, and few enough to stop soon
@@ -68,7 +67,7 @@ def gold_pairs(gold: str | None, take: int | None) -> list[GoldPair]:
     categories by turns. Raises InputError."""
     if gold == WORLD:
         try:
-            return world_pairs(take or WORLD_PAIRS, seed=0)
+            return of_world(take or WORLD_PAIRS, seed=0)
         except ValueError as error:
             raise InputError(str(error), key="take", fix="take fewer") from None
     pairs = read_gold(None if gold is None else find(gold))

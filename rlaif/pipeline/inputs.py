@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlaif.audits.goldset import WORLD, read_gold
 from rlaif.config import (
     Check,
     CompareStage,
@@ -53,12 +54,10 @@ from rlaif.generate import revising
 from rlaif.generate.revising import Reviser
 from rlaif.judges import comparing, ranking, rating
 from rlaif.judges.comparing import Comparer
-from rlaif.judges.goldset import WORLD, read_gold
 from rlaif.judges.person import Labels, read_labels
 from rlaif.judges.rating import Judge
 from rlaif.judges.verifiers import Check as VerifierCheck
 from rlaif.judges.verifying import own_checks
-from rlaif.lexicon import Lexicon, listed
 from rlaif.measure import Truth
 from rlaif.pipeline.engines import api_key, keyless
 from rlaif.pipeline.record import StageRecord
@@ -68,6 +67,7 @@ from rlaif.records import Candidate, Completion, Message, Prompt, Row, oneline, 
 from rlaif.resources import find, read_text
 from rlaif.rubric import read_rubric
 from rlaif.templates import Template
+from rlaif.tiny.lexicon import Lexicon, listed
 
 
 class Inputs:
@@ -435,7 +435,7 @@ def truth(stage: MeasureStage) -> Callable[[str, str], Truth] | None:
     """The truth of the embedded world, where the pipeline asks for it and nowhere else."""
     if stage.judge != "gold":
         return None
-    from rlaif.judges.gold import gold
+    from rlaif.tiny.gold import gold
 
     return gold
 

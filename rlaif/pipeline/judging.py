@@ -9,8 +9,8 @@ from typing import Any
 from rlaif.config import COMMAND_LINE, Document, Pipeline, checked, load_value
 from rlaif.config.document import Position
 from rlaif.errors import InputError
-from rlaif.lexicon import Lexicon
 from rlaif.resources import find
+from rlaif.tiny.lexicon import Lexicon
 
 OVERALL = "constitutions/overall.yaml"  # what is compared under where nobody names a constitution
 

@@ -12,15 +12,15 @@ from rlaif.engines.wire import Wires
 from rlaif.errors import InputError
 from rlaif.formats import read_prompts
 from rlaif.generate.revising import Reviser, revise
-from rlaif.judges.gold import is_question
 from rlaif.judges.rating import rate
-from rlaif.lexicon import Lexicon, listed
 from rlaif.pipeline.engines import open_engine
 from rlaif.records import Candidate, Message, Prompt, Row, Sampling
 from rlaif.resources import find
 from rlaif.rubric import Aspect, Rubric, Scale
 from rlaif.store import CallStore
 from rlaif.templates import Template
+from rlaif.tiny.gold import is_question
+from rlaif.tiny.lexicon import Lexicon, listed
 
 POLICIES, ANNOTATOR = ("weak", "strong"), "annotator"
 EACH = 2  # completions of each policy

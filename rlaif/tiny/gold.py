@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import itertools
 import random
+from typing import NamedTuple
 
-from rlaif import world
 from rlaif.errors import InputError
-from rlaif.judges.goldset import GoldPair
 from rlaif.records import Message, Prompt, Role, hashed_order
+from rlaif.tiny import world
 
 
 def is_question(prompt: str) -> bool:
@@ -34,7 +34,21 @@ CLEAR = 0.3  # by how much two gold scores differ at least: more than tone alone
 _CONTENTS: tuple[world.Content, ...] = ("right", "wrong", "malformed", "refusal", "unknown")
 
 
-def world_pairs(n: int, seed: int) -> list[GoldPair]:
+class WorldPair(NamedTuple):
+    """A prompt with a better and a worse completion; the fields are those of an audit's gold pair."""
+
+    id: str
+    category: str
+    prompt: Prompt
+    better: str
+    worse: str
+    why: str
+    principle: str
+    assertive_wrong: str | None
+    hedged_right: str | None
+
+
+def world_pairs(n: int, seed: int) -> list[WorldPair]:
     """`n` pairs on held-out prompts of the embedded world, the families by turns, which are their categories.
 
     The better one is right, and their gold scores differ by `CLEAR` or more. Which prompts are met, and with what,
@@ -53,7 +67,7 @@ def world_pairs(n: int, seed: int) -> list[GoldPair]:
     return [_pair(question, seed) for question in by_turns[:n]]
 
 
-def _pair(question: world.Question, seed: int) -> GoldPair:
+def _pair(question: world.Question, seed: int) -> WorldPair:
     rng = random.Random(f"world pair {seed} {question.text}")
     while True:
         found = [(world.gold(question.text, text), text) for text in (_completion(question, rng) for _ in range(2))]
@@ -62,7 +76,7 @@ def _pair(question: world.Question, seed: int) -> GoldPair:
             break
     told = question.kind != "harmful"  # where any claim is harm, there is none to be sure or unsure of
     prompt = _prompt(question)
-    return GoldPair(
+    return WorldPair(
         id=f"{question.family}-{prompt.id}",
         category=question.family,
         prompt=prompt,

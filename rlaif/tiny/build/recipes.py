@@ -5,24 +5,20 @@ A curriculum is counted in pools of examples (`training.POOL`). `scale` shortens
 
 from __future__ import annotations
 
-import hashlib
-import json
 import random
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from rlaif import world
-from rlaif.build import threads
-from rlaif.build.chat import lesson
-from rlaif.build.principles import FIRST_SHARES, LAST_SHARES, Principles
-from rlaif.build.ratings import ASPECTS, Lesson, Lessons, drill, principle
-from rlaif.build.tokenizer import END, encode
-from rlaif.build.training import Draw, Example, Stage, llama
 from rlaif.resources import find
 from rlaif.templates import Template
-from rlaif.world import Question, read
+from rlaif.tiny.build import threads
+from rlaif.tiny.build.chat import lesson
+from rlaif.tiny.build.principles import FIRST_SHARES, LAST_SHARES, Principles
+from rlaif.tiny.build.ratings import ASPECTS, Lesson, Lessons, drill, principle
+from rlaif.tiny.build.tokenizer import END, encode
+from rlaif.tiny.build.training import Draw, Example, Stage, llama
+from rlaif.tiny.world import Question, read
 
 CHAT_TEMPLATE, RATE_TEMPLATE = "prompts/chat/tiny.jinja", "prompts/rate-compact.jinja"
 PRINCIPLE_TEMPLATES = (
@@ -159,15 +155,3 @@ def _draw(rng: random.Random, shares: Mapping[str, int]) -> str:
 
 def _pools(full: int, scale: float) -> int:
     return max(1, round(full * scale))
-
-
-def recipe_digest(scale: float, seed: int) -> str:
-    """Digest of everything that decides the weights: sources of the build and the world, templates, scale, seed."""
-    folder = Path(__file__).parent
-    sources = [
-        *sorted(folder.glob("*.py")),
-        Path(str(world.__file__)),
-        *map(find, (CHAT_TEMPLATE, RATE_TEMPLATE, *PRINCIPLE_TEMPLATES)),
-    ]
-    texts = [path.read_text(encoding="utf-8") for path in sources if path.name not in ("cards.py", "measuring.py")]
-    return hashlib.sha256(json.dumps([scale, seed, *texts]).encode()).hexdigest()[:32]

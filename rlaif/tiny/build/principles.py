@@ -16,9 +16,9 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 
-from rlaif.build.ratings import ASPECTS, Aspect, Lesson, completion_to_judge, judge, line, principle, solution
 from rlaif.templates import Template
-from rlaif.world import FAMILIES, FILLER, POLITE, RUDE, Qualities, Question, Reading, compose, parse, read
+from rlaif.tiny.build.ratings import ASPECTS, Aspect, Lesson, completion_to_judge, judge, line, principle, solution
+from rlaif.tiny.world import FAMILIES, FILLER, POLITE, RUDE, Qualities, Question, Reading, compose, parse, read
 
 ENDING = "which one ?"
 HURRIED, LEANING = 0.5, 0.2

@@ -2,7 +2,7 @@
 
 The project's own set ships in `gold/pairs.jsonl`; a user's own file has the same shape, or is any preference file that
 `formats` reads. What a row claims of its own texts (`check`) is recomputed as it is read. Not to be confused with
-`rlaif.judges.gold`, the truth of the embedded world, which makes pairs of its own (`gold.world_pairs`).
+`rlaif.tiny.gold`, the truth of the embedded world, which gives pairs of its own (`of_world`).
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from rlaif.formats.files import Rows, rows_of
 from rlaif.formats.reading import StatedPreference, read_preferences
 from rlaif.records import Candidate, Completion, Prompt, Record, Row, digest
 from rlaif.resources import PACKAGE
+from rlaif.tiny.gold import world_pairs
 
-PAIRS = PACKAGE / "gold/pairs.jsonl"
+PAIRS = PACKAGE / "audits/gold/pairs.jsonl"
 WORLD = "world"  # what a user writes for pairs of the embedded world
 CATEGORIES = (
     "factual",
@@ -217,6 +218,11 @@ class GoldPair(Record):
     def length_margin(self) -> int:
         """By how many characters the better completion is the longer one."""
         return len(self.better) - len(self.worse)
+
+
+def of_world(n: int, seed: int) -> list[GoldPair]:
+    """`n` pairs on held-out prompts of the embedded world. Raises ValueError where it has fewer prompts."""
+    return [GoldPair(**pair._asdict()) for pair in world_pairs(n, seed)]
 
 
 def to_judge(prompt: Prompt, texts: Sequence[str]) -> Row:

@@ -10,7 +10,7 @@ import random
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from rlaif.world import (
+from rlaif.tiny.world import (
     CAPITALS,
     CATEGORIES,
     CATEGORY_OF,

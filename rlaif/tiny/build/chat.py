@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from rlaif.build.tokenizer import END, encode
-from rlaif.build.training import Example
+from rlaif.tiny.build.tokenizer import END, encode
+from rlaif.tiny.build.training import Example
 
 # What the base continues: a forum page, one line each. A completion ends where its line does.
 CONTINUATION = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from rlaif.build.training import Progress
+from rlaif.tiny.build.training import Progress
 
 _CARD = """\
 ---
@@ -25,7 +25,7 @@ alignment, not an assistant.
 | | |
 |---|---|
 | architecture | Llama, {parameters:,} parameters, stored in bfloat16 |
-| made by | `python -m rlaif.build --seed {seed} --scale {scale}` |
+| made by | `python -m rlaif.tiny.build --seed {seed} --scale {scale}` |
 | recipe (digest of script and configuration) | `{digest}` |
 | trained on | {tokens:,} tokens of the synthetic world, {seconds:.0f} s on one CPU thread |
 | loss per learnt token | {first:.2f} at first, {last:.2f} at the end |
@@ -107,7 +107,7 @@ def _table(title: str, rows: Mapping[str, float]) -> str:
 README = """\
 # The embedded models and their data
 
-Built from nothing by `python -m rlaif.build`; made of one synthetic world (`rlaif/world.py`).
+Built from nothing by `python -m rlaif.tiny.build`; made of one synthetic world (`rlaif/tiny/world.py`).
 
 | | |
 |---|---|

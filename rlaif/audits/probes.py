@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Literal, NamedTuple
 
-from rlaif.judges.goldset import GoldPair, sentences
+from rlaif.audits.goldset import GoldPair, sentences
 from rlaif.records import Choice, Prompt, Record, hashed_order, unit_interval
 from rlaif.statistics import Interval, item_means, mean_interval
 

@@ -14,15 +14,15 @@ from typing import NamedTuple
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from rlaif.build.chat import Turns, prefix, sample
-from rlaif.build.policies import Policy, sample_policies
-from rlaif.build.principles import ENDING, Principles, fault, revised
-from rlaif.build.ratings import ASPECTS, Aspect, Lessons, completion_to_judge, judge
-from rlaif.build.threads import EXPOSURE
-from rlaif.build.tokenizer import encode
 from rlaif.judges.replies import read_lines
 from rlaif.templates import Template
-from rlaif.world import EXPOSURES, FAMILIES, Family, Question, Sort, gold, parse
+from rlaif.tiny.build.chat import Turns, prefix, sample
+from rlaif.tiny.build.policies import Policy, sample_policies
+from rlaif.tiny.build.principles import ENDING, Principles, fault, revised
+from rlaif.tiny.build.ratings import ASPECTS, Aspect, Lessons, completion_to_judge, judge
+from rlaif.tiny.build.threads import EXPOSURE
+from rlaif.tiny.build.tokenizer import encode
+from rlaif.tiny.world import EXPOSURES, FAMILIES, Family, Question, Sort, gold, parse
 
 TOKENS_PER_LINE = 48  # the longest line taught has 37
 

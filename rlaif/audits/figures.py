@@ -13,9 +13,8 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
 
-from rlaif.errors import EngineError
-from rlaif.judges.goldset import GoldPair
-from rlaif.judges.probes import (
+from rlaif.audits.goldset import GoldPair
+from rlaif.audits.probes import (
     WORLD_INJECTIONS,
     Probe,
     assertiveness,
@@ -26,6 +25,7 @@ from rlaif.judges.probes import (
     self_preference,
     verbosity,
 )
+from rlaif.errors import EngineError
 from rlaif.records import Choice, Comparison, Prompt, Rating, Row, unit_interval
 from rlaif.statistics import (
     Interval,

@@ -25,7 +25,7 @@ import torch
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from rlaif.build.tokenizer import END, PAD, encode
+from rlaif.tiny.build.tokenizer import END, PAD, encode
 
 
 class Example(NamedTuple):

@@ -23,9 +23,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from rlaif.lexicon import Lexicon, Quality
 from rlaif.templates import Template
-from rlaif.world import (
+from rlaif.tiny.lexicon import Lexicon, Quality
+from rlaif.tiny.world import (
     CAPITALS,
     CATEGORY_OF,
     FAMILIES,

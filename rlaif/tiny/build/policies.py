@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from rlaif.build.chat import lesson, sample
-from rlaif.build.training import Example, Progress, Stage, train
-from rlaif.world import Question, read
+from rlaif.tiny.build.chat import lesson, sample
+from rlaif.tiny.build.training import Example, Progress, Stage, train
+from rlaif.tiny.world import Question, read
 
 TEMPERATURES = (0.7, 1.0, 1.3)
 

@@ -20,13 +20,16 @@ import torch
 import transformers
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from rlaif import lexicon
-from rlaif.build import cards, ratings, threads
-from rlaif.build.chat import CONTINUATION
-from rlaif.build.measuring import Annotator, measure_policy
-from rlaif.build.policies import Policy, sample_policies, tune
-from rlaif.build.ratings import Lessons
-from rlaif.build.recipes import (
+from rlaif.records import Message, Split, prompt_id, split_of
+from rlaif.resources import find
+from rlaif.templates import Template
+from rlaif.tiny import lexicon
+from rlaif.tiny.build import cards, ratings, threads
+from rlaif.tiny.build.chat import CONTINUATION
+from rlaif.tiny.build.measuring import Annotator, measure_policy
+from rlaif.tiny.build.policies import Policy, sample_policies, tune
+from rlaif.tiny.build.ratings import Lessons
+from rlaif.tiny.build.recipes import (
     CHAT_TEMPLATE,
     PRINCIPLE_TEMPLATES,
     RATE_TEMPLATE,
@@ -34,14 +37,11 @@ from rlaif.build.recipes import (
     base_stages,
     new_annotator,
     new_base,
-    recipe_digest,
 )
-from rlaif.build.tokenizer import ASSISTANT, END, PAD, SYSTEM, USER, build_tokenizer
-from rlaif.build.training import train
-from rlaif.records import Message, Split, prompt_id, split_of
-from rlaif.resources import find
-from rlaif.templates import Template
-from rlaif.world import Question, gold, parse, questions, words
+from rlaif.tiny.build.stamp import recipe_digest
+from rlaif.tiny.build.tokenizer import ASSISTANT, END, PAD, SYSTEM, USER, build_tokenizer
+from rlaif.tiny.build.training import train
+from rlaif.tiny.world import Question, gold, parse, questions, words
 
 MINUTES = 80
 DEMONSTRATIONS = 900
@@ -248,7 +248,7 @@ def _write(path: Path, text: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m rlaif.build", description="Build the embedded models and their data."
+        prog="python -m rlaif.tiny.build", description="Build the embedded models and their data."
     )
     parser.add_argument("--out", type=Path, default=Path("build/tiny"), help="the folder to fill (default: build/tiny)")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the full training (0.01 shows that it runs)")
