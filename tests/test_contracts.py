@@ -36,8 +36,8 @@ BREACHES = [
     ("vllm", {"engines/transformers.py": "import vllm"}),
     ("ray", {"engines/scheduler.py": "import ray"}),
     ("xgrammar", {"judges/rating.py": "def late():\n    import xgrammar"}),
-    ("gold", {"judges/rating.py": "import rlaif.tiny.world"}),
-    ("gold", {"engines/protocol.py": "import rlaif.tiny.world"}),
+    ("gold", {"audits/probes.py": "import rlaif.tiny.world"}),
+    ("gold", {"pipeline/folder.py": "import rlaif.tiny.world"}),
 ]
 
 
