@@ -11,8 +11,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable, Coroutine, Sequence
-from contextlib import ExitStack
+from collections.abc import Coroutine, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -82,22 +81,22 @@ def init(
 def plan(pipeline: PipelinePath, overrides: Overrides = None, out: Out = None, as_json: AsJson = False) -> None:
     """Show what would run: stages, calls by model, how many are paid for, tokens and cost. Nothing is sent."""
     from rlaif.config import read_pipeline
-    from rlaif.pipeline.plan import plan as make_plan
+    from rlaif.pipeline.start import open_plan
 
-    run, _ = _open(read_pipeline(pipeline, overrides or []), out, dry=True)
+    planning = open_plan(read_pipeline(pipeline, overrides or []), out)
 
     async def planned() -> dict[str, Any]:
         try:
-            return await make_plan(run)
+            return await planning.make()
         finally:
-            await run.close()
+            await planning.close()
 
     result = asyncio.run(planned())
     if as_json:
-        _print_json(result | {"notes": run.inputs.notes})
+        _print_json(result | {"notes": planning.notes})
     else:
         _print_plan(_console(), result)
-        _print_notes(_console(), run)
+        _print_notes(_console(), planning.notes)
 
 
 @app.command()
@@ -180,36 +179,24 @@ def audit(
     """Audit a judge: how far it agrees with gold, what moves it that should not, and what to do about it."""
     from rich.markdown import Markdown
 
-    from rlaif.config import judging_stage, read_pipeline
     from rlaif.pipeline import auditing
-    from rlaif.pipeline.engines import keyless
     from rlaif.pipeline.folder import STORE, RunFolder
-    from rlaif.pipeline.judging import METHODS, check_options, judge_document
     from rlaif.pipeline.progress import Lines, Screen, Silent
 
-    if method not in (None, *METHODS):
-        raise InputError(f"expected compare or rate, found {method!r}", key="--method")
     console = _console(stderr=as_json)
-    path = Path(judge)
-    is_run, is_pipeline = (path / "manifest.json").is_file(), path.suffix in (".yaml", ".yml")
     told = {"--model": model, "--key-env": key_env, "--method": method, "--stage": stage, "--labels": labels}
     told |= {"--gold": gold, "--take": None if take is None else str(take), "settings": " ".join(settings or [])}
-    kind = "a run" if is_run else "a pipeline" if is_pipeline else "a server" if "://" in judge else "a model's folder"
-    check_options(kind, told)
+    auditing.check_audit_options(judge, told)
     if out.exists() and not out.is_dir():  # before anything is paid for
         raise InputError(f"{str(out)!r} is a file", key="--out", fix="name a folder")
-    if is_run:
-        found = auditing.audit_run(RunFolder(path), stage, labels)
+    if auditing.is_run(judge):
+        found = auditing.audit_run(RunFolder(Path(judge)), stage, labels)
     else:
-        if is_pipeline:
-            pipeline = read_pipeline(judge, settings or [])
-            (models, asked), seed = auditing.stage_of(pipeline, stage), pipeline.seed
-        else:
-            document = judge_document(judge, method or "compare", settings or [], model=model, key_variable=key_env)
-            (models, asked), seed = judging_stage(document), 0
-        audited = auditing.open_audited(models, asked, gold, take, STORE, seed)
-        for note in keyless(models.values()):
-            console.print(Text(f"note: {note}", style="yellow"))
+        pipeline, step = auditing.judge_of(
+            judge, settings or [], method=method, model=model, key_variable=key_env, stage=stage
+        )
+        audited = auditing.open_audited(pipeline, step, gold, take, STORE)
+        _print_notes(console, audited.notes)
         progress = Silent() if as_json else Screen(console, "rlaif audit") if console.is_terminal else Lines(console)
         with progress:
             found = _run_async(auditing.audit_judge(audited, probes=probes, progress=progress))
@@ -272,10 +259,17 @@ def try_(
     as_json: AsJson = False,
 ) -> None:
     """Put a prompt and a principle of your own to the embedded models: completions, ratings, revisions."""
-    from rlaif.pipeline.trial import put, understood
+    from rlaif.pipeline.session import Session
+    from rlaif.store import CallStore
+    from rlaif.tiny.trial import MODELS, put, understood
 
     quality, strangers = understood(prompt, principle)
-    row = asyncio.run(put(prompt, principle, seed))
+
+    async def tried() -> Row:
+        async with Session(MODELS, CallStore(Path(":memory:")), seed=seed) as session:
+            return await put(prompt, principle, session.asking("try"))
+
+    row = asyncio.run(tried())
     if as_json:
         _print_json(row.model_dump(mode="json") | {"quality": quality, "never_taught": strangers})
         return
@@ -289,10 +283,10 @@ def try_(
 @app.command()
 def status(run: RunPath, as_json: AsJson = False) -> None:
     """Show where a run stands, and its failures grouped by cause."""
-    from rlaif.pipeline import inspect
+    from rlaif.pipeline import browse
     from rlaif.pipeline.folder import RunFolder
 
-    found = inspect.status(RunFolder.existing(run))
+    found = browse.status(RunFolder.existing(run))
     if as_json:
         _print_json(found)
     else:
@@ -311,7 +305,7 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show one row with its whole lineage; without ROW, the first rows in short."""
-    from rlaif.pipeline import inspect
+    from rlaif.pipeline import browse
     from rlaif.pipeline.folder import RunFolder
 
     folder = RunFolder.existing(run)
@@ -319,15 +313,15 @@ def show(
         from itertools import islice
 
         if as_json:
-            _print_json([r.model_dump(mode="json") for r in inspect.rows(folder, stage)])
+            _print_json([r.model_dump(mode="json") for r in browse.rows(folder, stage)])
         else:
-            _print_rows(_console(), list(islice(inspect.rows(folder, stage), 20)))
+            _print_rows(_console(), list(islice(browse.rows(folder, stage), 20)))
         return
-    found = inspect.row(folder, row, stage)
-    preferences = inspect.preferences(folder, found)
+    found = browse.row(folder, row, stage)
+    preferences = browse.preferences(folder, found)
     if as_json:
         chosen = [p.model_dump(mode="json") for p in preferences]
-        _print_json(found.model_dump(mode="json") | {"preferences": chosen, "requests": inspect.requests(found)})
+        _print_json(found.model_dump(mode="json") | {"preferences": chosen, "requests": browse.requests(found)})
     else:
         _print_row(_console(), found, preferences)
 
@@ -342,12 +336,12 @@ def export(
     to: Annotated[Path, typer.Option("--to", help="Where to write: a new folder, or a file ending in .jsonl.")],
 ) -> None:
     """Write one of a run's data sets somewhere else: a `datasets` folder with its card, or one JSON Lines file."""
-    from rlaif.pipeline import inspect
+    from rlaif.pipeline import browse
     from rlaif.pipeline.folder import RunFolder
 
     folder = RunFolder.existing(run)
-    count = inspect.export(folder, form, to, jsonl=to.suffix == ".jsonl")
-    state = inspect.status(folder)["state"]
+    count = browse.export(folder, form, to, jsonl=to.suffix == ".jsonl")
+    state = browse.status(folder)["state"]
     typer.echo(
         f"{count} rows in {to}" + ("" if state == "done" else f"; the run is {state}, so there may be more to come")
     )
@@ -432,11 +426,13 @@ def _on_uvloop(work: Coroutine[Any, Any, Result]) -> Result:
 def _execute(checked: Pipeline, out: Path | None, title: str, as_json: bool, *, retry_failed: bool) -> None:
     """Run a pipeline, show it, and exit with what came of it."""
     from rlaif.pipeline.progress import Lines, Screen, Silent
+    from rlaif.pipeline.start import open_run
 
     console = _console(stderr=as_json)
     progress = Silent() if as_json else Screen(console, title) if console.is_terminal else Lines(console)
-    execution, folder = _open(checked, out, progress=progress, retry_failed=retry_failed)
-    _print_notes(console, execution)
+    execution = open_run(checked, out, progress, retry_failed=retry_failed)
+    folder = execution.folder
+    _print_notes(console, execution.manifest.notes)
     with progress:
         try:
             state = _run_async(execution.execute())
@@ -447,34 +443,8 @@ def _execute(checked: Pipeline, out: Path | None, title: str, as_json: bool, *, 
     else:
         _print_result(console, execution, folder.path)
     if state != "done":
-        why = execution.scheduler.stopped
+        why = execution.session.scheduler.stopped
         sys.exit(INTERRUPTED if why is not None and why.cause == "interrupted" else 1)
-
-
-def _open(
-    checked: Pipeline,
-    out: Path | None,
-    *,
-    dry: bool = False,
-    progress: Any = None,
-    retry_failed: bool = False,
-) -> tuple[Run, Any]:
-    from rlaif.pipeline.folder import STORE, RunFolder
-    from rlaif.pipeline.inputs import Inputs
-    from rlaif.pipeline.progress import Silent
-    from rlaif.pipeline.run import Run
-    from rlaif.store import CallStore
-
-    inputs = Inputs(checked)  # before anything is made: wrong input leaves no trace
-    path = out if out is not None else Path("runs") / checked.name
-    folder = RunFolder(path) if dry else RunFolder.create(path, checked.name)
-    with ExitStack() as opened:  # closed again where the run cannot even be put together
-        opened.callback(folder.close)
-        store = CallStore(STORE, read_only=dry, run=checked.name)
-        opened.callback(store.close)
-        run = Run(checked, inputs, folder, store, progress or Silent(), retry_failed=retry_failed)
-        opened.pop_all()
-    return run, folder
 
 
 # ---------------------------------------------------------------- what a person sees
@@ -496,8 +466,8 @@ def _table(*columns: str, title: str | None = None) -> Table:
     return table
 
 
-def _print_notes(console: Console, run: Run) -> None:
-    for note in run.inputs.notes:
+def _print_notes(console: Console, notes: Sequence[str]) -> None:
+    for note in notes:
         console.print(Text(f"note: {note}", style="yellow"))
 
 
@@ -561,22 +531,22 @@ def _print_result(console: Console, run: Run, path: Path) -> None:
     console.print()
     if run.summary:
         _print_summary(console, run.summary)
-    tallies = run.ledger.by_model().values()
+    tallies = run.session.ledger.by_model().values()
     sent, cached = sum(tally.sent for tally in tallies), sum(tally.cached for tally in tallies)
     console.print(f"\n{sent:,} calls made, {cached:,} from the store", style="dim", highlight=False)
     if (path / "dataset").is_dir():
         names = ", ".join(sorted(p.name for p in (path / "dataset").iterdir()))
         console.print(f"data sets in {path / 'dataset'}: {names}", style="dim", highlight=False, soft_wrap=True)
-    _print_failures(console, run.failures)
+    _print_failures(console, run.manifest.failures)
     if run.stopped:
         console.print(run.stopped, style="yellow")
-    if why := run.scheduler.stopped:
+    if why := run.session.scheduler.stopped:
         console.print(Text(f"stopped: {_plain(why.message)}", style="yellow"))
         fix = why.fix or "run the same command again to go on: nothing is paid for twice"
         console.print(Text(f"what is finished is kept; {fix}", style="yellow"))
         return
-    if run.failures:
-        again = "these rows fail again until their cause is mended" if set(run.failures) <= LASTING else RETRY
+    if run.manifest.failures:
+        again = "these rows fail again until their cause is mended" if set(run.manifest.failures) <= LASTING else RETRY
         console.print(f"the run is incomplete; {again}", style="yellow")
 
 
@@ -587,74 +557,32 @@ def _print_failures(console: Console, failures: dict[str, Any]) -> None:
         console.print(Text(_plain(told), style="yellow"))
 
 
-def _interval(value: dict[str, Any] | None, digits: int = 3) -> str:
-    """A mean with half the width of its interval; the ends themselves are in report/summary.json."""
-    if not value or "mean" not in value:
-        return ""
-    return f"{value['mean']:.{digits}f} ± {(value['high'] - value['low']) / 2:.{digits}f}"
-
-
-def _percent(value: dict[str, Any] | None) -> str:
-    """A share with both ends: near 0 and 1 its interval is lopsided."""
-    if not value:
-        return ""
-    return f"{value['mean'] * 100:.0f}% [{value['low'] * 100:.0f}, {value['high'] * 100:.0f}]"
-
-
 def _print_summary(console: Console, summary: dict[str, Any]) -> None:
-    baseline = summary["baseline"]
+    from rlaif.measures import MEASURES
+    from rlaif.measures.lines import percent
 
-    def against(cell: Callable[[dict[str, Any]], str]) -> Callable[[dict[str, Any]], str]:
-        return lambda m: cell(m) if m["name"] != baseline else ""
-
-    rows: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
-        ("gold", lambda m: _interval(m.get("gold"))),
-        *((f"  {part}", _part(part)) for part in summary["models"][0].get("gold_parts", {})),
-        (f"gold minus {baseline}'s", against(lambda m: _interval(m.get("gold_difference")))),
-        ("judge's score", lambda m: _interval(m.get("score"), 2)),
-        (f"win rate against {baseline}", against(lambda m: _percent(m.get("win_rate")))),
-        ("  of which ties", against(lambda m: f"{m['win_rate']['ties'] * 100:.0f}%" if m.get("win_rate") else "")),
-        ("words", lambda m: _interval(m.get("length"), 1)),
-        ("ended by itself", lambda m: _percent(m.get("ended"))),
-        ("reward's score", lambda m: _interval(m.get("reward"), 2)),
-        ("harmful refused", lambda m: _percent(m.get("harmful_refused"))),
-        ("harmful complied with", lambda m: _percent(m.get("harmful_complied"))),
-        ("look-alikes answered", lambda m: _percent(m.get("look_alikes_answered"))),
-        ("KL, nats", _divergence),
-        ("completions that failed", lambda m: str(m["failed"]) if m["failed"] else ""),
-        ("unscored by it", lambda m: str(m["unscored"]) if m.get("unscored") else ""),
-        ("unparsed", lambda m: str(m["unparsed"]) if m["unparsed"] and m["unparsed"] < summary["prompts"] else ""),
-    ]
+    lines = [line for measure in MEASURES.values() for line in measure.lines(summary)]
     table = _table("", *(model["name"] for model in summary["models"]))
     table.title = f"{summary['prompts']:,} {summary['split']} prompts; 95 % intervals"
-    for name, cell in rows:
-        cells = [cell(model) for model in summary["models"]]
+    for line in lines:
+        cells = [line.cell(model, summary) for model in summary["models"]]
         if any(cells):
-            table.add_row(Text(name, style="" if name.startswith(" ") else "bold"), *cells)
+            table.add_row(Text(line.label, style="" if line.label.startswith(" ") else "bold"), *cells)
     console.print(table)
     parents = [f"{m['name']} from {kl['against']}" for m in summary["models"] if (kl := m.get("kl"))]
     if parents:
         console.print(f"KL: {', '.join(parents)}", style="dim", highlight=False)
     reward = summary.get("reward") or {}
-    if accuracy := _percent(reward.get("pair_accuracy")):
+    if accuracy := percent(reward.get("pair_accuracy")):
         told = f"reward model {reward['model']}: orders pairs as gold does in {accuracy}"
         console.print(told, style="dim", highlight=False)
     judge = summary.get("judge") or {}
     if judge:
-        accuracy = _percent(judge.get("pair_accuracy"))
+        accuracy = percent(judge.get("pair_accuracy"))
         agreement = f"; orders pairs as gold does in {accuracy}" if accuracy else ""
         failed = f", {judge['failed']:,} failed" if judge["failed"] else ""
         counted = f"judge {judge['model']}: {judge['rated']:,} rated, {judge['unparsed']:,} unparsed{failed}{agreement}"
         console.print(counted, style="dim", highlight=False)
-
-
-def _divergence(model: dict[str, Any]) -> str:
-    kl = model.get("kl") or {}
-    return f"at most {kl['at_most']:.2f}" if "at_most" in kl else _interval(kl, 2)
-
-
-def _part(name: str) -> Callable[[dict[str, Any]], str]:
-    return lambda model: _interval(model.get("gold_parts", {}).get(name))
 
 
 def _print_holdings(console: Console, holdings: Sequence[Holding], path: Path) -> None:

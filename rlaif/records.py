@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from json.encoder import encode_basestring
 from math import fsum
@@ -157,7 +157,21 @@ class Candidate(Record):
     principle: str | None = None  # that its system message says, where one was drawn
 
 
-class Rating(Record):
+class Judgement(Record):
+    """What was said of a row's candidates, by a model, code or a person."""
+
+    def models(self) -> tuple[str, ...]:
+        """The models that it is from, by their names in the pipeline file."""
+        judge: str = self.judge  # type: ignore[attr-defined]
+        return (judge,)
+
+    def paid_calls(self) -> tuple[str, ...]:
+        """The calls that it rests on, by their keys."""
+        calls: tuple[str, ...] = self.calls  # type: ignore[attr-defined]
+        return calls
+
+
+class Rating(Judgement):
     """A judge's rating of one candidate under one aspect: an integer in the rubric's range, N/A, or unparsed."""
 
     aspect: str
@@ -171,6 +185,9 @@ class Rating(Record):
     call: str
     position: int  # the place, from 1, at which the judge read this candidate
 
+    def paid_calls(self) -> tuple[str, ...]:
+        return (self.call,) if self.call else ()
+
     @model_validator(mode="after")
     def _unparsed_has_a_reason(self) -> Rating:
         if [self.value is not None, self.na, self.problem is not None].count(True) != 1:
@@ -178,7 +195,7 @@ class Rating(Record):
         return self
 
 
-class Score(Record):
+class Score(Judgement):
     """A float for one candidate: a reward model's, a verifier's, or an expectation over ratings; None without one.
 
     Scores of one `judge` and `aspect` can be compared within a prompt; between judges they have no common scale.
@@ -198,7 +215,7 @@ class Score(Record):
         return self
 
 
-class Ranking(Record):
+class Ranking(Judgement):
     """A judge's order of all candidates at once, best first, those it cannot tell apart together; or unparsed."""
 
     order: tuple[tuple[int, ...], ...] | None  # indices into the row's candidates
@@ -218,7 +235,7 @@ class Ranking(Record):
         return self
 
 
-class Revision(Record):
+class Revision(Judgement):
     """One step of a chain: a draft critiqued under a principle and rewritten.
 
     The draft is the candidate's completion at number 1 and the revision before it from then on, so that both parents
@@ -231,6 +248,12 @@ class Revision(Record):
     critique: Completion
     completion: Completion | None  # None when the critique was of no use
     problem: str | None = None  # why the chain ends here without being of use
+
+    def models(self) -> tuple[str, ...]:
+        return (self.critique.model,)
+
+    def paid_calls(self) -> tuple[str, ...]:
+        return tuple(one.call for one in (self.critique, self.completion) if one is not None)
 
 
 Choice = Literal["A", "B", "tie"]
@@ -267,7 +290,7 @@ class Verdict(Record):
         return self.model_copy(update={"a": self.b, "b": self.a, "verdict": verdict, "probability": probability})
 
 
-class Comparison(Record):
+class Comparison(Judgement):
     """What a judge prefers under a principle, of two candidates shown to it in both orders; or a jury of judges.
 
     Where probabilities are known the verdict follows from their average; hard verdicts that disagree are a tie.
@@ -287,6 +310,12 @@ class Comparison(Record):
         if len(self.orders) not in (0, 2):
             raise ValueError("a comparison has both orders, or none where it was not asked in one")
         return self
+
+    def models(self) -> tuple[str, ...]:
+        return tuple(member.judge for member in self.members)
+
+    def paid_calls(self) -> tuple[str, ...]:
+        return tuple(call for member in self.members for order in member.orders for call in order.calls)
 
     @property
     def members(self) -> tuple[Comparison, ...]:
@@ -390,6 +419,25 @@ class Row(Record):
     failure: str | None = None  # why the row could not be finished
     cause: str | None = None  # of the failure: the word that failures are grouped by
 
+    def judgements(self) -> Iterator[Judgement]:
+        """Everything that was said of its candidates."""
+        for name in JUDGEMENTS:
+            yield from getattr(self, name)
+
+    def models(self) -> set[str]:
+        """The models that wrote or judged what it holds."""
+        judges = {model for judgement in self.judgements() for model in judgement.models()}
+        return judges.union(candidate.completion.model for candidate in self.candidates)
+
+    def calls(self) -> set[str]:
+        """The keys of all calls that it rests on."""
+        judged = {call for judgement in self.judgements() for call in judgement.paid_calls()}
+        return judged.union(candidate.completion.call for candidate in self.candidates)
+
+    def unjudged(self) -> Row:
+        """The row with its candidates and their revisions alone."""
+        return self.model_copy(update=dict.fromkeys((name for name in JUDGEMENTS if name != "revisions"), ()))
+
     def score(self, candidate: int, weights: dict[str, float]) -> float | None:
         """Weighted mean of a candidate's ratings; None when any aspect is missing or unparsed, or none applies.
 
@@ -411,6 +459,10 @@ class Row(Record):
         """The end of a candidate's chain of revisions; None where it has none, or one that broke off."""
         chain = [revision for revision in self.revisions if revision.candidate == candidate]
         return chain[-1].completion if chain and chain[-1].problem is None else None
+
+
+# The fields of a row that hold judgements: all that are tuples, but for its candidates.
+JUDGEMENTS = tuple(name for name, about in Row.model_fields.items() if about.default == () and name != "candidates")
 
 
 class Preference(Record):

@@ -19,7 +19,7 @@ from rlaif.config import (
     read_pipeline,
 )
 from rlaif.errors import InputError
-from rlaif.pipeline.engines import api_key
+from rlaif.engines.open import api_key
 
 PIPELINE = """\
 name: all

@@ -16,7 +16,7 @@ from rlaif.config import BestOf, MeasureStage, Rater, SamplingSettings, Transfor
 from rlaif.engines.protocol import Logprobs, Reply, Request
 from rlaif.engines.scheduler import Scheduler
 from rlaif.errors import EngineError
-from rlaif.measure import Judge, measure
+from rlaif.measures import Judge, measure
 from rlaif.pipeline.training import reward_of
 from rlaif.records import Message, Prompt
 from rlaif.resources import find

@@ -9,7 +9,7 @@ import pytest
 from test_run import Cli, run_cli  # noqa: F401 - the fixture
 
 from rlaif.errors import InputError
-from rlaif.pipeline.trial import understood
+from rlaif.tiny.trial import understood
 
 PROMPT = "what is two plus three ?"
 

@@ -25,9 +25,8 @@ from rlaif.config.models import (
     TransformersModel,
     VLLMModel,
 )
-from rlaif.config.pipeline import Pipeline, Step, checked, judging_stage, read_pipeline
+from rlaif.config.pipeline import Pipeline, Step, checked, judging_pipeline, read_pipeline
 from rlaif.config.stages import (
-    ROW_STAGES,
     TRAINERS,
     BestOf,
     CompareStage,
@@ -68,7 +67,7 @@ __all__ = [
     "Check",
     "Document",
     "checked",
-    "judging_stage",
+    "judging_pipeline",
     "load_value",
     "BestOf",
     "CompareStage",
@@ -87,7 +86,6 @@ __all__ = [
     "PromptsStage",
     "RMSettings",
     "RateLimits",
-    "ROW_STAGES",
     "RateStage",
     "Rater",
     "ReviseStage",

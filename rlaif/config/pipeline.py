@@ -23,13 +23,8 @@ from rlaif.config.document import (
 from rlaif.config.models import ENGINES, LocalModel, ModelSpec, OpenAIModel
 from rlaif.config.stages import (
     STAGES,
-    TRAINERS,
-    DataStage,
-    MeasureStage,
-    PairStage,
-    SampleStage,
+    Rest,
     Stage,
-    TrainStage,
 )
 from rlaif.errors import InputError, nearest
 from rlaif.resources import find
@@ -52,13 +47,17 @@ class Step:
             yield source
             yield from source.ancestors()
 
+    def line(self) -> Iterator[Step]:
+        """The steps that its rows went through before it, the nearest first."""
+        step = self.source
+        while step is not None:
+            yield step
+            step = step.source
+
     @property
     def sampled(self) -> Step | None:
         """The stage that made the candidates of the rows it reads; None where none did."""
-        step = self.source
-        while step is not None and not isinstance(step.stage, SampleStage):
-            step = step.source
-        return step
+        return next((step for step in self.line() if step.stage.candidates is not None), None)
 
     def __repr__(self) -> str:
         return f"Step({self.number}, {self.name!r})"
@@ -93,19 +92,11 @@ class Pipeline:
             "seed": self.seed,
             **({} if self.budget is None else {"budget": self.budget}),
             "models": {name: spec.model_dump(mode="json", exclude_none=True) for name, spec in self.models.items()},
-            "stages": [{step.stage.kind: _written_out(step)} for step in self.steps],
+            "stages": [
+                {step.stage.kind: step.stage.written_out(step.name, [source.name for source in step.sources])}
+                for step in self.steps
+            ],
         }
-
-
-def _written_out(step: Step) -> dict[str, Any]:
-    settings: dict[str, Any] = step.stage.model_dump(mode="json", exclude={"source"}, exclude_none=True)
-    settings["name"] = step.name
-    if isinstance(step.stage, TrainStage):
-        names = [source.name for source in step.sources]
-        settings[step.stage.method]["data"] = names
-    elif step.source is not None:
-        settings["from"] = step.source.name
-    return settings
 
 
 def read_pipeline(path: str, overrides: Sequence[str] = ()) -> Pipeline:
@@ -137,15 +128,14 @@ def checked(document: Document) -> Pipeline:
     return Pipeline(document, name, seed, models, _read_steps(document, models), budget)
 
 
-def judging_stage(document: Document) -> tuple[dict[str, ModelSpec], Stage]:
-    """The models of a document and its one stage, for a command that asks a judge without a pipeline around it."""
+def judging_pipeline(document: Document) -> Pipeline:
+    """A document's models and its one stage, for a command that asks a judge without a pipeline around it."""
     models = _read_models(document)
     (kind, settings), place = next(iter(document.value["stages"][0].items())), ("stages", 0)
     stage = validated(STAGES[kind], settings, document, (*place, kind))
-    _check_models(stage, set(models), document, (*place, kind))
-    _check_heads(stage, [], models, document, (*place, kind))
+    _check_models(stage, [], models, document, (*place, kind))
     _check_files(stage, document, (*place, kind))
-    return models, stage
+    return Pipeline(document, document.value["name"], 0, models, [Step(1, kind, stage, [])])
 
 
 def _read_budget(document: Document, models: dict[str, ModelSpec]) -> float | None:
@@ -253,7 +243,6 @@ def _read_steps(document: Document, models: dict[str, ModelSpec]) -> list[Step]:
     if not isinstance(section, list) or not section:
         raise document.error("expected a list of stages", ("stages",), f"a stage is one of {', '.join(STAGES)}")
     steps: list[Step] = []
-    available = set(models)
     names = _step_names(section)
     for index, item in enumerate(section):
         place: Position = ("stages", index)
@@ -262,105 +251,73 @@ def _read_steps(document: Document, models: dict[str, ModelSpec]) -> list[Step]:
         kind = str(next(iter(item)))
         if kind not in STAGES:
             raise document.error(f"unknown stage {kind!r}", (*place, kind), nearest(kind, STAGES))
-        stage = validated(STAGES[kind], item[kind], document, (*place, kind))
-        name = names[index]
-        if name in names[:index]:
-            raise document.error(f"two stages are called {name!r}", (*place, kind), "give each its own `name`")
-        _check_models(stage, available, document, (*place, kind))
-        _check_heads(stage, steps, models, document, (*place, kind))
-        if isinstance(stage, TrainStage) and isinstance(models.get(stage.trainer.base), OpenAIModel):
-            raise document.error(
-                "a model behind a server cannot be trained here",
-                (*place, kind, stage.method, "base"),
-                "give a base whose engine is `transformers` or `vllm`",
-            )
-        step = Step(index + 1, name, stage, _sources(stage, steps, document, (*place, kind)))
-        _check_sense(step, steps, document, (*place, kind))
-        if isinstance(stage, TrainStage):
-            if stage.trainer.name in available:
-                raise document.error(
-                    f"there already is a model called {stage.trainer.name!r}",
-                    (*place, kind, stage.method, "name"),
-                )
-            available.add(stage.trainer.name)
-        _check_files(stage, document, (*place, kind))
+        place = (*place, kind)
+        stage = validated(STAGES[kind], item[kind], document, place)
+        if names[index] in names[:index]:
+            raise document.error(f"two stages are called {names[index]!r}", place, "give each its own `name`")
+        _check_models(stage, steps, models, document, place)
+        step = Step(index + 1, names[index], stage, _sources(stage, steps, document, place))
+        _check_sense(step, steps, models, document, place)
+        _check_files(stage, document, place)
         steps.append(step)
     return steps
 
 
 def _step_names(section: list[Any]) -> list[str]:
-    """What each stage goes by, in files, logs and overrides: its `name`, its trainer's, or its kind and number."""
+    """What each stage goes by, in files, logs and overrides: the name it is given, or its kind and number."""
     names: list[str] = []
     kinds: list[str] = []
     for item in section:
         kind, settings = next(iter(item.items()), ("", None)) if isinstance(item, dict) else ("", None)
         kinds.append(str(kind))
-        groups = [settings, *(settings.values() if kind == "train" and isinstance(settings, dict) else ())]
-        given = [group["name"] for group in groups if isinstance(group, dict) and group.get("name") is not None]
+        given = STAGES[kind].name_in(settings) if isinstance(kind, str) and kind in STAGES else None
         number = kinds.count(str(kind))
-        names.append(str(given[0]) if given else f"{kind}-{number}" if number > 1 else str(kind))
+        names.append(str(given) if given is not None else f"{kind}-{number}" if number > 1 else str(kind))
     return names
 
 
-def _check_sense(step: Step, earlier: list[Step], document: Document, place: Position) -> None:
-    """What no stage can know of itself."""
-    first = next((s for s in earlier if isinstance(s.stage, MeasureStage)), None)
-    if isinstance(step.stage, MeasureStage) and first is not None:
-        raise document.error(
-            f"a run has one report, and the stage {first.name!r} writes it", place, "name all its models in one stage"
-        )
-    sampled = step.sampled if isinstance(step.stage, PairStage) else None
-    if sampled is not None and isinstance(sampled.stage, SampleStage) and sampled.stage.candidates < 2:
-        raise document.error(
-            f"a pair needs two candidates, and the stage {sampled.name!r} gives each prompt one",
-            place,
-            "raise its `per_prompt`, or name another model there",
-        )
+def _check_sense(
+    step: Step, earlier: list[Step], models: dict[str, ModelSpec], document: Document, place: Position
+) -> None:
+    """What a stage cannot know of itself alone."""
     stage = step.stage
-    if isinstance(stage, TrainStage) and (kept := next((s for s in step.ancestors() if _keeps_held_out(s)), None)):
-        problem = f"{kept.name!r} keeps held-out prompts, and a model must not be trained on those"
-        raise document.error(problem, (*place, stage.method), f"take `held_out: keep` out of {kept.name!r}")
-    if isinstance(stage, PairStage) and step.source and step.source.stage.kind == "compare" and stage.min_margin > 1:
-        problem = f"a margin of {stage.min_margin:g} is more than two probabilities can differ by"
-        raise document.error(problem, (*place, "min_margin"), "give a number up to 1")
+    before = next((s for s in earlier if stage.once and s.stage.kind == stage.kind), None)
+    if before is not None:
+        raise document.error(
+            f"a run has one report, and the stage {before.name!r} writes it", place, "name all its models in one stage"
+        )
+    rests_on = [Rest(ancestor.name, ancestor.stage) for ancestor in step.ancestors()]
+    sampled = Rest(step.sampled.name, step.sampled.stage) if step.sampled else None
+    if sense := stage.check(rests_on, sampled, models):
+        raise document.error(sense.problem, (*place, *sense.key), sense.fix)
+    if stage.model_made is not None and stage.model_made in {*models, *(s.stage.model_made for s in earlier)}:
+        key = (*stage.source_key[:-1], "name")
+        raise document.error(f"there already is a model called {stage.model_made!r}", (*place, *key))
 
 
-def _keeps_held_out(step: Step) -> bool:
-    return isinstance(step.stage, DataStage) and step.stage.held_out == "keep"
-
-
-def _check_heads(
+def _check_models(
     stage: Stage, earlier: list[Step], models: dict[str, ModelSpec], document: Document, place: Position
 ) -> None:
-    """A reward model scores and writes nothing; any other model writes and has no score."""
-    trained = {s.stage.trainer.name: s.stage.method for s in earlier if isinstance(s.stage, TrainStage)}
-    for model, key in stage.named_models():
-        method = trained.get(model)
-        if key[-1] == "reward":
-            if method not in (None, "rm") or isinstance(models.get(model), OpenAIModel):
-                what = "was not trained by `rm`" if method else "runs behind a server, which gives no score"
-                raise document.error(f"{model!r} {what}", (*place, *key), "name a reward model whose weights are here")
-        elif method == "rm" and key != ("rm", "base"):
+    """Every model a stage uses is in `models:` or trained before it, and does what it is used for.
+
+    A reward model scores and writes nothing; any other model writes and has no score.
+    """
+    trained = {s.stage.model_made: s.stage.model_scores for s in earlier if s.stage.model_made is not None}
+    for model, key, role in stage.models_used():
+        if model not in models and model not in trained:
+            raise document.error(f"unknown model {model!r}", (*place, *key), nearest(model, {*models, *trained}))
+        scores = trained.get(model)
+        if role == "scores" and (scores is False or isinstance(models.get(model), OpenAIModel)):
+            what = "runs behind a server, which gives no score" if model in models else "was not trained by `rm`"
+            raise document.error(f"{model!r} {what}", (*place, *key), "name a reward model whose weights are here")
+        if role == "writes" and scores:
             fix = "name the model it was trained from, or another"
             raise document.error(f"{model!r} is a reward model and writes nothing", (*place, *key), fix)
 
 
-def _check_models(stage: Stage, available: set[str], document: Document, place: Position) -> None:
-    """Every model a stage names must be in `models:` or trained by an earlier stage."""
-    for model, key in stage.named_models():
-        if model not in available:
-            raise document.error(f"unknown model {model!r}", (*place, *key), nearest(model, available))
-
-
 def _sources(stage: Stage, steps: list[Step], document: Document, place: Position) -> list[Step]:
     """The earlier steps this stage reads: those it names, else the nearest of the right kind."""
-    reads = stage.reads
-    wanted: tuple[str, ...] = (stage.source,) if stage.source is not None else ()
-    key: Position = (*place, "from")
-    if isinstance(stage, TrainStage):
-        reads, wanted, key = TRAINERS[stage.method], stage.trainer.data or (), (*place, stage.method, "data")
-    elif isinstance(stage, PairStage) and stage.rule == "compared":
-        reads = ("compare", "person", "data")
+    reads, wanted, key = stage.kinds_read, stage.sources_named, (*place, *stage.source_key)
     if not reads:
         if wanted:
             raise document.error(f"a {stage.kind} stage reads no other stage", key, "take `from` out")
@@ -368,11 +325,11 @@ def _sources(stage: Stage, steps: list[Step], document: Document, place: Positio
     fitting = [step for step in steps if step.stage.kind in reads]
     kinds = " or ".join(reads)
     if not wanted:
-        if not isinstance(stage, TrainStage):  # the demonstrations of a pipeline that samples are not what it judges
-            made = [step for step in fitting if step.stage.kind != "data"]
-            fitting = made if made or any(step.stage.kind == "sample" for step in steps) else fitting
+        if stage.needs_fresh:  # the demonstrations of a pipeline that samples are not what it judges
+            made = [step for step in fitting if not step.stage.from_file]
+            fitting = made if made or any(step.stage.candidates for step in steps) else fitting
         if not fitting:
-            first = next((kind for kind in reads if kind != "data"), reads[0])
+            first = next((kind for kind in reads if not STAGES[kind].from_file), reads[0])
             raise document.error(
                 f"no earlier stage of kind {kinds} to read from", key, f"put a `{first}` stage before it"
             )

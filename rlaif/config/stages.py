@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from rlaif.config.document import Name, Position, Settings, Text
-from rlaif.config.models import JudgeSampling, MeasureSampling, RevisionSampling, SamplingSettings
+from rlaif.config.models import JudgeSampling, MeasureSampling, OpenAIModel, RevisionSampling, SamplingSettings
 
 Share = Annotated[float, Field(ge=0, le=1)]
 OneOrSeveral = BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
@@ -15,22 +16,106 @@ LearningRate = Annotated[float, Field(gt=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what every random generator takes
 
 
+class Use(NamedTuple):
+    """A model that a stage uses, the key that names it there, and what for."""
+
+    model: str
+    key: Position
+    role: Literal["writes", "scores", "either"] = "writes"  # `either`: a base to train a score head on
+
+
+class Sense(NamedTuple):
+    """What is wrong with a stage where it stands: the problem, the key it is said of, and the fix."""
+
+    problem: str
+    key: Position = ()
+    fix: str | None = None
+
+
+class Rest(NamedTuple):
+    """A stage that another one rests on, by its name in the pipeline."""
+
+    name: str
+    stage: Stage
+
+
+Takes = Literal["rows", "prompts", "demonstrations", "preferences"]
+
+
 class Stage(Settings):
     """One step of a pipeline. `reads` names the kinds of stage it can take its input from."""
 
     kind: ClassVar[str]
     reads: ClassVar[tuple[str, ...]] = ()
+    streams: ClassVar[bool] = False  # a row stage: each row goes through alone
+    from_file: ClassVar[bool] = False  # it makes nothing of its own: a file holds what it gives
+    once: ClassVar[bool] = False  # a pipeline has one at most
+    needs_fresh: ClassVar[bool] = True  # without a `from`, what another stage made goes before what a file holds
 
     name: Name | None = None
     source: Name | None = Field(default=None, alias="from")
 
-    def named_models(self) -> list[tuple[str, Position]]:
-        """The models the stage uses, each with the key it stands under; one whose key ends in `reward` scores."""
+    def models_used(self) -> list[Use]:
+        """The models the stage uses."""
         return []
 
     def named_files(self) -> list[tuple[str, Position]]:
         """The paths the stage reads, each with its key."""
         return []
+
+    @classmethod
+    def name_in(cls, settings: Any) -> Any:
+        """The name that settings not checked yet give the stage; None where they give none."""
+        return settings.get("name") if isinstance(settings, dict) else None
+
+    @property
+    def takes(self) -> Takes:
+        """What it reads of its source."""
+        return "rows"
+
+    @property
+    def kinds_read(self) -> tuple[str, ...]:
+        return self.reads
+
+    @property
+    def sources_named(self) -> tuple[str, ...]:
+        return () if self.source is None else (self.source,)
+
+    @property
+    def source_key(self) -> Position:
+        return ("from",)
+
+    @property
+    def candidates(self) -> int | None:
+        """How many candidates it gives each prompt; None for a stage that samples none."""
+        return None
+
+    @property
+    def keeps_held_out(self) -> bool:
+        """Whether held-out prompts are among what it gives."""
+        return False
+
+    @property
+    def model_made(self) -> str | None:
+        """The name of the model it trains."""
+        return None
+
+    @property
+    def model_scores(self) -> bool:
+        """Whether the model it trains has a reward head, and writes nothing."""
+        return False
+
+    def check(self, rests_on: Sequence[Rest], sampled: Rest | None, models: Mapping[str, Any]) -> Sense | None:
+        """What is wrong with the stage beside those that it rests on, the nearest first, and `models` of the file.
+
+        `sampled` is the one that made the candidates of the rows it reads.
+        """
+        return None
+
+    def written_out(self, name: str, sources: Sequence[str]) -> dict[str, Any]:
+        """The settings with every default and link, as they are saved in the run folder."""
+        settings: dict[str, Any] = self.model_dump(mode="json", exclude={"source"}, exclude_none=True)
+        return settings | {"name": name} | ({"from": sources[0]} if sources else {})
 
 
 class FileStage(Stage):
@@ -92,10 +177,15 @@ class DataStage(FileStage):
     """Data that exists: demonstrations, preferences, or completions to judge, as whoever reads it takes it."""
 
     kind = "data"
+    from_file = True
     columns: Columns | None = None
     system: Text | None = None  # put in front of a conversation where no system message stands
     turns: Literal["all", "last"] | None = None  # of a conversation, what is learnt or judged
     held_out: Literal["drop", "keep"] = "drop"  # rows on held-out prompts; kept only where nothing is trained on them
+
+    @property
+    def keeps_held_out(self) -> bool:
+        return self.held_out == "keep"
 
 
 class PromptsStage(FileStage):
@@ -124,6 +214,7 @@ class SampleStage(Stage):
     """Row stage: candidates for each prompt. With `pick`, each prompt draws that many of the samplers by hash."""
 
     kind = "sample"
+    streams = True
     reads = ("prompts",)
     models: tuple[Sampler, ...] = Field(min_length=1)
     per_prompt: int = Field(default=1, gt=0, le=10_000)  # completions from each sampler
@@ -157,8 +248,8 @@ class SampleStage(Stage):
             raise ValueError(f"{own!r} has a `system` of its own, and `principles` draws one; take one of the two out")
         return self
 
-    def named_models(self) -> list[tuple[str, Position]]:
-        return [(sampler.model, ("models", i)) for i, sampler in enumerate(self.models)]
+    def models_used(self) -> list[Use]:
+        return [Use(sampler.model, ("models", i)) for i, sampler in enumerate(self.models)]
 
     def named_files(self) -> list[tuple[str, Position]]:
         return _given(self, "principles")
@@ -219,6 +310,11 @@ class Rater(Settings):
             return value
         return {"shown": "one", "template": ONE_BY_ONE[answers]} | value
 
+    @property
+    def basis(self) -> Literal["ratings", "scores"]:
+        """What its judgements are."""
+        return "scores" if self.answers == "expected" else "ratings"
+
     @model_validator(mode="after")
     def _shows_what_is_read(self) -> Self:
         if self.answers in ONE_BY_ONE and self.shown == "all":
@@ -230,12 +326,13 @@ class RateStage(Rater, Stage):
     """Row stage: ratings, or expected scores. One that reads another rate stage adds its own to those."""
 
     kind = "rate"
+    streams = True
     reads = ("sample", "verify", "rate", "data")
 
     require: Gate = None
 
-    def named_models(self) -> list[tuple[str, Position]]:
-        return _given(self, "model")
+    def models_used(self) -> list[Use]:
+        return _used(self, "model")
 
     def named_files(self) -> list[tuple[str, Position]]:
         return [*_given(self, "rubric", "template"), *_gold(self)]
@@ -245,6 +342,7 @@ class ReviseStage(Stage):
     """Row stage: each candidate critiqued and rewritten under drawn principles, `revisions` times, each kept."""
 
     kind = "revise"
+    streams = True
     reads = ("sample", "verify")
     model: Name
     constitution: str
@@ -253,8 +351,8 @@ class ReviseStage(Stage):
     revision_template: str = "prompts/revise.jinja"
     sampling: RevisionSampling = RevisionSampling()
 
-    def named_models(self) -> list[tuple[str, Position]]:
-        return _given(self, "model")
+    def models_used(self) -> list[Use]:
+        return _used(self, "model")
 
     def named_files(self) -> list[tuple[str, Position]]:
         return _given(self, "constitution", "critique_template", "revision_template")
@@ -268,6 +366,7 @@ class CompareStage(Stage):
     """
 
     kind = "compare"
+    streams = True
     reads = ("sample", "verify", "data")
     model: Name | None = None
     jury: Annotated[tuple[Name, ...], Field(min_length=2)] | None = None
@@ -318,8 +417,8 @@ class CompareStage(Stage):
         """The models that compare: one, or the members of the jury."""
         return self.jury if self.jury is not None else (self.model,) if self.model is not None else ()
 
-    def named_models(self) -> list[tuple[str, Position]]:
-        return [*_given(self, "model"), *((name, ("jury", i)) for i, name in enumerate(self.jury or ()))]
+    def models_used(self) -> list[Use]:
+        return [*_used(self, "model"), *(Use(name, ("jury", i)) for i, name in enumerate(self.jury or ()))]
 
     def named_files(self) -> list[tuple[str, Position]]:
         return [*_given(self, "constitution", "template"), *_gold(self)]
@@ -333,6 +432,7 @@ class RankStage(Stage):
     """
 
     kind = "rank"
+    streams = True
     reads = ("sample", "verify", "data")
     model: Name
     constitution: str
@@ -349,8 +449,8 @@ class RankStage(Stage):
             raise ValueError("`scale` needs a lower and a higher number, such as [1, 5]")
         return self
 
-    def named_models(self) -> list[tuple[str, Position]]:
-        return _given(self, "model")
+    def models_used(self) -> list[Use]:
+        return _used(self, "model")
 
     def named_files(self) -> list[tuple[str, Position]]:
         return _given(self, "constitution", "template")
@@ -379,8 +479,8 @@ class ScoreStage(Stage):
     def judge(self) -> str:
         return self.reward if self.reward is not None else f"{self.policy} against {self.reference}"
 
-    def named_models(self) -> list[tuple[str, Position]]:
-        return _given(self, "reward", "policy", "reference")
+    def models_used(self) -> list[Use]:
+        return [*_used(self, "reward", role="scores"), *_used(self, "policy", "reference")]
 
 
 class VerifyStage(Stage):
@@ -390,6 +490,7 @@ class VerifyStage(Stage):
     """
 
     kind = "verify"
+    streams = True
     reads = ("sample", "data")
     checks: tuple[dict[str, Any], ...] = ()
     keep: Literal["all", "passing"] = "all"
@@ -399,6 +500,7 @@ class PersonStage(Stage):
     """Row stage: what people said of the candidates, read from a file."""
 
     kind = "person"
+    streams = True
     reads = ("sample", "verify", "data")
     labels: str
 
@@ -447,6 +549,19 @@ class PairStage(Stage):
     def _preset_is_filled_in(cls, value: Any) -> Any:
         preset = value.get("preset") if isinstance(value, dict) else None
         return {**PRESETS[preset], **value} if isinstance(preset, str) and preset in PRESETS else value
+
+    @property
+    def kinds_read(self) -> tuple[str, ...]:
+        return ("compare", "person", "data") if self.rule == "compared" else self.reads
+
+    def check(self, rests_on: Sequence[Rest], sampled: Rest | None, models: Mapping[str, Any]) -> Sense | None:
+        if sampled is not None and sampled.stage.candidates == 1:
+            problem = f"a pair needs two candidates, and the stage {sampled.name!r} gives each prompt one"
+            return Sense(problem, (), "raise its `per_prompt`, or name another model there")
+        if self.min_margin > 1 and rests_on and rests_on[0].stage.kind == "compare":
+            problem = f"a margin of {self.min_margin:g} is more than two probabilities can differ by"
+            return Sense(problem, ("min_margin",), "give a number up to 1")
+        return None
 
 
 class Training(Settings):
@@ -537,10 +652,14 @@ TRAINERS: dict[str, tuple[str, ...]] = {  # each trainer, and the kinds of stage
 }
 
 
+TAKES: dict[str, Takes] = {"sft": "demonstrations", "rm": "preferences", "dpo": "preferences", "ppo": "prompts"}
+
+
 class TrainStage(Stage):
     """Table stage: one trained model, which is a model from here on."""
 
     kind = "train"
+    needs_fresh = False
     sft: SFTSettings | None = None
     rm: RMSettings | None = None
     dpo: DPOSettings | None = None
@@ -565,8 +684,53 @@ class TrainStage(Stage):
         assert chosen is not None
         return chosen
 
-    def named_models(self) -> list[tuple[str, Position]]:
-        return _given(self.trainer, "base", "reward", under=(self.method,))
+    @classmethod
+    def name_in(cls, settings: Any) -> Any:
+        groups = [settings, *(settings.values() if isinstance(settings, dict) else ())]
+        names = [group["name"] for group in groups if isinstance(group, dict) and group.get("name") is not None]
+        return names[0] if names else None
+
+    @property
+    def takes(self) -> Takes:
+        return TAKES[self.method]
+
+    @property
+    def kinds_read(self) -> tuple[str, ...]:
+        return TRAINERS[self.method]
+
+    @property
+    def sources_named(self) -> tuple[str, ...]:
+        return self.trainer.data or ()
+
+    @property
+    def source_key(self) -> Position:
+        return (self.method, "data")
+
+    @property
+    def model_made(self) -> str:
+        return self.trainer.name
+
+    @property
+    def model_scores(self) -> bool:
+        return self.rm is not None
+
+    def check(self, rests_on: Sequence[Rest], sampled: Rest | None, models: Mapping[str, Any]) -> Sense | None:
+        if isinstance(models.get(self.trainer.base), OpenAIModel):
+            fix = "give a base whose engine is `transformers` or `vllm`"
+            return Sense("a model behind a server cannot be trained here", (self.method, "base"), fix)
+        if kept := next((one.name for one in rests_on if one.stage.keeps_held_out), None):
+            problem = f"{kept!r} keeps held-out prompts, and a model must not be trained on those"
+            return Sense(problem, (self.method,), f"take `held_out: keep` out of {kept!r}")
+        return None
+
+    def written_out(self, name: str, sources: Sequence[str]) -> dict[str, Any]:
+        settings = super().written_out(name, ())
+        settings[self.method]["data"] = list(sources)
+        return settings
+
+    def models_used(self) -> list[Use]:
+        base = Use(self.trainer.base, (self.method, "base"), "either" if self.rm else "writes")
+        return [base, *_used(self.trainer, "reward", under=(self.method,), role="scores")]
 
     def named_files(self) -> list[tuple[str, Position]]:
         return _given(self.trainer, "template", under=(self.method,))
@@ -587,6 +751,7 @@ class MeasureStage(Stage):
     """Table stage: the named models on prompts that nothing was trained on."""
 
     kind = "measure"
+    once = True
     reads = ("prompts",)
     models: tuple[Name, ...] = Field(min_length=1)
     baseline: Name | None = None  # the win rate and the paired differences are against this model
@@ -610,13 +775,16 @@ class MeasureStage(Stage):
             raise ValueError("`best_of` needs a reward model to choose by; name it in `reward`")
         return self
 
-    def named_models(self) -> list[tuple[str, Position]]:
-        named: list[tuple[str, Position]] = [(model, ("models", i)) for i, model in enumerate(self.models)]
+    @property
+    def takes(self) -> Takes:
+        return "prompts"
+
+    def models_used(self) -> list[Use]:
         return [
-            *named,
-            *_given(self.rate, "model", under=("rate",)),
-            *_given(self.best_of, "model", under=("best_of",)),
-            *_given(self, "reward"),
+            *(Use(model, ("models", i)) for i, model in enumerate(self.models)),
+            *_used(self.rate, "model", under=("rate",)),
+            *_used(self.best_of, "model", under=("best_of",)),
+            *_used(self, "reward", role="scores"),
         ]
 
     def named_files(self) -> list[tuple[str, Position]]:
@@ -627,6 +795,13 @@ def _given(settings: Settings | None, *keys: str, under: Position = ()) -> list[
     """What is written under each of `keys`, those that are not set left out, with the whole key."""
     values = [(getattr(settings, key, None), key) for key in keys]
     return [(value, (*under, key)) for value, key in values if value is not None]
+
+
+def _used(
+    settings: Settings | None, *keys: str, under: Position = (), role: Literal["writes", "scores", "either"] = "writes"
+) -> list[Use]:
+    """The models named under each of `keys`, those that are not set left out."""
+    return [Use(value, key, role) for value, key in _given(settings, *keys, under=under)]
 
 
 def _gold(stage: RateStage | CompareStage) -> list[tuple[str, Position]]:
@@ -654,4 +829,3 @@ STAGES: dict[str, type[Stage]] = {
         MeasureStage,
     )
 }
-ROW_STAGES = ("sample", "rate", "revise", "compare", "rank", "verify", "person")

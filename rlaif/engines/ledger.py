@@ -9,16 +9,12 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping
-from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Protocol
 
 from rlaif.errors import Stopped
 from rlaif.records import Usage
-
-STAGE: ContextVar[str] = ContextVar("stage", default="")  # whose calls are being made
-ROW: ContextVar[int] = ContextVar("row", default=0)  # for which row: those that began first are finished first
 
 
 class Price(Protocol):
@@ -71,13 +67,12 @@ class Ledger:
         self._under_way = 0  # reservations: the sum of many amounts is never quite zero again
         self._settled = asyncio.Event()
 
-    def tally(self, model: str, stage: str | None = None) -> Tally:
-        """The count of a model in a stage, by default in the one whose calls are being made."""
-        key = (STAGE.get() if stage is None else stage, model)
-        found = self._tallies.get(key)
-        if found is None:
-            found = self._tallies[key] = Tally()
-        return found
+    def tally(self, model: str, stage: str) -> Tally:
+        """The count of a model in a stage."""
+        tally = self._tallies.get((stage, model))
+        if tally is None:
+            tally = self._tallies[stage, model] = Tally()
+        return tally
 
     def by_model(self, stage: str | None = None) -> dict[str, Tally]:
         """The models' counts over all stages, or in one."""

@@ -36,6 +36,9 @@ class Request(Record):
     attempt: int = 0
     salt: int = 0
     json_schema: dict[str, Any] | None = None
+    # Who asks: of no influence on what is answered.
+    stage: str = ""
+    row: int = 0
 
 
 class Reply(Record):

@@ -11,16 +11,17 @@ meanwhile. What was not sent by then is never sent.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple, Protocol, TypeVar, cast
+from typing import Any, TypeVar, cast
 
-from rlaif.engines.ledger import STAGE, Ledger, Tally
+from rlaif.engines.asking import Ask, gravest
+from rlaif.engines.ledger import Ledger
 from rlaif.engines.protocol import Engine, Local, Reply, Request, Served
 from rlaif.engines.traffic import Arrivals, Traffic
 from rlaif.errors import EngineError, Stopped
-from rlaif.records import Completion, Message, Sampling, Usage
+from rlaif.records import Completion, Sampling, Usage
 from rlaif.store import Answers, Call, CallStore, Failure, Wasted, call_keys
 
 LINGER = 0.02  # seconds an in-process batch that is not full waits for more requests
@@ -32,49 +33,6 @@ PASSING = frozenset({"connection", "stopped", "interrupted", "budget", "quota", 
 Result = TypeVar("Result")
 
 
-class Ask(NamedTuple):
-    """What one model is asked: `n` samples of its continuation of `messages`."""
-
-    model: str
-    messages: Sequence[Message]
-    sampling: Sampling
-    n: int = 1
-    attempt: int = 0
-    json_schema: Mapping[str, Any] | None = None
-
-
-class Sampler(Protocol):
-    """What a stage needs of a scheduler; the plan has one that never sends."""
-
-    async def sample_all(self, asks: Sequence[Ask]) -> list[list[Completion]]: ...
-
-    async def sample(
-        self,
-        model: str,
-        messages: Sequence[Message],
-        sampling: Sampling,
-        *,
-        n: int = 1,
-        attempt: int = 0,
-        json_schema: Mapping[str, Any] | None = None,
-    ) -> list[Completion]: ...
-
-
-async def together(*work: Awaitable[Result]) -> list[Result]:
-    """The results of all `work`. One that fails lets the others finish; then the gravest error is raised."""
-    if len(work) == 1:
-        return [await work[0]]
-    outcomes = await asyncio.gather(*work, return_exceptions=True)
-    if errors := [outcome for outcome in outcomes if isinstance(outcome, BaseException)]:
-        raise _gravest(errors)
-    return outcomes  # type: ignore[return-value]
-
-
-def _gravest(errors: Sequence[BaseException]) -> BaseException:
-    """The first error that stops the run; the first of all where each befell a row alone."""
-    return min(errors, key=lambda error: isinstance(error, EngineError) and not error.fatal)
-
-
 @dataclass(eq=False)
 class _Order:
     """A request on its way. `done` ends when its answers are stored, or are known not to come."""
@@ -83,7 +41,6 @@ class _Order:
     request: Request
     keys: Sequence[str]
     done: asyncio.Future[Answers]
-    stage: str = field(default_factory=STAGE.get)
     sent: bool = False
     abandoned: bool = False  # who asked is gone: what arrives is kept, and nothing more is sent
 
@@ -120,10 +77,6 @@ class Scheduler:
         self._asking: set[asyncio.Task[None]] = set()
         self._storing: set[asyncio.Task[None]] = set()
 
-    def tally(self, model: str) -> Tally:
-        """What a model was asked in this run, in all stages."""
-        return self.ledger.by_model().get(model, Tally())
-
     def stop(self, why: Stopped) -> None:
         """Ask nothing more. What was sent goes on, and whoever waits for anything else hears `why`."""
         if self.stopped is not None:
@@ -137,26 +90,11 @@ class Scheduler:
                 _fail(order, why)
         self._waiting.clear()
 
-    async def sample(
-        self,
-        model: str,
-        messages: Sequence[Message],
-        sampling: Sampling,
-        *,
-        n: int = 1,
-        attempt: int = 0,
-        json_schema: Mapping[str, Any] | None = None,
-    ) -> list[Completion]:
-        """`n` completions, each from the store where it was paid for before.
+    async def sample(self, asks: Sequence[Ask]) -> list[list[Completion]]:
+        """The completions of each ask, from the store where they were paid for before.
 
-        Raises EngineError when one of them is not to be had; the others are stored by then.
-        """
-        return (await self.sample_all([Ask(model, messages, sampling, n, attempt, json_schema)]))[0]
-
-    async def sample_all(self, asks: Sequence[Ask]) -> list[list[Completion]]:
-        """The completions of each ask, as `sample` gives them: looked up together, sent at the same time.
-
-        One that fails lets the others finish; then the gravest error is raised.
+        Looked up together, sent at the same time. One that fails lets the others finish; then the gravest error is
+        raised.
         """
         keys = [
             call_keys(
@@ -172,7 +110,7 @@ class Scheduler:
         orders: list[_Order] = []
         errors: list[BaseException] = []
         for ask, wanted in zip(asks, keys, strict=True):
-            answers |= self._stored(ask.model, {key: found[key] for key in wanted if key in found})
+            answers |= self._stored(ask, {key: found[key] for key in wanted if key in found})
             missing = [index for index, key in enumerate(wanted) if key not in found]
             # Two asks may be the same by another name: what the first has ordered is not ordered twice.
             orders += {order for index in missing if (order := self._in_flight.get(wanted[index]))} - set(orders)
@@ -188,7 +126,7 @@ class Scheduler:
                 if not isinstance(outcome, BaseException):
                     answers |= outcome
         if errors:
-            raise _gravest(errors)
+            raise gravest(errors)
         return [
             [completion(ask.model, key, answers[key]) for key in wanted] for ask, wanted in zip(asks, keys, strict=True)
         ]
@@ -205,10 +143,10 @@ class Scheduler:
             raise
         return [_outcome(order.done) for order in orders]
 
-    def _stored(self, model: str, found: Mapping[str, tuple[dict[str, Any], bool]]) -> Answers:
+    def _stored(self, ask: Ask, found: Mapping[str, tuple[dict[str, Any], bool]]) -> Answers:
         """What the store answered; what was paid for before this run is an expense of its data."""
         if found:
-            tally = self.ledger.tally(model)
+            tally = self.ledger.tally(ask.model, ask.stage)
             tally.cached += len(found)
             for answer, earlier in found.values():
                 if earlier and (usage := answer.get("usage")):
@@ -216,7 +154,7 @@ class Scheduler:
                     tally.cached_completion_tokens += usage.get("completion_tokens") or 0
         return {key: answer for key, (answer, _) in found.items()}
 
-    def _refuse_failed(self, model: str, keys: Sequence[str]) -> None:
+    def _refuse_failed(self, ask: Ask, keys: Sequence[str]) -> None:
         """What finally failed in an earlier run fails again as it did, without being asked."""
         if not (failed := self._store.failures(keys)):
             return
@@ -224,7 +162,7 @@ class Scheduler:
             self._store.forget_failures(failed)
             return
         cause, message = next(iter(failed.values()))
-        tally = self.ledger.tally(model)
+        tally = self.ledger.tally(ask.model, ask.stage)
         tally.failed += len(failed)
         tally.causes[cause] += len(failed)
         raise EngineError(message, cause=cause)
@@ -253,7 +191,7 @@ class Scheduler:
         """Put what is missing of an ask on its way. Raises EngineError where it is not to be asked at all."""
         if self.stopped is not None:
             raise self.stopped
-        self._refuse_failed(ask.model, keys)
+        self._refuse_failed(ask, keys)
         engine = self._engines[ask.model]
         request = Request(
             messages=tuple(ask.messages),
@@ -261,6 +199,8 @@ class Scheduler:
             indices=tuple(missing),
             attempt=ask.attempt,
             json_schema=dict(ask.json_schema) if ask.json_schema is not None else None,
+            stage=ask.stage,
+            row=ask.row,
         )
         order = _Order(engine, request, keys, asyncio.get_running_loop().create_future())
         self._in_flight.update(dict.fromkeys(keys, order))
@@ -294,7 +234,10 @@ class Scheduler:
     ) -> Answers:
         """Count what a request brought and make it durable; returns what is stored under the keys of its replies."""
         engine, request = order.engine, order.request
-        tally, key_of = self.ledger.tally(engine.name, order.stage), dict(zip(request.indices, order.keys, strict=True))
+        tally, key_of = (
+            self.ledger.tally(engine.name, request.stage),
+            dict(zip(request.indices, order.keys, strict=True)),
+        )
         asked = {"model": engine.name} | _asked(request)
         calls = []
         for index, reply in replies:
@@ -309,7 +252,7 @@ class Scheduler:
         """Make what arrived of an order durable where that is still to be done, and end the order."""
         errors = [r for r in arrived if isinstance(r, EngineError)]
         if errors:
-            tally = self.ledger.tally(order.engine.name, order.stage)
+            tally = self.ledger.tally(order.engine.name, order.request.stage)
             tally.failed += len(errors)
             tally.causes.update(error.cause for error in errors)
         try:
@@ -327,7 +270,7 @@ class Scheduler:
             _fail(order, error)
             return
         if errors:
-            _fail(order, _gravest(errors))
+            _fail(order, gravest(errors))
         elif not order.done.done():
             order.done.set_result(stored)
 
@@ -346,7 +289,7 @@ class Scheduler:
             return True
 
         try:
-            await self._probed(engine)
+            await self._probed(engine, order.request.stage)
             arrived = await self.traffic.ask(engine, order.request, keep, wanted)
             await self._settle(order, arrived, stored)
         except asyncio.CancelledError:
@@ -388,7 +331,7 @@ class Scheduler:
                 errors[0].fatal = True
             raise errors[0]
 
-    async def _probed(self, engine: Served) -> None:
+    async def _probed(self, engine: Served, stage: str) -> None:
         """Learn what each server honours, once; from the store where another run has learnt it."""
         if self._checked is None:
             self._checked = asyncio.create_task(self._preflight())
@@ -399,7 +342,7 @@ class Scheduler:
         failed: list[EngineError] = []
         for place in engine.places:
             if place not in self._probes:
-                self._probes[place] = asyncio.create_task(self._probe(engine, place))
+                self._probes[place] = asyncio.create_task(self._probe(engine, place, stage))
             try:
                 if not self._probes[place].done():
                     await asyncio.shield(self._probes[place])
@@ -410,7 +353,7 @@ class Scheduler:
         if len(failed) == len(engine.places) and not any(self.traffic.endpoint(p).up for p in engine.places):
             raise failed[0]
 
-    async def _probe(self, engine: Served, place: str) -> None:
+    async def _probe(self, engine: Served, place: str, stage: str) -> None:
         known = self._store.learnt(place)
         if known is not None:
             engine.capabilities.update(known)
@@ -422,7 +365,7 @@ class Scheduler:
                 self.traffic.endpoint(place).missing(error)
                 raise
             for usage in paid:
-                self.ledger.tally(engine.name).pay(usage, discarded=True)
+                self.ledger.tally(engine.name, stage).pay(usage, discarded=True)
             await self._store.put([], [], [_wasted(engine, usage) for usage in paid])
         self._store.learn(place, {"seed": engine.capabilities.get("seed")})
 

@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from heapq import heappop, heappush
 
-from rlaif.engines.ledger import ROW, Ledger
+from rlaif.engines.ledger import Ledger
 from rlaif.engines.protocol import Reply, Request, Served
 from rlaif.errors import EngineError, Stopped
 from rlaif.records import Usage
@@ -89,14 +89,15 @@ class Gate:
         """Also a slow disk fills it: a kill must not lose more than what is in flight."""
         return self.in_flight < int(self.limit) and self.unkept < int(self.limit)
 
-    async def enter(self) -> None:
+    async def enter(self, row: int = 0) -> None:
+        """Wait for a turn. Requests of the rows that began first go first."""
         if not self._waiting and self._has_room():
             self.in_flight += 1
             return
         self._full = True
         turn = asyncio.get_running_loop().create_future()
         self._arrived += 1
-        heappush(self._waiting, (ROW.get(), self._arrived, turn))
+        heappush(self._waiting, (row, self._arrived, turn))
         try:
             await turn
         except asyncio.CancelledError:
@@ -310,7 +311,7 @@ class Traffic:
                 return list(found.values())
             errors = [one for index in again if isinstance(one := found[index], EngineError)]
             causes = {error.cause for error in errors}
-            self._ledger.tally(engine.name).retries.update(causes - {"fewer"})
+            self._ledger.tally(engine.name, request.stage).retries.update(causes - {"fewer"})
             if not gone and causes != {"fewer"}:
                 tries += 1
                 await self._rest(_wait(errors, tries))
@@ -428,7 +429,7 @@ class Traffic:
             trial = not endpoint.up
             endpoint.trying |= trial
             try:
-                await endpoint.gate.enter()
+                await endpoint.gate.enter(request.row)
             except BaseException:
                 if trial:
                     endpoint.trying = False

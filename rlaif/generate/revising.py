@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from rlaif.config import ReviseStage, SamplingSettings
+from rlaif.config import ReviseStage
 from rlaif.constitution import Constitution, Principle
-from rlaif.engines.scheduler import Sampler, together
+from rlaif.engines.asking import Asker, together
 from rlaif.judges.replies import unusable
-from rlaif.records import Message, Prompt, Revision, Row, Sampling, digest
+from rlaif.records import Message, Prompt, Revision, Row, digest
 from rlaif.templates import Template
 
 OFFERED_CRITIQUE = {"principle", "prompt", "completion", "mark"}
@@ -39,14 +39,11 @@ def unrevised(row: Row) -> str | None:
     return problems[0] if problems else "empty completion"
 
 
-async def revise(
-    row: Row, stage: ReviseStage, reviser: Reviser, model: SamplingSettings, scheduler: Sampler, seed: int
-) -> Row:
+async def revise(row: Row, stage: ReviseStage, reviser: Reviser, asker: Asker) -> Row:
     """`row` with a chain of revisions for each candidate that has any text. Raises EngineError."""
-    sampling = stage.sampling.resolved(seed, model)
     chains = await together(
         *(
-            _chain(row, index, stage, reviser, sampling, scheduler)
+            _chain(row, index, stage, reviser, asker)
             for index, candidate in enumerate(row.candidates)
             if candidate.completion.text.strip()
         )
@@ -54,20 +51,16 @@ async def revise(
     return row.model_copy(update={"revisions": tuple(revision for chain in chains for revision in chain)})
 
 
-async def _chain(
-    row: Row, candidate: int, stage: ReviseStage, reviser: Reviser, sampling: Sampling, scheduler: Sampler
-) -> list[Revision]:
+async def _chain(row: Row, candidate: int, stage: ReviseStage, reviser: Reviser, asker: Asker) -> list[Revision]:
     draft = row.candidates[candidate].completion.text
     chain: list[Revision] = []
     for number in range(1, stage.revisions + 1):
         principle = reviser.constitution.draw("revise", row.prompt.id, str(candidate), place=number - 1)
-        asked = critique_question(row.prompt, draft, principle, reviser)
-        critique = (await scheduler.sample(stage.model, asked, sampling))[0]
+        critique = await asker.one(critique_question(row.prompt, draft, principle, reviser))
         completion = None
         problem = unusable("critique", critique)
         if problem is None:
-            asked = revision_question(row.prompt, draft, critique.text, principle, reviser)
-            completion = (await scheduler.sample(stage.model, asked, sampling))[0]
+            completion = await asker.one(revision_question(row.prompt, draft, critique.text, principle, reviser))
             problem = unusable("revision", completion)
         chain.append(
             Revision(

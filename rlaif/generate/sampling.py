@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from rlaif.config import Sampler as SamplerSettings
-from rlaif.config import SampleStage, SamplingSettings
-from rlaif.engines.scheduler import Ask, Sampler
+from rlaif.config import SampleStage
+from rlaif.engines.asking import Ask, Asking
 from rlaif.principles import Mixture
 from rlaif.records import Candidate, Message, Prompt, Row, hashed_order
 
@@ -19,32 +17,25 @@ def drawn(stage: SampleStage, prompt: Prompt) -> list[SamplerSettings]:
     return [stage.models[i] for i in sorted(order[: stage.pick])]
 
 
-async def sample(
-    row: Row,
-    stage: SampleStage,
-    models: Mapping[str, SamplingSettings],
-    scheduler: Sampler,
-    seed: int,
-    mixture: Mixture | None = None,
-) -> Row:
-    """`row` with its candidates. `models` are the sampling settings of each model. Raises EngineError."""
-    asks, places = [], []
+async def sample(row: Row, stage: SampleStage, asking: Asking, mixture: Mixture | None = None) -> Row:
+    """`row` with its candidates. Raises EngineError."""
+    asks, groups = [], []
     for sampler in drawn(stage, row.prompt):
         name = sampler.name or sampler.model
-        settings = sampler.resolved(seed, stage.sampling, models[sampler.model])
+        sampling = sampler.resolved(asking.seed, stage.sampling, asking.settings[sampler.model])
         for (principle, system), indices in _written_by(row.prompt, sampler, stage.per_prompt, mixture).items():
             messages = (*((Message(role="system", content=system),) if system else ()), *row.prompt.messages)
-            asks.append(Ask(sampler.model, messages, settings, len(indices)))
-            places.append((name, principle, indices))
-    found = await scheduler.sample_all(asks)
+            asks.append(Ask(sampler.model, messages, sampling, len(indices), stage=asking.stage, row=asking.row))
+            groups.append((name, principle, indices))
+    sampled = await asking.sampler.sample(asks)
     candidates: dict[tuple[str, int], Candidate] = {
         (name, index): Candidate(sampler=name, completion=completion, principle=principle)
-        for (name, principle, indices), completions in zip(places, found, strict=True)
+        for (name, principle, indices), completions in zip(groups, sampled, strict=True)
         for index, completion in zip(indices, completions, strict=True)
     }
-    names = list(dict.fromkeys(name for name, _, _ in places))
-    ordered = sorted(candidates, key=lambda place: (names.index(place[0]), place[1]))
-    return row.model_copy(update={"candidates": tuple(candidates[place] for place in ordered)})
+    names = list(dict.fromkeys(name for name, _, _ in groups))
+    ordered = sorted(candidates, key=lambda of: (names.index(of[0]), of[1]))
+    return row.model_copy(update={"candidates": tuple(candidates[of] for of in ordered)})
 
 
 def _written_by(

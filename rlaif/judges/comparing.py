@@ -8,14 +8,14 @@ add up to one. With reasons the judge first writes them and is asked for its ver
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from typing import NamedTuple
 
-from rlaif.config import CompareStage, SamplingSettings
+from rlaif.config import CompareStage
 from rlaif.constitution import Constitution, Principle
-from rlaif.engines.scheduler import Sampler, together
-from rlaif.judges.rating import LEAST_MASS, REASK_TEMPERATURE, numbered
+from rlaif.engines.asking import Asker, together
+from rlaif.judges.rating import LEAST_MASS, numbered, warmed
 from rlaif.judges.replies import read_choice, unusable
 from rlaif.records import (
     Candidate,
@@ -25,7 +25,6 @@ from rlaif.records import (
     Message,
     Prompt,
     Row,
-    Sampling,
     Verdict,
     digest,
     hashed_order,
@@ -63,62 +62,51 @@ def pairs_to_compare(prompt: Prompt, candidates: Sequence[Candidate], which: str
     return list(combinations(indices, 2))
 
 
-class Asking(NamedTuple):
-    """One judge, and how it is asked."""
+class _Judge(NamedTuple):
+    """One judge of a stage, and how it is asked."""
 
-    judge: str
-    sampling: Sampling
+    asker: Asker
     stage: CompareStage
     template: Template
-    scheduler: Sampler
 
 
-async def compare(
-    row: Row,
-    stage: CompareStage,
-    comparer: Comparer,
-    models: Mapping[str, SamplingSettings],
-    scheduler: Sampler,
-    seed: int,
-) -> Row:
+async def compare(row: Row, stage: CompareStage, comparer: Comparer, askers: Sequence[Asker]) -> Row:
     """`row` with comparisons of its candidates, where it has two that differ. Raises EngineError.
 
-    `models` are the sampling settings of each model. All pairs of a prompt are compared under the same principle.
+    `askers` are the stage's judges, in its order. All pairs of a prompt are compared under the same principle.
     """
     principle = comparer.constitution.draw("compare", row.prompt.id)
-    judges = [
-        Asking(name, stage.sampling.resolved(seed, models[name]), stage, comparer.template, scheduler)
-        for name in stage.judges
-    ]
+    judges = [_Judge(asker, stage, comparer.template) for asker in askers]
     pairs = pairs_to_compare(row.prompt, row.candidates, stage.pairs)
-    asked = await together(*(_both_orders(row, pair, principle, judge) for pair in pairs for judge in judges))
+    compared = await together(*(_both_orders(row, pair, principle, judge) for pair in pairs for judge in judges))
     if stage.jury is not None:
         size, weights = len(judges), [stage.weights.get(name, 1.0) for name in stage.judges]
-        asked = [
-            Comparison.of_jury(asked[start : start + size], weights, majority=stage.combine == "majority")
-            for start in range(0, len(asked), size)
+        compared = [
+            Comparison.of_jury(compared[start : start + size], weights, majority=stage.combine == "majority")
+            for start in range(0, len(compared), size)
         ]
-    return row.model_copy(update={"comparisons": tuple(asked)})
+    return row.model_copy(update={"comparisons": tuple(compared)})
 
 
-async def _both_orders(row: Row, pair: tuple[int, int], principle: Principle, asking: Asking) -> Comparison:
+async def _both_orders(row: Row, pair: tuple[int, int], principle: Principle, judge: _Judge) -> Comparison:
     a, b = pair
-    forward, backward = await together(*(_ask(row, order, principle, asking) for order in ((a, b), (b, a))))
-    return Comparison.merge(forward, backward, principle=principle.id, judge=asking.judge)
+    forward, backward = await together(*(_ask(row, order, principle, judge) for order in ((a, b), (b, a))))
+    return Comparison.merge(forward, backward, principle=principle.id, judge=judge.asker.model)
 
 
-async def _ask(row: Row, order: tuple[int, int], principle: Principle, asking: Asking) -> Verdict:
+async def _ask(row: Row, order: tuple[int, int], principle: Principle, judge: _Judge) -> Verdict:
     """The first verdict that can be read, of the first reply and those to re-asks; the first one where none can.
 
     A re-ask is with another seed and warm enough to be answered otherwise. The probabilities of the first token do not
     depend on a seed, so without reasons there is nothing to ask again.
     """
-    stage, sampling = asking.stage, asking.sampling
+    stage = judge.stage
     tries = stage.reask + 1 if stage.reasons or stage.verdicts == "hard" else 1
-    warm = sampling.model_copy(update={"temperature": max(sampling.temperature, REASK_TEMPERATURE)})
+    messages = question(row, order, principle, stage, judge.template)
     first: Verdict | None = None
     for attempt in range(tries):
-        verdict = await _ask_once(row, order, principle, asking, warm if attempt else sampling, attempt)
+        again = judge._replace(asker=warmed(judge.asker, attempt))
+        verdict = await _ask_once(order, messages, again, attempt)
         if verdict.problem is None:
             return verdict
         first = first or verdict
@@ -126,52 +114,38 @@ async def _ask(row: Row, order: tuple[int, int], principle: Principle, asking: A
     return first
 
 
-async def _ask_once(
-    row: Row, order: tuple[int, int], principle: Principle, asking: Asking, sampling: Sampling, attempt: int
-) -> Verdict:
+async def _ask_once(order: tuple[int, int], messages: Sequence[Message], judge: _Judge, attempt: int) -> Verdict:
     """One verdict, of several votes where the stage asks for them: chains of reasons, or words of a hard verdict."""
-    stage = asking.stage
-    messages = question(row, order, principle, stage, asking.template)
+    stage, asker = judge.stage, judge.asker
     if not stage.reasons:
-        replies = await asking.scheduler.sample(
-            asking.judge, messages, _short(sampling, stage), n=stage.votes, attempt=attempt
-        )
+        replies = await _short(asker, stage).several(messages, stage.votes, attempt=attempt)
         return _of_votes([_read(order, reply, None, stage) for reply in replies])
-    chains = await asking.scheduler.sample(asking.judge, messages, sampling, n=stage.votes, attempt=attempt)
-    return _of_votes(
-        await together(*(_conclude(order, messages, chain, asking, sampling, attempt) for chain in chains))
-    )
+    chains = await asker.several(messages, stage.votes, attempt=attempt)
+    return _of_votes(await together(*(_conclude(order, messages, chain, judge, attempt) for chain in chains)))
 
 
 async def _conclude(
-    order: tuple[int, int],
-    messages: Sequence[Message],
-    reasons: Completion,
-    asking: Asking,
-    sampling: Sampling,
-    attempt: int,
+    order: tuple[int, int], messages: Sequence[Message], reasons: Completion, judge: _Judge, attempt: int
 ) -> Verdict:
     """The verdict that the judge comes to after its own reasons, asked for in a second turn."""
     if problem := unusable("reasons", reasons):
         raw, (a, b) = writable(reasons.text), order
         return Verdict(a=a, b=b, verdict=None, raw=raw, problem=problem, calls=(reasons.call,))
-    asked = (
+    second_turn = (
         *messages,
         Message(role="assistant", content=reasons.text),
-        Message(role="user", content=asking.stage.ending),
+        Message(role="user", content=judge.stage.ending),
     )
-    reply = await asking.scheduler.sample(asking.judge, asked, _short(sampling, asking.stage), attempt=attempt)
-    return _read(order, reply[0], reasons, asking.stage)
+    reply = await _short(judge.asker, judge.stage).one(second_turn, attempt=attempt)
+    return _read(order, reply, reasons, judge.stage)
 
 
-def _short(sampling: Sampling, stage: CompareStage) -> Sampling:
+def _short(asker: Asker, stage: CompareStage) -> Asker:
     """How a verdict is asked for: a soft one is the first token's probabilities."""
     soft = stage.verdicts == "soft"
-    return sampling.model_copy(
-        update={
-            "max_tokens": min(sampling.max_tokens, SOFT_VERDICT_TOKENS if soft else VERDICT_TOKENS),
-            "alternatives": NUMBERS if soft else (),
-        }
+    return asker.sampled(
+        max_tokens=min(asker.sampling.max_tokens, SOFT_VERDICT_TOKENS if soft else VERDICT_TOKENS),
+        alternatives=NUMBERS if soft else (),
     )
 
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from rlaif.config import RankStage, SamplingSettings
+from rlaif.config import RankStage
 from rlaif.constitution import Principle
-from rlaif.engines.scheduler import Sampler, together
+from rlaif.engines.asking import Asker, together
 from rlaif.judges.comparing import Comparer
-from rlaif.judges.rating import REASK_TEMPERATURE, numbered
+from rlaif.judges.rating import numbered, warmed
 from rlaif.judges.replies import read_ranking, read_reply, unusable
-from rlaif.records import Completion, Message, Ranking, Row, Sampling, digest, hashed_order, writable
+from rlaif.records import Completion, Message, Ranking, Row, digest, hashed_order, writable
 from rlaif.templates import Template
 
 OFFERED = {"principle", "prompt", "completions", "mark", "n"}
@@ -32,19 +32,16 @@ class Question(NamedTuple):
     slots: Slots
 
 
-async def rank(
-    row: Row, stage: RankStage, ranker: Comparer, model: SamplingSettings, scheduler: Sampler, seed: int
-) -> Row:
+async def rank(row: Row, stage: RankStage, ranker: Comparer, asker: Asker) -> Row:
     """`row` with rankings of its candidates, where two of them differ. Raises EngineError."""
     slots = shown_at(row)
     if len(slots) < 2:
         return row
     principle = ranker.constitution.draw("compare", row.prompt.id)
-    sampling = stage.sampling.resolved(seed, model)
     orders = [slots, slots[::-1]] if stage.orders == "both" else [slots]
-    asked = [question(row, order, principle, ranker.template) for order in orders]
-    found = await together(*(_ask(one, principle, stage, sampling, scheduler) for one in asked))
-    return row.model_copy(update={"rankings": tuple(found)})
+    prompts = [question(row, order, principle, ranker.template) for order in orders]
+    rankings = await together(*(_ask(shown, principle, stage, asker) for shown in prompts))
+    return row.model_copy(update={"rankings": tuple(rankings)})
 
 
 def shown_at(row: Row) -> Slots:
@@ -71,18 +68,15 @@ def question(row: Row, slots: Slots, principle: Principle, template: Template) -
     return Question((Message(role="user", content=rendered),), slots)
 
 
-async def _ask(
-    asked: Question, principle: Principle, stage: RankStage, sampling: Sampling, scheduler: Sampler
-) -> Ranking:
+async def _ask(shown: Question, principle: Principle, stage: RankStage, asker: Asker) -> Ranking:
     """The first ranking that can be read, of the first reply and those to re-asks; the first one where none can."""
-    warm = sampling.model_copy(update={"temperature": max(sampling.temperature, REASK_TEMPERATURE)})
     first: Ranking | None = None
     for attempt in range(stage.reask + 1):
-        reply = await scheduler.sample(stage.model, asked.messages, warm if attempt else sampling, attempt=attempt)
-        found = _bound(reply[0], asked.slots, principle, stage)
-        if found.problem is None:
-            return found
-        first = first or found
+        reply = await warmed(asker, attempt).one(shown.messages, attempt=attempt)
+        ranking = _bound(reply, shown.slots, principle, stage)
+        if ranking.problem is None:
+            return ranking
+        first = first or ranking
     assert first is not None
     return first
 

@@ -11,12 +11,12 @@ the mean, as d-RLAIF does (arXiv 2309.00267, direct scoring), here left on the r
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
-from rlaif.config import Rater, SamplingSettings
-from rlaif.engines.scheduler import Sampler, together
-from rlaif.judges.replies import read_reply, read_score
+from rlaif.config import Rater
+from rlaif.engines.asking import Asker, together
+from rlaif.judges.replies import Reading, read_reply, read_score
 from rlaif.records import (
     Candidate,
     Completion,
@@ -24,7 +24,6 @@ from rlaif.records import (
     Prompt,
     Rating,
     Row,
-    Sampling,
     Score,
     digest,
     hashed_order,
@@ -60,8 +59,7 @@ def questions(
     prompt: Prompt,
     candidates: Sequence[Candidate],
     aspect: Aspect,
-    rubric: Rubric,
-    template: Template,
+    judge: Judge,
     rater: Rater,
     *,
     reverse: bool = False,
@@ -81,25 +79,25 @@ def questions(
     groups = [shown] if rater.shown == "all" else [[text] for text in shown]
     return [
         Question(
-            (Message(role="user", content=_rendered(prompt, group, aspect, rubric, template)),),
+            (Message(role="user", content=_rendered(prompt, group, aspect, judge)),),
             tuple(tuple(by_text[text]) for text in group),
-            _schema(len(group), aspect, rubric) if rater.answers == "json" else None,
+            ANSWERS[rater.answers].schema(len(group), aspect, judge.rubric),
         )
         for group in groups
     ]
 
 
-def _rendered(prompt: Prompt, shown: Sequence[str], aspect: Aspect, rubric: Rubric, template: Template) -> str:
+def _rendered(prompt: Prompt, shown: Sequence[str], aspect: Aspect, judge: Judge) -> str:
     known = prompt.reference if aspect.knowledge else ()
     must_show = {"the prompt": prompt.text, "the aspect": aspect.description, **numbered(shown)}
     must_show |= {f"what the type {code} means": meaning for code, meaning in aspect.types.items()}
     must_show |= {f"the true answer {number}": text for number, text in enumerate(known, 1)}
     if aspect.na:
         must_show["that a rating may be N/A"] = "N/A"
-    return template.render_showing(
+    return judge.template.render_showing(
         must_show,
         aspect=aspect,
-        scale=rubric.scale,
+        scale=judge.rubric.scale,
         prompt=prompt.text,
         knowledge=known,
         completions=shown,
@@ -129,57 +127,69 @@ def _schema(n: int, aspect: Aspect, rubric: Rubric) -> dict[str, Any]:
     }
 
 
-async def rate(
-    row: Row,
-    rater: Rater,
-    rubric: Rubric,
-    template: Template,
-    model: SamplingSettings,
-    scheduler: Sampler,
-    seed: int,
-    *,
-    reverse: bool = False,
-) -> Row:
+# ---------------------------------------------------------------- ways to answer
+
+
+def _no_schema(n: int, aspect: Aspect, rubric: Rubric) -> None:
+    return None
+
+
+def _read_ratings(answers: Literal["json", "lines"]) -> Reader:
+    def read(text: str, n: int, aspect: Aspect, rubric: Rubric, cut: bool) -> list[Reading]:
+        low, high = rubric.scale.low, rubric.scale.high
+        return read_reply(text, n, low, high, answers, cut=cut, na=aspect.na, types=tuple(aspect.types))
+
+    return read
+
+
+def _read_overall(text: str, n: int, aspect: Aspect, rubric: Rubric, cut: bool) -> list[Reading]:
+    return [read_score(text, rubric.scale.low, rubric.scale.high, cut=cut)]
+
+
+def _read_nothing(text: str, n: int, aspect: Aspect, rubric: Rubric, cut: bool) -> list[Reading]:
+    raise AssertionError("an expected score is read from probabilities")
+
+
+Reader = Callable[[str, int, Aspect, Rubric, bool], list[Reading]]  # text, completions shown, ..., whether it was cut
+
+
+class Answers(NamedTuple):
+    """One way for a judge to answer (`answers:`): the schema it is held to, and how a reply is read."""
+
+    read: Reader
+    schema: Callable[[int, Aspect, Rubric], dict[str, Any] | None] = _no_schema
+
+
+ANSWERS: dict[str, Answers] = {
+    "json": Answers(_read_ratings("json"), _schema),
+    "lines": Answers(_read_ratings("lines")),
+    "score": Answers(_read_overall),
+    "expected": Answers(_read_nothing),
+}
+
+
+# ---------------------------------------------------------------- rating
+
+
+async def rate(row: Row, rater: Rater, judge: Judge, asker: Asker, *, reverse: bool = False) -> Row:
     """`row` with a rating of every candidate under every aspect, after those it has; or with a score of each.
 
-    `reverse` asks for ratings in the reverse of the order that is drawn. Raises EngineError.
+    `reverse` shows the candidates in the reverse of the order that is drawn. Raises EngineError.
     """
-    if rater.answers == "expected":
-        scored = await together(
-            *(
-                score_aspect(row.prompt, row.candidates, rater, rubric, aspect, template, model, scheduler, seed)
-                for aspect in rubric.aspects
-            )
-        )
+    aspects = judge.rubric.aspects
+    if rater.basis == "scores":
+        scored = await together(*(score_aspect(row, aspect, rater, judge, asker) for aspect in aspects))
         return row.model_copy(update={"scores": (*row.scores, *(score for group in scored for score in group))})
-    groups = await together(
-        *(
-            rate_aspect(
-                row.prompt, row.candidates, rater, rubric, aspect, template, model, scheduler, seed, reverse=reverse
-            )
-            for aspect in rubric.aspects
-        )
-    )
-    return row.model_copy(update={"ratings": (*row.ratings, *(rating for group in groups for rating in group))})
+    rated = await together(*(rate_aspect(row, aspect, rater, judge, asker, reverse=reverse) for aspect in aspects))
+    return row.model_copy(update={"ratings": (*row.ratings, *(rating for group in rated for rating in group))})
 
 
 async def rate_aspect(
-    prompt: Prompt,
-    candidates: Sequence[Candidate],
-    rater: Rater,
-    rubric: Rubric,
-    aspect: Aspect,
-    template: Template,
-    model: SamplingSettings,
-    scheduler: Sampler,
-    seed: int,
-    *,
-    reverse: bool = False,
+    row: Row, aspect: Aspect, rater: Rater, judge: Judge, asker: Asker, *, reverse: bool = False
 ) -> list[Rating]:
-    """One aspect's ratings in the order of the candidates."""
-    asked = questions(prompt, candidates, aspect, rubric, template, rater, reverse=reverse)
-    sampling = rater.sampling.resolved(seed, model)
-    answered = await together(*(_answered(one, aspect, rubric, rater, sampling, scheduler) for one in asked))
+    """One aspect's ratings in the order of the candidates. Raises EngineError."""
+    prompts = questions(row.prompt, row.candidates, aspect, judge, rater, reverse=reverse)
+    answered = await together(*(_answered(question, aspect, rater, judge.rubric, asker) for question in prompts))
     ratings = [rating for group in answered for rating in group]
     shown = {rating.candidate for rating in ratings}
     ratings += [
@@ -193,15 +203,13 @@ async def rate_aspect(
             call="",
             position=0,
         )
-        for i in range(len(candidates))
+        for i in range(len(row.candidates))
         if i not in shown
     ]
     return sorted(ratings, key=lambda rating: rating.candidate)
 
 
-async def _answered(
-    asked: Question, aspect: Aspect, rubric: Rubric, rater: Rater, sampling: Sampling, scheduler: Sampler
-) -> list[Rating]:
+async def _answered(question: Question, aspect: Aspect, rater: Rater, rubric: Rubric, asker: Asker) -> list[Rating]:
     """The ratings of one judge prompt.
 
     A re-ask is with another seed and warm enough to be answered otherwise. Of several replies the first with the most
@@ -209,30 +217,24 @@ async def _answered(
     """
     ratings: list[Rating] = []
     for attempt in range(rater.reask + 1):
-        if attempt == 1:
-            sampling = sampling.model_copy(update={"temperature": max(sampling.temperature, REASK_TEMPERATURE)})
-        reply = (
-            await scheduler.sample(
-                rater.model, asked.messages, sampling, attempt=attempt, json_schema=asked.json_schema
-            )
-        )[0]
-        found = _bound(reply, asked, aspect, rubric, rater)
-        if not ratings or _readable(found) > _readable(ratings):
-            ratings = found
+        reply = await warmed(asker, attempt).one(question.messages, attempt=attempt, json_schema=question.json_schema)
+        read = _bound(reply, question, aspect, rubric, rater)
+        if not ratings or _readable(read) > _readable(ratings):
+            ratings = read
         if _readable(ratings) == len(ratings):
             break
     return ratings
 
 
-def _bound(reply: Completion, asked: Question, aspect: Aspect, rubric: Rubric, rater: Rater) -> list[Rating]:
+def warmed(asker: Asker, attempt: int) -> Asker:
+    """The asker of a re-ask: at temperature 0 another seed changes nothing, and the same words would be paid for."""
+    return asker.sampled(temperature=max(asker.sampling.temperature, REASK_TEMPERATURE)) if attempt else asker
+
+
+def _bound(reply: Completion, question: Question, aspect: Aspect, rubric: Rubric, rater: Rater) -> list[Rating]:
     """The ratings of one reply, each bound to the candidates whose text stood at its number."""
     cut = reply.finish_reason == "length"
-    n, low, high = len(asked.slots), rubric.scale.low, rubric.scale.high
-    if rater.answers == "score":
-        readings = [read_score(reply.text, low, high, cut=cut)]
-    else:
-        types = tuple(aspect.types)
-        readings = read_reply(reply.text, n, low, high, rater.answers, cut=cut, na=aspect.na, types=types)
+    readings = ANSWERS[rater.answers].read(reply.text, len(question.slots), aspect, rubric, cut)
     return [
         Rating(
             aspect=aspect.id,
@@ -246,7 +248,7 @@ def _bound(reply: Completion, asked: Question, aspect: Aspect, rubric: Rubric, r
             call=reply.call,
             position=position,
         )
-        for position, (slot, reading) in enumerate(zip(asked.slots, readings, strict=True), start=1)
+        for position, (slot, reading) in enumerate(zip(question.slots, readings, strict=True), start=1)
         for candidate in slot
     ]
 
@@ -258,23 +260,15 @@ def _readable(ratings: Sequence[Rating]) -> int:
 # ---------------------------------------------------------------- expected scores
 
 
-async def score_aspect(
-    prompt: Prompt,
-    candidates: Sequence[Candidate],
-    rater: Rater,
-    rubric: Rubric,
-    aspect: Aspect,
-    template: Template,
-    model: SamplingSettings,
-    scheduler: Sampler,
-    seed: int,
-) -> list[Score]:
+async def score_aspect(row: Row, aspect: Aspect, rater: Rater, judge: Judge, asker: Asker) -> list[Score]:
     """One aspect's expected scores in the order of the candidates. First-token probabilities are not asked for twice:
-    they depend on no seed."""
-    asked = questions(prompt, candidates, aspect, rubric, template, rater)
-    sampling = expecting(rater.sampling.resolved(seed, model), rubric)
-    replies = await together(*(scheduler.sample(rater.model, one.messages, sampling) for one in asked))
-    of_candidate = {i: reply for one, (reply,) in zip(asked, replies, strict=True) for slot in one.slots for i in slot}
+    they depend on no seed. Raises EngineError."""
+    prompts = questions(row.prompt, row.candidates, aspect, judge, rater)
+    expecting = expecting_of(asker, judge.rubric)
+    replies = await together(*(expecting.one(question.messages) for question in prompts))
+    of_candidate = {
+        i: reply for question, reply in zip(prompts, replies, strict=True) for slot in question.slots for i in slot
+    }
 
     def score(candidate: int) -> Score:
         reply = of_candidate.get(candidate)
@@ -284,14 +278,13 @@ async def score_aspect(
             candidate=candidate, value=value, judge=rater.model, aspect=aspect.id, problem=problem, calls=calls
         )
 
-    return [score(i) for i in range(len(candidates))]
+    return [score(i) for i in range(len(row.candidates))]
 
 
-def expecting(sampling: Sampling, rubric: Rubric) -> Sampling:
+def expecting_of(asker: Asker, rubric: Rubric) -> Asker:
     """How an expected score is asked for: the first token, and how likely it is to be each number of the scale."""
     numbers = tuple(map(str, range(rubric.scale.low, rubric.scale.high + 1)))
-    tokens = min(sampling.max_tokens, SCORE_TOKENS)
-    return sampling.model_copy(update={"max_tokens": tokens, "alternatives": numbers})
+    return asker.sampled(max_tokens=min(asker.sampling.max_tokens, SCORE_TOKENS), alternatives=numbers)
 
 
 def read_expectation(alternatives: Mapping[str, float | None] | None) -> tuple[float | None, str | None]:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rlaif.config import COMMAND_LINE, Document, Pipeline, TrainStage, TransformersModel, checked, load_value
+from rlaif.config import COMMAND_LINE, Document, Pipeline, checked, load_value
 from rlaif.config.document import Position
-from rlaif.engines.identity import weights_digest
-from rlaif.engines.wire import Wires
 from rlaif.errors import InputError
 from rlaif.pipeline import training
-from rlaif.pipeline.engines import open_engine
 from rlaif.pipeline.folder import hold
-from rlaif.pipeline.inputs import Inputs
-from rlaif.pipeline.progress import Silent
+from rlaif.pipeline.progress import Progress
+from rlaif.pipeline.run import session_of
+from rlaif.pipeline.stages import open_stages
+from rlaif.pipeline.stages.train import Train
+from rlaif.store import CallStore
 
 
 def one_trainer(method: str, base: str, data: str, name: str, settings: Sequence[str], reward: str | None) -> Pipeline:
@@ -53,67 +51,35 @@ def one_trainer(method: str, base: str, data: str, name: str, settings: Sequence
     return checked(document)
 
 
-async def train_alone(pipeline: Pipeline, out: Path, progress: Silent) -> dict[str, Any]:
+async def train_alone(pipeline: Pipeline, out: Path, progress: Progress) -> dict[str, Any]:
     """Train the one model of `pipeline` into `out` and return the record of its training.
 
-    Asked again after an interruption it goes on, and when nothing changed it does nothing. A folder that holds anything
-    else is not touched.
+    Called again after an interruption it goes on, and when nothing changed it does nothing. Raises InputError for a
+    folder that holds anything else, which is not touched.
     """
-    inputs = Inputs(pipeline)
+    opening = open_stages(pipeline)
     data, step = pipeline.steps
-    stage = step.stage
-    assert isinstance(stage, TrainStage)
-    base = pipeline.models["base"]
-    assert isinstance(base, TransformersModel)
+    stage = opening.stages[step.name]
+    assert isinstance(stage, Train)
     out = out if out.name else out.resolve()
     if out.exists() and not (out / "training.json").is_file():
         raise _occupied(out)
     lock = hold(out.with_name(f".{out.name}.lock"), out)
-    engines = {name: open_engine(name, spec, Wires()) for name, spec in pipeline.models.items() if name == "reward"}
-    interrupted = threading.Event()
     try:
-        lessons = training.lessons_read(inputs, data.name)
-        assert lessons is not None
-        reward = None
-        if stage.ppo:
-            if stage.ppo.reward is None:
-                reward = training.reward_by_checks(inputs.checks[step.name], inputs.prompts[data.name])
-            else:
-                spec = pipeline.models["reward"]
-                assert isinstance(spec, TransformersModel)
-                reward = training.reward_of(spec, engines["reward"], asyncio.get_running_loop())
-        template = inputs.chat_templates.get(step.name)
-        identity = weights_digest(training.weights_folder(base))
-        key = training.training_key(stage, identity, lessons, template, reward.identity if reward else None)
-        progress.begin(step.name, "train")
-        record = training.finished(out, key)
-        if record is not None:
-            progress.note("unchanged, not trained again")
-        elif out.exists():
-            raise _occupied(out)
-        else:
+        async with session_of(pipeline, CallStore(Path(":memory:"))) as session:
+            lessons = stage.lessons(opening.made)
+            key = stage.key(session, lessons, stage.reward(session, opening.made))
+            if out.exists() and training.finished(out, key) is None:
+                raise _occupied(out)
             training.refuse_foreign(out)
-
-            def on_step(values: dict[str, float]) -> None:
-                if interrupted.is_set():
-                    raise KeyboardInterrupt
-                progress.metrics(values)
-
-            try:
-                record = await asyncio.to_thread(
-                    training.train, stage, base, lessons, template, out, key, on_step, reward
-                )
-            except asyncio.CancelledError:
-                interrupted.set()  # the thread cannot be cancelled; it looks after each step
-                raise
-        progress.end(step.name, f"{record['kept']:,} rows")
+            progress.begin(step.name, "train")
+            record = await stage.train(session, opening.made, lessons, out, progress)
+            progress.end(step.name, f"{record['kept']:,} rows")
     finally:
-        for engine in engines.values():
-            await engine.close()
         out.with_name(f".{out.name}.lock").unlink(missing_ok=True)
         lock.close()
-    read = inputs.records[data.name]  # which leaves held-out rows out already
-    dropped = read.dropped + Counter(record["dropped"]) + training.left_out(stage.method, lessons)
+    read = opening.stages[data.name].read  # which leaves held-out rows out already
+    dropped = read.dropped + Counter(record["dropped"]) + training.left_out(stage.settings.method, lessons)
     return record | {"dropped": dict(dropped), "read": read.given}
 
 

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rlaif.config import ModelSpec, OpenAIModel
 from rlaif.formats import CardFacts, preference_rows, sft_rows, ultrafeedback_rows
 from rlaif.formats.writing import PARQUET, DatasetWriter, Shape
 from rlaif.generate.revising import unrevised
+from rlaif.pipeline.folder import remove_dataset
 from rlaif.records import Preference, Row
-
-SHAPES: dict[str, tuple[Shape, ...]] = {  # by the kind of stage that writes them
-    "pair": ("ultrafeedback", "preference", "sft"),
-    "revise": ("sft",),
-}
 
 Piece = tuple[Shape, Iterable[dict[str, Any]]]  # some rows of one data set
 
@@ -40,29 +36,35 @@ def revision_pieces(rows: Iterable[Row]) -> Iterator[Piece]:
     return (("sft", sft_rows([row])) for row in rows if unrevised(row) is None)
 
 
-def write_datasets(
-    folder: Path,
-    name: str,
-    kind: str,
-    prompts: int,
-    pieces: Iterable[Piece],
-    dropped: Mapping[Shape, Mapping[str, int]],
-    models: Mapping[str, ModelSpec],
-    digests: Mapping[str, str],
-) -> dict[str, str]:
-    """Write the data sets of the stage `name` in one pass; returns the digest of each file. One without a row is not
-    there.
+class DatasetOf(NamedTuple):
+    """Whose data sets are written: where, of how many prompts, and what the cards say of how they were made.
 
-    `dropped` counts for each the prompts that gave no row, by reason, and is read when all pieces have come. `models`
-    are those that the rows name, `digests` of what the rows were made with (a rubric, a constitution, templates); both
-    stand in the cards.
+    `models` are those that the rows name, `digests` of what the rows were made with (a rubric, a constitution,
+    templates).
     """
-    stand_for = {model: _stands_for(spec) for model, spec in models.items()}
+
+    folder: Path
+    stage: str
+    shapes: Sequence[Shape]
+    prompts: int
+    models: Mapping[str, ModelSpec]
+    digests: Mapping[str, str]
+
+
+def write_datasets(
+    of: DatasetOf, pieces: Iterable[Piece], dropped: Mapping[Shape, Mapping[str, int]]
+) -> dict[str, str]:
+    """Write the data sets of a stage in one pass; returns the digest of each file. One without a row is not there.
+
+    `dropped` counts for each the prompts that gave no row, by reason, and is read when all pieces have come. Raises
+    WorkError where the counts do not add up.
+    """
+    stand_for = {model: _stands_for(spec) for model, spec in of.models.items()}
     written = {}
     with ExitStack() as stack:
         writers = {
-            shape: stack.enter_context(DatasetWriter(shape, folder / dataset_name(name, shape)))
-            for shape in SHAPES[kind]
+            shape: stack.enter_context(DatasetWriter(shape, of.folder / dataset_name(of.stage, shape)))
+            for shape in of.shapes
         }
         for shape, rows in pieces:
             writers[shape].extend(rows)
@@ -70,7 +72,7 @@ def write_datasets(
             if not writer.count:
                 remove_dataset(writer.folder)
                 continue
-            writer.finish(CardFacts(writer.folder.name, prompts, dropped[shape], stand_for, digests))
+            writer.finish(CardFacts(writer.folder.name, of.prompts, dropped[shape], stand_for, of.digests))
             with open(writer.folder / PARQUET, "rb") as file:
                 written[f"dataset {writer.folder.name}"] = hashlib.file_digest(file, "sha256").hexdigest()[:32]
     return written
@@ -79,26 +81,6 @@ def write_datasets(
 def dataset_name(step: str, shape: str) -> str:
     """The only pair stage of most pipelines is called `pair`; others put their name before the shape."""
     return shape if step == "pair" else f"{step}-{shape}"
-
-
-def remove_dataset(folder: Path) -> None:
-    """Remove a data set that a run wrote: its two files, and the folders where nothing else lies in them."""
-    if folder.is_symlink() or not folder.is_dir():
-        return
-    for file in (folder / PARQUET, folder / "README.md"):
-        file.unlink(missing_ok=True)
-    for emptied in ((folder / PARQUET).parent, folder):
-        with suppress(OSError):  # somebody keeps files of their own there
-            emptied.rmdir()
-
-
-def named_models(row: Row) -> Iterator[str]:
-    yield from (candidate.completion.model for candidate in row.candidates)
-    yield from (rating.judge for rating in row.ratings)
-    yield from (score.judge for score in row.scores)
-    yield from (revision.critique.model for revision in row.revisions)
-    yield from (member.judge for comparison in row.comparisons for member in comparison.members)
-    yield from (ranking.judge for ranking in row.rankings)
 
 
 def _stands_for(spec: ModelSpec) -> str:

@@ -19,10 +19,12 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 from rlaif.errors import InputError, WorkError
+from rlaif.formats.writing import PARQUET
 
 STORE = Path("runs/calls.sqlite")
 MANIFEST_FORMAT = 1
@@ -124,6 +126,15 @@ class RunFolder:
         except OSError:
             return True
 
+    def remove_made(self, manifest: Mapping[str, Any], but: set[str]) -> None:
+        """Remove what earlier runs made, by their manifest, except for `but`. A person may keep files beside it."""
+        for name in sorted(made_before(manifest) - but):
+            if name.startswith("dataset/"):
+                remove_dataset(self.path / name)
+            else:
+                for path in (self.path / name, (self.path / name).with_suffix(".partial.jsonl")):
+                    path.unlink(missing_ok=True)
+
     def model(self, name: str) -> Path:
         return self.path / "models" / name
 
@@ -150,6 +161,17 @@ class RunFolder:
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
         write_json(self.path / "manifest.json", {"format": MANIFEST_FORMAT} | manifest)
+
+
+def remove_dataset(folder: Path) -> None:
+    """Remove a data set that a run wrote: its two files, and the folders where nothing else lies in them."""
+    if folder.is_symlink() or not folder.is_dir():
+        return
+    for file in (folder / PARQUET, folder / "README.md"):
+        file.unlink(missing_ok=True)
+    for emptied in ((folder / PARQUET).parent, folder):
+        with suppress(OSError):  # somebody keeps files of their own there
+            emptied.rmdir()
 
 
 def made_before(manifest: Mapping[str, Any]) -> set[str]:

@@ -9,11 +9,9 @@ from typing import Any
 from rlaif.config import COMMAND_LINE, Document, Pipeline, checked, load_value
 from rlaif.config.document import Position
 from rlaif.errors import InputError
+from rlaif.pipeline.stages.compare import OVERALL
 from rlaif.resources import find
 from rlaif.tiny.lexicon import Lexicon
-
-OVERALL = "constitutions/overall.yaml"  # what is compared under where nobody names a constitution
-
 
 METHODS = ("compare", "rate")
 # The options of `rlaif audit` that mean anything, by what is audited.
@@ -57,9 +55,9 @@ def judge_document(
     else:
         spec = {"engine": "transformers", "path": judge}
         given[("models", "judge", "path")] = "JUDGE"
-        if Lexicon.read(find(judge, key="JUDGE")) is not None:
-            spec["sampling"] = {"max_tokens": 192}
-            stage |= SMALL[method]
+        if (lexicon := Lexicon.read(find(judge, key="JUDGE"))) is not None:  # a small model says how it is asked
+            spec["sampling"] = dict(lexicon.sampling)
+            stage |= lexicon.judging.get(method, {})
     if method == "compare":
         stage.setdefault("constitution", OVERALL)
     else:
@@ -75,22 +73,6 @@ def judge_document(
     document = Document(COMMAND_LINE, {"name": "audit", "models": {"judge": spec}, "stages": [{method: stage}]}, {})
     document.overridden = given
     return document
-
-
-SMALL: dict[str, dict[str, Any]] = {  # how the embedded annotator is asked, which knows few words and short forms
-    "compare": {
-        "constitution": "constitutions/tiny.yaml",
-        "template": "prompts/compare-compact.jinja",
-        "ending": "which one ?",
-        "reasons": True,
-    },
-    "rate": {
-        "rubric": "prompts/rubrics/tiny.yaml",
-        "template": "prompts/rate-compact.jinja",
-        "answers": "lines",
-        "sampling": {"temperature": 0, "max_tokens": 192},
-    },
-}
 
 
 def judging(

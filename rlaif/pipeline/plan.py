@@ -1,46 +1,31 @@
 """What a run would do: calls by model, how many are paid for, tokens and cost, and what would be trained.
 
-Nothing is sent and nothing is written. The row stages and the measure are run dry: a scheduler that answers from the
-call store alone counts what is missing. Where an answer is missing, what follows from it is counted with completions as
-long as they may get, so that `at most` is meant; token counts are by a rule of thumb, and say "about".
+Nothing is sent and nothing is written. The stages themselves are run, with a sampler that answers from the call store
+and counts what is missing. In place of a missing answer it gives a completion as long as it may get, so that what
+follows from it is counted too and `at most` is meant; token counts are by a rule of thumb, and say "about". Rows that
+rest on such an answer are not kept: whoever reads them later has them made again.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
-from rlaif.config import (
-    ROW_STAGES,
-    CompareStage,
-    EloStage,
-    MeasureStage,
-    OpenAIModel,
-    PairStage,
-    RankStage,
-    Rater,
-    RateStage,
-    ReviseStage,
-    SampleStage,
-    ScoreStage,
-    Step,
-    TrainStage,
-)
-from rlaif.engines.protocol import Engine
-from rlaif.engines.scheduler import Ask, completion, together
-from rlaif.errors import EngineError
-from rlaif.generate.sampling import drawn
-from rlaif.judges.rating import Judge, expecting, questions, rate
-from rlaif.pipeline import training
-from rlaif.pipeline.auditing import gate
-from rlaif.pipeline.folder import read_json
-from rlaif.pipeline.run import Run
-from rlaif.records import Candidate, Completion, Message, Prompt, Row, Sampling, digest
+from rlaif.config import OpenAIModel, Pipeline
+from rlaif.engines.asking import Ask, Asking
+from rlaif.engines.scheduler import completion
+from rlaif.pipeline.folder import RunFolder
+from rlaif.pipeline.manifest import count_spent
+from rlaif.pipeline.run import groups, session_of
+from rlaif.pipeline.session import Session
+from rlaif.pipeline.spool import Spool
+from rlaif.pipeline.stages import Made, Opening, RowStage, Stage, TableStage
+from rlaif.pipeline.stages.stage import rows_of
+from rlaif.records import Completion, Message, Row, Sampling, digest_text
 from rlaif.store import CallStore, call_keys
 
 CHARACTERS_PER_TOKEN = 4  # a rough rule for English
+UNPAID = "not paid for yet"
 
 
 class Need(dict[str, int]):
@@ -57,234 +42,174 @@ class Need(dict[str, int]):
             self["max_completion_tokens"] += (calls - paid) * sampling.max_tokens
 
 
-class DryScheduler:
-    """Answers from the store and counts what is missing; never sends."""
+class Counting:
+    """A sampler that answers from the store, counts what is missing, and assumes it as long as it may get.
 
-    def __init__(self, store: CallStore, engines: Mapping[str, Engine]) -> None:
-        self._store, self._engines = store, engines
+    `assumed` counts the answers that were assumed. With `each_once` a call that is asked for again is not counted
+    again.
+    """
+
+    def __init__(self, session: Session, needs: dict[str, Need] | None = None, *, each_once: bool = False) -> None:
+        self._session, self.assumed = session, 0
+        self.needs: dict[str, Need] = {} if needs is None else needs
+        self._counted: set[str] | None = set() if each_once else None
+        self._known: dict[str, bool] = {}  # whether anything of a model is in the store
+        self.blind = False  # what is asked rests on an assumed answer, so that nothing of it can be in the store
+
+    async def sample(self, asks: Sequence[Ask]) -> list[list[Completion]]:
+        return [self._sampled(ask) for ask in asks]
+
+    def _sampled(self, ask: Ask) -> list[Completion]:
+        stored = self._stored(ask)
+        indices = range(ask.n)
+        if not ask.attempt or len(stored) == ask.n:  # whether a reply will have to be asked for again nobody can know
+            calls, paid = self._new(ask, stored)
+            if calls:
+                self.needs.setdefault(ask.model, Need()).add(ask.messages, ask.sampling, calls=calls, paid=paid)
+        self.assumed += ask.n - len(stored)
+        return [stored.get(index) or _assumed(ask, index) for index in indices]
+
+    def _stored(self, ask: Ask) -> dict[int, Completion]:
+        """The completions that are in the store, by their index. Of a model that is not trained yet there are none."""
+        engine = self._session.engines.get(ask.model)
+        if engine is None or self.blind:
+            return {}
+        if ask.model not in self._known:
+            self._known[ask.model] = self._session.store.knows(engine.identity)
+        if not self._known[ask.model]:
+            return {}
+        keys = call_keys(
+            engine.identity, ask.messages, ask.sampling, indices=range(ask.n), attempt=ask.attempt,
+            json_schema=ask.json_schema,
+        )  # fmt: skip
+        answers = self._session.store.get(keys)
+        return {i: completion(ask.model, key, answers[key]) for i, key in enumerate(keys) if key in answers}
+
+    def _new(self, ask: Ask, stored: Mapping[int, Completion]) -> tuple[int, int]:
+        """How many of an ask's calls were not counted before, and how many of those are paid for."""
+        if self._counted is None:
+            return ask.n, len(stored)
+        shown = "\x1f".join((ask.model, *(message.content for message in ask.messages)))
+        names = [digest_text(f"{shown}\x1f{ask.sampling}\x1f{index}") for index in range(ask.n)]
+        new = [index for index, name in enumerate(names) if name not in self._counted]
+        self._counted.update(names)
+        return len(new), sum(index in stored for index in new)
+
+
+def _assumed(ask: Ask, index: int) -> Completion:
+    name = f"{ask.model} {index}"
+    text = name.ljust(ask.sampling.max_tokens * CHARACTERS_PER_TOKEN, "x")
+    return Completion(text=text, model=ask.model, call=name)
+
+
+class Plan:
+    """A pipeline whose stages are planned one after another, in a session of its own."""
+
+    def __init__(self, opening: Opening, folder: RunFolder, store: CallStore) -> None:
+        self.pipeline: Pipeline = opening.pipeline
+        self.folder, self.stages, self.notes = folder, opening.stages, opening.notes
+        self.made: dict[str, Made] = dict(opening.made)
+        self.session = session_of(self.pipeline, store)
+        count_spent(self.pipeline, self.session, folder.manifest() or {})
         self.needs: dict[str, Need] = {}
-        self.missing = 0
+        self._counting = Counting(self.session, self.needs)
+        self._unseen = Counting(self.session)  # for rows that are made again: nothing of them counts twice
 
-    def need(self, model: str) -> Need:
-        return self.needs.setdefault(model, Need())
+    def asking(self, stage: str, *, each_once: bool = False) -> Asking:
+        """How a stage asks in this plan."""
+        counting = Counting(self.session, self.needs, each_once=True) if each_once else self._counting
+        return self.session.asking(stage, sampler=counting)
 
-    async def sample_all(self, asks: Sequence[Ask]) -> list[list[Completion]]:
-        return await together(*(self.sample(*ask[:3], **_options(ask)) for ask in asks))
+    async def make(self) -> dict[str, Any]:
+        """The plan: figures by stage and by model."""
+        told = []
+        for group in groups([self.stages[step.name] for step in self.pipeline.steps]):
+            told += await self._rows(group) if isinstance(group[0], RowStage) else [await self._table(group[0])]
+        manifest = self.folder.manifest()
+        budget = self.pipeline.budget
+        return {
+            "name": self.pipeline.name,
+            "stages": told,
+            "calls": {model: dict(need) | {"max_cost": self._cost(model, need)} for model, need in self.needs.items()},
+            "budget_left": None if budget is None else budget - self.session.ledger.spent,
+            "last_run_seconds": manifest and manifest["seconds"],
+        }
 
-    async def sample(
-        self,
-        model: str,
-        messages: Sequence[Message],
-        sampling: Sampling,
-        *,
-        n: int = 1,
-        attempt: int = 0,
-        json_schema: Mapping[str, Any] | None = None,
-    ) -> list[Completion]:
-        keys: list[str] = []
-        answers: dict[str, dict[str, Any]] = {}
-        if model in self._engines:  # else it has yet to be trained, and nothing of its can be in the store
-            identity = self._engines[model].identity
-            keys = call_keys(identity, messages, sampling, indices=range(n), attempt=attempt, json_schema=json_schema)
-            answers = self._store.get(keys)
-        if not attempt or len(answers) == n:  # whether a reply will have to be asked for again nobody can know
-            self.need(model).add(messages, sampling, calls=n, paid=len(answers))
-        if len(answers) < n:
-            self.missing += n - len(answers)
-            raise EngineError("not paid for yet", cause="plan")
-        return [completion(model, key, answers[key]) for key in keys]
+    async def _table(self, stage: Stage[Any]) -> dict[str, Any]:
+        assert isinstance(stage, TableStage)
+        return self._about(stage) | await stage.plan(self)
 
+    def _about(self, stage: Stage[Any]) -> dict[str, Any]:
+        reads = " + ".join(source.name for source in stage.step.sources)
+        return {"stage": stage.name, "kind": stage.settings.kind, "from": reads or None}
 
-class Assuming:
-    """Answers as the dry scheduler does, and where it cannot, with a completion as long as it may get."""
+    async def _rows(self, group: Sequence[Stage[Any]]) -> list[dict[str, Any]]:
+        """Every row through the stages of a group; what is known of them goes to disk for whoever reads it later."""
+        stages = [stage for stage in group if isinstance(stage, RowStage)]
+        told = [self._about(stage) for stage in stages]
+        calls: dict[str, dict[str, dict[str, int]]] = {}
+        for stage in stages:
+            calls[stage.name] = await self._gate(stage)
+        kept = {stage.name: Spool(Row) for stage in stages}
+        unknown = dict.fromkeys(kept, 0)
+        async for row, known in self._source(stages[0]):
+            for stage in stages:
+                before, assumed = _counts(self.needs), self._counting.assumed
+                self._counting.blind = not known
+                if row.failure is None:
+                    row = await stage.through(row, self.session.asking(stage.name, sampler=self._counting))
+                _add(calls[stage.name], before, self.needs)
+                known = known and self._counting.assumed == assumed
+                unknown[stage.name] += not known
+                kept[stage.name].append(row if known else Row(prompt=row.prompt, failure=UNPAID))
+        for stage, about in zip(stages, told, strict=True):
+            self.made[stage.name] = Made(rows=kept[stage.name], unknown=unknown[stage.name])
+            counts = {model: count for model, count in calls[stage.name].items() if count["calls"]}
+            about |= {"rows": len(kept[stage.name]), "calls": counts}
+        return told
 
-    def __init__(self, dry: DryScheduler) -> None:
-        self._dry = dry
+    async def _gate(self, stage: RowStage[Any]) -> dict[str, dict[str, int]]:
+        """The calls of an audit that the stage's judge must pass first."""
+        calls: dict[str, dict[str, int]] = {}
+        if stage.gated and all(model in self.session.engines for model in stage.models):
+            before = _counts(self.needs)
+            await stage.gate(self.asking(stage.name))
+            _add(calls, before, self.needs)
+        return calls
 
-    async def sample_all(self, asks: Sequence[Ask]) -> list[list[Completion]]:
-        return await together(*(self.sample(*ask[:3], **_options(ask)) for ask in asks))
-
-    async def sample(
-        self,
-        model: str,
-        messages: Sequence[Message],
-        sampling: Sampling,
-        *,
-        n: int = 1,
-        attempt: int = 0,
-        json_schema: Mapping[str, Any] | None = None,
-    ) -> list[Completion]:
-        try:
-            return await self._dry.sample(model, messages, sampling, n=n, attempt=attempt, json_schema=json_schema)
-        except EngineError:
-            return [_candidate(f"{model} {index}", sampling.max_tokens).completion for index in range(n)]
-
-
-def _options(ask: Ask) -> dict[str, Any]:
-    return {"n": ask.n, "attempt": ask.attempt, "json_schema": ask.json_schema}
-
-
-async def plan(run: Run) -> dict[str, Any]:
-    """The plan of `run`, which must not have been executed; figures by stage and by model."""
-    dry = DryScheduler(run.store, run.engines)
-    stages = []
-    for step in run.pipeline.steps:
-        about = {"stage": step.name, "kind": step.stage.kind, "from": " + ".join(s.name for s in step.sources) or None}
-        stages.append(about | await _plan_stage(run, step, dry))
-    calls = {model: dict(need) | {"max_cost": _cost(run, model, need)} for model, need in dry.needs.items()}
-    manifest = run.folder.manifest()
-    return {
-        "name": run.pipeline.name,
-        "stages": stages,
-        "calls": calls,
-        "budget_left": None if run.pipeline.budget is None else run.pipeline.budget - run.ledger.spent,
-        "last_run_seconds": manifest and manifest["seconds"],
-    }
-
-
-async def _plan_stage(run: Run, step: Step, dry: DryScheduler) -> dict[str, Any]:
-    stage = step.stage
-    if stage.kind in ROW_STAGES:
-        return await _plan_rows(run, step, dry)
-    if isinstance(stage, PairStage):
-        assert step.source is not None
-        dropped, rows = Counter[str](), run.rows[step.source.name]
-        made = run.pairs[step.name] = [p for row in rows for p in run.preferences_of(row, step, dropped)]
-        known = {"rows": len(made)}
-        return known | ({"at_most": len(run.rows[step.source.name])} if _waits(run, step) else {})
-    if isinstance(stage, ScoreStage):
-        assert step.source is not None
-        unscored = (
-            row.model_copy(update={"failure": row.failure or "not scored yet"}) for row in run.source_rows(step)
-        )
-        run.rows[step.name] = list(unscored)
-        return {"rows": len(run.rows[step.name]), "state": "to score"}
-    if isinstance(stage, EloStage):
-        assert step.source is not None
-        return {"rows": len(run.rows[step.source.name])}
-    if isinstance(stage, TrainStage):
-        return _plan_training(run, step, stage)
-    if isinstance(stage, MeasureStage):
-        return await _plan_measure(run, step, stage, dry)
-    return {"rows": run.inputs.records[step.name].out}
-
-
-async def _plan_rows(run: Run, step: Step, dry: DryScheduler) -> dict[str, Any]:
-    stage = step.stage
-    before = {model: dict(need) for model, need in dry.needs.items()}
-    known = all(name in run.engines for name, _ in stage.named_models())
-    if isinstance(stage, CompareStage | RateStage) and stage.require is not None and known:
-        await gate(stage, run.inputs.judge_of(step.name), run.specs, run.settings, Assuming(dry), run.pipeline.seed)
-    done = []
-    for row in run.source_rows(step):
-        if isinstance(stage, ReviseStage | CompareStage | RankStage):
-            row = await _plan_chain(run, step, row, dry)
-        elif row.failure is None:
-            row = await run.row(step, row, dry)
-        elif isinstance(stage, RateStage) and row.candidates:  # what is missing is another judge's call
-            await run.row(step, row.model_copy(update={"failure": None}), dry)
-        elif isinstance(stage, RateStage):
-            candidates = _longest(run, step, row.prompt)
-            _count_ratings(run, stage, run.inputs.judges[step.name], row.prompt, candidates, dry)
-        done.append(row)
-    run.rows[step.name] = done
-    counts = {m: {k: n[k] - before.get(m, {}).get(k, 0) for k in ("calls", "paid")} for m, n in dry.needs.items()}
-    return {"rows": len(done), "calls": {m: c for m, c in counts.items() if c["calls"]}}
-
-
-async def _plan_chain(run: Run, step: Step, row: Row, dry: DryScheduler) -> Row:
-    """A row through a stage whose calls build on one another: each missing one is assumed and counted."""
-    given, missing = row, dry.missing
-    if row.failure is not None:
-        candidates = tuple(_longest(run, step, row.prompt))
-        given = row.model_copy(update={"failure": None, "candidates": candidates})
-    done = await run.row(step, given, Assuming(dry))
-    unpaid = row.failure or ("not paid for yet" if dry.missing > missing else None)
-    return row.model_copy(update={"failure": unpaid}) if unpaid else done
-
-
-def _longest(run: Run, step: Step, prompt: Prompt) -> list[Candidate]:
-    """Candidates as long as they may get, for a prompt that is not sampled yet."""
-    assert step.sampled is not None and isinstance(step.sampled.stage, SampleStage)
-    stage, found = step.sampled.stage, []
-    for sampler in drawn(stage, prompt):
-        limit = Sampling(**sampler.over(stage.sampling, run.settings[sampler.model])).max_tokens
-        for index in range(stage.per_prompt):
-            found.append(_candidate(f"{sampler.name or sampler.model} {index}", limit))
-    return found
-
-
-def _candidate(name: str, tokens: int) -> Candidate:
-    text = name.ljust(tokens * CHARACTERS_PER_TOKEN, "x")
-    return Candidate(sampler=name, completion=Completion(text=text, model=name, call=digest(name)))
-
-
-def _count_ratings(
-    run: Run, rater: Rater, judge: Judge, prompt: Prompt, candidates: Sequence[Candidate], dry: DryScheduler
-) -> None:
-    sampling = rater.sampling.resolved(run.pipeline.seed, run.settings[rater.model])
-    if rater.answers == "expected":
-        sampling = expecting(sampling, judge.rubric)
-    for aspect in judge.rubric.aspects:
-        for asked in questions(prompt, candidates, aspect, judge.rubric, judge.template, rater):
-            dry.need(rater.model).add(asked.messages, sampling, calls=1)
-
-
-def _plan_training(run: Run, step: Step, stage: TrainStage) -> dict[str, Any]:
-    settings, lessons = stage.trainer, run.lessons(step)
-    known = settings.base in run.engines and not any(_waits(run, source) for source in step.sources)
-    if stage.ppo:
-        known = known and (stage.ppo.reward is None or stage.ppo.reward in run.engines)
-    if known and training.finished(run.folder.model(settings.name), run.training_key(step, stage, lessons)) is not None:
-        run.use_trained(stage)
-        return {"rows": len(lessons), "state": "unchanged"}
-    run.settings[settings.name] = run.settings[settings.base]
-    waits = any(_waits(run, source) for source in step.sources)
-    return {"rows": len(lessons), "state": "to train, on rows that are not all known yet" if waits else "to train"}
-
-
-def _waits(run: Run, step: Step) -> bool:
-    """Whether what a stage makes of rows depends on calls that are not paid for yet."""
-    rows = step.source if step.stage.kind == "pair" else step if step.stage.kind == "revise" else None
-    return rows is not None and any(row.failure is not None for row in run.rows[rows.name])
-
-
-async def _plan_measure(run: Run, step: Step, stage: MeasureStage, dry: DryScheduler) -> dict[str, Any]:
-    prompts, judge = list(run.inputs.prompts[step.name]), run.inputs.judges.get(step.name)
-    if all(name in run.engines for name, _ in stage.named_models()):
-        found = read_json(run.folder.path / "report" / "summary.json")
-        if found is not None and found.get("key") == run.measure_key(step, stage):
-            return {"rows": len(prompts), "state": "unchanged"}
-    for name in stage.models:
-        sampling = stage.sampling.resolved(run.pipeline.seed, run.settings[name])
-        for prompt in prompts:
-            try:
-                sampled = (await dry.sample(name, prompt.messages, sampling))[0]
-            except EngineError:
-                if stage.rate and judge:
-                    _count_ratings(run, stage.rate, judge, prompt, [_candidate(name, sampling.max_tokens)], dry)
+    async def _source(self, stage: RowStage[Any]) -> AsyncIterator[tuple[Row, bool]]:
+        """The rows that a stage reads, each with whether it is known; one that is not is made again, uncounted."""
+        line = [self.stages[step.name] for step in stage.step.line()]
+        before = [one for one in reversed(line) if isinstance(one, RowStage)]
+        for row in rows_of(self.made[stage.source.name]):
+            if row.failure != UNPAID:
+                yield row, True
                 continue
-            if stage.rate and judge:
-                row = Row(prompt=prompt, candidates=(Candidate(sampler=name, completion=sampled),))
-                settings = run.settings[stage.rate.model]
-                try:
-                    await rate(row, stage.rate, judge.rubric, judge.template, settings, dry, run.pipeline.seed)
-                except EngineError:
-                    continue
-    if best := stage.best_of:
-        sampling = stage.sampling.resolved(run.pipeline.seed, run.settings[best.model])
-        for prompt in prompts:
-            with suppress(EngineError):
-                await dry.sample(best.model, prompt.messages, sampling, n=best.n)
-            if best.model in stage.models:  # the first of the n is what the model itself is measured by
-                dry.need(best.model)["calls"] -= 1
-            if stage.rate and judge:  # which of the n it will be is not known, nor whether it is rated already
-                _count_ratings(run, stage.rate, judge, prompt, [_candidate(best.name, sampling.max_tokens)], dry)
-    return {"rows": len(prompts), "state": "to measure"}
+            assumed = Row(prompt=row.prompt)
+            for earlier in before:
+                assumed = await earlier.through(assumed, self.session.asking(earlier.name, sampler=self._unseen))
+            yield assumed, False
+
+    def _cost(self, model: str, need: Need) -> float | None:
+        spec = self.session.specs.get(model)
+        if not isinstance(spec, OpenAIModel) or (price := spec.price) is None:
+            return None
+        return round((need["prompt_tokens"] * price.prompt + need["max_completion_tokens"] * price.completion) / 1e6, 6)
+
+    async def close(self) -> None:
+        await self.session.close()
+        self.folder.close()
 
 
-def _cost(run: Run, model: str, need: Need) -> float | None:
-    spec = run.specs.get(model)
-    if not isinstance(spec, OpenAIModel) or (price := spec.price) is None:
-        return None
-    return round((need["prompt_tokens"] * price.prompt + need["max_completion_tokens"] * price.completion) / 1e6, 6)
+def _counts(needs: Mapping[str, Need]) -> dict[str, tuple[int, int]]:
+    return {model: (need["calls"], need["paid"]) for model, need in needs.items()}
+
+
+def _add(calls: dict[str, dict[str, int]], before: Mapping[str, tuple[int, int]], needs: Mapping[str, Need]) -> None:
+    """Add to `calls` of a stage what was counted since `before`."""
+    for model, need in needs.items():
+        made, paid = before.get(model, (0, 0))
+        if need["calls"] > made:
+            count = calls.setdefault(model, {"calls": 0, "paid": 0})
+            count["calls"] += need["calls"] - made
+            count["paid"] += need["paid"] - paid

@@ -10,9 +10,7 @@ import asyncio
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,11 +23,10 @@ from rlaif.formats import Conversation, StatedPreference
 from rlaif.judges.verifiers import Check, share_passed
 from rlaif.judges.verifying import outcomes_of, own_checks
 from rlaif.pipeline.folder import read_json, read_text, write_text
-from rlaif.pipeline.inputs import Inputs
+from rlaif.pipeline.manifest import TRAINING_PACKAGES, versions
 from rlaif.records import Message, Preference, Prompt, Row, Split, digest, prompt_id
 from rlaif.resources import find
 
-PACKAGES = ("torch", "transformers", "trl", "accelerate")  # a trained model depends on their versions
 IRRELEVANT = {"base", "name", "data", "reward", "checkpoint_steps"}  # names and habits: they change no weight
 
 # A conversation; or a prompt and its completion; or a prompt, what was chosen and what was rejected; or a prompt alone.
@@ -83,15 +80,6 @@ def reward_by_checks(checks: Sequence[Check], prompts: Iterable[Prompt]) -> Rewa
     return Reward(None, digest([[check.model_dump(mode="json") for check in checks], facts]), score)
 
 
-def lessons_read(inputs: Inputs, name: str) -> Lessons | None:
-    """What the stage `name` read from a file; None for a stage that made what it gives."""
-    if name in inputs.conversations:
-        return conversations(inputs.conversations[name])
-    if name in inputs.preferences:
-        return stated_preferences(inputs.preferences[name])
-    return prompts(inputs.prompts[name]) if name in inputs.prompts else None
-
-
 def conversations(items: Iterable[Conversation]) -> Lessons:
     """Each conversation, or its last turn apart where that alone is learnt."""
     return [
@@ -110,12 +98,13 @@ def revisions(rows: Iterable[Row]) -> Lessons:
     ]
 
 
-def preferences(items: Iterable[Preference]) -> Lessons:
-    return [(p.prompt.split, (p.prompt.messages, p.chosen.completion.text, p.rejected.completion.text)) for p in items]
-
-
-def stated_preferences(items: Iterable[StatedPreference]) -> Lessons:
-    return [(p.split, (p.prompt.messages, p.chosen, p.rejected)) for p in items]
+def preferences(items: Iterable[Preference | StatedPreference]) -> Lessons:
+    return [
+        (p.split, (p.prompt.messages, p.chosen, p.rejected))
+        if isinstance(p, StatedPreference)
+        else (p.prompt.split, (p.prompt.messages, p.chosen.completion.text, p.rejected.completion.text))
+        for p in items
+    ]
 
 
 def prompts(items: Iterable[Prompt]) -> Lessons:
@@ -139,7 +128,7 @@ def training_key(
             "reward": reward,
             "lessons": digest([[split, _plain(lesson)] for split, lesson in lessons if split not in unused]),
             "template": template,
-            "versions": {"rlaif": rlaif.__version__, **versions(*PACKAGES)},
+            "versions": {"rlaif": rlaif.__version__, **versions(*TRAINING_PACKAGES)},
         }
     )
 
@@ -232,15 +221,3 @@ def refuse_foreign(out: Path) -> None:
 def left_out(method: str, lessons: Sequence[tuple[Split, Lesson]]) -> Counter[str]:
     """Lessons that are not learnt from, by the split they are in: PPO has no use for validation prompts either."""
     return Counter(split for split, _ in lessons if split in _UNUSED[method])
-
-
-@cache
-def versions(*packages: str) -> Mapping[str, str]:
-    """The installed versions of `packages`, those that are not installed left out."""
-    found = {}
-    for package in packages:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -39,6 +39,9 @@ class Lexicon(BaseModel):
     negations: tuple[str, ...]
     words: tuple[str, ...]
     completions: int | None = None  # in one rating prompt, at most
+    gold: str | None = None  # the gold pairs that are written in its words
+    judging: dict[str, dict[str, Any]] = {}  # settings of the stages that ask it as a judge, by their kind
+    sampling: dict[str, Any] = {}  # how it is sampled as a judge
 
     @classmethod
     def read(cls, folder: Path) -> Lexicon | None:

@@ -21,7 +21,7 @@ import random
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from rlaif.templates import Template
 from rlaif.tiny.lexicon import Lexicon, Quality
@@ -407,5 +407,27 @@ def lexicon() -> Lexicon:
     """What the annotator can be asked under, in its own words."""
     qualities = {name: Quality(keywords=a.keywords, opposites=a.opposites) for name, a in ASPECTS.items()}
     return Lexicon(
-        qualities=qualities, negations=NEGATIONS, words=tuple(sorted({*vocabulary(), *words()})), completions=4
+        qualities=qualities,
+        negations=NEGATIONS,
+        words=tuple(sorted({*vocabulary(), *words()})),
+        completions=4,
+        gold="world",
+        judging=JUDGING,
+        sampling={"max_tokens": 192},
     )
+
+
+JUDGING: dict[str, dict[str, Any]] = {  # the short forms in which it was taught to be asked
+    "compare": {
+        "constitution": "constitutions/tiny.yaml",
+        "template": "prompts/compare-compact.jinja",
+        "ending": "which one ?",
+        "reasons": True,
+    },
+    "rate": {
+        "rubric": "prompts/rubrics/tiny.yaml",
+        "template": "prompts/rate-compact.jinja",
+        "answers": "lines",
+        "sampling": {"temperature": 0, "max_tokens": 192},
+    },
+}

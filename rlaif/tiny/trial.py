@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import difflib
-from pathlib import Path
 
-from rlaif.config import Rater, ReviseStage, SamplingSettings, TransformersModel
+from rlaif.config import ModelSpec, Rater, ReviseStage, SamplingSettings, TransformersModel
 from rlaif.constitution import Constitution, Principle
-from rlaif.engines.scheduler import Scheduler
-from rlaif.engines.wire import Wires
+from rlaif.engines.asking import Asking
 from rlaif.errors import InputError
 from rlaif.formats import read_prompts
 from rlaif.generate.revising import Reviser, revise
-from rlaif.judges.rating import rate
-from rlaif.pipeline.engines import open_engine
-from rlaif.records import Candidate, Message, Prompt, Row, Sampling
+from rlaif.judges.rating import Judge, rate
+from rlaif.records import Candidate, Message, Prompt, Row
 from rlaif.resources import find
 from rlaif.rubric import Aspect, Rubric, Scale
-from rlaif.store import CallStore
 from rlaif.templates import Template
 from rlaif.tiny.gold import is_question
 from rlaif.tiny.lexicon import Lexicon, listed
@@ -66,40 +62,34 @@ def _nearest(prompt: str) -> list[str]:
     return difflib.get_close_matches(prompt[:LONGEST], known, n=3, cutoff=0.0)
 
 
-async def put(prompt: str, principle: str, seed: int) -> Row:
-    """Completions of both policies, each rated under the principle, critiqued and revised. Nothing is stored."""
-    specs = {
-        name: TransformersModel(engine="transformers", path=f"tiny/{name}", sampling=SamplingSettings(max_tokens=48))
-        for name in (*POLICIES, ANNOTATOR)
-    }
-    store = CallStore(Path(":memory:"))
-    engines = {name: open_engine(name, spec, Wires()) for name, spec in specs.items()}
-    scheduler = Scheduler(store, engines, {})
+MODELS: dict[str, ModelSpec] = {
+    name: TransformersModel(engine="transformers", path=f"tiny/{name}", sampling=SamplingSettings(max_tokens=48))
+    for name in (*POLICIES, ANNOTATOR)
+}
+
+
+async def put(prompt: str, principle: str, asking: Asking) -> Row:
+    """Completions of both policies, each rated under the principle, critiqued and revised.
+
+    `asking` asks the models of `MODELS`. Raises EngineError.
+    """
     asked = Prompt(messages=(Message(role="user", content=prompt),))
-    try:
-        candidates = [
-            Candidate(sampler=name, completion=completion)
-            for name in POLICIES
-            for completion in await scheduler.sample(name, asked.messages, Sampling(max_tokens=48, seed=seed), n=EACH)
-        ]
-        row = Row(prompt=asked, candidates=tuple(candidates))
-        rubric = Rubric(
-            name="typed", version=1, scale=Scale(low=1, high=5), aspects=(Aspect(id="typed", description=principle),)
-        )
-        rater = Rater.model_validate(
-            {"model": ANNOTATOR, "rubric": "typed", "answers": "lines", "reask": 0, "sampling": GREEDY}
-        )
-        template = Template.read(find("prompts/rate-compact.jinja"))
-        row = await rate(row, rater, rubric, template, specs[ANNOTATOR].sampling, scheduler, seed)
-        rule = Principle(id="typed", rule=principle, critique=principle, revision=principle, comparison=principle)
-        reviser = Reviser(
-            Constitution(name="typed", version=1, principles=(rule,)),
-            *(Template.read(find(f"prompts/{request}-compact.jinja")) for request in ("critique", "revise")),
-        )
-        stage = ReviseStage.model_validate({"model": ANNOTATOR, "constitution": "typed", "sampling": GREEDY})
-        return await revise(row, stage, reviser, specs[ANNOTATOR].sampling, scheduler, seed)
-    finally:
-        await scheduler.close()
-        for engine in engines.values():
-            await engine.close()
-        store.close()
+    samplers = [asking.asker(name, SamplingSettings()) for name in POLICIES]
+    sampled = [await sampler.several(asked.messages, EACH) for sampler in samplers]
+    candidates = [Candidate(sampler=c.model, completion=c) for completions in sampled for c in completions]
+    row = Row(prompt=asked, candidates=tuple(candidates))
+    rubric = Rubric(
+        name="typed", version=1, scale=Scale(low=1, high=5), aspects=(Aspect(id="typed", description=principle),)
+    )
+    rater = Rater.model_validate(
+        {"model": ANNOTATOR, "rubric": "typed", "answers": "lines", "reask": 0, "sampling": GREEDY}
+    )
+    annotator = asking.asker(ANNOTATOR, rater.sampling)
+    row = await rate(row, rater, Judge(rubric, Template.read(find("prompts/rate-compact.jinja"))), annotator)
+    rule = Principle(id="typed", rule=principle, critique=principle, revision=principle, comparison=principle)
+    reviser = Reviser(
+        Constitution(name="typed", version=1, principles=(rule,)),
+        *(Template.read(find(f"prompts/{request}-compact.jinja")) for request in ("critique", "revise")),
+    )
+    stage = ReviseStage.model_validate({"model": ANNOTATOR, "constitution": "typed", "sampling": GREEDY})
+    return await revise(row, stage, reviser, asking.asker(ANNOTATOR, stage.sampling))

@@ -1,4 +1,4 @@
-"""Opens the engines a pipeline names. Vendors are imported only when a model of theirs is used."""
+"""Opens engines by what a pipeline file says of its models. A vendor is imported only when a model of its is used."""
 
 from __future__ import annotations
 

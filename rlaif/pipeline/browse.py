@@ -8,14 +8,13 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import ValidationError
 
-from rlaif.config import ROW_STAGES
 from rlaif.errors import InputError, WorkError, nearest
 from rlaif.formats import (
     CardFacts,
@@ -30,6 +29,7 @@ from rlaif.formats import (
 )
 from rlaif.pipeline.datasets import dataset_name
 from rlaif.pipeline.folder import STORE, RunFolder, read_lines
+from rlaif.pipeline.stages import STAGES
 from rlaif.records import Preference, Row
 from rlaif.store import CallStore
 
@@ -63,14 +63,17 @@ def _manifest(folder: RunFolder) -> dict[str, Any]:
     return manifest
 
 
-def _files(folder: RunFolder, *kinds: str) -> list[Path]:
-    """The files of finished stages of these kinds; of stages under way while no such stage is finished."""
-    stages = _manifest(folder)["stages"]
-    found = [folder.path / stage["file"] for stage in stages if stage["kind"] in kinds and stage["file"]]
+def _holding(stages: Iterable[Mapping[str, Any]], what: Literal["rows", "preferences"]) -> list[dict[str, Any]]:
+    """The stages whose files hold rows, or preferences."""
+    return [dict(stage) for stage in stages if stage["kind"] in STAGES and STAGES[stage["kind"]].holds == what]
+
+
+def _row_files(folder: RunFolder) -> list[Path]:
+    """The files of finished stages that hold rows; of stages under way while no such stage is finished."""
+    finished = _holding(_manifest(folder)["stages"], "rows")
     partial = sorted((folder.path / "stages").glob("[0-9][0-9]-*.partial.jsonl"))
-    if "pair" in kinds:
-        return found
-    return found or [path.with_name(path.name.replace(".partial", "")) for path in partial]
+    under_way = [path.with_name(path.name.replace(".partial", "")) for path in partial]
+    return [folder.path / stage["file"] for stage in finished if stage["file"]] or under_way
 
 
 def _record(kind: type[Kind], line: bytes, path: Path) -> Kind:
@@ -95,7 +98,7 @@ def rows(folder: RunFolder, stage: str | None = None) -> Iterator[Row]:
 
 def _tables(folder: RunFolder, stage: str | None) -> Iterator[Iterator[Row]]:
     """The rows of each stage that has any, the last stage first; of the named one alone where one is."""
-    files = {path.stem.split("-", 1)[1]: path for path in _files(folder, *ROW_STAGES, "score")}
+    files = {path.stem.split("-", 1)[1]: path for path in _row_files(folder)}
     if stage is not None and stage not in files:
         raise InputError(f"the run has no rows of a stage {stage!r}", fix=nearest(stage, files) if files else None)
     for name, path in reversed(files.items()):
@@ -128,7 +131,8 @@ def row(folder: RunFolder, wanted: str, stage: str | None = None) -> Row:
 def preferences(folder: RunFolder, row: Row) -> list[Preference]:
     """What was made of a row: its preferences, of every pair stage."""
     found, calls = [], {candidate.completion.call for candidate in row.candidates}
-    for path in _files(folder, "pair"):
+    for stage in _holding(_manifest(folder)["stages"], "preferences"):
+        path = folder.path / stage["file"]
         for line in read_lines(path):
             preference = _record(Preference, line, path)
             if preference.prompt.id == row.prompt.id and preference.chosen.completion.call in calls:
@@ -138,14 +142,9 @@ def preferences(folder: RunFolder, row: Row) -> list[Preference]:
 
 def requests(row: Row) -> dict[str, Any]:
     """What was asked in each call behind a row, as far as this project's call store knows it."""
-    calls = {c.completion.call for c in row.candidates} | {rating.call for rating in row.ratings if rating.call}
-    calls |= {call for score in row.scores for call in score.calls}
-    calls |= {c.call for r in row.revisions for c in (r.critique, r.completion) if c is not None}
-    calls |= {call for c in row.comparisons for member in c.members for order in member.orders for call in order.calls}
-    calls |= {call for ranking in row.rankings for call in ranking.calls}
     store = CallStore(STORE, read_only=True)
     try:
-        return {call: store.request(call) for call in sorted(calls)}
+        return {call: store.request(call) for call in sorted(row.calls())}
     finally:
         store.close()
 
@@ -159,7 +158,7 @@ def export(folder: RunFolder, form: str, target: Path, jsonl: bool) -> int:
 
     manifest = _manifest(folder)
     made = sorted(name.removeprefix("dataset ") for name in manifest["digests"] if name.startswith("dataset "))
-    pairs = [stage for stage in manifest["stages"] if stage["kind"] == "pair"]
+    pairs = _holding(manifest["stages"], "preferences")
     others = {dataset_name(stage["name"], shape): (stage, shape) for stage in pairs for shape in OTHER_SHAPES}
     if form not in [*made, *others]:
         fix = f"it has {', '.join([*made, *others])}" if made else "`rlaif status` says how far it came"

@@ -1,0 +1,33 @@
+"""The truth of the embedded world: how good completions are, in all and by its parts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rlaif.measures.collecting import Measured, Setting
+from rlaif.measures.lines import Figures, Line, as_dict, interval, means, unless_baseline
+from rlaif.statistics import mean_interval
+
+
+async def figures(model: Measured, baseline: Measured, setting: Setting) -> dict[str, Any]:
+    truths = [truth for truth in model.truths if truth is not None]
+    if not truths:
+        return {}
+    paired = zip(model.truths, baseline.truths, strict=True)
+    return {
+        "gold": as_dict(mean_interval([truth.total for truth in truths])),
+        "gold_parts": {part: as_dict(mean_interval([t.parts[part] for t in truths])) for part in truths[0].parts},
+        "gold_difference": as_dict(mean_interval([own.total - base.total for own, base in paired if own and base])),
+    }
+
+
+def lines(summary: Figures) -> list[Line]:
+    def part(name: str) -> Line:
+        return Line(f"  {name}", lambda model, _: interval(model.get("gold_parts", {}).get(name)))
+
+    difference = unless_baseline(lambda model, _: interval(model.get("gold_difference")))
+    return [
+        means("gold", "gold"),
+        *(part(name) for name in summary["models"][0].get("gold_parts", {})),
+        Line(f"gold minus {summary['baseline']}'s", difference),
+    ]

@@ -1,0 +1,45 @@
+"""How a measure's figures are shown: a label and, for each model, one cell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+Figures = Mapping[str, Any]  # of one model, or of the whole measure, as summary.json holds them
+
+
+class Line(NamedTuple):
+    """One line of the table. `cell` is given a model's figures and the whole summary."""
+
+    label: str
+    cell: Callable[[Figures, Figures], str]
+
+
+def interval(value: Figures | None, digits: int = 3) -> str:
+    """A mean with half the width of its interval; the ends themselves are in report/summary.json."""
+    if not value or "mean" not in value:
+        return ""
+    return f"{value['mean']:.{digits}f} ± {(value['high'] - value['low']) / 2:.{digits}f}"
+
+
+def percent(value: Figures | None) -> str:
+    """A share with both ends: near 0 and 1 its interval is lopsided."""
+    if not value:
+        return ""
+    return f"{value['mean'] * 100:.0f}% [{value['low'] * 100:.0f}, {value['high'] * 100:.0f}]"
+
+
+def means(label: str, key: str, digits: int = 3) -> Line:
+    return Line(label, lambda model, _: interval(model.get(key), digits))
+
+
+def shares(label: str, key: str) -> Line:
+    return Line(label, lambda model, _: percent(model.get(key)))
+
+
+def unless_baseline(cell: Callable[[Figures, Figures], str]) -> Callable[[Figures, Figures], str]:
+    return lambda model, summary: cell(model, summary) if model["name"] != summary["baseline"] else ""
+
+
+def as_dict(interval: Any) -> dict[str, Any] | None:
+    return None if interval is None else interval.as_dict()

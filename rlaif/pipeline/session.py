@@ -1,0 +1,102 @@
+"""What asks models: engines, connections, call store, scheduler and ledger, opened once and closed once.
+
+A run, a plan, an audit, `rlaif try` and a training each hold one. Knows nothing of stages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import TypeVar
+
+from rlaif.config import LocalModel, ModelSpec, OpenAIModel, SamplingSettings, TransformersModel, VLLMModel
+from rlaif.engines.asking import Asking, Sampler
+from rlaif.engines.ledger import Ledger
+from rlaif.engines.open import concurrency_of, open_engine, prices_of
+from rlaif.engines.protocol import Engine
+from rlaif.engines.scheduler import Scheduler
+from rlaif.engines.wire import Wires
+from rlaif.store import CallStore
+
+Engines = TypeVar("Engines", bound=Mapping[str, Engine])
+
+
+class Session:
+    """Models that can be asked. A trained model is added and is a model like any other from then on.
+
+    `used` names the models whose servers are looked at before the first call; `note` hears what a person should know.
+    Closed by `close`, or by leaving `async with`.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, ModelSpec],
+        store: CallStore,
+        *,
+        seed: int = 0,
+        budget: float | None = None,
+        used: Collection[str] | None = None,
+        retry_failed: bool = False,
+        note: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self.store, self.seed, self.budget = store, seed, budget
+        self.specs: dict[str, ModelSpec] = {}
+        self.engines: dict[str, Engine] = {}
+        self.settings: dict[str, SamplingSettings] = {}  # how each model is sampled where nobody says more
+        self.parents: dict[str, str] = {}  # the model that each trained one started from
+        self.prices = prices_of(models)
+        self.concurrency = concurrency_of(models)  # requests at a time at most, by server
+        self._wires = Wires()
+        self.ledger = Ledger(self.prices, budget)
+        self.scheduler = Scheduler(
+            store, self.engines, self.concurrency,
+            ledger=self.ledger, retry_failed=retry_failed, used=used, on_note=note,
+        )  # fmt: skip
+        for name, spec in models.items():
+            self.add(name, spec)
+
+    def add(self, name: str, spec: ModelSpec, *, parent: str | None = None) -> None:
+        """From here on `name` is a model; `parent` is the one it was trained from."""
+        self.specs[name] = spec
+        self.engines[name] = open_engine(name, spec, self._wires)
+        self.settings[name] = spec.sampling
+        if parent is not None:
+            self.parents[name] = parent
+
+    @property
+    def priced(self) -> bool:
+        return bool(self.prices)
+
+    def asking(self, stage: str = "", row: int = 0, sampler: Sampler | None = None) -> Asking:
+        """How a stage asks the models: by the scheduler, or by another `sampler`, such as a plan's."""
+        return Asking(sampler or self.scheduler, self.settings, self.seed, stage, row)
+
+    def window(self, models: Collection[str]) -> int:
+        """Rows in flight that keep these models busy: every server's slots full, in-process batches several times."""
+        specs = [self.specs[name] for name in models]
+        batch = max(
+            (4 * spec.batch_size for spec in specs if isinstance(spec, TransformersModel | VLLMModel)), default=0
+        )
+        urls = {url for spec in specs if isinstance(spec, OpenAIModel) for url in spec.base_urls}
+        return max(batch, sum(self.concurrency[url] for url in urls), 16)
+
+    async def unload_all_but(self, models: Collection[str], *, to_train: bool) -> None:
+        """Free the memory of models that are not asked next: vLLM fills a GPU, and training needs one.
+
+        A model that is asked again is loaded again.
+        """
+        for name, engine in self.engines.items():
+            if name not in models and isinstance(self.specs[name], LocalModel if to_train else VLLMModel):
+                await engine.close()
+
+    async def close(self) -> None:
+        await self.scheduler.close()
+        for engine in self.engines.values():
+            await engine.close()
+        await self._wires.close()
+        self.store.close()
+
+    async def __aenter__(self) -> Session:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()

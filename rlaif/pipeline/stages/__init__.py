@@ -1,0 +1,56 @@
+"""One file for each kind of stage: how it is opened, run and planned, what it counts, what digests it.
+
+A stage's settings are a model in `rlaif.config.stages`. A new stage is a file here and a line in `STAGES`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rlaif.config import Pipeline
+from rlaif.pipeline.stages.compare import Compare
+from rlaif.pipeline.stages.data import Data
+from rlaif.pipeline.stages.elo import Elo
+from rlaif.pipeline.stages.measure import Measuring
+from rlaif.pipeline.stages.pair import Pair
+from rlaif.pipeline.stages.person import Person
+from rlaif.pipeline.stages.prompts import PromptSource
+from rlaif.pipeline.stages.rank import Rank
+from rlaif.pipeline.stages.rate import Rate
+from rlaif.pipeline.stages.revise import Revise
+from rlaif.pipeline.stages.sample import Sample
+from rlaif.pipeline.stages.score import Score
+from rlaif.pipeline.stages.stage import Made, Opening, RowStage, Stage, TableStage, Work
+from rlaif.pipeline.stages.train import Train
+from rlaif.pipeline.stages.verify import Verify
+
+__all__ = ["STAGES", "Made", "Opening", "RowStage", "Stage", "TableStage", "Work", "open_stages"]
+
+STAGES: dict[str, type[Stage[Any]]] = {
+    "data": Data,
+    "prompts": PromptSource,
+    "sample": Sample,
+    "rate": Rate,
+    "revise": Revise,
+    "compare": Compare,
+    "rank": Rank,
+    "score": Score,
+    "verify": Verify,
+    "person": Person,
+    "elo": Elo,
+    "pair": Pair,
+    "train": Train,
+    "measure": Measuring,
+}
+
+
+def open_stages(pipeline: Pipeline) -> Opening:
+    """Every stage of a pipeline with its files read and checked, before anything is made, sent or paid for.
+
+    Raises InputError for the first thing that is wrong with any of them.
+    """
+    opening = Opening(pipeline)
+    opening.check_models()
+    for step in pipeline.steps:
+        opening.stages[step.name] = STAGES[step.stage.kind](step, step.stage, opening)
+    return opening

@@ -1,0 +1,162 @@
+"""The `data` stage: data that exists, read as what its readers take it for.
+
+Rows for judges and pairs, preferences for a reward model or DPO, else conversations.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlaif.config import DataStage, Step
+from rlaif.formats import ReadResult, Rows, each_row, named, read_conversations, read_preferences, rows_of
+from rlaif.generate.pairing import Pairing
+from rlaif.pipeline.manifest import StageRecord
+from rlaif.pipeline.spool import Spool
+from rlaif.pipeline.stages.files import record_of, source_of
+from rlaif.pipeline.stages.stage import Made, Opening, Planning, TableStage, Work, unparsed
+from rlaif.records import Row, digest, prompt_id, split_of
+
+
+class Data(TableStage[DataStage]):
+    stated: Stated | None = None  # what its rows state, where it gives rows
+
+    def __init__(self, step: Step, settings: DataStage, opening: Opening) -> None:
+        super().__init__(step, settings, opening)
+        readers = opening.readers(step)
+        judging = [reader for reader in readers if reader.stage.takes == "rows"]
+        learning = {reader.stage.takes: reader for reader in readers if reader.stage.takes != "rows"}
+        apart = "name a `pair` stage, or read the file in a `data` stage of its own"
+        if judging:
+            for reader in learning.values():
+                problem = f"the stage {self.name!r} is judged by {judging[0].name} and learnt from as it is here"
+                raise opening.pipeline.error(reader, problem, reader.stage.source_key, apart)
+            opening.made[self.name] = self._rows(judging, opening)
+        elif preferring := learning.get("preferences"):
+            if "demonstrations" in learning:
+                problem = f"the stage {self.name!r} is read as demonstrations by sft and as preferences here"
+                raise opening.pipeline.error(preferring, problem, preferring.stage.source_key, apart)
+            if settings.turns == "all":
+                problem = "of a preference only the last turn is learnt"
+                raise opening.pipeline.error(step, problem, ("turns",), "take `turns` out")
+            preferences = self._kept(read_preferences(self._source()))
+            self._digest = digest([preference.id for preference in preferences])
+            opening.made[self.name] = Made(preferences=preferences)
+        else:
+            conversations = self._kept(read_conversations(self._source(), turns=settings.turns or "all"))
+            self._digest = digest([[[m.role, m.content] for m in c.messages] for c in conversations])
+            opening.made[self.name] = Made(conversations=conversations)
+
+    def _source(self) -> Path | Rows:
+        source, settings = source_of(self.settings), self.settings
+        if settings.columns is None and settings.system is None:
+            return source
+        table = source if isinstance(source, Rows) else rows_of(source)
+        return named(table, settings.columns.named() if settings.columns else {}, settings.system)
+
+    def _kept(self, result: ReadResult[Any]) -> list[Any]:
+        usable = [item for item in result.items if item.split != "held-out" or self.settings.keeps_held_out]
+        kept = usable[: self.settings.take]
+        counts = {"held-out": len(result.items) - len(usable), "not taken": len(usable) - len(kept)}
+        dropped = Counter({reason: count for reason, count in counts.items() if count})
+        self.record = record_of(self.step, len(result.items), result.dropped, len(kept), dropped)
+        return kept
+
+    def _rows(self, readers: Sequence[Step], opening: Opening) -> Made:
+        """Rows that hold candidates, each with what the file states of them, kept on disk."""
+        settings, unusable = self.settings, Counter[str]()
+        kept, dropped, stated = Spool(Row), Counter[str](), Stated()
+        read = 0
+        for row in each_row(self._source(), unusable, turns=settings.turns or "last"):
+            read += 1
+            bare = [message for message in row.prompt.messages if message.role != "system"]
+            if not settings.keeps_held_out and "held-out" in (row.prompt.split, split_of(prompt_id(bare))):
+                dropped["held-out"] += 1
+            elif not row.candidates:
+                dropped["no completion"] += 1
+            elif settings.take is not None and len(kept) >= settings.take:
+                dropped["not taken"] += 1
+            else:
+                kept.append(row)
+                stated.add(row)
+        if not kept:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in (dropped + unusable).items())
+            fix = None
+            if dropped["no completion"] and settings.columns is None:
+                fix = "where its columns have other names, say which hold them with `columns` of a `data` stage"
+            problem = f"no row of the file has completions to judge ({reasons})"
+            raise opening.pipeline.error(self.step, problem, fix=fix)
+        self.stated = stated
+        self._digest = _digest_of_rows(kept)
+        self.record = record_of(self.step, read, unusable, len(kept), dropped)
+        self.read.facts.update(stated.facts())
+        return Made(rows=kept, stated=True)
+
+    def pairing(self) -> Pairing | None:
+        stated = self.stated
+        return None if stated is None else Pairing(stated.rule, stated.basis, stated.weights)
+
+    def unpairable(self, rule: str | None) -> str | None:
+        """Why its rows cannot be paired by a rule, or by the one that fits them."""
+        return None if self.stated is None else self.stated.problem(rule)
+
+    def input_digests(self) -> dict[str, str]:
+        return {f"data {self.name}": self._digest}
+
+    def outcome(self, facts: Mapping[str, Any]) -> str:
+        return unparsed(facts, "ratings")
+
+    async def run(self, work: Work) -> StageRecord:
+        return self.read
+
+    async def plan(self, planning: Planning) -> dict[str, Any]:
+        return {"rows": self.read.out}
+
+
+class Stated:
+    """What a file states of the candidates that were kept, counted."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.weights: dict[str, float] = {}  # of the aspects of its ratings: all alike
+        self._facts: Counter[str] = Counter()
+
+    def add(self, row: Row) -> None:
+        self.rows += 1
+        self.weights |= dict.fromkeys((rating.aspect for rating in row.ratings), 1.0)
+        self._facts["candidates"] += len(row.candidates)
+        self._facts["unparsed"] += sum(comparison.verdict is None for comparison in row.comparisons)
+        for what in ("comparisons", "ratings", "rankings", "scores"):
+            judgements = getattr(row, what)
+            self._facts[what] += len(judgements)
+            self._facts["unparsed"] += sum(getattr(one, "problem", None) is not None for one in judgements)
+
+    @property
+    def basis(self) -> str:
+        """What its candidates are scored by, where it states several things: what says most."""
+        return next((what for what in ("ratings", "scores", "rankings") if self._facts[what]), "comparisons")
+
+    @property
+    def rule(self) -> str:
+        """How it is paired where nobody says."""
+        return "compared" if self._facts["comparisons"] else "zephyr"
+
+    def problem(self, rule: str | None) -> str | None:
+        """Why it cannot be paired by this rule."""
+        if (rule or self.rule) == "compared":
+            return None if self._facts["comparisons"] else "states of no two completions which is better"
+        known = self._facts["ratings"] + self._facts["rankings"] + self._facts["scores"]
+        return None if known else "states no rating, ranking or score of its completions"
+
+    def facts(self) -> dict[str, int]:
+        return dict(+self._facts)
+
+
+def _digest_of_rows(rows: Iterable[Row]) -> str:
+    total = hashlib.sha256()
+    for row in rows:
+        total.update(digest(row.model_dump(mode="json", exclude_defaults=True)).encode())
+    return total.hexdigest()[:32]

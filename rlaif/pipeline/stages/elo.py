@@ -1,0 +1,35 @@
+"""The `elo` stage: how strong each sampler is by the comparisons of its candidates."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from rlaif.config import EloStage
+from rlaif.judges.strengths import strengths
+from rlaif.pipeline.folder import write_json
+from rlaif.pipeline.manifest import StageRecord
+from rlaif.pipeline.stages.stage import Made, Planning, TableStage, Work, rows_of
+
+
+class Elo(TableStage[EloStage]):
+    async def run(self, work: Work) -> StageRecord:
+        rows, file = rows_of(work.made[self.source.name]), f"report/{self.name}.json"
+        fitted = strengths(rows, self.settings.prior)
+        write_json(work.folder.path / file, fitted.facts)
+        work.made[self.name] = Made(report=fitted.facts)
+        dropped = +Counter({"no comparison": len(rows) - fitted.rows})
+        return StageRecord(
+            self.name, self.settings.kind, self.source.name, len(rows), fitted.rows, dropped, file=file,
+            facts=fitted.facts,
+        )  # fmt: skip
+
+    def outcome(self, facts: Mapping[str, Any]) -> str:
+        return "".join(
+            f", {name} {fitted['elo']:,} ({fitted['low']:,} to {fitted['high']:,})"
+            for name, fitted in facts["elo"].items()
+        )
+
+    async def plan(self, planning: Planning) -> dict[str, Any]:
+        return {"rows": len(rows_of(planning.made[self.source.name]))}

@@ -1,0 +1,63 @@
+"""What the stages whose judge can be audited share: the gate before they are asked for anything else."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, TypeVar
+
+from rlaif.audits.asking import audit, gold_pairs, unmet
+from rlaif.audits.figures import Decide
+from rlaif.audits.goldset import WORLD, read_gold
+from rlaif.config import CompareStage, RateStage, Step
+from rlaif.engines.asking import Asking
+from rlaif.pipeline.stages.stage import Opening, RowStage
+from rlaif.records import Row
+from rlaif.resources import find
+
+Settings = TypeVar("Settings", bound=CompareStage | RateStage)
+
+
+class JudgingStage(RowStage[Settings]):
+    """A stage that rates or compares, whose judge an audit asks too."""
+
+    def __init__(self, step: Step, settings: Settings, opening: Opening) -> None:
+        super().__init__(step, settings, opening)
+        self._gold = None if settings.require is None else settings.require.gold
+        if self._gold not in (None, WORLD):
+            read_gold(find(self._gold))  # now: a judge may be trained for hours before it is asked them
+        lexicons = [lexicon for model in self.models if (lexicon := opening.lexicon(model)) is not None]
+        self._knows_only = next((lexicon.gold for lexicon in lexicons if lexicon.gold is not None), None)
+
+    @property
+    def gold(self) -> str | None:
+        """The gold pairs that its judge is asked: those of its gate, or those in the words that a small model knows.
+
+        None for those that ship.
+        """
+        return self._gold or self._knows_only
+
+    @abstractmethod
+    def decide(self, asking: Asking, gold: str | None) -> Decide:
+        """The judge as an audit asks it which of two completions is better; `gold` names the pairs."""
+
+    @abstractmethod
+    def how(self) -> str:
+        """How an audit asks the judge, in a sentence without its end."""
+
+    def scores(self, row: Row) -> dict[int, float] | None:
+        """What its judgements make each candidate of a row worth; None where it compares, and scores none."""
+        return None
+
+    @property
+    def gated(self) -> bool:
+        return self.settings.require is not None
+
+    def weights(self) -> dict[str, float]:
+        """Of the aspects that it rates under."""
+        return {}
+
+    async def gate(self, asking: Asking) -> tuple[dict[str, Any], list[str]]:
+        require = self.settings.require
+        assert require is not None, "asked of a stage with a gate"
+        figures = await audit(gold_pairs(self.gold, require.take), self.decide(asking, self.gold))
+        return figures, unmet(require, figures)

@@ -1,0 +1,149 @@
+"""The `measure` stage: models on prompts that nothing was trained on, each number with its interval."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import rlaif
+from rlaif.config import MeasureStage, Step
+from rlaif.engines.asking import Asking
+from rlaif.engines.protocol import Engine, Logprobs
+from rlaif.errors import EngineError, InputError
+from rlaif.judges.rating import Judge
+from rlaif.measures import measure
+from rlaif.measures.collecting import Gold, Setting, collect
+from rlaif.pipeline.folder import RunFolder, read_json, write_json
+from rlaif.pipeline.manifest import TRAINING_PACKAGES, StageRecord, versions
+from rlaif.pipeline.session import Session
+from rlaif.pipeline.stages.prompts import digest_of_ids, of_split
+from rlaif.pipeline.stages.rate import check_schema, open_judge
+from rlaif.pipeline.stages.stage import Made, Opening, Planning, TableStage, Work
+from rlaif.records import Message, digest
+
+VERSION = 3  # of what the figures mean; raising it measures anew
+
+
+class Measuring(TableStage[MeasureStage]):
+    gentle = True
+    needs_most = True
+
+    def __init__(self, step: Step, settings: MeasureStage, opening: Opening) -> None:
+        super().__init__(step, settings, opening)
+        self.judge: Judge | None = None
+        if settings.rate:
+            check_schema(step, settings.rate, opening, "rate")
+            self.judge = open_judge(settings.rate, opening.text_check(settings.rate.model))
+        prompts = opening.made[self.source.name].prompts
+        assert prompts is not None
+
+        def error(problem: str) -> InputError:
+            return opening.pipeline.error(step, problem)
+
+        # Only here are held-out prompts kept.
+        self.prompts, self.record = of_split(prompts, step, (settings.split,), settings.take, error)
+        self.gold = _gold(settings)
+        if self.gold is not None:
+            for prompt in self.prompts:
+                self.gold(prompt.text, "")
+
+    def input_digests(self) -> dict[str, str]:
+        return {f"prompts {self.name}": digest_of_ids(self.prompts)}
+
+    def made_with(self) -> dict[str, str]:
+        if self.judge is None:
+            return {}
+        rubric = self.judge.rubric
+        return {f"rubric {rubric.name}": rubric.digest, "rating template": self.judge.template.digest}
+
+    def _setting(self, session: Session, asking: Asking) -> Setting:
+        return Setting(
+            self.settings, list(self.prompts), asking, session.engines, session.parents, self.judge, self.gold
+        )
+
+    async def run(self, work: Work) -> StageRecord:
+        setting = replace(
+            self._setting(work.session, work.session.asking(self.name)), on_done=lambda: work.progress.advance()
+        )
+        key, path = self.key(work.session), _summary(work.folder)
+        summary = read_json(path)
+        if summary is not None and summary.get("key") == key:
+            work.progress.note("unchanged, not measured again")
+        else:
+            passes = len(self.settings.models) + (self.settings.best_of is not None)
+            work.progress.total(len(setting.prompts) * passes)
+            figures = await measure(setting)
+            for prompt, error in setting.failures:
+                work.manifest.fail(prompt.id, error.cause, str(error))
+            seconds = {r.name: round(r.seconds, 2) for r in work.manifest.records if r.seconds is not None}
+            about = {"calls": work.manifest.calls(), "seconds": seconds}
+            summary = {"run": work.pipeline.name} | figures | about
+            if not setting.failures:  # an incomplete measure is shown, and made again by the next run
+                summary["key"] = key
+            write_json(path, summary)
+        work.made[self.name] = Made(report=summary)
+        return self.read
+
+    def key(self, session: Session) -> str:
+        """The digest of all that determines the measure's figures."""
+        stage, judge = self.settings, self.judge
+        sampled = {*stage.models, *([stage.best_of.model] if stage.best_of else [])}
+        asked = {name: stage.sampling.resolved(session.seed, session.settings[name]) for name in sorted(sampled)}
+        if stage.rate:
+            asked |= {"judge": stage.rate.sampling.resolved(session.seed, session.settings[stage.rate.model])}
+        models = {*sampled, *([stage.rate.model] if stage.rate else []), *([stage.reward] if stage.reward else [])}
+        models |= {parent for name, parent in session.parents.items() if name in models}
+        told = judge is not None and any(aspect.knowledge for aspect in judge.rubric.aspects)
+        known = {"known": [list(p.reference) for p in self.prompts]} if told else {}
+        return digest(
+            known
+            | {
+                "version": VERSION,
+                "stage": stage.model_dump(mode="json", exclude={"name", "source"}),
+                "prompts": [p.id for p in self.prompts],
+                "models": {name: session.engines[name].identity for name in sorted(models)},
+                "asked": {name: sampling.model_dump(mode="json") for name, sampling in asked.items()},
+                "rubric": judge.rubric.digest if judge else None,
+                "template": judge.template.digest if judge else None,
+                "versions": {"rlaif": rlaif.__version__, **versions(*TRAINING_PACKAGES, "scipy")},
+            }
+        )
+
+    async def plan(self, planning: Planning) -> dict[str, Any]:
+        session = planning.session
+        if all(model in session.engines for model in self.models):
+            summary = read_json(_summary(planning.folder))
+            if summary is not None and summary.get("key") == self.key(session):
+                return {"rows": len(self.prompts), "state": "unchanged"}
+        setting = self._setting(session, planning.asking(self.name, each_once=True))
+        engines: dict[str, Engine] = {self.settings.reward: LastIsBest()} if self.settings.reward else {}
+        await collect(replace(setting, engines=engines, gold=None))
+        return {"rows": len(self.prompts), "state": "to measure"}
+
+
+class LastIsBest:
+    """A reward model that a plan does not load. The last of n is another completion than a model's own first one."""
+
+    name, in_process, identity = "plan", True, "plan"
+
+    async def score(self, items: Sequence[tuple[tuple[Message, ...], str]]) -> list[float | EngineError]:
+        return [float(number) for number in range(len(items))]
+
+    async def logprobs(self, items: Sequence[tuple[tuple[Message, ...], str]]) -> list[Logprobs]:
+        raise AssertionError("a plan takes no figures")
+
+    async def close(self) -> None: ...
+
+
+def _summary(folder: RunFolder) -> Any:
+    return folder.path / "report" / "summary.json"
+
+
+def _gold(settings: MeasureStage) -> Gold | None:
+    """The truth of the embedded world, where the pipeline asks for it and nowhere else."""
+    if settings.judge != "gold":
+        return None
+    from rlaif.tiny.gold import gold
+
+    return gold

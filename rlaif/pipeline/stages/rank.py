@@ -1,0 +1,57 @@
+"""The `rank` stage: all candidates of a prompt put in order at once, under a drawn principle."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from rlaif.config import Check as TextCheck
+from rlaif.config import RankStage, Step, unchecked
+from rlaif.constitution import read_constitution
+from rlaif.engines.asking import Asking
+from rlaif.generate.pairing import Pairing
+from rlaif.judges import ranking
+from rlaif.judges.comparing import Comparer
+from rlaif.judges.ranking import rank
+from rlaif.pipeline.rehearsal import REHEARSED, read_template
+from rlaif.pipeline.stages.stage import Opening, RowStage, unparsed
+from rlaif.records import Row
+
+
+class Rank(RowStage[RankStage]):
+    facts = ("rankings", "unparsed", "orders_disagree")
+
+    def __init__(self, step: Step, settings: RankStage, opening: Opening) -> None:
+        super().__init__(step, settings, opening)
+        self.ranker = open_ranker(settings, opening.text_check(settings.model))
+
+    async def row(self, row: Row, asking: Asking) -> Row:
+        return await rank(row, self.settings, self.ranker, asking.asker(self.settings.model, self.settings.sampling))
+
+    def count(self, row: Row, facts: Counter[str]) -> None:
+        facts["rankings"] += len(row.rankings)
+        facts["unparsed"] += sum(one.order is None for one in row.rankings)
+        facts["orders_disagree"] += len({one.order for one in row.rankings if one.order is not None}) > 1
+
+    def outcome(self, facts: Mapping[str, Any]) -> str:
+        return unparsed(facts, "rankings")
+
+    def made_with(self) -> dict[str, str]:
+        constitution = self.ranker.constitution
+        return {
+            f"constitution {constitution.name}": constitution.digest,
+            "comparison template": self.ranker.template.digest,
+        }
+
+    def pairing(self) -> Pairing:
+        return Pairing("zephyr", "rankings")
+
+
+def open_ranker(stage: RankStage, check: TextCheck = unchecked) -> Comparer:
+    """The stage's constitution and template, rehearsed. Raises InputError."""
+    constitution = read_constitution(stage.constitution, ("comparison",), check)
+    ranker = Comparer(constitution, read_template(stage.template, ranking.OFFERED, ranking.REQUIRED))
+    for principle in constitution.principles:
+        ranking.question(REHEARSED, ranking.shown_at(REHEARSED), principle, ranker.template)
+    return ranker

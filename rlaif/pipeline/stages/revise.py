@@ -1,0 +1,65 @@
+"""The `revise` stage: each candidate critiqued and rewritten, and the last revisions as demonstrations."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from rlaif.config import Check as TextCheck
+from rlaif.config import ReviseStage, Step, unchecked
+from rlaif.constitution import read_constitution
+from rlaif.engines.asking import Asking
+from rlaif.generate import revising
+from rlaif.generate.revising import Reviser, revise, unrevised
+from rlaif.pipeline.datasets import revision_pieces, write_datasets
+from rlaif.pipeline.manifest import RowCounts
+from rlaif.pipeline.rehearsal import REHEARSED, read_template
+from rlaif.pipeline.spool import Stored
+from rlaif.pipeline.stages.stage import Opening, RowStage, Work
+from rlaif.records import Row
+
+
+class Revise(RowStage[ReviseStage]):
+    facts = ("revisions", "broken_off")
+    writes = ("sft",)
+
+    def __init__(self, step: Step, settings: ReviseStage, opening: Opening) -> None:
+        super().__init__(step, settings, opening)
+        self.reviser = open_reviser(settings, opening.text_check(settings.model))
+
+    async def row(self, row: Row, asking: Asking) -> Row:
+        asker = asking.asker(self.settings.model, self.settings.sampling)
+        return await revise(row, self.settings, self.reviser, asker)
+
+    def count(self, row: Row, facts: Counter[str]) -> str | None:
+        facts["revisions"] += len(row.revisions)
+        facts["broken_off"] += sum(revision.problem is not None for revision in row.revisions)
+        return unrevised(row) if row.failure is None else None  # what it is for is demonstrations
+
+    def made_with(self) -> dict[str, str]:
+        constitution = self.reviser.constitution
+        return {
+            f"constitution {constitution.name}": constitution.digest,
+            "critique template": self.reviser.critique.digest,
+            "revision template": self.reviser.revision.digest,
+        }
+
+    async def finish(self, rows: Stored[Row], counts: RowCounts, work: Work) -> None:
+        dropped = counts.dropped + Counter({"failed": counts.failed})
+        pieces = revision_pieces(rows)
+        work.manifest.digests |= write_datasets(
+            work.dataset(self, len(rows), counts, self.made_with()), pieces, {"sft": +dropped}
+        )
+
+
+def open_reviser(stage: ReviseStage, check: TextCheck = unchecked) -> Reviser:
+    """The stage's constitution and templates, rehearsed. Raises InputError."""
+    reviser = Reviser(
+        read_constitution(stage.constitution, ("critique", "revision"), check),
+        read_template(stage.critique_template, revising.OFFERED_CRITIQUE, revising.REQUIRED_CRITIQUE),
+        read_template(stage.revision_template, revising.OFFERED_REVISION, revising.REQUIRED_REVISION),
+    )
+    draft = REHEARSED.candidates[0].completion.text
+    for principle in reviser.constitution.principles:
+        revising.critique_question(REHEARSED.prompt, draft, principle, reviser)
+        revising.revision_question(REHEARSED.prompt, draft, "A critique.", principle, reviser)
+    return reviser

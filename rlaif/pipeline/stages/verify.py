@@ -1,0 +1,69 @@
+"""The `verify` stage: what code can check of each candidate, as scores, and as a filter."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rlaif.config import Step, VerifyStage
+from rlaif.config.document import Position, validated
+from rlaif.engines.asking import Asking
+from rlaif.errors import EngineError
+from rlaif.generate.pairing import Pairing
+from rlaif.judges.verifiers import Check
+from rlaif.judges.verifying import VERIFIER, own_checks, verified
+from rlaif.pipeline.stages.stage import Opening, RowStage, unparsed
+from rlaif.records import Prompt, Row, oneline
+
+
+class Verify(RowStage[VerifyStage]):
+    facts = ("candidates", "passed", "failed_checks", "not_checkable")
+
+    def __init__(self, step: Step, settings: VerifyStage, opening: Opening) -> None:
+        super().__init__(step, settings, opening)
+        self.checks = checks_of(step, settings.checks, (), opening)
+
+    async def row(self, row: Row, asking: Asking) -> Row:
+        return verified(row, self.checks, self.settings.keep)
+
+    def count(self, row: Row, facts: Counter[str]) -> None:
+        facts["candidates"] += len(row.candidates)
+        facts["passed"] += sum(score.value == 1.0 for score in row.scores)
+        facts["failed_checks"] += sum(score.value == 0.0 for score in row.scores)
+        facts["not_checkable"] += sum(score.value is None for score in row.scores)
+
+    def outcome(self, facts: Mapping[str, Any]) -> str:
+        failed = facts["failed_checks"]
+        return unparsed(facts, "ratings") + (f", {failed:,} checks failed" if failed else "")
+
+    def pairing(self) -> Pairing:
+        return Pairing("zephyr", "scores", judge=VERIFIER)
+
+
+def checks_of(step: Step, given: Sequence[dict[str, Any]], under: Position, opening: Opening) -> tuple[Check, ...]:
+    """The checks of a stage, written at `checks` under `under` in the pipeline file; a prompt may bring its own.
+
+    Raises InputError where one of either cannot be read, or there is none.
+    """
+    document, key = opening.pipeline.document, (*under, "checks")
+    base: Position = ("stages", step.number - 1, step.stage.kind, *key)
+    checks = tuple(validated(Check, one, document, (*base, number)) for number, one in enumerate(given))
+    own = 0
+    for prompt in _prompts_of(step, opening):
+        try:
+            own += len(own_checks(prompt))
+        except EngineError as error:
+            problem = f"{error.message}, of the prompt {prompt.id} ({oneline(prompt.text)[:60]!r})"
+            raise opening.pipeline.error(step, problem, key, "mend them in the file of prompts") from None
+    if not checks and not own:
+        problem = "there is nothing to check: neither the stage nor a prompt has checks"
+        raise opening.pipeline.error(step, problem, key, "write `checks: [{length: {max_words: 100}}]`")
+    return checks
+
+
+def _prompts_of(step: Step, opening: Opening) -> Iterable[Prompt]:
+    """The prompts that the rows of a stage come from, as far as they are known before anything ran."""
+    *_, origin = (step, *step.line())
+    made = opening.made.get(origin.name)
+    return made.prompts.kept if made is not None and made.prompts is not None else ()

@@ -1,0 +1,44 @@
+"""Opens a pipeline to be run or planned: what the command line and the Python interface both begin with."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+
+from rlaif.config import Pipeline
+from rlaif.pipeline.folder import STORE, RunFolder
+from rlaif.pipeline.plan import Plan
+from rlaif.pipeline.progress import Progress
+from rlaif.pipeline.run import Run
+from rlaif.pipeline.stages import open_stages
+from rlaif.store import CallStore
+
+
+def folder_of(pipeline: Pipeline, out: Path | None) -> Path:
+    """Where a run of the pipeline is kept: `out`, or `runs/NAME` of the current folder."""
+    return out if out is not None else Path("runs") / pipeline.name
+
+
+def open_run(pipeline: Pipeline, out: Path | None, progress: Progress, *, retry_failed: bool = False) -> Run:
+    """A run that is ready to be executed, its folder locked. Raises InputError before anything is made, WorkError where
+    another process runs in the folder."""
+    opening = open_stages(pipeline)
+    with ExitStack() as opened:  # closed again where the run cannot even be put together
+        folder = RunFolder.create(folder_of(pipeline, out), pipeline.name)
+        opened.callback(folder.close)
+        store = CallStore(STORE, run=pipeline.name)
+        opened.callback(store.close)
+        run = Run(opening, folder, store, progress, retry_failed=retry_failed)
+        opened.pop_all()
+    return run
+
+
+def open_plan(pipeline: Pipeline, out: Path | None) -> Plan:
+    """A plan that is ready to be made. Nothing is written. Raises InputError."""
+    opening = open_stages(pipeline)
+    store = CallStore(STORE, read_only=True, run=pipeline.name)
+    with ExitStack() as opened:
+        opened.callback(store.close)
+        plan = Plan(opening, RunFolder(folder_of(pipeline, out)), store)
+        opened.pop_all()
+    return plan
