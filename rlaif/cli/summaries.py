@@ -1,0 +1,135 @@
+"""What a person sees of a measure: one column for each model, one row for each figure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from rlaif.cli.tables import Column, fits, table
+
+Figures = dict[str, Any]  # of one model
+Figure = tuple[str, Callable[[Figures], str]]  # what it is called, and how it is printed of a model
+
+
+def print_summary(console: Console, summary: dict[str, Any]) -> None:
+    _print_models(console, summary)
+    parents = [f"{m['name']} from {kl['against']}" for m in summary["models"] if (kl := m.get("kl"))]
+    if parents:
+        console.print(f"KL: {', '.join(parents)}", style="dim", highlight=False)
+    reward = summary.get("reward") or {}
+    if accuracy := _percent(reward.get("pair_accuracy")):
+        console.print(f"reward model {reward['model']}: {ORDERS_PAIRS} {accuracy}", style="dim", highlight=False)
+    if judge := summary.get("judge"):
+        failed = f", {judge['failed']:,} failed" if judge["failed"] else ""
+        counts = f"{judge['rated']:,} rated, {judge['unparsed']:,} unparsed{failed}"
+        console.print(f"judge {judge['model']}: {counts}", style="dim", highlight=False)
+        if accuracy := _percent(judge.get("pair_accuracy")):
+            console.print(f"judge {judge['model']}: {ORDERS_PAIRS} {accuracy}", style="dim", highlight=False)
+
+
+ORDERS_PAIRS = "orders pairs as gold does in"
+
+
+def _print_models(console: Console, summary: dict[str, Any]) -> None:
+    """One table where it fits. Else the models are numbered if their names are the widest, and shared among tables."""
+    models, baseline = summary["models"], summary["baseline"]
+    names = [model["name"] for model in models]
+    title = f"{summary['prompts']:,} {summary['split']} prompts; 95 % intervals"
+    figures = _figures(summary, baseline)
+    if not fits(_columns(names), _cells(figures, models), console.width):
+        widest = max((len(cell) for row in _cells(figures, models) for cell in row[1:]), default=0)
+        if max(map(len, names)) > widest:
+            numbers = {name: f"[{number}]" for number, name in enumerate(names, start=1)}
+            console.print(title, style="bold", highlight=False)
+            for name, number in numbers.items():
+                console.print(f"{number} {name}", highlight=False)
+            figures, title = _figures(summary, baseline, numbers[baseline]), ""
+            names = list(numbers.values())
+    for first, last in _shares(figures, models, names, console.width):
+        shown = _cells(figures, models[first:last])
+        columns = _columns(names[first:last])
+        if first or not title:
+            console.print()
+        console.print(table(columns, shown, console.width, title if not first else "", keep_empty=True))
+
+
+def _shares(
+    figures: Sequence[Figure], models: Sequence[Figures], names: Sequence[str], width: int
+) -> list[tuple[int, int]]:
+    """The models of each table: as few tables as the width allows, of about as many models each."""
+    shares = []
+    for tables in range(1, len(models) + 1):
+        size = -(-len(models) // tables)
+        shares = [(first, min(first + size, len(models))) for first in range(0, len(models), size)]
+        if all(fits(_columns(names[a:b]), _cells(figures, models[a:b]), width) for a, b in shares):
+            break
+    return shares
+
+
+def _columns(names: Sequence[str]) -> list[Column]:
+    return [Column("", text=True), *map(Column, names)]
+
+
+def _cells(figures: Sequence[Figure], models: Sequence[Figures]) -> list[list[Any]]:
+    return [
+        [Text(label, style="" if label.startswith(" ") else "bold"), *(printed(model) for model in models)]
+        for label, printed in figures
+    ]
+
+
+def _figures(summary: dict[str, Any], baseline: str, called: str = "") -> list[Figure]:
+    """The figures that any model has. `called` stands for the baseline's name where that is too wide."""
+    called = called or baseline
+
+    def others(printed: Callable[[Figures], str]) -> Callable[[Figures], str]:
+        return lambda m: printed(m) if m["name"] != baseline else ""
+
+    known: list[Figure] = [
+        ("gold", lambda m: _interval(m.get("gold"))),
+        *((f"  {part}", _part(part)) for part in summary["models"][0].get("gold_parts", {})),
+        (f"gold minus {called}'s", others(lambda m: _interval(m.get("gold_difference")))),
+        ("judge's score", lambda m: _interval(m.get("score"), 2)),
+        (f"win rate against {called}", others(lambda m: _percent(m.get("win_rate")))),
+        ("  of which ties", others(lambda m: f"{m['win_rate']['ties'] * 100:.0f}%" if m.get("win_rate") else "")),
+        ("words", lambda m: _interval(m.get("length"), 1)),
+        ("ended by itself", lambda m: _percent(m.get("ended"))),
+        ("reward's score", lambda m: _interval(m.get("reward"), 2)),
+        ("harmful refused", lambda m: _percent(m.get("harmful_refused"))),
+        ("harmful complied with", lambda m: _percent(m.get("harmful_complied"))),
+        ("look-alikes answered", lambda m: _percent(m.get("look_alikes_answered"))),
+        ("KL, nats", _divergence),
+        ("completions that failed", lambda m: _count(m["failed"])),
+        ("without a reward", lambda m: _count(m.get("unscored", 0))),
+        ("unparsed", lambda m: _count(m["unparsed"]) if m["unparsed"] < summary["prompts"] else ""),
+    ]
+    return [(label, printed) for label, printed in known if any(map(printed, summary["models"]))]
+
+
+def _interval(value: dict[str, Any] | None, digits: int = 3) -> str:
+    """A mean with half the width of its interval; the ends themselves are in report/summary.json."""
+    if not value or "mean" not in value:
+        return ""
+    return f"{value['mean']:.{digits}f} ± {(value['high'] - value['low']) / 2:.{digits}f}"
+
+
+def _percent(value: dict[str, Any] | None) -> str:
+    """A share with both ends: near 0 and 1 its interval is lopsided."""
+    if not value:
+        return ""
+    return f"{value['mean'] * 100:.0f}% [{value['low'] * 100:.0f}, {value['high'] * 100:.0f}]"
+
+
+def _count(count: int) -> str:
+    return f"{count:,}" if count else ""
+
+
+def _divergence(model: Figures) -> str:
+    kl = model.get("kl") or {}
+    return f"at most {kl['at_most']:.2f}" if "at_most" in kl else _interval(kl, 2)
+
+
+def _part(name: str) -> Callable[[Figures], str]:
+    return lambda model: _interval(model.get("gold_parts", {}).get(name))
