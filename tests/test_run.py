@@ -495,7 +495,7 @@ def test_show_prints_a_score_once(tmp_path: Path, run_cli: Cli) -> None:
 
 
 def test_help_says_what_happens_without_an_option(run_cli: Cli) -> None:
-    defaults = {"run": "runs/NAME", "plan": "runs/NAME", "show": "the last with rows", "audit": "those that ship"}
+    defaults = {"run": "runs/NAME", "plan": "runs/NAME", "show": "the last with rows", "audit": "the shipped pairs"}
     for command, default in defaults.items():
         words = re.sub(r"[^\w/\[:]+", " ", run_cli(command, "--help")[1])
         assert f"[default: {default}" in words, words

@@ -45,7 +45,7 @@ class AuditOptions:
     stage: Annotated[str | None, typer.Option("--stage", help="The judging stage of a pipeline file or a run.")] = None
     gold: Annotated[
         str | None,
-        typer.Option("--gold", help="A file of gold pairs or of preferences \\[default: the shipped pairs that fit]."),
+        typer.Option("--gold", help="A file of gold pairs or of preferences \\[default: the shipped pairs]."),
     ] = None
     take: Annotated[int | None, typer.Option("--take", min=1, help="Use only so many of the gold pairs.")] = None
     labels: Annotated[

@@ -123,9 +123,9 @@ def print_holdings(console: Console, holdings: Sequence[Holding], path: Path) ->
         counts = (held.calls, held.prompt_tokens, held.completion_tokens)
         last = datetime.fromtimestamp(held.last).strftime("%Y-%m-%d %H:%M")
         sizes = (*(f"{count:,}" for count in counts), f"{held.size / 2**20:.1f}")
-        rows.append((plain(held.run) or "before format 3", _model_of(held.model), *sizes, last))
+        rows.append((_model_of(held.model), plain(held.run) or "before format 3", *sizes, last))
     figures = ("calls", "tokens read", "tokens written", "MB", "last call")
-    columns = (Column("run", text=True), Column("model", text=True), *map(Column, figures))
+    columns = (Column("model", text=True), Column("run", text=True), *map(Column, figures))
     console.print(table(columns, rows, console.width))
     whole = path.stat().st_size / 2**20 if path.exists() else 0.0
     total = f"\n{sum(held.calls for held in holdings):,} calls in {path}, {whole:.1f} MB"

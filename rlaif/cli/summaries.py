@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -15,8 +15,8 @@ Figure = tuple[str, Callable[[Figures], str]]  # what it is called, and how it i
 
 
 def print_summary(console: Console, summary: dict[str, Any]) -> None:
-    _print_models(console, summary)
-    parents = [f"{m['name']} from {kl['against']}" for m in summary["models"] if (kl := m.get("kl"))]
+    called = _print_models(console, summary)
+    parents = [f"{called[m['name']]} from {_called(kl, called)}" for m in summary["models"] if (kl := m.get("kl"))]
     if parents:
         console.print(f"KL: {', '.join(parents)}", style="dim", highlight=False)
     reward = summary.get("reward") or {}
@@ -33,27 +33,31 @@ def print_summary(console: Console, summary: dict[str, Any]) -> None:
 ORDERS_PAIRS = "orders pairs as gold does in"
 
 
-def _print_models(console: Console, summary: dict[str, Any]) -> None:
-    """One table where it fits. Else the models are numbered if their names are the widest, and shared among tables."""
+def _print_models(console: Console, summary: dict[str, Any]) -> dict[str, str]:
+    """One table where it fits; else several, with numbers for models if their names are wider than the figures.
+
+    Returns what each model is called.
+    """
     models, baseline = summary["models"], summary["baseline"]
-    names = [model["name"] for model in models]
+    called = {model["name"]: model["name"] for model in models}
     title = f"{summary['prompts']:,} {summary['split']} prompts; 95 % intervals"
     figures = _figures(summary, baseline)
-    if not fits(_columns(names), _cells(figures, models), console.width):
+    if not fits(_columns(called), _cells(figures, models), console.width):
         widest = max((len(cell) for row in _cells(figures, models) for cell in row[1:]), default=0)
-        if max(map(len, names)) > widest:
-            numbers = {name: f"[{number}]" for number, name in enumerate(names, start=1)}
+        if max(map(len, called)) > widest:
+            called = {name: f"[{number}]" for number, name in enumerate(called, start=1)}
             console.print(title, style="bold", highlight=False)
-            for name, number in numbers.items():
+            for name, number in called.items():
                 console.print(f"{number} {name}", highlight=False)
-            figures, title = _figures(summary, baseline, numbers[baseline]), ""
-            names = list(numbers.values())
+            figures, title = _figures(summary, called[baseline]), ""
+    names = list(called.values())
     for first, last in _shares(figures, models, names, console.width):
         shown = _cells(figures, models[first:last])
         columns = _columns(names[first:last])
         if first or not title:
             console.print()
         console.print(table(columns, shown, console.width, title if not first else "", keep_empty=True))
+    return called
 
 
 def _shares(
@@ -69,7 +73,12 @@ def _shares(
     return shares
 
 
-def _columns(names: Sequence[str]) -> list[Column]:
+def _called(kl: dict[str, Any], called: dict[str, str]) -> str:
+    against = str(kl["against"])  # a parent that is not measured itself has only its name
+    return called.get(against, against)
+
+
+def _columns(names: Iterable[str]) -> list[Column]:
     return [Column("", text=True), *map(Column, names)]
 
 
@@ -80,19 +89,18 @@ def _cells(figures: Sequence[Figure], models: Sequence[Figures]) -> list[list[An
     ]
 
 
-def _figures(summary: dict[str, Any], baseline: str, called: str = "") -> list[Figure]:
-    """The figures that any model has. `called` stands for the baseline's name where that is too wide."""
-    called = called or baseline
+def _figures(summary: dict[str, Any], baseline: str) -> list[Figure]:
+    """The figures that any model has; in their labels the model that others are compared with is called `baseline`."""
 
     def others(printed: Callable[[Figures], str]) -> Callable[[Figures], str]:
-        return lambda m: printed(m) if m["name"] != baseline else ""
+        return lambda m: printed(m) if m["name"] != summary["baseline"] else ""
 
     known: list[Figure] = [
         ("gold", lambda m: _interval(m.get("gold"))),
         *((f"  {part}", _part(part)) for part in summary["models"][0].get("gold_parts", {})),
-        (f"gold minus {called}'s", others(lambda m: _interval(m.get("gold_difference")))),
+        (f"gold minus {baseline}'s", others(lambda m: _interval(m.get("gold_difference")))),
         ("judge's score", lambda m: _interval(m.get("score"), 2)),
-        (f"win rate against {called}", others(lambda m: _percent(m.get("win_rate")))),
+        (f"win rate against {baseline}", others(lambda m: _percent(m.get("win_rate")))),
         ("  of which ties", others(lambda m: f"{m['win_rate']['ties'] * 100:.0f}%" if m.get("win_rate") else "")),
         ("words", lambda m: _interval(m.get("length"), 1)),
         ("ended by itself", lambda m: _percent(m.get("ended"))),

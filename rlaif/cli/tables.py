@@ -52,9 +52,10 @@ def fits(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], width: int) 
 
 def _stacked(columns: Sequence[Column], rows: Sequence[Sequence[Text]], widths: Sequence[int]) -> list[RenderableType]:
     """The headings, then each row as a line with its first cell above a line with the others."""
-    parts: list[RenderableType] = [Padding(_grid(columns[1:], [], widths), (0, 0, 0, INDENT))]
+    parts: list[RenderableType] = [Text(columns[0].heading, style="dim")] if columns[0].heading else []
+    parts.append(Padding(_grid(columns[1:], [], widths), (0, 0, 0, INDENT)))
     for name, *others in rows:
-        parts.append(_bold(name))
+        parts.append(_name(name))
         parts.append(Padding(_grid(columns[1:], [others], widths, headings=False), (0, 0, 0, INDENT)))
     return parts
 
@@ -64,12 +65,12 @@ def _blocks(columns: Sequence[Column], rows: Sequence[Sequence[Text]]) -> list[R
     parts: list[RenderableType] = []
     for name, *others in rows:
         block = Table.grid(padding=(0, GAP, 0, 0))
-        block.add_column(style="dim", no_wrap=True)
+        block.add_column(style="dim", overflow="fold")
         block.add_column(overflow="fold")
         for column, cell in zip(columns[1:], others, strict=True):
             if cell.plain:
                 block.add_row(column.heading, cell)
-        parts.append(_bold(name))
+        parts.append(_name(name, columns[0].heading))
         parts.append(Padding(block, (0, 0, 0, INDENT)))
     return parts
 
@@ -121,8 +122,6 @@ def _plain(cell: Cell) -> str:
     return cell.plain if isinstance(cell, Text) else cell
 
 
-def _bold(name: Text) -> Text:
-    line = name.copy()
-    line.stylize("bold")
-    line.overflow = "fold"
-    return line
+def _name(name: Text, heading: str = "") -> Text:
+    """The line above what belongs to a row: its first cell, behind that cell's heading."""
+    return Text.assemble((f"{heading} ", "dim") if heading else "", (name.plain, "bold"), overflow="fold")
