@@ -234,11 +234,11 @@ def test_options_of_a_group_reach_the_command_as_one_object() -> None:
 
     found = {}
 
-    def command(judge: str, asked: JudgeOptions, held_against: AuditOptions, loud: bool = False) -> None:
-        found.update(judge=judge, asked=asked, held_against=held_against, loud=loud)
+    def command(judge: str, asked: JudgeOptions, scope: AuditOptions, loud: bool = False) -> None:
+        found.update(judge=judge, asked=asked, scope=scope, loud=loud)
 
     flat = grouped(command)
     names = ["judge", "model", "key_env", "method", "stage", "gold", "take", "labels", "probes", "loud"]
     assert list(inspect.signature(flat).parameters) == names
     flat(**dict.fromkeys(names[1:-2]), judge="x", probes=False, loud=True)
-    assert found == {"judge": "x", "asked": JudgeOptions(), "held_against": AuditOptions(probes=False), "loud": True}
+    assert found == {"judge": "x", "asked": JudgeOptions(), "scope": AuditOptions(probes=False), "loud": True}

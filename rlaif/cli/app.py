@@ -1,4 +1,4 @@
-"""The commands by name, and what becomes of their errors.
+"""The commands by name, and how an error becomes a message and an exit code.
 
 Exit codes: 0 done, 1 the work failed or is incomplete, 2 the input is wrong, 130 interrupted.
 """

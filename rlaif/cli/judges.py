@@ -47,7 +47,7 @@ def audit(
         ),
     ],
     asked: JudgeOptions,
-    held_against: AuditOptions,
+    scope: AuditOptions,
     settings: JudgeSettings = None,
     out: Annotated[Path, typer.Option("--out", help="The folder of audit.md and audit.json.")] = Path("audit"),
     as_json: AsJson = False,
@@ -60,19 +60,19 @@ def audit(
     from rlaif.pipeline.folder import RunFolder
     from rlaif.pipeline.loop import run_to_end
 
-    _method(asked)  # before anything else: a mistyped method is said whatever is audited
+    _method(asked)  # a mistyped method is an error for every kind of audit
     kind = _kind(judge)
-    _check_options(kind, asked, held_against, settings or [])
+    _check_options(kind, asked, scope, settings or [])
     if out.exists() and not out.is_dir():  # before any call is paid for
         raise InputError(f"{str(out)!r} is a file", key="--out", fix="name a folder")
     console = terminal.console(stderr=as_json)
     if kind == "a run":
-        found = auditing.audit_run(RunFolder(Path(judge)), held_against.stage, held_against.labels)
+        found = auditing.audit_run(RunFolder(Path(judge)), scope.stage, scope.labels)
     else:
-        audited, models = _open_audited(kind, judge, asked, held_against, settings or [])
+        audited, models = _open_audited(kind, judge, asked, scope, settings or [])
         terminal.print_notes(console, keyless(models))
         with terminal.progress(console, "rlaif audit", as_json=as_json) as progress:
-            found = run_to_end(auditing.audit_judge(audited, probes=held_against.probes, progress=progress))
+            found = run_to_end(auditing.audit_judge(audited, probes=scope.probes, progress=progress))
     auditing.write_audit(found, out)
     if as_json:
         terminal.print_json(found)
@@ -100,7 +100,7 @@ def _kind(judge: str) -> str:
     return "a server" if "://" in judge else "a model's folder"
 
 
-def _check_options(kind: str, asked: JudgeOptions, held_against: AuditOptions, settings: Sequence[str]) -> None:
+def _check_options(kind: str, asked: JudgeOptions, scope: AuditOptions, settings: Sequence[str]) -> None:
     """Raises InputError for an option that an audit of this kind does not use."""
     from rlaif.pipeline.judging import check_options
 
@@ -108,10 +108,10 @@ def _check_options(kind: str, asked: JudgeOptions, held_against: AuditOptions, s
         "--model": asked.model,
         "--key-env": asked.key_env,
         "--method": asked.method,
-        "--stage": held_against.stage,
-        "--labels": held_against.labels,
-        "--gold": held_against.gold,
-        "--take": None if held_against.take is None else str(held_against.take),
+        "--stage": scope.stage,
+        "--labels": scope.labels,
+        "--gold": scope.gold,
+        "--take": None if scope.take is None else str(scope.take),
         "settings": " ".join(settings),
     }
     check_options(kind, given)
@@ -119,7 +119,7 @@ def _check_options(kind: str, asked: JudgeOptions, held_against: AuditOptions, s
 
 # DECIDES: the judging stage, its models and its seed: a pipeline's own, or those of the named judge, with seed 0.
 def _open_audited(
-    kind: str, judge: str, asked: JudgeOptions, held_against: AuditOptions, settings: Sequence[str]
+    kind: str, judge: str, asked: JudgeOptions, scope: AuditOptions, settings: Sequence[str]
 ) -> tuple[Audited, list[ModelSpec]]:
     """The judge, ready to be asked, and its models."""
     from rlaif.config import judging_stage, read_pipeline
@@ -129,9 +129,9 @@ def _open_audited(
 
     if kind == "a pipeline":
         pipeline = read_pipeline(judge, settings)
-        (models, stage), seed = auditing.stage_of(pipeline, held_against.stage), pipeline.seed
+        (models, stage), seed = auditing.stage_of(pipeline, scope.stage), pipeline.seed
     else:
         document = judge_document(judge, _method(asked), settings, model=asked.model, key_variable=asked.key_env)
         (models, stage), seed = judging_stage(document), 0
-    audited = auditing.open_audited(models, stage, held_against.gold, held_against.take, STORE, seed)
+    audited = auditing.open_audited(models, stage, scope.gold, scope.take, STORE, seed)
     return audited, list(models.values())

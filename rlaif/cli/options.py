@@ -29,7 +29,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script in
 
 @dataclass(frozen=True)
 class JudgeOptions:
-    """How a judge is asked that the command line names."""
+    """How to reach and ask the judge that the command line names."""
 
     model: Annotated[str | None, typer.Option("--model", help="The model's name on the server.")] = None
     key_env: Annotated[
@@ -40,7 +40,7 @@ class JudgeOptions:
 
 @dataclass(frozen=True)
 class AuditOptions:
-    """What an audit holds against what."""
+    """What an audit asks its judge, and what it compares the answers with."""
 
     stage: Annotated[str | None, typer.Option("--stage", help="The judging stage of a pipeline file or a run.")] = None
     gold: Annotated[

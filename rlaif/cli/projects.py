@@ -1,4 +1,4 @@
-"""`rlaif init` and `rlaif try`: to begin with."""
+"""`rlaif init` and `rlaif try`: the first steps."""
 
 from __future__ import annotations
 

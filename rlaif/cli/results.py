@@ -1,4 +1,4 @@
-"""What a person sees of plans, runs, trainings and the call store."""
+"""How plans, runs, trainings and the call store are printed for a person."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _made_calls(calls: Mapping[str, Mapping[str, Any]], width: int) -> Renderabl
 
 
 def print_result(console: Console, run: Run, path: Path) -> None:
-    """What came of a run that has just ended."""
+    """The outcome of a run that has just ended."""
     console.print()
     if run.summary:
         print_summary(console, run.summary)

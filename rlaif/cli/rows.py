@@ -1,4 +1,4 @@
-"""What a person sees of rows: the first in short, or one with everything that was made of it."""
+"""How rows are printed for a person: the first ones in brief, or one row with everything made from it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rlaif.cli.terminal import brief, plain
 if TYPE_CHECKING:
     from rlaif.records import Candidate, Comparison, Preference, Ranking, Rating, Record, Revision, Row, Score
 
-# The fields of a row that are printed in a way of their own. Another tuple of records is printed by `_other_records`.
+# The fields of a row with a print function of their own. `_other_records` prints every other tuple of records.
 KNOWN = frozenset({"candidates", "ratings", "scores", "revisions", "comparisons", "rankings"})
 
 
@@ -122,7 +122,7 @@ def _print_ranking(console: Console, ranking: Ranking) -> None:
 
 
 def _other_records(row: Row) -> Iterator[Text]:
-    """Judgements of a kind that has no printing of its own: the field's name, then one line for each record."""
+    """Records without a print function of their own: the field's name, then one line for each record."""
     for name in type(row).model_fields:
         records = getattr(row, name)
         if name in KNOWN or not isinstance(records, tuple) or not records:
@@ -133,7 +133,7 @@ def _other_records(row: Row) -> Iterator[Text]:
 
 
 def _compact(record: Record | object) -> str:
-    """A record in one line: each field that says more than its default."""
+    """A record in one line: each field whose value is not the default."""
     if not hasattr(record, "model_dump"):
         return str(record)
     return ", ".join(f"{field} {value}" for field, value in record.model_dump(exclude_defaults=True).items())

@@ -1,4 +1,4 @@
-"""What a person sees of a measure: one column for each model, one row for each figure."""
+"""How a measure is printed for a person: one column for each model, one row for each figure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.text import Text
 from rlaif.cli.tables import Column, fits, table
 
 Figures = dict[str, Any]  # of one model
-Figure = tuple[str, Callable[[Figures], str]]  # what it is called, and how it is printed of a model
+Figure = tuple[str, Callable[[Figures], str]]  # its label, and how a model's value is printed
 
 
 def print_summary(console: Console, summary: dict[str, Any]) -> None:

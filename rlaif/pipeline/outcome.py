@@ -1,4 +1,4 @@
-"""What came of a run: the exit code, and what its user can do next."""
+"""The outcome of a run: its exit code, and what the user can do next."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def exit_code(state: str, stopped: EngineError | None) -> int:
 
 
 def next_step(causes: Iterable[str], stopped: EngineError | None) -> str | None:
-    """What the user can do about a run that stopped, or that has failures of these causes; None after a whole run."""
+    """What the user can do about a run that stopped, or that has failures of these causes; None if neither."""
     if stopped is not None:
         fix = stopped.fix or "run the same command again to continue: no call is paid for twice"
         return f"finished work is kept; {fix}"

@@ -1,4 +1,4 @@
-"""Upkeep of the call store: what `rlaif cache` may be asked, and the work behind it."""
+"""The work of `rlaif cache`: it checks its options, and verifies and prunes the call store."""
 
 from __future__ import annotations
 
