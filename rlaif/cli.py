@@ -337,7 +337,9 @@ def export(
     run: RunPath,
     form: Annotated[
         str,
-        typer.Option("--format", help="preference, sft, ultrafeedback, binarized, hh, ranked, rewardbench or soft."),
+        typer.Option(
+            "--format", help="A shape, e.g. preference, sft or hh; an unknown one is refused with a list of all."
+        ),
     ],
     to: Annotated[Path, typer.Option("--to", help="Where to write: a new folder, or a file ending in .jsonl.")],
 ) -> None:

@@ -16,7 +16,7 @@ from test_run import Cli, asked, manifest, models, run_cli, url  # noqa: F401 - 
 from rlaif.config import read_pipeline
 from rlaif.errors import InputError
 from rlaif.formats import (
-    Shape,
+    SHAPES,
     each_row,
     preference_rows,
     read_preferences,
@@ -301,9 +301,9 @@ def test_published_rows_come_out_trainable(tmp_path: Path, random_model: Path, n
         assert len(preferences) == 3 and not dropped, (shape, dropped)
         made += list((sft_rows if name == "SFT" else preference_rows)(preferences))
     assert len(made) == 3 * len(PUBLISHED)
-    of: Shape = "sft" if name == "SFT" else "preference"
+    of: str = "sft" if name == "SFT" else "preference"
     prompts = 1 + sum(a["prompt_id"] != b["prompt_id"] for a, b in zip(made, made[1:], strict=False))
-    write_dataset(of, made, tmp_path / "set", facts(prompts))
+    write_dataset(SHAPES[of], made, tmp_path / "set", facts(prompts))
     data = datasets.load_dataset(str(tmp_path / "set"), split="train", cache_dir=str(tmp_path / "cache"))
     ready = trainer(name, data, random_model, tmp_path / "out")
     assert len(ready.train_dataset) == len(made)

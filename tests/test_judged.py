@@ -15,7 +15,7 @@ from test_formats import BINARIZED, candidate, example_row, facts, jsonl, turns
 
 from rlaif.errors import InputError
 from rlaif.formats import (
-    Shape,
+    SHAPES,
     binarized_rows,
     each_row,
     hh_rows,
@@ -442,11 +442,11 @@ def preferences(draw: st.DrawFn) -> Preference:
     )
 
 
-def written(made: Iterable[dict[str, Any]], shape: Shape, folder: Path, parquet: bool) -> Iterator[Row]:
+def written(made: Iterable[dict[str, Any]], shape: str, folder: Path, parquet: bool) -> Iterator[Row]:
     """Through a file and back."""
     listed = list(made)
     if parquet:
-        write_dataset(shape, listed, folder, facts(1))
+        write_dataset(SHAPES[shape], listed, folder, facts(1))
         return each_row(folder, Counter())
     write_jsonl(listed, folder / "rows.jsonl")
     return each_row(folder / "rows.jsonl", Counter())
@@ -497,7 +497,7 @@ TEXTS = {"hh": hh_rows, "rewardbench": rewardbench_rows, "binarized": binarized_
 @THOROUGH
 @given(preference=preferences(), plain=st.lists(PLAIN, min_size=2, max_size=2, unique=True), parquet=st.booleans())
 def test_a_shape_of_text_holds_a_preference_or_drops_it(
-    tmp_path_factory: pytest.TempPathFactory, shape: Shape, preference: Preference, plain: list[str], parquet: bool
+    tmp_path_factory: pytest.TempPathFactory, shape: str, preference: Preference, plain: list[str], parquet: bool
 ) -> None:
     """Whatever a transcript cannot hold is counted; what is written comes back as it was."""
     sides = ("chosen", "rejected")

@@ -1,7 +1,7 @@
 """The data shapes other people's files have, and the ones we write. Only here do their column names live.
 
-`reading` turns files into prompts, conversations, preferences and judged rows, `writing` records
-into data sets that trainers load unedited.
+`reading` turns files into prompts, conversations, preferences and judged rows; `write` turns records into data sets
+that trainers load unedited, one file for each shape.
 """
 
 from rlaif.formats.files import Rows, read_hub, rows_of
@@ -17,22 +17,22 @@ from rlaif.formats.reading import (
     read_prompts,
     read_rows,
 )
-from rlaif.formats.writing import (
-    CardFacts,
-    Shape,
-    binarized_rows,
-    hh_rows,
-    preference_rows,
-    ranked_rows,
-    rewardbench_rows,
-    sft_rows,
-    soft_rows,
-    ultrafeedback_rows,
-    write_dataset,
-    write_jsonl,
-)
+from rlaif.formats.write import SHAPES
+from rlaif.formats.write.binarized import binarized_rows
+from rlaif.formats.write.card import CardFacts
+from rlaif.formats.write.dataset import write_dataset
+from rlaif.formats.write.files import write_jsonl
+from rlaif.formats.write.hh import hh_rows
+from rlaif.formats.write.preference import preference_rows
+from rlaif.formats.write.ranked import ranked_rows
+from rlaif.formats.write.rewardbench import rewardbench_rows
+from rlaif.formats.write.sft import sft_rows
+from rlaif.formats.write.shape import Shape
+from rlaif.formats.write.soft import soft_rows
+from rlaif.formats.write.ultrafeedback import ultrafeedback_rows
 
 __all__ = [
+    "SHAPES",
     "CardFacts",
     "Conversation",
     "ReadResult",

@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from rlaif.config import ModelSpec, OpenAIModel
-from rlaif.formats import CardFacts, preference_rows, sft_rows, ultrafeedback_rows
-from rlaif.formats.writing import PARQUET, DatasetWriter, Shape
+from rlaif.formats import CardFacts, preference_rows, sft_rows, ultrafeedback_rows, write
+from rlaif.formats.write.dataset import PARQUET, DatasetWriter
 from rlaif.generate.revising import unrevised
 from rlaif.records import Preference, Row
 
-SHAPES: dict[str, tuple[Shape, ...]] = {  # by the kind of stage that writes them
+SHAPES: dict[str, tuple[str, ...]] = {  # by the kind of stage that writes them
     "pair": ("ultrafeedback", "preference", "sft"),
     "revise": ("sft",),
 }
 
-Piece = tuple[Shape, Iterable[dict[str, Any]]]  # some rows of one data set
+Piece = tuple[str, Iterable[dict[str, Any]]]  # some rows of one data set
 
 
 def preference_pieces(
@@ -46,7 +46,7 @@ def write_datasets(
     kind: str,
     prompts: int,
     pieces: Iterable[Piece],
-    dropped: Mapping[Shape, Mapping[str, int]],
+    dropped: Mapping[str, Mapping[str, int]],
     models: Mapping[str, ModelSpec],
     digests: Mapping[str, str],
 ) -> dict[str, str]:
@@ -61,7 +61,7 @@ def write_datasets(
     written = {}
     with ExitStack() as stack:
         writers = {
-            shape: stack.enter_context(DatasetWriter(shape, folder / dataset_name(name, shape)))
+            shape: stack.enter_context(DatasetWriter(write.SHAPES[shape], folder / dataset_name(name, shape)))
             for shape in SHAPES[kind]
         }
         for shape, rows in pieces:
