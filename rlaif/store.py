@@ -119,19 +119,6 @@ class Holding(NamedTuple):
     last: float
 
 
-def call_key(
-    identity: str,
-    messages: Sequence[Message],
-    sampling: Sampling,
-    *,
-    index: int,
-    attempt: int = 0,
-    json_schema: Mapping[str, Any] | None = None,
-) -> str:
-    """The digest of everything that determines a call's answer, and of nothing else (DESIGN section 5.1)."""
-    return call_keys(identity, messages, sampling, indices=(index,), attempt=attempt, json_schema=json_schema)[0]
-
-
 def call_keys(
     identity: str,
     messages: Sequence[Message],
@@ -141,14 +128,18 @@ def call_keys(
     attempt: int = 0,
     json_schema: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """The keys of several samples of one request: digests of JSON in canonical form, put together from its parts."""
-    asked = ",".join(f"[{encode_basestring(m.role)},{encode_basestring(m.content)}]" for m in messages)
+    """The keys of several samples of one request (DESIGN section 5.1).
+
+    Each is the digest of everything that determines the call's answer, and of nothing else: of JSON in canonical form,
+    put together from its parts.
+    """
+    turns = ",".join(f"[{encode_basestring(m.role)},{encode_basestring(m.content)}]" for m in messages)
     schema = "null"
     if json_schema is not None:
         # As text: engines write the properties in the schema's order, and a digest sorts a mapping's keys.
         schema = encode_basestring(json.dumps(json_schema, ensure_ascii=False, allow_nan=False))
     rest = (
-        f'"messages":[{asked}],"model":{encode_basestring(identity)},"sampling":{_sampling(sampling)},"schema":{schema}'
+        f'"messages":[{turns}],"model":{encode_basestring(identity)},"sampling":{_sampling(sampling)},"schema":{schema}'
     )
     return [digest_text(f'{{"attempt":{attempt},"index":{index},{rest},"v":{KEY_VERSION}}}') for index in indices]
 

@@ -20,7 +20,6 @@ from rlaif.formats import (
     each_row,
     preference_rows,
     read_preferences,
-    read_rows,
     sft_rows,
     write_dataset,
 )
@@ -91,7 +90,7 @@ def test_the_judgement_of_a_file_is_paired_as_it_stands(tmp_path: Path, run_cli:
     sources = {p["chosen"]["completion"]["call"] for p in made}
     assert len(sources) == len(made)
     assert run_cli("export", "runs/data", "--format", "rewardbench", "--to", "bench.jsonl")[0] == 0
-    back = read_rows(tmp_path / "bench.jsonl").items
+    back = list(each_row(tmp_path / "bench.jsonl", Counter()))
     assert [row.candidates[0].sampler for row in back] == ["completion-2"] * len(made)
 
 
@@ -188,7 +187,7 @@ def test_the_last_turn_alone_is_learnt(random_model: Path) -> None:
 
 def test_a_file_of_nothing_but_held_out_rows_says_so(tmp_path: Path) -> None:
     rows = [stated(i) for i in range(60)]
-    held = [row for row, read in zip(rows, read_rows(jsonl(tmp_path / "a.jsonl", rows)).items, strict=True)
+    held = [row for row, read in zip(rows, each_row(jsonl(tmp_path / "a.jsonl", rows), Counter()), strict=True)
             if read.prompt.split == "held-out"]  # fmt: skip
     assert held
     path = project(tmp_path, held, "  - data: {path: " + str(tmp_path / "rows.jsonl") + "}\n  - pair: {}\n")

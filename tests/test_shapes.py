@@ -39,8 +39,11 @@ LINES = Shape(
 def package(tmp_path: Path) -> Path:
     """A copy of the package, with one more shape: its file, its import and its line in `SHAPES`."""
     package = shutil.copytree(
-        ROOT / "rlaif", tmp_path / "site/rlaif", ignore=shutil.ignore_patterns("*.safetensors", "__pycache__")
+        ROOT / "rlaif",
+        tmp_path / "site/rlaif",
+        ignore=shutil.ignore_patterns("*.safetensors", "bundled", "__pycache__"),
     )
+    shutil.copytree(ROOT / "prompts", package / "bundled/prompts")  # as in a wheel
     folder = package / "formats/write"
     (folder / "lines.py").write_text(LINES, encoding="utf-8")
     registry = (folder / "__init__.py").read_text(encoding="utf-8")
@@ -65,7 +68,8 @@ def test_a_shape_is_one_file_and_its_registration(package: Path, tmp_path: Path)
 
     with serve({name: Echo(name) for name in ("one", "two", "judge")}) as url:
         write_project(tmp_path, url)
-        assert command("run", "echo.yaml").returncode == 0
+        done = command("run", "echo.yaml")
+        assert done.returncode == 0, done.stderr
     for to in ("lines.jsonl", "lines"):
         done = command("export", "runs/echo", "--format", "lines", "--to", to)
         assert done.returncode == 0, done.stderr

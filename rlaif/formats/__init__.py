@@ -15,7 +15,6 @@ from rlaif.formats.reading import (
     read_conversations,
     read_preferences,
     read_prompts,
-    read_rows,
 )
 from rlaif.formats.write import SHAPES
 from rlaif.formats.write.binarized import binarized_rows
@@ -50,7 +49,6 @@ __all__ = [
     "read_hub",
     "read_preferences",
     "read_prompts",
-    "read_rows",
     "rewardbench_rows",
     "rows_of",
     "sft_rows",

@@ -185,12 +185,6 @@ def stated_preference(row: Row) -> StatedPreference:
     return StatedPreference(prompt=row.prompt, chosen=chosen, rejected=rejected)
 
 
-def read_rows(source: Path | Rows, *, turns: Turns = "last") -> ReadResult[Row]:
-    """The rows of a file in any shape that is published, as a list; `each_row` says what they hold."""
-    dropped: Counter[str] = Counter()
-    return ReadResult(list(each_row(source, dropped, turns=turns)), dict(dropped))
-
-
 def each_row(source: Path | Rows, dropped: Counter[str], *, turns: Turns = "last") -> Iterator[Row]:
     """Rows with the candidates a file has and the judgements it states of them, one after the other.
 

@@ -1,8 +1,8 @@
-"""How far raters agree with each other, item by item, and how far verdicts agree with gold.
+"""How far raters agree with each other, item by item.
 
-Labels are anything hashable and None is missing. Every interval is over items, which must be independent; the kappas'
-are percentile bootstraps, so at perfect agreement they have no width: show `percent_agreement` beside them, whose
-interval does. How tied or unparsed verdicts are turned into labels decides a kappa; say it with the number.
+Labels are anything hashable and None is missing. Every interval is a percentile bootstrap over items, which must be
+independent; at perfect agreement it has no width. How tied or unparsed verdicts are turned into labels decides a kappa:
+say it with the number.
 """
 
 from __future__ import annotations
@@ -10,33 +10,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
-from rlaif.statistics.intervals import Interval, bootstrap_interval, share_interval
+from rlaif.statistics.intervals import Interval, bootstrap_interval
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Label = Hashable
-
-
-def percent_agreement(ratings: Sequence[Sequence[Label]]) -> Interval | None:
-    """Share of an item's pairs of raters that gave the same label, averaged over items; `ratings` is items x raters.
-
-    Items with fewer than two ratings are left out. With two raters it is a share, with Wilson's interval; with more a
-    mean over items, bootstrapped, and None for a single item. Raises ValueError where no item is left.
-    """
-    shares = []
-    for item in ratings:
-        known = [label for label in item if label is not None]
-        if (n := len(known)) > 1:
-            shares.append(sum(m * (m - 1) for m in Counter(known).values()) / (n * (n - 1)))
-    if not shares:
-        raise ValueError("no item has two ratings")
-    if set(shares) <= {0.0, 1.0}:
-        return share_interval([share == 1.0 for share in shares])
-    kinds = Counter(shares)
-    return bootstrap_interval(list(kinds.values()), lambda drawn: drawn @ list(kinds) / len(shares))
 
 
 def cohen_kappa(
@@ -222,56 +203,6 @@ def _distances(labels: Sequence[Label], level: Level) -> NDArray[Any]:
     sums = np.add.outer(values, values)
     apart = np.subtract.outer(values, values)
     return np.asarray(np.divide(apart, sums, out=np.zeros_like(sums), where=sums > 0) ** 2)
-
-
-class Classification(NamedTuple):
-    """Verdicts against gold. The macro averages weigh every class of gold alike; F1 is the mean of the classes' F1."""
-
-    accuracy: Interval
-    precision: Interval
-    recall: Interval
-    f1: Interval
-    unparsed: int
-
-
-def classification(
-    verdicts: Sequence[Label], gold: Sequence[Label], *, unparsed_as: Label = None, seed: int = 0
-) -> Classification | None:
-    """Accuracy and macro precision, recall and F1; the classes are those of gold.
-
-    An unparsed verdict (None) is wrong and no class's prediction, unless `unparsed_as` names the class it counts as.
-    Precision is over all predictions of a class, and 0 for a class never predicted. None for fewer than two items.
-    Raises ValueError for unequal lengths, no items and missing gold.
-    """
-    import numpy as np
-
-    if len(verdicts) != len(gold):
-        raise ValueError(f"{len(verdicts)} verdicts on {len(gold)} gold labels")
-    if not gold or None in gold:
-        raise ValueError("gold labels are missing" if gold else "no items")
-    if len(gold) < 2:
-        return None
-    given = [unparsed_as if verdict is None else verdict for verdict in verdicts]
-    kinds = Counter(zip(given, gold, strict=True))
-    classes = list(dict.fromkeys(gold))
-    predicted = np.array([[said == c for c in classes] for said, _ in kinds], dtype=float)
-    actual = np.array([[true == c for c in classes] for _, true in kinds], dtype=float)
-
-    def macro(numerator: float, of_predicted: float, of_actual: float) -> Interval:
-        def mean(drawn: NDArray[Any]) -> NDArray[Any]:
-            present = drawn @ actual
-            right, wide = drawn @ (predicted * actual), of_predicted * (drawn @ predicted) + of_actual * present
-            each = np.divide(numerator * right, wide, out=np.zeros_like(right), where=wide > 0)
-            return np.asarray(each.sum(axis=1) / (present > 0).sum(axis=1))  # of the classes this resample has gold of
-
-        found = bootstrap_interval(list(kinds.values()), mean, seed=seed)
-        assert found is not None
-        return found
-
-    accuracy = share_interval([a == b for a, b in zip(given, gold, strict=True)])
-    assert accuracy is not None
-    unparsed = sum(verdict is None for verdict in verdicts)
-    return Classification(accuracy, macro(1, 1, 0), macro(1, 0, 1), macro(2, 1, 1), unparsed)
 
 
 def _places(labels: Sequence[Label], order: Sequence[Label] | None, *, ordered: bool = False) -> dict[Label, int]:

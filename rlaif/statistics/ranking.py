@@ -185,11 +185,6 @@ def elo(ability: float) -> float:
     return ELO_MEAN + ELO_SCALE * ability
 
 
-def win_probability(first: float, second: float) -> float:
-    """P(first is preferred) from two abilities in logits."""
-    return (1 + math.tanh((first - second) / 2)) / 2  # the logistic function, without its overflow
-
-
 class SystemCorrelations(NamedTuple):
     """How one number for each system follows another: n systems, not items. None where n is too small for the ends."""
 
