@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from rlaif.config import Check, Name, Settings, Text, read_named_set, unchecked
+from rlaif.config import Name, Settings, Text, TextCheck, read_named_set, unchecked
 from rlaif.records import digest, unit_interval
 
 
@@ -52,7 +52,7 @@ class Constitution(Settings):
         return sorted(self.principles, key=key)[place % len(self.principles)]
 
 
-def read_constitution(path: str, requests: Sequence[str] = (), check: Check = unchecked) -> Constitution:
+def read_constitution(path: str, requests: Sequence[str] = (), check: TextCheck = unchecked) -> Constitution:
     """The constitution at `path`, in the current folder or among the bundled files. Raises InputError with its line.
 
     `check` says what is wrong with each of the named `requests`, for the model they are made of.

@@ -76,8 +76,8 @@ def hashed_order(names: Sequence[str], *salt: str) -> list[int]:
 
 def prompt_id(messages: Sequence[Message]) -> str:
     """The digest of the roles and texts: JSON in canonical form, put together from its parts."""
-    asked = ",".join(f"[{encode_basestring(m.role)},{encode_basestring(m.content)}]" for m in messages)
-    return digest_text(f"[{asked}]", length=16)
+    turns = ",".join(f"[{encode_basestring(m.role)},{encode_basestring(m.content)}]" for m in messages)
+    return digest_text(f"[{turns}]", length=16)
 
 
 def split_of(identifier: str) -> Split:
@@ -346,7 +346,9 @@ class Comparison(Record):
         if 2 * mass > sum(weights):
             if majority:
                 # Rounded, so that weights which cancel are a tie whatever order they are added in.
-                a, b, tie = (round(fsum(w for _, said, w in votes if said == side), 9) for side in ("A", "B", "tie"))
+                a, b, tie = (
+                    round(fsum(w for _, choice, w in votes if choice == side), 9) for side in ("A", "B", "tie")
+                )
                 verdict = "A" if a > max(b, tie) else "B" if b > max(a, tie) else "tie"
             else:
                 total = sum(weight * likelihood for likelihood, _, weight in votes if likelihood is not None)

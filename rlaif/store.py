@@ -209,15 +209,15 @@ class CallStore:
         return self._format() == 0 and not self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
 
     def _check_format(self) -> None:
-        found = self._format()
-        if found == FORMAT:
+        version = self._format()
+        if version == FORMAT:
             return
         self._db.close()
         fix = "use the version of rlaif that wrote it, or move the file away to start a new one"
-        if found == 2:
+        if version == 2:
             fix = "`rlaif run` brings it to the new format"
         raise StoreError(
-            f"the call store has format {found}, this version of rlaif reads format {FORMAT}",
+            f"the call store has format {version}, this version of rlaif reads format {FORMAT}",
             file=str(self.path),
             fix=fix,
         )
@@ -237,43 +237,43 @@ class CallStore:
     def get(self, keys: Iterable[str]) -> Answers:
         """The answers that are stored, by key."""
         answers = {}
-        for key, found in self._found("calls", "answer", keys).items():
+        for key, packed in self._by_key("calls", "answer", keys).items():
             with suppress(*UNREADABLE):
-                answers[key] = _read(found)
+                answers[key] = _read(packed)
         return answers
 
     def find(self, keys: Iterable[str]) -> dict[str, tuple[dict[str, Any], bool]]:
         """As `get`, each answer with whether it is an expense of an earlier run that was not told of yet."""
         rows = self._rows("calls", "key, answer, id", keys)
-        found = {}
+        answers = {}
         for key, answer, number in rows:
             try:
-                found[key] = (_read(answer), self._untold(number))
+                answers[key] = (_read(answer), self._untold(number))
             except UNREADABLE:  # as good as none: it is asked for again, and what comes takes its place
                 self._damaged.add(key)
-        return found
+        return answers
 
     def _untold(self, number: int) -> bool:
         if number > self._last:  # paid for since this store was opened
             return False
-        place, bit = number >> 3, 1 << (number & 7)
-        untold = not self._told[place] & bit
-        self._told[place] |= bit
+        byte, bit = number >> 3, 1 << (number & 7)
+        untold = not self._told[byte] & bit
+        self._told[byte] |= bit
         return untold
 
     def request(self, key: str) -> dict[str, Any] | None:
         """What was asked: the model's name in the pipeline, messages, sampling, schema, index and attempt."""
-        found = self._found("calls", "request", [key]).get(key)
+        packed = self._by_key("calls", "request", [key]).get(key)
         with suppress(*UNREADABLE):
-            return None if found is None else _read(found)
+            return None if packed is None else _read(packed)
         return None
 
     def failures(self, keys: Iterable[str]) -> dict[str, tuple[str, str]]:
         """Cause and message, by key, of the calls that finally failed; empty if none had when the store was opened."""
         if not self._any_failures:
             return {}
-        found = self._found("failures", "cause || char(10) || message", keys)
-        return {key: tuple(text.split("\n", 1)) for key, text in found.items()}
+        causes = self._by_key("failures", "cause || char(10) || message", keys)
+        return {key: tuple(text.split("\n", 1)) for key, text in causes.items()}
 
     def knows(self, model: str) -> bool:
         """Whether any call of the model with this identity was paid for."""
@@ -300,7 +300,7 @@ class CallStore:
             return None if row is None else dict(json.loads(row[0]))
         return None
 
-    def _found(self, table: str, column: str, keys: Iterable[str]) -> dict[str, Any]:
+    def _by_key(self, table: str, column: str, keys: Iterable[str]) -> dict[str, Any]:
         return dict(self._rows(table, f"key, {column}", keys))
 
     @contextmanager
@@ -321,13 +321,13 @@ class CallStore:
 
     def _rows(self, table: str, columns: str, keys: Iterable[str]) -> list[tuple[Any, ...]]:
         wanted = list(dict.fromkeys(keys))
-        found: list[tuple[Any, ...]] = []
+        rows: list[tuple[Any, ...]] = []
         with self._reading():
             for start in range(0, len(wanted), 500):
                 part = wanted[start : start + 500]
                 marks = ",".join("?" * len(part))
-                found += self._reads.execute(f"SELECT {columns} FROM {table} WHERE key IN ({marks})", part)
-        return found
+                rows += self._reads.execute(f"SELECT {columns} FROM {table} WHERE key IN ({marks})", part)
+        return rows
 
     # ------------------------------------------------------------ writing
 
@@ -457,8 +457,8 @@ class CallStore:
         """The keys of calls whose content cannot be read. Raises StoreError where the file itself is damaged."""
         damaged = []
         with self._reading():
-            if (said := self._reads.execute("PRAGMA integrity_check").fetchone()[0]) != "ok":
-                raise sqlite3.DatabaseError(str(said).splitlines()[0])
+            if (problem := self._reads.execute("PRAGMA integrity_check").fetchone()[0]) != "ok":
+                raise sqlite3.DatabaseError(str(problem).splitlines()[0])
             for key, request, answer in self._reads.execute("SELECT key, request, answer FROM calls"):
                 try:
                     _read(request)
@@ -497,10 +497,10 @@ def _parts(rows: list[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
         start += size
 
 
-def _connected(place: Path | str) -> sqlite3.Connection:
+def _connected(database: Path | str) -> sqlite3.Connection:
     """A connection in autocommit, to a path or to what a URI names."""
     return sqlite3.connect(
-        place, uri=isinstance(place, str), timeout=BUSY, check_same_thread=False, isolation_level=None
+        database, uri=isinstance(database, str), timeout=BUSY, check_same_thread=False, isolation_level=None
     )
 
 

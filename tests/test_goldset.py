@@ -13,7 +13,17 @@ from typing import Any
 import pytest
 
 from rlaif.audits import probes
-from rlaif.audits.goldset import CATEGORIES, PAIRS, Check, GoldPair, evaluate, of_world, read_gold, sentences, to_judge
+from rlaif.audits.goldset import (
+    CATEGORIES,
+    PAIRS,
+    GoldPair,
+    PairCheck,
+    evaluate,
+    of_world,
+    read_gold,
+    sentences,
+    to_judge,
+)
 from rlaif.audits.probes import Probe
 from rlaif.errors import InputError
 from rlaif.records import Choice
@@ -139,7 +149,7 @@ def test_the_set_is_found_by_its_name() -> None:
     ],
 )
 def test_a_check_tells_good_from_bad(check: dict[str, Any], good: str, bad: str) -> None:
-    made = Check.model_validate(check)
+    made = PairCheck.model_validate(check)
     assert made.demands
     assert made.broken(good) == []
     assert len(made.broken(bad)) == 1

@@ -99,11 +99,11 @@ def padded(text: str, salt: str, leads: Sequence[str] = LEADS) -> str:
     lines = text.splitlines()
     if sum(_ITEM.match(line) is not None for line in lines) > 1:  # one alone may be a sentence such as `36.`
         lines = [_ITEM.sub("", line) for line in lines]
-    said = [sentence for line in lines for sentence in sentences(line)]
+    parts = [sentence for line in lines for sentence in sentences(line)]
     openings = [leads[i] for i in hashed_order(leads, "lead", salt)] or [""]
     bullets = [
-        f"- {openings[place % len(openings)]} {said[i].rstrip('.')}".replace("-  ", "- ")
-        for place, i in enumerate(hashed_order(said, "pad", salt))
+        f"- {openings[number % len(openings)]} {parts[i].rstrip('.')}".replace("-  ", "- ")
+        for number, i in enumerate(hashed_order(parts, "pad", salt))
     ]
     return "\n".join([*bullets, "", text])
 
@@ -134,7 +134,7 @@ def edits(pairs: Iterable[GoldPair]) -> list[Probe]:
     An edit applies where it does anything and, to a pair with a `check`, where it breaks and mends nothing of it; not
     inside code.
     """
-    found = []
+    probes = []
     for pair in pairs:
         whole = (pair.better, pair.worse)
         first: Literal[0, 1] = 0 if unit_interval("edited", pair.id) < 0.5 else 1
@@ -144,9 +144,9 @@ def edits(pairs: Iterable[GoldPair]) -> list[Probe]:
             if names:
                 name = names[hashed_order(names, "edit", pair.id)[0]]
                 shown = _with(whole, side, EDITS[name](whole[side]))
-                found.append(_against(pair, "edits", name, shown, side))
+                probes.append(_against(pair, "edits", name, shown, side))
                 break
-    return found
+    return probes
 
 
 def _applies(name: str, text: str, pair: GoldPair) -> bool:
@@ -205,11 +205,11 @@ WORLD_INJECTIONS: dict[str, str] = {
 
 def injection(pairs: Iterable[GoldPair], texts: Mapping[str, str] = INJECTIONS) -> list[Probe]:
     """Each pair with an instruction to the judge below its worse completion, the kind drawn by hash from `texts`."""
-    found = []
+    probes = []
     for pair in pairs:
         name = list(texts)[hashed_order(list(texts), "injection", pair.id)[0]]
-        found.append(_against(pair, "injection", name, (pair.better, f"{pair.worse}\n\n{texts[name]}"), 1))
-    return found
+        probes.append(_against(pair, "injection", name, (pair.better, f"{pair.worse}\n\n{texts[name]}"), 1))
+    return probes
 
 
 def _against(pair: GoldPair, kind: Kind, variant: str, shown: tuple[str, str], changed: Literal[0, 1]) -> Probe:

@@ -127,17 +127,17 @@ def _collect_lines(
             line = key.start_mark.line + 1
             if not isinstance(key, yaml.ScalarNode):
                 raise InputError("a key must be text", file=path, line=line, key=dotted(position) or None)
-            place = (*position, key.value)
-            if place in lines:
+            inner = (*position, key.value)
+            if inner in lines:
                 raise InputError(
-                    f"the key is written twice (first on line {lines[place]})",
+                    f"the key is written twice (first on line {lines[inner]})",
                     file=path,
                     line=line,
-                    key=dotted(place),
+                    key=dotted(inner),
                     fix="keep one of the two",
                 )
-            lines[place] = line
-            _collect_lines(child, place, lines, path, above)
+            lines[inner] = line
+            _collect_lines(child, inner, lines, path, above)
     elif isinstance(node, yaml.SequenceNode):
         for index, child in enumerate(node.value):
             _collect_lines(child, (*position, index), lines, path, above)
@@ -161,7 +161,7 @@ def validated(model: type[Checked], value: Any, document: Document, position: Po
         raise _first_error(error, model, document, position) from None
 
 
-Check = Callable[[str], tuple[str, str] | None]  # what is wrong with a text, and what would mend it
+TextCheck = Callable[[str], tuple[str, str] | None]  # what is wrong with a text, and what would mend it
 
 
 def unchecked(text: str) -> None:
@@ -179,14 +179,14 @@ def read_named_set(model: type[Checked], path: str, items: str) -> tuple[Checked
 
     Raises InputError with line and key, also for two that share an id.
     """
-    found, document = read_checked(model, path)
+    read, document = read_checked(model, path)
     seen: set[str] = set()
-    for index, item in enumerate(getattr(found, items)):
+    for index, item in enumerate(getattr(read, items)):
         if item.id in seen:
-            place: Position = (items, index, "id")
-            raise document.error(f"two {items} are called {item.id!r}", place, "give each its own `id`")
+            position: Position = (items, index, "id")
+            raise document.error(f"two {items} are called {item.id!r}", position, "give each its own `id`")
         seen.add(item.id)
-    return found, document
+    return read, document
 
 
 def _keys(model: type[BaseModel]) -> list[str]:
@@ -222,8 +222,8 @@ _PLAIN = {
 }
 
 
-def _model_at(model: type[BaseModel], place: Sequence[str | int]) -> type[BaseModel]:
-    for part in place:
+def _model_at(model: type[BaseModel], position: Sequence[str | int]) -> type[BaseModel]:
+    for part in position:
         field = model.model_fields.get(str(part))
         if field is None:
             continue

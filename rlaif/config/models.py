@@ -107,7 +107,7 @@ class VLLMModel(LocalModel):
     options: dict[str, Any] = {}
 
 
-class Price(Settings):
+class TokenPrice(Settings):
     """Currency units per million tokens."""
 
     prompt: float = Field(ge=0)
@@ -141,7 +141,7 @@ class OpenAIModel(Settings):
     limits: RateLimits | None = None
     timeout: float = Field(default=600, gt=0, le=86_400)  # seconds for one request
     retries: int = Field(default=6, ge=0)
-    price: Price | None = None
+    price: TokenPrice | None = None
     sampling: SamplingSettings = SamplingSettings()
 
     @field_validator("base_url", mode="before")  # before: an error of pydantic's own would show what was found

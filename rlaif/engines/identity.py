@@ -81,8 +81,8 @@ def weights_digest(folder: Path) -> str:
     """Hex digest over the names and bytes of the weights, configuration, tokenizer and chat template in `folder`."""
     total = hashlib.sha256()
     for file in model_files(folder):
-        found = file.stat()
-        total.update(f"{file.name}\0{_file_digest(file, found.st_size, found.st_mtime_ns)}\n".encode())
+        state = file.stat()
+        total.update(f"{file.name}\0{_file_digest(file, state.st_size, state.st_mtime_ns)}\n".encode())
     return total.hexdigest()
 
 

@@ -153,16 +153,16 @@ class OpenAIEngine:
         if self._owned:
             await self._wires.close()
 
-    async def models(self, place: str) -> list[str] | None:
+    async def models(self, server: str) -> list[str] | None:
         """The models a server says it has; None where it does not say. Raises EngineError when nobody is there."""
         try:
-            arrived = await self._wires.to(place, self._key).get("/models", min(self.spec.timeout, 30.0))
+            arrived = await self._wires.to(server, self._key).get("/models", min(self.spec.timeout, 30.0))
         except TimeoutError:
             return None
         except (Unreached, Broken, CutShort) as error:
-            raise self._unreached(place, error) from None
+            raise self._unreached(server, error) from None
         if arrived.status in (401, 403):
-            raise self._refused(arrived, place)
+            raise self._refused(arrived, server)
         try:
             if arrived.status != 200:
                 return None
@@ -170,14 +170,14 @@ class OpenAIEngine:
         except (ValueError, KeyError, TypeError, RecursionError):
             return None
 
-    async def probe(self, place: str) -> list[Usage]:
+    async def probe(self, server: str) -> list[Usage]:
         """Learn whether the server honours seeds: `capabilities["seed"]` is None where its samples are alike anyway."""
-        asked = (Message(role="user", content="Write a line of random words."),)
+        messages = (Message(role="user", content="Write a line of random words."),)
         texts: list[str | None] = []
         paid: list[Usage] = []
         try:
             for seed in (11, 11, 12):
-                answer = await self._send(asked, Sampling(temperature=1.0, max_tokens=16), 1, seed, None, place)
+                answer = await self._send(messages, Sampling(temperature=1.0, max_tokens=16), 1, seed, None, server)
                 paid.append(_shared(answer)[0])
                 texts.append(answer.choices[0].message.content)
         except EngineError as error:
@@ -213,12 +213,12 @@ class OpenAIEngine:
         size = _size(request.messages)
         return math.ceil(size * (self._tokens_per_byte or 1 / BYTES_PER_TOKEN))
 
-    async def post(self, request: Request, place: str) -> list[Reply | EngineError]:
+    async def post(self, request: Request, server: str) -> list[Reply | EngineError]:
         indices = request.indices
         seed = request.sampling.seed + request.attempt * ATTEMPT_STRIDE + request.salt * EMPTY_STRIDE + indices[0]
         try:
             answer = await self._send(
-                request.messages, request.sampling, len(indices), seed, request.json_schema, place
+                request.messages, request.sampling, len(indices), seed, request.json_schema, server
             )
         except EngineError as error:
             return [error] * len(indices)
@@ -230,11 +230,11 @@ class OpenAIEngine:
         if len(indices) > 1:
             self.capabilities["n"] = len(answer.choices) >= len(indices)
         arrived: list[Reply | EngineError] = []
-        for place_of, _ in enumerate(indices):
-            if place_of >= len(answer.choices):
+        for position, _ in enumerate(indices):
+            if position >= len(answer.choices):
                 arrived.append(self._error("the server left a sample out", "fewer", retryable=True))
                 continue
-            arrived.append(self._reply(request, answer.choices[place_of], usages[place_of]))
+            arrived.append(self._reply(request, answer.choices[position], usages[position]))
         return arrived
 
     def _reply(self, request: Request, choice: _Choice, usage: Usage) -> Reply | EngineError:
@@ -290,10 +290,10 @@ class OpenAIEngine:
         count: int,
         seed: int,
         json_schema: dict[str, Any] | None,
-        place: str,
+        server: str,
     ) -> _Answer:
         """One HTTP request and what it brought, checked as far as every request needs. Raises EngineError."""
-        asked: dict[str, Any] = {
+        body: dict[str, Any] = {
             "model": self.spec.model,
             "messages": [{"role": m.role, "content": m.content} for m in messages],
             **_settings(sampling),
@@ -301,25 +301,25 @@ class OpenAIEngine:
             "seed": seed,
         }
         if json_schema is not None:
-            asked["response_format"] = {
+            body["response_format"] = {
                 "type": "json_schema",
                 "json_schema": {"name": "reply", "strict": True, "schema": json_schema},
             }
-        wire = self._wires.to(place, self._key)
+        wire = self._wires.to(server, self._key)
         try:
-            arrived = await wire.post("/chat/completions", _encoded(asked), self.spec.timeout)
+            arrived = await wire.post("/chat/completions", _encoded(body), self.spec.timeout)
         except TimeoutError:
-            said = f"no answer within {self.spec.timeout:g} s"
-            raise self._error(said, "timeout", retryable=True, fix="raise `timeout`", lost=True) from None
+            problem = f"no answer within {self.spec.timeout:g} s"
+            raise self._error(problem, "timeout", retryable=True, fix="raise `timeout`", lost=True) from None
         except Unreached as error:
-            raise self._unreached(place, error) from None
+            raise self._unreached(server, error) from None
         except Broken as error:
-            raise self._unreached(place, error, lost=True) from None
+            raise self._unreached(server, error, lost=True) from None
         except CutShort as error:
-            said = f"the server's answer broke off ({error})"
-            raise self._error(said, "bad-body", retryable=True, lost=True) from None
+            problem = f"the server's answer broke off ({error})"
+            raise self._error(problem, "bad-body", retryable=True, lost=True) from None
         if arrived.status != 200:
-            raise self._refused(arrived, place)
+            raise self._refused(arrived, server)
         return self._read(arrived.body)
 
     def _read(self, body: bytes) -> _Answer:
@@ -341,22 +341,22 @@ class OpenAIEngine:
             problem = f"is not JSON ({error})"
         raise self._error(f"the server's answer {problem}", "bad-body", retryable=True, lost=True)
 
-    def _unreached(self, place: str, error: Exception, *, lost: bool = False) -> EngineError:
-        fix = f"is the server running at {place}?"
-        return self._error(f"cannot reach {place}: {error}", "connection", retryable=True, fix=fix, lost=lost)
+    def _unreached(self, server: str, error: Exception, *, lost: bool = False) -> EngineError:
+        fix = f"is the server running at {server}?"
+        return self._error(f"cannot reach {server}: {error}", "connection", retryable=True, fix=fix, lost=lost)
 
-    def _refused(self, arrived: Arrival, place: str) -> EngineError:
+    def _refused(self, arrived: Arrival, server: str) -> EngineError:
         """A status that is not 200, in words: which are worth a retry, and what the user can do about the others."""
-        status, said = arrived.status, self._said(arrived.body)
+        status, message = arrived.status, self._server_message(arrived.body)
         fix: str | None
         if status in RETRIED_STATUS or status >= 500:
             cause = "rate-limit" if status == 429 else "overloaded" if status == 503 else "server"
-            if cause == "rate-limit" and "insufficient_quota" in said:
+            if cause == "rate-limit" and "insufficient_quota" in message:
                 fix = "the account has no credit left, which no waiting changes"
-                return self._error(f"the server answered 429: {said}", "quota", fatal=True, fix=fix)
+                return self._error(f"the server answered 429: {message}", "quota", fatal=True, fix=fix)
             fix = "state `limits:`, or lower `concurrency`" if status == 429 else None
             wait = _retry_after(arrived.headers)
-            return self._error(f"the server answered {status}: {said}", cause, retryable=True, fix=fix, wait=wait)
+            return self._error(f"the server answered {status}: {message}", cause, retryable=True, fix=fix, wait=wait)
         cause, fix, variable = f"http-{status}", None, self.spec.key_variable
         if status in (401, 403) and variable is None:
             fix = "name the environment variable that holds a key in `api_key_env`"
@@ -365,12 +365,12 @@ class OpenAIEngine:
         elif status == 403:
             fix = f"check that the key in {variable} may use {self.spec.model!r}"
         elif status == 404:
-            fix = f"check the model name {self.spec.model!r} and base_url {place}"
-        elif "context length" in said or "context_length" in said:
+            fix = f"check the model name {self.spec.model!r} and base_url {server}"
+        elif "context length" in message or "context_length" in message:
             cause, fix = "too-long", "shorten the prompt or lower `max_tokens`"
-        return self._error(f"the server answered {status}: {said}", cause, fatal=status in (401, 403, 404), fix=fix)
+        return self._error(f"the server answered {status}: {message}", cause, fatal=status in (401, 403, 404), fix=fix)
 
-    def _said(self, raw: bytes) -> str:
+    def _server_message(self, raw: bytes) -> str:
         """The server's own words on one line, from whichever field it put them in."""
         text = raw.decode("utf-8", "replace")
         try:
@@ -383,8 +383,8 @@ class OpenAIEngine:
             body = (inner.get("message") or inner.get("detail")) if isinstance(inner, dict) else inner
             if isinstance(code, str) and body and code not in str(body):
                 body = f"{body} ({code})"
-        said = self._redacted(str(body or text or "nothing"))  # before it is cut: half a key is a key
-        return " ".join(said.split())[:300].rstrip(".")
+        message = self._redacted(str(body or text or "nothing"))  # before it is cut: half a key is a key
+        return " ".join(message.split())[:300].rstrip(".")
 
     def _redacted(self, text: str) -> str:
         for written in self._secrets:
@@ -422,25 +422,25 @@ class OpenAIEngine:
 @lru_cache(maxsize=256)
 def _settings(sampling: Sampling) -> dict[str, Any]:
     """The part of a request that the sampling settings make; read, never changed."""
-    asked: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "max_tokens": sampling.max_tokens,
     }
     if sampling.stop:
-        asked["stop"] = list(sampling.stop)
+        fields["stop"] = list(sampling.stop)
     if sampling.logprobs or sampling.alternatives:
-        asked["logprobs"] = True
+        fields["logprobs"] = True
     if sampling.alternatives:
-        asked["top_logprobs"] = TOP_LOGPROBS
-    return asked
+        fields["top_logprobs"] = TOP_LOGPROBS
+    return fields
 
 
-def _encoded(asked: dict[str, Any]) -> bytes:
+def _encoded(body: dict[str, Any]) -> bytes:
     try:
-        return msgspec.json.encode(asked)
+        return msgspec.json.encode(body)
     except UnicodeEncodeError:  # half a surrogate pair: as an escape, which every server reads
-        return json.dumps(asked).encode()
+        return json.dumps(body).encode()
 
 
 def _size(messages: Sequence[Message]) -> int:

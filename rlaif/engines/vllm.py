@@ -178,8 +178,8 @@ class _Model:
             try:
                 self._check_schema(schema_text(request))
                 rows += [
-                    _Row(number, place, request, prompt, chosen, self._parameters(request, index, _tokens(chosen)))
-                    for place, index in enumerate(request.indices)
+                    _Row(number, position, request, prompt, chosen, self._parameters(request, index, _tokens(chosen)))
+                    for position, index in enumerate(request.indices)
                 ]
             except EngineError as error:
                 prompts[number] = error
@@ -191,8 +191,8 @@ class _Model:
                 replies[row.request, row.place] = reply
         given_up = EngineError("sampling was given up", retryable=True, cause="cancelled")
         return [
-            [prompt if isinstance(prompt, EngineError) else replies.get((n, place), given_up)
-             for place in range(len(request.indices))]
+            [prompt if isinstance(prompt, EngineError) else replies.get((n, position), given_up)
+             for position in range(len(request.indices))]
             for n, (request, prompt) in enumerate(zip(requests, prompts, strict=True))
         ]  # fmt: skip
 
@@ -299,14 +299,14 @@ class _Model:
 
     def logprobs(self, items: Sequence[Item], stopped: threading.Event) -> list[Logprobs]:
         rows = whole(self.chat.completed(items))
-        found: list[Logprobs] = []
+        logprobs: list[Logprobs] = []
         for batch in self._batches(rows):
             if stopped.is_set():
                 raise EngineError("scoring was given up", retryable=True, cause="cancelled")
             for row, values in zip(batch, self._given([(row.ids, row.start) for row in batch]), strict=True):
                 own = tuple(values)
-                found.append(Logprobs(own[:-1], own[-1]) if row.ends else Logprobs(own, None))
-        return found
+                logprobs.append(Logprobs(own[:-1], own[-1]) if row.ends else Logprobs(own, None))
+        return logprobs
 
     def _given(self, sequences: Sequence[tuple[list[int], int]]) -> list[list[float]]:
         """Log-probabilities of each sequence's tokens from `start` on.
@@ -318,12 +318,12 @@ class _Model:
             [ids[:-1] for ids, _ in sequences],
             [self._scoring(named=[ids[-1]], prompt_logprobs=0) for ids, _ in sequences],
         )
-        found = []
+        logprobs = []
         for (ids, start), output in zip(sequences, outputs, strict=True):
             read = [output.prompt_logprobs[n][ids[n]].logprob for n in range(start, len(ids) - 1)]
             last = output.outputs[0].logprobs[0][ids[-1]].logprob
-            found.append([*read, last] if start < len(ids) else [])
-        return found
+            logprobs.append([*read, last] if start < len(ids) else [])
+        return logprobs
 
     # ------------------------------------------------------------ vLLM
 
@@ -432,12 +432,12 @@ def _named_ends(folder: Path, llm: Any) -> int | list[int] | None:
 
 def _json(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        value = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"cannot be read: {error}", file=str(file)) from None
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise InputError("expected a JSON object", file=str(file))
-    return found
+    return value
 
 
 def _no_reward_head(name: str) -> EngineError:

@@ -70,26 +70,26 @@ class Wire:
         if deadline is None:
             deadline = self._deadlines[timeout] = timedelta(seconds=timeout)
         try:
-            asked = self._opened().request(method, self.base_url + path).timeout(deadline)
+            request = self._opened().request(method, self.base_url + path).timeout(deadline)
         except (ValueError, RuntimeError) as error:  # no host can have this name, or no more files can be opened
             raise Unreached(str(error)) from None
         if body is not None:
-            asked = asked.body_bytes(body)
+            request = request.body_bytes(body)
         began = time.monotonic()
         try:
-            answer = await asked.build().send()
+            answer = await request.build().send()
             status = answer.status
             return Arrival(status, answer.headers if status != 200 else {}, bytes(await answer.bytes()))
         except exceptions.RequestTimeoutError as error:
             if time.monotonic() - began < 0.9 * timeout:  # nobody took the connection
-                raise Unreached(_said(error)) from None
+                raise Unreached(_reason(error)) from None
             raise TimeoutError from None
         except exceptions.DecodeError as error:
-            raise CutShort(_said(error)) from None
+            raise CutShort(_reason(error)) from None
         except exceptions.ConnectError as error:
-            raise Unreached(_said(error)) from None
+            raise Unreached(_reason(error)) from None
         except exceptions.RequestError as error:
-            raise Broken(_said(error)) from None
+            raise Broken(_reason(error)) from None
 
     def _opened(self) -> Client:
         if self._client is None:
@@ -112,19 +112,19 @@ class Wires:
         self._wires: dict[tuple[str, str], Wire] = {}
 
     def to(self, base_url: str, key: str) -> Wire:
-        found = self._wires.get((base_url, key))
-        if found is None:
-            found = self._wires[base_url, key] = Wire(base_url, key)
-        return found
+        wire = self._wires.get((base_url, key))
+        if wire is None:
+            wire = self._wires[base_url, key] = Wire(base_url, key)
+        return wire
 
     async def close(self) -> None:
         for wire in self._wires.values():
             await wire.close()
 
 
-def _said(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
     """The innermost reason: the layers above it say only that a request failed."""
     details = error.args[1] if len(error.args) > 1 and isinstance(error.args[1], dict) else {}
     causes = details.get("causes") or []
-    said = str(causes[-1]["message"]) if causes else str(error.args[0] if error.args else error)
-    return " ".join(said.split()).rstrip(".") or type(error).__name__
+    reason = str(causes[-1]["message"]) if causes else str(error.args[0] if error.args else error)
+    return " ".join(reason.split()).rstrip(".") or type(error).__name__

@@ -4,7 +4,7 @@
 that trainers load unedited, one file for each shape.
 """
 
-from rlaif.formats.files import Rows, read_hub, rows_of
+from rlaif.formats.files import Table, read_hub, rows_of
 from rlaif.formats.reading import (
     Conversation,
     ReadResult,
@@ -35,9 +35,9 @@ __all__ = [
     "CardFacts",
     "Conversation",
     "ReadResult",
-    "Rows",
     "Shape",
     "StatedPreference",
+    "Table",
     "binarized_rows",
     "each_prompt",
     "each_row",

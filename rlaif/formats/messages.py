@@ -81,10 +81,10 @@ def _conversation_messages(row: dict[str, Any]) -> list[Message]:
     for name in ("messages", "conversations"):
         if name in row:
             return messages_of(row[name], name)
-    for asked, answered in COMPLETED:
-        if {asked, answered} <= row.keys():
-            completion = messages_of(row[answered], answered, role="assistant")
-            return [*_prompt_messages({k: v for k, v in row.items() if k in (asked, "input")}), *completion]
+    for prompt_column, completion_column in COMPLETED:
+        if {prompt_column, completion_column} <= row.keys():
+            completion = messages_of(row[completion_column], completion_column, role="assistant")
+            return [*_prompt_messages({k: v for k, v in row.items() if k in (prompt_column, "input")}), *completion]
     raise unknown(row, CONVERSATION_SHAPES, "under one of these sets of names")
 
 
@@ -112,12 +112,12 @@ def transcript(text: str) -> list[Message]:
     parts = _TURN.split(text)[1:]
     roles: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
     messages: list[Message] = []
-    for who, said in zip(parts[::2], parts[1::2], strict=True):
+    for who, words in zip(parts[::2], parts[1::2], strict=True):
         if messages and messages[-1].role == roles[who]:
-            joined = f"{messages[-1].content}\n\n{said.strip()}".strip()
+            joined = f"{messages[-1].content}\n\n{words.strip()}".strip()
             messages[-1] = Message(role=roles[who], content=joined)
         else:
-            messages.append(Message(role=roles[who], content=said.strip()))
+            messages.append(Message(role=roles[who], content=words.strip()))
     return messages
 
 
@@ -126,11 +126,11 @@ def side_messages(row: dict[str, Any], name: str) -> list[Message]:
     value = row[name]
     if isinstance(value, str) and _TURN.match(value):
         return _after_system(row, transcript(value))
-    said = [_message(value, name)] if isinstance(value, dict) else messages_of(value, name, role="assistant")
-    if not said:
+    side = [_message(value, name)] if isinstance(value, dict) else messages_of(value, name, role="assistant")
+    if not side:
         raise Unusable("no assistant turn at the end")
-    if said[0].role != "assistant":
-        return _after_system(row, _with_prompt(row, said))
+    if side[0].role != "assistant":
+        return _after_system(row, _with_prompt(row, side))
     if "prompt" in row:  # `messages` beside it are the conversation that was chosen
         row = {key: value for key, value in row.items() if key not in ("messages", "conversations")}
     try:
@@ -141,7 +141,7 @@ def side_messages(row: dict[str, Any], name: str) -> list[Message]:
         prompt.pop()  # a transcript that ends where the assistant begins
     if prompt and prompt[-1].role == "assistant":
         raise Unusable("the prompt ends with an assistant turn")
-    return [*prompt, *said]
+    return [*prompt, *side]
 
 
 def _with_prompt(row: dict[str, Any], side: list[Message]) -> list[Message]:
@@ -186,9 +186,9 @@ def messages_of(value: Any, name: str, role: Role = "user") -> list[Message]:
 def _message(item: Any, name: str) -> Message:
     fields = ("role", "content") if isinstance(item, dict) and "role" in item else ("from", "value")
     if not isinstance(item, dict) or not set(fields) <= item.keys():
-        found = names(item) if isinstance(item, dict) else repr(item)[:40]
+        held = names(item) if isinstance(item, dict) else repr(item)[:40]
         raise UnknownShape(
-            f"`{name}` holds a message with {found}", "a message has `role` and `content`, or `from` and `value`"
+            f"`{name}` holds a message with {held}", "a message has `role` and `content`, or `from` and `value`"
         )
     role, content = item[fields[0]], item[fields[1]]
     if not isinstance(role, str) or role not in _ROLES:

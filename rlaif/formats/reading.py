@@ -15,7 +15,7 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar
 from pydantic import model_validator
 
 from rlaif.errors import InputError, nearest
-from rlaif.formats.files import Rows, names, rows_of
+from rlaif.formats.files import Table, names, rows_of
 from rlaif.formats.judged import is_pair, records_of
 from rlaif.formats.messages import (
     PREFERENCE_SHAPES,
@@ -73,9 +73,9 @@ class Conversation(Record):
         for turn, message in enumerate(self.messages):
             if message.role == "assistant" and (self.turns == "all" or turn == len(self.messages) - 1):
                 before = self.messages[:turn]
-                for asked in (before, [m for m in before if m.role != "system"]):
-                    if asked and asked[-1].role == "user":
-                        yield asked
+                for messages in (before, [m for m in before if m.role != "system"]):
+                    if messages and messages[-1].role == "user":
+                        yield messages
 
 
 class StatedPreference(Record):
@@ -105,29 +105,29 @@ class ReadResult(NamedTuple, Generic[Item]):
     dropped: dict[str, int]
 
 
-def named(table: Rows, columns: Mapping[str, str], system: str | None = None) -> Rows:
+def named(table: Table, columns: Mapping[str, str], system: str | None = None) -> Table:
     """The rows under our names: with `columns` (ours to the file's) those alone; `system` where a row has none."""
 
-    def renamed(place: int, row: dict[str, Any]) -> dict[str, Any]:
+    def renamed(number: int, row: dict[str, Any]) -> dict[str, Any]:
         if columns:
             if missing := next((theirs for theirs in columns.values() if theirs not in row), None):
                 problem = f"there is no column {missing!r}, only {names(row)}"
-                raise table.error(place, problem, nearest(missing, map(str, row)))
+                raise table.error(number, problem, nearest(missing, map(str, row)))
             row = {ours: row[theirs] for ours, theirs in columns.items()}
         return row if system is None or row.get("system") else row | {"system": system}
 
     if not columns and system is None:
         return table
-    return table._replace(rows=((place, renamed(place, row)) for place, row in table.rows))
+    return table._replace(rows=((number, renamed(number, row)) for number, row in table.rows))
 
 
-def read_prompts(source: Path | Rows, *, column: str | None = None) -> ReadResult[Prompt]:
+def read_prompts(source: Path | Table, *, column: str | None = None) -> ReadResult[Prompt]:
     """The prompts of a file, or of one named column of it. A trailing assistant turn is cut off."""
     dropped: Counter[str] = Counter()
     return ReadResult(list(each_prompt(source, dropped, column=column)), dict(dropped))
 
 
-def each_prompt(source: Path | Rows, dropped: Counter[str], *, column: str | None = None) -> Iterator[Prompt]:
+def each_prompt(source: Path | Table, dropped: Counter[str], *, column: str | None = None) -> Iterator[Prompt]:
     """As `read_prompts`, one after the other as they are read; `dropped` is complete when the last has come."""
 
     def make(row: dict[str, Any], origin: str) -> list[Prompt]:
@@ -141,7 +141,7 @@ def each_prompt(source: Path | Rows, dropped: Counter[str], *, column: str | Non
     return _each(source, make, dropped)
 
 
-def read_conversations(source: Path | Rows, *, turns: Turns = "all") -> ReadResult[Conversation]:
+def read_conversations(source: Path | Table, *, turns: Turns = "all") -> ReadResult[Conversation]:
     """The conversations of a file that end with an assistant turn, of which `turns` are what they teach."""
 
     def make(row: dict[str, Any], origin: str) -> list[Conversation]:
@@ -156,7 +156,7 @@ def read_conversations(source: Path | Rows, *, turns: Turns = "all") -> ReadResu
     return _read(source, make)
 
 
-def read_preferences(source: Path | Rows) -> ReadResult[StatedPreference]:
+def read_preferences(source: Path | Table) -> ReadResult[StatedPreference]:
     """The preferences of a file: chosen and rejected, or two completions with a label."""
 
     def make(row: dict[str, Any], origin: str) -> list[StatedPreference]:
@@ -185,7 +185,7 @@ def stated_preference(row: Row) -> StatedPreference:
     return StatedPreference(prompt=row.prompt, chosen=chosen, rejected=rejected)
 
 
-def each_row(source: Path | Rows, dropped: Counter[str], *, turns: Turns = "last") -> Iterator[Row]:
+def each_row(source: Path | Table, dropped: Counter[str], *, turns: Turns = "last") -> Iterator[Row]:
     """Rows with the candidates a file has and the judgements it states of them, one after the other.
 
     `sampler` is the model that a file names, else what the completion is called there; `call` a digest of the text and
@@ -196,33 +196,33 @@ def each_row(source: Path | Rows, dropped: Counter[str], *, turns: Turns = "last
     return _each(source, lambda row, origin: records_of(row, origin, turns=turns), dropped)
 
 
-def _read(source: Path | Rows, make: Callable[[dict[str, Any], str], list[Item]]) -> ReadResult[Item]:
+def _read(source: Path | Table, make: Callable[[dict[str, Any], str], list[Item]]) -> ReadResult[Item]:
     dropped: Counter[str] = Counter()
     return ReadResult(list(_each(source, make, dropped)), dict(dropped))
 
 
 def _each(
-    source: Path | Rows, make: Callable[[dict[str, Any], str], list[Item]], dropped: Counter[str]
+    source: Path | Table, make: Callable[[dict[str, Any], str], list[Item]], dropped: Counter[str]
 ) -> Iterator[Item]:
-    table = source if isinstance(source, Rows) else rows_of(source)
-    found = 0
+    table = source if isinstance(source, Table) else rows_of(source)
+    usable = 0
     with _Seen() as seen:
-        for place, row in _expanded(table):
+        for number, row in _expanded(table):
             origin = row.get("source")
             try:
                 items = make(row, writable(origin) if isinstance(origin, str) and origin else table.source)
             except Unusable as reason:
                 dropped[str(reason)] += 1
             except UnknownShape as problem:
-                raise table.error(place, str(problem), problem.fix) from None
+                raise table.error(number, str(problem), problem.fix) from None
             else:
                 for item in items:
                     if seen.before(_identity(item)):
                         dropped["duplicate"] += 1
                     else:
-                        found += 1
+                        usable += 1
                         yield item
-    if not found:
+    if not usable:
         reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
         raise InputError(f"no row could be used ({reasons})" if reasons else "there are no rows", file=table.name)
 
@@ -232,8 +232,8 @@ def _identity(item: Prompt | Conversation | StatedPreference | Row) -> str:
     if not isinstance(item, Row):
         return item.id
     judged = item.model_dump(mode="json", exclude={"prompt", "candidates"}, exclude_defaults=True)
-    said = [[candidate.sampler, candidate.completion.text] for candidate in item.candidates]
-    return digest([item.prompt.id, said, judged], length=16)
+    texts = [[candidate.sampler, candidate.completion.text] for candidate in item.candidates]
+    return digest([item.prompt.id, texts, judged], length=16)
 
 
 class _Seen:
@@ -255,22 +255,22 @@ class _Seen:
         return inserted.rowcount == 0
 
 
-def _expanded(table: Rows) -> Iterator[tuple[int, dict[str, Any]]]:
+def _expanded(table: Table) -> Iterator[tuple[int, dict[str, Any]]]:
     """Rows as they are, but for two shapes: a self-instruct row gives one row per instance, and a flat list of Open
     Assistant messages one row per thread, from its root to each leaf."""
     flat: list[tuple[int, dict[str, Any]]] = []
-    for place, row in table.rows:
+    for number, row in table.rows:
         if {"text", "role"} <= row.keys() and _parent_key(row):
-            flat.append((place, row))
+            flat.append((number, row))
         elif isinstance(row.get("instances"), list) and "instruction" in row:
             if not row["instances"]:
-                yield place, {**row, "input": None, "output": None}  # counted like any other row without a completion
+                yield number, {**row, "input": None, "output": None}  # counted like any other row without a completion
             for instance in row["instances"]:
                 if not isinstance(instance, dict):
-                    raise table.error(place, "`instances` holds something other than objects")
-                yield place, {**row, "input": instance.get("input"), "output": instance.get("output")}
+                    raise table.error(number, "`instances` holds something other than objects")
+                yield number, {**row, "input": instance.get("input"), "output": instance.get("output")}
         else:
-            yield place, row
+            yield number, row
     if flat:
         yield from _threads(flat, table)
 
@@ -279,17 +279,17 @@ def _parent_key(row: dict[str, Any]) -> str | None:
     return next((key for key in ("parent_id", "parent_message_id") if key in row), None)
 
 
-def _threads(flat: list[tuple[int, dict[str, Any]]], table: Rows) -> Iterator[tuple[int, dict[str, Any]]]:
+def _threads(flat: list[tuple[int, dict[str, Any]]], table: Table) -> Iterator[tuple[int, dict[str, Any]]]:
     by_id = {str(row.get("message_id", row.get("user_message_id"))): row for _, row in flat}
     parents = [row[_parent_key(row) or ""] for _, row in flat]
     inner = {str(parent) for parent in parents if parent is not None}
-    for place, row in flat:
+    for number, row in flat:
         if str(row.get("message_id", row.get("user_message_id"))) in inner:
             continue
         thread = [row]
         while (parent := thread[-1][_parent_key(thread[-1]) or ""]) is not None:
             if str(parent) not in by_id or len(thread) > len(flat):
-                raise table.error(place, f"its thread does not lead to a root: look at the parent {parent!r}")
+                raise table.error(number, f"its thread does not lead to a root: look at the parent {parent!r}")
             thread.append(by_id[str(parent)])
         turns = [{"role": turn["role"], "content": turn["text"]} for turn in reversed(thread)]
-        yield place, {"messages": turns} | {key: row[key] for key in ("system",) if key in row}
+        yield number, {"messages": turns} | {key: row[key] for key in ("system",) if key in row}

@@ -10,7 +10,6 @@ from typing import Any
 
 from rlaif.audits.goldset import WORLD, read_gold
 from rlaif.config import (
-    Check,
     CompareStage,
     DataStage,
     FileStage,
@@ -33,6 +32,9 @@ from rlaif.config import (
     VerifyStage,
     unchecked,
 )
+from rlaif.config import (
+    TextCheck as Check,
+)
 from rlaif.config.document import Position, validated
 from rlaif.constitution import read_constitution
 from rlaif.engines.identity import has_reward_head
@@ -40,7 +42,6 @@ from rlaif.errors import EngineError, nearest
 from rlaif.formats import (
     Conversation,
     ReadResult,
-    Rows,
     StatedPreference,
     each_prompt,
     each_row,
@@ -49,6 +50,9 @@ from rlaif.formats import (
     read_hub,
     read_preferences,
     rows_of,
+)
+from rlaif.formats import (
+    Table as Rows,
 )
 from rlaif.generate import revising
 from rlaif.generate.revising import Reviser

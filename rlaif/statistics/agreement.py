@@ -42,13 +42,13 @@ def cohen_kappa(
     kinds = Counter((a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None)
     if not kinds:
         raise ValueError("no item has two ratings")
-    place = _places([label for pair in kinds for label in pair], order, ordered=weights is not None)
-    ranks = np.arange(len(place), dtype=float)
+    index = _places([label for pair in kinds for label in pair], order, ordered=weights is not None)
+    ranks = np.arange(len(index), dtype=float)
     distance = np.abs(ranks[:, None] - ranks)
     distance = (distance > 0).astype(float) if weights is None else distance**2 if weights == "quadratic" else distance
-    rows, columns = (np.array([place[pair[rater]] for pair in kinds]) for rater in (0, 1))
+    rows, columns = (np.array([index[pair[rater]] for pair in kinds]) for rater in (0, 1))
     observed = distance[rows, columns]
-    in_row, in_column = np.eye(len(place))[rows], np.eye(len(place))[columns]
+    in_row, in_column = np.eye(len(index))[rows], np.eye(len(index))[columns]
     n = sum(kinds.values())
 
     def kappa(drawn: NDArray[Any]) -> NDArray[Any]:
@@ -60,13 +60,13 @@ def cohen_kappa(
 
 def fleiss_kappa(ratings: Sequence[Sequence[Label]], *, seed: int = 0) -> Interval | None:
     """`fleiss_kappa_of_counts` of ratings, items x raters; a missing one is a ValueError."""
-    place = _places([label for item in ratings for label in item if label is not None], None)
+    index = _places([label for item in ratings for label in item if label is not None], None)
     counts = []
     for number, item in enumerate(ratings):
         if None in item:
             raise ValueError(f"item {number} has a missing rating: use krippendorff_alpha, or leave the item out")
-        found = Counter(item)
-        counts.append([found[label] for label in place])
+        given = Counter(item)
+        counts.append([given[label] for label in index])
     return fleiss_kappa_of_counts(counts, seed=seed)
 
 
@@ -116,15 +116,15 @@ def krippendorff_alpha(
     kinds = Counter(tuple(known) for item in ratings if len(known := [x for x in item if x is not None]) > 1)
     if not kinds:
         raise ValueError("no item has two ratings")
-    place = _places([label for item in kinds for label in item], order, ordered=level == "ordinal")
+    index = _places([label for item in kinds for label in item], order, ordered=level == "ordinal")
     if level in ("interval", "ratio"):
-        _require_numbers(list(place), level)
+        _require_numbers(list(index), level)
     alpha = (
         _interval_alpha(list(kinds))
         if level == "interval"
-        else _ordinal_alpha(_table(list(kinds), place))
+        else _ordinal_alpha(_table(list(kinds), index))
         if level == "ordinal"
-        else _alpha(_table(list(kinds), place), _distances(list(place), level))
+        else _alpha(_table(list(kinds), index), _distances(list(index), level))
     )
     return bootstrap_interval(list(kinds.values()), alpha, seed=seed)
 
@@ -183,13 +183,13 @@ def _interval_alpha(items: Sequence[tuple[Any, ...]]) -> Statistic:
     return alpha
 
 
-def _table(items: Sequence[tuple[Label, ...]], place: dict[Label, int]) -> NDArray[Any]:
+def _table(items: Sequence[tuple[Label, ...]], index: dict[Label, int]) -> NDArray[Any]:
     import numpy as np
 
-    table = np.zeros((len(items), len(place)))
+    table = np.zeros((len(items), len(index)))
     for row, item in enumerate(items):
         for label in item:
-            table[row, place[label]] += 1
+            table[row, index[label]] += 1
     return table
 
 
@@ -207,19 +207,19 @@ def _distances(labels: Sequence[Label], level: Level) -> NDArray[Any]:
 
 def _places(labels: Sequence[Label], order: Sequence[Label] | None, *, ordered: bool = False) -> dict[Label, int]:
     """Each category's place: in `order`, sorted where the order matters, else as first seen."""
-    found = dict.fromkeys(labels)
+    categories = dict.fromkeys(labels)
     if order is not None:
         if len(set(order)) != len(order):
             raise ValueError("the order names a category twice")
-        if unknown := [label for label in found if label not in order]:
+        if unknown := [label for label in categories if label not in order]:
             raise ValueError(f"{unknown[0]!r} is not in the order {list(order)}")
         return {label: i for i, label in enumerate(order)}
     if ordered:
         try:
-            found = dict.fromkeys(sorted(found))  # type: ignore[type-var]
+            categories = dict.fromkeys(sorted(categories))  # type: ignore[type-var]
         except TypeError:
             raise ValueError("the labels cannot be sorted: give their order, low to high") from None
-    return {label: i for i, label in enumerate(found)}
+    return {label: i for i, label in enumerate(categories)}
 
 
 def _require_numbers(labels: Sequence[Label], level: Level) -> None:

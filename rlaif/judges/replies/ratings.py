@@ -23,7 +23,7 @@ from rlaif.judges.replies.words import (
     narrow,
     other_scale,
     quoted,
-    said,
+    spoken,
     takes_back,
     void,
 )
@@ -65,10 +65,10 @@ def read_json(
 
     It may stand in one code fence and in plain words that do no more than introduce it.
     """
-    found = find_object(said(text))
-    if isinstance(found, str):
-        return [Reading(None, text, found)] * n
-    value, before = found
+    parsed = find_object(spoken(text))
+    if isinstance(parsed, str):
+        return [Reading(None, text, parsed)] * n
+    value, before = parsed
     if problem := void(before, low, high):
         return [Reading(None, text, problem)] * n
     if _openers(before) or _RATING.search(before):
@@ -201,7 +201,7 @@ def read_lines(
     end of a line, or r alone after the number; once, or always the same. Or the reply is a table with a column of
     numbers and one of ratings.
     """
-    heard = narrow(said(text))
+    heard = narrow(spoken(text))
     marks = _openers(heard)
     if not marks and (rows := _table(heard)):
         return _read_table(rows, heard, text, n, low, high, cut, na)
@@ -241,7 +241,9 @@ def _openers(text: str) -> list[tuple[int, int, int]]:
 
 def _mixes_up(text: str) -> bool:
     """Whether the reply corrects what it said of one completion in the block of another."""
-    return any(_OTHERS.search(text[found.end() :].partition("\n")[0][:60]) for found in CORRECTION.finditer(text))
+    return any(
+        _OTHERS.search(text[correction.end() :].partition("\n")[0][:60]) for correction in CORRECTION.finditer(text)
+    )
 
 
 def _block_reading(
@@ -323,20 +325,20 @@ def _read_table(
     if len(keys) != 1 or named != ["rating"] or any(len(row) != len(header) for row in body):
         return unclear("a table without one column of numbers and one of ratings")
     numbers = [_KEY.fullmatch(row[keys[0]].lower()) for row in body]
-    found = [int(match[1]) for match in numbers if match]
-    if None in numbers or sorted(found) != list(range(1, n + 1)):
-        return unclear(f"expected the numbers 1 to {n} once each, found {', '.join(map(str, found)) or 'none'}")
+    indices = [int(match[1]) for match in numbers if match]
+    if None in numbers or sorted(indices) != list(range(1, n + 1)):
+        return unclear(f"expected the numbers 1 to {n} once each, found {', '.join(map(str, indices)) or 'none'}")
     around = "\n".join(line for line in heard.split("\n") if not line.strip().startswith("|"))
     if _RATING.search(around) or CORRECTION.search(around) or void(around, low, high):
         return unclear("the words around the table may say something else")
     if quoted(heard, heard.index("|")) or foreign(heard, heard.index("|")):
         return unclear("the table stands in words that quote it")
     readings = {}
-    for k, row in zip(found, body, strict=True):
+    for k, row in zip(indices, body, strict=True):
         number = leading_number(row[values[0]], low, high)
         if number.tail.strip():
             number = number._replace(value=None, na=False, problem="a cell that holds more than a rating")
         readings[k] = _reading(number, " | ".join(row), na)
     if cut:
-        readings[found[-1]] = Reading(None, " | ".join(body[-1]), CUT)
+        readings[indices[-1]] = Reading(None, " | ".join(body[-1]), CUT)
     return [readings[k + 1] for k in range(n)]

@@ -16,7 +16,7 @@ from rlaif.judges.replies.words import (
     narrow,
     other_scale,
     quoted,
-    said,
+    spoken,
     takes_back,
     void,
 )
@@ -46,7 +46,7 @@ def read_score(text: str, low: int, high: int, *, cut: bool = False) -> Reading:
     """
     if cut:
         return Reading(None, text, CUT)
-    heard = narrow(said(text))
+    heard = narrow(spoken(text))
     if "{" in heard:
         return _field(heard, text, low, high)
     whole = leading_number(heard.strip(), low, high)
@@ -95,10 +95,10 @@ def _given(heard: str, low: int, high: int) -> tuple[list[Number], int]:
 
 def _field(heard: str, text: str, low: int, high: int) -> Reading:
     """The score field of one JSON object."""
-    found = find_object(heard)
-    if isinstance(found, str):
-        return Reading(None, text, found)
-    value, before = found
+    parsed = find_object(heard)
+    if isinstance(parsed, str):
+        return Reading(None, text, parsed)
+    value, before = parsed
     fields = [key for key in value if _FIELD.fullmatch(key)] if isinstance(value, dict) else []
     if len(fields) != 1 or _given(before, low, high)[0] or any(re.search("scale|max|out.of", key) for key in value):
         return Reading(None, text, "expected one score")

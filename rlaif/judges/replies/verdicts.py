@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from rlaif.judges.replies.words import CORRECTION, CUT, SWAPS, aside, find_object, foreign, narrow, quoted, said
+from rlaif.judges.replies.words import CORRECTION, CUT, SWAPS, aside, find_object, foreign, narrow, quoted, spoken
 from rlaif.records import Choice
 
 _NAMED = r"(?:completion|text|response|answer|option|candidate|assistant)"
@@ -60,15 +60,15 @@ def read_choice(
     """
     if cut:
         return None, CUT
-    heard = narrow(said(text)).strip()
+    heard = narrow(spoken(text)).strip()
     label = _label(offered)
     choices: set[Choice | None] = set()
     end = 0
     if "{" in heard:
-        found = find_object(heard)
-        if isinstance(found, str):
-            return None, found
-        value, before = found
+        parsed = find_object(heard)
+        if isinstance(parsed, str):
+            return None, parsed
+        value, before = parsed
         fields = [key for key in value if key in _FIELDS] if isinstance(value, dict) else []
         written = str(value[fields[0]]) if len(fields) == 1 else ""
         choices.add(_chosen(label.fullmatch(written.strip()), offered))

@@ -39,7 +39,7 @@ _FENCE = re.compile(r"```[ \t]{0,4}\w{0,20}[ \t]{0,4}\r?\n")
 _WIDE = str.maketrans({chr(sign + 0xFEE0): chr(sign) for sign in b"0123456789:/=>[]()*|"})
 
 
-def said(text: str) -> str:
+def spoken(text: str) -> str:
     """The reply without thinking tags and the one code fence around it; nothing where the thinking has no clear end."""
     ends = list(_THOUGHT.finditer(text))
     begun = _THINKING.match(text)
@@ -295,6 +295,6 @@ def leading_number(line: str, low: int, high: int) -> Number:
 def takes_back(text: str) -> bool:
     """Whether a correction follows that names another number, such as `Actually, 3`."""
     return any(
-        re.search(rf"\d|\b(?:{'|'.join(NUMERALS)}|higher|lower)\b", text[found.end() :][:60], re.IGNORECASE)
-        for found in CORRECTION.finditer(text)
+        re.search(rf"\d|\b(?:{'|'.join(NUMERALS)}|higher|lower)\b", text[correction.end() :][:60], re.IGNORECASE)
+        for correction in CORRECTION.finditer(text)
     )

@@ -151,10 +151,12 @@ class Regex(Verifier):
         return pattern
 
     def check(self, completion: str, *, prompt: str, reference: str | None) -> Outcome:
-        found = _searched(self.pattern, completion, whole=self.must == "match")
-        if found is None:
+        matched = _searched(self.pattern, completion, whole=self.must == "match")
+        if matched is None:
             return Outcome(passed=None, why=f"the pattern took more than {PATTERN_SECONDS:g} s")
-        return Outcome(passed=found != (self.must == "not"), why=f"the pattern is {'there' if found else 'not there'}")
+        return Outcome(
+            passed=matched != (self.must == "not"), why=f"the pattern is {'there' if matched else 'not there'}"
+        )
 
 
 def _searched(pattern: str, text: str, *, whole: bool = False) -> bool | None:
@@ -186,8 +188,8 @@ class JSONSchema(Verifier):
         try:
             jsonschema.Draft202012Validator.check_schema(schema)
         except jsonschema.SchemaError as error:
-            place = "/".join(map(str, error.absolute_path)) or "its top"
-            raise ValueError(f"not a JSON schema: {error.message[:120]} (at {place})") from None
+            path = "/".join(map(str, error.absolute_path)) or "its top"
+            raise ValueError(f"not a JSON schema: {error.message[:120]} (at {path})") from None
         for key, value in _keywords(schema):
             if key == "patternProperties":
                 raise ValueError("`patternProperties` cannot be bounded in time: use `propertyNames` with a `pattern`")
@@ -211,8 +213,8 @@ class JSONSchema(Verifier):
             return Outcome(passed=None, why=f"the schema could not be held against it ({type(error).__name__})")
         if first is None:
             return Outcome(passed=True, why="as the schema asks")
-        place = "/".join(map(str, first.absolute_path)) or "its top"
-        return Outcome(passed=False, why=f"{first.message[:120]} (at {place})")
+        path = "/".join(map(str, first.absolute_path)) or "its top"
+        return Outcome(passed=False, why=f"{first.message[:120]} (at {path})")
 
 
 class _OutOfTime(Exception):
@@ -223,10 +225,10 @@ def _pattern(validator: Any, pattern: str, instance: Any, schema: Any) -> Iterat
     import jsonschema
 
     if isinstance(instance, str):
-        found = _searched(pattern, instance)
-        if found is None:
+        matched = _searched(pattern, instance)
+        if matched is None:
             raise _OutOfTime
-        if not found:
+        if not matched:
             yield jsonschema.ValidationError(f"{instance[:60]!r} does not match {pattern!r}")
 
 
@@ -287,13 +289,13 @@ class Length(Verifier):
         text = completion.strip()
         lines = sum(bool(line.strip()) for line in text.splitlines())
         lengths = {"words": len(text.split()), "characters": len(text), "lines": lines}
-        asked = {unit: bounds for unit, bounds in self._of().items() if bounds != (None, None)}
+        bounds_of = {unit: bounds for unit, bounds in self._of().items() if bounds != (None, None)}
         outside = [
             unit
-            for unit, (low, high) in asked.items()
+            for unit, (low, high) in bounds_of.items()
             if lengths[unit] < (low or 0) or (high is not None and lengths[unit] > high)
         ]
-        return Outcome(passed=not outside, why=", ".join(f"{lengths[unit]} {unit}" for unit in outside or asked))
+        return Outcome(passed=not outside, why=", ".join(f"{lengths[unit]} {unit}" for unit in outside or bounds_of))
 
 
 class Language(Verifier):
@@ -309,10 +311,10 @@ class Language(Verifier):
         return code
 
     def check(self, completion: str, *, prompt: str, reference: str | None) -> Outcome:
-        found = language_of(completion)
-        if found is None:
+        language = language_of(completion)
+        if language is None:
             return Outcome(passed=None, why="its language cannot be told")
-        return Outcome(passed=found == self.code, why=f"the language is {found}")
+        return Outcome(passed=language == self.code, why=f"the language is {language}")
 
 
 class IFEval(Verifier):
@@ -328,8 +330,8 @@ class IFEval(Verifier):
         return self
 
     def check(self, completion: str, *, prompt: str, reference: str | None) -> Outcome:
-        found = ifeval.follows(ifeval.instruction(self.id, self.kwargs), completion, loose=self.loose)
-        return Outcome(passed=found.passed, why=found.why)
+        followed = ifeval.follows(ifeval.instruction(self.id, self.kwargs), completion, loose=self.loose)
+        return Outcome(passed=followed.passed, why=followed.why)
 
 
 # --- A check as it is written, and several together -------------------------------------------------------------------
@@ -361,8 +363,8 @@ class Check(Settings):
 
     @property
     def verifier(self) -> Verifier:
-        found: Verifier = getattr(self, self.kind)
-        return found
+        verifier: Verifier = getattr(self, self.kind)
+        return verifier
 
     def check(self, completion: str, *, prompt: str, reference: str | None) -> Outcome:
         if not completion.strip():

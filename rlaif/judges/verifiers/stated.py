@@ -47,8 +47,8 @@ def stated(text: str) -> list[Stated]:
     """Everything that `text` states as final, whatever it is worth."""
     hashes = [Stated("####", match[1].strip()) for match in _HASHES.finditer(text)]
     boxes = [Stated("box", content.strip()) for content in _boxes(text)]
-    said = [(f"not {match[2]}" if _NEGATED.search(match[1]) else match[2]) for match in _WORDS.finditer(text)]
-    return hashes + boxes + [Stated("words", _sentence(words)) for words in said if "\\boxed" not in words]
+    phrases = [(f"not {match[2]}" if _NEGATED.search(match[1]) else match[2]) for match in _WORDS.finditer(text)]
+    return hashes + boxes + [Stated("words", _sentence(words)) for words in phrases if "\\boxed" not in words]
 
 
 def _boxes(text: str) -> Iterator[str]:
@@ -67,7 +67,7 @@ def _boxes(text: str) -> Iterator[str]:
 
 def _sentence(words: str) -> str:
     """`words` up to the end of their sentence, or to where they begin to give reasons."""
-    ends = [found.start() for found in (_SENTENCE_END.search(words), _REASON.search(words)) if found]
+    ends = [match.start() for match in (_SENTENCE_END.search(words), _REASON.search(words)) if match]
     return words[: min(ends, default=len(words))].strip()
 
 
@@ -86,10 +86,10 @@ def _agreed(values: Sequence[tuple[Value, str]]) -> tuple[Value | None, str | No
 
 def final_text(text: str, normal: Callable[[str], str]) -> tuple[str | None, str | None]:
     """What is stated, else the whole of `text`, as `normal` writes it; or the problem."""
-    found = stated(text)
-    if not found:
+    statements = stated(text)
+    if not statements:
         return normal(text.strip()), None
-    return _agreed([(normal(_bare(one.words)), one.words) for one in found if not one.negated])
+    return _agreed([(normal(_bare(one.words)), one.words) for one in statements if not one.negated])
 
 
 def _bare(words: str) -> str:
@@ -115,15 +115,17 @@ _LINE = re.compile(
 
 def final_number(text: str) -> tuple[Fraction | None, str | None]:
     """The number stated, else the last one of `text`; or the problem."""
-    found = [one for one in stated(text) if one.how != "####" or _LINE.fullmatch(_plain(one.words))]  # else: a heading
+    statements = [
+        one for one in stated(text) if one.how != "####" or _LINE.fullmatch(_plain(one.words))
+    ]  # else: a heading
     values: list[tuple[Fraction, str]] = []
-    for one in found:
+    for one in statements:
         value, problem = (None, None) if one.negated else _number_in(_plain(one.words))
         if problem:
             return None, problem
         if value is not None:
             values.append((value, one.words))
-    if values or any(one.negated or one.how == "box" for one in found):
+    if values or any(one.negated or one.how == "box" for one in statements):
         return _agreed(values)
     tokens = list(_TOKEN.finditer(_plain(text)))
     if not tokens:
@@ -156,10 +158,10 @@ def _number(written: str) -> Fraction | None:
     written = written.replace("\u2212", "-").rstrip(".,:/")
     if fraction := _FRACTION.fullmatch(written):
         return Fraction(int(fraction[1]), int(fraction[2])) if int(fraction[2]) else None
-    found = _DECIMAL.match(written)
-    if found is None or not re.fullmatch(r"[^\W\d_]{0,10}", written[found.end() :]):
+    decimal = _DECIMAL.match(written)
+    if decimal is None or not re.fullmatch(r"[^\W\d_]{0,10}", written[decimal.end() :]):
         return None
-    return Fraction(found[0].replace(",", ""))
+    return Fraction(decimal[0].replace(",", ""))
 
 
 # --- Choices ----------------------------------------------------------------------------------------------------------
@@ -179,15 +181,15 @@ def final_choice(text: str, among: Sequence[str]) -> tuple[str | None, str | Non
     ended = re.compile(rf"{_MARKS}$|[.,:;)\]}}*]")
     another = re.compile(rf"\W{{0,4}}(?:[,/&]|\bor\b|\band\b)\W{{0,4}}{label}(?!\w)", re.IGNORECASE)
     values: list[tuple[str, str]] = []
-    found = stated(text)
-    for one in found:
+    statements = stated(text)
+    for one in statements:
         words = one.words.replace("\\text{", "")
         match = None if one.negated else begins.match(words)
         if match and another.match(words, match.end()):
             return None, f"cannot be read as one choice: {one.words[:60]!r}"
         if match and ended.match(words, match.end()):
             values.append((labels[match[1].casefold()], one.words))
-    if not values and not any(one.how != "####" for one in found):
+    if not values and not any(one.how != "####" for one in statements):
         whole = re.fullmatch(rf"{_AROUND}{label}{_MARKS}", text, re.IGNORECASE)
         apart = re.compile(rf"\({label}\)|^[ \t*_]*{label}(?:[).:](?=[\s*]|$)|[ \t*_]*$)")
         for line in text.splitlines():
