@@ -38,11 +38,11 @@ class Constitution(Settings):
         return digest(self.model_dump(mode="json"))
 
     def draw(self, *salt: str, place: int = 0) -> Principle:
-        """The principle at `place` of an order drawn for `salt`, a heavier one being earlier more often.
+        """The principle at `place`, from 0, of an order drawn for `salt`; a heavier principle is earlier more often.
 
         Weighted rendezvous hashing: a principle's key depends on its own id and weight alone, so adding one re-draws
-        only what it wins, and the first place falls to each in proportion to its weight. Places beyond the last
-        principle begin again.
+        only what it wins, and each principle is first in proportion to its weight. Places beyond the last principle
+        start over.
         """
 
         def key(principle: Principle) -> tuple[float, str]:

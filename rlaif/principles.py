@@ -36,7 +36,7 @@ class Mixture(NamedTuple):
     shares: dict[str, dict[str, float]]  # by source
 
     def of(self, source: str | None) -> dict[str, float]:
-        """The shares of a source: its own, or those of the longest name that it begins with, such as `flan` of
+        """The shares of a source: its own, or those of the longest name that is its prefix, such as `flan` of
         `flan_v2_cot`; else the default ones."""
         names = [name for name in self.shares if source == name or (source or "").startswith(f"{name}_")]
         return self.shares[max(names, key=len, default=DEFAULT)]
@@ -44,7 +44,7 @@ class Mixture(NamedTuple):
     def draw(self, prompt: Prompt, sampler: str, index: int) -> Drawn:
         """What the completion `index` of a sampler is written by, from hashes of the three alone.
 
-        Weighted rendezvous hashing: each principle falls in proportion to its share, and another prompt, sampler or
+        Weighted rendezvous hashing: each principle is drawn in proportion to its share, and an added prompt, sampler or
         principle re-draws only what it wins.
         """
         salt = (prompt.id, sampler, str(index))

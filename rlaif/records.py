@@ -63,7 +63,7 @@ def digest(value: Any, *, length: int = 32) -> str:
 
 
 def unit_interval(*parts: str) -> float:
-    """A number in [0, 1) that depends only on `parts`: the one source of every draw (split, order, choice)."""
+    """A number in [0, 1) that depends only on `parts`. Every draw (split, order, choice) is made from it."""
     return (
         int.from_bytes(hashlib.sha256("\x1f".join(parts).encode("utf-8", "surrogatepass")).digest()[:8], "big") / 2**64
     )
@@ -93,7 +93,7 @@ class Prompt(Record):
 
     `reference` holds true answers to it, any of which is right: what a verifier compares with, and what a judge is
     shown as knowledge of the world. `checks` are what code can verify of a completion, as `judges.verifiers` reads
-    them. Neither is shown to whoever answers, and neither is part of the id.
+    them. The model that answers sees neither, and neither is part of the id.
     """
 
     messages: tuple[Message, ...]
@@ -126,7 +126,7 @@ class Prompt(Record):
 
 
 class Usage(Record):
-    """Tokens read and written. n samples of one request share the reading: only the first carries it."""
+    """Tokens read and written. The n samples of one request share one prompt: only the first carries its tokens."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -199,7 +199,7 @@ class Score(Record):
 
 
 class Ranking(Record):
-    """A judge's order of all candidates at once, best first, those it cannot tell apart together; or unparsed."""
+    """A judge's order of all candidates, best first, with tied candidates in one group; or unparsed."""
 
     order: tuple[tuple[int, ...], ...] | None  # indices into the row's candidates
     shown: tuple[int, ...]  # the candidates in the order in which the judge read them
@@ -229,15 +229,15 @@ class Revision(Record):
     number: int  # its place in the chain, from 1
     principle: str
     critique: Completion
-    completion: Completion | None  # None when the critique was of no use
-    problem: str | None = None  # why the chain ends here without being of use
+    completion: Completion | None  # None when the critique was unusable
+    problem: str | None = None  # why the chain ends here without a usable revision
 
 
 Choice = Literal["A", "B", "tie"]
 
 
 class Verdict(Record):
-    """A judge's answer on two candidates in one order. A is the one it read first."""
+    """A judge's preference between two candidates, shown in one order. A is the one it read first."""
 
     a: int  # index into the row's candidates
     b: int
@@ -310,7 +310,7 @@ class Comparison(Record):
 
     @classmethod
     def merge(cls, forward: Verdict, backward: Verdict, *, principle: str, judge: str) -> Comparison:
-        """Both orders into one, the second un-swapped first."""
+        """Both orders as one comparison, the second un-swapped first. Raises ValueError for other candidates."""
         other = backward.swap()
         if (other.a, other.b) != (forward.a, forward.b):
             raise ValueError("the second verdict is not on the first one's candidates in the other order")
@@ -380,7 +380,7 @@ def preferred(probability: float) -> Choice:
 
 
 class Row(Record):
-    """One prompt on its way through the row stages."""
+    """One prompt with everything that the row stages have made of it so far."""
 
     prompt: Prompt
     candidates: tuple[Candidate, ...] = ()
@@ -441,7 +441,7 @@ class Preference(Record):
 
 
 class Sampling(Record):
-    """How a completion is asked for: every field is part of a call's key."""
+    """How a completion is sampled. Every field is part of a call's key."""
 
     temperature: float = Field(default=1.0, ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)

@@ -1,9 +1,9 @@
-"""Auditing a judge: what it says of gold pairs and of probes made from them, in figures and in what to change.
+"""The figures of an audit: how a judge decides gold pairs and the probes made from them.
 
-Every pair is asked in both orders. The figures say how often the judge agrees with gold (asked once, and over both
-orders), what the place, the length and the padding of a completion do to it, whether words meant for the judge move it,
-how much of it is unparsed, and whether its probabilities can be believed; `findings` says what follows from them. What
-a run's own judgements show without any gold is `of_judged` and `of_ratings`.
+The judge compares every pair in both orders. The figures say how often it agrees with gold (in one order, and over
+both), how the position, the length and the padding of a completion influence it, whether words meant for the judge move
+it, how many verdicts are unparsed, and whether its probabilities are calibrated; `findings` says what follows. Figures
+of a run's own judgements, which need no gold, are `of_judged` and `of_ratings`.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ from rlaif.statistics import (
 )
 
 Decide = Callable[[Prompt, tuple[str, str], str | None], Awaitable[Comparison]]
-"""A judge's comparison of two texts, the first of them its A, asked in both orders under the pair's own principle where
-it has one. Raises EngineError."""
+"""A judge's comparison of two texts, the first of them A, in both orders, under the pair's own principle where it has
+one. Raises EngineError."""
 
 
 class Ruling(NamedTuple):
-    """What the judge said of a gold pair, or why a call failed. `better` is the place of the better one."""
+    """The judge's comparison of a gold pair, or why a call failed. `better` says which one is the better."""
 
     pair: GoldPair
     better: Choice
@@ -61,7 +61,7 @@ class Ruling(NamedTuple):
 
 
 class Probed(NamedTuple):
-    """What the judge said of a probe, and of the pair that it was made from: of the better one as A."""
+    """The judge's verdict on a probe, and on the pair that it was made from with the better one as A."""
 
     probe: Probe
     shown: Choice | None
@@ -69,7 +69,10 @@ class Probed(NamedTuple):
 
 
 async def rule(pair: GoldPair, decide: Decide) -> Ruling:
-    """The judge's word on one pair, the better one shown as A or B by hash."""
+    """The judge's comparison of one pair; a hash decides whether the better one is A or B.
+
+    Raises EngineError where no call can succeed.
+    """
     first = unit_interval("audit", pair.id) < 0.5
     texts = (pair.better, pair.worse) if first else (pair.worse, pair.better)
     answer = await _compared(pair.prompt, texts, pair.principle, decide)
@@ -80,13 +83,16 @@ async def rule(pair: GoldPair, decide: Decide) -> Ruling:
 
 
 async def probe(one: Probe, ruling: Ruling, decide: Decide) -> Probed:
-    """The judge's word on one probe, beside its word on the pair that the probe was made from."""
+    """The judge's verdict on one probe, beside its verdict on the pair that the probe was made from.
+
+    Raises EngineError where no call can succeed.
+    """
     shown = await _compared(one.prompt, one.shown, ruling.pair.principle, decide)
     return Probed(one, None if isinstance(shown, EngineError) else shown.verdict, _of_better(ruling))
 
 
 def _of_better(ruling: Ruling) -> Choice | None:
-    """What was said of a pair, the better one called A, as probes have it."""
+    """The verdict on a pair, with the better one as A, as in the probes."""
     verdict = _verdict_of(ruling)
     return verdict if ruling.better == "A" else unswap(verdict)
 
@@ -94,7 +100,7 @@ def _of_better(ruling: Ruling) -> Choice | None:
 async def _compared(
     prompt: Prompt, texts: tuple[str, str], principle: str | None, decide: Decide
 ) -> Comparison | EngineError:
-    """A call that fails for this pair alone gives its error in place of a word; one that fails for all is raised."""
+    """The comparison, or the error of a call that failed for this pair alone. Raises EngineError where it is fatal."""
     try:
         return await decide(prompt, texts, principle)
     except EngineError as error:
@@ -104,7 +110,7 @@ async def _compared(
 
 
 def probes_of(pairs: Sequence[GoldPair], *, world: bool = False) -> list[Probe]:
-    """Every probe that the pairs allow; of the embedded `world` in its own words, and without edits it cannot read."""
+    """Every probe that the pairs allow. Those of the embedded `world` use its words and have no edits."""
     if world:
         return [*verbosity(pairs, leads=()), *assertiveness(pairs), *injection(pairs, WORLD_INJECTIONS)]
     return [*verbosity(pairs), *edits(pairs), *assertiveness(pairs), *injection(pairs)]
@@ -147,7 +153,7 @@ def _outcome(ruling: Ruling) -> str:
 
 
 def _points(ruling: Ruling) -> float:
-    """1 for what gold says, one half for a tie, 0 for the other one and for what was not read."""
+    """1 where the verdict is gold's, one half for a tie, 0 for the other one and for unparsed."""
     verdict = _verdict_of(ruling)
     return 0.5 if verdict == "tie" else float(verdict == ruling.better)
 
@@ -183,7 +189,7 @@ def _gains(rulings: Sequence[Ruling]) -> list[float]:
 
 
 def _one_order(rulings: Sequence[Ruling]) -> Any:
-    """Accuracy of a judge that is asked once, as LLMBar counts it: a tie or an unparsed verdict is wrong."""
+    """Accuracy in one order, as LLMBar counts it: a tie or an unparsed verdict is wrong."""
     compared = [(r, member) for r in rulings if r.comparison for member in r.comparison.members if member.orders]
     forward = [member.orders[0].verdict for _, member in compared]
     backward = [member.orders[1].verdict for _, member in compared]
@@ -322,7 +328,7 @@ Scores = Callable[[Row], Mapping[int, float]]  # of the candidates that have one
 
 
 def judged(rows: Iterable[Row], scores: Scores | None = None, judge: str = "") -> list[Judged]:
-    """The comparisons of rows; with `scores`, those that the `judge`'s scores amount to, of every two candidates."""
+    """The comparisons of rows; with `scores`, those that the `judge`'s scores imply, of every two candidates."""
     items = []
     for row in rows:
         comparisons = row.comparisons if scores is None else _of_scores(row, scores(row), judge)
@@ -336,7 +342,7 @@ def judged(rows: Iterable[Row], scores: Scores | None = None, judge: str = "") -
 
 
 def _of_scores(row: Row, scores: Mapping[int, float], judge: str) -> list[Comparison]:
-    """What scores say of every two candidates of different text."""
+    """The comparisons that scores imply, of every two candidates of different text."""
     comparisons = []
     for a, b in combinations(range(len(row.candidates)), 2):
         if row.candidates[a].completion.text != row.candidates[b].completion.text:

@@ -1,4 +1,4 @@
-"""What an audit's figures amount to: sentences that a person can act on, and the report as Markdown."""
+"""The findings of an audit: sentences that a person can act on, and the report as Markdown."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
-COIN = 0.65  # agreement below which a judge may be one, as far as its pairs tell
+COIN = 0.65  # agreement below which a judge may be no better than a coin
 LEAST_PROBES = 10  # of a kind, before anything is said of it
 LEAST_OF_CATEGORY = 10  # pairs, below which nothing is said of one
 
@@ -23,8 +23,8 @@ class Finding(NamedTuple):
 
 
 def findings(figures: Mapping[str, Any]) -> list[Finding]:
-    """What the figures amount to, the worst first. A figure is held to a bound by the end of its interval that is
-    nearer to it, so that few pairs condemn nobody."""
+    """The findings that follow from the figures, the worst first. A bound is compared with the nearer end of a
+    figure's interval, so that a few pairs are not enough to condemn a judge."""
     unsorted = [
         finding
         for judge in (_on_agreement, _on_people, _on_position, _on_length, _on_probes, _on_words)
@@ -199,7 +199,7 @@ _MARKS: dict[Grade, str] = {"good": "ok", "care": "care", "bad": "bad"}
 
 
 def verdict(listed: Iterable[Finding]) -> str:
-    """The worst finding decides; without any, nothing can be said."""
+    """The sentence on the judge as a whole: the worst finding decides."""
     grades = {finding.grade for finding in listed}
     if not grades:
         return NOTHING_SAID
@@ -332,7 +332,7 @@ _SECTIONS = (_agreement, _biases, _probes, _calibration, _jury, _wins, _ratings,
 
 
 def _theirs(text: str) -> str:
-    """Other people's words on one line: nothing in them is left that Markdown, or a terminal, would act on."""
+    """Untrusted text on one line, with everything escaped that Markdown or a terminal would act on."""
     line = "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
     return re.sub(r"([\\`*<>\[\]])", r"\\\1", line)
 

@@ -1,7 +1,7 @@
 """Gold pairs: prompts with a better and a worse completion on which no expert would disagree, to audit a judge with.
 
 The project's own set ships in `gold/pairs.jsonl`; a user's own file has the same shape, or is any preference file that
-`formats` reads. What a row claims of its own texts (`check`) is recomputed as it is read. Not to be confused with
+`formats` reads. The claims of a row about its own texts (`check`) are verified when it is read. Not to be confused with
 `rlaif.tiny.gold`, the truth of the embedded world, which gives pairs of its own (`of_world`).
 """
 
@@ -41,7 +41,7 @@ Range = tuple[int, int]  # both ends included
 
 
 class PairCheck(Record):
-    """What a program can see of a pair: the better completion meets all of it, the worse one breaks some of it.
+    """What a program can check of a pair: the better completion meets all of it, the worse one breaks some of it.
 
     `arithmetic` holds expressions with their values; it is about the pair and is no demand on the texts.
     """
@@ -152,7 +152,7 @@ def evaluate(expression: str) -> float:
             case ast.Expression(body=inner):
                 return value(inner)
             case ast.Constant(value=int() | float() as number):
-                return float(number)  # a power of whole numbers could take for ever
+                return float(number)  # a power of whole numbers could run without end
             case ast.UnaryOp(op=ast.USub(), operand=inner):
                 return -value(inner)
             case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
@@ -295,7 +295,7 @@ def _each(table: Table) -> Iterator[GoldPair]:
 
 
 def _wrong(table: Table, number: int, error: ValidationError) -> InputError:
-    """The first thing wrong with a row, told of the key that it is about."""
+    """An error about the first thing wrong with a row, with its key."""
     first = error.errors(include_url=False)[0]
     parts = [str(part) for part in first["loc"]]
     key = ".".join(parts) or None

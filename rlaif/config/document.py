@@ -1,7 +1,7 @@
-"""A YAML file as plain values, each with the line it stands on, checked against a model of what it may hold.
+"""A YAML file as plain values, each with its line, checked against a model of what it may hold.
 
-Knows YAML and errors, not what any file is about. YAML is safe-loaded; a key that is unknown, or written twice, is an
-error that names file, line and key, and what would be right.
+Knows YAML and errors, not what a file is about. YAML is safe-loaded. A key that is unknown, or written twice, is an
+error that names file, line and key, and the fix.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Document:
 
     def __init__(self, path: str, value: Any, lines: dict[Position, int]) -> None:
         self.path, self.value, self.lines = path, value, lines
-        self.overridden: dict[Position, str] = {}  # what the command line set, in the words it was written in
+        self.overridden: dict[Position, str] = {}  # set on the command line: the key as it was written there
 
     def line(self, position: Position) -> int | None:
         """The line of `position`, or of the nearest part of it that was written."""
@@ -69,7 +69,10 @@ def read_yaml(path: Path) -> Document:
 
 
 def load_value(text: str, path: str) -> tuple[Any, dict[Position, int]]:
-    """The value that `text` spells, and where each part of it stands. No two parts of it are one object."""
+    """The value of a YAML text, and the line of each part of it. No two parts are one object.
+
+    Raises InputError for text that is not YAML, that repeats a key, or that is too large or too deep.
+    """
     lines: dict[Position, int] = {}
     try:
         loader = _Loader(text)
@@ -150,7 +153,7 @@ def found(value: Any) -> str:
 
 
 def validated(model: type[Checked], value: Any, document: Document, position: Position) -> Checked:
-    """`value` as a `model`, or an InputError that names the line and key of the first thing wrong."""
+    """`value` as a `model`. Raises InputError that names the line and key of the first thing wrong."""
     if not isinstance(value, dict):
         raise document.error(
             f"expected keys and values, found {found(value)}", position, f"its keys are {', '.join(_keys(model))}"
@@ -161,11 +164,11 @@ def validated(model: type[Checked], value: Any, document: Document, position: Po
         raise _first_error(error, model, document, position) from None
 
 
-TextCheck = Callable[[str], tuple[str, str] | None]  # what is wrong with a text, and what would mend it
+TextCheck = Callable[[str], tuple[str, str] | None]  # returns what is wrong with a text and the fix, or None
 
 
 def unchecked(text: str) -> None:
-    """Nothing is wrong with any text."""
+    """A TextCheck that accepts every text."""
 
 
 def read_checked(model: type[Checked], path: str) -> tuple[Checked, Document]:
@@ -195,18 +198,21 @@ def _keys(model: type[BaseModel]) -> list[str]:
 
 def _first_error(error: ValidationError, model: type[BaseModel], document: Document, position: Position) -> InputError:
     errors = error.errors()
-    # A mistyped key is also a missing one; that it is mistyped is what helps.
+    # A mistyped key is also a missing one: report the mistyped one, which helps more.
     first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
-    place = (*position, *(part for part in first["loc"] if part != "[key]"))  # pydantic's word for "in the key itself"
+    wrong_at = (
+        *position,
+        *(part for part in first["loc"] if part != "[key]"),
+    )  # pydantic's word for "in the key itself"
     if first["type"] == "extra_forbidden":
         known = _keys(_model_at(model, first["loc"][:-1]))
-        return document.error("unknown key", place, nearest(str(first["loc"][-1]), known))
+        return document.error("unknown key", wrong_at, nearest(str(first["loc"][-1]), known))
     if first["type"] == "missing":
-        return document.error("the key is missing", place, f"add `{first['loc'][-1]}`")
-    if first["type"] == "value_error":  # our own words, which say what was found; it may be a secret
-        return document.error(first["msg"].removeprefix("Value error, "), place)
+        return document.error("the key is missing", wrong_at, f"add `{first['loc'][-1]}`")
+    if first["type"] == "value_error":  # our own message; the value is left out, since it may be a secret
+        return document.error(first["msg"].removeprefix("Value error, "), wrong_at)
     message = _PLAIN.get(first["type"]) or first["msg"][0].lower() + first["msg"][1:]
-    return document.error(f"{message}, found {found(first['input'])}", place)
+    return document.error(f"{message}, found {found(first['input'])}", wrong_at)
 
 
 _PLAIN = {

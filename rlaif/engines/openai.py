@@ -1,14 +1,14 @@
-"""A model behind any OpenAI-compatible server, and a server is not trusted.
+"""A model behind any OpenAI-compatible server. The server is not trusted.
 
-What was asked for is checked on every arrival: the number of choices, that each says something, that log-probabilities
-came back, JSON where it was asked for. What a server is found to ignore is kept in `capabilities`. Knows nothing of
-concurrency, retries or the call store: every verb is one request, and what is wrong with its answer is returned.
+Every answer is checked against the request: the number of choices, that each holds text, that log-probabilities are
+there, and JSON where a schema was sent. `capabilities` records what a server ignores. Knows nothing of concurrency,
+retries or the call store: every verb is one request, and a wrong answer is returned as an EngineError.
 
 Seeds: the sample with index i of attempt a carries seed `sampling.seed + a * ATTEMPT_STRIDE + i`. A request for several
-samples carries the seed of its first, and servers that fan out n samples (vLLM) add the sample's place to it, so that a
-server which returns fewer than n and is then asked one by one answers from the same streams. A sample that came back
-empty is asked again under another seed: a server that honours seeds would only repeat itself. Samples whose indices do
-not follow one another go in separate requests, since the places of one request do.
+samples carries the seed of its first, and servers that fan out n samples (vLLM) add the sample's position to it. So a
+server that returns fewer than n samples, and then gets one request for each, answers from the same streams. An empty
+sample is requested again with another seed: a server that honours seeds would only repeat itself. Samples whose indices
+are not consecutive go in separate requests, since the positions in one request are.
 """
 
 from __future__ import annotations
@@ -32,16 +32,17 @@ from rlaif.records import FinishReason, Message, Sampling, Usage, digest
 
 Item = tuple[tuple[Message, ...], str]
 
-ATTEMPT_STRIDE, EMPTY_STRIDE = 1_000_003, 15_485_863  # primes, so that attempts and re-asks of near seeds do not meet
+# Primes, so that attempts and re-asks of near seeds do not collide.
+ATTEMPT_STRIDE, EMPTY_STRIDE = 1_000_003, 15_485_863
 TOP_LOGPROBS = 20  # the most that vLLM and the OpenAI API report
 IMPOSSIBLE = -9999.0  # a log-probability
-MOST_TOKENS = 2**31  # of one answer: a count beyond is nonsense
-SECRET = 16  # characters that no model writes by chance; a shorter key (EMPTY, test) may be a word of its own
-NO_KEY = "none"  # what `api_key` gives for a server that wants none
+MOST_TOKENS = 2**31  # of one answer; a larger count is an error of the server
+SECRET = 16  # characters that no model writes by chance; a shorter key (EMPTY, test) may be an ordinary word
+NO_KEY = "none"  # what `api_key` gives for a server without a key
 RETRIED_STATUS = frozenset({408, 409, 425, 429})
-BYTES_PER_TOKEN = 2  # the first guess, before the server has counted any: English has four, other scripts fewer
+BYTES_PER_TOKEN = 2  # the estimate before the first answer: English has four, other scripts fewer
 
-# Servers differ in the words for the same three ends. Any other word (`abort`, `tool_calls`) is not a completion.
+# Servers use different words for the same three finish reasons. Any other word (`abort`, `tool_calls`) is an error.
 FINISH_REASONS: dict[str | None, FinishReason] = {
     "stop": "stop",
     "eos": "stop",
@@ -54,7 +55,7 @@ FINISH_REASONS: dict[str | None, FinishReason] = {
 
 
 class _TopToken(msgspec.Struct):
-    """What is read of a server's answer; the rest is ignored. Types are checked."""
+    """The fields that are read from a server's answer; the others are ignored. Types are checked."""
 
     token: str
     logprob: float
@@ -79,12 +80,12 @@ class _Choice(msgspec.Struct):
     message: _ChoiceMessage
     index: int = 0
     finish_reason: str | None = None
-    stop_reason: int | str | None = None  # vLLM: the stop string that was met; none for the end token
+    stop_reason: int | str | None = None  # vLLM: the stop string that ended it; none for the end token
     logprobs: _TokenList | None = None
 
 
 class _Tokens(msgspec.Struct):
-    """Unknown where a server sends null or nonsense: an answer is not thrown away for want of its bill."""
+    """0 where a server sends null or a wrong type: an answer without valid token counts is still used."""
 
     prompt_tokens: Any = 0
     completion_tokens: Any = 0
@@ -108,14 +109,17 @@ class OpenAIEngine:
 
     def __init__(self, name: str, spec: OpenAIModel, api_key: str, wires: Wires | None = None) -> None:
         self.name, self.spec = name, spec
-        self.capabilities: dict[str, bool | None] = {}  # n, logprobs, json_schema: as met; seed: by `probe`
+        self.capabilities: dict[str, bool | None] = {}  # n, logprobs, json_schema: from answers; seed: from `probe`
         self._key = api_key
         self._wires, self._owned = wires or Wires(), wires is None
-        self._tokens_per_byte = 0.0  # the most that the server has counted
+        self._tokens_per_byte = 0.0  # the highest that the server has reported
 
     @cached_property
     def identity(self) -> str:
-        """The model's name stands beside the digest for whoever reads the call store. Replicas share the first's."""
+        """The model's name beside a digest, for people who read the call store.
+
+        Replicas share the identity of the first.
+        """
         spec = self.spec
         return spec.identity or f"server:{spec.model}:{digest([spec.base_urls[0], spec.model, spec.revision])}"
 
@@ -136,6 +140,7 @@ class OpenAIEngine:
         return self.spec.limits
 
     async def logprobs(self, items: Sequence[Item]) -> list[Logprobs]:
+        """Raises EngineError: no OpenAI-compatible server offers it."""
         raise EngineError(
             f"the server of {self.name!r} cannot score given text",
             cause="verb",
@@ -143,6 +148,7 @@ class OpenAIEngine:
         )
 
     async def score(self, items: Sequence[Item]) -> list[float | EngineError]:
+        """Raises EngineError: no OpenAI-compatible server offers it."""
         raise EngineError(
             f"the server of {self.name!r} has no reward head",
             cause="verb",
@@ -154,7 +160,7 @@ class OpenAIEngine:
             await self._wires.close()
 
     async def models(self, server: str) -> list[str] | None:
-        """The models a server says it has; None where it does not say. Raises EngineError when nobody is there."""
+        """The models that a server lists; None where it lists none. Raises EngineError when it cannot be reached."""
         try:
             arrived = await self._wires.to(server, self._key).get("/models", min(self.spec.timeout, 30.0))
         except TimeoutError:
@@ -171,7 +177,10 @@ class OpenAIEngine:
             return None
 
     async def probe(self, server: str) -> list[Usage]:
-        """Learn whether the server honours seeds: `capabilities["seed"]` is None where its samples are alike anyway."""
+        """Find out whether the server honours seeds; `capabilities["seed"]` is None where its samples never differ.
+
+        Returns what the requests cost. Raises EngineError where no request can succeed.
+        """
         messages = (Message(role="user", content="Write a line of random words."),)
         texts: list[str | None] = []
         paid: list[Usage] = []
@@ -181,10 +190,11 @@ class OpenAIEngine:
                 paid.append(_shared(answer)[0])
                 texts.append(answer.choices[0].message.content)
         except EngineError as error:
-            error.fatal |= error.cause == "connection"  # nobody is there; once somebody was, the next request may do
+            # Unreachable at the start of a run: stop. Later in a run it may be transient.
+            error.fatal |= error.cause == "connection"
             if error.fatal:
                 raise
-            self.capabilities["seed"] = None  # whatever befell the probe need not befall the work
+            self.capabilities["seed"] = None  # the probe failed; the run's requests may still succeed
         else:
             first, again, other = texts
             self.capabilities["seed"] = False if first != again else None if first == other else True
@@ -193,7 +203,7 @@ class OpenAIEngine:
     # ------------------------------------------------------------ one request
 
     def parts(self, request: Request) -> list[Request]:
-        """Samples share a request when their seeds follow one another, if the server can give several.
+        """Samples share a request when their seeds are consecutive, if the server can return several.
 
         Greedy samples go alone: vLLM refuses several of them.
         """
@@ -209,7 +219,7 @@ class OpenAIEngine:
         return [request.model_copy(update={"indices": tuple(group)}) for group in groups]
 
     def estimate(self, request: Request) -> int:
-        """As the server has counted so far, at its most; at first by a rule of thumb."""
+        """Prompt tokens by the highest ratio that the server has reported; at first by a rule of thumb."""
         size = _size(request.messages)
         return math.ceil(size * (self._tokens_per_byte or 1 / BYTES_PER_TOKEN))
 
@@ -223,7 +233,7 @@ class OpenAIEngine:
         except EngineError as error:
             return [error] * len(indices)
         answer.choices.sort(key=lambda choice: choice.index)
-        del answer.choices[len(indices) :]  # nobody asked for more, but the bill is for all of them
+        del answer.choices[len(indices) :]  # not requested; their tokens were paid for and are counted
         usages = _shared(answer)
         if usages and usages[0].prompt_tokens:
             self._tokens_per_byte = max(self._tokens_per_byte, usages[0].prompt_tokens / _size(request.messages))
@@ -292,7 +302,7 @@ class OpenAIEngine:
         json_schema: dict[str, Any] | None,
         server: str,
     ) -> _Answer:
-        """One HTTP request and what it brought, checked as far as every request needs. Raises EngineError."""
+        """Send one HTTP request and read its answer, which holds at least one choice. Raises EngineError."""
         body: dict[str, Any] = {
             "model": self.spec.model,
             "messages": [{"role": m.role, "content": m.content} for m in messages],
@@ -332,7 +342,7 @@ class OpenAIEngine:
         return answer
 
     def _read_slowly(self, body: bytes) -> _Answer:
-        """By the parser that takes the half of a surrogate pair that some servers send."""
+        """With the parser that accepts half a surrogate pair, which some servers send."""
         try:
             return msgspec.convert(json.loads(body), _Answer)
         except msgspec.ValidationError as error:
@@ -346,7 +356,7 @@ class OpenAIEngine:
         return self._error(f"cannot reach {server}: {error}", "connection", retryable=True, fix=fix, lost=lost)
 
     def _refused(self, arrived: Arrival, server: str) -> EngineError:
-        """A status that is not 200, in words: which are worth a retry, and what the user can do about the others."""
+        """The error for a status that is not 200: whether it can be retried, else what the user can do."""
         status, message = arrived.status, self._server_message(arrived.body)
         fix: str | None
         if status in RETRIED_STATUS or status >= 500:
@@ -371,7 +381,7 @@ class OpenAIEngine:
         return self._error(f"the server answered {status}: {message}", cause, fatal=status in (401, 403, 404), fix=fix)
 
     def _server_message(self, raw: bytes) -> str:
-        """The server's own words on one line, from whichever field it put them in."""
+        """The server's error message on one line, from any of the fields that servers use."""
         text = raw.decode("utf-8", "replace")
         try:
             body: Any = json.loads(text)
@@ -383,7 +393,8 @@ class OpenAIEngine:
             body = (inner.get("message") or inner.get("detail")) if isinstance(inner, dict) else inner
             if isinstance(code, str) and body and code not in str(body):
                 body = f"{body} ({code})"
-        message = self._redacted(str(body or text or "nothing"))  # before it is cut: half a key is a key
+        # Redacted before it is truncated: half a key must not show either.
+        message = self._redacted(str(body or text or "nothing"))
         return " ".join(message.split())[:300].rstrip(".")
 
     def _redacted(self, text: str) -> str:
@@ -412,7 +423,7 @@ class OpenAIEngine:
         usage: Usage | None = None,
         lost: bool = False,
     ) -> EngineError:
-        """Whatever a server said leaves through here, because it may repeat the key it was sent."""
+        """The only place that makes errors of a server's words, because they may repeat the key."""
         message = self._redacted(f"model {self.name!r}: {message}")
         return EngineError(
             message, cause=cause, retryable=retryable, fatal=fatal, fix=fix, wait=wait, usage=usage, lost=lost
@@ -421,7 +432,7 @@ class OpenAIEngine:
 
 @lru_cache(maxsize=256)
 def _settings(sampling: Sampling) -> dict[str, Any]:
-    """The part of a request that the sampling settings make; read, never changed."""
+    """The part of a request that the sampling settings decide. Callers must not change it: it is cached."""
     fields: dict[str, Any] = {
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
@@ -439,12 +450,12 @@ def _settings(sampling: Sampling) -> dict[str, Any]:
 def _encoded(body: dict[str, Any]) -> bytes:
     try:
         return msgspec.json.encode(body)
-    except UnicodeEncodeError:  # half a surrogate pair: as an escape, which every server reads
+    except UnicodeEncodeError:  # half a surrogate pair: written as an escape, which every server reads
         return json.dumps(body).encode()
 
 
 def _size(messages: Sequence[Message]) -> int:
-    """Bytes, and a few for the marks around each message."""
+    """Size in bytes, with a few for the markup of each message."""
     return sum(len(message.content.encode("utf-8", "replace")) + 16 for message in messages)
 
 
@@ -453,7 +464,7 @@ def _count(value: Any) -> int:
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds, or a date: both forms of the header are in use."""
+    """The seconds to wait. The header holds seconds or a date."""
     try:
         header = headers.get("retry-after")
         if header is None:
@@ -462,7 +473,7 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
             seconds = float(header)
         except ValueError:
             seconds = email.utils.parsedate_to_datetime(header).timestamp() - time.time()
-    except (ValueError, OverflowError):  # no text, no date, or one that no calendar has
+    except (ValueError, OverflowError):  # not text, not a date, or an invalid date
         return None
     return max(seconds, 0.0) if math.isfinite(seconds) else None
 
@@ -495,7 +506,7 @@ def _named(token: _Token, names: Sequence[str]) -> dict[str, float | None]:
 
 
 def _finite(logprob: float) -> float:
-    """JSON has no infinity; OpenAI says -9999 for what cannot be, and so is it kept."""
+    """JSON has no infinity: an impossible token gets -9999, as OpenAI reports it."""
     return logprob if math.isfinite(logprob) else IMPOSSIBLE
 
 

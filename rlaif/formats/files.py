@@ -1,6 +1,6 @@
 """Rows from the files people have: JSON Lines, JSON, CSV, TSV, Parquet, folders of `datasets`, the hub.
 
-Knows file types and nothing of column names. Every row keeps its place, so that an error about it can name it.
+Knows file types and nothing of column names. Every row keeps its line or row number, so that an error can name it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rlaif.errors import InputError, WorkError
 
 
 class Table(NamedTuple):
-    """Rows of one file or data set, each with the place an error names: its line, or its number where it has none."""
+    """The raw rows of one file or data set, each with the number of its line, or else of the row, for errors."""
 
     name: str
     source: str
@@ -38,7 +38,7 @@ def names(row: Iterable[Any]) -> str:
 
 
 def rows_of(path: Path) -> Table:
-    """The rows of a file or folder, read as they are asked for. Raises InputError for a type that is not known."""
+    """The rows of a file or folder, read lazily. Raises InputError for an unknown type of file."""
     if path.is_dir():
         return _folder(path)
     ending = path.name.lower().removesuffix(".gz")
@@ -61,7 +61,7 @@ def rows_of(path: Path) -> Table:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[TextIO]:
-    """The file as text; whatever is wrong with its bytes is an InputError."""
+    """The file as text. Bytes that cannot be read raise InputError."""
     try:
         if path.suffix == ".gz":
             with gzip.open(path, "rt", encoding="utf-8-sig", newline="") as file:
@@ -175,7 +175,7 @@ def _parquet(paths: list[Path]) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _folder(path: Path) -> Table:
-    """A folder that `datasets` wrote, or one with Parquet files: one split of it, for two are never mixed unasked."""
+    """A folder that `datasets` wrote, or one with Parquet files: the one split that it holds. Two are never mixed."""
     name, source = str(path), path.name
     if (path / "dataset_dict.json").is_file():
         parts = sorted(child.name for child in path.iterdir() if (child / "state.json").is_file())
@@ -209,7 +209,10 @@ def _saved(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def read_hub(identifier: str, split: str = "train", revision: str | None = None) -> Table:
-    """One split of a data set on the Hugging Face hub, as rows for `read_prompts` and `read_conversations`."""
+    """One split of a data set on the Hugging Face hub, as rows for `read_prompts` and `read_conversations`.
+
+    Raises InputError where `identifier` is a path or the hub has no such data, and WorkError without a network.
+    """
     if Path(identifier).exists():
         raise InputError(f"{identifier!r} is a file or folder here, not a hub id", key="hub", fix="name it with `path`")
     import datasets

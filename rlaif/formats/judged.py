@@ -1,7 +1,7 @@
-"""One published row as one record: a prompt, its candidates, and whatever judgement the file states of them.
+"""One published row as one record: a prompt, its candidates, and the judgement that the file states of them.
 
-Every shape is told by its columns. A row that two shapes fit raises UnknownShape, for a guess would be a wrong label; a
-judgement that cannot be read becomes an unparsed one, with the reason.
+Every shape is recognised by its columns. A row that fits two shapes raises UnknownShape, because a guess could be a
+wrong label. A judgement that cannot be read becomes an unparsed one, with the reason.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from rlaif.records import (
     preferred,
 )
 
-JUDGE, PRINCIPLE = "data", "as stated"  # where a file does not say who judged, and by what
+JUDGE, PRINCIPLE = "data", "as stated"  # where a file does not name the judge and the principle
 OVERALL = "overall"
 MISREAD = "a 10 that may be a 1 read wrongly"
 
@@ -93,7 +93,7 @@ def is_pair(row: Mapping[str, Any]) -> bool:
 
 
 class _Written(NamedTuple):
-    """A candidate as a file gives it: who wrote it, its words, and its call where we wrote the file."""
+    """A candidate as a file gives it: which model wrote it, its text, and its call where rlaif wrote the file."""
 
     sampler: str
     text: str
@@ -233,7 +233,7 @@ def _probability(row: Mapping[str, Any]) -> tuple[float | None, str | None]:
 def _comparison(
     choice: Choice | None, probability: float | None, problem: str | None, judge: str, principle: str
 ) -> Comparison:
-    """What a file states of its two candidates. It tells of one verdict, so that stands for both orders."""
+    """What a file states of its two candidates. It states one verdict, which is used for both orders."""
     forward = Verdict(a=0, b=1, verdict=choice, probability=probability, problem=problem)
     return Comparison(
         a=0,
@@ -264,7 +264,7 @@ def _pair(row: dict[str, Any], origin: str) -> Row:
     if not {"prompt", "messages", "conversations", "instruction", "question"} & row.keys() and "input" in row:
         row = row | {"prompt": row["input"]}  # LLMBar
     pair = pairs[0]
-    # What a spreadsheet has made of the words "True" or "12" is a text all the same.
+    # A spreadsheet turns the texts "True" and "12" into other types: they are texts all the same.
     texts = {name: str(row[name]) if isinstance(row[name], bool | int | float) else row[name] for name in pair}
     both = [side_messages(row | texts, name) for name in pair]
     for side in both:
@@ -426,7 +426,7 @@ def _ranking(ranks: Sequence[Any], judge: str, principle: str | None) -> Ranking
 def _annotated(entries: Sequence[dict[str, Any]]) -> tuple[list[Rating], list[Score]]:
     """Ratings by aspect, and the overall score: of the published set (annotations by aspect) or of ours (a list).
 
-    Each aspect once: several judges' ratings of one are told apart by their judge.
+    Several judges may rate one aspect; the ratings carry the judge's name.
     """
     ratings: list[Rating] = []
     scores: list[Score] = []
@@ -490,9 +490,9 @@ _OVERALL_WORDS = re.compile(r"overall score\W{0,4}(\d+(?:\.\d+)?)(?:\s*/\s*(\d+)
 def _overall(candidate: int, entry: Mapping[str, Any], ratings: Sequence[Rating]) -> Score:
     """The published overall score, from 1 to 10.
 
-    Whoever made the set multiplied what was at most 1 by 10, so that 2,628 judgements of 1 became 10, and took it back
-    where the mean rating was at most 2. Here a 10 is believed where the critique says so or the mean is above 4, it
-    is the 1 that the critique says or a mean of at most 2 makes it, and is unparsed otherwise.
+    Its authors multiplied scores of at most 1 by 10, which turned 2,628 judgements of 1 into 10, and undid that where
+    the mean rating was at most 2. Here a 10 is read as 10 where the critique says so or the mean is above 4, as 1 where
+    the critique says so or the mean is at most 2, and is unparsed otherwise.
     """
     number = _number(entry["overall_score"])
     problem = None
@@ -513,7 +513,7 @@ def _overall(candidate: int, entry: Mapping[str, Any], ratings: Sequence[Rating]
     return Score(candidate=candidate, value=value, judge=JUDGE, aspect=OVERALL, problem=problem)
 
 
-# Every shape with a judgement: how an error calls it, how it is told, how it is read.
+# Every shape with a judgement: its name in an error, the test that recognises it, the function that reads it.
 _JUDGED: dict[str, tuple[Callable[[Mapping[str, Any]], bool], Callable[[dict[str, Any], str], Row]]] = {
     "a list of completions": (_lists_completions, _listed),
     "chosen and rejected": (_states_chosen, _stated),

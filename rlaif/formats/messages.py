@@ -1,7 +1,7 @@
 """Columns into messages: the names that prompts and conversations go by in published files, and how turns are written.
 
-A row that nobody can read raises UnknownShape; one that can be read and not used raises Unusable, whose message is the
-reason it is counted under.
+A row of an unknown shape raises UnknownShape. A row of a known shape that cannot be used raises Unusable; its message
+is the reason that the dropped row is counted under.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ PREFERENCE_SHAPES = (
 
 
 class Unusable(Exception):
-    """A row of a known shape that is dropped; the message is the reason it is counted under."""
+    """A row of a known shape that is dropped. The message is the reason that it is counted under."""
 
 
 class UnknownShape(Exception):
-    """A row nobody can read; the reading stops."""
+    """A row of an unknown shape. It stops the reading. `fix` says what to write."""
 
     def __init__(self, message: str, fix: str) -> None:
         super().__init__(message)
@@ -49,7 +49,10 @@ _ROLES: dict[str, Role] = {
 
 
 def prompt_messages(row: dict[str, Any]) -> list[Message]:
-    """The messages of a row's prompt, with whatever assistant turns the file has after it."""
+    """The messages of a row's prompt, with the assistant turns that the file has after it.
+
+    Raises UnknownShape where no known column holds one, and Unusable where it is empty or holds no text.
+    """
     return _after_system(row, _prompt_messages(row))
 
 
@@ -74,6 +77,7 @@ def _prompt_messages(row: dict[str, Any]) -> list[Message]:
 
 
 def conversation_messages(row: dict[str, Any]) -> list[Message]:
+    """The messages of a row's conversation. Raises UnknownShape and Unusable as `prompt_messages` does."""
     return _after_system(row, _conversation_messages(row))
 
 
@@ -122,7 +126,10 @@ def transcript(text: str) -> list[Message]:
 
 
 def side_messages(row: dict[str, Any], name: str) -> list[Message]:
-    """One completion with its prompt: a value that is a whole conversation holds the prompt already."""
+    """One completion with its prompt: a value that is a whole conversation holds the prompt already.
+
+    Raises UnknownShape where no known column holds the prompt, and Unusable where prompt and completion do not fit.
+    """
     value = row[name]
     if isinstance(value, str) and _TURN.match(value):
         return _after_system(row, transcript(value))
@@ -161,6 +168,7 @@ def _opening(messages: list[Message]) -> tuple[list[Message], list[Message]]:
 
 
 def column_messages(row: dict[str, Any], column: str) -> list[Message]:
+    """The messages in the named column. Raises UnknownShape where the row has no such column."""
     if column not in row:
         raise UnknownShape(f"there is no column {column!r}, only {names(row)}", nearest(column, map(str, row)))
     return messages_of(row[column], column)
@@ -173,7 +181,10 @@ def _instruction(row: dict[str, Any]) -> str:
 
 
 def messages_of(value: Any, name: str, role: Role = "user") -> list[Message]:
-    """Text as one message of `role`, or messages written either as role and content or as from and value."""
+    """Text as one message of `role`, or messages written either as role and content or as from and value.
+
+    Raises UnknownShape for a value of another type, and Unusable for a turn by an unknown role.
+    """
     if value is None:
         return []
     if not isinstance(value, list):
@@ -199,6 +210,7 @@ def _message(item: Any, name: str) -> Message:
 
 
 def text_of(value: Any, name: str) -> str:
+    """The value, where it is text. Raises UnknownShape, naming the column, where it is not."""
     if not isinstance(value, str):
         raise UnknownShape(f"`{name}` holds {type(value).__name__}", "it must be text, or a list of messages")
     return value
@@ -247,7 +259,8 @@ def reference_of(row: dict[str, Any]) -> tuple[str, ...]:
 def checks_of(row: dict[str, Any]) -> tuple[dict[str, Any], ...]:
     """What code can verify of a completion, as `judges.verifiers` reads it: `checks` of a row, IFEval's instructions.
 
-    What is None stands for nothing: tables write one wherever another row has a value.
+    A key whose value is None is left out: tables write None wherever another row has a value. Raises UnknownShape
+    where `checks` or `kwargs` cannot be read.
     """
     own = row.get("checks")
     try:

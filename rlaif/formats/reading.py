@@ -106,7 +106,10 @@ class ReadResult(NamedTuple, Generic[Item]):
 
 
 def named(table: Table, columns: Mapping[str, str], system: str | None = None) -> Table:
-    """The rows under our names: with `columns` (ours to the file's) those alone; `system` where a row has none."""
+    """The rows under our names: with `columns` (ours to the file's) those alone; `system` where a row has none.
+
+    Raises InputError, once it reads that far, for a row without one of the `columns`.
+    """
 
     def renamed(number: int, row: dict[str, Any]) -> dict[str, Any]:
         if columns:
@@ -122,13 +125,16 @@ def named(table: Table, columns: Mapping[str, str], system: str | None = None) -
 
 
 def read_prompts(source: Path | Table, *, column: str | None = None) -> ReadResult[Prompt]:
-    """The prompts of a file, or of one named column of it. A trailing assistant turn is cut off."""
+    """The prompts of a file, or of one named column of it. A trailing assistant turn is cut off.
+
+    Raises InputError for a row of an unknown shape and for a file without a usable row.
+    """
     dropped: Counter[str] = Counter()
     return ReadResult(list(each_prompt(source, dropped, column=column)), dict(dropped))
 
 
 def each_prompt(source: Path | Table, dropped: Counter[str], *, column: str | None = None) -> Iterator[Prompt]:
-    """As `read_prompts`, one after the other as they are read; `dropped` is complete when the last has come."""
+    """As `read_prompts`, one at a time as they are read. `dropped` is complete after the last one."""
 
     def make(row: dict[str, Any], origin: str) -> list[Prompt]:
         messages = column_messages(row, column) if column is not None else prompt_messages(row)
@@ -142,7 +148,10 @@ def each_prompt(source: Path | Table, dropped: Counter[str], *, column: str | No
 
 
 def read_conversations(source: Path | Table, *, turns: Turns = "all") -> ReadResult[Conversation]:
-    """The conversations of a file that end with an assistant turn, of which `turns` are what they teach."""
+    """The conversations of a file that end with an assistant turn; `turns` says which of those turns are learnt.
+
+    Raises InputError as `read_prompts`.
+    """
 
     def make(row: dict[str, Any], origin: str) -> list[Conversation]:
         messages = conversation_messages(row)
@@ -157,7 +166,10 @@ def read_conversations(source: Path | Table, *, turns: Turns = "all") -> ReadRes
 
 
 def read_preferences(source: Path | Table) -> ReadResult[StatedPreference]:
-    """The preferences of a file: chosen and rejected, or two completions with a label."""
+    """The preferences of a file: chosen and rejected, or two completions with a label.
+
+    Raises InputError as `read_prompts`.
+    """
 
     def make(row: dict[str, Any], origin: str) -> list[StatedPreference]:
         if not is_pair(row):
@@ -186,12 +198,12 @@ def stated_preference(row: Row) -> StatedPreference:
 
 
 def each_row(source: Path | Table, dropped: Counter[str], *, turns: Turns = "last") -> Iterator[Row]:
-    """Rows with the candidates a file has and the judgements it states of them, one after the other.
+    """Rows with the candidates of a file and the judgements that it states, one at a time as they are read.
 
-    `sampler` is the model that a file names, else what the completion is called there; `call` a digest of the text and
-    its place, so that it is the same in every run. A completion may be empty and two may be alike: what nothing can be
-    learnt from is dropped where pairs are made. A conversation gives its last turn, or one row for each with
-    `turns="all"`. `dropped` is complete when the last has come.
+    `sampler` is the model that a file names, else the name of the completion in the file. `call` is a digest of the
+    text and its position, so that it is the same in every run. A completion may be empty and two may be alike: what
+    nothing can be learnt from is dropped where pairs are made. A conversation gives its last turn, or one row for each
+    with `turns="all"`. `dropped` is complete after the last one. Raises InputError as `read_prompts`.
     """
     return _each(source, lambda row, origin: records_of(row, origin, turns=turns), dropped)
 
@@ -228,7 +240,7 @@ def _each(
 
 
 def _identity(item: Prompt | Conversation | StatedPreference | Row) -> str:
-    """Two rows are the same where they say the same of the same candidates, whatever file they stand in."""
+    """Rows with the same candidates and the same judgements have the same identity, in any file."""
     if not isinstance(item, Row):
         return item.id
     judged = item.model_dump(mode="json", exclude={"prompt", "candidates"}, exclude_defaults=True)
@@ -237,10 +249,10 @@ def _identity(item: Prompt | Conversation | StatedPreference | Row) -> str:
 
 
 class _Seen:
-    """The ids that were met, in a temporary file of SQLite's: a set in memory would grow with the data set."""
+    """The ids seen so far, in a temporary SQLite file: a set in memory would grow with the data set."""
 
     def __enter__(self) -> _Seen:
-        self._db = sqlite3.connect("", isolation_level=None)  # a file of its own that goes when it is closed
+        self._db = sqlite3.connect("", isolation_level=None)  # a temporary file, deleted when it is closed
         self._db.execute("PRAGMA journal_mode=OFF")
         self._db.execute("CREATE TABLE seen (id BLOB PRIMARY KEY) WITHOUT ROWID")
         self._db.execute("BEGIN")
@@ -250,7 +262,7 @@ class _Seen:
         self._db.close()
 
     def before(self, identifier: str) -> bool:
-        """Whether the id was met before; from now on it was."""
+        """Whether the id was seen before. Records it as seen."""
         inserted = self._db.execute("INSERT OR IGNORE INTO seen VALUES (?)", [bytes.fromhex(identifier)])
         return inserted.rowcount == 0
 

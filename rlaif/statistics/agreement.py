@@ -59,7 +59,7 @@ def cohen_kappa(
 
 
 def fleiss_kappa(ratings: Sequence[Sequence[Label]], *, seed: int = 0) -> Interval | None:
-    """`fleiss_kappa_of_counts` of ratings, items x raters; a missing one is a ValueError."""
+    """`fleiss_kappa_of_counts` of ratings, items x raters. Raises ValueError for a missing one."""
     index = _places([label for item in ratings for label in item if label is not None], None)
     counts = []
     for number, item in enumerate(ratings):
@@ -73,8 +73,8 @@ def fleiss_kappa(ratings: Sequence[Sequence[Label]], *, seed: int = 0) -> Interv
 def fleiss_kappa_of_counts(counts: Sequence[Sequence[int]], *, seed: int = 0) -> Interval | None:
     """Several raters' agreement beyond chance (Fleiss 1971) from how many gave each item each label, items x labels.
 
-    Which rater said what does not matter, so two raters give Scott's pi. None for fewer than two items, and where all
-    ratings are one label. Raises ValueError for no items and for items of unequal or fewer than two ratings.
+    Which rater gave which label does not matter, so two raters give Scott's pi. None for fewer than two items, and
+    where all ratings are one label. Raises ValueError for no items and for items of unequal or fewer than two ratings.
     """
     import numpy as np
 

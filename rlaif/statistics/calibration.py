@@ -84,9 +84,9 @@ def calibration_of(
     verdicts; equal confidences share a bin, so there may be fewer. None for fewer than two verdicts. Raises ValueError
     for unequal lengths and values out of range.
 
-    The ECE of few verdicts is too large, since chance never cancels in an absolute value, and that of a resample is so
-    twice over. So its interval is the pivotal bootstrap over verdicts, the bins held as they are: resamples reflected
-    at the estimate, which takes the excess away and may leave the estimate near or beyond the interval's upper end.
+    The ECE of few verdicts is too large, since chance does not cancel in an absolute value, and that of a resample has
+    this bias twice. So its interval is the pivotal bootstrap over verdicts with fixed bins: resamples reflected at the
+    estimate, which removes the excess and may leave the estimate near or beyond the interval's upper end.
     """
     import numpy as np
 
@@ -123,8 +123,8 @@ def calibration_of(
         float(weight @ (confident**2 - 2 * confident * right)) / total
         - float(n @ (mean**2 - 2 * mean * accuracy)) / total,
         tuple(
-            Bin(float(edges[place][0]), float(edges[place][1]), int(count), float(c), float(a))
-            for place, count, c, a in zip(held, n, mean, accuracy, strict=True)
+            Bin(float(edges[index][0]), float(edges[index][1]), int(count), float(c), float(a))
+            for index, count, c, a in zip(held, n, mean, accuracy, strict=True)
         ),
     )
 

@@ -1,8 +1,8 @@
-"""Abilities of several models from who beat whom, and how one order of whole systems follows another.
+"""Abilities of several models from their games, and how one order of whole systems correlates with another.
 
 A system-level correlation compares one number a system with another: whether a judge would rank models as people do. It
-is no per-item agreement: a judge that is wrong on every third item, but on no model's items more than another's, ranks
-models perfectly. Hence the names apart, `system_correlations` here and the kappas in `agreement`.
+is no per-item agreement: a judge that is wrong on every third item, but equally often for each model, ranks models
+perfectly. Hence two names, `system_correlations` here and the kappas in `agreement`.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def _kinds_of_items(
     for number, game in enumerate(games):
         item = (number,) if game.item is None else ("item", game.item)
         i, j = index[game.first], index[game.second]
-        by_item.setdefault(item, Counter()).update({(i, j): game.points, (j, i): 1 - game.points})  # type: ignore[dict-item]
+        by_item.setdefault(item, Counter()).update({(i, j): game.points, (j, i): 1 - game.points})
     pairs = sorted({pair for points in by_item.values() for pair in points})
     return pairs, Counter(tuple(points[pair] for pair in pairs) for points in by_item.values())
 

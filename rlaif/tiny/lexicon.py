@@ -1,8 +1,9 @@
-"""The words a small model was taught: what it can be asked under, said before it is asked and answers at random.
+"""The words a small model was taught: which principles it can judge by, checked before the first call.
 
-A model of a million parameters knows a quality by the words it was trained on and by no others. Such a model's folder
-holds `lexicon.json`, and every principle put to the model is held against it: one that names no known quality, or
-several, is an error, and words that the model passes over are named. A model without the file is taken at its word.
+A model of a million parameters knows a quality by the words it was trained on and by no others; under other words it
+answers at random. Such a model's folder holds `lexicon.json`, and every principle for the model is checked against it:
+one that names no known quality, or several, is an error, and unknown words are reported. A model without the file is
+not checked.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Quality(BaseModel):
 
 
 class Lexicon(BaseModel):
-    """What one model knows: qualities by their words, negations, and every other word it has met."""
+    """What one model knows: qualities by their words, negations, and every other word it was trained on."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -65,7 +66,7 @@ class Lexicon(BaseModel):
         return self._of_qualities.union(self.words, self.negations)
 
     def unknown(self, text: str) -> list[str]:
-        """The words of `text` that the model never met, each once, in order."""
+        """The words of `text` that the model was not trained on, each once, in order."""
         return list(dict.fromkeys(word for word in words(text) if word not in self._known))
 
     def named(self, text: str) -> dict[str, str]:
@@ -78,7 +79,7 @@ class Lexicon(BaseModel):
         return qualities
 
     def problem(self, text: str) -> tuple[str, str] | None:
-        """Why the model cannot be asked under `text`, and what would mend it; None when it can."""
+        """Why the model cannot judge by `text`, and the fix; None when it can."""
         for word in words(text):
             if word not in self._known and word.lower() in self._of_qualities.union(self.negations):
                 return f"the model reads small letters only, and not {word!r}", f"write {word.lower()!r}"
@@ -115,7 +116,7 @@ class Lexicon(BaseModel):
                 yield _Naming(clause.words[position], clause.words[before[-1]] if before else None)
 
     def _unclear(self, clause: _Clause) -> tuple[str, str] | None:
-        """Why what a clause says of a quality is not what the model would read in it."""
+        """Why the model would misread what a clause says of a quality; None where it would not."""
         known = ", ".join(self.negations)
         if not clause.positions:
             if clause.negations and self._known.issuperset(clause.words):
@@ -159,7 +160,7 @@ class Lexicon(BaseModel):
 
 
 class _Clause(NamedTuple):
-    """The words between two marks; where words of qualities and negations stand; and what else may turn it round."""
+    """The words between two punctuation marks, the positions of qualities and negations, and an unknown negation."""
 
     words: list[str]
     positions: list[int]
@@ -177,8 +178,8 @@ class _Naming(NamedTuple):
         return f"{self.negation} {self.word}" if self.negation else self.word
 
 
-# What turns a clause round and is none of the negations a model was taught. No list is complete: that is why a word the
-# model never met is told as well.
+# Words that negate a clause and are not among the negations a model was taught. No list is complete: that is why
+# unknown words are reported as well.
 _TURNS = re.compile(
     r"\w*n['\u2018\u2019\u00b4`]t|(?:do|does|did|is|are|was|wo|ca|should|must|would)nt|don|doesn|isn|aren|"
     r"cannot|nobody|nothing|none|neither|nor|hardly|barely|rather|than|instead|unless|except|refrain|stop|bad|worse|worst|hate|dislike|against|"

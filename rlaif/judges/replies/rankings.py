@@ -36,7 +36,7 @@ def read_ranking(text: str, n: int, *, cut: bool = False) -> tuple[Ranking | Non
 
     It is a chain on a line of its own (`2 > 1 = 3`), a chain or list after `Ranking:`, a list that is the whole reply,
     places (`1st: 2`), or the `ranking` of one JSON object. Two that differ, an order from worst to best and a
-    correction after it are unparsed. `cut`: the reply ended at max_tokens, and is unparsed.
+    correction after it are unparsed. `cut`: the reply was truncated at max_tokens, and is unparsed.
     """
     if cut:
         return None, CUT

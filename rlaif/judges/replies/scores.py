@@ -37,12 +37,12 @@ _MENTION = re.compile(
 
 
 def read_score(text: str, low: int, high: int, *, cut: bool = False) -> Reading:
-    """The score of a reply on the scale low to high; `raw` is the whole reply, which holds the critique.
+    """The score of a reply on the scale from low to high; `raw` is the whole reply, which holds the critique.
 
     It is given as `Overall Score: 7`, `[[7]]` or `7/10` in a place of its own, as the whole reply, or as the field of
     one JSON object. Everything formally given must be the same, and nothing after it may name another. Nothing is
     rescaled: `0.8`, `8.5` and `80%` are unparsed, `1/10` is 1, and `10/10` is 10 on a scale to 10 and unparsed on any
-    other. `cut`: the reply ended at max_tokens, and is unparsed.
+    other. `cut`: the reply was truncated at max_tokens, and is unparsed.
     """
     if cut:
         return Reading(None, text, CUT)

@@ -54,9 +54,9 @@ def read_choice(
     """The verdict of a reply as A (the first of `offered`), B (the second) or tie (the third, where it is offered).
 
     It is the whole reply or a line of its own at either end, in double brackets, after a keyword such as `Verdict:`, or
-    a field of one JSON object. Whatever is formally given must be the same; what the reasons before it say does not
-    matter, but nothing after it may take it back or prefer the other. A line that goes on (`1 is worse`, `1 or 2`)
-    gives no verdict. `cut`: the reply ended at max_tokens, and is unparsed.
+    a field of one JSON object. All verdicts in formal positions must be the same. The reasons before it do not matter,
+    but the words after it may not withdraw it or prefer the other. A line that goes on (`1 is worse`, `1 or 2`)
+    gives no verdict. `cut`: the reply was truncated at max_tokens, and is unparsed.
     """
     if cut:
         return None, CUT

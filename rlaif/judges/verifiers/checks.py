@@ -1,8 +1,8 @@
 """Checks that a pipeline file asks for: whether a completion has what can be verified in code.
 
-A check is pure: the same completion, prompt and reference give the same outcome, except that a pattern may run into its
-time limit, which is no outcome. An empty completion passes no check. What cannot be judged (no reference, a language
-that cannot be told, a pattern out of time) is told apart from what fails, and never becomes a number.
+A check is pure: the same completion, prompt and reference give the same outcome, except that a pattern may reach its
+time limit. An empty completion passes no check. A check that cannot be judged (no reference, an unknown language, a
+pattern that timed out) has the outcome None, which differs from failing and never becomes a number.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from rlaif.judges.verifiers.languages import LANGUAGES, language_of
 from rlaif.judges.verifiers.stated import alternatives, final_choice, final_number, final_text
 from rlaif.records import Record
 
-PATTERN_SECONDS = 1.0  # how long a pattern may search one completion; those of use take milliseconds
+PATTERN_SECONDS = 1.0  # time limit of a pattern on one completion; useful patterns take milliseconds
 AtLeastOne = Annotated[int, Field(ge=1)]
 
 
 class Outcome(Record):
-    """What a check found: whether the completion passed, None where that could not be judged, and why."""
+    """Whether the completion passed a check, None where that could not be judged, and why."""
 
     passed: bool | None
     why: str
@@ -39,7 +39,7 @@ class Verifier(Settings):
     model_config = ConfigDict(serialize_by_alias=True)
 
     def check(self, completion: str, *, prompt: str, reference: str | None) -> Outcome:
-        """The outcome for a completion that is not empty."""
+        """The outcome for a completion that is not empty. Each kind of check overrides it."""
         raise NotImplementedError
 
     def passes(self, completion: str, *, prompt: str, reference: str | None) -> bool:
@@ -51,7 +51,7 @@ class Verifier(Settings):
 
 
 class AgainstReference(Verifier):
-    """What the completion states as final is held against the row's reference (`stated` says how both are read).
+    """Compares what the completion states as final with the row's reference (`stated` says how both are read).
 
     The reference is one text, a JSON list of which any is right, or, with `separator`, several in one text.
     """
@@ -72,7 +72,7 @@ class AgainstReference(Verifier):
         return Outcome(passed=passed, why=f"states {str(value)[:60]!r}, the reference {reference!r:.80}")
 
     def read(self, text: str) -> tuple[Any, str | None]:
-        """What a text states as final; or the problem."""
+        """What a text states as final; or the problem. Each kind of check overrides it."""
         raise NotImplementedError
 
     def equal(self, value: Any, reference: Any) -> bool:
@@ -132,8 +132,8 @@ class Choice(AgainstReference):
 class Regex(Verifier):
     """A pattern that is the whole completion (`match`), that is somewhere in it (`search`), or nowhere (`not`).
 
-    The syntax is that of Python's `re`, read by the `regex` package, which can be stopped: after PATTERN_SECONDS on one
-    completion the outcome is that it could not be judged. So no completion can hang a run, whatever the pattern.
+    The syntax is that of Python's `re`, run by the `regex` package, which has a time limit: after PATTERN_SECONDS on
+    one completion the outcome is that it could not be judged. So no pattern can make a run hang.
     """
 
     pattern: str = Field(min_length=1)
@@ -160,7 +160,7 @@ class Regex(Verifier):
 
 
 def _searched(pattern: str, text: str, *, whole: bool = False) -> bool | None:
-    """Whether a pattern is in a text, or is the whole of it; None where that took too long to tell."""
+    """Whether a pattern is in a text, or is the whole of it; None where it timed out."""
     import regex
 
     compiled = regex.compile(pattern)
@@ -173,7 +173,7 @@ def _searched(pattern: str, text: str, *, whole: bool = False) -> bool | None:
 class JSONSchema(Verifier):
     """JSON of a given shape and nothing else, bare or in one code fence. Needs the jsonschema package.
 
-    A pattern inside the schema is bounded in time like `regex`; nothing is fetched, so a `$ref` stays inside it.
+    A pattern inside the schema has the time limit of `regex`. Nothing is fetched: a `$ref` must point into the schema.
     """
 
     wanted: dict[str, Any] = Field(alias="schema")
@@ -218,7 +218,7 @@ class JSONSchema(Verifier):
 
 
 class _OutOfTime(Exception):
-    """A pattern inside a schema took too long."""
+    """A pattern inside a schema timed out."""
 
 
 def _pattern(validator: Any, pattern: str, instance: Any, schema: Any) -> Iterator[Any]:
@@ -233,7 +233,7 @@ def _pattern(validator: Any, pattern: str, instance: Any, schema: Any) -> Iterat
 
 
 def _keywords(schema: Any) -> Iterator[tuple[str, Any]]:
-    """Every key of a schema with its value, wherever it stands."""
+    """Every key of a schema with its value, at any depth."""
     if isinstance(schema, Mapping):
         yield from schema.items()
     for part in schema.values() if isinstance(schema, Mapping) else schema if isinstance(schema, list) else ():
@@ -299,7 +299,7 @@ class Length(Verifier):
 
 
 class Language(Verifier):
-    """The language of the completion as a whole; `languages` says which can be told, and how well."""
+    """The language of the completion as a whole; `languages` says which can be recognised, and how well."""
 
     code: str = Field(alias="is")
 
@@ -334,7 +334,8 @@ class IFEval(Verifier):
         return Outcome(passed=followed.passed, why=followed.why)
 
 
-# --- A check as it is written, and several together -------------------------------------------------------------------
+# --- A check as a file writes it, and several together
+# -------------------------------------------------------------------
 
 KINDS = ("exact", "numeric", "choice", "regex", "json_schema", "length", "language", "ifeval")
 
@@ -381,7 +382,7 @@ def verify(checks: Sequence[Check], prompt: str, completion: str, reference: str
 
 
 def all_pass(outcomes: Sequence[Outcome]) -> float | None:
-    """1.0 when every check passed, 0.0 when one did not; None when that hangs on what could not be judged."""
+    """1.0 when every check passed, 0.0 when one failed; None when none failed and one could not be judged."""
     if any(outcome.passed is False for outcome in outcomes):
         return 0.0
     return 1.0 if outcomes and all(outcome.passed for outcome in outcomes) else None

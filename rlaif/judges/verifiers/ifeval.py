@@ -1,9 +1,9 @@
 """The 25 instruction types of IFEval (arXiv 2311.07911), each with its arguments and what it means to follow it.
 
-What counts is what the paper's own checkers count, with these differences. A keyword is text, never a pattern. An
-argument that is missing is an error: theirs is then drawn at random, as is a letter that is none. Sentences and words
-in capital letters are counted by rules, without a trained tokenizer. Languages are told by `languages`, and where that
-cannot tell, neither passed nor failed is claimed. Everything here is linear in the length of a completion.
+The rules are those of the paper's own checkers, with these differences. A keyword is text, never a pattern. A missing
+argument is an error: the paper's checkers draw it at random, as they do an invalid letter. Sentences and words in
+capital letters are counted by rules, without a trained tokenizer. Languages are recognised by `languages`; where it
+cannot tell, the outcome is None. Everything here is linear in the length of a completion.
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ Count = Field(ge=0)
 
 
 class Followed(NamedTuple):
-    """Whether an instruction was followed, None where it cannot be told; and what was found."""
+    """Whether an instruction was followed, None where it cannot be told; and why."""
 
     passed: bool | None
     why: str
 
 
 class Instruction(Settings):
-    """One instruction with its arguments, called as IFEval calls them."""
+    """One instruction with its arguments, under IFEval's names."""
 
     def follows(self, text: str) -> Followed:
+        """Whether a completion follows it. Each instruction overrides it."""
         raise NotImplementedError
 
 
@@ -151,7 +152,7 @@ class NumberSentences(Instruction):
         return _counted(count_sentences(text), "sentences", self.relation, self.num_sentences)
 
 
-# Taken as a whole or not at all: a run of a thousand marks is looked at once.
+# Possessive: a run of a thousand marks is scanned once.
 _MARK = re.compile(r"(?<![.!?\u2026])[.!?\u2026]++[\"'\u201d\u2019)\]*_]{0,4}(?=\s)|[\u3002\uff01\uff1f\u0964]+")
 _NO_END = re.compile(
     r"(?:\b(?:mr|mrs|ms|dr|prof|st|jr|sr|vs|etc|e\.g|i\.e|fig|approx|inc|ltd|co)|\b[a-z]|(?:^|\n)\W{0,4}\d{1,3})\.$",

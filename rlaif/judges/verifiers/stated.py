@@ -1,10 +1,10 @@
-"""What a completion states at its end: the text, number or choice that it puts forward as its final one.
+"""What a completion states as its final text, number or choice.
 
 A value is stated by `#### 42` (GSM8K, arXiv 2110.14168), by `\\boxed{42}` (MATH, arXiv 2103.03874), or by words such as
-`the answer is 42` and `Answer: 42`. Where nothing is, the whole completion stands for a text, its last number for a
-number, and the one label that it sets apart, as in `(B)`, for a choice. Nothing is guessed: a completion that states
-two values that differ, or none that can be read, gives a problem in place of a value. Numbers written as words are not
-read, a unit is passed over, and so is a percent sign. Everything here is linear in the length of the completion.
+`the answer is 42` and `Answer: 42`. Where no value is stated, the text is the whole completion, the number is its last
+number, and the choice is the one label that it sets apart, as in `(B)`. Nothing is guessed: a completion that states
+two different values, or none that can be read, gives a problem and no value. Numbers written as words are not read;
+units and percent signs are ignored. Everything here is linear in the length of the completion.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Stated(NamedTuple):
 
 
 _HASHES = re.compile(r"^[ \t]*####[ \t]*(\S[^\n]*)$", re.MULTILINE)
-# What follows is looked at and not consumed, so that two statements on one line are two.
+# A look-ahead, which consumes nothing: two statements on one line are two matches.
 _WORDS = re.compile(
     r"\banswer\b(?:[ \t]+to[ \t]+(?:the|this|your)[ \t]+(?:question|problem))?[ \t*_]{0,4}"
     r"(\b(?:(?:is|was)(?:n['\u2019]t)?|(?:can['\u2019]t|cannot|must|should|will|would)[ ]be)\b|[:=])"
@@ -44,7 +44,7 @@ _NEGATED = re.compile(r"\b(?:not|never|neither|nor|cannot)\b|n['\u2019]t\b", re.
 
 
 def stated(text: str) -> list[Stated]:
-    """Everything that `text` states as final, whatever it is worth."""
+    """Everything that `text` states as final, readable or not."""
     hashes = [Stated("####", match[1].strip()) for match in _HASHES.finditer(text)]
     boxes = [Stated("box", content.strip()) for content in _boxes(text)]
     phrases = [(f"not {match[2]}" if _NEGATED.search(match[1]) else match[2]) for match in _WORDS.finditer(text)]
@@ -154,7 +154,7 @@ def _number_in(words: str) -> tuple[Fraction | None, str | None]:
 
 
 def _number(written: str) -> Fraction | None:
-    """`42`, `-1,234.5`, `1e-6`, `3/4`, `42kg`, `50.`; None for `1,2`, `3:30`, `1/0`, `10^6` and whatever else."""
+    """`42`, `-1,234.5`, `1e-6`, `3/4`, `42kg`, `50.`; None for `1,2`, `3:30`, `1/0`, `10^6` and everything else."""
     written = written.replace("\u2212", "-").rstrip(".,:/")
     if fraction := _FRACTION.fullmatch(written):
         return Fraction(int(fraction[1]), int(fraction[2])) if int(fraction[2]) else None
