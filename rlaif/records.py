@@ -163,7 +163,7 @@ class Rating(Record):
     aspect: str
     candidate: int  # index into the row's candidates
     value: int | None
-    na: bool = False  # the judge says that the aspect does not apply, where the rubric lets it say so
+    na: bool = False  # the judge says that the aspect does not apply, where the rubric allows N/A
     types: tuple[str, ...] = ()  # codes of the faults it names, where the aspect has such
     raw: str  # the judge's words on this candidate, or the whole reply where they could not be told apart
     problem: str | None = None  # why it is unparsed
@@ -279,7 +279,7 @@ class Comparison(Record):
     judge: str  # of a jury all its members
     verdict: Choice | None
     probability: float | None  # of A, where known
-    orders: tuple[Verdict, ...]  # both, in the order they were asked; none where a jury or a person decided
+    orders: tuple[Verdict, ...]  # both, in the order of their calls; none where a jury or a person decided
     jury: tuple[Comparison, ...] = ()  # what its members prefer, each with its own two orders
 
     @model_validator(mode="after")
@@ -290,7 +290,7 @@ class Comparison(Record):
 
     @property
     def members(self) -> tuple[Comparison, ...]:
-        """The comparisons that were asked: a jury's, or this one."""
+        """The comparisons of single judges: a jury's members, or this one."""
         return self.jury or (self,)
 
     @property

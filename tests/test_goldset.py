@@ -214,7 +214,7 @@ def test_a_preference_file_is_read(tmp_path: Path) -> None:
         ({"better": None}, "better", "valid string"),
         ({"prompt": ""}, "prompt", "the prompt is empty"),
         ({"prompt": [{"role": "assistant", "content": "?"}]}, "prompt", "must end with a user turn"),
-        ({"id": "one"}, "id", "stands at line 1 too"),
+        ({"id": "one"}, "id", "used at line 1 too"),
         ({"hedged_right": "Four, I think."}, None, "go together"),
         ({"check": {"words": [2, 3]}}, None, "`better` breaks its `check`: 1 words and not 2 to 3"),
         ({"check": {"words": [1, 1]}}, None, "`worse` meets the whole `check`"),

@@ -286,7 +286,7 @@ def _each(table: Table) -> Iterator[GoldPair]:
         if pair.id in numbers:
             raise table.error(
                 number,
-                f"the id {pair.id!r} stands at {table.unit} {numbers[pair.id]} too",
+                f"the id {pair.id!r} is used at {table.unit} {numbers[pair.id]} too",
                 "give each pair its own id",
                 key="id",
             )

@@ -29,7 +29,7 @@ class Settings(BaseModel):
 
 
 class Document:
-    """A YAML file as plain values, with the line on which each key and item stands."""
+    """A YAML file as plain values, with the line of each key and item."""
 
     def __init__(self, path: str, value: Any, lines: dict[Position, int]) -> None:
         self.path, self.value, self.lines = path, value, lines
@@ -93,7 +93,7 @@ def load_value(text: str, path: str) -> tuple[Any, dict[Position, int]]:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML lets Python's own errors through for a scalar that only looks like a date, a number or a truth value."""
+    """Also reports scalars that only look like a date, a number or a truth value: PyYAML raises Python's own errors."""
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
@@ -172,13 +172,13 @@ def unchecked(text: str) -> None:
 
 
 def read_checked(model: type[Checked], path: str) -> tuple[Checked, Document]:
-    """A file as a `model`, and the document it stands in. Raises InputError with line and key."""
+    """A file as a `model`, and its document. Raises InputError with line and key."""
     document = read_yaml(find(path))
     return validated(model, document.value, document, ()), document
 
 
 def read_named_set(model: type[Checked], path: str, items: str) -> tuple[Checked, Document]:
-    """A file that is a set of things with an `id` each, under the key `items`, and the document it stands in.
+    """A file that is a set of things with an `id` each, under the key `items`, and its document.
 
     Raises InputError with line and key, also for two that share an id.
     """
@@ -200,10 +200,8 @@ def _first_error(error: ValidationError, model: type[BaseModel], document: Docum
     errors = error.errors()
     # A mistyped key is also a missing one: report the mistyped one, which helps more.
     first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
-    wrong_at = (
-        *position,
-        *(part for part in first["loc"] if part != "[key]"),
-    )  # pydantic's word for "in the key itself"
+    # "[key]" is pydantic's word for "in the key itself".
+    wrong_at = (*position, *(part for part in first["loc"] if part != "[key]"))
     if first["type"] == "extra_forbidden":
         known = _keys(_model_at(model, first["loc"][:-1]))
         return document.error("unknown key", wrong_at, nearest(str(first["loc"][-1]), known))

@@ -57,13 +57,13 @@ def _first_equal(sampling: Sampling) -> Sampling:
 
 
 class JudgeSampling(SamplingSettings):
-    """A judge is asked for its likeliest rating, with room to explain it."""
+    """Judges sample greedily, with enough tokens to explain a rating."""
 
     defaults = {"temperature": 0.0, "max_tokens": 1024}
 
 
 class RevisionSampling(SamplingSettings):
-    """Critiques and revisions are drawn from the model, as in the paper, with room to explain."""
+    """Critiques and revisions are sampled at temperature 1, as in the paper, with enough tokens to explain."""
 
     defaults = {"temperature": 1.0, "max_tokens": 1024}
 
@@ -125,7 +125,7 @@ OPENAI = "https://api.openai.com"
 
 
 class OpenAIModel(Settings):
-    """A model behind an OpenAI-compatible server. Its key, if it wants one, comes from the environment.
+    """A model behind an OpenAI-compatible server. Its key, if it needs one, comes from the environment.
 
     Several base URLs are replicas: servers of the same model, whose answers count as the same. Calls are kept under the
     first of them, so that replicas may come and go.
@@ -134,7 +134,7 @@ class OpenAIModel(Settings):
     engine: Literal["openai"]
     model: str
     base_url: str | tuple[str, ...] = f"{OPENAI}/v1"
-    api_key_env: str | None = None  # the variable's name; the key itself never stands in a file
+    api_key_env: str | None = None  # the variable's name; the key itself is never in a file
     revision: str | None = None
     identity: str | None = None  # declares that an endpoint which moved is still the same model
     concurrency: int = Field(default=256, gt=0)  # most requests in flight for each server; the engine adapts below it
@@ -160,7 +160,7 @@ class OpenAIModel(Settings):
                 )
         plain = tuple(url.rstrip("/") for url in urls)
         if len(set(plain)) < len(plain):
-            raise ValueError("a URL stands twice")
+            raise ValueError("a URL is given twice")
         return plain[0] if isinstance(given, str) else plain
 
     @field_validator("api_key_env", mode="before")

@@ -362,7 +362,7 @@ class OpenAIEngine:
         if status in RETRIED_STATUS or status >= 500:
             cause = "rate-limit" if status == 429 else "overloaded" if status == 503 else "server"
             if cause == "rate-limit" and "insufficient_quota" in message:
-                fix = "the account has no credit left, which no waiting changes"
+                fix = "the account has no credit left: add credit, since waiting does not help"
                 return self._error(f"the server answered 429: {message}", "quota", fatal=True, fix=fix)
             fix = "state `limits:`, or lower `concurrency`" if status == 429 else None
             wait = _retry_after(arrived.headers)

@@ -128,7 +128,7 @@ class Lexicon(BaseModel):
             return None
         word = clause.words[clause.positions[0]]
         if clause.odd:
-            return f"the model does not read {clause.odd!r} as turning {word!r} round", f"negate with one of {known}"
+            return f"the model does not read {clause.odd!r} as a negation of {word!r}", f"negate with one of {known}"
         if after := [at for at in clause.negations if at > clause.positions[-1]]:
             return f"{clause.words[after[0]]!r} stands after {word!r}, where the model does not read it", (
                 f"write '{clause.words[after[0]]} {word}'"

@@ -12,8 +12,8 @@ from rlaif.records import oneline
 
 
 class CardFacts(NamedTuple):
-    """What a data set card says besides its columns. `dropped` counts prompts by reason, `models` maps a name to what
-    it stands for, `digests` maps the constitution, rubric and templates to their digests."""
+    """What a card says besides its columns. `dropped` counts prompts by reason, `models` maps a name to the model
+    behind it, `digests` maps the constitution, rubric and templates to their digests."""
 
     name: str
     prompts_in: int

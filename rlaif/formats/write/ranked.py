@@ -45,7 +45,7 @@ def _score(row: Row, candidate: int, weights: Mapping[str, float]) -> float | No
 
 
 def _ranks(row: Row, scores: Sequence[float | None]) -> list[int | None]:
-    """Of the candidates in turn; all None where no ranking tells and a score is missing."""
+    """The rank of each candidate; all None where there is no ranking and a score is missing."""
     order = next((ranking.order for ranking in row.rankings if ranking.order is not None), None)
     if order is not None:
         places = {index: 1 + sum(map(len, order[:tier])) for tier, tied in enumerate(order) for index in tied}

@@ -1,4 +1,4 @@
-"""What a shape that is written says of itself: its rows, the types of its columns and its words on a card."""
+"""The description of a shape: how its rows are made, the types of its columns, its words on the card."""
 
 from __future__ import annotations
 

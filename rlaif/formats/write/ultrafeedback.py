@@ -46,7 +46,7 @@ def ultrafeedback_rows(rows: Iterable[Row], weights: Mapping[str, float]) -> Ite
 
 
 def _critique(words: str) -> str:
-    """A critique without the line that holds its score, which stands apart."""
+    """A critique without the line that holds its score, which is a column of its own."""
     critique, _, last = words.rstrip().rpartition("\n")
     return critique.rstrip() if critique and "overall score" in last.lower() else words
 

@@ -73,7 +73,7 @@ _NUMBER = re.compile(r"[^\w\n]*\w+(?:[ \t]*\(?(?:/|out of)[ \t]*\d+\)?)?[\])*_]*
 
 
 def _given(heard: str, low: int, high: int) -> tuple[list[Number], int]:
-    """What stands in a formal position, and where the last of it ends."""
+    """The scores in formal positions, and the index after the last one."""
     starts = {match.end(): match.start() for match in _KEY.finditer(heard)}
     lone = {m.start(): m.start() for m in (*_BRACKETS.finditer(heard), *_LONE.finditer(heard))}
     given, end = [], 0

@@ -145,7 +145,7 @@ def _ends_there(rest: str, label: re.Pattern[str]) -> bool:
 
 
 def _concludes(heard: str, sentence: str, end: int) -> bool:
-    """Whether double brackets end the reply and its last sentence is one that comes to a verdict."""
+    """Whether double brackets end the reply and its last sentence concludes with a verdict."""
     plain = not heard[end:].strip(" .*_") and _UNSAID.search(sentence) is None
     return plain and _CONCLUDES.search(sentence) is not None
 
