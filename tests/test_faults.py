@@ -376,7 +376,7 @@ def test_a_kill_at_any_moment_loses_no_more_than_is_in_flight(
 
 SLOW = """
 import sys, time
-import rlaif.formats.writing as writing
+import rlaif.formats.write.dataset as dataset
 import rlaif.pipeline.run as run
 def slowly(made, seconds):
     def slow(*arguments):
@@ -384,7 +384,7 @@ def slowly(made, seconds):
         return made(*arguments)
     return slow
 run.preferences_of = slowly(run.preferences_of, 0.02)
-writing._table = slowly(writing._table, 0.5)
+dataset._table = slowly(dataset._table, 0.5)
 from rlaif.cli import main
 sys.argv = ["rlaif", "run", "echo.yaml"]
 main()

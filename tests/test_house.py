@@ -26,7 +26,7 @@ from rlaif.resources import CONTENT
 ROOT = Path(__file__).parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
-SLOW_OR_OPTIONAL = {"torch", "transformers", "trl", "vllm", "openai", "datasets", "ray"}
+SLOW_OR_OPTIONAL = {"torch", "transformers", "trl", "vllm", "openai", "datasets"}
 
 
 def run(*command: str | Path, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -90,9 +90,7 @@ def test_the_public_list_is_what_can_be_imported() -> None:
 
 
 def test_every_imported_distribution_is_a_declared_dependency() -> None:
-    declared = {
-        canonicalize_name(Requirement(line).name) for line in dependencies("train", "schema", "verify", "vllm", "ray")
-    }
+    declared = {canonicalize_name(Requirement(line).name) for line in dependencies("train", "schema", "verify", "vllm")}
     distributions = packages_distributions()
     imported: dict[str, Path] = {}
     for path in shipped("rlaif", "*.py"):
