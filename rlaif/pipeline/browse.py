@@ -123,6 +123,15 @@ def preferences(folder: RunFolder, row: Row) -> list[Preference]:
     return found
 
 
+def all_preferences(folder: RunFolder) -> Iterator[Preference]:
+    """The preferences of the last stage that made any."""
+    for stage in reversed(_holding(_manifest(folder)["stages"], "preferences")):
+        path = folder.path / stage["file"]
+        if any(True for _ in read_lines(path)):
+            yield from (_record(Preference, line, path) for line in read_lines(path))
+            return
+
+
 def requests(row: Row) -> dict[str, Any]:
     """What was asked in each call behind a row, as far as this project's call store knows it."""
     store = CallStore(STORE, read_only=True)
