@@ -23,7 +23,6 @@ from rlaif.config.document import (
 from rlaif.config.models import ENGINES, LocalModel, ModelSpec, OpenAIModel
 from rlaif.config.stages import (
     STAGES,
-    TRAINERS,
     DataStage,
     MeasureStage,
     PairStage,
@@ -358,7 +357,7 @@ def _sources(stage: Stage, steps: list[Step], document: Document, place: Positio
     wanted: tuple[str, ...] = (stage.source,) if stage.source is not None else ()
     key: Position = (*place, "from")
     if isinstance(stage, TrainStage):
-        reads, wanted, key = TRAINERS[stage.method], stage.trainer.data or (), (*place, stage.method, "data")
+        reads, wanted, key = stage.trainer.reads, stage.trainer.data or (), (*place, stage.method, "data")
     elif isinstance(stage, PairStage) and stage.rule == "compared":
         reads = ("compare", "person", "data")
     if not reads:

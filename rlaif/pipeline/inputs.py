@@ -20,6 +20,7 @@ from rlaif.config import (
     PairStage,
     PersonStage,
     Pipeline,
+    PPOSettings,
     PromptsStage,
     RankStage,
     Rater,
@@ -27,6 +28,7 @@ from rlaif.config import (
     Require,
     ReviseStage,
     SampleStage,
+    SFTSettings,
     Step,
     TrainStage,
     TransformersModel,
@@ -124,12 +126,16 @@ class Inputs:
                 self.checks[step.name] = self._checks_of(step, stage.checks, ("verify",))
             elif isinstance(stage, PersonStage):
                 self.labels[step.name] = read_labels(find(stage.labels))
-            elif isinstance(stage, TrainStage) and stage.ppo and stage.ppo.checks is not None:
-                self.checks[step.name] = self._checks_of(step, stage.ppo.checks, ("train", "ppo"))
-            elif isinstance(stage, TrainStage) and stage.sft and stage.sft.template:
-                self.chat_templates[step.name] = read_text(find(stage.sft.template))
+            elif isinstance(stage, TrainStage):
+                self._trained(step, stage)
             elif isinstance(stage, MeasureStage):
                 self._measured(step, stage)
+
+    def _trained(self, step: Step, stage: TrainStage) -> None:
+        if isinstance(stage.trainer, PPOSettings) and stage.trainer.checks is not None:
+            self.checks[step.name] = self._checks_of(step, stage.trainer.checks, ("train", stage.method))
+        if isinstance(stage.trainer, SFTSettings) and stage.trainer.template:
+            self.chat_templates[step.name] = read_text(find(stage.trainer.template))
 
     def _gold(self, require: Require) -> None:
         """The pairs of a gate, read now: a judge may be trained for hours before it is asked them."""
