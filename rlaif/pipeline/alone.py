@@ -5,11 +5,21 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlaif.config import COMMAND_LINE, Document, Pipeline, TrainStage, TransformersModel, checked, load_value
+from rlaif.config import (
+    COMMAND_LINE,
+    Document,
+    LocalModel,
+    Pipeline,
+    PPOSettings,
+    TrainStage,
+    TransformersModel,
+    checked,
+    load_value,
+)
 from rlaif.config.document import Position
 from rlaif.engines.identity import weights_digest
 from rlaif.engines.wire import Wires
@@ -19,6 +29,10 @@ from rlaif.pipeline.engines import open_engine
 from rlaif.pipeline.folder import hold
 from rlaif.pipeline.inputs import Inputs
 from rlaif.pipeline.progress import Silent
+from rlaif.pipeline.training import RewardSource
+from rlaif.train import job
+from rlaif.train.examples import Example, Survey
+from rlaif.train.job import Job
 
 
 def one_trainer(method: str, base: str, data: str, name: str, settings: Sequence[str], reward: str | None) -> Pipeline:
@@ -72,27 +86,24 @@ async def train_alone(pipeline: Pipeline, out: Path, progress: Silent) -> dict[s
     engines = {name: open_engine(name, spec, Wires()) for name, spec in pipeline.models.items() if name == "reward"}
     interrupted = threading.Event()
     try:
-        lessons = training.lessons_read(inputs, data.name)
-        assert lessons is not None
+        survey = Survey(stage.trainer.unused)
+        survey.add(_examples(inputs, data.name))
         reward = None
-        if stage.ppo:
-            if stage.ppo.reward is None:
+        if isinstance(stage.trainer, PPOSettings):
+            if stage.trainer.reward is None:
                 reward = training.reward_by_checks(inputs.checks[step.name], inputs.prompts[data.name])
             else:
                 spec = pipeline.models["reward"]
                 assert isinstance(spec, TransformersModel)
                 reward = training.reward_of(spec, engines["reward"], asyncio.get_running_loop())
-        template = inputs.chat_templates.get(step.name)
-        identity = weights_digest(training.weights_folder(base))
-        key = training.training_key(stage, identity, lessons, template, reward.identity if reward else None)
+        made = _job(stage, base, out, survey, inputs.chat_templates.get(step.name), reward)
         progress.begin(step.name, "train")
-        record = training.finished(out, key)
+        record = job.finished(out, made.key)
         if record is not None:
             progress.note("unchanged, not trained again")
         elif out.exists():
             raise _occupied(out)
         else:
-            training.refuse_foreign(out)
 
             def on_step(values: dict[str, float]) -> None:
                 if interrupted.is_set():
@@ -100,9 +111,8 @@ async def train_alone(pipeline: Pipeline, out: Path, progress: Silent) -> dict[s
                 progress.metrics(values)
 
             try:
-                record = await asyncio.to_thread(
-                    training.train, stage, base, lessons, template, out, key, on_step, reward
-                )
+                learnt = _examples(inputs, data.name)
+                record = await asyncio.to_thread(training.train, made, learnt, on_step, reward)
             except asyncio.CancelledError:
                 interrupted.set()  # the thread cannot be cancelled; it looks after each step
                 raise
@@ -113,8 +123,24 @@ async def train_alone(pipeline: Pipeline, out: Path, progress: Silent) -> dict[s
         out.with_name(f".{out.name}.lock").unlink(missing_ok=True)
         lock.close()
     read = inputs.records[data.name]  # which leaves held-out rows out already
-    dropped = read.dropped + Counter(record["dropped"]) + training.left_out(stage.method, lessons)
+    dropped = read.dropped + Counter(record["dropped"]) + survey.left_out
     return record | {"dropped": dict(dropped), "read": read.given}
+
+
+def _examples(inputs: Inputs, name: str) -> Iterator[Example]:
+    learnt = training.examples_read(inputs, name)
+    assert learnt is not None
+    return learnt
+
+
+def _job(
+    stage: TrainStage, base: LocalModel, out: Path, survey: Survey, template: str | None, reward: RewardSource | None
+) -> Job:
+    folder = training.weights_folder(base)
+    identity = None if reward is None else reward.identity
+    key = job.training_key(stage.trainer, weights_digest(folder), survey.digest, template, identity)
+    model, checks = (None, None) if reward is None else (reward.model, reward.checks)
+    return Job(stage.trainer, folder, out, key, template, model, checks)
 
 
 def _occupied(out: Path) -> InputError:

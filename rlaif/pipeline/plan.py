@@ -19,6 +19,7 @@ from rlaif.config import (
     MeasureStage,
     OpenAIModel,
     PairStage,
+    PPOSettings,
     RankStage,
     Rater,
     RateStage,
@@ -33,12 +34,12 @@ from rlaif.engines.scheduler import Ask, completion, together
 from rlaif.errors import EngineError
 from rlaif.generate.sampling import drawn
 from rlaif.judges.rating import Judge, expecting, questions, rate
-from rlaif.pipeline import training
 from rlaif.pipeline.auditing import gate
 from rlaif.pipeline.folder import read_json
 from rlaif.pipeline.run import Run
 from rlaif.records import Candidate, Completion, Message, Prompt, Row, Sampling, digest
 from rlaif.store import CallStore, call_keys
+from rlaif.train.job import finished
 
 CHARACTERS_PER_TOKEN = 4  # a rough rule for English
 
@@ -231,16 +232,16 @@ def _count_ratings(
 
 
 def _plan_training(run: Run, step: Step, stage: TrainStage) -> dict[str, Any]:
-    settings, lessons = stage.trainer, run.lessons(step)
+    settings, survey = stage.trainer, run.survey(step, complete=False)
     known = settings.base in run.engines and not any(_waits(run, source) for source in step.sources)
-    if stage.ppo:
-        known = known and (stage.ppo.reward is None or stage.ppo.reward in run.engines)
-    if known and training.finished(run.folder.model(settings.name), run.training_key(step, stage, lessons)) is not None:
+    if isinstance(settings, PPOSettings):
+        known = known and (settings.reward is None or settings.reward in run.engines)
+    if known and finished((job := run.job(step, stage, survey)[0]).out, job.key) is not None:
         run.use_trained(stage)
-        return {"rows": len(lessons), "state": "unchanged"}
+        return {"rows": survey.given, "state": "unchanged"}
     run.settings[settings.name] = run.settings[settings.base]
     waits = any(_waits(run, source) for source in step.sources)
-    return {"rows": len(lessons), "state": "to train, on rows that are not all known yet" if waits else "to train"}
+    return {"rows": survey.given, "state": "to train, on rows that are not all known yet" if waits else "to train"}
 
 
 def _waits(run: Run, step: Step) -> bool:

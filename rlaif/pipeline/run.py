@@ -35,6 +35,7 @@ from rlaif.config import (
     PairStage,
     PersonStage,
     Pipeline,
+    PPOSettings,
     RankStage,
     RateStage,
     ReviseStage,
@@ -82,8 +83,11 @@ from rlaif.pipeline.inputs import Inputs, truth
 from rlaif.pipeline.progress import Progress
 from rlaif.pipeline.record import RowCounts, StageRecord
 from rlaif.pipeline.spool import RowWriter, Stored, room
+from rlaif.pipeline.training import RewardSource
 from rlaif.records import Preference, Prompt, Row, digest
 from rlaif.store import CallStore
+from rlaif.train.examples import Example, Survey, of_preferences, of_revisions
+from rlaif.train.job import PACKAGES, Job, finished, training_key, versions
 
 
 class NewRows:
@@ -533,25 +537,13 @@ class Run:
     async def _train(self, step: Step, stage: TrainStage) -> StageRecord:
         assert step.source is not None
         reads = " + ".join(source.name for source in step.sources)
-        lessons: training.Lessons = []
-        for source in step.sources:  # each: a model named for its revisions must not be trained on all but them
-            given = self._lessons(source.name)
-            if not given:
-                raise WorkError(
-                    f"stage {source.name!r} gave nothing to train {step.name!r} on",
-                    fix="`rlaif status` counts what was dropped and why",
-                )
-            lessons += given
-        template = self.inputs.chat_templates.get(step.name)
-        base, out = self.specs[stage.trainer.base], self.folder.model(stage.trainer.name)
-        assert isinstance(base, LocalModel)
-        key = self.training_key(step, stage, lessons)
-        record = training.finished(out, key)
+        survey = self.survey(step)
+        job, reward = self.job(step, stage, survey)
+        record = finished(job.out, job.key)
         if record is None:
             try:
-                record = await asyncio.to_thread(
-                    training.train, stage, base, lessons, template, out, key, self._on_step, self._reward(step, stage)
-                )
+                learnt = (example for source in step.sources for example in self._examples(source.name))
+                record = await asyncio.to_thread(training.train, job, learnt, self._on_step, reward)
             except asyncio.CancelledError:
                 self._interrupted.set()  # the thread cannot be cancelled; it looks after each step
                 raise
@@ -559,48 +551,61 @@ class Run:
             self.progress.note("unchanged, not trained again")
         self.use_trained(stage)
         self.digests[f"model {stage.trainer.name}"] = self.engines[stage.trainer.name].identity
-        dropped = Counter(record["dropped"]) + training.left_out(stage.method, lessons)
+        dropped = Counter(record["dropped"]) + survey.left_out
         facts = {"steps": record["steps"], "trained_seconds": round(record["seconds"], 2), "cut": record["cut"]}
         metrics = {name: round(value, 6) for name, value in record["metrics"].items()}
         return StageRecord(
             step.name,
             "train",
             reads,
-            len(lessons),
+            survey.given,
             record["kept"],
             dropped,
             facts=facts | {"metrics": metrics},
         )
 
-    def lessons(self, step: Step) -> training.Lessons:
-        """What a train stage learns from, each with the split it belongs to."""
-        return [lesson for source in step.sources for lesson in self._lessons(source.name)]
+    def survey(self, step: Step, *, complete: bool = True) -> Survey:
+        """What a train stage learns from, counted and digested. Raises WorkError for a source that gave nothing.
 
-    def _lessons(self, name: str) -> training.Lessons:
-        read = training.lessons_read(self.inputs, name)
+        With `complete` false that is no error: more may come.
+        """
+        assert isinstance(step.stage, TrainStage)
+        survey = Survey(step.stage.trainer.unused)
+        for source in step.sources:  # each: a model named for its revisions must not be trained on all but them
+            if not survey.add(self._examples(source.name)) and complete:
+                raise WorkError(
+                    f"stage {source.name!r} gave nothing to train {step.name!r} on",
+                    fix="`rlaif status` counts what was dropped and why",
+                )
+        return survey
+
+    def _examples(self, name: str) -> Iterator[Example]:
+        read = training.examples_read(self.inputs, name)
         if read is not None:
             return read
-        if name in self.pairs:
-            return training.preferences(self.pairs[name])
-        return training.revisions(self.rows[name])
+        return of_preferences(self.pairs[name]) if name in self.pairs else of_revisions(self.rows[name])
 
-    def training_key(self, step: Step, stage: TrainStage, lessons: training.Lessons) -> str:
-        spec = self.specs[stage.trainer.base]
+    def job(self, step: Step, stage: TrainStage, survey: Survey) -> tuple[Job, RewardSource | None]:
+        """The training of a stage, with its key, and what rewards it."""
+        spec, template = self.specs[stage.trainer.base], self.inputs.chat_templates.get(step.name)
         assert isinstance(spec, LocalModel)
-        base = weights_digest(training.weights_folder(spec))
-        reward = self._reward(step, stage)
+        base, reward = training.weights_folder(spec), self._reward(step, stage)
         identity = reward.identity if reward else None
-        return training.training_key(stage, base, lessons, self.inputs.chat_templates.get(step.name), identity)
+        key = training_key(stage.trainer, weights_digest(base), survey.digest, template, identity)
+        model, checks = (reward.model, reward.checks) if reward else (None, None)
+        out = self.folder.model(stage.trainer.name)
+        return Job(stage.trainer, base, out, key, template, model, checks), reward
 
-    def _reward(self, step: Step, stage: TrainStage) -> training.Reward | None:
-        if stage.ppo is None:
+    def _reward(self, step: Step, stage: TrainStage) -> RewardSource | None:
+        settings = stage.trainer
+        if not isinstance(settings, PPOSettings):
             return None
-        if stage.ppo.reward is None:
+        if settings.reward is None:
             prompts = (prompt for source in step.sources for prompt in self.inputs.prompts[source.name])
             return training.reward_by_checks(self.inputs.checks[step.name], prompts)
-        spec = self.specs[stage.ppo.reward]
-        assert isinstance(spec, LocalModel)
-        return training.reward_of(spec, self.engines[stage.ppo.reward], asyncio.get_running_loop())
+        spec = self.specs[settings.reward]
+        assert isinstance(spec, TransformersModel | VLLMModel)
+        return training.reward_of(spec, self.engines[settings.reward], asyncio.get_running_loop())
 
     def use_trained(self, stage: TrainStage) -> None:
         """From here on the trained model is a model like any other."""
@@ -658,7 +663,7 @@ class Run:
                 "asked": {name: sampling.model_dump(mode="json") for name, sampling in asked.items()},
                 "rubric": judge.rubric.digest if judge else None,
                 "template": judge.template.digest if judge else None,
-                "versions": {"rlaif": rlaif.__version__, **training.versions(*training.PACKAGES, "scipy")},
+                "versions": {"rlaif": rlaif.__version__, **versions(*PACKAGES, "scipy")},
             }
         )
 
@@ -838,7 +843,7 @@ class Run:
                 "state": state,
                 "started": self._started,
                 "seconds": round(time.time() - self._started, 2),
-                "versions": {"rlaif": rlaif.__version__, **training.versions("datasets", "openai", *training.PACKAGES)},
+                "versions": {"rlaif": rlaif.__version__, **versions("datasets", "openai", *PACKAGES)},
                 "made": sorted(self._made),
                 "digests": dict(sorted(self.digests.items())),
                 "stages": [self._told(record) for record in self.records],
