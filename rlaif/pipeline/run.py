@@ -604,7 +604,7 @@ class Run:
             prompts = (prompt for source in step.sources for prompt in self.inputs.prompts[source.name])
             return training.reward_by_checks(self.inputs.checks[step.name], prompts)
         spec = self.specs[settings.reward]
-        assert isinstance(spec, TransformersModel | VLLMModel)
+        assert isinstance(spec, LocalModel)
         return training.reward_of(spec, self.engines[settings.reward], asyncio.get_running_loop())
 
     def use_trained(self, stage: TrainStage) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlaif.config import LocalModel, TransformersModel, VLLMModel
+from rlaif.config import LocalModel, TransformersModel
 from rlaif.engines.identity import model_folder
 from rlaif.engines.protocol import Engine
 from rlaif.judges.verifiers import Check
@@ -28,13 +28,14 @@ class RewardSource(NamedTuple):
     checks: tuple[Check, ...] | None = None
 
 
-def reward_of(spec: TransformersModel | VLLMModel, engine: Engine, loop: asyncio.AbstractEventLoop) -> RewardSource:
+def reward_of(spec: LocalModel, engine: Engine, loop: asyncio.AbstractEventLoop) -> RewardSource:
     """A reward model as a trainer's thread calls it: each score is asked of the engine on `loop`.
 
     Raises InputError or WorkError where its folder cannot be found.
     """
-    device = spec.device if isinstance(spec, TransformersModel) else "auto"
-    model = RewardModel(weights_folder(spec), spec.dtype, device, spec.batch_size)
+    model = RewardModel(weights_folder(spec))
+    if isinstance(spec, TransformersModel):  # no other engine scores
+        model = RewardModel(model.folder, spec.dtype, spec.device, spec.batch_size)
     return RewardSource(engine.identity, rewards.by_model(engine, rewards.on_loop(loop)), model=model)
 
 
