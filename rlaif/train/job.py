@@ -88,7 +88,7 @@ class Job:
     def examples(self, split: Split) -> Iterator[Any]:
         """The examples of a split that the folder holds, in the order they were written; none where it holds none."""
         file = self.folder / "data" / f"{split}.parquet"
-        return _read_examples(file, self.settings.takes) if file.exists() else iter(())
+        return _read_examples(file, self.settings.takes, split) if file.exists() else iter(())
 
 
 def job_folder(out: Path) -> Path:
@@ -303,21 +303,21 @@ def _check_unchanged(job: Job, read: Mapping[str, Any], file: str) -> None:
                          fix="write the job again")  # fmt: skip
 
 
-def _read_examples(file: Path, takes: str) -> Iterator[Example]:
+def _read_examples(file: Path, takes: str, split: Split) -> Iterator[Example]:
     import pyarrow.parquet
 
     for batch in pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=BATCH):
         for row in batch.to_pylist():
-            yield _example(row, takes)
+            yield _example(row, takes, split)
 
 
-def _example(row: Mapping[str, Any], takes: str) -> Example:
+def _example(row: Mapping[str, Any], takes: str, split: Split) -> Example:
     messages = tuple(Message(**turn) for turn in row["prompt" if takes == "preferences" else "messages"])
     if takes == "preferences":
-        return PreferencePair(messages, row["chosen"], row["rejected"])
+        return PreferencePair(messages, row["chosen"], row["rejected"], split)
     if takes == "demonstrations":
-        return Demonstration(messages, row["turns"])
-    return PromptOnly(messages, "train", tuple(row["reference"]), tuple(json.loads(row["checks"])))
+        return Demonstration(messages, row["turns"], split)
+    return PromptOnly(messages, split, tuple(row["reference"]), tuple(json.loads(row["checks"])))
 
 
 # ---------------------------------------------------------------- trained
