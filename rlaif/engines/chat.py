@@ -163,11 +163,11 @@ class Chat:
             done, last = done + pieces[-1], edge
         return pieces
 
-    def _completed(self, asked: str, text: str, prompt: list[int], whole: list[int]) -> Completed | EngineError:
-        """`text` as tokens, where `prompt` and `whole` are those of `asked` and of `text`, each on its own."""
+    def _completed(self, prompt_text: str, text: str, prompt: list[int], whole: list[int]) -> Completed | EngineError:
+        """`text` as tokens, where `prompt` and `whole` are those of `prompt_text` and of `text`, each on its own."""
         start = len(prompt)
-        if text.startswith(asked):
-            _, words = self._apart(text, (len(asked), len(text)), (prompt, whole))
+        if text.startswith(prompt_text):
+            _, words = self._apart(text, (len(prompt_text), len(text)), (prompt, whole))
         elif whole[:start] == prompt:  # what differs is nothing that the tokenizer reads
             words = whole[start:]
         else:

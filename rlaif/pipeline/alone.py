@@ -11,8 +11,8 @@ from typing import Any
 
 from rlaif.config import (
     COMMAND_LINE,
+    TRAINERS,
     Document,
-    LocalModel,
     Pipeline,
     PPOSettings,
     TrainStage,
@@ -21,7 +21,6 @@ from rlaif.config import (
     load_value,
 )
 from rlaif.config.document import Position
-from rlaif.engines.identity import weights_digest
 from rlaif.engines.wire import Wires
 from rlaif.errors import InputError
 from rlaif.pipeline import training
@@ -29,10 +28,8 @@ from rlaif.pipeline.engines import open_engine
 from rlaif.pipeline.folder import hold
 from rlaif.pipeline.inputs import Inputs
 from rlaif.pipeline.progress import Silent
-from rlaif.pipeline.training import RewardSource
 from rlaif.train import job
 from rlaif.train.examples import Example, Survey
-from rlaif.train.job import Job
 
 
 def one_trainer(method: str, base: str, data: str, name: str, settings: Sequence[str], reward: str | None) -> Pipeline:
@@ -42,7 +39,7 @@ def one_trainer(method: str, base: str, data: str, name: str, settings: Sequence
     """
     trainer: dict[str, Any] = {"base": "base", "name": name}
     models = {"base": {"engine": "transformers", "path": base}}
-    reads = "prompts" if method == "ppo" else "data"
+    reads = TRAINERS[method].reads[0]
     given: dict[Position, str] = {("models", "base", "path"): "--base", ("stages", 0, reads, "path"): "--data"}
     given[("stages", 1, "train", method, "base")] = "--base"
     given[("stages", 1, "train", method, "reward")] = "--reward"
@@ -72,6 +69,8 @@ async def train_alone(pipeline: Pipeline, out: Path, progress: Silent) -> dict[s
 
     Asked again after an interruption it goes on, and when nothing changed it does nothing. A folder that holds anything
     else is not touched.
+
+    Raises InputError for data, a model or a folder of no use, WorkError for a training that fails.
     """
     inputs = Inputs(pipeline)
     data, step = pipeline.steps
@@ -96,7 +95,8 @@ async def train_alone(pipeline: Pipeline, out: Path, progress: Silent) -> dict[s
                 spec = pipeline.models["reward"]
                 assert isinstance(spec, TransformersModel)
                 reward = training.reward_of(spec, engines["reward"], asyncio.get_running_loop())
-        made = _job(stage, base, out, survey, inputs.chat_templates.get(step.name), reward)
+        template = inputs.chat_templates.get(step.name)
+        made = training.job_of(stage.trainer, base, out, survey, template, reward)
         progress.begin(step.name, "train")
         record = job.finished(out, made.key)
         if record is not None:
@@ -131,16 +131,6 @@ def _examples(inputs: Inputs, name: str) -> Iterator[Example]:
     learnt = training.examples_read(inputs, name)
     assert learnt is not None
     return learnt
-
-
-def _job(
-    stage: TrainStage, base: LocalModel, out: Path, survey: Survey, template: str | None, reward: RewardSource | None
-) -> Job:
-    folder = training.weights_folder(base)
-    identity = None if reward is None else reward.identity
-    key = job.training_key(stage.trainer, weights_digest(folder), survey.digest, template, identity)
-    model, checks = (None, None) if reward is None else (reward.model, reward.checks)
-    return Job(stage.trainer, folder, out, key, template, model, checks)
 
 
 def _occupied(out: Path) -> InputError:

@@ -48,7 +48,6 @@ from rlaif.config import (
     VerifyStage,
     VLLMModel,
 )
-from rlaif.engines.identity import weights_digest
 from rlaif.engines.ledger import ROW, STAGE, Ledger
 from rlaif.engines.protocol import Engine
 from rlaif.engines.scheduler import Sampler, Scheduler
@@ -87,7 +86,7 @@ from rlaif.pipeline.training import RewardSource
 from rlaif.records import Preference, Prompt, Row, digest
 from rlaif.store import CallStore
 from rlaif.train.examples import Example, Survey, of_preferences, of_revisions
-from rlaif.train.job import PACKAGES, Job, finished, training_key, versions
+from rlaif.train.job import PACKAGES, Job, finished, versions
 
 
 class NewRows:
@@ -587,14 +586,10 @@ class Run:
 
     def job(self, step: Step, stage: TrainStage, survey: Survey) -> tuple[Job, RewardSource | None]:
         """The training of a stage, with its key, and what rewards it."""
-        spec, template = self.specs[stage.trainer.base], self.inputs.chat_templates.get(step.name)
-        assert isinstance(spec, LocalModel)
-        base, reward = training.weights_folder(spec), self._reward(step, stage)
-        identity = reward.identity if reward else None
-        key = training_key(stage.trainer, weights_digest(base), survey.digest, template, identity)
-        model, checks = (reward.model, reward.checks) if reward else (None, None)
-        out = self.folder.model(stage.trainer.name)
-        return Job(stage.trainer, base, out, key, template, model, checks), reward
+        base, template = self.specs[stage.trainer.base], self.inputs.chat_templates.get(step.name)
+        assert isinstance(base, LocalModel)
+        out, reward = self.folder.model(stage.trainer.name), self._reward(step, stage)
+        return training.job_of(stage.trainer, base, out, survey, template, reward), reward
 
     def _reward(self, step: Step, stage: TrainStage) -> RewardSource | None:
         settings = stage.trainer

@@ -7,15 +7,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlaif.config import LocalModel, TransformersModel
-from rlaif.engines.identity import model_folder
+from rlaif.config import LocalModel, Training, TransformersModel
+from rlaif.engines.identity import model_folder, weights_digest
 from rlaif.engines.protocol import Engine
 from rlaif.judges.verifiers import Check
 from rlaif.pipeline.inputs import Inputs
 from rlaif.records import Prompt
 from rlaif.resources import find
 from rlaif.train import examples, job, rewards
-from rlaif.train.examples import Example, OnStep, RewardFunction
+from rlaif.train.examples import Example, OnStep, RewardFunction, Survey
 from rlaif.train.job import Job, RewardModel
 
 
@@ -53,6 +53,17 @@ def examples_read(inputs: Inputs, name: str) -> Iterator[Example] | None:
     if name in inputs.preferences:
         return examples.of_stated_preferences(inputs.preferences[name])
     return examples.of_prompts(inputs.prompts[name]) if name in inputs.prompts else None
+
+
+def job_of(
+    settings: Training, base: LocalModel, out: Path, survey: Survey, template: str | None, reward: RewardSource | None
+) -> Job:
+    """The training of `out`, with its key. Raises InputError or WorkError where the base model's files are missing."""
+    folder = weights_folder(base)
+    identity = None if reward is None else reward.identity
+    key = job.training_key(settings, weights_digest(folder), survey.digest, template, identity)
+    model, checks = (None, None) if reward is None else (reward.model, reward.checks)
+    return Job(settings, folder, out, key, template, model, checks)
 
 
 def train(training: Job, learnt: Iterable[Example], on_step: OnStep, reward: RewardSource | None) -> dict[str, Any]:

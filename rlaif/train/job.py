@@ -156,8 +156,7 @@ def write_job(job: Job, examples: Iterable[Example]) -> None:
 
     A model that stands in the way is removed. Examples of splits that the method has no use for are left out.
 
-    Raises InputError when what lies in the folder's place is no job, or `out` lies where nothing can be written;
-    WorkError while another process trains there.
+    Raises InputError when what lies in the folder's place is no job, WorkError while another process trains there.
     """
     folder = job.folder
     refuse_foreign(folder)

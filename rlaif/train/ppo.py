@@ -146,7 +146,10 @@ class Trained:
         self.optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, eps=1e-5)
 
     def step(self, loss: Tensor, share: float, step: int) -> float:
-        """One update, at `share` of the learning rate. The rate it was made at. `step` is for errors."""
+        """One update, at `share` of the learning rate. The rate it was made at. `step` is for errors.
+
+        Raises WorkError for a loss or a gradient that is no finite number.
+        """
         self.optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRAD_NORM)

@@ -94,7 +94,7 @@ def conversation(chat: Chat, messages: Sequence[Message]) -> list[Segment]:
         raise _error(chat, f"the chat template marks {len(spans)} of {len(turns)} assistant turns", f"use {MARKED}")
     stop = str(chat.tokenizer.eos_token)
     for turn, (start, end) in zip(turns, spans, strict=True):
-        _check_prompt(chat, _asked(chat, messages[:turn]), text[:start])
+        _check_prompt(chat, _prompt_text(chat, messages[:turn]), text[:start])
         if not text[start:end].endswith(stop):
             raise _error(
                 chat,
@@ -112,20 +112,20 @@ def completion(chat: Chat, prompt: Sequence[Message], words: str) -> tuple[list[
     write the words as they are, then the end token.
     """
     try:
-        asked, text = chat.written(prompt, words)
+        prompt_text, text = chat.written(prompt, words)
     except (jinja2.TemplateError, TypeError) as error:
         raise _refusal(chat, [*prompt, Message(role="assistant", content=words)], error) from None
-    _check_prompt(chat, asked, text[: len(asked)])
+    _check_prompt(chat, prompt_text, text[: len(prompt_text)])
     stop = str(chat.tokenizer.eos_token)
-    end = text.rfind(stop, len(asked))
-    written = text[len(asked) : max(end, 0)].strip()
+    end = text.rfind(stop, len(prompt_text))
+    written = text[len(prompt_text) : max(end, 0)].strip()
     if chat.continues_plainly or written != defused(words, chat.markers).strip():
         raise _error(
             chat,
             f"the chat template does not put the assistant's words, then the end token {stop!r}",
             f"first train it with `rlaif train sft` and `template=`, {MARKED}",
         )
-    before, after = chat.pieces(text, [len(asked), end + len(stop)])
+    before, after = chat.pieces(text, [len(prompt_text), end + len(stop)])
     return before, after
 
 
@@ -156,7 +156,7 @@ def broken(chat: Chat, words: str) -> bool:
     return str(chat.tokenizer.eos_token) in words
 
 
-def _asked(chat: Chat, messages: Sequence[Message]) -> str:
+def _prompt_text(chat: Chat, messages: Sequence[Message]) -> str:
     try:
         return chat.render(messages, generation_prompt=True)
     except (jinja2.TemplateError, TypeError) as error:
@@ -178,11 +178,11 @@ def _marked(chat: Chat, messages: Sequence[Message]) -> tuple[str, list[tuple[in
     return texts[0], spans[0]
 
 
-def _check_prompt(chat: Chat, asked: str, before: str) -> None:
-    if asked != before:
+def _check_prompt(chat: Chat, prompt_text: str, before: str) -> None:
+    if prompt_text != before:
         raise _error(
             chat,
-            f"the chat template asks with {asked[-40:]!r} but trains after {before[-40:]!r}",
+            f"the chat template asks with {prompt_text[-40:]!r} but trains after {before[-40:]!r}",
             "make `add_generation_prompt` open the turn exactly as an assistant's turn opens",
         )
 
