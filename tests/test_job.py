@@ -115,6 +115,9 @@ def test_the_same_job_goes_on_and_another_throws_an_unfinished_one_away(sft: Job
     data = (sft.folder / "data/train.parquet").stat().st_mtime_ns
     write_job(sft, iter([]))  # the key says that the examples are the same: they are not written again
     assert mark.exists() and (sft.folder / "data/train.parquet").stat().st_mtime_ns == data
+    (sft.folder / "data/train.parquet").write_bytes(b"half")  # which nobody but a failing disk does
+    write_job(sft, EXAMPLES["sft"])
+    assert len(list(read_job(sft.folder).examples("train"))) == 2
     (sft.folder / "job.json").unlink()  # as a version without jobs left it
     write_job(sft, EXAMPLES["sft"])
     assert mark.exists() and read_job(sft.folder) == sft
@@ -202,8 +205,11 @@ def occupy(sft: Job) -> None:
         (break_value("format", 2), "of another format"),
         (break_value("method", "grpo"), "the job cannot be read: 'grpo'"),
         (break_value("settings", {"base": "b"}), "the job cannot be read"),
+        (break_value("versions", None), "the job cannot be read"),
+        (break_value("base", {"folder": "x"}), "x: config.json is missing, so this is no model"),
         (break_value("versions", {"torch": "1"}), r"written under other versions \(.*torch 1, here 2"),
         (break_base, "the base model is not as it was"),
+        (lambda sft: (sft.folder / "data/validation.parquet").unlink(), "the examples are not those of the job"),
         (occupy, "the trained model's folder is there already"),
     ],
 )

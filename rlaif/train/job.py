@@ -2,7 +2,7 @@
 
     NAME.partial/               beside the model's folder NAME, which appears only when it is whole
         key                     the digest of all that decides the model: whose folder this is
-        job.json                method, settings, base model, chat template, reward; the digest of the base, versions
+        job.json                method, settings, base model, chat template, reward; digests of base and data, versions
         data/train.parquet      what is learnt from, a row an example
         data/validation.parquet what it is checked on, where the method has use for it
         checkpoint-N/           after step N
@@ -17,6 +17,7 @@ trains.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -171,7 +172,8 @@ def write_job(job: Job, examples: Iterable[Example]) -> None:
             _remove(folder / "old")
             os.replace(job.out, folder / "old")
         _remove(folder / "old")
-        if not (folder / "data").is_dir():
+        written = _read_json(folder / "job.json") or {}
+        if written.get("data") != _data_digests(folder):
             _write_data(job, examples)
         _write_text(folder / "job.json", json.dumps(_as_json(job), indent=2, ensure_ascii=False) + "\n")
 
@@ -196,8 +198,17 @@ def _as_json(job: Job) -> dict[str, Any]:
         "template": job.template,
         "reward": None if reward is None else asdict(reward) | {"folder": str(reward.folder.absolute())},
         "checks": None if job.checks is None else [check.model_dump(mode="json") for check in job.checks],
+        "data": _data_digests(job.folder),
         "versions": _versions(),
     }
+
+
+def _data_digests(folder: Path) -> dict[str, str]:
+    digests = {}
+    for path in sorted(folder.glob("data/*.parquet")):
+        with path.open("rb") as file:
+            digests[path.stem] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
 
 
 def _write_data(job: Job, examples: Iterable[Example]) -> None:
@@ -227,6 +238,7 @@ def _write_data(job: Job, examples: Iterable[Example]) -> None:
                 batch.clear()
         for split, batch in batches.items():
             writers[split].write_table(pyarrow.Table.from_pylist(batch, schema=schema))
+    _remove(job.folder / "data")
     os.replace(temporary, job.folder / "data")
 
 
@@ -281,10 +293,10 @@ def read_job(folder: Path) -> Job:
             reward=None if reward is None else RewardModel(**reward | {"folder": Path(reward["folder"])}),
             checks=None if checks is None else tuple(Check.model_validate(check) for check in checks),
         )
-    except (KeyError, TypeError, ValidationError) as error:
+        _check_unchanged(job, read, file)
+    except (AttributeError, KeyError, TypeError, ValidationError) as error:
         problem = str(error).splitlines()[0]
         raise InputError(f"the job cannot be read: {problem}", file=file, fix="write it again") from None
-    _check_unchanged(job, read, file)
     return job
 
 
@@ -297,6 +309,8 @@ def _check_unchanged(job: Job, read: Mapping[str, Any], file: str) -> None:
         raise InputError(
             f"the job was written under other versions ({'; '.join(differing)})", file=file, fix="install those"
         )
+    if _data_digests(job.folder) != read.get("data"):
+        raise InputError("the examples are not those of the job", file=file, fix="write the job again")
     if weights_digest(job.base) != read["base"]["weights"]:
         raise InputError("the base model is not as it was when the job was written", file=str(job.base),
                          fix="write the job again")  # fmt: skip
