@@ -159,24 +159,25 @@ def test_columns_system_and_turns_of_demonstrations(tmp_path: Path, monkeypatch:
     found: dict[str, list[Any]] = {}
     for which in ("all", "last"):
         inputs = Inputs(read_pipeline(project(tmp_path, rows, stages.replace("TURNS", which))))
-        lessons = training.lessons_read(inputs, "data")
-        assert lessons
-        found[which] = [lesson for _, lesson in lessons]
-    whole = {tuple(m.content for m in lesson) for lesson in found["all"]}
-    apart = {(*(m.content for m in prompt), completion) for prompt, completion in found["last"]}
+        learnt = training.examples_read(inputs, "data")
+        assert learnt
+        found[which] = list(learnt)
+        assert {example.turns for example in found[which]} == {which}
+    whole, apart = ({tuple(m.content for m in e.messages) for e in found[which]} for which in ("all", "last"))
     assert whole and whole < apart  # the first turn of the others answers a held-out prompt
     assert {(*texts[:1], *texts[2:]) for texts in apart} == {("Be kind.", "first", "more?", "last")}
 
 
 def test_the_last_turn_alone_is_learnt(random_model: Path) -> None:
     transformers = pytest.importorskip("transformers")
-    from rlaif.train.sft import NOT_LEARNT, Completed, tokenize
-    from rlaif.train.tokens import Chat
+    from rlaif.train.examples import Demonstration
+    from rlaif.train.sft import NOT_LEARNT, tokenize
+    from rlaif.train.tokens import trainable_chat
 
-    chat = Chat(transformers.AutoTokenizer.from_pretrained(random_model))
-    messages = [Message(**turn) for turn in turns("ask", "first", "more?", "last")]
-    every, _ = tokenize(chat, [messages], 512)
-    last, counts = tokenize(chat, [Completed(messages[:-1], "last")], 512)
+    chat = trainable_chat(transformers.AutoTokenizer.from_pretrained(random_model))
+    messages = tuple(Message(**turn) for turn in turns("ask", "first", "more?", "last"))
+    every, _ = tokenize(chat, [Demonstration(messages)], 512)
+    last, counts = tokenize(chat, [Demonstration(messages, "last")], 512)
     assert last["input_ids"] == every["input_ids"] and counts.kept == 1
     learnt = [
         token for token, label in zip(last["input_ids"][0], last["labels"][0], strict=True) if label != NOT_LEARNT

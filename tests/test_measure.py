@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from echo import Echo
+from rlaif.pipeline.training import reward_of
 from test_records import ask
 
 from rlaif.config import BestOf, MeasureStage, Rater, SamplingSettings, TransformersModel
@@ -17,7 +18,6 @@ from rlaif.engines.protocol import Logprobs, Reply, Request
 from rlaif.engines.scheduler import Scheduler
 from rlaif.errors import EngineError
 from rlaif.measures import Judge, measure
-from rlaif.pipeline.training import reward_of
 from rlaif.records import Message, Prompt
 from rlaif.resources import find
 from rlaif.rubric import read_rubric
