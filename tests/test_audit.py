@@ -25,9 +25,8 @@ from rlaif.audits import figures as measuring
 from rlaif.audits.figures import Ruling, figures, probes_of
 from rlaif.audits.findings import findings
 from rlaif.audits.goldset import GoldPair, read_gold
-from rlaif.config import CompareStage, OpenAIModel
 from rlaif.judges.person import judged_by_people, read_labels
-from rlaif.pipeline.auditing import open_audited
+from rlaif.pipeline.auditing import judge_of, open_audited
 from rlaif.records import Candidate, Choice, Comparison, Completion, Message, Prompt, Row, Verdict
 
 PAIRS = read_gold()
@@ -176,15 +175,13 @@ def test_gold_itself_prefers_the_longer_one_as_often_as_it_does(audited: Audited
 
 
 def verdicts(judge: Biased, url: str, store: Path, pairs: list[GoldPair]) -> dict[str, measuring.Ruling]:
-    spec = OpenAIModel(engine="openai", model=judge.name, base_url=url)
-    stage = CompareStage(model="judge", constitution="constitutions/overall.yaml")
+    constitution = "constitution=constitutions/overall.yaml"
+    named = judge_of(url, [constitution], method=None, model=judge.name, key_variable=None, stage=None)
 
     async def ask() -> list[measuring.Ruling]:
-        opened = open_audited({"judge": spec}, stage, None, None, store)
-        try:
-            return await asyncio.gather(*(measuring.rule(pair, opened.decide) for pair in pairs))
-        finally:
-            await opened.run.close()
+        audited = open_audited(*named, None, None, store)
+        async with audited.session:
+            return await asyncio.gather(*(measuring.rule(pair, audited.decide) for pair in pairs))
 
     return {ruling.pair.id: ruling for ruling in asyncio.run(ask())}
 

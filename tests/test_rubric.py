@@ -9,7 +9,7 @@ import pytest
 
 from rlaif.config import Rater
 from rlaif.errors import InputError
-from rlaif.pipeline.inputs import open_judge
+from rlaif.pipeline.stages.rate import open_judge
 from rlaif.resources import find
 from rlaif.rubric import Rubric, read_rubric
 from rlaif.templates import Template
