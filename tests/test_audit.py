@@ -415,6 +415,23 @@ def test_a_report_that_cannot_be_written_and_a_key_that_is_not_there_are_said_fi
         assert code == 0 and "NO_SUCH_KEY is not set" in " ".join(out.split())
 
 
+def test_a_model_of_few_words_is_asked_as_its_lexicon_says_and_told_what_it_passes_over(
+    tmp_path: Path,
+    run_cli: Cli,  # noqa: F811
+) -> None:
+    tone = "be kind and eloquent ."
+    principle = {"id": "tone", "rule": tone, "critique": tone, "revision": tone, "comparison": tone}
+    (tmp_path / "mine.yaml").write_text(json.dumps({"name": "mine", "version": 1, "principles": [principle]}))
+    arguments = ("audit", "tiny/annotator", "--take", "2", "--no-probes", "--json")
+    code, out, err = run_cli(*arguments, "constitution=mine.yaml")
+    assert code == 0, err
+    assert "never taught 'eloquent'" in " ".join(err.split())
+    found = json.loads(out)
+    assert (
+        found["asked"].endswith("after reasons, on 2 gold pairs of the embedded world") and found["cost"]["calls"] == 8
+    )
+
+
 def test_a_juror_who_knows_nothing_is_told_to_be_left_out(judges: dict[str, Biased], url: str, run_cli: Cli) -> None:  # noqa: F811
     with scripted([Answer(completion("1"))]) as server:
         Path("jury.yaml").write_text(
