@@ -54,7 +54,6 @@ class Counting:
         self.needs: dict[str, Need] = {} if needs is None else needs
         self._counted: set[str] | None = set() if each_once else None
         self._known: dict[str, bool] = {}  # whether anything of a model is in the store
-        self.blind = False  # what is asked rests on an assumed answer, so that nothing of it can be in the store
 
     async def sample(self, asks: Sequence[Ask]) -> list[list[Completion]]:
         return [self._sampled(ask) for ask in asks]
@@ -72,7 +71,7 @@ class Counting:
     def _stored(self, ask: Ask) -> dict[int, Completion]:
         """The completions that are in the store, by their index. Of a model that is not trained yet there are none."""
         engine = self._session.engines.get(ask.model)
-        if engine is None or self.blind:
+        if engine is None:
             return {}
         if ask.model not in self._known:
             self._known[ask.model] = self._session.store.knows(engine.identity)
@@ -162,7 +161,6 @@ class Plan:
         async for row, known in self._source(stages[0]):
             for stage in stages:
                 before, assumed = _counts(self.needs), self._counting.assumed
-                self._counting.blind = not known
                 if row.failure is None:
                     row = await stage.through(row, self.session.asking(stage.name, sampler=self._counting))
                 _add(calls[stage.name], before, self.needs)
