@@ -377,13 +377,13 @@ def test_a_kill_at_any_moment_loses_no_more_than_is_in_flight(
 SLOW = """
 import sys, time
 import rlaif.formats.writing as writing
-import rlaif.pipeline.run as run
+import rlaif.pipeline.stages.pair as pair
 def slowly(made, seconds):
     def slow(*arguments):
         time.sleep(seconds)
         return made(*arguments)
     return slow
-run.preferences_of = slowly(run.preferences_of, 0.02)
+pair.preferences_of = slowly(pair.preferences_of, 0.02)
 writing._table = slowly(writing._table, 0.5)
 from rlaif.cli import main
 sys.argv = ["rlaif", "run", "echo.yaml"]
