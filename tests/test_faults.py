@@ -97,6 +97,7 @@ def test_one_ctrl_c_leaves_data_that_can_be_used_and_says_how_to_go_on(
     code, out = ended(process)
     found = manifest(tmp_path / "runs/echo")
     assert code == 130 and found["state"] == "stopped" and "Traceback" not in out
+    assert "press Ctrl-C again to end at once" in " ".join(out.split())  # lines wrap
     assert "stopped: interrupted" in out and "run the same command again to go on" in out
     sampled, rated, paired = (next(s for s in found["stages"] if s["kind"] == k) for k in ("sample", "rate", "pair"))
     assert rated["dropped"]["not reached"] + sampled["dropped"].get("not reached", 0) > 0
