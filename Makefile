@@ -1,15 +1,15 @@
-# Everything a developer, a reader of the README or CI runs. `make` alone lists it.
+# All commands for developers, README readers and CI. `make` alone lists them.
 
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 VLLM_BIN := .venv-vllm/bin
 VLLM_READY := .venv-vllm/.ready
-# Apart from the lock because the machine decides which build it gets, CPU or CUDA; the lock holds everything else.
+# Not in the lock: the machine decides on the build, CPU or CUDA. The lock pins everything else.
 TORCH := torch==2.13.0
-# Where `make lock` keeps uv: it must work when the old lock no longer makes a .venv.
+# uv for `make lock`, in its own .venv: it must work even if the old lock can no longer build .venv.
 LOCKER := .venv-lock
-# A second torch thread makes tiny models an order of magnitude slower on a busy machine.
+# On a busy machine, a second torch thread makes tiny models an order of magnitude slower.
 ONE_THREAD := OMP_NUM_THREADS=1
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -36,19 +36,19 @@ $(READY): pyproject.toml requirements.lock
 	@$(BIN)/pip check || { echo "requirements.lock does not fit pyproject.toml: run make lock"; exit 1; }
 	@touch $@
 
-quickstart: setup  ## prompts to a measured, trained model on this machine, in minutes
+quickstart: setup  ## go from prompts to a trained and measured model on this machine, in minutes
 	$(BIN)/rlaif run pipelines/quickstart.yaml
 
-test: setup  ## the tests, without those marked lab or vllm
+test: setup  ## run the tests, without those marked lab or vllm
 	$(ONE_THREAD) $(BIN)/pytest -q --numprocesses 2 --dist loadfile
 
-lab: setup  ## the tests that train until an effect shows
+lab: setup  ## run the tests that train until an effect shows
 	$(ONE_THREAD) $(BIN)/pytest -q -m lab
 
-test-vllm: $(VLLM_READY)  ## the tests of the vLLM engine, on CPU, in an environment of its own of 3 GB
+test-vllm: $(VLLM_READY)  ## test the vLLM engine on CPU, in a separate environment (3 GB)
 	$(ONE_THREAD) $(VLLM_BIN)/pytest -q -m vllm
 
-# No `pip check` here: it would miss what requirements-vllm.lock leaves out on purpose.
+# No `pip check` here: it would report what requirements-vllm.lock omits on purpose.
 $(VLLM_READY): pyproject.toml requirements-vllm.lock
 	@echo "test-vllm: .venv-vllm"
 	@$(PYTHON) -m venv .venv-vllm
@@ -60,8 +60,8 @@ $(VLLM_READY): pyproject.toml requirements-vllm.lock
 	@$(VLLM_BIN)/pip install -qq --no-build-isolation --no-deps -e .
 	@touch $@
 
-# The last step downloads nothing, so it succeeds only if what the lock installed satisfies every requirement.
-check: setup  ## lint, format, types, layers, and whether the lock fits pyproject.toml
+# The last step downloads nothing, so it succeeds only if the locked packages satisfy every requirement.
+check: setup  ## check lint, format, types, import layers, and that the lock fits pyproject.toml
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -69,19 +69,19 @@ check: setup  ## lint, format, types, layers, and whether the lock fits pyprojec
 	$(BIN)/pip install -qq --dry-run --no-index --no-build-isolation -e '.[train,schema,verify,dev]' \
 		|| { echo "requirements.lock does not fit pyproject.toml: run make lock"; exit 1; }
 
-format: setup  ## sort imports, fix what ruff can fix, format
+format: setup  ## sort imports, apply ruff's fixes, format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-lock:  ## resolve requirements.lock anew; pins that still fit stay, but for UPGRADE=--upgrade
+lock:  ## resolve requirements.lock; keeps pins that still fit, unless UPGRADE=--upgrade
 	@$(PYTHON) -m venv $(LOCKER)
 	@$(LOCKER)/bin/pip install -qq 'uv>=0.13,<0.14'
 	$(LOCKER)/bin/uv pip compile -q $(UPGRADE) --universal --python-version 3.11 --extra train --extra schema --extra verify --extra dev \
 		--generate-hashes --no-emit-package torch --custom-compile-command "make lock" --output-file requirements.lock pyproject.toml
 
-wheel: setup  ## sdist and wheel in dist/
+wheel: setup  ## build sdist and wheel in dist/
 	$(BIN)/python -m build --no-isolation
 
-clean:  ## remove what the tools left, not .venv and not runs/
+clean:  ## remove the tools' leftovers, but not .venv or runs/
 	rm -rf dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis $(LOCKER)
 	find rlaif tests -name __pycache__ -prune -exec rm -rf {} +

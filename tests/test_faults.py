@@ -98,7 +98,7 @@ def test_one_ctrl_c_leaves_data_that_can_be_used_and_says_how_to_go_on(
     found = manifest(tmp_path / "runs/echo")
     assert code == 130 and found["state"] == "stopped" and "Traceback" not in out
     assert "press Ctrl-C again to end at once" in " ".join(out.split())  # lines wrap
-    assert "stopped: interrupted" in out and "run the same command again to go on" in out
+    assert "stopped: interrupted" in out and "run the same command again to continue" in out
     sampled, rated, paired = (next(s for s in found["stages"] if s["kind"] == k) for k in ("sample", "rate", "pair"))
     assert rated["dropped"]["not reached"] + sampled["dropped"].get("not reached", 0) > 0
     assert sampled["in"] == 200 == rated["in"] + sampled["dropped"].get("not reached", 0)
@@ -552,7 +552,7 @@ def test_a_store_of_the_version_before_is_brought_over(
     assert code == 1 and "has format 2" in err and "`rlaif run` brings it to the new format" in err
     code, out, err = run_cli("run", "echo.yaml")
     assert code == 0, err
-    assert "120 from the store" in out and sum(asked(models).values()) == 0
+    assert "120 cached" in out and sum(asked(models).values()) == 0
 
 
 # ---------------------------------------------------------------- secrets

@@ -213,7 +213,7 @@ def test_a_run_records_the_principle_and_pays_nothing_twice(tmp_path: Path, run_
     found = Counter(c.principle for row in rows for c in row.candidates)
     assert found.total() == 80 and found[HELP] > found[TRUE] > 0
     code, out, _ = run_cli("show", "runs/echo", "1")
-    assert code == 0 and f"by the principle {rows[0].candidates[0].principle}" in out
+    assert code == 0 and f"under the principle {rows[0].candidates[0].principle}" in out
     assert any(
         "principles of sample" in name
         for name in json.loads((tmp_path / "runs/echo/manifest.json").read_text())["digests"]

@@ -82,7 +82,7 @@ def test_a_run_makes_data_that_loads_and_explains_itself(
     write_project(tmp_path, url)
     code, out, err = run_cli("run", "echo.yaml")
     # 20 x (2 x 2 samples + 2 aspects), and the three calls by which the server is probed
-    assert (code, err) == (0, "") and "123 calls made, 0 from the store" in out
+    assert (code, err) == (0, "") and "123 calls made, 0 cached" in out
     assert asked(models) == {"one": 40, "two": 40, "judge": 40}
 
     import datasets
@@ -125,7 +125,7 @@ def test_a_second_run_asks_nothing_and_gives_the_same_bytes(
     first, digests = dataset_bytes(tmp_path / "runs/echo"), manifest(tmp_path / "runs/echo")["digests"]
     asked(models)
     code, out, _ = run_cli("run", "echo.yaml")
-    assert code == 0 and "0 calls made, 120 from the store" in out
+    assert code == 0 and "0 calls made, 120 cached" in out
     assert sum(len(model.asked) for model in models.values()) == 0  # not even a probe
     assert dataset_bytes(tmp_path / "runs/echo") == first and manifest(tmp_path / "runs/echo")["digests"] == digests
     # Another run of the same calls, in another folder of the project, re-uses them too.
@@ -495,7 +495,7 @@ def test_show_prints_a_score_once(tmp_path: Path, run_cli: Cli) -> None:
 
 
 def test_help_says_what_happens_without_an_option(run_cli: Cli) -> None:
-    defaults = {"run": "runs/NAME", "plan": "runs/NAME", "show": "the last with rows", "audit": "those that ship"}
+    defaults = {"run": "runs/NAME", "plan": "runs/NAME", "show": "the last with rows", "audit": "the shipped pairs"}
     for command, default in defaults.items():
         words = re.sub(r"[^\w/\[:]+", " ", run_cli(command, "--help")[1])
         assert f"[default: {default}" in words, words

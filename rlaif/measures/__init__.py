@@ -17,10 +17,11 @@ from rlaif.statistics import pair_accuracy
 
 
 class Measure(NamedTuple):
-    """Figures of one model beside the baseline's, by the keys of summary.json; and how they are shown."""
+    """Figures of one model beside the baseline's, by the keys of summary.json; and the lines that show them, in which
+    the baseline goes by a name that the table gives it."""
 
     figures: Callable[[Measured, Measured, Setting], Awaitable[dict[str, Any]]]
-    lines: Callable[[Figures], list[Line]]
+    lines: Callable[[Figures, str], list[Line]]
 
 
 MEASURES: dict[str, Measure] = {  # in the order of the table

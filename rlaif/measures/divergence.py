@@ -47,8 +47,8 @@ def _its_own(sampling: Sampling) -> bool:
     return (sampling.temperature, sampling.top_p) == (1.0, 1.0)
 
 
-def lines(summary: Figures) -> list[Line]:
-    def cell(model: Figures, _: Figures) -> str:
+def lines(summary: Figures, baseline: str) -> list[Line]:
+    def cell(model: Figures, summary: Figures) -> str:
         kl = model.get("kl") or {}
         return f"at most {kl['at_most']:.2f}" if "at_most" in kl else interval(kl, 2)
 

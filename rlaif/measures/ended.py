@@ -13,5 +13,5 @@ async def figures(model: Measured, baseline: Measured, setting: Setting) -> dict
     return {"ended": as_dict(share_interval([c.finish_reason == "stop" for c in model.there]))}
 
 
-def lines(summary: Figures) -> list[Line]:
+def lines(summary: Figures, baseline: str) -> list[Line]:
     return [shares("ended by itself", "ended")]

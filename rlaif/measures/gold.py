@@ -21,13 +21,13 @@ async def figures(model: Measured, baseline: Measured, setting: Setting) -> dict
     }
 
 
-def lines(summary: Figures) -> list[Line]:
+def lines(summary: Figures, baseline: str) -> list[Line]:
     def part(name: str) -> Line:
-        return Line(f"  {name}", lambda model, _: interval(model.get("gold_parts", {}).get(name)))
+        return Line(f"  {name}", lambda model, summary: interval(model.get("gold_parts", {}).get(name)))
 
-    difference = unless_baseline(lambda model, _: interval(model.get("gold_difference")))
+    difference = unless_baseline(lambda model, summary: interval(model.get("gold_difference")))
     return [
         means("gold", "gold"),
         *(part(name) for name in summary["models"][0].get("gold_parts", {})),
-        Line(f"gold minus {summary['baseline']}'s", difference),
+        Line(f"gold minus {baseline}'s", difference),
     ]

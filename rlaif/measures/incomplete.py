@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rlaif.measures.collecting import Measured, Setting
-from rlaif.measures.lines import Figures, Line
+from rlaif.measures.lines import Figures, Line, count
 
 
 async def figures(model: Measured, baseline: Measured, setting: Setting) -> dict[str, Any]:
@@ -13,12 +13,12 @@ async def figures(model: Measured, baseline: Measured, setting: Setting) -> dict
     return {"failed": len(model.completions) - len(model.there), "unparsed": sum(unrated)}
 
 
-def lines(summary: Figures) -> list[Line]:
-    def unparsed(model: Figures, whole: Figures) -> str:
-        return str(model["unparsed"]) if model["unparsed"] and model["unparsed"] < whole["prompts"] else ""
+def lines(summary: Figures, baseline: str) -> list[Line]:
+    def unparsed(model: Figures, summary: Figures) -> str:
+        return count(model["unparsed"]) if model["unparsed"] < summary["prompts"] else ""
 
     return [
-        Line("completions that failed", lambda model, _: str(model["failed"]) if model["failed"] else ""),
-        Line("unscored by it", lambda model, _: str(model["unscored"]) if model.get("unscored") else ""),
+        Line("completions that failed", lambda model, summary: count(model["failed"])),
+        Line("without a reward", lambda model, summary: count(model.get("unscored", 0))),
         Line("unparsed", unparsed),
     ]

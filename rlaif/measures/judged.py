@@ -19,13 +19,13 @@ async def figures(model: Measured, baseline: Measured, setting: Setting) -> dict
     }
 
 
-def lines(summary: Figures) -> list[Line]:
-    def ties(model: Figures, _: Figures) -> str:
+def lines(summary: Figures, baseline: str) -> list[Line]:
+    def ties(model: Figures, summary: Figures) -> str:
         return f"{model['win_rate']['ties'] * 100:.0f}%" if model.get("win_rate") else ""
 
-    won = unless_baseline(lambda model, _: percent(model.get("win_rate")))
+    won = unless_baseline(lambda model, summary: percent(model.get("win_rate")))
     return [
         means("judge's score", "score", 2),
-        Line(f"win rate against {summary['baseline']}", won),
+        Line(f"win rate against {baseline}", won),
         Line("  of which ties", unless_baseline(ties)),
     ]

@@ -13,5 +13,5 @@ async def figures(model: Measured, baseline: Measured, setting: Setting) -> dict
     return {"length": as_dict(mean_interval([len(c.text.split()) for c in model.there]))}
 
 
-def lines(summary: Figures) -> list[Line]:
+def lines(summary: Figures, baseline: str) -> list[Line]:
     return [means("words", "length", 1)]

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
 
 Figures = Mapping[str, Any]  # of one model, or of the whole measure, as summary.json holds them
+
+
+class Cell(Protocol):
+    """What a model's cell says."""
+
+    def __call__(self, model: Figures, summary: Figures) -> str: ...
 
 
 class Line(NamedTuple):
     """One line of the table. `cell` is given a model's figures and the whole summary."""
 
     label: str
-    cell: Callable[[Figures, Figures], str]
+    cell: Cell
 
 
 def interval(value: Figures | None, digits: int = 3) -> str:
@@ -29,15 +35,19 @@ def percent(value: Figures | None) -> str:
     return f"{value['mean'] * 100:.0f}% [{value['low'] * 100:.0f}, {value['high'] * 100:.0f}]"
 
 
+def count(value: int) -> str:
+    return f"{value:,}" if value else ""
+
+
 def means(label: str, key: str, digits: int = 3) -> Line:
-    return Line(label, lambda model, _: interval(model.get(key), digits))
+    return Line(label, lambda model, summary: interval(model.get(key), digits))
 
 
 def shares(label: str, key: str) -> Line:
-    return Line(label, lambda model, _: percent(model.get(key)))
+    return Line(label, lambda model, summary: percent(model.get(key)))
 
 
-def unless_baseline(cell: Callable[[Figures, Figures], str]) -> Callable[[Figures, Figures], str]:
+def unless_baseline(cell: Cell) -> Cell:
     return lambda model, summary: cell(model, summary) if model["name"] != summary["baseline"] else ""
 
 

@@ -16,5 +16,5 @@ async def figures(model: Measured, baseline: Measured, setting: Setting) -> dict
     return {"reward": as_dict(mean_interval(rewards)), "unscored": len(model.there) - len(rewards)}
 
 
-def lines(summary: Figures) -> list[Line]:
+def lines(summary: Figures, baseline: str) -> list[Line]:
     return [means("reward's score", "reward", 2)]

@@ -20,7 +20,7 @@ async def figures(model: Measured, baseline: Measured, setting: Setting) -> dict
     }
 
 
-def lines(summary: Figures) -> list[Line]:
+def lines(summary: Figures, baseline: str) -> list[Line]:
     return [
         shares("harmful refused", "harmful_refused"),
         shares("harmful complied with", "harmful_complied"),

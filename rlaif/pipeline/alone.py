@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rlaif.config import COMMAND_LINE, Document, Pipeline, checked, load_value
+from rlaif.config import COMMAND_LINE, TRAINERS, Document, Pipeline, checked, load_value
 from rlaif.config.document import Position
-from rlaif.errors import InputError
+from rlaif.errors import InputError, nearest
 from rlaif.pipeline import training
 from rlaif.pipeline.folder import hold
 from rlaif.pipeline.progress import Progress
@@ -24,6 +24,13 @@ def one_trainer(method: str, base: str, data: str, name: str, settings: Sequence
 
     `settings` are the trainer's own, as key=value. Raises InputError, its keys named as they were given.
     """
+    if method not in TRAINERS:
+        raise InputError(f"there is no trainer {method!r}", fix=nearest(method, TRAINERS))
+    if method == "ppo" and reward is None and not any(setting.startswith("checks=") for setting in settings):
+        fix = "give a reward model with --reward, or checks that code verifies: checks=[{length: {max_words: 20}}]"
+        raise InputError("ppo needs a reward", fix=fix)
+    if method != "ppo" and reward is not None:
+        raise InputError(f"{method} takes no reward model", fix="remove --reward")
     trainer: dict[str, Any] = {"base": "base", "name": name}
     models = {"base": {"engine": "transformers", "path": base}}
     reads = "prompts" if method == "ppo" else "data"

@@ -15,7 +15,7 @@ from rlaif.engines.open import keyless
 from rlaif.errors import InputError, nearest
 from rlaif.judges.person import judged_by_people, read_labels
 from rlaif.pipeline.folder import RunFolder, read_lines, write_json, write_text
-from rlaif.pipeline.judging import METHODS, check_options, judge_document
+from rlaif.pipeline.judging import check_options, judge_document
 from rlaif.pipeline.progress import Progress
 from rlaif.pipeline.session import Session
 from rlaif.pipeline.stages import STAGES, Opening
@@ -45,10 +45,8 @@ def judge_of(
 
     Raises InputError.
     """
-    if method not in (None, *METHODS):
-        raise InputError(f"expected compare or rate, found {method!r}", key="--method")
     if not is_pipeline(judge):
-        document = judge_document(judge, method or "compare", settings, model=model, key_variable=key_variable)
+        document = judge_document(judge, method, settings, model=model, key_variable=key_variable)
         pipeline = judging_pipeline(document)
         return pipeline, pipeline.steps[0]
     pipeline = read_pipeline(judge, settings)

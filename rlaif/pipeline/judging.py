@@ -34,12 +34,15 @@ def check_options(audited: str, given: Mapping[str, object], doing: str = "an au
 
 
 def judge_document(
-    judge: str, method: str, settings: Sequence[str], *, model: str | None, key_variable: str | None
+    judge: str, method: str | None, settings: Sequence[str], *, model: str | None, key_variable: str | None
 ) -> Document:
     """A document with the judge that the command line names: a server's address, a model's folder or a pipeline file.
 
     `settings` are the judging stage's own, as key=value. Raises InputError.
     """
+    method = method or METHODS[0]
+    if method not in METHODS:
+        raise InputError(f"expected compare or rate, found {method!r}", key="--method")
     given: dict[Position, str] = {}
     spec: dict[str, Any]
     stage: dict[str, Any] = {"model": "judge"}
@@ -76,7 +79,7 @@ def judge_document(
 
 
 def judging(
-    data: str, judge: str, method: str, settings: Sequence[str], *, model: str | None, key_variable: str | None,
+    data: str, judge: str, method: str | None, settings: Sequence[str], *, model: str | None, key_variable: str | None,
     name: str, pair: str | None,
 ) -> Pipeline:  # fmt: skip
     """A pipeline that reads `data`, has its completions judged and makes preferences, by the rule `pair` names.

@@ -121,7 +121,14 @@ class Plan:
         return self.session.asking(stage, sampler=counting)
 
     async def make(self) -> dict[str, Any]:
-        """The plan: figures by stage and by model."""
+        """The plan: figures by stage and by model. Closes what it opened."""
+        try:
+            return await self._made()
+        finally:
+            await self.session.close()
+            self.folder.close()
+
+    async def _made(self) -> dict[str, Any]:
         told = []
         for group in groups([self.stages[step.name] for step in self.pipeline.steps]):
             told += await self._rows(group) if isinstance(group[0], RowStage) else [await self._table(group[0])]
@@ -195,10 +202,6 @@ class Plan:
         if not isinstance(spec, OpenAIModel) or (price := spec.price) is None:
             return None
         return round((need["prompt_tokens"] * price.prompt + need["max_completion_tokens"] * price.completion) / 1e6, 6)
-
-    async def close(self) -> None:
-        await self.session.close()
-        self.folder.close()
 
 
 def _counts(needs: Mapping[str, Need]) -> dict[str, tuple[int, int]]:

@@ -10,8 +10,11 @@ from rlaif.pipeline.folder import STORE, RunFolder
 from rlaif.pipeline.plan import Plan
 from rlaif.pipeline.progress import Progress
 from rlaif.pipeline.run import Run
+from rlaif.pipeline.session import Session
 from rlaif.pipeline.stages import open_stages
+from rlaif.records import Row
 from rlaif.store import CallStore
+from rlaif.tiny.trial import MODELS, put
 
 
 def folder_of(pipeline: Pipeline, out: Path | None) -> Path:
@@ -42,3 +45,9 @@ def open_plan(pipeline: Pipeline, out: Path | None) -> Plan:
         plan = Plan(opening, RunFolder(folder_of(pipeline, out)), store)
         opened.pop_all()
     return plan
+
+
+async def try_out(prompt: str, principle: str, seed: int) -> Row:
+    """A typed prompt and principle, given to the embedded models. Nothing is kept. Raises EngineError."""
+    async with Session(MODELS, CallStore(Path(":memory:")), seed=seed) as session:
+        return await put(prompt, principle, session.asking("try"))

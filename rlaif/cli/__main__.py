@@ -1,0 +1,5 @@
+"""`python -m rlaif.cli`."""
+
+from rlaif.cli.app import main
+
+main()

@@ -1,0 +1,73 @@
+"""The commands by name, and how an error becomes a message and an exit code.
+
+Exit codes: 0 done, 1 the work failed or is incomplete, 2 the input is wrong, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+import rlaif
+from rlaif.cli import judges, projects, runs, store, terminal, training
+from rlaif.cli.options import grouped
+from rlaif.errors import RlaifError
+from rlaif.pipeline.outcome import INTERRUPTED
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="From a constitution, rubric or judge to preference data, and from the data to a better model.\n\n"
+    "Start with:  rlaif run pipelines/quickstart.yaml",
+)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(f"rlaif {rlaif.__version__}")
+        raise typer.Exit
+
+
+# In the order in which `rlaif --help` lists them.
+app.command()(projects.init)
+app.command()(runs.plan)
+app.command()(runs.run)
+app.command()(grouped(judges.judge))
+app.command()(grouped(judges.audit))
+app.command()(training.train)
+app.command("try")(projects.try_)
+app.command()(runs.status)
+app.command()(runs.show)
+app.command()(runs.export)
+app.command()(store.cache)
+
+
+def main() -> None:
+    """Run the command line and exit. An error that a user can cause is one line, never a traceback."""
+    for stream in (sys.stdout, sys.stderr):  # a character that the terminal cannot show becomes another
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    try:
+        code = app(standalone_mode=False)
+    except RlaifError as error:
+        terminal.fail(str(error), error.exit_code)
+    except typer.TyperException as error:  # the command line itself is wrong
+        message = error.format_message() if hasattr(error, "format_message") else str(error)
+        terminal.fail(f"{message.rstrip('.')}. Fix: see `rlaif --help`", 2)
+    except BrokenPipeError:  # the reader of the pipe has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:  # a full disk, a folder without permission to write
+        place = f": {error.filename}" if error.filename else ""
+        terminal.fail(f"{error.strerror or error}{place}; finished work is kept", 1)
+    if code == INTERRUPTED:  # typer turns Ctrl-C into this code
+        terminal.fail("interrupted; finished work is kept, run the same command again to continue", INTERRUPTED)
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,77 @@
+"""`rlaif judge` and `rlaif audit`: judges that the command line names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rlaif.cli import terminal
+from rlaif.cli.options import AsJson, AuditOptions, JudgeOptions, JudgeSettings
+from rlaif.cli.runs import execute
+from rlaif.errors import InputError
+
+
+def judge(
+    data: Annotated[
+        str,
+        typer.Argument(metavar="DATA", help="Existing completions: pairs, rankings, UltraFeedback, transcripts, ..."),
+    ],
+    by: Annotated[str, typer.Option("--by", metavar="JUDGE", help="A server's address or a model's folder.")],
+    asked: JudgeOptions,
+    settings: JudgeSettings = None,
+    pair: Annotated[str | None, typer.Option("--pair", help="The rule that makes preferences.")] = None,
+    out: Annotated[Path, typer.Option("--out", help="The run folder.")] = Path("runs/judged"),
+    as_json: AsJson = False,
+) -> None:
+    """Judge an existing data set, in any published shape, and make preferences of it."""
+    from rlaif.pipeline.judging import judging
+
+    pipeline = judging(
+        data, by, asked.method, settings or [], model=asked.model, key_variable=asked.key_env, name=out.name, pair=pair
+    )
+    execute(pipeline, out, f"rlaif judge {data}", as_json=as_json, retry_failed=False)
+
+
+def audit(
+    judge: Annotated[
+        str,
+        typer.Argument(
+            metavar="JUDGE",
+            help="A server's address, a model's folder, a pipeline file, or a run folder (to audit its data).",
+        ),
+    ],
+    asked: JudgeOptions,
+    scope: AuditOptions,
+    settings: JudgeSettings = None,
+    out: Annotated[Path, typer.Option("--out", help="The folder of audit.md and audit.json.")] = Path("audit"),
+    as_json: AsJson = False,
+) -> None:
+    """Audit a judge: how far it agrees with gold, which biases it has, and what to do about them."""
+    from rich.markdown import Markdown
+
+    from rlaif.pipeline import auditing
+    from rlaif.pipeline.folder import STORE, RunFolder
+    from rlaif.pipeline.loop import run_to_end
+
+    auditing.check_audit_options(judge, asked.given() | scope.given() | {"settings": " ".join(settings or [])})
+    if out.exists() and not out.is_dir():  # before any call is paid for
+        raise InputError(f"{str(out)!r} is a file", key="--out", fix="name a folder")
+    console = terminal.console(stderr=as_json)
+    if auditing.is_run(judge):
+        report = auditing.audit_run(RunFolder(Path(judge)), scope.stage, scope.labels)
+    else:
+        pipeline, step = auditing.judge_of(
+            judge, settings or [], method=asked.method, model=asked.model, key_variable=asked.key_env, stage=scope.stage
+        )
+        audited = auditing.open_audited(pipeline, step, scope.gold, scope.take, STORE)
+        terminal.print_notes(console, audited.notes)
+        with terminal.progress(console, "rlaif audit", as_json=as_json) as progress:
+            report = run_to_end(auditing.audit_judge(audited, probes=scope.probes, progress=progress))
+    auditing.write_audit(report, out)
+    if as_json:
+        terminal.print_json(report)
+    else:
+        console.print(Markdown((out / "audit.md").read_text(encoding="utf-8")))
+        console.print(f"written to {out / 'audit.md'} and {out / 'audit.json'}", style="dim", highlight=False)

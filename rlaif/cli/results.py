@@ -1,0 +1,140 @@
+"""How plans, runs, trainings and the call store are printed for a person."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, RenderableType
+from rich.text import Text
+
+from rlaif.cli.summaries import print_summary
+from rlaif.cli.tables import Column, table
+from rlaif.cli.terminal import plain
+from rlaif.pipeline.outcome import next_step
+
+if TYPE_CHECKING:
+    from rlaif.pipeline.run import Run
+    from rlaif.store import Holding
+
+
+def print_plan(console: Console, plan: dict[str, Any]) -> None:
+    stages = []
+    for stage in plan["stages"]:
+        calls = [f"{m}: {n['calls']:,} calls, {n['paid']:,} cached" for m, n in stage.get("calls", {}).items()]
+        work = stage.get("state") or "\n".join(calls)
+        count = f"at most {stage['at_most']:,}" if "at_most" in stage else f"{stage['rows']:,}"
+        stages.append((stage["stage"], stage["from"] or "", count, work))
+    columns = (Column("stage", text=True), Column("reads", text=True), Column("rows"), Column("work", text=True))
+    console.print(table(columns, stages, console.width, f"plan of {plan['name']}"))
+    if plan["calls"]:
+        console.print()
+        console.print(_planned_calls(plan["calls"], console.width))
+    if costs := [need["max_cost"] for need in plan["calls"].values() if need["max_cost"] is not None]:
+        left = f"; the budget leaves {plan['budget_left']:.4f}" if plan["budget_left"] is not None else ""
+        console.print(f"\nat most {sum(costs):.4f} to pay, without re-asks{left}", highlight=False)
+    if plan["last_run_seconds"]:
+        console.print(f"\nthe last run took {plan['last_run_seconds']:.0f} s", style="dim")
+    console.print("nothing was sent", style="dim")
+
+
+def _planned_calls(calls: Mapping[str, Mapping[str, Any]], width: int) -> RenderableType:
+    rows = []
+    for model, need in calls.items():
+        to_send = need["calls"] - need["paid"]
+        counts = (f"{need['calls']:,}", f"{need['paid']:,}", f"{to_send:,}")
+        tokens = (f"about {need['prompt_tokens']:,}", f"{need['max_completion_tokens']:,}") if to_send else ("", "")
+        cost = "" if need["max_cost"] is None or not to_send else f"{need['max_cost']:.4f}"
+        rows.append((model, *counts, *tokens, cost))
+    figures = ("calls", "cached", "to send", "prompt tokens", "completion tokens, at most", "cost, without re-asks")
+    return table((Column("model", text=True), *map(Column, figures)), rows, width, "calls")
+
+
+def print_status(console: Console, manifest: dict[str, Any]) -> None:
+    style = {"done": "green", "running": "cyan"}.get(manifest["state"], "yellow")
+    console.print(Text.assemble(f"{manifest['name']}: ", (manifest["state"], style), f", {manifest['seconds']:.0f} s"))
+    rows = []
+    for stage in manifest["stages"]:
+        dropped = "\n".join(f"{count:,} {reason}" for reason, count in stage["dropped"].items())
+        seconds = "" if stage["seconds"] is None else f"{stage['seconds']:.1f}"
+        made = stage.get("preferences", stage["out"])
+        out = f"{stage['out']:,}" + (f"\n{made:,} preferences" if made != stage["out"] else "")
+        rows.append((stage["name"], f"{stage['in']:,}", out, dropped, seconds))
+    rows += [(name, "", f"{count:,} so far", "", "") for name, count in manifest["under_way"].items()]
+    columns = (Column("stage", text=True), Column("in"), Column("out"), Column("dropped", text=True), Column("seconds"))
+    console.print(table(columns, rows, console.width))
+    if manifest["calls"]:
+        console.print()
+        console.print(_made_calls(manifest["calls"], console.width))
+    print_failures(console, manifest["failures"])
+
+
+def _made_calls(calls: Mapping[str, Mapping[str, Any]], width: int) -> RenderableType:
+    figures = ("calls made", "cached", "failed", "cut", "tokens read", "tokens written", "cost")
+    keys = ("sent", "cached", "failed", "cut_at_max_tokens", "prompt_tokens", "completion_tokens")
+    rows = [
+        (model, *(f"{call[key]:,}" for key in keys), "" if call["cost"] is None else f"{call['cost']:.4f}")
+        for model, call in calls.items()
+    ]
+    return table((Column("model", text=True), *map(Column, figures)), rows, width)
+
+
+def print_result(console: Console, run: Run, path: Path) -> None:
+    """The outcome of a run that has just ended."""
+    console.print()
+    if run.summary:
+        print_summary(console, run.summary)
+    tallies = run.session.ledger.by_model().values()
+    sent, cached = sum(tally.sent for tally in tallies), sum(tally.cached for tally in tallies)
+    console.print(f"\n{sent:,} calls made, {cached:,} cached", style="dim", highlight=False)
+    if (path / "dataset").is_dir():
+        names = ", ".join(sorted(entry.name for entry in (path / "dataset").iterdir()))
+        console.print(f"data sets in {path / 'dataset'}: {names}", style="dim", highlight=False, soft_wrap=True)
+    print_failures(console, run.manifest.failures)
+    if run.stopped:
+        console.print(run.stopped, style="yellow")
+    if why := run.session.scheduler.stopped:
+        console.print(Text(f"stopped: {plain(why.message)}", style="yellow"))
+    if advice := next_step(run.manifest.failures, run.session.scheduler.stopped):
+        console.print(Text(advice, style="yellow"))
+
+
+def print_failures(console: Console, failures: dict[str, Any]) -> None:
+    for cause, group in sorted(failures.items()):
+        rows = "row" if group["count"] == 1 else "rows"
+        message = f"{group['count']} {rows} failed ({cause}), for example {group['row']}: {group['example']}"
+        console.print(Text(plain(message), style="yellow"))
+
+
+def print_training(console: Console, record: dict[str, Any], out: Path) -> None:
+    metrics = [(name.replace("_", " "), f"{value:.4f}") for name, value in record["metrics"].items()]
+    console.print(table((Column("metric", text=True), Column("value")), metrics, console.width))
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in record["dropped"].items())
+    used = f"{record['kept']:,} of {record['read']:,} rows used" + (f" (dropped: {reasons})" if reasons else "")
+    made = f"{used}, {record['steps']:,} steps; the model is in {out}"
+    console.print(made, style="dim", highlight=False, soft_wrap=True)
+
+
+def print_holdings(console: Console, holdings: Sequence[Holding], path: Path) -> None:
+    rows = []
+    for held in holdings:
+        counts = (held.calls, held.prompt_tokens, held.completion_tokens)
+        last = datetime.fromtimestamp(held.last).strftime("%Y-%m-%d %H:%M")
+        sizes = (*(f"{count:,}" for count in counts), f"{held.size / 2**20:.1f}")
+        rows.append((_model_of(held.model), plain(held.run) or "before format 3", *sizes, last))
+    figures = ("calls", "tokens read", "tokens written", "MB", "last call")
+    columns = (Column("model", text=True), Column("run", text=True), *map(Column, figures))
+    console.print(table(columns, rows, console.width))
+    whole = path.stat().st_size / 2**20 if path.exists() else 0.0
+    total = f"\n{sum(held.calls for held in holdings):,} calls in {path}, {whole:.1f} MB"
+    console.print(total, style="dim", highlight=False)
+
+
+def _model_of(identity: str) -> str:
+    """The part of a model's identity that a person knows it by: a name on a server, or the start of a digest."""
+    kind, _, name = identity.partition(":")
+    if kind == "server":
+        return plain(name.rpartition(":")[0] or name)  # without the digest of the server's address
+    return plain(f"weights {name.partition(':')[0][:12]}" if kind == "weights" else identity)

@@ -1,0 +1,139 @@
+"""How rows are printed for a person: the first ones in brief, or one row with everything made from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.text import Text
+
+from rlaif.cli.tables import Column, table
+from rlaif.cli.terminal import brief, plain
+
+if TYPE_CHECKING:
+    from rlaif.records import Candidate, Comparison, Preference, Ranking, Rating, Record, Revision, Row, Score
+
+# The fields of a row with a print function of their own. `_other_records` prints every other tuple of records.
+KNOWN = frozenset({"candidates", "ratings", "scores", "revisions", "comparisons", "rankings"})
+
+
+def print_rows(console: Console, rows: Sequence[Row]) -> None:
+    cells = [
+        (str(number), row.prompt.id, "failed" if row.failure else str(len(row.candidates)), brief(row.prompt.text, 200))
+        for number, row in enumerate(rows, start=1)
+    ]
+    columns = (Column("row"), Column("prompt id"), Column("candidates"), Column("prompt", text=True))
+    console.print(table(columns, cells, console.width))
+
+
+def print_row(console: Console, row: Row, preferences: Sequence[Preference]) -> None:
+    source = "  " + ", ".join(filter(None, (row.prompt.split, row.prompt.source)))
+    console.print(Text.assemble((f"prompt {row.prompt.id}", "bold"), (plain(source), "dim")))
+    console.print(Text(plain(row.prompt.text)))
+    for index, candidate in enumerate(row.candidates):
+        _print_candidate(console, index, candidate, preferences)
+        for rating in (one for one in row.ratings if one.candidate == index):
+            _print_rating(console, rating)
+        for score in (one for one in row.scores if one.candidate == index):
+            _print_score(console, score)
+        for revision in (one for one in row.revisions if one.candidate == index):
+            _print_revision(console, revision)
+    for comparison in row.comparisons:
+        _print_comparison(console, comparison)
+    for ranking in row.rankings:
+        _print_ranking(console, ranking)
+    for line in _other_records(row):
+        console.print(line)
+    if row.failure:
+        console.print(Text(f"\nfailed: {plain(row.failure)}", style="yellow"))
+    places = {candidate.completion.call: place for place, candidate in enumerate(row.candidates, start=1)}
+    for preference in preferences:
+        better, worse = (places.get(c.completion.call, "?") for c in (preference.chosen, preference.rejected))
+        made = f"\n{preference.rule}: [{better}] preferred to [{worse}], margin {preference.margin:.2f}"
+        console.print(Text(made, style="dim"))
+
+
+def _print_candidate(console: Console, index: int, candidate: Candidate, preferences: Sequence[Preference]) -> None:
+    completion = candidate.completion
+    chosen = any(preference.chosen.completion.call == completion.call for preference in preferences)
+    rejected = any(preference.rejected.completion.call == completion.call for preference in preferences)
+    role = " and ".join(name for name, holds in (("chosen", chosen), ("rejected", rejected)) if holds)
+    style = {"chosen": "green", "rejected": "red"}.get(role, "")
+    under = f", under the principle {plain(candidate.principle)}" if candidate.principle else ""
+    origin = f"  {completion.finish_reason}, call {completion.call[:12]}{under}"
+    console.print()
+    console.print(Text.assemble((f"[{index + 1}] {candidate.sampler} ", "bold"), (role, style), (origin, "dim")))
+    console.print(Text(plain(completion.text), style=style))
+
+
+def _print_rating(console: Console, rating: Rating) -> None:
+    value = f"unparsed, {rating.problem}" if rating.problem else "N/A" if rating.na else str(rating.value)
+    value += f" ({', '.join(rating.types)})" if rating.types else ""
+    words = f"   {rating.judge}, place {rating.position}: {brief(rating.raw, 160)}" if rating.raw else ""
+    console.print(Text.assemble(f"    {rating.aspect} {plain(value)}", (words, "dim")))
+
+
+def _print_score(console: Console, score: Score) -> None:
+    value = f"none, {score.problem}" if score.value is None else f"{score.value:g}"
+    console.print(Text.assemble(f"    {score.aspect or 'score'} {plain(value)}", (f"   {score.judge}", "dim")))
+
+
+def _print_revision(console: Console, revision: Revision) -> None:
+    heading = f"    revision {revision.number} under {plain(revision.principle)}"
+    console.print(Text.assemble((heading, "bold"), (f"  {revision.critique.model}", "dim")))
+    console.print(Text(f"      critique  {plain(revision.critique.text)}", style="dim"))
+    if revision.completion is not None:
+        console.print(Text(f"      revised   {plain(revision.completion.text)}"))
+    if revision.problem is not None:
+        console.print(Text(f"      {revision.problem}", style="yellow"))
+
+
+def _print_comparison(console: Console, comparison: Comparison, *, juror: bool = False) -> None:
+    places = {"A": comparison.a + 1, "B": comparison.b + 1}
+    verdict = comparison.verdict or "unparsed"
+    outcome = f"[{places[verdict]}] preferred" if verdict in places else verdict
+    if comparison.probability is not None:
+        outcome += f", [{places['A']}] is better with probability {comparison.probability:.2f}"
+    if comparison.disagrees:
+        outcome += ", the two orders disagree"
+    if not juror:
+        console.print()
+    under = (f"compared under {plain(comparison.principle)}: ", "bold")
+    heading = ("  a member of the jury: ", "dim") if juror else under
+    console.print(Text.assemble(heading, outcome, (f"  {comparison.judge}", "dim")))
+    for member in comparison.jury:
+        _print_comparison(console, member, juror=True)
+    for order in comparison.orders:
+        words = f"said {brief(order.raw, 40)!r}" if order.problem is None else order.problem
+        chance = "" if order.probability is None else f", first with probability {order.probability:.2f}"
+        console.print(Text(f"    [{order.a + 1}] before [{order.b + 1}]: {words}{chance}", style="dim"))
+        for line in (order.reasons or "").splitlines():
+            console.print(Text(f"      {brief(line, 160)}", style="dim"))
+
+
+def _print_ranking(console: Console, ranking: Ranking) -> None:
+    order = ranking.problem
+    if ranking.order is not None:
+        order = " > ".join(" = ".join(f"[{index + 1}]" for index in tied) for tied in ranking.order)
+    shown = " ".join(f"[{index + 1}]" for index in ranking.shown)
+    heading = (f"\nranked under {plain(ranking.principle or '')}: ", "bold")
+    console.print(Text.assemble(heading, f"{order}", (f"  {ranking.judge}, read in the order {shown}", "dim")))
+
+
+def _other_records(row: Row) -> Iterator[Text]:
+    """Records without a print function of their own: the field's name, then one line for each record."""
+    for name in type(row).model_fields:
+        records = getattr(row, name)
+        if name in KNOWN or not isinstance(records, tuple) or not records:
+            continue
+        yield Text(f"\n{name.replace('_', ' ')}", style="bold")
+        for record in records:
+            yield Text(f"    {brief(_compact(record), 240)}")
+
+
+def _compact(record: Record | object) -> str:
+    """A record in one line: each field whose value is not the default."""
+    if not hasattr(record, "model_dump"):
+        return str(record)
+    return ", ".join(f"{field} {value}" for field, value in record.model_dump(exclude_defaults=True).items())

@@ -1,0 +1,39 @@
+"""`rlaif cache`: the calls that are stored."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import Annotated
+
+import typer
+
+from rlaif.cli import results, terminal
+from rlaif.cli.options import AsJson
+
+
+def cache(
+    action: Annotated[str, typer.Argument(metavar="ACTION", help="show, verify or prune.")] = "show",
+    older_than: Annotated[
+        float | None, typer.Option("--older-than", metavar="DAYS", help="prune: remove calls older than this.")
+    ] = None,
+    run: Annotated[
+        str | None, typer.Option("--run", metavar="NAME", help="prune: remove calls that this run paid for.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the cached calls, verify that all of them can be read, or prune some."""
+    from rlaif.pipeline import upkeep
+    from rlaif.pipeline.folder import STORE
+
+    upkeep.check_action(action, older_than, run)
+    with closing(upkeep.open_store(action)) as store:
+        if action == "prune":
+            removed = upkeep.prune(store, older_than, run)
+            typer.echo(f"{removed:,} calls removed, {len(store):,} left")
+        elif action == "verify":
+            upkeep.verify(store)
+            typer.echo(f"{len(store):,} calls, all of them can be read")
+        elif as_json:
+            terminal.print_json([holding._asdict() for holding in store.holdings()])
+        else:
+            results.print_holdings(terminal.console(), store.holdings(), STORE)

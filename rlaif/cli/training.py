@@ -1,0 +1,40 @@
+"""`rlaif train`: one trainer on existing data."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rlaif.cli import results, terminal
+from rlaif.cli.options import AsJson
+
+
+def train(
+    method: Annotated[str, typer.Argument(metavar="METHOD", help="sft, rm, dpo or ppo.")],
+    base: Annotated[str, typer.Option("--base", help="The model to start from: a folder.")],
+    data: Annotated[
+        str,
+        typer.Option("--data", help="A file of conversations (sft), of preferences (rm, dpo) or of prompts (ppo)."),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="The folder of the trained model.")],
+    reward: Annotated[str | None, typer.Option("--reward", help="The reward model of ppo: a folder.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Settings of the trainer, e.g. epochs=2 learning_rate=1e-5."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train one model on existing data. After an interruption the same command resumes."""
+    from rlaif.pipeline.alone import one_trainer, train_alone
+
+    pipeline = one_trainer(method, base, data, method, settings or [], reward)
+    console = terminal.console(stderr=as_json)
+    with terminal.progress(console, f"rlaif train {method}", as_json=as_json) as progress:
+        record = asyncio.run(train_alone(pipeline, out, progress))
+    if as_json:
+        terminal.print_json(record)
+    else:
+        results.print_training(console, record, out)

@@ -1,0 +1,44 @@
+"""The work of `rlaif cache`: it checks its options, and verifies and prunes the call store."""
+
+from __future__ import annotations
+
+import time
+
+from rlaif.errors import InputError, WorkError, nearest
+from rlaif.pipeline.folder import STORE
+from rlaif.store import CallStore
+
+ACTIONS = ("show", "verify", "prune")
+
+
+def check_action(action: str, older_than: float | None, run: str | None) -> None:
+    """Raises InputError for an unknown action, and for options that do not fit it."""
+    limited = older_than is not None or run is not None
+    if action not in ACTIONS:
+        raise InputError(f"there is no action {action!r}", fix=nearest(action, ACTIONS))
+    if action == "prune" and not limited:
+        raise InputError("prune would remove every call", fix="limit it with --older-than or --run")
+    if action != "prune" and limited:
+        raise InputError("--older-than and --run belong to prune", fix="rlaif cache prune ...")
+    if older_than is not None and not older_than >= 0:  # a negative age would remove every call
+        raise InputError(f"--older-than {older_than:g} is not an age in days", fix="give 0 or more")
+
+
+def open_store(action: str) -> CallStore:
+    """The call store of this project; only `prune` opens an existing one for writing."""
+    return CallStore(STORE, read_only=action != "prune" or not STORE.exists())
+
+
+def prune(store: CallStore, older_than: float | None, run: str | None) -> int:
+    """Remove the calls that are older than so many days, that a run paid for, or both; returns how many."""
+    return store.prune(before=None if older_than is None else time.time() - older_than * 86400, run=run)
+
+
+def verify(store: CallStore) -> None:
+    """Raises WorkError where a stored call cannot be read."""
+    if damaged := store.verify():
+        raise WorkError(
+            f"{len(damaged):,} of {len(store):,} calls cannot be read, the first is {damaged[0]}",
+            file=str(STORE),
+            fix="restore the file from a copy, or run the pipeline again: it repeats the calls that cannot be read",
+        )
