@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from rlaif.pipeline.inputs import open_comparer, open_judge, open_ranker
 
 from rlaif.audits.figures import Decide, Ruling, figures, rule
 from rlaif.audits.goldset import GoldPair, of_world, to_judge
@@ -37,7 +38,6 @@ from rlaif.engines.scheduler import together
 from rlaif.judges.comparing import Comparer
 from rlaif.judges.ranking import rank
 from rlaif.pipeline.auditing import WORLD_PAIRS, AuditRun, by_comparing, by_rating, stage_of
-from rlaif.pipeline.inputs import open_comparer, open_judge, open_ranker
 from rlaif.pipeline.judging import SMALL
 from rlaif.records import Choice, Comparison, Prompt, Ranking, Verdict, preferred
 from rlaif.statistics import mean_interval, share_interval

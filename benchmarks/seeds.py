@@ -18,10 +18,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlaif.config import MeasureStage, Pipeline, TrainStage, read_pipeline
 from rlaif.measure import best_of, resolved
-from rlaif.pipeline.folder import STORE, RunFolder
 from rlaif.pipeline.inputs import Inputs
+
+from rlaif.config import MeasureStage, Pipeline, TrainStage, read_pipeline
+from rlaif.pipeline.folder import STORE, RunFolder
 from rlaif.pipeline.progress import Lines, Silent
 from rlaif.pipeline.run import Run
 from rlaif.records import Row

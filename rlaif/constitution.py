@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from rlaif.config import Check, Name, Settings, Text, read_named_set, unchecked
+from rlaif.config import Name, Settings, Text, TextCheck, read_named_set, unchecked
 from rlaif.records import digest, unit_interval
 
 
@@ -38,11 +38,11 @@ class Constitution(Settings):
         return digest(self.model_dump(mode="json"))
 
     def draw(self, *salt: str, place: int = 0) -> Principle:
-        """The principle at `place` of an order drawn for `salt`, a heavier one being earlier more often.
+        """The principle at `place`, from 0, of an order drawn for `salt`; a heavier principle is earlier more often.
 
         Weighted rendezvous hashing: a principle's key depends on its own id and weight alone, so adding one re-draws
-        only what it wins, and the first place falls to each in proportion to its weight. Places beyond the last
-        principle begin again.
+        only what it wins, and each principle is first in proportion to its weight. Places beyond the last principle
+        start over.
         """
 
         def key(principle: Principle) -> tuple[float, str]:
@@ -52,7 +52,7 @@ class Constitution(Settings):
         return sorted(self.principles, key=key)[place % len(self.principles)]
 
 
-def read_constitution(path: str, requests: Sequence[str] = (), check: Check = unchecked) -> Constitution:
+def read_constitution(path: str, requests: Sequence[str] = (), check: TextCheck = unchecked) -> Constitution:
     """The constitution at `path`, in the current folder or among the bundled files. Raises InputError with its line.
 
     `check` says what is wrong with each of the named `requests`, for the model they are made of.

@@ -3,8 +3,8 @@
 RlaifError
 |-- InputError        2   a file, key, option or template is wrong; nothing was started
 `-- WorkError         1   the work itself failed, or is incomplete
-    |-- EngineError       a model or a server did not do what was asked
-    |   `-- Stopped       nothing more is asked, since the run is stopping
+    |-- EngineError       a model or a server failed
+    |   `-- Stopped       no more calls are sent, since the run is stopping
     `-- StoreError        the call store cannot be read or written
 """
 
@@ -50,11 +50,10 @@ class WorkError(RlaifError):
 class EngineError(WorkError):
     """A model or a server failed.
 
-    `cause` is a short word by which failures are grouped and counted. `retryable`: the same request may succeed later.
+    `cause` is a short word by which failures are grouped and counted. `retryable`: the failure may be transient.
     `fatal`: no other request can succeed either (server down, key refused, model unknown), so the run should stop.
-    `wait`: how many seconds the server asked to be left alone; None where it said nothing. `usage`: what the failure
-    cost, where an answer came and was of no use (a `records.Usage`). `lost`: an answer may have been paid for that
-    nobody could read.
+    `wait`: how many seconds the server asked to wait; None where it did not say. `usage`: the tokens of an answer that
+    could not be used (a `records.Usage`). `lost`: an answer may have been paid for and could not be read.
     """
 
     def __init__(
@@ -75,7 +74,7 @@ class EngineError(WorkError):
 
 
 class Stopped(EngineError):
-    """Nothing more is asked: the run is stopping. What is finished stays, and the same command goes on from there."""
+    """No more calls are sent: the run is stopping. Finished calls stay, and the same command resumes the run."""
 
 
 class StoreError(WorkError):

@@ -36,7 +36,7 @@ class Mixture(NamedTuple):
     shares: dict[str, dict[str, float]]  # by source
 
     def of(self, source: str | None) -> dict[str, float]:
-        """The shares of a source: its own, or those of the longest name that it begins with, such as `flan` of
+        """The shares of a source: its own, or those of the longest name that is its prefix, such as `flan` of
         `flan_v2_cot`; else the default ones."""
         names = [name for name in self.shares if source == name or (source or "").startswith(f"{name}_")]
         return self.shares[max(names, key=len, default=DEFAULT)]
@@ -44,7 +44,7 @@ class Mixture(NamedTuple):
     def draw(self, prompt: Prompt, sampler: str, index: int) -> Drawn:
         """What the completion `index` of a sampler is written by, from hashes of the three alone.
 
-        Weighted rendezvous hashing: each principle falls in proportion to its share, and another prompt, sampler or
+        Weighted rendezvous hashing: each principle is drawn in proportion to its share, and an added prompt, sampler or
         principle re-draws only what it wins.
         """
         salt = (prompt.id, sampler, str(index))
@@ -73,28 +73,30 @@ class Principles(Settings):
 
 def read_principles(path: str) -> Principles:
     """The principles at `path`, in the current folder or among the bundled files. Raises InputError with its line."""
-    found, document = read_checked(Principles, path)
-    for principle, systems in found.principles.items():
+    principles, document = read_checked(Principles, path)
+    for principle, systems in principles.principles.items():
         if not systems:
             fix = "write some under it, or take it out"
             raise document.error("the principle has no system prompt", ("principles", principle), fix)
-    for name, shares in found.mixtures.items():
-        _check_shares(found, name, shares, document)
-    return found
+    for name, shares in principles.mixtures.items():
+        _check_shares(principles, name, shares, document)
+    return principles
 
 
-def _check_shares(found: Principles, mixture: str, by_source: dict[str, Shares], document: Document) -> None:
+def _check_shares(principles: Principles, mixture: str, by_source: dict[str, Shares], document: Document) -> None:
     if DEFAULT not in by_source:
         fix = f"add `{DEFAULT}: {{...}}`, for prompts of every other source"
         raise document.error(f"the mixture has no `{DEFAULT}`", ("mixtures", mixture), fix)
     for source, shares in by_source.items():
-        place = ("mixtures", mixture, source)
+        position = ("mixtures", mixture, source)
         for principle, share in shares.items():
-            if principle not in found.principles:
+            if principle not in principles.principles:
                 problem = f"there is no principle {principle!r}"
-                raise document.error(problem, (*place, principle), nearest(principle, found.principles))
+                raise document.error(problem, (*position, principle), nearest(principle, principles.principles))
             if share < 0:
-                raise document.error(f"the share {share:g} is below 0", (*place, principle), "give a share from 0 to 1")
+                raise document.error(
+                    f"the share {share:g} is below 0", (*position, principle), "give a share from 0 to 1"
+                )
         if abs(math.fsum(shares.values()) - 1.0) > TOLERANCE:
             problem = f"the shares add up to {math.fsum(shares.values()):g}"
-            raise document.error(problem, place, "make them add up to 1")
+            raise document.error(problem, position, "make them add up to 1")

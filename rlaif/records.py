@@ -63,7 +63,7 @@ def digest(value: Any, *, length: int = 32) -> str:
 
 
 def unit_interval(*parts: str) -> float:
-    """A number in [0, 1) that depends only on `parts`: the one source of every draw (split, order, choice)."""
+    """A number in [0, 1) that depends only on `parts`. Every draw (split, order, choice) is made from it."""
     return (
         int.from_bytes(hashlib.sha256("\x1f".join(parts).encode("utf-8", "surrogatepass")).digest()[:8], "big") / 2**64
     )
@@ -76,8 +76,8 @@ def hashed_order(names: Sequence[str], *salt: str) -> list[int]:
 
 def prompt_id(messages: Sequence[Message]) -> str:
     """The digest of the roles and texts: JSON in canonical form, put together from its parts."""
-    asked = ",".join(f"[{encode_basestring(m.role)},{encode_basestring(m.content)}]" for m in messages)
-    return digest_text(f"[{asked}]", length=16)
+    turns = ",".join(f"[{encode_basestring(m.role)},{encode_basestring(m.content)}]" for m in messages)
+    return digest_text(f"[{turns}]", length=16)
 
 
 def split_of(identifier: str) -> Split:
@@ -93,7 +93,7 @@ class Prompt(Record):
 
     `reference` holds true answers to it, any of which is right: what a verifier compares with, and what a judge is
     shown as knowledge of the world. `checks` are what code can verify of a completion, as `judges.verifiers` reads
-    them. Neither is shown to whoever answers, and neither is part of the id.
+    them. The model that answers sees neither, and neither is part of the id.
     """
 
     messages: tuple[Message, ...]
@@ -126,7 +126,7 @@ class Prompt(Record):
 
 
 class Usage(Record):
-    """Tokens read and written. n samples of one request share the reading: only the first carries it."""
+    """Tokens read and written. The n samples of one request share one prompt: only the first carries its tokens."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -177,7 +177,7 @@ class Rating(Judgement):
     aspect: str
     candidate: int  # index into the row's candidates
     value: int | None
-    na: bool = False  # the judge says that the aspect does not apply, where the rubric lets it say so
+    na: bool = False  # the judge says that the aspect does not apply, where the rubric allows N/A
     types: tuple[str, ...] = ()  # codes of the faults it names, where the aspect has such
     raw: str  # the judge's words on this candidate, or the whole reply where they could not be told apart
     problem: str | None = None  # why it is unparsed
@@ -216,7 +216,7 @@ class Score(Judgement):
 
 
 class Ranking(Judgement):
-    """A judge's order of all candidates at once, best first, those it cannot tell apart together; or unparsed."""
+    """A judge's order of all candidates, best first, with tied candidates in one group; or unparsed."""
 
     order: tuple[tuple[int, ...], ...] | None  # indices into the row's candidates
     shown: tuple[int, ...]  # the candidates in the order in which the judge read them
@@ -246,8 +246,8 @@ class Revision(Judgement):
     number: int  # its place in the chain, from 1
     principle: str
     critique: Completion
-    completion: Completion | None  # None when the critique was of no use
-    problem: str | None = None  # why the chain ends here without being of use
+    completion: Completion | None  # None when the critique was unusable
+    problem: str | None = None  # why the chain ends here without a usable revision
 
     def models(self) -> tuple[str, ...]:
         return (self.critique.model,)
@@ -260,7 +260,7 @@ Choice = Literal["A", "B", "tie"]
 
 
 class Verdict(Record):
-    """A judge's answer on two candidates in one order. A is the one it read first."""
+    """A judge's preference between two candidates, shown in one order. A is the one it read first."""
 
     a: int  # index into the row's candidates
     b: int
@@ -302,7 +302,7 @@ class Comparison(Judgement):
     judge: str  # of a jury all its members
     verdict: Choice | None
     probability: float | None  # of A, where known
-    orders: tuple[Verdict, ...]  # both, in the order they were asked; none where a jury or a person decided
+    orders: tuple[Verdict, ...]  # both, in the order of their calls; none where a jury or a person decided
     jury: tuple[Comparison, ...] = ()  # what its members prefer, each with its own two orders
 
     @model_validator(mode="after")
@@ -319,7 +319,7 @@ class Comparison(Judgement):
 
     @property
     def members(self) -> tuple[Comparison, ...]:
-        """The comparisons that were asked: a jury's, or this one."""
+        """The comparisons of single judges: a jury's members, or this one."""
         return self.jury or (self,)
 
     @property
@@ -339,7 +339,7 @@ class Comparison(Judgement):
 
     @classmethod
     def merge(cls, forward: Verdict, backward: Verdict, *, principle: str, judge: str) -> Comparison:
-        """Both orders into one, the second un-swapped first."""
+        """Both orders as one comparison, the second un-swapped first. Raises ValueError for other candidates."""
         other = backward.swap()
         if (other.a, other.b) != (forward.a, forward.b):
             raise ValueError("the second verdict is not on the first one's candidates in the other order")
@@ -375,7 +375,9 @@ class Comparison(Judgement):
         if 2 * mass > sum(weights):
             if majority:
                 # Rounded, so that weights which cancel are a tie whatever order they are added in.
-                a, b, tie = (round(fsum(w for _, said, w in votes if said == side), 9) for side in ("A", "B", "tie"))
+                a, b, tie = (
+                    round(fsum(w for _, choice, w in votes if choice == side), 9) for side in ("A", "B", "tie")
+                )
                 verdict = "A" if a > max(b, tie) else "B" if b > max(a, tie) else "tie"
             else:
                 total = sum(weight * likelihood for likelihood, _, weight in votes if likelihood is not None)
@@ -407,7 +409,7 @@ def preferred(probability: float) -> Choice:
 
 
 class Row(Record):
-    """One prompt on its way through the row stages."""
+    """One prompt with everything that the row stages have made of it so far."""
 
     prompt: Prompt
     candidates: tuple[Candidate, ...] = ()
@@ -491,7 +493,7 @@ class Preference(Record):
 
 
 class Sampling(Record):
-    """How a completion is asked for: every field is part of a call's key."""
+    """How a completion is sampled. Every field is part of a call's key."""
 
     temperature: float = Field(default=1.0, ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)

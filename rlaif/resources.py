@@ -1,7 +1,7 @@
 """Where files are found: the current folder first, then what ships with the package.
 
-A path is a path. One that leads nowhere is an error that names the nearest files; it is never taken for text or a hub
-id. In a checkout the content folders lie beside the package; in a wheel they are packed inside it, under `bundled/`.
+A path that does not exist is an error that names the nearest files; it is never taken for text or a hub id. In a
+checkout the content folders lie beside the package; in a wheel they are packed inside it, under `bundled/`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from rlaif.errors import InputError
 
 PACKAGE = Path(__file__).parent
-SHIPPED = {"tiny": "", "gold": "audits"}  # folders that are no content to edit, and where they lie in the package
+SHIPPED = {"tiny": "", "gold": "audits"}  # folders that users do not edit, and where they lie in the package
 CONTENT = ("constitutions", "prompts", "pipelines")
 
 
@@ -29,8 +29,8 @@ def bundled(first: str) -> Path | None:
 def copy_out(target: Path) -> list[Path]:
     """Copy the bundled pipelines, prompts and constitutions into a new or empty folder, for editing.
 
-    There they win over the bundled ones, because the current folder is looked in first. Raises InputError when `target`
-    holds anything.
+    There they take precedence over the bundled ones, because the current folder is searched first. Raises InputError
+    when `target` holds anything.
     """
     try:
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -58,7 +58,7 @@ def find(path: str, *, file: str | None = None, line: int | None = None, key: st
         if root is not None and (root / here).exists():
             return root / here
         problem, fix = f"there is no file or folder {_short(path)}", _suggestion(here, root)
-    except (OSError, RuntimeError) as error:  # too long, not allowed, or `~` of nobody
+    except (OSError, RuntimeError) as error:  # too long, not allowed, or `~` of an unknown user
         problem, fix = f"the path {_short(path)} cannot be used: {_reason(error)}", "name another file or folder"
     raise InputError(problem, file=file, line=line, key=key, fix=fix)
 

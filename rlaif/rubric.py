@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from rlaif.config import Check, Name, Settings, Text, read_named_set, unchecked
+from rlaif.config import Name, Settings, Text, TextCheck, read_named_set, unchecked
 from rlaif.records import digest
 
 
@@ -64,7 +64,7 @@ class Rubric(Settings):
         return {aspect.id: aspect.weight for aspect in self.aspects}
 
 
-def read_rubric(path: str, check: Check = unchecked) -> Rubric:
+def read_rubric(path: str, check: TextCheck = unchecked) -> Rubric:
     """The rubric at `path`, in the current folder or among the bundled files. Raises InputError with line and key.
 
     `check` says what is wrong with a description, for the model that is to be asked under it.
@@ -76,6 +76,6 @@ def read_rubric(path: str, check: Check = unchecked) -> Rubric:
             raise document.error(wrong[0], ("aspects", index, "description"), wrong[1])
         for score in aspect.scores:
             if not low <= score <= high:
-                place = ("aspects", index, "scores", str(score))
-                raise document.error(f"the score {score} is not on the scale", place, f"use {low} to {high}")
+                position = ("aspects", index, "scores", str(score))
+                raise document.error(f"the score {score} is not on the scale", position, f"use {low} to {high}")
     return rubric

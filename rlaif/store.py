@@ -1,9 +1,9 @@
 """The call store: every call that was paid for, under the digest of exactly what determines its answer.
 
 One SQLite file in WAL mode, shared by the runs of a project folder and safe under several processes. A call is durable
-(committed and synced) before anything uses it; writes that arrive together share one commit, in a thread of their own,
-so that nobody waits for the disk but whoever needs the answer. What a person asks of the file in SQL stands in columns;
-what was asked and what was answered are JSON, compressed. The store knows nothing of models or stages.
+(committed and synced) before anything uses it. Writes that arrive together share one commit, in a separate thread, so
+that only the callers of these writes wait for the disk. Fields that people query in SQL are columns; the request and
+the answer are compressed JSON. The store knows nothing of models or stages.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ import msgspec
 from rlaif.errors import StoreError
 from rlaif.records import Message, Sampling, canonical, digest_text
 
-FORMAT = 3  # of this file; format 2 is migrated, another one refused with a sentence, never guessed at
-KEY_VERSION = 1  # of the key's meaning; raising it makes every stored call unreachable, so it has to be worth that
+FORMAT = 3  # of this file; format 2 is migrated, any other format is refused
+KEY_VERSION = 1  # of the key's meaning; raising it makes every stored call unreachable
 BUSY = 60.0  # seconds to wait for another process's commit
-LEARNT_FOR = 7 * 86400.0  # seconds after which a server is asked anew what it honours: it may have been renewed
-# Between two commits: one for each answer would cost more than all the rest.
-TOGETHER = 0.003  # seconds, where enough answers wait
-LATEST = 0.01  # seconds, where fewer do
-ENOUGH = 8  # answers: what a kill loses of them has to be paid for again
-UNREADABLE = (ValueError, KeyError, TypeError, zlib.error)  # what a damaged call is met by
-LEVEL = 1  # of the compression, the quickest: texts are short
+LEARNT_FOR = 7 * 86400.0  # seconds after which a server is probed again: it may have been upgraded
+# Pause between two commits: one commit for each answer would cost more than everything else.
+TOGETHER = 0.003  # seconds, when at least ENOUGH writes wait
+LATEST = 0.01  # seconds, when fewer wait
+ENOUGH = 8  # answers; those that a kill loses are paid for again
+UNREADABLE = (ValueError, KeyError, TypeError, zlib.error)  # raised by a damaged call
+LEVEL = 1  # of the compression: the fastest, since texts are short
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS calls (
@@ -90,7 +90,7 @@ class Call(NamedTuple):
 
 
 class Wasted(NamedTuple):
-    """Tokens that were paid for, or may have been, and gave nothing."""
+    """Tokens that were paid for, or may have been, without a usable answer."""
 
     model: str  # identity
     prompt_tokens: int
@@ -98,7 +98,7 @@ class Wasted(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """A call that finally failed, as it was recorded: asking again would only find it out once more."""
+    """A call that failed permanently, as recorded, so that it is not sent again."""
 
     key: str
     model: str  # identity
@@ -119,19 +119,6 @@ class Holding(NamedTuple):
     last: float
 
 
-def call_key(
-    identity: str,
-    messages: Sequence[Message],
-    sampling: Sampling,
-    *,
-    index: int,
-    attempt: int = 0,
-    json_schema: Mapping[str, Any] | None = None,
-) -> str:
-    """The digest of everything that determines a call's answer, and of nothing else (DESIGN section 5.1)."""
-    return call_keys(identity, messages, sampling, indices=(index,), attempt=attempt, json_schema=json_schema)[0]
-
-
 def call_keys(
     identity: str,
     messages: Sequence[Message],
@@ -141,14 +128,18 @@ def call_keys(
     attempt: int = 0,
     json_schema: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """The keys of several samples of one request: digests of JSON in canonical form, put together from its parts."""
-    asked = ",".join(f"[{encode_basestring(m.role)},{encode_basestring(m.content)}]" for m in messages)
+    """The keys of several samples of one request (DESIGN section 5.1).
+
+    Each is the digest of everything that determines the call's answer, and of nothing else: of JSON in canonical form,
+    put together from its parts.
+    """
+    turns = ",".join(f"[{encode_basestring(m.role)},{encode_basestring(m.content)}]" for m in messages)
     schema = "null"
     if json_schema is not None:
         # As text: engines write the properties in the schema's order, and a digest sorts a mapping's keys.
         schema = encode_basestring(json.dumps(json_schema, ensure_ascii=False, allow_nan=False))
     rest = (
-        f'"messages":[{asked}],"model":{encode_basestring(identity)},"sampling":{_sampling(sampling)},"schema":{schema}'
+        f'"messages":[{turns}],"model":{encode_basestring(identity)},"sampling":{_sampling(sampling)},"schema":{schema}'
     )
     return [digest_text(f'{{"attempt":{attempt},"index":{index},{rest},"v":{KEY_VERSION}}}') for index in indices]
 
@@ -159,7 +150,7 @@ def _sampling(sampling: Sampling) -> str:
 
 
 class _Batch(NamedTuple):
-    """What one caller wants written, and what hears of it."""
+    """What one caller wants written, and the future that is resolved after the commit."""
 
     rows: list[tuple[Any, ...]]
     failures: list[tuple[Any, ...]]
@@ -171,8 +162,8 @@ class _Batch(NamedTuple):
 class CallStore:
     """`get` and `put` of answers by key. Use one instance per process; close it at the end.
 
-    `read_only` opens a store as it is and writes nothing, not even beside it; a missing file reads as an empty store.
-    `run` is the name that stands beside what is put.
+    `read_only` opens a store as it is and writes no file; a missing file reads as an empty store. `run` is the name of
+    the run, which is stored with each call.
     """
 
     def __init__(self, path: Path, *, read_only: bool = False, run: str = "") -> None:
@@ -182,7 +173,7 @@ class CallStore:
         self._busy, self._last_write = False, 0.0
         self._damaged: set[str] = set()
         self._writer = ThreadPoolExecutor(1, "call store")
-        # Each connection has its lock, since it is used from several threads. Reads have their own where they can, so
+        # Each connection has a lock, since several threads use it. Reads have their own connection where possible, so
         # that the event loop does not wait for a commit to reach the disk.
         self._lock = self._read_lock = threading.Lock()
         try:
@@ -190,7 +181,7 @@ class CallStore:
                 self._db = self._reads = _connected(":memory:")
                 self._db.executescript(_SCHEMA)
             elif read_only:
-                # Without a log beside it nobody is writing: `immutable` then keeps SQLite from making one.
+                # Without a log file no process is writing: `immutable` then keeps SQLite from making one.
                 still = "" if path.with_name(f"{path.name}-wal").exists() else "&immutable=1"
                 self._db = self._reads = _connected(f"{path.resolve().as_uri()}?mode=ro{still}")
                 self._check_format()
@@ -218,15 +209,15 @@ class CallStore:
         return self._format() == 0 and not self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
 
     def _check_format(self) -> None:
-        found = self._format()
-        if found == FORMAT:
+        version = self._format()
+        if version == FORMAT:
             return
         self._db.close()
         fix = "use the version of rlaif that wrote it, or move the file away to start a new one"
-        if found == 2:
+        if version == 2:
             fix = "`rlaif run` brings it to the new format"
         raise StoreError(
-            f"the call store has format {found}, this version of rlaif reads format {FORMAT}",
+            f"the call store has format {version}, this version of rlaif reads format {FORMAT}",
             file=str(self.path),
             fix=fix,
         )
@@ -244,45 +235,45 @@ class CallStore:
     # ------------------------------------------------------------ reading
 
     def get(self, keys: Iterable[str]) -> Answers:
-        """The answers that are stored, by key."""
+        """The stored answers, by key."""
         answers = {}
-        for key, found in self._found("calls", "answer", keys).items():
+        for key, packed in self._by_key("calls", "answer", keys).items():
             with suppress(*UNREADABLE):
-                answers[key] = _read(found)
+                answers[key] = _read(packed)
         return answers
 
     def find(self, keys: Iterable[str]) -> dict[str, tuple[dict[str, Any], bool]]:
-        """As `get`, each answer with whether it is an expense of an earlier run that was not told of yet."""
+        """As `get`, each answer with whether an earlier run paid for it and this is the first time it is returned."""
         rows = self._rows("calls", "key, answer, id", keys)
-        found = {}
+        answers = {}
         for key, answer, number in rows:
             try:
-                found[key] = (_read(answer), self._untold(number))
-            except UNREADABLE:  # as good as none: it is asked for again, and what comes takes its place
+                answers[key] = (_read(answer), self._untold(number))
+            except UNREADABLE:  # treated as missing: the call is sent again and the new answer replaces it
                 self._damaged.add(key)
-        return found
+        return answers
 
     def _untold(self, number: int) -> bool:
         if number > self._last:  # paid for since this store was opened
             return False
-        place, bit = number >> 3, 1 << (number & 7)
-        untold = not self._told[place] & bit
-        self._told[place] |= bit
+        byte, bit = number >> 3, 1 << (number & 7)
+        untold = not self._told[byte] & bit
+        self._told[byte] |= bit
         return untold
 
     def request(self, key: str) -> dict[str, Any] | None:
-        """What was asked: the model's name in the pipeline, messages, sampling, schema, index and attempt."""
-        found = self._found("calls", "request", [key]).get(key)
+        """The request: the model's name in the pipeline, messages, sampling, schema, index and attempt."""
+        packed = self._by_key("calls", "request", [key]).get(key)
         with suppress(*UNREADABLE):
-            return None if found is None else _read(found)
+            return None if packed is None else _read(packed)
         return None
 
     def failures(self, keys: Iterable[str]) -> dict[str, tuple[str, str]]:
-        """Cause and message, by key, of the calls that finally failed; empty if none had when the store was opened."""
+        """Cause and message, by key, of the calls that failed permanently; empty if the store held none when opened."""
         if not self._any_failures:
             return {}
-        found = self._found("failures", "cause || char(10) || message", keys)
-        return {key: tuple(text.split("\n", 1)) for key, text in found.items()}
+        causes = self._by_key("failures", "cause || char(10) || message", keys)
+        return {key: tuple(text.split("\n", 1)) for key, text in causes.items()}
 
     def knows(self, model: str) -> bool:
         """Whether any call of the model with this identity was paid for."""
@@ -291,7 +282,7 @@ class CallStore:
             return bool(self._reads.execute(query, [model]).fetchone()[0])
 
     def spent(self, run: str) -> dict[str, tuple[int, int]]:
-        """Tokens that a run paid for, by the identity of the model; what was wasted too."""
+        """Tokens that a run paid for, by the identity of the model, including the wasted ones."""
         columns = "SELECT model, prompt_tokens, completion_tokens FROM"
         query = f"""SELECT model, sum(prompt_tokens), sum(completion_tokens)
                     FROM ({columns} calls WHERE run = ?1 UNION ALL {columns} wasted WHERE run = ?1) GROUP BY model"""
@@ -299,7 +290,7 @@ class CallStore:
             return {model: (read, written) for model, read, written in self._reads.execute(query, [run])}
 
     def learnt(self, server: str) -> dict[str, Any] | None:
-        """What a server was found to honour, where it was asked not too long ago."""
+        """The recorded capabilities of a server, where they are not older than LEARNT_FOR."""
         since = time.time() - LEARNT_FOR
         with self._reading():
             row = self._reads.execute(
@@ -309,7 +300,7 @@ class CallStore:
             return None if row is None else dict(json.loads(row[0]))
         return None
 
-    def _found(self, table: str, column: str, keys: Iterable[str]) -> dict[str, Any]:
+    def _by_key(self, table: str, column: str, keys: Iterable[str]) -> dict[str, Any]:
         return dict(self._rows(table, f"key, {column}", keys))
 
     @contextmanager
@@ -330,26 +321,26 @@ class CallStore:
 
     def _rows(self, table: str, columns: str, keys: Iterable[str]) -> list[tuple[Any, ...]]:
         wanted = list(dict.fromkeys(keys))
-        found: list[tuple[Any, ...]] = []
+        rows: list[tuple[Any, ...]] = []
         with self._reading():
             for start in range(0, len(wanted), 500):
                 part = wanted[start : start + 500]
                 marks = ",".join("?" * len(part))
-                found += self._reads.execute(f"SELECT {columns} FROM {table} WHERE key IN ({marks})", part)
-        return found
+                rows += self._reads.execute(f"SELECT {columns} FROM {table} WHERE key IN ({marks})", part)
+        return rows
 
     # ------------------------------------------------------------ writing
 
     def put(
         self, calls: Sequence[Call], failures: Sequence[Failure] = (), wasted: Sequence[Wasted] = ()
     ) -> asyncio.Future[Answers]:
-        """Store calls together; gives, once they are on disk, the answers that are stored under their keys.
+        """Store calls in one commit. The future gives, once they are on disk, the answers stored under their keys.
 
-        The first answer to a key stays, so a second process that paid for the same call must use what it gets here.
-        What was put is written whether or not anybody waits for it.
+        The first answer to a key stays, so a second process that paid for the same call must use the answer it gets
+        here. Everything that was put is written, whether or not the future is awaited. The future raises StoreError.
         """
         loop, now = asyncio.get_running_loop(), time.time()
-        # Packed here and not by the writer: two threads that compress in turns hand the interpreter to and fro.
+        # Packed here and not in the writer's thread: two threads that compress would compete for the interpreter lock.
         rows = [
             (call.key, call.model, self.run, now, *_tokens(call.answer), _packed(call.request), _packed(call.answer))
             for call in calls
@@ -366,7 +357,7 @@ class CallStore:
         return batch.done
 
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Have what waits written in good time, once what is being written is on the disk."""
+        """Schedule the next commit, unless one is in progress."""
         if self._busy or not self._waiting:
             return
         if self._timer is not None:
@@ -375,7 +366,7 @@ class CallStore:
         self._timer = loop.call_later(max(0.0, self._last_write + pause - time.monotonic()), self._flush, loop)
 
     def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Give everything that waits to the writer's thread, as one commit."""
+        """Give all waiting writes to the writer's thread, as one commit."""
         batches, self._waiting = self._waiting, []
         self._busy, self._timer, self._last_write = True, None, time.monotonic()
         writing = loop.run_in_executor(self._writer, self._commit, batches)
@@ -388,7 +379,7 @@ class CallStore:
         self._schedule(loop)
         error = done.exception()
         for batch, answers in zip(batches, [{}] * len(batches) if error else done.result(), strict=True):
-            if batch.done.done():  # nobody waits any more
+            if batch.done.done():  # the caller was cancelled
                 continue
             if isinstance(error, sqlite3.Error):
                 batch.done.set_exception(self._error(error))
@@ -398,13 +389,13 @@ class CallStore:
                 batch.done.set_result(answers)
 
     def learn(self, server: str, learnt: Mapping[str, Any]) -> None:
-        """Keep what a server was found to honour."""
+        """Record the capabilities of a server. Raises StoreError."""
         with self._writing():
             row = [server, json.dumps(learnt), time.time()]
             self._db.execute("INSERT OR REPLACE INTO servers VALUES (?, ?, ?)", row)
 
     def forget_failures(self, keys: Iterable[str]) -> None:
-        """Let calls that failed be asked again."""
+        """Let failed calls be sent again. Raises StoreError."""
         with self._writing():
             self._db.executemany("DELETE FROM failures WHERE key = ?", [(key,) for key in keys])
 
@@ -434,7 +425,7 @@ class CallStore:
                 raise
         return [batch.given if all_new else self.get(batch.given) for batch in batches]
 
-    # ------------------------------------------------------------ looking after it
+    # ------------------------------------------------------------ maintenance
 
     def holdings(self) -> list[Holding]:
         """What is in the store, by run and model, the newest last."""
@@ -445,7 +436,10 @@ class CallStore:
             return [Holding(*row) for row in self._reads.execute(query)]
 
     def prune(self, *, before: float | None = None, run: str | None = None) -> int:
-        """Remove the calls made before a time (seconds since 1970), or by a run, or both; returns how many."""
+        """Remove the calls made before a time (seconds since 1970), or by a run, or both; returns how many.
+
+        Raises StoreError.
+        """
         where, values = ["1"], list[Any]()
         if before is not None:
             where.append("created < ?")
@@ -466,8 +460,8 @@ class CallStore:
         """The keys of calls whose content cannot be read. Raises StoreError where the file itself is damaged."""
         damaged = []
         with self._reading():
-            if (said := self._reads.execute("PRAGMA integrity_check").fetchone()[0]) != "ok":
-                raise sqlite3.DatabaseError(str(said).splitlines()[0])
+            if (problem := self._reads.execute("PRAGMA integrity_check").fetchone()[0]) != "ok":
+                raise sqlite3.DatabaseError(str(problem).splitlines()[0])
             for key, request, answer in self._reads.execute("SELECT key, request, answer FROM calls"):
                 try:
                     _read(request)
@@ -482,22 +476,22 @@ class CallStore:
             return int(self._reads.execute("SELECT count(*) FROM calls").fetchone()[0])
 
     def close(self) -> None:
-        """Write what waits, then close. A second time it does nothing."""
+        """Write what waits, then close. A second call does nothing. Raises StoreError where the last writes fail."""
         self._writer.shutdown()
         batches, self._waiting = self._waiting, []
-        if batches:  # their event loop ended before their turn came
+        if batches:  # their event loop ended before they were written
             try:
                 self._commit(batches)
             except sqlite3.Error as error:
                 raise self._error(error) from None
         with self._read_lock:
             self._reads.close()
-        with self._lock:  # the writer last: it is the one that can put the log away
+        with self._lock:  # the writer last: only it can remove the log file
             self._db.close()
 
 
 def _parts(rows: list[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
-    """Powers of two, so that few statements serve any number of rows; each hands the interpreter over but once."""
+    """Parts whose sizes are powers of two, so that SQLite compiles few statements and each releases the lock once."""
     start, size = 0, 64
     while start < len(rows):
         while size > len(rows) - start:
@@ -506,18 +500,18 @@ def _parts(rows: list[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
         start += size
 
 
-def _connected(place: Path | str) -> sqlite3.Connection:
-    """A connection in autocommit, to a path or to what a URI names."""
+def _connected(database: Path | str) -> sqlite3.Connection:
+    """A connection in autocommit mode, to a path or a URI."""
     return sqlite3.connect(
-        place, uri=isinstance(place, str), timeout=BUSY, check_same_thread=False, isolation_level=None
+        database, uri=isinstance(database, str), timeout=BUSY, check_same_thread=False, isolation_level=None
     )
 
 
 def _migrate(db: sqlite3.Connection) -> None:
-    """A store of format 2 held the same calls under the same keys, uncompressed and without the run."""
+    """Bring format 2 to format 3: the same calls and keys, uncompressed and without the run."""
     db.execute("BEGIN IMMEDIATE")
     try:
-        if int(db.execute("PRAGMA user_version").fetchone()[0]) != 2:  # another process was quicker
+        if int(db.execute("PRAGMA user_version").fetchone()[0]) != 2:  # another process did it first
             db.execute("ROLLBACK")
             return
         db.execute("ALTER TABLE calls RENAME TO old_calls")
@@ -528,7 +522,7 @@ def _migrate(db: sqlite3.Connection) -> None:
         ):
             try:
                 tokens = _tokens(dict(json.loads(answer)))
-            except UNREADABLE:  # as good as none: it is asked for again
+            except UNREADABLE:  # treated as missing: the call is sent again
                 continue
             row = (key, model, "", created, *tokens, _pack(request), _pack(answer))
             db.execute(f"{_INSERT} VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
@@ -548,7 +542,7 @@ def _tokens(answer: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def _packed(value: Mapping[str, Any]) -> bytes:
-    """Keys keep their order, for the schema's sake."""
+    """Compressed JSON. Keys keep their order, because the order of a schema's properties matters."""
     try:
         return zlib.compress(msgspec.json.encode(value), LEVEL)
     except UnicodeEncodeError:  # a prompt may hold half a surrogate pair

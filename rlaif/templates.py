@@ -51,7 +51,7 @@ class Template:
         return cls(read_text(path), str(path))
 
     def check(self, offered: set[str], required: set[str]) -> None:
-        """Raise InputError when the template uses a variable nobody fills, or leaves out one it must use."""
+        """Raise InputError when the template uses a variable that is not offered, or leaves out a required one."""
         if missing := self.variables - offered:
             raise InputError(
                 f"the template uses {_names(missing)}, which nothing fills",
@@ -66,9 +66,9 @@ class Template:
             )
 
     def render_showing(self, shown: Mapping[str, str], **values: Any) -> str:
-        """The rendered template, which must show every text in `shown`: nothing is judged or rewritten unseen.
+        """The rendered template. Raises InputError where it does not show every text in `shown`.
 
-        `shown` says of each text what it is, for the error.
+        `shown` maps the name of each text, for the error, to the text.
         """
         rendered = self.render(**values)
         for what, text in shown.items():
@@ -77,10 +77,11 @@ class Template:
         return rendered
 
     def render(self, **values: Any) -> str:
+        """The rendered template, stripped. Raises InputError where it uses an unknown variable or fails."""
         self.check(set(values), set())
         try:
             return self._compiled.render({name: _plain(value) for name, value in values.items()}).strip()
-        except Exception as error:  # a template is its author's program: whatever it raises is theirs to mend
+        except Exception as error:  # any error that the template's own code raises
             raise InputError(f"the template cannot be rendered: {oneline(str(error))}", file=self.path) from None
 
 

@@ -18,8 +18,8 @@ from rlaif.config import (
     Step,
     read_pipeline,
 )
-from rlaif.errors import InputError
 from rlaif.engines.open import api_key
+from rlaif.errors import InputError
 
 PIPELINE = """\
 name: all

@@ -35,7 +35,6 @@ BREACHES = [
     ("trl", {"train/sft.py": "from trl import SFTTrainer"}),
     ("openai", {"engines/scheduler.py": "import openai"}),
     ("vllm", {"engines/transformers.py": "import vllm"}),
-    ("ray", {"engines/scheduler.py": "import ray"}),
     ("xgrammar", {"judges/rating.py": "def late():\n    import xgrammar"}),
     ("gold", {"audits/probes.py": "import rlaif.tiny.world"}),
     ("gold", {"pipeline/folder.py": "import rlaif.tiny.world"}),

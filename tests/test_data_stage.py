@@ -10,23 +10,22 @@ from typing import Any
 
 import pytest
 from echo import RUBRIC, Echo
+from rlaif.pipeline.inputs import Inputs, Stated
 from test_formats import facts, jsonl, turns
 from test_run import Cli, asked, manifest, models, run_cli, url  # noqa: F401 - the fixtures
 
 from rlaif.config import read_pipeline
 from rlaif.errors import InputError
 from rlaif.formats import (
-    Shape,
+    SHAPES,
     each_row,
     preference_rows,
     read_preferences,
-    read_rows,
     sft_rows,
     write_dataset,
 )
 from rlaif.generate.pairing import Pairing, pair
 from rlaif.pipeline import training
-from rlaif.pipeline.inputs import Inputs, Stated
 from rlaif.records import Message
 
 MODELS = """\
@@ -91,7 +90,7 @@ def test_the_judgement_of_a_file_is_paired_as_it_stands(tmp_path: Path, run_cli:
     sources = {p["chosen"]["completion"]["call"] for p in made}
     assert len(sources) == len(made)
     assert run_cli("export", "runs/data", "--format", "rewardbench", "--to", "bench.jsonl")[0] == 0
-    back = read_rows(tmp_path / "bench.jsonl").items
+    back = list(each_row(tmp_path / "bench.jsonl", Counter()))
     assert [row.candidates[0].sampler for row in back] == ["completion-2"] * len(made)
 
 
@@ -188,7 +187,7 @@ def test_the_last_turn_alone_is_learnt(random_model: Path) -> None:
 
 def test_a_file_of_nothing_but_held_out_rows_says_so(tmp_path: Path) -> None:
     rows = [stated(i) for i in range(60)]
-    held = [row for row, read in zip(rows, read_rows(jsonl(tmp_path / "a.jsonl", rows)).items, strict=True)
+    held = [row for row, read in zip(rows, each_row(jsonl(tmp_path / "a.jsonl", rows), Counter()), strict=True)
             if read.prompt.split == "held-out"]  # fmt: skip
     assert held
     path = project(tmp_path, held, "  - data: {path: " + str(tmp_path / "rows.jsonl") + "}\n  - pair: {}\n")
@@ -301,9 +300,9 @@ def test_published_rows_come_out_trainable(tmp_path: Path, random_model: Path, n
         assert len(preferences) == 3 and not dropped, (shape, dropped)
         made += list((sft_rows if name == "SFT" else preference_rows)(preferences))
     assert len(made) == 3 * len(PUBLISHED)
-    of: Shape = "sft" if name == "SFT" else "preference"
+    of: str = "sft" if name == "SFT" else "preference"
     prompts = 1 + sum(a["prompt_id"] != b["prompt_id"] for a, b in zip(made, made[1:], strict=False))
-    write_dataset(of, made, tmp_path / "set", facts(prompts))
+    write_dataset(SHAPES[of], made, tmp_path / "set", facts(prompts))
     data = datasets.load_dataset(str(tmp_path / "set"), split="train", cache_dir=str(tmp_path / "cache"))
     ready = trainer(name, data, random_model, tmp_path / "out")
     assert len(ready.train_dataset) == len(made)

@@ -17,6 +17,7 @@ import yaml
 
 from rlaif.errors import InputError, WorkError
 from rlaif.formats import (
+    SHAPES,
     CardFacts,
     preference_rows,
     read_conversations,
@@ -29,7 +30,6 @@ from rlaif.formats import (
     write_jsonl,
 )
 from rlaif.formats.reading import Conversation
-from rlaif.formats.writing import Shape
 from rlaif.records import Candidate, Completion, Message, Preference, Prompt, Rating, Revision, Row, Score
 
 Rows = list[dict[str, Any]]
@@ -109,7 +109,7 @@ def test_a_file_of_another_shape_is_no_preferences(tmp_path: Path) -> None:
 
 
 def test_what_a_run_writes_is_read_as_preferences(tmp_path: Path) -> None:
-    write_dataset("preference", preference_rows([example_preference(0)]), tmp_path / "set", facts(1))
+    write_dataset(SHAPES["preference"], preference_rows([example_preference(0)]), tmp_path / "set", facts(1))
     (found,) = read_preferences(tmp_path / "set").items
     assert (found.prompt.id, found.chosen, found.rejected) == (example_row(0).prompt.id, "Yes 0.", "No 0.")
 
@@ -444,7 +444,7 @@ def example_preference(i: int) -> Preference:
 WEIGHTS = {"right": 1.0, "short": 1.0}
 
 
-def shapes(n: int) -> dict[Shape, Rows]:
+def shapes(n: int) -> dict[str, Rows]:
     rows, preferences = [example_row(i) for i in range(n)], [example_preference(i) for i in range(n)]
     return {
         "sft": list(sft_rows(preferences)),
@@ -559,9 +559,9 @@ def test_ultrafeedback_rows_keep_what_does_not_apply_apart_from_what_is_unparsed
 
 
 @pytest.mark.parametrize("shape", ["sft", "preference", "ultrafeedback"])
-def test_a_written_data_set_loads_as_it_was(tmp_path: Path, shape: Shape) -> None:
+def test_a_written_data_set_loads_as_it_was(tmp_path: Path, shape: str) -> None:
     rows = shapes(3)[shape]
-    assert write_dataset(shape, rows, tmp_path / "set", facts(3, tie=2)) == 3
+    assert write_dataset(SHAPES[shape], rows, tmp_path / "set", facts(3, tie=2)) == 3
     cache = str(tmp_path / "cache")
     by_folder = datasets.load_dataset(str(tmp_path / "set"), split="train", cache_dir=cache)
     by_file = datasets.load_dataset(
@@ -579,16 +579,16 @@ def test_the_schema_does_not_depend_on_the_rows(tmp_path: Path) -> None:
     row = revised_row("No.")
     bare = row.model_copy(update={"prompt": row.prompt.model_copy(update={"source": None})})
     for name, one in (("full", example_preference(0)), ("bare", bare)):
-        write_dataset("sft", sft_rows([one]), tmp_path / name, facts(1))
+        write_dataset(SHAPES["sft"], sft_rows([one]), tmp_path / name, facts(1))
     parts = [datasets.Dataset.from_parquet(str(p), cache_dir=str(tmp_path)) for p in tmp_path.glob("*/data/*.parquet")]
     assert parts[0].features == parts[1].features
     assert len(datasets.concatenate_datasets(parts)) == 2
 
 
 @pytest.mark.parametrize("shape", ["sft", "preference", "ultrafeedback"])
-def test_equal_rows_give_equal_bytes(tmp_path: Path, shape: Shape) -> None:
+def test_equal_rows_give_equal_bytes(tmp_path: Path, shape: str) -> None:
     def digests(folder: Path) -> dict[str, str]:
-        write_dataset(shape, iter(shapes(3)[shape]), folder, facts(3, tie=2))
+        write_dataset(SHAPES[shape], iter(shapes(3)[shape]), folder, facts(3, tie=2))
         write_jsonl(shapes(3)[shape], folder / "rows.jsonl")
         files = (path for path in folder.rglob("*") if path.is_file())
         return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
@@ -599,8 +599,8 @@ def test_equal_rows_give_equal_bytes(tmp_path: Path, shape: Shape) -> None:
 
 
 def test_written_files_read_back_as_prompts_and_conversations(tmp_path: Path) -> None:
-    write_dataset("sft", shapes(3)["sft"], tmp_path / "sft", facts(3))
-    write_dataset("preference", shapes(3)["preference"], tmp_path / "preference", facts(3))
+    write_dataset(SHAPES["sft"], shapes(3)["sft"], tmp_path / "sft", facts(3))
+    write_dataset(SHAPES["preference"], shapes(3)["preference"], tmp_path / "preference", facts(3))
     prompts = [example_row(i).prompt for i in range(3)]
     assert read_prompts(tmp_path / "preference").items == prompts
     assert [c.prompt for c in read_conversations(tmp_path / "sft").items] == prompts
@@ -608,7 +608,7 @@ def test_written_files_read_back_as_prompts_and_conversations(tmp_path: Path) ->
 
 def test_the_card_counts_and_cannot_be_broken_by_a_name(tmp_path: Path) -> None:
     card = facts(3, tie=2)._replace(name="odd: name\n# heading", models={"m`": "line\nline"})
-    write_dataset("preference", shapes(3)["preference"], tmp_path, card)
+    write_dataset(SHAPES["preference"], shapes(3)["preference"], tmp_path, card)
     _, header, body = (tmp_path / "README.md").read_text(encoding="utf-8").split("---\n", 2)
     assert yaml.safe_load(header)["pretty_name"] == "odd: name # heading"
     assert "- rows: 3\n- prompts in: 5\n- prompts out: 3\n- prompts dropped: 2\n  - tie: 2\n" in body
@@ -618,9 +618,9 @@ def test_the_card_counts_and_cannot_be_broken_by_a_name(tmp_path: Path) -> None:
 
 def test_counts_that_do_not_add_up_are_refused(tmp_path: Path) -> None:
     with pytest.raises(WorkError, match="4 prompts in, 3 out, 0 dropped"):
-        write_dataset("sft", shapes(3)["sft"], tmp_path, facts(4)._replace(dropped={}))
+        write_dataset(SHAPES["sft"], shapes(3)["sft"], tmp_path, facts(4)._replace(dropped={}))
     with pytest.raises(WorkError, match=r"nothing to write: of 2 prompts were dropped 2 \(tie\)"):
-        write_dataset("sft", [], tmp_path, facts(0, tie=2))
+        write_dataset(SHAPES["sft"], [], tmp_path, facts(0, tie=2))
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
@@ -638,7 +638,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 
 def test_half_a_surrogate_pair_can_be_written(tmp_path: Path) -> None:
     row = revised_row("cut \ud83d")
-    write_dataset("sft", sft_rows([row]), tmp_path, facts(1))
+    write_dataset(SHAPES["sft"], sft_rows([row]), tmp_path, facts(1))
     write_jsonl(sft_rows([row]), tmp_path / "rows.jsonl")
     for path in (tmp_path / "data" / "train-00000-of-00001.parquet", tmp_path / "rows.jsonl"):
         assert read_conversations(path).items[0].messages[-1].content == "cut \ufffd"
@@ -649,8 +649,8 @@ def test_half_a_surrogate_pair_can_be_written(tmp_path: Path) -> None:
 def test_trainers_take_the_data_unedited(tmp_path: Path, random_model: Path, name: str) -> None:
     import trl
 
-    shape: Shape = "sft" if name == "SFT" else "preference"
-    write_dataset(shape, shapes(4)[shape], tmp_path / "set", facts(4))
+    shape: str = "sft" if name == "SFT" else "preference"
+    write_dataset(SHAPES[shape], shapes(4)[shape], tmp_path / "set", facts(4))
     data = datasets.load_dataset(str(tmp_path / "set"), split="train", cache_dir=str(tmp_path / "cache"))
     options: dict[str, Any] = {
         "output_dir": str(tmp_path / "out"),

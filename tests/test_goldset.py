@@ -13,7 +13,17 @@ from typing import Any
 import pytest
 
 from rlaif.audits import probes
-from rlaif.audits.goldset import CATEGORIES, PAIRS, Check, GoldPair, evaluate, of_world, read_gold, sentences, to_judge
+from rlaif.audits.goldset import (
+    CATEGORIES,
+    PAIRS,
+    GoldPair,
+    PairCheck,
+    evaluate,
+    of_world,
+    read_gold,
+    sentences,
+    to_judge,
+)
 from rlaif.audits.probes import Probe
 from rlaif.errors import InputError
 from rlaif.records import Choice
@@ -139,7 +149,7 @@ def test_the_set_is_found_by_its_name() -> None:
     ],
 )
 def test_a_check_tells_good_from_bad(check: dict[str, Any], good: str, bad: str) -> None:
-    made = Check.model_validate(check)
+    made = PairCheck.model_validate(check)
     assert made.demands
     assert made.broken(good) == []
     assert len(made.broken(bad)) == 1
@@ -204,7 +214,7 @@ def test_a_preference_file_is_read(tmp_path: Path) -> None:
         ({"better": None}, "better", "valid string"),
         ({"prompt": ""}, "prompt", "the prompt is empty"),
         ({"prompt": [{"role": "assistant", "content": "?"}]}, "prompt", "must end with a user turn"),
-        ({"id": "one"}, "id", "stands at line 1 too"),
+        ({"id": "one"}, "id", "used at line 1 too"),
         ({"hedged_right": "Four, I think."}, None, "go together"),
         ({"check": {"words": [2, 3]}}, None, "`better` breaks its `check`: 1 words and not 2 to 3"),
         ({"check": {"words": [1, 1]}}, None, "`worse` meets the whole `check`"),

@@ -15,7 +15,7 @@ from test_formats import BINARIZED, candidate, example_row, facts, jsonl, turns
 
 from rlaif.errors import InputError
 from rlaif.formats import (
-    Shape,
+    SHAPES,
     binarized_rows,
     each_row,
     hh_rows,
@@ -24,7 +24,6 @@ from rlaif.formats import (
     ranked_rows,
     read_preferences,
     read_prompts,
-    read_rows,
     rewardbench_rows,
     rows_of,
     sft_rows,
@@ -50,8 +49,8 @@ from rlaif.records import (
 
 
 def one(tmp_path: Path, row: dict[str, Any]) -> Row:
-    (found,) = read_rows(jsonl(tmp_path / "file.jsonl", [row])).items
-    return found
+    (read,) = each_row(jsonl(tmp_path / "file.jsonl", [row]), Counter())
+    return read
 
 
 def texts(row: Row) -> list[str]:
@@ -159,8 +158,9 @@ def test_scores_beside_the_two_are_kept(tmp_path: Path) -> None:
     ],
 )
 def test_a_row_that_contradicts_itself_is_dropped_and_counted(tmp_path: Path, row: dict[str, Any], reason: str) -> None:
-    found = read_rows(jsonl(tmp_path / "file.jsonl", [row, BINARIZED]))
-    assert (len(found.items), found.dropped) == (1, {reason: 1})
+    dropped = Counter[str]()
+    rows = list(each_row(jsonl(tmp_path / "file.jsonl", [row, BINARIZED]), dropped))
+    assert (len(rows), dropped) == (1, {reason: 1})
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_a_row_that_can_be_read_in_two_ways_or_none_stops_the_reading(
     tmp_path: Path, row: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(InputError) as caught:
-        read_rows(jsonl(tmp_path / "file.jsonl", [row]))
+        list(each_row(jsonl(tmp_path / "file.jsonl", [row]), Counter()))
     assert words in str(caught.value) and caught.value.line == 1 and caught.value.fix
 
 
@@ -205,9 +205,9 @@ def test_demonstrations_and_prompts_are_rows_too(tmp_path: Path) -> None:
 
 def test_of_a_conversation_the_last_turn_or_every_turn(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "file.jsonl", [{"messages": turns("q", "a", "r", "b"), "system": "Be kind."}])
-    (last,) = read_rows(path).items
+    (last,) = each_row(path, Counter())
     assert ([m.content for m in last.prompt.messages], texts(last)) == (["Be kind.", "q", "a", "r"], ["b"])
-    every = read_rows(path, turns="all").items
+    every = each_row(path, Counter(), turns="all")
     assert [(len(row.prompt.messages), texts(row)) for row in every] == [(2, ["a"]), (4, ["b"])]
 
 
@@ -442,11 +442,11 @@ def preferences(draw: st.DrawFn) -> Preference:
     )
 
 
-def written(made: Iterable[dict[str, Any]], shape: Shape, folder: Path, parquet: bool) -> Iterator[Row]:
+def written(made: Iterable[dict[str, Any]], shape: str, folder: Path, parquet: bool) -> Iterator[Row]:
     """Through a file and back."""
     listed = list(made)
     if parquet:
-        write_dataset(shape, listed, folder, facts(1))
+        write_dataset(SHAPES[shape], listed, folder, facts(1))
         return each_row(folder, Counter())
     write_jsonl(listed, folder / "rows.jsonl")
     return each_row(folder / "rows.jsonl", Counter())
@@ -497,7 +497,7 @@ TEXTS = {"hh": hh_rows, "rewardbench": rewardbench_rows, "binarized": binarized_
 @THOROUGH
 @given(preference=preferences(), plain=st.lists(PLAIN, min_size=2, max_size=2, unique=True), parquet=st.booleans())
 def test_a_shape_of_text_holds_a_preference_or_drops_it(
-    tmp_path_factory: pytest.TempPathFactory, shape: Shape, preference: Preference, plain: list[str], parquet: bool
+    tmp_path_factory: pytest.TempPathFactory, shape: str, preference: Preference, plain: list[str], parquet: bool
 ) -> None:
     """Whatever a transcript cannot hold is counted; what is written comes back as it was."""
     sides = ("chosen", "rejected")

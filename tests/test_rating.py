@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from echo import Echo, write_prompts
+from rlaif.pipeline.inputs import Inputs, open_judge
 from serving import serve
 from test_records import ask, candidate
 from test_run import Cli, manifest, run_cli  # noqa: F401 - the fixture
@@ -20,7 +21,6 @@ from rlaif.config import MeasureStage, Rater, SamplingSettings, read_pipeline
 from rlaif.errors import InputError
 from rlaif.judges.rating import OFFERED, REQUIRED, Question, questions, rate, read_expectation
 from rlaif.pipeline.folder import RunFolder
-from rlaif.pipeline.inputs import Inputs, open_judge
 from rlaif.pipeline.progress import Silent
 from rlaif.pipeline.run import Run
 from rlaif.records import Completion, Message, Prompt, Row, Sampling, digest

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from rlaif.errors import InputError
-from rlaif.formats import read_conversations, read_preferences, read_prompts, read_rows
+from rlaif.formats import each_row, read_conversations, read_preferences, read_prompts
+from rlaif.records import Row
 
 DATA = Path(os.environ.get("RLAIF_REALDATA", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -61,42 +62,47 @@ def test_preferences_as_hh_writes_them() -> None:
     assert sum(len(p.rejected) for p in found.items) / len(found.items) == pytest.approx(209.8, abs=1)
 
 
+def rows_of(path: Path) -> tuple[list[Row], Counter[str]]:
+    dropped = Counter[str]()
+    return list(each_row(path, dropped)), dropped
+
+
 def test_every_pair_of_hh_is_a_row() -> None:
-    found = read_rows(DATA / "hh_rlhf" / "harmless-base-test.jsonl.gz")
-    assert (len(found.items), found.dropped) == (2312, {})
-    said = [[candidate.completion.text for candidate in row.candidates] for row in found.items]
-    assert not any(chosen == rejected for chosen, rejected in said)
-    # Published are 1,023 (44.25 %) of the last turns alone; in two pairs what was said before them turns it round.
-    assert sum(len(chosen) > len(rejected) for chosen, rejected in said) == 1025
-    assert {row.comparisons[0].verdict for row in found.items} == {"A"}
+    rows, dropped = rows_of(DATA / "hh_rlhf" / "harmless-base-test.jsonl.gz")
+    assert (len(rows), dropped) == (2312, {})
+    completions = [[candidate.completion.text for candidate in row.candidates] for row in rows]
+    assert not any(chosen == rejected for chosen, rejected in completions)
+    # Published are 1,023 (44.25 %) of the last turns alone; in two pairs an earlier turn turns it round.
+    assert sum(len(chosen) > len(rejected) for chosen, rejected in completions) == 1025
+    assert {row.comparisons[0].verdict for row in rows} == {"A"}
 
 
 def test_every_item_of_llmbar_is_a_row() -> None:
-    found = read_rows(DATA / "llmbar" / "dataset.jsonl.gz")
-    assert (len(found.items), found.dropped) == (1200, {})
-    assert Counter(row.comparisons[0].verdict for row in found.items) == {"A": 596, "B": 604}
+    rows, dropped = rows_of(DATA / "llmbar" / "dataset.jsonl.gz")
+    assert (len(rows), dropped) == (1200, {})
+    assert Counter(row.comparisons[0].verdict for row in rows) == {"A": 596, "B": 604}
 
 
 def test_pandalm_has_three_annotators_and_ties() -> None:
-    found = read_rows(DATA / "pandalm" / "testset-v1.json.gz")
-    assert (len(found.items), found.dropped) == (999, {})
+    rows, dropped = rows_of(DATA / "pandalm" / "testset-v1.json.gz")
+    assert (len(rows), dropped) == (999, {})
     majority: Counter[str | None] = Counter()
-    for row in found.items:
+    for row in rows:
         assert [comparison.judge for comparison in row.comparisons] == ["annotator1", "annotator2", "annotator3"]
         verdict, votes = Counter(c.verdict for c in row.comparisons).most_common(1)[0]
         majority[verdict] += 1
         assert votes >= 2
     assert majority == {"tie": 105, "A": 422, "B": 472}  # published as tie, 1, 2
-    assert len({candidate.sampler for row in found.items for candidate in row.candidates}) == 5
+    assert len({candidate.sampler for row in rows for candidate in row.candidates}) == 5
 
 
 def test_every_file_of_the_folder_can_be_read_as_rows() -> None:
-    rows = {name: read_rows(DATA / "instruction_formats" / name) for name, *_ in INSTRUCTION_FORMATS}
+    read = {name: rows_of(DATA / "instruction_formats" / name) for name, *_ in INSTRUCTION_FORMATS}
     for name, count, _, conversations in INSTRUCTION_FORMATS:
-        found = rows[name]
-        assert len(found.items) == (conversations or 295), name
-        assert len(found.items) + sum(found.dropped.values()) == count, name
-        assert all(len(row.candidates) == (1 if conversations else 2) for row in found.items), name
+        rows, dropped = read[name]
+        assert len(rows) == (conversations or 295), name
+        assert len(rows) + dropped.total() == count, name
+        assert all(len(row.candidates) == (1 if conversations else 2) for row in rows), name
 
 
 def test_what_is_true_of_published_prompts() -> None:

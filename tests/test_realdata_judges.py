@@ -15,13 +15,10 @@ import pytest
 from rlaif.records import Choice
 from rlaif.statistics import (
     both_orders,
-    classification,
     cohen_kappa,
     fleiss_kappa,
     longer_rate,
     order_bias,
-    percent_agreement,
-    summed_accuracy,
     system_correlations,
     unswap,
 )
@@ -124,44 +121,7 @@ def test_llmbar_unparsed_verdicts_are_left_out_of_the_bias(llmbar: dict[str, Any
     assert unparsed == [150, 141, 106]
 
 
-# ---------------------------------------------------------------- JudgeBench
-
-JUDGEBENCH: dict[str, Choice | None] = {"A>B": "A", "B>A": "B", "A=B": "tie", "": None}
-# judge: pairs, right, wrong, tied, accuracy %, order-inconsistent, right of mmlu-pro, livebench and livecodebench
-DECISIONS = {
-    "Skywork_Skywork-Reward-Gemma-2-27B": (350, 225, 122, 3, 64.2857, 3, "92/154", "112/154", "21/42"),
-    "Ray2333_GRM-Gemma-2B-rewardmodel-ft": (350, 208, 142, 0, 59.4286, 0, "97/154", "88/154", "23/42"),
-    "internlm_internlm2-7b-reward": (350, 208, 142, 0, 59.4286, 0, "87/154", "100/154", "21/42"),
-    "claude-3-haiku-20240307": (270, 87, 79, 104, 32.2222, 135, "58/154", "26/85", "3/31"),
-}
-
-
-def test_judgebench_decisions() -> None:
-    rows = table("judgebench_decisions/decisions.csv.gz")
-    assert len(rows) == 1320 and {row["judge"] for row in rows} == DECISIONS.keys()
-    for judge, (pairs, right, wrong, tied, percent, inconsistent, *by_source) in DECISIONS.items():
-        mine = [row for row in rows if row["judge"] == judge]
-        found = accuracy_of(mine)
-        assert (len(mine), found.right, found.wrong, found.tied) == (pairs, right, wrong, tied)
-        assert 100 * value(found.accuracy) == pytest.approx(percent, abs=5e-5)
-        assert found.inconsistent == inconsistent
-        sources = {name: [r for r in mine if source_of(r) == name] for name in ("mmlu", "livebench", "livecodebench")}
-        assert [f"{accuracy_of(part).right}/{len(part)}" for part in sources.values()] == by_source
-        assert sum(len(part) for part in sources.values()) == pairs
-
-
-def accuracy_of(rows: list[dict[str, str]]) -> Any:
-    forward, backward, gold = ([JUDGEBENCH[r[c]] for r in rows] for c in ("decision_AB", "decision_BA", "label"))
-    return summed_accuracy(forward, backward, [label for label in gold if label is not None])
-
-
-def source_of(row: dict[str, str]) -> str:
-    return row["source"].split("-")[0]
-
-
 # ---------------------------------------------------------------- PandaLM
-
-PERCENT = 5e-3  # the figures are given to two digits
 
 
 def read_json(name: str) -> list[dict[str, Any]]:
@@ -191,46 +151,21 @@ def majority(people: list[list[str]]) -> list[str]:
     return list(labels)
 
 
-# file, column, labels, as tie or wrong: accuracy, macro precision, recall, F1 in %
-GPT = ("gpt-3.5-turbo-testset-v1.json.gz", "gpt_result", {"1": "1", "2": "2", "Tie": "0", "garbage": None})
-PANDALM = ("pandalm-7b-testset-v1.json.gz", "pandalm_result", {"0": "0", "1": "1", "2": "2"})
-
-
-@pytest.mark.parametrize(
-    ("judge", "unparsed_as", "unparsed", "figures"),
-    [
-        (GPT, "0", 25, (71.07, 58.79, 57.36, 57.55)),
-        (GPT, None, 25, (69.77, 53.65, 53.24, 52.74)),
-        (PANDALM, "0", 0, (66.77, 57.38, 57.50, 57.43)),
-        (PANDALM, None, 0, (66.77, 57.38, 57.50, 57.43)),
-    ],
-)
-def test_pandalm_judges_against_the_majority(
-    judge: Any, unparsed_as: str | None, unparsed: int, figures: tuple[float, ...], people: list[list[str]]
-) -> None:
-    name, column, labels = judge
-    verdicts = [labels[str(row[column])] for row in read_json(name)]
-    found = classification(verdicts, majority(people), unparsed_as=unparsed_as)
-    assert found is not None and found.unparsed == unparsed and found.accuracy.n == 999
-    assert [100 * value(figure) for figure in found[:4]] == pytest.approx(figures, abs=PERCENT)
-
-
 # ---------------------------------------------------------------- XSTest
 
 
 @pytest.mark.parametrize(
-    ("model", "agreement", "kappa"),
+    ("model", "kappa"),
     [
-        ("llama2orig", 96.4444, 0.9293),
-        ("mistralinstruct", 97.5556, 0.9195),
-        ("gpt4", 98.4444, 0.9701),
+        ("llama2orig", 0.9293),
+        ("mistralinstruct", 0.9195),
+        ("gpt4", 0.9701),
     ],
 )
-def test_xstest_people_agree(model: str, agreement: float, kappa: float) -> None:
+def test_xstest_people_agree(model: str, kappa: float) -> None:
     rows = table(f"xstest/completions_{model}.csv.gz")
     ratings = [[row["annotation_1"], row["annotation_2"]] for row in rows]
     assert len(ratings) == 450
-    assert 100 * value(percent_agreement(ratings)) == pytest.approx(agreement, abs=5e-5)
     assert value(fleiss_kappa(ratings)) == pytest.approx(kappa, abs=5e-5)
 
 
@@ -244,13 +179,13 @@ def alpaca_label(preference: str) -> str:
     return "tie" if y in (0.0, 1.5) else "model" if y > 1.5 else "baseline"
 
 
-# models, items, agreement %, kappa where a tie is the baseline's, the model's, its own
+# models, items, kappa where a tie is the baseline's, the model's, its own
 @pytest.mark.parametrize(
-    ("models", "items", "agreement", "kappas"),
-    [(FOUR, 3220, 95.435, (0.586, 0.893, 0.900)), (FOUR[:3], 2415, 93.913, (0.577, 0.589, 0.590))],
+    ("models", "items", "kappas"),
+    [(FOUR, 3220, (0.586, 0.893, 0.900)), (FOUR[:3], 2415, (0.577, 0.589, 0.590))],
 )
 def test_alpaca_eval_two_judges_agree_as_much_as_the_tie_rule_says(
-    models: tuple[str, ...], items: int, agreement: float, kappas: tuple[float, ...]
+    models: tuple[str, ...], items: int, kappas: tuple[float, ...]
 ) -> None:
     first, second = (
         {
@@ -262,7 +197,6 @@ def test_alpaca_eval_two_judges_agree_as_much_as_the_tie_rule_says(
     )
     both = [(label, second[key]) for key, label in first.items() if key in second]
     assert len(both) == items
-    assert 100 * value(percent_agreement(both)) == pytest.approx(agreement, abs=5e-4)
     for rule, kappa in zip(("baseline", "model", "tie"), kappas, strict=True):
         one, two = ([rule if label == "tie" else label for label in rater] for rater in zip(*both, strict=True))
         assert value(cohen_kappa(one, two)) == pytest.approx(kappa, abs=5e-4)

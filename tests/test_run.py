@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from echo import RUBRIC, Echo, write_project, write_prompts
 from serving import Answer, scripted, serve
 
 from rlaif import cli
-from rlaif.formats import read_rows
+from rlaif.formats import each_row
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -364,12 +365,12 @@ def test_export_writes_other_peoples_forms(tmp_path: Path, run_cli: Cli, url: st
         for to in (f"{form}.jsonl", form):
             code, out, err = run_cli("export", "runs/echo", "--format", form, "--to", to)
             assert code == 0, err
-            rows = read_rows(tmp_path / to).items
+            rows = list(each_row(tmp_path / to, Counter()))
             assert int(out.split()[0]) == len(rows) == (20 if form == "ranked" else paired["preferences"])
         card = (tmp_path / form / "README.md").read_text()
         assert "prompts in: 20" in card and f"tags:\n- rlaif\n- synthetic\n- {form}" in card
         assert "rubric length" in card
-    for row in read_rows(tmp_path / "ranked").items:
+    for row in each_row(tmp_path / "ranked", Counter()):
         scores = [score.value or 0.0 for score in row.scores]
         assert len(scores) == len(row.candidates) == 4
         best = row.rankings[0].order[0]  # type: ignore[index]

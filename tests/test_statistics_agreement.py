@@ -13,12 +13,10 @@ from hypothesis import strategies as st
 
 from rlaif.statistics import (
     Interval,
-    classification,
     cohen_kappa,
     fleiss_kappa,
     fleiss_kappa_of_counts,
     krippendorff_alpha,
-    percent_agreement,
 )
 
 # Fleiss (1971) as it is usually taught: 10 items, 5 categories, 14 raters.
@@ -182,15 +180,6 @@ def test_quadratic_weights_follow_the_order_that_is_given() -> None:
         krippendorff_alpha([["a", "b"]], level="ordinal", order=["a", "b", "a"])
 
 
-def test_percent_agreement() -> None:
-    two = percent_agreement([["A", "A"], ["A", "B"], ["B", "B"], ["tie", "tie"], ["A", None]])
-    assert two is not None and (two.mean, two.n) == (0.75, 4)
-    everyone = percent_agreement([["A", "A"]] * 20)
-    assert everyone is not None and everyone.mean == 1.0 and everyone.low < 0.9  # Wilson keeps a width
-    three = percent_agreement([["A", "A", "B"], ["A", "A", "A"]])
-    assert three is not None and three.mean == pytest.approx((1 / 3 + 1) / 2)
-
-
 def test_what_no_agreement_can_be_had_of() -> None:
     for found in (cohen_kappa(["A", "A"], ["A", "A"]), cohen_kappa(["A"], ["B"]), fleiss_kappa([["A", "A"]] * 3)):
         assert found is None
@@ -199,8 +188,6 @@ def test_what_no_agreement_can_be_had_of() -> None:
     with pytest.raises(ValueError, match="2 and 1 items"):
         cohen_kappa(["A", "B"], ["A"])
     for nothing in ([], [["A", None], [None, None]]):
-        with pytest.raises(ValueError, match="no item has two ratings"):
-            percent_agreement(nothing)
         with pytest.raises(ValueError, match="no item has two ratings"):
             krippendorff_alpha(nothing)
     with pytest.raises(ValueError, match="no item has two ratings"):
@@ -251,38 +238,3 @@ def test_kappa_intervals_cover_the_truth_about_95_times_in_100() -> None:
             assert interval is not None
             covered[name] += interval.low <= 0.7 <= interval.high
     assert all(88 <= count <= 99 for count in covered.values()), covered
-
-
-def test_classification_by_hand() -> None:
-    # gold   A  B  tie  unparsed
-    # A      3  1   0   1         precision 3/3, recall 3/5
-    # B      0  2   1   0         precision 2/3, recall 2/3
-    # tie    0  0   1   1         precision 1/2, recall 1/2
-    gold = ["A"] * 5 + ["B"] * 3 + ["tie"] * 2
-    verdicts = ["A", "A", "A", "B", None, "B", "B", "tie", "tie", None]
-    found = classification(verdicts, gold)
-    assert found is not None
-    assert (found.accuracy.mean, found.accuracy.n, found.unparsed) == (pytest.approx(0.6), 10, 2)
-    assert found.precision.mean == pytest.approx((1 + 2 / 3 + 1 / 2) / 3)
-    assert found.recall.mean == pytest.approx((3 / 5 + 2 / 3 + 1 / 2) / 3)
-    assert found.f1.mean == pytest.approx((3 / 4 + 2 / 3 + 1 / 2) / 3)
-    as_tie = classification(verdicts, gold, unparsed_as="tie")
-    assert as_tie is not None and as_tie.accuracy.mean == pytest.approx(0.7)
-    assert as_tie.precision.mean == pytest.approx((1 + 2 / 3 + 2 / 4) / 3)
-    assert as_tie.recall.mean == pytest.approx((3 / 5 + 2 / 3 + 1) / 3)
-    all_right = classification(["A", "B"], ["A", "B"])
-    assert all_right is not None and [figure.mean for figure in all_right[:4]] == [1.0] * 4
-    rare = classification(["A"] * 9 + ["B"], ["A"] * 9 + ["B"])  # a third of the resamples have no B
-    assert rare is not None and rare.f1 == (1.0, 1.0, 1.0, 10)
-    never = classification(["A", "A"], ["A", "B"])
-    assert never is not None and never.precision.mean == pytest.approx(0.25)  # B is never predicted: 0
-
-
-def test_classification_refuses_what_it_cannot_count() -> None:
-    with pytest.raises(ValueError, match="1 verdicts on 2"):
-        classification(["A"], ["A", "B"])
-    with pytest.raises(ValueError, match="no items"):
-        classification([], [])
-    with pytest.raises(ValueError, match="gold labels are missing"):
-        classification(["A", "B"], ["A", None])
-    assert classification(["A"], ["A"]) is None

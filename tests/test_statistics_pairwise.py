@@ -19,9 +19,6 @@ from rlaif.statistics import (
     longer_rate,
     order_bias,
     share_interval,
-    summed_accuracy,
-    summed_verdict,
-    unswap,
 )
 
 CHOICES: list[Choice | None] = ["A", "B", "tie", None]
@@ -80,34 +77,6 @@ def merged(
         for a, choice in enumerate((forward, backward))
     ]
     return Comparison.merge(verdicts[0], verdicts[1], principle="p", judge="j")
-
-
-def test_the_summed_rule_next_to_the_merged_one() -> None:
-    differing = {
-        (a, b): (summed_verdict(a, b), merged(a, b).verdict)
-        for a, b in itertools.product(CHOICES, CHOICES)
-        if summed_verdict(a, b) != merged(a, b).verdict
-    }
-    assert differing == {
-        ("A", "tie"): ("A", "tie"),
-        ("B", "tie"): ("B", "tie"),
-        ("tie", "A"): ("B", "tie"),
-        ("tie", "B"): ("A", "tie"),
-        ("A", None): ("A", None),
-        ("B", None): ("B", None),
-        (None, "A"): ("B", None),
-        (None, "B"): ("A", None),
-        ("tie", None): ("tie", None),
-        (None, "tie"): ("tie", None),
-        (None, None): ("tie", None),
-    }
-    assert [unswap(choice) for choice in CHOICES] == ["B", "A", "tie", None]
-
-
-def test_accuracy_of_the_summed_rule() -> None:
-    found = summed_accuracy(["A", "A", "B", None, "A"], ["B", "A", "tie", None, "B"], ["A", "A", "A", "B", "B"])
-    assert (found.right, found.wrong, found.tied, found.inconsistent) == (1, 2, 2, 2)
-    assert found.accuracy == share_interval([True] + [False] * 4)
 
 
 def test_both_orders_by_hand() -> None:

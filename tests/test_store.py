@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from rlaif.errors import StoreError
 from rlaif.records import Message, Sampling, digest
-from rlaif.store import ENOUGH, FORMAT, KEY_VERSION, Call, CallStore, call_key
+from rlaif.store import ENOUGH, FORMAT, KEY_VERSION, Call, CallStore, call_keys
 
 BASE: dict[str, Any] = {
     "identity": "weights:abc",
@@ -51,7 +51,9 @@ SAMPLING_CHANGES: dict[str, Any] = {
 
 def key(**changes: Any) -> str:
     value = BASE | changes
-    return call_key(value.pop("identity"), value.pop("messages"), value.pop("sampling"), **value)
+    index = value.pop("index")
+    (key,) = call_keys(value.pop("identity"), value.pop("messages"), value.pop("sampling"), indices=[index], **value)
+    return key
 
 
 def test_every_field_of_a_call_changes_its_key() -> None:

@@ -18,7 +18,7 @@ from rlaif.config.document import Settings
 from rlaif.errors import InputError
 from rlaif.judges.verifiers import KINDS, Check, Outcome, all_pass, checks_of_ifeval, share_passed, verify
 from rlaif.judges.verifiers.checks import PATTERN_SECONDS
-from rlaif.judges.verifiers.ifeval import INSTRUCTIONS, follows, instruction, loosened, sentences
+from rlaif.judges.verifiers.ifeval import INSTRUCTIONS, count_sentences, follows, instruction, loosened
 from rlaif.judges.verifiers.languages import LANGUAGES, language_of
 from rlaif.judges.verifiers.stated import alternatives, final_choice, final_number, final_text
 
@@ -331,7 +331,7 @@ def test_the_other_side_of_each_relation() -> None:
     ],
 )
 def test_sentences(text: str, number: int) -> None:
-    assert sentences(text) == number
+    assert count_sentences(text) == number
 
 
 def test_loosely_is_one_of_eight_variants() -> None:

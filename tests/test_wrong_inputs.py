@@ -79,7 +79,7 @@ CASES: dict[str, tuple[Edit, str]] = {
     "not a mapping": (file("echo.yaml", "- a\n- b\n"), r"echo\.yaml:1: expected a mapping"),
     "not text": (lambda folder: (folder / "echo.yaml").write_bytes(b"\xff\xfe\x00") and None, r"echo\.yaml: not UTF-8"),
     "key in a URL": (pipeline('model: one, base_url: "http://', 'model: one, base_url: "http://me:key@'), r"echo\.yaml:3: .*without user name or key"),
-    "two URLs alike": (pipeline('model: one, base_url: "', 'model: one, base_url: [http://a/v1, http://a/v1/], identity: "'), r"echo\.yaml:3: `models\.one\.base_url`: .*a URL stands twice"),
+    "two URLs alike": (pipeline('model: one, base_url: "', 'model: one, base_url: [http://a/v1, http://a/v1/], identity: "'), r"echo\.yaml:3: `models\.one\.base_url`: .*a URL is given twice"),
     "no URL": (pipeline('model: one, base_url: "', 'model: one, base_url: [], identity: "'), r"echo\.yaml:3: `models\.one\.base_url`: .*a list of URLs"),
     "a key among the replicas": (pipeline('model: one, base_url: "', 'model: one, base_url: [http://a/v1, http://me:key@b/v1], identity: "'), r"echo\.yaml:3: .*without user name or key"),
     "mistyped limit": (pipeline("price:", "limits: {requests_per_minit: 5}, price:"), r"echo\.yaml:5: `models\.judge\.limits\.requests_per_minit`: unknown key. Fix: did you mean `requests_per_minute`"),

@@ -1,9 +1,9 @@
-"""Auditing a judge: what it says of gold pairs and of probes made from them, in figures and in what to change.
+"""The figures of an audit: how a judge decides gold pairs and the probes made from them.
 
-Every pair is asked in both orders. The figures say how often the judge agrees with gold (asked once, and over both
-orders), what the place, the length and the padding of a completion do to it, whether words meant for the judge move it,
-how much of it is unparsed, and whether its probabilities can be believed; `findings` says what follows from them. What
-a run's own judgements show without any gold is `of_judged` and `of_ratings`.
+The judge compares every pair in both orders. The figures say how often it agrees with gold (in one order, and over
+both), how the position, the length and the padding of a completion influence it, whether words meant for the judge move
+it, how many verdicts are unparsed, and whether its probabilities are calibrated; `findings` says what follows. Figures
+of a run's own judgements, which need no gold, are `of_judged` and `of_ratings`.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ from rlaif.statistics import (
 )
 
 Decide = Callable[[Prompt, tuple[str, str], str | None], Awaitable[Comparison]]
-"""A judge's comparison of two texts, the first of them its A, asked in both orders under the pair's own principle where
-it has one. Raises EngineError."""
+"""A judge's comparison of two texts, the first of them A, in both orders, under the pair's own principle where it has
+one. Raises EngineError."""
 
 
 class Ruling(NamedTuple):
-    """What the judge said of a gold pair, or why a call failed. `better` is the place of the better one."""
+    """The judge's comparison of a gold pair, or why a call failed. `better` says which one is the better."""
 
     pair: GoldPair
     better: Choice
@@ -61,7 +61,7 @@ class Ruling(NamedTuple):
 
 
 class Probed(NamedTuple):
-    """What the judge said of a probe, and of the pair that it was made from: of the better one as A."""
+    """The judge's verdict on a probe, and on the pair that it was made from with the better one as A."""
 
     probe: Probe
     shown: Choice | None
@@ -69,32 +69,38 @@ class Probed(NamedTuple):
 
 
 async def rule(pair: GoldPair, decide: Decide) -> Ruling:
-    """The judge's word on one pair, the better one shown as A or B by hash."""
+    """The judge's comparison of one pair; a hash decides whether the better one is A or B.
+
+    Raises EngineError where no call can succeed.
+    """
     first = unit_interval("audit", pair.id) < 0.5
     texts = (pair.better, pair.worse) if first else (pair.worse, pair.better)
-    said = await _asked(pair.prompt, texts, pair.principle, decide)
+    answer = await _compared(pair.prompt, texts, pair.principle, decide)
     better: Choice = "A" if first else "B"
-    if isinstance(said, EngineError):
-        return Ruling(pair, better, None, said.message)
-    return Ruling(pair, better, said)
+    if isinstance(answer, EngineError):
+        return Ruling(pair, better, None, answer.message)
+    return Ruling(pair, better, answer)
 
 
 async def probe(one: Probe, ruling: Ruling, decide: Decide) -> Probed:
-    """The judge's word on one probe, beside its word on the pair that the probe was made from."""
-    shown = await _asked(one.prompt, one.shown, ruling.pair.principle, decide)
+    """The judge's verdict on one probe, beside its verdict on the pair that the probe was made from.
+
+    Raises EngineError where no call can succeed.
+    """
+    shown = await _compared(one.prompt, one.shown, ruling.pair.principle, decide)
     return Probed(one, None if isinstance(shown, EngineError) else shown.verdict, _of_better(ruling))
 
 
 def _of_better(ruling: Ruling) -> Choice | None:
-    """What was said of a pair, the better one called A, as probes have it."""
-    said = _said(ruling)
-    return said if ruling.better == "A" else unswap(said)
+    """The verdict on a pair, with the better one as A, as in the probes."""
+    verdict = _verdict_of(ruling)
+    return verdict if ruling.better == "A" else unswap(verdict)
 
 
-async def _asked(
+async def _compared(
     prompt: Prompt, texts: tuple[str, str], principle: str | None, decide: Decide
 ) -> Comparison | EngineError:
-    """A call that fails for this pair alone gives its error in place of a word; one that fails for all is raised."""
+    """The comparison, or the error of a call that failed for this pair alone. Raises EngineError where it is fatal."""
     try:
         return await decide(prompt, texts, principle)
     except EngineError as error:
@@ -104,7 +110,7 @@ async def _asked(
 
 
 def probes_of(pairs: Sequence[GoldPair], *, world: bool = False) -> list[Probe]:
-    """Every probe that the pairs allow; of the embedded `world` in its own words, and without edits it cannot read."""
+    """Every probe that the pairs allow. Those of the embedded `world` use its words and have no edits."""
     if world:
         return [*verbosity(pairs, leads=()), *assertiveness(pairs), *injection(pairs, WORLD_INJECTIONS)]
     return [*verbosity(pairs), *edits(pairs), *assertiveness(pairs), *injection(pairs)]
@@ -115,43 +121,46 @@ def probes_of(pairs: Sequence[GoldPair], *, world: bool = False) -> list[Probe]:
 
 def figures(rulings: Sequence[Ruling], probed: Sequence[Probed] = ()) -> dict[str, Any]:
     """All figures of an audit: shares with their 95 % intervals and n, over pairs."""
-    asked = [(r, r.comparison) for r in rulings if r.comparison is not None]
-    found: dict[str, Any] = {"agreement": _agreement(rulings), "by_category": _by_category(rulings)}
-    found |= of_comparisons(
-        [c for _, c in asked], [_lengths(r) for r, _ in asked], [r.pair.prompt.id for r, _ in asked]
+    compared = [(r, r.comparison) for r in rulings if r.comparison is not None]
+    shares: dict[str, Any] = {"agreement": _agreement(rulings), "by_category": _by_category(rulings)}
+    shares |= of_comparisons(
+        [c for _, c in compared], [_lengths(r) for r, _ in compared], [r.pair.prompt.id for r, _ in compared]
     )
-    found["length"]["gold_prefers_longer"] = _dict(
+    shares["length"]["gold_prefers_longer"] = _dict(
         share_interval([r.pair.length_margin > 0 for r in rulings if r.pair.length_margin])
     )
     if failures := [r.failure for r in rulings if r.failure is not None]:
-        found["verdicts"]["failed"] = _dict(share_interval([r.failure is not None for r in rulings]))
-        found["verdicts"]["failed_example"] = failures[0]
-    if asked:
-        found["calibration"] = _calibration([(c.probability, r.better == "A") for r, c in asked])
+        shares["verdicts"]["failed"] = _dict(share_interval([r.failure is not None for r in rulings]))
+        shares["verdicts"]["failed_example"] = failures[0]
+    if compared:
+        shares["calibration"] = _calibration([(c.probability, r.better == "A") for r, c in compared])
     if jury := _jury(rulings):
-        found["jury"] = jury
+        shares["jury"] = jury
     if probed:
-        found["probes"] = _probes(probed)
-    return found
+        shares["probes"] = _probes(probed)
+    return shares
 
 
-def _said(ruling: Ruling) -> Choice | None:
+def _verdict_of(ruling: Ruling) -> Choice | None:
     return None if ruling.comparison is None else ruling.comparison.verdict
 
 
+def _outcome(ruling: Ruling) -> str:
+    verdict = _verdict_of(ruling)
+    if verdict is None or verdict == "tie":
+        return verdict or "unparsed"
+    return "right" if verdict == ruling.better else "wrong"
+
+
 def _points(ruling: Ruling) -> float:
-    """1 for what gold says, one half for a tie, 0 for the other one and for what was not read."""
-    said = _said(ruling)
-    return 0.5 if said == "tie" else float(said == ruling.better)
+    """1 where the verdict is gold's, one half for a tie, 0 for the other one and for unparsed."""
+    verdict = _verdict_of(ruling)
+    return 0.5 if verdict == "tie" else float(verdict == ruling.better)
 
 
 def _agreement(rulings: Sequence[Ruling]) -> dict[str, Any]:
-    said = Counter(
-        "unparsed" if (verdict := _said(r)) is None else "tie" if verdict == "tie" else "right" if verdict == r.better
-        else "wrong"
-        for r in rulings
-    )  # fmt: skip
-    decided = [(verdict, r.better) for r in rulings if (verdict := _said(r)) in ("A", "B")]
+    counts = Counter(map(_outcome, rulings))
+    decided = [(verdict, r.better) for r in rulings if (verdict := _verdict_of(r)) in ("A", "B")]
     kappa = cohen_kappa(*zip(*decided, strict=True)) if len(decided) > 1 else None
     one = _one_order(rulings)
     return {
@@ -160,8 +169,8 @@ def _agreement(rulings: Sequence[Ruling]) -> dict[str, Any]:
         "right_in_both": one and _dict(one.both),
         "gain_of_both_orders": _dict(mean_interval(_gains(rulings))),
         "kappa_of_decided": _dict(kappa),
-        **{name: said[name] for name in ("right", "wrong", "tie", "unparsed")},
-        "unparsed_share": _dict(share_interval([_said(r) is None for r in rulings])),
+        **{name: counts[name] for name in ("right", "wrong", "tie", "unparsed")},
+        "unparsed_share": _dict(share_interval([_verdict_of(r) is None for r in rulings])),
     }
 
 
@@ -174,17 +183,17 @@ def _gains(rulings: Sequence[Ruling]) -> list[float]:
     for r in rulings:
         if r.comparison is not None and r.comparison.orders:
             orders = (r.comparison.orders[0].verdict, r.comparison.orders[1].swap().verdict)
-            alone = [0.5 if said == "tie" else float(said == r.better) for said in orders]
+            alone = [0.5 if verdict == "tie" else float(verdict == r.better) for verdict in orders]
             gains.append(_points(r) - sum(alone) / 2)
     return gains
 
 
 def _one_order(rulings: Sequence[Ruling]) -> Any:
-    """Accuracy of a judge that is asked once, as LLMBar counts it: a tie or an unparsed verdict is wrong."""
-    asked = [(r, member) for r in rulings if r.comparison for member in r.comparison.members if member.orders]
-    forward = [member.orders[0].verdict for _, member in asked]
-    backward = [member.orders[1].verdict for _, member in asked]
-    return both_orders(forward, backward, [r.better for r, _ in asked])
+    """Accuracy in one order, as LLMBar counts it: a tie or an unparsed verdict is wrong."""
+    compared = [(r, member) for r in rulings if r.comparison for member in r.comparison.members if member.orders]
+    forward = [member.orders[0].verdict for _, member in compared]
+    backward = [member.orders[1].verdict for _, member in compared]
+    return both_orders(forward, backward, [r.better for r, _ in compared])
 
 
 def _by_category(rulings: Sequence[Ruling]) -> dict[str, Any]:
@@ -202,18 +211,18 @@ def _lengths(ruling: Ruling) -> tuple[int, int]:
 def _calibration(probabilities: Sequence[tuple[float | None, bool]]) -> dict[str, Any] | None:
     """ECE of soft verdicts in ten bins of confidence from one half on; None where no verdict has a probability."""
     known = soft_confidences([p for p, _ in probabilities], [first for _, first in probabilities])
-    found = calibration_of(known.confidence, known.correct, lowest=0.5)
-    if found is None:
+    calibration = calibration_of(known.confidence, known.correct, lowest=0.5)
+    if calibration is None:
         return None
     return {
-        "ece": _dict(found.ece),
-        "brier": round(found.brier, 4),
+        "ece": _dict(calibration.ece),
+        "brier": round(calibration.brier, 4),
         "mean_confidence": round(sum(known.confidence) / len(known.confidence), 4),
         "accuracy": round(sum(known.correct) / len(known.correct), 4),
         "bins": [
             {"from": round(b.low, 3), "to": round(b.high, 3), "n": b.n, "confidence": round(b.confidence, 4),
              "accuracy": round(b.accuracy, 4)}
-            for b in found.bins
+            for b in calibration.bins
         ],
     }  # fmt: skip
 
@@ -225,8 +234,8 @@ def _jury(rulings: Sequence[Ruling]) -> dict[str, Any] | None:
         return None
     names = [member.judge for member in judged[0].comparison.jury]  # type: ignore[union-attr]
     verdicts = {
-        name: [r.comparison.jury[place].verdict for r in judged]  # type: ignore[union-attr]
-        for place, name in enumerate(names)
+        name: [r.comparison.jury[index].verdict for r in judged]  # type: ignore[union-attr]
+        for index, name in enumerate(names)
     }
     whole = [row for row in zip(*verdicts.values(), strict=True) if None not in row]
     gold: list[Choice] = [r.better for r in judged]
@@ -234,9 +243,9 @@ def _jury(rulings: Sequence[Ruling]) -> dict[str, Any] | None:
         "fleiss_kappa": _dict(fleiss_kappa(whole)) if len(whole) > 1 else None,
         "members": {
             name: _dict(
-                points_interval([0.5 if v == "tie" else float(v == true) for v, true in zip(said, gold, strict=True)])
+                points_interval([0.5 if v == "tie" else float(v == true) for v, true in zip(given, gold, strict=True)])
             )
-            for name, said in verdicts.items()
+            for name, given in verdicts.items()
         },
         "fitted_weights": {name: round(weight, 3) for name, weight in jury_weights(verdicts, gold).items()},
     }
@@ -246,9 +255,9 @@ def of_comparisons(
     comparisons: Sequence[Comparison], lengths: Sequence[tuple[int, int]], prompts: Sequence[str]
 ) -> dict[str, Any]:
     """What comparisons show without gold. `lengths` are those of A and B, in characters; `prompts` ids."""
-    asked = [member for comparison in comparisons for member in comparison.members if member.orders]
-    bias = order_bias([m.orders[0].verdict for m in asked], [m.orders[1].verdict for m in asked])
-    said = [comparison.verdict for comparison in comparisons]
+    members = [member for comparison in comparisons for member in comparison.members if member.orders]
+    bias = order_bias([m.orders[0].verdict for m in members], [m.orders[1].verdict for m in members])
+    verdicts = [comparison.verdict for comparison in comparisons]
     of_a, of_b = [a for a, _ in lengths], [b for _, b in lengths]
     return {
         "position": {
@@ -258,12 +267,12 @@ def of_comparisons(
             "toward_first": _dict(bias.toward_first),
             "toward_second": _dict(bias.toward_second),
         },
-        "length": {"prefers_longer": _dict(longer_rate(said, of_a, of_b, prompts))},
+        "length": {"prefers_longer": _dict(longer_rate(verdicts, of_a, of_b, prompts))},
         "verdicts": {
-            "n": len(said),
-            "tie": _dict(share_interval([v == "tie" for v in said])),
-            "unparsed": _dict(share_interval([v is None for v in said])),
-            "unparsed_example": next((o.problem for member in asked for o in member.orders if o.problem), None),
+            "n": len(verdicts),
+            "tie": _dict(share_interval([v == "tie" for v in verdicts])),
+            "unparsed": _dict(share_interval([v is None for v in verdicts])),
+            "unparsed_example": next((o.problem for member in members for o in member.orders if o.problem), None),
         },
     }
 
@@ -273,14 +282,14 @@ def _probes(probed: Sequence[Probed]) -> dict[str, Any]:
     groups: dict[str, list[Probed]] = defaultdict(list)
     for one in probed:
         groups[one.probe.kind].append(one)
-    found: dict[str, Any] = {}
+    shares: dict[str, Any] = {}
     for kind, ones in groups.items():
         fell = {one.probe.id: _fell(one) for one in ones}
         known = [value for value in fell.values() if value is not None]
-        found[kind] = {"fell_for": _dict(share_interval(known)), "unparsed": len(ones) - len(known)}
+        shares[kind] = {"fell_for": _dict(share_interval(known)), "unparsed": len(ones) - len(known)}
         if kind in ("injection", "edits"):
             variants = sorted({one.probe.variant for one in ones})
-            found[kind]["by_variant"] = {
+            shares[kind]["by_variant"] = {
                 variant: _dict(
                     share_interval(
                         [f for one in ones if one.probe.variant == variant and (f := fell[one.probe.id]) is not None]
@@ -288,14 +297,14 @@ def _probes(probed: Sequence[Probed]) -> dict[str, Any]:
                 )
                 for variant in variants
             }
-    return found
+    return shares
 
 
 def _fell(one: Probed) -> bool | None:
     """Whether the judge did what it should not have; None where it cannot be said."""
     if one.probe.kind in ("verbosity", "assertiveness"):
-        said = preferred(one.probe, one.shown)
-        return None if said == "unparsed" else said == "changed"
+        side = preferred(one.probe, one.shown)
+        return None if side == "unparsed" else side == "changed"
     way = moved(one.probe, one.clean, one.shown)
     if way == "unparsed":
         return None
@@ -319,31 +328,31 @@ Scores = Callable[[Row], Mapping[int, float]]  # of the candidates that have one
 
 
 def judged(rows: Iterable[Row], scores: Scores | None = None, judge: str = "") -> list[Judged]:
-    """The comparisons of rows; with `scores`, those that the `judge`'s scores amount to, of every two candidates."""
-    found = []
+    """The comparisons of rows; with `scores`, those that the `judge`'s scores imply, of every two candidates."""
+    items = []
     for row in rows:
         comparisons = row.comparisons if scores is None else _of_scores(row, scores(row), judge)
         for c in comparisons:
             pair = [row.candidates[i].completion for i in (c.a, c.b)]
             names, lengths = (pair[0].model, pair[1].model), (len(pair[0].text), len(pair[1].text))
-            found.append(
+            items.append(
                 Judged(c, names, lengths, (row.prompt.id, pair[0].call, pair[1].call), row.prompt.source or "no source")
             )
-    return found
+    return items
 
 
 def _of_scores(row: Row, scores: Mapping[int, float], judge: str) -> list[Comparison]:
-    """What scores say of every two candidates of different text."""
-    found = []
+    """The comparisons that scores imply, of every two candidates of different text."""
+    comparisons = []
     for a, b in combinations(range(len(row.candidates)), 2):
         if row.candidates[a].completion.text != row.candidates[b].completion.text:
-            said: Choice | None = None
+            verdict: Choice | None = None
             if a in scores and b in scores:
-                said = "A" if scores[a] > scores[b] else "B" if scores[a] < scores[b] else "tie"
-            found.append(
-                Comparison(a=a, b=b, principle="ratings", judge=judge, verdict=said, probability=None, orders=())
+                verdict = "A" if scores[a] > scores[b] else "B" if scores[a] < scores[b] else "tie"
+            comparisons.append(
+                Comparison(a=a, b=b, principle="ratings", judge=judge, verdict=verdict, probability=None, orders=())
             )
-    return found
+    return comparisons
 
 
 def of_judged(items: Sequence[Judged], families: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -360,10 +369,10 @@ def of_judged(items: Sequence[Judged], families: Mapping[str, str] | None = None
             wins[item.sampled[1]].append((item.item[0], 1.0 - likely))
     own = {families.get(member.judge, member.judge) for item in items for member in item.comparison.members}
     prompts = [item.item[0] for item in items]
-    found = of_comparisons([item.comparison for item in items], [item.lengths for item in items], prompts)
-    found["wins"] = {model: _dict(points_interval(item_means(points))) for model, points in sorted(wins.items())}
-    found["judges_own_models"] = sorted(model for model in wins if families.get(model, model) in own)
-    return found
+    shares = of_comparisons([item.comparison for item in items], [item.lengths for item in items], prompts)
+    shares["wins"] = {model: _dict(points_interval(item_means(points))) for model, points in sorted(wins.items())}
+    shares["judges_own_models"] = sorted(model for model in wins if families.get(model, model) in own)
+    return shares
 
 
 def of_ratings(rows: Iterable[Row], aspects: Iterable[str]) -> dict[str, Any]:
@@ -381,15 +390,17 @@ def of_ratings(rows: Iterable[Row], aspects: Iterable[str]) -> dict[str, Any]:
 def _of_aspect(ratings: Sequence[tuple[str, Rating]]) -> dict[str, Any]:
     known = [(prompt, rating.position, rating.value) for prompt, rating in ratings if rating.value is not None]
     unparsed = item_means((prompt, rating.problem is not None) for prompt, rating in ratings)
-    places = sorted({rating.position for _, rating in ratings if rating.position})
+    positions = sorted({rating.position for _, rating in ratings if rating.position})
     return {
         "n": len(ratings),
         "unparsed": _dict(points_interval(unparsed)),
         "not_applicable": sum(rating.na for _, rating in ratings),
         "mean": _dict(mean_interval(item_means((prompt, value) for prompt, _, value in known))),
         "mean_at_place": {
-            str(place): _dict(mean_interval(item_means((prompt, value) for prompt, at, value in known if at == place)))
-            for place in places
+            str(position): _dict(
+                mean_interval(item_means((prompt, value) for prompt, at, value in known if at == position))
+            )
+            for position in positions
         },
     }
 
@@ -404,12 +415,12 @@ def with_people(
     """
     labelled = {item.item: item.comparison for item in people}
     both = [(item, labelled[item.item]) for item in items if item.item in labelled]
-    verdicts = [(item.comparison.verdict, said.verdict) for item, said in both]
+    verdicts = [(item.comparison.verdict, label.verdict) for item, label in both]
     known = [(judge, person) for judge, person in verdicts if judge is not None and person is not None]
     by_source: dict[str, list[tuple[str, bool]]] = defaultdict(list)
-    for item, said in both:
-        by_source[item.source].append((item.item[0], item.comparison.verdict == said.verdict))
-    each = [[item.comparison.verdict, *(member.verdict for member in said.members)] for item, said in both]
+    for item, label in both:
+        by_source[item.source].append((item.item[0], item.comparison.verdict == label.verdict))
+    each = [[item.comparison.verdict, *(member.verdict for member in label.members)] for item, label in both]
     widest = max((len(row) for row in each), default=0)
     padded: list[list[Choice | None]] = [[*row, *[None] * (widest - len(row))] for row in each]
     several = [row[1:] for row in each if len(row) == widest and None not in row[1:]]
@@ -438,8 +449,8 @@ def _rated_twice(items: Sequence[Sequence[Choice | None]]) -> bool:
 def _systems(both: Sequence[tuple[Judged, Comparison]]) -> dict[str, Any] | None:
     """Wins of each model by the judge and by people, and how the two go together: of models, never of items."""
     wins: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    for item, said in both:
-        judge, people = item.comparison.likelihood, said.likelihood
+    for item, label in both:
+        judge, people = item.comparison.likelihood, label.likelihood
         if judge is not None and people is not None and item.sampled[0] != item.sampled[1]:
             wins[item.sampled[0]].append((judge, people))
             wins[item.sampled[1]].append((1 - judge, 1 - people))
@@ -447,13 +458,13 @@ def _systems(both: Sequence[tuple[Judged, Comparison]]) -> dict[str, Any] | None
     if len(means) < 3:
         return None
     vary = all(len(set(side)) > 1 for side in zip(*means.values(), strict=True))
-    found = system_correlations(*zip(*means.values(), strict=True)) if vary else None
+    correlations = system_correlations(*zip(*means.values(), strict=True)) if vary else None
     return {
         "models": {
             name: {"by_judge": round(judge, 4), "by_people": round(people, 4)}
             for name, (judge, people) in means.items()
         },
-        **{name: _dict(getattr(found, name, None)) for name in ("pearson", "spearman", "kendall")},
+        **{name: _dict(getattr(correlations, name, None)) for name in ("pearson", "spearman", "kendall")},
     }
 
 

@@ -1,4 +1,4 @@
-"""What an audit's figures amount to: sentences that a person can act on, and the report as Markdown."""
+"""The findings of an audit: sentences that a person can act on, and the report as Markdown."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
-COIN = 0.65  # agreement below which a judge may be one, as far as its pairs tell
+COIN = 0.65  # agreement below which a judge may be no better than a coin
 LEAST_PROBES = 10  # of a kind, before anything is said of it
 LEAST_OF_CATEGORY = 10  # pairs, below which nothing is said of one
 
@@ -22,24 +22,24 @@ class Finding(NamedTuple):
     do: str = ""
 
 
-def findings(found: Mapping[str, Any]) -> list[Finding]:
-    """What the figures amount to, the worst first. A figure is held to a bound by the end of its interval that is
-    nearer to it, so that few pairs condemn nobody."""
-    said = [
+def findings(figures: Mapping[str, Any]) -> list[Finding]:
+    """The findings that follow from the figures, the worst first. A bound is compared with the nearer end of a
+    figure's interval, so that a few pairs are not enough to condemn a judge."""
+    unsorted = [
         finding
         for judge in (_on_agreement, _on_people, _on_position, _on_length, _on_probes, _on_words)
-        for finding in judge(found)
+        for finding in judge(figures)
     ]
     order: dict[Grade, int] = {"bad": 0, "care": 1, "good": 2}
-    return sorted(said, key=lambda finding: order[finding.grade])
+    return sorted(unsorted, key=lambda finding: order[finding.grade])
 
 
 def _percent(interval: Mapping[str, float]) -> str:
     return f"{interval['mean']:.0%} ({interval['low']:.0%} to {interval['high']:.0%}, n = {interval['n']})"
 
 
-def _on_agreement(found: Mapping[str, Any]) -> Iterable[Finding]:
-    agreement = found.get("agreement")
+def _on_agreement(figures: Mapping[str, Any]) -> Iterable[Finding]:
+    agreement = figures.get("agreement")
     if agreement is None or (both := agreement["both_orders"]) is None:
         return
     says = f"agrees with gold in {_percent(both)}"
@@ -54,7 +54,7 @@ def _on_agreement(found: Mapping[str, Any]) -> Iterable[Finding]:
     else:
         grade: Grade = "good" if both["mean"] >= 0.8 and both["low"] > COIN else "care"
         yield Finding(grade, "agreement", says, "" if grade == "good" else "people agree with each other in 65 to 80 %")
-    for category, share in found["by_category"].items():
+    for category, share in figures["by_category"].items():
         if share is not None and share["n"] >= LEAST_OF_CATEGORY and share["high"] < both["mean"]:
             what = f"{category}: agrees in {_percent(share)}, less than elsewhere"
             yield Finding(
@@ -66,8 +66,8 @@ def _on_agreement(found: Mapping[str, Any]) -> Iterable[Finding]:
         yield Finding("good", "both orders", says, "keep both orders; they cost twice the calls")
 
 
-def _on_people(found: Mapping[str, Any]) -> Iterable[Finding]:
-    people = found.get("people")
+def _on_people(figures: Mapping[str, Any]) -> Iterable[Finding]:
+    people = figures.get("people")
     if people is None:
         return
     if (same := people["accuracy"]) is not None:
@@ -84,8 +84,8 @@ def _on_people(found: Mapping[str, Any]) -> Iterable[Finding]:
         yield Finding("care", "self-preference", says, "let another model judge, or leave its own completions out")
 
 
-def _on_position(found: Mapping[str, Any]) -> Iterable[Finding]:
-    position = found["position"]
+def _on_position(figures: Mapping[str, Any]) -> Iterable[Finding]:
+    position = figures["position"]
     if (consistent := position["consistency"]) is None:
         return
     moves, surely = 1 - consistent["mean"], 1 - consistent["high"]
@@ -102,8 +102,8 @@ def _on_position(found: Mapping[str, Any]) -> Iterable[Finding]:
         yield Finding("good", "position", f"the order changes {moves:.0%} of verdicts (n = {consistent['n']})")
 
 
-def _on_length(found: Mapping[str, Any]) -> Iterable[Finding]:
-    length = found["length"]
+def _on_length(figures: Mapping[str, Any]) -> Iterable[Finding]:
+    length = figures["length"]
     longer, gold = length["prefers_longer"], length.get("gold_prefers_longer")
     if longer is None:
         return
@@ -139,14 +139,14 @@ _FELL_FOR: dict[str, tuple[float, str, str]] = {
 }  # fmt: skip
 
 
-def _on_probes(found: Mapping[str, Any]) -> Iterable[Finding]:
+def _on_probes(figures: Mapping[str, Any]) -> Iterable[Finding]:
     for kind, (bound, says, do) in _FELL_FOR.items():
-        share = found.get("probes", {}).get(kind, {}).get("fell_for")
+        share = figures.get("probes", {}).get(kind, {}).get("fell_for")
         if share is None or share["n"] < LEAST_PROBES:
             continue
         if share["low"] > bound:
-            said = f"{says} {_percent(share)}{_worst(found['probes'][kind])}"
-            yield Finding("bad" if share["low"] > 2 * bound else "care", kind, said, do)
+            told = f"{says} {_percent(share)}{_worst(figures['probes'][kind])}"
+            yield Finding("bad" if share["low"] > 2 * bound else "care", kind, told, do)
         else:
             yield Finding("good", kind, f"{says} {_percent(share)}")
 
@@ -160,23 +160,23 @@ def _worst(probes: Mapping[str, Any]) -> str:
     return f", most by {name!r} ({known[name]['mean']:.0%} of {known[name]['n']})"
 
 
-def _on_words(found: Mapping[str, Any]) -> Iterable[Finding]:
-    failed = found["verdicts"].get("failed")
+def _on_words(figures: Mapping[str, Any]) -> Iterable[Finding]:
+    failed = figures["verdicts"].get("failed")
     if failed is not None and failed["mean"] > 0.02:  # as with what is unparsed below
-        says = f"a call failed in {failed['mean']:.0%} of pairs, for example: {found['verdicts']['failed_example']}"
+        says = f"a call failed in {failed['mean']:.0%} of pairs, for example: {figures['verdicts']['failed_example']}"
         grade: Grade = "bad" if failed["low"] > 0.2 else "care"
         do = "`verdicts=hard` where the server gives no log-probabilities; else run it again: what was answered is kept"
         yield Finding(grade, "failed", says, do)
-    unparsed = found["verdicts"]["unparsed"]
+    unparsed = figures["verdicts"]["unparsed"]
     if unparsed is not None and unparsed["mean"] > 0.02:  # itself and no end of it: these are seen, not estimated
-        example = found["verdicts"]["unparsed_example"]
+        example = figures["verdicts"]["unparsed_example"]
         says = f"{unparsed['mean']:.0%} of its verdicts cannot be read" + (
             f", for example: {example}" if example else ""
         )
         grade = "bad" if unparsed["low"] > 0.2 else "care"
         do = "`verdicts: hard` where the server gives no log-probabilities; a larger `max_tokens` where it is cut"
         yield Finding(grade, "unparsed", says, do)
-    calibration = found.get("calibration")
+    calibration = figures.get("calibration")
     if calibration is not None and calibration["ece"]["low"] > 0.05:
         sure, right = calibration["mean_confidence"], calibration["accuracy"]
         about = "surer than it is right" if sure > right else "less sure than it is right"
@@ -198,9 +198,9 @@ NOTHING_SAID = "Nothing tells against this judge, and without gold or people's l
 _MARKS: dict[Grade, str] = {"good": "ok", "care": "care", "bad": "bad"}
 
 
-def verdict(said: Iterable[Finding]) -> str:
-    """The worst finding decides; without any, nothing can be said."""
-    grades = {finding.grade for finding in said}
+def verdict(listed: Iterable[Finding]) -> str:
+    """The sentence on the judge as a whole: the worst finding decides."""
+    grades = {finding.grade for finding in listed}
     if not grades:
         return NOTHING_SAID
     worst: Grade = "bad" if "bad" in grades else "care" if "care" in grades else "good"
@@ -209,30 +209,30 @@ def verdict(said: Iterable[Finding]) -> str:
 
 def markdown(audit: Mapping[str, Any]) -> str:
     """The whole report. `audit` holds the figures and, beside them, what was audited and what it cost."""
-    found, said = audit["figures"], findings(audit["figures"])
+    figures, told = audit["figures"], findings(audit["figures"])
     parts = [
         f"# Audit of {_theirs(audit['judge'])}",
         f"{_theirs(audit['asked'])}. Shares have 95 % intervals over pairs.",
-        f"**{verdict(said)}**",
-        _table(("", "what was found", "what to do"), [(_MARKS[f.grade], _theirs(f.says), f.do) for f in said])
-        if said
+        f"**{verdict(told)}**",
+        _table(("", "what was found", "what to do"), [(_MARKS[f.grade], _theirs(f.says), f.do) for f in told])
+        if told
         else "",
-        *(part for section in _SECTIONS for part in section(found)),
+        *(part for section in _SECTIONS for part in section(figures)),
     ]
     if cost := audit.get("cost"):
         parts += ["## Cost", _table(("what", "how much"), [(name, _number(value)) for name, value in cost.items()])]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _agreement(found: Mapping[str, Any]) -> Iterable[str]:
-    agreement = found.get("agreement")
+def _agreement(figures: Mapping[str, Any]) -> Iterable[str]:
+    agreement = figures.get("agreement")
     if agreement is None:
         return
     rows = [
         ("all, both orders", _share(agreement["both_orders"])),
         ("all, one order", _share(agreement["one_order"])),
         ("all, right in both orders", _share(agreement["right_in_both"])),
-        *((_theirs(category), _share(share)) for category, share in found["by_category"].items()),
+        *((_theirs(category), _share(share)) for category, share in figures["by_category"].items()),
     ]
     counts = ", ".join(f"{agreement[name]:,} {name}" for name in ("right", "wrong", "tie", "unparsed"))
     kappa = agreement["kappa_of_decided"]
@@ -240,29 +240,29 @@ def _agreement(found: Mapping[str, Any]) -> Iterable[str]:
     yield from ("## Agreement with gold", _table(("pairs", "agrees"), rows), f"{counts}.{told}")
 
 
-def _biases(found: Mapping[str, Any]) -> Iterable[str]:
-    verdicts = {name: found["verdicts"][name] for name in ("tie", "unparsed")}
-    if failed := found["verdicts"].get("failed"):
+def _biases(figures: Mapping[str, Any]) -> Iterable[str]:
+    verdicts = {name: figures["verdicts"][name] for name in ("tie", "unparsed")}
+    if failed := figures["verdicts"].get("failed"):
         verdicts["failed"] = failed
     groups = [
-        g for g in (found["position"], found["length"], verdicts) if any(share is not None for share in g.values())
+        g for g in (figures["position"], figures["length"], verdicts) if any(share is not None for share in g.values())
     ]
     rows = [(name.replace("_", " "), _share(share)) for group in groups for name, share in group.items()]
     if rows:
         yield from ("## Place, length, verdicts", _table(("", "share"), rows))
 
 
-def _probes(found: Mapping[str, Any]) -> Iterable[str]:
+def _probes(figures: Mapping[str, Any]) -> Iterable[str]:
     rows = []
-    for kind, about in found.get("probes", {}).items():
+    for kind, about in figures.get("probes", {}).items():
         rows.append((kind, _share(about["fell_for"])))
         rows += [(f"{kind}: {variant}", _share(share)) for variant, share in about.get("by_variant", {}).items()]
     if rows:
         yield from ("## Probes: how often it fell for them", _table(("probe", "fell for it"), rows))
 
 
-def _calibration(found: Mapping[str, Any]) -> Iterable[str]:
-    calibration = found.get("calibration")
+def _calibration(figures: Mapping[str, Any]) -> Iterable[str]:
+    calibration = figures.get("calibration")
     if calibration is None:
         return
     bins = [
@@ -275,8 +275,8 @@ def _calibration(found: Mapping[str, Any]) -> Iterable[str]:
     yield _table(("confidence", "mean", "right", "n"), bins)
 
 
-def _jury(found: Mapping[str, Any]) -> Iterable[str]:
-    jury = found.get("jury")
+def _jury(figures: Mapping[str, Any]) -> Iterable[str]:
+    jury = figures.get("jury")
     if jury is None:
         return
     weights, kappa = jury["fitted_weights"], jury["fleiss_kappa"]
@@ -289,25 +289,25 @@ def _jury(found: Mapping[str, Any]) -> Iterable[str]:
         yield f"Fleiss' kappa of its members {kappa['mean']:.2f}."
 
 
-def _wins(found: Mapping[str, Any]) -> Iterable[str]:
-    own = set(found.get("judges_own_models", ()))
+def _wins(figures: Mapping[str, Any]) -> Iterable[str]:
+    own = set(figures.get("judges_own_models", ()))
     rows = [
         (f"{_theirs(model)}{' (the judge itself)' if model in own else ''}", _share(share))
-        for model, share in found.get("wins", {}).items()
+        for model, share in figures.get("wins", {}).items()
     ]
     if rows:
         yield from ("## Wins by model", _table(("model", "wins"), rows))
 
 
-def _ratings(found: Mapping[str, Any]) -> Iterable[str]:
-    for aspect, about in found.get("ratings", {}).items():
+def _ratings(figures: Mapping[str, Any]) -> Iterable[str]:
+    for aspect, about in figures.get("ratings", {}).items():
         rows = [("mean", _number_of(about["mean"])), ("unparsed", _share(about["unparsed"]))]
-        rows += [(f"mean at place {place}", _number_of(mean)) for place, mean in about["mean_at_place"].items()]
+        rows += [(f"mean at place {position}", _number_of(mean)) for position, mean in about["mean_at_place"].items()]
         yield from (f"## Ratings: {_theirs(aspect)}", _table(("", f"of {about['n']:,} ratings"), rows))
 
 
-def _people(found: Mapping[str, Any]) -> Iterable[str]:
-    people = found.get("people")
+def _people(figures: Mapping[str, Any]) -> Iterable[str]:
+    people = figures.get("people")
     if people is None:
         return
     rows = [("same verdict as people", _share(people["accuracy"]))]
@@ -332,7 +332,7 @@ _SECTIONS = (_agreement, _biases, _probes, _calibration, _jury, _wins, _ratings,
 
 
 def _theirs(text: str) -> str:
-    """Other people's words on one line: nothing in them is left that Markdown, or a terminal, would act on."""
+    """Untrusted text on one line, with everything escaped that Markdown or a terminal would act on."""
     line = "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
     return re.sub(r"([\\`*<>\[\]])", r"\\\1", line)
 

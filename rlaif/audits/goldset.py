@@ -1,7 +1,7 @@
 """Gold pairs: prompts with a better and a worse completion on which no expert would disagree, to audit a judge with.
 
 The project's own set ships in `gold/pairs.jsonl`; a user's own file has the same shape, or is any preference file that
-`formats` reads. What a row claims of its own texts (`check`) is recomputed as it is read. Not to be confused with
+`formats` reads. The claims of a row about its own texts (`check`) are verified when it is read. Not to be confused with
 `rlaif.tiny.gold`, the truth of the embedded world, which gives pairs of its own (`of_world`).
 """
 
@@ -21,7 +21,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from rlaif.errors import InputError, nearest
-from rlaif.formats.files import Rows, rows_of
+from rlaif.formats.files import Table, rows_of
 from rlaif.formats.reading import StatedPreference, read_preferences
 from rlaif.records import Candidate, Completion, Prompt, Record, Row, digest
 from rlaif.resources import PACKAGE
@@ -40,8 +40,8 @@ CATEGORIES = (
 Range = tuple[int, int]  # both ends included
 
 
-class Check(Record):
-    """What a program can see of a pair: the better completion meets all of it, the worse one breaks some of it.
+class PairCheck(Record):
+    """What a program can check of a pair: the better completion meets all of it, the worse one breaks some of it.
 
     `arithmetic` holds expressions with their values; it is about the pair and is no demand on the texts.
     """
@@ -74,9 +74,9 @@ class Check(Record):
     @classmethod
     def _adds_up(cls, sums: dict[str, float]) -> dict[str, float]:
         for expression, value in sums.items():
-            found = evaluate(expression)
-            if not math.isclose(found, value, abs_tol=1e-9):
-                raise ValueError(f"{expression} is {found:g}, not {value:g}")
+            result = evaluate(expression)
+            if not math.isclose(result, value, abs_tol=1e-9):
+                raise ValueError(f"{expression} is {result:g}, not {value:g}")
         return sums
 
     @property
@@ -93,15 +93,15 @@ class Check(Record):
             "lines": (self.lines, len(lines)),
             "characters": (self.characters, len(text)),
         }
-        found = [
+        broken = [
             f"{count} {what} and not {wanted[0]} to {wanted[1]}"
             for what, (wanted, count) in counted.items()
             if wanted and not wanted[0] <= count <= wanted[1]
         ]
         lowered = text.lower()
-        found += [f"without {part!r}" for part in self.contains if part.lower() not in lowered]
-        found += [f"with {part!r}" for part in self.lacks if part.lower() in lowered]
-        found += [f"{part!r} not {n} times" for part, n in self.counts.items() if text.count(part) != n]
+        broken += [f"without {part!r}" for part in self.contains if part.lower() not in lowered]
+        broken += [f"with {part!r}" for part in self.lacks if part.lower() in lowered]
+        broken += [f"{part!r} not {n} times" for part, n in self.counts.items() if text.count(part) != n]
         held = {
             f"does not start with {self.starts!r}": text.startswith(self.starts or ""),
             f"does not end with {self.ends!r}": text.endswith(self.ends or ""),
@@ -110,7 +110,7 @@ class Check(Record):
             "its lines are not sorted": not self.sorted_lines or lines == sorted(lines),
             f"not a JSON object with the keys {self.keys}": self.keys is None or _keys(text) == set(self.keys),
         }
-        return found + [problem for problem, holds in held.items() if not holds]
+        return broken + [problem for problem, holds in held.items() if not holds]
 
 
 _SENTENCE_END = r"(?<=[.!?])[\"'”“»)*]*(?:\s+|$)"
@@ -152,7 +152,7 @@ def evaluate(expression: str) -> float:
             case ast.Expression(body=inner):
                 return value(inner)
             case ast.Constant(value=int() | float() as number):
-                return float(number)  # a power of whole numbers could take for ever
+                return float(number)  # a power of whole numbers could run without end
             case ast.UnaryOp(op=ast.USub(), operand=inner):
                 return -value(inner)
             case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
@@ -160,8 +160,8 @@ def evaluate(expression: str) -> float:
         raise ValueError(f"{expression!r} is not arithmetic")
 
     try:
-        found = value(ast.parse(expression, mode="eval"))
-        return float(found)  # a root of what is below zero is complex
+        result = value(ast.parse(expression, mode="eval"))
+        return float(result)  # a root of what is below zero is complex
     except (SyntaxError, ZeroDivisionError, OverflowError, TypeError, RecursionError, MemoryError):
         raise ValueError(f"{expression!r} is not arithmetic") from None
 
@@ -180,7 +180,7 @@ class GoldPair(Record):
     worse: str
     why: str = ""
     principle: str | None = None
-    check: Check | None = None
+    check: PairCheck | None = None
     assertive_wrong: str | None = None
     hedged_right: str | None = None
 
@@ -256,13 +256,13 @@ def read_gold(path: Path | None = None, dropped: Counter[str] | None = None) -> 
         raise InputError("there are no pairs", file=table.name, fix="put one object on each line")
     whole = table._replace(rows=itertools.chain([first], rows))
     if not {"better", "worse"} & first[1].keys():
-        found = read_preferences(whole)
+        read = read_preferences(whole)
         if dropped is not None:
-            dropped.update(found.dropped)
-        elif found.dropped:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in found.dropped.items())
+            dropped.update(read.dropped)
+        elif read.dropped:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in read.dropped.items())
             raise InputError(f"rows that are no pairs: {reasons}", file=table.name, fix="take them out")
-        return [_stated(preference) for preference in found.items]
+        return [_stated(preference) for preference in read.items]
     return list(_each(whole))
 
 
@@ -276,36 +276,36 @@ def _stated(preference: StatedPreference) -> GoldPair:
     )
 
 
-def _each(table: Rows) -> Iterator[GoldPair]:
-    places: dict[str, int] = {}
-    for place, row in table.rows:
+def _each(table: Table) -> Iterator[GoldPair]:
+    numbers: dict[str, int] = {}
+    for number, row in table.rows:
         try:
             pair = GoldPair.model_validate(row)
         except ValidationError as error:
-            raise _wrong(table, place, error) from None
-        if pair.id in places:
+            raise _wrong(table, number, error) from None
+        if pair.id in numbers:
             raise table.error(
-                place,
-                f"the id {pair.id!r} stands at {table.unit} {places[pair.id]} too",
+                number,
+                f"the id {pair.id!r} is used at {table.unit} {numbers[pair.id]} too",
                 "give each pair its own id",
                 key="id",
             )
-        places[pair.id] = place
+        numbers[pair.id] = number
         yield pair
 
 
-def _wrong(table: Rows, place: int, error: ValidationError) -> InputError:
-    """The first thing wrong with a row, told of the key that it is about."""
+def _wrong(table: Table, number: int, error: ValidationError) -> InputError:
+    """An error about the first thing wrong with a row, with its key."""
     first = error.errors(include_url=False)[0]
     parts = [str(part) for part in first["loc"]]
     key = ".".join(parts) or None
     message = first["msg"].removeprefix("Value error, ")
-    model: type[Record] = Check if parts[:1] == ["check"] else GoldPair
+    model: type[Record] = PairCheck if parts[:1] == ["check"] else GoldPair
     if first["type"] == "extra_forbidden":
-        return table.error(place, "unknown key", nearest(parts[-1], model.model_fields), key=key)
+        return table.error(number, "unknown key", nearest(parts[-1], model.model_fields), key=key)
     if first["type"] == "missing":
-        return table.error(place, "the key is missing", _SHAPE, key=key)
-    return table.error(place, message[:1].lower() + message[1:], _SHAPE if key else None, key=key)
+        return table.error(number, "the key is missing", _SHAPE, key=key)
+    return table.error(number, message[:1].lower() + message[1:], _SHAPE if key else None, key=key)
 
 
 _SHAPE = (

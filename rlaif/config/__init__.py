@@ -5,11 +5,11 @@ From below upwards: `document` (YAML with line numbers), `models`, `stages`, `pi
 
 from rlaif.config.document import (
     COMMAND_LINE,
-    Check,
     Document,
     Name,
     Settings,
     Text,
+    TextCheck,
     load_value,
     read_checked,
     read_named_set,
@@ -64,7 +64,6 @@ __all__ = [
     "ScoreStage",
     "VerifyStage",
     "COMMAND_LINE",
-    "Check",
     "Document",
     "checked",
     "judging_pipeline",
@@ -97,6 +96,7 @@ __all__ = [
     "Step",
     "TRAINERS",
     "Text",
+    "TextCheck",
     "TrainStage",
     "TrainerSettings",
     "TransformersModel",

@@ -1,7 +1,7 @@
-"""A YAML file as plain values, each with the line it stands on, checked against a model of what it may hold.
+"""A YAML file as plain values, each with its line, checked against a model of what it may hold.
 
-Knows YAML and errors, not what any file is about. YAML is safe-loaded; a key that is unknown, or written twice, is an
-error that names file, line and key, and what would be right.
+Knows YAML and errors, not what a file is about. YAML is safe-loaded. A key that is unknown, or written twice, is an
+error that names file, line and key, and the fix.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class Settings(BaseModel):
 
 
 class Document:
-    """A YAML file as plain values, with the line on which each key and item stands."""
+    """A YAML file as plain values, with the line of each key and item."""
 
     def __init__(self, path: str, value: Any, lines: dict[Position, int]) -> None:
         self.path, self.value, self.lines = path, value, lines
-        self.overridden: dict[Position, str] = {}  # what the command line set, in the words it was written in
+        self.overridden: dict[Position, str] = {}  # set on the command line: the key as it was written there
 
     def line(self, position: Position) -> int | None:
         """The line of `position`, or of the nearest part of it that was written."""
@@ -69,7 +69,10 @@ def read_yaml(path: Path) -> Document:
 
 
 def load_value(text: str, path: str) -> tuple[Any, dict[Position, int]]:
-    """The value that `text` spells, and where each part of it stands. No two parts of it are one object."""
+    """The value of a YAML text, and the line of each part of it. No two parts are one object.
+
+    Raises InputError for text that is not YAML, that repeats a key, or that is too large or too deep.
+    """
     lines: dict[Position, int] = {}
     try:
         loader = _Loader(text)
@@ -90,7 +93,7 @@ def load_value(text: str, path: str) -> tuple[Any, dict[Position, int]]:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML lets Python's own errors through for a scalar that only looks like a date, a number or a truth value."""
+    """Also reports scalars that only look like a date, a number or a truth value: PyYAML raises Python's own errors."""
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
@@ -127,17 +130,17 @@ def _collect_lines(
             line = key.start_mark.line + 1
             if not isinstance(key, yaml.ScalarNode):
                 raise InputError("a key must be text", file=path, line=line, key=dotted(position) or None)
-            place = (*position, key.value)
-            if place in lines:
+            inner = (*position, key.value)
+            if inner in lines:
                 raise InputError(
-                    f"the key is written twice (first on line {lines[place]})",
+                    f"the key is written twice (first on line {lines[inner]})",
                     file=path,
                     line=line,
-                    key=dotted(place),
+                    key=dotted(inner),
                     fix="keep one of the two",
                 )
-            lines[place] = line
-            _collect_lines(child, place, lines, path, above)
+            lines[inner] = line
+            _collect_lines(child, inner, lines, path, above)
     elif isinstance(node, yaml.SequenceNode):
         for index, child in enumerate(node.value):
             _collect_lines(child, (*position, index), lines, path, above)
@@ -150,7 +153,7 @@ def found(value: Any) -> str:
 
 
 def validated(model: type[Checked], value: Any, document: Document, position: Position) -> Checked:
-    """`value` as a `model`, or an InputError that names the line and key of the first thing wrong."""
+    """`value` as a `model`. Raises InputError that names the line and key of the first thing wrong."""
     if not isinstance(value, dict):
         raise document.error(
             f"expected keys and values, found {found(value)}", position, f"its keys are {', '.join(_keys(model))}"
@@ -161,32 +164,32 @@ def validated(model: type[Checked], value: Any, document: Document, position: Po
         raise _first_error(error, model, document, position) from None
 
 
-Check = Callable[[str], tuple[str, str] | None]  # what is wrong with a text, and what would mend it
+TextCheck = Callable[[str], tuple[str, str] | None]  # returns what is wrong with a text and the fix, or None
 
 
 def unchecked(text: str) -> None:
-    """Nothing is wrong with any text."""
+    """A TextCheck that accepts every text."""
 
 
 def read_checked(model: type[Checked], path: str) -> tuple[Checked, Document]:
-    """A file as a `model`, and the document it stands in. Raises InputError with line and key."""
+    """A file as a `model`, and its document. Raises InputError with line and key."""
     document = read_yaml(find(path))
     return validated(model, document.value, document, ()), document
 
 
 def read_named_set(model: type[Checked], path: str, items: str) -> tuple[Checked, Document]:
-    """A file that is a set of things with an `id` each, under the key `items`, and the document it stands in.
+    """A file that is a set of things with an `id` each, under the key `items`, and its document.
 
     Raises InputError with line and key, also for two that share an id.
     """
-    found, document = read_checked(model, path)
+    read, document = read_checked(model, path)
     seen: set[str] = set()
-    for index, item in enumerate(getattr(found, items)):
+    for index, item in enumerate(getattr(read, items)):
         if item.id in seen:
-            place: Position = (items, index, "id")
-            raise document.error(f"two {items} are called {item.id!r}", place, "give each its own `id`")
+            position: Position = (items, index, "id")
+            raise document.error(f"two {items} are called {item.id!r}", position, "give each its own `id`")
         seen.add(item.id)
-    return found, document
+    return read, document
 
 
 def _keys(model: type[BaseModel]) -> list[str]:
@@ -195,18 +198,19 @@ def _keys(model: type[BaseModel]) -> list[str]:
 
 def _first_error(error: ValidationError, model: type[BaseModel], document: Document, position: Position) -> InputError:
     errors = error.errors()
-    # A mistyped key is also a missing one; that it is mistyped is what helps.
+    # A mistyped key is also a missing one: report the mistyped one, which helps more.
     first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
-    place = (*position, *(part for part in first["loc"] if part != "[key]"))  # pydantic's word for "in the key itself"
+    # "[key]" is pydantic's word for "in the key itself".
+    wrong_at = (*position, *(part for part in first["loc"] if part != "[key]"))
     if first["type"] == "extra_forbidden":
         known = _keys(_model_at(model, first["loc"][:-1]))
-        return document.error("unknown key", place, nearest(str(first["loc"][-1]), known))
+        return document.error("unknown key", wrong_at, nearest(str(first["loc"][-1]), known))
     if first["type"] == "missing":
-        return document.error("the key is missing", place, f"add `{first['loc'][-1]}`")
-    if first["type"] == "value_error":  # our own words, which say what was found; it may be a secret
-        return document.error(first["msg"].removeprefix("Value error, "), place)
+        return document.error("the key is missing", wrong_at, f"add `{first['loc'][-1]}`")
+    if first["type"] == "value_error":  # our own message; the value is left out, since it may be a secret
+        return document.error(first["msg"].removeprefix("Value error, "), wrong_at)
     message = _PLAIN.get(first["type"]) or first["msg"][0].lower() + first["msg"][1:]
-    return document.error(f"{message}, found {found(first['input'])}", place)
+    return document.error(f"{message}, found {found(first['input'])}", wrong_at)
 
 
 _PLAIN = {
@@ -222,8 +226,8 @@ _PLAIN = {
 }
 
 
-def _model_at(model: type[BaseModel], place: Sequence[str | int]) -> type[BaseModel]:
-    for part in place:
+def _model_at(model: type[BaseModel], position: Sequence[str | int]) -> type[BaseModel]:
+    for part in position:
         field = model.model_fields.get(str(part))
         if field is None:
             continue

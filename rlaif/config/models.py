@@ -42,7 +42,7 @@ class SamplingSettings(Settings):
         return merged
 
     def resolved(self, seed: int, *outer: SamplingSettings) -> Sampling:
-        """As calls are asked for: one object for all that are asked alike, so that what is made of it is made once."""
+        """The sampling of a call. Equal settings give the same object, so that what is derived from it is cached."""
         return _resolved(self, seed, outer)
 
 
@@ -57,13 +57,13 @@ def _first_equal(sampling: Sampling) -> Sampling:
 
 
 class JudgeSampling(SamplingSettings):
-    """A judge is asked for its likeliest rating, with room to explain it."""
+    """Judges sample greedily, with enough tokens to explain a rating."""
 
     defaults = {"temperature": 0.0, "max_tokens": 1024}
 
 
 class RevisionSampling(SamplingSettings):
-    """Critiques and revisions are drawn from the model, as in the paper, with room to explain."""
+    """Critiques and revisions are sampled at temperature 1, as in the paper, with enough tokens to explain."""
 
     defaults = {"temperature": 1.0, "max_tokens": 1024}
 
@@ -103,11 +103,11 @@ class VLLMModel(LocalModel):
 
     engine: Literal["vllm"]
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    batch_size: int = Field(default=1024, gt=0)  # calls handed over at a time; vLLM batches them itself
+    batch_size: int = Field(default=1024, gt=0)  # calls given to vLLM at a time; vLLM batches them itself
     options: dict[str, Any] = {}
 
 
-class Price(Settings):
+class TokenPrice(Settings):
     """Currency units per million tokens."""
 
     prompt: float = Field(ge=0)
@@ -115,7 +115,7 @@ class Price(Settings):
 
 
 class RateLimits(Settings):
-    """What a server's owner allows, a minute. Where nothing is stated the engine finds out how much is taken."""
+    """What a server's owner allows in a minute. Without limits the engine adapts to what the server accepts."""
 
     requests_per_minute: float | None = Field(default=None, gt=0)
     tokens_per_minute: float | None = Field(default=None, gt=0)
@@ -125,7 +125,7 @@ OPENAI = "https://api.openai.com"
 
 
 class OpenAIModel(Settings):
-    """A model behind an OpenAI-compatible server. Its key, if it wants one, comes from the environment.
+    """A model behind an OpenAI-compatible server. Its key, if it needs one, comes from the environment.
 
     Several base URLs are replicas: servers of the same model, whose answers count as the same. Calls are kept under the
     first of them, so that replicas may come and go.
@@ -134,17 +134,17 @@ class OpenAIModel(Settings):
     engine: Literal["openai"]
     model: str
     base_url: str | tuple[str, ...] = f"{OPENAI}/v1"
-    api_key_env: str | None = None  # the variable's name; the key itself never stands in a file
+    api_key_env: str | None = None  # the variable's name; the key itself is never in a file
     revision: str | None = None
     identity: str | None = None  # declares that an endpoint which moved is still the same model
-    concurrency: int = Field(default=256, gt=0)  # requests at a time at most, for each server; below it finds itself
+    concurrency: int = Field(default=256, gt=0)  # most requests in flight for each server; the engine adapts below it
     limits: RateLimits | None = None
     timeout: float = Field(default=600, gt=0, le=86_400)  # seconds for one request
     retries: int = Field(default=6, ge=0)
-    price: Price | None = None
+    price: TokenPrice | None = None
     sampling: SamplingSettings = SamplingSettings()
 
-    @field_validator("base_url", mode="before")  # before: an error of pydantic's own would show what was found
+    @field_validator("base_url", mode="before")  # before: pydantic's own error would show the value
     @classmethod
     def _are_urls(cls, given: Any) -> str | tuple[str, ...]:
         urls = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, list | tuple) else ()
@@ -160,7 +160,7 @@ class OpenAIModel(Settings):
                 )
         plain = tuple(url.rstrip("/") for url in urls)
         if len(set(plain)) < len(plain):
-            raise ValueError("a URL stands twice")
+            raise ValueError("a URL is given twice")
         return plain[0] if isinstance(given, str) else plain
 
     @field_validator("api_key_env", mode="before")
@@ -176,7 +176,7 @@ class OpenAIModel(Settings):
     def key_variable(self) -> str | None:
         """The environment variable that holds the key: the one named, or OpenAI's own for OpenAI alone.
 
-        Any other server gets a key only if the pipeline file says which, so that none is sent where it does not belong.
+        Any other server gets a key only if the pipeline file names its variable, so that no key goes to a wrong server.
         """
         hosts = {f"{parts.scheme}://{parts.hostname}" for parts in map(urlsplit, self.base_urls)}
         return self.api_key_env or ("OPENAI_API_KEY" if hosts == {OPENAI} else None)

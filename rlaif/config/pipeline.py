@@ -31,7 +31,7 @@ from rlaif.resources import find
 
 
 class Step:
-    """A stage in its place: its number, its name, and the earlier steps it reads."""
+    """A stage in its position: its number, its name, and the earlier steps it reads."""
 
     def __init__(self, number: int, name: str, stage: Stage, sources: Sequence[Step]) -> None:
         self.number, self.name, self.stage, self.sources = number, name, stage, tuple(sources)
@@ -131,10 +131,10 @@ def checked(document: Document) -> Pipeline:
 def judging_pipeline(document: Document) -> Pipeline:
     """A document's models and its one stage, for a command that asks a judge without a pipeline around it."""
     models = _read_models(document)
-    (kind, settings), place = next(iter(document.value["stages"][0].items())), ("stages", 0)
-    stage = validated(STAGES[kind], settings, document, (*place, kind))
-    _check_models(stage, [], models, document, (*place, kind))
-    _check_files(stage, document, (*place, kind))
+    (kind, settings), position = next(iter(document.value["stages"][0].items())), ("stages", 0)
+    stage = validated(STAGES[kind], settings, document, (*position, kind))
+    _check_models(stage, [], models, document, (*position, kind))
+    _check_files(stage, document, (*position, kind))
     return Pipeline(document, document.value["name"], 0, models, [Step(1, kind, stage, [])])
 
 
@@ -213,25 +213,25 @@ def _read_models(document: Document) -> dict[str, ModelSpec]:
         )
     models: dict[str, ModelSpec] = {}
     for name, value in section.items():
-        place = ("models", str(name))
+        position = ("models", str(name))
         if not isinstance(name, str) or not re.fullmatch(NAME, name):
             raise document.error(
                 f"expected a name of letters, digits, '.', '_' or '-', 100 at most, found {found(name)}",
-                place,
+                position,
                 "put it in quotes" if isinstance(name, int) else None,
             )
         if not isinstance(value, dict):
-            raise document.error(f"expected keys and values, found {found(value)}", place, "give it an `engine`")
+            raise document.error(f"expected keys and values, found {found(value)}", position, "give it an `engine`")
         engine = value.get("engine")
         if not isinstance(engine, str) or engine not in ENGINES:
             raise document.error(
                 "the key is missing" if engine is None else f"unknown engine {found(engine)}",
-                (*place, "engine"),
+                (*position, "engine"),
                 nearest(str(engine), ENGINES),
             )
-        spec = validated(ENGINES[engine], value, document, place)
+        spec = validated(ENGINES[engine], value, document, position)
         if isinstance(spec, LocalModel) and spec.path is not None:
-            where = document.where((*place, "path"))
+            where = document.where((*position, "path"))
             if not find(spec.path, **where).is_dir():
                 raise InputError(f"{spec.path!r} is a file", **where, fix="give a model's folder")
         models[name] = spec
@@ -245,20 +245,20 @@ def _read_steps(document: Document, models: dict[str, ModelSpec]) -> list[Step]:
     steps: list[Step] = []
     names = _step_names(section)
     for index, item in enumerate(section):
-        place: Position = ("stages", index)
+        position: Position = ("stages", index)
         if not isinstance(item, dict) or len(item) != 1:
-            raise document.error("expected one stage: its kind and its settings", place, "write `- sample: {...}`")
+            raise document.error("expected one stage: its kind and its settings", position, "write `- sample: {...}`")
         kind = str(next(iter(item)))
         if kind not in STAGES:
-            raise document.error(f"unknown stage {kind!r}", (*place, kind), nearest(kind, STAGES))
-        place = (*place, kind)
-        stage = validated(STAGES[kind], item[kind], document, place)
+            raise document.error(f"unknown stage {kind!r}", (*position, kind), nearest(kind, STAGES))
+        position = (*position, kind)
+        stage = validated(STAGES[kind], item[kind], document, position)
         if names[index] in names[:index]:
-            raise document.error(f"two stages are called {names[index]!r}", place, "give each its own `name`")
-        _check_models(stage, steps, models, document, place)
-        step = Step(index + 1, names[index], stage, _sources(stage, steps, document, place))
-        _check_sense(step, steps, models, document, place)
-        _check_files(stage, document, place)
+            raise document.error(f"two stages are called {names[index]!r}", position, "give each its own `name`")
+        _check_models(stage, steps, models, document, position)
+        step = Step(index + 1, names[index], stage, _sources(stage, steps, document, position))
+        _check_sense(step, steps, models, document, position)
+        _check_files(stage, document, position)
         steps.append(step)
     return steps
 
@@ -277,26 +277,28 @@ def _step_names(section: list[Any]) -> list[str]:
 
 
 def _check_sense(
-    step: Step, earlier: list[Step], models: dict[str, ModelSpec], document: Document, place: Position
+    step: Step, earlier: list[Step], models: dict[str, ModelSpec], document: Document, position: Position
 ) -> None:
     """What a stage cannot know of itself alone."""
     stage = step.stage
     before = next((s for s in earlier if stage.once and s.stage.kind == stage.kind), None)
     if before is not None:
         raise document.error(
-            f"a run has one report, and the stage {before.name!r} writes it", place, "name all its models in one stage"
+            f"a run has one report, and the stage {before.name!r} writes it",
+            position,
+            "name all its models in one stage",
         )
     rests_on = [Rest(ancestor.name, ancestor.stage) for ancestor in step.ancestors()]
     sampled = Rest(step.sampled.name, step.sampled.stage) if step.sampled else None
     if sense := stage.check(rests_on, sampled, models):
-        raise document.error(sense.problem, (*place, *sense.key), sense.fix)
+        raise document.error(sense.problem, (*position, *sense.key), sense.fix)
     if stage.model_made is not None and stage.model_made in {*models, *(s.stage.model_made for s in earlier)}:
         key = (*stage.source_key[:-1], "name")
-        raise document.error(f"there already is a model called {stage.model_made!r}", (*place, *key))
+        raise document.error(f"there already is a model called {stage.model_made!r}", (*position, *key))
 
 
 def _check_models(
-    stage: Stage, earlier: list[Step], models: dict[str, ModelSpec], document: Document, place: Position
+    stage: Stage, earlier: list[Step], models: dict[str, ModelSpec], document: Document, position: Position
 ) -> None:
     """Every model a stage uses is in `models:` or trained before it, and does what it is used for.
 
@@ -305,19 +307,19 @@ def _check_models(
     trained = {s.stage.model_made: s.stage.model_scores for s in earlier if s.stage.model_made is not None}
     for model, key, role in stage.models_used():
         if model not in models and model not in trained:
-            raise document.error(f"unknown model {model!r}", (*place, *key), nearest(model, {*models, *trained}))
+            raise document.error(f"unknown model {model!r}", (*position, *key), nearest(model, {*models, *trained}))
         scores = trained.get(model)
         if role == "scores" and (scores is False or isinstance(models.get(model), OpenAIModel)):
             what = "runs behind a server, which gives no score" if model in models else "was not trained by `rm`"
-            raise document.error(f"{model!r} {what}", (*place, *key), "name a reward model whose weights are here")
+            raise document.error(f"{model!r} {what}", (*position, *key), "name a reward model whose weights are here")
         if role == "writes" and scores:
             fix = "name the model it was trained from, or another"
-            raise document.error(f"{model!r} is a reward model and writes nothing", (*place, *key), fix)
+            raise document.error(f"{model!r} is a reward model and writes nothing", (*position, *key), fix)
 
 
-def _sources(stage: Stage, steps: list[Step], document: Document, place: Position) -> list[Step]:
+def _sources(stage: Stage, steps: list[Step], document: Document, position: Position) -> list[Step]:
     """The earlier steps this stage reads: those it names, else the nearest of the right kind."""
-    reads, wanted, key = stage.kinds_read, stage.sources_named, (*place, *stage.source_key)
+    reads, wanted, key = stage.kinds_read, stage.sources_named, (*position, *stage.source_key)
     if not reads:
         if wanted:
             raise document.error(f"a {stage.kind} stage reads no other stage", key, "take `from` out")
@@ -349,7 +351,7 @@ def _sources(stage: Stage, steps: list[Step], document: Document, place: Positio
     return chosen
 
 
-def _check_files(stage: Stage, document: Document, place: Position) -> None:
+def _check_files(stage: Stage, document: Document, position: Position) -> None:
     """Every path a stage names must lead somewhere before anything runs."""
     for path, key in stage.named_files():
-        find(path, **document.where((*place, *key)))
+        find(path, **document.where((*position, *key)))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rlaif.errors import InputError, WorkError
 
-# Everything that can change a model's answer. A trainer's own leavings (its state, its arguments) cannot.
+# Every file that can change a model's answer. A trainer's state and arguments cannot.
 ANSWER_FILES = (
     "*.safetensors",
     "*.safetensors.index.json",
@@ -29,7 +29,10 @@ ANSWER_FILES = (
 
 
 def model_folder(path: str, revision: str | None = None) -> Path:
-    """The folder `path` names; a hub id of the form `owner/name` is fetched, its safetensors and text files only."""
+    """The folder `path` names; a hub id of the form `owner/name` is fetched, its safetensors and text files only.
+
+    Raises InputError where there is no such folder, and WorkError where the hub cannot give it.
+    """
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder
@@ -78,16 +81,19 @@ def has_reward_head(folder: Path) -> bool:
 
 
 def weights_digest(folder: Path) -> str:
-    """Hex digest over the names and bytes of the weights, configuration, tokenizer and chat template in `folder`."""
+    """Hex digest over the names and bytes of the weights, configuration, tokenizer and chat template in `folder`.
+
+    Raises InputError as `model_files`.
+    """
     total = hashlib.sha256()
     for file in model_files(folder):
-        found = file.stat()
-        total.update(f"{file.name}\0{_file_digest(file, found.st_size, found.st_mtime_ns)}\n".encode())
+        state = file.stat()
+        total.update(f"{file.name}\0{_file_digest(file, state.st_size, state.st_mtime_ns)}\n".encode())
     return total.hexdigest()
 
 
 @lru_cache(maxsize=4096)
 def _file_digest(file: Path, size: int, changed: int) -> str:
-    """Digest of a file's bytes, read once for each size and time of change: a model is named many times in a run."""
+    """Digest of a file's bytes, cached by size and modification time: a run asks for it many times."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

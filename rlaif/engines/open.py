@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from rlaif.config import LocalModel, ModelSpec, OpenAIModel, SamplingSettings, TransformersModel, VLLMModel
-from rlaif.config.models import Price
+from rlaif.config.models import TokenPrice as Price
 from rlaif.engines.protocol import Engine
 from rlaif.engines.wire import Wires
 from rlaif.errors import InputError

@@ -1,14 +1,14 @@
-"""A model behind any OpenAI-compatible server, and a server is not trusted.
+"""A model behind any OpenAI-compatible server. The server is not trusted.
 
-What was asked for is checked on every arrival: the number of choices, that each says something, that log-probabilities
-came back, JSON where it was asked for. What a server is found to ignore is kept in `capabilities`. Knows nothing of
-concurrency, retries or the call store: every verb is one request, and what is wrong with its answer is returned.
+Every answer is checked against the request: the number of choices, that each holds text, that log-probabilities are
+there, and JSON where a schema was sent. `capabilities` records what a server ignores. Knows nothing of concurrency,
+retries or the call store: every verb is one request, and a wrong answer is returned as an EngineError.
 
 Seeds: the sample with index i of attempt a carries seed `sampling.seed + a * ATTEMPT_STRIDE + i`. A request for several
-samples carries the seed of its first, and servers that fan out n samples (vLLM) add the sample's place to it, so that a
-server which returns fewer than n and is then asked one by one answers from the same streams. A sample that came back
-empty is asked again under another seed: a server that honours seeds would only repeat itself. Samples whose indices do
-not follow one another go in separate requests, since the places of one request do.
+samples carries the seed of its first, and servers that fan out n samples (vLLM) add the sample's position to it. So a
+server that returns fewer than n samples, and then gets one request for each, answers from the same streams. An empty
+sample is requested again with another seed: a server that honours seeds would only repeat itself. Samples whose indices
+are not consecutive go in separate requests, since the positions in one request are.
 """
 
 from __future__ import annotations
@@ -32,16 +32,17 @@ from rlaif.records import FinishReason, Message, Sampling, Usage, digest
 
 Item = tuple[tuple[Message, ...], str]
 
-ATTEMPT_STRIDE, EMPTY_STRIDE = 1_000_003, 15_485_863  # primes, so that attempts and re-asks of near seeds do not meet
+# Primes, so that attempts and re-asks of near seeds do not collide.
+ATTEMPT_STRIDE, EMPTY_STRIDE = 1_000_003, 15_485_863
 TOP_LOGPROBS = 20  # the most that vLLM and the OpenAI API report
 IMPOSSIBLE = -9999.0  # a log-probability
-MOST_TOKENS = 2**31  # of one answer: a count beyond is nonsense
-SECRET = 16  # characters that no model writes by chance; a shorter key (EMPTY, test) may be a word of its own
-NO_KEY = "none"  # what `api_key` gives for a server that wants none
+MOST_TOKENS = 2**31  # of one answer; a larger count is an error of the server
+SECRET = 16  # characters that no model writes by chance; a shorter key (EMPTY, test) may be an ordinary word
+NO_KEY = "none"  # what `api_key` gives for a server without a key
 RETRIED_STATUS = frozenset({408, 409, 425, 429})
-BYTES_PER_TOKEN = 2  # the first guess, before the server has counted any: English has four, other scripts fewer
+BYTES_PER_TOKEN = 2  # the estimate before the first answer: English has four, other scripts fewer
 
-# Servers differ in the words for the same three ends. Any other word (`abort`, `tool_calls`) is not a completion.
+# Servers use different words for the same three finish reasons. Any other word (`abort`, `tool_calls`) is an error.
 FINISH_REASONS: dict[str | None, FinishReason] = {
     "stop": "stop",
     "eos": "stop",
@@ -54,7 +55,7 @@ FINISH_REASONS: dict[str | None, FinishReason] = {
 
 
 class _TopToken(msgspec.Struct):
-    """What is read of a server's answer; the rest is ignored. Types are checked."""
+    """The fields that are read from a server's answer; the others are ignored. Types are checked."""
 
     token: str
     logprob: float
@@ -79,12 +80,12 @@ class _Choice(msgspec.Struct):
     message: _ChoiceMessage
     index: int = 0
     finish_reason: str | None = None
-    stop_reason: int | str | None = None  # vLLM: the stop string that was met; none for the end token
+    stop_reason: int | str | None = None  # vLLM: the stop string that ended it; none for the end token
     logprobs: _TokenList | None = None
 
 
 class _Tokens(msgspec.Struct):
-    """Unknown where a server sends null or nonsense: an answer is not thrown away for want of its bill."""
+    """0 where a server sends null or a wrong type: an answer without valid token counts is still used."""
 
     prompt_tokens: Any = 0
     completion_tokens: Any = 0
@@ -108,14 +109,17 @@ class OpenAIEngine:
 
     def __init__(self, name: str, spec: OpenAIModel, api_key: str, wires: Wires | None = None) -> None:
         self.name, self.spec = name, spec
-        self.capabilities: dict[str, bool | None] = {}  # n, logprobs, json_schema: as met; seed: by `probe`
+        self.capabilities: dict[str, bool | None] = {}  # n, logprobs, json_schema: from answers; seed: from `probe`
         self._key = api_key
         self._wires, self._owned = wires or Wires(), wires is None
-        self._tokens_per_byte = 0.0  # the most that the server has counted
+        self._tokens_per_byte = 0.0  # the highest that the server has reported
 
     @cached_property
     def identity(self) -> str:
-        """The model's name stands beside the digest for whoever reads the call store. Replicas share the first's."""
+        """The model's name beside a digest, for people who read the call store.
+
+        Replicas share the identity of the first.
+        """
         spec = self.spec
         return spec.identity or f"server:{spec.model}:{digest([spec.base_urls[0], spec.model, spec.revision])}"
 
@@ -136,6 +140,7 @@ class OpenAIEngine:
         return self.spec.limits
 
     async def logprobs(self, items: Sequence[Item]) -> list[Logprobs]:
+        """Raises EngineError: no OpenAI-compatible server offers it."""
         raise EngineError(
             f"the server of {self.name!r} cannot score given text",
             cause="verb",
@@ -143,6 +148,7 @@ class OpenAIEngine:
         )
 
     async def score(self, items: Sequence[Item]) -> list[float | EngineError]:
+        """Raises EngineError: no OpenAI-compatible server offers it."""
         raise EngineError(
             f"the server of {self.name!r} has no reward head",
             cause="verb",
@@ -153,16 +159,16 @@ class OpenAIEngine:
         if self._owned:
             await self._wires.close()
 
-    async def models(self, place: str) -> list[str] | None:
-        """The models a server says it has; None where it does not say. Raises EngineError when nobody is there."""
+    async def models(self, server: str) -> list[str] | None:
+        """The models that a server lists; None where it lists none. Raises EngineError when it cannot be reached."""
         try:
-            arrived = await self._wires.to(place, self._key).get("/models", min(self.spec.timeout, 30.0))
+            arrived = await self._wires.to(server, self._key).get("/models", min(self.spec.timeout, 30.0))
         except TimeoutError:
             return None
         except (Unreached, Broken, CutShort) as error:
-            raise self._unreached(place, error) from None
+            raise self._unreached(server, error) from None
         if arrived.status in (401, 403):
-            raise self._refused(arrived, place)
+            raise self._refused(arrived, server)
         try:
             if arrived.status != 200:
                 return None
@@ -170,21 +176,25 @@ class OpenAIEngine:
         except (ValueError, KeyError, TypeError, RecursionError):
             return None
 
-    async def probe(self, place: str) -> list[Usage]:
-        """Learn whether the server honours seeds: `capabilities["seed"]` is None where its samples are alike anyway."""
-        asked = (Message(role="user", content="Write a line of random words."),)
+    async def probe(self, server: str) -> list[Usage]:
+        """Find out whether the server honours seeds; `capabilities["seed"]` is None where its samples never differ.
+
+        Returns what the requests cost. Raises EngineError where no request can succeed.
+        """
+        messages = (Message(role="user", content="Write a line of random words."),)
         texts: list[str | None] = []
         paid: list[Usage] = []
         try:
             for seed in (11, 11, 12):
-                answer = await self._send(asked, Sampling(temperature=1.0, max_tokens=16), 1, seed, None, place)
+                answer = await self._send(messages, Sampling(temperature=1.0, max_tokens=16), 1, seed, None, server)
                 paid.append(_shared(answer)[0])
                 texts.append(answer.choices[0].message.content)
         except EngineError as error:
-            error.fatal |= error.cause == "connection"  # nobody is there; once somebody was, the next request may do
+            # Unreachable at the start of a run: stop. Later in a run it may be transient.
+            error.fatal |= error.cause == "connection"
             if error.fatal:
                 raise
-            self.capabilities["seed"] = None  # whatever befell the probe need not befall the work
+            self.capabilities["seed"] = None  # the probe failed; the run's requests may still succeed
         else:
             first, again, other = texts
             self.capabilities["seed"] = False if first != again else None if first == other else True
@@ -193,7 +203,7 @@ class OpenAIEngine:
     # ------------------------------------------------------------ one request
 
     def parts(self, request: Request) -> list[Request]:
-        """Samples share a request when their seeds follow one another, if the server can give several.
+        """Samples share a request when their seeds are consecutive, if the server can return several.
 
         Greedy samples go alone: vLLM refuses several of them.
         """
@@ -209,32 +219,32 @@ class OpenAIEngine:
         return [request.model_copy(update={"indices": tuple(group)}) for group in groups]
 
     def estimate(self, request: Request) -> int:
-        """As the server has counted so far, at its most; at first by a rule of thumb."""
+        """Prompt tokens by the highest ratio that the server has reported; at first by a rule of thumb."""
         size = _size(request.messages)
         return math.ceil(size * (self._tokens_per_byte or 1 / BYTES_PER_TOKEN))
 
-    async def post(self, request: Request, place: str) -> list[Reply | EngineError]:
+    async def post(self, request: Request, server: str) -> list[Reply | EngineError]:
         indices = request.indices
         seed = request.sampling.seed + request.attempt * ATTEMPT_STRIDE + request.salt * EMPTY_STRIDE + indices[0]
         try:
             answer = await self._send(
-                request.messages, request.sampling, len(indices), seed, request.json_schema, place
+                request.messages, request.sampling, len(indices), seed, request.json_schema, server
             )
         except EngineError as error:
             return [error] * len(indices)
         answer.choices.sort(key=lambda choice: choice.index)
-        del answer.choices[len(indices) :]  # nobody asked for more, but the bill is for all of them
+        del answer.choices[len(indices) :]  # not requested; their tokens were paid for and are counted
         usages = _shared(answer)
         if usages and usages[0].prompt_tokens:
             self._tokens_per_byte = max(self._tokens_per_byte, usages[0].prompt_tokens / _size(request.messages))
         if len(indices) > 1:
             self.capabilities["n"] = len(answer.choices) >= len(indices)
         arrived: list[Reply | EngineError] = []
-        for place_of, _ in enumerate(indices):
-            if place_of >= len(answer.choices):
+        for position, _ in enumerate(indices):
+            if position >= len(answer.choices):
                 arrived.append(self._error("the server left a sample out", "fewer", retryable=True))
                 continue
-            arrived.append(self._reply(request, answer.choices[place_of], usages[place_of]))
+            arrived.append(self._reply(request, answer.choices[position], usages[position]))
         return arrived
 
     def _reply(self, request: Request, choice: _Choice, usage: Usage) -> Reply | EngineError:
@@ -290,10 +300,10 @@ class OpenAIEngine:
         count: int,
         seed: int,
         json_schema: dict[str, Any] | None,
-        place: str,
+        server: str,
     ) -> _Answer:
-        """One HTTP request and what it brought, checked as far as every request needs. Raises EngineError."""
-        asked: dict[str, Any] = {
+        """Send one HTTP request and read its answer, which holds at least one choice. Raises EngineError."""
+        body: dict[str, Any] = {
             "model": self.spec.model,
             "messages": [{"role": m.role, "content": m.content} for m in messages],
             **_settings(sampling),
@@ -301,25 +311,25 @@ class OpenAIEngine:
             "seed": seed,
         }
         if json_schema is not None:
-            asked["response_format"] = {
+            body["response_format"] = {
                 "type": "json_schema",
                 "json_schema": {"name": "reply", "strict": True, "schema": json_schema},
             }
-        wire = self._wires.to(place, self._key)
+        wire = self._wires.to(server, self._key)
         try:
-            arrived = await wire.post("/chat/completions", _encoded(asked), self.spec.timeout)
+            arrived = await wire.post("/chat/completions", _encoded(body), self.spec.timeout)
         except TimeoutError:
-            said = f"no answer within {self.spec.timeout:g} s"
-            raise self._error(said, "timeout", retryable=True, fix="raise `timeout`", lost=True) from None
+            problem = f"no answer within {self.spec.timeout:g} s"
+            raise self._error(problem, "timeout", retryable=True, fix="raise `timeout`", lost=True) from None
         except Unreached as error:
-            raise self._unreached(place, error) from None
+            raise self._unreached(server, error) from None
         except Broken as error:
-            raise self._unreached(place, error, lost=True) from None
+            raise self._unreached(server, error, lost=True) from None
         except CutShort as error:
-            said = f"the server's answer broke off ({error})"
-            raise self._error(said, "bad-body", retryable=True, lost=True) from None
+            problem = f"the server's answer broke off ({error})"
+            raise self._error(problem, "bad-body", retryable=True, lost=True) from None
         if arrived.status != 200:
-            raise self._refused(arrived, place)
+            raise self._refused(arrived, server)
         return self._read(arrived.body)
 
     def _read(self, body: bytes) -> _Answer:
@@ -332,7 +342,7 @@ class OpenAIEngine:
         return answer
 
     def _read_slowly(self, body: bytes) -> _Answer:
-        """By the parser that takes the half of a surrogate pair that some servers send."""
+        """With the parser that accepts half a surrogate pair, which some servers send."""
         try:
             return msgspec.convert(json.loads(body), _Answer)
         except msgspec.ValidationError as error:
@@ -341,22 +351,22 @@ class OpenAIEngine:
             problem = f"is not JSON ({error})"
         raise self._error(f"the server's answer {problem}", "bad-body", retryable=True, lost=True)
 
-    def _unreached(self, place: str, error: Exception, *, lost: bool = False) -> EngineError:
-        fix = f"is the server running at {place}?"
-        return self._error(f"cannot reach {place}: {error}", "connection", retryable=True, fix=fix, lost=lost)
+    def _unreached(self, server: str, error: Exception, *, lost: bool = False) -> EngineError:
+        fix = f"is the server running at {server}?"
+        return self._error(f"cannot reach {server}: {error}", "connection", retryable=True, fix=fix, lost=lost)
 
-    def _refused(self, arrived: Arrival, place: str) -> EngineError:
-        """A status that is not 200, in words: which are worth a retry, and what the user can do about the others."""
-        status, said = arrived.status, self._said(arrived.body)
+    def _refused(self, arrived: Arrival, server: str) -> EngineError:
+        """The error for a status that is not 200: whether it can be retried, else what the user can do."""
+        status, message = arrived.status, self._server_message(arrived.body)
         fix: str | None
         if status in RETRIED_STATUS or status >= 500:
             cause = "rate-limit" if status == 429 else "overloaded" if status == 503 else "server"
-            if cause == "rate-limit" and "insufficient_quota" in said:
-                fix = "the account has no credit left, which no waiting changes"
-                return self._error(f"the server answered 429: {said}", "quota", fatal=True, fix=fix)
+            if cause == "rate-limit" and "insufficient_quota" in message:
+                fix = "the account has no credit left: add credit, since waiting does not help"
+                return self._error(f"the server answered 429: {message}", "quota", fatal=True, fix=fix)
             fix = "state `limits:`, or lower `concurrency`" if status == 429 else None
             wait = _retry_after(arrived.headers)
-            return self._error(f"the server answered {status}: {said}", cause, retryable=True, fix=fix, wait=wait)
+            return self._error(f"the server answered {status}: {message}", cause, retryable=True, fix=fix, wait=wait)
         cause, fix, variable = f"http-{status}", None, self.spec.key_variable
         if status in (401, 403) and variable is None:
             fix = "name the environment variable that holds a key in `api_key_env`"
@@ -365,13 +375,13 @@ class OpenAIEngine:
         elif status == 403:
             fix = f"check that the key in {variable} may use {self.spec.model!r}"
         elif status == 404:
-            fix = f"check the model name {self.spec.model!r} and base_url {place}"
-        elif "context length" in said or "context_length" in said:
+            fix = f"check the model name {self.spec.model!r} and base_url {server}"
+        elif "context length" in message or "context_length" in message:
             cause, fix = "too-long", "shorten the prompt or lower `max_tokens`"
-        return self._error(f"the server answered {status}: {said}", cause, fatal=status in (401, 403, 404), fix=fix)
+        return self._error(f"the server answered {status}: {message}", cause, fatal=status in (401, 403, 404), fix=fix)
 
-    def _said(self, raw: bytes) -> str:
-        """The server's own words on one line, from whichever field it put them in."""
+    def _server_message(self, raw: bytes) -> str:
+        """The server's error message on one line, from any of the fields that servers use."""
         text = raw.decode("utf-8", "replace")
         try:
             body: Any = json.loads(text)
@@ -383,8 +393,9 @@ class OpenAIEngine:
             body = (inner.get("message") or inner.get("detail")) if isinstance(inner, dict) else inner
             if isinstance(code, str) and body and code not in str(body):
                 body = f"{body} ({code})"
-        said = self._redacted(str(body or text or "nothing"))  # before it is cut: half a key is a key
-        return " ".join(said.split())[:300].rstrip(".")
+        # Redacted before it is truncated: half a key must not show either.
+        message = self._redacted(str(body or text or "nothing"))
+        return " ".join(message.split())[:300].rstrip(".")
 
     def _redacted(self, text: str) -> str:
         for written in self._secrets:
@@ -412,7 +423,7 @@ class OpenAIEngine:
         usage: Usage | None = None,
         lost: bool = False,
     ) -> EngineError:
-        """Whatever a server said leaves through here, because it may repeat the key it was sent."""
+        """The only place that makes errors of a server's words, because they may repeat the key."""
         message = self._redacted(f"model {self.name!r}: {message}")
         return EngineError(
             message, cause=cause, retryable=retryable, fatal=fatal, fix=fix, wait=wait, usage=usage, lost=lost
@@ -421,30 +432,30 @@ class OpenAIEngine:
 
 @lru_cache(maxsize=256)
 def _settings(sampling: Sampling) -> dict[str, Any]:
-    """The part of a request that the sampling settings make; read, never changed."""
-    asked: dict[str, Any] = {
+    """The part of a request that the sampling settings decide. Callers must not change it: it is cached."""
+    fields: dict[str, Any] = {
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "max_tokens": sampling.max_tokens,
     }
     if sampling.stop:
-        asked["stop"] = list(sampling.stop)
+        fields["stop"] = list(sampling.stop)
     if sampling.logprobs or sampling.alternatives:
-        asked["logprobs"] = True
+        fields["logprobs"] = True
     if sampling.alternatives:
-        asked["top_logprobs"] = TOP_LOGPROBS
-    return asked
+        fields["top_logprobs"] = TOP_LOGPROBS
+    return fields
 
 
-def _encoded(asked: dict[str, Any]) -> bytes:
+def _encoded(body: dict[str, Any]) -> bytes:
     try:
-        return msgspec.json.encode(asked)
-    except UnicodeEncodeError:  # half a surrogate pair: as an escape, which every server reads
-        return json.dumps(asked).encode()
+        return msgspec.json.encode(body)
+    except UnicodeEncodeError:  # half a surrogate pair: written as an escape, which every server reads
+        return json.dumps(body).encode()
 
 
 def _size(messages: Sequence[Message]) -> int:
-    """Bytes, and a few for the marks around each message."""
+    """Size in bytes, with a few for the markup of each message."""
     return sum(len(message.content.encode("utf-8", "replace")) + 16 for message in messages)
 
 
@@ -453,7 +464,7 @@ def _count(value: Any) -> int:
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds, or a date: both forms of the header are in use."""
+    """The seconds to wait. The header holds seconds or a date."""
     try:
         header = headers.get("retry-after")
         if header is None:
@@ -462,7 +473,7 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
             seconds = float(header)
         except ValueError:
             seconds = email.utils.parsedate_to_datetime(header).timestamp() - time.time()
-    except (ValueError, OverflowError):  # no text, no date, or one that no calendar has
+    except (ValueError, OverflowError):  # not text, not a date, or an invalid date
         return None
     return max(seconds, 0.0) if math.isfinite(seconds) else None
 
@@ -495,7 +506,7 @@ def _named(token: _Token, names: Sequence[str]) -> dict[str, float | None]:
 
 
 def _finite(logprob: float) -> float:
-    """JSON has no infinity; OpenAI says -9999 for what cannot be, and so is it kept."""
+    """JSON has no infinity: an impossible token gets -9999, as OpenAI reports it."""
     return logprob if math.isfinite(logprob) else IMPOSSIBLE
 
 

@@ -1,7 +1,7 @@
-"""HTTP to one server: a pool of connections that are kept open, one deadline for a whole request.
+"""HTTP to one server: a pool of kept-alive connections, one deadline for a whole request.
 
-The `openai` package's client builds a model object for every request and every answer, which costs several times what
-the request does; over Rust's `reqwest` a request costs 50 microseconds of processor time where aiohttp's costs 135
+The `openai` package's client builds a model object for every request and every answer, which costs several times as
+much as the request. Over Rust's `reqwest` a request costs 50 microseconds of processor time where aiohttp's costs 135
 (benchmarks/RESULTS.md). The package's conventions are kept: paths under the base URL, a bearer key, organisation and
 project from the environment, proxies from the environment, compressed answers, redirects.
 """
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT = timedelta(seconds=10)
 KEEP_ALIVE = timedelta(seconds=15)  # servers that close idle connections do so later
 OPENAI_HOST = "api.openai.com"
-# What the `openai` package sends of the environment, to OpenAI and to nobody else.
+# Headers that the `openai` package takes from the environment. They go to OpenAI only.
 OPENAI_HEADERS = {"OPENAI_ORG_ID": "OpenAI-Organization", "OPENAI_PROJECT_ID": "OpenAI-Project"}
 
 
 class Arrival(NamedTuple):
     status: int
-    headers: Mapping[str, str]  # of what is not a 200
+    headers: Mapping[str, str]  # empty for a 200
     body: bytes
 
 
@@ -42,7 +42,7 @@ class Broken(Exception):
 
 
 class CutShort(Exception):
-    """An answer began and did not end."""
+    """The answer was truncated."""
 
 
 class Wire:
@@ -61,6 +61,7 @@ class Wire:
         return await self._request("POST", path, body, timeout)
 
     async def get(self, path: str, timeout: float) -> Arrival:
+        """Send one request. Raises TimeoutError, Unreached, Broken or CutShort."""
         return await self._request("GET", path, None, timeout)
 
     async def _request(self, method: str, path: str, body: bytes | None, timeout: float) -> Arrival:
@@ -70,26 +71,26 @@ class Wire:
         if deadline is None:
             deadline = self._deadlines[timeout] = timedelta(seconds=timeout)
         try:
-            asked = self._opened().request(method, self.base_url + path).timeout(deadline)
+            request = self._opened().request(method, self.base_url + path).timeout(deadline)
         except (ValueError, RuntimeError) as error:  # no host can have this name, or no more files can be opened
             raise Unreached(str(error)) from None
         if body is not None:
-            asked = asked.body_bytes(body)
+            request = request.body_bytes(body)
         began = time.monotonic()
         try:
-            answer = await asked.build().send()
+            answer = await request.build().send()
             status = answer.status
             return Arrival(status, answer.headers if status != 200 else {}, bytes(await answer.bytes()))
         except exceptions.RequestTimeoutError as error:
-            if time.monotonic() - began < 0.9 * timeout:  # nobody took the connection
-                raise Unreached(_said(error)) from None
+            if time.monotonic() - began < 0.9 * timeout:  # no connection was accepted
+                raise Unreached(_reason(error)) from None
             raise TimeoutError from None
         except exceptions.DecodeError as error:
-            raise CutShort(_said(error)) from None
+            raise CutShort(_reason(error)) from None
         except exceptions.ConnectError as error:
-            raise Unreached(_said(error)) from None
+            raise Unreached(_reason(error)) from None
         except exceptions.RequestError as error:
-            raise Broken(_said(error)) from None
+            raise Broken(_reason(error)) from None
 
     def _opened(self) -> Client:
         if self._client is None:
@@ -106,25 +107,25 @@ class Wire:
 
 
 class Wires:
-    """One wire for each server and key, whichever model asks: models of one server share its connections."""
+    """One wire for each server and key: models on one server share its connections."""
 
     def __init__(self) -> None:
         self._wires: dict[tuple[str, str], Wire] = {}
 
     def to(self, base_url: str, key: str) -> Wire:
-        found = self._wires.get((base_url, key))
-        if found is None:
-            found = self._wires[base_url, key] = Wire(base_url, key)
-        return found
+        wire = self._wires.get((base_url, key))
+        if wire is None:
+            wire = self._wires[base_url, key] = Wire(base_url, key)
+        return wire
 
     async def close(self) -> None:
         for wire in self._wires.values():
             await wire.close()
 
 
-def _said(error: BaseException) -> str:
-    """The innermost reason: the layers above it say only that a request failed."""
+def _reason(error: BaseException) -> str:
+    """The innermost cause: the layers above it say only that a request failed."""
     details = error.args[1] if len(error.args) > 1 and isinstance(error.args[1], dict) else {}
     causes = details.get("causes") or []
-    said = str(causes[-1]["message"]) if causes else str(error.args[0] if error.args else error)
-    return " ".join(said.split()).rstrip(".") or type(error).__name__
+    reason = str(causes[-1]["message"]) if causes else str(error.args[0] if error.args else error)
+    return " ".join(reason.split()).rstrip(".") or type(error).__name__

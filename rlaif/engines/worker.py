@@ -1,7 +1,7 @@
-"""One thread for one model in this process: it loads the model when it is first asked, and lets go of it on request.
+"""One thread for one model in this process. It loads the model at the first verb and unloads it on `close`.
 
 Knows threads and cancellation, nothing of what runs the model. One thread, because a model computes one batch at a
-time, and because some libraries want every call to come from the thread that loaded.
+time, and because some libraries accept calls only from the thread that loaded the model.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Worker(Generic[Model]):
         self._thread: ThreadPoolExecutor | None = None
 
     async def run(self, verb: Callable[[Model, threading.Event], Result]) -> Result:
-        """The result of `verb`. Cancelling the caller sets the event, which a verb looks at between its batches."""
+        """The result of `verb`. Cancelling the caller sets the event, which a verb checks between its batches."""
         stopped = threading.Event()
 
         def work() -> Result:
@@ -41,7 +41,7 @@ class Worker(Generic[Model]):
             stopped.set()
 
     async def close(self, release: Callable[[Model], None] = lambda model: None) -> None:
-        """End the thread, after it has called `release` on a loaded model. A later verb loads it again."""
+        """Call `release` on a loaded model and end the thread. A later verb loads the model again."""
         thread, self._thread = self._thread, None
         model, self.model = self.model, None
         if model is not None and thread is not None:

@@ -1,10 +1,10 @@
 """The data shapes other people's files have, and the ones we write. Only here do their column names live.
 
-`reading` turns files into prompts, conversations, preferences and judged rows, `writing` records
-into data sets that trainers load unedited.
+`reading` turns files into prompts, conversations, preferences and judged rows; `write` turns records into data sets
+that trainers load unedited, one file for each shape.
 """
 
-from rlaif.formats.files import Rows, read_hub, rows_of
+from rlaif.formats.files import Table, read_hub, rows_of
 from rlaif.formats.reading import (
     Conversation,
     ReadResult,
@@ -15,30 +15,29 @@ from rlaif.formats.reading import (
     read_conversations,
     read_preferences,
     read_prompts,
-    read_rows,
 )
-from rlaif.formats.writing import (
-    CardFacts,
-    Shape,
-    binarized_rows,
-    hh_rows,
-    preference_rows,
-    ranked_rows,
-    rewardbench_rows,
-    sft_rows,
-    soft_rows,
-    ultrafeedback_rows,
-    write_dataset,
-    write_jsonl,
-)
+from rlaif.formats.write import SHAPES
+from rlaif.formats.write.binarized import binarized_rows
+from rlaif.formats.write.card import CardFacts
+from rlaif.formats.write.dataset import write_dataset
+from rlaif.formats.write.files import write_jsonl
+from rlaif.formats.write.hh import hh_rows
+from rlaif.formats.write.preference import preference_rows
+from rlaif.formats.write.ranked import ranked_rows
+from rlaif.formats.write.rewardbench import rewardbench_rows
+from rlaif.formats.write.sft import sft_rows
+from rlaif.formats.write.shape import Shape
+from rlaif.formats.write.soft import soft_rows
+from rlaif.formats.write.ultrafeedback import ultrafeedback_rows
 
 __all__ = [
+    "SHAPES",
     "CardFacts",
     "Conversation",
     "ReadResult",
-    "Rows",
     "Shape",
     "StatedPreference",
+    "Table",
     "binarized_rows",
     "each_prompt",
     "each_row",
@@ -50,7 +49,6 @@ __all__ = [
     "read_hub",
     "read_preferences",
     "read_prompts",
-    "read_rows",
     "rewardbench_rows",
     "rows_of",
     "sft_rows",

@@ -1,6 +1,6 @@
 """Rows from the files people have: JSON Lines, JSON, CSV, TSV, Parquet, folders of `datasets`, the hub.
 
-Knows file types and nothing of column names. Every row keeps its place, so that an error about it can name it.
+Knows file types and nothing of column names. Every row keeps its line or row number, so that an error can name it.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from typing import Any, Literal, NamedTuple, TextIO
 from rlaif.errors import InputError, WorkError
 
 
-class Rows(NamedTuple):
-    """Rows of one file or data set, each with the place an error names: its line, or its number where it has none."""
+class Table(NamedTuple):
+    """The raw rows of one file or data set, each with the number of its line, or else of the row, for errors."""
 
     name: str
     source: str
     unit: Literal["line", "row"]
     rows: Iterable[tuple[int, dict[str, Any]]]
 
-    def error(self, place: int, message: str, fix: str | None = None, *, key: str | None = None) -> InputError:
+    def error(self, number: int, message: str, fix: str | None = None, *, key: str | None = None) -> InputError:
         if self.unit == "line":
-            return InputError(message, file=self.name, line=place, key=key, fix=fix)
-        return InputError(f"row {place}: {message}", file=self.name, key=key, fix=fix)
+            return InputError(message, file=self.name, line=number, key=key, fix=fix)
+        return InputError(f"row {number}: {message}", file=self.name, key=key, fix=fix)
 
 
 def names(row: Iterable[Any]) -> str:
@@ -37,23 +37,23 @@ def names(row: Iterable[Any]) -> str:
     return ", ".join(names[:12] + (["..."] if len(names) > 12 else [])) or "nothing"
 
 
-def rows_of(path: Path) -> Rows:
-    """The rows of a file or folder, read as they are asked for. Raises InputError for a type that is not known."""
+def rows_of(path: Path) -> Table:
+    """The rows of a file or folder, read lazily. Raises InputError for an unknown type of file."""
     if path.is_dir():
         return _folder(path)
     ending = path.name.lower().removesuffix(".gz")
     name, source = str(path), path.name
     if ending.endswith(".jsonl"):
-        return Rows(name, source, "line", _json_lines(path))
+        return Table(name, source, "line", _json_lines(path))
     if ending.endswith(".json"):
-        return Rows(name, source, "row", _json_list(path))
+        return Table(name, source, "row", _json_list(path))
     if ending.endswith(".csv"):
-        return Rows(name, source, "line", _separated(path, ",", csv.QUOTE_MINIMAL))
+        return Table(name, source, "line", _separated(path, ",", csv.QUOTE_MINIMAL))
     if ending.endswith(".tsv"):
         # Tab-separated text has no quoting: a quotation mark is part of the text, as FLAN's files need.
-        return Rows(name, source, "line", _separated(path, "\t", csv.QUOTE_NONE))
+        return Table(name, source, "line", _separated(path, "\t", csv.QUOTE_NONE))
     if path.suffix == ".parquet":
-        return Rows(name, source, "row", _parquet([path]))
+        return Table(name, source, "row", _parquet([path]))
     raise InputError(
         "unknown type of file", file=name, fix="use .jsonl, .json, .csv or .tsv (each also .gz), .parquet, or a folder"
     )
@@ -61,7 +61,7 @@ def rows_of(path: Path) -> Rows:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[TextIO]:
-    """The file as text; whatever is wrong with its bytes is an InputError."""
+    """The file as text. Bytes that cannot be read raise InputError."""
     try:
         if path.suffix == ".gz":
             with gzip.open(path, "rt", encoding="utf-8-sig", newline="") as file:
@@ -107,8 +107,8 @@ def _json_list(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             fix="give a list of objects; a file with one object per line is called .jsonl",
         ) from None
     if not isinstance(rows, list):
-        found = f"an object with {names(rows)}" if isinstance(rows, dict) else type(rows).__name__
-        raise InputError(f"expected a list of objects, found {found}", file=str(path))
+        kind = f"an object with {names(rows)}" if isinstance(rows, dict) else type(rows).__name__
+        raise InputError(f"expected a list of objects, found {kind}", file=str(path))
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
             raise InputError(f"row {number}: expected an object, found {type(row).__name__}", file=str(path))
@@ -174,28 +174,28 @@ def _parquet(paths: list[Path]) -> Iterator[tuple[int, dict[str, Any]]]:
             raise InputError(f"not readable as Parquet: {str(error).splitlines()[0]}", file=str(path)) from None
 
 
-def _folder(path: Path) -> Rows:
-    """A folder that `datasets` wrote, or one with Parquet files: one split of it, for two are never mixed unasked."""
+def _folder(path: Path) -> Table:
+    """A folder that `datasets` wrote, or one with Parquet files: the one split that it holds. Two are never mixed."""
     name, source = str(path), path.name
     if (path / "dataset_dict.json").is_file():
         parts = sorted(child.name for child in path.iterdir() if (child / "state.json").is_file())
         path = path / _only(parts, path, "a folder")
     if (path / "state.json").is_file():
-        return Rows(name, source, "row", _saved(path))
+        return Table(name, source, "row", _saved(path))
     by_split: dict[str, list[Path]] = {}
     for file in sorted(path.rglob("*.parquet")):
         stem = file.relative_to(path).with_suffix("").as_posix()
         by_split.setdefault(re.sub(r"(-\d+-of-\d+|/\d+)$", "", stem), []).append(file)
     if not by_split:
-        found = ", ".join(sorted(child.name for child in path.iterdir())[:8]) or "nothing"
-        raise InputError(f"the folder holds no data set (it holds {found})", file=name, fix="name the file to read")
-    return Rows(name, source, "row", _parquet(by_split[_only(sorted(by_split), path, "a file")]))
+        held = ", ".join(sorted(child.name for child in path.iterdir())[:8]) or "nothing"
+        raise InputError(f"the folder holds no data set (it holds {held})", file=name, fix="name the file to read")
+    return Table(name, source, "row", _parquet(by_split[_only(sorted(by_split), path, "a file")]))
 
 
 def _only(splits: list[str], path: Path, kind: str) -> str:
     if len(splits) != 1:
-        found = f"the folder holds {len(splits)} splits: {', '.join(splits)}"
-        raise InputError(found, file=str(path), fix=f"name {kind} inside it")
+        problem = f"the folder holds {len(splits)} splits: {', '.join(splits)}"
+        raise InputError(problem, file=str(path), fix=f"name {kind} inside it")
     return splits[0]
 
 
@@ -208,8 +208,11 @@ def _saved(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise InputError(f"the folder cannot be loaded: {str(error).splitlines()[0]}", file=str(path)) from None
 
 
-def read_hub(identifier: str, split: str = "train", revision: str | None = None) -> Rows:
-    """One split of a data set on the Hugging Face hub, as rows for `read_prompts` and `read_conversations`."""
+def read_hub(identifier: str, split: str = "train", revision: str | None = None) -> Table:
+    """One split of a data set on the Hugging Face hub, as rows for `read_prompts` and `read_conversations`.
+
+    Raises InputError where `identifier` is a path or the hub has no such data, and WorkError without a network.
+    """
     if Path(identifier).exists():
         raise InputError(f"{identifier!r} is a file or folder here, not a hub id", key="hub", fix="name it with `path`")
     import datasets
@@ -229,4 +232,4 @@ def read_hub(identifier: str, split: str = "train", revision: str | None = None)
             key="hub",
             fix="check the id, the split and the revision on its page; a gated one needs `hf auth login`",
         ) from None
-    return Rows(identifier, identifier, "row", enumerate(data, start=1))
+    return Table(identifier, identifier, "row", enumerate(data, start=1))

@@ -1,7 +1,7 @@
-"""One published row as one record: a prompt, its candidates, and whatever judgement the file states of them.
+"""One published row as one record: a prompt, its candidates, and the judgement that the file states of them.
 
-Every shape is told by its columns. A row that two shapes fit raises UnknownShape, for a guess would be a wrong label; a
-judgement that cannot be read becomes an unparsed one, with the reason.
+Every shape is recognised by its columns. A row that fits two shapes raises UnknownShape, because a guess could be a
+wrong label. A judgement that cannot be read becomes an unparsed one, with the reason.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ from rlaif.records import (
     preferred,
 )
 
-JUDGE, PRINCIPLE = "data", "as stated"  # where a file does not say who judged, and by what
+JUDGE, PRINCIPLE = "data", "as stated"  # where a file does not name the judge and the principle
 OVERALL = "overall"
 MISREAD = "a 10 that may be a 1 read wrongly"
 
-SHAPES = (
+ROW_SHAPES = (
     "`chosen` and `rejected`; two completions (`completion_a` and `completion_b`, `response_a` and `response_b`, "
     "`response_0` and `response_1`, `output_1` and `output_2`, `response1` and `response2`); `completions` or "
     "`answers` (a list); `messages`, `prompt` + `completion`, or a prompt alone"
@@ -92,16 +92,18 @@ def is_pair(row: Mapping[str, Any]) -> bool:
     return _states_chosen(row) or _holds_two(row)
 
 
-class _Said(NamedTuple):
-    """A candidate as a file gives it: who wrote it, its words, and its call where we wrote the file."""
+class _Written(NamedTuple):
+    """A candidate as a file gives it: which model wrote it, its text, and its call where rlaif wrote the file."""
 
     sampler: str
     text: str
     call: str | None = None
 
 
-def _row(row: dict[str, Any], origin: str, messages: Sequence[Message], said: Sequence[_Said], **judged: Any) -> Row:
-    check_turns(messages, (one.text for one in said))
+def _row(
+    row: dict[str, Any], origin: str, messages: Sequence[Message], written: Sequence[_Written], **judged: Any
+) -> Row:
+    check_turns(messages, (one.text for one in written))
     prompt = Prompt(messages=tuple(messages), source=origin, reference=reference_of(row), checks=checks_of(row))
     candidates = tuple(
         Candidate(
@@ -112,7 +114,7 @@ def _row(row: dict[str, Any], origin: str, messages: Sequence[Message], said: Se
                 call=one.call or digest([prompt.id, number, one.sampler, one.text]),
             ),
         )
-        for number, one in enumerate(said)
+        for number, one in enumerate(written)
     )
     return Row(prompt=prompt, candidates=candidates, **judged)
 
@@ -124,9 +126,9 @@ def _conversations(row: dict[str, Any], origin: str, turns: str) -> list[Row]:
     completed = [pair for pair in COMPLETED if {*pair} <= row.keys()]
     written = [name for name in ("messages", "conversations") if name in row]
     if len(written) + len(completed) > 1:
-        said = {tuple(conversation_messages({k: row[k] for k in (*pair, "input") if k in row})) for pair in completed}
-        said |= {tuple(messages_of(row[name], name)) for name in written}
-        if len(said) > 1:
+        stated = {tuple(conversation_messages({k: row[k] for k in (*pair, "input") if k in row})) for pair in completed}
+        stated |= {tuple(messages_of(row[name], name)) for name in written}
+        if len(stated) > 1:
             fix = "name the one that counts with `columns`, such as {messages: messages}"
             raise UnknownShape(f"the columns {names(row)} hold several conversations", fix)
     try:
@@ -134,7 +136,7 @@ def _conversations(row: dict[str, Any], origin: str, turns: str) -> list[Row]:
     except UnknownShape as problem:
         if written or completed or {"prompt", "instruction", "question"} & row.keys():
             raise
-        raise unknown(row, SHAPES, "or name the columns with `columns`") from problem
+        raise unknown(row, ROW_SHAPES, "or name the columns with `columns`") from problem
     sampler = _name(row, "model", "generator", "chosen_model") or "completion-1"
     ends = [i for i, message in enumerate(messages) if message.role == "assistant"]
     ends = [i for i in ends if i and messages[i - 1].role == "user"] if turns == "all" else ends[-1:]
@@ -144,15 +146,17 @@ def _conversations(row: dict[str, Any], origin: str, turns: str) -> list[Row]:
         return [_row(row, origin, messages, ())]
     own = row.get("call") if isinstance(row.get("call"), str) else None
     return [
-        _row(row, origin, messages[:i], [_Said(sampler, messages[i].content, own if i == len(messages) - 1 else None)])
+        _row(
+            row, origin, messages[:i], [_Written(sampler, messages[i].content, own if i == len(messages) - 1 else None)]
+        )
         for i in ends
     ]
 
 
 def _name(row: Mapping[str, Any], *columns: str) -> str | None:
     """The text of the first of the columns that holds any."""
-    found = (row.get(column) for column in columns)
-    return next((value for value in found if isinstance(value, str) and value.strip()), None)
+    values = (row.get(column) for column in columns)
+    return next((value for value in values if isinstance(value, str) and value.strip()), None)
 
 
 # ---------------------------------------------------------------- chosen and rejected
@@ -182,9 +186,9 @@ def _stated(row: dict[str, Any], origin: str) -> Row:
     if probability is not None and probability < 0.5:
         raise Unusable("its probability says the opposite")
     choice: Choice | None = None if problem else "tie" if probability == 0.5 else "A"
-    said = [_Said(model, side[-1].content, call) for model, side, call in zip(models, both, calls, strict=True)]
+    written = [_Written(model, side[-1].content, call) for model, side, call in zip(models, both, calls, strict=True)]
     comparison = _comparison(choice, probability, problem, JUDGE, _name(row, "principle") or PRINCIPLE)
-    return _row(row, origin, both[0][:-1], said, comparisons=(comparison,), scores=scores)
+    return _row(row, origin, both[0][:-1], written, comparisons=(comparison,), scores=scores)
 
 
 _SIDE_SCORES = ("score_{}", "{}_score", "{}-rating", "{}_rating", "{}_avg_rating")
@@ -229,8 +233,8 @@ def _probability(row: Mapping[str, Any]) -> tuple[float | None, str | None]:
 def _comparison(
     choice: Choice | None, probability: float | None, problem: str | None, judge: str, principle: str
 ) -> Comparison:
-    """What a file states of its two candidates. It tells of one verdict, so that stands for both orders."""
-    said = Verdict(a=0, b=1, verdict=choice, probability=probability, problem=problem)
+    """What a file states of its two candidates. It states one verdict, which is used for both orders."""
+    forward = Verdict(a=0, b=1, verdict=choice, probability=probability, problem=problem)
     return Comparison(
         a=0,
         b=1,
@@ -238,7 +242,7 @@ def _comparison(
         judge=judge,
         verdict=choice,
         probability=probability,
-        orders=(said, said.swap()),
+        orders=(forward, forward.swap()),
     )
 
 
@@ -260,7 +264,7 @@ def _pair(row: dict[str, Any], origin: str) -> Row:
     if not {"prompt", "messages", "conversations", "instruction", "question"} & row.keys() and "input" in row:
         row = row | {"prompt": row["input"]}  # LLMBar
     pair = pairs[0]
-    # What a spreadsheet has made of the words "True" or "12" is a text all the same.
+    # A spreadsheet turns the texts "True" and "12" into other types: they are texts all the same.
     texts = {name: str(row[name]) if isinstance(row[name], bool | int | float) else row[name] for name in pair}
     both = [side_messages(row | texts, name) for name in pair]
     for side in both:
@@ -268,8 +272,8 @@ def _pair(row: dict[str, Any], origin: str) -> Row:
             raise Unusable("no assistant turn at the end")
     if both[0][:-1] != both[1][:-1]:
         raise Unusable("the two answer different prompts")
-    said = [_Said(model, side[-1].content) for model, side in zip(_models_of_two(row), both, strict=True)]
-    return _row(row, origin, both[0][:-1], said, comparisons=tuple(_verdicts(row, PAIRS[pair])))
+    written = [_Written(model, side[-1].content) for model, side in zip(_models_of_two(row), both, strict=True)]
+    return _row(row, origin, both[0][:-1], written, comparisons=tuple(_verdicts(row, PAIRS[pair])))
 
 
 def _models_of_two(row: Mapping[str, Any]) -> list[str]:
@@ -282,31 +286,31 @@ def _models_of_two(row: Mapping[str, Any]) -> list[str]:
 
 def _verdicts(row: Mapping[str, Any], numbers: tuple[int, int] | None) -> list[Comparison]:
     """Every judgement of the two that the row states, in the order of its columns."""
-    found: list[Comparison] = []
+    verdicts: list[Comparison] = []
     principle = _name(row, "principle") or PRINCIPLE
     probability, problem = _probability(row)
     if probability is not None or problem is not None:
-        found.append(
+        verdicts.append(
             _comparison(None if probability is None else preferred(probability), probability, problem, JUDGE, principle)
         )
     if {*_ONE_HOT} <= row.keys():
         chosen = [choice for column, choice in _ONE_HOT.items() if _number(row[column]) == 1]
         one = chosen[0] if len(chosen) == 1 else None
-        found.append(_comparison(one, None, None if one else f"{len(chosen)} of the three won", JUDGE, principle))
+        verdicts.append(_comparison(one, None, None if one else f"{len(chosen)} of the three won", JUDGE, principle))
     for column in row:
         if column in ("label", "winner"):
-            found.append(_labelled(column, row[column], numbers, JUDGE, principle))
+            verdicts.append(_labelled(column, row[column], numbers, JUDGE, principle))
         elif column == "preference":  # AlpacaEval: from 1, the first, to 2, the second; 0 where neither
-            found.append(_graded(row[column], principle))
+            verdicts.append(_graded(row[column], principle))
         elif re.fullmatch(r"annotator\d+", column):
-            found.append(_labelled(column, row[column], numbers, column, principle))
+            verdicts.append(_labelled(column, row[column], numbers, column, principle))
         elif column in ("better_response_id", "safer_response_id"):
-            found.append(_labelled(column, row[column], numbers, JUDGE, column.removesuffix("_response_id")))
-    by_file = [one for one in found if one.judge == JUDGE and one.principle == principle]
+            verdicts.append(_labelled(column, row[column], numbers, JUDGE, column.removesuffix("_response_id")))
+    by_file = [one for one in verdicts if one.judge == JUDGE and one.principle == principle]
     if len(by_file) > 1:
         fix = "name the one that counts with `columns: {label: ...}` or `columns: {probability: ...}`"
         raise UnknownShape(f"the columns {names(row)} hold {len(by_file)} labels of the two completions", fix)
-    return found
+    return verdicts
 
 
 def _graded(value: Any, principle: str) -> Comparison:
@@ -354,40 +358,40 @@ def _listed(row: dict[str, Any], origin: str) -> Row:
     messages = prompt_messages({k: v for k, v in row.items() if k != column})
     while messages and messages[-1].role == "assistant":
         messages.pop()
-    said = [_entry(row, entry, i, column) for i, entry in enumerate(entries)]
-    if not said:
+    written = [_entry(row, entry, i, column) for i, entry in enumerate(entries)]
+    if not written:
         raise Unusable("no completion")
     if column == "completions" and any(isinstance(e, dict) and ("annotations" in e) for e in entries):
         ratings, scores = _annotated(entries)
-        return _row(row, origin, messages, said, ratings=tuple(ratings), scores=tuple(scores))
+        return _row(row, origin, messages, written, ratings=tuple(ratings), scores=tuple(scores))
     ranks, given = _beside(row, entries, ("ranks", "rank")), _beside(row, entries, ("scores", "score"))
     judge = _name(row, "judge") or JUDGE
     rankings = () if ranks is None else (_ranking(ranks, judge, _name(row, "principle")),)
     scored = tuple(_score(i, value, judge) for i, value in enumerate(given or ()) if value is not None)
-    return _row(row, origin, messages, said, rankings=rankings, scores=scored)
+    return _row(row, origin, messages, written, rankings=rankings, scores=scored)
 
 
 _WORDS = ("text", "completion", "answer", "response", "content")
 
 
-def _entry(row: Mapping[str, Any], entry: Any, index: int, column: str) -> _Said:
+def _entry(row: Mapping[str, Any], entry: Any, index: int, column: str) -> _Written:
     """One of a row's completions: its text, or an object that holds it and says who wrote it."""
     models = row.get("models")
     listed = models[index] if isinstance(models, list) and len(models) == len(row[column]) else None
     sampler = listed if isinstance(listed, str) and listed else f"completion-{index + 1}"
     if isinstance(entry, str):
-        return _Said(sampler, entry)
+        return _Written(sampler, entry)
     if isinstance(entry, list):  # TRL's conversational form
         turns = messages_of(entry, column)
         if [turn.role for turn in turns] != ["assistant"]:
             raise Unusable("a completion of more than one turn")
-        return _Said(sampler, turns[0].content)
-    found = [name for name in _WORDS if isinstance(entry, dict) and entry.get(name) is not None]
-    if len(found) != 1:
+        return _Written(sampler, turns[0].content)
+    columns = [name for name in _WORDS if isinstance(entry, dict) and entry.get(name) is not None]
+    if len(columns) != 1:
         what = names(entry) if isinstance(entry, dict) else type(entry).__name__
         fix = f"each is a text, or an object with one of {', '.join(f'`{name}`' for name in _WORDS)}"
         raise UnknownShape(f"`{column}` holds {what}", fix)
-    return _Said(_name(entry, "model") or sampler, text_of(entry[found[0]], found[0]), _name(entry, "call"))
+    return _Written(_name(entry, "model") or sampler, text_of(entry[columns[0]], columns[0]), _name(entry, "call"))
 
 
 def _beside(row: Mapping[str, Any], entries: Sequence[Any], columns: tuple[str, str]) -> list[Any] | None:
@@ -422,7 +426,7 @@ def _ranking(ranks: Sequence[Any], judge: str, principle: str | None) -> Ranking
 def _annotated(entries: Sequence[dict[str, Any]]) -> tuple[list[Rating], list[Score]]:
     """Ratings by aspect, and the overall score: of the published set (annotations by aspect) or of ours (a list).
 
-    Each aspect once: several judges' ratings of one are told apart by their judge.
+    Several judges may rate one aspect; the ratings carry the judge's name.
     """
     ratings: list[Rating] = []
     scores: list[Score] = []
@@ -444,10 +448,10 @@ def _annotated(entries: Sequence[dict[str, Any]]) -> tuple[list[Rating], list[Sc
 def _rating(candidate: int, noted: dict[str, Any], published: bool) -> Rating:
     if "Rating" not in noted or "aspect" not in noted:
         raise UnknownShape(f"an annotation holds {names(noted)}", "it has `Rating`, and `Rationale` in words")
-    problem, said = _name(noted, "problem"), noted["Rating"]
+    problem, spelt = _name(noted, "problem"), noted["Rating"]
     value, na = None, False
     if problem is None:
-        value, na, problem = _read_rating(said, published)
+        value, na, problem = _read_rating(spelt, published)
     words = [_name(noted, column) for column in ("Rationale", "Rationale For Rating")]
     types = noted.get("types", noted.get("Type"))
     listed = types if isinstance(types, list) else [types]
@@ -466,15 +470,15 @@ def _rating(candidate: int, noted: dict[str, Any], published: bool) -> Rating:
     )
 
 
-def _read_rating(said: Any, published: bool) -> tuple[int | None, bool, str | None]:
+def _read_rating(spelt: Any, published: bool) -> tuple[int | None, bool, str | None]:
     """A rating as the file spells it: a whole number (1 to 5 in the published set), N/A, or the problem."""
-    if isinstance(said, str) and said.strip().upper() == "N/A":
+    if isinstance(spelt, str) and spelt.strip().upper() == "N/A":
         return None, True, None
-    number = int(said) if isinstance(said, str) and re.fullmatch(r"\s*-?\d{1,6}\s*", said) else said
+    number = int(spelt) if isinstance(spelt, str) and re.fullmatch(r"\s*-?\d{1,6}\s*", spelt) else spelt
     if isinstance(number, float) and number.is_integer():
         number = int(number)
     if isinstance(number, bool) or not isinstance(number, int):
-        return None, False, f"no rating: {str(said)[:40]!r}"
+        return None, False, f"no rating: {str(spelt)[:40]!r}"
     if published and not 1 <= number <= 5:
         return None, False, f"{number} is not between 1 and 5"
     return number, False, None
@@ -486,17 +490,17 @@ _OVERALL_WORDS = re.compile(r"overall score\W{0,4}(\d+(?:\.\d+)?)(?:\s*/\s*(\d+)
 def _overall(candidate: int, entry: Mapping[str, Any], ratings: Sequence[Rating]) -> Score:
     """The published overall score, from 1 to 10.
 
-    Whoever made the set multiplied what was at most 1 by 10, so that 2,628 judgements of 1 became 10, and took it back
-    where the mean rating was at most 2. Here a 10 is believed where the critique says so or the mean is above 4, it
-    is the 1 that the critique says or a mean of at most 2 makes it, and is unparsed otherwise.
+    Its authors multiplied scores of at most 1 by 10, which turned 2,628 judgements of 1 into 10, and undid that where
+    the mean rating was at most 2. Here a 10 is read as 10 where the critique says so or the mean is above 4, as 1 where
+    the critique says so or the mean is at most 2, and is unparsed otherwise.
     """
     number = _number(entry["overall_score"])
     problem = None
     if number is None or not 1 <= number <= 10:
         problem = f"no score from 1 to 10: {str(entry['overall_score'])[:40]!r}"
     elif number == 10:
-        said = _OVERALL_WORDS.findall(entry.get("critique") or "")
-        stated = {float(value) for value, out_of in said if out_of in ("", "10") and 1 <= float(value) <= 10}
+        matches = _OVERALL_WORDS.findall(entry.get("critique") or "")
+        stated = {float(value) for value, out_of in matches if out_of in ("", "10") and 1 <= float(value) <= 10}
         rated = [rating.value for rating in ratings if rating.value is not None]
         mean = sum(rated) / len(rated) if rated else _number(entry.get("fine-grained_score"))
         if len(stated) == 1:
@@ -509,7 +513,7 @@ def _overall(candidate: int, entry: Mapping[str, Any], ratings: Sequence[Rating]
     return Score(candidate=candidate, value=value, judge=JUDGE, aspect=OVERALL, problem=problem)
 
 
-# Every shape with a judgement: how an error calls it, how it is told, how it is read.
+# Every shape with a judgement: its name in an error, the test that recognises it, the function that reads it.
 _JUDGED: dict[str, tuple[Callable[[Mapping[str, Any]], bool], Callable[[dict[str, Any], str], Row]]] = {
     "a list of completions": (_lists_completions, _listed),
     "chosen and rejected": (_states_chosen, _stated),

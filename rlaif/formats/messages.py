@@ -1,7 +1,7 @@
 """Columns into messages: the names that prompts and conversations go by in published files, and how turns are written.
 
-A row that nobody can read raises UnknownShape; one that can be read and not used raises Unusable, whose message is the
-reason it is counted under.
+A row of an unknown shape raises UnknownShape. A row of a known shape that cannot be used raises Unusable; its message
+is the reason that the dropped row is counted under.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ PREFERENCE_SHAPES = (
 
 
 class Unusable(Exception):
-    """A row of a known shape that is dropped; the message is the reason it is counted under."""
+    """A row of a known shape that is dropped. The message is the reason that it is counted under."""
 
 
 class UnknownShape(Exception):
-    """A row nobody can read; the reading stops."""
+    """A row of an unknown shape. It stops the reading. `fix` says what to write."""
 
     def __init__(self, message: str, fix: str) -> None:
         super().__init__(message)
@@ -49,7 +49,10 @@ _ROLES: dict[str, Role] = {
 
 
 def prompt_messages(row: dict[str, Any]) -> list[Message]:
-    """The messages of a row's prompt, with whatever assistant turns the file has after it."""
+    """The messages of a row's prompt, with the assistant turns that the file has after it.
+
+    Raises UnknownShape where no known column holds one, and Unusable where it is empty or holds no text.
+    """
     return _after_system(row, _prompt_messages(row))
 
 
@@ -74,6 +77,7 @@ def _prompt_messages(row: dict[str, Any]) -> list[Message]:
 
 
 def conversation_messages(row: dict[str, Any]) -> list[Message]:
+    """The messages of a row's conversation. Raises UnknownShape and Unusable as `prompt_messages` does."""
     return _after_system(row, _conversation_messages(row))
 
 
@@ -81,10 +85,10 @@ def _conversation_messages(row: dict[str, Any]) -> list[Message]:
     for name in ("messages", "conversations"):
         if name in row:
             return messages_of(row[name], name)
-    for asked, answered in COMPLETED:
-        if {asked, answered} <= row.keys():
-            completion = messages_of(row[answered], answered, role="assistant")
-            return [*_prompt_messages({k: v for k, v in row.items() if k in (asked, "input")}), *completion]
+    for prompt_column, completion_column in COMPLETED:
+        if {prompt_column, completion_column} <= row.keys():
+            completion = messages_of(row[completion_column], completion_column, role="assistant")
+            return [*_prompt_messages({k: v for k, v in row.items() if k in (prompt_column, "input")}), *completion]
     raise unknown(row, CONVERSATION_SHAPES, "under one of these sets of names")
 
 
@@ -112,25 +116,28 @@ def transcript(text: str) -> list[Message]:
     parts = _TURN.split(text)[1:]
     roles: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
     messages: list[Message] = []
-    for who, said in zip(parts[::2], parts[1::2], strict=True):
+    for who, words in zip(parts[::2], parts[1::2], strict=True):
         if messages and messages[-1].role == roles[who]:
-            joined = f"{messages[-1].content}\n\n{said.strip()}".strip()
+            joined = f"{messages[-1].content}\n\n{words.strip()}".strip()
             messages[-1] = Message(role=roles[who], content=joined)
         else:
-            messages.append(Message(role=roles[who], content=said.strip()))
+            messages.append(Message(role=roles[who], content=words.strip()))
     return messages
 
 
 def side_messages(row: dict[str, Any], name: str) -> list[Message]:
-    """One completion with its prompt: a value that is a whole conversation holds the prompt already."""
+    """One completion with its prompt: a value that is a whole conversation holds the prompt already.
+
+    Raises UnknownShape where no known column holds the prompt, and Unusable where prompt and completion do not fit.
+    """
     value = row[name]
     if isinstance(value, str) and _TURN.match(value):
         return _after_system(row, transcript(value))
-    said = [_message(value, name)] if isinstance(value, dict) else messages_of(value, name, role="assistant")
-    if not said:
+    side = [_message(value, name)] if isinstance(value, dict) else messages_of(value, name, role="assistant")
+    if not side:
         raise Unusable("no assistant turn at the end")
-    if said[0].role != "assistant":
-        return _after_system(row, _with_prompt(row, said))
+    if side[0].role != "assistant":
+        return _after_system(row, _with_prompt(row, side))
     if "prompt" in row:  # `messages` beside it are the conversation that was chosen
         row = {key: value for key, value in row.items() if key not in ("messages", "conversations")}
     try:
@@ -141,7 +148,7 @@ def side_messages(row: dict[str, Any], name: str) -> list[Message]:
         prompt.pop()  # a transcript that ends where the assistant begins
     if prompt and prompt[-1].role == "assistant":
         raise Unusable("the prompt ends with an assistant turn")
-    return [*prompt, *said]
+    return [*prompt, *side]
 
 
 def _with_prompt(row: dict[str, Any], side: list[Message]) -> list[Message]:
@@ -161,6 +168,7 @@ def _opening(messages: list[Message]) -> tuple[list[Message], list[Message]]:
 
 
 def column_messages(row: dict[str, Any], column: str) -> list[Message]:
+    """The messages in the named column. Raises UnknownShape where the row has no such column."""
     if column not in row:
         raise UnknownShape(f"there is no column {column!r}, only {names(row)}", nearest(column, map(str, row)))
     return messages_of(row[column], column)
@@ -173,7 +181,10 @@ def _instruction(row: dict[str, Any]) -> str:
 
 
 def messages_of(value: Any, name: str, role: Role = "user") -> list[Message]:
-    """Text as one message of `role`, or messages written either as role and content or as from and value."""
+    """Text as one message of `role`, or messages written either as role and content or as from and value.
+
+    Raises UnknownShape for a value of another type, and Unusable for a turn by an unknown role.
+    """
     if value is None:
         return []
     if not isinstance(value, list):
@@ -186,9 +197,9 @@ def messages_of(value: Any, name: str, role: Role = "user") -> list[Message]:
 def _message(item: Any, name: str) -> Message:
     fields = ("role", "content") if isinstance(item, dict) and "role" in item else ("from", "value")
     if not isinstance(item, dict) or not set(fields) <= item.keys():
-        found = names(item) if isinstance(item, dict) else repr(item)[:40]
+        held = names(item) if isinstance(item, dict) else repr(item)[:40]
         raise UnknownShape(
-            f"`{name}` holds a message with {found}", "a message has `role` and `content`, or `from` and `value`"
+            f"`{name}` holds a message with {held}", "a message has `role` and `content`, or `from` and `value`"
         )
     role, content = item[fields[0]], item[fields[1]]
     if not isinstance(role, str) or role not in _ROLES:
@@ -199,6 +210,7 @@ def _message(item: Any, name: str) -> Message:
 
 
 def text_of(value: Any, name: str) -> str:
+    """The value, where it is text. Raises UnknownShape, naming the column, where it is not."""
     if not isinstance(value, str):
         raise UnknownShape(f"`{name}` holds {type(value).__name__}", "it must be text, or a list of messages")
     return value
@@ -247,7 +259,8 @@ def reference_of(row: dict[str, Any]) -> tuple[str, ...]:
 def checks_of(row: dict[str, Any]) -> tuple[dict[str, Any], ...]:
     """What code can verify of a completion, as `judges.verifiers` reads it: `checks` of a row, IFEval's instructions.
 
-    What is None stands for nothing: tables write one wherever another row has a value.
+    A key whose value is None is left out: tables write None wherever another row has a value. Raises UnknownShape
+    where `checks` or `kwargs` cannot be read.
     """
     own = row.get("checks")
     try:

@@ -15,7 +15,7 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar
 from pydantic import model_validator
 
 from rlaif.errors import InputError, nearest
-from rlaif.formats.files import Rows, names, rows_of
+from rlaif.formats.files import Table, names, rows_of
 from rlaif.formats.judged import is_pair, records_of
 from rlaif.formats.messages import (
     PREFERENCE_SHAPES,
@@ -73,9 +73,9 @@ class Conversation(Record):
         for turn, message in enumerate(self.messages):
             if message.role == "assistant" and (self.turns == "all" or turn == len(self.messages) - 1):
                 before = self.messages[:turn]
-                for asked in (before, [m for m in before if m.role != "system"]):
-                    if asked and asked[-1].role == "user":
-                        yield asked
+                for messages in (before, [m for m in before if m.role != "system"]):
+                    if messages and messages[-1].role == "user":
+                        yield messages
 
 
 class StatedPreference(Record):
@@ -105,30 +105,36 @@ class ReadResult(NamedTuple, Generic[Item]):
     dropped: dict[str, int]
 
 
-def named(table: Rows, columns: Mapping[str, str], system: str | None = None) -> Rows:
-    """The rows under our names: with `columns` (ours to the file's) those alone; `system` where a row has none."""
+def named(table: Table, columns: Mapping[str, str], system: str | None = None) -> Table:
+    """The rows under our names: with `columns` (ours to the file's) those alone; `system` where a row has none.
 
-    def renamed(place: int, row: dict[str, Any]) -> dict[str, Any]:
+    Raises InputError, once it reads that far, for a row without one of the `columns`.
+    """
+
+    def renamed(number: int, row: dict[str, Any]) -> dict[str, Any]:
         if columns:
             if missing := next((theirs for theirs in columns.values() if theirs not in row), None):
                 problem = f"there is no column {missing!r}, only {names(row)}"
-                raise table.error(place, problem, nearest(missing, map(str, row)))
+                raise table.error(number, problem, nearest(missing, map(str, row)))
             row = {ours: row[theirs] for ours, theirs in columns.items()}
         return row if system is None or row.get("system") else row | {"system": system}
 
     if not columns and system is None:
         return table
-    return table._replace(rows=((place, renamed(place, row)) for place, row in table.rows))
+    return table._replace(rows=((number, renamed(number, row)) for number, row in table.rows))
 
 
-def read_prompts(source: Path | Rows, *, column: str | None = None) -> ReadResult[Prompt]:
-    """The prompts of a file, or of one named column of it. A trailing assistant turn is cut off."""
+def read_prompts(source: Path | Table, *, column: str | None = None) -> ReadResult[Prompt]:
+    """The prompts of a file, or of one named column of it. A trailing assistant turn is cut off.
+
+    Raises InputError for a row of an unknown shape and for a file without a usable row.
+    """
     dropped: Counter[str] = Counter()
     return ReadResult(list(each_prompt(source, dropped, column=column)), dict(dropped))
 
 
-def each_prompt(source: Path | Rows, dropped: Counter[str], *, column: str | None = None) -> Iterator[Prompt]:
-    """As `read_prompts`, one after the other as they are read; `dropped` is complete when the last has come."""
+def each_prompt(source: Path | Table, dropped: Counter[str], *, column: str | None = None) -> Iterator[Prompt]:
+    """As `read_prompts`, one at a time as they are read. `dropped` is complete after the last one."""
 
     def make(row: dict[str, Any], origin: str) -> list[Prompt]:
         messages = column_messages(row, column) if column is not None else prompt_messages(row)
@@ -141,8 +147,11 @@ def each_prompt(source: Path | Rows, dropped: Counter[str], *, column: str | Non
     return _each(source, make, dropped)
 
 
-def read_conversations(source: Path | Rows, *, turns: Turns = "all") -> ReadResult[Conversation]:
-    """The conversations of a file that end with an assistant turn, of which `turns` are what they teach."""
+def read_conversations(source: Path | Table, *, turns: Turns = "all") -> ReadResult[Conversation]:
+    """The conversations of a file that end with an assistant turn; `turns` says which of those turns are learnt.
+
+    Raises InputError as `read_prompts`.
+    """
 
     def make(row: dict[str, Any], origin: str) -> list[Conversation]:
         messages = conversation_messages(row)
@@ -156,8 +165,11 @@ def read_conversations(source: Path | Rows, *, turns: Turns = "all") -> ReadResu
     return _read(source, make)
 
 
-def read_preferences(source: Path | Rows) -> ReadResult[StatedPreference]:
-    """The preferences of a file: chosen and rejected, or two completions with a label."""
+def read_preferences(source: Path | Table) -> ReadResult[StatedPreference]:
+    """The preferences of a file: chosen and rejected, or two completions with a label.
+
+    Raises InputError as `read_prompts`.
+    """
 
     def make(row: dict[str, Any], origin: str) -> list[StatedPreference]:
         if not is_pair(row):
@@ -185,68 +197,62 @@ def stated_preference(row: Row) -> StatedPreference:
     return StatedPreference(prompt=row.prompt, chosen=chosen, rejected=rejected)
 
 
-def read_rows(source: Path | Rows, *, turns: Turns = "last") -> ReadResult[Row]:
-    """The rows of a file in any shape that is published, as a list; `each_row` says what they hold."""
-    dropped: Counter[str] = Counter()
-    return ReadResult(list(each_row(source, dropped, turns=turns)), dict(dropped))
+def each_row(source: Path | Table, dropped: Counter[str], *, turns: Turns = "last") -> Iterator[Row]:
+    """Rows with the candidates of a file and the judgements that it states, one at a time as they are read.
 
-
-def each_row(source: Path | Rows, dropped: Counter[str], *, turns: Turns = "last") -> Iterator[Row]:
-    """Rows with the candidates a file has and the judgements it states of them, one after the other.
-
-    `sampler` is the model that a file names, else what the completion is called there; `call` a digest of the text and
-    its place, so that it is the same in every run. A completion may be empty and two may be alike: what nothing can be
-    learnt from is dropped where pairs are made. A conversation gives its last turn, or one row for each with
-    `turns="all"`. `dropped` is complete when the last has come.
+    `sampler` is the model that a file names, else the name of the completion in the file. `call` is a digest of the
+    text and its position, so that it is the same in every run. A completion may be empty and two may be alike: what
+    nothing can be learnt from is dropped where pairs are made. A conversation gives its last turn, or one row for each
+    with `turns="all"`. `dropped` is complete after the last one. Raises InputError as `read_prompts`.
     """
     return _each(source, lambda row, origin: records_of(row, origin, turns=turns), dropped)
 
 
-def _read(source: Path | Rows, make: Callable[[dict[str, Any], str], list[Item]]) -> ReadResult[Item]:
+def _read(source: Path | Table, make: Callable[[dict[str, Any], str], list[Item]]) -> ReadResult[Item]:
     dropped: Counter[str] = Counter()
     return ReadResult(list(_each(source, make, dropped)), dict(dropped))
 
 
 def _each(
-    source: Path | Rows, make: Callable[[dict[str, Any], str], list[Item]], dropped: Counter[str]
+    source: Path | Table, make: Callable[[dict[str, Any], str], list[Item]], dropped: Counter[str]
 ) -> Iterator[Item]:
-    table = source if isinstance(source, Rows) else rows_of(source)
-    found = 0
+    table = source if isinstance(source, Table) else rows_of(source)
+    usable = 0
     with _Seen() as seen:
-        for place, row in _expanded(table):
+        for number, row in _expanded(table):
             origin = row.get("source")
             try:
                 items = make(row, writable(origin) if isinstance(origin, str) and origin else table.source)
             except Unusable as reason:
                 dropped[str(reason)] += 1
             except UnknownShape as problem:
-                raise table.error(place, str(problem), problem.fix) from None
+                raise table.error(number, str(problem), problem.fix) from None
             else:
                 for item in items:
                     if seen.before(_identity(item)):
                         dropped["duplicate"] += 1
                     else:
-                        found += 1
+                        usable += 1
                         yield item
-    if not found:
+    if not usable:
         reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
         raise InputError(f"no row could be used ({reasons})" if reasons else "there are no rows", file=table.name)
 
 
 def _identity(item: Prompt | Conversation | StatedPreference | Row) -> str:
-    """Two rows are the same where they say the same of the same candidates, whatever file they stand in."""
+    """Rows with the same candidates and the same judgements have the same identity, in any file."""
     if not isinstance(item, Row):
         return item.id
     judged = item.model_dump(mode="json", exclude={"prompt", "candidates"}, exclude_defaults=True)
-    said = [[candidate.sampler, candidate.completion.text] for candidate in item.candidates]
-    return digest([item.prompt.id, said, judged], length=16)
+    texts = [[candidate.sampler, candidate.completion.text] for candidate in item.candidates]
+    return digest([item.prompt.id, texts, judged], length=16)
 
 
 class _Seen:
-    """The ids that were met, in a temporary file of SQLite's: a set in memory would grow with the data set."""
+    """The ids seen so far, in a temporary SQLite file: a set in memory would grow with the data set."""
 
     def __enter__(self) -> _Seen:
-        self._db = sqlite3.connect("", isolation_level=None)  # a file of its own that goes when it is closed
+        self._db = sqlite3.connect("", isolation_level=None)  # a temporary file, deleted when it is closed
         self._db.execute("PRAGMA journal_mode=OFF")
         self._db.execute("CREATE TABLE seen (id BLOB PRIMARY KEY) WITHOUT ROWID")
         self._db.execute("BEGIN")
@@ -256,27 +262,27 @@ class _Seen:
         self._db.close()
 
     def before(self, identifier: str) -> bool:
-        """Whether the id was met before; from now on it was."""
+        """Whether the id was seen before. Records it as seen."""
         inserted = self._db.execute("INSERT OR IGNORE INTO seen VALUES (?)", [bytes.fromhex(identifier)])
         return inserted.rowcount == 0
 
 
-def _expanded(table: Rows) -> Iterator[tuple[int, dict[str, Any]]]:
+def _expanded(table: Table) -> Iterator[tuple[int, dict[str, Any]]]:
     """Rows as they are, but for two shapes: a self-instruct row gives one row per instance, and a flat list of Open
     Assistant messages one row per thread, from its root to each leaf."""
     flat: list[tuple[int, dict[str, Any]]] = []
-    for place, row in table.rows:
+    for number, row in table.rows:
         if {"text", "role"} <= row.keys() and _parent_key(row):
-            flat.append((place, row))
+            flat.append((number, row))
         elif isinstance(row.get("instances"), list) and "instruction" in row:
             if not row["instances"]:
-                yield place, {**row, "input": None, "output": None}  # counted like any other row without a completion
+                yield number, {**row, "input": None, "output": None}  # counted like any other row without a completion
             for instance in row["instances"]:
                 if not isinstance(instance, dict):
-                    raise table.error(place, "`instances` holds something other than objects")
-                yield place, {**row, "input": instance.get("input"), "output": instance.get("output")}
+                    raise table.error(number, "`instances` holds something other than objects")
+                yield number, {**row, "input": instance.get("input"), "output": instance.get("output")}
         else:
-            yield place, row
+            yield number, row
     if flat:
         yield from _threads(flat, table)
 
@@ -285,17 +291,17 @@ def _parent_key(row: dict[str, Any]) -> str | None:
     return next((key for key in ("parent_id", "parent_message_id") if key in row), None)
 
 
-def _threads(flat: list[tuple[int, dict[str, Any]]], table: Rows) -> Iterator[tuple[int, dict[str, Any]]]:
+def _threads(flat: list[tuple[int, dict[str, Any]]], table: Table) -> Iterator[tuple[int, dict[str, Any]]]:
     by_id = {str(row.get("message_id", row.get("user_message_id"))): row for _, row in flat}
     parents = [row[_parent_key(row) or ""] for _, row in flat]
     inner = {str(parent) for parent in parents if parent is not None}
-    for place, row in flat:
+    for number, row in flat:
         if str(row.get("message_id", row.get("user_message_id"))) in inner:
             continue
         thread = [row]
         while (parent := thread[-1][_parent_key(thread[-1]) or ""]) is not None:
             if str(parent) not in by_id or len(thread) > len(flat):
-                raise table.error(place, f"its thread does not lead to a root: look at the parent {parent!r}")
+                raise table.error(number, f"its thread does not lead to a root: look at the parent {parent!r}")
             thread.append(by_id[str(parent)])
         turns = [{"role": turn["role"], "content": turn["text"]} for turn in reversed(thread)]
-        yield place, {"messages": turns} | {key: row[key] for key in ("system",) if key in row}
+        yield number, {"messages": turns} | {key: row[key] for key in ("system",) if key in row}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -16,17 +16,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import ValidationError
 
 from rlaif.errors import InputError, WorkError, nearest
-from rlaif.formats import (
-    CardFacts,
-    Shape,
-    binarized_rows,
-    hh_rows,
-    ranked_rows,
-    rewardbench_rows,
-    soft_rows,
-    write_dataset,
-    write_jsonl,
-)
+from rlaif.formats import SHAPES, CardFacts, Shape, write_dataset, write_jsonl
 from rlaif.pipeline.datasets import dataset_name
 from rlaif.pipeline.folder import STORE, RunFolder, read_lines
 from rlaif.pipeline.stages import STAGES
@@ -34,13 +24,6 @@ from rlaif.records import Preference, Row
 from rlaif.store import CallStore
 
 Kind = TypeVar("Kind", Row, Preference)
-PREFERENCE_SHAPES: dict[Shape, Callable[[Iterable[Preference], Counter[str]], Iterator[dict[str, Any]]]] = {
-    "binarized": binarized_rows,
-    "hh": hh_rows,
-    "rewardbench": rewardbench_rows,
-    "soft": soft_rows,
-}
-OTHER_SHAPES: tuple[Shape, ...] = (*PREFERENCE_SHAPES, "ranked")
 
 
 def status(folder: RunFolder) -> dict[str, Any]:
@@ -140,6 +123,15 @@ def preferences(folder: RunFolder, row: Row) -> list[Preference]:
     return found
 
 
+def all_preferences(folder: RunFolder) -> Iterator[Preference]:
+    """The preferences of the last stage that made any."""
+    for stage in reversed(_holding(_manifest(folder)["stages"], "preferences")):
+        path = folder.path / stage["file"]
+        if any(True for _ in read_lines(path)):
+            yield from (_record(Preference, line, path) for line in read_lines(path))
+            return
+
+
 def requests(row: Row) -> dict[str, Any]:
     """What was asked in each call behind a row, as far as this project's call store knows it."""
     store = CallStore(STORE, read_only=True)
@@ -158,8 +150,7 @@ def export(folder: RunFolder, form: str, target: Path, jsonl: bool) -> int:
 
     manifest = _manifest(folder)
     made = sorted(name.removeprefix("dataset ") for name in manifest["digests"] if name.startswith("dataset "))
-    pairs = _holding(manifest["stages"], "preferences")
-    others = {dataset_name(stage["name"], shape): (stage, shape) for stage in pairs for shape in OTHER_SHAPES}
+    others = _made_when_exported(manifest["stages"])
     if form not in [*made, *others]:
         fix = f"it has {', '.join([*made, *others])}" if made else "`rlaif status` says how far it came"
         raise InputError(f"the run has no data set {form!r}", fix=fix)
@@ -186,24 +177,35 @@ def export(folder: RunFolder, form: str, target: Path, jsonl: bool) -> int:
     return int(table.num_rows)
 
 
+def _made_when_exported(stages: Iterable[Mapping[str, Any]]) -> dict[str, tuple[dict[str, Any], Shape]]:
+    """The data sets that no run writes by itself, by name: the stage whose preferences they are made of, the shape."""
+    return {
+        dataset_name(stage["name"], shape.name): (stage, shape)
+        for stage in _holding(stages, "preferences")
+        for shape in SHAPES.values()
+        if shape.name not in STAGES[stage["kind"]].writes
+    }
+
+
 def _made_over(
     folder: RunFolder, manifest: dict[str, Any], stage: dict[str, Any], shape: Shape, target: Path, jsonl: bool
 ) -> int:
-    """A shape that no run writes by itself, of the preferences of a `pair` stage, or for `ranked` of what it read."""
+    """A shape that no run writes by itself, made of the preferences of a `pair` stage or of the rows that it read."""
     dropped = Counter[str]()
-    if shape == "ranked":
+    if shape.from_rows is not None:
         if all(other["name"] != stage["from"] or not other["file"] for other in manifest["stages"]):
             fix = "export what it made of them instead"
             raise InputError(f"the stage {stage['name']!r} reads a file, whose rows the run does not keep", fix=fix)
-        made = ranked_rows(_finished(rows(folder, stage["from"]), dropped), stage.get("weights") or {})
+        made = shape.from_rows(_finished(rows(folder, stage["from"]), dropped), stage.get("weights") or {})
     else:
+        assert shape.from_preferences is not None
         path = folder.path / stage["file"]
-        made = PREFERENCE_SHAPES[shape]((_record(Preference, line, path) for line in read_lines(path)), dropped)
+        made = shape.from_preferences((_record(Preference, line, path) for line in read_lines(path)), dropped)
         dropped.update(stage["dropped"])
     first = next(made, None)
     if first is None:
         reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
-        raise WorkError(f"nothing can be written in the shape {shape!r} ({reasons})", fix="export another shape")
+        raise WorkError(f"nothing can be written in the shape {shape.name!r} ({reasons})", fix="export another shape")
     temporary = target.with_name(f".{target.name}.tmp")
     try:
         if jsonl:

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlaif.config import ModelSpec, OpenAIModel
-from rlaif.formats import CardFacts, preference_rows, sft_rows, ultrafeedback_rows
-from rlaif.formats.writing import PARQUET, DatasetWriter, Shape
+from rlaif.formats import CardFacts, preference_rows, sft_rows, ultrafeedback_rows, write
+from rlaif.formats.write.dataset import PARQUET, DatasetWriter
 from rlaif.generate.revising import unrevised
 from rlaif.pipeline.folder import remove_dataset
 from rlaif.records import Preference, Row
 
-Piece = tuple[Shape, Iterable[dict[str, Any]]]  # some rows of one data set
+Piece = tuple[str, Iterable[dict[str, Any]]]  # some rows of one data set
 
 
 def preference_pieces(
@@ -45,15 +45,13 @@ class DatasetOf(NamedTuple):
 
     folder: Path
     stage: str
-    shapes: Sequence[Shape]
+    shapes: Sequence[str]  # by name
     prompts: int
     models: Mapping[str, ModelSpec]
     digests: Mapping[str, str]
 
 
-def write_datasets(
-    of: DatasetOf, pieces: Iterable[Piece], dropped: Mapping[Shape, Mapping[str, int]]
-) -> dict[str, str]:
+def write_datasets(of: DatasetOf, pieces: Iterable[Piece], dropped: Mapping[str, Mapping[str, int]]) -> dict[str, str]:
     """Write the data sets of a stage in one pass; returns the digest of each file. One without a row is not there.
 
     `dropped` counts for each the prompts that gave no row, by reason, and is read when all pieces have come. Raises
@@ -63,7 +61,7 @@ def write_datasets(
     written = {}
     with ExitStack() as stack:
         writers = {
-            shape: stack.enter_context(DatasetWriter(shape, of.folder / dataset_name(of.stage, shape)))
+            shape: stack.enter_context(DatasetWriter(write.SHAPES[shape], of.folder / dataset_name(of.stage, shape)))
             for shape in of.shapes
         }
         for shape, rows in pieces:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from rlaif.errors import InputError, WorkError
-from rlaif.formats.writing import PARQUET
+from rlaif.formats.write.dataset import PARQUET
 
 STORE = Path("runs/calls.sqlite")
 MANIFEST_FORMAT = 1

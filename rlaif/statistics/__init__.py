@@ -1,13 +1,10 @@
 """Pure functions on numbers and labels, each estimate with its 95 % interval; none knows of models or engines."""
 
 from rlaif.statistics.agreement import (
-    Classification,
-    classification,
     cohen_kappa,
     fleiss_kappa,
     fleiss_kappa_of_counts,
     krippendorff_alpha,
-    percent_agreement,
 )
 from rlaif.statistics.calibration import Bin, Calibration, Confidences, calibration_of, soft_confidences
 from rlaif.statistics.intervals import (
@@ -27,12 +24,9 @@ from rlaif.statistics.jury import jury_weights
 from rlaif.statistics.pairwise import (
     BothOrders,
     OrderBias,
-    SummedAccuracy,
     both_orders,
     longer_rate,
     order_bias,
-    summed_accuracy,
-    summed_verdict,
     unswap,
 )
 from rlaif.statistics.ranking import (
@@ -42,7 +36,6 @@ from rlaif.statistics.ranking import (
     bradley_terry,
     elo,
     system_correlations,
-    win_probability,
 )
 
 __all__ = [
@@ -52,19 +45,16 @@ __all__ = [
     "BothOrders",
     "BradleyTerry",
     "Calibration",
-    "Classification",
     "Confidences",
     "Game",
     "Interval",
     "OrderBias",
-    "SummedAccuracy",
     "SystemCorrelations",
     "WinRate",
     "best_of_n_kl",
     "both_orders",
     "bradley_terry",
     "calibration_of",
-    "classification",
     "cohen_kappa",
     "elo",
     "fleiss_kappa",
@@ -76,14 +66,10 @@ __all__ = [
     "mean_interval",
     "order_bias",
     "pair_accuracy",
-    "percent_agreement",
     "points_interval",
     "share_interval",
     "soft_confidences",
-    "summed_accuracy",
-    "summed_verdict",
     "system_correlations",
     "unswap",
-    "win_probability",
     "win_rate",
 ]

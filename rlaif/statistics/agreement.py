@@ -1,8 +1,8 @@
-"""How far raters agree with each other, item by item, and how far verdicts agree with gold.
+"""How far raters agree with each other, item by item.
 
-Labels are anything hashable and None is missing. Every interval is over items, which must be independent; the kappas'
-are percentile bootstraps, so at perfect agreement they have no width: show `percent_agreement` beside them, whose
-interval does. How tied or unparsed verdicts are turned into labels decides a kappa; say it with the number.
+Labels are anything hashable and None is missing. Every interval is a percentile bootstrap over items, which must be
+independent; at perfect agreement it has no width. How tied or unparsed verdicts are turned into labels decides a kappa:
+say it with the number.
 """
 
 from __future__ import annotations
@@ -10,33 +10,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
-from rlaif.statistics.intervals import Interval, bootstrap_interval, share_interval
+from rlaif.statistics.intervals import Interval, bootstrap_interval
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Label = Hashable
-
-
-def percent_agreement(ratings: Sequence[Sequence[Label]]) -> Interval | None:
-    """Share of an item's pairs of raters that gave the same label, averaged over items; `ratings` is items x raters.
-
-    Items with fewer than two ratings are left out. With two raters it is a share, with Wilson's interval; with more a
-    mean over items, bootstrapped, and None for a single item. Raises ValueError where no item is left.
-    """
-    shares = []
-    for item in ratings:
-        known = [label for label in item if label is not None]
-        if (n := len(known)) > 1:
-            shares.append(sum(m * (m - 1) for m in Counter(known).values()) / (n * (n - 1)))
-    if not shares:
-        raise ValueError("no item has two ratings")
-    if set(shares) <= {0.0, 1.0}:
-        return share_interval([share == 1.0 for share in shares])
-    kinds = Counter(shares)
-    return bootstrap_interval(list(kinds.values()), lambda drawn: drawn @ list(kinds) / len(shares))
 
 
 def cohen_kappa(
@@ -61,13 +42,13 @@ def cohen_kappa(
     kinds = Counter((a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None)
     if not kinds:
         raise ValueError("no item has two ratings")
-    place = _places([label for pair in kinds for label in pair], order, ordered=weights is not None)
-    ranks = np.arange(len(place), dtype=float)
+    index = _places([label for pair in kinds for label in pair], order, ordered=weights is not None)
+    ranks = np.arange(len(index), dtype=float)
     distance = np.abs(ranks[:, None] - ranks)
     distance = (distance > 0).astype(float) if weights is None else distance**2 if weights == "quadratic" else distance
-    rows, columns = (np.array([place[pair[rater]] for pair in kinds]) for rater in (0, 1))
+    rows, columns = (np.array([index[pair[rater]] for pair in kinds]) for rater in (0, 1))
     observed = distance[rows, columns]
-    in_row, in_column = np.eye(len(place))[rows], np.eye(len(place))[columns]
+    in_row, in_column = np.eye(len(index))[rows], np.eye(len(index))[columns]
     n = sum(kinds.values())
 
     def kappa(drawn: NDArray[Any]) -> NDArray[Any]:
@@ -78,22 +59,22 @@ def cohen_kappa(
 
 
 def fleiss_kappa(ratings: Sequence[Sequence[Label]], *, seed: int = 0) -> Interval | None:
-    """`fleiss_kappa_of_counts` of ratings, items x raters; a missing one is a ValueError."""
-    place = _places([label for item in ratings for label in item if label is not None], None)
+    """`fleiss_kappa_of_counts` of ratings, items x raters. Raises ValueError for a missing one."""
+    index = _places([label for item in ratings for label in item if label is not None], None)
     counts = []
     for number, item in enumerate(ratings):
         if None in item:
             raise ValueError(f"item {number} has a missing rating: use krippendorff_alpha, or leave the item out")
-        found = Counter(item)
-        counts.append([found[label] for label in place])
+        given = Counter(item)
+        counts.append([given[label] for label in index])
     return fleiss_kappa_of_counts(counts, seed=seed)
 
 
 def fleiss_kappa_of_counts(counts: Sequence[Sequence[int]], *, seed: int = 0) -> Interval | None:
     """Several raters' agreement beyond chance (Fleiss 1971) from how many gave each item each label, items x labels.
 
-    Which rater said what does not matter, so two raters give Scott's pi. None for fewer than two items, and where all
-    ratings are one label. Raises ValueError for no items and for items of unequal or fewer than two ratings.
+    Which rater gave which label does not matter, so two raters give Scott's pi. None for fewer than two items, and
+    where all ratings are one label. Raises ValueError for no items and for items of unequal or fewer than two ratings.
     """
     import numpy as np
 
@@ -135,15 +116,15 @@ def krippendorff_alpha(
     kinds = Counter(tuple(known) for item in ratings if len(known := [x for x in item if x is not None]) > 1)
     if not kinds:
         raise ValueError("no item has two ratings")
-    place = _places([label for item in kinds for label in item], order, ordered=level == "ordinal")
+    index = _places([label for item in kinds for label in item], order, ordered=level == "ordinal")
     if level in ("interval", "ratio"):
-        _require_numbers(list(place), level)
+        _require_numbers(list(index), level)
     alpha = (
         _interval_alpha(list(kinds))
         if level == "interval"
-        else _ordinal_alpha(_table(list(kinds), place))
+        else _ordinal_alpha(_table(list(kinds), index))
         if level == "ordinal"
-        else _alpha(_table(list(kinds), place), _distances(list(place), level))
+        else _alpha(_table(list(kinds), index), _distances(list(index), level))
     )
     return bootstrap_interval(list(kinds.values()), alpha, seed=seed)
 
@@ -202,13 +183,13 @@ def _interval_alpha(items: Sequence[tuple[Any, ...]]) -> Statistic:
     return alpha
 
 
-def _table(items: Sequence[tuple[Label, ...]], place: dict[Label, int]) -> NDArray[Any]:
+def _table(items: Sequence[tuple[Label, ...]], index: dict[Label, int]) -> NDArray[Any]:
     import numpy as np
 
-    table = np.zeros((len(items), len(place)))
+    table = np.zeros((len(items), len(index)))
     for row, item in enumerate(items):
         for label in item:
-            table[row, place[label]] += 1
+            table[row, index[label]] += 1
     return table
 
 
@@ -224,71 +205,21 @@ def _distances(labels: Sequence[Label], level: Level) -> NDArray[Any]:
     return np.asarray(np.divide(apart, sums, out=np.zeros_like(sums), where=sums > 0) ** 2)
 
 
-class Classification(NamedTuple):
-    """Verdicts against gold. The macro averages weigh every class of gold alike; F1 is the mean of the classes' F1."""
-
-    accuracy: Interval
-    precision: Interval
-    recall: Interval
-    f1: Interval
-    unparsed: int
-
-
-def classification(
-    verdicts: Sequence[Label], gold: Sequence[Label], *, unparsed_as: Label = None, seed: int = 0
-) -> Classification | None:
-    """Accuracy and macro precision, recall and F1; the classes are those of gold.
-
-    An unparsed verdict (None) is wrong and no class's prediction, unless `unparsed_as` names the class it counts as.
-    Precision is over all predictions of a class, and 0 for a class never predicted. None for fewer than two items.
-    Raises ValueError for unequal lengths, no items and missing gold.
-    """
-    import numpy as np
-
-    if len(verdicts) != len(gold):
-        raise ValueError(f"{len(verdicts)} verdicts on {len(gold)} gold labels")
-    if not gold or None in gold:
-        raise ValueError("gold labels are missing" if gold else "no items")
-    if len(gold) < 2:
-        return None
-    given = [unparsed_as if verdict is None else verdict for verdict in verdicts]
-    kinds = Counter(zip(given, gold, strict=True))
-    classes = list(dict.fromkeys(gold))
-    predicted = np.array([[said == c for c in classes] for said, _ in kinds], dtype=float)
-    actual = np.array([[true == c for c in classes] for _, true in kinds], dtype=float)
-
-    def macro(numerator: float, of_predicted: float, of_actual: float) -> Interval:
-        def mean(drawn: NDArray[Any]) -> NDArray[Any]:
-            present = drawn @ actual
-            right, wide = drawn @ (predicted * actual), of_predicted * (drawn @ predicted) + of_actual * present
-            each = np.divide(numerator * right, wide, out=np.zeros_like(right), where=wide > 0)
-            return np.asarray(each.sum(axis=1) / (present > 0).sum(axis=1))  # of the classes this resample has gold of
-
-        found = bootstrap_interval(list(kinds.values()), mean, seed=seed)
-        assert found is not None
-        return found
-
-    accuracy = share_interval([a == b for a, b in zip(given, gold, strict=True)])
-    assert accuracy is not None
-    unparsed = sum(verdict is None for verdict in verdicts)
-    return Classification(accuracy, macro(1, 1, 0), macro(1, 0, 1), macro(2, 1, 1), unparsed)
-
-
 def _places(labels: Sequence[Label], order: Sequence[Label] | None, *, ordered: bool = False) -> dict[Label, int]:
     """Each category's place: in `order`, sorted where the order matters, else as first seen."""
-    found = dict.fromkeys(labels)
+    categories = dict.fromkeys(labels)
     if order is not None:
         if len(set(order)) != len(order):
             raise ValueError("the order names a category twice")
-        if unknown := [label for label in found if label not in order]:
+        if unknown := [label for label in categories if label not in order]:
             raise ValueError(f"{unknown[0]!r} is not in the order {list(order)}")
         return {label: i for i, label in enumerate(order)}
     if ordered:
         try:
-            found = dict.fromkeys(sorted(found))  # type: ignore[type-var]
+            categories = dict.fromkeys(sorted(categories))  # type: ignore[type-var]
         except TypeError:
             raise ValueError("the labels cannot be sorted: give their order, low to high") from None
-    return {label: i for i, label in enumerate(found)}
+    return {label: i for i, label in enumerate(categories)}
 
 
 def _require_numbers(labels: Sequence[Label], level: Level) -> None:

@@ -84,37 +84,31 @@ def calibration_of(
     verdicts; equal confidences share a bin, so there may be fewer. None for fewer than two verdicts. Raises ValueError
     for unequal lengths and values out of range.
 
-    The ECE of few verdicts is too large, since chance never cancels in an absolute value, and that of a resample is so
-    twice over. So its interval is the pivotal bootstrap over verdicts, the bins held as they are: resamples reflected
-    at the estimate, which takes the excess away and may leave the estimate near or beyond the interval's upper end.
+    The ECE of few verdicts is too large, since chance does not cancel in an absolute value, and that of a resample has
+    this bias twice. So its interval is the pivotal bootstrap over verdicts with fixed bins: resamples reflected at the
+    estimate, which removes the excess and may leave the estimate near or beyond the interval's upper end.
     """
     import numpy as np
 
-    if len(confidence) != len(correct):
-        raise ValueError(f"{len(confidence)} confidences on {len(correct)} outcomes")
-    if bins < 1:
-        raise ValueError("there must be at least one bin")
-    for name, low, values in (("confidence", lowest, confidence), ("correctness", 0.0, correct)):
-        if outside := [value for value in values if not low <= value <= 1]:
-            raise ValueError(f"a {name} of {outside[0]} is not in [{low}, 1]")
+    _check_outcomes(confidence, correct, bins, lowest)
     if len(confidence) < 2:
         return None
     kinds = Counter(zip(map(float, confidence), map(float, correct), strict=True))
     weight = np.array(list(kinds.values()))
-    said, right = np.array(list(kinds)).T
+    confident, right = np.array(list(kinds)).T
     ends = _ends(np.asarray(confidence, dtype=float), bins, by, lowest)
     edges = list(zip([lowest, *ends[:-1]], ends, strict=True))
-    member = np.eye(len(ends))[np.searchsorted(ends, said, side="left")]
+    member = np.eye(len(ends))[np.searchsorted(ends, confident, side="left")]
     held = np.flatnonzero(weight @ member)
     member = member[:, held]
     n, total = weight @ member, len(confidence)
-    mean, accuracy = (weight * said) @ member / n, (weight * right) @ member / n
+    mean, accuracy = (weight * confident) @ member / n, (weight * right) @ member / n
     overall = float(weight @ right) / total
     reliability = float(n @ (mean - accuracy) ** 2) / total
     resolution = float(n @ (accuracy - overall) ** 2) / total
     # Of an outcome that is 1 with weight o and 0 with 1 - o, (confidence - outcome)^2 is on average c^2 - 2 c o + o.
-    brier = float(weight @ (said**2 - 2 * said * right + right)) / total
-    gaps = member * (right - said)[:, None]
+    brier = float(weight @ (confident**2 - 2 * confident * right + right)) / total
+    gaps = member * (right - confident)[:, None]
     ece = bootstrap_interval(
         list(kinds.values()), lambda drawn: np.asarray(np.abs(drawn @ gaps).sum(axis=1) / total), seed=seed
     )
@@ -126,12 +120,23 @@ def calibration_of(
         reliability,
         resolution,
         overall * (1 - overall),
-        float(weight @ (said**2 - 2 * said * right)) / total - float(n @ (mean**2 - 2 * mean * accuracy)) / total,
+        float(weight @ (confident**2 - 2 * confident * right)) / total
+        - float(n @ (mean**2 - 2 * mean * accuracy)) / total,
         tuple(
-            Bin(float(edges[place][0]), float(edges[place][1]), int(count), float(c), float(a))
-            for place, count, c, a in zip(held, n, mean, accuracy, strict=True)
+            Bin(float(edges[index][0]), float(edges[index][1]), int(count), float(c), float(a))
+            for index, count, c, a in zip(held, n, mean, accuracy, strict=True)
         ),
     )
+
+
+def _check_outcomes(confidence: Sequence[float], correct: Sequence[float], bins: int, lowest: float) -> None:
+    if len(confidence) != len(correct):
+        raise ValueError(f"{len(confidence)} confidences on {len(correct)} outcomes")
+    if bins < 1:
+        raise ValueError("there must be at least one bin")
+    for name, low, values in (("confidence", lowest, confidence), ("correctness", 0.0, correct)):
+        if outside := [value for value in values if not low <= value <= 1]:
+            raise ValueError(f"a {name} of {outside[0]} is not in [{low}, 1]")
 
 
 def _ends(confidence: NDArray[Any], bins: int, by: Literal["width", "mass"], lowest: float) -> NDArray[Any]:

@@ -1,6 +1,6 @@
-"""A number with its 95 % interval, and what is compared in pairs.
+"""A number with its 95 % interval, and shares of comparisons in pairs.
 
-Every interval says what it was computed from, so that a table can show n beside it.
+Every interval holds its number of observations, so that a table can show n beside it.
 """
 
 from __future__ import annotations
@@ -142,7 +142,10 @@ class WinRate(NamedTuple):
 
 
 def win_rate(scores: Sequence[float | None], baseline: Sequence[float | None], *, seed: int = 0) -> WinRate | None:
-    """Compare two models prompt by prompt; a prompt with an unparsed score on either side is left out."""
+    """Compare two models prompt by prompt; a prompt with an unparsed score on either side is left out.
+
+    Raises ValueError for lists of unequal length.
+    """
     pairs = [(a, b) for a, b in zip(scores, baseline, strict=True) if a is not None and b is not None]
     outcomes = [1.0 if a > b else 0.0 if a < b else 0.5 for a, b in pairs]
     interval = points_interval(outcomes, seed=seed)

@@ -70,35 +70,6 @@ def longer_rate(
     return points_interval(item_means(longer))
 
 
-def summed_verdict(forward: Choice | None, backward: Choice | None) -> Choice:
-    """JudgeBench's rule (arXiv 2410.12784): the sign of A +1, B -1, tie or unparsed 0, over both orders.
-
-    Other than Comparison.merge, where one decided and one tied order are a tie and an unparsed one leaves no verdict.
-    """
-    total = _SIGN[forward] - _SIGN[backward]
-    return "A" if total > 0 else "B" if total < 0 else "tie"
-
-
-class SummedAccuracy(NamedTuple):
-    """Verdicts of JudgeBench's rule against gold; a tied pair is not right."""
-
-    accuracy: Interval | None
-    right: int
-    wrong: int
-    tied: int
-    inconsistent: int  # pairs whose verdicts differ once un-swapped, unparsed a kind of its own
-
-
-def summed_accuracy(forward: Verdicts, backward: Verdicts, gold: Sequence[Choice]) -> SummedAccuracy:
-    """`summed_verdict` of every pair against gold, A or B of the first order. Raises ValueError for unequal lengths."""
-    _same_length(forward, backward, gold)
-    verdicts = [summed_verdict(a, b) for a, b in zip(forward, backward, strict=True)]
-    right = [verdict == true for verdict, true in zip(verdicts, gold, strict=True)]
-    tied = verdicts.count("tie")
-    differ = sum(a != unswap(b) for a, b in zip(forward, backward, strict=True))
-    return SummedAccuracy(share_interval(right), sum(right), len(right) - sum(right) - tied, tied, differ)
-
-
 class BothOrders(NamedTuple):
     """LLMBar's measures (Zeng et al. 2024, arXiv 2310.07641): shares of all pairs, unparsed counted wrong."""
 

@@ -1,8 +1,8 @@
-"""Abilities of several models from who beat whom, and how one order of whole systems follows another.
+"""Abilities of several models from their games, and how one order of whole systems correlates with another.
 
 A system-level correlation compares one number a system with another: whether a judge would rank models as people do. It
-is no per-item agreement: a judge that is wrong on every third item, but on no model's items more than another's, ranks
-models perfectly. Hence the names apart, `system_correlations` here and the kappas in `agreement`.
+is no per-item agreement: a judge that is wrong on every third item, but equally often for each model, ranks models
+perfectly. Hence two names, `system_correlations` here and the kappas in `agreement`.
 """
 
 from __future__ import annotations
@@ -61,24 +61,9 @@ def bradley_terry(games: Sequence[Game], *, prior: float = 0.0, seed: int = 0) -
     """
     import numpy as np
 
-    if not games:
-        raise ValueError("no games")
-    for game in games:
-        if game.first == game.second:
-            raise ValueError(f"{game.first!r} is compared with itself")
-        if not 0 <= game.points <= 1:
-            raise ValueError(f"{game.points} points of {game.first!r} against {game.second!r} are not in [0, 1]")
-    if prior < 0:
-        raise ValueError("the prior must not be negative")
+    _check_games(games, prior)
     names = tuple(sorted({name for game in games for name in game[:2]}))
-    place = {name: i for i, name in enumerate(names)}
-    by_item: dict[Hashable, Counter[tuple[int, int]]] = {}
-    for number, game in enumerate(games):
-        item = (number,) if game.item is None else ("item", game.item)
-        i, j = place[game.first], place[game.second]
-        by_item.setdefault(item, Counter()).update({(i, j): game.points, (j, i): 1 - game.points})
-    pairs = sorted({pair for points in by_item.values() for pair in points})
-    kinds = Counter(tuple(points[pair] for pair in pairs) for points in by_item.values())
+    pairs, kinds = _kinds_of_items(games, names)
     table = np.array(list(kinds), dtype=float)  # kinds of item x pairs: points
     cells = np.array(pairs).T
 
@@ -114,6 +99,32 @@ def bradley_terry(games: Sequence[Game], *, prior: float = 0.0, seed: int = 0) -
         tuple(tuple(float(cell) for cell in row) for row in covariance[0]),
         RESAMPLED_FITS - len(abilities),
     )
+
+
+def _check_games(games: Sequence[Game], prior: float) -> None:
+    if not games:
+        raise ValueError("no games")
+    for game in games:
+        if game.first == game.second:
+            raise ValueError(f"{game.first!r} is compared with itself")
+        if not 0 <= game.points <= 1:
+            raise ValueError(f"{game.points} points of {game.first!r} against {game.second!r} are not in [0, 1]")
+    if prior < 0:
+        raise ValueError("the prior must not be negative")
+
+
+def _kinds_of_items(
+    games: Sequence[Game], names: Sequence[str]
+) -> tuple[list[tuple[int, int]], Counter[tuple[float, ...]]]:
+    """The pairs of models that met, and how many items gave each kind of points: one number for each pair."""
+    index = {name: i for i, name in enumerate(names)}
+    by_item: dict[Hashable, Counter[tuple[int, int]]] = {}
+    for number, game in enumerate(games):
+        item = (number,) if game.item is None else ("item", game.item)
+        i, j = index[game.first], index[game.second]
+        by_item.setdefault(item, Counter()).update({(i, j): game.points, (j, i): 1 - game.points})
+    pairs = sorted({pair for points in by_item.values() for pair in points})
+    return pairs, Counter(tuple(points[pair] for pair in pairs) for points in by_item.values())
 
 
 _STEPS = 200
@@ -183,11 +194,6 @@ def _listed(names: Sequence[str]) -> str:
 def elo(ability: float) -> float:
     """An ability in logits on the Elo scale: mean 1000, and ten times the odds for every 400 points."""
     return ELO_MEAN + ELO_SCALE * ability
-
-
-def win_probability(first: float, second: float) -> float:
-    """P(first is preferred) from two abilities in logits."""
-    return (1 + math.tanh((first - second) / 2)) / 2  # the logistic function, without its overflow
 
 
 class SystemCorrelations(NamedTuple):

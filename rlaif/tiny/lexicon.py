@@ -1,8 +1,9 @@
-"""The words a small model was taught: what it can be asked under, said before it is asked and answers at random.
+"""The words a small model was taught: which principles it can judge by, checked before the first call.
 
-A model of a million parameters knows a quality by the words it was trained on and by no others. Such a model's folder
-holds `lexicon.json`, and every principle put to the model is held against it: one that names no known quality, or
-several, is an error, and words that the model passes over are named. A model without the file is taken at its word.
+A model of a million parameters knows a quality by the words it was trained on and by no others; under other words it
+answers at random. Such a model's folder holds `lexicon.json`, and every principle for the model is checked against it:
+one that names no known quality, or several, is an error, and unknown words are reported. A model without the file is
+not checked.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Quality(BaseModel):
 
 
 class Lexicon(BaseModel):
-    """What one model knows: qualities by their words, negations, and every other word it has met."""
+    """What one model knows: qualities by their words, negations, and every other word it was trained on."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -68,20 +69,20 @@ class Lexicon(BaseModel):
         return self._of_qualities.union(self.words, self.negations)
 
     def unknown(self, text: str) -> list[str]:
-        """The words of `text` that the model never met, each once, in order."""
+        """The words of `text` that the model was not trained on, each once, in order."""
         return list(dict.fromkeys(word for word in words(text) if word not in self._known))
 
     def named(self, text: str) -> dict[str, str]:
         """Each quality that `text` asks for, by the word or words that name it: a keyword, or a negated opposite."""
-        found: dict[str, str] = {}
-        for said in self._said(text):
+        qualities: dict[str, str] = {}
+        for naming in self._namings(text):
             for name, quality in self.qualities.items():
-                if said.word in (quality.opposites if said.negation else quality.keywords):
-                    found.setdefault(name, str(said))
-        return found
+                if naming.word in (quality.opposites if naming.negation else quality.keywords):
+                    qualities.setdefault(name, str(naming))
+        return qualities
 
     def problem(self, text: str) -> tuple[str, str] | None:
-        """Why the model cannot be asked under `text`, and what would mend it; None when it can."""
+        """Why the model cannot judge by `text`, and the fix; None when it can."""
         for word in words(text):
             if word not in self._known and word.lower() in self._of_qualities.union(self.negations):
                 return f"the model reads small letters only, and not {word!r}", f"write {word.lower()!r}"
@@ -104,71 +105,73 @@ class Lexicon(BaseModel):
 
     def _clauses(self, text: str) -> Iterator[_Clause]:
         for clause in re.split(r"[.,;:!?()]", text):
-            said = words(clause)
-            places = [place for place, word in enumerate(said) if word in self._of_qualities]
-            negations = [place for place, word in enumerate(said) if word in self.negations]
-            odd = next((word for word in said if _TURNS.fullmatch(word)), None)
-            yield _Clause(said, places, negations, odd)
+            clause_words = words(clause)
+            positions = [at for at, word in enumerate(clause_words) if word in self._of_qualities]
+            negations = [at for at, word in enumerate(clause_words) if word in self.negations]
+            odd = next((word for word in clause_words if _TURNS.fullmatch(word)), None)
+            yield _Clause(clause_words, positions, negations, odd)
 
-    def _said(self, text: str) -> Iterator[_Said]:
+    def _namings(self, text: str) -> Iterator[_Naming]:
         """Each word of a quality, with the negation before it in its clause."""
         for clause in self._clauses(text):
-            for place in clause.places:
-                before = [at for at in clause.negations if at < place]
-                yield _Said(clause.said[place], clause.said[before[-1]] if before else None)
+            for position in clause.positions:
+                before = [at for at in clause.negations if at < position]
+                yield _Naming(clause.words[position], clause.words[before[-1]] if before else None)
 
     def _unclear(self, clause: _Clause) -> tuple[str, str] | None:
-        """Why what a clause says of a quality is not what the model would read in it."""
+        """Why the model would misread what a clause says of a quality; None where it would not."""
         known = ", ".join(self.negations)
-        if not clause.places:
-            if clause.negations and self._known.issuperset(clause.said):
-                negation = clause.said[clause.negations[0]]
+        if not clause.positions:
+            if clause.negations and self._known.issuperset(clause.words):
+                negation = clause.words[clause.negations[0]]
                 return (
                     f"{negation!r} negates no quality in its part of the sentence",
                     f"write {negation} before one word",
                 )
             return None
-        word = clause.said[clause.places[0]]
+        word = clause.words[clause.positions[0]]
         if clause.odd:
-            return f"the model does not read {clause.odd!r} as turning {word!r} round", f"negate with one of {known}"
-        if after := [at for at in clause.negations if at > clause.places[-1]]:
-            return f"{clause.said[after[0]]!r} stands after {word!r}, where the model does not read it", (
-                f"write '{clause.said[after[0]]} {word}'"
+            return f"the model does not read {clause.odd!r} as a negation of {word!r}", f"negate with one of {known}"
+        if after := [at for at in clause.negations if at > clause.positions[-1]]:
+            return f"{clause.words[after[0]]!r} stands after {word!r}, where the model does not read it", (
+                f"write '{clause.words[after[0]]} {word}'"
             )
-        for place in clause.places:
-            word = clause.said[place]
-            before = [at for at in clause.negations if at < place]
+        for position in clause.positions:
+            word = clause.words[position]
+            before = [at for at in clause.negations if at < position]
             if len(before) > 1:
-                both = " and ".join(clause.said[at] for at in before)
+                both = " and ".join(clause.words[at] for at in before)
                 return f"two negations stand before {word!r}: {both}", "leave one"
-            if before and place - before[0] > REACH:
-                return f"{clause.said[before[0]]!r} stands too far from {word!r} for the model to see them together", (
-                    f"write '{clause.said[before[0]]} {word}', or begin a new sentence between them"
+            if before and position - before[0] > REACH:
+                return f"{clause.words[before[0]]!r} stands too far from {word!r} for the model to see them together", (
+                    f"write '{clause.words[before[0]]} {word}', or begin a new sentence between them"
                 )
             strangers = (
-                [said for said in clause.said[before[0] + 1 : place] if said not in self._known] if before else []
+                [other for other in clause.words[before[0] + 1 : position] if other not in self._known]
+                if before
+                else []
             )
             if strangers:
-                negation = clause.said[before[0]]
+                negation = clause.words[before[0]]
                 return f"between {negation!r} and {word!r} stands {strangers[0]!r}, which the model was never taught", (
                     f"write '{negation} {word}'"
                 )
             if not any(word in (q.opposites if before else q.keywords) for q in self.qualities.values()):
-                asked = f"after {clause.said[before[0]]!r}" if before else "on its own"
-                return f"{word!r} names no quality {asked}", "ask for what you want in place of what you do not"
+                context = f"after {clause.words[before[0]]!r}" if before else "on its own"
+                return f"{word!r} names no quality {context}", "ask for what you want in position of what you do not"
         return None
 
 
 class _Clause(NamedTuple):
-    """The words between two marks; where words of qualities and negations stand; and what else may turn it round."""
+    """The words between two punctuation marks, the positions of qualities and negations, and an unknown negation."""
 
-    said: list[str]
-    places: list[int]
+    words: list[str]
+    positions: list[int]
     negations: list[int]
     odd: str | None
 
 
-class _Said(NamedTuple):
+class _Naming(NamedTuple):
     """A word of a quality, and what negates it."""
 
     word: str
@@ -178,8 +181,8 @@ class _Said(NamedTuple):
         return f"{self.negation} {self.word}" if self.negation else self.word
 
 
-# What turns a clause round and is none of the negations a model was taught. No list is complete: that is why a word the
-# model never met is told as well.
+# Words that negate a clause and are not among the negations a model was taught. No list is complete: that is why
+# unknown words are reported as well.
 _TURNS = re.compile(
     r"\w*n['\u2018\u2019\u00b4`]t|(?:do|does|did|is|are|was|wo|ca|should|must|would)nt|don|doesn|isn|aren|"
     r"cannot|nobody|nothing|none|neither|nor|hardly|barely|rather|than|instead|unless|except|refrain|stop|bad|worse|worst|hate|dislike|against|"

@@ -1,11 +1,11 @@
-"""Reading a judge's reply: a rating, score, verdict or ranking that it plainly gives, or *unparsed* with the reason.
+"""Reading a judge's reply: the rating, score, verdict or ranking that it clearly gives, or *unparsed* with the reason.
 
 Nothing is guessed. Two rules hold for every kind:
 
 - Words count only in a formal position: a line of its own, after its keyword (`Rating: 4`), in double brackets, in a
-  JSON field. What stands in the middle of a sentence, in quotation marks or in a block quotation is reasons.
-- What is formally given twice and differs is unparsed. The last one does not win: a judge that quotes a completion's
-  injected verdict after its own gives the same words as one that corrects itself.
+  JSON field. Words in the middle of a sentence, in quotation marks or in a block quotation belong to its reasons.
+- Two values in formal positions that differ are unparsed. The last one does not win: a judge that quotes a completion's
+  injected verdict after its own writes the same words as one that corrects itself.
 
 From below upwards: `words` (what all kinds share), then `ratings`, `scores`, `verdicts` and `rankings`.
 """

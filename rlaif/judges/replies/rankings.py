@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from rlaif.judges.replies.words import CORRECTION, CUT, SWAPS, find_object, foreign, headed, narrow, quoted, said
+from rlaif.judges.replies.words import CORRECTION, CUT, SWAPS, find_object, foreign, headed, narrow, quoted, spoken
 
 Ranking = tuple[tuple[int, ...], ...]  # groups of numbers, best first; those in one group are tied
 
@@ -36,18 +36,18 @@ def read_ranking(text: str, n: int, *, cut: bool = False) -> tuple[Ranking | Non
 
     It is a chain on a line of its own (`2 > 1 = 3`), a chain or list after `Ranking:`, a list that is the whole reply,
     places (`1st: 2`), or the `ranking` of one JSON object. Two that differ, an order from worst to best and a
-    correction after it are unparsed. `cut`: the reply ended at max_tokens, and is unparsed.
+    correction after it are unparsed. `cut`: the reply was truncated at max_tokens, and is unparsed.
     """
     if cut:
         return None, CUT
-    heard = narrow(said(text)).strip()
+    heard = narrow(spoken(text)).strip()
     given: list[Ranking | None] = []
     end = 0
     if "{" in heard:
-        found = find_object(heard)
-        if isinstance(found, str):
-            return None, found
-        value, heard = found
+        parsed = find_object(heard)
+        if isinstance(parsed, str):
+            return None, parsed
+        value, heard = parsed
         given.append(_groups(value.get("ranking") if isinstance(value, dict) else None))
         end = len(heard)
     said_so, last = _given(heard)
@@ -104,13 +104,13 @@ def _given(heard: str) -> tuple[list[Ranking | None], int]:
             end = at + len(line)
         elif keyed and body:
             given.append(None)
-        elif place := _PLACE.fullmatch(line):
-            rank = int(place["digits"]) if place["digits"] else _PLACES.index(place["word"].lower()) + 1
-            alone = re.match(r"[ \t\r.]*$|[ \t]*[.,;:][ \t]+\D|[ \t]+[-–—(]|[ \t]+because\b", place["tail"])
+        elif ranked := _PLACE.fullmatch(line):
+            rank = int(ranked["digits"]) if ranked["digits"] else _PLACES.index(ranked["word"].lower()) + 1
+            alone = re.match(r"[ \t\r.]*$|[ \t]*[.,;:][ \t]+\D|[ \t]+[-–—(]|[ \t]+because\b", ranked["tail"])
             unclear = (
-                rank in places or not alone or quoted(heard, at) or re.match(r"[ \t,]*(?:and|or)\b", place["tail"])
+                rank in places or not alone or quoted(heard, at) or re.match(r"[ \t,]*(?:and|or)\b", ranked["tail"])
             )
-            places[rank] = None if unclear else int(place["k"])
+            places[rank] = None if unclear else int(ranked["k"])
             end = at + len(line)
         waiting = (key is not None and not body) or (waiting and not body)
         at += len(line) + 1

@@ -1,7 +1,7 @@
 """Ratings of n numbered completions: as one JSON object, as a block for each, or as the rows of a table.
 
-Every rating is bound to the number written with it, never to its place. The numbers are counted before anything is
-assigned: a reply that names a completion twice, leaves one out or has one too many gives no rating at all.
+Every rating is bound to the number written with it, never to its position. The numbers are counted before ratings are
+assigned: a reply that names a completion twice, omits one or has one too many gives no rating.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rlaif.judges.replies.words import (
     narrow,
     other_scale,
     quoted,
-    said,
+    spoken,
     takes_back,
     void,
 )
@@ -42,7 +42,7 @@ def read_reply(
 ) -> list[Reading]:
     """The ratings of numbers 1 to n in a judge's reply, `answers` saying its form: `json` or `lines`.
 
-    `cut`: the reply ended at max_tokens, so its last rating may be the beginning of another (1 of 10).
+    `cut`: the reply was truncated at max_tokens, so its last rating may be incomplete (1 of 10).
     `na`: the judge may rate N/A, which is a reading without value or problem; else N/A is unparsed.
     `types`: the codes it may name beside a rating (UltraFeedback, arXiv 2310.01377); others are left out and noted.
     """
@@ -63,12 +63,12 @@ def read_json(
 ) -> list[Reading]:
     """A reply such as {"1": {"rationale": "...", "rating": 4}, "2": ...}, or a list of {"completion": 1, "rating": 4}.
 
-    It may stand in one code fence and in plain words that do no more than introduce it.
+    It may be in one code fence, and plain words may introduce it.
     """
-    found = find_object(said(text))
-    if isinstance(found, str):
-        return [Reading(None, text, found)] * n
-    value, before = found
+    parsed = find_object(spoken(text))
+    if isinstance(parsed, str):
+        return [Reading(None, text, parsed)] * n
+    value, before = parsed
     if problem := void(before, low, high):
         return [Reading(None, text, problem)] * n
     if _openers(before) or _RATING.search(before):
@@ -81,7 +81,7 @@ def read_json(
 
 
 def _by_number(value: Any) -> dict[int, Any] | None:
-    """What stands at each number, or None where not everything has a number of its own."""
+    """The item with each number, or None where an item has no number or shares one."""
     if isinstance(value, dict) and len(value) == 1 and (key := next(iter(value))) in _WRAPPERS:
         value = value[key]
     pairs: list[tuple[object, Any]] = []
@@ -173,7 +173,7 @@ _MENTION = re.compile(
 )
 _HEAD = re.compile(r"[ \t*_]*(?:[:|→]|[-–—][ \t])?[ \t*_]*")
 _STARTS = re.compile(r"[\s*_#|•(-]*(?:(?:my|the|overall|final|and|so)\b[\s*_]*)*", re.IGNORECASE)
-# Words before `rating 4` that make it a rating of something else, or none that is given.
+# Words before `rating 4` that make it a rating of something else, or no rating.
 _SOME = re.compile(
     r"\b(?:an?|the|of|any|this|that|its|no|not|for|with|another|some|every|max\w*|min\w*|highest|lowest|top|best|worst"
     r"|human|users?|average|mean)[ \t*_]*$",
@@ -201,23 +201,23 @@ def read_lines(
     end of a line, or r alone after the number; once, or always the same. Or the reply is a table with a column of
     numbers and one of ratings.
     """
-    heard = narrow(said(text))
+    heard = narrow(spoken(text))
     marks = _openers(heard)
     if not marks and (rows := _table(heard)):
         return _read_table(rows, heard, text, n, low, high, cut, na)
     numbers = [number for number, _, _ in marks]
     if sorted(numbers) != list(range(1, n + 1)):
-        found = ", ".join(map(str, numbers[: n + 3])) or "none"
-        return [Reading(None, text, f"expected the numbers 1 to {n} once each, found {found}")] * n
+        held = ", ".join(map(str, numbers[: n + 3])) or "none"
+        return [Reading(None, text, f"expected the numbers 1 to {n} once each, found {held}")] * n
     if any(_ANOTHER.match(heard, end) for _, _, end in marks):
         return [Reading(None, text, "a block is headed by several numbers")] * n
     if _RATING.search(heard, 0, marks[0][1]):
         return [Reading(None, text, "a rating stands before the first number")] * n
     ends = [start for _, start, _ in marks[1:]] + [len(heard)]
     if any(
-        not aside(heard, found.start())
+        not aside(heard, summary.start())
         for (_, _, after), end in zip(marks, ends, strict=True)
-        for found in _SUMMARY.finditer(heard, after, end)
+        for summary in _SUMMARY.finditer(heard, after, end)
     ):
         return [Reading(None, text, "a summary that names ratings again")] * n
     if problem := void(heard, low, high):
@@ -235,13 +235,15 @@ def read_lines(
 
 
 def _openers(text: str) -> list[tuple[int, int, int]]:
-    """The number, beginning and end of everything that opens a block, in the order written."""
+    """The number, start and end of each mark that opens a block, in order."""
     return [(int(m["bracket"] or m["named"]), m.start(), m.end()) for m in _BLOCK.finditer(text)]
 
 
 def _mixes_up(text: str) -> bool:
-    """Whether the reply corrects what it said of one completion in the block of another."""
-    return any(_OTHERS.search(text[found.end() :].partition("\n")[0][:60]) for found in CORRECTION.finditer(text))
+    """Whether the reply corrects the rating of one completion in the block of another."""
+    return any(
+        _OTHERS.search(text[correction.end() :].partition("\n")[0][:60]) for correction in CORRECTION.finditer(text)
+    )
 
 
 def _block_reading(
@@ -323,20 +325,20 @@ def _read_table(
     if len(keys) != 1 or named != ["rating"] or any(len(row) != len(header) for row in body):
         return unclear("a table without one column of numbers and one of ratings")
     numbers = [_KEY.fullmatch(row[keys[0]].lower()) for row in body]
-    found = [int(match[1]) for match in numbers if match]
-    if None in numbers or sorted(found) != list(range(1, n + 1)):
-        return unclear(f"expected the numbers 1 to {n} once each, found {', '.join(map(str, found)) or 'none'}")
+    indices = [int(match[1]) for match in numbers if match]
+    if None in numbers or sorted(indices) != list(range(1, n + 1)):
+        return unclear(f"expected the numbers 1 to {n} once each, found {', '.join(map(str, indices)) or 'none'}")
     around = "\n".join(line for line in heard.split("\n") if not line.strip().startswith("|"))
     if _RATING.search(around) or CORRECTION.search(around) or void(around, low, high):
         return unclear("the words around the table may say something else")
     if quoted(heard, heard.index("|")) or foreign(heard, heard.index("|")):
         return unclear("the table stands in words that quote it")
     readings = {}
-    for k, row in zip(found, body, strict=True):
+    for k, row in zip(indices, body, strict=True):
         number = leading_number(row[values[0]], low, high)
         if number.tail.strip():
             number = number._replace(value=None, na=False, problem="a cell that holds more than a rating")
         readings[k] = _reading(number, " | ".join(row), na)
     if cut:
-        readings[found[-1]] = Reading(None, " | ".join(body[-1]), CUT)
+        readings[indices[-1]] = Reading(None, " | ".join(body[-1]), CUT)
     return [readings[k + 1] for k in range(n)]

@@ -16,7 +16,7 @@ from rlaif.judges.replies.words import (
     narrow,
     other_scale,
     quoted,
-    said,
+    spoken,
     takes_back,
     void,
 )
@@ -37,16 +37,16 @@ _MENTION = re.compile(
 
 
 def read_score(text: str, low: int, high: int, *, cut: bool = False) -> Reading:
-    """The score of a reply on the scale low to high; `raw` is the whole reply, which holds the critique.
+    """The score of a reply on the scale from low to high; `raw` is the whole reply, which holds the critique.
 
     It is given as `Overall Score: 7`, `[[7]]` or `7/10` in a place of its own, as the whole reply, or as the field of
     one JSON object. Everything formally given must be the same, and nothing after it may name another. Nothing is
     rescaled: `0.8`, `8.5` and `80%` are unparsed, `1/10` is 1, and `10/10` is 10 on a scale to 10 and unparsed on any
-    other. `cut`: the reply ended at max_tokens, and is unparsed.
+    other. `cut`: the reply was truncated at max_tokens, and is unparsed.
     """
     if cut:
         return Reading(None, text, CUT)
-    heard = narrow(said(text))
+    heard = narrow(spoken(text))
     if "{" in heard:
         return _field(heard, text, low, high)
     whole = leading_number(heard.strip(), low, high)
@@ -73,7 +73,7 @@ _NUMBER = re.compile(r"[^\w\n]*\w+(?:[ \t]*\(?(?:/|out of)[ \t]*\d+\)?)?[\])*_]*
 
 
 def _given(heard: str, low: int, high: int) -> tuple[list[Number], int]:
-    """What stands in a formal position, and where the last of it ends."""
+    """The scores in formal positions, and the index after the last one."""
     starts = {match.end(): match.start() for match in _KEY.finditer(heard)}
     lone = {m.start(): m.start() for m in (*_BRACKETS.finditer(heard), *_LONE.finditer(heard))}
     given, end = [], 0
@@ -95,10 +95,10 @@ def _given(heard: str, low: int, high: int) -> tuple[list[Number], int]:
 
 def _field(heard: str, text: str, low: int, high: int) -> Reading:
     """The score field of one JSON object."""
-    found = find_object(heard)
-    if isinstance(found, str):
-        return Reading(None, text, found)
-    value, before = found
+    parsed = find_object(heard)
+    if isinstance(parsed, str):
+        return Reading(None, text, parsed)
+    value, before = parsed
     fields = [key for key in value if _FIELD.fullmatch(key)] if isinstance(value, dict) else []
     if len(fields) != 1 or _given(before, low, high)[0] or any(re.search("scale|max|out.of", key) for key in value):
         return Reading(None, text, "expected one score")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from rlaif.judges.replies.words import CORRECTION, CUT, SWAPS, aside, find_object, foreign, narrow, quoted, said
+from rlaif.judges.replies.words import CORRECTION, CUT, SWAPS, aside, find_object, foreign, narrow, quoted, spoken
 from rlaif.records import Choice
 
 _NAMED = r"(?:completion|text|response|answer|option|candidate|assistant)"
@@ -54,21 +54,21 @@ def read_choice(
     """The verdict of a reply as A (the first of `offered`), B (the second) or tie (the third, where it is offered).
 
     It is the whole reply or a line of its own at either end, in double brackets, after a keyword such as `Verdict:`, or
-    a field of one JSON object. Whatever is formally given must be the same; what the reasons before it say does not
-    matter, but nothing after it may take it back or prefer the other. A line that goes on (`1 is worse`, `1 or 2`)
-    gives no verdict. `cut`: the reply ended at max_tokens, and is unparsed.
+    a field of one JSON object. All verdicts in formal positions must be the same. The reasons before it do not matter,
+    but the words after it may not withdraw it or prefer the other. A line that goes on (`1 is worse`, `1 or 2`)
+    gives no verdict. `cut`: the reply was truncated at max_tokens, and is unparsed.
     """
     if cut:
         return None, CUT
-    heard = narrow(said(text)).strip()
+    heard = narrow(spoken(text)).strip()
     label = _label(offered)
     choices: set[Choice | None] = set()
     end = 0
     if "{" in heard:
-        found = find_object(heard)
-        if isinstance(found, str):
-            return None, found
-        value, before = found
+        parsed = find_object(heard)
+        if isinstance(parsed, str):
+            return None, parsed
+        value, before = parsed
         fields = [key for key in value if key in _FIELDS] if isinstance(value, dict) else []
         written = str(value[fields[0]]) if len(fields) == 1 else ""
         choices.add(_chosen(label.fullmatch(written.strip()), offered))
@@ -145,7 +145,7 @@ def _ends_there(rest: str, label: re.Pattern[str]) -> bool:
 
 
 def _concludes(heard: str, sentence: str, end: int) -> bool:
-    """Whether double brackets end the reply and its last sentence is one that comes to a verdict."""
+    """Whether double brackets end the reply and its last sentence concludes with a verdict."""
     plain = not heard[end:].strip(" .*_") and _UNSAID.search(sentence) is None
     return plain and _CONCLUDES.search(sentence) is not None
 

@@ -1,4 +1,4 @@
-"""What the readers of all kinds of replies share: what was said aloud, what is quoted, what takes a word back."""
+"""What the readers of all kinds of replies share: the reply without its thinking, quotations, corrections, numbers."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ CUT = "the reply was cut at max_tokens"
 
 
 class Reading(NamedTuple):
-    """What one number of the reply says: a value, `na` (not applicable), or the problem that left it unparsed."""
+    """One rating or score of a reply: a value, `na` (not applicable), or the problem that left it unparsed."""
 
     value: int | None
     raw: str  # the judge's words
     problem: str | None = None
     na: bool = False
-    types: tuple[str, ...] = ()  # the codes it names, of those offered
-    note: str | None = None  # what of the rest could not be used; the value stands
+    types: tuple[str, ...] = ()  # the offered codes that it names
+    note: str | None = None  # what could not be used beside the value
 
 
 def unusable(what: str, completion: Completion) -> str | None:
-    """Why nothing can be built on a model's words, `what` saying which; None where they can be used."""
+    """Why a model's words, called `what` in the message, cannot be used; None where they can."""
     if completion.finish_reason == "length":
         return f"{what}: cut at max_tokens"
     if completion.finish_reason == "content_filter":
@@ -31,7 +31,7 @@ def unusable(what: str, completion: Completion) -> str | None:
     return None if completion.text.strip() else f"{what}: empty"
 
 
-# ---------------------------------------------------------------- what was said aloud
+# ---------------------------------------------------------------- the reply without its thinking
 
 _THINKING = re.compile(r"\s*<think(?:ing)?>", re.IGNORECASE)
 _THOUGHT = re.compile(r"(?P<alone>^[ \t]*)?</think(?:ing)?>(?=[ \t]*(?:[\r\n{]|$))?", re.IGNORECASE | re.MULTILINE)
@@ -39,8 +39,8 @@ _FENCE = re.compile(r"```[ \t]{0,4}\w{0,20}[ \t]{0,4}\r?\n")
 _WIDE = str.maketrans({chr(sign + 0xFEE0): chr(sign) for sign in b"0123456789:/=>[]()*|"})
 
 
-def said(text: str) -> str:
-    """The reply without thinking tags and the one code fence around it; nothing where the thinking has no clear end."""
+def spoken(text: str) -> str:
+    """The reply without its thinking and the one code fence around it; empty where the thinking has no clear end."""
     ends = list(_THOUGHT.finditer(text))
     begun = _THINKING.match(text)
     if ends or begun:
@@ -57,12 +57,12 @@ def said(text: str) -> str:
 
 
 def narrow(text: str) -> str:
-    """Full-width digits and signs as ASCII, every character at its place."""
+    """Full-width digits and signs as ASCII, every character at the same index."""
     return text.translate(_WIDE)
 
 
 def quoted(text: str, at: int) -> bool:
-    """Whether what stands at `at` is in quotation marks, in a code fence or in a block quotation.
+    """Whether the text at index `at` is in quotation marks, in a code fence or in a block quotation.
 
     A mark that is never closed quotes all that follows it.
     """
@@ -81,15 +81,15 @@ _FOLLOWS = re.compile(r"\b(?:following|follows|below|namely)\b", re.IGNORECASE)
 
 
 def aside(text: str, at: int) -> bool:
-    """Whether what stands at `at` is in marks that close on its own line: no more than words about words."""
+    """Whether the text at index `at` is in quotation marks that close on the same line."""
     rest = text[at:].partition("\n")[0]
     return quoted(text, at) and any(closing in rest for closing in '"”»」`')
 
 
 def foreign(text: str, at: int) -> bool:
-    """Whether the words that lead to `at` show what follows as somebody else's, or as what a reply might say.
+    """Whether the words before index `at` attribute what follows to somebody else, or present it as an example.
 
-    They are the rest of its sentence, and the line before where that ends in a colon or in the middle of a sentence.
+    Those words are the start of its sentence, and the line before where that ends in a colon or inside a sentence.
     """
     above, _, line = text[:at].rpartition("\n")
     if REPORTS.search(re.split(r"[.!?](?=\s)", line)[-1]):
@@ -104,7 +104,7 @@ def foreign(text: str, at: int) -> bool:
 
 
 def headed(text: str, at: int) -> bool:
-    """Whether the line of `at` stands under a heading that does not say it is the judge's: `Clarity`, then `7/10`."""
+    """Whether the line of index `at` is under a heading of something else, such as `Clarity` above `7/10`."""
     led = text[: text.rfind("\n", 0, at) + 1].rstrip().rpartition("\n")[2].rstrip(" \t*_`")
     return bool(led) and not led.endswith(_ENDS) and _INTRODUCES.search(led) is None
 
@@ -125,7 +125,7 @@ _INTRODUCES = re.compile(
     r"|judge?ments?|object|scores?|ranking)\b",
     re.IGNORECASE,
 )
-# Words of a judge that shows what somebody else said, or what a reply would look like.
+# Words with which a judge reports what somebody else wrote, or what a reply would look like.
 REPORTS = re.compile(
     r"\b(?:say(?:s|ing)?|said|writes?|wrote|written|writing|reads|contain(?:s|ing)?|claim(?:s|ed|ing)|quot\w+|inject\w*"
     r"|demand(?:s|ed|ing)?|asks|ask(?:ed|ing)? (?:for|that)|instruct\w*|tell(?:s|ing)?|told|tr(?:ies|ied"
@@ -175,7 +175,7 @@ _REVERSED = re.compile(
 
 
 def void(text: str, low: int, high: int) -> str | None:
-    """Why none of a reply's numbers counts: it takes them all back, or measures by another scale; else None."""
+    """Why none of a reply's numbers counts: it withdraws them, or uses another scale; else None."""
     if _VOID.search(text) or SWAPS.search(text):
         return "the reply takes its numbers back"
     if _REVERSED.search(text) or any((int(m[1]), int(m[2])) != (low, high) for m in _SCALE.finditer(text)):
@@ -184,7 +184,7 @@ def void(text: str, low: int, high: int) -> str | None:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """JSON lets a key stand twice and keeps the last; a reply that rates a completion twice is ambiguous."""
+    """The object, keys in lower case. Raises ValueError for a repeated key: such a reply is ambiguous."""
     if len({key.strip().lower() for key, _ in pairs}) < len(pairs):
         raise ValueError("a key stands twice")
     return {key.strip().lower(): value for key, value in pairs}
@@ -193,8 +193,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def find_object(text: str) -> tuple[Any, str] | str:
     """The one JSON value of a reply, keys in lower case, and the words before it; or the problem.
 
-    Plain words around it are let pass, but no second object, nothing that shows the object as somebody else's or as an
-    example, and no afterthought: then two replies were given, and nothing says which one counts.
+    Plain words around it are accepted. A second object, words that make the object somebody else's or an example, and
+    a correction are not: the reply would then be ambiguous.
     """
     start = text.find("{")
     if start < 0:
@@ -248,13 +248,13 @@ _OTHER_SCALE = re.compile(r"\bscale\b|\bout of\b|\bpercent|[%½¼¾]", re.IGNORE
 
 
 def other_scale(words: str, low: int, high: int) -> bool:
-    """Whether what stands in brackets behind a keyword, as in `Rating (1-10): 4`, is another scale than low to high."""
+    """Whether the brackets after a keyword, as in `Rating (1-10): 4`, hold another scale than low to high."""
     numbers = re.findall(r"\d+", words)
     return bool(numbers) and numbers not in ([str(low), str(high)], [str(high)])
 
 
 class Number(NamedTuple):
-    """A number as a line gives it, or why it is none. `tail` is the rest of the line."""
+    """The number at the start of a line, or why there is none. `tail` is the rest of the line."""
 
     value: int | None
     problem: str | None
@@ -262,13 +262,13 @@ class Number(NamedTuple):
     of: bool = False  # `4/5`
     na: bool = False
     word: bool = False  # `four`
-    found: bool = True  # whether anything like a number stands there at all
+    found: bool = True  # whether there is anything like a number
 
 
 def leading_number(line: str, low: int, high: int) -> Number:
     """The whole number of the scale that `line` begins with: `4`, `**4**`, `4/5`, `[[4]]`, `four`, or N/A.
 
-    What follows it decides too: `4.5`, `4-5`, `4 or 5`, `40%` and `4/10` on a scale to 5 are not guessed at.
+    The words after it decide too: `4.5`, `4-5`, `4 or 5`, `40%` and `4/10` on a scale to 5 are unparsed.
     """
     match = _NUMBER.match(line)
     if match is None:
@@ -293,8 +293,8 @@ def leading_number(line: str, low: int, high: int) -> Number:
 
 
 def takes_back(text: str) -> bool:
-    """Whether a correction follows that names another number, such as `Actually, 3`."""
+    """Whether the text holds a correction with a number, such as `Actually, 3`."""
     return any(
-        re.search(rf"\d|\b(?:{'|'.join(NUMERALS)}|higher|lower)\b", text[found.end() :][:60], re.IGNORECASE)
-        for found in CORRECTION.finditer(text)
+        re.search(rf"\d|\b(?:{'|'.join(NUMERALS)}|higher|lower)\b", text[correction.end() :][:60], re.IGNORECASE)
+        for correction in CORRECTION.finditer(text)
     )

@@ -1,8 +1,8 @@
 """Checks that a pipeline file asks for: whether a completion has what can be verified in code.
 
-A check is pure: the same completion, prompt and reference give the same outcome, except that a pattern may run into its
-time limit, which is no outcome. An empty completion passes no check. What cannot be judged (no reference, a language
-that cannot be told, a pattern out of time) is told apart from what fails, and never becomes a number.
+A check is pure: the same completion, prompt and reference give the same outcome, except that a pattern may reach its
+time limit. An empty completion passes no check. A check that cannot be judged (no reference, an unknown language, a
+pattern that timed out) has the outcome None, which differs from failing and never becomes a number.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from rlaif.judges.verifiers.languages import LANGUAGES, language_of
 from rlaif.judges.verifiers.stated import alternatives, final_choice, final_number, final_text
 from rlaif.records import Record
 
-PATTERN_SECONDS = 1.0  # how long a pattern may search one completion; those of use take milliseconds
+PATTERN_SECONDS = 1.0  # time limit of a pattern on one completion; useful patterns take milliseconds
 AtLeastOne = Annotated[int, Field(ge=1)]
 
 
 class Outcome(Record):
-    """What a check found: whether the completion passed, None where that could not be judged, and why."""
+    """Whether the completion passed a check, None where that could not be judged, and why."""
 
     passed: bool | None
     why: str
@@ -39,7 +39,7 @@ class Verifier(Settings):
     model_config = ConfigDict(serialize_by_alias=True)
 
     def check(self, completion: str, *, prompt: str, reference: str | None) -> Outcome:
-        """The outcome for a completion that is not empty."""
+        """The outcome for a completion that is not empty. Each kind of check overrides it."""
         raise NotImplementedError
 
     def passes(self, completion: str, *, prompt: str, reference: str | None) -> bool:
@@ -51,7 +51,7 @@ class Verifier(Settings):
 
 
 class AgainstReference(Verifier):
-    """What the completion states as final is held against the row's reference (`stated` says how both are read).
+    """Compares what the completion states as final with the row's reference (`stated` says how both are read).
 
     The reference is one text, a JSON list of which any is right, or, with `separator`, several in one text.
     """
@@ -72,7 +72,7 @@ class AgainstReference(Verifier):
         return Outcome(passed=passed, why=f"states {str(value)[:60]!r}, the reference {reference!r:.80}")
 
     def read(self, text: str) -> tuple[Any, str | None]:
-        """What a text states as final; or the problem."""
+        """What a text states as final; or the problem. Each kind of check overrides it."""
         raise NotImplementedError
 
     def equal(self, value: Any, reference: Any) -> bool:
@@ -132,8 +132,8 @@ class Choice(AgainstReference):
 class Regex(Verifier):
     """A pattern that is the whole completion (`match`), that is somewhere in it (`search`), or nowhere (`not`).
 
-    The syntax is that of Python's `re`, read by the `regex` package, which can be stopped: after PATTERN_SECONDS on one
-    completion the outcome is that it could not be judged. So no completion can hang a run, whatever the pattern.
+    The syntax is that of Python's `re`, run by the `regex` package, which has a time limit: after PATTERN_SECONDS on
+    one completion the outcome is that it could not be judged. So no pattern can make a run hang.
     """
 
     pattern: str = Field(min_length=1)
@@ -151,14 +151,16 @@ class Regex(Verifier):
         return pattern
 
     def check(self, completion: str, *, prompt: str, reference: str | None) -> Outcome:
-        found = _searched(self.pattern, completion, whole=self.must == "match")
-        if found is None:
+        matched = _searched(self.pattern, completion, whole=self.must == "match")
+        if matched is None:
             return Outcome(passed=None, why=f"the pattern took more than {PATTERN_SECONDS:g} s")
-        return Outcome(passed=found != (self.must == "not"), why=f"the pattern is {'there' if found else 'not there'}")
+        return Outcome(
+            passed=matched != (self.must == "not"), why=f"the pattern is {'there' if matched else 'not there'}"
+        )
 
 
 def _searched(pattern: str, text: str, *, whole: bool = False) -> bool | None:
-    """Whether a pattern is in a text, or is the whole of it; None where that took too long to tell."""
+    """Whether a pattern is in a text, or is the whole of it; None where it timed out."""
     import regex
 
     compiled = regex.compile(pattern)
@@ -171,7 +173,7 @@ def _searched(pattern: str, text: str, *, whole: bool = False) -> bool | None:
 class JSONSchema(Verifier):
     """JSON of a given shape and nothing else, bare or in one code fence. Needs the jsonschema package.
 
-    A pattern inside the schema is bounded in time like `regex`; nothing is fetched, so a `$ref` stays inside it.
+    A pattern inside the schema has the time limit of `regex`. Nothing is fetched: a `$ref` must point into the schema.
     """
 
     wanted: dict[str, Any] = Field(alias="schema")
@@ -186,8 +188,8 @@ class JSONSchema(Verifier):
         try:
             jsonschema.Draft202012Validator.check_schema(schema)
         except jsonschema.SchemaError as error:
-            place = "/".join(map(str, error.absolute_path)) or "its top"
-            raise ValueError(f"not a JSON schema: {error.message[:120]} (at {place})") from None
+            path = "/".join(map(str, error.absolute_path)) or "its top"
+            raise ValueError(f"not a JSON schema: {error.message[:120]} (at {path})") from None
         for key, value in _keywords(schema):
             if key == "patternProperties":
                 raise ValueError("`patternProperties` cannot be bounded in time: use `propertyNames` with a `pattern`")
@@ -211,27 +213,27 @@ class JSONSchema(Verifier):
             return Outcome(passed=None, why=f"the schema could not be held against it ({type(error).__name__})")
         if first is None:
             return Outcome(passed=True, why="as the schema asks")
-        place = "/".join(map(str, first.absolute_path)) or "its top"
-        return Outcome(passed=False, why=f"{first.message[:120]} (at {place})")
+        path = "/".join(map(str, first.absolute_path)) or "its top"
+        return Outcome(passed=False, why=f"{first.message[:120]} (at {path})")
 
 
 class _OutOfTime(Exception):
-    """A pattern inside a schema took too long."""
+    """A pattern inside a schema timed out."""
 
 
 def _pattern(validator: Any, pattern: str, instance: Any, schema: Any) -> Iterator[Any]:
     import jsonschema
 
     if isinstance(instance, str):
-        found = _searched(pattern, instance)
-        if found is None:
+        matched = _searched(pattern, instance)
+        if matched is None:
             raise _OutOfTime
-        if not found:
+        if not matched:
             yield jsonschema.ValidationError(f"{instance[:60]!r} does not match {pattern!r}")
 
 
 def _keywords(schema: Any) -> Iterator[tuple[str, Any]]:
-    """Every key of a schema with its value, wherever it stands."""
+    """Every key of a schema with its value, at any depth."""
     if isinstance(schema, Mapping):
         yield from schema.items()
     for part in schema.values() if isinstance(schema, Mapping) else schema if isinstance(schema, list) else ():
@@ -287,17 +289,17 @@ class Length(Verifier):
         text = completion.strip()
         lines = sum(bool(line.strip()) for line in text.splitlines())
         lengths = {"words": len(text.split()), "characters": len(text), "lines": lines}
-        asked = {unit: bounds for unit, bounds in self._of().items() if bounds != (None, None)}
+        bounds_of = {unit: bounds for unit, bounds in self._of().items() if bounds != (None, None)}
         outside = [
             unit
-            for unit, (low, high) in asked.items()
+            for unit, (low, high) in bounds_of.items()
             if lengths[unit] < (low or 0) or (high is not None and lengths[unit] > high)
         ]
-        return Outcome(passed=not outside, why=", ".join(f"{lengths[unit]} {unit}" for unit in outside or asked))
+        return Outcome(passed=not outside, why=", ".join(f"{lengths[unit]} {unit}" for unit in outside or bounds_of))
 
 
 class Language(Verifier):
-    """The language of the completion as a whole; `languages` says which can be told, and how well."""
+    """The language of the completion as a whole; `languages` says which can be recognised, and how well."""
 
     code: str = Field(alias="is")
 
@@ -309,10 +311,10 @@ class Language(Verifier):
         return code
 
     def check(self, completion: str, *, prompt: str, reference: str | None) -> Outcome:
-        found = language_of(completion)
-        if found is None:
+        language = language_of(completion)
+        if language is None:
             return Outcome(passed=None, why="its language cannot be told")
-        return Outcome(passed=found == self.code, why=f"the language is {found}")
+        return Outcome(passed=language == self.code, why=f"the language is {language}")
 
 
 class IFEval(Verifier):
@@ -328,11 +330,12 @@ class IFEval(Verifier):
         return self
 
     def check(self, completion: str, *, prompt: str, reference: str | None) -> Outcome:
-        found = ifeval.follows(ifeval.instruction(self.id, self.kwargs), completion, loose=self.loose)
-        return Outcome(passed=found.passed, why=found.why)
+        followed = ifeval.follows(ifeval.instruction(self.id, self.kwargs), completion, loose=self.loose)
+        return Outcome(passed=followed.passed, why=followed.why)
 
 
-# --- A check as it is written, and several together -------------------------------------------------------------------
+# --- A check as a file writes it, and several together
+# -------------------------------------------------------------------
 
 KINDS = ("exact", "numeric", "choice", "regex", "json_schema", "length", "language", "ifeval")
 
@@ -361,8 +364,8 @@ class Check(Settings):
 
     @property
     def verifier(self) -> Verifier:
-        found: Verifier = getattr(self, self.kind)
-        return found
+        verifier: Verifier = getattr(self, self.kind)
+        return verifier
 
     def check(self, completion: str, *, prompt: str, reference: str | None) -> Outcome:
         if not completion.strip():
@@ -379,7 +382,7 @@ def verify(checks: Sequence[Check], prompt: str, completion: str, reference: str
 
 
 def all_pass(outcomes: Sequence[Outcome]) -> float | None:
-    """1.0 when every check passed, 0.0 when one did not; None when that hangs on what could not be judged."""
+    """1.0 when every check passed, 0.0 when one failed; None when none failed and one could not be judged."""
     if any(outcome.passed is False for outcome in outcomes):
         return 0.0
     return 1.0 if outcomes and all(outcome.passed for outcome in outcomes) else None

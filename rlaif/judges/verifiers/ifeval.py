@@ -1,9 +1,9 @@
 """The 25 instruction types of IFEval (arXiv 2311.07911), each with its arguments and what it means to follow it.
 
-What counts is what the paper's own checkers count, with these differences. A keyword is text, never a pattern. An
-argument that is missing is an error: theirs is then drawn at random, as is a letter that is none. Sentences and words
-in capital letters are counted by rules, without a trained tokenizer. Languages are told by `languages`, and where that
-cannot tell, neither passed nor failed is claimed. Everything here is linear in the length of a completion.
+The rules are those of the paper's own checkers, with these differences. A keyword is text, never a pattern. A missing
+argument is an error: the paper's checkers draw it at random, as they do an invalid letter. Sentences and words in
+capital letters are counted by rules, without a trained tokenizer. Languages are recognised by `languages`; where it
+cannot tell, the outcome is None. Everything here is linear in the length of a completion.
 """
 
 from __future__ import annotations
@@ -23,22 +23,23 @@ Count = Field(ge=0)
 
 
 class Followed(NamedTuple):
-    """Whether an instruction was followed, None where it cannot be told; and what was found."""
+    """Whether an instruction was followed, None where it cannot be told; and why."""
 
     passed: bool | None
     why: str
 
 
 class Instruction(Settings):
-    """One instruction with its arguments, called as IFEval calls them."""
+    """One instruction with its arguments, under IFEval's names."""
 
     def follows(self, text: str) -> Followed:
+        """Whether a completion follows it. Each instruction overrides it."""
         raise NotImplementedError
 
 
-def _counted(found: int, what: str, relation: Relation | Literal["exactly"], wanted: int) -> Followed:
-    passed = {"less than": found < wanted, "at least": found >= wanted, "exactly": found == wanted}[relation]
-    return Followed(passed, f"{found} {what}, asked for {relation} {wanted}")
+def _counted(count: int, what: str, relation: Relation | Literal["exactly"], wanted: int) -> Followed:
+    passed = {"less than": count < wanted, "at least": count >= wanted, "exactly": count == wanted}[relation]
+    return Followed(passed, f"{count} {what}, asked for {relation} {wanted}")
 
 
 def _holds(passed: bool, what: str) -> Followed:
@@ -63,8 +64,8 @@ class Frequency(Instruction):
     relation: Relation
 
     def follows(self, text: str) -> Followed:
-        found = text.lower().count(self.keyword.lower())
-        return _counted(found, f"times {self.keyword!r}", self.relation, self.frequency)
+        count = text.lower().count(self.keyword.lower())
+        return _counted(count, f"times {self.keyword!r}", self.relation, self.frequency)
 
 
 class ForbiddenWords(Instruction):
@@ -72,8 +73,8 @@ class ForbiddenWords(Instruction):
 
     def follows(self, text: str) -> Followed:
         """A forbidden word counts only as a whole word."""
-        said = [w for w in self.forbidden_words if re.search(rf"\b{re.escape(w)}\b", text, re.IGNORECASE)]
-        return Followed(not said, f"forbidden words: {', '.join(said) or 'none'}")
+        used = [w for w in self.forbidden_words if re.search(rf"\b{re.escape(w)}\b", text, re.IGNORECASE)]
+        return Followed(not used, f"forbidden words: {', '.join(used) or 'none'}")
 
 
 class LetterFrequency(Instruction):
@@ -82,18 +83,18 @@ class LetterFrequency(Instruction):
     let_relation: Relation
 
     def follows(self, text: str) -> Followed:
-        found = text.lower().count(self.letter.lower())
-        return _counted(found, f"times {self.letter!r}", self.let_relation, self.let_frequency)
+        count = text.lower().count(self.letter.lower())
+        return _counted(count, f"times {self.letter!r}", self.let_relation, self.let_frequency)
 
 
 # --- Language and case ------------------------------------------------------------------------------------------------
 
 
 def _in_language(text: str, wanted: str) -> Followed:
-    found = language_of(text)
-    if found is None:
+    language = language_of(text)
+    if language is None:
         return Followed(None, "its language cannot be told")
-    return Followed(found == wanted, f"language {found}, asked for {wanted}")
+    return Followed(language == wanted, f"language {language}, asked for {wanted}")
 
 
 class ResponseLanguage(Instruction):
@@ -125,8 +126,8 @@ class CapitalWordFrequency(Instruction):
     capital_relation: Relation
 
     def follows(self, text: str) -> Followed:
-        found = sum(word.isupper() for word in _WORD.findall(text))
-        return _counted(found, "words in capital letters", self.capital_relation, self.capital_frequency)
+        count = sum(word.isupper() for word in _WORD.findall(text))
+        return _counted(count, "words in capital letters", self.capital_relation, self.capital_frequency)
 
 
 _WORD = re.compile(r"[^\W_]+(?:[-./&][^\W_]+)*")  # with a hyphen, a stop or a slash inside it is still one
@@ -148,10 +149,10 @@ class NumberSentences(Instruction):
     relation: Relation
 
     def follows(self, text: str) -> Followed:
-        return _counted(sentences(text), "sentences", self.relation, self.num_sentences)
+        return _counted(count_sentences(text), "sentences", self.relation, self.num_sentences)
 
 
-# Taken as a whole or not at all: a run of a thousand marks is looked at once.
+# Possessive: a run of a thousand marks is scanned once.
 _MARK = re.compile(r"(?<![.!?\u2026])[.!?\u2026]++[\"'\u201d\u2019)\]*_]{0,4}(?=\s)|[\u3002\uff01\uff1f\u0964]+")
 _NO_END = re.compile(
     r"(?:\b(?:mr|mrs|ms|dr|prof|st|jr|sr|vs|etc|e\.g|i\.e|fig|approx|inc|ltd|co)|\b[a-z]|(?:^|\n)\W{0,4}\d{1,3})\.$",
@@ -159,7 +160,7 @@ _NO_END = re.compile(
 )
 
 
-def sentences(text: str) -> int:
+def count_sentences(text: str) -> int:
     """How many sentences a text holds: parts that end with `.`, `!`, `?` or the like before white space, and the rest.
 
     Not an end: the stop of a common abbreviation, of an initial, or of a number that opens a line.
@@ -175,8 +176,8 @@ class NumberParagraphs(Instruction):
     def follows(self, text: str) -> Followed:
         """Paragraphs stand between `***`; the text may begin or end with one, and none may be empty."""
         parts = text.split("***")
-        blank = [place for place, part in enumerate(parts) if not part.strip()]
-        if any(0 < place < len(parts) - 1 for place in blank):
+        blank = [index for index, part in enumerate(parts) if not part.strip()]
+        if any(0 < index < len(parts) - 1 for index in blank):
             return Followed(False, "an empty paragraph")
         return _counted(len(parts) - len(blank), "paragraphs", "exactly", self.num_paragraphs)
 
@@ -214,13 +215,13 @@ class NumberPlaceholders(Instruction):
 
     def follows(self, text: str) -> Followed:
         """A placeholder is what stands in square brackets on one line."""
-        found = 0
+        count = 0
         for line in text.split("\n"):
             start = line.find("[")
             while start >= 0 and (end := line.find("]", start)) >= 0:
-                found += 1
+                count += 1
                 start = line.find("[", end)
-        return _counted(found, "placeholders", "at least", self.num_placeholders)
+        return _counted(count, "placeholders", "at least", self.num_placeholders)
 
 
 class Postscript(Instruction):
@@ -238,8 +239,8 @@ class NumberBulletLists(Instruction):
     def follows(self, text: str) -> Followed:
         """A bullet is a line that opens with a hyphen, or with one asterisk and something after it."""
         lines = [line.lstrip() for line in text.split("\n")]
-        found = sum(line.startswith("-") or (line.startswith("*") and line[1:2] not in ("", "*")) for line in lines)
-        return _counted(found, "bullets", "exactly", self.num_bullets)
+        count = sum(line.startswith("-") or (line.startswith("*") and line[1:2] not in ("", "*")) for line in lines)
+        return _counted(count, "bullets", "exactly", self.num_bullets)
 
 
 class NumberHighlightedSections(Instruction):
@@ -247,11 +248,11 @@ class NumberHighlightedSections(Instruction):
 
     def follows(self, text: str) -> Followed:
         """What stands on one line between two asterisks, or between two pairs of them."""
-        found = 0
+        count = 0
         for line in text.split("\n"):
-            found += sum(bool(part.strip()) for part in line.split("*")[1:-1:2])
-            found += sum(bool(part.strip()) for part in re.findall(r"\*\*([^*]+)\*\*", line))
-        return _counted(found, "highlighted sections", "at least", self.num_highlights)
+            count += sum(bool(part.strip()) for part in line.split("*")[1:-1:2])
+            count += sum(bool(part.strip()) for part in re.findall(r"\*\*([^*]+)\*\*", line))
+        return _counted(count, "highlighted sections", "at least", self.num_highlights)
 
 
 class MultipleSections(Instruction):
@@ -259,8 +260,8 @@ class MultipleSections(Instruction):
     num_sections: int = Count
 
     def follows(self, text: str) -> Followed:
-        found = len(re.findall(rf"{re.escape(self.section_spliter)}\s?\d", text))
-        return _counted(found, f"times {self.section_spliter!r} with a number", "at least", self.num_sections)
+        count = len(re.findall(rf"{re.escape(self.section_spliter)}\s?\d", text))
+        return _counted(count, f"times {self.section_spliter!r} with a number", "at least", self.num_sections)
 
 
 class JSONFormat(Instruction):

@@ -1,8 +1,8 @@
-"""Which language a text is written in, told by its script and, where several share one, by their commonest words.
+"""Which language a text is written in, by its script and, where several share one, by their commonest words.
 
 A small detector without training data or draws, so the same text always gives the same language. Its limits: a
 language that is not listed is taken for none or for a neighbour that shares its script and words (Norwegian for
-Danish, Serbian for Bulgarian, Arabic script for one of three); a text is told as a whole, by the script of most of its
+Danish, Serbian for Bulgarian, Arabic script for one of three); a text has one language, by the script of most of its
 letters; a few words, names alone, or a language written in another script than its own cannot be told.
 """
 

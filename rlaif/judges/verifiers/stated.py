@@ -1,10 +1,10 @@
-"""What a completion states at its end: the text, number or choice that it puts forward as its final one.
+"""What a completion states as its final text, number or choice.
 
 A value is stated by `#### 42` (GSM8K, arXiv 2110.14168), by `\\boxed{42}` (MATH, arXiv 2103.03874), or by words such as
-`the answer is 42` and `Answer: 42`. Where nothing is, the whole completion stands for a text, its last number for a
-number, and the one label that it sets apart, as in `(B)`, for a choice. Nothing is guessed: a completion that states
-two values that differ, or none that can be read, gives a problem in place of a value. Numbers written as words are not
-read, a unit is passed over, and so is a percent sign. Everything here is linear in the length of the completion.
+`the answer is 42` and `Answer: 42`. Where no value is stated, the text is the whole completion, the number is its last
+number, and the choice is the one label that it sets apart, as in `(B)`. Nothing is guessed: a completion that states
+two different values, or none that can be read, gives a problem and no value. Numbers written as words are not read;
+units and percent signs are ignored. Everything here is linear in the length of the completion.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Stated(NamedTuple):
 
 
 _HASHES = re.compile(r"^[ \t]*####[ \t]*(\S[^\n]*)$", re.MULTILINE)
-# What follows is looked at and not consumed, so that two statements on one line are two.
+# A look-ahead, which consumes nothing: two statements on one line are two matches.
 _WORDS = re.compile(
     r"\banswer\b(?:[ \t]+to[ \t]+(?:the|this|your)[ \t]+(?:question|problem))?[ \t*_]{0,4}"
     r"(\b(?:(?:is|was)(?:n['\u2019]t)?|(?:can['\u2019]t|cannot|must|should|will|would)[ ]be)\b|[:=])"
@@ -44,11 +44,11 @@ _NEGATED = re.compile(r"\b(?:not|never|neither|nor|cannot)\b|n['\u2019]t\b", re.
 
 
 def stated(text: str) -> list[Stated]:
-    """Everything that `text` states as final, whatever it is worth."""
+    """Everything that `text` states as final, readable or not."""
     hashes = [Stated("####", match[1].strip()) for match in _HASHES.finditer(text)]
     boxes = [Stated("box", content.strip()) for content in _boxes(text)]
-    said = [(f"not {match[2]}" if _NEGATED.search(match[1]) else match[2]) for match in _WORDS.finditer(text)]
-    return hashes + boxes + [Stated("words", _sentence(words)) for words in said if "\\boxed" not in words]
+    phrases = [(f"not {match[2]}" if _NEGATED.search(match[1]) else match[2]) for match in _WORDS.finditer(text)]
+    return hashes + boxes + [Stated("words", _sentence(words)) for words in phrases if "\\boxed" not in words]
 
 
 def _boxes(text: str) -> Iterator[str]:
@@ -67,7 +67,7 @@ def _boxes(text: str) -> Iterator[str]:
 
 def _sentence(words: str) -> str:
     """`words` up to the end of their sentence, or to where they begin to give reasons."""
-    ends = [found.start() for found in (_SENTENCE_END.search(words), _REASON.search(words)) if found]
+    ends = [match.start() for match in (_SENTENCE_END.search(words), _REASON.search(words)) if match]
     return words[: min(ends, default=len(words))].strip()
 
 
@@ -86,10 +86,10 @@ def _agreed(values: Sequence[tuple[Value, str]]) -> tuple[Value | None, str | No
 
 def final_text(text: str, normal: Callable[[str], str]) -> tuple[str | None, str | None]:
     """What is stated, else the whole of `text`, as `normal` writes it; or the problem."""
-    found = stated(text)
-    if not found:
+    statements = stated(text)
+    if not statements:
         return normal(text.strip()), None
-    return _agreed([(normal(_bare(one.words)), one.words) for one in found if not one.negated])
+    return _agreed([(normal(_bare(one.words)), one.words) for one in statements if not one.negated])
 
 
 def _bare(words: str) -> str:
@@ -115,15 +115,17 @@ _LINE = re.compile(
 
 def final_number(text: str) -> tuple[Fraction | None, str | None]:
     """The number stated, else the last one of `text`; or the problem."""
-    found = [one for one in stated(text) if one.how != "####" or _LINE.fullmatch(_plain(one.words))]  # else: a heading
+    statements = [
+        one for one in stated(text) if one.how != "####" or _LINE.fullmatch(_plain(one.words))
+    ]  # else: a heading
     values: list[tuple[Fraction, str]] = []
-    for one in found:
+    for one in statements:
         value, problem = (None, None) if one.negated else _number_in(_plain(one.words))
         if problem:
             return None, problem
         if value is not None:
             values.append((value, one.words))
-    if values or any(one.negated or one.how == "box" for one in found):
+    if values or any(one.negated or one.how == "box" for one in statements):
         return _agreed(values)
     tokens = list(_TOKEN.finditer(_plain(text)))
     if not tokens:
@@ -152,14 +154,14 @@ def _number_in(words: str) -> tuple[Fraction | None, str | None]:
 
 
 def _number(written: str) -> Fraction | None:
-    """`42`, `-1,234.5`, `1e-6`, `3/4`, `42kg`, `50.`; None for `1,2`, `3:30`, `1/0`, `10^6` and whatever else."""
+    """`42`, `-1,234.5`, `1e-6`, `3/4`, `42kg`, `50.`; None for `1,2`, `3:30`, `1/0`, `10^6` and everything else."""
     written = written.replace("\u2212", "-").rstrip(".,:/")
     if fraction := _FRACTION.fullmatch(written):
         return Fraction(int(fraction[1]), int(fraction[2])) if int(fraction[2]) else None
-    found = _DECIMAL.match(written)
-    if found is None or not re.fullmatch(r"[^\W\d_]{0,10}", written[found.end() :]):
+    decimal = _DECIMAL.match(written)
+    if decimal is None or not re.fullmatch(r"[^\W\d_]{0,10}", written[decimal.end() :]):
         return None
-    return Fraction(found[0].replace(",", ""))
+    return Fraction(decimal[0].replace(",", ""))
 
 
 # --- Choices ----------------------------------------------------------------------------------------------------------
@@ -179,15 +181,15 @@ def final_choice(text: str, among: Sequence[str]) -> tuple[str | None, str | Non
     ended = re.compile(rf"{_MARKS}$|[.,:;)\]}}*]")
     another = re.compile(rf"\W{{0,4}}(?:[,/&]|\bor\b|\band\b)\W{{0,4}}{label}(?!\w)", re.IGNORECASE)
     values: list[tuple[str, str]] = []
-    found = stated(text)
-    for one in found:
+    statements = stated(text)
+    for one in statements:
         words = one.words.replace("\\text{", "")
         match = None if one.negated else begins.match(words)
         if match and another.match(words, match.end()):
             return None, f"cannot be read as one choice: {one.words[:60]!r}"
         if match and ended.match(words, match.end()):
             values.append((labels[match[1].casefold()], one.words))
-    if not values and not any(one.how != "####" for one in found):
+    if not values and not any(one.how != "####" for one in statements):
         whole = re.fullmatch(rf"{_AROUND}{label}{_MARKS}", text, re.IGNORECASE)
         apart = re.compile(rf"\({label}\)|^[ \t*_]*{label}(?:[).:](?=[\s*]|$)|[ \t*_]*$)")
         for line in text.splitlines():

@@ -8,8 +8,7 @@ from typing import Any
 
 from rlaif.audits.figures import Decide
 from rlaif.audits.goldset import to_judge
-from rlaif.config import Check as TextCheck
-from rlaif.config import CompareStage, Step, unchecked
+from rlaif.config import CompareStage, Step, TextCheck, unchecked
 from rlaif.constitution import Constitution, Principle, read_constitution
 from rlaif.engines.asking import Asker, Asking
 from rlaif.generate.pairing import Pairing

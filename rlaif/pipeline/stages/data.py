@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rlaif.config import DataStage, Step
-from rlaif.formats import ReadResult, Rows, each_row, named, read_conversations, read_preferences, rows_of
+from rlaif.formats import ReadResult, Table, each_row, named, read_conversations, read_preferences, rows_of
 from rlaif.generate.pairing import Pairing
 from rlaif.pipeline.manifest import StageRecord
 from rlaif.pipeline.spool import Spool
@@ -50,11 +50,11 @@ class Data(TableStage[DataStage]):
             self._digest = digest([[[m.role, m.content] for m in c.messages] for c in conversations])
             opening.made[self.name] = Made(conversations=conversations)
 
-    def _source(self) -> Path | Rows:
+    def _source(self) -> Path | Table:
         source, settings = source_of(self.settings), self.settings
         if settings.columns is None and settings.system is None:
             return source
-        table = source if isinstance(source, Rows) else rows_of(source)
+        table = source if isinstance(source, Table) else rows_of(source)
         return named(table, settings.columns.named() if settings.columns else {}, settings.system)
 
     def _kept(self, result: ReadResult[Any]) -> list[Any]:

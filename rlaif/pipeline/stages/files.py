@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rlaif.config import FileStage, Step
-from rlaif.formats import Rows, read_hub
+from rlaif.formats import Table, read_hub
 from rlaif.pipeline.manifest import StageRecord
 from rlaif.resources import find
 
 
-def source_of(settings: FileStage) -> Path | Rows:
+def source_of(settings: FileStage) -> Path | Table:
     """The file, or the rows of a data set on the hub."""
     if settings.hub is not None:
         return read_hub(settings.hub, split=settings.hub_split, revision=settings.revision)

@@ -6,8 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from rlaif.config import Check as TextCheck
-from rlaif.config import RankStage, Step, unchecked
+from rlaif.config import RankStage, Step, TextCheck, unchecked
 from rlaif.constitution import read_constitution
 from rlaif.engines.asking import Asking
 from rlaif.generate.pairing import Pairing

@@ -9,8 +9,7 @@ from functools import partial
 
 from rlaif.audits.figures import Decide
 from rlaif.audits.goldset import to_judge
-from rlaif.config import Check as TextCheck
-from rlaif.config import Rater, RateStage, Step, TransformersModel, unchecked
+from rlaif.config import Rater, RateStage, Step, TextCheck, TransformersModel, unchecked
 from rlaif.engines.asking import Asker, Asking, together
 from rlaif.generate.pairing import Pairing, candidate_scores
 from rlaif.judges import rating

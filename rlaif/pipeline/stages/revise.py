@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from rlaif.config import Check as TextCheck
-from rlaif.config import ReviseStage, Step, unchecked
+from rlaif.config import ReviseStage, Step, TextCheck, unchecked
 from rlaif.constitution import read_constitution
 from rlaif.engines.asking import Asking
 from rlaif.generate import revising

@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
-from rlaif.config import Check as TextCheck
-from rlaif.config import LocalModel, OpenAIModel, Pipeline, Step, unchecked
+from rlaif.config import LocalModel, OpenAIModel, Pipeline, Step, TextCheck, unchecked
 from rlaif.config import Stage as StageSettings
 from rlaif.engines.asking import Asking
 from rlaif.engines.identity import has_reward_head
 from rlaif.engines.open import api_key, keyless
 from rlaif.errors import EngineError, Stopped
-from rlaif.formats import Conversation, Shape, StatedPreference
+from rlaif.formats import Conversation, StatedPreference
 from rlaif.generate.pairing import Pairing
 from rlaif.pipeline.datasets import DatasetOf
 from rlaif.pipeline.folder import RunFolder
@@ -184,7 +183,7 @@ class Stage(ABC, Generic[Settings]):
     """A stage of one pipeline, its files opened and checked. Raises InputError for the first thing that is wrong."""
 
     holds: ClassVar[str | None] = None  # what its file under stages/ holds: rows or preferences
-    writes: ClassVar[tuple[Shape, ...]] = ()  # the shapes of its data sets
+    writes: ClassVar[tuple[str, ...]] = ()  # the shapes of its data sets
     gentle: ClassVar[bool] = False  # the first Ctrl-C stops asking and ends with what is finished
     blocks: ClassVar[bool] = False  # it never gives the event loop its turn, so a signal has to break in
     trains: ClassVar[bool] = False

@@ -1,0 +1,80 @@
+"""The card of a data set: its counts, models, digests and columns, and how to train on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import yaml
+
+from rlaif.formats.write.shape import Shape
+from rlaif.records import oneline
+
+
+class CardFacts(NamedTuple):
+    """What a card says besides its columns. `dropped` counts prompts by reason, `models` maps a name to the model
+    behind it, `digests` maps the constitution, rubric and templates to their digests."""
+
+    name: str
+    prompts_in: int
+    dropped: Mapping[str, int]
+    models: Mapping[str, str]
+    digests: Mapping[str, str]
+
+
+def card_text(shape: Shape, rows: int, prompts_out: int, facts: CardFacts) -> str:
+    name = oneline(facts.name)
+    header = {
+        "pretty_name": name,
+        "tags": ["rlaif", "synthetic", shape.name],
+        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*.parquet"}]}],
+    }
+    reasons = "".join(f"\n  - {oneline(reason)}: {count}" for reason, count in sorted(facts.dropped.items()))
+    models = _bullets(f"{_code(model)}: {_code(identity)}" for model, identity in sorted(facts.models.items()))
+    digests = _bullets(f"{oneline(what)}: {_code(value)}" for what, value in sorted(facts.digests.items()))
+    return f"""\
+---
+{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---
+
+# {name}
+
+{shape.about}
+The completions are models' words, unchecked by people; the prompts keep the licence of their source.
+
+## Counts
+
+- rows: {rows}
+- prompts in: {facts.prompts_in}
+- prompts out: {prompts_out}
+- prompts dropped: {sum(facts.dropped.values())}{reasons}
+
+## Models
+
+{models}
+
+## Made with
+
+{digests}
+
+## Columns
+
+`prompt_id` is a digest of the prompt's messages and decides its `split`, `source` the data set the prompt came from.
+{shape.columns_told}
+
+## Use
+
+```python
+from datasets import load_dataset
+
+data = load_dataset("path/to/this/folder", split="train")
+{shape.training}```
+"""
+
+
+def _bullets(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines) or "- none"
+
+
+def _code(text: str) -> str:
+    """The text as Markdown code, which a back-tick inside it cannot end."""
+    return "`" + oneline(text).replace("`", "'") + "`"

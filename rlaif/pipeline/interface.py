@@ -1,0 +1,184 @@
+"""The Python interface: `rlaif.run`, `rlaif.plan` and `rlaif.load`, over the same path as the command line."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any, Generic, TypeVar, overload
+
+from rich.console import Console
+
+from rlaif.config import read_pipeline
+from rlaif.errors import Stopped
+from rlaif.pipeline import browse
+from rlaif.pipeline.folder import RunFolder, read_json
+from rlaif.pipeline.loop import run_to_end
+from rlaif.pipeline.progress import Lines, Silent
+from rlaif.pipeline.start import open_plan, open_run
+from rlaif.records import Preference, Record, Row
+
+Item = TypeVar("Item", bound=Record)
+Value = TypeVar("Value")
+
+
+class Records(Sequence[Item], Generic[Item]):
+    """Records of a run's files, read again each time they are gone through, so that they need not fit into memory."""
+
+    def __init__(self, read: Callable[[], Iterator[Item]]) -> None:
+        self._read = read
+
+    def __iter__(self) -> Iterator[Item]:
+        return self._read()
+
+    @cached_property
+    def _count(self) -> int:
+        return sum(1 for _ in self._read())
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Item]: ...
+    def __getitem__(self, index: int | slice) -> Item | list[Item]:
+        if isinstance(index, slice):
+            return list(self)[index]
+        number = index if index >= 0 else len(self) + index
+        for item in islice(self, max(number, 0), None):
+            if number >= 0:
+                return item
+        raise IndexError(f"there are {len(self):,} records, and no number {index}")
+
+    def __repr__(self) -> str:
+        return f"<{len(self):,} records>"
+
+
+class FinishedRun:
+    """A run folder that can be read. What is asked of it is read from its files at that moment."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder, self.path = folder, folder.path
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What `manifest.json` says: state, stages with counts and drops, calls, cost, digests, failures by cause."""
+        return browse.status(self._folder)
+
+    @property
+    def state(self) -> str:
+        """`done`, `incomplete`, `stopped`, `interrupted`, `failed`, `running` or `killed`."""
+        return str(self.manifest["state"])
+
+    @property
+    def rows(self) -> Records[Row]:
+        """The rows of the last stage that made any, failed ones among them."""
+        return Records(lambda: browse.rows(self._folder))
+
+    def rows_of(self, stage: str) -> Records[Row]:
+        """The rows of one stage. Raises InputError for a stage without rows."""
+        return Records(lambda: browse.rows(self._folder, stage))
+
+    @property
+    def preferences(self) -> Records[Preference]:
+        """The preferences of the last stage that made any."""
+        return Records(lambda: browse.all_preferences(self._folder))
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """The report of the measure, as `report/summary.json` holds it; None where nothing was measured."""
+        return read_json(self.path / "report" / "summary.json")
+
+    @property
+    def models(self) -> dict[str, Path]:
+        """The folders of the trained models, by name."""
+        folder = self.path / "models"
+        whole = sorted(path.parent for path in folder.glob("*/training.json"))
+        return {path.name: path for path in whole if not path.name.endswith(".partial")}
+
+    def __repr__(self) -> str:
+        return f"<run {str(self.path)!r}: {self.state}>"
+
+
+def run(
+    pipeline: str | Path,
+    *,
+    out: str | Path | None = None,
+    retry_failed: bool = False,
+    quiet: bool = False,
+    **overrides: Any,
+) -> FinishedRun:
+    """See `rlaif.run`."""
+    progress = Silent() if quiet else Lines(Console(stderr=True, markup=False, emoji=False))
+    opened = open_run(
+        read_pipeline(str(pipeline), _written(overrides)), _path(out), progress, retry_failed=retry_failed
+    )
+    for note in opened.manifest.notes:
+        progress.warn(note)
+
+    def stop() -> None:
+        opened.session.scheduler.stop(Stopped("interrupted", cause="interrupted"))
+
+    with progress:
+        _to_end(opened.execute(), stop)
+    return load(opened.folder.path)
+
+
+def plan(pipeline: str | Path, *, out: str | Path | None = None, **overrides: Any) -> dict[str, Any]:
+    """See `rlaif.plan`."""
+    planning = open_plan(read_pipeline(str(pipeline), _written(overrides)), _path(out))
+    return _to_end(planning.make()) | {"notes": planning.notes}
+
+
+def load(folder: str | Path) -> FinishedRun:
+    """See `rlaif.load`."""
+    return FinishedRun(RunFolder.existing(Path(folder)))
+
+
+def _path(out: str | Path | None) -> Path | None:
+    return None if out is None else Path(out)
+
+
+def _written(overrides: Mapping[str, Any]) -> list[str]:
+    """Overrides as the command line writes them: a JSON value is a YAML value. `__` stands for a dot."""
+    return [f"{key.replace('__', '.')}={json.dumps(value)}" for key, value in overrides.items()]
+
+
+def _to_end(work: Coroutine[Any, Any, Value], stop: Callable[[], None] = lambda: None) -> Value:
+    """The result of `work`, also where an event loop runs in this thread already, as in a notebook.
+
+    There it runs in a thread of its own, and an interruption calls `stop` in its loop and waits for its end.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return run_to_end(work)
+    outcome: list[Value | BaseException] = []
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    async def told() -> Value:
+        loops.append(asyncio.get_running_loop())
+        return await work
+
+    def target() -> None:
+        try:
+            outcome.append(run_to_end(told()))
+        except BaseException as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=target, name="rlaif")
+    thread.start()
+    while thread.is_alive():
+        try:
+            thread.join()
+        except KeyboardInterrupt:
+            for loop in loops:
+                loop.call_soon_threadsafe(stop)
+    if isinstance(result := outcome[0], BaseException):
+        raise result
+    return result
