@@ -53,7 +53,7 @@ def ledger(engine: OpenAIEngine) -> Ledger:
 
 def tally(engine: OpenAIEngine) -> Tally:
     """What was counted of an engine: requests sent again, and what was paid for nothing."""
-    return ledger(engine).tally(engine.name)
+    return ledger(engine).tally(engine.name, "")  # these requests are of no stage
 
 
 def run(engine: OpenAIEngine, *requests: Request) -> list[list[Reply | EngineError]]:

@@ -19,6 +19,7 @@ import transformers
 from conftest import make_random_model
 
 from rlaif import resources
+from rlaif.engines.asking import Asker
 from rlaif.engines.identity import model_folder, weights_digest
 from rlaif.engines.protocol import Reply, Request
 from rlaif.engines.scheduler import Scheduler
@@ -400,7 +401,8 @@ def test_a_schema_without_xgrammar_says_what_to_install_and_is_asked_again_once_
     async def ask_for_it() -> list[Completion]:
         scheduler = Scheduler(store, {"m": engine}, {})
         try:
-            return await scheduler.sample("m", user("rate"), Sampling(max_tokens=20), json_schema={"type": "boolean"})
+            asker = Asker(scheduler, "m", Sampling(max_tokens=20))
+            return await asker.several(user("rate"), 1, json_schema={"type": "boolean"})
         finally:
             await scheduler.close()
 

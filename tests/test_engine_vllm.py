@@ -25,6 +25,7 @@ from typing import Any
 import pytest
 
 from rlaif.config import OpenAIModel
+from rlaif.engines.asking import Asker
 from rlaif.engines.openai import OpenAIEngine
 from rlaif.engines.protocol import Engine, Reply, Request
 from rlaif.engines.scheduler import Scheduler
@@ -363,8 +364,9 @@ def test_what_was_paid_for_is_not_asked_again(base: VLLMEngine, tmp_path: Path) 
             stack.callback(store.close)
             scheduler = Scheduler(store, {"base": base}, {})
             stack.push_async_callback(scheduler.close)
-            found = await scheduler.sample("base", user(QUESTIONS[0]), Sampling(max_tokens=20, logprobs=True), n=3)
-            tally = scheduler.tally("base")
+            asker = Asker(scheduler, "base", Sampling(max_tokens=20, logprobs=True))
+            found = await asker.several(user(QUESTIONS[0]), 3)
+            tally = scheduler.ledger.by_model()["base"]
             return [completion.text for completion in found], tally.sent, tally.cached
 
     first, again = asyncio.run(run()), asyncio.run(run())

@@ -97,6 +97,7 @@ def test_one_ctrl_c_leaves_data_that_can_be_used_and_says_how_to_go_on(
     code, out = ended(process)
     found = manifest(tmp_path / "runs/echo")
     assert code == 130 and found["state"] == "stopped" and "Traceback" not in out
+    assert "press Ctrl-C again to end at once" in " ".join(out.split())  # lines wrap
     assert "stopped: interrupted" in out and "run the same command again to continue" in out
     sampled, rated, paired = (next(s for s in found["stages"] if s["kind"] == k) for k in ("sample", "rate", "pair"))
     assert rated["dropped"]["not reached"] + sampled["dropped"].get("not reached", 0) > 0
@@ -377,13 +378,13 @@ def test_a_kill_at_any_moment_loses_no_more_than_is_in_flight(
 SLOW = """
 import sys, time
 import rlaif.formats.write.dataset as dataset
-import rlaif.pipeline.run as run
+import rlaif.pipeline.stages.pair as pair
 def slowly(made, seconds):
     def slow(*arguments):
         time.sleep(seconds)
         return made(*arguments)
     return slow
-run.preferences_of = slowly(run.preferences_of, 0.02)
+pair.preferences_of = slowly(pair.preferences_of, 0.02)
 dataset._table = slowly(dataset._table, 0.5)
 from rlaif.cli import main
 sys.argv = ["rlaif", "run", "echo.yaml"]

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from collections.abc import Iterator
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import rlaif
+from rlaif.config.stages import STAGES as SETTINGS
+from rlaif.pipeline.stages import STAGES
 from rlaif.resources import CONTENT
 
 ROOT = Path(__file__).parent.parent
@@ -169,6 +172,174 @@ def test_bundled_files_are_found_in_an_installed_wheel(wheel: Path, tmp_path: Pa
     code = "import sys; from rlaif.resources import find; [print(find(path).resolve()) for path in sys.argv[1:]]"
     done = run(sys.executable, "-c", code, *wanted, cwd=elsewhere, PYTHONPATH=str(site))
     assert done.stdout.splitlines() == [str((site / "rlaif" / "bundled" / path).resolve()) for path in wanted]
+
+
+# ---------------------------------------------------------------- how the package is built
+
+
+def modules(under: str = "rlaif/") -> dict[str, str]:
+    """The text of each module in a folder, by its path."""
+    found = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in shipped("rlaif", "*.py")}
+    return {name: text for name, text in found.items() if name.startswith(under)}
+
+
+CONTEXT = re.compile(r"\bcontextvars\b|\bContextVar\b|\bcopy_context\b")
+
+
+def test_no_module_uses_context_variables() -> None:
+    """What a call is for travels in the `Ask`: it can be read, and taken to another process."""
+    swept = modules()
+    assert len(swept) >= 110
+    assert [name for name, text in swept.items() if CONTEXT.search(text)] == []
+
+
+@pytest.mark.parametrize("line", ["import contextvars", "from contextvars import ContextVar", "STAGE: ContextVar[str]"])
+def test_a_context_variable_would_be_seen(line: str) -> None:
+    assert CONTEXT.search(f"import asyncio\n{line}\n")
+
+
+MOST_KIND_TESTS = 10
+MOST_ROW_OR_TABLE_TESTS = 10  # whether a stage takes rows one by one or a table: how it is run, not what it is
+KINDS = {*STAGES, *SETTINGS}
+CLASSES = {*(of.__name__ for of in (*STAGES.values(), *SETTINGS.values())), "JudgingStage"}
+OTHER_WORDS = {"action", "key"}  # what is compared under these names is a command or a key, called like a kind
+
+
+def kind_tests(text: str) -> tuple[list[str], list[str]]:
+    """Where a module asks of which kind a stage is, and where it asks whether one takes rows or a table.
+
+    The first are `isinstance` of a class of stages or of their settings, or of `x.stage`; comparisons with a kind's
+    name, or of a stage's `.kind`; and `case` of any of these. A look-up of a name in the list of all kinds is none.
+    """
+    kinds, forms = [], []
+    for node in ast.walk(ast.parse(text)):
+        match node:
+            case ast.Call(func=ast.Name("isinstance"), args=[what, of]):
+                named = names_in(of)
+                is_kind = bool(named & CLASSES) or ast.unparse(what).endswith(".stage")
+                if not is_kind and named & {"RowStage", "TableStage"}:
+                    forms.append(f"{node.lineno}: {ast.unparse(node)}")
+            case ast.MatchClass(cls=of):
+                is_kind = bool(names_in(of) & CLASSES)
+            case ast.MatchValue(value=word):
+                is_kind = bool(words_in(word) & KINDS)
+            case ast.Compare(
+                left=left, ops=[ast.Eq() | ast.NotEq() | ast.In() | ast.NotIn() as how], comparators=[right]
+            ):
+                sides = {ast.unparse(left), ast.unparse(right)}
+                words = words_in(right) | (words_in(left) if isinstance(how, ast.Eq | ast.NotEq) else set())
+                of_stage = any(side.endswith(".kind") and "stage" in side for side in sides)
+                is_kind = of_stage or (bool(words & KINDS) and not sides & OTHER_WORDS)
+            case _:
+                continue
+        if is_kind:
+            kinds.append(f"{node.lineno}: {ast.unparse(node)}")
+    return kinds, forms
+
+
+def names_in(node: ast.expr) -> set[str]:
+    """The classes that an expression names, without the modules they are taken from."""
+    found = (part for part in ast.walk(node) if isinstance(part, ast.Name | ast.Attribute))
+    return {part.id if isinstance(part, ast.Name) else part.attr for part in found}
+
+
+def words_in(node: ast.expr) -> set[object]:
+    """What an expression is, or lists, word for word."""
+    listed = node.elts if isinstance(node, ast.Tuple | ast.List | ast.Set) else [node]
+    return {one.value for one in listed if isinstance(one, ast.Constant)}
+
+
+def test_few_places_ask_of_which_kind_a_stage_is() -> None:
+    """A new kind of stage is one file and a line: whatever else asks for kinds would have to be found and changed."""
+    swept = {name: text for name, text in modules().items() if not name.startswith("rlaif/pipeline/stages/")}
+    assert len(swept) >= 95 and len(KINDS) >= 14
+    found = {name: kind_tests(text) for name, text in swept.items()}
+    kinds, forms = ([f"{name}:{hit}" for name, hits in found.items() for hit in hits[i]] for i in (0, 1))
+    assert len(kinds) <= MOST_KIND_TESTS, "\n".join(kinds)
+    assert len(forms) <= MOST_ROW_OR_TABLE_TESTS, "\n".join(forms)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "isinstance(step.stage, whatever)",
+        "isinstance(stage, SampleStage | config.PairStage)",
+        "isinstance(\n    stage,\n    (Train, Measuring),\n)",
+        "stage.settings.kind == other",
+        "step.stage.kind not in reads",
+        "kind in ('rate', 'compare')",
+        "'elo' != name",
+        "match stage:\n    case PairStage(): pass",
+        "match kind:\n    case 'pair' | None: pass",
+    ],
+)
+def test_a_test_of_a_kind_would_be_seen(code: str) -> None:
+    assert len(kind_tests(code)[0]) == 1
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "'score' in cell.lower()",
+        "model['unparsed'] < whole['prompts']",
+        "isinstance(stage, RowStage)",
+        "question.kind == 'harmful'",
+        "kind in STAGES",
+        "action == 'verify'",
+        "f('rank') == x",
+    ],
+)
+def test_what_is_no_test_of_a_kind_is_not_taken_for_one(code: str) -> None:
+    assert kind_tests(code)[0] == []
+
+
+def functions_of(text: str) -> Iterator[tuple[str, int, int]]:
+    """Each function of a module: its name, its lines, and what it takes apart from `self` and `cls`."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            given = node.args
+            named = [*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg]
+            taken = [one.arg for one in named if one is not None and one.arg not in ("self", "cls")]
+            yield node.name, lines_of(node), len(taken)
+
+
+def lines_of(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> int:
+    return (node.end_lineno or node.lineno) - node.lineno + 1
+
+
+def classes_of(text: str) -> Iterator[tuple[str, int]]:
+    return ((node.name, lines_of(node)) for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ClassDef))
+
+
+MOST_LINES, MOST_LINES_OF_A_CLASS, MOST_LINES_OF_A_FUNCTION, MOST_PARAMETERS = 350, 250, 60, 8
+# Functions that are longer or take more, each with the reason. One that keeps to the limits is no exception any more.
+LARGE = {
+    ("rlaif/train/trl.py", "learn"): "one more than the most: what three trainers hand to TRL",
+}
+
+
+def test_the_parts_of_a_pipeline_are_small() -> None:
+    files = {name: text for name, text in modules("rlaif/pipeline/").items() if name.count("/") == 2}
+    lines = {name: text.count("\n") for name, text in files.items()}
+    assert len(lines) >= 15 and {name: n for name, n in lines.items() if n > MOST_LINES} == {}
+    found = [(name, *one) for name, text in modules("rlaif/pipeline/").items() for one in classes_of(text)]
+    assert len(found) >= 50 and [one for one in found if one[2] > MOST_LINES_OF_A_CLASS] == []
+
+
+def test_functions_are_short_and_take_few_things() -> None:
+    swept = {name: text for name, text in modules().items() if not name.startswith("rlaif/tiny/build/")}
+    found = [(name, *one) for name, text in swept.items() for one in functions_of(text)]
+    assert len(found) >= 1200
+    large = [one for one in found if one[2] > MOST_LINES_OF_A_FUNCTION or one[3] > MOST_PARAMETERS]
+    assert [one for one in large if one[:2] not in LARGE] == []
+    assert LARGE.keys() - {one[:2] for one in large} == set(), "these are no exceptions any more: take them out"
+
+
+def test_a_large_function_or_class_would_be_seen() -> None:
+    body = "        pass\n" * 60
+    text = f"class A:\n    async def f(self, a, /, b, *c, d, **e):\n{body}"
+    assert list(classes_of(text)) == [("A", 62)] and list(functions_of(text)) == [("f", 61, 5)]
+    assert list(functions_of("@property\ndef g(cls):\n    return 1\n")) == [("g", 2, 0)]
 
 
 # ---------------------------------------------------------------- what the documents and files say

@@ -9,7 +9,7 @@ import pytest
 from test_run import Cli, run_cli  # noqa: F401 - the fixture
 
 from rlaif.config import ENGINES
-from rlaif.pipeline import engines
+from rlaif.engines import open as opening
 
 PIPELINE = """\
 name: judged
@@ -22,7 +22,7 @@ stages:
 
 
 def test_every_engine_that_a_pipeline_can_name_can_be_opened() -> None:
-    assert engines._OPEN.keys() == ENGINES.keys()
+    assert opening._OPEN.keys() == ENGINES.keys()
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vllm is installed")

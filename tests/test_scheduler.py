@@ -15,12 +15,13 @@ from echo import Echo
 
 from rlaif.engines import scheduler as module
 from rlaif.engines import traffic
-from rlaif.engines.ledger import Ledger
+from rlaif.engines.asking import Ask, Asker, together
+from rlaif.engines.ledger import Ledger, Tally
 from rlaif.engines.protocol import Reply, Request
-from rlaif.engines.scheduler import Ask, Scheduler, together
+from rlaif.engines.scheduler import Scheduler
 from rlaif.engines.traffic import BREAK, TRANSPORT
 from rlaif.errors import EngineError, InputError, Stopped
-from rlaif.records import Message, Sampling, Usage
+from rlaif.records import Completion, Message, Sampling, Usage
 from rlaif.store import CallStore
 
 SAMPLING = Sampling(max_tokens=32)
@@ -89,8 +90,19 @@ class Batches(Echo):
         return await super().sample(requests)
 
 
-def ask(text: str) -> list[Message]:
-    return [Message(role="user", content=text)]
+def ask(text: str, model: str = "m", n: int = 1, **more: Any) -> Ask:
+    return Ask(model, [Message(role="user", content=text)], SAMPLING, n, **more)
+
+
+async def sample(scheduler: Scheduler, text: str, model: str = "m", **more: Any) -> list[Completion]:
+    """The completions of one ask."""
+    [completions] = await scheduler.sample([ask(text, model, **more)])
+    return completions
+
+
+def tally(scheduler: Scheduler, model: str = "m") -> Tally:
+    """What was asked of a model, over all stages."""
+    return scheduler.ledger.by_model()[model]
 
 
 def run(engine: Echo, work: Any, concurrency: int = 4) -> Scheduler:
@@ -103,22 +115,22 @@ def test_the_same_call_from_two_rows_is_paid_once() -> None:
     engine = Server("m")
 
     async def work(scheduler: Scheduler) -> None:
-        same = await asyncio.gather(*(scheduler.sample("m", ask("q"), SAMPLING) for _ in range(10)))
+        same = await asyncio.gather(*(sample(scheduler, "q") for _ in range(10)))
         assert len({completions[0].text for completions in same}) == 1
 
     scheduler = run(engine, work)
     assert len(engine.asked) == 1
-    tally = scheduler.tally("m")
-    assert (tally.sent - tally.discarded, tally.cached) == (1, 9)
-    assert tally.cached_completion_tokens == 0  # what this run paid for is no one else's expense
+    counted = tally(scheduler)
+    assert (counted.sent - counted.discarded, counted.cached) == (1, 9)
+    assert counted.cached_completion_tokens == 0  # what this run paid for is no one else's expense
 
 
 def test_more_samples_cost_only_the_new_ones() -> None:
     engine = Server("m")
 
     async def work(scheduler: Scheduler) -> None:
-        two = await scheduler.sample("m", ask("q"), SAMPLING, n=2)
-        four = await scheduler.sample("m", ask("q"), SAMPLING, n=4)
+        two = await sample(scheduler, "q", n=2)
+        four = await sample(scheduler, "q", n=4)
         assert four[:2] == two and [request.indices for request in engine.asked] == [(0, 1), (2, 3)]
 
     run(engine, work)
@@ -128,7 +140,7 @@ def test_a_server_is_probed_once_and_its_concurrency_is_kept() -> None:
     engine = Server("m")
 
     async def work(scheduler: Scheduler) -> None:
-        await asyncio.gather(*(scheduler.sample("m", ask(str(i)), SAMPLING) for i in range(40)))
+        await asyncio.gather(*(sample(scheduler, str(i)) for i in range(40)))
 
     run(engine, work, concurrency=7)
     assert engine.probes == 1 and engine.most_open == 7
@@ -140,12 +152,12 @@ def test_models_of_one_server_share_its_probe() -> None:
     async def work() -> Scheduler:
         names = {engine.name: engine for engine in engines}
         scheduler = Scheduler(CallStore(Path(":memory:")), names, {})
-        await asyncio.gather(*(scheduler.sample(name, ask("q"), SAMPLING) for name in names))
+        await asyncio.gather(*(sample(scheduler, "q", name) for name in names))
         return scheduler
 
     scheduler = asyncio.run(work())
     assert [engine.probes for engine in engines] == [1, 0, 1]
-    a, b = scheduler.tally("a"), scheduler.tally("b")
+    a, b = tally(scheduler, "a"), tally(scheduler, "b")
     assert (a.sent, a.discarded, b.sent, b.discarded) == (4, 3, 1, 0)  # a probe is three calls, and paid for
     assert (a.prompt_tokens, b.prompt_tokens) == (1 + 24, 1)
 
@@ -154,7 +166,7 @@ def test_rows_in_flight_fill_the_batches_of_a_model_in_process() -> None:
     engine = Batches("m")
 
     async def work(scheduler: Scheduler) -> None:
-        await asyncio.gather(*(scheduler.sample("m", ask(str(i)), SAMPLING, n=3) for i in range(100)))
+        await asyncio.gather(*(sample(scheduler, str(i), n=3) for i in range(100)))
 
     run(engine, work)
     assert sum(engine.sizes) == 300 and max(engine.sizes) <= engine.batch_size
@@ -168,12 +180,12 @@ def test_a_server_that_comes_back_costs_no_row(monkeypatch: pytest.MonkeyPatch) 
 
     async def work(scheduler: Scheduler) -> None:
         engine.retries = 1
-        texts = await asyncio.gather(*(scheduler.sample("m", ask(str(i)), SAMPLING) for i in range(BREAK)))
+        texts = await asyncio.gather(*(sample(scheduler, str(i)) for i in range(BREAK)))
         assert len(texts) == BREAK and all(one[0].text for one in texts)
 
     scheduler = run(engine, work, concurrency=BREAK)
     assert len(engine.asked) == (BREAK + 3) + BREAK  # three trials by one request at a time, then everybody
-    assert scheduler.tally("m").failed == 0 and scheduler.tally("m").retries["connection"] == BREAK + 3
+    assert tally(scheduler).failed == 0 and tally(scheduler).retries["connection"] == BREAK + 3
 
 
 def test_a_server_that_stays_away_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,7 +195,7 @@ def test_a_server_that_stays_away_stops_the_run(monkeypatch: pytest.MonkeyPatch)
 
     async def work(scheduler: Scheduler) -> None:
         engine.retries = 1
-        rows = [asyncio.create_task(scheduler.sample("m", ask(str(i)), SAMPLING)) for i in range(3 * BREAK)]
+        rows = [asyncio.create_task(sample(scheduler, str(i))) for i in range(3 * BREAK)]
         done, waiting = await asyncio.wait(rows, return_when=asyncio.FIRST_EXCEPTION, timeout=5)
         with pytest.raises(EngineError, match=r"\d+ requests in a row failed, the last: no answer") as caught:
             await next(iter(done))
@@ -209,7 +221,7 @@ def test_a_server_that_answers_nothing_but_errors_stops_the_run(monkeypatch: pyt
 
     async def work(scheduler: Scheduler) -> None:
         engine.retries = 6
-        rows = [asyncio.create_task(scheduler.sample("m", ask(str(i)), SAMPLING)) for i in range(20 * BREAK)]
+        rows = [asyncio.create_task(sample(scheduler, str(i))) for i in range(20 * BREAK)]
         await asyncio.wait(rows, return_when=asyncio.FIRST_EXCEPTION, timeout=5)
         failed = [error for row in rows if row.done() and (error := row.exception()) is not None]
         assert any(isinstance(error, EngineError) and error.fatal for error in failed)
@@ -227,12 +239,12 @@ def test_one_failure_is_that_rows_alone() -> None:
     async def work(scheduler: Scheduler) -> None:
         for number in range(3):
             with pytest.raises(EngineError) as caught:
-                await scheduler.sample("m", ask(str(number)), SAMPLING)
+                await sample(scheduler, str(number))
             assert not caught.value.fatal
-        assert (await scheduler.sample("m", ask("after"), SAMPLING))[0].text
+        assert (await sample(scheduler, "after"))[0].text
 
     scheduler = run(engine, work)
-    assert scheduler.tally("m").causes == {"connection": 3}
+    assert tally(scheduler).causes == {"connection": 3}
 
 
 @pytest.mark.parametrize("cause", ["too-long", "http-400", "empty", "no-logprobs"])
@@ -244,7 +256,7 @@ def test_what_is_wrong_with_a_request_never_stops_the_run(cause: str) -> None:
     async def work(scheduler: Scheduler) -> None:
         for number in range(2 * BREAK):
             with pytest.raises(EngineError) as caught:
-                await scheduler.sample("m", ask(str(number)), SAMPLING)
+                await sample(scheduler, str(number))
             assert not caught.value.fatal
 
     assert cause not in TRANSPORT
@@ -260,9 +272,9 @@ def test_a_request_that_makes_a_server_hang_up_is_that_rows_alone_while_others_s
     async def work(scheduler: Scheduler) -> None:
         for number in range(2 * BREAK):
             with pytest.raises(EngineError) as caught:
-                await scheduler.sample("m", ask(f"poison {number}"), SAMPLING)
+                await sample(scheduler, f"poison {number}")
             assert not caught.value.fatal
-            await scheduler.sample("m", ask(f"fine {number}"), SAMPLING)
+            await sample(scheduler, f"fine {number}")
 
     run(Poisoned("m"), work)
 
@@ -278,12 +290,12 @@ def test_what_arrived_of_a_request_is_kept_when_one_sample_fails() -> None:
         scheduler._retry_failed = True
         for _ in range(2):
             with pytest.raises(EngineError, match="nothing"):
-                await scheduler.sample("m", ask("q"), SAMPLING, n=4)
+                await sample(scheduler, "q", n=4)
         assert [request.indices for request in engine.asked] == [(0, 1, 2, 3), (2,)]
 
     scheduler = run(engine, work)
-    tally = scheduler.tally("m")
-    assert (tally.sent - tally.discarded, tally.cached, tally.failed) == (3, 3, 2)
+    counted = tally(scheduler)
+    assert (counted.sent - counted.discarded, counted.cached, counted.failed) == (3, 3, 2)
 
 
 def test_the_answer_used_is_the_answer_stored(tmp_path: Path) -> None:
@@ -294,7 +306,7 @@ def test_the_answer_used_is_the_answer_stored(tmp_path: Path) -> None:
         others = [Server("m"), Server("m")]
         others[1]._reply = lambda request, index: Reply(text="another", finish_reason="stop")  # type: ignore[method-assign]
         schedulers = [Scheduler(s, {"m": e}, {}) for s, e in zip(stores, others, strict=True)]
-        one, other = await asyncio.gather(*(s.sample("m", ask("q"), SAMPLING) for s in schedulers))
+        one, other = await asyncio.gather(*(sample(s, "q") for s in schedulers))
         assert len(others[0].asked) == len(others[1].asked) == 1  # both paid
         assert one == other
         [key] = {completion.call for completion in (*one, *other)}
@@ -311,7 +323,7 @@ def test_a_stored_call_says_what_was_asked() -> None:
 
     async def work() -> dict[str, Any] | None:
         scheduler = Scheduler(store, {"m": Batches("m")}, {})
-        [_, second] = await scheduler.sample("m", ask("q"), SAMPLING, n=2, attempt=1, json_schema=schema)
+        [_, second] = await sample(scheduler, "q", n=2, attempt=1, json_schema=schema)
         return store.request(second.call)
 
     assert asyncio.run(work()) == {
@@ -332,10 +344,10 @@ def test_a_later_run_knows_what_its_data_cost(tmp_path: Path) -> None:
         async def work(store: CallStore = store) -> Scheduler:
             scheduler = Scheduler(store, {"m": Batches("m")}, {})
             for _ in range(2):  # asked for twice, paid for once
-                await scheduler.sample("m", ask("two words"), SAMPLING, n=2)
+                await sample(scheduler, "two words", n=2)
             return scheduler
 
-        tallies.append(asyncio.run(work()).tally("m"))
+        tallies.append(tally(asyncio.run(work())))
         store.close()
     first, second = tallies
     assert first.prompt_tokens == 4 and first.completion_tokens > 0 and first.cached_prompt_tokens == 0
@@ -351,7 +363,7 @@ def test_what_breaks_a_whole_batch_reaches_every_row_of_it() -> None:
 
     async def work(scheduler: Scheduler) -> None:
         outcomes = await asyncio.gather(
-            *(scheduler.sample("m", ask(str(i)), SAMPLING) for i in range(5)), return_exceptions=True
+            *(sample(scheduler, str(i)) for i in range(5)), return_exceptions=True
         )
         assert [type(outcome) for outcome in outcomes] == [InputError] * 5
 
@@ -373,7 +385,7 @@ def test_an_engine_that_returns_too_little_leaves_no_row_waiting(in_process: boo
     async def work(scheduler: Scheduler) -> None:
         async with asyncio.timeout(5):
             outcomes = await asyncio.gather(
-                *(scheduler.sample("m", ask(str(i)), SAMPLING) for i in range(5)), return_exceptions=True
+                *(sample(scheduler, str(i)) for i in range(5)), return_exceptions=True
             )
         assert all(isinstance(o, EngineError) and "another number of samples" in str(o) for o in outcomes)
 
@@ -384,17 +396,17 @@ def test_an_engine_that_returns_too_little_leaves_no_row_waiting(in_process: boo
 
 
 def test_cancelled_rows_cost_nothing_more_and_lose_nothing_paid_for() -> None:
-    engine, store = Batches("m", delay=0.2), CallStore(Path(":memory:"))
+    engine, store = Batches("m", delay=0.1), CallStore(Path(":memory:"))
 
     async def work() -> None:
         scheduler = Scheduler(store, {"m": engine}, {})
-        rows = [asyncio.create_task(scheduler.sample("m", ask(str(i)), SAMPLING, n=3)) for i in range(100)]
+        rows = [asyncio.create_task(sample(scheduler, str(i), n=3)) for i in range(100)]
         while not engine.sizes:
             await asyncio.sleep(0.01)
         for row in rows:
             row.cancel()
         await asyncio.wait(rows)
-        await asyncio.sleep(0.5)  # time enough for another batch
+        await asyncio.sleep(0.25)  # time enough for another batch
         assert engine.sizes == [63] and len(store) == 63
 
     asyncio.run(work())
@@ -405,7 +417,7 @@ def test_a_server_cancelled_in_flight_is_heard_out_and_nothing_else_is_sent() ->
 
     async def work() -> None:
         scheduler = Scheduler(store, {"m": engine}, {"http://a/v1": 2})
-        rows = [asyncio.create_task(scheduler.sample("m", ask(str(i)), SAMPLING)) for i in range(10)]
+        rows = [asyncio.create_task(sample(scheduler, str(i))) for i in range(10)]
         while engine.open < 2:
             await asyncio.sleep(0.01)
         for row in rows:
@@ -423,7 +435,7 @@ def test_closing_does_not_wait_for_ever(make: type[Batches] | type[Server], monk
     engine = make("m", delay=60)
 
     async def work(scheduler: Scheduler) -> None:
-        row = asyncio.create_task(scheduler.sample("m", ask("q"), SAMPLING))
+        row = asyncio.create_task(sample(scheduler, "q"))
         await asyncio.sleep(0.1)
         async with asyncio.timeout(5):
             await scheduler.close()
@@ -438,7 +450,7 @@ def test_a_row_that_waits_for_one_cancelled_in_flight_gets_what_it_paid_for() ->
     engine = Server("m", delay=0.1)
 
     async def work(scheduler: Scheduler) -> None:
-        first, second = (asyncio.create_task(scheduler.sample("m", ask("q"), SAMPLING)) for _ in range(2))
+        first, second = (asyncio.create_task(sample(scheduler, "q")) for _ in range(2))
         while not engine.open:
             await asyncio.sleep(0.01)
         first.cancel()
@@ -452,11 +464,11 @@ def test_a_row_that_waits_for_a_cancelled_one_pays_itself() -> None:
     engine = Server("m", delay=0.05)
 
     async def work(scheduler: Scheduler) -> None:
-        busy = asyncio.create_task(scheduler.sample("m", ask("busy"), SAMPLING))
+        busy = asyncio.create_task(sample(scheduler, "busy"))
         await asyncio.sleep(0.02)
-        first = asyncio.create_task(scheduler.sample("m", ask("q"), SAMPLING))
+        first = asyncio.create_task(sample(scheduler, "q"))
         await asyncio.sleep(0)
-        second = asyncio.create_task(scheduler.sample("m", ask("q"), SAMPLING))
+        second = asyncio.create_task(sample(scheduler, "q"))
         await asyncio.sleep(0)
         first.cancel()
         assert (await second)[0].text and (await busy)[0].text
@@ -499,11 +511,11 @@ def test_what_one_request_is_refused_is_not_fatal_once_the_model_has_answered() 
 
     async def work(scheduler: Scheduler) -> None:
         with pytest.raises(EngineError) as caught:
-            await scheduler.sample("m", ask("poison"), SAMPLING)
+            await sample(scheduler, "poison")
         assert caught.value.fatal  # nothing says yet that the model can be asked at all
-        await scheduler.sample("m", ask("fine"), SAMPLING)
+        await sample(scheduler, "fine")
         with pytest.raises(EngineError) as caught:
-            await scheduler.sample("m", ask("poison"), SAMPLING)
+            await sample(scheduler, "poison")
         assert not caught.value.fatal
 
     run(Refuses("m"), work)
@@ -526,7 +538,7 @@ def test_an_account_that_runs_out_of_credit_stops_the_run_and_records_nothing() 
     async def work() -> None:
         scheduler = Scheduler(store, {"m": Spent("m")}, {"http://a/v1": 1})
         outcomes = await asyncio.gather(
-            *(scheduler.sample("m", ask(str(i)), SAMPLING) for i in range(8)), return_exceptions=True
+            *(sample(scheduler, str(i)) for i in range(8)), return_exceptions=True
         )
         errors = [outcome for outcome in outcomes if isinstance(outcome, EngineError)]
         assert len(errors) == 5 and all(error.fatal for error in errors)
@@ -549,7 +561,7 @@ def test_two_requests_that_every_server_chokes_on_fail_alone(monkeypatch: pytest
     async def work() -> None:
         scheduler = Scheduler(store, {"m": engine}, {})
         outcomes = await asyncio.gather(
-            *(scheduler.sample("m", ask(f"poison {i}"), SAMPLING) for i in range(2)), return_exceptions=True
+            *(sample(scheduler, f"poison {i}") for i in range(2)), return_exceptions=True
         )
         assert all(isinstance(outcome, EngineError) and not outcome.fatal for outcome in outcomes)
 
@@ -568,7 +580,7 @@ def test_an_endpoint_that_breaks_down_is_tried_after_one_pause_however_many_fail
 
     async def work(scheduler: Scheduler) -> None:
         began = time.monotonic()
-        texts = await asyncio.gather(*(scheduler.sample("m", ask(str(i)), SAMPLING) for i in range(50)))
+        texts = await asyncio.gather(*(sample(scheduler, str(i)) for i in range(50)))
         assert len(texts) == 50 and time.monotonic() - began < 2.0  # not the longest pause, of thirty seconds
 
     run(engine, work, concurrency=50)
@@ -602,11 +614,11 @@ def test_a_replica_that_was_away_at_first_is_used_when_it_is_there(monkeypatch: 
     engine.down = {"http://b/v1"}
 
     async def work(scheduler: Scheduler) -> None:
-        await asyncio.gather(*(scheduler.sample("m", ask(str(i)), SAMPLING) for i in range(20)))
+        await asyncio.gather(*(sample(scheduler, str(i)) for i in range(20)))
         engine.down.clear()
         await asyncio.sleep(0.1)
         for wave in range(10):
-            await asyncio.gather(*(scheduler.sample("m", ask(f"{wave} {i}"), SAMPLING) for i in range(10)))
+            await asyncio.gather(*(sample(scheduler, f"{wave} {i}") for i in range(10)))
 
     run(engine, work)
     assert engine.got["http://b/v1"] > 25
@@ -619,9 +631,9 @@ def test_requests_do_not_wait_for_a_dead_replica_while_another_is_back(monkeypat
     engine.retries = 9
 
     async def work(scheduler: Scheduler) -> None:
-        await scheduler.sample("m", ask("first"), SAMPLING)
+        await sample(scheduler, "first")
         engine.down = set(engine.places)
-        rows = [asyncio.create_task(scheduler.sample("m", ask(str(i)), SAMPLING)) for i in range(40)]
+        rows = [asyncio.create_task(sample(scheduler, str(i))) for i in range(40)]
         await asyncio.sleep(0.3)
         assert not any(row.done() for row in rows)
         engine.down = {"http://a/v1"}
@@ -645,7 +657,7 @@ def test_requests_that_begin_alike_go_to_the_same_replica() -> None:
     async def work(scheduler: Scheduler) -> None:
         for prefix in range(20):
             for turn in range(3):  # what is read before is the first 512 characters
-                await scheduler.sample("m", ask(f"prefix {prefix:2}" + "x" * 600 + str(turn)), SAMPLING)
+                await sample(scheduler, f"prefix {prefix:2}" + "x" * 600 + str(turn))
 
     run(engine, work)
     assert len(seen) == 20 and all(len(places) == 1 for places in seen.values())
@@ -664,7 +676,7 @@ def test_a_stop_keeps_what_was_paid_of_a_request_in_parts() -> None:
 
     async def work() -> None:
         scheduler = Scheduler(store, {"m": engine}, {"http://a/v1": 2})
-        row = asyncio.create_task(scheduler.sample("m", ask("q"), SAMPLING, n=4))
+        row = asyncio.create_task(sample(scheduler, "q", n=4))
         while engine.open < 2:
             await asyncio.sleep(0.01)
         scheduler.stop(Stopped("interrupted", cause="interrupted"))
@@ -685,7 +697,7 @@ def test_a_stop_sends_no_probe_and_no_request_more() -> None:
     engine = Slow("m")
 
     async def work(scheduler: Scheduler) -> None:
-        rows = [asyncio.create_task(scheduler.sample("m", ask(str(i)), SAMPLING)) for i in range(3)]
+        rows = [asyncio.create_task(sample(scheduler, str(i))) for i in range(3)]
         await asyncio.sleep(0.05)
         scheduler.stop(Stopped("interrupted", cause="interrupted"))
         async with asyncio.timeout(2):
@@ -702,13 +714,13 @@ def test_a_cancelled_row_is_not_asked_for_again(monkeypatch: pytest.MonkeyPatch)
     engine.retries = 50
 
     async def work(scheduler: Scheduler) -> None:
-        row = asyncio.create_task(scheduler.sample("m", ask("q"), SAMPLING))
+        row = asyncio.create_task(sample(scheduler, "q"))
         while len(engine.asked) < 2:
             await asyncio.sleep(0.01)
         row.cancel()
         await asyncio.wait([row])
         sent = len(engine.asked)
-        await asyncio.sleep(1.0)
+        await asyncio.sleep(0.3)  # time enough for ten more
         assert len(engine.asked) <= sent + 1  # the one on its way
 
     run(engine, work)
@@ -718,11 +730,59 @@ def test_one_call_under_two_names_is_paid_once() -> None:
     engine = Server("m")
 
     async def work(scheduler: Scheduler) -> None:
-        one, other = await scheduler.sample_all([Ask("m", ask("q"), SAMPLING, 2), Ask("m", ask("q"), SAMPLING, 3)])
+        one, other = await scheduler.sample([ask("q", n=2), ask("q", n=3)])
         assert other[:2] == one
 
     run(engine, work)
     assert sorted(index for request in engine.asked for index in request.indices) == [0, 1, 2]
+
+
+# ---------------------------------------------------------------- who asks
+
+
+def test_calls_are_counted_for_the_stage_that_asks() -> None:
+    engine = Server("m")
+
+    async def work(scheduler: Scheduler) -> None:
+        await asyncio.gather(*(sample(scheduler, str(i), stage="sample") for i in range(5)))
+        await scheduler.sample([ask(str(i), stage="rate") for i in range(3, 7)])
+
+    ledger = run(engine, work).ledger
+    counts = {
+        stage: (found.sent - found.discarded, found.cached)
+        for stage in ("sample", "rate")
+        for found in ledger.by_model(stage).values()
+    }
+    assert counts == {"sample": (5, 0), "rate": (2, 2)}
+    assert ledger.tally("m", "sample").discarded == 3  # the probe is paid by who asks first
+
+
+def test_an_asker_asks_as_it_is_bound() -> None:
+    asker = Asker(Scheduler(CallStore(Path(":memory:")), {"m": (engine := Batches("m"))}, {}), "m", SAMPLING, "rate", 7)
+    messages = [Message(role="user", content="q")]
+
+    async def work() -> None:
+        [one, two] = await asker.several(messages, 2)
+        assert await asker.one(messages) == one != two
+        await asker.sampled(seed=5).one(messages, attempt=1, json_schema={"type": "object"})
+
+    asyncio.run(work())
+    first, second = engine.asked
+    assert (first.indices, first.stage, first.row, first.sampling) == ((0, 1), "rate", 7, SAMPLING)
+    assert (second.indices, second.stage, second.row, second.attempt) == ((0,), "rate", 7, 1)
+    assert second.sampling == SAMPLING.model_copy(update={"seed": 5}) and second.json_schema == {"type": "object"}
+
+
+def test_requests_of_the_rows_that_began_first_are_sent_first() -> None:
+    engine = Server("m")
+    rows = [0, 7, 3, 9, 1, 5]
+
+    async def work(scheduler: Scheduler) -> None:
+        await sample(scheduler, "a probe first")
+        await asyncio.gather(*(sample(scheduler, str(row), row=row) for row in rows))
+
+    run(engine, work, concurrency=1)
+    assert [int(request.messages[0].content) for request in engine.asked[1:]] == sorted(rows)
 
 
 # ---------------------------------------------------------------- money
@@ -750,7 +810,7 @@ def test_a_budget_counts_over_several_starts_what_gave_nothing_too(wasted: bool,
 
         async def work(store: CallStore = store, ledger: Ledger = ledger, start: int = start) -> None:
             scheduler = Scheduler(store, {"m": Empty("m")}, {"http://a/v1": 1}, ledger=ledger)
-            rows = (scheduler.sample("m", ask(f"{start} {i}"), SAMPLING) for i in range(60))
+            rows = (sample(scheduler, f"{start} {i}") for i in range(60))
             await asyncio.gather(*rows, return_exceptions=True)
             await scheduler.close()
 
@@ -802,7 +862,7 @@ def test_a_slow_disk_of_one_server_does_not_hold_up_another() -> None:
                 await asyncio.sleep(0.001)
 
         watching = asyncio.create_task(watch())
-        rows = [scheduler.sample(name, ask(str(i)), SAMPLING) for name in engines for i in range(60)]
+        rows = [sample(scheduler, str(i), name) for name in engines for i in range(60)]
         await asyncio.gather(*rows)
         watching.cancel()
         await scheduler.close()

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from rlaif.engines import traffic
-from rlaif.engines.ledger import ROW
 from rlaif.engines.traffic import Gate
 
 
@@ -76,8 +75,7 @@ def test_rows_that_began_first_are_let_through_first(monkeypatch: pytest.MonkeyP
     order: list[int] = []
 
     async def row(number: int, gate: Gate) -> None:
-        ROW.set(number)
-        await gate.enter()
+        await gate.enter(number)
         order.append(number)
         await asyncio.sleep(0.001)
         gate.leave()
