@@ -111,4 +111,6 @@ def test_no_template_changes_what_the_next_one_is_handed() -> None:
     for change in ("x.scores.update({1: 'good'})", "x.types.clear()", "x.pop('id')", "x.setdefault('new', 1)"):
         with pytest.raises(InputError, match="cannot be rendered"):
             Template("{{ " + change + " }}", "t.jinja").render(x=ASPECT)
-    assert Template("{{ x.scores[1] }} {{ x.types | length }} {{ x | length }}", "t.jinja").render(x=ASPECT) == "bad 1 7"
+    assert (
+        Template("{{ x.scores[1] }} {{ x.types | length }} {{ x | length }}", "t.jinja").render(x=ASPECT) == "bad 1 7"
+    )

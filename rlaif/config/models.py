@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
@@ -74,7 +75,21 @@ class MeasureSampling(SamplingSettings):
     defaults = {"temperature": 1.0}
 
 
-class LocalModel(Settings):
+class Model(Settings):
+    """What every engine's settings have. A subclass names its engine in `engine`, and has `sampling`."""
+
+    @property
+    def stands_for(self) -> str:
+        """What a data set card says that the model is."""
+        return type(self).__name__
+
+    @property
+    def called(self) -> str:
+        """What a person calls the model."""
+        return self.stands_for
+
+
+class LocalModel(Model):
     """A model whose weights are here. `path` is a local or bundled folder, `hub` an id on the Hugging Face hub."""
 
     path: str | None = None
@@ -87,6 +102,16 @@ class LocalModel(Settings):
         if (self.path is None) == (self.hub is None):
             raise ValueError("give either `path` (a folder) or `hub` (an id on the hub)")
         return self
+
+    @property
+    def stands_for(self) -> str:
+        if self.path and Path(self.path).is_absolute():
+            return Path(self.path).name
+        return f"{self.path or self.hub}"
+
+    @property
+    def called(self) -> str:
+        return Path(self.path or self.hub or "").name
 
 
 class TransformersModel(LocalModel):
@@ -124,7 +149,7 @@ class RateLimits(Settings):
 OPENAI = "https://api.openai.com"
 
 
-class OpenAIModel(Settings):
+class OpenAIModel(Model):
     """A model behind an OpenAI-compatible server. Its key, if it needs one, comes from the environment.
 
     Several base URLs are replicas: servers of the same model, whose answers count as the same. Calls are kept under the
@@ -171,6 +196,14 @@ class OpenAIModel(Settings):
         if not isinstance(variable, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", variable):
             raise ValueError("expected the name of an environment variable, never the key itself")
         return variable
+
+    @property
+    def stands_for(self) -> str:
+        return f"{self.model}{f' at {self.revision}' if self.revision else ''}"
+
+    @property
+    def called(self) -> str:
+        return self.model
 
     @property
     def key_variable(self) -> str | None:

@@ -28,7 +28,8 @@ class Pairing(NamedTuple):
     """How preferences are made of rows.
 
     `basis` says what judgements the scores come from: ratings, comparisons, rankings or scores; `weights` are those of
-    the aspects rated or scored, `judge` whose scores count where there are several judges'.
+    the aspects rated or scored, `judge` whose scores count where there are several judges'. A stage with judgements of
+    a kind of its own gives `scores_of`, which says what each candidate of a row is worth by them.
     """
 
     rule: str
@@ -36,6 +37,13 @@ class Pairing(NamedTuple):
     weights: Mapping[str, float] = {}
     min_margin: float = 0.0
     judge: str | None = None
+    scores_of: Callable[[Row], Mapping[int, float]] | None = None
+
+    def scores(self, row: Row) -> Mapping[int, float]:
+        """What each candidate is worth; one without a readable judgement is left out."""
+        if self.scores_of is not None:
+            return self.scores_of(row)
+        return candidate_scores(row, self.basis, self.weights, self.judge)
 
 
 def preferences_of(
@@ -150,7 +158,7 @@ def _by_majority(comparisons: Sequence[Comparison]) -> list[Comparison]:
 def _by_scores(row: Row, whole: Sequence[int], pairing: Pairing) -> list[Preference] | str:
     if pairing.basis == "comparisons" and not row.comparisons:
         return _uncompared(row, whole)
-    rule, scores = pairing.rule, candidate_scores(row, pairing.basis, pairing.weights, pairing.judge)
+    rule, scores = pairing.rule, pairing.scores(row)
     texts = [candidate.completion.text for candidate in row.candidates]
     if rule == "k-wise" and {texts[i] for i in scores} != set(texts):
         return "unparsed"

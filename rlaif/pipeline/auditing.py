@@ -10,7 +10,7 @@ from rlaif.audits.asking import audit, gold_pairs
 from rlaif.audits.figures import Decide, judged, of_judged, of_ratings, probes_of, with_people
 from rlaif.audits.findings import findings, markdown, verdict
 from rlaif.audits.goldset import WORLD, GoldPair
-from rlaif.config import ModelSpec, OpenAIModel, Pipeline, Step, judging_pipeline, read_pipeline
+from rlaif.config import Pipeline, Step, judging_pipeline, read_pipeline
 from rlaif.engines.open import keyless
 from rlaif.errors import InputError, nearest
 from rlaif.judges.person import judged_by_people, read_labels
@@ -112,12 +112,8 @@ def open_audited(pipeline: Pipeline, step: Step, gold: str | None, take: int | N
     models = {name: spec for name, spec in pipeline.models.items() if name in stage.models}
     session = Session(models, CallStore(store, run="audit"), seed=pipeline.seed)
     decide = stage.decide(session.asking("audit"), gold)
-    name = " + ".join(_called(models[model]) for model in stage.models)
+    name = " + ".join(models[model].called for model in stage.models)
     return Audited(name, stage.how(), decide, pairs, gold, session, [*keyless(models.values()), *opening.notes])
-
-
-def _called(spec: ModelSpec) -> str:
-    return spec.model if isinstance(spec, OpenAIModel) else Path(spec.path or spec.hub or "").name
 
 
 def cost_of(session: Session, verdicts: int) -> dict[str, int | float | None]:
@@ -182,7 +178,7 @@ def audit_run(folder: RunFolder, stage: str | None, labels: str | None) -> dict[
     rows = [Row.model_validate_json(line) for line in read_lines(folder.stage(step.number, step.name))]
     rows = [row for row in rows if row.failure is None]
     judge = " + ".join(judging.models)
-    families = {name: _called(spec) for name, spec in pipeline.models.items()}
+    families = {name: spec.called for name, spec in pipeline.models.items()}
     rates = bool(rows) and judging.scores(rows[0]) is not None
     items = judged(rows, (lambda row: judging.scores(row) or {}) if rates else None, judge)
     if not items:

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlaif.config import ModelSpec, OpenAIModel
+from rlaif.config import ModelSpec
 from rlaif.formats import CardFacts, preference_rows, sft_rows, ultrafeedback_rows, write
 from rlaif.formats.write.dataset import PARQUET, DatasetWriter
 from rlaif.generate.revising import unrevised
@@ -57,7 +57,7 @@ def write_datasets(of: DatasetOf, pieces: Iterable[Piece], dropped: Mapping[str,
     `dropped` counts for each the prompts that gave no row, by reason, and is read when all pieces have come. Raises
     WorkError where the counts do not add up.
     """
-    stand_for = {model: _stands_for(spec) for model, spec in of.models.items()}
+    stand_for = {model: spec.stands_for for model, spec in of.models.items()}
     written = {}
     with ExitStack() as stack:
         writers = {
@@ -79,9 +79,3 @@ def write_datasets(of: DatasetOf, pieces: Iterable[Piece], dropped: Mapping[str,
 def dataset_name(step: str, shape: str) -> str:
     """The only pair stage of most pipelines is called `pair`; others put their name before the shape."""
     return shape if step == "pair" else f"{step}-{shape}"
-
-
-def _stands_for(spec: ModelSpec) -> str:
-    if isinstance(spec, OpenAIModel):
-        return f"{spec.model}{f' at {spec.revision}' if spec.revision else ''}"
-    return f"{spec.path or spec.hub}" if not spec.path or not Path(spec.path).is_absolute() else Path(spec.path).name

@@ -6,18 +6,16 @@ A run, a plan, an audit, `rlaif try` and a training each hold one. Knows nothing
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from typing import TypeVar
+from typing import cast
 
-from rlaif.config import LocalModel, ModelSpec, OpenAIModel, SamplingSettings, TransformersModel, VLLMModel
+from rlaif.config import LocalModel, ModelSpec, SamplingSettings, VLLMModel
 from rlaif.engines.asking import Asking, Sampler
 from rlaif.engines.ledger import Ledger
 from rlaif.engines.open import concurrency_of, open_engine, prices_of
-from rlaif.engines.protocol import Engine
+from rlaif.engines.protocol import Engine, Local, Served
 from rlaif.engines.scheduler import Scheduler
 from rlaif.engines.wire import Wires
 from rlaif.store import CallStore
-
-Engines = TypeVar("Engines", bound=Mapping[str, Engine])
 
 
 class Session:
@@ -72,12 +70,10 @@ class Session:
 
     def window(self, models: Collection[str]) -> int:
         """Rows in flight that keep these models busy: every server's slots full, in-process batches several times."""
-        specs = [self.specs[name] for name in models]
-        batch = max(
-            (4 * spec.batch_size for spec in specs if isinstance(spec, TransformersModel | VLLMModel)), default=0
-        )
-        urls = {url for spec in specs if isinstance(spec, OpenAIModel) for url in spec.base_urls}
-        return max(batch, sum(self.concurrency[url] for url in urls), 16)
+        engines = [self.engines[name] for name in models]
+        batch = max((4 * cast(Local, engine).batch_size for engine in engines if engine.in_process), default=0)
+        servers = {url for engine in engines if not engine.in_process for url in cast(Served, engine).places}
+        return max(batch, sum(self.concurrency[url] for url in servers), 16)
 
     async def unload_all_but(self, models: Collection[str], *, to_train: bool) -> None:
         """Free the memory of models that are not asked next: vLLM fills a GPU, and training needs one.
