@@ -362,9 +362,7 @@ def test_what_breaks_a_whole_batch_reaches_every_row_of_it() -> None:
             raise InputError("this model has no chat template")
 
     async def work(scheduler: Scheduler) -> None:
-        outcomes = await asyncio.gather(
-            *(sample(scheduler, str(i)) for i in range(5)), return_exceptions=True
-        )
+        outcomes = await asyncio.gather(*(sample(scheduler, str(i)) for i in range(5)), return_exceptions=True)
         assert [type(outcome) for outcome in outcomes] == [InputError] * 5
 
     run(Broken("m"), work)
@@ -384,9 +382,7 @@ def test_an_engine_that_returns_too_little_leaves_no_row_waiting(in_process: boo
 
     async def work(scheduler: Scheduler) -> None:
         async with asyncio.timeout(5):
-            outcomes = await asyncio.gather(
-                *(sample(scheduler, str(i)) for i in range(5)), return_exceptions=True
-            )
+            outcomes = await asyncio.gather(*(sample(scheduler, str(i)) for i in range(5)), return_exceptions=True)
         assert all(isinstance(o, EngineError) and "another number of samples" in str(o) for o in outcomes)
 
     run(engine, work)
@@ -537,9 +533,7 @@ def test_an_account_that_runs_out_of_credit_stops_the_run_and_records_nothing() 
 
     async def work() -> None:
         scheduler = Scheduler(store, {"m": Spent("m")}, {"http://a/v1": 1})
-        outcomes = await asyncio.gather(
-            *(sample(scheduler, str(i)) for i in range(8)), return_exceptions=True
-        )
+        outcomes = await asyncio.gather(*(sample(scheduler, str(i)) for i in range(8)), return_exceptions=True)
         errors = [outcome for outcome in outcomes if isinstance(outcome, EngineError)]
         assert len(errors) == 5 and all(error.fatal for error in errors)
 
@@ -560,9 +554,7 @@ def test_two_requests_that_every_server_chokes_on_fail_alone(monkeypatch: pytest
 
     async def work() -> None:
         scheduler = Scheduler(store, {"m": engine}, {})
-        outcomes = await asyncio.gather(
-            *(sample(scheduler, f"poison {i}") for i in range(2)), return_exceptions=True
-        )
+        outcomes = await asyncio.gather(*(sample(scheduler, f"poison {i}") for i in range(2)), return_exceptions=True)
         assert all(isinstance(outcome, EngineError) and not outcome.fatal for outcome in outcomes)
 
     asyncio.run(work())
