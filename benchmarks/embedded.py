@@ -15,6 +15,7 @@ import asyncio
 import datetime
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
@@ -27,9 +28,10 @@ from overoptimisation import weak_reward
 from seeds import Finished, Line, difference, finished, interval, measured, measured_best, measuring
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlaif.config import PairStage, RateStage
+from rlaif.config import PairStage
 from rlaif.formats import preference_rows
-from rlaif.generate.pairing import Pairing, pair
+from rlaif.generate.pairing import Pairing, preferences_of
+from rlaif.pipeline.stages.rate import Rate
 from rlaif.records import Rating, Row
 from rlaif.resources import find
 from rlaif.statistics import Interval, mean_interval, pair_accuracy
@@ -199,14 +201,16 @@ def gold_preferences(run: Finished, path: Path) -> None:
     """The pairs that the same rule makes of the same candidates where gold rates them, written to `path`."""
     step = next(step for step in run.pipeline.steps if isinstance(step.stage, PairStage))
     assert isinstance(step.stage, PairStage) and step.source is not None
-    judge = run.inputs.judges[step.source.name]
-    scale = judge.rubric.scale
+    rated_by = run.stages[step.source.name]
+    assert isinstance(rated_by, Rate)
+    scale = rated_by.judge.rubric.scale
     margin = step.stage.min_margin / (scale.high - scale.low)
-    rated = [_rated_by_gold(row) for row in run.rows[step.source.name]]
-    made = pair(rated, Pairing(step.stage.rule or "zephyr", weights={"gold": 1.0}, min_margin=1000 * margin))
+    pairing = Pairing(step.stage.rule or "zephyr", weights={"gold": 1.0}, min_margin=1000 * margin)
+    rated = map(_rated_by_gold, run.rows(step.source.name))
+    preferences = [made for row in rated for made in preferences_of(row, pairing, Counter())]
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in preference_rows(made.preferences))
+        file.writelines(json.dumps(row) + "\n" for row in preference_rows(preferences))
 
 
 def _rated_by_gold(row: Row) -> Row:
@@ -233,7 +237,7 @@ def on_gold_preferences(run: Finished, preferences: Path, path: Path) -> Path:
     measure = next(stage["measure"] for stage in stages if "measure" in stage)
     measure |= {"models": ["sft", "dpo"], "baseline": "sft"}
     measure.pop("rate", None)
-    sft = {"engine": "transformers", "path": str(run.run.folder.model("sft")), "sampling": {"max_tokens": 48}}
+    sft = {"engine": "transformers", "path": str(run.folder.model("sft")), "sampling": {"max_tokens": 48}}
     pipeline = {
         "name": "gold-preferences",
         "models": {"sft": sft},
@@ -263,9 +267,8 @@ def gain_share(gained: Sequence[Sequence[float]], possible: Sequence[Sequence[fl
 
 def within_policies(run: Finished) -> Interval | None:
     """How often its ratings order two samples of one prompt as gold does, of the candidates of the first rate stage."""
-    step = next(step for step in run.pipeline.steps if isinstance(step.stage, RateStage))
-    weights = run.inputs.judges[step.name].rubric.weights()
-    rows = run.rows[step.name]
+    rate = next(stage for stage in run.stages.values() if isinstance(stage, Rate))
+    weights, rows = rate.weights(), list(run.rows(rate.name))
     scores = [[row.score(i, weights) for i in range(len(row.candidates))] for row in rows]
     truths = [[gold(row.prompt.text, c.completion.text).total for c in row.candidates] for row in rows]
     return pair_accuracy(scores, truths)
@@ -282,14 +285,14 @@ async def preference_lines(seeds: Sequence[int], out: Path) -> tuple[list[Line],
         by_annotator.append(await measured(run))
         judged.append(run.report["judge"])
         within.append(within_policies(run))
-        tuned[f"SFT {seed}"] = run.run.folder.model("sft")
+        tuned[f"SFT {seed}"] = run.folder.model("sft")
         pairs = out / f"gold-{seed}.jsonl"
         gold_preferences(run, pairs)
         path = on_gold_preferences(run, pairs, out / f"gold-{seed}.yaml")
         again = await finished(str(path), seed, out, measuring(str(path), take=HELD_OUT))
         by_gold.append(await measured(again))
-        await run.run.close()
-        await again.run.close()
+        await run.close()
+        await again.close()
     sft = interval([differences(run, "sft", "base") for run in by_annotator])
     each = [mean_interval(differences(run, "dpo", "sft")) for run in by_annotator]
     gains = [[differences(run, "dpo", "sft") for run in runs] for runs in (by_annotator, by_gold)]
@@ -356,7 +359,7 @@ async def reward_lines(seeds: Sequence[int], out: Path) -> list[Line]:
         golds = [[gold(p.text, text).total for text in found] for p, found in zip(run.prompts, texts, strict=True)]
         ways.append([(mean(found), pick, max(found)) for found, pick in zip(golds, picked, strict=True)])
         accuracies[f"seed {seed}"] = report["reward"]["pair_accuracy"]["mean"]
-        await run.run.close()
+        await run.close()
     share, low, high = gain_share(
         [[p - o for o, p, _ in each] for each in ways], [[b - o for o, _, b in each] for each in ways]
     )

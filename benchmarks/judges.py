@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from rlaif.pipeline.inputs import open_comparer, open_judge, open_ranker
 
+from rlaif.audits.asking import WORLD_PAIRS
 from rlaif.audits.figures import Decide, Ruling, figures, rule
 from rlaif.audits.goldset import GoldPair, of_world, to_judge
 from rlaif.config import (
@@ -34,14 +34,19 @@ from rlaif.config import (
     read_pipeline,
 )
 from rlaif.constitution import Constitution, Principle
-from rlaif.engines.scheduler import together
+from rlaif.engines.asking import Asking, together
 from rlaif.judges.comparing import Comparer
 from rlaif.judges.ranking import rank
-from rlaif.pipeline.auditing import WORLD_PAIRS, AuditRun, by_comparing, by_rating, stage_of
-from rlaif.pipeline.judging import SMALL
+from rlaif.pipeline.auditing import existing_judge, judging_step
+from rlaif.pipeline.session import Session
+from rlaif.pipeline.stages.compare import by_comparing, open_comparer
+from rlaif.pipeline.stages.rank import open_ranker
+from rlaif.pipeline.stages.rate import by_rating, open_judge
 from rlaif.records import Choice, Comparison, Prompt, Ranking, Verdict, preferred
+from rlaif.resources import find
 from rlaif.statistics import mean_interval, share_interval
 from rlaif.store import CallStore
+from rlaif.tiny.lexicon import Lexicon
 from rlaif.tiny.world import Content, Qualities, Question, compose, questions
 
 DOC = Path("docs/judges.md")
@@ -138,23 +143,33 @@ def models(folders: Mapping[str, str]) -> dict[str, ModelSpec]:
     }
 
 
+def short_form(method: str) -> dict[str, Any]:
+    """The settings with which the annotator says that it is asked."""
+    lexicon = Lexicon.read(find("tiny/annotator"))
+    assert lexicon is not None
+    return lexicon.judging[method]
+
+
 def compared(name: str, **settings: Any) -> Method:
-    asked = SMALL["compare"] | {"reasons": False} | settings
+    asked = short_form("compare") | {"reasons": False} | settings
     return Method(name, CompareStage(model="annotator", **asked), models(ONE))
 
 
 def jury(name: str, folders: Mapping[str, str]) -> Method:
-    return Method(name, CompareStage(jury=tuple(folders), **SMALL["compare"]), models(folders))
+    return Method(name, CompareStage(jury=tuple(folders), **short_form("compare")), models(folders))
 
 
 def rated(name: str, **settings: Any) -> Method:
-    return Method(name, RateStage(model="annotator", **SMALL["rate"] | settings), models(ONE))
+    return Method(name, RateStage(model="annotator", **short_form("rate") | settings), models(ONE))
 
 
 def as_piped(name: str, pipeline: str) -> Method:
     """The judging stage of a pipeline, as it stands there."""
-    asked, stage = stage_of(read_pipeline(pipeline), None)
+    piped = read_pipeline(pipeline)
+    stage = existing_judge(piped, judging_step(piped, None)).stage
     assert isinstance(stage, CompareStage | RateStage)
+    named = {use.model for use in stage.models_used()}
+    asked = {model: spec for model, spec in piped.models.items() if model in named}
     return Method(f"{name} (`{Path(pipeline).name}`)", stage, asked)
 
 
@@ -174,18 +189,19 @@ def two_more(pair: GoldPair, question: Question) -> Texts:
     return found[2], found[3]
 
 
-def decision(method: Method, run: AuditRun, others: Mapping[str, Texts]) -> Decide:
+def decision(method: Method, asking: Asking, others: Mapping[str, Texts]) -> Decide:
     """The method as an audit asks a judge."""
     stage = method.stage
     if isinstance(stage, RankStage):
-        decide = by_ranking(stage, open_ranker(stage), run)
+        decide = by_ranking(stage, open_ranker(stage), asking)
     elif isinstance(stage, RateStage):
         judge = open_judge(stage)
         kept = tuple(aspect for aspect in judge.rubric.aspects if method.aspect in (None, aspect.id))
         judge = judge._replace(rubric=judge.rubric.model_copy(update={"aspects": kept}))
-        decide = by_rating(stage, judge, run.settings[stage.model], run.scheduler, seed=0)
+        decide = by_rating(stage, judge, asking.asker(stage.model, stage.sampling))
     else:
-        decide = by_comparing(stage, open_comparer(stage), run.settings, run.scheduler, seed=0)
+        askers = [asking.asker(name, stage.sampling) for name in stage.judges]
+        decide = by_comparing(stage, open_comparer(stage), askers)
 
     async def asked(prompt: Prompt, texts: Texts, principle: str | None) -> Comparison:
         shown: Any = (*texts, *others[prompt.id]) if method.four else texts
@@ -194,14 +210,14 @@ def decision(method: Method, run: AuditRun, others: Mapping[str, Texts]) -> Deci
     return asked
 
 
-def by_ranking(stage: RankStage, ranker: Comparer, run: AuditRun) -> Decide:
+def by_ranking(stage: RankStage, ranker: Comparer, asking: Asking) -> Decide:
     """A judge as a rank stage asks it: what its two rankings say of the first two texts."""
 
     async def decide(prompt: Prompt, texts: Sequence[str], principle: str | None) -> Comparison:
         assert principle is not None
         only = Principle(id="gold", rule=principle, critique=principle, revision=principle, comparison=principle)
         asked = ranker._replace(constitution=Constitution(name="gold", version=1, principles=(only,)))
-        row = await rank(to_judge(prompt, texts), stage, asked, run.settings[stage.model], run.scheduler, seed=0)
+        row = await rank(to_judge(prompt, texts), stage, asked, asking.asker(stage.model, stage.sampling))
         forward, backward = sorted((of_first_two(ranking) for ranking in row.rankings), key=lambda found: found.a)
         return Comparison.merge(forward, backward, principle="gold", judge=stage.model)
 
@@ -220,15 +236,12 @@ def of_first_two(ranking: Ranking) -> Verdict:
 
 async def measure(method: Method, pairs: Sequence[GoldPair], others: Mapping[str, Texts]) -> Measured:
     """The method's word on every pair, all of them asked at the same time."""
-    run = AuditRun(method.models, CallStore(Path(":memory:")))
-    decide = decision(method, run, others)
-    try:
+    async with Session(method.models, CallStore(Path(":memory:"))) as session:
+        decide = decision(method, session.asking(), others)
         begun = time.process_time()  # of all threads; what else the machine does is not in it
         rulings = await together(*(rule(pair, decide) for pair in pairs))
         seconds = time.process_time() - begun
-        tallies = run.ledger.by_model().values()
-    finally:
-        await run.close()
+        tallies = session.ledger.by_model().values()
     preferences = method.preferences * len(pairs)
     return Measured(
         method,

@@ -26,7 +26,7 @@ ITERATIONS = (5, 15, 40)
 async def proxies(run: Finished) -> dict[str, list[float]]:
     """The reward model's score of each measured completion."""
     assert run.stage.reward is not None
-    engine = run.run.engines[run.stage.reward]
+    engine = run.session.engines[run.stage.reward]
     found: dict[str, list[float]] = {}
     for name in run.stage.models:
         texts = await run.completions(name)
@@ -45,7 +45,7 @@ async def curve(seeds: Sequence[int], out: Path) -> list[dict[str, Any]]:
         for seed in seeds:
             run = await finished(PIPELINE, seed, out, [f"stages.ppo.train.ppo.iterations={iterations}"])
             truths, scores = await measured(run), await proxies(run)
-            await run.run.close()
+            await run.close()
             spread = stdev(scores["sft"])
             proxy.append([(b - a) / spread for a, b in zip(scores["sft"], scores["ppo"], strict=True)])
             gold.append([b.total - a.total for (a, _), (b, _) in zip(truths["sft"], truths["ppo"], strict=True)])

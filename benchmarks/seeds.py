@@ -18,13 +18,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlaif.measure import best_of, resolved
-from rlaif.pipeline.inputs import Inputs
-
-from rlaif.config import MeasureStage, Pipeline, TrainStage, read_pipeline
-from rlaif.pipeline.folder import STORE, RunFolder
-from rlaif.pipeline.progress import Lines, Silent
-from rlaif.pipeline.run import Run
+from rlaif.config import MeasureStage, TrainStage, read_pipeline
+from rlaif.engines.open import trained_spec
+from rlaif.measures.collecting import Setting, best_of
+from rlaif.pipeline.folder import STORE
+from rlaif.pipeline.progress import Lines
+from rlaif.pipeline.run import Run, session_of
+from rlaif.pipeline.stages.measure import Measuring
+from rlaif.pipeline.stages.train import Train
+from rlaif.pipeline.start import open_run
 from rlaif.records import Row
 from rlaif.statistics import mean_interval
 from rlaif.store import CallStore
@@ -40,26 +42,40 @@ SHARES = {  # of the prompts of a kind, how many completions are so
 class Finished:
     """A run that has come to its end, whose models can be asked again: what was measured comes from the call store."""
 
-    def __init__(self, pipeline: Pipeline, inputs: Inputs, run: Run, rows: Mapping[str, Iterable[Row]]) -> None:
-        self.pipeline, self.inputs, self.run, self.rows = pipeline, inputs, run, rows
-        self.step = next(step for step in pipeline.steps if isinstance(step.stage, MeasureStage))
-        assert isinstance(self.step.stage, MeasureStage)
-        self.stage = self.step.stage
-        self.prompts = list(inputs.prompts[self.step.name])
+    def __init__(self, ran: Run) -> None:
+        self.pipeline, self.stages, self.folder, self._made = ran.pipeline, ran.stages, ran.folder, ran.work.made
+        self.session = session_of(self.pipeline, CallStore(STORE))
+        for stage in self.stages.values():
+            if isinstance(stage, Train):
+                spec = trained_spec(
+                    self.folder.model(stage.trained),
+                    self.session.specs[stage.settings.trainer.base],
+                    stage.settings.method,
+                )
+                self.session.add(stage.trained, spec, parent=stage.settings.trainer.base)
+        measuring = next(stage for stage in self.stages.values() if isinstance(stage, Measuring))
+        self.stage, self.prompts = measuring.settings, list(measuring.prompts)
+        asking = self.session.asking(measuring.name)
+        self.setting = Setting(self.stage, self.prompts, asking, self.session.engines, self.session.parents)
 
     @property
     def report(self) -> dict[str, Any]:
         """The figures of its measure."""
-        report: dict[str, Any] = json.loads((self.run.folder.path / "report" / "summary.json").read_text())
+        report: dict[str, Any] = json.loads((self.folder.path / "report" / "summary.json").read_text())
         return report
+
+    def rows(self, stage: str) -> Iterable[Row]:
+        """The rows that a stage made."""
+        rows = self._made[stage].rows
+        assert rows is not None, f"{stage} makes no rows"
+        return rows
 
     async def completions(self, name: str, n: int = 1) -> list[list[str]]:
         """Of each measured prompt, the model's n completions, sampled as the measure samples."""
-        sampling = resolved(self.stage.sampling, self.run.settings[name], self.pipeline.seed)
-        return [
-            [c.text for c in await self.run.scheduler.sample(name, prompt.messages, sampling, n=n)]
-            for prompt in self.prompts
-        ]
+        return [[c.text for c in await self.setting.several(name, prompt, n)] for prompt in self.prompts]
+
+    async def close(self) -> None:
+        await self.session.close()
 
 
 async def finished(path: str, seed: int, out: Path, overrides: Sequence[str] = ()) -> Finished:
@@ -72,16 +88,10 @@ async def finished(path: str, seed: int, out: Path, overrides: Sequence[str] = (
         if isinstance(step.stage, TrainStage)
     ]
     pipeline = read_pipeline(path, [f"seed={seed}", *seeds, *overrides])
-    inputs = Inputs(pipeline)
-    folder = RunFolder.create(out / f"{pipeline.name}-seed-{seed}", pipeline.name)
-    ran = Run(pipeline, inputs, folder, CallStore(STORE), Lines(Console()))
-    if (state := await ran.execute()) != "done":
-        raise SystemExit(f"the run in {folder.path} ended {state}: `rlaif status {folder.path}` says why")
-    again = Run(pipeline, inputs, RunFolder.create(folder.path, pipeline.name), CallStore(STORE), Silent())
-    for trained in pipeline.steps:
-        if isinstance(trained.stage, TrainStage):
-            again.use_trained(trained.stage)
-    return Finished(pipeline, inputs, again, ran.rows)
+    run = open_run(pipeline, out / f"{pipeline.name}-seed-{seed}", Lines(Console()))
+    if (state := await run.execute()) != "done":
+        raise SystemExit(f"the run in {run.folder.path} ended {state}: `rlaif status {run.folder.path}` says why")
+    return Finished(run)
 
 
 def measuring(path: str, **settings: Any) -> list[str]:
@@ -103,10 +113,8 @@ async def measured(run: Finished) -> dict[str, list[tuple[Any, int]]]:
 
 async def measured_best(run: Finished) -> list[float]:
     """Gold of what best-of-n picked for each prompt."""
-    best = run.stage.best_of
-    assert best is not None and run.stage.reward is not None
-    sampling = resolved(run.stage.sampling, run.run.settings[best.model], run.pipeline.seed)
-    pick = await best_of(best, run.prompts, sampling, run.run.scheduler, run.run.engines[run.stage.reward])
+    assert run.stage.best_of is not None and run.setting.reward is not None
+    pick = await best_of(run.setting, run.setting.reward)
     return [gold(prompt.text, (await pick(prompt)).text).total for prompt in run.prompts]
 
 
@@ -147,7 +155,7 @@ def main() -> None:
         try:
             return await measured(run)
         finally:
-            await run.run.close()
+            await run.close()
 
     runs = [asyncio.run(one(seed)) for seed in given.seeds]
     models = list(runs[0])

@@ -11,14 +11,13 @@ Importing the package loads no model library; those are loaded where a model is 
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlaif.version import __version__
+
 if TYPE_CHECKING:
     from rlaif.pipeline.interface import FinishedRun
-
-__version__ = version("rlaif")
 
 __all__ = ["__version__", "load", "plan", "run"]
 

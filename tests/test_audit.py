@@ -25,9 +25,8 @@ from rlaif.audits import figures as measuring
 from rlaif.audits.figures import Ruling, figures, probes_of
 from rlaif.audits.findings import findings
 from rlaif.audits.goldset import GoldPair, read_gold
-from rlaif.config import CompareStage, OpenAIModel
 from rlaif.judges.person import judged_by_people, read_labels
-from rlaif.pipeline.auditing import open_audited
+from rlaif.pipeline.auditing import judge_of, open_audited
 from rlaif.records import Candidate, Choice, Comparison, Completion, Message, Prompt, Row, Verdict
 
 PAIRS = read_gold()
@@ -176,15 +175,13 @@ def test_gold_itself_prefers_the_longer_one_as_often_as_it_does(audited: Audited
 
 
 def verdicts(judge: Biased, url: str, store: Path, pairs: list[GoldPair]) -> dict[str, measuring.Ruling]:
-    spec = OpenAIModel(engine="openai", model=judge.name, base_url=url)
-    stage = CompareStage(model="judge", constitution="constitutions/overall.yaml")
+    constitution = "constitution=constitutions/overall.yaml"
+    named = judge_of(url, [constitution], method=None, model=judge.name, key_variable=None, stage=None)
 
     async def ask() -> list[measuring.Ruling]:
-        opened = open_audited({"judge": spec}, stage, None, None, store)
-        try:
-            return await asyncio.gather(*(measuring.rule(pair, opened.decide) for pair in pairs))
-        finally:
-            await opened.run.close()
+        audited = open_audited(*named, None, None, store)
+        async with audited.session:
+            return await asyncio.gather(*(measuring.rule(pair, audited.decide) for pair in pairs))
 
     return {ruling.pair.id: ruling for ruling in asyncio.run(ask())}
 
@@ -416,6 +413,23 @@ def test_a_report_that_cannot_be_written_and_a_key_that_is_not_there_are_said_fi
         assert code == 2 and "`--out`: 'taken' is a file" in err and not server.requests
         code, out, _ = run_cli("audit", *arguments, "--key-env", "NO_SUCH_KEY")
         assert code == 0 and "NO_SUCH_KEY is not set" in " ".join(out.split())
+
+
+def test_a_model_of_few_words_is_asked_as_its_lexicon_says_and_told_what_it_passes_over(
+    tmp_path: Path,
+    run_cli: Cli,  # noqa: F811
+) -> None:
+    tone = "be kind and eloquent ."
+    principle = {"id": "tone", "rule": tone, "critique": tone, "revision": tone, "comparison": tone}
+    (tmp_path / "mine.yaml").write_text(json.dumps({"name": "mine", "version": 1, "principles": [principle]}))
+    arguments = ("audit", "tiny/annotator", "--take", "2", "--no-probes", "--json")
+    code, out, err = run_cli(*arguments, "constitution=mine.yaml")
+    assert code == 0, err
+    assert "never taught 'eloquent'" in " ".join(err.split())
+    found = json.loads(out)
+    assert (
+        found["asked"].endswith("after reasons, on 2 gold pairs of the embedded world") and found["cost"]["calls"] == 8
+    )
 
 
 def test_a_juror_who_knows_nothing_is_told_to_be_left_out(judges: dict[str, Biased], url: str, run_cli: Cli) -> None:  # noqa: F811

@@ -236,16 +236,16 @@ def test_the_score_ppo_reads_is_the_score_of_the_trained_reward_model(rlhf: dict
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     from rlaif.engines.transformers import TransformersEngine
-    from rlaif.train.tokens import Chat
+    from rlaif.train import tokens
 
     folder = rlhf["path"] / "models/rm"
     items = [(row.prompt.messages, row.candidates[0].completion.text) for row in rows(rlhf, "sample")[:12]]
     engine = TransformersEngine("rm", str(folder))
     read = asyncio.run(engine.score(items))
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
-    chat = Chat(AutoTokenizer.from_pretrained(folder))
+    chat = tokens.trainable_chat(AutoTokenizer.from_pretrained(folder))
     for (prompt, completion), score in zip(items, read, strict=True):
-        before, after = chat.completion(prompt, completion)
+        before, after = tokens.completion(chat, prompt, completion)
         assert after[-1] == chat.tokenizer.eos_token_id
         with torch.no_grad():
             alone = model(input_ids=torch.tensor([before + after])).logits.item()

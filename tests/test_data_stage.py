@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from echo import RUBRIC, Echo
-from rlaif.pipeline.inputs import Inputs, Stated
 from test_formats import facts, jsonl, turns
+from test_pairing import pair_rows
 from test_run import Cli, asked, manifest, models, run_cli, url  # noqa: F401 - the fixtures
 
 from rlaif.config import read_pipeline
@@ -24,8 +24,10 @@ from rlaif.formats import (
     sft_rows,
     write_dataset,
 )
-from rlaif.generate.pairing import Pairing, pair
-from rlaif.pipeline import training
+from rlaif.generate.pairing import Pairing
+from rlaif.pipeline.stages import open_stages
+from rlaif.pipeline.stages.data import Stated
+from rlaif.pipeline.stages.train import Train
 from rlaif.records import Message
 
 MODELS = """\
@@ -158,25 +160,26 @@ def test_columns_system_and_turns_of_demonstrations(tmp_path: Path, monkeypatch:
     )
     found: dict[str, list[Any]] = {}
     for which in ("all", "last"):
-        inputs = Inputs(read_pipeline(project(tmp_path, rows, stages.replace("TURNS", which))))
-        lessons = training.lessons_read(inputs, "data")
-        assert lessons
-        found[which] = [lesson for _, lesson in lessons]
-    whole = {tuple(m.content for m in lesson) for lesson in found["all"]}
-    apart = {(*(m.content for m in prompt), completion) for prompt, completion in found["last"]}
+        opening = open_stages(read_pipeline(project(tmp_path, rows, stages.replace("TURNS", which))))
+        trainer = opening.stages["sft"]
+        assert isinstance(trainer, Train)
+        found[which] = list(trainer.examples(opening.made))
+        assert {example.turns for example in found[which]} == {which}
+    whole, apart = ({tuple(m.content for m in e.messages) for e in found[which]} for which in ("all", "last"))
     assert whole and whole < apart  # the first turn of the others answers a held-out prompt
     assert {(*texts[:1], *texts[2:]) for texts in apart} == {("Be kind.", "first", "more?", "last")}
 
 
 def test_the_last_turn_alone_is_learnt(random_model: Path) -> None:
     transformers = pytest.importorskip("transformers")
-    from rlaif.train.sft import NOT_LEARNT, Completed, tokenize
-    from rlaif.train.tokens import Chat
+    from rlaif.train.examples import Demonstration
+    from rlaif.train.sft import NOT_LEARNT, tokenize
+    from rlaif.train.tokens import trainable_chat
 
-    chat = Chat(transformers.AutoTokenizer.from_pretrained(random_model))
-    messages = [Message(**turn) for turn in turns("ask", "first", "more?", "last")]
-    every, _ = tokenize(chat, [messages], 512)
-    last, counts = tokenize(chat, [Completed(messages[:-1], "last")], 512)
+    chat = trainable_chat(transformers.AutoTokenizer.from_pretrained(random_model))
+    messages = tuple(Message(**turn) for turn in turns("ask", "first", "more?", "last"))
+    every, _ = tokenize(chat, [Demonstration(messages)], 512)
+    last, counts = tokenize(chat, [Demonstration(messages, "last")], 512)
     assert last["input_ids"] == every["input_ids"] and counts.kept == 1
     learnt = [
         token for token, label in zip(last["input_ids"][0], last["labels"][0], strict=True) if label != NOT_LEARNT
@@ -192,7 +195,7 @@ def test_a_file_of_nothing_but_held_out_rows_says_so(tmp_path: Path) -> None:
     assert held
     path = project(tmp_path, held, "  - data: {path: " + str(tmp_path / "rows.jsonl") + "}\n  - pair: {}\n")
     with pytest.raises(InputError, match=rf"no row of the file has completions to judge \({len(held)} held-out\)"):
-        Inputs(read_pipeline(path))
+        open_stages(read_pipeline(path))
 
 
 def test_a_system_message_does_not_bring_a_held_out_prompt_back(
@@ -201,7 +204,9 @@ def test_a_system_message_does_not_bring_a_held_out_prompt_back(
     monkeypatch.chdir(tmp_path)
     rows = [stated(i) for i in range(100)]
     path = project(tmp_path, rows, "  - data: {path: rows.jsonl, system: Be kind.}\n  - pair: {}\n")
-    kept = {row.prompt.messages[-1].content for row in Inputs(read_pipeline(path)).rows["data"]}
+    rows_kept = open_stages(read_pipeline(path)).made["data"].rows
+    assert rows_kept is not None
+    kept = {row.prompt.messages[-1].content for row in rows_kept}
     bare = {row.prompt.text: row.prompt.split for row in each_row(tmp_path / "rows.jsonl", Counter())}
     assert kept and all(bare[text] != "held-out" for text in kept)
     assert len(kept) < sum(split != "held-out" for split in bare.values())  # held out with the system message
@@ -296,7 +301,7 @@ def test_published_rows_come_out_trainable(tmp_path: Path, random_model: Path, n
         stated = Stated()
         for each in found:
             stated.add(each)
-        preferences = pair(found, Pairing(stated.rule, stated.basis, stated.weights)).preferences
+        preferences = pair_rows(found, Pairing(stated.rule, stated.basis, stated.weights)).preferences
         assert len(preferences) == 3 and not dropped, (shape, dropped)
         made += list((sft_rows if name == "SFT" else preference_rows)(preferences))
     assert len(made) == 3 * len(PUBLISHED)
@@ -328,5 +333,5 @@ def test_what_no_trainer_can_use_is_dropped_and_counted(tmp_path: Path, row: dic
     read = read_preferences(path)
     assert (len(read.items), read.dropped) == (1, {reason: 1})
     dropped: Counter[str] = Counter()
-    made = pair(list(each_row(path, dropped)), Pairing("compared", "comparisons"))
+    made = pair_rows(list(each_row(path, dropped)), Pairing("compared", "comparisons"))
     assert (len(made.preferences), dropped + made.dropped) == (1, {reason: 1})

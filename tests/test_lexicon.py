@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from rlaif.errors import InputError
+from rlaif.resources import find
 from rlaif.tiny.build.ratings import ASPECTS, lexicon
 from rlaif.tiny.lexicon import Lexicon, words
 
@@ -96,3 +97,9 @@ def test_a_lexicon_is_read_from_the_models_folder_and_a_broken_one_is_an_error(t
         (tmp_path / "lexicon.json").write_text(broken, encoding="latin-1")
         with pytest.raises(InputError, match="not a lexicon"):
             Lexicon.read(tmp_path)
+
+
+def test_the_annotator_ships_with_the_lexicon_that_its_build_writes() -> None:
+    """The short forms in which it is asked as a judge among it, and the gold pairs that are in its words."""
+    shipped = Lexicon.read(find("tiny/annotator"))
+    assert shipped == KNOWN and (shipped.gold, set(shipped.judging)) == ("world", {"compare", "rate"})

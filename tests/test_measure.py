@@ -12,17 +12,20 @@ import pytest
 from echo import Echo
 from test_records import ask
 
-from rlaif.config import BestOf, MeasureStage, Rater, SamplingSettings, TransformersModel
+from rlaif.config import BestOf, MeasureStage, Rater, SamplingSettings
+from rlaif.engines.asking import Ask, Asking
 from rlaif.engines.protocol import Logprobs, Reply, Request
 from rlaif.engines.scheduler import Scheduler
 from rlaif.errors import EngineError
-from rlaif.measures import Judge, measure
-from rlaif.pipeline.training import reward_of
+from rlaif.judges.rating import Judge
+from rlaif.measures import measure
+from rlaif.measures.collecting import Gold, Setting
 from rlaif.records import Message, Prompt
 from rlaif.resources import find
 from rlaif.rubric import read_rubric
 from rlaif.store import CallStore
 from rlaif.templates import Template
+from rlaif.train.rewards import by_model, on_loop
 
 PROMPTS: list[Prompt] = [ask(f"prompt {i}") for i in range(8)]
 
@@ -57,30 +60,33 @@ class Says(Echo):
         return [Logprobs((self.logprob,) * len(text.split()), None) for _, text in items]
 
 
+def asked(stage: MeasureStage, *engines: Echo, gold: Gold, failing: int = 0, **options: Any) -> dict[str, Any]:
+    """The figures, after checking how many prompts failed."""
+    by_name = {engine.name: engine for engine in engines}
+    store = CallStore(Path(":memory:"))
+    asking = Asking(Scheduler(store, by_name, {}), dict.fromkeys(by_name, SamplingSettings()), seed=0, stage="measure")
+    setting = Setting(stage, PROMPTS, asking, by_name, gold=gold, **options)
+    figures = asyncio.run(measure(setting))
+    store.close()
+    assert len(setting.failures) == failing
+    return figures
+
+
 def measured(
     *engines: Echo, temperature: float = 1.0, rate: bool = False, failing: int = 0, **options: Any
 ) -> dict[str, Any]:
-    """The figures, after checking how many prompts failed."""
     rater = Rater(model="judge", rubric="r", template="t", answers="lines", reask=0)
     names = tuple(engine.name for engine in engines if engine.name != "judge")
     stage = MeasureStage(
         models=names, judge="gold", sampling=SamplingSettings(temperature=temperature), rate=rater if rate else None
     )
-    by_name = {engine.name: engine for engine in engines}
     judge = None
     if rate:
         rubric = read_rubric("prompts/rubrics/tiny.yaml")
         one = rubric.model_copy(update={"aspects": rubric.aspects[:1]})
         judge = Judge(one, Template.read(find("prompts/rate-compact.jinja")))
-    store = CallStore(Path(":memory:"))
-    scheduler = Scheduler(store, by_name, {})
-    settings = dict.fromkeys(by_name, SamplingSettings())
-    parents = {"new": "old"}
     gold = options.pop("gold", lambda prompt, text: Truth(len(text.split()) / 10))
-    figures, failures = asyncio.run(measure(stage, PROMPTS, by_name, settings, parents, scheduler, judge, gold, 0))
-    assert len(failures) == failing
-    store.close()
-    return figures
+    return asked(stage, *engines, gold=gold, failing=failing, parents={"new": "old"}, judge=judge, **options)
 
 
 def by_name(figures: dict[str, Any]) -> dict[str, Any]:
@@ -105,22 +111,18 @@ class Varied(Echo):
 
 
 def test_best_of_n_is_the_completion_that_the_reward_model_scores_highest() -> None:
-    engines = {"old": Echo("old"), "rm": Varied("rm")}
     stage = MeasureStage(models=("old",), judge="gold", reward="rm", best_of=BestOf(model="old", n=4))
-    store = CallStore(Path(":memory:"))
-    scheduler = Scheduler(store, engines, {})
-    settings = dict.fromkeys(engines, SamplingSettings())
     seen: dict[str, list[str]] = {}
 
     def gold(prompt: str, text: str) -> Truth:
         seen.setdefault(prompt, []).append(text)
         return Truth(len(text.split()) / 10)
 
-    figures, failures = asyncio.run(measure(stage, PROMPTS, engines, settings, {}, scheduler, None, gold, 0))
-    assert not failures and [model["name"] for model in figures["models"]] == ["old", "old best of 4"]
-    sampling = stage.sampling.resolved(0, SamplingSettings())
-    for prompt in PROMPTS:
-        four = asyncio.run(scheduler.sample("old", prompt.messages, sampling, n=4))
+    figures = asked(stage, Echo("old"), Varied("rm"), gold=gold)
+    assert [model["name"] for model in figures["models"]] == ["old", "old best of 4"]
+    sampling, store = stage.sampling.resolved(0, SamplingSettings()), CallStore(Path(":memory:"))
+    asks = [Ask("old", prompt.messages, sampling, 4) for prompt in PROMPTS]
+    for prompt, four in zip(PROMPTS, asyncio.run(Scheduler(store, {"old": Echo("old")}, {}).sample(asks)), strict=True):
         single, best = seen[prompt.text]
         assert single == four[0].text
         assert len(best.split()) == max(len(c.text.split()) for c in four)
@@ -139,30 +141,24 @@ def test_a_completion_that_has_no_score_stops_nothing_and_is_counted() -> None:
             refused = EngineError("too long", cause="too-long")
             return [refused if len(text.split()) > 6 else float(len(text.split())) for _, text in items]
 
-    engines = {"old": Echo("old"), "rm": Choosy("rm")}
     stage = MeasureStage(models=("old",), judge="gold", reward="rm", best_of=BestOf(model="old", n=4))
-    store = CallStore(Path(":memory:"))
-    scheduler = Scheduler(store, engines, {})
-    settings = dict.fromkeys(engines, SamplingSettings())
     texts: list[str] = []
 
     def gold(prompt: str, text: str) -> Truth:
         texts.append(text)
         return Truth(0.5)
 
-    figures, failures = asyncio.run(measure(stage, PROMPTS, engines, settings, {}, scheduler, None, gold, 0))
+    figures = asked(stage, Echo("old"), Choosy("rm"), gold=gold)
     single, best = texts[: len(PROMPTS)], texts[len(PROMPTS) :]
     unscored = sum(len(text.split()) > 6 for text in single)
-    assert not failures and figures["models"][0]["unscored"] == unscored > 0
+    assert figures["models"][0]["unscored"] == unscored > 0
     assert all(len(text.split()) <= 6 for text in best) and figures["models"][1]["unscored"] == 0
 
     async def rewarded() -> list[float | None]:
-        spec = TransformersModel(engine="transformers", path="tiny/base")
-        reward = reward_of(spec, engines["rm"], asyncio.get_running_loop())
-        return await asyncio.to_thread(reward.score, [PROMPTS[0].messages] * 2, ["a b", "word " * 7])
+        score = by_model(Choosy("rm"), on_loop(asyncio.get_running_loop()))
+        return await asyncio.to_thread(score, [PROMPTS[0].messages] * 2, ["a b", "word " * 7])
 
     assert asyncio.run(rewarded()) == [2.0, None]
-    store.close()
 
 
 def test_harm_done_is_counted_on_harmful_prompts_alone() -> None:

@@ -5,16 +5,34 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from test_records import ask, candidate, rating
 
-from rlaif.generate.pairing import Pairing, candidate_scores, noise, pair
-from rlaif.records import Comparison, Ranking, Row, Score, Verdict, preferred
+from rlaif.generate.pairing import Pairing, candidate_scores, length_balance, noise, preferences_of
+from rlaif.records import Comparison, Preference, Ranking, Row, Score, Verdict, preferred
 
 WEIGHTS = {"right": 1.0}
+
+
+class Paired(NamedTuple):
+    """Preferences in the order of the rows, how many rows gave any, and how many gave none by reason."""
+
+    preferences: list[Preference]
+    rows: int
+    dropped: Counter[str]
+
+
+def pair_rows(rows: Sequence[Row], pairing: Pairing, *, length_balanced: bool = False) -> Paired:
+    """What a pair stage makes of rows."""
+    dropped: Counter[str] = Counter()
+    keep = length_balance(rows, pairing) if length_balanced else None
+    of_each = [preferences_of(row, pairing, dropped, keep) for row in rows]
+    return Paired([made for of_row in of_each for made in of_row], sum(map(bool, of_each)), dropped)
 
 
 def row(*scored: tuple[str, int | None], name: str = "q", cut: tuple[int, ...] = ()) -> Row:
@@ -27,7 +45,7 @@ def row(*scored: tuple[str, int | None], name: str = "q", cut: tuple[int, ...] =
 
 
 def chosen_rejected(rule: str, given_row: Row, min_margin: float = 0.0) -> tuple[str, str] | str:
-    result = pair([given_row], Pairing(rule, weights=WEIGHTS, min_margin=min_margin))
+    result = pair_rows([given_row], Pairing(rule, weights=WEIGHTS, min_margin=min_margin))
     if result.preferences:
         only = result.preferences[0]
         return only.chosen.completion.text, only.rejected.completion.text
@@ -53,16 +71,16 @@ def test_zephyr_draws_the_rejected_among_all_others_and_a_tie_is_no_preference()
 
 
 def test_all_pairs_are_every_two_that_score_differently() -> None:
-    result = pair(
+    result = pair_rows(
         [row(("a", 3), ("b", 5), ("c", 1), ("d", 5)), row(("a", 2), ("b", 2), name="r")],
         Pairing("all", weights=WEIGHTS),
     )
     texts = [(p.chosen.completion.text, p.rejected.completion.text) for p in result.preferences]
     assert texts == [("a", "c"), ("b", "a"), ("b", "c"), ("d", "a"), ("d", "c")]
-    assert (result.paired, result.dropped) == (1, {"tie": 1})
-    same = pair([row(("a", 5), ("b", 4), ("a", 3), ("c", 1))], Pairing("all", weights=WEIGHTS)).preferences
+    assert (result.rows, result.dropped) == (1, {"tie": 1})
+    same = pair_rows([row(("a", 5), ("b", 4), ("a", 3), ("c", 1))], Pairing("all", weights=WEIGHTS)).preferences
     assert [(p.chosen.completion.text, p.rejected.completion.text) for p in same] == [("a", "c"), ("b", "c")]  # a is 4
-    apart = pair([row(("a", 3), ("b", 5), ("c", 1))], Pairing("all", weights=WEIGHTS, min_margin=3)).preferences
+    apart = pair_rows([row(("a", 3), ("b", 5), ("c", 1))], Pairing("all", weights=WEIGHTS, min_margin=3)).preferences
     assert [p.margin for p in apart] == [4]
 
 
@@ -97,10 +115,10 @@ def test_a_small_margin_is_its_own_reason() -> None:
 def test_in_is_out_plus_dropped_and_chosen_beats_rejected(table: list[list[tuple[str, int | None]]], rule: str) -> None:
     # The same text has the same rating: a judge prompt shows it once.
     rows = [row(*((text, dict(scored)[text]) for text, _ in scored), name=str(i)) for i, scored in enumerate(table)]
-    result = pair(rows, Pairing(rule, weights=WEIGHTS))
+    result = pair_rows(rows, Pairing(rule, weights=WEIGHTS))
     with_any = {preference.prompt.id for preference in result.preferences}
-    assert len(rows) == result.paired + result.dropped.total() and result.paired == len(with_any)
-    assert rule == "all" or len(result.preferences) == result.paired
+    assert len(rows) == result.rows + result.dropped.total() and result.rows == len(with_any)
+    assert rule == "all" or len(result.preferences) == result.rows
     for preference in result.preferences:
         assert preference.margin > 0
         assert preference.chosen.completion.text != preference.rejected.completion.text
@@ -123,13 +141,13 @@ def compared(name: str, *likelihoods: tuple[int, int, float | None], n: int = 3)
 def test_comparisons_of_all_pairs_order_the_candidates() -> None:
     given_row = compared("q", (0, 1, 0.2), (0, 2, 0.6), (1, 2, 0.9))
     assert candidate_scores(given_row, "comparisons", {}) == {0: 0.4, 1: 0.85, 2: 0.25}
-    (found,) = pair([given_row], Pairing("best-worst", "comparisons")).preferences
+    (found,) = pair_rows([given_row], Pairing("best-worst", "comparisons")).preferences
     assert (found.chosen.completion.text, found.rejected.completion.text, found.margin) == (
         "b",
         "c",
         pytest.approx(0.6),
     )
-    every = pair([given_row], Pairing("compared")).preferences
+    every = pair_rows([given_row], Pairing("compared")).preferences
     assert [p.chosen.completion.text + p.rejected.completion.text for p in every] == ["ba", "ac", "bc"]
 
 
@@ -138,7 +156,7 @@ def test_a_candidate_with_a_missing_verdict_has_no_score() -> None:
     assert candidate_scores(given_row, "comparisons", {}) == {1: pytest.approx(0.85)}
     given_row = compared("q", (0, 1, 0.2), (0, 2, None), (1, 2, 0.9), (0, 3, 0.5), (1, 3, 0.5), (2, 3, None), n=4)
     assert candidate_scores(given_row, "comparisons", {}) == {1: pytest.approx((0.8 + 0.9 + 0.5) / 3)}
-    assert pair([given_row], Pairing("all", "comparisons")).dropped == {"unparsed": 1}
+    assert pair_rows([given_row], Pairing("all", "comparisons")).dropped == {"unparsed": 1}
 
 
 @given(st.lists(st.floats(-2, 2), min_size=3, max_size=6), st.randoms(use_true_random=False))
@@ -164,13 +182,13 @@ def test_rankings_in_two_orders_are_averaged() -> None:
     given_row = ranked(((1,), (0, 2), (3,)), ((0,), (1,), (2,), (3,)))
     expected = [(1.5 / 3 + 1) / 2, (1 + 2 / 3) / 2, (1.5 / 3 + 1 / 3) / 2, 0]
     assert candidate_scores(given_row, "rankings", {}) == {i: pytest.approx(x) for i, x in enumerate(expected)}
-    assert len(pair([given_row], Pairing("k-wise", "rankings")).preferences) == 6
-    assert pair([ranked(((1,), (0, 2), (3,)), None)], Pairing("all", "rankings")).dropped == {"unparsed": 1}
+    assert len(pair_rows([given_row], Pairing("k-wise", "rankings")).preferences) == 6
+    assert pair_rows([ranked(((1,), (0, 2), (3,)), None)], Pairing("all", "rankings")).dropped == {"unparsed": 1}
 
 
 def test_k_wise_takes_whole_rankings_alone() -> None:
     whole, partial = row(("a", 3), ("b", 5), ("c", 1), ("a", 3), name="w"), row(("a", 3), ("b", None), ("c", 1))
-    result = pair([whole, partial], Pairing("k-wise", weights=WEIGHTS))
+    result = pair_rows([whole, partial], Pairing("k-wise", weights=WEIGHTS))
     assert len(result.preferences) == 3 and result.dropped == {"unparsed": 1}
 
 
@@ -188,8 +206,8 @@ def test_scores_are_weighted_by_aspect() -> None:
 
 def test_length_balance_keeps_as_many_of_the_longer_as_of_the_shorter() -> None:
     rows = [row(("a" * (1 + i % 7), 5), ("b" * 3, 1), name=str(i)) for i in range(700)]
-    assert len(pair(rows, Pairing("all", weights=WEIGHTS)).preferences) == 700
-    result = pair(rows, Pairing("all", weights=WEIGHTS), length_balanced=True)
+    assert len(pair_rows(rows, Pairing("all", weights=WEIGHTS)).preferences) == 700
+    result = pair_rows(rows, Pairing("all", weights=WEIGHTS), length_balanced=True)
     differences = [len(p.chosen.completion.text) - len(p.rejected.completion.text) for p in result.preferences]
     assert [sum(d > 0 for d in differences), sum(d < 0 for d in differences), differences.count(0)] == [200, 200, 100]
     assert result.dropped == {"length balance": 200}
@@ -197,7 +215,7 @@ def test_length_balance_keeps_as_many_of_the_longer_as_of_the_shorter() -> None:
 
 def test_length_balance_of_one_kind_alone_keeps_none_of_it() -> None:
     rows = [row(("aaaa", 5), ("b", 1), name=str(i)) for i in range(5)]
-    assert pair(rows, Pairing("all", weights=WEIGHTS), length_balanced=True).dropped == {"length balance": 5}
+    assert pair_rows(rows, Pairing("all", weights=WEIGHTS), length_balanced=True).dropped == {"length balance": 5}
 
 
 def test_noise_is_what_varies_between_the_orders_or_one_step_of_a_rating() -> None:
@@ -232,23 +250,23 @@ def test_scores_of_another_judge_or_aspect_do_not_count() -> None:
 def test_candidates_that_met_different_opponents_are_not_ordered() -> None:
     given_row = compared("q", (0, 1, 1.0), (2, 3, 1.0), n=4)
     assert candidate_scores(given_row, "comparisons", {}) == {}
-    assert pair([given_row], Pairing("all", "comparisons")).dropped == {"unparsed": 1}
+    assert pair_rows([given_row], Pairing("all", "comparisons")).dropped == {"unparsed": 1}
     texts = [
         p.chosen.completion.text + p.rejected.completion.text
-        for p in pair([given_row], Pairing("compared")).preferences
+        for p in pair_rows([given_row], Pairing("compared")).preferences
     ]
     assert texts == ["ab", "cd"]
 
 
 def test_several_judges_of_one_pair_make_one_preference() -> None:
     given_row = compared("q", (0, 1, 1.0), (0, 1, 0.0), (0, 1, 1.0), n=2)
-    (found,) = pair([given_row], Pairing("compared")).preferences
+    (found,) = pair_rows([given_row], Pairing("compared")).preferences
     assert (found.chosen.completion.text, found.probability) == ("a", None)
     even = compared("q", (0, 1, 1.0), (0, 1, 0.0), n=2)
-    assert pair([even], Pairing("compared")).dropped == {"tie": 1}
+    assert pair_rows([even], Pairing("compared")).dropped == {"tie": 1}
 
 
 def test_means_of_the_same_text_are_equal_to_what_they_look_like() -> None:
     scores = tuple(Score(candidate=i, value=v, judge="j") for i, v in enumerate((0.1, 0.2, 0.15)))
     given_row = row(("a", None), ("a", None), ("b", None)).model_copy(update={"scores": scores})
-    assert pair([given_row], Pairing("all", "scores")).dropped == {"tie": 1}
+    assert pair_rows([given_row], Pairing("all", "scores")).dropped == {"tie": 1}

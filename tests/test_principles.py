@@ -6,18 +6,18 @@ import asyncio
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from answering import Answering, asking_by
 from echo import Echo, write_project
 from serving import serve
 from test_records import ask
 from test_run import Cli, asked, run_cli  # noqa: F401 - the fixture
 
-from rlaif.config import SampleStage, SamplingSettings
-from rlaif.engines.scheduler import Ask
+from rlaif.config import SampleStage
+from rlaif.engines.asking import Ask
 from rlaif.errors import InputError
 from rlaif.generate.sampling import sample
 from rlaif.principles import DEFAULT, Mixture, read_principles
@@ -138,27 +138,21 @@ def test_a_new_principle_redraws_only_what_it_wins() -> None:
 # ---------------------------------------------------------------- the sample stage
 
 
-class Asked:
+class Addressed(Answering):
     """Answers with the system message that it was asked under, and the number of the sample."""
 
-    def __init__(self) -> None:
-        self.asks: list[Ask] = []
-
-    async def sample_all(self, asks: Sequence[Ask]) -> list[list[Completion]]:
-        self.asks = list(asks)
-        said = [a.messages[0].content if a.messages[0].role == "system" else "nothing" for a in asks]
+    def answer(self, ask: Ask) -> list[Completion]:
+        first = ask.messages[0]
+        said = first.content if first.role == "system" else "nothing"
         return [
-            [Completion(text=f"{text} {i}", model=a.model, call=digest([a.model, text, i])) for i in range(a.n)]
-            for a, text in zip(asks, said, strict=True)
+            Completion(text=f"{said} {i}", model=ask.model, call=digest([ask.model, said, i])) for i in range(ask.n)
         ]
-
-    async def sample(self, *arguments: Any, **options: Any) -> list[Completion]:
-        raise AssertionError("sampled one by one")
 
 
 def sampled(stage: SampleStage, prompt: Prompt, mixture: Mixture | None) -> tuple[Row, list[Ask]]:
-    sampler, models = Asked(), {name: SamplingSettings() for name in ("one", "two")}
-    return asyncio.run(sample(Row(prompt=prompt), stage, models, sampler, 3, mixture)), sampler.asks
+    sampler = Addressed()
+    asking = asking_by(sampler, "one", "two", seed=3)
+    return asyncio.run(sample(Row(prompt=prompt), stage, asking, mixture)), sampler.asks
 
 
 def stage(**settings: Any) -> SampleStage:

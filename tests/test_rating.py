@@ -11,19 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from answering import Answering, asker_of
 from echo import Echo, write_prompts
-from rlaif.pipeline.inputs import Inputs, open_judge
 from serving import serve
 from test_records import ask, candidate
 from test_run import Cli, manifest, run_cli  # noqa: F401 - the fixture
 
-from rlaif.config import MeasureStage, Rater, SamplingSettings, read_pipeline
+from rlaif.config import Rater, read_pipeline
+from rlaif.engines.asking import Ask
 from rlaif.errors import InputError
-from rlaif.judges.rating import OFFERED, REQUIRED, Question, questions, rate, read_expectation
-from rlaif.pipeline.folder import RunFolder
-from rlaif.pipeline.progress import Silent
-from rlaif.pipeline.run import Run
-from rlaif.records import Completion, Message, Prompt, Row, Sampling, digest
+from rlaif.judges.rating import OFFERED, REQUIRED, Judge, Question, questions, rate, read_expectation
+from rlaif.pipeline.run import session_of
+from rlaif.pipeline.stages import open_stages
+from rlaif.pipeline.stages.measure import Measuring
+from rlaif.pipeline.stages.rate import open_judge
+from rlaif.records import Completion, Message, Prompt, Row, digest
 from rlaif.resources import find
 from rlaif.rubric import Aspect, Rubric, Scale, read_rubric
 from rlaif.store import CallStore
@@ -48,29 +50,26 @@ def told(text: str = "Name a fish.", reference: Sequence[str] = KNOWN) -> Prompt
 def asked(how: Rater, by: Rubric, prompt: Prompt, *texts: str) -> list[Question]:
     template = Template.read(find(how.template))
     template.check(OFFERED, REQUIRED)
-    return questions(prompt, [candidate(text) for text in texts], by.aspects[0], by, template, how)
+    return questions(prompt, [candidate(text) for text in texts], by.aspects[0], Judge(by, template), how)
 
 
-class Judge:
+class Replying(Answering):
     """A judge with a script: what it says of a judge prompt, attempt by attempt."""
 
     def __init__(self, *replies: str, by_text: Mapping[str, str] = {}, finish: str = "stop") -> None:
+        super().__init__()
         self.replies, self.by_text, self.finish = replies, by_text, finish
-        self.asked: list[tuple[str, int, Sampling]] = []
 
-    async def sample(
-        self, model: str, messages: Sequence[Message], sampling: Sampling, *, attempt: int = 0, **rest: Any
-    ) -> list[Completion]:
-        text = messages[0].content
-        self.asked.append((text, attempt, sampling))
+    def answer(self, ask: Ask) -> list[Completion]:
+        text = ask.messages[0].content
         said = [reply for shown, reply in self.by_text.items() if shown in text] or list(self.replies)
         return [
             Completion(
-                text=said[min(attempt, len(said) - 1)],
-                model=model,
-                call=digest([text, attempt]),
+                text=said[min(ask.attempt, len(said) - 1)],
+                model=ask.model,
+                call=digest([text, ask.attempt]),
                 finish_reason=self.finish,  # type: ignore[arg-type]
-                alternatives=self.likely(text) if sampling.alternatives else None,
+                alternatives=self.likely(text) if ask.sampling.alternatives else None,
             )
         ]
 
@@ -78,10 +77,10 @@ class Judge:
         return None
 
 
-def judged(judge: Judge, how: Rater, by: Rubric, *texts: str, prompt: Prompt | None = None) -> Row:
-    row = Row(prompt=prompt or ask("q"), candidates=tuple(candidate(text) for text in texts))
-    template = Template.read(find(how.template))
-    return asyncio.run(rate(row, how, by, template, SamplingSettings(), judge, seed=0))  # type: ignore[arg-type]
+def judged(model: Answering, how: Rater, by: Rubric, *texts: str) -> Row:
+    row = Row(prompt=ask("q"), candidates=tuple(candidate(text) for text in texts))
+    judge = Judge(by, Template.read(find(how.template)))
+    return asyncio.run(rate(row, how, judge, asker_of(model, how.model, how.sampling)))
 
 
 # ---------------------------------------------------------------- what is asked stays what it was
@@ -139,7 +138,7 @@ def test_na_and_types_reach_the_rating_that_they_belong_to() -> None:
         2: {"rationale": "fine", "types": [], "rating": 5},
     }
     reply = {str(k): replies[i] for k, (i,) in enumerate(question.slots, start=1)}
-    row = judged(Judge(json.dumps(reply)), rater(), by, *texts)
+    row = judged(Replying(json.dumps(reply)), rater(), by, *texts)
     assert [(r.value, r.na, r.raw) for r in row.ratings] == [
         (None, True, "no bearing"),
         (2, False, "poor"),
@@ -151,12 +150,12 @@ def test_na_and_types_reach_the_rating_that_they_belong_to() -> None:
 
 def test_na_is_unparsed_where_the_rubric_does_not_offer_it() -> None:
     reply = json.dumps({"1": {"rationale": "x", "rating": "N/A"}})
-    judge = Judge(reply)
+    judge = Replying(reply)
     (rating,) = judged(judge, rater(reask=1), rubric(), "x").ratings
-    assert (rating.value, rating.na) == (None, False) and rating.problem and len(judge.asked) == 2
-    offered = Judge(reply)
+    assert (rating.value, rating.na) == (None, False) and rating.problem and len(judge.asks) == 2
+    offered = Replying(reply)
     (rating,) = judged(offered, rater(reask=1), rubric(na=True), "x").ratings
-    assert rating.na and len(offered.asked) == 1  # it is an answer, and not asked again
+    assert rating.na and len(offered.asks) == 1  # it is an answer, and not asked again
 
 
 @pytest.mark.parametrize("answers", ["json", "score", "expected"])
@@ -214,7 +213,7 @@ def test_a_template_that_hides_what_the_rubric_offers_is_refused(
 
 
 def test_each_text_is_critiqued_in_a_call_of_its_own() -> None:
-    judge = Judge(
+    judge = Replying(
         by_text={f"\n{text}\n</completion": f"On {text}.\n\nOverall score: {k}" for k, text in enumerate("abc", 4)}
     )
     row = judged(judge, rater("score"), rubric(1, 10), "a", "b", "a", " ", "c")
@@ -226,10 +225,10 @@ def test_each_text_is_critiqued_in_a_call_of_its_own() -> None:
         (4, 6, None),
     ]
     assert row.ratings[0].call == row.ratings[2].call and "On a." in row.ratings[0].raw
-    assert len(judge.asked) == 3
-    for text, _, sampling in judge.asked:
-        shown = re.findall(r"<completion [0-9a-f]{12}>\n(.*)\n</completion", text)
-        assert len(shown) == 1 and sampling.temperature == 0
+    assert len(judge.asks) == 3
+    for each in judge.asks:
+        shown = re.findall(r"<completion [0-9a-f]{12}>\n(.*)\n</completion", each.messages[0].content)
+        assert len(shown) == 1 and each.sampling.temperature == 0
 
 
 @pytest.mark.parametrize(
@@ -250,34 +249,34 @@ def test_each_text_is_critiqued_in_a_call_of_its_own() -> None:
     ],
 )
 def test_an_overall_score_is_read_or_left(said: str, value: int | None) -> None:
-    (rating,) = judged(Judge(said), rater("score", reask=0), rubric(1, 10), "x").ratings
+    (rating,) = judged(Replying(said), rater("score", reask=0), rubric(1, 10), "x").ratings
     assert (rating.value, rating.problem is None) == (value, value is not None)
     assert said.split("\n")[0] in rating.raw
 
 
 def test_a_critique_that_was_cut_gives_no_score() -> None:
     (rating,) = judged(
-        Judge("Fine.\n\nOverall score: 1", finish="length"), rater("score", reask=0), rubric(1, 10), "x"
+        Replying("Fine.\n\nOverall score: 1", finish="length"), rater("score", reask=0), rubric(1, 10), "x"
     ).ratings
     assert (rating.value, rating.problem) == (None, "the reply was cut at max_tokens")
 
 
 def test_only_the_critique_that_could_not_be_read_is_asked_for_again() -> None:
-    class Mumbling(Judge):
-        async def sample(self, *arguments: Any, attempt: int = 0, **rest: Any) -> list[Completion]:
-            (found,) = await super().sample(*arguments, attempt=attempt, **rest)
-            hums = "\nb\n</completion" in arguments[1][0].content and not attempt
-            return [found.model_copy(update={"text": "Hm."})] if hums else [found]
+    class Mumbling(Replying):
+        def answer(self, ask: Ask) -> list[Completion]:
+            (reply,) = super().answer(ask)
+            hums = "\nb\n</completion" in ask.messages[0].content and not ask.attempt
+            return [reply.model_copy(update={"text": "Hm."})] if hums else [reply]
 
     judge = Mumbling("Well.\n\nOverall score: 6")
     row = judged(judge, rater("score", reask=2), rubric(1, 10), "a", "b", "c")
-    assert [r.value for r in row.ratings] == [6, 6, 6] and len(judge.asked) == 4
+    assert [r.value for r in row.ratings] == [6, 6, 6] and len(judge.asks) == 4
 
 
 # ---------------------------------------------------------------- expected scores
 
 
-class Unsure(Judge):
+class Unsure(Replying):
     """The likelier a number the nearer it is to the number of words shown; `elsewhere` of the mass is on no number."""
 
     def __init__(self, elsewhere: float = 0.1) -> None:
@@ -308,14 +307,15 @@ def test_an_expected_score_is_the_mean_of_the_numbers_by_their_probability() -> 
     assert [(s.candidate, s.aspect, s.judge, len(s.calls)) for s in row.scores[:3]] == [
         (i, "overall", "judge", 1) for i in range(3)
     ]
-    assert [(s.alternatives, s.max_tokens) for _, _, s in judge.asked] == [(("1", "2", "3", "4", "5"), 2)] * 2
+    sampled = [each.sampling for each in judge.asks]
+    assert [(s.alternatives, s.max_tokens) for s in sampled] == [(("1", "2", "3", "4", "5"), 2)] * 2
 
 
 def test_a_judge_that_was_about_to_say_something_else_gives_no_score() -> None:
     judge = Unsure(elsewhere=0.6)
     (score,) = judged(judge, rater("expected", reask=3), rubric(), "a b").scores
     assert score.value is None and score.problem == "only 40% of the first token's probability is on the numbers"
-    assert len(judge.asked) == 1 and score.calls  # the first token's probabilities depend on no seed
+    assert len(judge.asks) == 1 and score.calls  # the first token's probabilities depend on no seed
 
 
 @pytest.mark.parametrize(
@@ -477,13 +477,13 @@ def test_a_measure_knows_the_true_answers_that_its_judge_reads(tmp_path: Path, m
     for rubric_text in (ASPECTS, ASPECTS.replace(", knowledge: true", "")):
         (tmp_path / "aspects.yaml").write_text(rubric_text)
         pipeline = read_pipeline("measured.yaml")
-        inputs = Inputs(pipeline)
+        measuring = open_stages(pipeline).stages["measure"]
+        session = session_of(pipeline, CallStore(Path(":memory:")))
+        assert isinstance(measuring, Measuring)
         for reference in ((), KNOWN):
-            known = [p.model_copy(update={"reference": reference}) for p in inputs.prompts["measure"]]
-            inputs.prompts["measure"] = known  # type: ignore[assignment]
-            run = Run(pipeline, inputs, RunFolder(tmp_path / "run"), CallStore(Path(":memory:")), Silent())  # type: ignore[arg-type]
-            stage = pipeline.steps[-1].stage
-            assert known and isinstance(stage, MeasureStage)
-            keys[rubric_text == ASPECTS, reference] = run.measure_key(pipeline.steps[-1], stage)
-            run.store.close()
+            known = [p.model_copy(update={"reference": reference}) for p in measuring.prompts]
+            measuring.prompts = known
+            assert known
+            keys[rubric_text == ASPECTS, reference] = measuring.key(session)
+        asyncio.run(session.close())
     assert keys[True, ()] != keys[True, KNOWN] and keys[False, ()] == keys[False, KNOWN]

@@ -20,14 +20,15 @@ from hypothesis import strategies as st
 from test_records import ask, candidate
 
 from rlaif.config import Rater
+from rlaif.judges.rating import Judge, questions
 from rlaif.judges.rating import _bound as bound
-from rlaif.judges.rating import questions
 from rlaif.judges.replies import Reading, read_choice, read_ranking, read_reply, read_score
 from rlaif.records import Completion
 from rlaif.resources import find
 from rlaif.rubric import read_rubric
 from rlaif.templates import Template
 
+JUDGE = Judge(read_rubric("prompts/rubrics/tiny.yaml"), Template.read(find("prompts/rate.jinja")))
 FOLDER = Path(__file__).parent / "corpus" / "judge_replies"
 ENTRIES = [
     (f"{path.stem} {i}: {entry['about']}", path.stem, entry)
@@ -306,19 +307,16 @@ def test_ratings_follow_their_completions_however_these_are_ordered(
     given: list[int], rng: random.Random, form: str
 ) -> None:
     """A judge that rates by the text alone: permuting the candidates permutes their ratings, and nothing else."""
-    rubric = read_rubric("prompts/rubrics/tiny.yaml")
-    aspect = rubric.aspects[0]
     answers = "json" if form in ("json", "list") else "lines"
     rater = Rater(model="judge", rubric="r", template="t", answers=answers)
-    template = Template.read(find("prompts/rate.jinja"))
     texts = [f"text {place} of rating {rating}." for place, rating in enumerate(given)]
     order = rng.sample(range(len(texts)), len(texts))
     for candidates in ([candidate(text) for text in texts], [candidate(texts[i]) for i in order]):
-        (asked,) = questions(ask("q"), candidates, aspect, rubric, template, rater)
+        (asked,) = questions(ask("q"), candidates, JUDGE.rubric.aspects[0], JUDGE, rater)
         shown = [candidates[slot[0]].completion.text for slot in asked.slots]
         items = [item(form, k, text[-2]) for k, text in enumerate(shown, start=1)]
         reply = Completion(text=whole(form, rng.sample(items, len(items))), model="judge", call="c")
-        for rating in bound(reply, asked, aspect, rubric, rater):
+        for rating in bound(reply, asked, JUDGE.rubric.aspects[0], JUDGE.rubric, rater):
             assert rating.value == int(candidates[rating.candidate].completion.text[-2])
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 import pytest
+from answering import Answering, asker_of
 from test_records import ask, candidate
 
-from rlaif.config import ReviseStage, SamplingSettings
+from rlaif.config import ReviseStage
 from rlaif.constitution import read_constitution
+from rlaif.engines.asking import Ask
 from rlaif.generate.revising import (
     OFFERED_CRITIQUE,
     OFFERED_REVISION,
@@ -21,7 +21,7 @@ from rlaif.generate.revising import (
     revise,
     unrevised,
 )
-from rlaif.records import Completion, FinishReason, Message, Row, Sampling
+from rlaif.records import Completion, FinishReason, Row
 from rlaif.resources import find
 from rlaif.templates import Template
 
@@ -32,37 +32,31 @@ def reviser(critique: str = "prompts/critique.jinja", revision: str = "prompts/r
     return Reviser(CONSTITUTION, Template.read(find(critique)), Template.read(find(revision)))
 
 
-class Editor:
+class Editor(Answering):
     """Critiques with the draft's number of words and revises by adding one more; may break off at a given call."""
 
     def __init__(self, broken: int = 0, text: str = "", finish: FinishReason = "stop") -> None:
+        super().__init__()
         self.broken, self.text, self.finish = broken, text, finish
-        self.asked: list[str] = []
 
-    async def sample(
-        self,
-        model: str,
-        messages: Sequence[Message],
-        sampling: Sampling,
-        *,
-        n: int = 1,
-        attempt: int = 0,
-        json_schema: Mapping[str, Any] | None = None,
-    ) -> list[Completion]:
-        (message,) = messages
-        self.asked.append(message.content)
-        call = f"call {len(self.asked)}"
-        if len(self.asked) == self.broken:
-            return [Completion(text=self.text, model=model, call=call, finish_reason=self.finish)]
+    @property
+    def asked(self) -> list[str]:
+        return [message.content for asked in self.asks for message in asked.messages]
+
+    def answer(self, ask: Ask) -> list[Completion]:
+        (message,) = ask.messages
+        call = f"call {len(self.asks)}"
+        if len(self.asks) == self.broken:
+            return [Completion(text=self.text, model=ask.model, call=call, finish_reason=self.finish)]
         (draft,) = re.findall(r"<completion \w+>\n(.*?)\n</completion", message.content, re.DOTALL)
         text = f"{draft} more" if "# Your task: a revision" in message.content else f"{len(draft.split())} words"
-        return [Completion(text=text, model=model, call=call)]
+        return [Completion(text=text, model=ask.model, call=call)]
 
 
 def revised(editor: Editor, *texts: str, revisions: int = 3) -> Row:
     stage = ReviseStage(model="editor", constitution="c", revisions=revisions)
     row = Row(prompt=ask("Why?"), candidates=tuple(candidate(text) for text in texts))
-    return asyncio.run(revise(row, stage, reviser(), SamplingSettings(), editor, seed=0))
+    return asyncio.run(revise(row, stage, reviser(), asker_of(editor, "editor", stage.sampling)))
 
 
 def test_each_revision_rewrites_the_one_before_under_its_own_principle() -> None:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from rlaif.pipeline.inputs import open_judge
 
 from rlaif.config import Rater
 from rlaif.errors import InputError
+from rlaif.pipeline.stages.rate import open_judge
 from rlaif.resources import find
 from rlaif.rubric import Rubric, read_rubric
 from rlaif.templates import Template

@@ -1,4 +1,7 @@
-"""The trainers on tiny random models: losses by plain torch, ln 2, resuming, repeating, saving, silence."""
+"""The trainers on tiny random models: losses by plain torch, ln 2, resuming, repeating, saving, silence.
+
+Every training is a job's folder and `job.train`, as in a run. One of each method, undisturbed, is shared.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,12 @@ import hashlib
 import math
 import os
 import shutil
-import signal
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -24,20 +27,16 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from trl import DPOConfig, RewardConfig, SFTConfig
 
-from rlaif.config import DPOSettings, RMSettings, SFTSettings
+from rlaif.config import TRAINERS, SFTSettings, Training
 from rlaif.engines.transformers import TransformersEngine
 from rlaif.errors import InputError, WorkError
 from rlaif.records import Message
 from rlaif.resources import find
-from rlaif.train import trl
-from rlaif.train.dpo import train_dpo
-from rlaif.train.pairs import PreferencePair
+from rlaif.train import job, models, trl
+from rlaif.train.examples import Demonstration, Example, OnStep, PreferencePair
+from rlaif.train.job import Job
 from rlaif.train.pairs import tokenize as tokenize_pairs
-from rlaif.train.ppo import flat_value_model
-from rlaif.train.rm import train_rm
-from rlaif.train.sft import train_sft
-from rlaif.train.tokens import Chat
-from rlaif.train.trl import TrainResult
+from rlaif.train.tokens import Counts, trainable_chat
 
 Steps = list[dict[str, float]]
 
@@ -46,38 +45,66 @@ def user(text: str) -> Message:
     return Message(role="user", content=text)
 
 
-ROWS = [[user(f"what is {i}?"), Message(role="assistant", content=f"it is {i + 1}")] for i in range(24)]
+def assistant(text: str) -> Message:
+    return Message(role="assistant", content=text)
+
+
+DEMONSTRATIONS = [Demonstration((user(f"what is {i}?"), assistant(f"it is {i + 1}"))) for i in range(24)]
 PAIRS = [PreferencePair((user(f"what is {i}?"),), f"it is {i}", f"no idea, not {i}") for i in range(24)]
+RATES = {"sft": 3e-3, "dpo": 1e-3, "rm": 1e-3}
+METHODS = pytest.mark.parametrize("method", RATES)
+
+
+def validation(examples: Iterable[Any]) -> list[Any]:
+    return [replace(example, split="validation") for example in examples]
+
+
+def settings_of(method: str, **changed: Any) -> Training:
+    values = {"base": "base", "name": "trained", "batch_size": 4, "learning_rate": RATES[method], "checkpoint_steps": 2}
+    return TRAINERS[method].model_validate(values | changed)
 
 
 def sft_settings(**changed: Any) -> SFTSettings:
-    values = {"base": "base", "name": "trained", "batch_size": 4, "learning_rate": 3e-3, "checkpoint_steps": 2}
-    return SFTSettings(**(values | changed))
+    settings = settings_of("sft", **changed)
+    assert isinstance(settings, SFTSettings)
+    return settings
 
 
-def dpo_settings(**changed: Any) -> DPOSettings:
-    values = {"base": "base", "name": "trained", "batch_size": 4, "learning_rate": 1e-3, "checkpoint_steps": 2}
-    return DPOSettings(**(values | changed))
+def train(
+    method: str,
+    base: Path,
+    out: Path,
+    on_step: OnStep = lambda _: None,
+    examples: Iterable[Example] | None = None,
+    template: str | None = None,
+    **changed: Any,
+) -> Any:
+    """The record of a training of 6 steps and 4 validation rows, or as `changed` and `examples` say."""
+    if examples is None:
+        learnt: list[Any] = DEMONSTRATIONS if method == "sft" else PAIRS
+        examples = [*learnt, *validation(learnt[:4])]
+    training = Job(settings_of(method, **changed), base, out, "the inputs' digest", template)
+    job.write_job(training, examples)
+    return SimpleNamespace(**job.train(training.folder, on_step))
 
 
-def rm_settings(**changed: Any) -> RMSettings:
-    values = {"base": "base", "name": "trained", "batch_size": 4, "learning_rate": 1e-3, "checkpoint_steps": 2}
-    return RMSettings(**(values | changed))
+class Whole(NamedTuple):
+    """A training that nothing disturbed."""
+
+    out: Path
+    steps: Steps
+    result: Any
 
 
-def sft(base: Path, out: Path, on_step: Callable[[dict[str, float]], None], **changed: Any) -> TrainResult:
-    return train_sft(sft_settings(**changed), base, ROWS, ROWS[:4], out, on_step)
+@pytest.fixture(scope="module")
+def whole(random_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Whole]:
+    @cache
+    def trained(method: str) -> Whole:
+        steps: Steps = []
+        out = tmp_path_factory.mktemp(method) / "whole"
+        return Whole(out, steps, train(method, random_model, out, steps.append))
 
-
-def dpo(base: Path, out: Path, on_step: Callable[[dict[str, float]], None], **changed: Any) -> TrainResult:
-    return train_dpo(dpo_settings(**changed), base, PAIRS, PAIRS[:4], out, on_step)
-
-
-def rm(base: Path, out: Path, on_step: Callable[[dict[str, float]], None], **changed: Any) -> TrainResult:
-    return train_rm(rm_settings(**changed), base, PAIRS, PAIRS[:4], out, on_step)
-
-
-TRAINERS = pytest.mark.parametrize("train", [sft, dpo, rm])
+    return trained
 
 
 def weights(model: Path) -> str:
@@ -96,8 +123,8 @@ def logprobs(model: Path, ids: list[int]) -> torch.Tensor:
 
 def test_the_sft_loss_is_the_mean_over_the_assistants_tokens(random_model: Path, tmp_path: Path) -> None:
     steps: Steps = []
-    row = [user("hi"), Message(role="assistant", content="ok")]
-    result = train_sft(sft_settings(), random_model, [row], [row], tmp_path / "out", steps.append)
+    example = Demonstration((user("hi"), assistant("ok")))
+    result = train("sft", random_model, tmp_path / "out", steps.append, [example, *validation([example])])
     ids = AutoTokenizer.from_pretrained(random_model)("<|user|> hi<|end|><|assistant|> ok<|end|>")["input_ids"]
     expected = -logprobs(random_model, ids)[-4:].mean().item()  # " ", "o", "k" and the end token
     assert steps[0]["loss"] == pytest.approx(expected, abs=1e-4)
@@ -108,10 +135,10 @@ def test_the_first_dpo_loss_is_ln_2_and_its_logprobs_are_those_of_the_base_model
     random_model: Path, tmp_path: Path
 ) -> None:
     steps: Steps = []
-    result = dpo(random_model, tmp_path / "out", steps.append, batch_size=24)
+    result = train("dpo", random_model, tmp_path / "out", steps.append, batch_size=24)
     assert steps[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
     assert (steps[0]["rewards/margins"], result.metrics["first_loss"]) == (pytest.approx(0, abs=1e-4), steps[0]["loss"])
-    columns, _ = tokenize_pairs(Chat(AutoTokenizer.from_pretrained(random_model)), PAIRS, 100)
+    columns, _ = tokenize_pairs(trainable_chat(AutoTokenizer.from_pretrained(random_model)), PAIRS, 100)
     for side in ("chosen", "rejected"):
         rows = zip(columns["prompt_ids"], columns[f"{side}_ids"], strict=True)
         sums = [logprobs(random_model, prompt + ids)[-len(ids) :].sum().item() for prompt, ids in rows]
@@ -133,7 +160,7 @@ def test_the_reward_loss_of_a_pair_that_reads_the_same_is_ln_2(random_model: Pat
     net.save_pretrained(flat)
     AutoTokenizer.from_pretrained(random_model).save_pretrained(flat)
     steps: Steps = []
-    rm(flat, tmp_path / "out", steps.append)
+    train("rm", flat, tmp_path / "out", steps.append, batch_size=24)
     assert steps[0]["loss"] == pytest.approx(math.log(2), abs=1e-6) and steps[0]["margin"] == 0
 
 
@@ -150,10 +177,9 @@ def test_a_reward_model_is_trained_and_read_at_the_end_token(
         tokenizer.save_pretrained(base)
         AutoModelForCausalLM.from_pretrained(random_model).save_pretrained(base)
     steps: Steps = []
-    train_rm(
-        rm_settings(learning_rate=1e-12, center=0.5, batch_size=24), base, PAIRS, [], tmp_path / "rm", steps.append
-    )
-    columns, _ = tokenize_pairs(Chat(AutoTokenizer.from_pretrained(random_model)), PAIRS, 100)
+    changed = {"learning_rate": 1e-12, "center": 0.5, "batch_size": 24}
+    train("rm", base, tmp_path / "rm", steps.append, PAIRS, **changed)
+    columns, _ = tokenize_pairs(trainable_chat(AutoTokenizer.from_pretrained(random_model)), PAIRS, 100)
     sequences = [
         (prompt + chosen, prompt + rejected) for prompt, chosen, rejected in zip(*columns.values(), strict=True)
     ]
@@ -178,7 +204,7 @@ def test_a_reward_model_keeps_the_tokens_of_its_base(random_model: Path, tmp_pat
     tokenizer.eos_token, tokenizer.additional_special_tokens = "<|end|>", []
     tokenizer.save_pretrained(base)
     AutoModelForCausalLM.from_pretrained(random_model).save_pretrained(base)
-    train_rm(rm_settings(), base, PAIRS, [], tmp_path / "rm", lambda _: None)
+    train("rm", base, tmp_path / "rm", examples=PAIRS, batch_size=24)
     before, after = (AutoTokenizer.from_pretrained(folder) for folder in (base, tmp_path / "rm"))
     assert after.pad_token is None and after.all_special_tokens == before.all_special_tokens
     for text in ("a<|pad|>b !", *(pair.chosen for pair in PAIRS)):
@@ -198,81 +224,95 @@ def test_the_learning_rate_rises_from_its_first_step_and_never_stands_at_nothing
     assert trl.share_of_rate("cosine", 0, 4)(2) == pytest.approx(0.5)
 
 
-@TRAINERS
-def test_a_training_of_one_step_moves_the_weights(random_model: Path, tmp_path: Path, train: Any) -> None:
+@METHODS
+def test_a_training_of_one_step_moves_the_weights_prints_nothing_and_leaves_the_libraries_as_they_were(
+    random_model: Path, tmp_path: Path, method: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import datasets
+    from transformers.utils import logging
+
+    before = logging.get_verbosity(), logging.is_progress_bar_enabled(), datasets.are_progress_bars_disabled()
+    environment = dict(os.environ)
     steps: Steps = []
-    train(random_model, tmp_path / "out", steps.append, batch_size=24)
+    capfd.readouterr()
+    train(method, random_model, tmp_path / "out", steps.append, batch_size=24)
+    assert capfd.readouterr() == ("", "")
+    assert before == (logging.get_verbosity(), logging.is_progress_bar_enabled(), datasets.are_progress_bars_disabled())
+    assert os.environ.get("TQDM_DISABLE") == environment.get("TQDM_DISABLE")
     assert len(steps) == 1 and steps[0]["learning_rate"] > 0
-    base, trained = (
-        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32) for folder in (random_model, tmp_path / "out")
-    )
-    assert not torch.equal(base.model.norm.weight, trained.model.norm.weight)
+    base, trained = (load_file(folder / "model.safetensors") for folder in (random_model, tmp_path / "out"))
+    assert not torch.equal(base["model.norm.weight"], trained["model.norm.weight"])
 
 
-@TRAINERS
-def test_the_loss_falls_and_every_step_is_reported(random_model: Path, tmp_path: Path, train: Any) -> None:
-    steps: Steps = []
-    result = train(random_model, tmp_path / "out", steps.append, epochs=2.0)
-    assert [step["step"] for step in steps] == list(range(1, 13))
-    assert result.steps == 12 and result.seconds > 0
+@METHODS
+def test_the_loss_falls_and_every_step_is_reported(whole: Callable[[str], Whole], method: str) -> None:
+    _, steps, result = whole(method)
+    assert [step["step"] for step in steps] == list(range(1, 7))
+    assert result.steps == 6 and result.seconds > 0
     assert result.metrics["last_loss"] < 0.9 * result.metrics["first_loss"]
     assert result.metrics["validation_loss"] < 0.9 * result.metrics["first_loss"]
-    common = {"step", "steps", "loss", "learning_rate", "grad_norm"}
-    if train is sft:
-        assert set(steps[0]) == common
-    elif train is rm:
-        assert set(steps[0]) == common | {"accuracy", "margin", "mean_reward"}
-        assert result.metrics["validation_accuracy"] == 1.0 and result.metrics["validation_margin"] > 0
-    else:
-        assert set(steps[0]) == common | {"rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected"}
+    reported = {"step", "steps", "loss", "learning_rate", "grad_norm"}
+    reported |= {
+        "sft": set[str](),
+        "rm": {"accuracy", "margin", "mean_reward"},
+        "dpo": {"rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected"},
+    }[method]
+    assert set(steps[0]) == reported
+    if method != "sft":
         assert result.metrics["validation_accuracy"] == 1.0 and result.metrics["validation_margin"] > 0
     assert (result.kept, result.cut, result.dropped) == (28, 0, {})  # of both splits
 
 
 def test_what_was_cut_and_dropped_is_in_the_result(random_model: Path, tmp_path: Path) -> None:
-    rows = [*ROWS, [user("a " * 20), ROWS[0][1]], [user("a " * 200), ROWS[0][1]]]
-    result = train_sft(sft_settings(max_length=50), random_model, rows, [], tmp_path / "sft", lambda _: None)
+    answer = DEMONSTRATIONS[0].messages[1]
+    rows = [*DEMONSTRATIONS, *(Demonstration((user("a " * n), answer)) for n in (20, 200))]
+    result = train("sft", random_model, tmp_path / "sft", examples=rows, max_length=50, batch_size=24)
     assert (result.kept, result.cut, result.dropped) == (25, 1, {"too-long": 1})
     assert "validation_loss" not in result.metrics
-    pairs = [*PAIRS, PAIRS[0]._replace(prompt=(user("a " * 20),)), PAIRS[0]._replace(rejected="a " * 50)]
-    done = train_dpo(dpo_settings(max_length=50), random_model, pairs, [], tmp_path / "dpo", lambda _: None)
+    pairs = [*PAIRS, replace(PAIRS[0], prompt=(user("a " * 20),)), replace(PAIRS[0], rejected="a " * 50)]
+    done = train("dpo", random_model, tmp_path / "dpo", examples=pairs, max_length=50, batch_size=24)
     assert (done.kept, done.cut, done.dropped) == (25, 1, {"too-long": 1})
 
 
-@TRAINERS
-def test_bfloat16_trains(random_model: Path, tmp_path: Path, train: Any) -> None:
-    result = train(random_model, tmp_path / "out", lambda _: None, dtype="bfloat16")
+@METHODS
+def test_bfloat16_trains(random_model: Path, tmp_path: Path, method: str) -> None:
+    result = train(method, random_model, tmp_path / "out", dtype="bfloat16", batch_size=8)
     assert result.metrics["last_loss"] < result.metrics["first_loss"]
 
 
-@TRAINERS
+@METHODS
 def test_recomputed_activations_change_nothing(
-    random_model: Path, tmp_path: Path, train: Any, monkeypatch: pytest.MonkeyPatch
+    random_model: Path,
+    tmp_path: Path,
+    whole: Callable[[str], Whole],
+    method: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    plain: Steps = []
-    train(random_model, tmp_path / "plain", plain.append)
+    plain = whole(method).steps
     monkeypatch.setattr(trl, "SMALL", 0)
     recomputed: Steps = []
-    train(random_model, tmp_path / "recomputed", recomputed.append)
+    train(method, random_model, tmp_path / "recomputed", recomputed.append)
     assert [s["loss"] for s in recomputed] == pytest.approx([s["loss"] for s in plain], rel=1e-5)
 
 
 def test_accumulated_batches_are_one_batch(random_model: Path, tmp_path: Path) -> None:
-    whole: Steps = []
-    sft(random_model, tmp_path / "whole", whole.append, batch_size=8)
+    together: Steps = []
+    train("sft", random_model, tmp_path / "together", together.append, batch_size=8)
     parts: Steps = []
-    sft(random_model, tmp_path / "parts", parts.append, batch_size=2, accumulate=4)
-    assert [s["loss"] for s in parts] == pytest.approx([s["loss"] for s in whole], rel=1e-4)
+    train("sft", random_model, tmp_path / "parts", parts.append, batch_size=2, accumulate=4)
+    assert [s["loss"] for s in parts] == pytest.approx([s["loss"] for s in together], rel=1e-4)
 
 
 # ---------------------------------------------------------------- repeated and resumed
 
 
-@TRAINERS
-def test_the_same_settings_give_the_same_weights(random_model: Path, tmp_path: Path, train: Any) -> None:
-    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        train(random_model, tmp_path / name, lambda _: None, seed=seed)
-    assert weights(tmp_path / "a") == weights(tmp_path / "b") != weights(tmp_path / "c")
+@METHODS
+def test_the_same_settings_give_the_same_weights(
+    random_model: Path, tmp_path: Path, whole: Callable[[str], Whole], method: str
+) -> None:
+    for name, seed in (("same", 0), ("other", 1)):
+        train(method, random_model, tmp_path / name, seed=seed)
+    assert weights(whole(method).out) == weights(tmp_path / "same") != weights(tmp_path / "other")
 
 
 class Stopped(Exception):
@@ -283,100 +323,70 @@ def stopped(_: Any) -> None:
     raise Stopped
 
 
-@TRAINERS
-def test_a_resumed_training_equals_an_undisturbed_one(random_model: Path, tmp_path: Path, train: Any) -> None:
-    undisturbed: Steps = []
-    train(random_model, tmp_path / "a", undisturbed.append, epochs=2.0, checkpoint_steps=4)
+@METHODS
+def test_a_resumed_training_equals_an_undisturbed_one(
+    random_model: Path, tmp_path: Path, whole: Callable[[str], Whole], method: str
+) -> None:
     steps: Steps = []
 
     def stop(step: dict[str, float]) -> None:
         steps.append(step)
-        if step["step"] == 10:
+        if step["step"] == 5:
             raise Stopped
 
     with pytest.raises(Stopped):
-        train(random_model, tmp_path / "b", stop, epochs=2.0, checkpoint_steps=4)
-    assert not (tmp_path / "b").exists()
+        train(method, random_model, tmp_path / "out", stop)
+    assert not (tmp_path / "out").exists()
     again: Steps = []
-    result = train(random_model, tmp_path / "b", again.append, epochs=2.0, checkpoint_steps=4)
-    assert [s["step"] for s in again] == [9, 10, 11, 12]
-    assert steps[:8] + again == undisturbed
-    assert result.metrics["first_loss"] == undisturbed[0]["loss"]
-    assert weights(tmp_path / "a") == weights(tmp_path / "b")
-    assert not (tmp_path / "b.partial").exists()
+    result = train(method, random_model, tmp_path / "out", again.append)
+    assert [s["step"] for s in again] == [5, 6]
+    assert steps[:4] + again == whole(method).steps
+    assert result.metrics == whole(method).result.metrics
+    assert weights(tmp_path / "out") == weights(whole(method).out)
+    assert {path.name for path in tmp_path.iterdir()} == {"out"}
 
 
-KILLED = """
-import os, signal, sys, torch
-from pathlib import Path
-sys.path.insert(0, sys.argv[3])
-import test_train
-torch.set_num_threads(1)
-def die(step):
-    if step["step"] == 5:
-        os.kill(os.getpid(), signal.SIGKILL)
-test_train.sft(Path(sys.argv[1]), Path(sys.argv[2]), die)
-"""
-
-
-def test_a_killed_training_goes_on_where_its_last_checkpoint_was(random_model: Path, tmp_path: Path) -> None:
-    undisturbed: Steps = []
-    sft(random_model, tmp_path / "a", undisturbed.append)
-    tests = str(Path(__file__).parent)
-    command = [sys.executable, "-c", KILLED, str(random_model), str(tmp_path / "b"), tests]
-    killed = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, check=False)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
-    again: Steps = []
-    sft(random_model, tmp_path / "b", again.append)
-    assert again == undisturbed[4:]
-    assert weights(tmp_path / "a") == weights(tmp_path / "b")
-
-
-@TRAINERS
+@METHODS
 def test_a_training_that_ended_but_was_not_saved_takes_no_further_step(
-    random_model: Path, tmp_path: Path, train: Any, monkeypatch: pytest.MonkeyPatch
+    random_model: Path, tmp_path: Path, whole: Callable[[str], Whole], method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steps: Steps = []
-    whole = train(random_model, tmp_path / "a", steps.append)
     with monkeypatch.context() as patched, pytest.raises(Stopped):
         patched.setattr(trl, "evaluate", stopped)
-        train(random_model, tmp_path / "b", lambda _: None)
+        train(method, random_model, tmp_path / "out")
     again: Steps = []
-    result = train(random_model, tmp_path / "b", again.append)
+    result = train(method, random_model, tmp_path / "out", again.append)
     assert again == []
-    assert (result.steps, result.metrics) == (whole.steps, whole.metrics)
-    assert weights(tmp_path / "a") == weights(tmp_path / "b")
+    assert (result.steps, result.metrics) == (6, whole(method).result.metrics)
+    assert weights(tmp_path / "out") == weights(whole(method).out)
 
 
 def test_a_checkpoint_that_was_not_written_to_its_end_is_passed_over(tmp_path: Path) -> None:
     for name in ("checkpoint-8", "checkpoint-10", "checkpoint-100"):
         (tmp_path / name).mkdir()
-    assert trl.newest_checkpoint(tmp_path) is None
+    assert models.newest_checkpoint(tmp_path) is None
     for name in ("checkpoint-8", "checkpoint-10"):
         (tmp_path / name / "complete").touch()
-    assert trl.newest_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    assert models.newest_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
 
 
 # ---------------------------------------------------------------- saved
 
 
-@pytest.mark.parametrize("train", [sft, dpo])
+@pytest.mark.parametrize("method", ["sft", "dpo"])
 def test_the_trained_model_loads_with_its_template_and_stops_at_its_end_token(
-    random_model: Path, tmp_path: Path, train: Any
+    random_model: Path, whole: Callable[[str], Whole], method: str
 ) -> None:
-    train(random_model, tmp_path / "out", lambda _: None)
-    model, tokenizer = (
-        AutoModelForCausalLM.from_pretrained(tmp_path / "out"),
-        AutoTokenizer.from_pretrained(tmp_path / "out"),
-    )
+    out = whole(method).out
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
     assert tokenizer.chat_template == AutoTokenizer.from_pretrained(random_model).chat_template
     assert (model.generation_config.eos_token_id, model.generation_config.pad_token_id) == (1, 0)
     assert model.dtype == torch.float32 and model.config.use_cache
-    assert weights(tmp_path / "out") != weights(random_model)
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+    assert weights(out) != weights(random_model)
+    assert {path.name for path in out.iterdir()} == {
         "chat_template.jinja",
         "config.json",
         "generation_config.json",
+        "key",
         "model.safetensors",
         "tokenizer.json",
         "tokenizer_config.json",
@@ -393,41 +403,36 @@ def test_a_given_template_is_saved_with_the_model_and_a_base_without_one_needs_i
     tokenizer.save_pretrained(bare)
     AutoModelForCausalLM.from_pretrained(random_model).save_pretrained(bare)
     with pytest.raises(InputError, match="no chat template.*prompts/chat/chatml.jinja"):
-        sft(bare, tmp_path / "out", lambda _: None)
+        train("sft", bare, tmp_path / "out")
     text = find("prompts/chat/zephyr.jinja").read_text(encoding="utf-8")
-    train_sft(sft_settings(), bare, ROWS, [], tmp_path / "out", lambda _: None, text)
+    train("sft", bare, tmp_path / "out", template=text, batch_size=24)
     assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == text
-    again = train_sft(sft_settings(), tmp_path / "out", ROWS, [], tmp_path / "again", lambda _: None)
+    again = train("sft", tmp_path / "out", tmp_path / "again", examples=DEMONSTRATIONS, batch_size=24)
     assert again.kept == 24
     unmarked = text.replace("{%- generation -%}", "").replace("{%- endgeneration -%}", "")
-    settings = sft_settings(template="mine.jinja")
     with pytest.raises(InputError, match="^mine.jinja: the chat template marks no assistant turn"):
-        train_sft(settings, bare, ROWS, [], tmp_path / "unmarked", lambda _: None, unmarked)
+        job.write_job(made := Job(sft_settings(template="mine.jinja"), bare, tmp_path / "unmarked", "k", unmarked), [])
+        job.train(made.folder, print)
 
 
 # ---------------------------------------------------------------- guards
 
 
-@TRAINERS
-def test_a_folder_that_is_there_is_not_written_over(random_model: Path, tmp_path: Path, train: Any) -> None:
-    (tmp_path / "out").mkdir()
-    with pytest.raises(InputError, match="is there already"):
-        train(random_model, tmp_path / "out", lambda _: None)
-
-
-def test_no_rows_are_an_error(random_model: Path, tmp_path: Path) -> None:
+@METHODS
+def test_no_examples_are_an_error(random_model: Path, tmp_path: Path, method: str) -> None:
+    examples = validation(DEMONSTRATIONS if method == "sft" else PAIRS)
     with pytest.raises(InputError, match="nothing to train on"):
-        train_sft(sft_settings(), random_model, [], ROWS, tmp_path / "out", lambda _: None)
-    with pytest.raises(InputError, match="nothing to train on"):
-        train_dpo(dpo_settings(), random_model, [], PAIRS, tmp_path / "out", lambda _: None)
-    with pytest.raises(InputError, match="nothing to train on"):
-        train_rm(rm_settings(), random_model, [], PAIRS, tmp_path / "out", lambda _: None)
+        train(method, random_model, tmp_path / "out", examples=examples)
 
 
-def test_a_base_that_is_no_model_is_an_error(tmp_path: Path) -> None:
+def test_a_base_that_is_no_model_is_an_error(random_model: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="this is no model"):
+        train("sft", tmp_path / "empty", tmp_path / "out")
+    broken = shutil.copytree(random_model, tmp_path / "broken")
+    (broken / "config.json").write_text("{}", encoding="utf-8")
     with pytest.raises(InputError, match="the base model cannot be loaded"):
-        sft(tmp_path / "empty", tmp_path / "out", lambda _: None)
+        train("sft", broken, tmp_path / "out")
 
 
 def _compiled(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -438,21 +443,21 @@ def _without_a_layer(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor
     return {name: tensor for name, tensor in tensors.items() if ".layers.1." not in name}
 
 
-@TRAINERS
+@METHODS
 @pytest.mark.parametrize(
     ("change", "told"),
     [(_compiled, r"lack \d+ of .*'_orig_mod\.model"), (_without_a_layer, r"lack 9 of .*'model\.layers\.1\.")],
 )
 def test_a_base_without_all_its_tensors_is_refused(
-    random_model: Path, tmp_path: Path, train: Any, change: Any, told: str
+    random_model: Path, tmp_path: Path, method: str, change: Any, told: str
 ) -> None:
     base = shutil.copytree(random_model, tmp_path / "base")
     save_file(change(load_file(base / "model.safetensors")), base / "model.safetensors", {"format": "pt"})
     with pytest.raises(InputError, match=told):
-        train(base, tmp_path / "out", print)
+        train(method, base, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     with pytest.raises(InputError, match=told):
-        flat_value_model(base)
+        models.flat_value_model(base)
 
 
 @pytest.mark.parametrize(("config", "fields"), [(SFTConfig, "sft"), (DPOConfig, "dpo"), (RewardConfig, "rm")])
@@ -460,8 +465,8 @@ def test_every_setting_of_trl_that_is_relied_on_exists(config: type, fields: str
     wanted = trl.common_fields(sft_settings(), tmp_path, 0)
     own = {
         "sft": trl.sft_fields(sft_settings()),
-        "dpo": trl.dpo_fields(dpo_settings()),
-        "rm": trl.rm_fields(rm_settings()),
+        "dpo": trl.dpo_fields(settings_of("dpo")),
+        "rm": trl.rm_fields(settings_of("rm")),
     }
     wanted |= own[fields]
     missing = set(wanted) - {field.name for field in dataclasses.fields(config)}
@@ -474,7 +479,7 @@ def test_several_gpus_in_one_process_are_refused(tmp_path: Path) -> None:
     config = trl.configured(SFTConfig, trl.common_fields(sft_settings(), tmp_path, 0))
     config._n_gpu = 2
     with pytest.raises(InputError, match="several GPUs.*CUDA_VISIBLE_DEVICES"):
-        trl._trainer(trl._SFT, config, None, None, {}, {}, lambda _: None)
+        trl._trainer(trl._SFT, config, None, None, trl.Data({}, {}, Counts()), lambda _: None)
 
 
 def test_the_methods_of_trl_that_are_replaced_exist() -> None:
@@ -492,19 +497,4 @@ def test_a_loss_that_is_no_number_ends_the_training(random_model: Path, tmp_path
         model.model.norm.weight.fill_(float("nan"))
     model.save_pretrained(base)
     with pytest.raises(WorkError, match="the loss is nan at step 1.*learning_rate"):
-        sft(base, tmp_path / "out", lambda _: None)
-
-
-@TRAINERS
-def test_nothing_is_printed_and_the_libraries_settings_are_as_before(
-    random_model: Path, tmp_path: Path, train: Any, capfd: pytest.CaptureFixture[str]
-) -> None:
-    import datasets
-    from transformers.utils import logging
-
-    before = logging.get_verbosity(), logging.is_progress_bar_enabled(), datasets.are_progress_bars_disabled()
-    environment = dict(os.environ)
-    train(random_model, tmp_path / "out", lambda _: None)
-    assert capfd.readouterr() == ("", "")
-    assert before == (logging.get_verbosity(), logging.is_progress_bar_enabled(), datasets.are_progress_bars_disabled())
-    assert os.environ.get("TQDM_DISABLE") == environment.get("TQDM_DISABLE")
+        train("sft", base, tmp_path / "out")

@@ -12,11 +12,11 @@ from typing import Annotated
 
 import typer
 
-import rlaif
 from rlaif.cli import judges, projects, runs, store, terminal, training
 from rlaif.cli.options import grouped
 from rlaif.errors import RlaifError
 from rlaif.pipeline.outcome import INTERRUPTED
+from rlaif.version import __version__
 
 app = typer.Typer(
     add_completion=False,
@@ -32,7 +32,7 @@ app = typer.Typer(
 @app.callback(invoke_without_command=True)
 def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version:
-        typer.echo(f"rlaif {rlaif.__version__}")
+        typer.echo(f"rlaif {__version__}")
         raise typer.Exit
 
 

@@ -1,6 +1,6 @@
 """The pipeline file and the other YAML files people write: their shape, their checks, their errors.
 
-From below upwards: `document` (YAML with line numbers), `models`, `stages`, `pipeline`.
+From below upwards: `document` (YAML with line numbers), `models`, `trainers`, `stages`, `pipeline`.
 """
 
 from rlaif.config.document import (
@@ -27,32 +27,35 @@ from rlaif.config.models import (
 )
 from rlaif.config.pipeline import Pipeline, Step, checked, judging_pipeline, read_pipeline
 from rlaif.config.stages import (
-    TRAINERS,
     BestOf,
     CompareStage,
     DataStage,
-    DPOSettings,
     EloStage,
     FileStage,
     MeasureStage,
     PairStage,
     PersonStage,
-    PPOSettings,
     PromptsStage,
     RankStage,
     Rater,
     RateStage,
     Require,
     ReviseStage,
-    RMSettings,
     Sampler,
     SampleStage,
     ScoreStage,
-    SFTSettings,
     Stage,
-    TrainerSettings,
     TrainStage,
     VerifyStage,
+)
+from rlaif.config.trainers import (
+    TRAINERS,
+    DPOSettings,
+    PPOSettings,
+    RMSettings,
+    SFTSettings,
+    TrainerSettings,
+    Training,
 )
 
 __all__ = [
@@ -99,6 +102,7 @@ __all__ = [
     "TextCheck",
     "TrainStage",
     "TrainerSettings",
+    "Training",
     "TransformersModel",
     "VLLMModel",
     "read_checked",

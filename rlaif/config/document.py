@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 
 from rlaif.errors import InputError, nearest
 from rlaif.records import oneline
@@ -22,6 +22,7 @@ Checked = TypeVar("Checked", bound=BaseModel)
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"  # names become files' names, which no disk takes much longer
 Name = Annotated[str, Field(pattern=NAME)]
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+OneOrSeveral = BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
 
 
 class Settings(BaseModel):

@@ -1,19 +1,17 @@
-"""The settings of every stage and trainer, each with its defaults and what it can know of itself to be wrong."""
+"""The settings of every stage, each with its defaults and what it can know of itself to be wrong."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, create_model, model_validator
 
-from rlaif.config.document import Name, Position, Settings, Text
+from rlaif.config.document import Name, OneOrSeveral, Position, Settings, Text
 from rlaif.config.models import JudgeSampling, MeasureSampling, OpenAIModel, RevisionSampling, SamplingSettings
+from rlaif.config.trainers import TRAINERS, Training
 
 Share = Annotated[float, Field(ge=0, le=1)]
-OneOrSeveral = BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
-LearningRate = Annotated[float, Field(gt=0, le=1)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what every random generator takes
 
 
 class Use(NamedTuple):
@@ -564,109 +562,14 @@ class PairStage(Stage):
         return None
 
 
-class Training(Settings):
-    """What every trainer takes. Sizes are in sequences and tokens."""
-
-    base: Name
-    name: Name
-    # The stages it learns from, one or several; without it the nearest of the right kind.
-    data: Annotated[tuple[Name, ...], OneOrSeveral, Field(min_length=1)] | None = None
-    learning_rate: LearningRate
-    max_length: int = Field(default=1024, gt=0)
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    checkpoint_steps: int = Field(default=50, gt=0)
-    seed: Seed = 0
-
-
-class TrainerSettings(Training):
-    """What the trainers that learn from a data set take. One epoch is one pass over its training split."""
-
-    epochs: float = Field(default=1.0, gt=0)
-    batch_size: int = Field(default=16, gt=0)
-    accumulate: int = Field(default=1, gt=0)
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup: float = Field(default=0.1, ge=0, lt=1)  # share of the steps
-
-
-class SFTSettings(TrainerSettings):
-    learning_rate: LearningRate = 2e-5
-    template: str | None = None  # a marked chat template; without it the base model's own
-
-
-class DPOSettings(TrainerSettings):
-    learning_rate: LearningRate = 5e-7
-    beta: float = Field(default=0.1, gt=0)
-
-
-class RMSettings(TrainerSettings):
-    """A pairwise reward model. `center` weighs the square of a pair's added scores, which keeps them around zero."""
-
-    learning_rate: LearningRate = 1e-5
-    center: float = Field(default=0.01, ge=0)
-
-
-class PPOSettings(Training):
-    """Proximal policy optimisation against a reward model, or against checks in code.
-
-    An iteration is one batch of completions and its updates.
-    """
-
-    reward: Name | None = None  # the model whose score is the reward, and whose weights the value model starts from
-    checks: tuple[dict[str, Any], ...] | None = None  # or what code verifies: the reward is the share that passes
-    learning_rate: LearningRate = 1e-6
-    value_learning_rate: LearningRate | None = None  # without it the policy's
-    schedule: Literal["linear", "constant"] = "linear"
-    iterations: int = Field(default=100, gt=0)
-    batch_size: int = Field(default=64, gt=1)  # completions in an iteration
-    minibatch_size: int = Field(default=16, gt=0)
-    epochs: int = Field(default=4, gt=0)  # passes over each batch
-    max_tokens: int = Field(default=256, gt=0)  # of a completion
-    beta: float = Field(default=0.05, ge=0)  # weight of the KL from the base model in the reward
-    gamma: float = Field(default=1.0, gt=0, le=1)
-    gae_lambda: float = Field(default=0.95, ge=0, le=1)
-    clip: float = Field(default=0.2, gt=0)
-    value_clip: float = Field(default=0.2, gt=0)
-    missing_eos_penalty: float = Field(default=1.0, ge=0)  # taken off the score of a completion that does not end
-    checkpoint_steps: int = Field(default=10, gt=0)
-
-    @model_validator(mode="after")
-    def _one_reward(self) -> PPOSettings:
-        if (self.reward is None) == (self.checks is None):
-            raise ValueError("give either `reward` (a reward model) or `checks` (what code verifies)")
-        return self
-
-    @model_validator(mode="after")
-    def _sizes_fit(self) -> PPOSettings:
-        if self.batch_size % self.minibatch_size:
-            raise ValueError(f"`batch_size` ({self.batch_size}) is not a multiple of `minibatch_size`")
-        if self.max_tokens >= self.max_length:
-            raise ValueError(f"`max_tokens` ({self.max_tokens}) leaves no room for a prompt in `max_length`")
-        return self
-
-
-TRAINERS: dict[str, tuple[str, ...]] = {  # each trainer, and the kinds of stage it can learn from
-    "sft": ("data", "revise"),
-    "rm": ("data", "pair"),
-    "dpo": ("data", "pair"),
-    "ppo": ("prompts",),
-}
-
-
-TAKES: dict[str, Takes] = {"sft": "demonstrations", "rm": "preferences", "dpo": "preferences", "ppo": "prompts"}
-
-
-class TrainStage(Stage):
-    """Table stage: one trained model, which is a model from here on."""
+class _TrainStage(Stage):
+    """Table stage: one trained model, which is a model from here on. Of its keys, one for each trainer, one is set."""
 
     kind = "train"
     needs_fresh = False
-    sft: SFTSettings | None = None
-    rm: RMSettings | None = None
-    dpo: DPOSettings | None = None
-    ppo: PPOSettings | None = None
 
     @model_validator(mode="after")
-    def _one_trainer(self) -> TrainStage:
+    def _one_trainer(self) -> _TrainStage:
         if sum(getattr(self, method) is not None for method in TRAINERS) != 1:
             raise ValueError(f"give exactly one trainer: {', '.join(f'`{method}`' for method in TRAINERS)}")
         if self.source is not None:
@@ -674,15 +577,15 @@ class TrainStage(Stage):
         return self
 
     @property
+    def trainer(self) -> Training:
+        """The settings of the one trainer."""
+        chosen: Training = getattr(self, self.method)
+        return chosen
+
+    @property
     def method(self) -> str:
         """Which of the trainers."""
         return next(method for method in TRAINERS if getattr(self, method) is not None)
-
-    @property
-    def trainer(self) -> SFTSettings | RMSettings | DPOSettings | PPOSettings:
-        chosen = self.sft or self.rm or self.dpo or self.ppo
-        assert chosen is not None
-        return chosen
 
     @classmethod
     def name_in(cls, settings: Any) -> Any:
@@ -692,11 +595,11 @@ class TrainStage(Stage):
 
     @property
     def takes(self) -> Takes:
-        return TAKES[self.method]
+        return self.trainer.takes
 
     @property
     def kinds_read(self) -> tuple[str, ...]:
-        return TRAINERS[self.method]
+        return self.trainer.reads
 
     @property
     def sources_named(self) -> tuple[str, ...]:
@@ -712,7 +615,7 @@ class TrainStage(Stage):
 
     @property
     def model_scores(self) -> bool:
-        return self.rm is not None
+        return self.trainer.scores
 
     def check(self, rests_on: Sequence[Rest], sampled: Rest | None, models: Mapping[str, Any]) -> Sense | None:
         if isinstance(models.get(self.trainer.base), OpenAIModel):
@@ -729,11 +632,18 @@ class TrainStage(Stage):
         return settings
 
     def models_used(self) -> list[Use]:
-        base = Use(self.trainer.base, (self.method, "base"), "either" if self.rm else "writes")
+        base = Use(self.trainer.base, (self.method, "base"), "either" if self.trainer.scores else "writes")
         return [base, *_used(self.trainer, "reward", under=(self.method,), role="scores")]
 
     def named_files(self) -> list[tuple[str, Position]]:
         return _given(self.trainer, "template", under=(self.method,))
+
+
+if TYPE_CHECKING:
+    TrainStage = _TrainStage
+else:  # its keys are those of TRAINERS, which a type checker cannot know
+    _KEYS = {method: (settings | None, None) for method, settings in TRAINERS.items()}
+    TrainStage = create_model("TrainStage", __base__=_TrainStage, __module__=__name__, **_KEYS)
 
 
 class BestOf(Settings):

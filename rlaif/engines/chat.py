@@ -1,4 +1,4 @@
-"""A model's tokenizer and chat template: messages become tokens alike in every engine that holds the model's files.
+"""A model's tokenizer and chat template: messages become tokens alike in training and in every engine with its files.
 
 Handed a tokenizer, it loads none. It knows nothing of weights, of how tokens are drawn, or of what runs the model.
 """
@@ -35,11 +35,17 @@ class Completed:
 
 
 class Chat:
-    """Writes messages as one model reads them. `limit` is how many tokens it reads; `ends` end a completion."""
+    """Writes messages as one model reads them: in sampling, in scoring and in training the same ids for the same text.
 
-    def __init__(self, tokenizer: Any, folder: Path, *, ends: frozenset[int], limit: int | None) -> None:
-        self.tokenizer, self.folder, self.ends, self.limit = tokenizer, folder, ends, limit
-        self._markers = markers(tokenizer)
+    `file` is where the tokenizer or its template was read, for errors. `limit` is how many tokens the model reads;
+    `ends` end a completion.
+    """
+
+    def __init__(self, tokenizer: Any, file: Path | str | None, *, ends: frozenset[int], limit: int | None) -> None:
+        """Raises InputError for a tokenizer whose chat template is missing, or cannot write a user's turn."""
+        self.tokenizer, self.ends, self.limit = tokenizer, ends, limit
+        self.file = None if file is None else str(file)
+        self.markers = markers(tokenizer)
         self._learn_template()
 
     def _learn_template(self) -> None:
@@ -47,24 +53,25 @@ class Chat:
         if not self.tokenizer.chat_template:
             raise InputError(
                 "the model has no chat template, so its prompts cannot be written",
-                file=str(self.folder),
+                file=self.file,
                 fix="put one into the folder as chat_template.jinja, such as prompts/chat/tiny.jinja",
             )
-        asked, said = (Message(role="user", content="A"),), "PROBE"
+        question, words = (Message(role="user", content="A"),), "PROBE"
         try:
-            prompt = self.render(asked, generation_prompt=True)
-        except jinja2.TemplateError as error:
-            raise InputError(f"the chat template cannot be rendered: {error}", file=str(self.folder)) from None
+            prompt = self.render(question, generation_prompt=True)
+        except (jinja2.TemplateError, TypeError) as error:
+            raise InputError(f"the chat template cannot be rendered: {error}", file=self.file) from None
         try:
-            full = self.render((*asked, Message(role="assistant", content=said)))
-        except jinja2.TemplateError:
+            full = self.render((*question, Message(role="assistant", content=words)))
+        except (jinja2.TemplateError, TypeError):
             full = ""
-        self._continues_plainly = said not in full
-        self._before_text = " " if self._continues_plainly or full[len(prompt) :].startswith(" ") else ""
+        self.continues_plainly = words not in full
+        self._before_text = " " if self.continues_plainly or full[len(prompt) :].startswith(" ") else ""
 
     def render(self, messages: Sequence[Message], *, generation_prompt: bool = False) -> str:
+        """The messages as text. Raises jinja2.TemplateError where the template refuses them."""
         text = self.tokenizer.apply_chat_template(
-            [{"role": m.role, "content": defused(m.content, self._markers)} for m in messages],
+            [{"role": m.role, "content": defused(m.content, self.markers)} for m in messages],
             add_generation_prompt=generation_prompt,
             tokenize=False,
         )
@@ -115,32 +122,63 @@ class Chat:
 
         Or why that cannot be, for each item alone.
         """
-        texts = [self._completed_text(*item) for item in items]
+        texts: list[tuple[str, str] | EngineError] = []
+        for item in items:
+            try:
+                texts.append(self.written(*item))
+            except jinja2.TemplateError as error:
+                texts.append(EngineError(f"the chat template refuses these messages: {error}", cause="template"))
         encoded = iter(self.encode([part for text in texts if isinstance(text, tuple) for part in text]))
-        return [self._completed(next(encoded), next(encoded)) if isinstance(text, tuple) else text for text in texts]
+        return [
+            self._completed(*text, next(encoded), next(encoded)) if isinstance(text, tuple) else text for text in texts
+        ]
 
-    def _completed_text(self, messages: tuple[Message, ...], completion: str) -> tuple[str, str] | EngineError:
-        """The prompt as it is asked, and the whole of it with the completion."""
-        try:
-            prompt = self.render(messages, generation_prompt=True)
-            if self._continues_plainly:
-                end = self.tokenizer.decode([min(self.ends)])
-                return prompt, f"{prompt} {defused(completion, self._markers)}{end}"
-            return prompt, self.render((*messages, Message(role="assistant", content=completion)))
-        except jinja2.TemplateError as error:
-            return EngineError(f"the chat template refuses these messages: {error}", cause="template")
+    def written(self, messages: Sequence[Message], completion: str) -> tuple[str, str]:
+        """The prompt as it is asked, and prompt and completion as one text.
 
-    def _completed(self, prompt: list[int], ids: list[int]) -> Completed | EngineError:
+        Raises jinja2.TemplateError where the template refuses them.
+        """
+        prompt = self.render(messages, generation_prompt=True)
+        if self.continues_plainly:
+            end = self.tokenizer.decode([min(self.ends)])
+            return prompt, f"{prompt} {defused(completion, self.markers)}{end}"
+        return prompt, self.render((*messages, Message(role="assistant", content=completion)))
+
+    def pieces(self, text: str, edges: Sequence[int]) -> list[list[int]]:
+        """The tokens between `edges`, such that what stands before each edge is tokenised as it is on its own.
+
+        `edges` are places in `text`, rising. A tokenizer may merge letters across an edge. The model is asked with a
+        text that ends there, so the merge is undone: the piece after it is tokenised apart.
+        """
+        return self._apart(text, edges, self.encode([text[:edge] for edge in edges]))
+
+    def _apart(self, text: str, edges: Sequence[int], heads: Sequence[list[int]]) -> list[list[int]]:
+        """The pieces of `text`, whose `heads` are the tokens up to each edge."""
+        pieces: list[list[int]] = []
+        done: list[int] = []
+        last = 0
+        for edge, head in zip(edges, heads, strict=True):
+            merged = head[: len(done)] != done
+            pieces.append(self.encode([text[last:edge]])[0] if merged else head[len(done) :])
+            done, last = done + pieces[-1], edge
+        return pieces
+
+    def _completed(self, prompt_text: str, text: str, prompt: list[int], whole: list[int]) -> Completed | EngineError:
+        """`text` as tokens, where `prompt` and `whole` are those of `prompt_text` and of `text`, each on its own."""
         start = len(prompt)
-        if ids[:start] != prompt:
+        if text.startswith(prompt_text):
+            _, words = self._apart(text, (len(prompt_text), len(text)), (prompt, whole))
+        elif whole[:start] == prompt:  # what differs is nothing that the tokenizer reads
+            words = whole[start:]
+        else:
             return EngineError(
                 "the chat template writes a prompt differently once it has been answered, so the completion's "
                 "tokens cannot be told apart",
                 cause="template",
                 fix="use a template whose prompt with generation prompt is a prefix of the whole conversation",
             )
-        end = next((i for i in range(len(ids) - 1, start - 1, -1) if ids[i] in self.ends), None)
-        ids = ids if end is None else ids[: end + 1]
+        end = next((i for i in range(len(words) - 1, -1, -1) if words[i] in self.ends), None)
+        ids = prompt + (words if end is None else words[: end + 1])
         if self.limit is not None and len(ids) > self.limit:
             return EngineError(
                 f"prompt and completion have {len(ids)} tokens, the model reads {self.limit}",
@@ -151,7 +189,7 @@ class Chat:
 
 
 def whole(rows: Sequence[Completed | EngineError]) -> list[Completed]:
-    """The rows, none of which may be an error: the first is raised."""
+    """The rows, none of which may be an error. Raises the first EngineError."""
     for row in rows:
         if isinstance(row, EngineError):
             raise row
@@ -176,7 +214,10 @@ def markers(tokenizer: Any) -> re.Pattern[str] | None:
 
 
 def end_tokens(named: int | Sequence[int] | None, tokenizer: Any, folder: Path) -> frozenset[int]:
-    """The tokens that end a completion: the model's settings may name several, the tokenizer one."""
+    """The tokens that end a completion: the model's settings may name several, the tokenizer one.
+
+    Raises InputError where there is none.
+    """
     ends = {named} if isinstance(named, int) else set(named or ())
     if tokenizer.eos_token_id is not None:
         ends.add(tokenizer.eos_token_id)

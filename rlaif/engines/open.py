@@ -54,13 +54,13 @@ def open_engine(name: str, spec: ModelSpec, wires: Wires) -> Engine:
     return _OPEN[spec.engine](name, spec, wires)
 
 
-def trained_spec(path: Path, parent: ModelSpec, method: str) -> TransformersModel | VLLMModel:
+def trained_spec(path: Path, parent: ModelSpec, *, scores: bool) -> TransformersModel | VLLMModel:
     """A trained model runs as the one it started from; but stop strings belong to that model's own prompt format.
 
-    A reward model runs under transformers, whatever its parent did: no other engine here reads its head.
+    One that `scores` runs under transformers, whatever its parent did: no other engine here reads a reward head.
     """
     assert isinstance(parent, TransformersModel | VLLMModel)
-    if method == "rm" and isinstance(parent, VLLMModel):
+    if scores and isinstance(parent, VLLMModel):
         return TransformersModel(engine="transformers", path=str(path))
     sampling = SamplingSettings(**{k: v for k, v in parent.sampling.model_dump().items() if k != "stop"})
     return parent.model_copy(update={"path": str(path), "hub": None, "revision": None, "sampling": sampling})

@@ -15,7 +15,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
-import rlaif
+from rlaif.version import __version__
 
 if TYPE_CHECKING:
     from pyreqwest.client import Client
@@ -96,7 +96,7 @@ class Wire:
         if self._client is None:
             from pyreqwest.client import ClientBuilder
 
-            builder = ClientBuilder().default_headers(self._headers).user_agent(f"rlaif/{rlaif.__version__}")
+            builder = ClientBuilder().default_headers(self._headers).user_agent(f"rlaif/{__version__}")
             self._client = builder.connect_timeout(CONNECT_TIMEOUT).pool_idle_timeout(KEEP_ALIVE).build()
         return self._client
 

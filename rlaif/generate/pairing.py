@@ -24,14 +24,6 @@ from typing import NamedTuple
 from rlaif.records import Comparison, Preference, Row, hashed_order, unit_interval
 
 
-class Pairs(NamedTuple):
-    """Preferences in the order of the rows, and the rows that gave none by reason: in = paired + dropped."""
-
-    preferences: list[Preference]
-    paired: int
-    dropped: Counter[str]
-
-
 class Pairing(NamedTuple):
     """How preferences are made of rows.
 
@@ -44,14 +36,6 @@ class Pairing(NamedTuple):
     weights: Mapping[str, float] = {}
     min_margin: float = 0.0
     judge: str | None = None
-
-
-def pair(rows: Sequence[Row], pairing: Pairing, *, length_balanced: bool = False) -> Pairs:
-    """The rows' preferences."""
-    dropped: Counter[str] = Counter()
-    keep = length_balance(rows, pairing) if length_balanced else None
-    preferences = [made for row in rows for made in preferences_of(row, pairing, dropped, keep)]
-    return Pairs(preferences, len(rows) - dropped.total(), dropped)
 
 
 def preferences_of(
@@ -164,8 +148,6 @@ def _by_majority(comparisons: Sequence[Comparison]) -> list[Comparison]:
 
 
 def _by_scores(row: Row, whole: Sequence[int], pairing: Pairing) -> list[Preference] | str:
-    if pairing.basis == "comparisons" and not row.comparisons:
-        return _uncompared(row, whole)
     if pairing.basis == "comparisons" and not row.comparisons:
         return _uncompared(row, whole)
     rule, scores = pairing.rule, candidate_scores(row, pairing.basis, pairing.weights, pairing.judge)

@@ -10,13 +10,13 @@ from typing import Any
 from rlaif.config import COMMAND_LINE, TRAINERS, Document, Pipeline, checked, load_value
 from rlaif.config.document import Position
 from rlaif.errors import InputError, nearest
-from rlaif.pipeline import training
 from rlaif.pipeline.folder import hold
 from rlaif.pipeline.progress import Progress
 from rlaif.pipeline.run import session_of
 from rlaif.pipeline.stages import open_stages
 from rlaif.pipeline.stages.train import Train
 from rlaif.store import CallStore
+from rlaif.train import job
 
 
 def one_trainer(method: str, base: str, data: str, name: str, settings: Sequence[str], reward: str | None) -> Pipeline:
@@ -26,14 +26,15 @@ def one_trainer(method: str, base: str, data: str, name: str, settings: Sequence
     """
     if method not in TRAINERS:
         raise InputError(f"there is no trainer {method!r}", fix=nearest(method, TRAINERS))
-    if method == "ppo" and reward is None and not any(setting.startswith("checks=") for setting in settings):
+    rewarded = "reward" in TRAINERS[method].model_fields
+    if rewarded and reward is None and not any(setting.startswith("checks=") for setting in settings):
         fix = "give a reward model with --reward, or checks that code verifies: checks=[{length: {max_words: 20}}]"
-        raise InputError("ppo needs a reward", fix=fix)
-    if method != "ppo" and reward is not None:
+        raise InputError(f"{method} needs a reward", fix=fix)
+    if not rewarded and reward is not None:
         raise InputError(f"{method} takes no reward model", fix="remove --reward")
     trainer: dict[str, Any] = {"base": "base", "name": name}
     models = {"base": {"engine": "transformers", "path": base}}
-    reads = "prompts" if method == "ppo" else "data"
+    reads = "prompts" if TRAINERS[method].takes == "prompts" else "data"
     given: dict[Position, str] = {("models", "base", "path"): "--base", ("stages", 0, reads, "path"): "--data"}
     given[("stages", 1, "train", method, "base")] = "--base"
     given[("stages", 1, "train", method, "reward")] = "--reward"
@@ -74,19 +75,18 @@ async def train_alone(pipeline: Pipeline, out: Path, progress: Progress) -> dict
     lock = hold(out.with_name(f".{out.name}.lock"), out)
     try:
         async with session_of(pipeline, CallStore(Path(":memory:"))) as session:
-            lessons = stage.lessons(opening.made)
-            key = stage.key(session, lessons, stage.reward(session, opening.made))
-            if out.exists() and training.finished(out, key) is None:
+            survey, reward = stage.survey(opening.made), stage.reward(session, opening.made)
+            training = stage.job(session, survey, out, reward)
+            if out.exists() and job.finished(out, training.key) is None:
                 raise _occupied(out)
-            training.refuse_foreign(out)
             progress.begin(step.name, "train")
-            record = await stage.train(session, opening.made, lessons, out, progress)
+            record = await stage.train(training, opening.made, reward, progress)
             progress.end(step.name, f"{record['kept']:,} rows")
     finally:
         out.with_name(f".{out.name}.lock").unlink(missing_ok=True)
         lock.close()
     read = opening.stages[data.name].read  # which leaves held-out rows out already
-    dropped = read.dropped + Counter(record["dropped"]) + training.left_out(stage.settings.method, lessons)
+    dropped = read.dropped + Counter(record["dropped"]) + survey.left_out
     return record | {"dropped": dict(dropped), "read": read.given}
 
 

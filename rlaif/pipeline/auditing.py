@@ -89,10 +89,10 @@ def judging_step(pipeline: Pipeline, name: str | None) -> Step:
     return chosen
 
 
-def opened(pipeline: Pipeline, step: Step) -> JudgingStage[Any]:
+def opened(opening: Opening, step: Step) -> JudgingStage[Any]:
     """The judging stage alone, without those that its rows come from."""
     alone = Step(step.number, step.name, step.stage, [])
-    stage = STAGES[step.stage.kind](alone, step.stage, Opening(pipeline))
+    stage = STAGES[step.stage.kind](alone, step.stage, opening)
     assert isinstance(stage, JudgingStage)
     return stage
 
@@ -103,7 +103,8 @@ def open_audited(pipeline: Pipeline, step: Step, gold: str | None, take: int | N
     Without `gold` it is asked the pairs that the stage's gate names, and else those that fit it; with the gate's pairs
     and the pipeline's seed what the gate asked is not asked again.
     """
-    stage = opened(pipeline, step)
+    opening = Opening(pipeline)
+    stage = opened(opening, step)
     if stage.settings.require is not None and gold is None:
         take = take or stage.settings.require.take
     gold = gold or stage.gold
@@ -112,7 +113,7 @@ def open_audited(pipeline: Pipeline, step: Step, gold: str | None, take: int | N
     session = Session(models, CallStore(store, run="audit"), seed=pipeline.seed)
     decide = stage.decide(session.asking("audit"), gold)
     name = " + ".join(_called(models[model]) for model in stage.models)
-    return Audited(name, stage.how(), decide, pairs, gold, session, keyless(models.values()))
+    return Audited(name, stage.how(), decide, pairs, gold, session, [*keyless(models.values()), *opening.notes])
 
 
 def _called(spec: ModelSpec) -> str:
@@ -177,7 +178,7 @@ def audit_run(folder: RunFolder, stage: str | None, labels: str | None) -> dict[
     """
     pipeline = read_pipeline(str(folder.path / "pipeline.yaml"))
     step = judging_step(pipeline, stage)
-    judging = opened(pipeline, step)
+    judging = opened(Opening(pipeline), step)
     rows = [Row.model_validate_json(line) for line in read_lines(folder.stage(step.number, step.name))]
     rows = [row for row in rows if row.failure is None]
     judge = " + ".join(judging.models)

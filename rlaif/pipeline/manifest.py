@@ -6,18 +6,14 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import rlaif
 from rlaif.config import Pipeline
 from rlaif.pipeline.folder import RunFolder
 from rlaif.pipeline.session import Session
 from rlaif.records import Row
-
-TRAINING_PACKAGES = ("torch", "transformers", "trl", "accelerate")  # a trained model depends on their versions
-PACKAGES = ("datasets", "pyreqwest", *TRAINING_PACKAGES)
+from rlaif.train import job
+from rlaif.version import __version__
 
 
 class RowCounts:
@@ -149,7 +145,7 @@ class Manifest:
                 "state": state,
                 "started": self._started,
                 "seconds": round(time.time() - self._started, 2),
-                "versions": {"rlaif": rlaif.__version__, **versions(*PACKAGES)},
+                "versions": {"rlaif": __version__, **job.versions("datasets", "pyreqwest", *job.PACKAGES)},
                 "made": sorted(self.made),
                 "digests": dict(sorted(self.digests.items())),
                 "stages": [self._told(record) for record in self.records],
@@ -177,18 +173,6 @@ def count_spent(pipeline: Pipeline, session: Session, manifest: Mapping[str, Any
         total = sum(read * price["prompt"] + written * price["completion"] for price, read, written in paid)
         session.ledger.before(total / 1e6)
     return prices
-
-
-@cache
-def versions(*packages: str) -> Mapping[str, str]:
-    """The installed versions of `packages`, those that are not installed left out."""
-    installed = {}
-    for package in packages:
-        try:
-            installed[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return installed
 
 
 def _rounded(cost: float | None) -> float | None:

@@ -14,6 +14,7 @@ from typing import Any
 from rlaif.config import OpenAIModel, Pipeline
 from rlaif.engines.asking import Ask, Asking
 from rlaif.engines.scheduler import completion
+from rlaif.errors import EngineError
 from rlaif.pipeline.folder import RunFolder
 from rlaif.pipeline.manifest import count_spent
 from rlaif.pipeline.run import groups, session_of
@@ -42,37 +43,43 @@ class Need(dict[str, int]):
             self["max_completion_tokens"] += (calls - paid) * sampling.max_tokens
 
 
-class Counting:
-    """A sampler that answers from the store, counts what is missing, and assumes it as long as it may get.
+Needs = dict[str, dict[str, Need]]  # by stage and model
 
-    `assumed` counts the answers that were assumed. With `each_once` a call that is asked for again is not counted
-    again.
+
+class Counting:
+    """A sampler that answers from the store and counts what is missing, by stage and model.
+
+    A missing answer is assumed as long as it may get; without `assumes` it is an EngineError. With `each_once` a call
+    that is asked for again is not counted again. `missing` counts the answers that were not there.
     """
 
-    def __init__(self, session: Session, needs: dict[str, Need] | None = None, *, each_once: bool = False) -> None:
-        self._session, self.assumed = session, 0
-        self.needs: dict[str, Need] = {} if needs is None else needs
+    def __init__(self, session: Session, needs: Needs, *, assumes: bool = True, each_once: bool = False) -> None:
+        self._session, self._needs, self._assumes, self.missing = session, needs, assumes, 0
         self._counted: set[str] | None = set() if each_once else None
         self._known: dict[str, bool] = {}  # whether anything of a model is in the store
-        self.blind = False  # what is asked rests on an assumed answer, so that nothing of it can be in the store
 
     async def sample(self, asks: Sequence[Ask]) -> list[list[Completion]]:
-        return [self._sampled(ask) for ask in asks]
+        before, answers = self.missing, [self._answered(ask) for ask in asks]
+        if self.missing > before and not self._assumes:
+            raise EngineError(UNPAID, cause="plan")
+        return answers
 
-    def _sampled(self, ask: Ask) -> list[Completion]:
+    def _answered(self, ask: Ask) -> list[Completion]:
         stored = self._stored(ask)
-        indices = range(ask.n)
         if not ask.attempt or len(stored) == ask.n:  # whether a reply will have to be asked for again nobody can know
             calls, paid = self._new(ask, stored)
             if calls:
-                self.needs.setdefault(ask.model, Need()).add(ask.messages, ask.sampling, calls=calls, paid=paid)
-        self.assumed += ask.n - len(stored)
-        return [stored.get(index) or _assumed(ask, index) for index in indices]
+                need = self._needs.setdefault(ask.stage, {}).setdefault(ask.model, Need())
+                need.add(ask.messages, ask.sampling, calls=calls, paid=paid)
+        self.missing += ask.n - len(stored)
+        if not self._assumes:
+            return list(stored.values())
+        return [stored.get(index) or _assumed(ask, index) for index in range(ask.n)]
 
     def _stored(self, ask: Ask) -> dict[int, Completion]:
         """The completions that are in the store, by their index. Of a model that is not trained yet there are none."""
         engine = self._session.engines.get(ask.model)
-        if engine is None or self.blind:
+        if engine is None:
             return {}
         if ask.model not in self._known:
             self._known[ask.model] = self._session.store.knows(engine.identity)
@@ -97,8 +104,9 @@ class Counting:
 
 
 def _assumed(ask: Ask, index: int) -> Completion:
+    """A completion as long as it may get; empty for a re-ask, which is not counted."""
     name = f"{ask.model} {index}"
-    text = name.ljust(ask.sampling.max_tokens * CHARACTERS_PER_TOKEN, "x")
+    text = "" if ask.attempt else name.ljust(ask.sampling.max_tokens * CHARACTERS_PER_TOKEN, "x")
     return Completion(text=text, model=ask.model, call=name)
 
 
@@ -111,13 +119,14 @@ class Plan:
         self.made: dict[str, Made] = dict(opening.made)
         self.session = session_of(self.pipeline, store)
         count_spent(self.pipeline, self.session, folder.manifest() or {})
-        self.needs: dict[str, Need] = {}
-        self._counting = Counting(self.session, self.needs)
-        self._unseen = Counting(self.session)  # for rows that are made again: nothing of them counts twice
+        self.needs: Needs = {}
+        self._assuming = Counting(self.session, self.needs)
+        self._refusing = Counting(self.session, self.needs, assumes=False)
+        self._unseen = Counting(self.session, {})  # for rows that are made again: nothing of them counts twice
 
     def asking(self, stage: str, *, each_once: bool = False) -> Asking:
-        """How a stage asks in this plan."""
-        counting = Counting(self.session, self.needs, each_once=True) if each_once else self._counting
+        """How a table stage asks in this plan."""
+        counting = Counting(self.session, self.needs, each_once=True) if each_once else self._assuming
         return self.session.asking(stage, sampler=counting)
 
     async def make(self) -> dict[str, Any]:
@@ -137,7 +146,7 @@ class Plan:
         return {
             "name": self.pipeline.name,
             "stages": told,
-            "calls": {model: dict(need) | {"max_cost": self._cost(model, need)} for model, need in self.needs.items()},
+            "calls": self._by_model(),
             "budget_left": None if budget is None else budget - self.session.ledger.spent,
             "last_run_seconds": manifest and manifest["seconds"],
         }
@@ -153,66 +162,67 @@ class Plan:
     async def _rows(self, group: Sequence[Stage[Any]]) -> list[dict[str, Any]]:
         """Every row through the stages of a group; what is known of them goes to disk for whoever reads it later."""
         stages = [stage for stage in group if isinstance(stage, RowStage)]
-        told = [self._about(stage) for stage in stages]
-        calls: dict[str, dict[str, dict[str, int]]] = {}
         for stage in stages:
-            calls[stage.name] = await self._gate(stage)
+            if stage.gated and all(model in self.session.engines for model in stage.models):
+                await stage.gate(self.asking(stage.name))
         kept = {stage.name: Spool(Row) for stage in stages}
         unknown = dict.fromkeys(kept, 0)
-        async for row, known in self._source(stages[0]):
+        async for origin, row, known in self._source(stages[0]):
             for stage in stages:
-                before, assumed = _counts(self.needs), self._counting.assumed
-                self._counting.blind = not known
                 if row.failure is None:
-                    row = await stage.through(row, self.session.asking(stage.name, sampler=self._counting))
-                _add(calls[stage.name], before, self.needs)
-                known = known and self._counting.assumed == assumed
+                    row, complete = await self._through(stage, row)
+                    known = known and complete
                 unknown[stage.name] += not known
-                kept[stage.name].append(row if known else Row(prompt=row.prompt, failure=UNPAID))
-        for stage, about in zip(stages, told, strict=True):
+                kept[stage.name].append(row if known else origin.model_copy(update={"failure": UNPAID}))
+        for stage in stages:
             self.made[stage.name] = Made(rows=kept[stage.name], unknown=unknown[stage.name])
-            counts = {model: count for model, count in calls[stage.name].items() if count["calls"]}
-            about |= {"rows": len(kept[stage.name]), "calls": counts}
-        return told
+        return [self._about(stage) | {"rows": len(kept[stage.name]), "calls": self._calls(stage)} for stage in stages]
 
-    async def _gate(self, stage: RowStage[Any]) -> dict[str, dict[str, int]]:
-        """The calls of an audit that the stage's judge must pass first."""
-        calls: dict[str, dict[str, int]] = {}
-        if stage.gated and all(model in self.session.engines for model in stage.models):
-            before = _counts(self.needs)
-            await stage.gate(self.asking(stage.name))
-            _add(calls, before, self.needs)
-        return calls
+    async def _through(self, stage: RowStage[Any], row: Row) -> tuple[Row, bool]:
+        """A row through a stage, and whether all that it made of it is paid for.
 
-    async def _source(self, stage: RowStage[Any]) -> AsyncIterator[tuple[Row, bool]]:
-        """The rows that a stage reads, each with whether it is known; one that is not is made again, uncounted."""
+        Where its answers are shown in no later prompt, a missing one ends the row's way through this stage: to assume
+        one would only have it read.
+        """
+        counting = self._assuming if stage.chains else self._refusing
+        before = counting.missing
+        passed = await stage.through(row, self.session.asking(stage.name, sampler=counting))
+        complete = counting.missing == before
+        return (passed if complete or stage.chains else row), complete
+
+    async def _source(self, stage: RowStage[Any]) -> AsyncIterator[tuple[Row, Row, bool]]:
+        """The rows that a stage reads: what each was made of, the row, and whether it is known.
+
+        One that is not known is made again, uncounted.
+        """
         line = [self.stages[step.name] for step in stage.step.line()]
-        before = [one for one in reversed(line) if isinstance(one, RowStage)]
+        before = [one for one in reversed(line) if isinstance(one, RowStage) and one.chains]
         for row in rows_of(self.made[stage.source.name]):
             if row.failure != UNPAID:
-                yield row, True
+                yield row, row, True
                 continue
-            assumed = Row(prompt=row.prompt)
+            origin = row.model_copy(update={"failure": None})
+            assumed = origin
             for earlier in before:
                 assumed = await earlier.through(assumed, self.session.asking(earlier.name, sampler=self._unseen))
-            yield assumed, False
+            yield origin, assumed, False
+
+    def _calls(self, stage: Stage[Any]) -> dict[str, dict[str, int]]:
+        needs = self.needs.get(stage.name, {})
+        return {model: {"calls": need["calls"], "paid": need["paid"]} for model, need in needs.items()}
+
+    def _by_model(self) -> dict[str, dict[str, Any]]:
+        """What is needed of each model in all stages, and what it costs at most."""
+        totals: dict[str, Need] = {}
+        for stage in self.stages:
+            for model, need in self.needs.get(stage, {}).items():
+                total = totals.setdefault(model, Need())
+                for what, count in need.items():
+                    total[what] += count
+        return {model: dict(need) | {"max_cost": self._cost(model, need)} for model, need in totals.items()}
 
     def _cost(self, model: str, need: Need) -> float | None:
         spec = self.session.specs.get(model)
         if not isinstance(spec, OpenAIModel) or (price := spec.price) is None:
             return None
         return round((need["prompt_tokens"] * price.prompt + need["max_completion_tokens"] * price.completion) / 1e6, 6)
-
-
-def _counts(needs: Mapping[str, Need]) -> dict[str, tuple[int, int]]:
-    return {model: (need["calls"], need["paid"]) for model, need in needs.items()}
-
-
-def _add(calls: dict[str, dict[str, int]], before: Mapping[str, tuple[int, int]], needs: Mapping[str, Need]) -> None:
-    """Add to `calls` of a stage what was counted since `before`."""
-    for model, need in needs.items():
-        made, paid = before.get(model, (0, 0))
-        if need["calls"] > made:
-            count = calls.setdefault(model, {"calls": 0, "paid": 0})
-            count["calls"] += need["calls"] - made
-            count["paid"] += need["paid"] - paid

@@ -15,7 +15,6 @@ from typing import Any
 
 import yaml
 
-import rlaif
 from rlaif.config import LocalModel, Pipeline
 from rlaif.errors import RlaifError, Stopped, WorkError
 from rlaif.pipeline.datasets import dataset_name
@@ -30,6 +29,7 @@ from rlaif.pipeline.stages import Made, Opening, RowStage, Stage, TableStage, Wo
 from rlaif.pipeline.stages.stage import first, row_record, rows_of
 from rlaif.records import Row
 from rlaif.store import CallStore
+from rlaif.version import __version__
 
 LEAST_ROOM = 50 * 2**20  # bytes on a disk that a run begins on
 BYTES_A_ROW = 20_000  # about what a row of a stage takes in the store and the run folder together
@@ -125,7 +125,7 @@ class Run:
 
     def _begin(self) -> None:
         self._check_disk()
-        self.events.write("run", name=self.pipeline.name, rlaif=rlaif.__version__)
+        self.events.write("run", name=self.pipeline.name, rlaif=__version__)
         self._remove_leftovers()
         self.manifest.write("running")  # names what is going to be made, before any of it is
         resolved = yaml.safe_dump(self.pipeline.resolved(), sort_keys=False)

@@ -8,36 +8,36 @@ token. The reference is the base model, so the first loss is ln 2.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from rlaif.config import DPOSettings
-from rlaif.train import trl
-from rlaif.train.pairs import PreferencePair, tokenize
-from rlaif.train.tokens import Chat
-from rlaif.train.trl import OnStep, TrainResult
+from rlaif.train import models, tokens, trl
+from rlaif.train.examples import OnStep, PreferencePair
+from rlaif.train.models import TrainResult
+from rlaif.train.pairs import tokenize
 
 
 def train_dpo(
     settings: DPOSettings,
     base: Path,
-    pairs: Sequence[PreferencePair],
-    validation: Sequence[PreferencePair],
-    out: Path,
+    pairs: Iterable[PreferencePair],
+    validation: Iterable[PreferencePair],
+    folder: Path,
     on_step: OnStep,
 ) -> TrainResult:
-    """Train `base` on `pairs` and save it in `out`.
+    """Train `base` on `pairs` in a job's `folder`.
 
     Called again with the same arguments after an interruption, it goes on from its last checkpoint, and steps since
-    then are reported a second time.
+    then are reported a second time. Raises InputError for a base model or a template of no use, WorkError where no pair
+    fits or the loss is no number.
     """
     began = time.monotonic()
-    trl.refuse_existing(out)
     with trl.quietly():
-        model, tokenizer = trl.load(base)
-        chat = Chat(tokenizer)
+        model, tokenizer = models.load(base)
+        chat = tokens.trainable_chat(tokenizer)
         train, counts = tokenize(chat, pairs, settings.max_length)
-        counts.check(len(pairs), settings.max_length)
+        counts.check(settings.max_length)
         held, held_counts = tokenize(chat, validation, settings.max_length)
         counts.add(held_counts)
-        return trl.learn(settings, model, tokenizer, train, held, out, on_step, counts, began)
+        return trl.learn(settings, model, tokenizer, trl.Data(train, held, counts), folder, on_step, began)

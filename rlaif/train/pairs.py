@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable
 
-from rlaif.records import Message
-from rlaif.train.tokens import Chat, Counts
-
-
-class PreferencePair(NamedTuple):
-    prompt: tuple[Message, ...]
-    chosen: str
-    rejected: str
+from rlaif.engines.chat import Chat
+from rlaif.train import tokens
+from rlaif.train.examples import PreferencePair
+from rlaif.train.tokens import Counts
 
 
-def tokenize(chat: Chat, pairs: Sequence[PreferencePair], max_length: int) -> tuple[dict[str, list[list[int]]], Counts]:
-    """Each pair as ids. The prompt may be cut from the left, alike for both completions; no completion is cut."""
+def tokenize(chat: Chat, pairs: Iterable[PreferencePair], max_length: int) -> tuple[dict[str, list[list[int]]], Counts]:
+    """Each pair as ids. The prompt may be cut from the left, alike for both completions; no completion is cut.
+
+    Raises InputError for a template that refuses a pair's messages.
+    """
     counts = Counts()
     columns: dict[str, list[list[int]]] = {"prompt_ids": [], "chosen_ids": [], "rejected_ids": []}
     for pair in pairs:
-        whole, chosen = chat.completion(pair.prompt, pair.chosen)
-        _, rejected = chat.completion(pair.prompt, pair.rejected)
-        prompt = chat.cut(whole, max_length - max(len(chosen), len(rejected)))
-        if chat.broken(pair.chosen) or chat.broken(pair.rejected):
+        whole, chosen = tokens.completion(chat, pair.prompt, pair.chosen)
+        _, rejected = tokens.completion(chat, pair.prompt, pair.rejected)
+        prompt = tokens.cut(chat, whole, max_length - max(len(chosen), len(rejected)))
+        if tokens.broken(chat, pair.chosen) or tokens.broken(chat, pair.rejected):
             counts.dropped["end-token-inside"] += 1
         elif chosen == rejected:
             counts.dropped["identical"] += 1

@@ -18,28 +18,20 @@ import math
 import random
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlaif.config import PPOSettings
-from rlaif.errors import InputError, WorkError
-from rlaif.records import Message
-from rlaif.train import ppo_math, rollout, trl
+from rlaif.errors import WorkError
+from rlaif.train import models, ppo_math, rollout, tokens
+from rlaif.train.examples import OnStep, PromptOnly, RewardFunction
+from rlaif.train.models import TrainResult
 from rlaif.train.rollout import Padded, Rollout
-from rlaif.train.tokens import Chat
-from rlaif.train.trl import OnStep, TrainResult
-
-Reward = Callable[[Sequence[tuple[Message, ...]], Sequence[str]], list[float | None]]
 
 KEPT_CHECKPOINTS = 2
 SUMMARISED = 5  # iterations at either end, at most, that the record of a training averages over
@@ -50,12 +42,12 @@ def train_ppo(
     settings: PPOSettings,
     base: Path,
     value_init: Path | None,
-    prompts: Sequence[tuple[Message, ...]],
-    reward: Reward,
-    out: Path,
+    prompts: Iterable[PromptOnly],
+    reward: RewardFunction,
+    folder: Path,
     on_step: OnStep,
 ) -> TrainResult:
-    """Train `base` to earn `reward` on `prompts` and save it in `out`. A step is an iteration.
+    """Train `base` to earn `reward` on `prompts` in a job's `folder`. A step is an iteration.
 
     `value_init` is the reward model that the value model starts from; without one it starts from the base with a head
     that says 0 of everything. `reward` scores completions, each beside its
@@ -67,28 +59,38 @@ def train_ppo(
     Raises InputError for models that do not fit together, WorkError for scores or losses that cannot be learnt from.
     """
     began = time.monotonic()
-    trl.refuse_existing(out)
-    with trl.quietly():
-        policy, tokenizer = trl.load(base)
-        value_model = flat_value_model(base) if value_init is None else load_value_model(value_init, tokenizer)
-        asked, counts = rollout.tokenize(Chat(tokenizer), prompts, settings.max_length - settings.max_tokens)
-        counts.check(len(prompts), settings.max_length)
+    with models.quietly():
+        policy, tokenizer = models.load(base)
+        value_model = _value_model(base, value_init, tokenizer)
+        chat = tokens.trainable_chat(tokenizer)
+        policy_prompts, counts = rollout.tokenize(chat, prompts, settings.max_length - settings.max_tokens)
+        counts.check(settings.max_length)
         learner = Learner(settings, policy, value_model, tokenizer)
-        folder = trl.partial_folder(out)
-        if checkpoint := trl.newest_checkpoint(folder):
+        if checkpoint := models.newest_checkpoint(folder):
             learner.restore(checkpoint)
         while (iteration := len(learner.history)) < settings.iterations:
-            rollouts = learner.sample(rollout.prompts_of(asked, iteration, settings.batch_size, settings.seed))
+            rollouts = learner.sample(rollout.prompts_of(policy_prompts, iteration, settings.batch_size, settings.seed))
             scored, scores = _scored(rollouts, reward, iteration)
             learner.learn(scored, scores, unscored=len(rollouts) - len(scored))
             if len(learner.history) % settings.checkpoint_steps == 0:
                 _write_checkpoint(learner, folder)
             on_step(learner.history[-1])
-        metrics = summary(learner.history)
-        return trl.save(learner.policy.model, settings.iterations, tokenizer, out, counts, metrics, began)
+        return models.save(
+            learner.policy.model,
+            tokenizer,
+            folder,
+            counts,
+            steps=settings.iterations,
+            metrics=summary(learner.history),
+            began=began,
+        )
 
 
-def _scored(rollouts: Sequence[Rollout], reward: Reward, iteration: int) -> tuple[list[Rollout], list[float]]:
+def _value_model(base: Path, value_init: Path | None, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    return models.flat_value_model(base) if value_init is None else models.load_value_model(value_init, tokenizer)
+
+
+def _scored(rollouts: Sequence[Rollout], reward: RewardFunction, iteration: int) -> tuple[list[Rollout], list[float]]:
     """The completions that could be scored, and their scores."""
     scores = reward([r.prompt.messages for r in rollouts], [r.text for r in rollouts])
     pairs = [(r, float(score)) for r, score in zip(rollouts, scores, strict=True) if score is not None]
@@ -107,49 +109,7 @@ def _scored(rollouts: Sequence[Rollout], reward: Reward, iteration: int) -> tupl
     return [r for r, _ in pairs], [score for _, score in pairs]
 
 
-# ---------------------------------------------------------------- models
-
-
-def load_value_model(folder: Path, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """The reward model in `folder` in float32. Raises InputError when it is none, or reads other tokens."""
-    model: PreTrainedModel
-    try:
-        own = AutoTokenizer.from_pretrained(folder)
-        model, loading = AutoModelForSequenceClassification.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-        )
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise InputError(f"the reward model cannot be loaded: {reason}", file=str(folder)) from None
-    if loading["missing_keys"] or getattr(model, "num_labels", None) != 1 or not hasattr(model, "score"):
-        raise InputError(
-            "the model has no head that gives one score", file=str(folder), fix="name a trained reward model"
-        )
-    pairs = {
-        "vocabulary": (own.get_vocab(), tokenizer.get_vocab()),
-        "end token": (own.eos_token, tokenizer.eos_token),
-        "chat template": (own.chat_template, tokenizer.chat_template),
-    }
-    if differing := [name for name, (theirs, ours) in pairs.items() if theirs != ours]:
-        raise InputError(
-            f"the reward model's {' and '.join(differing)} differ from the base model's, so the value model could not "
-            "read the policy's tokens",
-            file=str(folder),
-            fix="train the reward model from the same base model",
-        )
-    return model
-
-
-def flat_value_model(folder: Path) -> PreTrainedModel:
-    """The model in `folder` in float32 with a new head of zeros: it expects nothing before it has learnt what comes."""
-    model: PreTrainedModel
-    model, loading = AutoModelForSequenceClassification.from_pretrained(
-        folder, num_labels=1, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-    )
-    trl.refuse_noise(folder, loading, new_head=True)
-    head: Any = model.score
-    torch.nn.init.zeros_(head.weight)
-    return model
+# ---------------------------------------------------------------- what the models say of a batch
 
 
 def predicted_logits(model: PreTrainedModel, batch: Padded) -> Tensor:
@@ -186,7 +146,10 @@ class Trained:
         self.optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, eps=1e-5)
 
     def step(self, loss: Tensor, share: float, step: int) -> float:
-        """One update, at `share` of the learning rate. The rate it was made at. `step` is for errors."""
+        """One update, at `share` of the learning rate. The rate it was made at. `step` is for errors.
+
+        Raises WorkError for a loss or a gradient that is no finite number.
+        """
         self.optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRAD_NORM)
@@ -236,11 +199,11 @@ class Learner:
             self.value = Trained(value_model, settings.value_learning_rate, "value_learning_rate")
         self.history: list[dict[str, float]] = []
 
-    def sample(self, prompts: Sequence[rollout.Prompt]) -> list[Rollout]:
+    def sample(self, prompts: Sequence[rollout.PolicyPrompt]) -> list[Rollout]:
         """A completion of each prompt by the policy as it is."""
         settings = self.settings
         with self._precision():
-            return rollout.sample(
+            return rollout.draw(
                 self.policy.model,
                 self.tokenizer,
                 prompts,
@@ -342,6 +305,7 @@ class Learner:
         return Experience(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
     def restore(self, checkpoint: Path) -> None:
+        """Go on as the learner that wrote `checkpoint` would have."""
         state = torch.load(checkpoint / "state.pt", map_location=self.device, weights_only=True)
         self.policy.load_state_dict(state["policy"])
         self.value.load_state_dict(state["value"])
@@ -381,8 +345,8 @@ def _write_checkpoint(learner: Learner, folder: Path) -> None:
     checkpoint.mkdir(parents=True)
     state = {"policy": learner.policy.state_dict(), "value": learner.value.state_dict(), "history": learner.history}
     torch.save(state, checkpoint / "state.pt")
-    (checkpoint / "complete").touch()
-    older = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    models.mark_complete(checkpoint)
+    older = sorted(folder.glob("checkpoint-*"), key=models.step_of)
     for path in older[:-KEPT_CHECKPOINTS]:
         shutil.rmtree(path)
 

@@ -10,39 +10,40 @@ Pairs are hard: where a judge gave a probability, it has decided which pairs are
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from rlaif.config import RMSettings
-from rlaif.train import trl
-from rlaif.train.pairs import PreferencePair, tokenize
-from rlaif.train.tokens import Chat
-from rlaif.train.trl import OnStep, TrainResult
+from rlaif.train import models, tokens, trl
+from rlaif.train.examples import OnStep, PreferencePair
+from rlaif.train.models import TrainResult
+from rlaif.train.pairs import tokenize
 
 
 def train_rm(
     settings: RMSettings,
     base: Path,
-    pairs: Sequence[PreferencePair],
-    validation: Sequence[PreferencePair],
-    out: Path,
+    pairs: Iterable[PreferencePair],
+    validation: Iterable[PreferencePair],
+    folder: Path,
     on_step: OnStep,
 ) -> TrainResult:
-    """Train a reward model that starts from `base` on `pairs` and save it in `out`.
+    """Train a reward model that starts from `base` on `pairs` in a job's `folder`.
 
     Its metrics hold the accuracy on the validation pairs, where there are any. Called again with the same arguments
     after an interruption, it goes on from its last checkpoint, and steps since then are reported a second time.
+    Raises InputError for a base model or a template of no use, WorkError where no pair fits or the loss is no number.
     """
     began = time.monotonic()
-    trl.refuse_existing(out)
     with trl.quietly():
-        model, tokenizer = trl.load_reward(base, settings.seed)
-        chat = Chat(tokenizer)
+        model, tokenizer = models.load_reward(base, settings.seed)
+        chat = tokens.trainable_chat(tokenizer)
         train, counts = tokenize(chat, pairs, settings.max_length)
-        counts.check(len(pairs), settings.max_length)
+        counts.check(settings.max_length)
         held, held_counts = tokenize(chat, validation, settings.max_length)
         counts.add(held_counts)
-        return trl.learn(settings, model, tokenizer, _whole(train), _whole(held), out, on_step, counts, began)
+        data = trl.Data(_whole(train), _whole(held), counts)
+        return trl.learn(settings, model, tokenizer, data, folder, on_step, began)
 
 
 def _whole(columns: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:

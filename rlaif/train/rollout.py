@@ -9,7 +9,7 @@ distribution whose log-probabilities the loss is about. A completion is its toke
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +17,15 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from rlaif.engines.chat import Chat
 from rlaif.records import Message, writable
-from rlaif.train.tokens import Chat, Counts
+from rlaif.train import tokens
+from rlaif.train.examples import PromptOnly
+from rlaif.train.tokens import Counts
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
+class PolicyPrompt:
     """A prompt as a caller knows it and as the policy is given it."""
 
     messages: tuple[Message, ...]
@@ -33,7 +36,7 @@ class Prompt:
 class Rollout:
     """One completion sampled from the policy. `ids` include the end token when it came, which `ended` says."""
 
-    prompt: Prompt
+    prompt: PolicyPrompt
     ids: list[int]
     ended: bool
     text: str  # as a model in use would return it: without special tokens and outer white space
@@ -76,40 +79,43 @@ class Padded:
         return states[:, -self.mask.shape[1] - 1 : -1]
 
 
-def tokenize(chat: Chat, prompts: Sequence[tuple[Message, ...]], room: int) -> tuple[list[Prompt], Counts]:
-    """Each prompt as the policy is asked it, at most `room` tokens: cut from the left, or dropped as too long."""
+def tokenize(chat: Chat, prompts: Iterable[PromptOnly], room: int) -> tuple[list[PolicyPrompt], Counts]:
+    """Each prompt as the policy is asked it, at most `room` tokens: cut from the left, or dropped as too long.
+
+    Raises InputError for a template that refuses a prompt's messages.
+    """
     counts = Counts()
     kept = []
-    for messages in prompts:
-        whole = chat.prompt(messages)
-        ids = chat.cut(whole, room)
+    for prompt in prompts:
+        whole = tokens.prompt(chat, prompt.messages)
+        ids = tokens.cut(chat, whole, room)
         if ids is None:
             counts.dropped["too-long"] += 1
         else:
             counts.kept += 1
             counts.cut += ids is not whole
-            kept.append(Prompt(messages, ids))
+            kept.append(PolicyPrompt(prompt.messages, ids))
     return kept, counts
 
 
-def prompts_of(prompts: Sequence[Prompt], iteration: int, batch_size: int, seed: int) -> list[Prompt]:
+def prompts_of(prompts: Sequence[PolicyPrompt], iteration: int, batch_size: int, seed: int) -> list[PolicyPrompt]:
     """The prompts of an iteration, counted from 0, which alone says where in the seeded passes over them it stands.
 
     Every prompt comes once a pass, in another order each time; a batch may end one pass and begin the next.
     """
-    chosen: list[Prompt] = []
-    place = iteration * batch_size
+    chosen: list[PolicyPrompt] = []
+    drawn_before = iteration * batch_size
     while len(chosen) < batch_size:
-        number, start = divmod(place + len(chosen), len(prompts))
+        number, start = divmod(drawn_before + len(chosen), len(prompts))
         order = random.Random(f"prompts {seed} {number}").sample(range(len(prompts)), len(prompts))
         chosen += [prompts[i] for i in order[start : start + batch_size - len(chosen)]]
     return chosen
 
 
-def sample(
+def draw(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[PolicyPrompt],
     *,
     max_tokens: int,
     seed: int,
@@ -163,7 +169,7 @@ def _plain_sampling(tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Gene
     return made
 
 
-def _rollout(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, written: list[int]) -> Rollout:
+def _rollout(tokenizer: PreTrainedTokenizerBase, prompt: PolicyPrompt, written: list[int]) -> Rollout:
     """What was written up to the end token. `generate` fills a row that has ended up to the length of the longest."""
     ended = tokenizer.eos_token_id in written
     ids = written[: written.index(tokenizer.eos_token_id) + 1] if ended else written

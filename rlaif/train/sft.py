@@ -6,26 +6,16 @@ The loss is the mean negative log-likelihood of those tokens; everything else in
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 from rlaif.config import SFTSettings
+from rlaif.engines.chat import Chat
 from rlaif.errors import InputError
-from rlaif.records import Message
-from rlaif.train import trl
-from rlaif.train.tokens import Chat, Counts, Segment
-from rlaif.train.trl import OnStep, TrainResult
-
-
-class Completed(NamedTuple):
-    """A prompt, which may hold assistant turns of its own, and the completion that alone is learnt."""
-
-    prompt: Sequence[Message]
-    completion: str
-
-
-SFTRow = Sequence[Message] | Completed  # a conversation ends with an assistant turn
+from rlaif.train import models, tokens, trl
+from rlaif.train.examples import Demonstration, OnStep
+from rlaif.train.models import TrainResult
+from rlaif.train.tokens import Counts, Segment
 
 NOT_LEARNT = -100
 
@@ -33,40 +23,45 @@ NOT_LEARNT = -100
 def train_sft(
     settings: SFTSettings,
     base: Path,
-    rows: Sequence[SFTRow],
-    validation: Sequence[SFTRow],
-    out: Path,
+    examples: Iterable[Demonstration],
+    validation: Iterable[Demonstration],
+    folder: Path,
     on_step: OnStep,
     template: str | None = None,
 ) -> TrainResult:
-    """Fine-tune `base` on `rows` and save it in `out`, with `template` as its chat template where one is given.
+    """Fine-tune `base` on `examples` in a job's `folder`, with `template` as its chat template where one is given.
 
     Called again with the same arguments after an interruption, it goes on from its last checkpoint, and steps since
-    then are reported a second time.
+    then are reported a second time. Raises InputError for a base model, a template or a conversation of no use,
+    WorkError where no example fits or the loss is no number.
     """
     began = time.monotonic()
-    trl.refuse_existing(out)
     with trl.quietly():
-        model, tokenizer = trl.load(base, template)
-        chat = Chat(tokenizer, settings.template)
-        chat.require_marks()
-        train, counts = tokenize(chat, rows, settings.max_length)
-        counts.check(len(rows), settings.max_length)
+        model, tokenizer = models.load(base, template)
+        chat = tokens.trainable_chat(tokenizer, settings.template)
+        tokens.require_marks(chat)
+        train, counts = tokenize(chat, examples, settings.max_length)
+        counts.check(settings.max_length)
         held, held_counts = tokenize(chat, validation, settings.max_length)
         counts.add(held_counts)
-        return trl.learn(settings, model, tokenizer, train, held, out, on_step, counts, began)
+        return trl.learn(settings, model, tokenizer, trl.Data(train, held, counts), folder, on_step, began)
 
 
-def tokenize(chat: Chat, rows: Sequence[SFTRow], max_length: int) -> tuple[dict[str, list[list[int]]], Counts]:
-    """Each conversation as ids and labels. The first prompt may be cut from the left; nothing that is learnt is cut."""
+def tokenize(
+    chat: Chat, examples: Iterable[Demonstration], max_length: int
+) -> tuple[dict[str, list[list[int]]], Counts]:
+    """Each conversation as ids and labels. The first prompt may be cut from the left; nothing that is learnt is cut.
+
+    Raises InputError for a conversation that does not end with an assistant turn, or that the template refuses.
+    """
     counts = Counts()
     columns: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
-    for number, row in enumerate(rows, 1):
-        opening, *rest = _segments(chat, row, number)
-        if any(chat.broken(text) for text in _learnt(row)):
+    for number, example in enumerate(examples, 1):
+        opening, *rest = _segments(chat, example, number)
+        if any(tokens.broken(chat, text) for text in _learnt(example)):
             counts.dropped["end-token-inside"] += 1
             continue
-        prompt = chat.cut(opening.ids, max_length - sum(len(segment.ids) for segment in rest))
+        prompt = tokens.cut(chat, opening.ids, max_length - sum(len(segment.ids) for segment in rest))
         if prompt is None:
             counts.dropped["too-long"] += 1
             continue
@@ -80,18 +75,19 @@ def tokenize(chat: Chat, rows: Sequence[SFTRow], max_length: int) -> tuple[dict[
     return columns, counts
 
 
-def _segments(chat: Chat, row: SFTRow, number: int) -> list[Segment]:
-    if isinstance(row, Completed):
-        prompt, completion = chat.completion(row.prompt, row.completion)
-        return [Segment(prompt, False), Segment(completion, True)]
-    if not row or row[-1].role != "assistant":
+def _segments(chat: Chat, example: Demonstration, number: int) -> list[Segment]:
+    messages = example.messages
+    if not messages or messages[-1].role != "assistant":
         raise InputError(
             f"conversation {number} does not end with an assistant turn", fix="complete it or leave it out"
         )
-    return chat.conversation(row)
+    if example.turns == "last":
+        prompt, completion = tokens.completion(chat, messages[:-1], messages[-1].content)
+        return [Segment(prompt, False), Segment(completion, True)]
+    return tokens.conversation(chat, messages)
 
 
-def _learnt(row: SFTRow) -> list[str]:
-    if isinstance(row, Completed):
-        return [row.completion]
-    return [message.content for message in row if message.role == "assistant"]
+def _learnt(example: Demonstration) -> list[str]:
+    if example.turns == "last":
+        return [example.messages[-1].content]
+    return [message.content for message in example.messages if message.role == "assistant"]

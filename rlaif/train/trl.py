@@ -1,19 +1,17 @@
 """The one module that touches TRL, and the settings of TRL and of its base trainer that this project relies on.
 
-Knows how to load, run, resume and save; knows nothing of what is learnt. Written against TRL 1.16 on transformers 5.23.
-Rows reach TRL as token ids with their masks, so none of its templating, truncating or masking takes part.
+Knows how to run, resume and evaluate a trainer; knows nothing of what is learnt. Written against TRL 1.16 on
+transformers 5.23. Rows reach TRL as token ids with their masks, so none of its templating, truncating or masking takes
+part.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 import logging
 import math
 import os
-import shutil
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,15 +21,7 @@ from typing import Any, NamedTuple
 import datasets
 import torch
 import transformers
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.utils import logging as transformers_logging
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.reward_config import RewardConfig
@@ -40,11 +30,12 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from rlaif.config import DPOSettings, RMSettings, SFTSettings, TrainerSettings
-from rlaif.engines.identity import weights_digest
 from rlaif.errors import InputError, WorkError
+from rlaif.train import models
+from rlaif.train.examples import OnStep
+from rlaif.train.models import TrainResult
 from rlaif.train.tokens import Counts
 
-OnStep = Callable[[dict[str, float]], None]
 Columns = Mapping[str, list[Any]]
 
 SMALL = 100_000_000  # parameters; below this activations fit anywhere and recomputing them only costs time
@@ -60,16 +51,12 @@ VALIDATED = {
 }
 
 
-class TrainResult(NamedTuple):
-    """What a trainer made. `seconds` are of this call, `steps` and `metrics` of the whole training."""
+class Data(NamedTuple):
+    """What a trainer learns from as columns of token ids, what it is checked on, and how many of both were kept."""
 
-    path: Path
-    steps: int
-    seconds: float
-    metrics: dict[str, float]
-    kept: int
-    cut: int
-    dropped: dict[str, int]
+    train: Columns
+    validation: Columns
+    counts: Counts
 
 
 # ---------------------------------------------------------------- the settings relied on
@@ -133,7 +120,7 @@ def rm_fields(settings: RMSettings) -> dict[str, Any]:
 
 
 def configured(config: type, fields: Mapping[str, Any]) -> Any:
-    """An instance of a TRL configuration, or an error that names the settings this version of TRL lacks."""
+    """An instance of a TRL configuration. Raises WorkError that names the settings this version of TRL lacks."""
     missing = set(fields) - {field.name for field in dataclasses.fields(config)}
     if missing:
         raise WorkError(
@@ -210,33 +197,34 @@ class _Steps(transformers.TrainerCallback):
         )
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / "complete").touch()
+        models.mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
 
 def learn(
     settings: TrainerSettings,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    train: Columns,
-    validation: Columns,
-    out: Path,
+    data: Data,
+    folder: Path,
     on_step: OnStep,
-    counts: Counts,
     began: float,
 ) -> TrainResult:
-    """Train `model` by the method that `settings` are of, from its last checkpoint if there is one, and save it.
+    """Train `model` by the method that `settings` are of, from the last checkpoint in the job's `folder`, and save it.
 
     Rows are token ids. SFT: `input_ids` and `labels`, a label of -100 being not learnt. DPO: `prompt_ids`, `chosen_ids`
     and `rejected_ids`. A reward model: `chosen_ids` and `rejected_ids`, each a prompt and a completion.
+    `began` is `time.monotonic()` at the beginning of the training. Raises WorkError for a loss that is no number,
+    InputError where several GPUs are visible.
     """
     kind, config, own = _METHODS[type(settings)]
-    fields = common_fields(settings, partial_folder(out), model.num_parameters()) | own(settings)
+    fields = common_fields(settings, folder, model.num_parameters()) | own(settings)
     reading = _filling(tokenizer) if isinstance(settings, RMSettings) else tokenizer
-    trainer = _trainer(kind, configured(config, fields), model, reading, train, validation, on_step)
+    trainer = _trainer(kind, configured(config, fields), model, reading, data, on_step)
     run(trainer)
     metrics = evaluate(trainer)
     trained = trainer.accelerator.unwrap_model(trainer.model)
-    return save(trained, int(trainer.state.global_step), tokenizer, out, counts, metrics, began)
+    steps = int(trainer.state.global_step)
+    return models.save(trained, tokenizer, folder, data.counts, steps=steps, metrics=metrics, began=began)
 
 
 _METHODS: dict[type, tuple[type, type, Callable[[Any], dict[str, Any]]]] = {
@@ -246,40 +234,19 @@ _METHODS: dict[type, tuple[type, type, Callable[[Any], dict[str, Any]]]] = {
 }
 
 
-def _trainer(
-    kind: type, config: Any, model: Any, tokenizer: Any, train: Columns, validation: Columns, on_step: OnStep
-) -> Any:
+def _trainer(kind: type, config: Any, model: Any, tokenizer: Any, data: Data, on_step: OnStep) -> Any:
     if config.n_gpu > 1:
         raise InputError("several GPUs are visible to one process", fix="set CUDA_VISIBLE_DEVICES=0, or use torchrun")
     trainer = kind(
         model=model,
         args=config,
         processing_class=tokenizer,
-        train_dataset=datasets.Dataset.from_dict(dict(train)),
-        eval_dataset=datasets.Dataset.from_dict(dict(validation)) if any(validation.values()) else None,
+        train_dataset=datasets.Dataset.from_dict(dict(data.train)),
+        eval_dataset=datasets.Dataset.from_dict(dict(data.validation)) if any(data.validation.values()) else None,
         callbacks=[_Steps(on_step)],
     )
     trainer.remove_callback(transformers.PrinterCallback)
     return trainer
-
-
-# ---------------------------------------------------------------- load, run, save
-
-
-def load(base: Path, template: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The base model in float32 and its tokenizer, with `template` as its chat template where one is given."""
-    model, tokenizer = _loaded(AutoModelForCausalLM, base)
-    if template is not None:
-        tokenizer.chat_template = template
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token  # only fills the batch up: the masks come from the rows' lengths
-    return model, tokenizer
-
-
-def load_reward(base: Path, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The base model in float32 with a score head, new where it has none, and its tokenizer."""
-    transformers.set_seed(seed)  # draws the new head
-    return _loaded(AutoModelForSequenceClassification, base, num_labels=1)
 
 
 def _filling(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
@@ -298,52 +265,12 @@ def _filling(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     return filling
 
 
-def _loaded(kind: Any, base: Path, **options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(base)
-        model, loading = kind.from_pretrained(
-            base, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
-        )
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise InputError(f"the base model cannot be loaded: {reason}", file=str(base)) from None
-    refuse_noise(base, loading, new_head=bool(options))
-    return model, tokenizer
-
-
-def refuse_noise(folder: Path, loading: Mapping[str, Any], *, new_head: bool = False) -> None:
-    """Raise InputError where the file lacks tensors of the model: transformers fills them with noise and goes on.
-
-    `loading` is what `from_pretrained` tells of it; with `new_head` a score head may be missing, and is drawn.
-    """
-    missing = sorted(key for key in loading["missing_keys"] if not (new_head and key.startswith("score.")))
-    if not missing:
-        return
-    problem = f"the weights lack {len(missing)} of the model's tensors, the first is {missing[0]!r}"
-    strangers = sorted(loading["unexpected_keys"])
-    if strangers:
-        problem += f", and hold {len(strangers)} that it does not have, the first is {strangers[0]!r}"
-    raise InputError(problem, file=str(folder), fix="save the whole model again, under its own tensor names")
-
-
-def partial_folder(out: Path) -> Path:
-    """Where an unfinished training keeps its checkpoints: beside `out`, which appears only when it is whole."""
-    return out.with_name(out.name + ".partial")
-
-
-def newest_checkpoint(folder: Path) -> Path | None:
-    whole = [mark.parent for mark in folder.glob("checkpoint-*/complete")]
-    return max(whole, key=lambda checkpoint: int(checkpoint.name.rpartition("-")[2]), default=None)
-
-
-def refuse_existing(out: Path) -> None:
-    if out.exists():
-        raise InputError("the trained model's folder is there already", file=str(out), fix="remove it, or name another")
+# ---------------------------------------------------------------- run
 
 
 def run(trainer: Any) -> None:
     """Train to the end, from the newest whole checkpoint if there is one."""
-    checkpoint = newest_checkpoint(Path(trainer.args.output_dir))
+    checkpoint = models.newest_checkpoint(Path(trainer.args.output_dir))
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
 
@@ -352,73 +279,27 @@ def evaluate(trainer: Any) -> dict[str, float]:
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     metrics = {"first_loss": losses[0], "last_loss": losses[-1]}
     if trainer.eval_dataset is not None:
-        found = trainer.evaluate()
-        metrics |= {ours: float(found[theirs]) for theirs, ours in VALIDATED.items() if theirs in found}
+        validated = trainer.evaluate()
+        metrics |= {ours: float(validated[theirs]) for theirs, ours in VALIDATED.items() if theirs in validated}
     return metrics
-
-
-def save(
-    model: Any,
-    steps: int,
-    tokenizer: PreTrainedTokenizerBase,
-    out: Path,
-    counts: Counts,
-    metrics: dict[str, float],
-    began: float,
-) -> TrainResult:
-    """Write the model and what its training was beside `out` and rename all of it: `out` is whole or is not there."""
-    final = partial_folder(out) / "final"
-    shutil.rmtree(final, ignore_errors=True)
-    if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
-        raise WorkError("the trained weights are not finite", fix="lower `learning_rate`")
-    if model.can_generate():
-        # What the base model's file says on sampling is left behind: a pipeline says how its models are asked.
-        ends = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-        model.generation_config = GenerationConfig(**ends)
-    model.config.use_cache = True  # the base trainer switches it off, and sampling without it is quadratic
-    model.save_pretrained(final)
-    tokenizer.save_pretrained(final)
-    result = TrainResult(
-        path=out,
-        steps=steps,
-        seconds=time.monotonic() - began,
-        metrics=metrics,
-        kept=counts.kept,
-        cut=counts.cut,
-        dropped=dict(counts.dropped),
-    )
-    facts = {name: value for name, value in result._asdict().items() if name != "path"}
-    facts["weights"] = weights_digest(final)
-    (final / "training.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    if (key := partial_folder(out) / "key").exists():  # the caller's mark of what this was trained from
-        shutil.copy(key, final)
-    os.replace(final, out)
-    shutil.rmtree(partial_folder(out))
-    return result
 
 
 @contextmanager
 def quietly() -> Iterator[None]:
     """No progress bar and no advice from the libraries; a caller reports progress through `on_step`."""
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     data_bars = datasets.are_progress_bars_disabled()
     levels = {name: logging.getLogger(name).level for name in ("trl", "accelerate")}
     tqdm = os.environ.get("TQDM_DISABLE")
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     datasets.disable_progress_bars()
     for name in levels:
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ["TQDM_DISABLE"] = "1"  # the only switch TRL has for the bar over the reference's log-probabilities
     try:
-        with warnings.catch_warnings():
+        with models.quietly(), warnings.catch_warnings():
             # TRL 1.16 still asks for this property by its old name.
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
             yield
     finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
         if not data_bars:
             datasets.enable_progress_bars()
         for name, level in levels.items():

@@ -32,6 +32,10 @@ class Compare(JudgingStage[CompareStage]):
     def _askers(self, asking: Asking) -> list[Asker]:
         return [asking.asker(judge, self.settings.sampling) for judge in self.settings.judges]
 
+    @property
+    def chains(self) -> bool:
+        return self.settings.reasons
+
     async def row(self, row: Row, asking: Asking) -> Row:
         return await compare(row, self.settings, self.comparer, self._askers(asking))
 

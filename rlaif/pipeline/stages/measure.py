@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import rlaif
 from rlaif.config import MeasureStage, Step
 from rlaif.engines.asking import Asking
 from rlaif.engines.protocol import Engine, Logprobs
@@ -15,12 +14,14 @@ from rlaif.judges.rating import Judge
 from rlaif.measures import measure
 from rlaif.measures.collecting import Gold, Setting, collect
 from rlaif.pipeline.folder import RunFolder, read_json, write_json
-from rlaif.pipeline.manifest import TRAINING_PACKAGES, StageRecord, versions
+from rlaif.pipeline.manifest import StageRecord
 from rlaif.pipeline.session import Session
 from rlaif.pipeline.stages.prompts import digest_of_ids, of_split
 from rlaif.pipeline.stages.rate import check_schema, open_judge
 from rlaif.pipeline.stages.stage import Made, Opening, Planning, TableStage, Work
 from rlaif.records import Message, digest
+from rlaif.train import job
+from rlaif.version import __version__
 
 VERSION = 3  # of what the figures mean; raising it measures anew
 
@@ -106,7 +107,7 @@ class Measuring(TableStage[MeasureStage]):
                 "asked": {name: sampling.model_dump(mode="json") for name, sampling in asked.items()},
                 "rubric": judge.rubric.digest if judge else None,
                 "template": judge.template.digest if judge else None,
-                "versions": {"rlaif": rlaif.__version__, **versions(*TRAINING_PACKAGES, "scipy")},
+                "versions": {"rlaif": __version__, **job.versions(*job.PACKAGES, "scipy")},
             }
         )
 

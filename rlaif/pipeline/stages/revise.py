@@ -25,6 +25,10 @@ class Revise(RowStage[ReviseStage]):
         super().__init__(step, settings, opening)
         self.reviser = open_reviser(settings, opening.text_check(settings.model))
 
+    @property
+    def chains(self) -> bool:
+        return True
+
     async def row(self, row: Row, asking: Asking) -> Row:
         asker = asking.asker(self.settings.model, self.settings.sampling)
         return await revise(row, self.settings, self.reviser, asker)

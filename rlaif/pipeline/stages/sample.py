@@ -30,6 +30,10 @@ class Sample(RowStage[SampleStage]):
                 raise opening.pipeline.error(step, problem, ("mixture",), fix)
             self._mixture = principles.mixture(settings.mixture)
 
+    @property
+    def chains(self) -> bool:
+        return True
+
     async def row(self, row: Row, asking: Asking) -> Row:
         return await sample(row, self.settings, asking, self._mixture)
 

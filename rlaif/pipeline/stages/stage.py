@@ -240,6 +240,11 @@ class RowStage(Stage[Settings]):
         made = opening.made.get(step.source.name) if step.source else None  # none where an audit opens it alone
         self._strips = self.judges and made is not None and made.stated
 
+    @property
+    def chains(self) -> bool:
+        """Whether an answer is shown in a later prompt, of this stage or another: a plan must assume one then."""
+        return False
+
     @abstractmethod
     async def row(self, row: Row, asking: Asking) -> Row:
         """One row through the stage. Raises EngineError."""

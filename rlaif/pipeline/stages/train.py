@@ -1,27 +1,41 @@
-"""The `train` stage: one trained model, which is a model like any other from then on."""
+"""The `train` stage: one trained model, which is a model like any other from then on.
+
+What it learns from becomes the job of a folder (`train.job`), which is trained in a thread of this process.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from rlaif.config import LocalModel, Step, TrainStage
-from rlaif.config.stages import Takes
-from rlaif.engines.identity import weights_digest
+from rlaif.config import LocalModel, Step, TrainStage, TransformersModel
+from rlaif.engines.identity import model_folder, weights_digest
 from rlaif.engines.open import trained_spec
 from rlaif.errors import WorkError
+from rlaif.formats import StatedPreference
 from rlaif.judges.verifiers import Check
-from rlaif.pipeline import training
 from rlaif.pipeline.manifest import StageRecord
 from rlaif.pipeline.progress import Progress
 from rlaif.pipeline.session import Session
 from rlaif.pipeline.stages.stage import Made, Opening, Planning, TableStage, Work
 from rlaif.pipeline.stages.verify import checks_of
 from rlaif.resources import find, read_text
+from rlaif.train import examples, job, rewards
+from rlaif.train.examples import Example, RewardFunction, Survey
+from rlaif.train.job import Job, RewardModel
+
+
+class RewardSource(NamedTuple):
+    """What PPO is rewarded by: its identity, its scores as a plain function, and a reward model or checks in code."""
+
+    identity: str
+    score: RewardFunction
+    model: RewardModel | None = None
+    checks: tuple[Check, ...] | None = None
 
 
 class Train(TableStage[TrainStage]):
@@ -30,131 +44,150 @@ class Train(TableStage[TrainStage]):
 
     def __init__(self, step: Step, settings: TrainStage, opening: Opening) -> None:
         super().__init__(step, settings, opening)
+        self.trainer, self.trained = settings.trainer, settings.trainer.name
         self.checks: tuple[Check, ...] = ()  # by code, where they are the reward
-        self.template: str | None = None  # a chat template of its own
-        if settings.ppo and settings.ppo.checks is not None:
-            self.checks = checks_of(step, settings.ppo.checks, ("ppo",), opening)
-        if settings.sft and settings.sft.template:
-            self.template = read_text(find(settings.sft.template))
+        if (checks := getattr(self.trainer, "checks", None)) is not None:
+            self.checks = checks_of(step, checks, (settings.method,), opening)
+        template = getattr(self.trainer, "template", None)
+        self.template = read_text(find(template)) if template else None  # a chat template of its own
 
-    @property
-    def trained(self) -> str:
-        return self.settings.trainer.name
+    # ------------------------------------------------------------ what it learns from
 
-    async def run(self, work: Work) -> StageRecord:
-        out = work.folder.model(self.trained)
-        lessons = self.lessons(work.made)
-        record = await self.train(work.session, work.made, lessons, out, work.progress)
-        self._add_to(work.session, out)
-        work.made[self.name] = Made(report=record)
-        work.manifest.digests[f"model {self.trained}"] = work.session.engines[self.trained].identity
-        return self._record(record, lessons)
+    def examples(self, made: Mapping[str, Made]) -> Iterator[Example]:
+        """What its sources give it, one at a time."""
+        for source in self.step.sources:
+            yield from self._given(made[source.name])
+
+    def _given(self, made: Made) -> Iterator[Example]:
+        """The part of what a stage made that this trainer takes."""
+        if self.settings.takes == "prompts":
+            assert made.prompts is not None
+            yield from examples.of_prompts(made.prompts.kept)
+        elif self.settings.takes == "preferences":
+            for preference in made.preferences or ():
+                if isinstance(preference, StatedPreference):
+                    yield from examples.of_stated_preferences([preference])
+                else:
+                    yield from examples.of_preferences([preference])
+        elif made.conversations is not None:
+            yield from examples.of_conversations(made.conversations)
+        else:
+            assert made.rows is not None
+            yield from examples.of_revisions(made.rows)
+
+    def survey(self, made: Mapping[str, Made], *, complete: bool = True) -> Survey:
+        """The examples counted and digested. Raises WorkError where they are `complete` and a source gave none: a model
+        named for its revisions must not be trained on all but them."""
+        survey = Survey(self.trainer.unused)
+        for source in self.step.sources:
+            if not survey.add(self._given(made[source.name])) and complete:
+                raise WorkError(
+                    f"stage {source.name!r} gave nothing to train {self.name!r} on",
+                    fix="`rlaif status` counts what was dropped and why",
+                )
+        return survey
+
+    # ------------------------------------------------------------ the job
+
+    def job(self, session: Session, survey: Survey, out: Path, reward: RewardSource | None) -> Job:
+        """The training of the model folder `out`. Raises InputError or WorkError where the base's files are missing."""
+        folder = weights_folder(session.specs[self.trainer.base])
+        identity = None if reward is None else reward.identity
+        key = job.training_key(self.trainer, weights_digest(folder), survey.digest, self.template, identity)
+        model, checks = (None, None) if reward is None else (reward.model, reward.checks)
+        return Job(self.trainer, folder, out, key, self.template, model, checks)
+
+    def reward(self, session: Session, made: Mapping[str, Made]) -> RewardSource | None:
+        """What rewards a completion, as a trainer's thread calls it; None for a trainer that needs none."""
+        if (name := getattr(self.trainer, "reward", None)) is not None:
+            return _by_model(session, name)
+        if not self.checks and getattr(self.trainer, "checks", None) is None:
+            return None
+        known = [one for one in self.examples(made) if isinstance(one, examples.PromptOnly) and one.is_checked]
+        identity = rewards.identity_of_checks(self.checks, known)
+        return RewardSource(identity, rewards.by_checks(self.checks, known), checks=self.checks)
 
     async def train(
-        self, session: Session, made: Mapping[str, Made], lessons: training.Lessons, out: Path, progress: Progress
+        self, training: Job, made: Mapping[str, Made], reward: RewardSource | None, progress: Progress
     ) -> dict[str, Any]:
-        """The record of the training in `out`: of one that is there already, or else of this one.
+        """The record of the training: of one that is there already, or else of this one.
 
         Cancelled, it ends after the step in hand; the same call goes on from there.
         """
-        reward = self.reward(session, made)
-        key = self.key(session, lessons, reward)
-        if (record := training.finished(out, key)) is not None:
+        if (record := job.finished(training.out, training.key)) is not None:
             progress.note("unchanged, not trained again")
             return record
-        base, interrupted = self._base(session), threading.Event()
+        interrupted = threading.Event()
 
         def on_step(values: dict[str, float]) -> None:
             if interrupted.is_set():
                 raise KeyboardInterrupt
             progress.metrics(values)
 
+        def work() -> dict[str, Any]:
+            job.write_job(training, self.examples(made))
+            return job.train(training.folder, on_step, None if reward is None else reward.score)
+
         try:
-            return await asyncio.to_thread(
-                training.train, self.settings, base, lessons, self.template, out, key, on_step, reward
-            )
+            return await asyncio.to_thread(work)
         except asyncio.CancelledError:
             interrupted.set()  # the thread cannot be cancelled; it looks after each step
             raise
 
-    def _record(self, record: Mapping[str, Any], lessons: training.Lessons) -> StageRecord:
-        dropped = Counter(record["dropped"]) + training.left_out(self.settings.method, lessons)
+    # ------------------------------------------------------------ the stage
+
+    async def run(self, work: Work) -> StageRecord:
+        survey = self.survey(work.made)
+        reward = self.reward(work.session, work.made)
+        training = self.job(work.session, survey, work.folder.model(self.trained), reward)
+        record = await self.train(training, work.made, reward, work.progress)
+        self._add_to(work.session, training.out)
+        work.made[self.name] = Made(report=record)
+        work.manifest.digests[f"model {self.trained}"] = work.session.engines[self.trained].identity
+        return self._record(record, survey)
+
+    def _record(self, record: Mapping[str, Any], survey: Survey) -> StageRecord:
+        dropped = Counter(record["dropped"]) + survey.left_out
         facts = {"steps": record["steps"], "trained_seconds": round(record["seconds"], 2), "cut": record["cut"]}
         facts["metrics"] = {name: round(value, 6) for name, value in record["metrics"].items()}
         reads = " + ".join(source.name for source in self.step.sources)
-        kind = self.settings.kind
-        return StageRecord(self.name, kind, reads, len(lessons), record["kept"], dropped, facts=facts)
+        return StageRecord(self.name, self.settings.kind, reads, survey.given, record["kept"], dropped, facts=facts)
 
     def outcome(self, facts: Mapping[str, Any]) -> str:
         accuracy = facts["metrics"].get("validation_accuracy")
         return f", {accuracy:.0%} right on validation pairs" if accuracy is not None else ""
 
-    def lessons(self, made: Mapping[str, Made]) -> training.Lessons:
-        """What it learns from; a model named for its revisions must not be trained on all but them."""
-        lessons: training.Lessons = []
-        for source in self.step.sources:
-            given = lessons_of(made[source.name], self.settings.takes)
-            if not given:
-                raise WorkError(
-                    f"stage {source.name!r} gave nothing to train {self.name!r} on",
-                    fix="`rlaif status` counts what was dropped and why",
-                )
-            lessons += given
-        return lessons
-
-    def _base(self, session: Session) -> LocalModel:
-        base = session.specs[self.settings.trainer.base]
-        assert isinstance(base, LocalModel), "checked as the pipeline was read"
-        return base
-
-    def key(self, session: Session, lessons: training.Lessons, reward: training.Reward | None) -> str:
-        """The digest of all that determines the trained model."""
-        base = weights_digest(training.weights_folder(self._base(session)))
-        return training.training_key(self.settings, base, lessons, self.template, reward.identity if reward else None)
-
-    def reward(self, session: Session, made: Mapping[str, Made]) -> training.Reward | None:
-        """What rewards a completion, as a trainer's thread calls it; None for a trainer that needs none."""
-        ppo = self.settings.ppo
-        if ppo is None:
-            return None
-        if ppo.reward is None:
-            sources = [made[source.name].prompts for source in self.step.sources]
-            return training.reward_by_checks(self.checks, (p for source in sources if source for p in source.kept))
-        spec = session.specs[ppo.reward]
-        assert isinstance(spec, LocalModel), "checked as the pipeline was read"
-        return training.reward_of(spec, session.engines[ppo.reward], asyncio.get_running_loop())
-
-    def _add_to(self, session: Session, folder: Any) -> None:
-        base = self.settings.trainer.base
-        spec = trained_spec(folder, session.specs[base], self.settings.method)
+    def _add_to(self, session: Session, folder: Path) -> None:
+        base = self.trainer.base
+        spec = trained_spec(folder, session.specs[base], scores=self.trainer.scores)
         session.add(self.trained, spec, parent=base)
 
     async def plan(self, planning: Planning) -> dict[str, Any]:
-        session, settings = planning.session, self.settings.trainer
-        lessons = [
-            one for source in self.step.sources
-            for one in lessons_of(planning.made[source.name], self.settings.takes)
-        ]  # fmt: skip
+        session = planning.session
+        survey = self.survey(planning.made, complete=False)
         waits = any(planning.made[source.name].unknown for source in self.step.sources)
-        known = not waits and all(use.model in session.engines for use in self.settings.models_used())
-        folder = planning.folder.model(self.trained)
-        if known and training.finished(folder, self.key(session, lessons, self.reward(session, planning.made))):
-            self._add_to(session, folder)
-            return {"rows": len(lessons), "state": "unchanged"}
-        session.settings[self.trained] = session.settings[settings.base]
+        if not waits and all(model in session.engines for model in self.models):
+            reward = self.reward(session, planning.made)
+            training = self.job(session, survey, planning.folder.model(self.trained), reward)
+            if job.finished(training.out, training.key):
+                self._add_to(session, training.out)
+                return {"rows": survey.given, "state": "unchanged"}
+        session.settings[self.trained] = session.settings[self.trainer.base]
         state = "to train, on rows that are not all known yet" if waits else "to train"
-        return {"rows": len(lessons), "state": state}
+        return {"rows": survey.given, "state": state}
 
 
-def lessons_of(made: Made, takes: Takes) -> training.Lessons:
-    """What a trainer takes of what a stage made."""
-    if takes == "prompts":
-        assert made.prompts is not None
-        return training.prompts(made.prompts.kept)
-    if takes == "preferences":
-        assert made.preferences is not None
-        return training.preferences(made.preferences)
-    if made.conversations is not None:
-        return training.conversations(made.conversations)
-    assert made.rows is not None
-    return training.revisions(made.rows)
+def _by_model(session: Session, name: str) -> RewardSource:
+    """A reward model as a trainer's thread calls it: each score is asked of the engine on this event loop."""
+    spec, engine = session.specs[name], session.engines[name]
+    model = RewardModel(weights_folder(spec))
+    if isinstance(spec, TransformersModel):  # no other engine scores
+        model = RewardModel(model.folder, spec.dtype, spec.device, spec.batch_size)
+    loop = asyncio.get_running_loop()
+    return RewardSource(engine.identity, rewards.by_model(engine, rewards.on_loop(loop)), model=model)
+
+
+def weights_folder(spec: object) -> Path:
+    """The folder of a local model. Raises InputError or WorkError where it cannot be found or fetched."""
+    assert isinstance(spec, LocalModel), "checked as the pipeline was read"
+    return model_folder(spec.hub, spec.revision) if spec.hub else find(str(spec.path))

@@ -1,0 +1,140 @@
+"""`python -m rlaif.train JOB [--json]`: train the job in a folder into its model's folder.
+
+A line for each step, with `--json` an object, and a last one for the model. SIGINT and SIGTERM end it after the step in
+hand with exit code 130; the same command goes on. A second signal ends it at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from rlaif.errors import InputError, RlaifError
+from rlaif.train import job as jobs
+from rlaif.train import rewards
+from rlaif.train.examples import RewardFunction
+from rlaif.train.job import Job, RewardModel
+
+INTERRUPTED = 130
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(message, fix=f"see `{self.prog} --help`")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command. Returns its exit code: 0 done, 1 the work failed, 2 the input is wrong, 130 interrupted."""
+    parser = _Parser(prog="python -m rlaif.train", description="Train the job in a folder into its model's folder.")
+    parser.add_argument("job", metavar="JOB", type=Path, help="a job's folder, NAME.partial; the model is NAME")
+    parser.add_argument("--json", action="store_true", help="print a JSON object for each step")
+    folder: Path | None = None
+    try:
+        given = parser.parse_args(arguments)
+        folder = given.job
+        return _train(given.job, given.json)
+    except RlaifError as error:
+        return _failed(str(error), error.exit_code)
+    except ImportError as error:
+        return _failed(f"{error}. Fix: pip install 'rlaif[train]'", 2)
+    except BrokenPipeError:  # the reader of a pipe has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:  # a full disk, a folder that may not be written
+        return _failed(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 1)
+    except Exception as error:  # what nobody foresaw, such as a device without memory
+        told = f"the training failed: {type(error).__name__}: {' '.join(str(error).split())[:500]}"
+        if folder is not None and folder.is_dir():
+            (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+            told += f" (all of it is in {folder / 'error.txt'})"
+        return _failed(told, 1)
+
+
+def _train(folder: Path, as_json: bool) -> int:
+    interrupted = threading.Event()
+    job = jobs.read_job(folder)
+
+    def on_step(figures: dict[str, float]) -> None:
+        _print(figures if as_json else _told(figures), as_json)
+        if interrupted.is_set():
+            raise KeyboardInterrupt
+
+    with _signals_noted(interrupted), _reward(job) as reward:
+        try:
+            record = jobs.train(folder, on_step, reward)
+        except KeyboardInterrupt:
+            return _failed("interrupted; run the same command again to go on from the last checkpoint", INTERRUPTED)
+    done = f"{record['kept']:,} examples, {record['steps']:,} steps; the model is in {job.out}"
+    _print({"model": str(job.out), **record} if as_json else done, as_json)
+    return 0
+
+
+@contextmanager
+def _signals_noted(interrupted: threading.Event) -> Iterator[None]:
+    """The first SIGINT or SIGTERM sets `interrupted`; the second ends the process."""
+    signals = (signal.SIGINT, signal.SIGTERM)
+
+    def note(number: int, frame: FrameType | None) -> None:
+        interrupted.set()
+        for each in signals:
+            signal.signal(each, signal.SIG_DFL)
+
+    before = [signal.signal(each, note) for each in signals]
+    try:
+        yield
+    finally:
+        for each, handler in zip(signals, before, strict=True):
+            signal.signal(each, handler)
+
+
+@contextmanager
+def _reward(job: Job) -> Iterator[RewardFunction | None]:
+    """What the job is rewarded by: checks in code, or a reward model that this command opens."""
+    if job.checks is not None:
+        yield rewards.by_checks(job.checks, job.examples("train"))
+    elif job.reward is not None:
+        engine = _engine(job.reward)
+        with asyncio.Runner() as runner:
+            try:
+                yield rewards.by_model(engine, runner.run)
+            finally:
+                runner.run(engine.close())
+    else:
+        yield None
+
+
+def _engine(model: RewardModel) -> Any:
+    from rlaif.engines.transformers import TransformersEngine
+
+    return TransformersEngine(
+        "reward", str(model.folder), dtype=model.dtype, device=model.device, batch_size=model.batch_size
+    )
+
+
+def _told(figures: dict[str, float]) -> str:
+    shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items() if name not in ("step", "steps"))
+    return f"step {figures['step']:.0f} of {figures['steps']:.0f}: {shown}"
+
+
+def _print(line: Any, as_json: bool) -> None:
+    print(json.dumps(line) if as_json else line, flush=True)
+
+
+def _failed(message: str, code: int) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,139 @@
+"""What passes between a pipeline and a trainer: the records learnt from, a reward, and the report of a step.
+
+Knows records and files' shapes; imports no torch. Every function takes and gives one example at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rlaif.formats import Conversation, StatedPreference
+from rlaif.records import Message, Preference, Prompt, Row, Split, canonical
+
+# Called after each step with its figures, `step` and `steps` among them. What it raises ends the training.
+OnStep = Callable[[dict[str, float]], None]
+# A score for each completion beside its prompt; None for one that cannot be scored.
+RewardFunction = Callable[[Sequence[tuple[Message, ...]], Sequence[str]], list[float | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstration:
+    """A conversation that ends with an assistant turn. `turns` says which of the assistant's turns are learnt."""
+
+    messages: tuple[Message, ...]
+    turns: Literal["all", "last"] = "all"
+    split: Split = "train"
+
+
+@dataclass(frozen=True, slots=True)
+class PreferencePair:
+    """A prompt, and of two completions to it the one that was preferred and the other."""
+
+    prompt: tuple[Message, ...]
+    chosen: str
+    rejected: str
+    split: Split = "train"
+
+
+@dataclass(frozen=True, slots=True)
+class PromptOnly:
+    """A prompt that the policy answers itself, with what checks by code need to know of it."""
+
+    messages: tuple[Message, ...]
+    split: Split = "train"
+    reference: tuple[str, ...] = ()  # true answers, any of which is right
+    checks: tuple[dict[str, Any], ...] = ()  # the prompt's own, as `judges.verifiers` reads them
+
+    @property
+    def is_checked(self) -> bool:
+        """Whether checks by code need to know more of it than its messages."""
+        return bool(self.reference or self.checks)
+
+
+Example = Demonstration | PreferencePair | PromptOnly
+
+
+def of_conversations(items: Iterable[Conversation]) -> Iterator[Demonstration]:
+    """Each conversation, in the order given."""
+    for item in items:
+        yield Demonstration(item.messages, item.turns, item.split)
+
+
+def of_revisions(rows: Iterable[Row]) -> Iterator[Demonstration]:
+    """Each prompt with the last revision of each of its candidates that has one."""
+    for row in rows:
+        for candidate in range(len(row.candidates)):
+            revision = row.last_revision(candidate)
+            if revision is not None:
+                answer = Message(role="assistant", content=revision.text)
+                yield Demonstration((*row.prompt.messages, answer), "all", row.prompt.split)
+
+
+def of_preferences(items: Iterable[Preference]) -> Iterator[PreferencePair]:
+    """Preferences that a pair stage made."""
+    for item in items:
+        texts = item.chosen.completion.text, item.rejected.completion.text
+        yield PreferencePair(item.prompt.messages, *texts, item.prompt.split)
+
+
+def of_stated_preferences(items: Iterable[StatedPreference]) -> Iterator[PreferencePair]:
+    """Preferences that a file states."""
+    for item in items:
+        yield PreferencePair(item.prompt.messages, item.chosen, item.rejected, item.split)
+
+
+def of_prompts(items: Iterable[Prompt]) -> Iterator[PromptOnly]:
+    """Prompts, each with its references and checks."""
+    for item in items:
+        yield PromptOnly(item.messages, item.split, item.reference, item.checks)
+
+
+class Survey:
+    """Counts and digests the examples of one training as they go by, and keeps none of them.
+
+    `unused` are the splits that the trainer has no use for; such examples are counted and are no part of the digest.
+    """
+
+    def __init__(self, unused: Sequence[Split]) -> None:
+        self._unused = unused
+        self._hash = hashlib.sha256(b"[")
+        self._first = True
+        self.given = 0
+        self.left_out: Counter[str] = Counter()  # by split
+
+    def add(self, examples: Iterable[Example]) -> int:
+        """Take the examples of one more source. How many it gave."""
+        before = self.given
+        for example in examples:
+            self.given += 1
+            if example.split in self._unused:
+                self.left_out[example.split] += 1
+                continue
+            piece = canonical([example.split, _plain(example)])
+            self._hash.update(("" if self._first else ",").encode() + piece.encode("utf-8", "surrogatepass"))
+            self._first = False
+        return self.given - before
+
+    @property
+    def digest(self) -> str:
+        """32 hex digits: `records.digest` of the JSON array of all that was learnt from, in order."""
+        whole = self._hash.copy()
+        whole.update(b"]")
+        return whole.hexdigest()[:32]
+
+
+def _plain(example: Example) -> list[Any]:
+    """The part of an example that decides what is learnt, as JSON. Its form is in the key of every trained model."""
+    if isinstance(example, PreferencePair):
+        return [_turns(example.prompt), example.chosen, example.rejected]
+    if isinstance(example, Demonstration) and example.turns == "last":
+        return [_turns(example.messages[:-1]), example.messages[-1].content]
+    return _turns(example.messages)
+
+
+def _turns(messages: Sequence[Message]) -> list[Any]:
+    return [[message.role, message.content] for message in messages]

@@ -1,0 +1,447 @@
+"""A training is a folder that says all, and a function that makes a model folder of it.
+
+    NAME.partial/               beside the model's folder NAME, which appears only when it is whole
+        key                     the digest of all that decides the model: whose folder this is
+        job.json                method, settings, base model, chat template, reward; digests of base and data, versions
+        data/train.parquet      what is learnt from, a row an example
+        data/validation.parquet what it is checked on, where the method has use for it
+        checkpoint-N/           after step N
+        final/                  the trained model, before it is moved to NAME
+        lock                    one process at a time trains here
+
+The function is called in the process of a run, or by `python -m rlaif.train NAME.partial`. A training that was
+interrupted goes on from its last checkpoint when its job is written or trained again. No torch is imported before it
+trains.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from rlaif.config import TRAINERS, DPOSettings, PPOSettings, RMSettings, SFTSettings, Training
+from rlaif.engines.identity import weights_digest
+from rlaif.errors import InputError, RlaifError, WorkError
+from rlaif.judges.verifiers import Check
+from rlaif.records import Message, Split, digest
+from rlaif.train.examples import (
+    Demonstration,
+    Example,
+    OnStep,
+    PreferencePair,
+    PromptOnly,
+    RewardFunction,
+)
+from rlaif.version import __version__
+
+FORMAT = 1
+PACKAGES = ("torch", "transformers", "trl", "accelerate")  # a trained model depends on their versions
+IRRELEVANT = {"base", "name", "data", "reward", "checkpoint_steps"}  # names and habits: they change no weight
+BATCH = 1000  # examples in memory while Parquet is written or read
+_BEGINNINGS = {"lock", ".key.tmp"}  # what a folder holds that was interrupted before its key was written
+
+
+@dataclass(frozen=True, slots=True)
+class RewardModel:
+    """The reward model of a training: its folder, and how it runs, which decides what it answers."""
+
+    folder: Path
+    dtype: str = "float32"
+    device: str = "auto"
+    batch_size: int = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A training, all but its examples. `key` is its `training_key`, `out` the folder of the model it makes.
+
+    PPO is rewarded by a model or, where there is none, by checks in code.
+    """
+
+    settings: Training
+    base: Path
+    out: Path
+    key: str
+    template: str | None = None
+    reward: RewardModel | None = None
+    checks: tuple[Check, ...] | None = None
+
+    @property
+    def method(self) -> str:
+        return self.settings.method
+
+    @property
+    def folder(self) -> Path:
+        return job_folder(self.out)
+
+    def examples(self, split: Split) -> Iterator[Any]:
+        """The examples of a split that the folder holds, in the order they were written; none where it holds none."""
+        file = self.folder / "data" / f"{split}.parquet"
+        return _read_examples(file, self.settings.takes, split) if file.exists() else iter(())
+
+
+def job_folder(out: Path) -> Path:
+    """Where the training of the model folder `out` keeps its job: beside it."""
+    return out.with_name(out.name + ".partial")
+
+
+# ---------------------------------------------------------------- the key
+
+
+def training_key(settings: Training, base: str, examples: str, template: str | None, reward: str | None) -> str:
+    """The digest of all that determines the trained model.
+
+    `base` is the digest of the weights it starts from, since how that model is run for sampling does not matter here;
+    `examples` is a `Survey`'s digest; `reward` is the identity of what rewards, a reward model's precision included.
+    """
+    return digest(
+        {
+            "trainer": settings.method,
+            "settings": settings.model_dump(mode="json", exclude=IRRELEVANT),
+            "base": base,
+            "reward": reward,
+            "lessons": examples,
+            "template": template,
+            "versions": _versions(),
+        }
+    )
+
+
+def _versions() -> dict[str, str]:
+    return {"rlaif": __version__, **versions(*PACKAGES)}
+
+
+@cache
+def versions(*packages: str) -> Mapping[str, str]:
+    """The installed versions of `packages`, those that are not installed left out."""
+    installed = {}
+    for package in packages:
+        try:
+            installed[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return installed
+
+
+def finished(out: Path, key: str) -> dict[str, Any] | None:
+    """The record of the training of `out` (`TrainResult` and the digest of its weights), when nothing is left to do.
+
+    None unless it was made from the inputs of `key` and its files are as they were.
+    """
+    record = _read_json(out / "training.json") if _read_text(out / "key") == key else None
+    if record is None:
+        return None
+    try:
+        return record if record.get("weights") == weights_digest(out) else None
+    except RlaifError:  # a file of the model is gone
+        return None
+
+
+# ---------------------------------------------------------------- written
+
+
+def write_job(job: Job, examples: Iterable[Example]) -> None:
+    """Write the folder of a job. An unfinished training of other inputs is thrown away; one of these goes on.
+
+    A model that stands in the way is removed. Examples of splits that the method has no use for are left out.
+
+    Raises InputError when what lies in the folder's place is no job, WorkError while another process trains there.
+    """
+    folder = job.folder
+    refuse_foreign(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _held(folder):
+        if _read_text(folder / "key") != job.key:
+            for path in folder.iterdir():
+                if path.name != "lock":
+                    _remove(path)
+            _write_text(folder / "key", job.key)
+        if job.out.exists():  # moved aside first: half of an old model must never stand under its name
+            _remove(folder / "old")
+            os.replace(job.out, folder / "old")
+        _remove(folder / "old")
+        written = _read_json(folder / "job.json") or {}
+        if written.get("data") != _data_digests(folder):
+            _write_data(job, examples)
+        _write_text(folder / "job.json", json.dumps(_as_json(job), indent=2, ensure_ascii=False) + "\n")
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Raise InputError when a folder where a job would be written is there and is none."""
+    if os.path.lexists(folder) and not (folder / "key").is_file():
+        if folder.is_dir() and {path.name for path in folder.iterdir()} <= _BEGINNINGS:
+            return
+        raise InputError(
+            "the folder is not an unfinished training", file=str(folder), fix="move it, or name another with --out"
+        )
+
+
+def _as_json(job: Job) -> dict[str, Any]:
+    reward = job.reward
+    return {
+        "format": FORMAT,
+        "method": job.method,
+        "settings": job.settings.model_dump(mode="json"),
+        "base": {"folder": str(job.base.absolute()), "weights": weights_digest(job.base)},
+        "template": job.template,
+        "reward": None if reward is None else asdict(reward) | {"folder": str(reward.folder.absolute())},
+        "checks": None if job.checks is None else [check.model_dump(mode="json") for check in job.checks],
+        "data": _data_digests(job.folder),
+        "versions": _versions(),
+    }
+
+
+def _data_digests(folder: Path) -> dict[str, str]:
+    digests = {}
+    for path in sorted(folder.glob("data/*.parquet")):
+        with path.open("rb") as file:
+            digests[path.stem] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
+
+
+def _write_data(job: Job, examples: Iterable[Example]) -> None:
+    """Write `data/`, whole or not at all, a batch of each split in memory at a time."""
+    import pyarrow.parquet
+
+    temporary = job.folder / ".data.tmp"
+    _remove(temporary)
+    temporary.mkdir()
+    schema = _schema(job.settings.takes)
+    splits: tuple[Split, ...] = ("train", "validation")
+    with ExitStack() as opened:
+        writers, batches = {}, {}
+        for split in splits:
+            if split not in job.settings.unused:
+                file = opened.enter_context(open(temporary / f"{split}.parquet", "wb"))
+                opened.callback(os.fsync, file.fileno())
+                writers[split] = opened.enter_context(pyarrow.parquet.ParquetWriter(file, schema))
+                batches[split] = list[dict[str, Any]]()
+        for example in examples:
+            if example.split not in writers:
+                continue
+            batch = batches[example.split]
+            batch.append(_row(example))
+            if len(batch) == BATCH:
+                writers[example.split].write_table(pyarrow.Table.from_pylist(batch, schema=schema))
+                batch.clear()
+        for split, batch in batches.items():
+            writers[split].write_table(pyarrow.Table.from_pylist(batch, schema=schema))
+    _remove(job.folder / "data")
+    os.replace(temporary, job.folder / "data")
+
+
+def _schema(takes: str) -> Any:
+    import pyarrow
+
+    text = pyarrow.string()
+    messages = pyarrow.list_(pyarrow.struct([("role", text), ("content", text)]))
+    fields = {
+        "demonstrations": [("messages", messages), ("turns", text)],
+        "preferences": [("prompt", messages), ("chosen", text), ("rejected", text)],
+        "prompts": [("messages", messages), ("reference", pyarrow.list_(text)), ("checks", text)],
+    }
+    return pyarrow.schema(fields[takes])
+
+
+def _row(example: Example) -> dict[str, Any]:
+    if isinstance(example, PreferencePair):
+        return {"prompt": _turns(example.prompt), "chosen": example.chosen, "rejected": example.rejected}
+    if isinstance(example, Demonstration):
+        return {"messages": _turns(example.messages), "turns": example.turns}
+    checks = json.dumps(example.checks)  # of every shape, which columns are not
+    return {"messages": _turns(example.messages), "reference": list(example.reference), "checks": checks}
+
+
+def _turns(messages: Iterable[Message]) -> list[dict[str, str]]:
+    return [{"role": message.role, "content": message.content} for message in messages]
+
+
+# ---------------------------------------------------------------- read
+
+
+def read_job(folder: Path) -> Job:
+    """The job that a folder holds. Raises InputError for a folder that holds none, or one of another version."""
+    if not folder.is_dir():
+        raise InputError("there is no such folder", file=str(folder), fix="give a job's folder, NAME.partial")
+    folder = folder.absolute()  # `.` has no name
+    key, read = _read_text(folder / "key"), _read_json(folder / "job.json")
+    if key is None or read is None or not folder.name.endswith(".partial"):
+        raise InputError("the folder holds no training", file=str(folder), fix="give a job's folder, NAME.partial")
+    file = str(folder / "job.json")
+    if read.get("format") != FORMAT:
+        raise InputError("the job is of another format", file=file, fix="use the version of rlaif that wrote it")
+    try:
+        reward, checks = read["reward"], read["checks"]
+        job = Job(
+            settings=TRAINERS[read["method"]].model_validate(read["settings"]),
+            base=Path(read["base"]["folder"]),
+            out=folder.with_name(folder.name.removesuffix(".partial")),
+            key=key,
+            template=read["template"],
+            reward=None if reward is None else RewardModel(**reward | {"folder": Path(reward["folder"])}),
+            checks=None if checks is None else tuple(Check.model_validate(check) for check in checks),
+        )
+        _check_unchanged(job, read, file)
+    except (AttributeError, KeyError, TypeError, ValidationError) as error:
+        problem = str(error).splitlines()[0]
+        raise InputError(f"the job cannot be read: {problem}", file=file, fix="write it again") from None
+    return job
+
+
+def _check_unchanged(job: Job, read: Mapping[str, Any], file: str) -> None:
+    """Raise InputError where the model made here would not be the one that the job's key names."""
+    if read["versions"] != _versions():
+        here, there = _versions(), read["versions"]
+        differing = [f"{name} {there.get(name)}, here {here.get(name)}" for name in here | there
+                     if there.get(name) != here.get(name)]  # fmt: skip
+        raise InputError(
+            f"the job was written under other versions ({'; '.join(differing)})", file=file, fix="install those"
+        )
+    if _data_digests(job.folder) != read.get("data"):
+        raise InputError("the examples are not those of the job", file=file, fix="write the job again")
+    if weights_digest(job.base) != read["base"]["weights"]:
+        raise InputError("the base model is not as it was when the job was written", file=str(job.base),
+                         fix="write the job again")  # fmt: skip
+
+
+def _read_examples(file: Path, takes: str, split: Split) -> Iterator[Example]:
+    import pyarrow.parquet
+
+    for batch in pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=BATCH):
+        for row in batch.to_pylist():
+            yield _example(row, takes, split)
+
+
+def _example(row: Mapping[str, Any], takes: str, split: Split) -> Example:
+    messages = tuple(Message(**turn) for turn in row["prompt" if takes == "preferences" else "messages"])
+    if takes == "preferences":
+        return PreferencePair(messages, row["chosen"], row["rejected"], split)
+    if takes == "demonstrations":
+        return Demonstration(messages, row["turns"], split)
+    return PromptOnly(messages, split, tuple(row["reference"]), tuple(json.loads(row["checks"])))
+
+
+# ---------------------------------------------------------------- trained
+
+
+def train(folder: Path, on_step: OnStep, reward: RewardFunction | None = None) -> dict[str, Any]:
+    """Train the job in `folder` and return the record of its training; the model's folder takes the job's place.
+
+    `reward` is PPO's. What `on_step` raises ends the training, which goes on from its last checkpoint when it is
+    called again; a job that is done already is only cleared away.
+
+    Raises InputError for a folder that holds no job, for a model's folder that is there already and for what the
+    trainers refuse; WorkError for a training that fails, or while another process trains there.
+    """
+    job = read_job(folder)
+    folder = job.folder
+    with _held(folder):
+        record = finished(job.out, job.key)
+        if record is None:
+            if os.path.lexists(job.out):
+                raise InputError("the trained model's folder is there already", file=str(job.out), fix="remove it")
+            _METHODS[job.method](job, on_step, reward)
+            shutil.copy(folder / "key", folder / "final")  # renamed with the weights: a model has its key
+            os.replace(folder / "final", job.out)
+            record = finished(job.out, job.key)
+            assert record is not None, f"{job.out} was trained but holds no record"
+        shutil.rmtree(folder)
+    return record
+
+
+def _sft(job: Job, on_step: OnStep, reward: RewardFunction | None) -> None:
+    from rlaif.train.sft import train_sft
+
+    settings, validation = job.settings, job.examples("validation")
+    assert isinstance(settings, SFTSettings)
+    train_sft(settings, job.base, job.examples("train"), validation, job.folder, on_step, job.template)
+
+
+def _rm(job: Job, on_step: OnStep, reward: RewardFunction | None) -> None:
+    from rlaif.train.rm import train_rm
+
+    assert isinstance(job.settings, RMSettings)
+    train_rm(job.settings, job.base, job.examples("train"), job.examples("validation"), job.folder, on_step)
+
+
+def _dpo(job: Job, on_step: OnStep, reward: RewardFunction | None) -> None:
+    from rlaif.train.dpo import train_dpo
+
+    assert isinstance(job.settings, DPOSettings)
+    train_dpo(job.settings, job.base, job.examples("train"), job.examples("validation"), job.folder, on_step)
+
+
+def _ppo(job: Job, on_step: OnStep, reward: RewardFunction | None) -> None:
+    from rlaif.train.ppo import train_ppo
+
+    assert isinstance(job.settings, PPOSettings) and reward is not None
+    value_init = None if job.reward is None else job.reward.folder
+    train_ppo(job.settings, job.base, value_init, job.examples("train"), reward, job.folder, on_step)
+
+
+_METHODS: dict[str, Callable[[Job, OnStep, RewardFunction | None], None]] = {
+    "sft": _sft,
+    "rm": _rm,
+    "dpo": _dpo,
+    "ppo": _ppo,
+}
+
+
+# ---------------------------------------------------------------- files
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Hold the folder for this process. Raises WorkError while another one does."""
+    with open(folder / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise WorkError("another process trains in this folder", file=str(folder), fix="wait for it") from None
+        yield
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, a link or a folder; nothing where nothing is."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _read_text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    text = _read_text(path)
+    try:
+        value = json.loads(text) if text is not None else None
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None

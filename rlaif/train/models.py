@@ -1,0 +1,216 @@
+"""Models on disk: loaded to be trained, checkpointed on the way, saved with the record of their training.
+
+Knows transformers and files; knows nothing of TRL, of losses or of what is learnt. A job's folder (`train.job`) holds
+the checkpoints, and the finished model in `final`, from where it is moved once it is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import transformers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from rlaif.engines.identity import weights_digest
+from rlaif.errors import InputError, WorkError
+from rlaif.train.tokens import Counts
+
+FINAL = "final"  # the trained model's folder inside its job's
+
+
+class TrainResult(NamedTuple):
+    """What a trainer made, as `training.json` beside the model says it.
+
+    `seconds` are of this call, `steps` and `metrics` of the whole training; `kept`, `cut` and `dropped` count examples.
+    """
+
+    steps: int
+    seconds: float
+    metrics: dict[str, float]
+    kept: int
+    cut: int
+    dropped: dict[str, int]
+
+
+# ---------------------------------------------------------------- load
+
+
+def load(base: Path, template: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The base model in float32 and its tokenizer, with `template` as its chat template where one is given.
+
+    Raises InputError for a folder that holds no whole model in safetensors.
+    """
+    model, tokenizer = _loaded(AutoModelForCausalLM, base)
+    if template is not None:
+        tokenizer.chat_template = template
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token  # only fills the batch up: the masks come from the rows' lengths
+    return model, tokenizer
+
+
+def load_reward(base: Path, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The base model in float32 with a score head, drawn from `seed` where it has none, and its tokenizer.
+
+    Raises InputError as `load` does.
+    """
+    transformers.set_seed(seed)
+    return _loaded(AutoModelForSequenceClassification, base, num_labels=1)
+
+
+def _loaded(kind: Any, base: Path, **options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base)
+        model, loading = kind.from_pretrained(
+            base, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise InputError(f"the base model cannot be loaded: {reason}", file=str(base)) from None
+    refuse_noise(base, loading, new_head=bool(options))
+    return model, tokenizer
+
+
+def load_value_model(folder: Path, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """The reward model in `folder` in float32.
+
+    Raises InputError when it is none, or when it reads other tokens than `tokenizer`, the policy's.
+    """
+    model: PreTrainedModel
+    try:
+        own = AutoTokenizer.from_pretrained(folder)
+        model, loading = AutoModelForSequenceClassification.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise InputError(f"the reward model cannot be loaded: {reason}", file=str(folder)) from None
+    if loading["missing_keys"] or getattr(model, "num_labels", None) != 1 or not hasattr(model, "score"):
+        raise InputError(
+            "the model has no head that gives one score", file=str(folder), fix="name a trained reward model"
+        )
+    pairs = {
+        "vocabulary": (own.get_vocab(), tokenizer.get_vocab()),
+        "end token": (own.eos_token, tokenizer.eos_token),
+        "chat template": (own.chat_template, tokenizer.chat_template),
+    }
+    if differing := [name for name, (theirs, ours) in pairs.items() if theirs != ours]:
+        raise InputError(
+            f"the reward model's {' and '.join(differing)} differ from the base model's, so the value model could not "
+            "read the policy's tokens",
+            file=str(folder),
+            fix="train the reward model from the same base model",
+        )
+    return model
+
+
+def flat_value_model(folder: Path) -> PreTrainedModel:
+    """The model in `folder` in float32 with a new head of zeros: it expects nothing before it has learnt what comes.
+
+    Raises InputError for weights that lack tensors of the model.
+    """
+    model: PreTrainedModel
+    model, loading = AutoModelForSequenceClassification.from_pretrained(
+        folder, num_labels=1, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+    )
+    refuse_noise(folder, loading, new_head=True)
+    head: Any = model.score
+    torch.nn.init.zeros_(head.weight)
+    return model
+
+
+def refuse_noise(folder: Path, loading: Mapping[str, Any], *, new_head: bool = False) -> None:
+    """Raise InputError where the file lacks tensors of the model: transformers fills them with noise and goes on.
+
+    `loading` is what `from_pretrained` tells of it; with `new_head` a score head may be missing, and is drawn.
+    """
+    missing = sorted(key for key in loading["missing_keys"] if not (new_head and key.startswith("score.")))
+    if not missing:
+        return
+    problem = f"the weights lack {len(missing)} of the model's tensors, the first is {missing[0]!r}"
+    strangers = sorted(loading["unexpected_keys"])
+    if strangers:
+        problem += f", and hold {len(strangers)} that it does not have, the first is {strangers[0]!r}"
+    raise InputError(problem, file=str(folder), fix="save the whole model again, under its own tensor names")
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+def mark_complete(checkpoint: Path) -> None:
+    """Say that all of `checkpoint` is written: what lacks the mark is not read."""
+    (checkpoint / "complete").touch()
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The last checkpoint in a job's folder that was written to its end."""
+    whole = [mark.parent for mark in folder.glob("checkpoint-*/complete")]
+    return max(whole, key=step_of, default=None)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step after which a checkpoint was written, from 1."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+# ---------------------------------------------------------------- save
+
+
+def save(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    counts: Counts,
+    *,
+    steps: int,
+    metrics: dict[str, float],
+    began: float,
+) -> TrainResult:
+    """Write the model, its tokenizer and `training.json` into `final` of the job's `folder`.
+
+    `began` is `time.monotonic()` at the beginning of the call. Raises WorkError for weights that are not finite.
+    """
+    final = folder / FINAL
+    shutil.rmtree(final, ignore_errors=True)
+    if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
+        raise WorkError("the trained weights are not finite", fix="lower `learning_rate`")
+    if model.can_generate():
+        # What the base model's file says on sampling is left behind: a pipeline says how its models are asked.
+        ends = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        model.generation_config = GenerationConfig(**ends)
+    model.config.use_cache = True  # the base trainer switches it off, and sampling without it is quadratic
+    model.save_pretrained(final)
+    tokenizer.save_pretrained(final)
+    seconds = time.monotonic() - began
+    result = TrainResult(steps, seconds, metrics, counts.kept, counts.cut, dict(counts.dropped))
+    record = result._asdict() | {"weights": weights_digest(final)}
+    (final / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return result
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """No progress bar and no advice from transformers; a caller reports progress through `on_step`."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
