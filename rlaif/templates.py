@@ -94,12 +94,28 @@ def _plain(value: Any) -> Any:
     if isinstance(value, int | float):
         return value
     if isinstance(value, BaseModel):
-        return {name: _plain(getattr(value, name)) for name in type(value).model_fields}
+        return _plain_model(value)
     if isinstance(value, Mapping):
         return {_plain(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     raise TypeError(f"a template is not handed a {type(value).__name__}")
+
+
+# A run renders the same few aspects and principles for every row. Each is kept with its plain form, so that no other
+# object can take its id; no template can change it, since the environment lets none change a mapping or a list.
+_plain_models: dict[int, tuple[BaseModel, dict[str, Any]]] = {}
+MOST_KEPT = 1024
+
+
+def _plain_model(model: BaseModel) -> dict[str, Any]:
+    kept = _plain_models.get(id(model))
+    if kept is None:
+        if len(_plain_models) >= MOST_KEPT:
+            _plain_models.clear()
+        plain = {name: _plain(getattr(model, name)) for name in type(model).model_fields}
+        kept = _plain_models[id(model)] = (model, plain)
+    return kept[1]
 
 
 def _names(names: set[str] | frozenset[str]) -> str:

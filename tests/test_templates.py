@@ -105,3 +105,10 @@ def test_a_template_is_handed_plain_data_all_the_way_down() -> None:
     assert seen.render(x=ASPECT, y=(PRINCIPLE,), z=None) == "bad True p None"
     with pytest.raises(InputError, match="not handed a Template"):
         Template("{{ x }}", "t.jinja").render(x=[seen])
+
+
+def test_no_template_changes_what_the_next_one_is_handed() -> None:
+    for change in ("x.scores.update({1: 'good'})", "x.types.clear()", "x.pop('id')", "x.setdefault('new', 1)"):
+        with pytest.raises(InputError, match="cannot be rendered"):
+            Template("{{ " + change + " }}", "t.jinja").render(x=ASPECT)
+    assert Template("{{ x.scores[1] }} {{ x.types | length }} {{ x | length }}", "t.jinja").render(x=ASPECT) == "bad 1 7"
