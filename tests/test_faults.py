@@ -19,6 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,10 +28,13 @@ from serving import Answer, completion, scripted, serve
 from test_run import Cli, asked, count, dataset_bytes, manifest, models, run_cli, url  # noqa: F401 - fixtures among them
 
 from rlaif.engines import traffic
+from rlaif.engines.scheduler import Scheduler
 from rlaif.errors import EngineError
 from rlaif.pipeline import folder
 from rlaif.pipeline.datasets import PARQUET
+from rlaif.pipeline.progress import Silent
 from rlaif.pipeline.run import LEAST_ROOM
+from rlaif.pipeline.signals import interruptible
 from rlaif.store import CallStore
 
 ROOT = Path(__file__).parent.parent
@@ -97,7 +101,6 @@ def test_one_ctrl_c_leaves_data_that_can_be_used_and_says_how_to_go_on(
     code, out = ended(process)
     found = manifest(tmp_path / "runs/echo")
     assert code == 130 and found["state"] == "stopped" and "Traceback" not in out
-    assert "press Ctrl-C again to end at once" in " ".join(out.split())  # lines wrap
     assert "stopped: interrupted" in out and "run the same command again to continue" in out
     sampled, rated, paired = (next(s for s in found["stages"] if s["kind"] == k) for k in ("sample", "rate", "pair"))
     assert rated["dropped"]["not reached"] + sampled["dropped"].get("not reached", 0) > 0
@@ -110,6 +113,26 @@ def test_one_ctrl_c_leaves_data_that_can_be_used_and_says_how_to_go_on(
     after = asked(models)
     assert code == 0 and manifest(tmp_path / "runs/echo")["state"] == "done"
     assert {name: before[name] + after[name] for name in models} == {"one": 400, "two": 400, "judge": 400}
+
+
+def test_the_first_ctrl_c_says_what_a_second_one_does() -> None:
+    told, stopped = Silent(), Scheduler(CallStore(Path(":memory:")), {}, {})
+    told.begin("sample", "rows")
+    work: Any = SimpleNamespace(session=SimpleNamespace(scheduler=stopped), progress=told)
+
+    async def interrupted() -> None:
+        with interruptible(work, gentle=True, blocks=False):
+            os.kill(os.getpid(), signal.SIGINT)
+            while stopped.stopped is None:
+                await asyncio.sleep(0)
+            assert stopped.stopped.cause == "interrupted"
+            detail = "interrupted: waiting for the calls in flight; press Ctrl-C again to end at once"
+            assert told.stages[-1].detail == detail
+            os.kill(os.getpid(), signal.SIGINT)
+            await asyncio.sleep(60)
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(interrupted())
 
 
 def test_two_ctrl_c_leave_at_once_and_lose_nothing_that_arrived(

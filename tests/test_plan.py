@@ -61,7 +61,7 @@ class Unlike(Echo):
 
 @pytest.fixture(scope="module")
 def servers() -> Iterator[tuple[dict[str, Echo], str]]:
-    models: dict[str, Echo] = {name: Unlike(name) for name in ("one", "two", "judge")}
+    models: dict[str, Any] = {name: Unlike(name) for name in ("one", "two", "judge")}
     with serve(models) as url:
         yield models, url
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import random
 import time
+import weakref
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -496,6 +499,26 @@ def test_siblings_of_a_failure_end_first_and_the_gravest_error_is_raised() -> No
 
 async def _together(*work: Any) -> list[str]:
     return await together(*work)
+
+
+def test_a_failure_does_not_keep_the_row_that_it_befell() -> None:
+    class Row:
+        pass
+
+    async def fails(row: Row) -> None:
+        raise EngineError("no")
+
+    async def work() -> weakref.ref[Row]:
+        row = Row()
+        with contextlib.suppress(EngineError):
+            await together(fails(row), fails(row))
+        return weakref.ref(row)
+
+    gc.disable()
+    try:
+        assert asyncio.run(work())() is None
+    finally:
+        gc.enable()
 
 
 def test_what_one_request_is_refused_is_not_fatal_once_the_model_has_answered() -> None:

@@ -96,7 +96,10 @@ async def together(*work: Awaitable[Result]) -> list[Result]:
         return [await work[0]]
     outcomes = await asyncio.gather(*work, return_exceptions=True)
     if errors := [outcome for outcome in outcomes if isinstance(outcome, BaseException)]:
-        raise gravest(errors)
+        try:
+            raise gravest(errors)
+        finally:  # an error whose own frame holds it would wait for the collector, and keep the row that it befell
+            del errors, outcomes
     return outcomes  # type: ignore[return-value]
 
 
