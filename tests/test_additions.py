@@ -50,6 +50,12 @@ class Addition:
         assert len(self.registrations) <= max(len(self.new), 1)
 
 
+def judged_by(stage: str) -> str:
+    """Echo's pipeline with another judging stage, whose pairing is its own."""
+    judged = PIPELINE.replace("rate: {{model: judge, rubric: rubric.yaml, reask: 1}}", stage)
+    return judged.replace("{{rule: best-worst}}", "{{}}")
+
+
 STAGES = "pipeline/stages/__init__.py"
 SETTINGS = "config/stages.py"
 
@@ -72,8 +78,11 @@ class FlagEach(RowStage[FlagStage]):
         asker = asking.asker(self.settings.model, self.settings.sampling)
         shown = [(Message(role="user", content=f"Is it odd? {c.completion.text}"),) for c in row.candidates]
         replies = await together(*(asker.one(messages) for messages in shown))
-        flags = [Flag(candidate=i, odd=len(r.text.split()), judge=r.model, calls=(r.call,)) for i, r in enumerate(replies)]
-        return row.model_copy(update={"flags": tuple(flags)})
+        flags = tuple(
+            Flag(candidate=i, odd=len(reply.text.split()), judge=reply.model, calls=(reply.call,))
+            for i, reply in enumerate(replies)
+        )
+        return row.model_copy(update={"flags": flags})
 
     def count(self, row, facts):
         facts["flags"] += len(row.flags)
@@ -106,9 +115,7 @@ class FlagEach(RowStage[FlagStage]):
             ('    "elo": Elo,\n', '    "flag": FlagEach,\n'),
         ]
     },
-    pipeline=PIPELINE.replace("rate: {{model: judge, rubric: rubric.yaml, reask: 1}}", "flag: {{model: judge}}").replace(
-        "{{rule: best-worst}}", "{{}}"
-    ),
+    pipeline=judged_by("flag: {{model: judge}}"),
     at_most=3,
 )  # fmt: skip
 
@@ -155,9 +162,7 @@ class Words(RowStage[WordsStage]):
             ('    "elo": Elo,\n', '    "words": Words,\n'),
         ]
     },
-    pipeline=PIPELINE.replace("rate: {{model: judge, rubric: rubric.yaml, reask: 1}}", "words: {{}}").replace(
-        "{{rule: best-worst}}", "{{}}"
-    ),
+    pipeline=judged_by("words: {{}}"),
     at_most=2,
 )
 
@@ -216,7 +221,7 @@ class Parrot:
         "config/models.py": [
             (
                 'OPENAI = "https://api.openai.com"\n',
-                '\n\nclass ParrotModel(Settings):\n    engine: Literal["parrot"]\n'
+                '\n\nclass ParrotModel(Model):\n    engine: Literal["parrot"]\n'
                 "    sampling: SamplingSettings = SamplingSettings()\n",
             ),
             ('    "openai": OpenAIModel,\n', '    "parrot": ParrotModel,\n'),
@@ -226,7 +231,7 @@ class Parrot:
         "engines/open.py": [
             (
                 '    "openai": _openai,\n',
-                '    "parrot": lambda name, spec, wires: __import__("rlaif.engines.parrot").engines.parrot.Parrot(name),\n',
+                '    "parrot": lambda name, *_: __import__("rlaif.engines.parrot").engines.parrot.Parrot(name),\n',
             )
         ]
     },
