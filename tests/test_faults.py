@@ -393,7 +393,8 @@ def test_a_kill_at_any_moment_loses_no_more_than_is_in_flight(
     assert code == 0, out
     paid = Counter((model.name, *key) for model in models.values() for key in keys(model))
     twice = sum(times - 1 for times in paid.values())
-    assert len(paid) == 60 * 6 and twice <= 16 * 2  # sixteen requests at a time, of two samples each
+    # Sixteen requests are in flight, and answers of as many may have arrived and not be on the disk; two samples each.
+    assert len(paid) == 60 * 6 and twice <= (16 + 16) * 2
     rows = [json.loads(line) for line in (tmp_path / "runs/echo/stages/03-rate.jsonl").read_text().splitlines()]
     assert len({row["prompt"]["messages"][0]["content"] for row in rows}) == 60 == len(rows)
 

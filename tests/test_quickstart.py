@@ -132,9 +132,10 @@ if sys.argv[1] == "without":
     sys.meta_path.insert(0, Refuse())
 import asyncio
 from rlaif.config import Rater, SamplingSettings
+from rlaif.engines.asking import Asking
 from rlaif.engines.scheduler import Scheduler
 from rlaif.engines.transformers import TransformersEngine
-from rlaif.judges.rating import rate
+from rlaif.judges.rating import Judge, rate
 from rlaif.records import Candidate, Completion, Message, Prompt, Row
 from rlaif.resources import find
 from rlaif.rubric import read_rubric
@@ -152,7 +153,8 @@ rubric, template = read_rubric("prompts/rubrics/tiny.yaml"), Template.read(find(
 engine = TransformersEngine("annotator", str(find("tiny/annotator")))
 async def go():
     scheduler = Scheduler(CallStore(Path(":memory:")), {"annotator": engine}, {})
-    done = await rate(row, rater, rubric, template, SamplingSettings(), scheduler, 0)
+    asking = Asking(scheduler, {"annotator": SamplingSettings()}, 0)
+    done = await rate(row, rater, Judge(rubric, template), asking.asker("annotator", rater.sampling))
     print([(r.aspect, r.value, r.raw) for r in done.ratings])
 asyncio.run(go())
 assert ("rlaif.tiny.world" in sys.modules) is False

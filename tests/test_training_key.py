@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-import rlaif
 from rlaif.config import TRAINERS
 from rlaif.judges.verifiers import Check
 from rlaif.records import Message, Split, digest
@@ -97,7 +96,7 @@ def test_a_model_that_was_trained_before_is_found_again(
 ) -> None:
     """A key that changes trains every model of every project anew. These are of the first release's code."""
     monkeypatch.setattr(job, "versions", lambda *packages: {"torch": "1"})
-    monkeypatch.setattr(rlaif, "__version__", "0")
+    monkeypatch.setattr(job, "__version__", "0")
     given = {"template": "a template" if method == "sft" else None, "reward": "identity" if method == "ppo" else None}
     settings = {"name": "n", "base": "b"} | ({"reward": "r"} if method == "ppo" else {})
     assert key(settings, method=method, examples=examples, base="weights", **given) == golden
