@@ -28,7 +28,7 @@ from rlaif.tiny.build.measuring import VALIDATION, Annotator, composed, exact
 from rlaif.tiny.build.principles import FIRST_SHARES, LEANING, Principles, revised
 from rlaif.tiny.build.ratings import ASPECTS, Lessons, drill, judge, principle
 from rlaif.tiny.build.recipes import CHAT_TEMPLATE, PRINCIPLE_TEMPLATES, RATE_TEMPLATE
-from rlaif.tiny.build.stamp import recipe_digest
+from rlaif.tiny.build.stamp import _code, recipe_digest
 from rlaif.tiny.build.tokenizer import encode
 from rlaif.tiny.build.training import Example, Stage, llama, train
 from rlaif.tiny.lexicon import Lexicon
@@ -263,6 +263,17 @@ def test_a_card_tells_what_made_the_weights(small: Path) -> None:
         assert text.startswith("---\n") and recipe_digest(0.02, 0) in text
         assert f"{progress(small, name)['tokens']:,} tokens" in text
         assert "--scale 0.02" in text
+
+
+def test_the_shipped_weights_are_stamped_with_the_recipe_that_is_here() -> None:
+    """Imports, comments and docstrings are no part of it: a moved file or a better sentence leaves the stamp as it is."""
+    cards = [
+        (TINY / name / "README.md").read_text(encoding="utf-8") for name in ("base", "weak", "strong", "annotator")
+    ]
+    assert [recipe_digest(1.0, 0) in card for card in cards] == [True] * 4
+    assert recipe_digest(1.0, 0) != recipe_digest(1.0, 1) != recipe_digest(0.5, 1)
+    source = '"""Said."""\nimport os\n\ndef f(x):\n    """Told."""  # why\n    return x + 1\n'
+    assert _code(source) == _code("def f(x):\n    return x + 1") != _code("def f(x):\n    return x + 2")
 
 
 def test_the_data_files_are_complete(small: Path) -> None:
