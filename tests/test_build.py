@@ -266,7 +266,7 @@ def test_a_card_tells_what_made_the_weights(small: Path) -> None:
 
 
 def test_the_shipped_weights_are_stamped_with_the_recipe_that_is_here() -> None:
-    """Imports, comments and docstrings are no part of it: a moved file or a better sentence leaves the stamp as it is."""
+    """Imports, comments and docstrings are no part of it: a moved file or a better sentence leaves it as it is."""
     cards = [
         (TINY / name / "README.md").read_text(encoding="utf-8") for name in ("base", "weak", "strong", "annotator")
     ]

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from echo import Echo, write_project
 from serving import serve
+from test_faults import slowly
 
 import rlaif
 from rlaif.errors import InputError
 from rlaif.formats import read_preferences
+from rlaif.pipeline.interface import FinishedRun
 
 
 @pytest.fixture(scope="module")
@@ -78,3 +84,43 @@ def test_it_works_where_an_event_loop_runs_already(project: Path) -> None:
 def test_a_folder_without_a_run_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no run in"):
         rlaif.load(tmp_path)
+
+
+def test_the_documents_examples_run(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document = Path(__file__).parent.parent / "docs/python.md"
+    examples = re.findall(r"^```python\n(.*?)^```", document.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    assert len(examples) == 3
+    Path("echo.yaml").rename("pipeline.yaml")
+    for example in examples:
+        exec(compile(example, str(document), "exec"), {})
+    printed = capsys.readouterr().out
+    assert printed.startswith("done\n") and printed.count("  + ") == 3
+    assert "judge: 20 calls to send" in printed or "judge: 0 calls to send" in printed  # by seed
+    assert printed.endswith("0 ratings could not be read; no row failed\n")
+
+
+def test_an_interruption_in_a_notebook_ends_with_what_is_finished(project: Path) -> None:
+    """A first Ctrl-C in a running event loop: calls in flight are waited for, and the run folder is returned."""
+    slow = {name: Echo(name) for name in ("one", "two", "judge")}
+    for model in slow.values():
+        slowly(model, 0.05)
+    with serve(slow) as url:
+        write_project(project, url, prompts=60)
+        main = threading.get_ident()
+
+        def interrupt() -> None:
+            while sum(len(model.asked) for model in slow.values()) < 40:
+                time.sleep(0.01)
+            signal.pthread_kill(main, signal.SIGINT)
+
+        async def notebook() -> FinishedRun:
+            return rlaif.run("echo.yaml", quiet=True, **{f"models__{name}__concurrency": 4 for name in slow})
+
+        threading.Thread(target=interrupt).start()
+        before, loop = signal.signal(signal.SIGINT, signal.default_int_handler), asyncio.new_event_loop()
+        try:
+            run = loop.run_until_complete(notebook())
+        finally:
+            signal.signal(signal.SIGINT, before)
+            loop.close()
+    assert run.state == "stopped" and 0 < len(run.rows_of("sample")) < 60

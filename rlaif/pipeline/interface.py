@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -158,27 +159,25 @@ def _to_end(work: Coroutine[Any, Any, Value], stop: Callable[[], None] = lambda:
         asyncio.get_running_loop()
     except RuntimeError:
         return run_to_end(work)
-    outcome: list[Value | BaseException] = []
+    outcome: Future[Value] = Future()
     loops: list[asyncio.AbstractEventLoop] = []
 
-    async def told() -> Value:
+    async def in_its_loop() -> Value:
         loops.append(asyncio.get_running_loop())
         return await work
 
     def target() -> None:
         try:
-            outcome.append(run_to_end(told()))
+            outcome.set_result(run_to_end(in_its_loop()))
         except BaseException as error:
-            outcome.append(error)
+            outcome.set_exception(error)
 
-    thread = threading.Thread(target=target, name="rlaif")
-    thread.start()
-    while thread.is_alive():
+    threading.Thread(target=target, name="rlaif").start()
+    while True:
         try:
-            thread.join()
+            return outcome.result()
         except KeyboardInterrupt:
+            if outcome.done():
+                raise
             for loop in loops:
                 loop.call_soon_threadsafe(stop)
-    if isinstance(result := outcome[0], BaseException):
-        raise result
-    return result
