@@ -6,7 +6,7 @@ Knows which stage may read which, and nothing of how a stage runs. Nothing is ma
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rlaif.config.document import (
@@ -99,11 +99,16 @@ class Pipeline:
         }
 
 
-def read_pipeline(path: str, overrides: Sequence[str] = ()) -> Pipeline:
-    """Read and check a pipeline file. Raises InputError for anything that is wrong with it."""
+def read_pipeline(path: str, overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None) -> Pipeline:
+    """Read and check a pipeline file. Raises InputError for anything that is wrong with it.
+
+    `overrides` are `key.key=value` as the command line gives them, `values` the same as plain Python values.
+    """
     document = read_yaml(find(path))
     for override in overrides:
-        _apply(document, override)
+        _apply(document, *_parsed(override))
+    for written, value in (values or {}).items():
+        _apply(document, written, value)
     return checked(document)
 
 
@@ -153,8 +158,8 @@ def _read_budget(document: Document, models: dict[str, ModelSpec]) -> float | No
     return float(budget)
 
 
-def _apply(document: Document, override: str) -> None:
-    """Apply one `key.key=value` from the command line; items count from 0, a stage also goes by its name."""
+def _parsed(override: str) -> tuple[str, Any]:
+    """The key and the value of one `key.key=value`. Raises InputError."""
     written, equals, text = override.partition("=")
     if not equals or not written:
         raise InputError(f"{override!r} is not of the form key=value", fix="for example stages.2.prompts.take=50")
@@ -162,6 +167,11 @@ def _apply(document: Document, override: str) -> None:
         value, _ = load_value(text, COMMAND_LINE)
     except InputError as error:
         raise InputError(error.message, file=COMMAND_LINE, key=written, fix=error.fix) from None
+    return written, value
+
+
+def _apply(document: Document, written: str, value: Any) -> None:
+    """Put `value` where a key leads; items count from 0, a stage also goes by its name. Raises InputError."""
     parts = written.split(".")
     target: Any = document.value
     position: Position = ()

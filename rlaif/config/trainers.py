@@ -36,6 +36,21 @@ class Training(Settings):
     checkpoint_steps: int = Field(default=50, gt=0)
     seed: Seed = 0
 
+    @property
+    def chat_template(self) -> str | None:
+        """The file of a chat template of its own."""
+        return None
+
+    @property
+    def reward_model(self) -> str | None:
+        """The model whose score is the reward."""
+        return None
+
+    @property
+    def reward_checks(self) -> tuple[dict[str, Any], ...] | None:
+        """What code verifies as the reward."""
+        return None
+
 
 class TrainerSettings(Training):
     """What the trainers that learn from a data set take. One epoch is one pass over its training split."""
@@ -55,6 +70,10 @@ class SFTSettings(TrainerSettings):
     reads = ("data", "revise")
     learning_rate: LearningRate = 2e-5
     template: str | None = None  # a marked chat template; without it the base model's own
+
+    @property
+    def chat_template(self) -> str | None:
+        return self.template
 
 
 class DPOSettings(TrainerSettings):
@@ -105,6 +124,14 @@ class PPOSettings(Training):
     value_clip: float = Field(default=0.2, gt=0)
     missing_eos_penalty: float = Field(default=1.0, ge=0)  # taken off the score of a completion that does not end
     checkpoint_steps: int = Field(default=10, gt=0)
+
+    @property
+    def reward_model(self) -> str | None:
+        return self.reward
+
+    @property
+    def reward_checks(self) -> tuple[dict[str, Any], ...] | None:
+        return self.checks
 
     @model_validator(mode="after")
     def _one_reward(self) -> PPOSettings:

@@ -13,6 +13,7 @@ from rlaif.audits.goldset import WORLD, GoldPair
 from rlaif.config import Pipeline, Step, judging_pipeline, read_pipeline
 from rlaif.engines.open import keyless
 from rlaif.errors import InputError, nearest
+from rlaif.generate.pairing import candidate_scores
 from rlaif.judges.person import judged_by_people, read_labels
 from rlaif.pipeline.folder import RunFolder, read_lines, write_json, write_text
 from rlaif.pipeline.judging import check_options, judge_document
@@ -174,19 +175,20 @@ def audit_run(folder: RunFolder, stage: str | None, labels: str | None) -> dict[
     """
     pipeline = read_pipeline(str(folder.path / "pipeline.yaml"))
     step = judging_step(pipeline, stage)
-    judging = opened(Opening(pipeline), step)
+    judging = STAGES[step.stage.kind]
+    assert issubclass(judging, JudgingStage)
+    scoring = judging.scoring(step.stage)
     rows = [Row.model_validate_json(line) for line in read_lines(folder.stage(step.number, step.name))]
     rows = [row for row in rows if row.failure is None]
-    judge = " + ".join(judging.models)
+    judge = " + ".join(use.model for use in step.stage.models_used())
     families = {name: spec.called for name, spec in pipeline.models.items()}
-    rates = bool(rows) and judging.scores(rows[0]) is not None
-    items = judged(rows, (lambda row: judging.scores(row) or {}) if rates else None, judge)
+    items = judged(rows, None if scoring is None else lambda row: candidate_scores(row, *scoring), judge)
     if not items:
         problem = f"the stage {step.name!r} has judged nothing of this run that could be looked at"
         raise InputError(problem, file=str(folder.path), fix="run the pipeline again: it goes on where it stopped")
     figures = of_judged(items, families)
-    if rates:
-        figures["ratings"] = of_ratings(rows, judging.weights())
+    if scoring is not None:
+        figures["ratings"] = of_ratings(rows, scoring.weights)
     if labels is not None:
         known = read_labels(find(labels, key="--labels"))
         figures["people"] = with_people(items, judged([judged_by_people(row, known) for row in rows]), families)
@@ -194,7 +196,7 @@ def audit_run(folder: RunFolder, stage: str | None, labels: str | None) -> dict[
             problem = f"none of the {known.total:,} labels is of a pair that the stage {step.name!r} judged"
             fix = "name prompts by their id and candidates by call or whole text, as in the run's stages/"
             raise InputError(problem, file=labels, fix=fix)
-    about = "preferences that the ratings amount to" if rates else "comparisons"
+    about = "comparisons" if scoring is None else "preferences that the ratings amount to"
     asked = f"The {len(items):,} {about} of the stage {step.name}, without gold"
     return _told(f"{judge} in the run {folder.path.name}", asked, figures)
 

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from rlaif.errors import InputError, WorkError, nearest
 from rlaif.formats import SHAPES, CardFacts, Shape, write_dataset, write_jsonl
 from rlaif.pipeline.datasets import dataset_name
-from rlaif.pipeline.folder import STORE, RunFolder, read_lines
+from rlaif.pipeline.folder import STORE, RunFolder, read_json, read_lines
 from rlaif.pipeline.stages import STAGES
 from rlaif.records import Preference, Row
 from rlaif.store import CallStore
@@ -130,6 +130,20 @@ def all_preferences(folder: RunFolder) -> Iterator[Preference]:
         if any(True for _ in read_lines(path)):
             yield from (_record(Preference, line, path) for line in read_lines(path))
             return
+
+
+def summary(folder: RunFolder) -> dict[str, Any] | None:
+    """The report of the last stage of this run that made one of models; None where there is none."""
+    kinds = [stage["kind"] for stage in _manifest(folder)["stages"] if stage["kind"] in STAGES]
+    files = [STAGES[kind].reports for kind in kinds]
+    last = next((file for file in reversed(files) if file is not None), None)
+    return None if last is None else read_json(folder.path / "report" / last)
+
+
+def models(folder: RunFolder) -> dict[str, Path]:
+    """The folders of the models that this run trained, by name."""
+    names = (name.removeprefix("model ") for name in _manifest(folder)["digests"] if name.startswith("model "))
+    return {name: folder.model(name) for name in names if (folder.model(name) / "training.json").is_file()}
 
 
 def requests(row: Row) -> dict[str, Any]:

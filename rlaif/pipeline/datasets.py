@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlaif.config import ModelSpec
+from rlaif.errors import WorkError
 from rlaif.formats import CardFacts, preference_rows, sft_rows, ultrafeedback_rows, write
 from rlaif.formats.write.dataset import PARQUET, DatasetWriter
 from rlaif.generate.revising import unrevised
@@ -49,6 +51,8 @@ class DatasetOf(NamedTuple):
     prompts: int
     models: Mapping[str, ModelSpec]
     digests: Mapping[str, str]
+    made: set[str]  # the run's record of what it made, to which a data set is added before it is written
+    record: Callable[[], None]  # makes the record durable
 
 
 def write_datasets(of: DatasetOf, pieces: Iterable[Piece], dropped: Mapping[str, Mapping[str, int]]) -> dict[str, str]:
@@ -57,23 +61,35 @@ def write_datasets(of: DatasetOf, pieces: Iterable[Piece], dropped: Mapping[str,
     `dropped` counts for each the prompts that gave no row, by reason, and is read when all pieces have come. Raises
     WorkError where the counts do not add up.
     """
+    names = {shape: f"dataset/{dataset_name(of.stage, shape)}" for shape in of.shapes}
+    folders = {shape: of.folder.parent / name for shape, name in names.items()}
+    foreign = {shape for shape in of.shapes if os.path.lexists(folders[shape]) and names[shape] not in of.made}
+    of.made.update(names[shape] for shape in of.shapes if shape not in foreign)
+    of.record()  # a kill must not leave a data set that nobody made
     stand_for = {model: spec.stands_for for model, spec in of.models.items()}
     written = {}
     with ExitStack() as stack:
         writers = {
-            shape: stack.enter_context(DatasetWriter(write.SHAPES[shape], of.folder / dataset_name(of.stage, shape)))
-            for shape in of.shapes
+            shape: stack.enter_context(DatasetWriter(write.SHAPES[shape], folder)) for shape, folder in folders.items()
         }
         for shape, rows in pieces:
-            writers[shape].extend(rows)
+            writers[shape].extend(_owned(rows, folders[shape]) if shape in foreign else rows)
         for shape, writer in writers.items():
-            if not writer.count:
+            if writer.count:
+                writer.finish(CardFacts(writer.folder.name, of.prompts, dropped[shape], stand_for, of.digests))
+                with open(writer.folder / PARQUET, "rb") as file:
+                    written[f"dataset {writer.folder.name}"] = hashlib.file_digest(file, "sha256").hexdigest()[:32]
+            elif shape not in foreign:
                 remove_dataset(writer.folder)
-                continue
-            writer.finish(CardFacts(writer.folder.name, of.prompts, dropped[shape], stand_for, of.digests))
-            with open(writer.folder / PARQUET, "rb") as file:
-                written[f"dataset {writer.folder.name}"] = hashlib.file_digest(file, "sha256").hexdigest()[:32]
+                of.made.discard(names[shape])
     return written
+
+
+def _owned(rows: Iterable[dict[str, Any]], folder: Path) -> Iterator[dict[str, Any]]:
+    """No row may go into a folder that no run made. Raises WorkError for the first."""
+    for _ in rows:
+        raise WorkError("the folder is there, and no run made it", file=str(folder), fix="move it, and run again")
+    return iter(())
 
 
 def dataset_name(step: str, shape: str) -> str:

@@ -126,14 +126,19 @@ class RunFolder:
         except OSError:
             return True
 
-    def remove_made(self, manifest: Mapping[str, Any], but: set[str]) -> None:
-        """Remove what earlier runs made, by their manifest, except for `but`. A person may keep files beside it."""
-        for name in sorted(made_before(manifest) - but):
+    def remove_made(self, manifest: Mapping[str, Any], but: set[str]) -> set[str]:
+        """Remove what earlier runs made, by their manifest, except for `but`. Returns what they made and is kept.
+
+        A person may keep files beside it.
+        """
+        made = made_before(manifest)
+        for name in sorted(made - but):
             if name.startswith("dataset/"):
                 remove_dataset(self.path / name)
             else:
                 for path in (self.path / name, (self.path / name).with_suffix(".partial.jsonl")):
                     path.unlink(missing_ok=True)
+        return made & but
 
     def model(self, name: str) -> Path:
         return self.path / "models" / name

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -15,9 +15,8 @@ from typing import Any, Generic, TypeVar, overload
 from rich.console import Console
 
 from rlaif.config import read_pipeline
-from rlaif.errors import Stopped
 from rlaif.pipeline import browse
-from rlaif.pipeline.folder import RunFolder, read_json
+from rlaif.pipeline.folder import RunFolder
 from rlaif.pipeline.loop import run_to_end
 from rlaif.pipeline.progress import Lines, Silent
 from rlaif.pipeline.start import open_plan, open_run
@@ -93,14 +92,12 @@ class FinishedRun:
     @property
     def summary(self) -> dict[str, Any] | None:
         """The report of the measure, as `report/summary.json` holds it; None where nothing was measured."""
-        return read_json(self.path / "report" / "summary.json")
+        return browse.summary(self._folder)
 
     @property
     def models(self) -> dict[str, Path]:
-        """The folders of the trained models, by name."""
-        folder = self.path / "models"
-        whole = sorted(path.parent for path in folder.glob("*/training.json"))
-        return {path.name: path for path in whole if not path.name.endswith(".partial")}
+        """The folders of the models that the run trained, by name."""
+        return browse.models(self._folder)
 
     def __repr__(self) -> str:
         return f"<run {str(self.path)!r}: {self.state}>"
@@ -116,23 +113,18 @@ def run(
 ) -> FinishedRun:
     """See `rlaif.run`."""
     progress = Silent() if quiet else Lines(Console(stderr=True, markup=False, emoji=False))
-    opened = open_run(
-        read_pipeline(str(pipeline), _written(overrides)), _path(out), progress, retry_failed=retry_failed
-    )
+    checked = read_pipeline(str(pipeline), values=_values(overrides))
+    opened = open_run(checked, _path(out), progress, retry_failed=retry_failed)
     for note in opened.manifest.notes:
         progress.warn(note)
-
-    def stop() -> None:
-        opened.session.scheduler.stop(Stopped("interrupted", cause="interrupted"))
-
     with progress:
-        _to_end(opened.execute(), stop)
+        _to_end(opened.execute(), opened.interrupts.interrupt)
     return load(opened.folder.path)
 
 
 def plan(pipeline: str | Path, *, out: str | Path | None = None, **overrides: Any) -> dict[str, Any]:
     """See `rlaif.plan`."""
-    planning = open_plan(read_pipeline(str(pipeline), _written(overrides)), _path(out))
+    planning = open_plan(read_pipeline(str(pipeline), values=_values(overrides)), _path(out))
     return _to_end(planning.make()) | {"notes": planning.notes}
 
 
@@ -145,25 +137,36 @@ def _path(out: str | Path | None) -> Path | None:
     return None if out is None else Path(out)
 
 
-def _written(overrides: Mapping[str, Any]) -> list[str]:
-    """Overrides as the command line writes them: a JSON value is a YAML value. `__` stands for a dot."""
-    return [f"{key.replace('__', '.')}={json.dumps(value)}" for key, value in overrides.items()]
+def _values(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Overrides by their whole key, `__` standing for a dot, as values that YAML could have given."""
+    return {key.replace("__", "."): _plain(value) for key, value in overrides.items()}
 
 
-def _to_end(work: Coroutine[Any, Any, Value], stop: Callable[[], None] = lambda: None) -> Value:
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _to_end(work: Coroutine[Any, Any, Value], interrupt: Callable[[], None] | None = None) -> Value:
     """The result of `work`, also where an event loop runs in this thread already, as in a notebook.
 
-    There it runs in a thread of its own, and an interruption calls `stop` in its loop and waits for its end.
+    There it runs in a thread of its own. Each interruption calls `interrupt` in its loop, or cancels the work, and
+    waits for its end.
     """
     try:
         asyncio.get_running_loop()
     except RuntimeError:
         return run_to_end(work)
     outcome: Future[Value] = Future()
-    loops: list[asyncio.AbstractEventLoop] = []
+    running: Future[tuple[asyncio.AbstractEventLoop, Callable[[], object]]] = Future()
 
     async def in_its_loop() -> Value:
-        loops.append(asyncio.get_running_loop())
+        task = asyncio.current_task()
+        assert task is not None
+        running.set_result((asyncio.get_running_loop(), interrupt or task.cancel))
         return await work
 
     def target() -> None:
@@ -172,12 +175,13 @@ def _to_end(work: Coroutine[Any, Any, Value], stop: Callable[[], None] = lambda:
         except BaseException as error:
             outcome.set_exception(error)
 
-    threading.Thread(target=target, name="rlaif").start()
+    threading.Thread(target=target, name="rlaif", daemon=True).start()
     while True:
         try:
             return outcome.result()
         except KeyboardInterrupt:
             if outcome.done():
                 raise
-            for loop in loops:
-                loop.call_soon_threadsafe(stop)
+            loop, ended = running.result()
+            with suppress(RuntimeError):  # it has just ended
+                loop.call_soon_threadsafe(ended)

@@ -9,6 +9,7 @@ rest on such an answer are not kept: whoever reads them later has them made agai
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from rlaif.config import OpenAIModel, Pipeline
@@ -96,18 +97,30 @@ class Counting:
         """How many of an ask's calls were not counted before, and how many of those are paid for."""
         if self._counted is None:
             return ask.n, len(stored)
-        shown = "\x1f".join((ask.model, *(message.content for message in ask.messages)))
-        names = [digest_text(f"{shown}\x1f{ask.sampling}\x1f{index}") for index in range(ask.n)]
+        names = _names(ask)
         new = [index for index, name in enumerate(names) if name not in self._counted]
         self._counted.update(names)
         return len(new), sum(index in stored for index in new)
 
 
 def _assumed(ask: Ask, index: int) -> Completion:
-    """A completion as long as it may get; empty for a re-ask, which is not counted."""
-    name = f"{ask.model} {index}"
-    text = "" if ask.attempt else name.ljust(ask.sampling.max_tokens * CHARACTERS_PER_TOKEN, "x")
+    """A completion as long as it may get, another one for every call; empty for a re-ask, which is not counted."""
+    if ask.attempt:
+        return Completion(text="", model=ask.model, call="")
+    name = _names(ask)[index]
+    text = name.ljust(ask.sampling.max_tokens * CHARACTERS_PER_TOKEN, "x")
     return Completion(text=text, model=ask.model, call=name)
+
+
+@lru_cache(maxsize=256)
+def _told(sampling: Sampling) -> str:
+    return str(sampling)
+
+
+def _names(ask: Ask) -> list[str]:
+    """A name for each call of an ask, the same for calls that are the same, whether or not the model exists."""
+    shown = "\x1f".join((ask.model, _told(ask.sampling), *(f"{m.role} {m.content}" for m in ask.messages)))
+    return [digest_text(f"{shown}\x1f{index}", length=16) for index in range(ask.n)]
 
 
 class Plan:
@@ -170,7 +183,7 @@ class Plan:
         async for origin, row, known in self._source(stages[0]):
             for stage in stages:
                 if row.failure is None:
-                    row, complete = await self._through(stage, row)
+                    row, complete = await self._through(stage, row, known)
                     known = known and complete
                 unknown[stage.name] += not known
                 kept[stage.name].append(row if known else origin.model_copy(update={"failure": UNPAID}))
@@ -178,7 +191,7 @@ class Plan:
             self.made[stage.name] = Made(rows=kept[stage.name], unknown=unknown[stage.name])
         return [self._about(stage) | {"rows": len(kept[stage.name]), "calls": self._calls(stage)} for stage in stages]
 
-    async def _through(self, stage: RowStage[Any], row: Row) -> tuple[Row, bool]:
+    async def _through(self, stage: RowStage[Any], row: Row, known: bool) -> tuple[Row, bool]:
         """A row through a stage, and whether all that it made of it is paid for.
 
         Where its answers are shown in no later prompt, a missing one ends the row's way through this stage: to assume
@@ -186,6 +199,8 @@ class Plan:
         """
         counting = self._assuming if stage.chains else self._refusing
         before = counting.missing
+        if not known and stage.reads_words:
+            return row, False  # what it would do with words that nobody has written cannot be known
         passed = await stage.through(row, self.session.asking(stage.name, sampler=counting))
         complete = counting.missing == before
         return (passed if complete or stage.chains else row), complete

@@ -23,7 +23,7 @@ from rlaif.pipeline.folder import RunFolder, write_text
 from rlaif.pipeline.manifest import Manifest, RowCounts, StageRecord
 from rlaif.pipeline.progress import Progress
 from rlaif.pipeline.session import Session
-from rlaif.pipeline.signals import interruptible
+from rlaif.pipeline.signals import Interrupts
 from rlaif.pipeline.spool import RowWriter, room
 from rlaif.pipeline.stages import Made, Opening, RowStage, Stage, TableStage, Work
 from rlaif.pipeline.stages.stage import first, row_record, rows_of
@@ -56,6 +56,7 @@ class Run:
         self.work = Work(
             self.pipeline, self.session, folder, self.manifest, progress, dict(opening.made), opening.stages
         )
+        self.interrupts = Interrupts(self.work)
         self.events = EventLog(folder.path)
         self.stopped: str | None = None  # why the run ended before its last stage, in a sentence
 
@@ -65,7 +66,8 @@ class Run:
     @property
     def summary(self) -> dict[str, Any] | None:
         """The report of the last stage that made one of models, for a person to see."""
-        reports = [made.report for made in self.work.made.values() if made.report and "models" in made.report]
+        named = [name for name, stage in self.stages.items() if stage.reports is not None]
+        reports = [made.report for name in named if (made := self.work.made.get(name)) and made.report]
         return dict(reports[-1]) if reports else None
 
     async def execute(self) -> str:
@@ -106,7 +108,7 @@ class Run:
             self.stopped = f"{head.name} was not begun: {share:.0%} of the rows failed"
             return False
         if not scheduler.stopped:
-            with interruptible(self.work, gentle=True, blocks=False), suppress(Stopped):
+            with self.interrupts.watched(gentle=True, blocks=False), suppress(Stopped):
                 await self._gates(head)
             if scheduler.stopped:
                 return False
@@ -117,7 +119,7 @@ class Run:
             if not head.trains or use.role == "scores"
         ]
         await self.session.unload_all_but(next_models, to_train=head.trains)
-        with interruptible(self.work, gentle=head.gentle, blocks=head.blocks), suppress(Stopped):
+        with self.interrupts.watched(gentle=head.gentle, blocks=head.blocks), suppress(Stopped):
             await (self._table(head) if isinstance(head, TableStage) else self._stream(_rows_only(group)))
         return True
 
@@ -152,12 +154,11 @@ class Run:
 
     def _remove_leftovers(self) -> None:
         """Remove what an earlier form of this pipeline made and this one does not: it must not pass for its work."""
-        expected = {f"stages/{self.work.file(step).name}" for step in self.pipeline.steps}
-        expected |= {
-            f"dataset/{dataset_name(stage.name, shape)}" for stage in self.stages.values() for shape in stage.writes
-        }
-        self.folder.remove_made(self.manifest.before, expected)
-        self.manifest.made = expected
+        stages = self.stages.values()
+        files = {f"stages/{self.work.file(stage.step).name}" for stage in stages if stage.holds is not None}
+        sets = {f"dataset/{dataset_name(stage.name, shape)}" for stage in stages for shape in stage.writes}
+        made = self.folder.remove_made(self.manifest.before, files | sets)
+        self.manifest.made = made | files  # a data set is added as it is written
 
     # ------------------------------------------------------------ stages
 
@@ -236,9 +237,9 @@ class Run:
             self.work.made[stage.name] = Made(rows=done, counts=counted)
             record = row_record(stage, counted, failed_before, entered, self.work)
             record.streamed = True
+            await stage.finish(done, counted, self.work)
             record.seconds = time.monotonic() - began if stage is stages[-1] else None
             self.manifest.records.append(record)
-            await stage.finish(done, counted, self.work)
             records.append(record)
             failed_before, entered = counted.failed, counted.rows
         self._streamed(title, stages, records)

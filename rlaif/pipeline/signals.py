@@ -1,4 +1,4 @@
-"""What Ctrl-C and SIGTERM do while a stage runs."""
+"""What an interruption does: Ctrl-C and SIGTERM in the command line, an interrupted cell in a notebook."""
 
 from __future__ import annotations
 
@@ -12,35 +12,45 @@ from rlaif.errors import Stopped
 from rlaif.pipeline.stages.stage import Work
 
 
-@contextmanager
-def interruptible(work: Work, *, gentle: bool, blocks: bool) -> Iterator[None]:
-    """With `gentle` the first Ctrl-C sends nothing more and ends with what is finished; the second ends at once.
+class Interrupts:
+    """Ends the stage that runs. The first interruption of a gentle stage sends nothing more and waits for the calls in
+    flight; any other cancels the task that runs the stage. A trainer resumes from its checkpoint."""
 
-    Elsewhere the first one ends at once: a trainer goes on from its checkpoint. A stage that `blocks` never gives the
-    event loop its turn, so there the signal itself has to break in. Outside the main thread nothing is changed.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
-    assert task is not None
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self._task: asyncio.Task[object] | None = None
+        self._gentle = False
 
-    def interrupt() -> None:
-        if gentle and work.session.scheduler.stopped is None:
-            work.session.scheduler.stop(Stopped("interrupted", cause="interrupted"))
-            work.progress.note("interrupted: waiting for the calls in flight; press Ctrl-C again to end at once")
-        else:
-            task.cancel()
+    def interrupt(self) -> None:
+        """Called in the run's event loop."""
+        scheduler = self._work.session.scheduler
+        if self._gentle and scheduler.stopped is None:
+            scheduler.stop(Stopped("interrupted", cause="interrupted"))
+            self._work.progress.note("interrupted: waiting for the calls in flight; press Ctrl-C again to end at once")
+        elif self._task is not None:
+            self._task.cancel()
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
-        if blocks:
-            signal.signal(number, signal.default_int_handler)
-        else:
-            loop.add_signal_handler(number, interrupt)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            loop.remove_signal_handler(number)
-            signal.signal(number, handler)
+    @contextmanager
+    def watched(self, *, gentle: bool, blocks: bool) -> Iterator[None]:
+        """Interruptions go to the stage that the block runs.
+
+        A stage that `blocks` never gives the event loop its turn, so there the signal itself has to break in. Outside
+        the main thread no signal arrives, and `interrupt` is called by whoever waits for the run.
+        """
+        self._task, self._gentle = asyncio.current_task(), gentle
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        loop = asyncio.get_running_loop()
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        for number in before:
+            if blocks:
+                signal.signal(number, signal.default_int_handler)
+            else:
+                loop.add_signal_handler(number, self.interrupt)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                loop.remove_signal_handler(number)
+                signal.signal(number, handler)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from rlaif.audits.asking import audit, gold_pairs, unmet
 from rlaif.audits.figures import Decide
@@ -11,10 +12,16 @@ from rlaif.audits.goldset import WORLD, read_gold
 from rlaif.config import CompareStage, RateStage, Step
 from rlaif.engines.asking import Asking
 from rlaif.pipeline.stages.stage import Opening, RowStage
-from rlaif.records import Row
 from rlaif.resources import find
 
 Settings = TypeVar("Settings", bound=CompareStage | RateStage)
+
+
+class Scoring(NamedTuple):
+    """What a rating stage's scores are made of, and the weights of its aspects."""
+
+    basis: Literal["ratings", "scores"]
+    weights: Mapping[str, float]
 
 
 class JudgingStage(RowStage[Settings]):
@@ -44,17 +51,14 @@ class JudgingStage(RowStage[Settings]):
     def how(self) -> str:
         """How an audit asks the judge, in a sentence without its end."""
 
-    def scores(self, row: Row) -> dict[int, float] | None:
-        """What its judgements make each candidate of a row worth; None where it compares, and scores none."""
+    @classmethod
+    def scoring(cls, settings: Settings) -> Scoring | None:
+        """How its judgements score a candidate, read from files alone; None where it compares, and scores none."""
         return None
 
     @property
     def gated(self) -> bool:
         return self.settings.require is not None
-
-    def weights(self) -> dict[str, float]:
-        """Of the aspects that it rates under."""
-        return {}
 
     async def gate(self, asking: Asking) -> tuple[dict[str, Any], list[str]]:
         require = self.settings.require

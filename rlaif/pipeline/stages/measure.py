@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from itertools import islice
 from typing import Any
 
 from rlaif.config import MeasureStage, Step
 from rlaif.engines.asking import Asking
 from rlaif.engines.protocol import Engine, Logprobs
-from rlaif.errors import EngineError, InputError
+from rlaif.errors import EngineError
 from rlaif.judges.rating import Judge
 from rlaif.measures import measure
 from rlaif.measures.collecting import Gold, Setting, collect
@@ -18,17 +20,19 @@ from rlaif.pipeline.manifest import StageRecord
 from rlaif.pipeline.session import Session
 from rlaif.pipeline.stages.prompts import digest_of_ids, of_split
 from rlaif.pipeline.stages.rate import check_schema, open_judge
-from rlaif.pipeline.stages.stage import Made, Opening, Planning, TableStage, Work
-from rlaif.records import Message, digest
+from rlaif.pipeline.stages.stage import Made, Opening, Planning, Table, TableStage, Work
+from rlaif.records import Message, Prompt, digest
 from rlaif.train import job
 from rlaif.version import __version__
 
+PLANNED_AT_ONCE = 32  # prompts
 VERSION = 3  # of what the figures mean; raising it measures anew
 
 
 class Measuring(TableStage[MeasureStage]):
     gentle = True
     needs_most = True
+    reports = "summary.json"
 
     def __init__(self, step: Step, settings: MeasureStage, opening: Opening) -> None:
         super().__init__(step, settings, opening)
@@ -36,21 +40,29 @@ class Measuring(TableStage[MeasureStage]):
         if settings.rate:
             check_schema(step, settings.rate, opening, "rate")
             self.judge = open_judge(settings.rate, opening.text_check(settings.rate.model))
-        prompts = opening.made[self.source.name].prompts
-        assert prompts is not None
-
-        def error(problem: str) -> InputError:
-            return opening.pipeline.error(step, problem)
-
-        # Only here are held-out prompts kept.
-        self.prompts, self.record = of_split(prompts, step, (settings.split,), settings.take, error)
+        self._error = partial(opening.pipeline.error, step)
         self.gold = _gold(settings)
+        self._chosen: Table[Prompt] | None = None
+        if opening.made[self.source.name].prompts is not None:  # else a stage makes them as the pipeline runs
+            self._choose(opening.made)
+
+    def _choose(self, made: Mapping[str, Made]) -> None:
+        """The prompts of its split: only here are held-out prompts kept. Raises InputError where there is none."""
+        prompts = made[self.source.name].prompts
+        assert prompts is not None, "a measure reads prompts"
+        split = (self.settings.split,)
+        self._chosen, self.record = of_split(prompts, self.step, split, self.settings.take, self._error)
         if self.gold is not None:
-            for prompt in self.prompts:
+            for prompt in self._chosen:
                 self.gold(prompt.text, "")
 
+    @property
+    def prompts(self) -> Table[Prompt]:
+        assert self._chosen is not None, "chosen as it was opened, or as it runs"
+        return self._chosen
+
     def input_digests(self) -> dict[str, str]:
-        return {f"prompts {self.name}": digest_of_ids(self.prompts)}
+        return {} if self._chosen is None else {f"prompts {self.name}": digest_of_ids(self._chosen)}
 
     def made_with(self) -> dict[str, str]:
         if self.judge is None:
@@ -64,6 +76,9 @@ class Measuring(TableStage[MeasureStage]):
         )
 
     async def run(self, work: Work) -> StageRecord:
+        if self._chosen is None:
+            self._choose(work.made)
+            work.manifest.digests |= self.input_digests()
         setting = replace(
             self._setting(work.session, work.session.asking(self.name)), on_done=lambda: work.progress.advance()
         )
@@ -113,13 +128,17 @@ class Measuring(TableStage[MeasureStage]):
 
     async def plan(self, planning: Planning) -> dict[str, Any]:
         session = planning.session
+        if self._chosen is None:
+            return {"rows": 0, "state": "to measure, on prompts that are not known yet"}
         if all(model in session.engines for model in self.models):
             summary = read_json(_summary(planning.folder))
             if summary is not None and summary.get("key") == self.key(session):
                 return {"rows": len(self.prompts), "state": "unchanged"}
         setting = self._setting(session, planning.asking(self.name, each_once=True))
         engines: dict[str, Engine] = {self.settings.reward: LastIsBest()} if self.settings.reward else {}
-        await collect(replace(setting, engines=engines, gold=None))
+        prompts = iter(self.prompts)
+        while part := list(islice(prompts, PLANNED_AT_ONCE)):  # their assumed completions are long
+            await collect(replace(setting, prompts=part, engines=engines, gold=None))
         return {"rows": len(self.prompts), "state": "to measure"}
 
 

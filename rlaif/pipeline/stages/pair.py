@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from rlaif.config import PairStage, Step
-from rlaif.generate.pairing import Pairing, length_balance, noise, preferences_of
+from rlaif.generate.pairing import length_balance, noise, preferences_of
 from rlaif.pipeline.datasets import Piece, preference_pieces, write_datasets
 from rlaif.pipeline.manifest import StageRecord
 from rlaif.pipeline.spool import RowWriter
@@ -27,17 +27,18 @@ class Pair(TableStage[PairStage]):
 
     def __init__(self, step: Step, settings: PairStage, opening: Opening) -> None:
         super().__init__(step, settings, opening)
-        judging: Any = opening.stages[self.source.name]  # every kind that a pair stage reads says how it is paired
-        if problem := getattr(judging, "unpairable", lambda rule: None)(settings.rule):
+        judging = opening.stages[self.source.name]
+        if problem := judging.unpairable(settings.rule):
             fix = "judge its completions with `rate` or `compare` first"
             problem = f"the stage {self.source.name!r} {problem}"
             raise opening.pipeline.error(step, problem, ("rule",), fix)
-        fitting: Pairing = judging.pairing()
-        self.pairing = fitting._replace(rule=settings.rule or fitting.rule, min_margin=settings.min_margin)
+        fitting = judging.pairing()
+        assert fitting is not None, "a pair stage reads judgements"
+        self.how = fitting._replace(rule=settings.rule or fitting.rule, min_margin=settings.min_margin)
 
     async def run(self, work: Work) -> StageRecord:
         source = work.made[self.source.name]
-        rows, counts, pairing = rows_of(source), source.counts, self.pairing
+        rows, counts, pairing = rows_of(source), source.counts, self.how
         weights = pairing.weights if pairing.basis == "ratings" else None
         keep = length_balance(rows, pairing) if self.settings.balance else None
         writer, margins, dropped = RowWriter(Preference, work.file(self.step)), array("d"), Counter[str]()
@@ -71,7 +72,7 @@ class Pair(TableStage[PairStage]):
 
     def _near_ties(self, rows: Table[Row], margins: array[float], work: Work) -> dict[str, float]:
         """The judge's noise, and how many margins are within it."""
-        if not margins or (within := noise(rows, self.pairing)) is None:
+        if not margins or (within := noise(rows, self.how)) is None:
             return {}
         near = sum(margin <= within for margin in margins) / len(margins)
         if near > NEAR_TIES:
@@ -90,7 +91,7 @@ class Pair(TableStage[PairStage]):
         rows = rows_of(source)
 
         def preferences() -> Iterator[Preference]:
-            return (made for row in rows for made in preferences_of(row, self.pairing, Counter()))
+            return (made for row in rows for made in preferences_of(row, self.how, Counter()))
 
         count = sum(1 for _ in preferences())
         planning.made[self.name] = Made(preferences=Lazy(preferences, count), unknown=source.unknown)

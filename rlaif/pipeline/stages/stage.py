@@ -73,6 +73,7 @@ class Made:
     rows: Table[Row] | None = None
     preferences: Table[Preference | StatedPreference] | None = None
     conversations: Table[Conversation] | None = None
+    model: str | None = None  # the name of a trained one, which is a model of the session from then on
     report: Mapping[str, Any] | None = None
     stated: bool = False  # its rows carry judgements of a file, which are no later judge's
     counts: RowCounts | None = None  # of its rows, where they passed through this run
@@ -86,6 +87,7 @@ class Opening:
         self.pipeline = pipeline
         self.stages: dict[str, Stage[Any]] = {}
         self.made: dict[str, Made] = {}  # by the name of the stage
+        self._lexicons: dict[str, Lexicon | None] = {}
         self.notes: list[str] = []  # what is no error and should be known before anything is paid for
 
     def check_models(self) -> None:
@@ -115,8 +117,11 @@ class Opening:
 
     def lexicon(self, model: str) -> Lexicon | None:
         """The words that a small model was taught; None for a model that is taken at its word."""
-        spec = self.pipeline.models.get(model)
-        return Lexicon.read(find(spec.path)) if isinstance(spec, LocalModel) and spec.path is not None else None
+        if model not in self._lexicons:
+            spec = self.pipeline.models.get(model)
+            path = spec.path if isinstance(spec, LocalModel) else None
+            self._lexicons[model] = None if path is None else Lexicon.read(find(path))
+        return self._lexicons[model]
 
     def text_check(self, *models: str) -> TextCheck:
         """What a principle must be for models that know few words. Words that they pass over become a note."""
@@ -166,7 +171,10 @@ class Work:
         # A name that is no model of this pipeline stands in a file, or is code, or a person.
         named = sorted(counts.models & self.session.specs.keys()) if counts else ()
         models = {name: self.session.specs[name] for name in named}
-        return DatasetOf(self.folder.path / "dataset", stage.name, stage.writes, prompts, models, made_with)
+        return DatasetOf(
+            self.folder.path / "dataset", stage.name, stage.writes, prompts, models, made_with,
+            self.manifest.made, lambda: self.manifest.write("running"),
+        )  # fmt: skip
 
 
 class Planning(Protocol):
@@ -189,6 +197,7 @@ class Stage(ABC, Generic[Settings]):
     trains: ClassVar[bool] = False
     needs_most: ClassVar[bool] = False  # not begun where many rows failed
     finishes: ClassVar[bool] = False  # runs on what there is also when the run is stopping
+    reports: ClassVar[str | None] = None  # the file under report/ with the figures of models that a person is shown
 
     def __init__(self, step: Step, settings: Settings, opening: Opening) -> None:
         self.step, self.settings, self.name = step, settings, step.name
@@ -207,6 +216,14 @@ class Stage(ABC, Generic[Settings]):
     @property
     def models(self) -> list[str]:
         return [use.model for use in self.settings.models_used()]
+
+    def pairing(self) -> Pairing | None:
+        """How preferences are made of its rows where nobody says; None where it makes no judgements."""
+        return None
+
+    def unpairable(self, rule: str | None) -> str | None:
+        """Why its rows cannot be paired by a rule, or by the one that fits them; None where they can."""
+        return None
 
     def made_with(self) -> dict[str, str]:
         """Digests of what it judges, rewrites or draws by, each with what it is."""
@@ -233,6 +250,7 @@ class RowStage(Stage[Settings]):
     holds = "rows"
     gentle = True
     facts: ClassVar[tuple[str, ...]] = ()  # what is counted of its rows
+    reads_words: ClassVar[bool] = False  # code looks at the words of candidates, and may take some out
     judges: ClassVar[bool] = True  # what a file states of its candidates is taken off a row before it
 
     def __init__(self, step: Step, settings: Settings, opening: Opening) -> None:
@@ -256,10 +274,6 @@ class RowStage(Stage[Settings]):
     def outcome(self, facts: Mapping[str, Any]) -> str:
         """What a person is told of its facts, after the number of rows."""
         return unparsed(facts, "ratings")
-
-    def pairing(self) -> Pairing | None:
-        """How preferences are made of its rows where nobody says; None where it makes no judgements."""
-        return None
 
     @property
     def gated(self) -> bool:

@@ -46,10 +46,10 @@ class Train(TableStage[TrainStage]):
         super().__init__(step, settings, opening)
         self.trainer, self.trained = settings.trainer, settings.trainer.name
         self.checks: tuple[Check, ...] = ()  # by code, where they are the reward
-        if (checks := getattr(self.trainer, "checks", None)) is not None:
-            self.checks = checks_of(step, checks, (settings.method,), opening)
-        template = getattr(self.trainer, "template", None)
-        self.template = read_text(find(template)) if template else None  # a chat template of its own
+        if self.trainer.reward_checks is not None:
+            self.checks = checks_of(step, self.trainer.reward_checks, (settings.method,), opening)
+        template = self.trainer.chat_template
+        self.template = read_text(find(template)) if template else None
 
     # ------------------------------------------------------------ what it learns from
 
@@ -99,9 +99,9 @@ class Train(TableStage[TrainStage]):
 
     def reward(self, session: Session, made: Mapping[str, Made]) -> RewardSource | None:
         """What rewards a completion, as a trainer's thread calls it; None for a trainer that needs none."""
-        if (name := getattr(self.trainer, "reward", None)) is not None:
-            return _by_model(session, name)
-        if not self.checks and getattr(self.trainer, "checks", None) is None:
+        if self.trainer.reward_model is not None:
+            return _by_model(session, self.trainer.reward_model)
+        if self.trainer.reward_checks is None:
             return None
         known = [one for one in self.examples(made) if isinstance(one, examples.PromptOnly) and one.is_checked]
         identity = rewards.identity_of_checks(self.checks, known)
@@ -142,7 +142,7 @@ class Train(TableStage[TrainStage]):
         training = self.job(work.session, survey, work.folder.model(self.trained), reward)
         record = await self.train(training, work.made, reward, work.progress)
         self._add_to(work.session, training.out)
-        work.made[self.name] = Made(report=record)
+        work.made[self.name] = Made(model=self.trained, report=record)
         work.manifest.digests[f"model {self.trained}"] = work.session.engines[self.trained].identity
         return self._record(record, survey)
 

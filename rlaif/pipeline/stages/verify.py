@@ -18,6 +18,7 @@ from rlaif.records import Prompt, Row, oneline
 
 
 class Verify(RowStage[VerifyStage]):
+    reads_words = True
     facts = ("candidates", "passed", "failed_checks", "not_checkable")
 
     def __init__(self, step: Step, settings: VerifyStage, opening: Opening) -> None:
