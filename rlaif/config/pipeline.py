@@ -24,7 +24,7 @@ from rlaif.config.models import ENGINES, LocalModel, ModelSpec, OpenAIModel
 from rlaif.config.stages import (
     STAGES,
     Rest,
-    Stage,
+    StageSettings,
 )
 from rlaif.errors import InputError, nearest
 from rlaif.resources import find
@@ -33,7 +33,7 @@ from rlaif.resources import find
 class Step:
     """A stage in its position: its number, its name, and the earlier steps it reads."""
 
-    def __init__(self, number: int, name: str, stage: Stage, sources: Sequence[Step]) -> None:
+    def __init__(self, number: int, name: str, stage: StageSettings, sources: Sequence[Step]) -> None:
         self.number, self.name, self.stage, self.sources = number, name, stage, tuple(sources)
 
     @property
@@ -298,7 +298,7 @@ def _check_sense(
 
 
 def _check_models(
-    stage: Stage, earlier: list[Step], models: dict[str, ModelSpec], document: Document, position: Position
+    stage: StageSettings, earlier: list[Step], models: dict[str, ModelSpec], document: Document, position: Position
 ) -> None:
     """Every model a stage uses is in `models:` or trained before it, and does what it is used for.
 
@@ -317,7 +317,7 @@ def _check_models(
             raise document.error(f"{model!r} is a reward model and writes nothing", (*position, *key), fix)
 
 
-def _sources(stage: Stage, steps: list[Step], document: Document, position: Position) -> list[Step]:
+def _sources(stage: StageSettings, steps: list[Step], document: Document, position: Position) -> list[Step]:
     """The earlier steps this stage reads: those it names, else the nearest of the right kind."""
     reads, wanted, key = stage.kinds_read, stage.sources_named, (*position, *stage.source_key)
     if not reads:
@@ -351,7 +351,7 @@ def _sources(stage: Stage, steps: list[Step], document: Document, position: Posi
     return chosen
 
 
-def _check_files(stage: Stage, document: Document, position: Position) -> None:
+def _check_files(stage: StageSettings, document: Document, position: Position) -> None:
     """Every path a stage names must lead somewhere before anything runs."""
     for path, key in stage.named_files():
         find(path, **document.where((*position, *key)))

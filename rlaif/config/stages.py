@@ -34,13 +34,13 @@ class Rest(NamedTuple):
     """A stage that another one rests on, by its name in the pipeline."""
 
     name: str
-    stage: Stage
+    stage: StageSettings
 
 
 Takes = Literal["rows", "prompts", "demonstrations", "preferences"]
 
 
-class Stage(Settings):
+class StageSettings(Settings):
     """One step of a pipeline. `reads` names the kinds of stage it can take its input from."""
 
     kind: ClassVar[str]
@@ -116,7 +116,7 @@ class Stage(Settings):
         return settings | {"name": name} | ({"from": sources[0]} if sources else {})
 
 
-class FileStage(Stage):
+class FileStage(StageSettings):
     path: str | None = None
     hub: str | None = None
     hub_split: str = "train"  # the split's name on the hub; the train / validation / held-out split is by hash
@@ -195,7 +195,7 @@ class PromptsStage(FileStage):
     split: Annotated[tuple[Literal["train", "validation", "all"], ...], OneOrSeveral, Field(min_length=1)] = ("train",)
 
 
-class Sampler(SamplingSettings):
+class SamplerSettings(SamplingSettings):
     """One entry of a sample stage: a model and how it is asked."""
 
     model: Name
@@ -208,13 +208,13 @@ class Sampler(SamplingSettings):
         return {"model": value} if isinstance(value, str) else value
 
 
-class SampleStage(Stage):
+class SampleStage(StageSettings):
     """Row stage: candidates for each prompt. With `pick`, each prompt draws that many of the samplers by hash."""
 
     kind = "sample"
     streams = True
     reads = ("prompts",)
-    models: tuple[Sampler, ...] = Field(min_length=1)
+    models: tuple[SamplerSettings, ...] = Field(min_length=1)
     per_prompt: int = Field(default=1, gt=0, le=10_000)  # completions from each sampler
     pick: int | None = Field(default=None, gt=0)
     principles: str | None = None  # a file of system prompts, of which each completion draws one
@@ -320,7 +320,7 @@ class Rater(Settings):
         return self
 
 
-class RateStage(Rater, Stage):
+class RateStage(Rater, StageSettings):
     """Row stage: ratings, or expected scores. One that reads another rate stage adds its own to those."""
 
     kind = "rate"
@@ -336,7 +336,7 @@ class RateStage(Rater, Stage):
         return [*_given(self, "rubric", "template"), *_gold(self)]
 
 
-class ReviseStage(Stage):
+class ReviseStage(StageSettings):
     """Row stage: each candidate critiqued and rewritten under drawn principles, `revisions` times, each kept."""
 
     kind = "revise"
@@ -356,7 +356,7 @@ class ReviseStage(Stage):
         return _given(self, "constitution", "critique_template", "revision_template")
 
 
-class CompareStage(Stage):
+class CompareStage(StageSettings):
     """Row stage: which of two candidates a drawn principle prefers, asked of a judge, or a jury, in both orders.
 
     A `soft` verdict is the probability of the two numbers as the first token, a `hard` one the number written. With
@@ -422,7 +422,7 @@ class CompareStage(Stage):
         return [*_given(self, "constitution", "template"), *_gold(self)]
 
 
-class RankStage(Stage):
+class RankStage(StageSettings):
     """Row stage: all candidates of a prompt put in order at once, under a drawn principle, in two orders.
 
     `answers` says what the judge is asked for: a `ranking`, or ratings on `scale`, as `lines` or `json`, whose order
@@ -454,7 +454,7 @@ class RankStage(Stage):
         return _given(self, "constitution", "template")
 
 
-class ScoreStage(Stage):
+class ScoreStage(StageSettings):
     """Table stage: a float for each candidate, from a reward model, or implied by a policy against its reference.
 
     The implicit reward is beta * (log pi - log ref) of the completion, as DPO defines it.
@@ -481,7 +481,7 @@ class ScoreStage(Stage):
         return [*_used(self, "reward", role="scores"), *_used(self, "policy", "reference")]
 
 
-class VerifyStage(Stage):
+class VerifyStage(StageSettings):
     """Row stage: what code can check of each candidate: the stage's own `checks`, and those that stand with a prompt.
 
     Each check gives a score of 1 or 0. With `keep: passing` a candidate that fails one is taken out.
@@ -494,7 +494,7 @@ class VerifyStage(Stage):
     keep: Literal["all", "passing"] = "all"
 
 
-class PersonStage(Stage):
+class PersonStage(StageSettings):
     """Row stage: what people said of the candidates, read from a file."""
 
     kind = "person"
@@ -506,7 +506,7 @@ class PersonStage(Stage):
         return _given(self, "labels")
 
 
-class EloStage(Stage):
+class EloStage(StageSettings):
     """Table stage: how strong each sampler is by the comparisons of its candidates, after Bradley and Terry.
 
     `prior` adds that many ties between every two samplers, so that one that always won has a strength too.
@@ -528,7 +528,7 @@ PRESETS: dict[str, dict[str, Any]] = {  # how published preference data was made
 }
 
 
-class PairStage(Stage):
+class PairStage(StageSettings):
     """Table stage: preferences from judgements, a judge's or a file's.
 
     Ties, unparsed and identical texts are dropped and counted.
@@ -562,7 +562,7 @@ class PairStage(Stage):
         return None
 
 
-class _TrainStage(Stage):
+class _TrainStage(StageSettings):
     """Table stage: one trained model, which is a model from here on. Of its keys, one for each trainer, one is set."""
 
     kind = "train"
@@ -657,7 +657,7 @@ class BestOf(Settings):
         return f"{self.model} best of {self.n}"
 
 
-class MeasureStage(Stage):
+class MeasureStage(StageSettings):
     """Table stage: the named models on prompts that nothing was trained on."""
 
     kind = "measure"
@@ -720,7 +720,7 @@ def _gold(stage: RateStage | CompareStage) -> list[tuple[str, Position]]:
     return _given(stage.require, "gold", under=("require",)) if given else []
 
 
-STAGES: dict[str, type[Stage]] = {
+STAGES: dict[str, type[StageSettings]] = {
     stage.kind: stage
     for stage in (
         DataStage,

@@ -101,7 +101,7 @@ class Local(Engine, Protocol):
     async def sample(self, requests: Sequence[Request]) -> list[list[Reply | EngineError]]:
         """For each request, in the order of its `indices`, a reply or the error that befell this sample.
 
-        What befalls a whole request stands in each of its places; what befalls them all is raised.
+        What befalls a whole request stands in each of its urls; what befalls them all is raised.
         """
         ...
 
@@ -116,10 +116,10 @@ class Limits(Protocol):
 
 
 class Served(Engine, Protocol):
-    """A model behind one or several servers, each named by its place. Every verb is one request, tried once."""
+    """A model behind one or several servers, each named by its url. Every verb is one request, tried once."""
 
     @property
-    def places(self) -> tuple[str, ...]: ...
+    def urls(self) -> tuple[str, ...]: ...
     @property
     def retries(self) -> int: ...
     @property
@@ -132,11 +132,11 @@ class Served(Engine, Protocol):
         """The model's name there."""
         ...
 
-    async def models(self, place: str) -> list[str] | None:
+    async def models(self, url: str) -> list[str] | None:
         """The models a server says it has; None where it does not say. Raises EngineError when it cannot be asked."""
         ...
 
-    async def probe(self, place: str) -> list[Usage]:
+    async def probe(self, url: str) -> list[Usage]:
         """Learn what the server honours; returns what that cost. Called once, before its first request is paid for.
 
         Raises EngineError (fatal) when the model cannot be asked at all.
@@ -151,6 +151,6 @@ class Served(Engine, Protocol):
         """About how many tokens the server reads."""
         ...
 
-    async def post(self, request: Request, place: str) -> list[Reply | EngineError]:
+    async def post(self, request: Request, url: str) -> list[Reply | EngineError]:
         """A verified reply or what befell it for each sample. Raises nothing that a server can cause."""
         ...

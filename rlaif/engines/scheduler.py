@@ -48,7 +48,7 @@ class _Order:
 class Scheduler:
     """Answers requests for samples from the store or an engine. `engines` may grow as models are trained.
 
-    `concurrency` says how many requests each server is given at a time at most, by its place. With `retry_failed`,
+    `concurrency` says how many requests each server is given at a time at most, by its url. With `retry_failed`,
     calls that finally failed before are asked again; without, they fail as they did. `used` names the models whose
     servers are looked at before the first call; `on_note` hears what they say that a person should know.
     """
@@ -70,7 +70,7 @@ class Scheduler:
         self.stopped: Stopped | None = None  # why nothing more is asked
         self._used, self.note = used, on_note
         self._checked: asyncio.Task[None] | None = None
-        self._probes: dict[str, asyncio.Task[None]] = {}  # by place
+        self._probes: dict[str, asyncio.Task[None]] = {}  # by url
         self._in_flight: dict[str, _Order] = {}
         self._waiting: dict[Local, list[_Order]] = {}
         self._computing: asyncio.Task[None] | None = None
@@ -128,7 +128,8 @@ class Scheduler:
         if errors:
             raise gravest(errors)
         return [
-            [completion(ask.model, key, answers[key]) for key in wanted] for ask, wanted in zip(asks, keys, strict=True)
+            [stored_completion(ask.model, key, answers[key]) for key in wanted]
+            for ask, wanted in zip(asks, keys, strict=True)
         ]
 
     async def _heard(self, orders: Sequence[_Order]) -> list[Answers | BaseException]:
@@ -311,18 +312,18 @@ class Scheduler:
         after the others were paid would cost what they cost."""
         engines = [engine for name, engine in self._engines.items() if self._used is None or name in self._used]
         served = [cast(Served, engine) for engine in engines if not engine.in_process]
-        places = [(engine, place) for engine in served for place in engine.places]
-        listed = await asyncio.gather(*(engine.models(place) for engine, place in places), return_exceptions=True)
+        urls = [(engine, url) for engine in served for url in engine.urls]
+        listed = await asyncio.gather(*(engine.models(url) for engine, url in urls), return_exceptions=True)
         reached: dict[str, list[BaseException]] = {}
-        for (engine, place), found in zip(places, listed, strict=True):
+        for (engine, url), found in zip(urls, listed, strict=True):
             errors = reached.setdefault(engine.name, [])
             if isinstance(found, BaseException):
                 errors.append(found)
             elif found is not None and engine.model not in found:
                 said = (", ".join(found[:6]) or "none") + (", ..." if len(found) > 6 else "")
-                self.note(f"{place} does not list {engine.model!r}, the model of {engine.name}; it lists {said}")
+                self.note(f"{url} does not list {engine.model!r}, the model of {engine.name}; it lists {said}")
         for engine in served:
-            if len(errors := reached[engine.name]) < len(engine.places):
+            if len(errors := reached[engine.name]) < len(engine.urls):
                 continue
             if self._store.knows(engine.identity):  # all that it is asked may have been paid for
                 self.note(str(errors[0]))
@@ -340,34 +341,34 @@ class Scheduler:
         else:
             self._checked.result()
         failed: list[EngineError] = []
-        for place in engine.places:
-            if place not in self._probes:
-                self._probes[place] = asyncio.create_task(self._probe(engine, place, stage))
+        for url in engine.urls:
+            if url not in self._probes:
+                self._probes[url] = asyncio.create_task(self._probe(engine, url, stage))
             try:
-                if not self._probes[place].done():
-                    await asyncio.shield(self._probes[place])
+                if not self._probes[url].done():
+                    await asyncio.shield(self._probes[url])
                 else:
-                    self._probes[place].result()
+                    self._probes[url].result()
             except EngineError as error:
                 failed.append(error)
-        if len(failed) == len(engine.places) and not any(self.traffic.endpoint(p).up for p in engine.places):
+        if len(failed) == len(engine.urls) and not any(self.traffic.endpoint(p).up for p in engine.urls):
             raise failed[0]
 
-    async def _probe(self, engine: Served, place: str, stage: str) -> None:
-        known = self._store.learnt(place)
+    async def _probe(self, engine: Served, url: str, stage: str) -> None:
+        known = self._store.learnt(url)
         if known is not None:
             engine.capabilities.update(known)
             return
         with await self.ledger.reserve(engine.name, *PROBE):
             try:
-                paid = await engine.probe(place)
+                paid = await engine.probe(url)
             except EngineError as error:
-                self.traffic.endpoint(place).missing(error)
+                self.traffic.endpoint(url).missing(error)
                 raise
             for usage in paid:
                 self.ledger.tally(engine.name, stage).pay(usage, discarded=True)
             await self._store.put([], [], [_wasted(engine, usage) for usage in paid])
-        self._store.learn(place, {"seed": engine.capabilities.get("seed")})
+        self._store.learn(url, {"seed": engine.capabilities.get("seed")})
 
     # ------------------------------------------------------------ models in this process
 
@@ -440,7 +441,7 @@ def _fail(order: _Order, error: BaseException) -> None:
         order.done.set_exception(error)
 
 
-def completion(model: str, key: str, answer: Mapping[str, Any]) -> Completion:
+def stored_completion(model: str, key: str, answer: Mapping[str, Any]) -> Completion:
     """A stored answer as the completion of the model called so in this pipeline."""
     return Completion(model=model, call=key, **{name: value for name, value in answer.items() if value is not None})
 

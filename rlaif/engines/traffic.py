@@ -386,7 +386,7 @@ class Traffic:
             error.fatal &= engine.name not in self._answered or error.cause in FINAL
         if failed is None:
             return False
-        stops = [self.endpoint(place).given_up() for place in engine.places]
+        stops = [self.endpoint(url).given_up() for url in engine.urls]
         if (stop := stops[0]) is not None and all(stops):
             arrived[:] = [stop] * len(arrived)
         return failed.cause in GONE and not endpoint.up
@@ -411,10 +411,10 @@ class Traffic:
 
     # ------------------------------------------------------------ where to, and when
 
-    def endpoint(self, place: str) -> Endpoint:
-        found = self.endpoints.get(place)
+    def endpoint(self, url: str) -> Endpoint:
+        found = self.endpoints.get(url)
         if found is None:
-            found = self.endpoints[place] = Endpoint(place, self._most.get(place, 1_000))
+            found = self.endpoints[url] = Endpoint(url, self._most.get(url, 1_000))
         return found
 
     async def _entered(self, engine: Served, request: Request) -> tuple[Endpoint, bool]:
@@ -444,11 +444,11 @@ class Traffic:
 
         Where all are down, one that may be tried now; None where there is nothing to do but wait.
         """
-        places = engine.places
-        if len(places) == 1:
-            only = self.endpoint(places[0])
+        urls = engine.urls
+        if len(urls) == 1:
+            only = self.endpoint(urls[0])
             return only if only.up or only.due else None
-        endpoints = [self.endpoint(place) for place in places]
+        endpoints = [self.endpoint(url) for url in urls]
         if due := next((endpoint for endpoint in endpoints if endpoint.due), None):
             return due  # one request now and then finds out whether a replica is back
         up = [endpoint for endpoint in endpoints if endpoint.up]
@@ -462,7 +462,7 @@ class Traffic:
     async def _change(self, engine: Served) -> None:
         """Wait until an endpoint changes, or may be tried again."""
         changed = self._changed
-        endpoints = [self.endpoint(place) for place in engine.places]
+        endpoints = [self.endpoint(url) for url in engine.urls]
         times = [e.again_at for e in endpoints if not e.up and not e.trying]
         left = min(times) - time.monotonic() if times else LONGEST_PAUSE
         with suppress(TimeoutError):

@@ -56,11 +56,11 @@ async def _chain(row: Row, candidate: int, stage: ReviseStage, reviser: Reviser,
     chain: list[Revision] = []
     for number in range(1, stage.revisions + 1):
         principle = reviser.constitution.draw("revise", row.prompt.id, str(candidate), place=number - 1)
-        critique = await asker.one(critique_question(row.prompt, draft, principle, reviser))
+        critique = await asker.one(critique_prompt(row.prompt, draft, principle, reviser))
         completion = None
         problem = unusable("critique", critique)
         if problem is None:
-            completion = await asker.one(revision_question(row.prompt, draft, critique.text, principle, reviser))
+            completion = await asker.one(revision_prompt(row.prompt, draft, critique.text, principle, reviser))
             problem = unusable("revision", completion)
         chain.append(
             Revision(
@@ -78,7 +78,7 @@ async def _chain(row: Row, candidate: int, stage: ReviseStage, reviser: Reviser,
     return chain
 
 
-def critique_question(prompt: Prompt, draft: str, principle: Principle, reviser: Reviser) -> tuple[Message, ...]:
+def critique_prompt(prompt: Prompt, draft: str, principle: Principle, reviser: Reviser) -> tuple[Message, ...]:
     """What asks for a critique of the draft."""
     rendered = reviser.critique.render_showing(
         {"the prompt": prompt.text, "the completion": draft, "the principle's critique": principle.critique},
@@ -90,7 +90,7 @@ def critique_question(prompt: Prompt, draft: str, principle: Principle, reviser:
     return (Message(role="user", content=rendered),)
 
 
-def revision_question(
+def revision_prompt(
     prompt: Prompt, draft: str, critique: str, principle: Principle, reviser: Reviser
 ) -> tuple[Message, ...]:
     """What asks for the draft's revision after its critique."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from rlaif.config import Sampler as SamplerSettings
-from rlaif.config import SampleStage
+from rlaif.config import SamplerSettings, SampleStage
 from rlaif.engines.asking import Ask, Asking
 from rlaif.principles import Mixture
 from rlaif.records import Candidate, Message, Prompt, Row, hashed_order

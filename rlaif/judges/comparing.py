@@ -102,7 +102,7 @@ async def _ask(row: Row, order: tuple[int, int], principle: Principle, judge: _J
     """
     stage = judge.stage
     tries = stage.reask + 1 if stage.reasons or stage.verdicts == "hard" else 1
-    messages = question(row, order, principle, stage, judge.template)
+    messages = comparison_prompt(row, order, principle, stage, judge.template)
     first: Verdict | None = None
     for attempt in range(tries):
         again = judge._replace(asker=warmed(judge.asker, attempt))
@@ -196,7 +196,7 @@ def _problem(votes: Sequence[Verdict]) -> str:
     return next(vote.problem for vote in votes if vote.problem is not None)
 
 
-def question(
+def comparison_prompt(
     row: Row, order: tuple[int, int], principle: Principle, stage: CompareStage, template: Template
 ) -> tuple[Message, ...]:
     """The judge prompt for one order. Without reasons it ends with what asks for the verdict."""

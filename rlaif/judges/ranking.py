@@ -25,7 +25,7 @@ REQUIRED = {"principle", "prompt", "completions"}
 Slots = tuple[tuple[int, ...], ...]  # at each number, from 1, the candidates whose text stands there
 
 
-class Question(NamedTuple):
+class RankingPrompt(NamedTuple):
     """One judge prompt, and which candidates stand at each of its numbers."""
 
     messages: tuple[Message, ...]
@@ -39,7 +39,7 @@ async def rank(row: Row, stage: RankStage, ranker: Comparer, asker: Asker) -> Ro
         return row
     principle = ranker.constitution.draw("compare", row.prompt.id)
     orders = [slots, slots[::-1]] if stage.orders == "both" else [slots]
-    prompts = [question(row, order, principle, ranker.template) for order in orders]
+    prompts = [ranking_prompt(row, order, principle, ranker.template) for order in orders]
     rankings = await together(*(_ask(shown, principle, stage, asker) for shown in prompts))
     return row.model_copy(update={"rankings": tuple(rankings)})
 
@@ -54,7 +54,7 @@ def shown_at(row: Row) -> Slots:
     return tuple(tuple(by_text[texts[place]]) for place in hashed_order(texts, "rank", row.prompt.id))
 
 
-def question(row: Row, slots: Slots, principle: Principle, template: Template) -> Question:
+def ranking_prompt(row: Row, slots: Slots, principle: Principle, template: Template) -> RankingPrompt:
     """The judge prompt that shows the candidates in the order of `slots`."""
     shown = [row.candidates[same[0]].completion.text for same in slots]
     rendered = template.render_showing(
@@ -65,10 +65,10 @@ def question(row: Row, slots: Slots, principle: Principle, template: Template) -
         mark=digest([row.prompt.text, *sorted(shown)], length=12),  # a fence that the text inside cannot know
         n=len(shown),
     )
-    return Question((Message(role="user", content=rendered),), slots)
+    return RankingPrompt((Message(role="user", content=rendered),), slots)
 
 
-async def _ask(shown: Question, principle: Principle, stage: RankStage, asker: Asker) -> Ranking:
+async def _ask(shown: RankingPrompt, principle: Principle, stage: RankStage, asker: Asker) -> Ranking:
     """The first ranking that can be read, of the first reply and those to re-asks; the first one where none can."""
     first: Ranking | None = None
     for attempt in range(stage.reask + 1):

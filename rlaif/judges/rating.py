@@ -47,7 +47,7 @@ class Judge(NamedTuple):
     template: Template
 
 
-class Question(NamedTuple):
+class RatingPrompt(NamedTuple):
     """One judge prompt. `slots[k]` are the indices of the candidates whose text stands at number k + 1."""
 
     messages: tuple[Message, ...]
@@ -55,7 +55,7 @@ class Question(NamedTuple):
     json_schema: dict[str, Any] | None
 
 
-def questions(
+def rating_prompts(
     prompt: Prompt,
     candidates: Sequence[Candidate],
     aspect: Aspect,
@@ -63,7 +63,7 @@ def questions(
     rater: Rater,
     *,
     reverse: bool = False,
-) -> list[Question]:
+) -> list[RatingPrompt]:
     """The judge prompts for one aspect: one of all candidates or one of each, none where none has any text to judge.
 
     `reverse` shows them in the reverse of the order that is drawn for them.
@@ -78,7 +78,7 @@ def questions(
     shown = [texts[i] for i in hashed_order(texts, "rate", prompt.id, aspect.id)][:: -1 if reverse else 1]
     groups = [shown] if rater.shown == "all" else [[text] for text in shown]
     return [
-        Question(
+        RatingPrompt(
             (Message(role="user", content=_rendered(prompt, group, aspect, judge)),),
             tuple(tuple(by_text[text]) for text in group),
             ANSWERS[rater.answers].schema(len(group), aspect, judge.rubric),
@@ -188,7 +188,7 @@ async def rate_aspect(
     row: Row, aspect: Aspect, rater: Rater, judge: Judge, asker: Asker, *, reverse: bool = False
 ) -> list[Rating]:
     """One aspect's ratings in the order of the candidates. Raises EngineError."""
-    prompts = questions(row.prompt, row.candidates, aspect, judge, rater, reverse=reverse)
+    prompts = rating_prompts(row.prompt, row.candidates, aspect, judge, rater, reverse=reverse)
     answered = await together(*(_answered(question, aspect, rater, judge.rubric, asker) for question in prompts))
     ratings = [rating for group in answered for rating in group]
     shown = {rating.candidate for rating in ratings}
@@ -209,7 +209,7 @@ async def rate_aspect(
     return sorted(ratings, key=lambda rating: rating.candidate)
 
 
-async def _answered(question: Question, aspect: Aspect, rater: Rater, rubric: Rubric, asker: Asker) -> list[Rating]:
+async def _answered(question: RatingPrompt, aspect: Aspect, rater: Rater, rubric: Rubric, asker: Asker) -> list[Rating]:
     """The ratings of one judge prompt.
 
     A re-ask is with another seed and warm enough to be answered otherwise. Of several replies the first with the most
@@ -231,7 +231,7 @@ def warmed(asker: Asker, attempt: int) -> Asker:
     return asker.sampled(temperature=max(asker.sampling.temperature, REASK_TEMPERATURE)) if attempt else asker
 
 
-def _bound(reply: Completion, question: Question, aspect: Aspect, rubric: Rubric, rater: Rater) -> list[Rating]:
+def _bound(reply: Completion, question: RatingPrompt, aspect: Aspect, rubric: Rubric, rater: Rater) -> list[Rating]:
     """The ratings of one reply, each bound to the candidates whose text stood at its number."""
     cut = reply.finish_reason == "length"
     readings = ANSWERS[rater.answers].read(reply.text, len(question.slots), aspect, rubric, cut)
@@ -263,7 +263,7 @@ def _readable(ratings: Sequence[Rating]) -> int:
 async def score_aspect(row: Row, aspect: Aspect, rater: Rater, judge: Judge, asker: Asker) -> list[Score]:
     """One aspect's expected scores in the order of the candidates. First-token probabilities are not asked for twice:
     they depend on no seed. Raises EngineError."""
-    prompts = questions(row.prompt, row.candidates, aspect, judge, rater)
+    prompts = rating_prompts(row.prompt, row.candidates, aspect, judge, rater)
     expecting = expecting_of(asker, judge.rubric)
     replies = await together(*(expecting.one(question.messages) for question in prompts))
     of_candidate = {

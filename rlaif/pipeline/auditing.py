@@ -13,8 +13,9 @@ from rlaif.audits.goldset import WORLD, GoldPair
 from rlaif.config import Pipeline, Step, judging_pipeline, read_pipeline
 from rlaif.engines.open import keyless
 from rlaif.errors import InputError, nearest
+from rlaif.files import write_json, write_text
 from rlaif.judges.person import judged_by_people, read_labels
-from rlaif.pipeline.folder import RunFolder, read_lines, write_json, write_text
+from rlaif.pipeline.folder import RunFolder, read_lines
 from rlaif.pipeline.judging import check_options, judge_document
 from rlaif.pipeline.progress import Progress
 from rlaif.pipeline.session import Session

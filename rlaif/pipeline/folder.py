@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from rlaif.errors import InputError, WorkError
+from rlaif.files import lock, write_json
 from rlaif.formats.write.dataset import PARQUET
 
 STORE = Path("runs/calls.sqlite")
@@ -43,31 +44,20 @@ _OWN = {
 _TOLD = {"name", "state", "seconds", "stages", "calls", "digests", "failures"}  # what readers of a manifest rely on
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+def hold(path: Path, where: Path) -> IO[str]:
+    """The lock file `path`, held until it is closed: one process at a time works in `where`.
 
-
-def hold(lock: Path, where: Path) -> IO[str]:
-    """The file `lock`, locked until it is closed: one process at a time works in `where`."""
+    Raises InputError where it cannot be written, WorkError while another process holds it.
+    """
     try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        file = open(lock, "w")  # noqa: SIM115 - the caller closes it
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = lock(path)
     except OSError as error:
         fix = "give another folder with --out"
         raise InputError(f"{str(where)!r} cannot be written: {error.strerror}", fix=fix) from None
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
+    if file is None:
         problem = f"another process is running in {str(where)!r}"
-        raise WorkError(problem, fix="wait for it, or give another --out") from None
+        raise WorkError(problem, fix="wait for it, or give another --out")
     return file
 
 
@@ -184,27 +174,6 @@ def made_before(manifest: Mapping[str, Any]) -> set[str]:
 
 
 _MADE = re.compile(r"stages/\d+-[A-Za-z0-9][\w.-]*\.jsonl|dataset/[A-Za-z0-9][\w.-]*", re.ASCII)  # whoever wrote it
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def read_text(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return None
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object that an earlier run wrote; None when it is absent or cannot be read, so that it is made again."""
-    text = read_text(path)
-    try:
-        value = json.loads(text) if text is not None else None
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
 
 
 def read_lines(path: Path) -> Iterator[bytes]:

@@ -15,8 +15,9 @@ from rich.console import Console
 
 from rlaif.config import read_pipeline
 from rlaif.errors import Stopped
+from rlaif.files import json_of
 from rlaif.pipeline import browse
-from rlaif.pipeline.folder import RunFolder, read_json
+from rlaif.pipeline.folder import RunFolder
 from rlaif.pipeline.loop import run_to_end
 from rlaif.pipeline.progress import Lines, Silent
 from rlaif.pipeline.start import open_plan, open_run
@@ -92,7 +93,7 @@ class FinishedRun:
     @property
     def summary(self) -> dict[str, Any] | None:
         """The report of the measure, as `report/summary.json` holds it; None where nothing was measured."""
-        return read_json(self.path / "report" / "summary.json")
+        return json_of(self.path / "report" / "summary.json")
 
     @property
     def models(self) -> dict[str, Path]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from rlaif.config import OpenAIModel, Pipeline
 from rlaif.engines.asking import Ask, Asking
-from rlaif.engines.scheduler import completion
+from rlaif.engines.scheduler import stored_completion
 from rlaif.errors import EngineError
 from rlaif.pipeline.folder import RunFolder
 from rlaif.pipeline.manifest import count_spent
@@ -21,7 +21,7 @@ from rlaif.pipeline.run import groups, session_of
 from rlaif.pipeline.session import Session
 from rlaif.pipeline.spool import Spool
 from rlaif.pipeline.stages import Made, Opening, RowStage, Stage, TableStage
-from rlaif.pipeline.stages.stage import rows_of
+from rlaif.pipeline.stages.stage import starting_rows
 from rlaif.records import Completion, Message, Row, Sampling, digest_text
 from rlaif.store import CallStore, call_keys
 
@@ -90,7 +90,7 @@ class Counting:
             json_schema=ask.json_schema,
         )  # fmt: skip
         answers = self._session.store.get(keys)
-        return {i: completion(ask.model, key, answers[key]) for i, key in enumerate(keys) if key in answers}
+        return {i: stored_completion(ask.model, key, answers[key]) for i, key in enumerate(keys) if key in answers}
 
     def _new(self, ask: Ask, stored: Mapping[int, Completion]) -> tuple[int, int]:
         """How many of an ask's calls were not counted before, and how many of those are paid for."""
@@ -197,7 +197,7 @@ class Plan:
         """
         line = [self.stages[step.name] for step in stage.step.line()]
         before = [one for one in reversed(line) if isinstance(one, RowStage) and one.chains]
-        for row in rows_of(self.made[stage.source.name]):
+        for row in starting_rows(self.made[stage.source.name]):
             if row.failure != UNPAID:
                 yield row, row, True
                 continue

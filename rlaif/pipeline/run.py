@@ -17,16 +17,17 @@ import yaml
 
 from rlaif.config import LocalModel, Pipeline
 from rlaif.errors import RlaifError, Stopped, WorkError
+from rlaif.files import write_text
 from rlaif.pipeline.datasets import dataset_name
 from rlaif.pipeline.events import EVERY, EventLog, Meter
-from rlaif.pipeline.folder import RunFolder, write_text
+from rlaif.pipeline.folder import RunFolder
 from rlaif.pipeline.manifest import Manifest, RowCounts, StageRecord
 from rlaif.pipeline.progress import Progress
 from rlaif.pipeline.session import Session
 from rlaif.pipeline.signals import interruptible
 from rlaif.pipeline.spool import RowWriter, room
 from rlaif.pipeline.stages import Made, Opening, RowStage, Stage, TableStage, Work
-from rlaif.pipeline.stages.stage import first, row_record, rows_of
+from rlaif.pipeline.stages.stage import first, row_record, starting_rows
 from rlaif.records import Row
 from rlaif.store import CallStore
 from rlaif.version import __version__
@@ -196,7 +197,7 @@ class Run:
         """Send every row through the row stages, a bounded number at a time."""
         began, title = time.monotonic(), " -> ".join(stage.name for stage in stages)
         source = self.work.made[stages[0].source.name]
-        rows = rows_of(source)
+        rows = starting_rows(source)
         self.progress.begin(title, "rows", total=len(rows))
         writers = {stage.name: RowWriter(Row, self.work.file(stage.step)) for stage in stages}
         counts = {stage.name: RowCounts(stage.facts) for stage in stages}

@@ -72,7 +72,7 @@ class Session:
         """Rows in flight that keep these models busy: every server's slots full, in-process batches several times."""
         engines = [self.engines[name] for name in models]
         batch = max((4 * cast(Local, engine).batch_size for engine in engines if engine.in_process), default=0)
-        servers = {url for engine in engines if not engine.in_process for url in cast(Served, engine).places}
+        servers = {url for engine in engines if not engine.in_process for url in cast(Served, engine).urls}
         return max(batch, sum(self.concurrency[url] for url in servers), 16)
 
     async def unload_all_but(self, models: Collection[str], *, to_train: bool) -> None:

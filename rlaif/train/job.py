@@ -16,7 +16,6 @@ trains.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -34,6 +33,7 @@ from pydantic import ValidationError
 from rlaif.config import TRAINERS, DPOSettings, PPOSettings, RMSettings, SFTSettings, Training
 from rlaif.engines.identity import weights_digest
 from rlaif.errors import InputError, RlaifError, WorkError
+from rlaif.files import json_of, lock, text_of, write_json, write_text
 from rlaif.judges.verifiers import Check
 from rlaif.records import Message, Split, digest
 from rlaif.train.examples import (
@@ -140,7 +140,7 @@ def finished(out: Path, key: str) -> dict[str, Any] | None:
 
     None unless it was made from the inputs of `key` and its files are as they were.
     """
-    record = _read_json(out / "training.json") if _read_text(out / "key") == key else None
+    record = json_of(out / "training.json") if text_of(out / "key") == key else None
     if record is None:
         return None
     try:
@@ -163,19 +163,19 @@ def write_job(job: Job, examples: Iterable[Example]) -> None:
     refuse_foreign(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with _held(folder):
-        if _read_text(folder / "key") != job.key:
+        if text_of(folder / "key") != job.key:
             for path in folder.iterdir():
                 if path.name != "lock":
                     _remove(path)
-            _write_text(folder / "key", job.key)
+            write_text(folder / "key", job.key)
         if job.out.exists():  # moved aside first: half of an old model must never stand under its name
             _remove(folder / "old")
             os.replace(job.out, folder / "old")
         _remove(folder / "old")
-        written = _read_json(folder / "job.json") or {}
+        written = json_of(folder / "job.json") or {}
         if written.get("data") != _data_digests(folder):
             _write_data(job, examples)
-        _write_text(folder / "job.json", json.dumps(_as_json(job), indent=2, ensure_ascii=False) + "\n")
+        write_json(folder / "job.json", _as_json(job))
 
 
 def refuse_foreign(folder: Path) -> None:
@@ -276,7 +276,7 @@ def read_job(folder: Path) -> Job:
     if not folder.is_dir():
         raise InputError("there is no such folder", file=str(folder), fix="give a job's folder, NAME.partial")
     folder = folder.absolute()  # `.` has no name
-    key, read = _read_text(folder / "key"), _read_json(folder / "job.json")
+    key, read = text_of(folder / "key"), json_of(folder / "job.json")
     if key is None or read is None or not folder.name.endswith(".partial"):
         raise InputError("the folder holds no training", file=str(folder), fix="give a job's folder, NAME.partial")
     file = str(folder / "job.json")
@@ -405,11 +405,10 @@ _METHODS: dict[str, Callable[[Job, OnStep, RewardFunction | None], None]] = {
 @contextmanager
 def _held(folder: Path) -> Iterator[None]:
     """Hold the folder for this process. Raises WorkError while another one does."""
-    with open(folder / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise WorkError("another process trains in this folder", file=str(folder), fix="wait for it") from None
+    file = lock(folder / "lock")
+    if file is None:
+        raise WorkError("another process trains in this folder", file=str(folder), fix="wait for it")
+    with file:
         yield
 
 
@@ -419,29 +418,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def _read_text(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return None
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    text = _read_text(path)
-    try:
-        value = json.loads(text) if text is not None else None
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None

@@ -42,7 +42,7 @@ def train_rm(
         counts.check(settings.max_length)
         held, held_counts = tokenize(chat, validation, settings.max_length)
         counts.add(held_counts)
-        data = trl.Data(_whole(train), _whole(held), counts)
+        data = trl.TokenizedData(_whole(train), _whole(held), counts)
         return trl.learn(settings, model, tokenizer, data, folder, on_step, began)
 
 

@@ -44,7 +44,7 @@ def train_sft(
         counts.check(settings.max_length)
         held, held_counts = tokenize(chat, validation, settings.max_length)
         counts.add(held_counts)
-        return trl.learn(settings, model, tokenizer, trl.Data(train, held, counts), folder, on_step, began)
+        return trl.learn(settings, model, tokenizer, trl.TokenizedData(train, held, counts), folder, on_step, began)
 
 
 def tokenize(

@@ -51,7 +51,7 @@ VALIDATED = {
 }
 
 
-class Data(NamedTuple):
+class TokenizedData(NamedTuple):
     """What a trainer learns from as columns of token ids, what it is checked on, and how many of both were kept."""
 
     train: Columns
@@ -204,7 +204,7 @@ def learn(
     settings: TrainerSettings,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    data: Data,
+    data: TokenizedData,
     folder: Path,
     on_step: OnStep,
     began: float,
@@ -234,7 +234,7 @@ _METHODS: dict[type, tuple[type, type, Callable[[Any], dict[str, Any]]]] = {
 }
 
 
-def _trainer(kind: type, config: Any, model: Any, tokenizer: Any, data: Data, on_step: OnStep) -> Any:
+def _trainer(kind: type, config: Any, model: Any, tokenizer: Any, data: TokenizedData, on_step: OnStep) -> Any:
     if config.n_gpu > 1:
         raise InputError("several GPUs are visible to one process", fix="set CUDA_VISIBLE_DEVICES=0, or use torchrun")
     trainer = kind(

@@ -19,7 +19,7 @@ from rlaif.pipeline.stages.rank import Rank
 from rlaif.pipeline.stages.rate import Rate
 from rlaif.pipeline.stages.revise import Revise
 from rlaif.pipeline.stages.sample import Sample
-from rlaif.pipeline.stages.score import Score
+from rlaif.pipeline.stages.score import Scoring
 from rlaif.pipeline.stages.stage import Made, Opening, RowStage, Stage, TableStage, Work
 from rlaif.pipeline.stages.train import Train
 from rlaif.pipeline.stages.verify import Verify
@@ -34,7 +34,7 @@ STAGES: dict[str, type[Stage[Any]]] = {
     "revise": Revise,
     "compare": Compare,
     "rank": Rank,
-    "score": Score,
+    "score": Scoring,
     "verify": Verify,
     "person": Person,
     "elo": Elo,

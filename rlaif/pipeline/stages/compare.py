@@ -81,7 +81,7 @@ def open_comparer(stage: CompareStage, check: TextCheck = unchecked) -> Comparer
     constitution = read_constitution(stage.constitution, ("comparison",), check)
     comparer = Comparer(constitution, read_template(stage.template, comparing.OFFERED, required))
     for principle in constitution.principles:
-        comparing.question(REHEARSED, (0, 1), principle, stage, comparer.template)
+        comparing.comparison_prompt(REHEARSED, (0, 1), principle, stage, comparer.template)
     return comparer
 
 

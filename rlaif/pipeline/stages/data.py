@@ -22,7 +22,7 @@ from rlaif.records import Row, digest, prompt_id, split_of
 
 
 class Data(TableStage[DataStage]):
-    stated: Stated | None = None  # what its rows state, where it gives rows
+    stated: StatedJudgements | None = None  # what its rows state, where it gives rows
 
     def __init__(self, step: Step, settings: DataStage, opening: Opening) -> None:
         super().__init__(step, settings, opening)
@@ -68,7 +68,7 @@ class Data(TableStage[DataStage]):
     def _rows(self, readers: Sequence[Step], opening: Opening) -> Made:
         """Rows that hold candidates, each with what the file states of them, kept on disk."""
         settings, unusable = self.settings, Counter[str]()
-        kept, dropped, stated = Spool(Row), Counter[str](), Stated()
+        kept, dropped, stated = Spool(Row), Counter[str](), StatedJudgements()
         read = 0
         for row in each_row(self._source(), unusable, turns=settings.turns or "last"):
             read += 1
@@ -116,7 +116,7 @@ class Data(TableStage[DataStage]):
         return {"rows": self.read.out}
 
 
-class Stated:
+class StatedJudgements:
     """What a file states of the candidates that were kept, counted."""
 
     def __init__(self) -> None:

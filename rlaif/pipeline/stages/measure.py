@@ -10,10 +10,11 @@ from rlaif.config import MeasureStage, Step
 from rlaif.engines.asking import Asking
 from rlaif.engines.protocol import Engine, Logprobs
 from rlaif.errors import EngineError, InputError
+from rlaif.files import json_of, write_json
 from rlaif.judges.rating import Judge
 from rlaif.measures import measure
 from rlaif.measures.collecting import Gold, Setting, collect
-from rlaif.pipeline.folder import RunFolder, read_json, write_json
+from rlaif.pipeline.folder import RunFolder
 from rlaif.pipeline.manifest import StageRecord
 from rlaif.pipeline.session import Session
 from rlaif.pipeline.stages.prompts import digest_of_ids, of_split
@@ -68,7 +69,7 @@ class Measuring(TableStage[MeasureStage]):
             self._setting(work.session, work.session.asking(self.name)), on_done=lambda: work.progress.advance()
         )
         key, path = self.key(work.session), _summary(work.folder)
-        summary = read_json(path)
+        summary = json_of(path)
         if summary is not None and summary.get("key") == key:
             work.progress.note("unchanged, not measured again")
         else:
@@ -114,7 +115,7 @@ class Measuring(TableStage[MeasureStage]):
     async def plan(self, planning: Planning) -> dict[str, Any]:
         session = planning.session
         if all(model in session.engines for model in self.models):
-            summary = read_json(_summary(planning.folder))
+            summary = json_of(_summary(planning.folder))
             if summary is not None and summary.get("key") == self.key(session):
                 return {"rows": len(self.prompts), "state": "unchanged"}
         setting = self._setting(session, planning.asking(self.name, each_once=True))

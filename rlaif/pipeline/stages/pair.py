@@ -13,7 +13,17 @@ from rlaif.generate.pairing import Pairing, length_balance, noise, preferences_o
 from rlaif.pipeline.datasets import Piece, preference_pieces, write_datasets
 from rlaif.pipeline.manifest import StageRecord
 from rlaif.pipeline.spool import RowWriter
-from rlaif.pipeline.stages.stage import Lazy, Made, Opening, Planning, Table, TableStage, Work, all_made_with, rows_of
+from rlaif.pipeline.stages.stage import (
+    Lazy,
+    Made,
+    Opening,
+    Planning,
+    Reiterable,
+    TableStage,
+    Work,
+    all_made_with,
+    starting_rows,
+)
 from rlaif.records import Preference, Row
 
 NEAR_TIES = 0.5  # share of margins within the judge's noise above which a person is told
@@ -37,7 +47,7 @@ class Pair(TableStage[PairStage]):
 
     async def run(self, work: Work) -> StageRecord:
         source = work.made[self.source.name]
-        rows, counts, pairing = rows_of(source), source.counts, self.pairing
+        rows, counts, pairing = starting_rows(source), source.counts, self.pairing
         weights = pairing.weights if pairing.basis == "ratings" else None
         keep = length_balance(rows, pairing) if self.settings.balance else None
         writer, margins, dropped = RowWriter(Preference, work.file(self.step)), array("d"), Counter[str]()
@@ -69,7 +79,7 @@ class Pair(TableStage[PairStage]):
             file=f"stages/{work.file(self.step).name}", facts=facts | self._near_ties(rows, margins, work),
         )  # fmt: skip
 
-    def _near_ties(self, rows: Table[Row], margins: array[float], work: Work) -> dict[str, float]:
+    def _near_ties(self, rows: Reiterable[Row], margins: array[float], work: Work) -> dict[str, float]:
         """The judge's noise, and how many margins are within it."""
         if not margins or (within := noise(rows, self.pairing)) is None:
             return {}
@@ -87,7 +97,7 @@ class Pair(TableStage[PairStage]):
     async def plan(self, planning: Planning) -> dict[str, Any]:
         """The preferences that are known. Any balancing, which needs all rows, is left out."""
         source = planning.made[self.source.name]
-        rows = rows_of(source)
+        rows = starting_rows(source)
 
         def preferences() -> Iterator[Preference]:
             return (made for row in rows for made in preferences_of(row, self.pairing, Counter()))

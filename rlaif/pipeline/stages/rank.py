@@ -52,5 +52,5 @@ def open_ranker(stage: RankStage, check: TextCheck = unchecked) -> Comparer:
     constitution = read_constitution(stage.constitution, ("comparison",), check)
     ranker = Comparer(constitution, read_template(stage.template, ranking.OFFERED, ranking.REQUIRED))
     for principle in constitution.principles:
-        ranking.question(REHEARSED, ranking.shown_at(REHEARSED), principle, ranker.template)
+        ranking.ranking_prompt(REHEARSED, ranking.shown_at(REHEARSED), principle, ranker.template)
     return ranker

@@ -113,7 +113,7 @@ def open_judge(rater: Rater, check: TextCheck = unchecked) -> Judge:
     template = read_template(rater.template, rating.OFFERED, rating.REQUIRED)
     judge = Judge(read_rubric(rater.rubric, check), template)
     for aspect in judge.rubric.aspects:
-        rating.questions(REHEARSED.prompt, REHEARSED.candidates, aspect, judge, rater)
+        rating.rating_prompts(REHEARSED.prompt, REHEARSED.candidates, aspect, judge, rater)
     return judge
 
 

@@ -63,6 +63,6 @@ def open_reviser(stage: ReviseStage, check: TextCheck = unchecked) -> Reviser:
     )
     draft = REHEARSED.candidates[0].completion.text
     for principle in reviser.constitution.principles:
-        revising.critique_question(REHEARSED.prompt, draft, principle, reviser)
-        revising.revision_question(REHEARSED.prompt, draft, "A critique.", principle, reviser)
+        revising.critique_prompt(REHEARSED.prompt, draft, principle, reviser)
+        revising.revision_prompt(REHEARSED.prompt, draft, "A critique.", principle, reviser)
     return reviser

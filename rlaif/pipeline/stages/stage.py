@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
-from rlaif.config import LocalModel, OpenAIModel, Pipeline, Step, TextCheck, unchecked
-from rlaif.config import Stage as StageSettings
+from rlaif.config import LocalModel, OpenAIModel, Pipeline, StageSettings, Step, TextCheck, unchecked
 from rlaif.engines.asking import Asking
 from rlaif.engines.identity import has_reward_head
 from rlaif.engines.open import api_key, keyless
@@ -36,7 +35,7 @@ Settings = TypeVar("Settings", bound=StageSettings)
 Item = TypeVar("Item", covariant=True)
 
 
-class Table(Protocol[Item]):
+class Reiterable(Protocol[Item]):
     """Records of which there may be more than fit into memory: counted, and gone through as often as needed."""
 
     def __len__(self) -> int: ...
@@ -57,22 +56,22 @@ class Lazy(Generic[Item]):
 
 
 @dataclass(frozen=True)
-class Prompts:
+class ReadPrompts:
     """The prompts of a stage: all that could be read, why others could not, and those that are to be answered."""
 
-    read: Table[Prompt]
+    read: Reiterable[Prompt]
     unusable: Mapping[str, int]
-    kept: Table[Prompt]
+    kept: Reiterable[Prompt]
 
 
 @dataclass
 class Made:
     """What one stage made. A reader takes the part it is for, and knows nothing of where it came from."""
 
-    prompts: Prompts | None = None
-    rows: Table[Row] | None = None
-    preferences: Table[Preference | StatedPreference] | None = None
-    conversations: Table[Conversation] | None = None
+    prompts: ReadPrompts | None = None
+    rows: Reiterable[Row] | None = None
+    preferences: Reiterable[Preference | StatedPreference] | None = None
+    conversations: Reiterable[Conversation] | None = None
     report: Mapping[str, Any] | None = None
     stated: bool = False  # its rows carry judgements of a file, which are no later judge's
     counts: RowCounts | None = None  # of its rows, where they passed through this run
@@ -308,7 +307,7 @@ def unparsed(facts: Mapping[str, Any], what: str) -> str:
     return told + (f", {count:,} orders disagree" if (count := facts.get("orders_disagree")) else "")
 
 
-def rows_of(made: Made) -> Table[Row]:
+def starting_rows(made: Made) -> Reiterable[Row]:
     """The rows that a row stage starts from: those of an earlier stage, or a new one for each prompt."""
     if made.rows is not None:
         return made.rows

@@ -22,7 +22,7 @@ from rlaif.pipeline.manifest import StageRecord
 from rlaif.pipeline.progress import Progress
 from rlaif.pipeline.session import Session
 from rlaif.pipeline.stages.stage import Made, Opening, Planning, TableStage, Work
-from rlaif.pipeline.stages.verify import checks_of
+from rlaif.pipeline.stages.verify import open_checks
 from rlaif.resources import find, read_text
 from rlaif.train import examples, job, rewards
 from rlaif.train.examples import Example, RewardFunction, Survey
@@ -47,7 +47,7 @@ class Train(TableStage[TrainStage]):
         self.trainer, self.trained = settings.trainer, settings.trainer.name
         self.checks: tuple[Check, ...] = ()  # by code, where they are the reward
         if (checks := getattr(self.trainer, "checks", None)) is not None:
-            self.checks = checks_of(step, checks, (settings.method,), opening)
+            self.checks = open_checks(step, checks, (settings.method,), opening)
         template = getattr(self.trainer, "template", None)
         self.template = read_text(find(template)) if template else None  # a chat template of its own
 

@@ -22,7 +22,7 @@ class Verify(RowStage[VerifyStage]):
 
     def __init__(self, step: Step, settings: VerifyStage, opening: Opening) -> None:
         super().__init__(step, settings, opening)
-        self.checks = checks_of(step, settings.checks, (), opening)
+        self.checks = open_checks(step, settings.checks, (), opening)
 
     async def row(self, row: Row, asking: Asking) -> Row:
         return verified(row, self.checks, self.settings.keep)
@@ -41,7 +41,7 @@ class Verify(RowStage[VerifyStage]):
         return Pairing("zephyr", "scores", judge=VERIFIER)
 
 
-def checks_of(step: Step, given: Sequence[dict[str, Any]], under: Position, opening: Opening) -> tuple[Check, ...]:
+def open_checks(step: Step, given: Sequence[dict[str, Any]], under: Position, opening: Opening) -> tuple[Check, ...]:
     """The checks of a stage, written at `checks` under `under` in the pipeline file; a prompt may bring its own.
 
     Raises InputError where one of either cannot be read, or there is none.
