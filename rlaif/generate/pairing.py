@@ -280,7 +280,7 @@ def _mean_share_below(row: Row, candidate: int) -> float | None:
 
 
 def _distinct(row: Row, scores: Mapping[int, float]) -> dict[int, float] | str:
-    """The first candidate of each text with the mean score of its duplicates, or the drop reason if there is one text."""
+    """The first candidate of each text with the mean score of its duplicates, or the drop reason."""
     if len(scores) < 2:
         return "unparsed"
     same: dict[str, list[int]] = {}

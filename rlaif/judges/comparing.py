@@ -43,6 +43,11 @@ class Comparer(NamedTuple):
     constitution: Constitution
     template: Template
 
+    def digests(self) -> dict[str, str]:
+        """The digests of both, by their names in a manifest."""
+        name = f"constitution {self.constitution.name}"
+        return {name: self.constitution.digest, "comparison template": self.template.digest}
+
 
 NUMBERS = ("1", "2")
 SOFT_VERDICT_TOKENS = 2  # the number, whose probability is read, and the end

@@ -51,6 +51,10 @@ class Judge(NamedTuple):
     rubric: Rubric
     template: Template
 
+    def digests(self) -> dict[str, str]:
+        """The digests of both, by their names in a manifest."""
+        return {f"rubric {self.rubric.name}": self.rubric.digest, "rating template": self.template.digest}
+
 
 class RatingPrompt(NamedTuple):
     """One judge prompt. `slots[k]` are the indices of the candidates whose text is number k + 1."""

@@ -28,7 +28,7 @@ Value = TypeVar("Value")
 
 
 class Records(Sequence[Item], Generic[Item]):
-    """Records of a run's files, read again each time they are gone through, so that they need not fit into memory."""
+    """Records of a run's files, read again on each iteration, so they need not fit into memory."""
 
     def __init__(self, read: Callable[[], Iterator[Item]]) -> None:
         self._read = read
@@ -54,21 +54,21 @@ class Records(Sequence[Item], Generic[Item]):
         for item in islice(self, max(number, 0), None):
             if number >= 0:
                 return item
-        raise IndexError(f"there are {len(self):,} records, and no number {index}")
+        raise IndexError(f"index {index} of {len(self):,} records")
 
     def __repr__(self) -> str:
         return f"<{len(self):,} records>"
 
 
 class FinishedRun:
-    """A run folder that can be read. What is asked of it is read from its files at that moment."""
+    """A run folder. Every property is read from its files on access."""
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder, self.path = folder, folder.path
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """What `manifest.json` says: state, stages with counts and drops, calls, cost, digests, failures by cause."""
+        """`manifest.json`: state, stages with counts and drops, calls, cost, digests, failures by cause."""
         return browse.status(self._folder)
 
     @property
@@ -78,7 +78,7 @@ class FinishedRun:
 
     @property
     def rows(self) -> Records[Row]:
-        """The rows of the last stage that made any, failed ones among them."""
+        """The rows of the last stage that made any, including failed ones."""
         return Records(lambda: browse.rows(self._folder))
 
     def rows_of(self, stage: str) -> Records[Row]:
@@ -92,7 +92,7 @@ class FinishedRun:
 
     @property
     def summary(self) -> dict[str, Any] | None:
-        """The report of the measure, as `report/summary.json` holds it; None where nothing was measured."""
+        """The measures in `report/summary.json`; None if nothing was measured."""
         return json_of(self.path / "report" / "summary.json")
 
     @property
@@ -146,14 +146,14 @@ def _path(out: str | Path | None) -> Path | None:
 
 
 def _written(overrides: Mapping[str, Any]) -> list[str]:
-    """Overrides as the command line writes them: a JSON value is a YAML value. `__` stands for a dot."""
+    """Overrides in the form of the command line: a JSON value is a YAML value, `__` is a dot."""
     return [f"{key.replace('__', '.')}={json.dumps(value)}" for key, value in overrides.items()]
 
 
 def _to_end(work: Coroutine[Any, Any, Value], stop: Callable[[], None] = lambda: None) -> Value:
-    """The result of `work`, also where an event loop runs in this thread already, as in a notebook.
+    """The result of `work`, also when an event loop runs in this thread already, as in a notebook.
 
-    There it runs in a thread of its own, and an interruption calls `stop` in its loop and waits for its end.
+    Then it runs in a thread of its own, where KeyboardInterrupt calls `stop` and waits for the end.
     """
     try:
         asyncio.get_running_loop()
@@ -162,13 +162,13 @@ def _to_end(work: Coroutine[Any, Any, Value], stop: Callable[[], None] = lambda:
     outcome: list[Value | BaseException] = []
     loops: list[asyncio.AbstractEventLoop] = []
 
-    async def told() -> Value:
+    async def noting_loop() -> Value:
         loops.append(asyncio.get_running_loop())
         return await work
 
     def target() -> None:
         try:
-            outcome.append(run_to_end(told()))
+            outcome.append(run_to_end(noting_loop()))
         except BaseException as error:
             outcome.append(error)
 

@@ -14,10 +14,10 @@ from rlaif.pipeline.stages.stage import Work
 
 @contextmanager
 def interruptible(work: Work, *, gentle: bool, blocks: bool) -> Iterator[None]:
-    """With `gentle` the first Ctrl-C sends nothing more and ends with what is finished; the second ends at once.
+    """With `gentle` the first Ctrl-C stops sending and keeps what is finished; the second ends immediately.
 
-    Elsewhere the first one ends at once: a trainer goes on from its checkpoint. A stage that `blocks` never gives the
-    event loop its turn, so there the signal itself has to break in. Outside the main thread nothing is changed.
+    Without it the first one ends immediately: a trainer resumes from its checkpoint. A stage that `blocks` the event
+    loop is interrupted by the default handler. Outside the main thread handlers are unchanged.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -28,7 +28,7 @@ def interruptible(work: Work, *, gentle: bool, blocks: bool) -> Iterator[None]:
     def interrupt() -> None:
         if gentle and work.session.scheduler.stopped is None:
             work.session.scheduler.stop(Stopped("interrupted", cause="interrupted"))
-            work.progress.note("interrupted: waiting for the calls in flight; press Ctrl-C again to end at once")
+            work.progress.announce("interrupted: waiting for the calls in flight; press Ctrl-C again to end at once")
         else:
             task.cancel()
 

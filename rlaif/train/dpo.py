@@ -28,9 +28,9 @@ def train_dpo(
 ) -> TrainResult:
     """Train `base` on `pairs` in a job's `folder`.
 
-    Called again with the same arguments after an interruption, it goes on from its last checkpoint, and steps since
-    then are reported a second time. Raises InputError for a base model or a template of no use, WorkError where no pair
-    fits or the loss is no number.
+    Called again with the same arguments after an interruption, it resumes from its last checkpoint, and reports steps
+    since then a second time. Raises InputError for an unusable base model or template, WorkError when no pair
+    fits or the loss is not finite.
     """
     began = time.monotonic()
     with trl.quietly():

@@ -1,4 +1,4 @@
-"""One file for each kind of stage: how it is opened, run and planned, what it counts, what digests it.
+"""One file for each kind of stage: how it is opened, run and planned, what it counts, its digests.
 
 A stage's settings are a model in `rlaif.config.stages`. A new stage is a file here and a line in `STAGES`.
 """
@@ -45,9 +45,9 @@ STAGES: dict[str, type[Stage[Any]]] = {
 
 
 def open_stages(pipeline: Pipeline) -> Opening:
-    """Every stage of a pipeline with its files read and checked, before anything is made, sent or paid for.
+    """Every stage of a pipeline with its files read and checked, before anything is written or sent.
 
-    Raises InputError for the first thing that is wrong with any of them.
+    Raises InputError for the first problem.
     """
     opening = Opening(pipeline)
     opening.check_models()

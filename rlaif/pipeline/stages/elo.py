@@ -1,4 +1,4 @@
-"""The `elo` stage: how strong each sampler is by the comparisons of its candidates."""
+"""The `elo` stage: the samplers' strengths by the comparisons of their candidates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The `measure` stage: models on prompts that nothing was trained on, each number with its interval."""
+"""The `measure` stage: models on prompts that nothing was trained on, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from rlaif.records import Message, digest
 from rlaif.train import job
 from rlaif.version import __version__
 
-VERSION = 3  # of what the figures mean; raising it measures anew
+VERSION = 3  # of the figures; raising it measures again
 
 
 class Measuring(TableStage[MeasureStage]):
@@ -43,7 +43,7 @@ class Measuring(TableStage[MeasureStage]):
         def error(problem: str) -> InputError:
             return opening.pipeline.error(step, problem)
 
-        # Only here are held-out prompts kept.
+        # Only this stage keeps held-out prompts.
         self.prompts, self.record = of_split(prompts, step, (settings.split,), settings.take, error)
         self.gold = _gold(settings)
         if self.gold is not None:
@@ -54,10 +54,7 @@ class Measuring(TableStage[MeasureStage]):
         return {f"prompts {self.name}": digest_of_ids(self.prompts)}
 
     def made_with(self) -> dict[str, str]:
-        if self.judge is None:
-            return {}
-        rubric = self.judge.rubric
-        return {f"rubric {rubric.name}": rubric.digest, "rating template": self.judge.template.digest}
+        return {} if self.judge is None else self.judge.digests()
 
     def _setting(self, session: Session, asking: Asking) -> Setting:
         return Setting(
@@ -81,23 +78,23 @@ class Measuring(TableStage[MeasureStage]):
             seconds = {r.name: round(r.seconds, 2) for r in work.manifest.records if r.seconds is not None}
             about = {"calls": work.manifest.calls(), "seconds": seconds}
             summary = {"run": work.pipeline.name} | figures | about
-            if not setting.failures:  # an incomplete measure is shown, and made again by the next run
+            if not setting.failures:  # an incomplete measure is shown, and repeated by the next run
                 summary["key"] = key
             write_json(path, summary)
         work.made[self.name] = Made(report=summary)
         return self.read
 
     def key(self, session: Session) -> str:
-        """The digest of all that determines the measure's figures."""
+        """The digest of everything that determines the figures."""
         stage, judge = self.settings, self.judge
         sampled = {*stage.models, *([stage.best_of.model] if stage.best_of else [])}
-        asked = {name: stage.sampling.resolved(session.seed, session.settings[name]) for name in sorted(sampled)}
+        sampling = {name: stage.sampling.resolved(session.seed, session.settings[name]) for name in sorted(sampled)}
         if stage.rate:
-            asked |= {"judge": stage.rate.sampling.resolved(session.seed, session.settings[stage.rate.model])}
+            sampling |= {"judge": stage.rate.sampling.resolved(session.seed, session.settings[stage.rate.model])}
         models = {*sampled, *([stage.rate.model] if stage.rate else []), *([stage.reward] if stage.reward else [])}
         models |= {parent for name, parent in session.parents.items() if name in models}
-        told = judge is not None and any(aspect.knowledge for aspect in judge.rubric.aspects)
-        known = {"known": [list(p.reference) for p in self.prompts]} if told else {}
+        shown = judge is not None and any(aspect.knowledge for aspect in judge.rubric.aspects)
+        known = {"known": [list(p.reference) for p in self.prompts]} if shown else {}
         return digest(
             known
             | {
@@ -105,7 +102,7 @@ class Measuring(TableStage[MeasureStage]):
                 "stage": stage.model_dump(mode="json", exclude={"name", "source"}),
                 "prompts": [p.id for p in self.prompts],
                 "models": {name: session.engines[name].identity for name in sorted(models)},
-                "asked": {name: sampling.model_dump(mode="json") for name, sampling in asked.items()},
+                "asked": {name: settings.model_dump(mode="json") for name, settings in sampling.items()},
                 "rubric": judge.rubric.digest if judge else None,
                 "template": judge.template.digest if judge else None,
                 "versions": {"rlaif": __version__, **job.versions(*job.PACKAGES, "scipy")},
@@ -125,7 +122,7 @@ class Measuring(TableStage[MeasureStage]):
 
 
 class LastIsBest:
-    """A reward model that a plan does not load. The last of n is another completion than a model's own first one."""
+    """A reward model for plans, which load none. It picks the last of n, which is not the model's own completion."""
 
     name, in_process, identity = "plan", True, "plan"
 
@@ -143,7 +140,7 @@ def _summary(folder: RunFolder) -> Any:
 
 
 def _gold(settings: MeasureStage) -> Gold | None:
-    """The truth of the embedded world, where the pipeline asks for it and nowhere else."""
+    """The gold score, only with `judge: gold`."""
     if settings.judge != "gold":
         return None
     from rlaif.tiny.gold import gold

@@ -26,7 +26,7 @@ from rlaif.pipeline.stages.stage import (
 )
 from rlaif.records import Preference, Row
 
-NEAR_TIES = 0.5  # share of margins within the judge's noise above which a person is told
+NEAR_TIES = 0.5  # share of margins within the judge's noise above which the user is warned
 
 
 class Pair(TableStage[PairStage]):
@@ -37,7 +37,7 @@ class Pair(TableStage[PairStage]):
 
     def __init__(self, step: Step, settings: PairStage, opening: Opening) -> None:
         super().__init__(step, settings, opening)
-        judging: Any = opening.stages[self.source.name]  # every kind that a pair stage reads says how it is paired
+        judging: Any = opening.stages[self.source.name]  # every kind that `pair` reads has a `pairing`
         if problem := getattr(judging, "unpairable", lambda rule: None)(settings.rule):
             fix = "judge its completions with `rate` or `compare` first"
             problem = f"the stage {self.source.name!r} {problem}"
@@ -59,7 +59,7 @@ class Pair(TableStage[PairStage]):
                     writer.append(preference)
                     margins.append(preference.margin)
                 yield from preference_pieces(row, made, weights)
-            work.made[self.name] = Made(preferences=writer.finish())  # before the data sets take their places
+            work.made[self.name] = Made(preferences=writer.finish())  # before the data sets are moved into place
 
         failed = {"failed": counts.failed} if counts and counts.failed else {}
         work.manifest.digests |= write_datasets(
@@ -80,7 +80,7 @@ class Pair(TableStage[PairStage]):
         )  # fmt: skip
 
     def _near_ties(self, rows: Reiterable[Row], margins: array[float], work: Work) -> dict[str, float]:
-        """The judge's noise, and how many margins are within it."""
+        """The judge's noise, and the share of margins within it."""
         if not margins or (within := noise(rows, self.pairing)) is None:
             return {}
         near = sum(margin <= within for margin in margins) / len(margins)
@@ -95,7 +95,7 @@ class Pair(TableStage[PairStage]):
         return f", {facts['preferences']:,} preferences" if facts["preferences"] != facts["out"] else ""
 
     async def plan(self, planning: Planning) -> dict[str, Any]:
-        """The preferences that are known. Any balancing, which needs all rows, is left out."""
+        """Counts the known preferences, without `balance`, which needs all rows."""
         source = planning.made[self.source.name]
         rows = starting_rows(source)
 

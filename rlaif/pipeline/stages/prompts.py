@@ -1,4 +1,4 @@
-"""The `prompts` stage: prompts of a file, of one split or several, kept on disk."""
+"""The `prompts` stage: the prompts of a file in one or several splits, kept on disk."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ class PromptSource(TableStage[PromptsStage]):
 def of_split(
     prompts: ReadPrompts, step: Step, split: Sequence[str], take: int | None, error: Callable[[str], InputError]
 ) -> tuple[Reiterable[Prompt], StageRecord]:
-    """The prompts of `prompts` that are in a split, at most `take`, and the record of `step`, which keeps them.
+    """The prompts in the splits, at most `take`, and the record of `step`.
 
-    Raises what `error` makes of a sentence where there is none.
+    Raises `error(problem)` when there is none.
     """
     if "all" in split and take is None:
         count = len(prompts.read)

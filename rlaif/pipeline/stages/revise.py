@@ -36,7 +36,7 @@ class Revise(RowStage[ReviseStage]):
     def count(self, row: Row, facts: Counter[str]) -> str | None:
         facts["revisions"] += len(row.revisions)
         facts["broken_off"] += sum(revision.problem is not None for revision in row.revisions)
-        return unrevised(row) if row.failure is None else None  # what it is for is demonstrations
+        return unrevised(row) if row.failure is None else None  # a row that gives no demonstration is dropped
 
     def made_with(self) -> dict[str, str]:
         constitution = self.reviser.constitution

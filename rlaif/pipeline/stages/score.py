@@ -32,8 +32,8 @@ class Scoring(TableStage[ScoreStage]):
 
     @staticmethod
     def _count(row: Row, facts: Counter[str]) -> None:
-        facts["scores"] += sum(one.value is not None for one in row.scores)
-        facts["without_a_score"] += sum(one.value is None for one in row.scores)
+        facts["scores"] += sum(score.value is not None for score in row.scores)
+        facts["without_a_score"] += sum(score.value is None for score in row.scores)
 
     def pairing(self) -> Pairing:
         return Pairing("zephyr", "scores", judge=self.settings.judge)
