@@ -14,8 +14,8 @@ def run_to_end(work: Coroutine[Any, Any, Result]) -> Result:
     """Run `work` to its end, on uvloop if installed, with rare garbage collections.
 
     Calls create many objects and almost no cycles. The collector is restored at the end, since libraries
-    report frozen objects as leaks at exit. Raises KeyboardInterrupt when the work was cancelled, by a second Ctrl-C or by
-    one with nothing in flight.
+    report frozen objects as leaks at exit. Raises KeyboardInterrupt when the work was cancelled, by a
+    second Ctrl-C or by one with nothing in flight.
     """
     thresholds = gc.get_threshold()
     gc.freeze()

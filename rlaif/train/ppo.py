@@ -138,7 +138,7 @@ class Experience(NamedTuple):
 
 
 class Trained:
-    """A model that learns, with its optimiser. `key` names the setting of its learning rate, for errors."""
+    """A trained model with its optimiser. `key` names the setting of its learning rate in errors."""
 
     def __init__(self, model: PreTrainedModel, learning_rate: float, key: str) -> None:
         self.model: Any = model
@@ -146,9 +146,9 @@ class Trained:
         self.optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, eps=1e-5)
 
     def step(self, loss: Tensor, share: float, step: int) -> float:
-        """One update, at `share` of the learning rate. The rate it was made at. `step` is for errors.
+        """One update at `share` of the learning rate; returns the rate. `step` is for errors.
 
-        Raises WorkError for a loss or a gradient that is no finite number.
+        Raises WorkError for a loss or a gradient that is not finite.
         """
         self.optimizer.zero_grad()
         loss.backward()
@@ -175,8 +175,8 @@ class Trained:
 class Learner:
     """Policy, reference and value model, and the metrics of every iteration so far.
 
-    Policy, value model and history are all that changes from one iteration to the next: what is drawn at random depends
-    on the seed and the iteration's number alone, so that a learner restored from a checkpoint goes on exactly.
+    Policy, value model and history are its whole state: random draws depend on the seed and the iteration alone, so a
+    learner resumes exactly from a checkpoint.
     """
 
     def __init__(
@@ -190,7 +190,7 @@ class Learner:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         for model in (policy, value_model):
             torch.nn.Module.to(model, self.device)
-            model.eval()  # dropout stays off: with it the ratio would not be 1 before the policy has moved
+            model.eval()  # no dropout: with it the ratio would not be 1 before the first update
         self.reference = copy.deepcopy(policy).requires_grad_(False)
         self.policy = Trained(policy, settings.learning_rate, "learning_rate")
         if settings.value_learning_rate is None:

@@ -1,4 +1,4 @@
-"""The formulas of proximal policy optimisation on tensors, each beside its source.
+"""The formulas of proximal policy optimisation on tensors, with their sources.
 
 Per-token quantities are (B, T) tensors: one row for each of B completions, padded on the right to T tokens, the end
 token included. `mask` is (B, T), true on tokens. Values where it is false are ignored, infinities included.
