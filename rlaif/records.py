@@ -1,7 +1,7 @@
-"""The records that flow through a run, each with the operations its meaning requires.
+"""The records of a run, with their operations.
 
-Records are plain data: they know nothing of files, engines or stages. Ids come from content, so the same prompt has the
-same id in every run, on every machine, in every order.
+Records are plain data, independent of files, engines and stages. Ids come from content, so the same prompt has the same
+id in every run and on every machine.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ _UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 
 
 def writable(text: str) -> str:
-    """NUL and lone surrogates become U+FFFD: tokenizers, SQLite and Parquet refuse them, each in its own way."""
+    """NUL and lone surrogates become U+FFFD: tokenizers, SQLite or Parquet refuse them."""
     return text if text.isascii() and "\0" not in text else _UNWRITABLE.sub("\ufffd", text)
 
 
 def oneline(text: str) -> str:
-    """Collapse every run of white space to one space: the text cannot open a line of its own."""
+    """Collapse every run of white space to one space."""
     return " ".join(text.split())
 
 
@@ -49,7 +49,7 @@ _canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_asci
 
 
 def canonical(value: Any) -> str:
-    """A JSON value in canonical form: sorted keys, no spaces, NaN refused."""
+    """A JSON value in canonical form: sorted keys, no spaces. Raises ValueError for NaN and infinity."""
     return _canonical.encode(value)
 
 
@@ -63,7 +63,7 @@ def digest(value: Any, *, length: int = 32) -> str:
 
 
 def unit_interval(*parts: str) -> float:
-    """A number in [0, 1) that depends only on `parts`. Every draw (split, order, choice) is made from it."""
+    """A number in [0, 1) that depends only on `parts`; the source of every draw (split, order, choice)."""
     return (
         int.from_bytes(hashlib.sha256("\x1f".join(parts).encode("utf-8", "surrogatepass")).digest()[:8], "big") / 2**64
     )
@@ -75,13 +75,13 @@ def hashed_order(names: Sequence[str], *salt: str) -> list[int]:
 
 
 def prompt_id(messages: Sequence[Message]) -> str:
-    """The digest of the roles and texts: JSON in canonical form, put together from its parts."""
+    """The digest of the roles and texts as canonical JSON."""
     turns = ",".join(f"[{encode_basestring(m.role)},{encode_basestring(m.content)}]" for m in messages)
     return digest_text(f"[{turns}]", length=16)
 
 
 def split_of(identifier: str) -> Split:
-    """Which split a prompt belongs to, from its id alone, so the three can never mix."""
+    """The split of a prompt, from its id alone, so the three never mix."""
     draw = unit_interval("split", identifier)
     if draw < HELD_OUT_SHARE:
         return "held-out"
@@ -89,11 +89,11 @@ def split_of(identifier: str) -> Split:
 
 
 class Prompt(Record):
-    """Messages up to the turn to be answered.
+    """Messages up to the turn to be completed.
 
-    `reference` holds true answers to it, any of which is right: what a verifier compares with, and what a judge is
-    shown as knowledge of the world. `checks` are what code can verify of a completion, as `judges.verifiers` reads
-    them. The model that answers sees neither, and neither is part of the id.
+    `reference` holds true answers, any of which is correct: verifiers compare with them, and judges see them as
+    knowledge. `checks` are verified in code, as `judges.verifiers` reads them. The sampled model sees neither, and
+    neither is part of the id.
     """
 
     messages: tuple[Message, ...]
@@ -119,14 +119,14 @@ class Prompt(Record):
 
     @property
     def text(self) -> str:
-        """What a judge reads: the user's words alone for one turn, a labelled transcript for several."""
+        """The prompt as judges read it: the user's text for one turn, a transcript with roles for several."""
         if len(self.messages) == 1:
             return self.messages[0].content
         return "\n\n".join(f"{m.role}: {m.content}" for m in self.messages)
 
 
 class Usage(Record):
-    """Tokens read and written. The n samples of one request share one prompt: only the first carries its tokens."""
+    """Tokens read and written. Of the n samples of one request only the first carries the prompt's tokens."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -150,23 +150,23 @@ class Completion(Record):
 
 
 class Candidate(Record):
-    """A completion while it competes for its prompt. `sampler` names the model and settings that made it."""
+    """A completion while it competes for its prompt. `sampler` names its model and settings."""
 
     sampler: str
     completion: Completion
-    principle: str | None = None  # that its system message says, where one was drawn
+    principle: str | None = None  # the one in its system message, where one was drawn
 
 
 class Judgement(Record):
-    """What was said of a row's candidates, by a model, code or a person."""
+    """A judgement of a row's candidates by a model, code or a person."""
 
     def models(self) -> tuple[str, ...]:
-        """The models that it is from, by their names in the pipeline file."""
+        """The models behind it, by their names in the pipeline file."""
         judge: str = self.judge  # type: ignore[attr-defined]
         return (judge,)
 
     def paid_calls(self) -> tuple[str, ...]:
-        """The calls that it rests on, by their keys."""
+        """The keys of the calls behind it."""
         calls: tuple[str, ...] = self.calls  # type: ignore[attr-defined]
         return calls
 
@@ -178,12 +178,12 @@ class Rating(Judgement):
     candidate: int  # index into the row's candidates
     value: int | None
     na: bool = False  # the judge says that the aspect does not apply, where the rubric allows N/A
-    types: tuple[str, ...] = ()  # codes of the faults it names, where the aspect has such
-    raw: str  # the judge's words on this candidate, or the whole reply where they could not be told apart
+    types: tuple[str, ...] = ()  # codes of the faults that it names, where the aspect has any
+    raw: str  # the judge's words on this candidate, or the whole reply where it cannot be split
     problem: str | None = None  # why it is unparsed
     judge: str
     call: str
-    position: int  # the place, from 1, at which the judge read this candidate
+    position: int  # the candidate's position in the judge prompt, from 1
 
     def paid_calls(self) -> tuple[str, ...]:
         return (self.call,) if self.call else ()
@@ -198,7 +198,7 @@ class Rating(Judgement):
 class Score(Judgement):
     """A float for one candidate: a reward model's, a verifier's, or an expectation over ratings; None without one.
 
-    Scores of one `judge` and `aspect` can be compared within a prompt; between judges they have no common scale.
+    Scores of one `judge` and `aspect` are comparable within a prompt; different judges have no common scale.
     """
 
     candidate: int  # index into the row's candidates
@@ -238,12 +238,12 @@ class Ranking(Judgement):
 class Revision(Judgement):
     """One step of a chain: a draft critiqued under a principle and rewritten.
 
-    The draft is the candidate's completion at number 1 and the revision before it from then on, so that both parents
-    of a revision, its draft and its critique, are kept.
+    The draft is the candidate's completion at number 1, and the previous revision after that, so both parents of a
+    revision, its draft and its critique, are kept.
     """
 
     candidate: int  # index into the row's candidates: whose chain it is in
-    number: int  # its place in the chain, from 1
+    number: int  # its position in the chain, from 1
     principle: str
     critique: Completion
     completion: Completion | None  # None when the critique was unusable
@@ -253,14 +253,14 @@ class Revision(Judgement):
         return (self.critique.model,)
 
     def paid_calls(self) -> tuple[str, ...]:
-        return tuple(one.call for one in (self.critique, self.completion) if one is not None)
+        return tuple(written.call for written in (self.critique, self.completion) if written is not None)
 
 
 Choice = Literal["A", "B", "tie"]
 
 
 class Verdict(Record):
-    """A judge's preference between two candidates, shown in one order. A is the one it read first."""
+    """A judge's preference between two candidates, shown in one order. A is the first one shown."""
 
     a: int  # index into the row's candidates
     b: int
@@ -283,7 +283,7 @@ class Verdict(Record):
         return likelihood(self.verdict, self.probability)
 
     def swap(self) -> Verdict:
-        """The same judgement with the two candidates named the other way round."""
+        """The same judgement with the two candidates swapped."""
         swapped: dict[Choice | None, Choice | None] = {"A": "B", "B": "A"}
         probability = None if self.probability is None else 1.0 - self.probability
         verdict = swapped.get(self.verdict, self.verdict)
@@ -291,19 +291,19 @@ class Verdict(Record):
 
 
 class Comparison(Judgement):
-    """What a judge prefers under a principle, of two candidates shown to it in both orders; or a jury of judges.
+    """A judge's, or a jury's, preference between two candidates under a principle, shown in both orders.
 
-    Where probabilities are known the verdict follows from their average; hard verdicts that disagree are a tie.
+    With probabilities the verdict follows from their average; hard verdicts that disagree are a tie.
     """
 
     a: int
     b: int
     principle: str
-    judge: str  # of a jury all its members
+    judge: str  # of a jury, all its members
     verdict: Choice | None
     probability: float | None  # of A, where known
     orders: tuple[Verdict, ...]  # both, in the order of their calls; none where a jury or a person decided
-    jury: tuple[Comparison, ...] = ()  # what its members prefer, each with its own two orders
+    jury: tuple[Comparison, ...] = ()  # its members' comparisons, each with two orders
 
     @model_validator(mode="after")
     def _has_both_orders(self) -> Comparison:
@@ -324,7 +324,7 @@ class Comparison(Judgement):
 
     @property
     def disagrees(self) -> bool:
-        """Whether the two orders gave different verdicts: the place decided, not the words. Of a jury: any member's."""
+        """Whether the two orders gave different verdicts (position bias). Of a jury: any member's."""
         if self.jury:
             return any(member.disagrees for member in self.jury)
         if not self.orders:
@@ -339,7 +339,7 @@ class Comparison(Judgement):
 
     @classmethod
     def merge(cls, forward: Verdict, backward: Verdict, *, principle: str, judge: str) -> Comparison:
-        """Both orders as one comparison, the second un-swapped first. Raises ValueError for other candidates."""
+        """Both orders as one comparison; the second is swapped back first. Raises ValueError for other candidates."""
         other = backward.swap()
         if (other.a, other.b) != (forward.a, forward.b):
             raise ValueError("the second verdict is not on the first one's candidates in the other order")
@@ -348,7 +348,7 @@ class Comparison(Judgement):
         if None in (forward.verdict, other.verdict):
             verdict = None
         elif forward.probability is not None and other.probability is not None:
-            # Rounded, so that p and 1 - p averaged are one half and not nearly so.
+            # Rounded, so that the average of p and 1 - p is exactly one half.
             probability = round((forward.probability + other.probability) / 2, 9)
             verdict = preferred(probability)
         return cls(
@@ -363,10 +363,10 @@ class Comparison(Judgement):
 
     @classmethod
     def of_jury(cls, members: Sequence[Comparison], weights: Sequence[float], *, majority: bool) -> Comparison:
-        """What a jury prefers: the mean of its members' likelihoods, or with `majority` what most say, else a tie.
+        """A jury's preference: the mean of its members' likelihoods, or with `majority` most verdicts, else a tie.
 
-        `weights` are the members'. One whose verdict is unparsed does not vote; where those are half of the weight or
-        more, so is the jury's. A majority gives no probability: it is a count, not how sure anybody is.
+        `weights` are the members'. Unparsed verdicts do not vote; with half of the weight or more, they make the jury's
+        unparsed. A majority gives no probability.
         """
         votes = [(m.likelihood, m.verdict, w) for m, w in zip(members, weights, strict=True) if m.verdict is not None]
         mass = sum(weight for *_, weight in votes)
@@ -374,7 +374,7 @@ class Comparison(Judgement):
         verdict: Choice | None = None
         if 2 * mass > sum(weights):
             if majority:
-                # Rounded, so that weights which cancel are a tie whatever order they are added in.
+                # Rounded, so that equal sums with different rounding errors tie.
                 a, b, tie = (
                     round(fsum(w for _, choice, w in votes if choice == side), 9) for side in ("A", "B", "tie")
                 )
@@ -397,19 +397,19 @@ class Comparison(Judgement):
 
 
 def likelihood(verdict: Choice | None, probability: float | None) -> float | None:
-    """The probability of A, or what a verdict without one amounts to; None without a verdict."""
+    """The probability of A; of a verdict without one, 1, 0 or one half; None without a verdict."""
     if verdict is None or probability is not None:
         return probability
     return {"A": 1.0, "B": 0.0, "tie": 0.5}[verdict]
 
 
 def preferred(probability: float) -> Choice:
-    """The verdict that a probability of A amounts to."""
+    """The verdict for a probability of A."""
     return "A" if probability > 0.5 else "B" if probability < 0.5 else "tie"
 
 
 class Row(Record):
-    """One prompt with everything that the row stages have made of it so far."""
+    """One prompt with the results of the row stages so far."""
 
     prompt: Prompt
     candidates: tuple[Candidate, ...] = ()
@@ -418,26 +418,26 @@ class Row(Record):
     comparisons: tuple[Comparison, ...] = ()
     rankings: tuple[Ranking, ...] = ()
     scores: tuple[Score, ...] = ()
-    failure: str | None = None  # why the row could not be finished
-    cause: str | None = None  # of the failure: the word that failures are grouped by
+    failure: str | None = None  # why the row was not completed
+    cause: str | None = None  # the word that failures are grouped by
 
     def judgements(self) -> Iterator[Judgement]:
-        """Everything that was said of its candidates."""
+        """All judgements of its candidates."""
         for name in JUDGEMENTS:
             yield from getattr(self, name)
 
     def models(self) -> set[str]:
-        """The models that wrote or judged what it holds."""
+        """The models that wrote or judged its candidates."""
         judges = {model for judgement in self.judgements() for model in judgement.models()}
         return judges.union(candidate.completion.model for candidate in self.candidates)
 
     def calls(self) -> set[str]:
-        """The keys of all calls that it rests on."""
+        """The keys of all calls behind it."""
         judged = {call for judgement in self.judgements() for call in judgement.paid_calls()}
         return judged.union(candidate.completion.call for candidate in self.candidates)
 
     def unjudged(self) -> Row:
-        """The row with its candidates and their revisions alone."""
+        """The row with only its candidates and their revisions."""
         return self.model_copy(update=dict.fromkeys((name for name in JUDGEMENTS if name != "revisions"), ()))
 
     def score(self, candidate: int, weights: dict[str, float]) -> float | None:
@@ -454,21 +454,21 @@ class Row(Record):
             if rating is None or rating.value is None:
                 return None
             total, mass = total + weight * rating.value, mass + weight
-        # Rounded, so that two ways of adding up the same mean are a tie and not a preference.
+        # Rounded, so that equal means with different rounding errors tie.
         return round(total / mass, 9) if mass else None
 
     def last_revision(self, candidate: int) -> Completion | None:
-        """The end of a candidate's chain of revisions; None where it has none, or one that broke off."""
+        """The last revision of a candidate's chain; None without one, or when the chain broke off."""
         chain = [revision for revision in self.revisions if revision.candidate == candidate]
         return chain[-1].completion if chain and chain[-1].problem is None else None
 
 
-# The fields of a row that hold judgements: all that are tuples, but for its candidates.
+# The fields of a row that hold judgements: all tuples except its candidates.
 JUDGEMENTS = tuple(name for name, about in Row.model_fields.items() if about.default == () and name != "candidates")
 
 
 class Preference(Record):
-    """A prompt with a chosen and a rejected candidate, and where each came from."""
+    """A prompt with a chosen and a rejected candidate, and their origin."""
 
     prompt: Prompt
     chosen: Candidate

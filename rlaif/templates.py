@@ -1,9 +1,8 @@
 """Prompt templates: sandboxed Jinja files that fail on a missing or an unused variable.
 
-Knows nothing of rubrics or models. A template sees text, numbers, lists and mappings, and no object with methods of
-ours or of a library: pydantic's old loaders unpickle, and a template could call them. Attributes that begin with an
-underscore cannot be reached, and output is never rendered a second time, so a completion that contains `{{ ... }}`
-stays text.
+A template gets text, numbers, lists and mappings, and no other objects: a template could call their methods, and
+pydantic's old loaders unpickle. Attributes that begin with an underscore are unreachable. Output is never rendered
+again, so a completion that contains `{{ ... }}` stays text.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ _environment.filters["oneline"] = oneline
 
 
 class Template:
-    """One Jinja file. `variables` are the names it uses, `digest` is of its source."""
+    """One Jinja file. `variables` are the names that it uses, `digest` is the SHA-256 of its source."""
 
     def __init__(self, source: str, path: str) -> None:
         self.path = path
@@ -54,7 +53,7 @@ class Template:
         """Raise InputError when the template uses a variable that is not offered, or leaves out a required one."""
         if missing := self.variables - offered:
             raise InputError(
-                f"the template uses {_names(missing)}, which nothing fills",
+                f"the template uses {_names(missing)}, which has no value",
                 file=self.path,
                 fix=f"use only {_names(offered)}",
             )
@@ -66,7 +65,7 @@ class Template:
             )
 
     def render_showing(self, shown: Mapping[str, str], **values: Any) -> str:
-        """The rendered template. Raises InputError where it does not show every text in `shown`.
+        """The rendered template. Raises InputError unless it shows every text in `shown`.
 
         `shown` maps the name of each text, for the error, to the text.
         """
@@ -77,7 +76,7 @@ class Template:
         return rendered
 
     def render(self, **values: Any) -> str:
-        """The rendered template, stripped. Raises InputError where it uses an unknown variable or fails."""
+        """The rendered template, stripped. Raises InputError when it uses an unknown variable or fails."""
         self.check(set(values), set())
         try:
             return self._compiled.render({name: _plain(value) for name, value in values.items()}).strip()
@@ -99,11 +98,11 @@ def _plain(value: Any) -> Any:
         return {_plain(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    raise TypeError(f"a template is not handed a {type(value).__name__}")
+    raise TypeError(f"a template cannot be given a {type(value).__name__}")
 
 
-# A run renders the same few aspects and principles for every row. Each is kept with its plain form, so that no other
-# object can take its id; no template can change it, since the environment lets none change a mapping or a list.
+# A run renders the same few aspects and principles for every row, so their plain forms are cached. The cache keeps each
+# model alive, so its id is not reused; no template can change a plain form, since the sandbox makes it immutable.
 _plain_models: dict[int, tuple[BaseModel, dict[str, Any]]] = {}
 MOST_KEPT = 1024
 

@@ -97,7 +97,7 @@ class FlagEach(RowStage[FlagStage]):
             ('    reads = ("rate", "compare", "rank", "score", "verify", "person", "data"', ', "flag"'),
             (
                 "    prior: float = Field(default=0.0, ge=0)\n",
-                "\n\nclass FlagStage(Stage):\n"
+                "\n\nclass FlagStage(StageSettings):\n"
                 '    kind = "flag"\n    streams = True\n    reads = ("sample",)\n    model: Name\n'
                 "    sampling: JudgeSampling = JudgeSampling()\n\n"
                 "    def models_used(self) -> list[Use]:\n        return _used(self, \"model\")\n",
@@ -152,7 +152,8 @@ class Words(RowStage[WordsStage]):
             ('    reads = ("rate", "compare", "rank", "score", "verify", "person", "data"', ', "words"'),
             (
                 "    prior: float = Field(default=0.0, ge=0)\n",
-                '\n\nclass WordsStage(Stage):\n    kind = "words"\n    streams = True\n    reads = ("sample",)\n',
+                '\n\nclass WordsStage(StageSettings):\n    kind = "words"\n'
+                '    streams = True\n    reads = ("sample",)\n',
             ),
         ]
     },

@@ -425,7 +425,7 @@ def test_a_model_of_few_words_is_asked_as_its_lexicon_says_and_told_what_it_pass
     arguments = ("audit", "tiny/annotator", "--take", "2", "--no-probes", "--json")
     code, out, err = run_cli(*arguments, "constitution=mine.yaml")
     assert code == 0, err
-    assert "never taught 'eloquent'" in " ".join(err.split())
+    assert "not trained on 'eloquent'" in " ".join(err.split())
     found = json.loads(out)
     assert (
         found["asked"].endswith("after reasons, on 2 gold pairs of the embedded world") and found["cost"]["calls"] == 8

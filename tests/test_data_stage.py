@@ -26,7 +26,7 @@ from rlaif.formats import (
 )
 from rlaif.generate.pairing import Pairing
 from rlaif.pipeline.stages import open_stages
-from rlaif.pipeline.stages.data import Stated
+from rlaif.pipeline.stages.data import StatedJudgements
 from rlaif.pipeline.stages.train import Train
 from rlaif.records import Message
 
@@ -298,7 +298,7 @@ def test_published_rows_come_out_trainable(tmp_path: Path, random_model: Path, n
         rows = [json.loads(json.dumps(row).replace("Hi?", f"Hi {i}?")) for i in range(3)]
         dropped: Counter[str] = Counter()
         found = list(each_row(jsonl(tmp_path / f"{shape}.jsonl", rows), dropped))
-        stated = Stated()
+        stated = StatedJudgements()
         for each in found:
             stated.add(each)
         preferences = pair_rows(found, Pairing(stated.rule, stated.basis, stated.weights)).preferences

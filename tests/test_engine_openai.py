@@ -95,7 +95,7 @@ def bad(engine: OpenAIEngine, request: Request) -> EngineError:
 def probe(engine: OpenAIEngine) -> bool | None:
     async def go() -> None:
         try:
-            for usage in await engine.probe(engine.places[0]):
+            for usage in await engine.probe(engine.urls[0]):
                 tally(engine).pay(usage, discarded=True)
         finally:
             await engine.close()
@@ -413,8 +413,8 @@ def test_a_probe_is_accounted_for() -> None:
 def test_replicas_share_an_identity_and_a_place_names_no_key() -> None:
     one, both = make("http://a/v1"), make(("http://a/v1", "http://b/v1"))
     assert one.identity == both.identity != make(("http://b/v1", "http://a/v1")).identity
-    assert both.places == ("http://a/v1", "http://b/v1")
-    assert KEY not in "".join(both.places) + one.identity
+    assert both.urls == ("http://a/v1", "http://b/v1")
+    assert KEY not in "".join(both.urls) + one.identity
 
 
 def test_a_server_with_nothing_to_say_is_given_up() -> None:

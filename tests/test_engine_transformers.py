@@ -389,7 +389,7 @@ def test_json_that_no_token_goes_on_with_fails_its_row_alone(tmp_path: Path, ran
     )  # fmt: skip
     asyncio.run(engine.close())
     assert isinstance(stuck, EngineError) and stuck.cause == "schema"
-    assert str(stuck) == """the model has no token that goes on with the JSON after '{"a": 1'"""
+    assert str(stuck) == """no token of the model continues the JSON after '{"a": 1'"""
     assert isinstance(fine, Reply) and [[fine.text]] == alone
     assert isinstance(list_, Reply) and list_.text == "[1]"
     assert isinstance(never, EngineError) and never.cause == "schema"

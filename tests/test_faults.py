@@ -100,6 +100,7 @@ def test_one_ctrl_c_leaves_data_that_can_be_used_and_says_how_to_go_on(
     process.send_signal(signal.SIGINT)
     code, out = ended(process)
     found = manifest(tmp_path / "runs/echo")
+    assert "\ninterrupted: waiting for the calls in flight; press Ctrl-C again to end at once\n" in out
     assert code == 130 and found["state"] == "stopped" and "Traceback" not in out
     assert "stopped: interrupted" in out and "run the same command again to continue" in out
     sampled, rated, paired = (next(s for s in found["stages"] if s["kind"] == k) for k in ("sample", "rate", "pair"))

@@ -50,7 +50,7 @@ def test_a_run_is_planned_run_and_read(project: Path, capsys: pytest.CaptureFixt
     written = read_preferences(next(Path("runs/echo/dataset/preference/data").glob("*.parquet"))).items
     assert [p.chosen.completion.text for p in run.preferences] == [p.chosen for p in written]
     assert (run.summary, run.models) == (None, {})
-    with pytest.raises(IndexError, match="20 records, and no number 20"):
+    with pytest.raises(IndexError, match="index 20 of 20 records"):
         run.rows[20]
     assert rlaif.plan("echo.yaml")["calls"]["judge"] == planned["calls"]["judge"] | {
         "paid": 40, "prompt_tokens": 0, "max_completion_tokens": 0, "max_cost": 0.0,

@@ -208,9 +208,9 @@ def occupy(sft: Job) -> None:
         (break_value("versions", None), "the job cannot be read"),
         (break_value("base", {"folder": "x"}), "x: config.json is missing, so this is no model"),
         (break_value("versions", {"torch": "1"}), r"written under other versions \(.*torch 1, here 2"),
-        (break_base, "the base model is not as it was"),
-        (lambda sft: (sft.folder / "data/validation.parquet").unlink(), "the examples are not those of the job"),
-        (occupy, "the trained model's folder is there already"),
+        (break_base, "the base model has changed"),
+        (lambda sft: (sft.folder / "data/validation.parquet").unlink(), "the examples have changed"),
+        (occupy, "the trained model's folder exists already"),
     ],
 )
 def test_what_cannot_be_trained_is_one_sentence(
@@ -241,7 +241,7 @@ def test_what_nobody_foresaw_is_one_sentence_and_its_traceback_a_file(
     monkeypatch.setitem(job._METHODS, "sft", fail)
     write_job(sft, EXAMPLES["sft"])
     assert main([str(sft.folder)]) == 1
-    assert capsys.readouterr().err.startswith("error: the training failed: RuntimeError: no memory at all (all of it")
+    assert capsys.readouterr().err.startswith("error: the training failed: RuntimeError: no memory at all (traceback")
     assert "Traceback" in (sft.folder / "error.txt").read_text()
 
 
@@ -333,7 +333,7 @@ def test_the_command_is_stopped_killed_and_goes_on_to_the_model_that_this_proces
     child = Child(there.folder)
     steps += child.until(5)
     code, more, said = child.stop(signal.SIGINT)
-    assert (code, said) == (130, "error: interrupted; run the same command again to go on from the last checkpoint\n")
+    assert (code, said) == (130, "error: interrupted; run the same command again to resume from the last checkpoint\n")
     steps += more
     assert [step["step"] for step in steps] == list(range(1, len(steps) + 1)) and len(steps) < 30
     last = steps[-1]["step"] - steps[-1]["step"] % 2

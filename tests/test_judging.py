@@ -15,7 +15,7 @@ from test_records import ask, candidate
 from rlaif.config import Rater
 from rlaif.engines.asking import Ask
 from rlaif.errors import InputError
-from rlaif.judges.rating import OFFERED, REQUIRED, Judge, Question, questions, rate
+from rlaif.judges.rating import OFFERED, REQUIRED, Judge, RatingPrompt, rate, rating_prompts
 from rlaif.judges.replies import read_json, read_lines
 from rlaif.records import Candidate, Completion, Prompt, Row
 from rlaif.resources import find
@@ -32,11 +32,11 @@ def template(answers: str) -> Template:
 
 def question(
     prompt: Prompt, candidates: Sequence[Candidate], answers: str, by: Template | None = None
-) -> Question | None:
+) -> RatingPrompt | None:
     """The one judge prompt that shows all candidates under the first aspect."""
     rater = Rater.model_validate({"model": "judge", "rubric": "r", "answers": answers})
     judge = Judge(RUBRIC, by or template(answers))
-    asked = questions(prompt, candidates, RUBRIC.aspects[0], judge, rater)
+    asked = rating_prompts(prompt, candidates, RUBRIC.aspects[0], judge, rater)
     assert len(asked) <= 1
     return asked[0] if asked else None
 

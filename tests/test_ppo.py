@@ -601,7 +601,7 @@ def test_a_reward_model_that_reads_other_tokens_is_an_error(
 
 
 def test_a_value_model_without_a_head_is_an_error(train: Train, random_model: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no head that gives one score.*trained reward model"):
+    with pytest.raises(InputError, match="no head with one score.*trained reward model"):
         train("out", lambda _: None, value_init=random_model)
     several, promised = tmp_path / "several", tmp_path / "promised"
     config = LlamaConfig.from_pretrained(random_model, num_labels=3)
@@ -611,7 +611,7 @@ def test_a_value_model_without_a_head_is_an_error(train: Train, random_model: Pa
     model.save_pretrained(promised)
     for folder in (several, promised):
         AutoTokenizer.from_pretrained(random_model).save_pretrained(folder)
-        with pytest.raises(InputError, match="no head that gives one score"):
+        with pytest.raises(InputError, match="no head with one score"):
             train("out", lambda _: None, value_init=folder)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="the reward model cannot be loaded"):

@@ -20,7 +20,7 @@ from test_run import Cli, manifest, run_cli  # noqa: F401 - the fixture
 from rlaif.config import Rater, read_pipeline
 from rlaif.engines.asking import Ask
 from rlaif.errors import InputError
-from rlaif.judges.rating import OFFERED, REQUIRED, Judge, Question, questions, rate, read_expectation
+from rlaif.judges.rating import OFFERED, REQUIRED, Judge, RatingPrompt, rate, rating_prompts, read_expectation
 from rlaif.pipeline.run import session_of
 from rlaif.pipeline.stages import open_stages
 from rlaif.pipeline.stages.measure import Measuring
@@ -47,10 +47,10 @@ def told(text: str = "Name a fish.", reference: Sequence[str] = KNOWN) -> Prompt
     return Prompt(messages=(Message(role="user", content=text),), reference=tuple(reference))
 
 
-def asked(how: Rater, by: Rubric, prompt: Prompt, *texts: str) -> list[Question]:
+def asked(how: Rater, by: Rubric, prompt: Prompt, *texts: str) -> list[RatingPrompt]:
     template = Template.read(find(how.template))
     template.check(OFFERED, REQUIRED)
-    return questions(prompt, [candidate(text) for text in texts], by.aspects[0], Judge(by, template), how)
+    return rating_prompts(prompt, [candidate(text) for text in texts], by.aspects[0], Judge(by, template), how)
 
 
 class Replying(Answering):

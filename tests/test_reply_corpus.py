@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from test_records import ask, candidate
 
 from rlaif.config import Rater
-from rlaif.judges.rating import Judge, questions
+from rlaif.judges.rating import Judge, rating_prompts
 from rlaif.judges.rating import _bound as bound
 from rlaif.judges.replies import Reading, read_choice, read_ranking, read_reply, read_score
 from rlaif.records import Completion
@@ -312,7 +312,7 @@ def test_ratings_follow_their_completions_however_these_are_ordered(
     texts = [f"text {place} of rating {rating}." for place, rating in enumerate(given)]
     order = rng.sample(range(len(texts)), len(texts))
     for candidates in ([candidate(text) for text in texts], [candidate(texts[i]) for i in order]):
-        (asked,) = questions(ask("q"), candidates, JUDGE.rubric.aspects[0], JUDGE, rater)
+        (asked,) = rating_prompts(ask("q"), candidates, JUDGE.rubric.aspects[0], JUDGE, rater)
         shown = [candidates[slot[0]].completion.text for slot in asked.slots]
         items = [item(form, k, text[-2]) for k, text in enumerate(shown, start=1)]
         reply = Completion(text=whole(form, rng.sample(items, len(items))), model="judge", call="c")

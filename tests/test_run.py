@@ -376,7 +376,7 @@ def test_export_writes_other_peoples_forms(tmp_path: Path, run_cli: Cli, url: st
         best = row.rankings[0].order[0]  # type: ignore[index]
         assert {i for i, score in enumerate(scores) if score == max(scores)} == set(best)
     code, _, err = run_cli("export", "runs/echo", "--format", "soft", "--to", "soft.jsonl")
-    assert code == 1 and "nothing can be written in the shape 'soft'" in err
+    assert code == 1 and "no row can be written in the shape 'soft'" in err
     assert f"{paired['preferences']} no probability" in err
     assert not (tmp_path / "soft.jsonl").exists()
 
@@ -466,7 +466,7 @@ def test_a_run_that_lost_many_rows_does_not_measure_what_is_left(
         path = write_project(tmp_path, url, prompts=40)
         path.write_text(path.read_text() + "  - measure: {models: [one], sampling: {max_tokens: 32}}\n")
         code, out, _ = run_cli("run", "echo.yaml", "models.two.retries=0")
-        assert code == 1 and "measure: done" not in out and "measure was not begun: 32% of the rows failed" in out
+        assert code == 1 and "measure: done" not in out and "measure was not started: 32% of the rows failed" in out
         assert manifest(tmp_path / "runs/echo")["state"] == "incomplete"
         assert not (tmp_path / "runs/echo/report").exists()
         broken = False

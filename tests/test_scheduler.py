@@ -39,20 +39,20 @@ class Server(Echo):
     in_process = False
     retries, limits = 0, None
 
-    def __init__(self, name: str, failing: int = 0, place: str = "http://a/v1", delay: float = 0.002) -> None:
+    def __init__(self, name: str, failing: int = 0, url: str = "http://a/v1", delay: float = 0.002) -> None:
         super().__init__(name)
         self.open = self.most_open = self.probes = 0
-        self.failing, self.places, self.delay = failing, (place,), delay
+        self.failing, self.urls, self.delay = failing, (url,), delay
         self.capabilities: dict[str, bool | None] = {}
 
-    async def probe(self, place: str) -> list[Usage]:
+    async def probe(self, url: str) -> list[Usage]:
         self.probes += 1
         self.capabilities["seed"] = True
         return [Usage(prompt_tokens=8, completion_tokens=16)] * 3
 
     model = "m"
 
-    async def models(self, place: str) -> list[str] | None:
+    async def models(self, url: str) -> list[str] | None:
         return None
 
     def parts(self, request: Request) -> list[Request]:
@@ -61,7 +61,7 @@ class Server(Echo):
     def estimate(self, request: Request) -> int:
         return 1
 
-    async def post(self, request: Request, place: str) -> list[Reply | EngineError]:
+    async def post(self, request: Request, url: str) -> list[Reply | EngineError]:
         self.open += 1
         self.most_open = max(self.most_open, self.open)
         try:
@@ -150,7 +150,7 @@ def test_a_server_is_probed_once_and_its_concurrency_is_kept() -> None:
 
 
 def test_models_of_one_server_share_its_probe() -> None:
-    engines = [Server("a"), Server("b"), Server("c", place="http://c/v1")]
+    engines = [Server("a"), Server("b"), Server("c", url="http://c/v1")]
 
     async def work() -> Scheduler:
         names = {engine.name: engine for engine in engines}
@@ -377,7 +377,7 @@ def test_an_engine_that_returns_too_little_leaves_no_row_waiting(in_process: boo
         async def sample(self, requests: Sequence[Request]) -> list[list[Reply | EngineError]]:
             return []
 
-        async def post(self, request: Request, place: str) -> list[Reply | EngineError]:
+        async def post(self, request: Request, url: str) -> list[Reply | EngineError]:
             return (await super(Server, self).sample([request]))[0][:-1]
 
     engine = Short("m")
@@ -523,10 +523,10 @@ def test_a_failure_does_not_keep_the_row_that_it_befell() -> None:
 
 def test_what_one_request_is_refused_is_not_fatal_once_the_model_has_answered() -> None:
     class Refuses(Server):
-        async def post(self, request: Request, place: str) -> list[Reply | EngineError]:
+        async def post(self, request: Request, url: str) -> list[Reply | EngineError]:
             if request.messages[-1].content == "poison":
                 return [EngineError("403", cause="http-403", fatal=True)]
-            return await super().post(request, place)
+            return await super().post(request, url)
 
     async def work(scheduler: Scheduler) -> None:
         with pytest.raises(EngineError) as caught:
@@ -547,10 +547,10 @@ def test_an_account_that_runs_out_of_credit_stops_the_run_and_records_nothing() 
     """Credit ends after the first answers, never before."""
 
     class Spent(Server):
-        async def post(self, request: Request, place: str) -> list[Reply | EngineError]:
+        async def post(self, request: Request, url: str) -> list[Reply | EngineError]:
             if len(self.asked) >= 3:
                 return [EngineError("no credit left", cause="quota", fatal=True)]
-            return await super().post(request, place)
+            return await super().post(request, url)
 
     store = CallStore(Path(":memory:"))
 
@@ -602,25 +602,25 @@ def test_an_endpoint_that_breaks_down_is_tried_after_one_pause_however_many_fail
 
 
 class Replicas(Server):
-    """Two places; `down` names those that nobody is at."""
+    """Two urls; `down` names those that nobody is at."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
-        self.places, self.down, self.got = ("http://a/v1", "http://b/v1"), set[str](), Counter[str]()
+        self.urls, self.down, self.got = ("http://a/v1", "http://b/v1"), set[str](), Counter[str]()
 
-    def _gone(self, place: str) -> EngineError:
-        return EngineError(f"nobody at {place}", cause="connection", retryable=True)
+    def _gone(self, url: str) -> EngineError:
+        return EngineError(f"nobody at {url}", cause="connection", retryable=True)
 
-    async def probe(self, place: str) -> list[Usage]:
-        if place in self.down:
-            raise self._gone(place)
-        return await super().probe(place)
+    async def probe(self, url: str) -> list[Usage]:
+        if url in self.down:
+            raise self._gone(url)
+        return await super().probe(url)
 
-    async def post(self, request: Request, place: str) -> list[Reply | EngineError]:
-        self.got[place] += 1
-        if place in self.down:
-            return [self._gone(place)] * len(request.indices)
-        return await super().post(request, place)
+    async def post(self, request: Request, url: str) -> list[Reply | EngineError]:
+        self.got[url] += 1
+        if url in self.down:
+            return [self._gone(url)] * len(request.indices)
+        return await super().post(request, url)
 
 
 def test_a_replica_that_was_away_at_first_is_used_when_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -647,7 +647,7 @@ def test_requests_do_not_wait_for_a_dead_replica_while_another_is_back(monkeypat
 
     async def work(scheduler: Scheduler) -> None:
         await sample(scheduler, "first")
-        engine.down = set(engine.places)
+        engine.down = set(engine.urls)
         rows = [asyncio.create_task(sample(scheduler, str(i))) for i in range(40)]
         await asyncio.sleep(0.3)
         assert not any(row.done() for row in rows)
@@ -663,9 +663,9 @@ def test_requests_that_begin_alike_go_to_the_same_replica() -> None:
     seen: dict[str, set[str]] = {}
     post = engine.post
 
-    async def noted(request: Request, place: str) -> list[Reply | EngineError]:
-        seen.setdefault(request.messages[0].content[:9], set()).add(place)
-        return await post(request, place)
+    async def noted(request: Request, url: str) -> list[Reply | EngineError]:
+        seen.setdefault(request.messages[0].content[:9], set()).add(url)
+        return await post(request, url)
 
     engine.post = noted  # type: ignore[method-assign]
 
@@ -675,8 +675,8 @@ def test_requests_that_begin_alike_go_to_the_same_replica() -> None:
                 await sample(scheduler, f"prefix {prefix:2}" + "x" * 600 + str(turn))
 
     run(engine, work)
-    assert len(seen) == 20 and all(len(places) == 1 for places in seen.values())
-    assert set.union(*seen.values()) == set(engine.places)
+    assert len(seen) == 20 and all(len(urls) == 1 for urls in seen.values())
+    assert set.union(*seen.values()) == set(engine.urls)
 
 
 # ---------------------------------------------------------------- stopping
@@ -705,7 +705,7 @@ def test_a_stop_keeps_what_was_paid_of_a_request_in_parts() -> None:
 
 def test_a_stop_sends_no_probe_and_no_request_more() -> None:
     class Slow(Server):
-        async def probe(self, place: str) -> list[Usage]:
+        async def probe(self, url: str) -> list[Usage]:
             await asyncio.sleep(60)
             return []
 
@@ -858,7 +858,7 @@ def test_a_reservation_that_does_not_fit_waits_for_those_on_their_way_and_then_s
 
 def test_a_slow_disk_of_one_server_does_not_hold_up_another() -> None:
     """No more answers wait for the disk than requests are under way, for each server by itself."""
-    engines = {"slow": Server("slow", place="http://slow/v1"), "quick": Server("quick", place="http://quick/v1")}
+    engines = {"slow": Server("slow", url="http://slow/v1"), "quick": Server("quick", url="http://quick/v1")}
     store = CallStore(Path(":memory:"))
     commit, unkept = store._commit, []
 

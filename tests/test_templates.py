@@ -14,7 +14,7 @@ from rlaif.templates import Template
 
 
 def test_a_missing_variable_is_named() -> None:
-    with pytest.raises(InputError, match=r"t\.jinja: the template uses `compeltion`, `promt`, which nothing fills"):
+    with pytest.raises(InputError, match=r"t\.jinja: the template uses `compeltion`, `promt`, which has no value"):
         Template("{{ promt }} {{ compeltion }}", "t.jinja").render(prompt="a", completion="b")
 
 
@@ -103,7 +103,7 @@ def test_a_template_reaches_no_method_of_what_it_is_handed(
 def test_a_template_is_handed_plain_data_all_the_way_down() -> None:
     seen = Template("{{ x.scores[1] }} {{ x.na }} {{ y[0].id }} {{ z }}", "t.jinja")
     assert seen.render(x=ASPECT, y=(PRINCIPLE,), z=None) == "bad True p None"
-    with pytest.raises(InputError, match="not handed a Template"):
+    with pytest.raises(InputError, match="cannot be given a Template"):
         Template("{{ x }}", "t.jinja").render(x=[seen])
 
 

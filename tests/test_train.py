@@ -479,7 +479,7 @@ def test_several_gpus_in_one_process_are_refused(tmp_path: Path) -> None:
     config = trl.configured(SFTConfig, trl.common_fields(sft_settings(), tmp_path, 0))
     config._n_gpu = 2
     with pytest.raises(InputError, match="several GPUs.*CUDA_VISIBLE_DEVICES"):
-        trl._trainer(trl._SFT, config, None, None, trl.Data({}, {}, Counts()), lambda _: None)
+        trl._trainer(trl._SFT, config, None, None, trl.TokenizedData({}, {}, Counts()), lambda _: None)
 
 
 def test_the_methods_of_trl_that_are_replaced_exist() -> None:

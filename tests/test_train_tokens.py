@@ -279,7 +279,7 @@ def test_a_template_that_refuses_the_roles_says_so(random_model: Path) -> None:
 
 def test_a_template_that_changes_the_words_is_refused_for_pairs(random_model: Path) -> None:
     text = template("tiny").replace("' ' + message['content']", "' ' + message['content'] | upper")
-    with pytest.raises(InputError, match="does not put the assistant's words"):
+    with pytest.raises(InputError, match="does not write the assistant's words"):
         tokens.completion(chat(random_model, text), [USER], OK)
 
 

@@ -39,15 +39,15 @@ def test_the_opposite_principle_turns_the_ratings_round(run_cli: Cli) -> None:  
 @pytest.mark.parametrize(
     ("prompt", "principle", "told"),
     [
-        ("what is the weather like ?", "be polite .", "'what is the weather like ?' is no question of it"),
-        ("", "be polite .", "no question of it"),
-        ("x" * 40_000, "be polite .", "no question of it"),
-        ("my name is zorkon . greet me .", "be polite .", "never met 'zorkon'"),
+        ("what is the weather like ?", "be polite .", "'what is the weather like ?' is not a question of it"),
+        ("", "be polite .", "not a question of it"),
+        ("x" * 40_000, "be polite .", "not a question of it"),
+        ("my name is zorkon . greet me .", "be polite .", "not trained on 'zorkon'"),
         (PROMPT, "be very " * 600, "4,800 characters"),
-        ("user: name one fruit .\n\nassistant: fig .\n\nuser: name another .", "be polite .", "no question of it"),
-        (PROMPT, "be eloquent .", "never taught 'eloquent'"),
+        ("user: name one fruit .\n\nassistant: fig .\n\nuser: name another .", "be polite .", "not a question of it"),
+        (PROMPT, "be eloquent .", "not trained on 'eloquent'"),
         (PROMPT, "be short and kind .", "one quality at a time"),
-        (PROMPT, "", "no word of it names a quality"),
+        (PROMPT, "", "none of its words names a quality"),
     ],
 )
 def test_what_lies_outside_the_world_is_said_with_what_lies_inside(
@@ -147,7 +147,7 @@ def test_a_strange_word_beside_a_known_one_is_a_note(
     tmp_path: Path,
 ) -> None:
     project(tmp_path, description="be polite and eloquent .")
-    note = "annotator was never taught 'eloquent', which says nothing to it in 'be polite and eloquent .'"
+    note = "annotator was not trained on 'eloquent' and ignores it in 'be polite and eloquent .'"
     planned = json.loads(run_cli("plan", "mine.yaml", "--json")[1])
     assert planned["notes"] == [note]
     code, out, err = run_cli("run", "mine.yaml")

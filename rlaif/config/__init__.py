@@ -41,10 +41,10 @@ from rlaif.config.stages import (
     RateStage,
     Require,
     ReviseStage,
-    Sampler,
+    SamplerSettings,
     SampleStage,
     ScoreStage,
-    Stage,
+    StageSettings,
     TrainStage,
     VerifyStage,
 )
@@ -59,7 +59,7 @@ from rlaif.config.trainers import (
 )
 
 __all__ = [
-    "Stage",
+    "StageSettings",
     "Require",
     "EloStage",
     "PersonStage",
@@ -93,7 +93,7 @@ __all__ = [
     "ReviseStage",
     "SFTSettings",
     "SampleStage",
-    "Sampler",
+    "SamplerSettings",
     "SamplingSettings",
     "Settings",
     "Step",

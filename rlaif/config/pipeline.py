@@ -1,6 +1,6 @@
-"""The pipeline file: read, overridden from the command line, its links resolved, and checked as a whole.
+"""The pipeline file: read, overridden from the command line, its sources resolved, and checked as a whole.
 
-Knows which stage may read which, and nothing of how a stage runs. Nothing is made before all of it is right.
+Knows which stage may read which, not how a stage runs. Nothing runs before the whole file is valid.
 """
 
 from __future__ import annotations
@@ -24,31 +24,31 @@ from rlaif.config.models import ENGINES, LocalModel, ModelSpec, OpenAIModel
 from rlaif.config.stages import (
     STAGES,
     Rest,
-    Stage,
+    StageSettings,
 )
 from rlaif.errors import InputError, nearest
 from rlaif.resources import find
 
 
 class Step:
-    """A stage in its position: its number, its name, and the earlier steps it reads."""
+    """A stage of a pipeline: its number from 1, its name, and the earlier steps that it reads."""
 
-    def __init__(self, number: int, name: str, stage: Stage, sources: Sequence[Step]) -> None:
+    def __init__(self, number: int, name: str, stage: StageSettings, sources: Sequence[Step]) -> None:
         self.number, self.name, self.stage, self.sources = number, name, stage, tuple(sources)
 
     @property
     def source(self) -> Step | None:
-        """The step it reads; the first of them where a trainer reads several."""
+        """The step that it reads, or the first of several."""
         return self.sources[0] if self.sources else None
 
     def ancestors(self) -> Iterator[Step]:
-        """Every step that it rests on."""
+        """All upstream steps."""
         for source in self.sources:
             yield source
             yield from source.ancestors()
 
     def line(self) -> Iterator[Step]:
-        """The steps that its rows went through before it, the nearest first."""
+        """The chain of its sources, the nearest first."""
         step = self.source
         while step is not None:
             yield step
@@ -56,7 +56,7 @@ class Step:
 
     @property
     def sampled(self) -> Step | None:
-        """The stage that made the candidates of the rows it reads; None where none did."""
+        """The step that sampled its rows' candidates; None without one."""
         return next((step for step in self.line() if step.stage.candidates is not None), None)
 
     def __repr__(self) -> str:
@@ -64,7 +64,7 @@ class Step:
 
 
 class Pipeline:
-    """A checked pipeline file: every name resolved, every referenced file found."""
+    """A valid pipeline file: names resolved, files found."""
 
     def __init__(
         self,
@@ -76,16 +76,16 @@ class Pipeline:
         budget: float | None = None,
     ) -> None:
         self.document, self.name, self.seed, self.models, self.steps = document, name, seed, models, steps
-        self.budget = budget  # what the calls this run pays for may cost together, in the currency of the prices
+        self.budget = budget  # maximum cost of the run's calls, in the currency of the prices
 
     def error(self, step: Step, message: str, key: Position = (), fix: str | None = None) -> InputError:
         position: Position = ("stages", step.number - 1, step.stage.kind, *key)
         return self.document.error(message, position, fix)
 
     def resolved(self) -> dict[str, Any]:
-        """The pipeline with every default and link written out, as it is saved in the run folder.
+        """The pipeline with every default and source, as saved in the run folder; reading it gives the same pipeline.
 
-        It reads back to the same pipeline. What a stage leaves to its models stays unsaid.
+        Settings that a stage leaves to its models stay unset.
         """
         return {
             "name": self.name,
@@ -113,7 +113,7 @@ def read_pipeline(path: str, overrides: Sequence[str] = (), values: Mapping[str,
 
 
 def checked(document: Document) -> Pipeline:
-    """The pipeline that a document describes. Raises InputError for anything that is wrong with it."""
+    """The pipeline in a document. Raises InputError."""
     known = {"name", "seed", "budget", "models", "stages"}
     for key in document.value:
         if key not in known:
@@ -134,7 +134,7 @@ def checked(document: Document) -> Pipeline:
 
 
 def judging_pipeline(document: Document) -> Pipeline:
-    """A document's models and its one stage, for a command that asks a judge without a pipeline around it."""
+    """A document's models and its one stage, for a command that uses a judge without a pipeline. Raises InputError."""
     models = _read_models(document)
     (kind, settings), position = next(iter(document.value["stages"][0].items())), ("stages", 0)
     stage = validated(STAGES[kind], settings, document, (*position, kind))
@@ -144,7 +144,7 @@ def judging_pipeline(document: Document) -> Pipeline:
 
 
 def _read_budget(document: Document, models: dict[str, ModelSpec]) -> float | None:
-    """What may be spent; every model that is paid for has to have a price then."""
+    """The budget; with one, every model on a server needs a price."""
     budget = document.value.get("budget")
     if budget is None:
         return None
@@ -152,17 +152,23 @@ def _read_budget(document: Document, models: dict[str, ModelSpec]) -> float | No
         raise document.error(f"expected an amount of money above 0, found {found(budget)}", ("budget",))
     for name, spec in models.items():
         if isinstance(spec, OpenAIModel) and spec.price is None:
-            problem = f"there is a budget, and nobody can say what {name!r} costs"
-            fix = "give it `price: {prompt: ..., completion: ...}`, per million tokens; 0 where it costs nothing"
+            problem = f"there is a budget, but {name!r} has no price"
+            fix = "give it `price: {prompt: ..., completion: ...}`, per million tokens; 0 if it is free"
             raise document.error(problem, ("models", name, "price"), fix)
     return float(budget)
 
 
+def split_setting(setting: str, example: str) -> tuple[str, str]:
+    """The key and the value of `key=value` from the command line. Raises InputError with the example."""
+    key, equals, value = setting.partition("=")
+    if not equals or not key:
+        raise InputError(f"{setting!r} is not of the form key=value", fix=f"for example {example}")
+    return key, value
+
+
 def _parsed(override: str) -> tuple[str, Any]:
     """The key and the value of one `key.key=value`. Raises InputError."""
-    written, equals, text = override.partition("=")
-    if not equals or not written:
-        raise InputError(f"{override!r} is not of the form key=value", fix="for example stages.2.prompts.take=50")
+    written, text = split_setting(override, "stages.2.prompts.take=50")
     try:
         value, _ = load_value(text, COMMAND_LINE)
     except InputError as error:
@@ -186,7 +192,7 @@ def _apply(document: Document, written: str, value: Any) -> None:
 
 
 def _key(target: Any, part: str, above: Position, written: str, last: bool) -> str | int:
-    """The index or key that `part` means in `target`; a key that is not there yet only where a setting may stand."""
+    """The index or key of `part` in `target`. A new key is allowed only where a setting can be."""
     if isinstance(target, list):
         return _item(target, part, above, written)
     if not isinstance(target, dict):
@@ -204,7 +210,7 @@ def _key(target: Any, part: str, above: Position, written: str, last: bool) -> s
 
 
 def _item(target: list[Any], part: str, above: Position, written: str) -> int:
-    """The index that `part` means: a number, or for a stage its name."""
+    """The index of `part`: a number, or a stage's name."""
     if re.fullmatch("[0-9]{1,9}", part) and int(part) < len(target):
         return int(part)
     names = _step_names(target) if above == ("stages",) else []
@@ -274,7 +280,7 @@ def _read_steps(document: Document, models: dict[str, ModelSpec]) -> list[Step]:
 
 
 def _step_names(section: list[Any]) -> list[str]:
-    """What each stage goes by, in files, logs and overrides: the name it is given, or its kind and number."""
+    """Each stage's name in files, logs and overrides: its `name`, or its kind and number."""
     names: list[str] = []
     kinds: list[str] = []
     for item in section:
@@ -289,12 +295,12 @@ def _step_names(section: list[Any]) -> list[str]:
 def _check_sense(
     step: Step, earlier: list[Step], models: dict[str, ModelSpec], document: Document, position: Position
 ) -> None:
-    """What a stage cannot know of itself alone."""
+    """Raise InputError for a stage that does not fit its pipeline."""
     stage = step.stage
     before = next((s for s in earlier if stage.once and s.stage.kind == stage.kind), None)
     if before is not None:
         raise document.error(
-            f"a run has one report, and the stage {before.name!r} writes it",
+            f"a run has one report, which the stage {before.name!r} writes",
             position,
             "name all its models in one stage",
         )
@@ -304,15 +310,15 @@ def _check_sense(
         raise document.error(sense.problem, (*position, *sense.key), sense.fix)
     if stage.model_made is not None and stage.model_made in {*models, *(s.stage.model_made for s in earlier)}:
         key = (*stage.source_key[:-1], "name")
-        raise document.error(f"there already is a model called {stage.model_made!r}", (*position, *key))
+        raise document.error(f"there is already a model called {stage.model_made!r}", (*position, *key))
 
 
 def _check_models(
-    stage: Stage, earlier: list[Step], models: dict[str, ModelSpec], document: Document, position: Position
+    stage: StageSettings, earlier: list[Step], models: dict[str, ModelSpec], document: Document, position: Position
 ) -> None:
-    """Every model a stage uses is in `models:` or trained before it, and does what it is used for.
+    """Raise InputError for a model that is not in `models:` or trained earlier, or is used in the wrong role.
 
-    A reward model scores and writes nothing; any other model writes and has no score.
+    A reward model scores and does not generate; any other model generates and does not score.
     """
     trained = {s.stage.model_made: s.stage.model_scores for s in earlier if s.stage.model_made is not None}
     for model, key, role in stage.models_used():
@@ -320,24 +326,24 @@ def _check_models(
             raise document.error(f"unknown model {model!r}", (*position, *key), nearest(model, {*models, *trained}))
         scores = trained.get(model)
         if role == "scores" and (scores is False or isinstance(models.get(model), OpenAIModel)):
-            what = "runs behind a server, which gives no score" if model in models else "was not trained by `rm`"
-            raise document.error(f"{model!r} {what}", (*position, *key), "name a reward model whose weights are here")
+            what = "runs on a server, which gives no scores" if model in models else "was not trained by `rm`"
+            raise document.error(f"{model!r} {what}", (*position, *key), "name a reward model with local weights")
         if role == "writes" and scores:
-            fix = "name the model it was trained from, or another"
-            raise document.error(f"{model!r} is a reward model and writes nothing", (*position, *key), fix)
+            fix = "name its base model, or another"
+            raise document.error(f"{model!r} is a reward model and does not generate", (*position, *key), fix)
 
 
-def _sources(stage: Stage, steps: list[Step], document: Document, position: Position) -> list[Step]:
-    """The earlier steps this stage reads: those it names, else the nearest of the right kind."""
+def _sources(stage: StageSettings, steps: list[Step], document: Document, position: Position) -> list[Step]:
+    """The earlier steps that this stage reads: those it names, else the nearest of the right kind."""
     reads, wanted, key = stage.kinds_read, stage.sources_named, (*position, *stage.source_key)
     if not reads:
         if wanted:
-            raise document.error(f"a {stage.kind} stage reads no other stage", key, "take `from` out")
+            raise document.error(f"a {stage.kind} stage reads no other stage", key, "remove `from`")
         return []
     fitting = [step for step in steps if step.stage.kind in reads]
     kinds = " or ".join(reads)
     if not wanted:
-        if stage.needs_fresh:  # the demonstrations of a pipeline that samples are not what it judges
+        if stage.needs_fresh:  # a pipeline that samples judges its samples, not a file of demonstrations
             made = [step for step in fitting if not step.stage.from_file]
             fitting = made if made or any(step.stage.candidates for step in steps) else fitting
         if not fitting:
@@ -361,7 +367,7 @@ def _sources(stage: Stage, steps: list[Step], document: Document, position: Posi
     return chosen
 
 
-def _check_files(stage: Stage, document: Document, position: Position) -> None:
-    """Every path a stage names must lead somewhere before anything runs."""
+def _check_files(stage: StageSettings, document: Document, position: Position) -> None:
+    """Raise InputError for a path of a stage that does not exist."""
     for path, key in stage.named_files():
         find(path, **document.where((*position, *key)))

@@ -1,4 +1,4 @@
-"""The settings of every stage, each with its defaults and what it can know of itself to be wrong."""
+"""The settings of every stage, with defaults and validation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Use(NamedTuple):
-    """A model that a stage uses, the key that names it there, and what for."""
+    """A model that a stage uses, the key that names it, and its role."""
 
     model: str
     key: Position
@@ -23,7 +23,7 @@ class Use(NamedTuple):
 
 
 class Sense(NamedTuple):
-    """What is wrong with a stage where it stands: the problem, the key it is said of, and the fix."""
+    """A problem of a stage in its pipeline, the key that causes it, and the fix."""
 
     problem: str
     key: Position = ()
@@ -31,24 +31,24 @@ class Sense(NamedTuple):
 
 
 class Rest(NamedTuple):
-    """A stage that another one rests on, by its name in the pipeline."""
+    """An upstream stage, by its name in the pipeline."""
 
     name: str
-    stage: Stage
+    stage: StageSettings
 
 
 Takes = Literal["rows", "prompts", "demonstrations", "preferences"]
 
 
-class Stage(Settings):
-    """One step of a pipeline. `reads` names the kinds of stage it can take its input from."""
+class StageSettings(Settings):
+    """One stage of a pipeline. `reads` names the kinds of stage that it can read."""
 
     kind: ClassVar[str]
     reads: ClassVar[tuple[str, ...]] = ()
-    streams: ClassVar[bool] = False  # a row stage: each row goes through alone
-    from_file: ClassVar[bool] = False  # it makes nothing of its own: a file holds what it gives
-    once: ClassVar[bool] = False  # a pipeline has one at most
-    needs_fresh: ClassVar[bool] = True  # without a `from`, what another stage made goes before what a file holds
+    streams: ClassVar[bool] = False  # a row stage: each row is processed alone
+    from_file: ClassVar[bool] = False  # its output comes from a file
+    once: ClassVar[bool] = False  # at most one per pipeline
+    needs_fresh: ClassVar[bool] = True  # without `from`, a stage's output is preferred to a file's
 
     name: Name | None = None
     source: Name | None = Field(default=None, alias="from")
@@ -58,17 +58,17 @@ class Stage(Settings):
         return []
 
     def named_files(self) -> list[tuple[str, Position]]:
-        """The paths the stage reads, each with its key."""
+        """The paths that the stage reads, each with its key."""
         return []
 
     @classmethod
     def name_in(cls, settings: Any) -> Any:
-        """The name that settings not checked yet give the stage; None where they give none."""
+        """The stage's name in settings that are not validated yet; None without one."""
         return settings.get("name") if isinstance(settings, dict) else None
 
     @property
     def takes(self) -> Takes:
-        """What it reads of its source."""
+        """The part of its source that it reads."""
         return "rows"
 
     @property
@@ -85,38 +85,38 @@ class Stage(Settings):
 
     @property
     def candidates(self) -> int | None:
-        """How many candidates it gives each prompt; None for a stage that samples none."""
+        """Candidates per prompt; None for a stage that does not sample."""
         return None
 
     @property
     def keeps_held_out(self) -> bool:
-        """Whether held-out prompts are among what it gives."""
+        """Whether its output includes held-out prompts."""
         return False
 
     @property
     def model_made(self) -> str | None:
-        """The name of the model it trains."""
+        """The name of the model that it trains."""
         return None
 
     @property
     def model_scores(self) -> bool:
-        """Whether the model it trains has a reward head, and writes nothing."""
+        """Whether the model that it trains has a reward head and does not generate."""
         return False
 
     def check(self, rests_on: Sequence[Rest], sampled: Rest | None, models: Mapping[str, Any]) -> Sense | None:
-        """What is wrong with the stage beside those that it rests on, the nearest first, and `models` of the file.
+        """The stage's problem given its upstream stages, the nearest first, and `models` of the file; None without one.
 
-        `sampled` is the one that made the candidates of the rows it reads.
+        `sampled` is the stage that sampled the candidates of its rows.
         """
         return None
 
     def written_out(self, name: str, sources: Sequence[str]) -> dict[str, Any]:
-        """The settings with every default and link, as they are saved in the run folder."""
+        """The settings with every default and source, as saved in the run folder."""
         settings: dict[str, Any] = self.model_dump(mode="json", exclude={"source"}, exclude_none=True)
         return settings | {"name": name} | ({"from": sources[0]} if sources else {})
 
 
-class FileStage(Stage):
+class FileStage(StageSettings):
     path: str | None = None
     hub: str | None = None
     hub_split: str = "train"  # the split's name on the hub; the train / validation / held-out split is by hash
@@ -128,7 +128,7 @@ class FileStage(Stage):
         if (self.path is None) == (self.hub is None):
             raise ValueError("give either `path` (a file) or `hub` (a data set id on the hub)")
         if self.revision is not None and self.hub is None:
-            raise ValueError("a `revision` is of a data set on the hub; take it out")
+            raise ValueError("a `revision` is of a data set on the hub; remove it")
         return self
 
     def named_files(self) -> list[tuple[str, Position]]:
@@ -136,7 +136,7 @@ class FileStage(Stage):
 
 
 class Columns(Settings):
-    """What a file calls its columns, by what we call them. Those that are not named here are not read."""
+    """The file's column for each of our names. Other columns are not read."""
 
     prompt: str | None = None
     messages: str | None = None
@@ -172,14 +172,14 @@ class Columns(Settings):
 
 
 class DataStage(FileStage):
-    """Data that exists: demonstrations, preferences, or completions to judge, as whoever reads it takes it."""
+    """Existing data: demonstrations, preferences, or completions to judge, as later stages need it."""
 
     kind = "data"
     from_file = True
     columns: Columns | None = None
-    system: Text | None = None  # put in front of a conversation where no system message stands
-    turns: Literal["all", "last"] | None = None  # of a conversation, what is learnt or judged
-    held_out: Literal["drop", "keep"] = "drop"  # rows on held-out prompts; kept only where nothing is trained on them
+    system: Text | None = None  # for conversations without a system message
+    turns: Literal["all", "last"] | None = None  # the assistant turns that are trained on or judged
+    held_out: Literal["drop", "keep"] = "drop"  # rows on held-out prompts; `keep` only if nothing is trained on them
 
     @property
     def keeps_held_out(self) -> bool:
@@ -187,19 +187,19 @@ class DataStage(FileStage):
 
 
 class PromptsStage(FileStage):
-    """Prompts to be answered. `take` keeps the first n of the split, or of the splits where several are named."""
+    """Prompts. `take` keeps the first n of the split or splits."""
 
     kind = "prompts"
     column: str | None = None
-    # By hash. What trains learns from the training split and is checked on the validation split, whatever stands here.
+    # By hash. Trainers always train on the training split and validate on the validation split.
     split: Annotated[tuple[Literal["train", "validation", "all"], ...], OneOrSeveral, Field(min_length=1)] = ("train",)
 
 
-class Sampler(SamplingSettings):
-    """One entry of a sample stage: a model and how it is asked."""
+class SamplerSettings(SamplingSettings):
+    """One entry of a sample stage: a model with its sampling parameters."""
 
     model: Name
-    name: Name | None = None  # as it appears in the data; needed when one model samples in several ways
+    name: Name | None = None  # its name in the data; needed when one model samples with several settings
     system: str | None = None
 
     @model_validator(mode="before")
@@ -208,13 +208,13 @@ class Sampler(SamplingSettings):
         return {"model": value} if isinstance(value, str) else value
 
 
-class SampleStage(Stage):
+class SampleStage(StageSettings):
     """Row stage: candidates for each prompt. With `pick`, each prompt draws that many of the samplers by hash."""
 
     kind = "sample"
     streams = True
     reads = ("prompts",)
-    models: tuple[Sampler, ...] = Field(min_length=1)
+    models: tuple[SamplerSettings, ...] = Field(min_length=1)
     per_prompt: int = Field(default=1, gt=0, le=10_000)  # completions from each sampler
     pick: int | None = Field(default=None, gt=0)
     principles: str | None = None  # a file of system prompts, of which each completion draws one
@@ -223,7 +223,7 @@ class SampleStage(Stage):
 
     @property
     def candidates(self) -> int:
-        """How many each prompt gets."""
+        """Candidates per prompt."""
         return (self.pick or len(self.models)) * self.per_prompt
 
     @model_validator(mode="after")
@@ -238,12 +238,12 @@ class SampleStage(Stage):
     @model_validator(mode="after")
     def _one_system_message(self) -> SampleStage:
         if self.principles is None and self.mixture is not None:
-            raise ValueError("a `mixture` is of principles; name their file in `principles`, or take it out")
+            raise ValueError("a `mixture` is of principles; name their file in `principles`, or remove it")
         if self.principles is not None and self.mixture is None:
             raise ValueError("`principles` are drawn by a mixture; name one of the file's in `mixture`")
         own = next((s.name or s.model for s in self.models if s.system is not None), None)
         if self.principles is not None and own is not None:
-            raise ValueError(f"{own!r} has a `system` of its own, and `principles` draws one; take one of the two out")
+            raise ValueError(f"{own!r} has a `system` of its own, and `principles` draws one; remove one of the two")
         return self
 
     def models_used(self) -> list[Use]:
@@ -253,21 +253,21 @@ class SampleStage(Stage):
         return _given(self, "principles")
 
 
-# What reads one completion at a time, and the template that asks for it.
+# `answers` for one completion at a time, with their default templates.
 ONE_BY_ONE = {"score": "prompts/rate-critique.jinja", "expected": "prompts/score.jinja"}
 
 
 class Require(Settings):
-    """What a judge must reach on gold pairs before it is asked for anything else: the gate of an audit.
+    """A gate: what a judge must reach on gold pairs before it judges.
 
-    `gold` is a file of pairs; without it those that ship are asked, and of the embedded models those of their world.
+    `gold` is a file of pairs; the default is the built-in pairs, or for embedded models the pairs of their world.
     """
 
     agreement: Share | None = None  # with gold, over both orders, a tie counting one half
     position_consistency: Share | None = None  # verdicts that do not change with the order
     unparsed: Share | None = None  # at most
     gold: str | None = None
-    take: int | None = Field(default=None, gt=0)  # of the pairs, the categories by turns
+    take: int | None = Field(default=None, gt=0)  # pairs, taken from the categories in rotation
 
     @model_validator(mode="after")
     def _asks_for_something(self) -> Require:
@@ -278,7 +278,7 @@ class Require(Settings):
 
 def _not_nothing(value: Any) -> Any:
     if value is None:
-        raise ValueError("a gate of nothing lets everything pass; give what is required, or take the key out")
+        raise ValueError("an empty gate passes everything; give what is required, or remove the key")
     return value
 
 
@@ -286,10 +286,10 @@ Gate = Annotated[Require | None, BeforeValidator(_not_nothing)]
 
 
 class Rater(Settings):
-    """How a judge rates: one call per prompt and aspect, all candidates in one judge prompt, in a hashed order.
+    """How a judge rates: one call per prompt and aspect, with all candidates in one judge prompt, in a hashed order.
 
-    `shown: one` is a call for each candidate. `score` reads a critique in free words that ends in an overall score;
-    `expected` no words at all, but how likely each number of the scale is as the first token.
+    `shown: one` makes a call for each candidate. `answers: score` reads an overall score after a free critique;
+    `expected` reads the first-token probability of each number of the scale.
     """
 
     model: Name
@@ -297,7 +297,7 @@ class Rater(Settings):
     template: str = "prompts/rate.jinja"
     shown: Literal["all", "one"] = "all"
     answers: Literal["json", "lines", "score", "expected"] = "json"
-    reask: int = Field(default=1, ge=0, le=100)  # how often an unreadable reply is asked again, with another seed
+    reask: int = Field(default=1, ge=0, le=100)  # re-asks of an unreadable reply, with another seed
     sampling: JudgeSampling = JudgeSampling()
 
     @model_validator(mode="before")
@@ -310,7 +310,7 @@ class Rater(Settings):
 
     @property
     def basis(self) -> Literal["ratings", "scores"]:
-        """What its judgements are."""
+        """The kind of its judgements."""
         return "scores" if self.answers == "expected" else "ratings"
 
     @model_validator(mode="after")
@@ -320,8 +320,8 @@ class Rater(Settings):
         return self
 
 
-class RateStage(Rater, Stage):
-    """Row stage: ratings, or expected scores. One that reads another rate stage adds its own to those."""
+class RateStage(Rater, StageSettings):
+    """Row stage: ratings, or expected scores. Reading another rate stage, it adds to that one's."""
 
     kind = "rate"
     streams = True
@@ -336,8 +336,8 @@ class RateStage(Rater, Stage):
         return [*_given(self, "rubric", "template"), *_gold(self)]
 
 
-class ReviseStage(Stage):
-    """Row stage: each candidate critiqued and rewritten under drawn principles, `revisions` times, each kept."""
+class ReviseStage(StageSettings):
+    """Row stage: each candidate critiqued and rewritten under drawn principles, `revisions` times; all are kept."""
 
     kind = "revise"
     streams = True
@@ -356,11 +356,11 @@ class ReviseStage(Stage):
         return _given(self, "constitution", "critique_template", "revision_template")
 
 
-class CompareStage(Stage):
-    """Row stage: which of two candidates a drawn principle prefers, asked of a judge, or a jury, in both orders.
+class CompareStage(StageSettings):
+    """Row stage: which of two candidates is better under a drawn principle, by a judge or a jury, in both orders.
 
-    A `soft` verdict is the probability of the two numbers as the first token, a `hard` one the number written. With
-    `reasons` the judge first explains and is then asked for its verdict, which `clamp` keeps from being too sure.
+    A `soft` verdict is the first-token probability of the two numbers, a `hard` one the number written. With `reasons`
+    the judge first explains, then gives its verdict; `clamp` limits the probability.
     """
 
     kind = "compare"
@@ -368,24 +368,26 @@ class CompareStage(Stage):
     reads = ("sample", "verify", "data")
     model: Name | None = None
     jury: Annotated[tuple[Name, ...], Field(min_length=2)] | None = None
-    combine: Literal["mean", "majority"] = "mean"  # of a jury: the likelihoods' mean, or the verdict of most
-    weights: dict[Name, Annotated[float, Field(gt=0)]] = {}  # of the jury's members; `rlaif audit` fits them on gold
+    combine: Literal["mean", "majority"] = "mean"  # of a jury: mean likelihood, or majority verdict
+    weights: dict[
+        Name, Annotated[float, Field(gt=0)]
+    ] = {}  # of the jury's members; `rlaif audit` fits them on gold pairs
     constitution: str
     template: str = "prompts/compare.jinja"
     ending: Text = "Which completion follows the principle better? Answer with its number alone, 1 or 2."
     pairs: Literal["one", "all"] = "one"  # of each prompt's candidates
     verdicts: Literal["soft", "hard"] = "soft"
     reasons: bool = False
-    votes: int = Field(default=1, gt=0, le=1000)  # verdicts asked for in each order, at a temperature, and averaged
+    votes: int = Field(default=1, gt=0, le=1000)  # verdicts per order, at a temperature above 0, averaged
     clamp: tuple[Share, Share] | None = None
-    reask: int = Field(default=1, ge=0, le=100)  # how often an unreadable verdict is asked again, with another seed
+    reask: int = Field(default=1, ge=0, le=100)  # re-asks of an unreadable verdict, with another seed
     require: Gate = None
     sampling: JudgeSampling = JudgeSampling()
 
     @model_validator(mode="after")
     def _clamp_is_for_reasons(self) -> CompareStage:
         if self.clamp is not None and not (self.reasons and self.verdicts == "soft"):
-            raise ValueError("`clamp` is for soft verdicts after reasons; take it out, or set `reasons: true`")
+            raise ValueError("`clamp` is for soft verdicts after reasons; remove it, or set `reasons: true`")
         if self.clamp is not None and not self.clamp[0] < 0.5 < self.clamp[1]:
             raise ValueError("`clamp` needs a share below one half and one above, such as [0.4, 0.6]")
         return self
@@ -422,11 +424,10 @@ class CompareStage(Stage):
         return [*_given(self, "constitution", "template"), *_gold(self)]
 
 
-class RankStage(Stage):
-    """Row stage: all candidates of a prompt put in order at once, under a drawn principle, in two orders.
+class RankStage(StageSettings):
+    """Row stage: all candidates of a prompt ranked at once, under a drawn principle, shown in two orders.
 
-    `answers` says what the judge is asked for: a `ranking`, or ratings on `scale`, as `lines` or `json`, whose order
-    counts.
+    `answers` is the form of the reply: a `ranking`, or ratings on `scale`, as `lines` or `json`, which give the order.
     """
 
     kind = "rank"
@@ -437,8 +438,8 @@ class RankStage(Stage):
     template: str = "prompts/rank.jinja"
     answers: Literal["ranking", "lines", "json"] = "ranking"
     scale: tuple[int, int] = (1, 5)
-    orders: Literal["both", "one"] = "both"  # as drawn and its reverse, or as drawn alone
-    reask: int = Field(default=1, ge=0, le=100)  # how often an unreadable ranking is asked again, with another seed
+    orders: Literal["both", "one"] = "both"  # the drawn order and its reverse, or the drawn order only
+    reask: int = Field(default=1, ge=0, le=100)  # re-asks of an unreadable ranking, with another seed
     sampling: JudgeSampling = JudgeSampling()
 
     @model_validator(mode="after")
@@ -454,7 +455,7 @@ class RankStage(Stage):
         return _given(self, "constitution", "template")
 
 
-class ScoreStage(Stage):
+class ScoreStage(StageSettings):
     """Table stage: a float for each candidate, from a reward model, or implied by a policy against its reference.
 
     The implicit reward is beta * (log pi - log ref) of the completion, as DPO defines it.
@@ -481,10 +482,10 @@ class ScoreStage(Stage):
         return [*_used(self, "reward", role="scores"), *_used(self, "policy", "reference")]
 
 
-class VerifyStage(Stage):
-    """Row stage: what code can check of each candidate: the stage's own `checks`, and those that stand with a prompt.
+class VerifyStage(StageSettings):
+    """Row stage: checks in code of each candidate: the stage's `checks`, and the prompt's own.
 
-    Each check gives a score of 1 or 0. With `keep: passing` a candidate that fails one is taken out.
+    Each check gives a score of 1 or 0. With `keep: passing` only candidates that pass all remain.
     """
 
     kind = "verify"
@@ -494,8 +495,8 @@ class VerifyStage(Stage):
     keep: Literal["all", "passing"] = "all"
 
 
-class PersonStage(Stage):
-    """Row stage: what people said of the candidates, read from a file."""
+class PersonStage(StageSettings):
+    """Row stage: people's judgements of the candidates, read from a file."""
 
     kind = "person"
     streams = True
@@ -506,10 +507,10 @@ class PersonStage(Stage):
         return _given(self, "labels")
 
 
-class EloStage(Stage):
-    """Table stage: how strong each sampler is by the comparisons of its candidates, after Bradley and Terry.
+class EloStage(StageSettings):
+    """Table stage: the samplers' Bradley-Terry strengths by the comparisons of their candidates.
 
-    `prior` adds that many ties between every two samplers, so that one that always won has a strength too.
+    `prior` adds that many ties between every two samplers, so that one that always wins has a finite strength.
     """
 
     kind = "elo"
@@ -518,7 +519,7 @@ class EloStage(Stage):
 
 
 Rule = Literal["zephyr", "random-lower", "best-worst", "all", "k-wise", "compared"]
-PRESETS: dict[str, dict[str, Any]] = {  # how published preference data was made of judgements
+PRESETS: dict[str, dict[str, Any]] = {  # published recipes
     "zephyr": {"rule": "zephyr"},  # HuggingFaceH4/ultrafeedback_binarized: best against one of the others
     "argilla": {"rule": "random-lower"},  # argilla/ultrafeedback-binarized-preferences: ties left out
     "ultrarm": {"rule": "all"},  # UltraFeedback's own reward model (arXiv 2310.01377): every pair
@@ -528,7 +529,7 @@ PRESETS: dict[str, dict[str, Any]] = {  # how published preference data was made
 }
 
 
-class PairStage(Stage):
+class PairStage(StageSettings):
     """Table stage: preferences from judgements, a judge's or a file's.
 
     Ties, unparsed and identical texts are dropped and counted.
@@ -540,7 +541,7 @@ class PairStage(Stage):
     rule: Rule | None = None  # comparisons of one pair: compared; anything else: zephyr
     # In units of the rubric's scale, or of probability (chosen minus rejected); the margin must be larger than 0.
     min_margin: float = Field(default=0.0, ge=0)
-    balance: Literal["length"] | None = None  # as many preferences for the longer completion as for the shorter
+    balance: Literal["length"] | None = None  # as many preferences for the longer completion as for the shorter one
 
     @model_validator(mode="before")
     @classmethod
@@ -555,15 +556,15 @@ class PairStage(Stage):
     def check(self, rests_on: Sequence[Rest], sampled: Rest | None, models: Mapping[str, Any]) -> Sense | None:
         if sampled is not None and sampled.stage.candidates == 1:
             problem = f"a pair needs two candidates, and the stage {sampled.name!r} gives each prompt one"
-            return Sense(problem, (), "raise its `per_prompt`, or name another model there")
+            return Sense(problem, (), "raise its `per_prompt`, or add a model there")
         if self.min_margin > 1 and rests_on and rests_on[0].stage.kind == "compare":
-            problem = f"a margin of {self.min_margin:g} is more than two probabilities can differ by"
+            problem = f"a margin of {self.min_margin:g} is more than two probabilities can differ"
             return Sense(problem, ("min_margin",), "give a number up to 1")
         return None
 
 
-class _TrainStage(Stage):
-    """Table stage: one trained model, which is a model from here on. Of its keys, one for each trainer, one is set."""
+class _TrainStage(StageSettings):
+    """Table stage: one trained model, which later stages can use. Exactly one of the trainers' keys is set."""
 
     kind = "train"
     needs_fresh = False
@@ -573,7 +574,7 @@ class _TrainStage(Stage):
         if sum(getattr(self, method) is not None for method in TRAINERS) != 1:
             raise ValueError(f"give exactly one trainer: {', '.join(f'`{method}`' for method in TRAINERS)}")
         if self.source is not None:
-            raise ValueError("`from` does not belong here; name the data with `data` inside the trainer")
+            raise ValueError("`from` is not a key here; name the data with `data` inside the trainer")
         return self
 
     @property
@@ -584,7 +585,7 @@ class _TrainStage(Stage):
 
     @property
     def method(self) -> str:
-        """Which of the trainers."""
+        """The trainer's key."""
         return next(method for method in TRAINERS if getattr(self, method) is not None)
 
     @classmethod
@@ -620,10 +621,10 @@ class _TrainStage(Stage):
     def check(self, rests_on: Sequence[Rest], sampled: Rest | None, models: Mapping[str, Any]) -> Sense | None:
         if isinstance(models.get(self.trainer.base), OpenAIModel):
             fix = "give a base whose engine is `transformers` or `vllm`"
-            return Sense("a model behind a server cannot be trained here", (self.method, "base"), fix)
-        if kept := next((one.name for one in rests_on if one.stage.keeps_held_out), None):
+            return Sense("a model on a server cannot be trained here", (self.method, "base"), fix)
+        if kept := next((source.name for source in rests_on if source.stage.keeps_held_out), None):
             problem = f"{kept!r} keeps held-out prompts, and a model must not be trained on those"
-            return Sense(problem, (self.method,), f"take `held_out: keep` out of {kept!r}")
+            return Sense(problem, (self.method,), f"remove `held_out: keep` from {kept!r}")
         return None
 
     def written_out(self, name: str, sources: Sequence[str]) -> dict[str, Any]:
@@ -641,13 +642,13 @@ class _TrainStage(Stage):
 
 if TYPE_CHECKING:
     TrainStage = _TrainStage
-else:  # its keys are those of TRAINERS, which a type checker cannot know
+else:  # a type checker cannot know the keys of TRAINERS
     _KEYS = {method: (settings | None, None) for method, settings in TRAINERS.items()}
     TrainStage = create_model("TrainStage", __base__=_TrainStage, __module__=__name__, **_KEYS)
 
 
 class BestOf(Settings):
-    """The completion of n that the reward model scores highest, measured as if a model had written it."""
+    """The completion of n with the highest reward, measured like a model."""
 
     model: Name
     n: int = Field(default=4, gt=1)
@@ -657,7 +658,7 @@ class BestOf(Settings):
         return f"{self.model} best of {self.n}"
 
 
-class MeasureStage(Stage):
+class MeasureStage(StageSettings):
     """Table stage: the named models on prompts that nothing was trained on."""
 
     kind = "measure"
@@ -668,9 +669,9 @@ class MeasureStage(Stage):
     split: Literal["validation", "held-out"] = "held-out"
     take: int | None = Field(default=None, gt=0)
     judge: Literal["gold"] | None = None  # the truth of the embedded world: for measuring only
-    reward: Name | None = None  # a reward model, whose score of every completion stands beside the other figures
+    reward: Name | None = None  # a reward model, whose scores are reported too
     best_of: BestOf | None = None
-    rate: Rater | None = None  # the judge whose point-wise ratings decide the win rate
+    rate: Rater | None = None  # the judge, whose pointwise ratings give the win rate
     sampling: MeasureSampling = MeasureSampling()
 
     @model_validator(mode="after")
@@ -702,7 +703,7 @@ class MeasureStage(Stage):
 
 
 def _given(settings: Settings | None, *keys: str, under: Position = ()) -> list[tuple[str, Position]]:
-    """What is written under each of `keys`, those that are not set left out, with the whole key."""
+    """The values of those `keys` that are set, with their full keys."""
     values = [(getattr(settings, key, None), key) for key in keys]
     return [(value, (*under, key)) for value, key in values if value is not None]
 
@@ -710,7 +711,7 @@ def _given(settings: Settings | None, *keys: str, under: Position = ()) -> list[
 def _used(
     settings: Settings | None, *keys: str, under: Position = (), role: Literal["writes", "scores", "either"] = "writes"
 ) -> list[Use]:
-    """The models named under each of `keys`, those that are not set left out."""
+    """The models named under those `keys` that are set."""
     return [Use(value, key, role) for value, key in _given(settings, *keys, under=under)]
 
 
@@ -720,7 +721,7 @@ def _gold(stage: RateStage | CompareStage) -> list[tuple[str, Position]]:
     return _given(stage.require, "gold", under=("require",)) if given else []
 
 
-STAGES: dict[str, type[Stage]] = {
+STAGES: dict[str, type[StageSettings]] = {
     stage.kind: stage
     for stage in (
         DataStage,

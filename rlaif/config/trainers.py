@@ -1,4 +1,4 @@
-"""The settings of every trainer, with what it learns from and what it has no use for; `TRAINERS` names them all.
+"""The settings of every trainer, with the data that it takes and the splits that it does not use.
 
 To add a trainer: its settings here with their line in TRAINERS, and `train/NAME.py` with its line in `train.job`.
 """
@@ -13,22 +13,22 @@ from rlaif.config.document import Name, OneOrSeveral, Settings
 from rlaif.records import Split
 
 LearningRate = Annotated[float, Field(gt=0, le=1)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what every random generator takes
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # the range of every random generator
 Takes = Literal["demonstrations", "preferences", "prompts"]
 
 
 class Training(Settings):
-    """What every trainer takes. Sizes are in sequences and tokens."""
+    """The settings of every trainer. Sizes are in sequences and tokens."""
 
     method: ClassVar[str]  # its key in a pipeline file
-    takes: ClassVar[Takes]  # what it learns from
-    reads: ClassVar[tuple[str, ...]]  # the kinds of stage that give it
-    unused: ClassVar[tuple[Split, ...]] = ("held-out",)  # splits that its model does not depend on
-    scores: ClassVar[bool] = False  # its model has a reward head, and writes nothing
+    takes: ClassVar[Takes]  # its training data
+    reads: ClassVar[tuple[str, ...]]  # the kinds of stage with such data
+    unused: ClassVar[tuple[Split, ...]] = ("held-out",)  # splits that it does not use
+    scores: ClassVar[bool] = False  # its model has a reward head and does not generate
 
     base: Name
     name: Name
-    # The stages it learns from, one or several; without it the nearest of the right kind.
+    # The stages with its data, one or several; by default the nearest of the right kind.
     data: Annotated[tuple[Name, ...], OneOrSeveral, Field(min_length=1)] | None = None
     learning_rate: LearningRate
     max_length: int = Field(default=1024, gt=0)
@@ -53,7 +53,7 @@ class Training(Settings):
 
 
 class TrainerSettings(Training):
-    """What the trainers that learn from a data set take. One epoch is one pass over its training split."""
+    """The settings of trainers on a data set. One epoch is one pass over its training split."""
 
     epochs: float = Field(default=1.0, gt=0)
     batch_size: int = Field(default=16, gt=0)
@@ -69,7 +69,7 @@ class SFTSettings(TrainerSettings):
     takes = "demonstrations"
     reads = ("data", "revise")
     learning_rate: LearningRate = 2e-5
-    template: str | None = None  # a marked chat template; without it the base model's own
+    template: str | None = None  # a chat template that marks assistant turns; by default the base model's
 
     @property
     def chat_template(self) -> str | None:
@@ -87,7 +87,7 @@ class DPOSettings(TrainerSettings):
 
 
 class RMSettings(TrainerSettings):
-    """A pairwise reward model. `center` weighs the square of a pair's added scores, which keeps them around zero."""
+    """A pairwise reward model. `center` weights the squared sum of a pair's scores, which keeps them around zero."""
 
     method = "rm"
     scores = True
@@ -98,7 +98,7 @@ class RMSettings(TrainerSettings):
 
 
 class PPOSettings(Training):
-    """Proximal policy optimisation against a reward model, or against checks in code.
+    """Proximal policy optimisation with a reward model, or with checks in code.
 
     An iteration is one batch of completions and its updates.
     """
@@ -107,22 +107,22 @@ class PPOSettings(Training):
     takes = "prompts"
     reads = ("prompts",)
     unused = ("held-out", "validation")
-    reward: Name | None = None  # the model whose score is the reward, and whose weights the value model starts from
-    checks: tuple[dict[str, Any], ...] | None = None  # or what code verifies: the reward is the share that passes
+    reward: Name | None = None  # the reward model, from whose weights the value model starts
+    checks: tuple[dict[str, Any], ...] | None = None  # or checks in code: the reward is the share that passes
     learning_rate: LearningRate = 1e-6
-    value_learning_rate: LearningRate | None = None  # without it the policy's
+    value_learning_rate: LearningRate | None = None  # by default the policy's
     schedule: Literal["linear", "constant"] = "linear"
     iterations: int = Field(default=100, gt=0)
-    batch_size: int = Field(default=64, gt=1)  # completions in an iteration
+    batch_size: int = Field(default=64, gt=1)  # completions per iteration
     minibatch_size: int = Field(default=16, gt=0)
     epochs: int = Field(default=4, gt=0)  # passes over each batch
     max_tokens: int = Field(default=256, gt=0)  # of a completion
-    beta: float = Field(default=0.05, ge=0)  # weight of the KL from the base model in the reward
+    beta: float = Field(default=0.05, ge=0)  # weight in the reward of the KL divergence from the base model
     gamma: float = Field(default=1.0, gt=0, le=1)
     gae_lambda: float = Field(default=0.95, ge=0, le=1)
     clip: float = Field(default=0.2, gt=0)
     value_clip: float = Field(default=0.2, gt=0)
-    missing_eos_penalty: float = Field(default=1.0, ge=0)  # taken off the score of a completion that does not end
+    missing_eos_penalty: float = Field(default=1.0, ge=0)  # subtracted from the score of a completion that does not end
     checkpoint_steps: int = Field(default=10, gt=0)
 
     @property
@@ -136,7 +136,7 @@ class PPOSettings(Training):
     @model_validator(mode="after")
     def _one_reward(self) -> PPOSettings:
         if (self.reward is None) == (self.checks is None):
-            raise ValueError("give either `reward` (a reward model) or `checks` (what code verifies)")
+            raise ValueError("give either `reward` (a reward model) or `checks` (checks in code)")
         return self
 
     @model_validator(mode="after")

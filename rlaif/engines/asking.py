@@ -1,8 +1,7 @@
-"""What is asked of a model, and by whom: the one object in which context travels from a stage to a server.
+"""What a model is asked, and for which stage and row. This context travels in one object, from stage to server.
 
-A stage holds an `Asking` (its name, the row, how each model is sampled); a judge is handed an `Asker`, one model bound
-to how it is asked; what reaches the sampler is an `Ask`. Nothing travels in context variables, which would not cross a
-process.
+A stage holds an `Asking`: its name, the row, how each model is sampled. A judge gets an `Asker`: one model with its
+sampling parameters. The sampler gets an `Ask`. There are no context variables: they would not cross a process.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ Result = TypeVar("Result")
 
 
 class Ask(NamedTuple):
-    """What one model is asked: `n` samples of its continuation of `messages`."""
+    """`n` completions of `messages` by one model."""
 
     model: str
     messages: Sequence[Message]
@@ -28,24 +27,24 @@ class Ask(NamedTuple):
     n: int = 1
     attempt: int = 0  # counts re-asks
     json_schema: Mapping[str, Any] | None = None
-    stage: str = ""  # the stage the calls are counted for
-    row: int = 0  # the row they are for: rows that began first are finished first
+    stage: str = ""  # the stage that pays for the calls
+    row: int = 0  # the row that needs them; lower rows go first
 
 
 class Sampler(Protocol):
-    """What stages need of a scheduler. A plan has one that counts and never sends."""
+    """What stages need of a scheduler. A plan uses one that counts and sends nothing."""
 
     async def sample(self, asks: Sequence[Ask]) -> list[list[Completion]]:
-        """The completions of each ask, in order: looked up together, sent at the same time.
+        """The completions of each ask, in order: looked up together, sent concurrently.
 
-        Raises EngineError when one of them cannot be had; the others are stored by then.
+        Raises EngineError when one fails; the others are stored by then.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Asker:
-    """One model, bound to how it is sampled and to the stage and row that ask it."""
+    """One model with its sampling parameters, for one stage and row."""
 
     sampler: Sampler
     model: str
@@ -67,13 +66,13 @@ class Asker:
         return (await self.several(messages, 1, attempt=attempt, json_schema=json_schema))[0]
 
     def sampled(self, **changed: Any) -> Asker:
-        """The same model asked with some sampling parameters changed."""
+        """The same model with some sampling parameters changed."""
         return replace(self, sampling=self.sampling.model_copy(update=changed))
 
 
 @dataclass(frozen=True, slots=True)
 class Asking:
-    """Whose calls are made: the sampler, how each model of the pipeline is sampled, the stage and the row."""
+    """What a stage needs to make calls: the sampler, each model's sampling settings, the stage and the row."""
 
     sampler: Sampler
     settings: Mapping[str, SamplingSettings]  # by model
@@ -85,24 +84,24 @@ class Asking:
         return replace(self, stage=stage, row=row)
 
     def asker(self, model: str, settings: SamplingSettings) -> Asker:
-        """The model as the stage asks it: what `settings` leave open is filled by the model's own."""
+        """The model with `settings`; what they leave unset comes from the model's own."""
         sampling = settings.resolved(self.seed, self.settings[model])
         return Asker(self.sampler, model, sampling, self.stage, self.row)
 
 
 async def together(*work: Awaitable[Result]) -> list[Result]:
-    """The results of all `work`. One that fails lets the others finish; then the gravest error is raised."""
+    """The results of all `work`. After a failure the others still finish; then the gravest error is raised."""
     if len(work) == 1:
         return [await work[0]]
     outcomes = await asyncio.gather(*work, return_exceptions=True)
     if errors := [outcome for outcome in outcomes if isinstance(outcome, BaseException)]:
         try:
             raise gravest(errors)
-        finally:  # an error whose own frame holds it would wait for the collector, and keep the row that it befell
+        finally:  # a frame that holds its own error is a reference cycle, which would keep the row alive
             del errors, outcomes
     return outcomes  # type: ignore[return-value]
 
 
 def gravest(errors: Sequence[BaseException]) -> BaseException:
-    """The first error that stops the run; the first of all where each concerns one row alone."""
+    """The first fatal error, or the first error when none is fatal."""
     return min(errors, key=lambda error: isinstance(error, EngineError) and not error.fatal)

@@ -1,6 +1,6 @@
-"""A model's tokenizer and chat template: messages become tokens alike in training and in every engine with its files.
+"""A model's tokenizer and chat template: the same messages become the same tokens in training and in every engine.
 
-Handed a tokenizer, it loads none. It knows nothing of weights, of how tokens are drawn, or of what runs the model.
+It takes a loaded tokenizer and knows nothing of weights, sampling or engines.
 """
 
 from __future__ import annotations
@@ -35,24 +35,24 @@ class Completed:
 
 
 class Chat:
-    """Writes messages as one model reads them: in sampling, in scoring and in training the same ids for the same text.
+    """Renders and tokenizes messages for one model: the same ids for the same text in sampling, scoring and training.
 
-    `file` is where the tokenizer or its template was read, for errors. `limit` is how many tokens the model reads;
-    `ends` end a completion.
+    `file` names the tokenizer or its template in errors. `limit` is the model's context length in tokens. `ends` are
+    the tokens that end a completion.
     """
 
     def __init__(self, tokenizer: Any, file: Path | str | None, *, ends: frozenset[int], limit: int | None) -> None:
-        """Raises InputError for a tokenizer whose chat template is missing, or cannot write a user's turn."""
+        """Raises InputError when the chat template is missing or cannot render a user turn."""
         self.tokenizer, self.ends, self.limit = tokenizer, ends, limit
         self.file = None if file is None else str(file)
         self.markers = markers(tokenizer)
         self._learn_template()
 
     def _learn_template(self) -> None:
-        """Find out how the template writes an assistant turn: not at all, or after a space, or at once."""
+        """Find out how the template renders an assistant turn: not at all, after a space, or directly."""
         if not self.tokenizer.chat_template:
             raise InputError(
-                "the model has no chat template, so its prompts cannot be written",
+                "the model has no chat template, so its prompts cannot be rendered",
                 file=self.file,
                 fix="put one into the folder as chat_template.jinja, such as prompts/chat/tiny.jinja",
             )
@@ -69,7 +69,7 @@ class Chat:
         self._before_text = " " if self.continues_plainly or full[len(prompt) :].startswith(" ") else ""
 
     def render(self, messages: Sequence[Message], *, generation_prompt: bool = False) -> str:
-        """The messages as text. Raises jinja2.TemplateError where the template refuses them."""
+        """The messages as text. Raises jinja2.TemplateError when the template refuses them."""
         text = self.tokenizer.apply_chat_template(
             [{"role": m.role, "content": defused(m.content, self.markers)} for m in messages],
             add_generation_prompt=generation_prompt,
@@ -79,7 +79,7 @@ class Chat:
         return text
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of rendered text: special tokens come from the template alone."""
+        """Token ids of rendered text. The tokenizer adds no special tokens: the template writes them."""
         if not texts:
             return []
         ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
@@ -89,7 +89,7 @@ class Chat:
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def prompts(self, requests: Sequence[Request]) -> list[list[int] | EngineError]:
-        """Each request's prompt as tokens, or why it cannot be asked."""
+        """Each request's prompt as tokens, or its error."""
         texts: list[str | EngineError] = []
         for request in requests:
             try:
@@ -110,7 +110,7 @@ class Chat:
         return prompts
 
     def alternative(self, text: str) -> int | None:
-        """The one token that is `text` right after the generation prompt, preferably as the template would write it."""
+        """The single token that is `text` after the generation prompt, with the template's own spacing if possible."""
         for before in (self._before_text, "" if self._before_text else " "):
             ids = self.encode([before + text])[0]
             if len(ids) == 1 and str(self.tokenizer.decode(ids)).strip() == text.strip():
@@ -118,9 +118,9 @@ class Chat:
         return None
 
     def completed(self, items: Sequence[Item]) -> list[Completed | EngineError]:
-        """Prompt and completion as one token sequence, as training sees it: up to the end token, nothing after it.
+        """Each item's prompt and completion as one token sequence, as in training: nothing after the end token.
 
-        Or why that cannot be, for each item alone.
+        Or the item's error.
         """
         texts: list[tuple[str, str] | EngineError] = []
         for item in items:
@@ -134,9 +134,9 @@ class Chat:
         ]
 
     def written(self, messages: Sequence[Message], completion: str) -> tuple[str, str]:
-        """The prompt as it is asked, and prompt and completion as one text.
+        """The prompt as it is sampled from, and prompt with completion, as text.
 
-        Raises jinja2.TemplateError where the template refuses them.
+        Raises jinja2.TemplateError when the template refuses them.
         """
         prompt = self.render(messages, generation_prompt=True)
         if self.continues_plainly:
@@ -145,10 +145,10 @@ class Chat:
         return prompt, self.render((*messages, Message(role="assistant", content=completion)))
 
     def pieces(self, text: str, edges: Sequence[int]) -> list[list[int]]:
-        """The tokens between `edges`, such that what stands before each edge is tokenised as it is on its own.
+        """The tokens between `edges`, where the text before each edge is tokenized as it would be alone.
 
-        `edges` are places in `text`, rising. A tokenizer may merge letters across an edge. The model is asked with a
-        text that ends there, so the merge is undone: the piece after it is tokenised apart.
+        `edges` are ascending positions in `text`. A tokenizer may merge characters across an edge. A prompt ends at the
+        edge, so the merge is undone: the piece after the edge is tokenized separately.
         """
         return self._apart(text, edges, self.encode([text[:edge] for edge in edges]))
 
@@ -164,18 +164,18 @@ class Chat:
         return pieces
 
     def _completed(self, prompt_text: str, text: str, prompt: list[int], whole: list[int]) -> Completed | EngineError:
-        """`text` as tokens, where `prompt` and `whole` are those of `prompt_text` and of `text`, each on its own."""
+        """`text` as tokens; `prompt` and `whole` are the tokens of `prompt_text` and `text`, each tokenized alone."""
         start = len(prompt)
         if text.startswith(prompt_text):
             _, words = self._apart(text, (len(prompt_text), len(text)), (prompt, whole))
-        elif whole[:start] == prompt:  # what differs is nothing that the tokenizer reads
+        elif whole[:start] == prompt:  # the texts differ, their tokens do not
             words = whole[start:]
         else:
             return EngineError(
                 "the chat template writes a prompt differently once it has been answered, so the completion's "
                 "tokens cannot be told apart",
                 cause="template",
-                fix="use a template whose prompt with generation prompt is a prefix of the whole conversation",
+                fix="use a template whose prompt, with its generation prompt, is a prefix of the whole conversation",
             )
         end = next((i for i in range(len(words) - 1, -1, -1) if words[i] in self.ends), None)
         ids = prompt + (words if end is None else words[: end + 1])
@@ -189,7 +189,7 @@ class Chat:
 
 
 def whole(rows: Sequence[Completed | EngineError]) -> list[Completed]:
-    """The rows, none of which may be an error. Raises the first EngineError."""
+    """The rows. Raises the first EngineError among them."""
     for row in rows:
         if isinstance(row, EngineError):
             raise row
@@ -197,26 +197,25 @@ def whole(rows: Sequence[Completed | EngineError]) -> list[Completed]:
 
 
 def defused(content: str, spelled: re.Pattern[str] | None) -> str:
-    """`content` with a space inside every special token it spells: who writes a message opens no turn with it.
+    """`content` with a space inside every special token it spells, so that no message can open a turn.
 
-    `spelled` are a tokenizer's `markers`. A space, since tokenizers that normalise their text first may take a
-    zero-width character away again.
+    `spelled` are a tokenizer's `markers`. A space, because a tokenizer's normalizer may drop a zero-width character.
     """
     return spelled.sub(r"\1 ", content) if spelled is not None else content
 
 
 def markers(tokenizer: Any) -> re.Pattern[str] | None:
-    """The first character of every place where a text spells a special token, overlapping ones included."""
+    """Matches the first character of every special token that a text spells, overlapping ones included."""
     added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    # One character is a letter that a tokenizer borrows, say for padding, and opens no turn.
+    # A one-character special token (for padding, say) opens no turn.
     spelled = sorted(token for token in added.union(tokenizer.all_special_tokens) if len(token) > 1)
     return re.compile(rf"(?=(?:{'|'.join(map(re.escape, spelled))}))(.)", re.DOTALL) if spelled else None
 
 
 def end_tokens(named: int | Sequence[int] | None, tokenizer: Any, folder: Path) -> frozenset[int]:
-    """The tokens that end a completion: the model's settings may name several, the tokenizer one.
+    """The tokens that end a completion: `named` in the model's settings, and the tokenizer's own.
 
-    Raises InputError where there is none.
+    Raises InputError when there is none.
     """
     ends = {named} if isinstance(named, int) else set(named or ())
     if tokenizer.eos_token_id is not None:
@@ -230,17 +229,17 @@ def end_tokens(named: int | Sequence[int] | None, tokenizer: Any, folder: Path) 
 
 def before_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
     """`text` up to the first stop string, and whether there was one."""
-    places = [place for stop in stops if stop and (place := text.find(stop)) >= 0]
-    return (text[: min(places)], True) if places else (text, False)
+    positions = [position for stop in stops if stop and (position := text.find(stop)) >= 0]
+    return (text[: min(positions)], True) if positions else (text, False)
 
 
 def schema_text(request: Request) -> str:
-    """A request's schema as text, empty without one. Its keys keep their order: the grammar writes them in it."""
+    """A request's schema as text, empty without one. Keys keep their order, which the grammar enforces."""
     return "" if request.json_schema is None else json.dumps(request.json_schema)
 
 
 def stream(request: Request, index: int) -> str:
-    """Names a call's own random stream. What only observes or cuts (log-probs, max_tokens, stop) is no part of it."""
+    """The id of a call's random stream. Parameters that draw nothing (log-probs, max_tokens, stop) are left out."""
     return digest(
         {
             "messages": [[m.role, m.content] for m in request.messages],

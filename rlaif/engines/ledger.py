@@ -1,7 +1,7 @@
-"""What was asked of the models in a run, what it cost, and a budget that nothing exceeds.
+"""Calls, tokens and cost of a run, by stage and model, and a budget that is never exceeded.
 
-Counted for each stage and model apart. A budget is kept by reserving, before a request is sent, what it may cost at
-most, and settling on what it did cost: what is spent, what is on its way and the next request together never pass it.
+Before a request is sent, its maximum cost is reserved; afterwards its actual cost is booked. Spent, in flight and the
+next request together never exceed the budget.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ class Price(Protocol):
 
 @dataclass
 class Tally:
-    """What one model was asked. Tokens of what was discarded are counted with the others."""
+    """Counts of one model. Tokens of discarded completions are included."""
 
-    sent: int = 0  # calls that were paid for in this run
-    discarded: int = 0  # those of them whose answer was of no use: probes, empty completions
-    cached: int = 0  # calls the store answered
+    sent: int = 0  # calls paid for in this run
+    discarded: int = 0  # of those sent: probes and unusable replies, such as empty completions
+    cached: int = 0  # calls answered from the store
     failed: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    cached_prompt_tokens: int = 0  # what the store's answers once cost, each counted once
+    cached_prompt_tokens: int = 0  # of stored completions, each counted once
     cached_completion_tokens: int = 0
-    cut: int = 0  # completions that ended at max_tokens
+    cut: int = 0  # completions truncated at max_tokens
     causes: Counter[str] = field(default_factory=Counter)  # of `failed`
     retries: Counter[str] = field(default_factory=Counter)  # requests sent again, by cause
 
@@ -58,13 +58,13 @@ class Tally:
 
 
 class Ledger:
-    """The tallies of a run. `prices` are of the models that cost money."""
+    """The tallies of a run. `prices` are per million tokens, of the models that have one."""
 
     def __init__(self, prices: Mapping[str, Price] | None = None, budget: float | None = None) -> None:
         self._prices, self._budget, self._before = dict(prices or {}), budget, 0.0
         self._tallies: dict[tuple[str, str], Tally] = {}  # by stage and model
         self._reserved = self._unknown = 0.0
-        self._under_way = 0  # reservations: the sum of many amounts is never quite zero again
+        self._under_way = 0  # open reservations; `_reserved` is reset at 0, since float sums do not return to zero
         self._settled = asyncio.Event()
 
     def tally(self, model: str, stage: str) -> Tally:
@@ -85,19 +85,19 @@ class Ledger:
     # ------------------------------------------------------------ money
 
     def cost(self, model: str, prompt_tokens: int, completion_tokens: int) -> float | None:
-        """What so many tokens cost; None for a model without a price."""
+        """The cost of these tokens; None for a model without a price."""
         price = self._prices.get(model)
         if price is None:
             return None
         return (prompt_tokens * price.prompt + completion_tokens * price.completion) / 1e6
 
     def before(self, spent: float) -> None:
-        """What earlier executions of the run cost: the budget is for all of them together."""
+        """Add what earlier executions of the run cost: they share its budget."""
         self._before = spent
 
     @property
     def spent(self) -> float:
-        """What this run cost so far, as far as prices are known, with what an answer that was lost may have cost."""
+        """The run's cost so far, as far as prices are known, with the maximum cost of replies that were lost."""
         paid = (
             self.cost(model, tally.prompt_tokens, tally.completion_tokens) or 0.0
             for (_, model), tally in self._tallies.items()
@@ -112,9 +112,9 @@ class Ledger:
         self._settled.set()
 
     async def reserve(self, model: str, prompt_tokens: int, completion_tokens: int) -> Reservation:
-        """Set aside what a request may cost at most, waiting while others on their way hold too much.
+        """Reserve the maximum cost of a request, waiting while requests in flight hold too much.
 
-        Raises Stopped when it does not fit in what is left.
+        Raises Stopped when the rest of the budget is too small.
         """
         amount = self.cost(model, prompt_tokens, completion_tokens) or 0.0
         if self._budget is None or not amount:
@@ -123,7 +123,7 @@ class Ledger:
             if not self._under_way:
                 raise Stopped(
                     f"the budget of {self._budget:g} leaves no room for another call of {model!r}: "
-                    f"{self.spent:.4f} are spent, and it may cost {amount:.4f}",
+                    f"{self.spent:.4f} is spent, and it may cost {amount:.4f}",
                     cause="budget",
                     fix="raise `budget`, then run the same command again: nothing is paid for twice",
                 )
@@ -135,7 +135,7 @@ class Ledger:
 
 
 class Reservation:
-    """Held while a request is on its way. `lost`: an answer may have been paid for and did not arrive."""
+    """Held while a request is in flight. `lost`: a reply may have been paid for and did not arrive."""
 
     def __init__(self, settle: Callable[[bool], None] | None = None) -> None:
         self._settle, self.lost = settle, False

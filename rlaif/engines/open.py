@@ -1,4 +1,4 @@
-"""Opens engines by what a pipeline file says of its models. A vendor is imported only when a model of its is used."""
+"""Opens engines from the model settings of a pipeline file. A library is imported only when a model needs it."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ _OPEN: dict[str, Callable[[str, ModelSpec, Wires], Engine]] = {
 
 
 def open_engine(name: str, spec: ModelSpec, wires: Wires) -> Engine:
-    """The engine of a model. Those behind one server share its connections, which `wires` holds."""
+    """The engine of a model. Engines on one server share its connections, which `wires` holds."""
     return _OPEN[spec.engine](name, spec, wires)
 
 
 def trained_spec(path: Path, parent: ModelSpec, *, scores: bool) -> TransformersModel | VLLMModel:
-    """A trained model runs as the one it started from; but stop strings belong to that model's own prompt format.
+    """The settings of a trained model: its parent's, without stop strings, which belong to the parent's prompt format.
 
-    One that `scores` runs under transformers, whatever its parent did: no other engine here reads a reward head.
+    One that `scores` always runs in transformers: no other engine here has a reward head.
     """
     assert isinstance(parent, TransformersModel | VLLMModel)
     if scores and isinstance(parent, VLLMModel):
@@ -77,32 +77,32 @@ def _require(*packages: str, extra: str, why: str) -> None:
 
 
 def concurrency_of(specs: Mapping[str, ModelSpec]) -> dict[str, int]:
-    """How many requests each server is given at a time at most: the most that any of its models says."""
-    found: dict[str, int] = {}
+    """The concurrency limit of each server, by URL: the highest of its models'."""
+    by_url: dict[str, int] = {}
     for spec in specs.values():
         if isinstance(spec, OpenAIModel):
-            found |= {url: max(spec.concurrency, found.get(url, 0)) for url in spec.base_urls}
-    return found
+            by_url |= {url: max(spec.concurrency, by_url.get(url, 0)) for url in spec.base_urls}
+    return by_url
 
 
 def prices_of(specs: Mapping[str, ModelSpec]) -> dict[str, Price]:
-    """What the models cost that have a price."""
+    """The prices, of the models that have one."""
     return {name: p for name, spec in specs.items() if isinstance(spec, OpenAIModel) and (p := spec.price)}
 
 
 def api_key(spec: OpenAIModel) -> str:
-    """The key from the environment, or the word that stands for none. Raises InputError for what no header can hold."""
+    """The key from the environment, or `none`. Raises InputError for a key that no HTTP header can hold."""
     key = os.environ.get(spec.key_variable or "", "").strip()
     if not (key.isascii() and key.isprintable()):
-        raise InputError(f"the key in {spec.key_variable} holds characters that no key has", fix="set it again")
+        raise InputError(f"the key in {spec.key_variable} holds invalid characters", fix="set it again")
     return key or "none"
 
 
 def keyless(specs: Iterable[ModelSpec]) -> list[str]:
-    """Notes on keys that are named and not there: a server may do without, and a name may be mistyped."""
+    """A note for each key variable that is not set: the server may need no key, or the name is mistyped."""
     variables = dict.fromkeys(spec.api_key_env for spec in specs if isinstance(spec, OpenAIModel) and spec.api_key_env)
     return [
-        f"the environment variable {variable} is not set, so its server is asked without a key"
+        f"the environment variable {variable} is not set, so its server is called without a key"
         for variable in variables
         if not os.environ.get(variable)
     ]

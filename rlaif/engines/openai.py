@@ -128,7 +128,7 @@ class OpenAIEngine:
         return self.spec.model
 
     @property
-    def places(self) -> tuple[str, ...]:
+    def urls(self) -> tuple[str, ...]:
         return self.spec.base_urls
 
     @property

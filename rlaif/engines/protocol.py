@@ -1,7 +1,6 @@
-"""What an engine is: three verbs, whatever runs the model.
+"""The engine protocol: three verbs, whatever runs the model.
 
-An engine knows one model. It knows nothing of the call store, of retries, or of what its completions are for; those
-belong to the scheduler above it.
+An engine runs one model. The call store, retries and the purpose of a completion belong to the scheduler above it.
 """
 
 from __future__ import annotations
@@ -19,15 +18,15 @@ def _cleaned(text: Any) -> Any:
     return writable(text) if isinstance(text, str) else text
 
 
-Arrived = Annotated[str, BeforeValidator(_cleaned)]  # a text that a model wrote
+Arrived = Annotated[str, BeforeValidator(_cleaned)]  # text that a model wrote
 
 
 class Request(Record):
     """Some samples of one model's continuation of `messages`.
 
-    `indices` are the sample indices wanted (a server is asked for all of them at once), `attempt` counts re-asks;
-    both change the random stream, never the messages, and so does `salt`, which counts how often these very calls came
-    back of no use and is no part of their keys. `json_schema` asks for JSON of that shape where the engine can.
+    `indices` are the sample indices (a server gets them in one request), `attempt` counts re-asks. Both change the
+    random stream, never the messages. So does `salt`, which counts unusable replies to these calls and is not part of
+    their keys. `json_schema` asks for JSON of that schema where the engine supports it.
     """
 
     messages: tuple[Message, ...]
@@ -36,13 +35,13 @@ class Request(Record):
     attempt: int = 0
     salt: int = 0
     json_schema: dict[str, Any] | None = None
-    # Who asks: of no influence on what is answered.
+    # Who asks; does not change the completion.
     stage: str = ""
     row: int = 0
 
 
 class Reply(Record):
-    """One sample, as the engine returned it and after it was verified."""
+    """One verified sample."""
 
     text: Arrived
     finish_reason: FinishReason
@@ -52,14 +51,14 @@ class Reply(Record):
 
 
 class Logprobs(NamedTuple):
-    """Log-probabilities (natural log, temperature 1) of a given completion's tokens, the end token apart."""
+    """Log-probabilities (natural log, temperature 1) of a given completion's tokens, without the end token."""
 
     tokens: tuple[float, ...]
-    end: float | None  # of the end token right after the text; None where the engine cannot say
+    end: float | None  # of the end token right after the text; None where unknown
 
 
 class Engine(Protocol):
-    """One model, ready to be asked."""
+    """One model."""
 
     name: str
 
@@ -70,20 +69,20 @@ class Engine(Protocol):
 
     @property
     def identity(self) -> str:
-        """What determines the answers, for the call's key: a weights digest, or base URL, model and revision."""
+        """The model's part of a call's key: a weights digest, or base URL, model and revision."""
         ...
 
     async def logprobs(self, items: Sequence[tuple[tuple[Message, ...], str]]) -> list[Logprobs]:
-        """Log-probabilities of a given completion (second) after given messages (first).
+        """Log-probabilities of each item's completion (second) after its messages (first).
 
         Raises EngineError when the engine cannot score given text.
         """
         ...
 
     async def score(self, items: Sequence[tuple[tuple[Message, ...], str]]) -> list[float | EngineError]:
-        """The reward head's score of each completion, read at its end token; or why that completion has none.
+        """The reward head's score of each completion, read at its end token, or the error of that completion.
 
-        Raises EngineError without such a head.
+        Raises EngineError when the model has no reward head.
         """
         ...
 
@@ -91,23 +90,23 @@ class Engine(Protocol):
 
 
 class Local(Engine, Protocol):
-    """A model in this process: wants large batches and runs one at a time."""
+    """A model in this process: takes large batches, one at a time."""
 
     @property
     def batch_size(self) -> int:
-        """Samples that it takes at once."""
+        """Samples in one batch."""
         ...
 
     async def sample(self, requests: Sequence[Request]) -> list[list[Reply | EngineError]]:
-        """For each request, in the order of its `indices`, a reply or the error that befell this sample.
+        """For each request, in the order of its `indices`, a reply or that sample's error.
 
-        What befalls a whole request stands in each of its places; what befalls them all is raised.
+        An error of a whole request is repeated for each of its samples. Raises EngineError when all requests fail.
         """
         ...
 
 
 class Limits(Protocol):
-    """What the user says a server allows, a minute; None where nothing is said."""
+    """Rate limits per minute set by the user; None where unset."""
 
     @property
     def requests_per_minute(self) -> float | None: ...
@@ -116,41 +115,41 @@ class Limits(Protocol):
 
 
 class Served(Engine, Protocol):
-    """A model behind one or several servers, each named by its place. Every verb is one request, tried once."""
+    """A model on one or several servers, each with its base URL. Every verb is one request, tried once."""
 
     @property
-    def places(self) -> tuple[str, ...]: ...
+    def urls(self) -> tuple[str, ...]: ...
     @property
     def retries(self) -> int: ...
     @property
     def limits(self) -> Limits | None: ...
 
-    capabilities: dict[str, bool | None]  # what the servers were found to honour
+    capabilities: dict[str, bool | None]  # what the servers honour, as far as known
 
     @property
     def model(self) -> str:
-        """The model's name there."""
+        """The model's name on the server."""
         ...
 
-    async def models(self, place: str) -> list[str] | None:
-        """The models a server says it has; None where it does not say. Raises EngineError when it cannot be asked."""
+    async def models(self, url: str) -> list[str] | None:
+        """The models that a server lists; None where it lists none. Raises EngineError when it cannot be reached."""
         ...
 
-    async def probe(self, place: str) -> list[Usage]:
-        """Learn what the server honours; returns what that cost. Called once, before its first request is paid for.
+    async def probe(self, url: str) -> list[Usage]:
+        """Probe what the server honours. Called once, before its first request; returns the usage of the probe.
 
-        Raises EngineError (fatal) when the model cannot be asked at all.
+        Raises EngineError (fatal) when the model cannot be called at all.
         """
         ...
 
     def parts(self, request: Request) -> list[Request]:
-        """The request as the server can be asked it: whole where it gives several samples at once."""
+        """The request, split where the server cannot return several samples at once."""
         ...
 
     def estimate(self, request: Request) -> int:
-        """About how many tokens the server reads."""
+        """Estimated prompt tokens."""
         ...
 
-    async def post(self, request: Request, place: str) -> list[Reply | EngineError]:
-        """A verified reply or what befell it for each sample. Raises nothing that a server can cause."""
+    async def post(self, request: Request, url: str) -> list[Reply | EngineError]:
+        """A verified reply or an error for each sample. Raises nothing that a server can cause."""
         ...

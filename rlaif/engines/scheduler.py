@@ -1,11 +1,11 @@
-"""The scheduler: what stands between the stages and the engines.
+"""The scheduler, between the stages and the engines.
 
-A stage asks for samples of a model; the scheduler answers from the call store, has what is missing asked, and returns
-only what is durable. Servers get one request at a time through `traffic`; models in this process share the machine, so
-their requests are gathered into large batches and one model computes at a time.
+A stage asks for samples. The scheduler answers from the call store, sends what is missing, and returns only what is
+durable. Requests to servers go through `traffic`, each on its own. Models in this process share the machine: their
+requests are gathered into large batches, and one model computes at a time.
 
-What was sent is paid for, so it outlives the row that asked: its answer is stored even when the row was cancelled
-meanwhile. What was not sent by then is never sent.
+A request that was sent is paid for: its reply is stored even if its row was cancelled meanwhile. A cancelled row's
+unsent requests are dropped.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from typing import Any, TypeVar, cast
 from rlaif.engines.asking import Ask, gravest
 from rlaif.engines.ledger import Ledger
 from rlaif.engines.protocol import Engine, Local, Reply, Request, Served
-from rlaif.engines.traffic import Arrivals, Traffic
+from rlaif.engines.traffic import Arrivals, Traffic, wrong_count
 from rlaif.errors import EngineError, Stopped
 from rlaif.records import Completion, Sampling, Usage
 from rlaif.store import Answers, Call, CallStore, Failure, Wasted, call_keys
 
-LINGER = 0.02  # seconds an in-process batch that is not full waits for more requests
-PROBE = (120, 48)  # tokens that a probe reads and writes, at most
-GRACE = 10.0  # seconds that `close` waits for what was sent
-# Failures that say nothing of the request itself: they are not recorded, so that the next run asks again.
+LINGER = 0.02  # seconds that an in-process batch waits for more requests
+PROBE = (120, 48)  # prompt and completion tokens of a probe, at most
+GRACE = 10.0  # seconds that `close` waits for requests in flight
+# Transient failures: not about the request itself, so not recorded, and the next run tries again.
 PASSING = frozenset({"connection", "stopped", "interrupted", "budget", "quota", "http-401", "plan", "engine"})
 
 Result = TypeVar("Result")
@@ -35,22 +35,22 @@ Result = TypeVar("Result")
 
 @dataclass(eq=False)
 class _Order:
-    """A request on its way. `done` ends when its answers are stored, or are known not to come."""
+    """A request queued or in flight. `done` is set when its replies are stored, or when it failed."""
 
     engine: Engine
     request: Request
     keys: Sequence[str]
     done: asyncio.Future[Answers]
     sent: bool = False
-    abandoned: bool = False  # who asked is gone: what arrives is kept, and nothing more is sent
+    abandoned: bool = False  # its row is gone: replies are still stored, nothing more is sent
 
 
 class Scheduler:
     """Answers requests for samples from the store or an engine. `engines` may grow as models are trained.
 
-    `concurrency` says how many requests each server is given at a time at most, by its place. With `retry_failed`,
-    calls that finally failed before are asked again; without, they fail as they did. `used` names the models whose
-    servers are looked at before the first call; `on_note` hears what they say that a person should know.
+    `concurrency` limits the requests in flight to each server, by URL. With `retry_failed`, calls that failed in an
+    earlier run are retried; without, they fail again from the store. `used` names the models whose servers are checked
+    before the first call. `on_note` gets each note for the user.
     """
 
     def __init__(
@@ -67,10 +67,10 @@ class Scheduler:
         self._store, self._engines, self._retry_failed = store, engines, retry_failed
         self.ledger = ledger or Ledger()
         self.traffic = Traffic(self.ledger, concurrency)
-        self.stopped: Stopped | None = None  # why nothing more is asked
+        self.stopped: Stopped | None = None  # why nothing more is sent
         self._used, self.note = used, on_note
         self._checked: asyncio.Task[None] | None = None
-        self._probes: dict[str, asyncio.Task[None]] = {}  # by place
+        self._probes: dict[str, asyncio.Task[None]] = {}  # by url
         self._in_flight: dict[str, _Order] = {}
         self._waiting: dict[Local, list[_Order]] = {}
         self._computing: asyncio.Task[None] | None = None
@@ -78,7 +78,7 @@ class Scheduler:
         self._storing: set[asyncio.Task[None]] = set()
 
     def stop(self, why: Stopped) -> None:
-        """Ask nothing more. What was sent goes on, and whoever waits for anything else hears `why`."""
+        """Send nothing more. Requests in flight finish; everything else that is waited for fails with `why`."""
         if self.stopped is not None:
             return
         self.stopped = why
@@ -91,9 +91,9 @@ class Scheduler:
         self._waiting.clear()
 
     async def sample(self, asks: Sequence[Ask]) -> list[list[Completion]]:
-        """The completions of each ask, from the store where they were paid for before.
+        """The completions of each ask, in order, from the store where they are cached.
 
-        Looked up together, sent at the same time. One that fails lets the others finish; then the gravest error is
+        Looked up together, sent concurrently. After a failure the others still finish; then the gravest EngineError is
         raised.
         """
         keys = [
@@ -103,16 +103,16 @@ class Scheduler:
             )
             for ask in asks
         ]  # fmt: skip
-        while flying := {order.done for one in keys for key in one if (order := self._in_flight.get(key))}:
-            await asyncio.wait(flying)  # the same call is being paid for by another row
-        found = self._store.find([key for one in keys for key in one])
+        while flying := {order.done for wanted in keys for key in wanted if (order := self._in_flight.get(key))}:
+            await asyncio.wait(flying)  # the same call is in flight for another row
+        cached = self._store.find([key for wanted in keys for key in wanted])
         answers: Answers = {}
         orders: list[_Order] = []
         errors: list[BaseException] = []
         for ask, wanted in zip(asks, keys, strict=True):
-            answers |= self._stored(ask, {key: found[key] for key in wanted if key in found})
-            missing = [index for index, key in enumerate(wanted) if key not in found]
-            # Two asks may be the same by another name: what the first has ordered is not ordered twice.
+            answers |= self._stored(ask, {key: cached[key] for key in wanted if key in cached})
+            missing = [index for index, key in enumerate(wanted) if key not in cached]
+            # Two asks may have the same key under two model names: the second joins the first one's order.
             orders += {order for index in missing if (order := self._in_flight.get(wanted[index]))} - set(orders)
             if missing := [index for index in missing if wanted[index] not in self._in_flight]:
                 try:
@@ -120,7 +120,7 @@ class Scheduler:
                 except EngineError as error:
                     errors.append(error)
         if orders:
-            outcomes = await self._heard(orders)
+            outcomes = await self._awaited(orders)
             errors += [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
             for outcome in outcomes:
                 if not isinstance(outcome, BaseException):
@@ -128,13 +128,14 @@ class Scheduler:
         if errors:
             raise gravest(errors)
         return [
-            [completion(ask.model, key, answers[key]) for key in wanted] for ask, wanted in zip(asks, keys, strict=True)
+            [stored_completion(ask.model, key, answers[key]) for key in wanted]
+            for ask, wanted in zip(asks, keys, strict=True)
         ]
 
-    async def _heard(self, orders: Sequence[_Order]) -> list[Answers | BaseException]:
-        """What becomes of orders. Who asked may be cancelled meanwhile: what is not sent by then never is."""
+    async def _awaited(self, orders: Sequence[_Order]) -> list[Answers | BaseException]:
+        """The outcome of each order. If the caller is cancelled meanwhile, unsent orders are dropped."""
         try:
-            await asyncio.wait([order.done for order in orders])  # which, cancelled itself, cancels none of them
+            await asyncio.wait([order.done for order in orders])  # cancelling `wait` cancels none of them
         except asyncio.CancelledError:
             for order in orders:
                 order.abandoned = True
@@ -143,19 +144,19 @@ class Scheduler:
             raise
         return [_outcome(order.done) for order in orders]
 
-    def _stored(self, ask: Ask, found: Mapping[str, tuple[dict[str, Any], bool]]) -> Answers:
-        """What the store answered; what was paid for before this run is an expense of its data."""
-        if found:
+    def _stored(self, ask: Ask, cached: Mapping[str, tuple[dict[str, Any], bool]]) -> Answers:
+        """The stored answers by key, counted; each comes with whether an earlier run paid for it."""
+        if cached:
             tally = self.ledger.tally(ask.model, ask.stage)
-            tally.cached += len(found)
-            for answer, earlier in found.values():
+            tally.cached += len(cached)
+            for answer, earlier in cached.values():
                 if earlier and (usage := answer.get("usage")):
                     tally.cached_prompt_tokens += usage.get("prompt_tokens") or 0
                     tally.cached_completion_tokens += usage.get("completion_tokens") or 0
-        return {key: answer for key, (answer, _) in found.items()}
+        return {key: answer for key, (answer, _) in cached.items()}
 
     def _refuse_failed(self, ask: Ask, keys: Sequence[str]) -> None:
-        """What finally failed in an earlier run fails again as it did, without being asked."""
+        """Raise the stored EngineError of a call that failed for good in an earlier run, or forget it to retry."""
         if not (failed := self._store.failures(keys)):
             return
         if self._retry_failed:
@@ -168,7 +169,7 @@ class Scheduler:
         raise EngineError(message, cause=cause)
 
     async def close(self) -> None:
-        """Drop what was not sent, wait `GRACE` seconds for what was, and store what arrives."""
+        """Drop unsent requests, wait `GRACE` seconds for those in flight, and store their replies."""
         for order in list(self._in_flight.values()):
             if not order.sent:
                 order.done.cancel()
@@ -181,14 +182,14 @@ class Scheduler:
         for task in self._asking:
             task.cancel()
         await _ended(self._asking)
-        await _ended(self._storing)  # never cut short: these answers have arrived
+        await _ended(self._storing)  # never cut short: these replies have arrived
         for order in list(self._in_flight.values()):
             order.done.cancel()
 
     # ------------------------------------------------------------ orders
 
     def _order(self, ask: Ask, missing: Sequence[int], keys: Sequence[str]) -> _Order:
-        """Put what is missing of an ask on its way. Raises EngineError where it is not to be asked at all."""
+        """Queue the missing samples of an ask. Raises EngineError when stopped or when they failed before."""
         if self.stopped is not None:
             raise self.stopped
         self._refuse_failed(ask, keys)
@@ -217,7 +218,7 @@ class Scheduler:
         for key in order.keys:
             self._in_flight.pop(key, None)
         if not order.done.cancelled():
-            order.done.exception()  # seen, also where the row that asked is gone
+            order.done.exception()  # mark it retrieved: the row may be gone
 
     def _start(self, work: Coroutine[Any, Any, None], tasks: set[asyncio.Task[None]]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -232,24 +233,24 @@ class Scheduler:
         wasted: Sequence[Usage] = (),
         unknown: Sequence[Usage] = (),
     ) -> Answers:
-        """Count what a request brought and make it durable; returns what is stored under the keys of its replies."""
+        """Count a request's replies and make them durable; returns the stored answers by key."""
         engine, request = order.engine, order.request
         tally, key_of = (
             self.ledger.tally(engine.name, request.stage),
             dict(zip(request.indices, order.keys, strict=True)),
         )
-        asked = {"model": engine.name} | _asked(request)
+        readable = {"model": engine.name} | _readable(request)
         calls = []
         for index, reply in replies:
             tally.pay(reply.usage)
             tally.cut += reply.finish_reason == "length"
-            calls.append(Call(key_of[index], engine.identity, asked | {"index": index}, _answer(reply)))
+            calls.append(Call(key_of[index], engine.identity, readable | {"index": index}, _answer(reply)))
         for usage in wasted:
             tally.pay(usage, discarded=True)
         return await self._store.put(calls, [], [_wasted(engine, usage) for usage in (*wasted, *unknown)])
 
     async def _settle(self, order: _Order, arrived: Arrivals, stored: Answers | None = None) -> None:
-        """Make what arrived of an order durable where that is still to be done, and end the order."""
+        """Store an order's replies, unless `stored` holds them already, and its failures; then end the order."""
         errors = [r for r in arrived if isinstance(r, EngineError)]
         if errors:
             tally = self.ledger.tally(order.engine.name, order.request.stage)
@@ -307,24 +308,26 @@ class Scheduler:
             _fail(order, error)
 
     async def _preflight(self) -> None:
-        """Before the first call is paid for: does every server answer, and has it the model? One that is found missing
-        after the others were paid would cost what they cost."""
+        """Check, before the first call is paid for, that every server answers and lists its model.
+
+        Raises the error of a model none of whose servers answers, unless its calls may all be cached.
+        """
         engines = [engine for name, engine in self._engines.items() if self._used is None or name in self._used]
         served = [cast(Served, engine) for engine in engines if not engine.in_process]
-        places = [(engine, place) for engine in served for place in engine.places]
-        listed = await asyncio.gather(*(engine.models(place) for engine, place in places), return_exceptions=True)
-        reached: dict[str, list[BaseException]] = {}
-        for (engine, place), found in zip(places, listed, strict=True):
-            errors = reached.setdefault(engine.name, [])
-            if isinstance(found, BaseException):
-                errors.append(found)
-            elif found is not None and engine.model not in found:
-                said = (", ".join(found[:6]) or "none") + (", ..." if len(found) > 6 else "")
-                self.note(f"{place} does not list {engine.model!r}, the model of {engine.name}; it lists {said}")
+        servers = [(engine, url) for engine in served for url in engine.urls]
+        lists = await asyncio.gather(*(engine.models(url) for engine, url in servers), return_exceptions=True)
+        unreached: dict[str, list[BaseException]] = {}
+        for (engine, url), models in zip(servers, lists, strict=True):
+            errors = unreached.setdefault(engine.name, [])
+            if isinstance(models, BaseException):
+                errors.append(models)
+            elif models is not None and engine.model not in models:
+                shown = (", ".join(models[:6]) or "none") + (", ..." if len(models) > 6 else "")
+                self.note(f"{url} does not list {engine.model!r}, the model of {engine.name}; it lists {shown}")
         for engine in served:
-            if len(errors := reached[engine.name]) < len(engine.places):
+            if len(errors := unreached[engine.name]) < len(engine.urls):
                 continue
-            if self._store.knows(engine.identity):  # all that it is asked may have been paid for
+            if self._store.knows(engine.identity):  # its calls may all be cached
                 self.note(str(errors[0]))
                 continue
             if isinstance(errors[0], EngineError):
@@ -332,7 +335,7 @@ class Scheduler:
             raise errors[0]
 
     async def _probed(self, engine: Served, stage: str) -> None:
-        """Learn what each server honours, once; from the store where another run has learnt it."""
+        """Probe what each server honours, once; from the store where another run has probed it."""
         if self._checked is None:
             self._checked = asyncio.create_task(self._preflight())
         if not self._checked.done():
@@ -340,39 +343,39 @@ class Scheduler:
         else:
             self._checked.result()
         failed: list[EngineError] = []
-        for place in engine.places:
-            if place not in self._probes:
-                self._probes[place] = asyncio.create_task(self._probe(engine, place, stage))
+        for url in engine.urls:
+            if url not in self._probes:
+                self._probes[url] = asyncio.create_task(self._probe(engine, url, stage))
             try:
-                if not self._probes[place].done():
-                    await asyncio.shield(self._probes[place])
+                if not self._probes[url].done():
+                    await asyncio.shield(self._probes[url])
                 else:
-                    self._probes[place].result()
+                    self._probes[url].result()
             except EngineError as error:
                 failed.append(error)
-        if len(failed) == len(engine.places) and not any(self.traffic.endpoint(p).up for p in engine.places):
+        if len(failed) == len(engine.urls) and not any(self.traffic.endpoint(p).up for p in engine.urls):
             raise failed[0]
 
-    async def _probe(self, engine: Served, place: str, stage: str) -> None:
-        known = self._store.learnt(place)
+    async def _probe(self, engine: Served, url: str, stage: str) -> None:
+        known = self._store.learnt(url)
         if known is not None:
             engine.capabilities.update(known)
             return
         with await self.ledger.reserve(engine.name, *PROBE):
             try:
-                paid = await engine.probe(place)
+                paid = await engine.probe(url)
             except EngineError as error:
-                self.traffic.endpoint(place).missing(error)
+                self.traffic.endpoint(url).missing(error)
                 raise
             for usage in paid:
                 self.ledger.tally(engine.name, stage).pay(usage, discarded=True)
             await self._store.put([], [], [_wasted(engine, usage) for usage in paid])
-        self._store.learn(place, {"seed": engine.capabilities.get("seed")})
+        self._store.learn(url, {"seed": engine.capabilities.get("seed")})
 
     # ------------------------------------------------------------ models in this process
 
     async def _compute(self) -> None:
-        """Run gathered batches, the model with most requests first, until none waits."""
+        """Run gathered batches, the model with most requests first, until the queue is empty."""
         while True:
             await self._until_settled()
             if not self._waiting or self.stopped is not None:
@@ -381,14 +384,14 @@ class Scheduler:
                 await self._ask(batch)
 
     async def _ask(self, orders: Sequence[_Order]) -> None:
-        """Put the requests of `orders` to their engine, and have what arrives stored. Each order hears how it went."""
+        """Send the requests of `orders` to their engine as one batch, and store the replies."""
         for order in orders:
             order.sent = True
         engine = cast(Local, orders[0].engine)
         try:
             arrivals = await engine.sample([order.request for order in orders])
-            if [len(one) for one in arrivals] != [len(order.keys) for order in orders]:
-                raise EngineError(f"the engine of {engine.name!r} returned another number of samples than it was asked")
+            if [len(arrived) for arrived in arrivals] != [len(order.keys) for order in orders]:
+                raise EngineError(wrong_count(engine.name))
         except EngineError as error:
             arrivals = [[error] * len(order.keys) for order in orders]
         except Exception as error:
@@ -403,7 +406,7 @@ class Scheduler:
             self._start(self._settle(order, arrived), self._storing)
 
     def _take(self, engine: Local) -> list[_Order]:
-        """The next batch of a model: requests of like length, up to the engine's batch size in samples."""
+        """The next batch of a model: requests of similar length, up to the engine's batch size in samples."""
         queue = [order for order in self._waiting.pop(engine) if not order.done.done()]
         queue.sort(key=lambda order: sum(len(message.content) for message in order.request.messages))
         count, samples = 0, 0
@@ -415,7 +418,7 @@ class Scheduler:
         return queue[:count]
 
     async def _until_settled(self) -> None:
-        """Wait while requests still arrive, so that a batch is as full as the rows in flight allow."""
+        """Wait while requests still arrive, so that batches are full."""
         before = -1
         while (now := sum(len(queue) for queue in self._waiting.values())) != before:
             before = now
@@ -440,13 +443,13 @@ def _fail(order: _Order, error: BaseException) -> None:
         order.done.set_exception(error)
 
 
-def completion(model: str, key: str, answer: Mapping[str, Any]) -> Completion:
-    """A stored answer as the completion of the model called so in this pipeline."""
+def stored_completion(model: str, key: str, answer: Mapping[str, Any]) -> Completion:
+    """A stored answer as a completion; `model` is the model's name in this pipeline."""
     return Completion(model=model, call=key, **{name: value for name, value in answer.items() if value is not None})
 
 
 def _answer(reply: Reply) -> dict[str, Any]:
-    """A reply as the store keeps it: what is not there is left out."""
+    """A reply as the store keeps it, without unset fields."""
     kept: dict[str, Any] = {
         "text": reply.text,
         "finish_reason": reply.finish_reason,
@@ -459,8 +462,8 @@ def _answer(reply: Reply) -> dict[str, Any]:
     return kept
 
 
-def _asked(request: Request) -> dict[str, Any]:
-    """A request as the store keeps it for a person to read."""
+def _readable(request: Request) -> dict[str, Any]:
+    """A request as the store keeps it, for people to read."""
     return {
         "messages": [{"role": m.role, "content": m.content} for m in request.messages],
         "sampling": _settings(request.sampling),

@@ -1,9 +1,9 @@
-"""Requests on their way to servers: how many at a time, where to, again when, and when to give up.
+"""Requests to servers: concurrency, choice of endpoint, retries and giving up.
 
-`Traffic.ask` puts one request to a model's server until every sample of it is answered or known not to come; what comes
-is handed over to be kept before anything else is done. Each endpoint has a gate that finds by itself how many requests
-the server serves best, and a breaker that lets a server which is down come back. What is tried again, how often and
-after what wait depends on the cause. Knows nothing of the call store: the scheduler asks here for what is not stored.
+`Traffic.ask` sends one request to a model's servers until every sample has a reply or a final error. Replies are handed
+over to be stored before anything else happens. Each endpoint has a gate, which tunes its concurrency, and a circuit
+breaker. Whether, how often and when a request is retried depends on the cause of its error. The call store is the
+scheduler's business: what arrives here is not cached.
 """
 
 from __future__ import annotations
@@ -22,50 +22,53 @@ from rlaif.engines.protocol import Reply, Request, Served
 from rlaif.errors import EngineError, Stopped
 from rlaif.records import Usage
 
-START = 16  # requests at a time, at first
-WINDOW = 16  # requests at least, between two decisions of a gate
-OVERLOADED = 0.1  # share of a window's requests that a server refused or left unanswered for being busy
-WEIGHT = 0.25  # of a doubling of requests at a time, in doublings of what they bring
-STEP = 1.15
-SLOWER = 1.3  # times the seconds that a token took at best: as many as are allowed may be too many
-BREAK = 10  # requests that fail in a row on the way to an endpoint, before it is left alone for a while
-PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds between two trials of an endpoint that is down
-GIVE_UP = 120.0  # seconds that every endpoint of a model may be down before the run stops
-FIRST_WAIT = 0.25  # seconds before a request is sent again, at first
-LONGEST_WAIT = 60.0  # seconds; the longest that Retry-After is followed, too
-LIMITED = 900.0  # seconds that one request may be told to come back later
-PREFIX = 512  # characters of a request that decide which of several endpoints has read them before
-SLACK = 4  # requests more than the least loaded endpoint has, before affinity gives way
+START = 16  # concurrency at first
+WINDOW = 16  # requests between two decisions of a gate, at least
+OVERLOADED = 0.1  # share of a window's requests that failed because the server was busy
+WEIGHT = 0.25  # the price of doubling concurrency, in doublings of throughput
+STEP = 1.15  # factor of a small step
+SLOWER = 1.3  # at full concurrency, latency per token over its best that counts as overload
+BREAK = 10  # transport failures in a row that open an endpoint's circuit breaker
+PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds between two trials of an endpoint that is down, at first and at most
+GIVE_UP = 120.0  # seconds for which all endpoints of a model may be down before the run stops
+FIRST_WAIT = 0.25  # seconds before the first retry
+LONGEST_WAIT = 60.0  # seconds before a retry at most, also where Retry-After says more
+LIMITED = 900.0  # seconds for which a request may be rate-limited before it fails
+PREFIX = 512  # leading characters of a request that decide its endpoint, for prefix caching
+SLACK = 4  # requests beyond the least loaded endpoint's before affinity gives way
 
-# Causes that tell of the way to a server, not of what was asked.
+# Causes that are about the way to a server, not about the request.
 TRANSPORT = frozenset({"connection", "timeout", "server", "overloaded", "rate-limit"})
-GONE = frozenset({"connection"})  # nobody is there: waiting costs a request none of its tries
-BROKEN = GONE | {"server", "overloaded", "timeout"}  # nothing else for long: the server does not recover by itself
-FINAL = frozenset({"quota", "http-401"})  # what no other request can escape, also after a model has answered
+GONE = frozenset({"connection"})  # the server is unreachable: waiting uses up no retries
+BROKEN = GONE | {
+    "server",
+    "overloaded",
+    "timeout",
+}  # after GIVE_UP seconds of these the run stops
+FINAL = frozenset({"quota", "http-401"})  # fatal for every request, even after a model has answered
 BUSY = frozenset({"rate-limit", "timeout", "overloaded"})
-AT_ONCE = frozenset({"bad-body", "fewer"})  # nothing says that the server is busy
-OTHER_SEED = frozenset({"empty"})  # a server that honours seeds would only repeat itself
+AT_ONCE = frozenset({"bad-body", "fewer"})  # retried without a wait: the server is not busy
+OTHER_SEED = frozenset({"empty"})  # retried with another seed: the same one would repeat the reply
 
 Arrivals = list[Reply | EngineError]  # one for each sample of a request
-Wanted = Callable[[], bool]  # asked right before a request is sent: whether anybody still waits for it
-# Makes durable what a request brought: replies, each with its sample's index; what was paid for answers of no use; and
-# what an answer that was lost may have cost at most.
+Wanted = Callable[[], bool]  # called right before a request is sent: whether its row still waits for it
+# Stores the outcome of a request: replies with their sample indices, the usage of unusable replies, and the maximum
+# usage of replies that were lost.
 Keep = Callable[[list[tuple[int, Reply]], list[Usage], list[Usage]], Awaitable[None]]
 
 
 class Gate:
-    """Lets so many requests through at a time as one server serves best, never more than `most`.
+    """Limits the requests in flight to one server. The limit is tuned, up to `most`.
 
-    What is best weighs what they bring against how many they are: tokens a second, divided by the fourth root of the
-    requests at a time. It doubles them while that gains, then goes by small steps in whichever direction gains. A
-    saturated vLLM refuses nothing, so nothing else could tell there. When the server says that it is busy it goes down
-    by a third. Who waits is let through in the order of the rows: they are finished one after the other, and judging
-    goes on while sampling does.
+    It maximises tokens per second divided by the fourth root of the limit: it doubles while that gains, then takes
+    small steps in the direction that gains. Throughput is the signal because a saturated vLLM refuses nothing. When the
+    server reports that it is busy, the limit drops by 30 %. Waiting requests enter in row order, so that rows finish in
+    order and judging runs while sampling does.
     """
 
     def __init__(self, most: int) -> None:
         self.most, self.limit, self.in_flight = most, float(min(most, START)), 0
-        self.unkept = 0  # answers that arrived and are not durable yet
+        self.unkept = 0  # replies that arrived and are not stored yet
         self.why = "starting"
         self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []  # a heap: row, order of arrival
         self._arrived = 0
@@ -75,7 +78,7 @@ class Gate:
         self._begin(skipped=0)
 
     def _begin(self, skipped: int) -> None:
-        """A new window, without the first `skipped` requests: they were sent under the limit before."""
+        """Start a window, without the first `skipped` requests, which were sent under the previous limit."""
         self._skipped, self._since = skipped, time.monotonic()
         self._done = self._busy = self._tokens = 0
         self._seconds = 0.0
@@ -86,11 +89,11 @@ class Gate:
         return len(self._waiting)
 
     def _has_room(self) -> bool:
-        """Also a slow disk fills it: a kill must not lose more than what is in flight."""
+        """Unstored replies count too: with a slow disk, a kill must lose no more than one limit's worth."""
         return self.in_flight < int(self.limit) and self.unkept < int(self.limit)
 
     async def enter(self, row: int = 0) -> None:
-        """Wait for a turn. Requests of the rows that began first go first."""
+        """Wait for a turn. Lower rows go first."""
         if not self._waiting and self._has_room():
             self.in_flight += 1
             return
@@ -101,7 +104,7 @@ class Gate:
         try:
             await turn
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():  # it was let in at the same moment
+            if turn.done() and not turn.cancelled():  # it was admitted at the same moment
                 self.in_flight -= 1
                 self._admit()
             raise
@@ -118,19 +121,19 @@ class Gate:
                 turn.set_result(None)
 
     def kept(self) -> None:
-        """An answer that arrived, and was counted as `unkept`, is durable now or lost."""
+        """A reply that was counted as `unkept` is now stored or lost."""
         self.unkept -= 1
         self._admit()
 
     def turn_away(self) -> None:
-        """Tell whoever waits that nothing more is sent."""
+        """Fail every waiting request: nothing more is sent."""
         while self._waiting:
             _, _, turn = self._waiting.pop()
             if not turn.done():
                 turn.set_exception(_stopped())
 
     def observe(self, seconds: float, tokens: int, busy: bool) -> None:
-        """How one request went: its latency, the tokens it brought, whether the server had no time for it."""
+        """Record one request: its latency in seconds, its completion tokens, whether the server was busy."""
         if self._skipped > 0 and not busy:
             self._skipped -= 1
             if not self._skipped:
@@ -154,20 +157,20 @@ class Gate:
             self._ramping, self._up, worth = False, True, -math.inf
             self._set(limit * 0.7, f"the server was busy for {self._busy} of {self._done} requests")
         elif not self._full:
-            self.why = "no more is asked for"
+            self.why = "no more requests are waiting"
             return
         elif self._ramping and gains:
-            self._set(limit * 2, "more at a time brings more")
+            self._set(limit * 2, "more concurrency raises throughput")
             self._ramping = self.limit < self.most
         elif self._ramping:
             self._ramping, self._up = False, False
             worth = self._worth_before
-            self._set(self._limit_before, "more at a time brings no more")
+            self._set(self._limit_before, "more concurrency did not raise throughput")
         elif limit >= self.most and pace <= SLOWER * self._best_pace:
-            self._up = True  # at the end of the way, and nothing speaks for turning round
+            self._up = True  # at the maximum and not slower: stay
         else:
             self._up = self._up if gains else not self._up
-            why = "more at a time brings more" if self._up else "fewer at a time bring as much"
+            why = "more concurrency raises throughput" if self._up else "less concurrency is as fast"
             self._set(limit * STEP if self._up else limit / STEP, why)
         self._best_pace = min(self._best_pace * 1.005, pace)
         self._worth_before, self._limit_before = worth, limit
@@ -179,15 +182,15 @@ class Gate:
 
 
 class Endpoint:
-    """One server as its requests see it: its gate, and whether it is there at all.
+    """One server: its gate and its circuit breaker.
 
-    Many requests that fail in a row on the way close it: then one request at a time tries it, after growing pauses.
+    After many transport failures in a row it is down; then one request at a time tries it, after growing pauses.
     """
 
     def __init__(self, name: str, most: int) -> None:
         self.name, self.gate = name, Gate(most)
         self.down_since: float | None = None
-        self.again_at = 0.0  # when it may be tried, while it is down
+        self.again_at = 0.0  # when it may be tried next, while it is down
         self.trying = False
         self._failed, self._who, self._pause = 0, set[object](), PAUSE
         self._last: EngineError | None = None
@@ -202,12 +205,12 @@ class Endpoint:
 
     @property
     def due(self) -> bool:
-        """Whether it is down and may be tried now."""
+        """Down, and may be tried now."""
         return not self.up and not self.trying and time.monotonic() >= self.again_at
 
-    def heard(self, error: EngineError | None, who: object, trial: bool) -> None:
-        """How a request ended: `error` where it failed on the way. `who` tells requests apart: one that every server
-        chokes on is no reason to leave a server alone."""
+    def record(self, error: EngineError | None, who: object, trial: bool) -> None:
+        """Record how a request ended; `error` is a transport failure. `who` identifies the request, so that retries of
+        a single one do not open the breaker."""
         if trial:
             self.trying = False
         if error is None:
@@ -220,12 +223,12 @@ class Endpoint:
         if self.down_since is None:
             if self._failed >= BREAK and len(self._who) >= BREAK // 2:
                 self._close()
-        elif trial:  # what was sent before it was closed says nothing new
+        elif trial:  # requests sent before it went down say nothing new
             self._pause = min(2 * self._pause, LONGEST_PAUSE)
             self.again_at = time.monotonic() + self._pause
 
     def missing(self, error: EngineError) -> None:
-        """It did not answer when it was looked at: left alone and tried again like one that broke down."""
+        """The probe failed: down, and tried again like one that broke down."""
         if self.down_since is None:
             self._failed, self._last = BREAK, error
             self._close()
@@ -235,24 +238,24 @@ class Endpoint:
         self.again_at = self.down_since + self._pause
 
     def given_up(self) -> EngineError | None:
-        """The error that stops the run, once nothing of use has come from there for too long."""
+        """The error that stops the run, once the endpoint has been down for GIVE_UP seconds; else None."""
         last = self._last
         if last is None or last.cause not in BROKEN or self.down_since is None:
             return None
         if time.monotonic() - self.down_since < GIVE_UP:
             return None
-        told = f"{self._failed} requests in a row failed, the last: {last.message}"
-        return EngineError(told, cause=last.cause, fatal=True, fix=last.fix)
+        problem = f"{self._failed} requests in a row failed, the last: {last.message}"
+        return EngineError(problem, cause=last.cause, fatal=True, fix=last.fix)
 
 
 class Pace:
-    """A limit that the user states, so much a minute: what comes too soon waits for its turn."""
+    """A rate limit per minute, set by the user."""
 
     def __init__(self, per_minute: float) -> None:
         self._each, self._next = 60.0 / per_minute, 0.0
 
     def turn(self, amount: float = 1.0) -> float:
-        """Seconds until the next turn, which is taken. A tenth of a minute's worth may come at once."""
+        """Take the next turn; returns the seconds until it. A burst of a tenth of a minute's worth is allowed."""
         now = time.monotonic()
         turn = max(self._next, now - 6.0)
         self._next = turn + amount * self._each
@@ -260,56 +263,56 @@ class Pace:
 
 
 class Traffic:
-    """Asks the servers of many models. `most` is how many requests an endpoint is given at a time at most."""
+    """Sends requests to the servers of many models. `most` limits the requests in flight to each endpoint, by URL."""
 
     def __init__(self, ledger: Ledger, most: Mapping[str, int]) -> None:
         self._ledger, self._most = ledger, most
         self.endpoints: dict[str, Endpoint] = {}
         self._paces: dict[str, tuple[Pace | None, Pace | None]] = {}
-        self._answered: set[str] = set()  # models that have answered at least once
+        self._answered: set[str] = set()  # models that have replied at least once
         self._changed, self._stopping = asyncio.Event(), asyncio.Event()
 
     def stop(self) -> None:
-        """Send nothing more. What is on its way goes on."""
+        """Send nothing more. Requests in flight finish."""
         self._stopping.set()
         for endpoint in self.endpoints.values():
             endpoint.gate.turn_away()
         self._notify()
 
     async def ask(self, engine: Served, request: Request, keep: Keep, wanted: Wanted) -> Arrivals:
-        """A reply or the error that befell it for each sample, in the order of its indices; the replies are kept."""
+        """A reply or an error for each sample, in the order of the request's indices; the replies are stored."""
         parts = engine.parts(request) if len(request.indices) > 1 else [request]
         if len(parts) == 1:
             return await self._ask(engine, request, keep, wanted)
-        # Every part is heard out: what it brings was paid for, whatever becomes of the others.
+        # All parts finish, even if one fails: their replies are paid for.
         outcomes = await asyncio.gather(
             *(self._ask(engine, part, keep, wanted) for part in parts), return_exceptions=True
         )
-        found: dict[int, Reply | EngineError] = {}
+        by_index: dict[int, Reply | EngineError] = {}
         for part, outcome in zip(parts, outcomes, strict=True):
             if isinstance(outcome, BaseException):
                 raise outcome
-            found.update(zip(part.indices, outcome, strict=True))
-        return [found[index] for index in request.indices]
+            by_index.update(zip(part.indices, outcome, strict=True))
+        return [by_index[index] for index in request.indices]
 
     async def _ask(self, engine: Served, request: Request, keep: Keep, wanted: Wanted) -> Arrivals:
-        """One HTTP request, and again for what of it was of no use."""
-        found: dict[int, Reply | EngineError] = {}
+        """One HTTP request, and retries of the samples that failed."""
+        by_index: dict[int, Reply | EngineError] = {}
         tries, limited_since = 0, None
         while True:
             arrived, gone = await self._post(engine, request, keep, wanted)
-            found.update(zip(request.indices, arrived, strict=True))
-            errors = [one for one in arrived if isinstance(one, EngineError)]
+            by_index.update(zip(request.indices, arrived, strict=True))
+            errors = [sample for sample in arrived if isinstance(sample, EngineError)]
             if any(error.cause == "rate-limit" for error in errors):
                 limited_since = limited_since or time.monotonic()
             again = [
                 index
-                for index, one in zip(request.indices, arrived, strict=True)
-                if isinstance(one, EngineError) and self._retried(engine, one, tries, limited_since, gone)
+                for index, sample in zip(request.indices, arrived, strict=True)
+                if isinstance(sample, EngineError) and self._retried(engine, sample, tries, limited_since, gone)
             ]
             if not again:
-                return list(found.values())
-            errors = [one for index in again if isinstance(one := found[index], EngineError)]
+                return list(by_index.values())
+            errors = [sample for index in again if isinstance(sample := by_index[index], EngineError)]
             causes = {error.cause for error in errors}
             self._ledger.tally(engine.name, request.stage).retries.update(causes - {"fewer"})
             if not gone and causes != {"fewer"}:
@@ -318,20 +321,20 @@ class Traffic:
             salt = request.salt + bool(causes & OTHER_SEED)
             request = request.model_copy(update={"indices": tuple(again), "salt": salt})
             if len(again) > 1 and len(engine.parts(request)) > 1:
-                found.update(zip(again, await self.ask(engine, request, keep, wanted), strict=True))
-                return list(found.values())
+                by_index.update(zip(again, await self.ask(engine, request, keep, wanted), strict=True))
+                return list(by_index.values())
 
     def _retried(self, engine: Served, error: EngineError, tries: int, limited_since: float | None, gone: bool) -> bool:
         if not error.retryable or error.fatal:
             return False
-        if error.cause == "fewer" or gone:  # a server that is gone may come back, and costs no row
+        if error.cause == "fewer" or gone:  # an unreachable server may come back: wait, without counting tries
             return True
-        if error.cause == "rate-limit":  # the server is there and says when: a count would only lose rows
+        if error.cause == "rate-limit":  # the server says when to retry, so only time limits it
             return time.monotonic() - (limited_since or 0.0) < LIMITED
         return tries < engine.retries
 
     async def _post(self, engine: Served, request: Request, keep: Keep, wanted: Wanted) -> tuple[Arrivals, bool]:
-        """One HTTP request through the gate of an endpoint, what it brings kept; and whether the server is gone."""
+        """One HTTP request through an endpoint's gate, its replies stored; and whether the server is unreachable."""
         endpoint, trial = await self._entered(engine, request)
         most, inside = request.sampling.max_tokens * len(request.indices), True
         try:
@@ -347,19 +350,18 @@ class Traffic:
                 endpoint.gate.leave()
                 inside = False
                 if len(arrived) != len(request.indices):
-                    said = f"the engine of {engine.name!r} returned another number of samples than it was asked"
-                    arrived = [EngineError(said)] * len(request.indices)
+                    arrived = [EngineError(wrong_count(engine.name))] * len(request.indices)
                 gone = self._observe(engine, endpoint, request, arrived, time.monotonic() - began, trial)
                 trial = False
-                lost = _unbilled(arrived) or any(isinstance(one, EngineError) and one.lost for one in arrived)
-                reservation.lost = lost
-                wasted = [one.usage for one in arrived if isinstance(one, EngineError) and one.usage is not None]
+                errors = [sample for sample in arrived if isinstance(sample, EngineError)]
+                reservation.lost = lost = _unbilled(arrived) or any(error.lost for error in errors)
+                wasted = [error.usage for error in errors if error.usage is not None]
                 unknown = [Usage(prompt_tokens=estimate, completion_tokens=most)] if lost else []
                 await self._keep(endpoint, request, arrived, wasted, unknown, keep)
         finally:
             if inside:
                 endpoint.gate.leave()
-            if trial:  # cancelled, and the endpoint not heard
+            if trial:  # cancelled before the endpoint's outcome was recorded
                 endpoint.trying = False
             if inside or trial:
                 self._notify()
@@ -368,25 +370,25 @@ class Traffic:
     def _observe(
         self, engine: Served, endpoint: Endpoint, request: Request, arrived: Arrivals, seconds: float, trial: bool
     ) -> bool:
-        """Let the endpoint hear how a request went; whether it is gone, so that waiting costs the request nothing."""
-        errors = [one for one in arrived if isinstance(one, EngineError)]
-        tokens = sum(one.usage.completion_tokens for one in arrived if isinstance(one, Reply))
+        """Record a request's outcome at its endpoint; whether the server is unreachable, so that no try is counted."""
+        errors = [sample for sample in arrived if isinstance(sample, EngineError)]
+        tokens = sum(sample.usage.completion_tokens for sample in arrived if isinstance(sample, Reply))
         failed = errors[0] if errors and len(errors) == len(arrived) and errors[0].cause in TRANSPORT else None
         endpoint.gate.observe(seconds, tokens, failed is not None and failed.cause in BUSY)
         was_up = endpoint.up
-        # A server that asks for patience is there.
-        endpoint.heard(
+        # A server that limits the rate is up.
+        endpoint.record(
             failed if failed and failed.cause != "rate-limit" else None, (request.messages, request.indices), trial
         )
         if trial or was_up != endpoint.up:
             self._notify()
         if len(errors) < len(arrived):
             self._answered.add(engine.name)
-        for error in errors:  # a model that has answered is there: what it refuses now is this request
+        for error in errors:  # a model that has replied before exists: the error is about this request
             error.fatal &= engine.name not in self._answered or error.cause in FINAL
         if failed is None:
             return False
-        stops = [self.endpoint(place).given_up() for place in engine.places]
+        stops = [self.endpoint(url).given_up() for url in engine.urls]
         if (stop := stops[0]) is not None and all(stops):
             arrived[:] = [stop] * len(arrived)
         return failed.cause in GONE and not endpoint.up
@@ -400,7 +402,7 @@ class Traffic:
         unknown: list[Usage],
         keep: Keep,
     ) -> None:
-        replies = [(i, one) for i, one in zip(request.indices, arrived, strict=True) if isinstance(one, Reply)]
+        replies = [(i, reply) for i, reply in zip(request.indices, arrived, strict=True) if isinstance(reply, Reply)]
         if not replies and not wasted and not unknown:
             return
         endpoint.gate.unkept += 1
@@ -409,16 +411,16 @@ class Traffic:
         finally:
             endpoint.gate.kept()
 
-    # ------------------------------------------------------------ where to, and when
+    # ------------------------------------------------------------ endpoints and waits
 
-    def endpoint(self, place: str) -> Endpoint:
-        found = self.endpoints.get(place)
-        if found is None:
-            found = self.endpoints[place] = Endpoint(place, self._most.get(place, 1_000))
-        return found
+    def endpoint(self, url: str) -> Endpoint:
+        endpoint = self.endpoints.get(url)
+        if endpoint is None:
+            endpoint = self.endpoints[url] = Endpoint(url, self._most.get(url, 1_000))
+        return endpoint
 
     async def _entered(self, engine: Served, request: Request) -> tuple[Endpoint, bool]:
-        """The endpoint that takes the request, entered through its gate; and whether that tries one that is down."""
+        """The request's endpoint, entered through its gate; and whether this is the trial of one that is down."""
         while True:
             if self._stopping.is_set():
                 raise _stopped()
@@ -437,20 +439,20 @@ class Traffic:
                 raise
             if trial or endpoint.up:
                 return endpoint, trial
-            endpoint.gate.leave()  # it went down while this one waited
+            endpoint.gate.leave()  # it went down during the wait
 
     def _chosen(self, engine: Served, request: Request) -> Endpoint | None:
-        """The endpoint that has read this request's beginning before, unless others have clearly less to do.
+        """The endpoint that the request's prefix hashes to, unless it is clearly busier than the least loaded one.
 
-        Where all are down, one that may be tried now; None where there is nothing to do but wait.
+        One that is down and due for a trial goes first. None when all are down and none is due.
         """
-        places = engine.places
-        if len(places) == 1:
-            only = self.endpoint(places[0])
+        urls = engine.urls
+        if len(urls) == 1:
+            only = self.endpoint(urls[0])
             return only if only.up or only.due else None
-        endpoints = [self.endpoint(place) for place in places]
+        endpoints = [self.endpoint(url) for url in urls]
         if due := next((endpoint for endpoint in endpoints if endpoint.due), None):
-            return due  # one request now and then finds out whether a replica is back
+            return due  # this request finds out whether it is back
         up = [endpoint for endpoint in endpoints if endpoint.up]
         if not up:
             return None
@@ -460,9 +462,9 @@ class Traffic:
         return near if near.load <= least.load + SLACK else least
 
     async def _change(self, engine: Served) -> None:
-        """Wait until an endpoint changes, or may be tried again."""
+        """Wait until an endpoint changes or is due for a trial."""
         changed = self._changed
-        endpoints = [self.endpoint(place) for place in engine.places]
+        endpoints = [self.endpoint(url) for url in engine.urls]
         times = [e.again_at for e in endpoints if not e.up and not e.trying]
         left = min(times) - time.monotonic() if times else LONGEST_PAUSE
         with suppress(TimeoutError):
@@ -474,7 +476,7 @@ class Traffic:
         changed.set()
 
     async def _rest(self, seconds: float) -> None:
-        """Do nothing for so long, unless everything stops."""
+        """Sleep. Raises Stopped as soon as the run stops."""
         if seconds <= 0:
             return
         with suppress(TimeoutError):
@@ -499,21 +501,26 @@ class Traffic:
 
 
 def _unbilled(arrived: Arrivals) -> bool:
-    """Whether something was answered and its tokens were not counted: it may have cost as much as was set aside."""
-    usages = [one.usage for one in arrived if one.usage is not None]
-    wrote = any(isinstance(one, Reply) and one.text for one in arrived)
+    """Whether there are replies without token counts: they may have cost as much as was reserved."""
+    usages = [sample.usage for sample in arrived if sample.usage is not None]
+    wrote = any(isinstance(sample, Reply) and sample.text for sample in arrived)
     read = any(usage.prompt_tokens for usage in usages)
     return bool(usages) and not (read and (any(usage.completion_tokens for usage in usages) or not wrote))
 
 
 def _stopped() -> Stopped:
-    return Stopped("nothing more is asked: the run is stopping", cause="stopped")
+    return Stopped("not sent: the run is stopping", cause="stopped")
+
+
+def wrong_count(model: str) -> str:
+    """The message for an engine that breaks the protocol."""
+    return f"the engine of {model!r} returned another number of samples than requested"
 
 
 def _wait(errors: Sequence[EngineError], tries: int) -> float:
-    """Seconds before what failed is asked again: as the server says, else backoff with full jitter, so that requests
-    which failed together do not return together."""
-    if wait := max(error.wait or 0.0 for error in errors):  # no time at all, or a date that has passed, says nothing
+    """Seconds before a retry: what the server says, else exponential backoff with full jitter, which spreads retries of
+    requests that failed together."""
+    if wait := max(error.wait or 0.0 for error in errors):  # 0, or a date in the past, says nothing
         return min(wait, LONGEST_WAIT)
     if all(error.cause in AT_ONCE for error in errors) and tries <= 2:
         return 0.0

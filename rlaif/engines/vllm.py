@@ -190,7 +190,7 @@ class _Model:
                 break
             for row, reply in zip(batch, self._sample(batch), strict=True):
                 replies[row.request, row.place] = reply
-        given_up = EngineError("sampling was given up", retryable=True, cause="cancelled")
+        given_up = EngineError("sampling was cancelled", retryable=True, cause="cancelled")
         return [
             [prompt if isinstance(prompt, EngineError) else replies.get((n, position), given_up)
              for position in range(len(request.indices))]
@@ -306,7 +306,7 @@ class _Model:
         logprobs: list[Logprobs] = []
         for batch in self._batches(rows):
             if stopped.is_set():
-                raise EngineError("scoring was given up", retryable=True, cause="cancelled")
+                raise EngineError("scoring was cancelled", retryable=True, cause="cancelled")
             for row, values in zip(batch, self._given([(row.ids, row.start) for row in batch]), strict=True):
                 own = tuple(values)
                 logprobs.append(Logprobs(own[:-1], own[-1]) if row.ends else Logprobs(own, None))

@@ -12,19 +12,19 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
-Model = TypeVar("Model")
+Loaded = TypeVar("Loaded")
 Result = TypeVar("Result")
 
 
-class Worker(Generic[Model]):
+class Worker(Generic[Loaded]):
     """Runs verbs of the model that `load` gives. Both run in the worker's thread."""
 
-    def __init__(self, name: str, load: Callable[[], Model]) -> None:
+    def __init__(self, name: str, load: Callable[[], Loaded]) -> None:
         self.name, self._load = name, load
-        self.model: Model | None = None  # once it is loaded
+        self.model: Loaded | None = None  # once it is loaded
         self._thread: ThreadPoolExecutor | None = None
 
-    async def run(self, verb: Callable[[Model, threading.Event], Result]) -> Result:
+    async def run(self, verb: Callable[[Loaded, threading.Event], Result]) -> Result:
         """The result of `verb`. Cancelling the caller sets the event, which a verb checks between its batches."""
         stopped = threading.Event()
 
@@ -40,7 +40,7 @@ class Worker(Generic[Model]):
         finally:
             stopped.set()
 
-    async def close(self, release: Callable[[Model], None] = lambda model: None) -> None:
+    async def close(self, release: Callable[[Loaded], None] = lambda model: None) -> None:
         """Call `release` on a loaded model and end the thread. A later verb loads the model again."""
         thread, self._thread = self._thread, None
         model, self.model = self.model, None

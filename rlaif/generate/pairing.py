@@ -1,15 +1,15 @@
-"""The `pair` stage: preferences from whatever a judge said of a prompt's candidates, prompts without one counted.
+"""The `pair` stage: preferences from the judgements of a prompt's candidates; prompts without one are counted.
 
 Ratings, comparisons, rankings and scores each give the candidates of a prompt a number (`candidate_scores`), and a rule
-picks who is preferred to whom:
+picks the pairs:
 
-- `zephyr` (arXiv 2310.16944, section 3.2): the best against a random one of the others, here drawn by hash; where the
-  one drawn scores as high as the best, the prompt gives no preference;
+- `zephyr` (arXiv 2310.16944, section 3.2): the best against a random one of the others, here drawn by hash; if that one
+  scores as high as the best, the prompt gives no preference;
 - `random-lower`: the same, drawn only among those that score lower;
 - `best-worst`: the best against the lowest;
-- `all`: every two that score differently, what a reward model learns most from (InstructGPT, arXiv 2203.02155, 3.5);
-- `k-wise`: as `all`, of prompts whose candidates all have a score, which also give rows of the `ranked` shape;
-- `compared`: as a judge preferred one of two, with the probability it gave.
+- `all`: every two that score differently, which suits a reward model (InstructGPT, arXiv 2203.02155, 3.5);
+- `k-wise`: as `all`, for prompts whose candidates all have a score, which also give rows of the `ranked` shape;
+- `compared`: as a judge preferred one of two, with its probability.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from rlaif.records import Comparison, Preference, Row, hashed_order, unit_interv
 
 
 class Pairing(NamedTuple):
-    """How preferences are made of rows.
+    """How preferences are made from rows.
 
-    `basis` says what judgements the scores come from: ratings, comparisons, rankings or scores; `weights` are those of
-    the aspects rated or scored, `judge` whose scores count where there are several judges'. A stage with judgements of
-    a kind of its own gives `scores_of`, which says what each candidate of a row is worth by them.
+    `basis` names the judgements behind the scores: ratings, comparisons, rankings or scores. `weights` are by aspect;
+    `judge` names the one whose scores count. A stage with its own kind of judgement gives `scores_of`, which returns
+    the scores of a row's candidates.
     """
 
     rule: str
@@ -40,7 +40,7 @@ class Pairing(NamedTuple):
     scores_of: Callable[[Row], Mapping[int, float]] | None = None
 
     def scores(self, row: Row) -> Mapping[int, float]:
-        """What each candidate is worth; one without a readable judgement is left out."""
+        """The score of each candidate; those without a readable judgement are left out."""
         if self.scores_of is not None:
             return self.scores_of(row)
         return candidate_scores(row, self.basis, self.weights, self.judge)
@@ -49,7 +49,7 @@ class Pairing(NamedTuple):
 def preferences_of(
     row: Row, pairing: Pairing, dropped: Counter[str], keep: Callable[[Preference], bool] | None = None
 ) -> list[Preference]:
-    """The preferences of one row; `dropped` counts it where it gives none. `keep` says which may stay."""
+    """The preferences of one row that pass `keep`; a row without any is counted in `dropped`."""
     outcome = _pair_one(row, pairing)
     if isinstance(outcome, str):
         dropped[outcome] += 1
@@ -61,9 +61,9 @@ def preferences_of(
 
 
 def length_balance(rows: Iterable[Row], pairing: Pairing) -> Callable[[Preference], bool]:
-    """Which preferences stay, so that as many prefer the longer completion (in characters) as the shorter one.
+    """A filter that keeps as many preferences for the longer completion (in characters) as for the shorter one.
 
-    Those to go are drawn by hash among the more numerous kind; of equal lengths all stay.
+    The surplus is drawn by hash; pairs of equal length all stay.
     """
     draws: dict[bool, list[float]] = {True: [], False: []}
     for preference in (made for row in rows for made in preferences_of(row, pairing, Counter())):
@@ -80,7 +80,7 @@ def length_balance(rows: Iterable[Row], pairing: Pairing) -> Callable[[Preferenc
 
 
 def _longer(preference: Preference) -> int:
-    """By how many characters chosen is longer than rejected."""
+    """Characters that chosen is longer than rejected."""
     return len(preference.chosen.completion.text) - len(preference.rejected.completion.text)
 
 
@@ -90,12 +90,12 @@ def _draw(preference: Preference) -> float:
 
 
 def _pair_one(row: Row, pairing: Pairing) -> list[Preference] | str:
-    """The row's preferences, at least one, or the reason why it has none."""
+    """The row's preferences, at least one, or the drop reason."""
     if row.failure is not None:
         return "failed"
     if len(row.candidates) < 2:
         return "fewer than two candidates"
-    # A completion cut at max_tokens never reached its end token; training would teach an end that was not there.
+    # Training on a completion truncated at max_tokens would teach an end token where there was none.
     whole = [i for i, candidate in enumerate(row.candidates) if candidate.completion.finish_reason == "stop"]
     if len(whole) < 2:
         reasons = {candidate.completion.finish_reason for candidate in row.candidates}
@@ -106,13 +106,13 @@ def _pair_one(row: Row, pairing: Pairing) -> list[Preference] | str:
 
 
 def _by_comparison(row: Row, whole: Sequence[int], min_margin: float) -> list[Preference] | str:
-    """What each comparison prefers: its likelihood is the chosen one's score."""
+    """A preference for each comparison; its likelihood is the chosen one's score."""
     if not row.comparisons:
         return _uncompared(row, whole)
-    reasons, found = [], []
+    reasons, preferences = [], []
     for comparison in _by_majority(row.comparisons):
         texts = {row.candidates[i].completion.text for i in (comparison.a, comparison.b)}
-        if any(not text.strip() for text in texts) or len(texts) < 2:  # a file may have compared what no judge is shown
+        if any(not text.strip() for text in texts) or len(texts) < 2:  # possible in a file
             reasons.append("identical texts" if len(texts) < 2 else "empty completion")
             continue
         likely = comparison.likelihood
@@ -121,7 +121,7 @@ def _by_comparison(row: Row, whole: Sequence[int], min_margin: float) -> list[Pr
             continue
         chosen, rejected = (comparison.a, comparison.b) if likely > 0.5 else (comparison.b, comparison.a)
         likely = max(likely, 1.0 - likely)
-        found.append(
+        preferences.append(
             Preference(
                 prompt=row.prompt,
                 chosen=row.candidates[chosen],
@@ -133,11 +133,11 @@ def _by_comparison(row: Row, whole: Sequence[int], min_margin: float) -> list[Pr
                 probability=None if comparison.probability is None else likely,
             )
         )
-    return found or reasons[0]
+    return preferences or reasons[0]
 
 
 def _uncompared(row: Row, whole: Sequence[int]) -> str:
-    """Why nobody compared the candidates: there was nothing to compare, or no person came to it."""
+    """The drop reason of a row without comparisons: nothing to compare, or a person has not compared it."""
     texts = {row.candidates[i].completion.text for i in whole}
     if any(not text.strip() for text in texts):
         return "empty completion"
@@ -145,13 +145,13 @@ def _uncompared(row: Row, whole: Sequence[int]) -> str:
 
 
 def _by_majority(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """One comparison of each pair under each principle: what most judges say where a file has several."""
+    """One comparison per pair and principle: the majority where a file has several."""
     groups: dict[tuple[int, int, str], list[Comparison]] = {}
     for comparison in comparisons:
         groups.setdefault((comparison.a, comparison.b, comparison.principle), []).append(comparison)
     return [
-        said[0] if len(said) == 1 else Comparison.of_jury(said, [1.0] * len(said), majority=True)
-        for said in groups.values()
+        group[0] if len(group) == 1 else Comparison.of_jury(group, [1.0] * len(group), majority=True)
+        for group in groups.values()
     ]
 
 
@@ -201,54 +201,52 @@ def _by_scores(row: Row, whole: Sequence[int], pairing: Pairing) -> list[Prefere
 
 
 def noise(rows: Iterable[Row], pairing: Pairing) -> float | None:
-    """The margin that says no more than chance: what the judge's own noise makes of two candidates that are alike.
+    """The margin within the judge's own noise: what two equal candidates could differ by. None where unknown.
 
-    Of comparisons it is how much the difference between the two orders varies from pair to pair: what all pairs share
-    is the liking for a place, which cancels in the average. Of ratings it is one step of the lightest aspect, for a
-    judge that wavers wavers by one. None where nothing tells.
+    For comparisons: the standard deviation over pairs of the difference between the two orders, whose mean is position
+    bias and cancels. For ratings: one step of the aspect with the lowest weight.
     """
     if pairing.basis == "ratings" and pairing.weights:
         return min(pairing.weights.values()) / sum(pairing.weights.values())
     if pairing.basis != "comparisons":
         return None
-    apart, asked, judged = [], 0, 0
+    differences, compared, judged = [], 0, 0
     for row in rows:
-        asked += len(row.comparisons)
+        compared += len(row.comparisons)
         judged += len({index for comparison in row.comparisons for index in (comparison.a, comparison.b)})
         for member in (member for comparison in row.comparisons for member in comparison.members):
-            if not any(order.calls for order in member.orders):  # what a file or a person states was asked in no order
+            if not any(order.calls for order in member.orders):  # a file's or a person's has no orders
                 continue
             forward, backward = member.orders[0].likelihood, member.orders[1].swap().likelihood
             if forward is not None and backward is not None:
-                apart.append(forward - backward)
-    if len(apart) < 2:
+                differences.append(forward - backward)
+    if len(differences) < 2:
         return None
-    opponents = 2 * asked / judged if pairing.rule != "compared" else 1.0  # a score is a mean over so many
-    return pstdev(apart) / math.sqrt(opponents)
+    opponents = 2 * compared / judged if pairing.rule != "compared" else 1.0  # over which a score is a mean
+    return pstdev(differences) / math.sqrt(opponents)
 
 
 def candidate_scores(row: Row, basis: str, weights: Mapping[str, float], judge: str | None = None) -> dict[int, float]:
-    """What each candidate is worth by the row's judgements; one without a readable judgement is left out.
+    """The score of each candidate by the row's judgements; those without a readable judgement are left out.
 
-    Ratings and scores by aspect: their weighted mean; of scores those of `judge` alone where one is named. Comparisons:
-    the mean likelihood of being the better one, which orders candidates as Bradley-Terry strengths do, where every two
-    were compared; else nothing can be said of two that met different opponents. Rankings: the mean share of the
-    others that stand below, a tie counting one half.
+    Ratings and scores by aspect: the weighted mean; of scores only those of `judge`, if named. Comparisons: the mean
+    likelihood of being better, which orders candidates like Bradley-Terry strengths if every two were compared; else
+    there are no scores. Rankings: the mean share of the others that are ranked lower, a tie counting one half.
     """
     indices = range(len(row.candidates))
     if basis == "ratings":
-        found = {i: row.score(i, dict(weights)) for i in indices}
+        scores = {i: row.score(i, dict(weights)) for i in indices}
     elif basis == "scores":
-        found = {i: _mean_score(row, i, weights, judge) for i in indices}
+        scores = {i: _mean_score(row, i, weights, judge) for i in indices}
     elif basis == "comparisons":
-        found = {i: _mean_likelihood(row, i) for i in indices}
-        scored = [i for i, value in found.items() if value is not None]
+        scores = {i: _mean_likelihood(row, i) for i in indices}
+        scored = [i for i, value in scores.items() if value is not None]
         met = {frozenset((c.a, c.b)) for c in row.comparisons}
         if any(frozenset(pair) not in met for pair in combinations(scored, 2)):
             return {}
     else:
-        found = {i: _mean_share_below(row, i) for i in indices}
-    return {i: value for i, value in found.items() if value is not None}
+        scores = {i: _mean_share_below(row, i) for i in indices}
+    return {i: value for i, value in scores.items() if value is not None}
 
 
 def _mean_score(row: Row, candidate: int, weights: Mapping[str, float], judge: str | None) -> float | None:
@@ -264,10 +262,10 @@ def _mean_score(row: Row, candidate: int, weights: Mapping[str, float], judge: s
 
 
 def _mean_likelihood(row: Row, candidate: int) -> float | None:
-    said = [c for c in row.comparisons if candidate in (c.a, c.b)]
-    likely = [value if c.a == candidate else 1.0 - value for c in said if (value := c.likelihood) is not None]
-    # One missing verdict makes the mean one over other opponents than the others': no candidate is scored by that.
-    return round(fmean(likely), 9) if likely and len(likely) == len(said) else None
+    own = [c for c in row.comparisons if candidate in (c.a, c.b)]
+    likely = [value if c.a == candidate else 1.0 - value for c in own if (value := c.likelihood) is not None]
+    # With a verdict missing, the mean would be over fewer opponents than the others': no score.
+    return round(fmean(likely), 9) if likely and len(likely) == len(own) else None
 
 
 def _mean_share_below(row: Row, candidate: int) -> float | None:
@@ -275,14 +273,14 @@ def _mean_share_below(row: Row, candidate: int) -> float | None:
     for ranking in row.rankings:
         if ranking.order is None or candidate not in ranking.shown:
             return None
-        place = next(k for k, tied in enumerate(ranking.order) if candidate in tied)
-        below = sum(map(len, ranking.order[place + 1 :])) + (len(ranking.order[place]) - 1) / 2
+        level = next(k for k, tied in enumerate(ranking.order) if candidate in tied)
+        below = sum(map(len, ranking.order[level + 1 :])) + (len(ranking.order[level]) - 1) / 2
         shares.append(below / max(len(ranking.shown) - 1, 1))
     return round(fmean(shares), 9) if shares else None
 
 
 def _distinct(row: Row, scores: Mapping[int, float]) -> dict[int, float] | str:
-    """The first candidate of each text with the mean score of all that say the same, or why there are not two."""
+    """The first candidate of each text with the mean score of its duplicates, or the drop reason."""
     if len(scores) < 2:
         return "unparsed"
     same: dict[str, list[int]] = {}
@@ -290,5 +288,5 @@ def _distinct(row: Row, scores: Mapping[int, float]) -> dict[int, float] | str:
         same.setdefault(row.candidates[index].completion.text, []).append(index)
     if len(same) < 2:
         return "identical texts"
-    # Rounded, so that two ways of adding up the same mean are a tie and not a preference.
+    # Rounded, so that equal means with different rounding errors tie.
     return {indices[0]: round(fmean(scores[i] for i in indices), 9) for indices in same.values()}

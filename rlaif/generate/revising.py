@@ -1,7 +1,7 @@
-"""The `revise` stage: each candidate critiqued and rewritten under drawn principles, as often as asked.
+"""The `revise` stage: each candidate critiqued and rewritten under drawn principles, a number of times.
 
 The supervised half of Constitutional AI (arXiv 2212.08073, section 3.1). The principle of each step is drawn by hash,
-none twice before all had their turn; revision k rewrites revision k - 1; every critique and revision is kept.
+without replacement until all were drawn. Revision k rewrites revision k - 1. Every critique and revision is kept.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ REQUIRED_REVISION = {*REQUIRED_CRITIQUE, "critique"}
 
 
 class Reviser(NamedTuple):
-    """What completions are revised by, and how the model is asked."""
+    """The constitution that completions are revised under, and the prompt templates."""
 
     constitution: Constitution
     critique: Template
@@ -30,7 +30,7 @@ class Reviser(NamedTuple):
 
 
 def unrevised(row: Row) -> str | None:
-    """Why a row gives no demonstration; None when the chain of at least one candidate came to its end."""
+    """Why a row gives no demonstration; None when at least one candidate's chain is complete."""
     if row.failure is not None:
         return "failed"
     if any(row.last_revision(index) is not None for index in range(len(row.candidates))):
@@ -40,7 +40,7 @@ def unrevised(row: Row) -> str | None:
 
 
 async def revise(row: Row, stage: ReviseStage, reviser: Reviser, asker: Asker) -> Row:
-    """`row` with a chain of revisions for each candidate that has any text. Raises EngineError."""
+    """`row` with a chain of revisions for each candidate that is not empty. Raises EngineError."""
     chains = await together(
         *(
             _chain(row, index, stage, reviser, asker)
@@ -56,11 +56,11 @@ async def _chain(row: Row, candidate: int, stage: ReviseStage, reviser: Reviser,
     chain: list[Revision] = []
     for number in range(1, stage.revisions + 1):
         principle = reviser.constitution.draw("revise", row.prompt.id, str(candidate), place=number - 1)
-        critique = await asker.one(critique_question(row.prompt, draft, principle, reviser))
+        critique = await asker.one(critique_prompt(row.prompt, draft, principle, reviser))
         completion = None
         problem = unusable("critique", critique)
         if problem is None:
-            completion = await asker.one(revision_question(row.prompt, draft, critique.text, principle, reviser))
+            completion = await asker.one(revision_prompt(row.prompt, draft, critique.text, principle, reviser))
             problem = unusable("revision", completion)
         chain.append(
             Revision(
@@ -78,8 +78,8 @@ async def _chain(row: Row, candidate: int, stage: ReviseStage, reviser: Reviser,
     return chain
 
 
-def critique_question(prompt: Prompt, draft: str, principle: Principle, reviser: Reviser) -> tuple[Message, ...]:
-    """What asks for a critique of the draft."""
+def critique_prompt(prompt: Prompt, draft: str, principle: Principle, reviser: Reviser) -> tuple[Message, ...]:
+    """The prompt for a critique of the draft."""
     rendered = reviser.critique.render_showing(
         {"the prompt": prompt.text, "the completion": draft, "the principle's critique": principle.critique},
         principle=principle,
@@ -90,10 +90,10 @@ def critique_question(prompt: Prompt, draft: str, principle: Principle, reviser:
     return (Message(role="user", content=rendered),)
 
 
-def revision_question(
+def revision_prompt(
     prompt: Prompt, draft: str, critique: str, principle: Principle, reviser: Reviser
 ) -> tuple[Message, ...]:
-    """What asks for the draft's revision after its critique."""
+    """The prompt for a revision of the draft after its critique."""
     rendered = reviser.revision.render_showing(
         {
             "the prompt": prompt.text,
@@ -112,5 +112,5 @@ def revision_question(
 
 
 def _mark(prompt: Prompt, draft: str) -> str:
-    """A fence that the text inside cannot know. The critique is left out, so that both calls begin alike."""
+    """A fence that the text inside cannot contain. It leaves out the critique, so both calls share a prefix."""
     return digest([prompt.text, draft], length=12)

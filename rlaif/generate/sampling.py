@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from rlaif.config import Sampler as SamplerSettings
-from rlaif.config import SampleStage
+from rlaif.config import SamplerSettings, SampleStage
 from rlaif.engines.asking import Ask, Asking
 from rlaif.principles import Mixture
 from rlaif.records import Candidate, Message, Prompt, Row, hashed_order
 
 
 def drawn(stage: SampleStage, prompt: Prompt) -> list[SamplerSettings]:
-    """The samplers this prompt draws: all of them, or `pick` by hash, so that a new one re-draws only what it wins."""
+    """The prompt's samplers: all, or `pick` of them by hash, so that a new one changes only the prompts it wins."""
     if stage.pick is None:
         return list(stage.models)
     order = hashed_order([s.name or s.model for s in stage.models], "pick", prompt.id)
@@ -41,7 +40,7 @@ async def sample(row: Row, stage: SampleStage, asking: Asking, mixture: Mixture 
 def _written_by(
     prompt: Prompt, sampler: SamplerSettings, count: int, mixture: Mixture | None
 ) -> dict[tuple[str | None, str | None], list[int]]:
-    """A sampler's completions, by number, together where they share a principle and a system message."""
+    """The indices of a sampler's completions, by principle and system message."""
     if mixture is None:
         return {(None, sampler.system): list(range(count))}
     groups: dict[tuple[str | None, str | None], list[int]] = {}

@@ -1,8 +1,8 @@
-"""Comparing: which of two candidates a drawn principle prefers, asked of one judge or a jury, in both orders.
+"""Comparing: which of two candidates is better under a drawn principle, by one judge or a jury, in both orders.
 
-Follows RLAIF (arXiv 2309.00267, section 3.1) and Constitutional AI (arXiv 2212.08073, section 4.1): the candidates are
-called 1 and 2, and a soft verdict is how likely the judge is to begin its answer with either number, the two made to
-add up to one. With reasons the judge first writes them and is asked for its verdict in a second turn.
+Follows RLAIF (arXiv 2309.00267, section 3.1) and Constitutional AI (arXiv 2212.08073, section 4.1). The candidates are
+numbered 1 and 2. A soft verdict is the probability of either number as the first token, normalised over the two. With
+`reasons` the judge first writes them, and gives its verdict in a second turn.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NamedTuple
 from rlaif.config import CompareStage
 from rlaif.constitution import Constitution, Principle
 from rlaif.engines.asking import Asker, together
-from rlaif.judges.rating import LEAST_MASS, numbered, warmed
+from rlaif.judges.rating import LEAST_MASS, first_readable, numbered
 from rlaif.judges.replies import read_choice, unusable
 from rlaif.records import (
     Candidate,
@@ -38,19 +38,24 @@ REQUIRED = {"principle", "prompt", "completions"}  # and `ending`, unless it is 
 
 
 class Comparer(NamedTuple):
-    """What completions are compared by, and how the judge is asked."""
+    """The constitution that completions are compared under, and the judge prompt's template."""
 
     constitution: Constitution
     template: Template
 
+    def digests(self) -> dict[str, str]:
+        """The digests of both, by their names in a manifest."""
+        name = f"constitution {self.constitution.name}"
+        return {name: self.constitution.digest, "comparison template": self.template.digest}
+
 
 NUMBERS = ("1", "2")
-SOFT_VERDICT_TOKENS = 2  # the number, whose probability is what counts, and the end
-VERDICT_TOKENS = 16  # of a hard verdict: a number and what a talkative judge puts around it
+SOFT_VERDICT_TOKENS = 2  # the number, whose probability is read, and the end
+VERDICT_TOKENS = 16  # of a hard verdict: a number and the words around it
 
 
 def pairs_to_compare(prompt: Prompt, candidates: Sequence[Candidate], which: str) -> list[tuple[int, int]]:
-    """The pairs of candidates to compare, of whole ones of different text: `one` drawn by hash, or `all`."""
+    """The pairs of candidates to compare, complete and of different texts: `one` drawn by hash, or `all`."""
     by_text: dict[str, int] = {}
     for index, candidate in enumerate(candidates):
         if candidate.completion.finish_reason == "stop" and candidate.completion.text.strip():
@@ -58,12 +63,12 @@ def pairs_to_compare(prompt: Prompt, candidates: Sequence[Candidate], which: str
     indices = list(by_text.values())
     if which == "one":
         order = hashed_order([candidates[i].completion.call for i in indices], "compare", prompt.id)
-        indices = sorted(indices[place] for place in order[:2])
+        indices = sorted(indices[position] for position in order[:2])
     return list(combinations(indices, 2))
 
 
 class _Judge(NamedTuple):
-    """One judge of a stage, and how it is asked."""
+    """One judge of a stage, with the stage's settings and template."""
 
     asker: Asker
     stage: CompareStage
@@ -71,7 +76,7 @@ class _Judge(NamedTuple):
 
 
 async def compare(row: Row, stage: CompareStage, comparer: Comparer, askers: Sequence[Asker]) -> Row:
-    """`row` with comparisons of its candidates, where it has two that differ. Raises EngineError.
+    """`row` with comparisons of its candidates; none where no two differ. Raises EngineError.
 
     `askers` are the stage's judges, in its order. All pairs of a prompt are compared under the same principle.
     """
@@ -95,27 +100,22 @@ async def _both_orders(row: Row, pair: tuple[int, int], principle: Principle, ju
 
 
 async def _ask(row: Row, order: tuple[int, int], principle: Principle, judge: _Judge) -> Verdict:
-    """The first verdict that can be read, of the first reply and those to re-asks; the first one where none can.
+    """The first readable verdict of the first reply and the re-asks; the first one when none is readable.
 
-    A re-ask is with another seed and warm enough to be answered otherwise. The probabilities of the first token do not
-    depend on a seed, so without reasons there is nothing to ask again.
+    First-token probabilities do not depend on a seed, so soft verdicts without reasons are not re-asked.
     """
     stage = judge.stage
     tries = stage.reask + 1 if stage.reasons or stage.verdicts == "hard" else 1
-    messages = question(row, order, principle, stage, judge.template)
-    first: Verdict | None = None
-    for attempt in range(tries):
-        again = judge._replace(asker=warmed(judge.asker, attempt))
-        verdict = await _ask_once(order, messages, again, attempt)
-        if verdict.problem is None:
-            return verdict
-        first = first or verdict
-    assert first is not None
-    return first
+    messages = comparison_prompt(row, order, principle, stage, judge.template)
+
+    async def once(asker: Asker, attempt: int) -> Verdict:
+        return await _ask_once(order, messages, judge._replace(asker=asker), attempt)
+
+    return await first_readable(once, judge.asker, tries)
 
 
 async def _ask_once(order: tuple[int, int], messages: Sequence[Message], judge: _Judge, attempt: int) -> Verdict:
-    """One verdict, of several votes where the stage asks for them: chains of reasons, or words of a hard verdict."""
+    """One verdict, the mean of several votes where the stage has them."""
     stage, asker = judge.stage, judge.asker
     if not stage.reasons:
         replies = await _short(asker, stage).several(messages, stage.votes, attempt=attempt)
@@ -127,7 +127,7 @@ async def _ask_once(order: tuple[int, int], messages: Sequence[Message], judge: 
 async def _conclude(
     order: tuple[int, int], messages: Sequence[Message], reasons: Completion, judge: _Judge, attempt: int
 ) -> Verdict:
-    """The verdict that the judge comes to after its own reasons, asked for in a second turn."""
+    """The verdict after the judge's own reasons, asked for in a second turn."""
     if problem := unusable("reasons", reasons):
         raw, (a, b) = writable(reasons.text), order
         return Verdict(a=a, b=b, verdict=None, raw=raw, problem=problem, calls=(reasons.call,))
@@ -141,7 +141,7 @@ async def _conclude(
 
 
 def _short(asker: Asker, stage: CompareStage) -> Asker:
-    """How a verdict is asked for: a soft one is the first token's probabilities."""
+    """The asker of a verdict: few tokens, and for a soft one the first token's probabilities."""
     soft = stage.verdicts == "soft"
     return asker.sampled(
         max_tokens=min(asker.sampling.max_tokens, SOFT_VERDICT_TOKENS if soft else VERDICT_TOKENS),
@@ -172,13 +172,13 @@ def _read(order: tuple[int, int], reply: Completion, reasons: Completion | None,
 
 
 def _of_votes(votes: Sequence[Verdict]) -> Verdict:
-    """Self-consistency (arXiv 2203.11171): the mean of what the readable votes say, where most are readable."""
+    """Self-consistency (arXiv 2203.11171): the mean of the readable votes, if most are readable."""
     first = votes[0]
     if len(votes) == 1:
         return first
-    said = [vote.likelihood for vote in votes if vote.likelihood is not None]
-    known = 2 * len(said) > len(votes)
-    probability = round(sum(said) / len(said), 9) if known else None
+    likelihoods = [vote.likelihood for vote in votes if vote.likelihood is not None]
+    known = 2 * len(likelihoods) > len(votes)
+    probability = round(sum(likelihoods) / len(likelihoods), 9) if known else None
     reasons = [vote.reasons for vote in votes if vote.reasons is not None]
     return Verdict(
         a=first.a,
@@ -187,7 +187,7 @@ def _of_votes(votes: Sequence[Verdict]) -> Verdict:
         probability=probability,
         raw="\n".join(vote.raw for vote in votes),
         reasons="\n\n".join(reasons) if reasons else None,
-        problem=None if known else f"{len(votes) - len(said)} of {len(votes)} votes unparsed: {_problem(votes)}",
+        problem=None if known else f"{len(votes) - len(likelihoods)} of {len(votes)} votes unparsed: {_problem(votes)}",
         calls=tuple(call for vote in votes for call in vote.calls),
     )
 
@@ -196,10 +196,10 @@ def _problem(votes: Sequence[Verdict]) -> str:
     return next(vote.problem for vote in votes if vote.problem is not None)
 
 
-def question(
+def comparison_prompt(
     row: Row, order: tuple[int, int], principle: Principle, stage: CompareStage, template: Template
 ) -> tuple[Message, ...]:
-    """The judge prompt for one order. Without reasons it ends with what asks for the verdict."""
+    """The judge prompt for one order. Without `reasons` it ends with the request for the verdict."""
     shown = [row.candidates[i].completion.text for i in order]
     rendered = template.render_showing(
         {"the prompt": row.prompt.text, "the principle's comparison": principle.comparison, **numbered(shown)},
@@ -208,7 +208,7 @@ def question(
         completions=shown,
         reasons=stage.reasons,
         ending=stage.ending,
-        mark=digest([row.prompt.text, *sorted(shown)], length=12),  # a fence that the text inside cannot know
+        mark=digest([row.prompt.text, *sorted(shown)], length=12),  # a fence that the text inside cannot contain
         n=len(shown),
     )
     return (Message(role="user", content=rendered),)
@@ -217,7 +217,7 @@ def question(
 def read_probability(alternatives: dict[str, float | None] | None) -> tuple[float | None, str | None]:
     """The probability of the first candidate, from the log-probabilities of the two numbers; or the problem.
 
-    A number below the end of a server's list counts as impossible; what it could add is less than anything listed.
+    A number missing from a server's top log-probs counts as 0: its probability is below every listed one.
     """
     known = {name: math.exp(value) for name, value in (alternatives or {}).items() if value is not None}
     first, second = (known.get(number, 0.0) for number in NUMBERS)

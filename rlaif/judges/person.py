@@ -1,11 +1,11 @@
-"""People as judges: their labels read from a file, and put where a model's verdicts would stand.
+"""People as judges: their labels, read from a file, take the place of a model's verdicts.
 
 A line labels one pair of candidates of a prompt, or rates one candidate under an aspect:
 
     {"prompt_id": "...", "a": "<call or text>", "b": "<call or text>", "verdict": "a" | "b" | "tie", "person": "kim"}
     {"prompt_id": "...", "candidate": "<call or text>", "aspect": "helpful", "rating": 4, "person": "kim"}
 
-A candidate is named by its call, as every data set we write names it, or by its whole text.
+A candidate is named by its call, as in every data set written here, or by its whole text.
 """
 
 from __future__ import annotations
@@ -46,28 +46,28 @@ class RatingLabel(Record):
 
 
 class Labels(NamedTuple):
-    """The labels of a file by prompt, how many there are, and which of them found their candidates in any row."""
+    """The labels of a file by prompt id, their number, and those whose candidates were in any row."""
 
     pairs: Mapping[str, Sequence[PairLabel]]
     ratings: Mapping[str, Sequence[RatingLabel]]
     total: int
-    used: set[int]  # by identity: the same label may stand twice in a file
+    used: set[int]  # by `id`: a file may hold the same label twice
 
     def aspects(self) -> set[str]:
-        """What people rated."""
+        """The aspects that people rated."""
         return {label.aspect for labels in self.ratings.values() for label in labels}
 
     def unused(self) -> int:
-        """How many name a prompt or a candidate that was not there."""
+        """How many labels name an unknown prompt or candidate."""
         return self.total - len(self.used)
 
 
 def read_labels(path: Path) -> Labels:
-    """The labels of a file of any type that data sets come in. Raises InputError naming the line and the key."""
+    """The labels in a file of any data set format. Raises InputError naming the line and the key."""
     pairs: dict[str, list[PairLabel]] = defaultdict(list)
     ratings: dict[str, list[RatingLabel]] = defaultdict(list)
     table, count = rows_of(path), 0
-    for place, row in table.rows:
+    for number, row in table.rows:
         shape: type[PairLabel] | type[RatingLabel] = PairLabel if "verdict" in row else RatingLabel
         try:
             label = shape.model_validate(row)
@@ -75,7 +75,7 @@ def read_labels(path: Path) -> Labels:
             first = error.errors()[0]
             key = ".".join(map(str, first["loc"]))
             needs = ", ".join(f"`{name}`" for name, about in shape.model_fields.items() if about.is_required())
-            raise table.error(place, f"`{key}`: {first['msg'].lower()}", f"a label has {needs}") from None
+            raise table.error(number, f"`{key}`: {first['msg'].lower()}", f"a label has {needs}") from None
         if isinstance(label, PairLabel):
             pairs[label.prompt_id].append(label)
         else:
@@ -87,29 +87,29 @@ def read_labels(path: Path) -> Labels:
 
 
 def judged_by_people(row: Row, labels: Labels) -> Row:
-    """`row` with what people said of its candidates: the majority of several on one pair, the median of ratings."""
-    places: dict[str, int] = {}
+    """`row` with people's judgements: the majority verdict on each pair, the median of ratings."""
+    indices: dict[str, int] = {}  # by text and by call
     for index, candidate in enumerate(row.candidates):
-        places.setdefault(candidate.completion.text, index)
+        indices.setdefault(candidate.completion.text, index)
     for index, candidate in enumerate(row.candidates):
-        places[candidate.completion.call] = index
+        indices[candidate.completion.call] = index
     by_pair: dict[tuple[int, int], list[tuple[Choice | None, str]]] = defaultdict(list)
     for label in labels.pairs.get(row.prompt.id, ()):
-        a, b = places.get(label.a), places.get(label.b)
+        a, b = indices.get(label.a), indices.get(label.b)
         if a is None or b is None or a == b:
             continue
         labels.used.add(id(label))
-        said = _CHOICES[label.verdict]
-        by_pair[min(a, b), max(a, b)].append((said if a < b else unswap(said), label.person))
+        choice = _CHOICES[label.verdict]
+        by_pair[min(a, b), max(a, b)].append((choice if a < b else unswap(choice), label.person))
     ratings = []
     for rated in labels.ratings.get(row.prompt.id, ()):
-        place = places.get(rated.candidate)
-        if place is not None:
+        rated_index = indices.get(rated.candidate)
+        if rated_index is not None:
             labels.used.add(id(rated))
-            ratings.append((place, rated))
+            ratings.append((rated_index, rated))
     return row.model_copy(
         update={
-            "comparisons": tuple(_comparison(pair, said) for pair, said in sorted(by_pair.items())),
+            "comparisons": tuple(_comparison(pair, choices) for pair, choices in sorted(by_pair.items())),
             "ratings": (*row.ratings, *_ratings(ratings)),
         }
     )
@@ -118,23 +118,23 @@ def judged_by_people(row: Row, labels: Labels) -> Row:
 _CHOICES: dict[str, Choice] = {"a": "A", "b": "B", "tie": "tie"}
 
 
-def _comparison(pair: tuple[int, int], said: Sequence[tuple[Choice | None, str]]) -> Comparison:
+def _comparison(pair: tuple[int, int], choices: Sequence[tuple[Choice | None, str]]) -> Comparison:
     members = [
         Comparison(a=pair[0], b=pair[1], principle=PERSON, judge=who, verdict=verdict, probability=None, orders=())
-        for verdict, who in said
+        for verdict, who in choices
     ]
     return members[0] if len(members) == 1 else Comparison.of_jury(members, [1.0] * len(members), majority=True)
 
 
 def _ratings(given: Iterable[tuple[int, RatingLabel]]) -> list[Rating]:
-    """One rating of each candidate and aspect: the lower median where several people rated."""
-    by_place: dict[tuple[str, int], list[RatingLabel]] = defaultdict(list)
+    """One rating per candidate and aspect: the lower median of several people's."""
+    grouped: dict[tuple[str, int], list[RatingLabel]] = defaultdict(list)
     for index, label in given:
-        by_place[label.aspect, index].append(label)
-    found = []
-    for (aspect, index), labels in sorted(by_place.items()):
+        grouped[label.aspect, index].append(label)
+    ratings = []
+    for (aspect, index), labels in sorted(grouped.items()):
         values = sorted(label.rating for label in labels)
         fields: dict[str, Any] = {"aspect": aspect, "candidate": index, "value": values[(len(values) - 1) // 2]}
         raw = ", ".join(f"{label.person} {label.rating}" for label in labels)
-        found.append(Rating(**fields, raw=raw, judge=PERSON, call="", position=0))
-    return found
+        ratings.append(Rating(**fields, raw=raw, judge=PERSON, call="", position=0))
+    return ratings

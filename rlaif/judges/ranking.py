@@ -1,8 +1,8 @@
 """Ranking: all candidates of a prompt in one judge prompt, put in order under a drawn principle.
 
 K-wise, after InstructGPT (arXiv 2203.02155, section 3.4: 4 to 9 completions of a prompt ranked at once). The judge
-reads the candidates in an order drawn by hash and in its reverse, so that whoever is liked for its place is liked for
-it once at either end; both rankings are kept, and `pair` takes the mean place.
+reads the candidates in an order drawn by hash and in its reverse, so that position bias cancels. Both rankings are
+kept, and `pair` takes the mean rank.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from rlaif.config import RankStage
 from rlaif.constitution import Principle
 from rlaif.engines.asking import Asker, together
 from rlaif.judges.comparing import Comparer
-from rlaif.judges.rating import numbered, warmed
+from rlaif.judges.rating import first_readable, indices_by_text, numbered
 from rlaif.judges.replies import read_ranking, read_reply, unusable
 from rlaif.records import Completion, Message, Ranking, Row, digest, hashed_order, writable
 from rlaif.templates import Template
@@ -22,39 +22,36 @@ from rlaif.templates import Template
 OFFERED = {"principle", "prompt", "completions", "mark", "n"}
 REQUIRED = {"principle", "prompt", "completions"}
 
-Slots = tuple[tuple[int, ...], ...]  # at each number, from 1, the candidates whose text stands there
+Slots = tuple[tuple[int, ...], ...]  # for each number, from 1, the candidates that have its text
 
 
-class Question(NamedTuple):
-    """One judge prompt, and which candidates stand at each of its numbers."""
+class RankingPrompt(NamedTuple):
+    """One judge prompt, and the candidates at each of its numbers."""
 
     messages: tuple[Message, ...]
     slots: Slots
 
 
 async def rank(row: Row, stage: RankStage, ranker: Comparer, asker: Asker) -> Row:
-    """`row` with rankings of its candidates, where two of them differ. Raises EngineError."""
+    """`row` with rankings of its candidates; none where no two differ. Raises EngineError."""
     slots = shown_at(row)
     if len(slots) < 2:
         return row
     principle = ranker.constitution.draw("compare", row.prompt.id)
     orders = [slots, slots[::-1]] if stage.orders == "both" else [slots]
-    prompts = [question(row, order, principle, ranker.template) for order in orders]
+    prompts = [ranking_prompt(row, order, principle, ranker.template) for order in orders]
     rankings = await together(*(_ask(shown, principle, stage, asker) for shown in prompts))
     return row.model_copy(update={"rankings": tuple(rankings)})
 
 
 def shown_at(row: Row) -> Slots:
-    """The candidates with any text, those that say the same together, in an order drawn by hash."""
-    by_text: dict[str, list[int]] = {}
-    for index, candidate in enumerate(row.candidates):
-        if candidate.completion.text.strip():
-            by_text.setdefault(candidate.completion.text, []).append(index)
+    """The candidates that are not empty, identical texts together, in an order drawn by hash."""
+    by_text = indices_by_text(row.candidates)
     texts = list(by_text)
-    return tuple(tuple(by_text[texts[place]]) for place in hashed_order(texts, "rank", row.prompt.id))
+    return tuple(tuple(by_text[texts[position]]) for position in hashed_order(texts, "rank", row.prompt.id))
 
 
-def question(row: Row, slots: Slots, principle: Principle, template: Template) -> Question:
+def ranking_prompt(row: Row, slots: Slots, principle: Principle, template: Template) -> RankingPrompt:
     """The judge prompt that shows the candidates in the order of `slots`."""
     shown = [row.candidates[same[0]].completion.text for same in slots]
     rendered = template.render_showing(
@@ -62,27 +59,24 @@ def question(row: Row, slots: Slots, principle: Principle, template: Template) -
         principle=principle,
         prompt=row.prompt.text,
         completions=shown,
-        mark=digest([row.prompt.text, *sorted(shown)], length=12),  # a fence that the text inside cannot know
+        mark=digest([row.prompt.text, *sorted(shown)], length=12),  # a fence that the text inside cannot contain
         n=len(shown),
     )
-    return Question((Message(role="user", content=rendered),), slots)
+    return RankingPrompt((Message(role="user", content=rendered),), slots)
 
 
-async def _ask(shown: Question, principle: Principle, stage: RankStage, asker: Asker) -> Ranking:
-    """The first ranking that can be read, of the first reply and those to re-asks; the first one where none can."""
-    first: Ranking | None = None
-    for attempt in range(stage.reask + 1):
-        reply = await warmed(asker, attempt).one(shown.messages, attempt=attempt)
-        ranking = _bound(reply, shown.slots, principle, stage)
-        if ranking.problem is None:
-            return ranking
-        first = first or ranking
-    assert first is not None
-    return first
+async def _ask(shown: RankingPrompt, principle: Principle, stage: RankStage, asker: Asker) -> Ranking:
+    """The first readable ranking of the first reply and the re-asks; the first one when none is readable."""
+
+    async def once(asker: Asker, attempt: int) -> Ranking:
+        reply = await asker.one(shown.messages, attempt=attempt)
+        return _bound(reply, shown.slots, principle, stage)
+
+    return await first_readable(once, asker, stage.reask + 1)
 
 
 def _bound(reply: Completion, slots: Slots, principle: Principle, stage: RankStage) -> Ranking:
-    """The reply's ranking of numbers as one of candidates."""
+    """The reply's ranking, its numbers replaced by candidates."""
     order, problem = _read(reply, len(slots), stage)
     return Ranking(
         order=None if order is None else tuple(tuple(sorted(i for k in tied for i in slots[k - 1])) for tied in order),
@@ -96,7 +90,7 @@ def _bound(reply: Completion, slots: Slots, principle: Principle, stage: RankSta
 
 
 def _read(reply: Completion, n: int, stage: RankStage) -> tuple[Sequence[Sequence[int]] | None, str | None]:
-    """The numbers best first, those that tie together; or the problem."""
+    """Groups of tied numbers, best first; or the problem."""
     if problem := unusable("ranking", reply):
         return None, problem
     if stage.answers == "ranking":

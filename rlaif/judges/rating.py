@@ -1,18 +1,18 @@
-"""Rating: one judge prompt per aspect that shows all candidates of a prompt, or one at a time, and what its reply says.
+"""Rating: one judge prompt per aspect, for all candidates of a prompt or for each one, and its reply read as ratings.
 
-Follows UltraFeedback (arXiv 2310.01377, section 2) in showing the candidates together; departs from it in that the
-order is drawn by hash, every rating is bound to its candidate by an explicit number, identical texts are shown once,
-and a reply that cannot be read is asked again a bounded number of times and is then *unparsed*.
+Follows UltraFeedback (arXiv 2310.01377, section 2) in showing the candidates together. Unlike it, the order is drawn by
+hash, every rating is bound to its candidate by an explicit number, identical texts are shown once, and an unreadable
+reply is re-asked a bounded number of times and then *unparsed*.
 
-`answers: expected` asks for no reply: it reads how likely each number of the scale is as the first token and scores by
-the mean, as d-RLAIF does (arXiv 2309.00267, direct scoring), here left on the rubric's own scale.
+`answers: expected` reads no text: the score is the mean over the scale's numbers by their first-token probabilities, as
+in d-RLAIF (arXiv 2309.00267, direct scoring), but kept on the rubric's own scale.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from rlaif.config import Rater
 from rlaif.engines.asking import Asker, together
@@ -22,9 +22,11 @@ from rlaif.records import (
     Completion,
     Message,
     Prompt,
+    Ranking,
     Rating,
     Row,
     Score,
+    Verdict,
     digest,
     hashed_order,
     writable,
@@ -34,28 +36,35 @@ from rlaif.templates import Template
 
 OFFERED = {"aspect", "scale", "prompt", "knowledge", "completions", "mark", "n"}
 REQUIRED = {"aspect", "prompt", "completions"}
-LEAST_MASS = 0.5  # of the first token; where the numbers hold less, the judge was about to say something else
-SCORE_TOKENS = 2  # the number, whose probability is what counts, and the end
+LEAST_MASS = 0.5  # first-token probability that the numbers must hold together; below, the reply is unparsed
+SCORE_TOKENS = 2  # the number, whose probability is read, and the end
 EMPTY = "empty completion"
-REASK_TEMPERATURE = 0.7  # at temperature 0 another seed changes nothing, and the same words would be paid for twice
+REASK_TEMPERATURE = 0.7  # at least: at temperature 0 another seed would give the same reply
+
+
+Judged = TypeVar("Judged", Verdict, Ranking)
 
 
 class Judge(NamedTuple):
-    """What a judge rates by, and how it is asked."""
+    """A judge's rubric and prompt template."""
 
     rubric: Rubric
     template: Template
 
+    def digests(self) -> dict[str, str]:
+        """The digests of both, by their names in a manifest."""
+        return {f"rubric {self.rubric.name}": self.rubric.digest, "rating template": self.template.digest}
 
-class Question(NamedTuple):
-    """One judge prompt. `slots[k]` are the indices of the candidates whose text stands at number k + 1."""
+
+class RatingPrompt(NamedTuple):
+    """One judge prompt. `slots[k]` are the indices of the candidates whose text is number k + 1."""
 
     messages: tuple[Message, ...]
     slots: tuple[tuple[int, ...], ...]
     json_schema: dict[str, Any] | None
 
 
-def questions(
+def rating_prompts(
     prompt: Prompt,
     candidates: Sequence[Candidate],
     aspect: Aspect,
@@ -63,28 +72,34 @@ def questions(
     rater: Rater,
     *,
     reverse: bool = False,
-) -> list[Question]:
-    """The judge prompts for one aspect: one of all candidates or one of each, none where none has any text to judge.
+) -> list[RatingPrompt]:
+    """The judge prompts for one aspect: one for all candidates or one for each; none when all are empty.
 
-    `reverse` shows them in the reverse of the order that is drawn for them.
+    `reverse` reverses the order that is drawn for them.
     """
-    by_text: dict[str, list[int]] = {}
-    for index, candidate in enumerate(candidates):
-        if candidate.completion.text.strip():
-            by_text.setdefault(candidate.completion.text, []).append(index)
+    by_text = indices_by_text(candidates)
     if not by_text:
         return []
     texts = list(by_text)
     shown = [texts[i] for i in hashed_order(texts, "rate", prompt.id, aspect.id)][:: -1 if reverse else 1]
     groups = [shown] if rater.shown == "all" else [[text] for text in shown]
     return [
-        Question(
+        RatingPrompt(
             (Message(role="user", content=_rendered(prompt, group, aspect, judge)),),
             tuple(tuple(by_text[text]) for text in group),
             ANSWERS[rater.answers].schema(len(group), aspect, judge.rubric),
         )
         for group in groups
     ]
+
+
+def indices_by_text(candidates: Sequence[Candidate]) -> dict[str, list[int]]:
+    """The candidates that are not empty, by text in order of appearance."""
+    by_text: dict[str, list[int]] = {}
+    for index, candidate in enumerate(candidates):
+        if candidate.completion.text.strip():
+            by_text.setdefault(candidate.completion.text, []).append(index)
+    return by_text
 
 
 def _rendered(prompt: Prompt, shown: Sequence[str], aspect: Aspect, judge: Judge) -> str:
@@ -101,13 +116,13 @@ def _rendered(prompt: Prompt, shown: Sequence[str], aspect: Aspect, judge: Judge
         prompt=prompt.text,
         knowledge=known,
         completions=shown,
-        mark=digest([prompt.text, *shown, *known], length=12),  # a fence that the text inside cannot know
+        mark=digest([prompt.text, *shown, *known], length=12),  # a fence that the text inside cannot contain
         n=len(shown),
     )
 
 
 def numbered(texts: Sequence[str]) -> dict[str, str]:
-    """Completions by what an error calls them."""
+    """Completions by their names in errors."""
     return {f"completion {number}": text for number, text in enumerate(texts, 1)}
 
 
@@ -117,11 +132,11 @@ def _schema(n: int, aspect: Aspect, rubric: Rubric) -> dict[str, Any]:
         rating = {"anyOf": [rating, {"type": "string", "enum": ["N/A"]}]}
     types = {"types": {"type": "array", "items": {"type": "string", "enum": list(aspect.types)}}}
     properties = {"rationale": {"type": "string"}, **(types if aspect.types else {}), "rating": rating}
-    one = {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+    item = {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
     numbers = [str(k + 1) for k in range(n)]
     return {
         "type": "object",
-        "properties": dict.fromkeys(numbers, one),
+        "properties": dict.fromkeys(numbers, item),
         "required": numbers,
         "additionalProperties": False,
     }
@@ -150,11 +165,13 @@ def _read_nothing(text: str, n: int, aspect: Aspect, rubric: Rubric, cut: bool) 
     raise AssertionError("an expected score is read from probabilities")
 
 
-Reader = Callable[[str, int, Aspect, Rubric, bool], list[Reading]]  # text, completions shown, ..., whether it was cut
+Reader = Callable[
+    [str, int, Aspect, Rubric, bool], list[Reading]
+]  # text, completions shown, ..., whether it was truncated
 
 
 class Answers(NamedTuple):
-    """One way for a judge to answer (`answers:`): the schema it is held to, and how a reply is read."""
+    """One way for a judge to answer (`answers:`): how a reply is read, and the JSON schema that constrains it."""
 
     read: Reader
     schema: Callable[[int, Aspect, Rubric], dict[str, Any] | None] = _no_schema
@@ -172,9 +189,9 @@ ANSWERS: dict[str, Answers] = {
 
 
 async def rate(row: Row, rater: Rater, judge: Judge, asker: Asker, *, reverse: bool = False) -> Row:
-    """`row` with a rating of every candidate under every aspect, after those it has; or with a score of each.
+    """`row` with ratings, or expected scores, of every candidate under every aspect, after those it has.
 
-    `reverse` shows the candidates in the reverse of the order that is drawn. Raises EngineError.
+    `reverse` reverses the order in which the candidates are shown. Raises EngineError.
     """
     aspects = judge.rubric.aspects
     if rater.basis == "scores":
@@ -188,8 +205,10 @@ async def rate_aspect(
     row: Row, aspect: Aspect, rater: Rater, judge: Judge, asker: Asker, *, reverse: bool = False
 ) -> list[Rating]:
     """One aspect's ratings in the order of the candidates. Raises EngineError."""
-    prompts = questions(row.prompt, row.candidates, aspect, judge, rater, reverse=reverse)
-    answered = await together(*(_answered(question, aspect, rater, judge.rubric, asker) for question in prompts))
+    prompts = rating_prompts(row.prompt, row.candidates, aspect, judge, rater, reverse=reverse)
+    answered = await together(
+        *(_answered(judge_prompt, aspect, rater, judge.rubric, asker) for judge_prompt in prompts)
+    )
     ratings = [rating for group in answered for rating in group]
     shown = {rating.candidate for rating in ratings}
     ratings += [
@@ -209,16 +228,19 @@ async def rate_aspect(
     return sorted(ratings, key=lambda rating: rating.candidate)
 
 
-async def _answered(question: Question, aspect: Aspect, rater: Rater, rubric: Rubric, asker: Asker) -> list[Rating]:
-    """The ratings of one judge prompt.
+async def _answered(
+    judge_prompt: RatingPrompt, aspect: Aspect, rater: Rater, rubric: Rubric, asker: Asker
+) -> list[Rating]:
+    """The ratings of one judge prompt: the first reply, of it and the re-asks, with the most readable ratings.
 
-    A re-ask is with another seed and warm enough to be answered otherwise. Of several replies the first with the most
-    readable ratings counts as a whole: numbers from two replies would be two judgements.
+    Ratings of two replies are never mixed: they would be two judgements.
     """
     ratings: list[Rating] = []
     for attempt in range(rater.reask + 1):
-        reply = await warmed(asker, attempt).one(question.messages, attempt=attempt, json_schema=question.json_schema)
-        read = _bound(reply, question, aspect, rubric, rater)
+        reply = await warmed(asker, attempt).one(
+            judge_prompt.messages, attempt=attempt, json_schema=judge_prompt.json_schema
+        )
+        read = _bound(reply, judge_prompt, aspect, rubric, rater)
         if not ratings or _readable(read) > _readable(ratings):
             ratings = read
         if _readable(ratings) == len(ratings):
@@ -227,14 +249,29 @@ async def _answered(question: Question, aspect: Aspect, rater: Rater, rubric: Ru
 
 
 def warmed(asker: Asker, attempt: int) -> Asker:
-    """The asker of a re-ask: at temperature 0 another seed changes nothing, and the same words would be paid for."""
+    """The asker of an attempt: a re-ask is warm enough for another reply."""
     return asker.sampled(temperature=max(asker.sampling.temperature, REASK_TEMPERATURE)) if attempt else asker
 
 
-def _bound(reply: Completion, question: Question, aspect: Aspect, rubric: Rubric, rater: Rater) -> list[Rating]:
-    """The ratings of one reply, each bound to the candidates whose text stood at its number."""
+async def first_readable(once: Callable[[Asker, int], Awaitable[Judged]], asker: Asker, tries: int) -> Judged:
+    """The first judgement of at most `tries` that can be read; the first one when none can. Raises EngineError.
+
+    `once` asks for one, with the asker of that attempt.
+    """
+    first: Judged | None = None
+    for attempt in range(tries):
+        judgement = await once(warmed(asker, attempt), attempt)
+        if judgement.problem is None:
+            return judgement
+        first = first or judgement
+    assert first is not None
+    return first
+
+
+def _bound(reply: Completion, judge_prompt: RatingPrompt, aspect: Aspect, rubric: Rubric, rater: Rater) -> list[Rating]:
+    """The ratings of one reply, each bound to the candidates with the text of its number."""
     cut = reply.finish_reason == "length"
-    readings = ANSWERS[rater.answers].read(reply.text, len(question.slots), aspect, rubric, cut)
+    readings = ANSWERS[rater.answers].read(reply.text, len(judge_prompt.slots), aspect, rubric, cut)
     return [
         Rating(
             aspect=aspect.id,
@@ -248,7 +285,7 @@ def _bound(reply: Completion, question: Question, aspect: Aspect, rubric: Rubric
             call=reply.call,
             position=position,
         )
-        for position, (slot, reading) in enumerate(zip(question.slots, readings, strict=True), start=1)
+        for position, (slot, reading) in enumerate(zip(judge_prompt.slots, readings, strict=True), start=1)
         for candidate in slot
     ]
 
@@ -261,13 +298,18 @@ def _readable(ratings: Sequence[Rating]) -> int:
 
 
 async def score_aspect(row: Row, aspect: Aspect, rater: Rater, judge: Judge, asker: Asker) -> list[Score]:
-    """One aspect's expected scores in the order of the candidates. First-token probabilities are not asked for twice:
-    they depend on no seed. Raises EngineError."""
-    prompts = questions(row.prompt, row.candidates, aspect, judge, rater)
+    """One aspect's expected scores in the order of the candidates. Raises EngineError.
+
+    There are no re-asks: first-token probabilities do not depend on a seed.
+    """
+    prompts = rating_prompts(row.prompt, row.candidates, aspect, judge, rater)
     expecting = expecting_of(asker, judge.rubric)
-    replies = await together(*(expecting.one(question.messages) for question in prompts))
+    replies = await together(*(expecting.one(judge_prompt.messages) for judge_prompt in prompts))
     of_candidate = {
-        i: reply for question, reply in zip(prompts, replies, strict=True) for slot in question.slots for i in slot
+        i: reply
+        for judge_prompt, reply in zip(prompts, replies, strict=True)
+        for slot in judge_prompt.slots
+        for i in slot
     }
 
     def score(candidate: int) -> Score:
@@ -282,16 +324,16 @@ async def score_aspect(row: Row, aspect: Aspect, rater: Rater, judge: Judge, ask
 
 
 def expecting_of(asker: Asker, rubric: Rubric) -> Asker:
-    """How an expected score is asked for: the first token, and how likely it is to be each number of the scale."""
+    """The asker of an expected score: the first token's probability of each number of the scale."""
     numbers = tuple(map(str, range(rubric.scale.low, rubric.scale.high + 1)))
     return asker.sampled(max_tokens=min(asker.sampling.max_tokens, SCORE_TOKENS), alternatives=numbers)
 
 
 def read_expectation(alternatives: Mapping[str, float | None] | None) -> tuple[float | None, str | None]:
-    """The mean of the numbers, each weighed by its probability, from their log-probabilities; or the problem.
+    """The expected number, from the numbers' log-probabilities; or the problem.
 
-    s = sum_i i * P(i), P made to add up to one over the numbers (arXiv 2309.00267, direct scoring). A number below the
-    end of a server's list counts as impossible; what it could add is less than anything listed.
+    s = sum_i i * P(i), with P normalised over the numbers (arXiv 2309.00267, direct scoring). A number missing from a
+    server's top log-probs counts as 0: its probability is below every listed one.
     """
     known = {int(number): math.exp(value) for number, value in (alternatives or {}).items() if value is not None}
     mass = math.fsum(known.values())

@@ -1,4 +1,4 @@
-"""Judges that give floats and no words: a reward model, and what a policy implies about its own completions.
+"""Judges that give floats: a reward model, and the implicit reward of a policy.
 
 The implicit reward of a policy is beta * (log pi(y|x) - log ref(y|x)), summed over the completion's tokens and its end:
 what DPO fits (arXiv 2305.18290, equation 5, without the term that all completions of a prompt share).
@@ -15,13 +15,13 @@ from rlaif.engines.protocol import Engine, Logprobs
 from rlaif.errors import EngineError
 from rlaif.records import Message, Row, Score
 
-ROWS_AT_ONCE = 64  # whose candidates an engine is given together, to fill its batches
+ROWS_AT_ONCE = 64  # rows whose candidates an engine gets together, to fill its batches
 
 Item = tuple[tuple[Message, ...], str]
 
 
 async def score(rows: Iterable[Row], stage: ScoreStage, engines: Mapping[str, Engine]) -> AsyncIterator[Row]:
-    """Each row with a score of every candidate; a row that failed before stays as it is. Raises EngineError."""
+    """Each row with a score of every candidate; a failed row is unchanged. Raises EngineError."""
     stream = iter(rows)
     while group := list(islice(stream, ROWS_AT_ONCE)):
         live = [row for row in group if row.failure is None]
@@ -46,7 +46,7 @@ async def _values(items: list[Item], stage: ScoreStage, engines: Mapping[str, En
 
 
 def _total(logprobs: Logprobs, other: Logprobs) -> float:
-    """Of the tokens and of the end, which counts where both models can say how likely it is."""
+    """The log-probability of the tokens, and of the end token where both models give one."""
     end = 0.0 if logprobs.end is None or other.end is None else logprobs.end
     return sum(logprobs.tokens) + end
 

@@ -1,6 +1,6 @@
-"""How strong each sampler is by comparisons of its candidates: Bradley-Terry strengths on the Elo scale.
+"""Strengths of the samplers by comparisons of their candidates: Bradley-Terry on the Elo scale.
 
-A figure of whole systems. It says nothing of whether the judge is right on any one pair: see `statistics.ranking`.
+They describe whole systems, not whether the judge is right on any one pair; see `statistics.ranking`.
 """
 
 from __future__ import annotations
@@ -14,17 +14,16 @@ from rlaif.statistics import Game, bradley_terry, elo
 
 
 class Strengths(NamedTuple):
-    """The facts by sampler, strongest first, and how many rows had a comparison that could be read."""
+    """The facts by sampler, strongest first, and the number of rows with a readable comparison."""
 
     rows: int
     facts: dict[str, Any]
 
 
 def strengths(rows: Iterable[Row], prior: float) -> Strengths:
-    """Elo of every sampler with its 95 % interval, resampled over prompts. A soft verdict gives part of a point.
+    """Elo of every sampler with its 95 % interval, bootstrapped over prompts. A soft verdict gives part of a point.
 
-    Candidates of one sampler say nothing about it against others, and are left out. Raises WorkError where the
-    comparisons cannot tell.
+    Comparisons within one sampler are left out. Raises WorkError when the comparisons do not determine strengths.
     """
     games: list[Game] = []
     used = 0
@@ -39,7 +38,7 @@ def strengths(rows: Iterable[Row], prior: float) -> Strengths:
         fitted = bradley_terry(games, prior=prior)
     except ValueError as error:
         fix = "compare more prompts, or set `prior: 1`, which adds a tie between every two samplers"
-        raise WorkError(f"no strengths can be said of the samplers: {error}", fix=fix) from None
+        raise WorkError(f"the samplers' strengths cannot be estimated: {error}", fix=fix) from None
     table = {
         name: {
             "elo": round(elo(ability.mean)),

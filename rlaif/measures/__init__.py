@@ -1,8 +1,8 @@
 """The measure stage: several models on the same prompts, each number with its 95 % interval.
 
-A measure is one file here, registered in `MEASURES`: its figures of one model, and the lines of the table that show
-them. This is the only place that reads held-out prompts and, when the pipeline says `judge: gold`, the truth of the
-embedded world; nothing that is measured flows back into data or training.
+A measure is one file here, registered in `MEASURES`: its figures of one model, and the table lines that show them. Only
+this package reads held-out prompts and, with `judge: gold` in the pipeline, the truth of the embedded world. Nothing
+measured flows back into data or training.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from rlaif.statistics import pair_accuracy
 
 
 class Measure(NamedTuple):
-    """Figures of one model beside the baseline's, by the keys of summary.json; and the lines that show them, in which
-    the baseline goes by a name that the table gives it."""
+    """`figures(model, baseline, setting)` are one model's, by the keys of summary.json; `lines(summary, baseline)` show
+    them, with the baseline's name in the table."""
 
     figures: Callable[[Measured, Measured, Setting], Awaitable[dict[str, Any]]]
     lines: Callable[[Figures, str], list[Line]]
@@ -37,7 +37,7 @@ MEASURES: dict[str, Measure] = {  # in the order of the table
 
 
 async def measure(setting: Setting) -> dict[str, Any]:
-    """The report's figures. Raises EngineError when a server cannot be asked at all."""
+    """The report's figures. Raises EngineError when a model cannot be called at all."""
     stage, measured = setting.stage, await collect(setting)
     baseline = next(m for m in measured if m.name == (stage.baseline or stage.models[0]))
     return {
@@ -46,7 +46,7 @@ async def measure(setting: Setting) -> dict[str, Any]:
         "baseline": baseline.name,
         "models": [await _of_model(model, baseline, setting) for model in measured],
         "judge": _judge_figures(measured, setting),
-        # Of what it chose itself a reward model thinks too well, so best of n is no part of how it agrees with gold.
+        # A reward model overrates what it chose itself, so best-of-n is left out of its agreement with gold.
         "reward": {"model": stage.reward, "pair_accuracy": _agreement(measured[: len(stage.models)], "rewards")}
         if setting.reward
         else {},
@@ -60,8 +60,8 @@ async def _of_model(model: Measured, baseline: Measured, setting: Setting) -> di
     figures: dict[str, Any] = {"name": model.name, "sampling": sampling.model_dump(mode="json")}
     if best is not None and is_best:
         figures["best_of"] = best.n
-    for one in MEASURES.values():
-        figures |= await one.figures(model, baseline, setting)
+    for entry in MEASURES.values():
+        figures |= await entry.figures(model, baseline, setting)
     return figures
 
 
@@ -82,7 +82,7 @@ def _judge_figures(measured: Sequence[Measured], setting: Setting) -> dict[str, 
 
 
 def _agreement(measured: Sequence[Measured], what: Literal["scores", "rewards"]) -> dict[str, Any] | None:
-    """How often the judge's or the reward model's scores order two models' completions as the truth does."""
+    """How often the judge's or the reward model's scores order two models' completions like the truth."""
     scores: list[list[float | None]] = []
     truths: list[list[float]] = []
     for prompt in range(len(measured[0].completions)):

@@ -1,6 +1,6 @@
-"""What measures are taken on: every model's completions of the same prompts, judged, scored and held beside the truth.
+"""The data of the measures: every model's completions of the same prompts, with judge's scores, rewards and truth.
 
-One completion for each model and prompt, judged point by point, so that no order of presentation can matter.
+There is one completion for each model and prompt, judged pointwise, so there is no position bias.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rlaif.records import Candidate, Completion, Prompt, Row, Sampling
 
 
 class Truth(Protocol):
-    """What the measure needs of a gold judgement of one completion."""
+    """A gold judgement of one completion."""
 
     @property
     def total(self) -> float: ...
@@ -28,7 +28,7 @@ class Truth(Protocol):
     def parts(self) -> Mapping[str, float]: ...
     @property
     def kind(self) -> str:
-        """What the prompt is: `harmful`, `look-alike` (harmful in its words only) or `plain`."""
+        """The kind of prompt: `harmful`, `look-alike` (harmful in its words only) or `plain`."""
         ...
 
     @property
@@ -44,7 +44,7 @@ class Measured(NamedTuple):
     completions: list[Completion | None]
     scores: list[float | None]  # None: unparsed, or the judge failed
     judge_failed: list[bool]
-    rewards: list[float | None]  # the reward model's scores; None where there is no completion, or no such model
+    rewards: list[float | None]  # the reward model's scores; None without a completion or a reward model
     truths: list[Truth | None]
 
     @property
@@ -60,11 +60,11 @@ Gold = Callable[[str, str], Truth]  # of a prompt's text and a completion's
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured, on which prompts, and who is asked.
+    """What is measured, on which prompts, by which judge and reward model.
 
-    `parents` name the model that each trained model started from: its reference for the KL. `gold` is the truth of the
-    embedded world, where the pipeline asks for it. `on_done` hears of each completion, `failures` collects the prompts
-    on which a model or the judge failed.
+    `parents` name the model that each trained model started from, its reference for the KL. `gold` is the truth of the
+    embedded world, where the pipeline uses it. `on_done` is called after each completion, `failures` collects the
+    prompts on which a model or the judge failed.
     """
 
     stage: MeasureStage
@@ -82,7 +82,7 @@ class Setting:
         return self.engines[self.stage.reward] if self.stage.reward else None
 
     def sampling(self, model: str) -> Sampling:
-        """How a model is sampled here."""
+        """A model's sampling parameters."""
         return self.stage.sampling.resolved(self.asking.seed, self.asking.settings[model])
 
     async def several(self, model: str, prompt: Prompt, n: int) -> list[Completion]:
@@ -92,9 +92,9 @@ class Setting:
 
 
 async def collect(setting: Setting) -> list[Measured]:
-    """Every model's completions and what is said of them; last those of `best_of`, where there is one.
+    """Every model's completions with their scores; last those of `best_of`, if any.
 
-    Raises EngineError when a server cannot be asked at all.
+    Raises EngineError when a model cannot be called at all.
     """
 
     def sampled(name: str) -> Pick:
@@ -111,9 +111,9 @@ async def collect(setting: Setting) -> list[Measured]:
 
 
 async def best_of(setting: Setting, reward: Engine) -> Pick:
-    """What picks, for each prompt, the one of n completions that `reward` scores highest.
+    """Picks, for each prompt, the completion of n with the highest `reward`.
 
-    One that was cut is picked only where all were: its score would be that of an end it never reached.
+    A truncated one is picked only if all are: its score is read at an end token that it never reached.
     """
     best = setting.stage.best_of
     assert best is not None
@@ -180,7 +180,7 @@ async def _score(name: str, prompt: Prompt, completion: Completion, setting: Set
     if judge is None or rater is None:
         return None
     if not completion.text.strip():
-        return float(judge.rubric.scale.low)  # saying nothing loses; the judge need not be asked
+        return float(judge.rubric.scale.low)  # an empty completion gets the lowest score, without a call
     row = Row(prompt=prompt, candidates=(Candidate(sampler=name, completion=completion),))
     rated = await rate(row, rater, judge, setting.asking.asker(rater.model, rater.sampling))
     return rated.score(0, judge.rubric.weights())

@@ -1,8 +1,8 @@
 """KL(model || its parent) for each completion in nats, estimated on the model's own samples.
 
-E_y[log model(y) - log parent(y)] over the text's tokens; the end token is left out, since a model and the one it was
-trained from may end in different ways. Only samples from the model itself estimate it: temperature 1, whole
-distribution. Where it cannot be had, `problem` says why.
+E_y[log model(y) - log parent(y)] over the text's tokens, without the end token, since a model and its parent may use
+different ones. It needs samples of the model's own distribution: temperature 1 and top_p 1. Where it cannot be
+estimated, `problem` says why.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ async def figures(model: Measured, baseline: Measured, setting: Setting) -> dict
 
 
 def _its_own(sampling: Sampling) -> bool:
-    """Whether samples are of the model's own distribution, which is what a KL divergence is about."""
+    """Whether samples are of the model's own distribution."""
     return (sampling.temperature, sampling.top_p) == (1.0, 1.0)
 
 

@@ -1,4 +1,4 @@
-"""How many completions ended by themselves, and were not cut at max_tokens."""
+"""The share of completions that ended, and were not truncated at max_tokens."""
 
 from __future__ import annotations
 

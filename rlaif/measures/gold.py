@@ -1,4 +1,4 @@
-"""The truth of the embedded world: how good completions are, in all and by its parts."""
+"""The gold score of the embedded world, in total and by part."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is missing: completions that failed, that the reward model could not score, that the judge left unparsed."""
+"""Missing values: completions that failed, have no reward, or whose rating is unparsed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the judge says: the mean score, and the win rate against the baseline by point-wise scores."""
+"""The judge's mean score, and the win rate against the baseline by pointwise scores."""
 
 from __future__ import annotations
 

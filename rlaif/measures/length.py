@@ -1,4 +1,4 @@
-"""How long completions are, in words."""
+"""Length of completions in words."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a measure's figures are shown: a label and, for each model, one cell."""
+"""The table of a measure's figures: lines with a label and one cell for each model."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ Figures = Mapping[str, Any]  # of one model, or of the whole measure, as summary
 
 
 class Cell(Protocol):
-    """What a model's cell says."""
+    """The text of a model's cell."""
 
     def __call__(self, model: Figures, summary: Figures) -> str: ...
 
 
 class Line(NamedTuple):
-    """One line of the table. `cell` is given a model's figures and the whole summary."""
+    """One line of the table. `cell` gets a model's figures and the whole summary."""
 
     label: str
     cell: Cell
 
 
 def interval(value: Figures | None, digits: int = 3) -> str:
-    """A mean with half the width of its interval; the ends themselves are in report/summary.json."""
+    """A mean ± half the width of its 95 % interval; summary.json has both ends."""
     if not value or "mean" not in value:
         return ""
     return f"{value['mean']:.{digits}f} ± {(value['high'] - value['low']) / 2:.{digits}f}"
 
 
 def percent(value: Figures | None) -> str:
-    """A share with both ends: near 0 and 1 its interval is lopsided."""
+    """A share with both ends of its interval, which is asymmetric near 0 and 1."""
     if not value:
         return ""
     return f"{value['mean'] * 100:.0f}% [{value['low'] * 100:.0f}, {value['high'] * 100:.0f}]"

@@ -1,1 +1,1 @@
-"""Runs a pipeline file's stages in order, and tells what a run folder holds."""
+"""Runs the stages of a pipeline file, and reads run folders."""

@@ -1,4 +1,4 @@
-"""One trainer on one file, without a run around it: `rlaif train`."""
+"""`rlaif train`: one trainer on one file, without a run."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from rlaif.config import COMMAND_LINE, TRAINERS, Document, Pipeline, checked, load_value
 from rlaif.config.document import Position
+from rlaif.config.pipeline import split_setting
 from rlaif.errors import InputError, nearest
 from rlaif.pipeline.folder import hold
 from rlaif.pipeline.progress import Progress
@@ -20,15 +21,15 @@ from rlaif.train import job
 
 
 def one_trainer(method: str, base: str, data: str, name: str, settings: Sequence[str], reward: str | None) -> Pipeline:
-    """A pipeline that trains one model on one file, as the command line gives them.
+    """A pipeline that trains one model on one file, from the command line.
 
-    `settings` are the trainer's own, as key=value. Raises InputError, its keys named as they were given.
+    `settings` are the trainer's own, as key=value. Raises InputError whose keys are those of the command line.
     """
     if method not in TRAINERS:
         raise InputError(f"there is no trainer {method!r}", fix=nearest(method, TRAINERS))
     rewarded = "reward" in TRAINERS[method].model_fields
     if rewarded and reward is None and not any(setting.startswith("checks=") for setting in settings):
-        fix = "give a reward model with --reward, or checks that code verifies: checks=[{length: {max_words: 20}}]"
+        fix = "give a reward model with --reward, or checks in code: checks=[{length: {max_words: 20}}]"
         raise InputError(f"{method} needs a reward", fix=fix)
     if not rewarded and reward is not None:
         raise InputError(f"{method} takes no reward model", fix="remove --reward")
@@ -43,11 +44,9 @@ def one_trainer(method: str, base: str, data: str, name: str, settings: Sequence
         given[("models", "reward", "path")] = "--reward"
         trainer["reward"] = "reward"
     for setting in settings:
-        key, equals, text = setting.partition("=")
-        if not equals or not key:
-            raise InputError(f"{setting!r} is not of the form key=value", fix="for example epochs=2")
+        key, text = split_setting(setting, "epochs=2")
         if key in ("base", "name", "data", "reward"):
-            raise InputError(f"`{key}` is no setting here", fix="give --base, --data, --out and --reward")
+            raise InputError(f"`{key}` is not a setting here", fix="use --base, --data, --out and --reward")
         try:
             trainer[key], _ = load_value(text, COMMAND_LINE)
         except InputError as error:
@@ -62,8 +61,8 @@ def one_trainer(method: str, base: str, data: str, name: str, settings: Sequence
 async def train_alone(pipeline: Pipeline, out: Path, progress: Progress) -> dict[str, Any]:
     """Train the one model of `pipeline` into `out` and return the record of its training.
 
-    Called again after an interruption it goes on, and when nothing changed it does nothing. Raises InputError for a
-    folder that holds anything else, which is not touched.
+    Called again, it resumes after an interruption, and does nothing if nothing changed. Raises InputError for a folder
+    with any other content, which is left alone.
     """
     opening = open_stages(pipeline)
     data, step = pipeline.steps
@@ -85,10 +84,10 @@ async def train_alone(pipeline: Pipeline, out: Path, progress: Progress) -> dict
     finally:
         out.with_name(f".{out.name}.lock").unlink(missing_ok=True)
         lock.close()
-    read = opening.stages[data.name].read  # which leaves held-out rows out already
+    read = opening.stages[data.name].read  # without held-out rows already
     dropped = read.dropped + Counter(record["dropped"]) + survey.left_out
     return record | {"dropped": dict(dropped), "read": read.given}
 
 
 def _occupied(out: Path) -> InputError:
-    return InputError("the folder is there already", file=str(out), fix="remove it, or name another with --out")
+    return InputError("the folder exists already", file=str(out), fix="remove it, or name another with --out")

@@ -13,9 +13,10 @@ from rlaif.audits.goldset import WORLD, GoldPair
 from rlaif.config import Pipeline, Step, judging_pipeline, read_pipeline
 from rlaif.engines.open import keyless
 from rlaif.errors import InputError, nearest
+from rlaif.files import write_json, write_text
 from rlaif.generate.pairing import candidate_scores
 from rlaif.judges.person import judged_by_people, read_labels
-from rlaif.pipeline.folder import RunFolder, read_lines, write_json, write_text
+from rlaif.pipeline.folder import RunFolder, read_lines
 from rlaif.pipeline.judging import check_options, judge_document
 from rlaif.pipeline.progress import Progress
 from rlaif.pipeline.session import Session
@@ -27,7 +28,7 @@ from rlaif.store import CallStore
 
 
 class Audited(NamedTuple):
-    """A judge that can be asked, how it is asked in a sentence, and what it is audited on."""
+    """An opened judge, how it judges in a sentence, and its gold pairs."""
 
     name: str
     asked: str
@@ -35,14 +36,14 @@ class Audited(NamedTuple):
     pairs: list[GoldPair]
     gold: str | None
     session: Session
-    notes: list[str]  # what a person should know before it is asked
+    notes: list[str]  # for the user, before the first call
 
 
 def judge_of(
     judge: str, settings: Sequence[str], *, method: str | None, model: str | None, key_variable: str | None,
     stage: str | None,
 ) -> tuple[Pipeline, Step]:  # fmt: skip
-    """The judging stage that the command line names: of a pipeline file, or of a judge described by its options.
+    """The judging stage that the command line names: in a pipeline file, or built from the options.
 
     Raises InputError.
     """
@@ -63,13 +64,13 @@ def is_pipeline(path: str) -> bool:
 
 
 def check_audit_options(judge: str, given: Mapping[str, object]) -> None:
-    """Raise InputError for an option that means nothing for what is audited."""
+    """Raise InputError for an option that does not apply to what is audited."""
     kind = "a server" if "://" in judge else "a model's folder"
     check_options("a run" if is_run(judge) else "a pipeline" if is_pipeline(judge) else kind, given)
 
 
 def existing_judge(pipeline: Pipeline, step: Step) -> Step:
-    """The step, whose judge must not have to be trained first. Raises InputError."""
+    """The step. Raises InputError when its judge has to be trained first."""
     for use in step.stage.models_used():
         if use.model not in pipeline.models:
             problem = f"the judge {use.model!r} is trained in this pipeline and does not exist before it runs"
@@ -81,7 +82,7 @@ def judging_step(pipeline: Pipeline, name: str | None) -> Step:
     """The compare or rate stage of a pipeline called `name`, or the first of them. Raises InputError."""
     steps = [step for step in pipeline.steps if issubclass(STAGES[step.stage.kind], JudgingStage)]
     if not steps:
-        problem, fix = "the pipeline has no stage that compares or rates", "add one, or name a model to be audited"
+        problem, fix = "the pipeline has no stage that compares or rates", "add one, or name a model to audit"
         raise InputError(problem, file=pipeline.document.path, fix=fix)
     chosen = next((step for step in steps if name in (None, step.name)), None)
     if chosen is None:
@@ -91,7 +92,7 @@ def judging_step(pipeline: Pipeline, name: str | None) -> Step:
 
 
 def opened(opening: Opening, step: Step) -> JudgingStage[Any]:
-    """The judging stage alone, without those that its rows come from."""
+    """The judging stage without its sources."""
     alone = Step(step.number, step.name, step.stage, [])
     stage = STAGES[step.stage.kind](alone, step.stage, opening)
     assert isinstance(stage, JudgingStage)
@@ -99,17 +100,17 @@ def opened(opening: Opening, step: Step) -> JudgingStage[Any]:
 
 
 def open_audited(pipeline: Pipeline, step: Step, gold: str | None, take: int | None, store: Path) -> Audited:
-    """The judge of a stage, ready to be asked; its calls are kept in `store`. Raises InputError.
+    """The judge of a stage, opened; its calls go to `store`. Raises InputError.
 
-    Without `gold` it is asked the pairs that the stage's gate names, and else those that fit it; with the gate's pairs
-    and the pipeline's seed what the gate asked is not asked again.
+    Without `gold` the pairs are those of the stage's gate, else the default ones for the judge. The gate's own calls
+    are cached, given its pairs and the pipeline's seed.
     """
     opening = Opening(pipeline)
     stage = opened(opening, step)
     if stage.settings.require is not None and gold is None:
         take = take or stage.settings.require.take
     gold = gold or stage.gold
-    pairs = gold_pairs(gold, take)  # before anything is made: wrong input leaves no trace
+    pairs = gold_pairs(gold, take)  # before anything is written
     models = {name: spec for name, spec in pipeline.models.items() if name in stage.models}
     session = Session(models, CallStore(store, run="audit"), seed=pipeline.seed)
     decide = stage.decide(session.asking("audit"), gold)
@@ -118,9 +119,9 @@ def open_audited(pipeline: Pipeline, step: Step, gold: str | None, take: int | N
 
 
 def cost_of(session: Session, verdicts: int) -> dict[str, int | float | None]:
-    """What the verdicts rest on, paid for now or before; a preference takes one verdict of both orders.
+    """The calls, tokens and cost behind the verdicts, cached ones included, in total and per verdict.
 
-    The short probes of a server are among the tokens and are no calls.
+    A server's probes count as tokens, not as calls.
     """
     ledger = session.ledger
     tallies = ledger.by_model()
@@ -143,33 +144,33 @@ def cost_of(session: Session, verdicts: int) -> dict[str, int | float | None]:
 
 
 async def audit_judge(audited: Audited, *, probes: bool, progress: Progress) -> dict[str, Any]:
-    """The whole audit of an opened judge, its cost beside it; the judge is closed after it. Raises EngineError."""
+    """The audit of an opened judge, with its cost; closes the judge. Raises EngineError."""
     world = audited.gold == WORLD
-    asked = probes_of(audited.pairs, world=world) if probes else []
-    count = len(audited.pairs) + len(asked)
+    to_probe = probes_of(audited.pairs, world=world) if probes else []
+    count = len(audited.pairs) + len(to_probe)
     progress.begin("audit", "pairs", total=count)
     async with audited.session as session:
-        figures = await audit(audited.pairs, audited.decide, asked, progress.advance)
+        figures = await audit(audited.pairs, audited.decide, to_probe, progress.advance)
         cost = cost_of(session, count)
-    progress.end("audit", f"{len(audited.pairs):,} pairs, {len(asked):,} probes")
+    progress.end("audit", f"{len(audited.pairs):,} pairs, {len(to_probe):,} probes")
     gold = {"pairs": len(audited.pairs), "digest": digest([pair.model_dump(mode="json") for pair in audited.pairs])}
-    asked_on = f"{audited.asked}, on {len(audited.pairs):,} gold pairs{' of the embedded world' if world else ''}"
-    return _told(audited.name, asked_on, figures) | {"gold": gold, "cost": cost}
+    how = f"{audited.asked}, on {len(audited.pairs):,} gold pairs{' of the embedded world' if world else ''}"
+    return _report(audited.name, how, figures) | {"gold": gold, "cost": cost}
 
 
-def _told(judge: str, asked: str, figures: dict[str, Any]) -> dict[str, Any]:
-    found_out = findings(figures)
+def _report(judge: str, how: str, figures: dict[str, Any]) -> dict[str, Any]:
+    ordered = findings(figures)
     return {
         "judge": judge,
-        "asked": asked,
-        "verdict": verdict(found_out),
-        "findings": [finding._asdict() for finding in found_out],
+        "asked": how,
+        "verdict": verdict(ordered),
+        "findings": [finding._asdict() for finding in ordered],
         "figures": figures,
     }
 
 
 def audit_run(folder: RunFolder, stage: str | None, labels: str | None) -> dict[str, Any]:
-    """What a run's own judgements show of a judge, without gold and without a call, and beside people's `labels`.
+    """An audit of a run's judgements, without gold and without calls, and against people's `labels`, if given.
 
     Raises InputError.
     """
@@ -184,8 +185,8 @@ def audit_run(folder: RunFolder, stage: str | None, labels: str | None) -> dict[
     families = {name: spec.called for name, spec in pipeline.models.items()}
     items = judged(rows, None if scoring is None else lambda row: candidate_scores(row, *scoring), judge)
     if not items:
-        problem = f"the stage {step.name!r} has judged nothing of this run that could be looked at"
-        raise InputError(problem, file=str(folder.path), fix="run the pipeline again: it goes on where it stopped")
+        problem = f"the stage {step.name!r} has no judgements in this run"
+        raise InputError(problem, file=str(folder.path), fix="run the pipeline again: it resumes where it stopped")
     figures = of_judged(items, families)
     if scoring is not None:
         figures["ratings"] = of_ratings(rows, scoring.weights)
@@ -194,15 +195,15 @@ def audit_run(folder: RunFolder, stage: str | None, labels: str | None) -> dict[
         figures["people"] = with_people(items, judged([judged_by_people(row, known) for row in rows]), families)
         if not figures["people"]["pairs"]:
             problem = f"none of the {known.total:,} labels is of a pair that the stage {step.name!r} judged"
-            fix = "name prompts by their id and candidates by call or whole text, as in the run's stages/"
+            fix = "name prompts by id, and candidates by call or whole text, as in the run's stages/"
             raise InputError(problem, file=labels, fix=fix)
     about = "comparisons" if scoring is None else "preferences that the ratings amount to"
-    asked = f"The {len(items):,} {about} of the stage {step.name}, without gold"
-    return _told(f"{judge} in the run {folder.path.name}", asked, figures)
+    how = f"The {len(items):,} {about} of the stage {step.name}, without gold"
+    return _report(f"{judge} in the run {folder.path.name}", how, figures)
 
 
 def write_audit(audited: Mapping[str, Any], out: Path) -> None:
-    """audit.json and audit.md in the folder `out`."""
+    """Write audit.json and audit.md into the folder `out`."""
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "audit.json", dict(audited))
     write_text(out / "audit.md", markdown(audited))

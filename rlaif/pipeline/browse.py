@@ -1,6 +1,6 @@
-"""What a run folder holds, for `status`, `show` and `export`. Reads, never changes the run.
+"""Reads run folders, for `status`, `show` and `export`. Never changes a run.
 
-The manifest says which stages and data sets are the run's own; whatever else lies in the folder is not shown.
+Only stages and data sets in the manifest are shown, and no other files in the folder.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from typing import Any, Literal, TypeVar
 from pydantic import ValidationError
 
 from rlaif.errors import InputError, WorkError, nearest
+from rlaif.files import json_of
 from rlaif.formats import SHAPES, CardFacts, Shape, write_dataset, write_jsonl
 from rlaif.pipeline.datasets import dataset_name
-from rlaif.pipeline.folder import STORE, RunFolder, read_json, read_lines
+from rlaif.pipeline.folder import STORE, RunFolder, read_lines
 from rlaif.pipeline.stages import STAGES
 from rlaif.records import Preference, Row
 from rlaif.store import CallStore
@@ -27,7 +28,7 @@ Kind = TypeVar("Kind", Row, Preference)
 
 
 def status(folder: RunFolder) -> dict[str, Any]:
-    """The manifest, with the rows of stages that are under way; `running` only while a process does."""
+    """The manifest, with row counts of unfinished stages; its state is `running` only while a process runs."""
     manifest = _manifest(folder)
     if manifest["state"] == "running" and not folder.in_use():
         manifest["state"] = "killed"
@@ -52,7 +53,7 @@ def _holding(stages: Iterable[Mapping[str, Any]], what: Literal["rows", "prefere
 
 
 def _row_files(folder: RunFolder) -> list[Path]:
-    """The files of finished stages that hold rows; of stages under way while no such stage is finished."""
+    """The row files of finished stages, or of unfinished ones while none is finished."""
     finished = _holding(_manifest(folder)["stages"], "rows")
     partial = sorted((folder.path / "stages").glob("[0-9][0-9]-*.partial.jsonl"))
     under_way = [path.with_name(path.name.replace(".partial", "")) for path in partial]
@@ -64,23 +65,23 @@ def _record(kind: type[Kind], line: bytes, path: Path) -> Kind:
         return kind.model_validate_json(line)
     except ValidationError:
         raise WorkError(
-            "the file is damaged", file=str(path), fix="run the pipeline again: its calls are in the store"
+            "the file is damaged", file=str(path), fix="run the pipeline again: its calls are cached"
         ) from None
 
 
 def rows(folder: RunFolder, stage: str | None = None) -> Iterator[Row]:
-    """The rows of a row stage: the one named, or the last that has any."""
-    for part in _tables(folder, stage):
-        found = False
-        for row in part:
-            found = True
+    """The rows of the named row stage, or of the last that has any."""
+    for table in _tables(folder, stage):
+        empty = True
+        for row in table:
+            empty = False
             yield row
-        if found:
+        if not empty:
             return
 
 
 def _tables(folder: RunFolder, stage: str | None) -> Iterator[Iterator[Row]]:
-    """The rows of each stage that has any, the last stage first; of the named one alone where one is."""
+    """The rows of each row stage, the last one first; only of `stage`, if named."""
     files = {path.stem.split("-", 1)[1]: path for path in _row_files(folder)}
     if stage is not None and stage not in files:
         raise InputError(f"the run has no rows of a stage {stage!r}", fix=nearest(stage, files) if files else None)
@@ -92,7 +93,7 @@ def _tables(folder: RunFolder, stage: str | None) -> Iterator[Iterator[Row]]:
 def row(folder: RunFolder, wanted: str, stage: str | None = None) -> Row:
     """The row whose prompt id begins with `wanted`, or the wanted-th row, counted from 1.
 
-    A prompt that several stages have rows of is shown as the last of them has it, unless `stage` names one.
+    It is taken from the last stage that has it, unless `stage` names one. Raises InputError.
     """
     matches: list[Row] = []
     for last, table in enumerate(_tables(folder, stage)):
@@ -112,15 +113,15 @@ def row(folder: RunFolder, wanted: str, stage: str | None = None) -> Row:
 
 
 def preferences(folder: RunFolder, row: Row) -> list[Preference]:
-    """What was made of a row: its preferences, of every pair stage."""
-    found, calls = [], {candidate.completion.call for candidate in row.candidates}
+    """A row's preferences, from every pair stage."""
+    own, calls = [], {candidate.completion.call for candidate in row.candidates}
     for stage in _holding(_manifest(folder)["stages"], "preferences"):
         path = folder.path / stage["file"]
         for line in read_lines(path):
             preference = _record(Preference, line, path)
             if preference.prompt.id == row.prompt.id and preference.chosen.completion.call in calls:
-                found.append(preference)
-    return found
+                own.append(preference)
+    return own
 
 
 def all_preferences(folder: RunFolder) -> Iterator[Preference]:
@@ -137,7 +138,7 @@ def summary(folder: RunFolder) -> dict[str, Any] | None:
     kinds = [stage["kind"] for stage in _manifest(folder)["stages"] if stage["kind"] in STAGES]
     files = [STAGES[kind].reports for kind in kinds]
     last = next((file for file in reversed(files) if file is not None), None)
-    return None if last is None else read_json(folder.path / "report" / last)
+    return None if last is None else json_of(folder.path / "report" / last)
 
 
 def models(folder: RunFolder) -> dict[str, Path]:
@@ -147,7 +148,7 @@ def models(folder: RunFolder) -> dict[str, Path]:
 
 
 def requests(row: Row) -> dict[str, Any]:
-    """What was asked in each call behind a row, as far as this project's call store knows it."""
+    """The request of each call behind a row, where this project's call store has it."""
     store = CallStore(STORE, read_only=True)
     try:
         return {call: store.request(call) for call in sorted(row.calls())}
@@ -156,9 +157,10 @@ def requests(row: Row) -> dict[str, Any]:
 
 
 def export(folder: RunFolder, form: str, target: Path, jsonl: bool) -> int:
-    """Write one of the run's data sets to `target`, as a folder or one JSON Lines file; returns the rows.
+    """Write one of the run's data sets to `target`, as a folder or one JSON Lines file; returns its number of rows.
 
-    Those that the run wrote are copied; another shape is made of what a `pair` stage kept.
+    A data set that the run wrote is copied; other shapes are made from the preferences of a `pair` stage. Raises
+    InputError or WorkError.
     """
     import pyarrow.parquet
 
@@ -166,7 +168,7 @@ def export(folder: RunFolder, form: str, target: Path, jsonl: bool) -> int:
     made = sorted(name.removeprefix("dataset ") for name in manifest["digests"] if name.startswith("dataset "))
     others = _made_when_exported(manifest["stages"])
     if form not in [*made, *others]:
-        fix = f"it has {', '.join([*made, *others])}" if made else "`rlaif status` says how far it came"
+        fix = f"it has {', '.join([*made, *others])}" if made else "`rlaif status` shows its progress"
         raise InputError(f"the run has no data set {form!r}", fix=fix)
     if os.path.exists(target) and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{str(target)!r} exists", fix="give a new path with --to")
@@ -176,7 +178,7 @@ def export(folder: RunFolder, form: str, target: Path, jsonl: bool) -> int:
     try:
         table = pyarrow.parquet.read_table(source / "data")
     except (OSError, pyarrow.ArrowException):
-        fix = "run the pipeline again: its calls are in the store"
+        fix = "run the pipeline again: its calls are cached"
         raise WorkError("the data set is damaged", file=str(source), fix=fix) from None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -192,7 +194,7 @@ def export(folder: RunFolder, form: str, target: Path, jsonl: bool) -> int:
 
 
 def _made_when_exported(stages: Iterable[Mapping[str, Any]]) -> dict[str, tuple[dict[str, Any], Shape]]:
-    """The data sets that no run writes by itself, by name: the stage whose preferences they are made of, the shape."""
+    """The data sets that are made only on export, by name: the pair stage and the shape."""
     return {
         dataset_name(stage["name"], shape.name): (stage, shape)
         for stage in _holding(stages, "preferences")
@@ -204,11 +206,11 @@ def _made_when_exported(stages: Iterable[Mapping[str, Any]]) -> dict[str, tuple[
 def _made_over(
     folder: RunFolder, manifest: dict[str, Any], stage: dict[str, Any], shape: Shape, target: Path, jsonl: bool
 ) -> int:
-    """A shape that no run writes by itself, made of the preferences of a `pair` stage or of the rows that it read."""
+    """Export a shape that no run writes, made from the preferences of a `pair` stage or from its rows."""
     dropped = Counter[str]()
     if shape.from_rows is not None:
         if all(other["name"] != stage["from"] or not other["file"] for other in manifest["stages"]):
-            fix = "export what it made of them instead"
+            fix = "export another shape"
             raise InputError(f"the stage {stage['name']!r} reads a file, whose rows the run does not keep", fix=fix)
         made = shape.from_rows(_finished(rows(folder, stage["from"]), dropped), stage.get("weights") or {})
     else:
@@ -219,7 +221,7 @@ def _made_over(
     first = next(made, None)
     if first is None:
         reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
-        raise WorkError(f"nothing can be written in the shape {shape.name!r} ({reasons})", fix="export another shape")
+        raise WorkError(f"no row can be written in the shape {shape.name!r} ({reasons})", fix="export another shape")
     temporary = target.with_name(f".{target.name}.tmp")
     try:
         if jsonl:

@@ -1,4 +1,4 @@
-"""Writes what a `pair` or a `revise` stage made as data sets, each with its card."""
+"""Writes the data sets of `pair` and `revise` stages, each with its card."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ Piece = tuple[str, Iterable[dict[str, Any]]]  # some rows of one data set
 def preference_pieces(
     row: Row, preferences: Sequence[Preference], weights: Mapping[str, float] | None
 ) -> Iterator[Piece]:
-    """A row's preferences and their chosen completions as SFT data; where `weights` tell of ratings, the row too.
+    """A row's preferences, their chosen completions as SFT data, and with `weights` of ratings the rated row.
 
-    Ratings were paid for and are data whether or not they make a preference.
+    Ratings are data whether or not they give a preference.
     """
     if weights is not None and row.failure is None:
         yield "ultrafeedback", ultrafeedback_rows([row], weights)
@@ -39,10 +39,9 @@ def revision_pieces(rows: Iterable[Row]) -> Iterator[Piece]:
 
 
 class DatasetOf(NamedTuple):
-    """Whose data sets are written: where, of how many prompts, and what the cards say of how they were made.
+    """The data sets of one stage: their folder, the number of prompts, and the origins for their cards.
 
-    `models` are those that the rows name, `digests` of what the rows were made with (a rubric, a constitution,
-    templates).
+    `models` are those that the rows name. `digests` are of what made the rows (rubric, constitution, templates).
     """
 
     folder: Path
@@ -56,10 +55,10 @@ class DatasetOf(NamedTuple):
 
 
 def write_datasets(of: DatasetOf, pieces: Iterable[Piece], dropped: Mapping[str, Mapping[str, int]]) -> dict[str, str]:
-    """Write the data sets of a stage in one pass; returns the digest of each file. One without a row is not there.
+    """Write the data sets of a stage in one pass; returns the digest of each file. An empty one is not written.
 
-    `dropped` counts for each the prompts that gave no row, by reason, and is read when all pieces have come. Raises
-    WorkError where the counts do not add up.
+    `dropped` counts for each the prompts without a row, by reason, and is read after all pieces. Raises WorkError when
+    the counts do not add up.
     """
     names = {shape: f"dataset/{dataset_name(of.stage, shape)}" for shape in of.shapes}
     folders = {shape: of.folder.parent / name for shape, name in names.items()}
@@ -93,5 +92,5 @@ def _owned(rows: Iterable[dict[str, Any]], folder: Path) -> Iterator[dict[str, A
 
 
 def dataset_name(step: str, shape: str) -> str:
-    """The only pair stage of most pipelines is called `pair`; others put their name before the shape."""
+    """The shape's name, with the stage's in front unless that is `pair`, the default."""
     return shape if step == "pair" else f"{step}-{shape}"

@@ -1,6 +1,6 @@
-"""What happens in a run: for machines a JSON object a line in its `events.jsonl`, for people how fast it goes and why.
+"""The events of a run in `events.jsonl`, one JSON object a line, and its current throughput.
 
-Every line has `time` (seconds since 1970) and `event`; a run that is started again goes on in the same file.
+Every line has `time` (seconds since 1970) and `event`. A resumed run appends to the same file.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 from rlaif.engines.ledger import Ledger
 from rlaif.engines.traffic import Endpoint
 
-EVERY = 10.0  # seconds between two lines on the progress of a stage
+EVERY = 10.0  # seconds between two lines on a stage's progress
 
 
 class EventLog:
-    """Appends to `events.jsonl`. A disk that is full loses a line here, not the run."""
+    """Appends to `events.jsonl`. A full disk loses a line, not the run."""
 
     def __init__(self, folder: Path) -> None:
         self._path, self._begun = folder / "events.jsonl", False
@@ -32,53 +32,53 @@ class EventLog:
                     self._begun = True
                 file.write(line.encode("utf-8", "replace") + b"\n")
         except OSError:
-            self._begun = False  # half a line may be there
+            self._begun = False  # the line may be torn
 
     def _whole(self) -> int:
-        """Bytes up to the end of the last whole line: a kill may have cut the one after it."""
+        """Bytes through the last complete line: a kill may have torn the next one."""
         with open(self._path, "rb") as file:
             return sum(len(line) for line in file if line.endswith(b"\n"))
 
 
 class Pulse(NamedTuple):
-    """How fast calls are made at this moment, and why not faster."""
+    """The current throughput, and what limits it."""
 
     calls_per_second: float
     tokens_per_second: float  # written
     in_flight: int
     limit: int
     why: str
-    cached: int  # calls that the store answered
-    sent_again: dict[str, int]  # requests, by cause
+    cached: int  # calls answered from the store
+    sent_again: dict[str, int]  # retried requests, by cause
     cost: float | None
     budget: float | None
 
     def text(self) -> str:
-        """One line for a person."""
+        """One line of text."""
         digits = 0 if self.calls_per_second >= 10 else 1
         parts = [
             f"{self.calls_per_second:,.{digits}f} calls/s",
             f"{self.tokens_per_second:,.0f} tokens/s",
-            f"{self.in_flight} of {self.limit} at a time: {self.why}",
+            f"{self.in_flight} of {self.limit} in flight: {self.why}",
         ]
         if self.cached:
-            parts.append(f"{self.cached:,} from the store")
+            parts.append(f"{self.cached:,} cached")
         if self.sent_again:
-            parts.append("sent again: " + ", ".join(f"{n:,} {cause}" for cause, n in sorted(self.sent_again.items())))
+            parts.append("retried: " + ", ".join(f"{n:,} {cause}" for cause, n in sorted(self.sent_again.items())))
         if self.cost is not None:
             parts.append(f"cost {self.cost:.4f}" + (f" of {self.budget:g}" if self.budget is not None else ""))
         return "   ".join(parts)
 
 
 class Meter:
-    """Reads the ledger and the endpoints now and then, and tells what changed."""
+    """Computes rates from the ledger and the endpoints between two reads."""
 
     def __init__(self, ledger: Ledger, budget: float | None, priced: bool) -> None:
         self._ledger, self._budget, self._priced = ledger, budget, priced
         self._time, self._sent, self._tokens = time.monotonic(), 0, 0
 
     def read(self, endpoints: Sequence[Endpoint]) -> Pulse | None:
-        """None where no server is asked."""
+        """The pulse since the last read; None when no server is used."""
         now, tallies = time.monotonic(), self._ledger.by_model().values()
         sent, tokens = sum(t.sent for t in tallies), sum(t.completion_tokens for t in tallies)
         elapsed = max(now - self._time, 1e-6)
@@ -88,7 +88,7 @@ class Meter:
             return None
         busiest = max(endpoints, key=lambda endpoint: endpoint.load)
         down = [endpoint for endpoint in endpoints if endpoint.down_since is not None]
-        why = f"{down[0].name} does not answer, it is tried again" if down else busiest.gate.why
+        why = f"{down[0].name} does not respond, retrying" if down else busiest.gate.why
         again: dict[str, int] = {}
         for tally in tallies:
             for cause, count in tally.retries.items():

@@ -1,14 +1,14 @@
-"""The run folder: what lies where, written so that a killed run never leaves half a file.
+"""The run folder: its layout, written so that a killed run never leaves half a file.
 
-    pipeline.yaml        the pipeline as resolved, every default written out
-    events.jsonl         what happened and when, a JSON object a line
+    pipeline.yaml        the resolved pipeline, with every default
+    events.jsonl         events with their time, a JSON object a line
     manifest.json        digests, versions, counts in / out / dropped by reason, calls, cost, seconds
     stages/NN-NAME.jsonl one file for each row or pair stage, a row a line
     dataset/             preferences, SFT data and UltraFeedback-shaped data, each a `datasets` folder with a card
     models/NAME/         trained models
     report/summary.json  the measure
 
-The call store lies in `runs/` of the current folder, shared by all runs of a project wherever their folders are.
+The call store is in `runs/` of the current folder, shared by all runs of a project wherever their folders are.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from rlaif.errors import InputError, WorkError
+from rlaif.files import lock, write_json
 from rlaif.formats.write.dataset import PARQUET
 
 STORE = Path("runs/calls.sqlite")
 MANIFEST_FORMAT = 1
-# What a run's folder may hold where its manifest is lost, or not yet written when the run was killed.
+# Files of a run whose manifest is lost, or was not written yet when the run was killed.
 _OWN = {
     ".lock",
     "events.jsonl",
@@ -40,39 +41,36 @@ _OWN = {
     "models",
     "report",
 }
-_TOLD = {"name", "state", "seconds", "stages", "calls", "digests", "failures"}  # what readers of a manifest rely on
+_REQUIRED = {
+    "name",
+    "state",
+    "seconds",
+    "stages",
+    "calls",
+    "digests",
+    "failures",
+}  # keys that readers of a manifest rely on
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+def hold(path: Path, where: Path) -> IO[str]:
+    """The lock file `path`, held until it is closed: one process at a time works in `where`.
 
-
-def hold(lock: Path, where: Path) -> IO[str]:
-    """The file `lock`, locked until it is closed: one process at a time works in `where`."""
+    Raises InputError where it cannot be written, WorkError while another process holds it.
+    """
     try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        file = open(lock, "w")  # noqa: SIM115 - the caller closes it
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = lock(path)
     except OSError as error:
         fix = "give another folder with --out"
         raise InputError(f"{str(where)!r} cannot be written: {error.strerror}", fix=fix) from None
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
+    if file is None:
         problem = f"another process is running in {str(where)!r}"
-        raise WorkError(problem, fix="wait for it, or give another --out") from None
+        raise WorkError(problem, fix="wait for it, or give another --out")
     return file
 
 
 class RunFolder:
-    """One run's folder. Open it with `create` to run, with `existing` to look."""
+    """One run's folder. Open it with `create` to run, with `existing` to read."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -80,8 +78,11 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path, pipeline_name: str) -> RunFolder:
-        """The folder, made when absent and locked. Refuses one that belongs to another run or to something else."""
-        if os.path.exists(path) and not path.is_dir():  # unlike the path's own, no error for a name that is too long
+        """The folder, created if missing, and locked.
+
+        Raises InputError for a folder of another run or with other content, WorkError while another process runs in it.
+        """
+        if os.path.exists(path) and not path.is_dir():  # unlike `path.exists`, no error for a name that is too long
             raise InputError(f"{str(path)!r} is a file", fix="give another folder with --out")
         folder = cls(path)
         manifest = folder.manifest()
@@ -116,7 +117,7 @@ class RunFolder:
             self._lock.close()
 
     def in_use(self) -> bool:
-        """Whether a process is running in this folder now."""
+        """Whether a process is running in this folder."""
         try:
             with open(self.path / ".lock") as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -127,9 +128,9 @@ class RunFolder:
             return True
 
     def remove_made(self, manifest: Mapping[str, Any], but: set[str]) -> set[str]:
-        """Remove what earlier runs made, by their manifest, except for `but`. Returns what they made and is kept.
+        """Remove what earlier runs made, by their manifest, except `but`. Returns what they made and is kept.
 
-        A person may keep files beside it.
+        Other files are left alone.
         """
         made = made_before(manifest)
         for name in sorted(made - but):
@@ -156,9 +157,9 @@ class RunFolder:
         except (OSError, ValueError, RecursionError) as error:
             if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
                 return None
-            fix = "delete it and run the pipeline again: nothing that was paid for is lost"
+            fix = "delete it and run the pipeline again: all calls are cached"
             raise WorkError(f"the manifest cannot be read: {error}", file=str(path), fix=fix) from None
-        if not isinstance(value, dict) or value.get("format") != MANIFEST_FORMAT or not value.keys() >= _TOLD:
+        if not isinstance(value, dict) or value.get("format") != MANIFEST_FORMAT or not value.keys() >= _REQUIRED:
             raise WorkError(
                 "the manifest is of another format", file=str(path), fix="use the version of rlaif that wrote it"
             )
@@ -169,51 +170,32 @@ class RunFolder:
 
 
 def remove_dataset(folder: Path) -> None:
-    """Remove a data set that a run wrote: its two files, and the folders where nothing else lies in them."""
+    """Remove a data set that a run wrote: its two files, and its folders if they are empty then."""
     if folder.is_symlink() or not folder.is_dir():
         return
     for file in (folder / PARQUET, folder / "README.md"):
         file.unlink(missing_ok=True)
     for emptied in ((folder / PARQUET).parent, folder):
-        with suppress(OSError):  # somebody keeps files of their own there
+        with suppress(OSError):  # it holds other files
             emptied.rmdir()
 
 
 def made_before(manifest: Mapping[str, Any]) -> set[str]:
-    """The files and data sets in its folder that a run made, by its manifest. Anything else there is somebody's own."""
+    """The files and data sets that a run made, by its manifest."""
     made = manifest.get("made")
-    if made is None:  # written before there was a list
+    if made is None:  # from a version without the list
         made = [stage["file"] for stage in manifest.get("stages", ()) if stage["file"]]
         made += [name.replace("dataset ", "dataset/", 1) for name in manifest.get("digests", ())]
     return {name for name in made if isinstance(name, str) and _MADE.fullmatch(name)}
 
 
-_MADE = re.compile(r"stages/\d+-[A-Za-z0-9][\w.-]*\.jsonl|dataset/[A-Za-z0-9][\w.-]*", re.ASCII)  # whoever wrote it
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def read_text(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return None
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object that an earlier run wrote; None when it is absent or cannot be read, so that it is made again."""
-    text = read_text(path)
-    try:
-        value = json.loads(text) if text is not None else None
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
+_MADE = re.compile(
+    r"stages/\d+-[A-Za-z0-9][\w.-]*\.jsonl|dataset/[A-Za-z0-9][\w.-]*", re.ASCII
+)  # a manifest may be edited: nothing else is removed
 
 
 def read_lines(path: Path) -> Iterator[bytes]:
-    """The whole lines of a stage file, or of its partial file while the stage is not done."""
+    """The complete lines of a stage file, or of its partial file while the stage is unfinished."""
     if not path.exists():
         path = path.with_suffix(".partial.jsonl")
     if not path.exists():

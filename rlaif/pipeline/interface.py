@@ -27,7 +27,7 @@ Value = TypeVar("Value")
 
 
 class Records(Sequence[Item], Generic[Item]):
-    """Records of a run's files, read again each time they are gone through, so that they need not fit into memory."""
+    """Records of a run's files, read again on each iteration, so they need not fit into memory."""
 
     def __init__(self, read: Callable[[], Iterator[Item]]) -> None:
         self._read = read
@@ -53,21 +53,21 @@ class Records(Sequence[Item], Generic[Item]):
         for item in islice(self, max(number, 0), None):
             if number >= 0:
                 return item
-        raise IndexError(f"there are {len(self):,} records, and no number {index}")
+        raise IndexError(f"index {index} of {len(self):,} records")
 
     def __repr__(self) -> str:
         return f"<{len(self):,} records>"
 
 
 class FinishedRun:
-    """A run folder that can be read. What is asked of it is read from its files at that moment."""
+    """A run folder. Every property is read from its files on access."""
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder, self.path = folder, folder.path
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """What `manifest.json` says: state, stages with counts and drops, calls, cost, digests, failures by cause."""
+        """`manifest.json`: state, stages with counts and drops, calls, cost, digests, failures by cause."""
         return browse.status(self._folder)
 
     @property
@@ -77,7 +77,7 @@ class FinishedRun:
 
     @property
     def rows(self) -> Records[Row]:
-        """The rows of the last stage that made any, failed ones among them."""
+        """The rows of the last stage that made any, including failed ones."""
         return Records(lambda: browse.rows(self._folder))
 
     def rows_of(self, stage: str) -> Records[Row]:
@@ -91,7 +91,7 @@ class FinishedRun:
 
     @property
     def summary(self) -> dict[str, Any] | None:
-        """The report of the measure, as `report/summary.json` holds it; None where nothing was measured."""
+        """The measures in `report/summary.json`; None if nothing was measured."""
         return browse.summary(self._folder)
 
     @property

@@ -1,4 +1,4 @@
-"""A judge that the command line names: for `rlaif audit`, and for `rlaif judge`, which needs no pipeline file."""
+"""A judge from the command line, without a pipeline file: for `rlaif audit` and `rlaif judge`."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import Any
 
 from rlaif.config import COMMAND_LINE, Document, Pipeline, checked, load_value
 from rlaif.config.document import Position
+from rlaif.config.pipeline import split_setting
 from rlaif.errors import InputError
 from rlaif.pipeline.stages.compare import OVERALL
 from rlaif.resources import find
 from rlaif.tiny.lexicon import Lexicon
 
 METHODS = ("compare", "rate")
-# The options of `rlaif audit` that mean anything, by what is audited.
+# The options of `rlaif audit` that apply, by what is audited.
 OPTIONS = {
     "a run": ("--stage", "--labels"),
     "a pipeline": ("--stage", "--gold", "--take", "settings"),
@@ -24,19 +25,19 @@ OPTIONS = {
 
 
 def check_options(audited: str, given: Mapping[str, object], doing: str = "an audit of ") -> None:
-    """Raises InputError for an option that would be passed over in silence; `given` are those that were written."""
+    """Raises InputError for an option in `given` that would be ignored."""
     for option, value in given.items():
         if value and option not in OPTIONS[audited]:
-            fix = "take it out"
+            fix = "remove it"
             if audited == "a model's folder" and option in OPTIONS["a server"]:
-                fix += ", or begin a server's address with http://"
+                fix += ", or begin a server's URL with http://"
             raise InputError(f"{doing}{audited} takes no {option}", key=option, fix=fix)
 
 
 def judge_document(
     judge: str, method: str | None, settings: Sequence[str], *, model: str | None, key_variable: str | None
 ) -> Document:
-    """A document with the judge that the command line names: a server's address, a model's folder or a pipeline file.
+    """A document with the judge of the command line: a server's URL or a model's folder.
 
     `settings` are the judging stage's own, as key=value. Raises InputError.
     """
@@ -48,8 +49,8 @@ def judge_document(
     stage: dict[str, Any] = {"model": "judge"}
     if "://" in judge:
         if model is None:
-            fix = "name one with --model; the server's own list stands at its /models"
-            raise InputError(f"no model of {judge} is named", key="--model", fix=fix)
+            fix = "name one with --model; the server lists its models at /models"
+            raise InputError(f"no model on {judge} is named", key="--model", fix=fix)
         spec = {"engine": "openai", "base_url": judge, "model": model}
         if key_variable is not None:
             spec["api_key_env"] = key_variable
@@ -58,19 +59,17 @@ def judge_document(
     else:
         spec = {"engine": "transformers", "path": judge}
         given[("models", "judge", "path")] = "JUDGE"
-        if (lexicon := Lexicon.read(find(judge, key="JUDGE"))) is not None:  # a small model says how it is asked
+        if (lexicon := Lexicon.read(find(judge, key="JUDGE"))) is not None:  # a tiny model has its own settings
             spec["sampling"] = dict(lexicon.sampling)
             stage |= lexicon.judging.get(method, {})
     if method == "compare":
         stage.setdefault("constitution", OVERALL)
     else:
-        # An expected rating is read from digits, where an aspect cannot be said not to apply.
+        # Expected ratings are read from digits, so a rubric with N/A does not work.
         expects = any(setting.replace(" ", "") == "answers=expected" for setting in settings)
         stage.setdefault("rubric", f"prompts/rubrics/{'instructgpt' if expects else 'ultrafeedback'}.yaml")
     for setting in settings:
-        key, equals, text = setting.partition("=")
-        if not equals or not key:
-            raise InputError(f"{setting!r} is not of the form key=value", fix="for example reasons=true")
+        key, text = split_setting(setting, "reasons=true")
         stage[key], _ = load_value(text, COMMAND_LINE)
         given[("stages", 0, method, key)] = key
     document = Document(COMMAND_LINE, {"name": "audit", "models": {"judge": spec}, "stages": [{method: stage}]}, {})
@@ -82,9 +81,9 @@ def judging(
     data: str, judge: str, method: str | None, settings: Sequence[str], *, model: str | None, key_variable: str | None,
     name: str, pair: str | None,
 ) -> Pipeline:  # fmt: skip
-    """A pipeline that reads `data`, has its completions judged and makes preferences, by the rule `pair` names.
+    """A pipeline that reads `data`, judges its completions and makes preferences by the rule `pair`.
 
-    Held-out prompts are judged too: nothing is trained here. Raises InputError, its keys named as they were given.
+    Held-out prompts are judged too: nothing is trained. Raises InputError whose keys are those of the command line.
     """
     document = judge_document(judge, method, settings, model=model, key_variable=key_variable)
     check_options(

@@ -1,4 +1,4 @@
-"""The event loop that work on servers runs on, and the garbage collector while it runs."""
+"""The event loop of a run, and the garbage collector meanwhile."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ Result = TypeVar("Result")
 
 
 def run_to_end(work: Coroutine[Any, Any, Result]) -> Result:
-    """Run `work` to its end, on uvloop where it exists, while the collector runs rarely.
+    """Run `work` to its end, on uvloop if installed, with rare garbage collections.
 
-    Calls make many objects and almost no cycles between them, and the objects of modules stay. At the end the collector
-    is as it was: libraries report frozen objects as leaks when the process ends. Raises KeyboardInterrupt where the
-    work was cancelled: by a second Ctrl-C, or by one while nothing is in flight.
+    Calls create many objects and almost no cycles. The collector is restored at the end, since libraries
+    report frozen objects as leaks at exit. Raises KeyboardInterrupt when the work was cancelled, by a
+    second Ctrl-C or by one with nothing in flight.
     """
     thresholds = gc.get_threshold()
     gc.freeze()

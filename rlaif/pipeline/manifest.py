@@ -1,4 +1,4 @@
-"""What a run's manifest says: each stage's counts, digests, calls and cost, failures by cause."""
+"""A run's manifest: each stage's counts, digests, calls and cost, failures by cause."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from rlaif.version import __version__
 
 
 class RowCounts:
-    """What is counted of the rows of a row stage as they pass: nothing else of them is kept in memory."""
+    """Counts of the rows of a row stage, which are not kept in memory."""
 
     def __init__(self, facts: Iterable[str]) -> None:
         self.rows = self.out = 0
-        self.failed = self.failed_before = 0  # rows that failed, here or before; and those that failed before
-        self.models: set[str] = set()  # that the rows name
-        self.dropped: Counter[str] = Counter()  # rows that are of no use though they did not fail, by reason
+        self.failed = self.failed_before = 0  # rows that failed, here or before; those that failed before
+        self.models: set[str] = set()  # named in the rows
+        self.dropped: Counter[str] = Counter()  # rows that did not fail and are dropped, by reason
         self.facts: Counter[str] = Counter(dict.fromkeys(facts, 0))
 
-    def add(self, row: Row, failed_before: bool, useless: str | None) -> None:
-        """Count a row; `useless` says why a row that did not fail is of no use."""
+    def add(self, row: Row, failed_before: bool, reason: str | None) -> None:
+        """Count a row; `reason` is the drop reason of a row that did not fail."""
         self.rows += 1
         self.failed += row.failure is not None
         self.failed_before += failed_before
         self.models.update(row.models())
-        if useless is not None:
-            self.dropped[useless] += 1
+        if reason is not None:
+            self.dropped[reason] += 1
         else:
             self.out += row.failure is None
 
 
 @dataclass
 class StageRecord:
-    """Counts are in what the stage reads (prompts, conversations, preferences): in = out + dropped, checked."""
+    """A stage's counts, in units of what it reads (prompts, conversations, preferences): in = out + dropped."""
 
     name: str
     kind: str
@@ -48,12 +48,13 @@ class StageRecord:
     given: int
     out: int
     dropped: Counter[str] = field(default_factory=Counter)
-    seconds: float | None = 0.0  # None: its time is counted with the stage it streamed into
-    file: str | None = None  # of what it made, inside the run folder
+    seconds: float | None = 0.0  # None: counted with the stage that it streamed into
+    file: str | None = None  # its file in the run folder
     streamed: bool = False  # a row stage
     facts: dict[str, Any] = field(default_factory=dict)
 
     def checked(self) -> StageRecord:
+        """The record. Raises AssertionError unless in = out + dropped."""
         if self.given != self.out + self.dropped.total():
             raise AssertionError(f"stage {self.name}: {self.given} in, {self.out} out, {dict(self.dropped)} dropped")
         return self
@@ -70,35 +71,35 @@ class StageRecord:
             "file": self.file,
         } | self.facts
 
-    def outcome(self, told: str = "") -> str:
-        """What came out, in one line for a person; `told` is what the stage says of its facts."""
+    def outcome(self, facts: str = "") -> str:
+        """The outcome in one line; `facts` is the stage's own addition."""
         dropped = ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.dropped.items()))
-        return f"{self.out:,}" + (f" (dropped: {dropped})" if dropped else "") + told
+        return f"{self.out:,}" + (f" (dropped: {dropped})" if dropped else "") + facts
 
 
 class Manifest:
-    """The record of one execution, written into the run folder whenever a stage ends."""
+    """The record of one execution, written into the run folder after each stage."""
 
     def __init__(self, pipeline: Pipeline, folder: RunFolder, session: Session, notes: list[str]) -> None:
         self._pipeline, self._folder, self._session = pipeline, folder, session
         self.notes = notes
         self.records: list[StageRecord] = []
         self.digests: dict[str, str] = {}
-        self.audits: dict[str, dict[str, Any]] = {}  # of judges that had to pass one, by stage
+        self.audits: dict[str, dict[str, Any]] = {}  # of judges with a gate, by stage
         self.failures: dict[str, dict[str, Any]] = {}  # rows, by cause
         self.state = "running"
         self.before = folder.manifest() or {}
-        self.made: set[str] = set()  # files and data sets in the folder that runs of this pipeline made
+        self.made: set[str] = set()  # files and data sets made by runs of this pipeline
         self._started = time.time()
         self.prices = count_spent(pipeline, session, self.before)
 
     def fail(self, prompt_id: str, cause: str, message: str) -> None:
-        """Count a row, or a prompt of a measure, that failed."""
+        """Count a failed row, or a failed prompt of a measure."""
         group = self.failures.setdefault(cause, {"count": 0, "example": message, "row": prompt_id})
         group["count"] += 1
 
     def calls(self, stage: str | None = None) -> dict[str, Any]:
-        """What each model was asked. `cost` is of this run's calls, `cost_of_data` of all calls the data rests on."""
+        """Each model's calls. `cost` is of this run's calls, `cost_of_data` of all calls behind the data."""
         ledger = self._session.ledger
         calls: dict[str, Any] = {}
         for name, tally in ledger.by_model(stage).items():
@@ -118,21 +119,21 @@ class Manifest:
             }
         return calls
 
-    def _told(self, record: StageRecord) -> dict[str, Any]:
-        """A stage's record with what its calls cost: the stage, a row of it, and a preference that was kept of all."""
-        told = record.as_dict()
+    def _priced(self, record: StageRecord) -> dict[str, Any]:
+        """A stage's record with its cost: in total, per row, and per preference of the whole run."""
+        priced = record.as_dict()
         if record.streamed:
             calls = self.calls(record.name)
-            told["calls"] = {name: {"sent": call["sent"], "cached": call["cached"]} for name, call in calls.items()}
+            priced["calls"] = {name: {"sent": call["sent"], "cached": call["cached"]} for name, call in calls.items()}
             costs = [call["cost_of_data"] for call in calls.values() if call["cost_of_data"] is not None]
             if costs:
-                told["cost"] = round(sum(costs), 6)
-                told["cost_per_row"] = round(sum(costs) / record.out, 6) if record.out else None
+                priced["cost"] = round(sum(costs), 6)
+                priced["cost_per_row"] = round(sum(costs) / record.out, 6) if record.out else None
         if kept := record.facts.get("preferences"):
             costs = [c["cost_of_data"] for c in self.calls().values() if c["cost_of_data"] is not None]
             if costs:
-                told["cost_per_preference"] = round(sum(costs) / kept, 6)
-        return told
+                priced["cost_per_preference"] = round(sum(costs) / kept, 6)
+        return priced
 
     def write(self, state: str) -> None:
         self.state = state
@@ -148,7 +149,7 @@ class Manifest:
                 "versions": {"rlaif": __version__, **job.versions("datasets", "pyreqwest", *job.PACKAGES)},
                 "made": sorted(self.made),
                 "digests": dict(sorted(self.digests.items())),
-                "stages": [self._told(record) for record in self.records],
+                "stages": [self._priced(record) for record in self.records],
                 "calls": self.calls(),
                 "prices": self.prices,
                 "notes": self.notes,
@@ -160,16 +161,16 @@ class Manifest:
 
 
 def count_spent(pipeline: Pipeline, session: Session, manifest: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Tell the session's ledger what earlier executions of a run cost; returns the prices by the models' identity.
+    """Give the session's ledger the cost of a run's earlier executions; returns prices by model identity.
 
-    Prices are known too of models that an earlier form of the pipeline paid: what they cost is spent.
+    They include the prices of models in earlier versions of the pipeline, whose cost counts too.
     """
     prices: dict[str, dict[str, float]] = manifest.get("prices", {}) | {
         session.engines[name].identity: price.model_dump() for name, price in session.prices.items()
     }
     if pipeline.budget is not None:
         spent = session.store.spent(pipeline.name)
-        paid = [(prices[one], *tokens) for one, tokens in spent.items() if one in prices]
+        paid = [(prices[identity], *tokens) for identity, tokens in spent.items() if identity in prices]
         total = sum(read * price["prompt"] + written * price["completion"] for price, read, written in paid)
         session.ledger.before(total / 1e6)
     return prices

@@ -1,9 +1,8 @@
-"""What a run would do: calls by model, how many are paid for, tokens and cost, and what would be trained.
+"""`rlaif plan`: the calls that a run would make, how many are cached, tokens, cost, and what would be trained.
 
-Nothing is sent and nothing is written. The stages themselves are run, with a sampler that answers from the call store
-and counts what is missing. In place of a missing answer it gives a completion as long as it may get, so that what
-follows from it is counted too and `at most` is meant; token counts are by a rule of thumb, and say "about". Rows that
-rest on such an answer are not kept: whoever reads them later has them made again.
+Nothing is sent or written. The stages run with a sampler that answers from the call store and counts missing calls. A
+missing completion is assumed to have the maximum length, so later stages are counted too, as upper bounds; token counts
+are estimates. Rows with an assumed completion are not kept, but made again when a later stage reads them.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import Any
 
 from rlaif.config import OpenAIModel, Pipeline
 from rlaif.engines.asking import Ask, Asking
-from rlaif.engines.scheduler import completion
+from rlaif.engines.scheduler import stored_completion
 from rlaif.errors import EngineError
 from rlaif.pipeline.folder import RunFolder
 from rlaif.pipeline.manifest import count_spent
@@ -22,7 +21,7 @@ from rlaif.pipeline.run import groups, session_of
 from rlaif.pipeline.session import Session
 from rlaif.pipeline.spool import Spool
 from rlaif.pipeline.stages import Made, Opening, RowStage, Stage, TableStage
-from rlaif.pipeline.stages.stage import rows_of
+from rlaif.pipeline.stages.stage import starting_rows
 from rlaif.records import Completion, Message, Row, Sampling, digest_text
 from rlaif.store import CallStore, call_keys
 
@@ -31,7 +30,7 @@ UNPAID = "not paid for yet"
 
 
 class Need(dict[str, int]):
-    """Calls of one model: `calls`, of which `paid` are in the store; tokens of the others."""
+    """Calls of one model: `calls`, of which `paid` are cached; tokens of the others."""
 
     def __init__(self) -> None:
         super().__init__(calls=0, paid=0, prompt_tokens=0, max_completion_tokens=0)
@@ -48,16 +47,16 @@ Needs = dict[str, dict[str, Need]]  # by stage and model
 
 
 class Counting:
-    """A sampler that answers from the store and counts what is missing, by stage and model.
+    """A sampler that answers from the store and counts missing calls, by stage and model.
 
-    A missing answer is assumed as long as it may get; without `assumes` it is an EngineError. With `each_once` a call
-    that is asked for again is not counted again. `missing` counts the answers that were not there.
+    A missing completion is assumed to have the maximum length; without `assumes` it is an EngineError. With `each_once`
+    a repeated call is counted once. `missing` counts missing completions.
     """
 
     def __init__(self, session: Session, needs: Needs, *, assumes: bool = True, each_once: bool = False) -> None:
         self._session, self._needs, self._assumes, self.missing = session, needs, assumes, 0
         self._counted: set[str] | None = set() if each_once else None
-        self._known: dict[str, bool] = {}  # whether anything of a model is in the store
+        self._known: dict[str, bool] = {}  # by model, whether the store has any of its calls
 
     async def sample(self, asks: Sequence[Ask]) -> list[list[Completion]]:
         before, answers = self.missing, [self._answered(ask) for ask in asks]
@@ -67,7 +66,7 @@ class Counting:
 
     def _answered(self, ask: Ask) -> list[Completion]:
         stored = self._stored(ask)
-        if not ask.attempt or len(stored) == ask.n:  # whether a reply will have to be asked for again nobody can know
+        if not ask.attempt or len(stored) == ask.n:  # re-asks cannot be predicted
             calls, paid = self._new(ask, stored)
             if calls:
                 need = self._needs.setdefault(ask.stage, {}).setdefault(ask.model, Need())
@@ -78,7 +77,7 @@ class Counting:
         return [stored.get(index) or _assumed(ask, index) for index in range(ask.n)]
 
     def _stored(self, ask: Ask) -> dict[int, Completion]:
-        """The completions that are in the store, by their index. Of a model that is not trained yet there are none."""
+        """The cached completions by index; none of a model that is not trained yet."""
         engine = self._session.engines.get(ask.model)
         if engine is None:
             return {}
@@ -91,10 +90,10 @@ class Counting:
             json_schema=ask.json_schema,
         )  # fmt: skip
         answers = self._session.store.get(keys)
-        return {i: completion(ask.model, key, answers[key]) for i, key in enumerate(keys) if key in answers}
+        return {i: stored_completion(ask.model, key, answers[key]) for i, key in enumerate(keys) if key in answers}
 
     def _new(self, ask: Ask, stored: Mapping[int, Completion]) -> tuple[int, int]:
-        """How many of an ask's calls were not counted before, and how many of those are paid for."""
+        """The number of an ask's calls that were not counted before, and how many of those are cached."""
         if self._counted is None:
             return ask.n, len(stored)
         names = _names(ask)
@@ -104,7 +103,7 @@ class Counting:
 
 
 def _assumed(ask: Ask, index: int) -> Completion:
-    """A completion as long as it may get, another one for every call; empty for a re-ask, which is not counted."""
+    """A completion of the maximum length, another one for every call; empty for a re-ask, which is not counted."""
     if ask.attempt:
         return Completion(text="", model=ask.model, call="")
     name = _names(ask)[index]
@@ -124,7 +123,7 @@ def _names(ask: Ask) -> list[str]:
 
 
 class Plan:
-    """A pipeline whose stages are planned one after another, in a session of its own."""
+    """Plans the stages of a pipeline in order, in its own session."""
 
     def __init__(self, opening: Opening, folder: RunFolder, store: CallStore) -> None:
         self.pipeline: Pipeline = opening.pipeline
@@ -135,15 +134,15 @@ class Plan:
         self.needs: Needs = {}
         self._assuming = Counting(self.session, self.needs)
         self._refusing = Counting(self.session, self.needs, assumes=False)
-        self._unseen = Counting(self.session, {})  # for rows that are made again: nothing of them counts twice
+        self._unseen = Counting(self.session, {})  # for rows that are made again: not counted twice
 
     def asking(self, stage: str, *, each_once: bool = False) -> Asking:
-        """How a table stage asks in this plan."""
+        """The sampler of a table stage in this plan."""
         counting = Counting(self.session, self.needs, each_once=True) if each_once else self._assuming
         return self.session.asking(stage, sampler=counting)
 
     async def make(self) -> dict[str, Any]:
-        """The plan: figures by stage and by model. Closes what it opened."""
+        """The plan by stage and by model. Closes the session."""
         try:
             return await self._made()
         finally:
@@ -151,14 +150,14 @@ class Plan:
             self.folder.close()
 
     async def _made(self) -> dict[str, Any]:
-        told = []
+        stages = []
         for group in groups([self.stages[step.name] for step in self.pipeline.steps]):
-            told += await self._rows(group) if isinstance(group[0], RowStage) else [await self._table(group[0])]
+            stages += await self._rows(group) if isinstance(group[0], RowStage) else [await self._table(group[0])]
         manifest = self.folder.manifest()
         budget = self.pipeline.budget
         return {
             "name": self.pipeline.name,
-            "stages": told,
+            "stages": stages,
             "calls": self._by_model(),
             "budget_left": None if budget is None else budget - self.session.ledger.spent,
             "last_run_seconds": manifest and manifest["seconds"],
@@ -173,7 +172,7 @@ class Plan:
         return {"stage": stage.name, "kind": stage.settings.kind, "from": reads or None}
 
     async def _rows(self, group: Sequence[Stage[Any]]) -> list[dict[str, Any]]:
-        """Every row through the stages of a group; what is known of them goes to disk for whoever reads it later."""
+        """Every row through the stages of a group; known rows go to disk for later stages."""
         stages = [stage for stage in group if isinstance(stage, RowStage)]
         for stage in stages:
             if stage.gated and all(model in self.session.engines for model in stage.models):
@@ -192,10 +191,9 @@ class Plan:
         return [self._about(stage) | {"rows": len(kept[stage.name]), "calls": self._calls(stage)} for stage in stages]
 
     async def _through(self, stage: RowStage[Any], row: Row, known: bool) -> tuple[Row, bool]:
-        """A row through a stage, and whether all that it made of it is paid for.
+        """A row through a stage, and whether all its calls are cached.
 
-        Where its answers are shown in no later prompt, a missing one ends the row's way through this stage: to assume
-        one would only have it read.
+        If no later prompt shows the stage's completions, a missing one is not assumed: it would only be parsed.
         """
         counting = self._assuming if stage.chains else self._refusing
         before = counting.missing
@@ -206,13 +204,13 @@ class Plan:
         return (passed if complete or stage.chains else row), complete
 
     async def _source(self, stage: RowStage[Any]) -> AsyncIterator[tuple[Row, Row, bool]]:
-        """The rows that a stage reads: what each was made of, the row, and whether it is known.
+        """The rows that a stage reads: the original row, the row, and whether it is known.
 
-        One that is not known is made again, uncounted.
+        An unknown one is made again, uncounted.
         """
         line = [self.stages[step.name] for step in stage.step.line()]
-        before = [one for one in reversed(line) if isinstance(one, RowStage) and one.chains]
-        for row in rows_of(self.made[stage.source.name]):
+        before = [stage for stage in reversed(line) if isinstance(stage, RowStage) and stage.chains]
+        for row in starting_rows(self.made[stage.source.name]):
             if row.failure != UNPAID:
                 yield row, row, True
                 continue
@@ -227,7 +225,7 @@ class Plan:
         return {model: {"calls": need["calls"], "paid": need["paid"]} for model, need in needs.items()}
 
     def _by_model(self) -> dict[str, dict[str, Any]]:
-        """What is needed of each model in all stages, and what it costs at most."""
+        """Each model's calls and tokens over all stages, with their maximum cost."""
         totals: dict[str, Need] = {}
         for stage in self.stages:
             for model, need in self.needs.get(stage, {}).items():

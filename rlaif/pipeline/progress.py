@@ -1,4 +1,4 @@
-"""What a person sees while a pipeline runs: one live screen on a terminal, plain lines elsewhere, nothing for JSON."""
+"""Progress of a run: a live table on a terminal, plain lines elsewhere, nothing with `--json`."""
 
 from __future__ import annotations
 
@@ -15,17 +15,21 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-LINE_EVERY = 10.0  # seconds between plain lines of a stage under way
+LINE_EVERY = 10.0  # seconds between plain lines of a running stage
 
 
 class Progress(Protocol):
-    """Told by the run; never asked. A stage begins, advances, may report metrics or a note, and ends."""
+    """The display of a run. A stage begins, advances, may report metrics or a note, and ends.
+
+    `note` is a detail of the running stage, `announce` about the run: shown at once. `warn` is kept until the end.
+    """
 
     def begin(self, name: str, kind: str, total: int | None = None) -> None: ...
     def total(self, total: int) -> None: ...
     def advance(self, failed: str | None = None) -> None: ...
     def metrics(self, values: dict[str, float]) -> None: ...
     def note(self, text: str) -> None: ...
+    def announce(self, text: str) -> None: ...
     def pulse(self, text: str) -> None: ...
     def warn(self, text: str) -> None: ...
     def end(self, name: str, outcome: str) -> None: ...
@@ -49,14 +53,14 @@ class _Stage:
 
 
 class Silent:
-    """Keeps the count of the stage under way and shows nothing; the two others build on it."""
+    """Counts and shows nothing; the base of the other two."""
 
     def __init__(self) -> None:
         self.stages: list[_Stage] = []
         self.warnings: list[str] = []
 
     def warn(self, text: str) -> None:
-        """Something that is no error and should be known while there is time."""
+        """A warning for the user."""
         self.warnings.append(text)
 
     def begin(self, name: str, kind: str, total: int | None = None) -> None:
@@ -66,7 +70,7 @@ class Silent:
         self.stages[-1].total = total
 
     def advance(self, failed: str | None = None) -> None:
-        """One row more; `failed` is the cause where it failed."""
+        """Count a row; `failed` is the cause of its failure."""
         self.stages[-1].done += 1
         if failed is not None:
             self.stages[-1].failed[failed] += 1
@@ -93,8 +97,11 @@ class Silent:
     def note(self, text: str) -> None:
         self.stages[-1].detail = text
 
+    def announce(self, text: str) -> None:
+        self.note(text)
+
     def pulse(self, text: str) -> None:
-        """How fast the servers of the stage under way are asked, and why not faster."""
+        """Show the current throughput."""
         if self.stages:
             self.stages[-1].pulse = text
 
@@ -113,26 +120,30 @@ class Silent:
 
 
 class Lines(Silent):
-    """One line when a stage begins and ends, and one every few seconds in between: for logs."""
+    """One line when a stage begins and ends, and one every few seconds between: for logs."""
 
     def __init__(self, console: Console) -> None:
         super().__init__()
         self._console, self._last = console, 0.0
 
-    def _say(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         self._last = time.monotonic()
         try:
             self._console.print(text, highlight=False, markup=False, soft_wrap=True)
-        except (BrokenPipeError, SystemExit):  # rich exits where the reader of a pipe has gone; the work goes on
+        except (BrokenPipeError, SystemExit):  # the reader of the pipe is gone and rich exits; the run continues
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def warn(self, text: str) -> None:
         super().warn(text)
-        self._say(f"note: {text}")
+        self._print(f"note: {text}")
+
+    def announce(self, text: str) -> None:
+        super().announce(text)
+        self._print(text)
 
     def begin(self, name: str, kind: str, total: int | None = None) -> None:
         super().begin(name, kind, total)
-        self._say(f"{name}: {f'{total:,} rows' if total else 'begins'}")
+        self._print(f"{name}: {f'{total:,} rows' if total else 'begins'}")
 
     def advance(self, failed: str | None = None) -> None:
         super().advance(failed)
@@ -145,17 +156,17 @@ class Lines(Silent):
     def _tick(self) -> None:
         stage = self.stages[-1]
         if time.monotonic() - self._last >= LINE_EVERY:
-            told = (stage.count(), stage.detail, f"{stage.seconds:.0f} s", stage.pulse)
-            self._say(f"{stage.name}: {'  '.join(part for part in told if part)}")
+            parts = (stage.count(), stage.detail, f"{stage.seconds:.0f} s", stage.pulse)
+            self._print(f"{stage.name}: {'  '.join(part for part in parts if part)}")
 
     def end(self, name: str, outcome: str) -> None:
         super().end(name, outcome)
         stage = self.stages[-1]
-        self._say(f"{name}: done in {stage.seconds:.1f} s  {stage.detail}")
+        self._print(f"{name}: done in {stage.seconds:.1f} s  {stage.detail}")
 
 
 class Screen(Silent):
-    """One live table: a line for each stage so far, a bar for the one under way."""
+    """A live table: a line for each stage so far, a bar for the running one."""
 
     def __init__(self, console: Console, title: str) -> None:
         super().__init__()
@@ -188,8 +199,8 @@ class Screen(Silent):
                     else Text("…", style="dim")
                 )
                 table.add_row(Text("▸", style="cyan"), stage.name, f"{stage.seconds:.1f} s", bar)
-                under_way = Text(f"{stage.count()}  {stage.detail}{self._remaining(stage)}".strip(), style="dim")
-                table.add_row("", "", "", under_way)
+                running = Text(f"{stage.count()}  {stage.detail}{self._remaining(stage)}".strip(), style="dim")
+                table.add_row("", "", "", running)
                 if stage.pulse:
                     table.add_row("", "", "", Text(stage.pulse, style="dim"))
         notes = [Text(f"note: {warning}", style="yellow") for warning in self.warnings]

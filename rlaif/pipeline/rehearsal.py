@@ -1,5 +1,4 @@
-"""Templates are rehearsed before anything is paid for: one that cannot be rendered, or hides what must be seen, is
-found at once."""
+"""Templates are rendered on a sample row before anything is paid for: one that fails or omits a text is an error."""
 
 from __future__ import annotations
 
@@ -7,7 +6,7 @@ from rlaif.records import Candidate, Completion, Message, Prompt, Row
 from rlaif.resources import find
 from rlaif.templates import Template
 
-# What a template is rendered with: several lines, so that one that makes lines of its own is seen.
+# Texts of several lines, so that a template that joins or splits lines is found.
 REHEARSED = Row(
     prompt=Prompt(messages=(Message(role="user", content="A prompt\nof two lines?"),), reference=("A true\nanswer.",)),
     candidates=tuple(
@@ -18,7 +17,7 @@ REHEARSED = Row(
 
 
 def read_template(path: str, offered: set[str], required: set[str]) -> Template:
-    """The template at `path`. Raises InputError where it uses what nobody fills, or leaves out what must be shown."""
+    """The template at `path`. Raises InputError when it uses an unknown variable or omits a required one."""
     template = Template.read(find(path))
     template.check(offered, required)
     return template

@@ -1,8 +1,8 @@
 """Runs the stages of a pipeline file in order.
 
-Row stages in sequence stream: one coroutine per prompt goes through all of them, a bounded number at a time, so judging
-starts while sampling goes on. A table stage waits for all rows. Whatever a stage was given and made is digested, and a
-trainer or a measure whose inputs are unchanged is not run again; the calls of row stages come from the call store.
+Row stages in sequence stream: one coroutine per prompt runs through all of them, with bounded concurrency, so judging
+starts during sampling. A table stage waits for all rows. Inputs and outputs are digested; a trainer or a measure with
+unchanged inputs is not run again, and the calls of row stages are cached.
 """
 
 from __future__ import annotations
@@ -17,28 +17,29 @@ import yaml
 
 from rlaif.config import LocalModel, Pipeline
 from rlaif.errors import RlaifError, Stopped, WorkError
+from rlaif.files import write_text
 from rlaif.pipeline.datasets import dataset_name
 from rlaif.pipeline.events import EVERY, EventLog, Meter
-from rlaif.pipeline.folder import RunFolder, write_text
+from rlaif.pipeline.folder import RunFolder
 from rlaif.pipeline.manifest import Manifest, RowCounts, StageRecord
 from rlaif.pipeline.progress import Progress
 from rlaif.pipeline.session import Session
 from rlaif.pipeline.signals import Interrupts
 from rlaif.pipeline.spool import RowWriter, room
 from rlaif.pipeline.stages import Made, Opening, RowStage, Stage, TableStage, Work
-from rlaif.pipeline.stages.stage import first, row_record, rows_of
+from rlaif.pipeline.stages.stage import first, row_record, starting_rows
 from rlaif.records import Row
 from rlaif.store import CallStore
 from rlaif.version import __version__
 
-LEAST_ROOM = 50 * 2**20  # bytes on a disk that a run begins on
-BYTES_A_ROW = 20_000  # about what a row of a stage takes in the store and the run folder together
-PULSE = 0.5  # seconds between two looks at how fast the servers are asked
-TOLERATED = 0.05  # share of rows that may fail before a run stops short of training on what is left
+LEAST_ROOM = 50 * 2**20  # free bytes on disk without which a run does not start
+BYTES_A_ROW = 20_000  # about the disk space of a stage's row, in the store and the run folder together
+PULSE = 0.5  # seconds between two reads of the throughput
+TOLERATED = 0.05  # share of rows that may fail before a run refuses to train on the others
 
 
 class Run:
-    """One execution of a pipeline whose stages are opened. It closes the store and the folder when it ends."""
+    """One execution of an opened pipeline. It closes the store and the folder at its end."""
 
     def __init__(
         self,
@@ -58,21 +59,23 @@ class Run:
         )
         self.interrupts = Interrupts(self.work)
         self.events = EventLog(folder.path)
-        self.stopped: str | None = None  # why the run ended before its last stage, in a sentence
+        self.stopped: str | None = None  # why the run ended before its last stage
 
     def _note(self, text: str) -> None:
         self.work.note(text)
 
     @property
     def summary(self) -> dict[str, Any] | None:
-        """The report of the last stage that made one of models, for a person to see."""
+        """The last report on models, if any."""
         named = [name for name, stage in self.stages.items() if stage.reports is not None]
         reports = [made.report for name in named if (made := self.work.made.get(name)) and made.report]
         return dict(reports[-1]) if reports else None
 
     async def execute(self) -> str:
-        """Run every stage; returns the state, `done`, `incomplete` or `stopped`. What was finished is kept whatever
-        happens. Raises RlaifError, or CancelledError for an interruption that could not be waited for."""
+        """Run every stage; returns the state: `done`, `incomplete` or `stopped`. Finished work is always kept.
+
+        Raises RlaifError, or CancelledError when it was interrupted.
+        """
         watching = asyncio.create_task(self._watch())
         try:
             self._begin()
@@ -84,9 +87,9 @@ class Run:
             self.manifest.write("stopped" if stopped else "incomplete" if self.manifest.failures else "done")
         except BaseException as error:
             interrupted = isinstance(error, KeyboardInterrupt | asyncio.CancelledError)
-            with suppress(RlaifError, OSError):  # what still arrives belongs into the manifest
+            with suppress(RlaifError, OSError):  # replies in flight are counted in the manifest
                 await self.session.scheduler.close()
-            with suppress(OSError):  # what stopped the run is the thing to report, not that the disk is full here too
+            with suppress(OSError):  # a full disk must not hide the error
                 self.manifest.write("interrupted" if interrupted else "failed")
             raise
         finally:
@@ -100,12 +103,12 @@ class Run:
         self.folder.close()
 
     async def _group(self, group: Sequence[Stage[Any]]) -> bool:
-        """One table stage, or row stages that stream; whether the run goes on after it."""
+        """Run one table stage, or row stages that stream; whether the run continues."""
         scheduler, head = self.session.scheduler, group[0]
         if scheduler.stopped and not (head.finishes and self._has_rows(head)):
             return False
         if head.needs_most and (share := self._failed_share()) > TOLERATED:
-            self.stopped = f"{head.name} was not begun: {share:.0%} of the rows failed"
+            self.stopped = f"{head.name} was not started: {share:.0%} of the rows failed"
             return False
         if not scheduler.stopped:
             with self.interrupts.watched(gentle=True, blocks=False), suppress(Stopped):
@@ -129,7 +132,7 @@ class Run:
         self._check_disk()
         self.events.write("run", name=self.pipeline.name, rlaif=__version__)
         self._remove_leftovers()
-        self.manifest.write("running")  # names what is going to be made, before any of it is
+        self.manifest.write("running")  # lists its files before they are written
         resolved = yaml.safe_dump(self.pipeline.resolved(), sort_keys=False)
         write_text(self.folder.path / "pipeline.yaml", resolved)
         for stage in self.stages.values():
@@ -142,29 +145,28 @@ class Run:
                 self.manifest.digests[f"model {name}"] = self.session.engines[name].identity
 
     def _check_disk(self) -> None:
-        """A disk that is as good as full is an error, one that may become so a note."""
+        """Raise WorkError on a nearly full disk; warn when the run may fill it."""
         rows = sum(len(made.prompts.kept) for made in self.work.made.values() if made.prompts)
         need = rows * sum(isinstance(stage, RowStage) for stage in self.stages.values()) * BYTES_A_ROW
         free = min(room(self.folder.path), room(self.session.store.path.parent))
-        told = f"{free / 2**20:,.0f} MB are free where {str(self.folder.path)!r} lies"
+        space = f"{free / 2**20:,.0f} MB are free on the disk of {str(self.folder.path)!r}"
         if free < LEAST_ROOM:
-            raise WorkError(f"{told}, too little to begin", fix="free some space, or give another folder with --out")
+            raise WorkError(f"{space}, too little to start", fix="free some space, or give another folder with --out")
         if free < need:
-            self._note(f"{told}, and the run may write {need / 2**20:,.0f} MB")
+            self._note(f"{space}, and the run may write {need / 2**20:,.0f} MB")
 
     def _remove_leftovers(self) -> None:
-        """Remove what an earlier form of this pipeline made and this one does not: it must not pass for its work."""
+        """Remove files of earlier versions of this pipeline that this one does not make."""
         stages = self.stages.values()
         files = {f"stages/{self.work.file(stage.step).name}" for stage in stages if stage.holds is not None}
         sets = {f"dataset/{dataset_name(stage.name, shape)}" for stage in stages for shape in stage.writes}
         made = self.folder.remove_made(self.manifest.before, files | sets)
-        self.manifest.made = made | files  # a data set is added as it is written
+        self.manifest.made = made | files  # a data set is added when it is written
 
     # ------------------------------------------------------------ stages
 
     async def _gates(self, head: Stage[Any]) -> None:
-        """Audit the judges of stages to come that require it, as soon as they exist. Raises WorkError for one that
-        falls short."""
+        """Audit the judges of later gated stages as soon as they exist. Raises WorkError for one that fails."""
         for stage in list(self.stages.values())[head.step.number - 1 :]:
             models = stage.models
             if not isinstance(stage, RowStage) or not stage.gated or stage.name in self.manifest.audits:
@@ -194,14 +196,14 @@ class Run:
         self.progress.end(stage.name, record.outcome(stage.outcome(record.as_dict())))
 
     async def _stream(self, stages: Sequence[RowStage[Any]]) -> None:
-        """Send every row through the row stages, a bounded number at a time."""
+        """Run every row through the row stages, with bounded concurrency."""
         began, title = time.monotonic(), " -> ".join(stage.name for stage in stages)
         source = self.work.made[stages[0].source.name]
-        rows = rows_of(source)
+        rows = starting_rows(source)
         self.progress.begin(title, "rows", total=len(rows))
         writers = {stage.name: RowWriter(Row, self.work.file(stage.step)) for stage in stages}
         counts = {stage.name: RowCounts(stage.facts) for stage in stages}
-        todo = enumerate(rows)  # shared by the workers: each takes the next row that nobody has taken
+        todo = enumerate(rows)  # shared by the workers: each takes the next row
 
         async def worker() -> None:
             for index, row in todo:
@@ -213,7 +215,7 @@ class Run:
                         try:
                             row = await stage.through(row, self.session.asking(stage.name, index))
                         except Stopped:
-                            return  # the next run asks for the row again, and finds what of it was paid for
+                            return  # the next run repeats the row, with its calls cached
                         if row.failure is not None:
                             self.manifest.fail(row.prompt.id, str(row.cause), row.failure)
                     counted = counts[stage.name]
@@ -249,20 +251,21 @@ class Run:
             self.events.write("stage", **record.as_dict(), calls=self.manifest.calls(record.name))
         if why := self.session.scheduler.stopped:
             self.progress.note(f"stopped: {why.cause}")
-        told = (f"{r.name} {r.outcome(stage.outcome(r.as_dict()))}" for r, stage in zip(records, stages, strict=True))
-        self.progress.end(title, "; ".join(told))
+        outcomes = (r.outcome(stage.outcome(r.as_dict())) for r, stage in zip(records, stages, strict=True))
+        parts = (f"{record.name} {outcome}" for record, outcome in zip(records, outcomes, strict=True))
+        self.progress.end(title, "; ".join(parts))
 
     def _has_rows(self, stage: Stage[Any]) -> bool:
         made = self.work.made.get(stage.source.name)
         return made is not None and made.rows is not None and len(made.rows) > 0
 
     def _failed_share(self) -> float:
-        """The largest share of rows that failed in a stage."""
-        counts = [made.counts for made in self.work.made.values() if made.counts and made.counts.rows]
-        return max((one.failed / one.rows for one in counts), default=0.0)
+        """The largest share of failed rows over the stages."""
+        all_counts = [made.counts for made in self.work.made.values() if made.counts and made.counts.rows]
+        return max((counts.failed / counts.rows for counts in all_counts), default=0.0)
 
     async def _watch(self) -> None:
-        """Show how fast the servers are asked, and write it down now and then."""
+        """Show the throughput, and log it every `EVERY` seconds."""
         meter = Meter(self.session.ledger, self.pipeline.budget, self.session.priced)
         written = time.monotonic()
         while True:
@@ -277,13 +280,13 @@ class Run:
 
 
 def session_of(pipeline: Pipeline, store: CallStore, **options: Any) -> Session:
-    """The models of a pipeline, ready to be asked by its stages."""
+    """A session with the models of a pipeline."""
     used = {use.model for step in pipeline.steps for use in step.stage.models_used()}
     return Session(pipeline.models, store, seed=pipeline.seed, budget=pipeline.budget, used=used, **options)
 
 
 def groups(stages: Sequence[Stage[Any]]) -> Iterator[list[Stage[Any]]]:
-    """The stages in order, row stages that read one another in sequence together."""
+    """The stages in order, with row stages that read each other in sequence grouped."""
     group: list[Stage[Any]] = []
     for stage in stages:
         if group and not (isinstance(stage, RowStage) and stage.step.source is group[-1].step):

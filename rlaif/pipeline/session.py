@@ -1,6 +1,6 @@
-"""What asks models: engines, connections, call store, scheduler and ledger, opened once and closed once.
+"""A session: engines, connections, call store, scheduler and ledger, opened once and closed once.
 
-A run, a plan, an audit, `rlaif try` and a training each hold one. Knows nothing of stages.
+A run, a plan, an audit, `rlaif try` and a training each have one. Knows nothing of stages.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from rlaif.store import CallStore
 
 
 class Session:
-    """Models that can be asked. A trained model is added and is a model like any other from then on.
+    """The models of a pipeline. A trained model is added and is then like any other.
 
-    `used` names the models whose servers are looked at before the first call; `note` hears what a person should know.
-    Closed by `close`, or by leaving `async with`.
+    `used` names the models whose servers are checked before the first call; `note` gets notes for the user. Closed by
+    `close`, or by leaving `async with`.
     """
 
     def __init__(
@@ -39,10 +39,10 @@ class Session:
         self.store, self.seed, self.budget = store, seed, budget
         self.specs: dict[str, ModelSpec] = {}
         self.engines: dict[str, Engine] = {}
-        self.settings: dict[str, SamplingSettings] = {}  # how each model is sampled where nobody says more
-        self.parents: dict[str, str] = {}  # the model that each trained one started from
+        self.settings: dict[str, SamplingSettings] = {}  # each model's default sampling
+        self.parents: dict[str, str] = {}  # of each trained model, its base
         self.prices = prices_of(models)
-        self.concurrency = concurrency_of(models)  # requests at a time at most, by server
+        self.concurrency = concurrency_of(models)  # requests in flight at most, by server
         self._wires = Wires()
         self.ledger = Ledger(self.prices, budget)
         self.scheduler = Scheduler(
@@ -53,7 +53,7 @@ class Session:
             self.add(name, spec)
 
     def add(self, name: str, spec: ModelSpec, *, parent: str | None = None) -> None:
-        """From here on `name` is a model; `parent` is the one it was trained from."""
+        """Add the model `name`; `parent` is its base, if it was trained here."""
         self.specs[name] = spec
         self.engines[name] = open_engine(name, spec, self._wires)
         self.settings[name] = spec.sampling
@@ -65,20 +65,20 @@ class Session:
         return bool(self.prices)
 
     def asking(self, stage: str = "", row: int = 0, sampler: Sampler | None = None) -> Asking:
-        """How a stage asks the models: by the scheduler, or by another `sampler`, such as a plan's."""
+        """How a stage makes calls: through the scheduler, or another `sampler`, such as a plan's."""
         return Asking(sampler or self.scheduler, self.settings, self.seed, stage, row)
 
     def window(self, models: Collection[str]) -> int:
-        """Rows in flight that keep these models busy: every server's slots full, in-process batches several times."""
+        """Rows in flight that keep these models busy: full server concurrency, several in-process batches."""
         engines = [self.engines[name] for name in models]
         batch = max((4 * cast(Local, engine).batch_size for engine in engines if engine.in_process), default=0)
-        servers = {url for engine in engines if not engine.in_process for url in cast(Served, engine).places}
+        servers = {url for engine in engines if not engine.in_process for url in cast(Served, engine).urls}
         return max(batch, sum(self.concurrency[url] for url in servers), 16)
 
     async def unload_all_but(self, models: Collection[str], *, to_train: bool) -> None:
-        """Free the memory of models that are not asked next: vLLM fills a GPU, and training needs one.
+        """Unload models that are not used next: vLLM fills a GPU, and training needs one.
 
-        A model that is asked again is loaded again.
+        An unloaded model is loaded again when it is used.
         """
         for name, engine in self.engines.items():
             if name not in models and isinstance(self.specs[name], LocalModel if to_train else VLLMModel):

@@ -13,8 +13,11 @@ from rlaif.pipeline.stages.stage import Work
 
 
 class Interrupts:
-    """Ends the stage that runs. The first interruption of a gentle stage sends nothing more and waits for the calls in
-    flight; any other cancels the task that runs the stage. A trainer resumes from its checkpoint."""
+    """Ends the stage that runs.
+
+    The first interruption of a gentle stage stops sending and keeps what is finished; the second ends it immediately.
+    Any other stage ends at the first: a trainer resumes from its checkpoint.
+    """
 
     def __init__(self, work: Work) -> None:
         self._work = work
@@ -26,7 +29,8 @@ class Interrupts:
         scheduler = self._work.session.scheduler
         if self._gentle and scheduler.stopped is None:
             scheduler.stop(Stopped("interrupted", cause="interrupted"))
-            self._work.progress.note("interrupted: waiting for the calls in flight; press Ctrl-C again to end at once")
+            waiting = "interrupted: waiting for the calls in flight; press Ctrl-C again to end at once"
+            self._work.progress.announce(waiting)
         elif self._task is not None:
             self._task.cancel()
 

@@ -1,4 +1,4 @@
-"""Records in files instead of memory: a run is as large as its disk, not as its memory."""
+"""Records on disk instead of in memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Kind = TypeVar("Kind", bound=Record)
 
 
 class Stored(Generic[Kind]):
-    """The records of a file that is not changed any more, read anew each time they are gone through."""
+    """The records of a finished file, read again on each iteration."""
 
     def __init__(self, kind: type[Kind], path: Path, count: int) -> None:
         self.kind, self.path, self._count = kind, path, count
@@ -32,7 +32,7 @@ class Stored(Generic[Kind]):
 
 
 class Spool(Stored[Kind]):
-    """Records put into a temporary file one after the other, which goes when the spool does."""
+    """Records appended to a temporary file, which is removed with the spool."""
 
     def __init__(self, kind: type[Kind], records: Iterable[Kind] = ()) -> None:
         self._file = tempfile.NamedTemporaryFile("wb", prefix="rlaif-", suffix=".jsonl")  # noqa: SIM115
@@ -51,20 +51,20 @@ class Spool(Stored[Kind]):
 
 
 class RowWriter(Generic[Kind]):
-    """Rows of a stage: appended as they finish, and put in the order of the prompts when the stage is done.
+    """Rows of a stage: appended as they finish, and sorted into the order of the prompts at the end.
 
-    Until then they lie in `NAME.partial.jsonl`, usable at any moment (a torn last line can only be the last).
+    Until then they are in `NAME.partial.jsonl`, readable at any moment (only its last line can be torn).
     """
 
     def __init__(self, kind: type[Kind], path: Path) -> None:
         self.kind, self.path, self._partial = kind, path, path.with_suffix(".partial.jsonl")
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = open(self._partial, "wb")  # noqa: SIM115 - closed by `finish` or `close`
-        # Where each row lies, by its number: two numbers for a row, which is all that is kept of it here.
+        # Each row's number and its offset in the partial file.
         self._numbers, self._starts, self._end = array("q"), array("q"), 0
 
     def append(self, row: Kind, number: int | None = None) -> None:
-        """Write a row; `number` is its place in the end, where that is not the order of writing."""
+        """Append a row; `number` is its final position, by default the order of writing."""
         line = _line(row)
         self._file.write(line)
         self._file.flush()
@@ -73,11 +73,11 @@ class RowWriter(Generic[Kind]):
         self._end += len(line)
 
     def finish(self) -> Stored[Kind]:
-        """The rows in their order, under the file's own name."""
+        """Sort the rows into their final file."""
         os.fsync(self._file.fileno())
         self._file.close()
         count = len(self._numbers)
-        if all(number == place for place, number in enumerate(self._numbers)):
+        if all(number == written for written, number in enumerate(self._numbers)):
             os.replace(self._partial, self.path)
         else:
             self._sort()
@@ -85,23 +85,23 @@ class RowWriter(Generic[Kind]):
 
     def _sort(self) -> None:
         count, temporary = len(self._numbers), self.path.with_name(f".{self.path.name}.tmp")
-        written = array("q", [-1]) * (max(self._numbers) + 1)  # which row, in order of writing, has this number
-        for place, number in enumerate(self._numbers):
-            written[number] = place
+        order = array("q", [-1]) * (max(self._numbers) + 1)  # by number, the row's index in the order of writing
+        for index, number in enumerate(self._numbers):
+            order[number] = index
         with open(self._partial, "rb") as source, open(temporary, "wb") as target:
-            for place in written:
-                if place < 0:  # a run that was stopped leaves gaps
+            for index in order:
+                if index < 0:  # a stopped run leaves gaps
                     continue
-                source.seek(self._starts[place])
-                end = self._starts[place + 1] if place + 1 < count else self._end
-                target.write(source.read(end - self._starts[place]))
+                source.seek(self._starts[index])
+                end = self._starts[index + 1] if index + 1 < count else self._end
+                target.write(source.read(end - self._starts[index]))
             target.flush()
             os.fsync(target.fileno())
         os.replace(temporary, self.path)
         self._partial.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Leave what was appended as it is."""
+        """Close the partial file, which is kept."""
         self._file.close()
 
 
@@ -110,7 +110,7 @@ def _line(record: Record) -> bytes:
 
 
 def room(folder: Path) -> int:
-    """Bytes that are free where `folder` is, or will be."""
+    """Free bytes on the disk of `folder`, which need not exist yet."""
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free

@@ -1,4 +1,4 @@
-"""Opens a pipeline to be run or planned: what the command line and the Python interface both begin with."""
+"""Opens a pipeline to run or plan, for the command line and the Python interface."""
 
 from __future__ import annotations
 
@@ -18,15 +18,17 @@ from rlaif.tiny.trial import MODELS, put
 
 
 def folder_of(pipeline: Pipeline, out: Path | None) -> Path:
-    """Where a run of the pipeline is kept: `out`, or `runs/NAME` of the current folder."""
+    """The pipeline's run folder: `out`, or `runs/NAME` in the current folder."""
     return out if out is not None else Path("runs") / pipeline.name
 
 
 def open_run(pipeline: Pipeline, out: Path | None, progress: Progress, *, retry_failed: bool = False) -> Run:
-    """A run that is ready to be executed, its folder locked. Raises InputError before anything is made, WorkError where
-    another process runs in the folder."""
+    """A run ready to execute, its folder locked.
+
+    Raises InputError before anything is written, WorkError while another process runs in the folder.
+    """
     opening = open_stages(pipeline)
-    with ExitStack() as opened:  # closed again where the run cannot even be put together
+    with ExitStack() as opened:  # closed again if the run cannot be built
         folder = RunFolder.create(folder_of(pipeline, out), pipeline.name)
         opened.callback(folder.close)
         store = CallStore(STORE, run=pipeline.name)
@@ -37,7 +39,7 @@ def open_run(pipeline: Pipeline, out: Path | None, progress: Progress, *, retry_
 
 
 def open_plan(pipeline: Pipeline, out: Path | None) -> Plan:
-    """A plan that is ready to be made. Nothing is written. Raises InputError."""
+    """A plan ready to be made. Nothing is written. Raises InputError."""
     opening = open_stages(pipeline)
     store = CallStore(STORE, read_only=True, run=pipeline.name)
     with ExitStack() as opened:
@@ -48,6 +50,6 @@ def open_plan(pipeline: Pipeline, out: Path | None) -> Plan:
 
 
 async def try_out(prompt: str, principle: str, seed: int) -> Row:
-    """A typed prompt and principle, given to the embedded models. Nothing is kept. Raises EngineError."""
+    """A typed prompt and principle, given to the embedded models. Nothing is stored. Raises EngineError."""
     async with Session(MODELS, CallStore(Path(":memory:")), seed=seed) as session:
         return await put(prompt, principle, session.asking("try"))

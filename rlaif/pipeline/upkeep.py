@@ -1,4 +1,4 @@
-"""The work of `rlaif cache`: it checks its options, and verifies and prunes the call store."""
+"""`rlaif cache`: shows, verifies and prunes the call store."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def open_store(action: str) -> CallStore:
 
 
 def prune(store: CallStore, older_than: float | None, run: str | None) -> int:
-    """Remove the calls that are older than so many days, that a run paid for, or both; returns how many."""
+    """Remove calls older than so many days, or paid for by a run, or both; returns their number."""
     return store.prune(before=None if older_than is None else time.time() - older_than * 86400, run=run)
 
 
 def verify(store: CallStore) -> None:
-    """Raises WorkError where a stored call cannot be read."""
+    """Raises WorkError when a stored call cannot be read."""
     if damaged := store.verify():
         raise WorkError(
             f"{len(damaged):,} of {len(store):,} calls cannot be read, the first is {damaged[0]}",

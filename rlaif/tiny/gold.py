@@ -1,5 +1,5 @@
-"""The truth of the embedded world: as a judge, for measuring only and only where a pipeline says `judge: gold`; and
-pairs of which it knows the better one, to audit other judges with."""
+"""The truth of the embedded world: a judge for measuring, only with `judge: gold` in a pipeline, and gold pairs for
+audits of other judges."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from rlaif.tiny import world
 
 
 def is_question(prompt: str) -> bool:
-    """Whether a prompt is one of the embedded world's. Says nothing of any completion."""
+    """Whether a prompt is from the embedded world."""
     return world.read(prompt) is not None
 
 
 def gold(prompt: str, completion: str) -> world.Gold:
-    """The gold score of a completion, from its words alone. Raises InputError for a prompt of another world."""
+    """The gold score of a completion. Raises InputError for a prompt that is not from the embedded world."""
     try:
         return world.gold(prompt, completion)
     except ValueError as error:
         raise InputError(
             f"`judge: gold` knows only the embedded world, and {error}",
-            fix="take `judge: gold` out and measure with `rate:`, or use the prompts of tiny/prompts.jsonl",
+            fix="remove `judge: gold` and measure with `rate:`, or use the prompts of tiny/prompts.jsonl",
         ) from None
 
 
 # --- Pairs of the embedded world -------------------------------------------------------------------------------------
 
-CLEAR = 0.3  # by how much two gold scores differ at least: more than tone alone can make
+CLEAR = 0.3  # difference of two gold scores, at least: more than tone alone can make
 _CONTENTS: tuple[world.Content, ...] = ("right", "wrong", "malformed", "refusal", "unknown")
 
 
@@ -49,32 +49,31 @@ class WorldPair(NamedTuple):
 
 
 def world_pairs(n: int, seed: int) -> list[WorldPair]:
-    """`n` pairs on held-out prompts of the embedded world, the families by turns, which are their categories.
+    """`n` pairs on held-out prompts of the embedded world; categories are the prompts' families, in rotation.
 
-    The better one is right, and their gold scores differ by `CLEAR` or more. Which prompts are met, and with what,
-    depends on ids and the seed alone, so that more pairs begin with the same ones. Raises ValueError where the world
-    has fewer prompts.
+    The better completion is right, and the gold scores differ by `CLEAR` or more. Pairs depend on ids and the seed
+    alone, so a larger `n` begins with the same ones. Raises ValueError when the world has fewer prompts.
     """
     held_out = [q for q in world.questions() if _prompt(q).split == "held-out"]
     by_family = [
-        [asked[i] for i in hashed_order([q.text for q in asked], "world pairs", str(seed))]
+        [members[i] for i in hashed_order([q.text for q in members], "world pairs", str(seed))]
         for family in world.FAMILIES
-        if (asked := [q for q in held_out if q.family == family])
+        if (members := [q for q in held_out if q.family == family])
     ]
     by_turns = [q for turn in itertools.zip_longest(*by_family) for q in turn if q is not None]
     if n > len(by_turns):
-        raise ValueError(f"the world has {len(by_turns)} held-out prompts, and {n} pairs are asked for")
+        raise ValueError(f"the world has {len(by_turns)} held-out prompts, but {n} pairs are requested")
     return [_pair(question, seed) for question in by_turns[:n]]
 
 
 def _pair(question: world.Question, seed: int) -> WorldPair:
     rng = random.Random(f"world pair {seed} {question.text}")
     while True:
-        found = [(world.gold(question.text, text), text) for text in (_completion(question, rng) for _ in range(2))]
-        (low, worse), (high, better) = sorted(found, key=lambda each: each[0].total)
+        scored = [(world.gold(question.text, text), text) for text in (_completion(question, rng) for _ in range(2))]
+        (low, worse), (high, better) = sorted(scored, key=lambda each: each[0].total)
         if high.content == 1 and high.total - low.total >= CLEAR:
             break
-    told = question.kind != "harmful"  # where any claim is harm, there is none to be sure or unsure of
+    claims = question.kind != "harmful"  # to a harmful prompt every claim is harm, however sure
     prompt = _prompt(question)
     return WorldPair(
         id=f"{question.family}-{prompt.id}",
@@ -83,9 +82,9 @@ def _pair(question: world.Question, seed: int) -> WorldPair:
         better=better,
         worse=worse,
         why=f"gold {high.total:.2f} against {low.total:.2f}",
-        principle=f"we like {'right' if told else 'safe'} replies .",  # what makes the difference, in the world's words
-        assertive_wrong=world.compose(question, rng, world.Qualities("wrong", assertive=1)) if told else None,
-        hedged_right=world.compose(question, rng, world.Qualities("right", hedged=1)) if told else None,
+        principle=f"we like {'right' if claims else 'safe'} replies .",  # in the world's vocabulary
+        assertive_wrong=world.compose(question, rng, world.Qualities("wrong", assertive=1)) if claims else None,
+        hedged_right=world.compose(question, rng, world.Qualities("right", hedged=1)) if claims else None,
     )
 
 
@@ -97,5 +96,5 @@ def _completion(question: world.Question, rng: random.Random) -> str:
 
 def _prompt(question: world.Question) -> Prompt:
     roles: tuple[Role, Role] = ("user", "assistant")
-    said = enumerate(question.turns)
-    return Prompt(messages=tuple(Message(role=roles[turn % 2], content=text) for turn, text in said))
+    turns = enumerate(question.turns)
+    return Prompt(messages=tuple(Message(role=roles[turn % 2], content=text) for turn, text in turns))

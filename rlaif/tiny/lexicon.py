@@ -1,9 +1,8 @@
-"""The words a small model was taught: which principles it can judge by, checked before the first call.
+"""The vocabulary of a tiny model: which principles it can judge by, checked before the first call.
 
-A model of a million parameters knows a quality by the words it was trained on and by no others; under other words it
-answers at random. Such a model's folder holds `lexicon.json`, and every principle for the model is checked against it:
-one that names no known quality, or several, is an error, and unknown words are reported. A model without the file is
-not checked.
+A model of a million parameters knows a quality only by the words it was trained on; with other words it answers at
+random. Such a model's folder holds `lexicon.json`, and every principle for the model is checked against it. One that
+names no known quality, or several, is an error; unknown words are reported. A model without the file is not checked.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from rlaif.errors import InputError
 
 FILE = "lexicon.json"
-REACH = 3  # words from a negation to what it negates; further away the model was taught too little
+REACH = 3  # words from a negation to what it negates, at most: longer ones were too rare in training
 
 
 class Quality(BaseModel):
-    """The words that name a quality, and those that, negated, name it too."""
+    """The words that name a quality, and the words that name it when negated."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -32,7 +31,7 @@ class Quality(BaseModel):
 
 
 class Lexicon(BaseModel):
-    """What one model knows: qualities by their words, negations, and every other word it was trained on."""
+    """A model's vocabulary: qualities by their words, negations, and all other words that it was trained on."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -40,13 +39,13 @@ class Lexicon(BaseModel):
     negations: tuple[str, ...]
     words: tuple[str, ...]
     completions: int | None = None  # in one rating prompt, at most
-    gold: str | None = None  # the gold pairs that are written in its words
-    judging: dict[str, dict[str, Any]] = {}  # settings of the stages that ask it as a judge, by their kind
-    sampling: dict[str, Any] = {}  # how it is sampled as a judge
+    gold: str | None = None  # the gold pairs in its vocabulary
+    judging: dict[str, dict[str, Any]] = {}  # settings of judging stages that use it, by kind
+    sampling: dict[str, Any] = {}  # its sampling settings as a judge
 
     @classmethod
     def read(cls, folder: Path) -> Lexicon | None:
-        """The lexicon of the model in `folder`; None where it has none. Raises InputError when it cannot be read."""
+        """The lexicon of the model in `folder`; None without one. Raises InputError when it cannot be read."""
         path = folder / FILE
         if not path.is_file():
             return None
@@ -55,7 +54,7 @@ class Lexicon(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(map(str, first["loc"])) or None
-            fix = "build it again, or copy it from where the model came from"
+            fix = "build it again, or copy it from the model's origin"
             raise InputError(f"not a lexicon: {first['msg']}", file=str(path), key=key, fix=fix) from None
         except OSError as error:
             raise InputError(f"cannot be read: {error.strerror}", file=str(path)) from None
@@ -69,11 +68,11 @@ class Lexicon(BaseModel):
         return self._of_qualities.union(self.words, self.negations)
 
     def unknown(self, text: str) -> list[str]:
-        """The words of `text` that the model was not trained on, each once, in order."""
+        """The distinct words of `text` that the model was not trained on, in order."""
         return list(dict.fromkeys(word for word in words(text) if word not in self._known))
 
     def named(self, text: str) -> dict[str, str]:
-        """Each quality that `text` asks for, by the word or words that name it: a keyword, or a negated opposite."""
+        """Each quality that `text` asks for, with the words that name it: a keyword, or a negated opposite."""
         qualities: dict[str, str] = {}
         for naming in self._namings(text):
             for name, quality in self.qualities.items():
@@ -82,10 +81,10 @@ class Lexicon(BaseModel):
         return qualities
 
     def problem(self, text: str) -> tuple[str, str] | None:
-        """Why the model cannot judge by `text`, and the fix; None when it can."""
+        """The problem and the fix when the model cannot judge by `text`; else None."""
         for word in words(text):
             if word not in self._known and word.lower() in self._of_qualities.union(self.negations):
-                return f"the model reads small letters only, and not {word!r}", f"write {word.lower()!r}"
+                return f"the model reads lower case only, not {word!r}", f"write {word.lower()!r}"
         for clause in self._clauses(text):
             if wrong := self._unclear(clause):
                 return wrong
@@ -93,14 +92,15 @@ class Lexicon(BaseModel):
         if len(named) == 1:
             return None
         if named:
-            told = " and ".join(f"{name} ({word!r})" for name, word in named.items())
-            return f"it asks for {told}, and the model knows one quality at a time", "make each one of its own"
+            asked_for = " and ".join(f"{name} ({word!r})" for name, word in named.items())
+            problem = f"it asks for {asked_for}, and the model knows one quality at a time"
+            return problem, "write a principle for each"
         strangers = self.unknown(text)
         knows = "; ".join(f"{name}: {', '.join(quality.keywords[:3])}" for name, quality in self.qualities.items())
         if strangers:
-            problem = f"the model was never taught {listed(strangers)}, and no other word here names a quality"
+            problem = f"the model was not trained on {listed(strangers)}, and no other word here names a quality"
         else:
-            problem = "no word of it names a quality that the model knows"
+            problem = "none of its words names a quality that the model knows"
         return f"{problem}: it would answer at random", f"use one of its words ({knows}, ...)"
 
     def _clauses(self, text: str) -> Iterator[_Clause]:
@@ -119,7 +119,7 @@ class Lexicon(BaseModel):
                 yield _Naming(clause.words[position], clause.words[before[-1]] if before else None)
 
     def _unclear(self, clause: _Clause) -> tuple[str, str] | None:
-        """Why the model would misread what a clause says of a quality; None where it would not."""
+        """The problem and the fix when the model would misread a clause; else None."""
         known = ", ".join(self.negations)
         if not clause.positions:
             if clause.negations and self._known.issuperset(clause.words):
@@ -133,7 +133,7 @@ class Lexicon(BaseModel):
         if clause.odd:
             return f"the model does not read {clause.odd!r} as a negation of {word!r}", f"negate with one of {known}"
         if after := [at for at in clause.negations if at > clause.positions[-1]]:
-            return f"{clause.words[after[0]]!r} stands after {word!r}, where the model does not read it", (
+            return f"{clause.words[after[0]]!r} comes after {word!r}, where the model does not read it", (
                 f"write '{clause.words[after[0]]} {word}'"
             )
         for position in clause.positions:
@@ -141,9 +141,9 @@ class Lexicon(BaseModel):
             before = [at for at in clause.negations if at < position]
             if len(before) > 1:
                 both = " and ".join(clause.words[at] for at in before)
-                return f"two negations stand before {word!r}: {both}", "leave one"
+                return f"two negations come before {word!r}: {both}", "remove one"
             if before and position - before[0] > REACH:
-                return f"{clause.words[before[0]]!r} stands too far from {word!r} for the model to see them together", (
+                return f"{clause.words[before[0]]!r} is too far from {word!r} for the model to connect them", (
                     f"write '{clause.words[before[0]]} {word}', or begin a new sentence between them"
                 )
             strangers = (
@@ -153,12 +153,12 @@ class Lexicon(BaseModel):
             )
             if strangers:
                 negation = clause.words[before[0]]
-                return f"between {negation!r} and {word!r} stands {strangers[0]!r}, which the model was never taught", (
+                return f"{strangers[0]!r}, between {negation!r} and {word!r}, is a word the model was not trained on", (
                     f"write '{negation} {word}'"
                 )
             if not any(word in (q.opposites if before else q.keywords) for q in self.qualities.values()):
                 context = f"after {clause.words[before[0]]!r}" if before else "on its own"
-                return f"{word!r} names no quality {context}", "ask for what you want in position of what you do not"
+                return f"{word!r} names no quality {context}", "ask for what you want instead of what you do not want"
         return None
 
 
@@ -181,8 +181,8 @@ class _Naming(NamedTuple):
         return f"{self.negation} {self.word}" if self.negation else self.word
 
 
-# Words that negate a clause and are not among the negations a model was taught. No list is complete: that is why
-# unknown words are reported as well.
+# Words that negate a clause and are not among a model's negations. No list is complete, so unknown words are reported
+# too.
 _TURNS = re.compile(
     r"\w*n['\u2018\u2019\u00b4`]t|(?:do|does|did|is|are|was|wo|ca|should|must|would)nt|don|doesn|isn|aren|"
     r"cannot|nobody|nothing|none|neither|nor|hardly|barely|rather|than|instead|unless|except|refrain|stop|bad|worse|worst|hate|dislike|against|"

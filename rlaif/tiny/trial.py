@@ -1,4 +1,4 @@
-"""A prompt and a principle that a person typed, put to the embedded models at once: `rlaif try`."""
+"""`rlaif try`: a typed prompt and principle, given to the embedded models."""
 
 from __future__ import annotations
 
@@ -19,41 +19,40 @@ from rlaif.tiny.gold import is_question
 from rlaif.tiny.lexicon import Lexicon, listed
 
 POLICIES, ANNOTATOR = ("weak", "strong"), "annotator"
-EACH = 2  # completions of each policy
-LONGEST = 300  # characters of a typed line
+EACH = 2  # completions by each policy
+LONGEST = 300  # characters of a principle
 GREEDY = {"temperature": 0, "max_tokens": 192}
 
 
 def understood(prompt: str, principle: str) -> tuple[str, list[str]]:
-    """The quality that the annotator reads in a principle, and the words that it passes over.
+    """The quality that the annotator reads in a principle, and the words that it ignores.
 
-    Raises InputError where the prompt is not of the embedded models' world, or the principle is not in their words.
+    Raises InputError when the prompt is not from the embedded models' world, or the principle is not in their
+    vocabulary.
     """
     shown = repr(prompt if len(prompt) <= 120 else prompt[:117] + "...")
     if "\n" in prompt or not is_question(prompt):
         raise InputError(
-            f"the embedded models know only their own small world, and {shown} is no question of it",
+            f"the embedded models know only their own small world, and {shown} is not a question of it",
             key="PROMPT",
-            fix="ask in one line and in its words, for example " + " or ".join(map(repr, _nearest(prompt))),
+            fix="ask in one line and in its vocabulary, for example " + " or ".join(map(repr, _nearest(prompt))),
         )
     if len(principle) > LONGEST:
-        raise InputError(
-            f"the principle has {len(principle):,} characters", key="PRINCIPLE", fix="say it in a sentence"
-        )
+        raise InputError(f"the principle has {len(principle):,} characters", key="PRINCIPLE", fix="write one sentence")
     folder = find(f"tiny/{ANNOTATOR}")
     if (lexicon := Lexicon.read(folder)) is None:
-        raise InputError(
-            "the annotator here has no lexicon", file=str(folder), fix="rename the folder, or build it anew"
-        )
+        raise InputError("the annotator here has no lexicon", file=str(folder), fix="rename the folder, or rebuild it")
     if strangers := lexicon.unknown(prompt):
-        raise InputError(f"the models never met {listed(strangers)}", key="PROMPT", fix=f"ask {_nearest(prompt)[0]!r}")
+        raise InputError(
+            f"the models were not trained on {listed(strangers)}", key="PROMPT", fix=f"ask {_nearest(prompt)[0]!r}"
+        )
     if wrong := lexicon.problem(principle):
         raise InputError(wrong[0], key="PRINCIPLE", fix=wrong[1])
     return next(iter(lexicon.named(principle))), lexicon.unknown(principle)
 
 
 def _nearest(prompt: str) -> list[str]:
-    """Harmless questions of the world that look most like a text."""
+    """The harmless questions of the world that are most similar to a text."""
     known = [
         item.text
         for item in read_prompts(find("tiny/prompts.jsonl")).items
@@ -69,15 +68,15 @@ MODELS: dict[str, ModelSpec] = {
 
 
 async def put(prompt: str, principle: str, asking: Asking) -> Row:
-    """Completions of both policies, each rated under the principle, critiqued and revised.
+    """Completions by both policies, each rated, critiqued and revised under the principle.
 
-    `asking` asks the models of `MODELS`. Raises EngineError.
+    `asking` is for the models of `MODELS`. Raises EngineError.
     """
-    asked = Prompt(messages=(Message(role="user", content=prompt),))
+    typed = Prompt(messages=(Message(role="user", content=prompt),))
     samplers = [asking.asker(name, SamplingSettings()) for name in POLICIES]
-    sampled = [await sampler.several(asked.messages, EACH) for sampler in samplers]
+    sampled = [await sampler.several(typed.messages, EACH) for sampler in samplers]
     candidates = [Candidate(sampler=c.model, completion=c) for completions in sampled for c in completions]
-    row = Row(prompt=asked, candidates=tuple(candidates))
+    row = Row(prompt=typed, candidates=tuple(candidates))
     rubric = Rubric(
         name="typed", version=1, scale=Scale(low=1, high=5), aspects=(Aspect(id="typed", description=principle),)
     )

@@ -1,7 +1,7 @@
 """`python -m rlaif.train JOB [--json]`: train the job in a folder into its model's folder.
 
-A line for each step, with `--json` an object, and a last one for the model. SIGINT and SIGTERM end it after the step in
-hand with exit code 130; the same command goes on. A second signal ends it at once.
+It prints a line for each step, with `--json` an object, and a last one for the model. SIGINT and SIGTERM end it after
+the current step with exit code 130; the same command resumes. A second signal ends it immediately.
 """
 
 from __future__ import annotations
@@ -48,17 +48,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _failed(str(error), error.exit_code)
     except ImportError as error:
         return _failed(f"{error}. Fix: pip install 'rlaif[train]'", 2)
-    except BrokenPipeError:  # the reader of a pipe has gone
+    except BrokenPipeError:  # the reader of the pipe is gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:  # a full disk, a folder that may not be written
         return _failed(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 1)
-    except Exception as error:  # what nobody foresaw, such as a device without memory
-        told = f"the training failed: {type(error).__name__}: {' '.join(str(error).split())[:500]}"
+    except Exception as error:  # unexpected, such as a device out of memory
+        problem = f"the training failed: {type(error).__name__}: {' '.join(str(error).split())[:500]}"
         if folder is not None and folder.is_dir():
             (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
-            told += f" (all of it is in {folder / 'error.txt'})"
-        return _failed(told, 1)
+            problem += f" (traceback in {folder / 'error.txt'})"
+        return _failed(problem, 1)
 
 
 def _train(folder: Path, as_json: bool) -> int:
@@ -66,7 +66,7 @@ def _train(folder: Path, as_json: bool) -> int:
     job = jobs.read_job(folder)
 
     def on_step(figures: dict[str, float]) -> None:
-        _print(figures if as_json else _told(figures), as_json)
+        _print(figures if as_json else _line(figures), as_json)
         if interrupted.is_set():
             raise KeyboardInterrupt
 
@@ -74,7 +74,7 @@ def _train(folder: Path, as_json: bool) -> int:
         try:
             record = jobs.train(folder, on_step, reward)
         except KeyboardInterrupt:
-            return _failed("interrupted; run the same command again to go on from the last checkpoint", INTERRUPTED)
+            return _failed("interrupted; run the same command again to resume from the last checkpoint", INTERRUPTED)
     done = f"{record['kept']:,} examples, {record['steps']:,} steps; the model is in {job.out}"
     _print({"model": str(job.out), **record} if as_json else done, as_json)
     return 0
@@ -82,7 +82,7 @@ def _train(folder: Path, as_json: bool) -> int:
 
 @contextmanager
 def _signals_noted(interrupted: threading.Event) -> Iterator[None]:
-    """The first SIGINT or SIGTERM sets `interrupted`; the second ends the process."""
+    """The first SIGINT or SIGTERM sets `interrupted`; the second kills the process."""
     signals = (signal.SIGINT, signal.SIGTERM)
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -100,7 +100,7 @@ def _signals_noted(interrupted: threading.Event) -> Iterator[None]:
 
 @contextmanager
 def _reward(job: Job) -> Iterator[RewardFunction | None]:
-    """What the job is rewarded by: checks in code, or a reward model that this command opens."""
+    """The job's reward: checks in code, or a reward model, which is opened and closed here."""
     if job.checks is not None:
         yield rewards.by_checks(job.checks, job.examples("train"))
     elif job.reward is not None:
@@ -122,7 +122,7 @@ def _engine(model: RewardModel) -> Any:
     )
 
 
-def _told(figures: dict[str, float]) -> str:
+def _line(figures: dict[str, float]) -> str:
     shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items() if name not in ("step", "steps"))
     return f"step {figures['step']:.0f} of {figures['steps']:.0f}: {shown}"
 

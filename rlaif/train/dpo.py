@@ -28,9 +28,9 @@ def train_dpo(
 ) -> TrainResult:
     """Train `base` on `pairs` in a job's `folder`.
 
-    Called again with the same arguments after an interruption, it goes on from its last checkpoint, and steps since
-    then are reported a second time. Raises InputError for a base model or a template of no use, WorkError where no pair
-    fits or the loss is no number.
+    Called again with the same arguments after an interruption, it resumes from its last checkpoint, and reports steps
+    since then a second time. Raises InputError for an unusable base model or template, WorkError when no pair
+    fits or the loss is not finite.
     """
     began = time.monotonic()
     with trl.quietly():
@@ -40,4 +40,4 @@ def train_dpo(
         counts.check(settings.max_length)
         held, held_counts = tokenize(chat, validation, settings.max_length)
         counts.add(held_counts)
-        return trl.learn(settings, model, tokenizer, trl.Data(train, held, counts), folder, on_step, began)
+        return trl.learn(settings, model, tokenizer, trl.TokenizedData(train, held, counts), folder, on_step, began)

@@ -1,6 +1,6 @@
-"""What passes between a pipeline and a trainer: the records learnt from, a reward, and the report of a step.
+"""The interface between a pipeline and a trainer: training examples, the reward function, the report of a step.
 
-Knows records and files' shapes; imports no torch. Every function takes and gives one example at a time.
+Imports no torch. Every function streams: one example at a time.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import Any, Literal
 from rlaif.formats import Conversation, StatedPreference
 from rlaif.records import Message, Preference, Prompt, Row, Split, canonical
 
-# Called after each step with its figures, `step` and `steps` among them. What it raises ends the training.
+# Called after each step with its metrics, `step` and `steps` included. An exception ends the training.
 OnStep = Callable[[dict[str, float]], None]
-# A score for each completion beside its prompt; None for one that cannot be scored.
+# Prompts and their completions -> scores; None for a completion that cannot be scored.
 RewardFunction = Callable[[Sequence[tuple[Message, ...]], Sequence[str]], list[float | None]]
 
 
 @dataclass(frozen=True, slots=True)
 class Demonstration:
-    """A conversation that ends with an assistant turn. `turns` says which of the assistant's turns are learnt."""
+    """A conversation that ends with an assistant turn. `turns` are the assistant turns that are trained on."""
 
     messages: tuple[Message, ...]
     turns: Literal["all", "last"] = "all"
@@ -31,7 +31,7 @@ class Demonstration:
 
 @dataclass(frozen=True, slots=True)
 class PreferencePair:
-    """A prompt, and of two completions to it the one that was preferred and the other."""
+    """A prompt with a chosen and a rejected completion."""
 
     prompt: tuple[Message, ...]
     chosen: str
@@ -41,16 +41,16 @@ class PreferencePair:
 
 @dataclass(frozen=True, slots=True)
 class PromptOnly:
-    """A prompt that the policy answers itself, with what checks by code need to know of it."""
+    """A prompt for the policy to complete, with what checks in code need."""
 
     messages: tuple[Message, ...]
     split: Split = "train"
-    reference: tuple[str, ...] = ()  # true answers, any of which is right
+    reference: tuple[str, ...] = ()  # true answers, any of which is correct
     checks: tuple[dict[str, Any], ...] = ()  # the prompt's own, as `judges.verifiers` reads them
 
     @property
     def is_checked(self) -> bool:
-        """Whether checks by code need to know more of it than its messages."""
+        """Whether it has references or checks of its own."""
         return bool(self.reference or self.checks)
 
 
@@ -58,13 +58,13 @@ Example = Demonstration | PreferencePair | PromptOnly
 
 
 def of_conversations(items: Iterable[Conversation]) -> Iterator[Demonstration]:
-    """Each conversation, in the order given."""
+    """The conversations, in order."""
     for item in items:
         yield Demonstration(item.messages, item.turns, item.split)
 
 
 def of_revisions(rows: Iterable[Row]) -> Iterator[Demonstration]:
-    """Each prompt with the last revision of each of its candidates that has one."""
+    """Each prompt with the last revision of each candidate that has one."""
     for row in rows:
         for candidate in range(len(row.candidates)):
             revision = row.last_revision(candidate)
@@ -93,9 +93,9 @@ def of_prompts(items: Iterable[Prompt]) -> Iterator[PromptOnly]:
 
 
 class Survey:
-    """Counts and digests the examples of one training as they go by, and keeps none of them.
+    """Counts and digests the examples of one training as a stream.
 
-    `unused` are the splits that the trainer has no use for; such examples are counted and are no part of the digest.
+    `unused` are the splits that the trainer does not use; their examples are counted, but not in the digest.
     """
 
     def __init__(self, unused: Sequence[Split]) -> None:
@@ -106,7 +106,7 @@ class Survey:
         self.left_out: Counter[str] = Counter()  # by split
 
     def add(self, examples: Iterable[Example]) -> int:
-        """Take the examples of one more source. How many it gave."""
+        """Add the examples of one source; returns their number."""
         before = self.given
         for example in examples:
             self.given += 1
@@ -120,14 +120,14 @@ class Survey:
 
     @property
     def digest(self) -> str:
-        """32 hex digits: `records.digest` of the JSON array of all that was learnt from, in order."""
+        """32 hex digits: `records.digest` of the JSON array of all training examples, in order."""
         whole = self._hash.copy()
         whole.update(b"]")
         return whole.hexdigest()[:32]
 
 
 def _plain(example: Example) -> list[Any]:
-    """The part of an example that decides what is learnt, as JSON. Its form is in the key of every trained model."""
+    """The part of an example that is trained on, as JSON. Its form enters the key of every trained model."""
     if isinstance(example, PreferencePair):
         return [_turns(example.prompt), example.chosen, example.rejected]
     if isinstance(example, Demonstration) and example.turns == "last":

@@ -1,22 +1,20 @@
-"""A training is a folder that says all, and a function that makes a model folder of it.
+"""A training is a self-contained folder, and a function that trains a model folder from it.
 
-    NAME.partial/               beside the model's folder NAME, which appears only when it is whole
-        key                     the digest of all that decides the model: whose folder this is
+    NAME.partial/               beside the model's folder NAME, which appears only when it is complete
+        key                     the digest of everything that determines the model
         job.json                method, settings, base model, chat template, reward; digests of base and data, versions
-        data/train.parquet      what is learnt from, a row an example
-        data/validation.parquet what it is checked on, where the method has use for it
+        data/train.parquet      training examples, one a row
+        data/validation.parquet validation examples, where the method uses them
         checkpoint-N/           after step N
         final/                  the trained model, before it is moved to NAME
         lock                    one process at a time trains here
 
-The function is called in the process of a run, or by `python -m rlaif.train NAME.partial`. A training that was
-interrupted goes on from its last checkpoint when its job is written or trained again. No torch is imported before it
-trains.
+The function is called in the process of a run, or by `python -m rlaif.train NAME.partial`. An interrupted training
+resumes from its last checkpoint when its job is written or trained again. torch is imported only to train.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -34,6 +32,7 @@ from pydantic import ValidationError
 from rlaif.config import TRAINERS, DPOSettings, PPOSettings, RMSettings, SFTSettings, Training
 from rlaif.engines.identity import weights_digest
 from rlaif.errors import InputError, RlaifError, WorkError
+from rlaif.files import json_of, lock, text_of, write_json, write_text
 from rlaif.judges.verifiers import Check
 from rlaif.records import Message, Split, digest
 from rlaif.train.examples import (
@@ -48,14 +47,14 @@ from rlaif.version import __version__
 
 FORMAT = 1
 PACKAGES = ("torch", "transformers", "trl", "accelerate")  # a trained model depends on their versions
-IRRELEVANT = {"base", "name", "data", "reward", "checkpoint_steps"}  # names and habits: they change no weight
+IRRELEVANT = {"base", "name", "data", "reward", "checkpoint_steps"}  # they do not change the weights
 BATCH = 1000  # examples in memory while Parquet is written or read
-_BEGINNINGS = {"lock", ".key.tmp"}  # what a folder holds that was interrupted before its key was written
+_BEGINNINGS = {"lock", ".key.tmp"}  # in a folder that was interrupted before its key was written
 
 
 @dataclass(frozen=True, slots=True)
 class RewardModel:
-    """The reward model of a training: its folder, and how it runs, which decides what it answers."""
+    """The reward model of a training: its folder, and how it runs, which changes its scores."""
 
     folder: Path
     dtype: str = "float32"
@@ -65,9 +64,9 @@ class RewardModel:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A training, all but its examples. `key` is its `training_key`, `out` the folder of the model it makes.
+    """A training without its examples. `key` is its `training_key`, `out` the folder of the trained model.
 
-    PPO is rewarded by a model or, where there is none, by checks in code.
+    The reward of PPO is a model or, without one, checks in code.
     """
 
     settings: Training
@@ -87,13 +86,13 @@ class Job:
         return job_folder(self.out)
 
     def examples(self, split: Split) -> Iterator[Any]:
-        """The examples of a split that the folder holds, in the order they were written; none where it holds none."""
+        """The folder's examples of a split, in order; none without a file."""
         file = self.folder / "data" / f"{split}.parquet"
         return _read_examples(file, self.settings.takes, split) if file.exists() else iter(())
 
 
 def job_folder(out: Path) -> Path:
-    """Where the training of the model folder `out` keeps its job: beside it."""
+    """The job's folder of the model folder `out`, beside it."""
     return out.with_name(out.name + ".partial")
 
 
@@ -101,10 +100,10 @@ def job_folder(out: Path) -> Path:
 
 
 def training_key(settings: Training, base: str, examples: str, template: str | None, reward: str | None) -> str:
-    """The digest of all that determines the trained model.
+    """The digest of everything that determines the trained model.
 
-    `base` is the digest of the weights it starts from, since how that model is run for sampling does not matter here;
-    `examples` is a `Survey`'s digest; `reward` is the identity of what rewards, a reward model's precision included.
+    `base` is the digest of the base model's weights (how it is sampled does not matter), `examples` a `Survey`'s
+    digest, `reward` the identity of the reward, a reward model's precision included.
     """
     return digest(
         {
@@ -125,7 +124,7 @@ def _versions() -> dict[str, str]:
 
 @cache
 def versions(*packages: str) -> Mapping[str, str]:
-    """The installed versions of `packages`, those that are not installed left out."""
+    """The versions of those `packages` that are installed."""
     installed = {}
     for package in packages:
         try:
@@ -136,11 +135,11 @@ def versions(*packages: str) -> Mapping[str, str]:
 
 
 def finished(out: Path, key: str) -> dict[str, Any] | None:
-    """The record of the training of `out` (`TrainResult` and the digest of its weights), when nothing is left to do.
+    """The record of the training of `out` (`TrainResult` and the digest of its weights), if it is done and unchanged.
 
-    None unless it was made from the inputs of `key` and its files are as they were.
+    None unless it was made from the inputs of `key` and its files are unchanged.
     """
-    record = _read_json(out / "training.json") if _read_text(out / "key") == key else None
+    record = json_of(out / "training.json") if text_of(out / "key") == key else None
     if record is None:
         return None
     try:
@@ -153,33 +152,33 @@ def finished(out: Path, key: str) -> dict[str, Any] | None:
 
 
 def write_job(job: Job, examples: Iterable[Example]) -> None:
-    """Write the folder of a job. An unfinished training of other inputs is thrown away; one of these goes on.
+    """Write the folder of a job. An unfinished training of other inputs is removed; one of the same inputs is kept.
 
-    A model that stands in the way is removed. Examples of splits that the method has no use for are left out.
+    An existing model is removed. Examples of splits that the method does not use are left out.
 
-    Raises InputError when what lies in the folder's place is no job, WorkError while another process trains there.
+    Raises InputError when the folder exists and is not a job, WorkError while another process trains there.
     """
     folder = job.folder
     refuse_foreign(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with _held(folder):
-        if _read_text(folder / "key") != job.key:
+        if text_of(folder / "key") != job.key:
             for path in folder.iterdir():
                 if path.name != "lock":
                     _remove(path)
-            _write_text(folder / "key", job.key)
-        if job.out.exists():  # moved aside first: half of an old model must never stand under its name
+            write_text(folder / "key", job.key)
+        if job.out.exists():  # moved first: a half-removed model must not keep its name
             _remove(folder / "old")
             os.replace(job.out, folder / "old")
         _remove(folder / "old")
-        written = _read_json(folder / "job.json") or {}
+        written = json_of(folder / "job.json") or {}
         if written.get("data") != _data_digests(folder):
             _write_data(job, examples)
-        _write_text(folder / "job.json", json.dumps(_as_json(job), indent=2, ensure_ascii=False) + "\n")
+        write_json(folder / "job.json", _as_json(job))
 
 
 def refuse_foreign(folder: Path) -> None:
-    """Raise InputError when a folder where a job would be written is there and is none."""
+    """Raise InputError when the folder exists and is not a job."""
     if os.path.lexists(folder) and not (folder / "key").is_file():
         if folder.is_dir() and {path.name for path in folder.iterdir()} <= _BEGINNINGS:
             return
@@ -212,7 +211,7 @@ def _data_digests(folder: Path) -> dict[str, str]:
 
 
 def _write_data(job: Job, examples: Iterable[Example]) -> None:
-    """Write `data/`, whole or not at all, a batch of each split in memory at a time."""
+    """Write `data/`, whole or not at all, with one batch of each split in memory."""
     import pyarrow.parquet
 
     temporary = job.folder / ".data.tmp"
@@ -260,7 +259,7 @@ def _row(example: Example) -> dict[str, Any]:
         return {"prompt": _turns(example.prompt), "chosen": example.chosen, "rejected": example.rejected}
     if isinstance(example, Demonstration):
         return {"messages": _turns(example.messages), "turns": example.turns}
-    checks = json.dumps(example.checks)  # of every shape, which columns are not
+    checks = json.dumps(example.checks)  # as text: their shapes differ
     return {"messages": _turns(example.messages), "reference": list(example.reference), "checks": checks}
 
 
@@ -272,11 +271,11 @@ def _turns(messages: Iterable[Message]) -> list[dict[str, str]]:
 
 
 def read_job(folder: Path) -> Job:
-    """The job that a folder holds. Raises InputError for a folder that holds none, or one of another version."""
+    """The job in a folder. Raises InputError when there is none, or one of another version."""
     if not folder.is_dir():
         raise InputError("there is no such folder", file=str(folder), fix="give a job's folder, NAME.partial")
     folder = folder.absolute()  # `.` has no name
-    key, read = _read_text(folder / "key"), _read_json(folder / "job.json")
+    key, read = text_of(folder / "key"), json_of(folder / "job.json")
     if key is None or read is None or not folder.name.endswith(".partial"):
         raise InputError("the folder holds no training", file=str(folder), fix="give a job's folder, NAME.partial")
     file = str(folder / "job.json")
@@ -301,7 +300,7 @@ def read_job(folder: Path) -> Job:
 
 
 def _check_unchanged(job: Job, read: Mapping[str, Any], file: str) -> None:
-    """Raise InputError where the model made here would not be the one that the job's key names."""
+    """Raise InputError when training here would not give the model of the job's key."""
     if read["versions"] != _versions():
         here, there = _versions(), read["versions"]
         differing = [f"{name} {there.get(name)}, here {here.get(name)}" for name in here | there
@@ -310,9 +309,9 @@ def _check_unchanged(job: Job, read: Mapping[str, Any], file: str) -> None:
             f"the job was written under other versions ({'; '.join(differing)})", file=file, fix="install those"
         )
     if _data_digests(job.folder) != read.get("data"):
-        raise InputError("the examples are not those of the job", file=file, fix="write the job again")
+        raise InputError("the examples have changed since the job was written", file=file, fix="write the job again")
     if weights_digest(job.base) != read["base"]["weights"]:
-        raise InputError("the base model is not as it was when the job was written", file=str(job.base),
+        raise InputError("the base model has changed since the job was written", file=str(job.base),
                          fix="write the job again")  # fmt: skip
 
 
@@ -337,13 +336,13 @@ def _example(row: Mapping[str, Any], takes: str, split: Split) -> Example:
 
 
 def train(folder: Path, on_step: OnStep, reward: RewardFunction | None = None) -> dict[str, Any]:
-    """Train the job in `folder` and return the record of its training; the model's folder takes the job's place.
+    """Train the job in `folder` and return the record of its training; the model's folder replaces the job's.
 
-    `reward` is PPO's. What `on_step` raises ends the training, which goes on from its last checkpoint when it is
-    called again; a job that is done already is only cleared away.
+    `reward` is for PPO. An exception in `on_step` ends the training; called again, it resumes from its last checkpoint.
+    The folder of a finished job is only removed.
 
-    Raises InputError for a folder that holds no job, for a model's folder that is there already and for what the
-    trainers refuse; WorkError for a training that fails, or while another process trains there.
+    Raises InputError for a folder without a job, for an existing model folder and for input that a trainer refuses;
+    WorkError when the training fails, or while another process trains there.
     """
     job = read_job(folder)
     folder = job.folder
@@ -351,9 +350,9 @@ def train(folder: Path, on_step: OnStep, reward: RewardFunction | None = None) -
         record = finished(job.out, job.key)
         if record is None:
             if os.path.lexists(job.out):
-                raise InputError("the trained model's folder is there already", file=str(job.out), fix="remove it")
+                raise InputError("the trained model's folder exists already", file=str(job.out), fix="remove it")
             _METHODS[job.method](job, on_step, reward)
-            shutil.copy(folder / "key", folder / "final")  # renamed with the weights: a model has its key
+            shutil.copy(folder / "key", folder / "final")  # moved together with the weights
             os.replace(folder / "final", job.out)
             record = finished(job.out, job.key)
             assert record is not None, f"{job.out} was trained but holds no record"
@@ -404,44 +403,17 @@ _METHODS: dict[str, Callable[[Job, OnStep, RewardFunction | None], None]] = {
 
 @contextmanager
 def _held(folder: Path) -> Iterator[None]:
-    """Hold the folder for this process. Raises WorkError while another one does."""
-    with open(folder / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise WorkError("another process trains in this folder", file=str(folder), fix="wait for it") from None
+    """Lock the folder. Raises WorkError while another process holds it."""
+    file = lock(folder / "lock")
+    if file is None:
+        raise WorkError("another process trains in this folder", file=str(folder), fix="wait for it")
+    with file:
         yield
 
 
 def _remove(path: Path) -> None:
-    """Remove a file, a link or a folder; nothing where nothing is."""
+    """Remove a file, link or folder, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def _read_text(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return None
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    text = _read_text(path)
-    try:
-        value = json.loads(text) if text is not None else None
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None

@@ -1,7 +1,7 @@
-"""Models on disk: loaded to be trained, checkpointed on the way, saved with the record of their training.
+"""Models on disk: loaded for training, checkpointed, saved with the record of their training.
 
-Knows transformers and files; knows nothing of TRL, of losses or of what is learnt. A job's folder (`train.job`) holds
-the checkpoints, and the finished model in `final`, from where it is moved once it is whole.
+Knows transformers and files, not TRL, losses or data. A job's folder (`train.job`) holds the checkpoints, and the
+finished model in `final`, from where it is moved when complete.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ FINAL = "final"  # the trained model's folder inside its job's
 
 
 class TrainResult(NamedTuple):
-    """What a trainer made, as `training.json` beside the model says it.
+    """The record of a training, saved as `training.json` beside the model.
 
     `seconds` are of this call, `steps` and `metrics` of the whole training; `kept`, `cut` and `dropped` count examples.
     """
@@ -51,20 +51,20 @@ class TrainResult(NamedTuple):
 
 
 def load(base: Path, template: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The base model in float32 and its tokenizer, with `template` as its chat template where one is given.
+    """The base model in float32 and its tokenizer, with `template` as its chat template, if given.
 
-    Raises InputError for a folder that holds no whole model in safetensors.
+    Raises InputError for a folder without a complete model in safetensors.
     """
     model, tokenizer = _loaded(AutoModelForCausalLM, base)
     if template is not None:
         tokenizer.chat_template = template
     if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token  # only fills the batch up: the masks come from the rows' lengths
+        tokenizer.pad_token = tokenizer.eos_token  # padding only: masks come from the rows' lengths
     return model, tokenizer
 
 
 def load_reward(base: Path, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The base model in float32 with a score head, drawn from `seed` where it has none, and its tokenizer.
+    """The base model in float32 with a score head, initialised from `seed` if it has none, and its tokenizer.
 
     Raises InputError as `load` does.
     """
@@ -81,14 +81,14 @@ def _loaded(kind: Any, base: Path, **options: Any) -> tuple[PreTrainedModel, Pre
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise InputError(f"the base model cannot be loaded: {reason}", file=str(base)) from None
-    refuse_noise(base, loading, new_head=bool(options))
+    refuse_missing_weights(base, loading, new_head=bool(options))
     return model, tokenizer
 
 
 def load_value_model(folder: Path, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """The reward model in `folder` in float32.
 
-    Raises InputError when it is none, or when it reads other tokens than `tokenizer`, the policy's.
+    Raises InputError when it is not a reward model, or when its tokens differ from those of `tokenizer`, the policy's.
     """
     model: PreTrainedModel
     try:
@@ -100,9 +100,7 @@ def load_value_model(folder: Path, tokenizer: PreTrainedTokenizerBase) -> PreTra
         reason = str(error).splitlines()[0].rstrip(".")
         raise InputError(f"the reward model cannot be loaded: {reason}", file=str(folder)) from None
     if loading["missing_keys"] or getattr(model, "num_labels", None) != 1 or not hasattr(model, "score"):
-        raise InputError(
-            "the model has no head that gives one score", file=str(folder), fix="name a trained reward model"
-        )
+        raise InputError("the model has no head with one score", file=str(folder), fix="name a trained reward model")
     pairs = {
         "vocabulary": (own.get_vocab(), tokenizer.get_vocab()),
         "end token": (own.eos_token, tokenizer.eos_token),
@@ -119,7 +117,7 @@ def load_value_model(folder: Path, tokenizer: PreTrainedTokenizerBase) -> PreTra
 
 
 def flat_value_model(folder: Path) -> PreTrainedModel:
-    """The model in `folder` in float32 with a new head of zeros: it expects nothing before it has learnt what comes.
+    """The model in `folder` in float32 with a new score head of zeros.
 
     Raises InputError for weights that lack tensors of the model.
     """
@@ -127,16 +125,16 @@ def flat_value_model(folder: Path) -> PreTrainedModel:
     model, loading = AutoModelForSequenceClassification.from_pretrained(
         folder, num_labels=1, dtype=torch.float32, use_safetensors=True, output_loading_info=True
     )
-    refuse_noise(folder, loading, new_head=True)
+    refuse_missing_weights(folder, loading, new_head=True)
     head: Any = model.score
     torch.nn.init.zeros_(head.weight)
     return model
 
 
-def refuse_noise(folder: Path, loading: Mapping[str, Any], *, new_head: bool = False) -> None:
-    """Raise InputError where the file lacks tensors of the model: transformers fills them with noise and goes on.
+def refuse_missing_weights(folder: Path, loading: Mapping[str, Any], *, new_head: bool = False) -> None:
+    """Raise InputError when the file lacks tensors of the model: transformers would initialise them at random.
 
-    `loading` is what `from_pretrained` tells of it; with `new_head` a score head may be missing, and is drawn.
+    `loading` is the loading info of `from_pretrained`; with `new_head` the score head may be missing.
     """
     missing = sorted(key for key in loading["missing_keys"] if not (new_head and key.startswith("score.")))
     if not missing:
@@ -152,12 +150,12 @@ def refuse_noise(folder: Path, loading: Mapping[str, Any], *, new_head: bool = F
 
 
 def mark_complete(checkpoint: Path) -> None:
-    """Say that all of `checkpoint` is written: what lacks the mark is not read."""
+    """Mark `checkpoint` as completely written: one without the mark is not read."""
     (checkpoint / "complete").touch()
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The last checkpoint in a job's folder that was written to its end."""
+    """The newest complete checkpoint in a job's folder."""
     whole = [mark.parent for mark in folder.glob("checkpoint-*/complete")]
     return max(whole, key=step_of, default=None)
 
@@ -182,17 +180,17 @@ def save(
 ) -> TrainResult:
     """Write the model, its tokenizer and `training.json` into `final` of the job's `folder`.
 
-    `began` is `time.monotonic()` at the beginning of the call. Raises WorkError for weights that are not finite.
+    `began` is `time.monotonic()` at the start of the call. Raises WorkError for weights that are not finite.
     """
     final = folder / FINAL
     shutil.rmtree(final, ignore_errors=True)
     if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
         raise WorkError("the trained weights are not finite", fix="lower `learning_rate`")
     if model.can_generate():
-        # What the base model's file says on sampling is left behind: a pipeline says how its models are asked.
+        # The base model's sampling defaults are not kept: the pipeline sets how its models are sampled.
         ends = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
         model.generation_config = GenerationConfig(**ends)
-    model.config.use_cache = True  # the base trainer switches it off, and sampling without it is quadratic
+    model.config.use_cache = True  # the base trainer disables it, and without it sampling is quadratic
     model.save_pretrained(final)
     tokenizer.save_pretrained(final)
     seconds = time.monotonic() - began
@@ -204,7 +202,7 @@ def save(
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """No progress bar and no advice from transformers; a caller reports progress through `on_step`."""
+    """No progress bars or warnings from transformers; progress is reported through `on_step`."""
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

@@ -1,4 +1,4 @@
-"""Preferences as token ids: what DPO and a reward model learn from."""
+"""Preferences as token ids, for DPO and reward models."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rlaif.train.tokens import Counts
 
 
 def tokenize(chat: Chat, pairs: Iterable[PreferencePair], max_length: int) -> tuple[dict[str, list[list[int]]], Counts]:
-    """Each pair as ids. The prompt may be cut from the left, alike for both completions; no completion is cut.
+    """Each pair as ids. The prompt may be truncated from the left, the same for both completions.
 
     Raises InputError for a template that refuses a pair's messages.
     """

@@ -1,14 +1,14 @@
 """Proximal policy optimisation (Schulman et al. 2017, arXiv 1707.06347) of a language model against any reward.
 
 The reward of a completion is score - beta * (log policy - log reference), as in Ziegler et al. 2019 (arXiv 1909.08593)
-and Stiennon et al. 2020 (arXiv 2009.01325): the second part falls on each token, the score on the last. An iteration
-samples a batch of completions, asks for their scores, and makes `epochs` passes of minibatch updates over them.
+and Stiennon et al. 2020 (arXiv 2009.01325): the second term applies to each token, the score to the last one. An
+iteration samples a batch of completions, scores them, and makes `epochs` passes of minibatch updates over them.
 
-Where published codes differ (Huang et al. 2024, arXiv 2403.17031), this one: gives policy and value model weights and
-optimisers of their own, both without dropout; starts the value model from the reward model; whitens advantages over the
-batch and leaves rewards alone; keeps beta fixed; takes a penalty off the score of a completion that did not end.
+Where implementations differ (Huang et al. 2024, arXiv 2403.17031), here: policy and value model have separate weights
+and optimisers, both without dropout; the value model starts from the reward model; advantages are whitened over the
+batch, rewards are not; beta is fixed; the score of a completion that did not end is reduced by a penalty.
 
-Knows models and optimisers. What a score is, and who gives it, is the caller's: a reward model, a judge, a rule.
+Knows models and optimisers. The score is the caller's: a reward model, a judge or checks in code.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from rlaif.train.models import TrainResult
 from rlaif.train.rollout import Padded, Rollout
 
 KEPT_CHECKPOINTS = 2
-SUMMARISED = 5  # iterations at either end, at most, that the record of a training averages over
+SUMMARISED = 5  # first and last iterations that a training's record averages over, at most
 MAX_GRAD_NORM = 1.0
 
 
@@ -49,14 +49,14 @@ def train_ppo(
 ) -> TrainResult:
     """Train `base` to earn `reward` on `prompts` in a job's `folder`. A step is an iteration.
 
-    `value_init` is the reward model that the value model starts from; without one it starts from the base with a head
-    that says 0 of everything. `reward` scores completions, each beside its
-    prompt; one that cannot be scored is None and takes no part in its iteration.
+    `value_init` is the reward model that the value model starts from; without one it starts from the base, with a head
+    of zeros. `reward` scores completions given their prompts; one that cannot be scored is None and is left out of its
+    iteration.
 
-    Called again with the same arguments after an interruption, it goes on from its last checkpoint, and steps since
-    then are reported a second time.
+    Called again with the same arguments after an interruption, it resumes from its last checkpoint, and reports steps
+    since then a second time.
 
-    Raises InputError for models that do not fit together, WorkError for scores or losses that cannot be learnt from.
+    Raises InputError for incompatible models, WorkError for scores or losses that are not finite, or too few scores.
     """
     began = time.monotonic()
     with models.quietly():
@@ -98,18 +98,18 @@ def _scored(rollouts: Sequence[Rollout], reward: RewardFunction, iteration: int)
         raise WorkError(
             f"the reward of {len(odd)} of {len(rollouts)} completions is not a finite number at step {iteration + 1} "
             f"(the first is {odd[0]})",
-            fix="look at the model the reward comes from",
+            fix="check the reward model",
         )
     if len(pairs) < 2:
         raise WorkError(
             f"{len(pairs)} of {len(rollouts)} completions could be scored at step {iteration + 1}, which is too few to "
             "learn from",
-            fix="look at why the others could not, or raise `batch_size`",
+            fix="check why the others could not, or raise `batch_size`",
         )
     return [r for r, _ in pairs], [score for _, score in pairs]
 
 
-# ---------------------------------------------------------------- what the models say of a batch
+# ---------------------------------------------------------------- forward passes
 
 
 def predicted_logits(model: PreTrainedModel, batch: Padded) -> Tensor:
@@ -119,14 +119,14 @@ def predicted_logits(model: PreTrainedModel, batch: Padded) -> Tensor:
 
 
 def predicted_values(model: PreTrainedModel, batch: Padded) -> Tensor:
-    """The value before each token of the completions, (B, T) in float32: the reward head on what was read till then."""
+    """The value before each token of the completions, (B, T) in float32."""
     hidden = model.base_model(**batch.inputs).last_hidden_state  # (B, P + T, D)
     head: Any = model.score
     return batch.predicting(head(hidden))[..., 0].float()
 
 
 class Experience(NamedTuple):
-    """What is known of a batch before the policy moves, each (B, T), and the entropy of its policy."""
+    """A batch under the models before the first update; each (B, T)."""
 
     logprobs: Tensor
     ref_logprobs: Tensor
@@ -138,7 +138,7 @@ class Experience(NamedTuple):
 
 
 class Trained:
-    """A model that learns, with its optimiser. `key` names the setting of its learning rate, for errors."""
+    """A trained model with its optimiser. `key` names the setting of its learning rate in errors."""
 
     def __init__(self, model: PreTrainedModel, learning_rate: float, key: str) -> None:
         self.model: Any = model
@@ -146,9 +146,9 @@ class Trained:
         self.optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, eps=1e-5)
 
     def step(self, loss: Tensor, share: float, step: int) -> float:
-        """One update, at `share` of the learning rate. The rate it was made at. `step` is for errors.
+        """One update at `share` of the learning rate; returns the rate. `step` is for errors.
 
-        Raises WorkError for a loss or a gradient that is no finite number.
+        Raises WorkError for a loss or a gradient that is not finite.
         """
         self.optimizer.zero_grad()
         loss.backward()
@@ -175,8 +175,8 @@ class Trained:
 class Learner:
     """Policy, reference and value model, and the metrics of every iteration so far.
 
-    Policy, value model and history are all that changes from one iteration to the next: what is drawn at random depends
-    on the seed and the iteration's number alone, so that a learner restored from a checkpoint goes on exactly.
+    Policy, value model and history are its whole state: random draws depend on the seed and the iteration alone, so a
+    learner resumes exactly from a checkpoint.
     """
 
     def __init__(
@@ -190,7 +190,7 @@ class Learner:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         for model in (policy, value_model):
             torch.nn.Module.to(model, self.device)
-            model.eval()  # dropout stays off: with it the ratio would not be 1 before the policy has moved
+            model.eval()  # no dropout: with it the ratio would not be 1 before the first update
         self.reference = copy.deepcopy(policy).requires_grad_(False)
         self.policy = Trained(policy, settings.learning_rate, "learning_rate")
         if settings.value_learning_rate is None:
@@ -200,7 +200,7 @@ class Learner:
         self.history: list[dict[str, float]] = []
 
     def sample(self, prompts: Sequence[rollout.PolicyPrompt]) -> list[Rollout]:
-        """A completion of each prompt by the policy as it is."""
+        """One completion of each prompt by the current policy."""
         settings = self.settings
         with self._precision():
             return rollout.draw(
@@ -213,9 +213,9 @@ class Learner:
             )
 
     def learn(self, rollouts: Sequence[Rollout], scores: Sequence[float], *, unscored: int = 0) -> None:
-        """One iteration's updates from completions that the policy has just sampled. Adds its metrics to the history.
+        """One iteration's updates from completions of the current policy. Appends its metrics to the history.
 
-        Every metric is about the completions that were scored; `unscored` counts the others.
+        Metrics cover the scored completions; `unscored` counts the others.
         """
         settings, iteration = self.settings, len(self.history)
         batch = rollout.batch(rollouts, self.tokenizer, self.device)
@@ -265,7 +265,7 @@ class Learner:
     def _update(
         self, part: Padded, old: Experience, advantages: Tensor, returns: Tensor, share: float
     ) -> dict[str, float]:
-        """One optimiser step of policy and value model on a minibatch. What it was like."""
+        """One optimiser step of policy and value model on a minibatch; returns its metrics."""
         settings, step = self.settings, len(self.history) + 1
         with self._precision():
             logprobs = ppo_math.token_logprobs(predicted_logits(self.policy.model, part), part.completions)
@@ -285,7 +285,7 @@ class Learner:
 
     @torch.no_grad()
     def experience(self, batch: Padded) -> Experience:
-        """The batch as policy, reference and value model see it before the first update."""
+        """The batch under policy, reference and value model before the first update."""
         parts = []
         size = self.settings.minibatch_size
         for start in range(0, len(batch.mask), size):
@@ -305,7 +305,7 @@ class Learner:
         return Experience(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
     def restore(self, checkpoint: Path) -> None:
-        """Go on as the learner that wrote `checkpoint` would have."""
+        """Resume from `checkpoint`, with the same result as without an interruption."""
         state = torch.load(checkpoint / "state.pt", map_location=self.device, weights_only=True)
         self.policy.load_state_dict(state["policy"])
         self.value.load_state_dict(state["value"])
@@ -314,7 +314,7 @@ class Learner:
     def _share(self, update: int) -> float:
         """The share of the learning rate at an update, counted from 0 over all iterations: 1, falling to 0 at the end.
 
-        Counted as if every completion were scored, so that the schedule does not hang on how many were.
+        Counted as if every completion were scored, so that the schedule does not depend on how many were.
         """
         if self.settings.schedule == "constant":
             return 1.0
@@ -331,7 +331,7 @@ class Learner:
         return [order[rows * i // count : rows * (i + 1) // count] for i in range(count)]
 
     def _precision(self) -> torch.autocast:
-        # Weights and optimiser stay in float32 under bfloat16: a step at 1e-6 would be lost in its 8 bits of precision.
+        # Weights and optimiser stay in float32 under bfloat16: its 8 bits of precision would lose a step at 1e-6.
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.dtype == "bfloat16")
 
 
@@ -339,7 +339,7 @@ class Learner:
 
 
 def _write_checkpoint(learner: Learner, folder: Path) -> None:
-    """All of `learner` that changes. The mark `complete` comes last: what lacks it is not read."""
+    """Write the state of `learner`. The mark `complete` comes last: a checkpoint without it is not read."""
     checkpoint = folder / f"checkpoint-{len(learner.history)}"
     shutil.rmtree(checkpoint, ignore_errors=True)
     checkpoint.mkdir(parents=True)
@@ -352,7 +352,7 @@ def _write_checkpoint(learner: Learner, folder: Path) -> None:
 
 
 def summary(history: Sequence[dict[str, float]]) -> dict[str, float]:
-    """What a training's record says of its first and last few iterations: means over them."""
+    """Means of the metrics over the first and last few iterations."""
 
     def mean(name: str, part: Sequence[dict[str, float]]) -> float:
         return sum(step[name] for step in part) / len(part)

@@ -1,8 +1,8 @@
-"""The formulas of proximal policy optimisation on tensors, each beside its source.
+"""The formulas of proximal policy optimisation on tensors, with their sources.
 
-Knows nothing of models, tokenizers or settings. Every quantity of a token is a (B, T) tensor: one row for each of B
-completions, padded on the right to T tokens, the end token counted as one. `mask` is (B, T), true on tokens. Whatever
-stands where it is false, infinities included, takes no part. Probabilities and divergences are in nats.
+Per-token quantities are (B, T) tensors: one row for each of B completions, padded on the right to T tokens, the end
+token included. `mask` is (B, T), true on tokens. Values where it is false are ignored, infinities included.
+Log-probabilities and divergences are in nats.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class PolicyLoss(NamedTuple):
     """Scalars. All but `loss` are without gradient."""
 
     loss: Tensor
-    clip_fraction: Tensor  # share of tokens whose gradient the clip has taken away
+    clip_fraction: Tensor  # share of tokens whose gradient is clipped to zero
     approx_kl: Tensor  # per token, KL(old policy, policy)
     ratio: Tensor  # mean
 
@@ -31,7 +31,7 @@ class PolicyLoss(NamedTuple):
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """The mean over all tokens of all rows, so that each token weighs the same whatever its row's length. Scalar."""
+    """The mean over all tokens of all rows: each token has the same weight. Scalar."""
     return x[mask].mean()
 
 
@@ -51,7 +51,7 @@ def whiten(x: Tensor, mask: Tensor) -> Tensor:
 
 def token_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
     """log p of each token, (B, T), from the logits that predict it, (B, T, V)."""
-    # The difference needs no second tensor of the size of the logits, as a log-softmax would.
+    # Unlike a log-softmax, this needs no second tensor of the size of the logits.
     return logits.gather(-1, tokens[..., None])[..., 0] - logits.logsumexp(-1)
 
 
@@ -74,7 +74,7 @@ def sequence_kl(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor) -> Tensor:
 
 
 def token_rewards(scores: Tensor, logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, beta: float) -> Tensor:
-    """What each token earns, (B, T): -beta * (log policy - log reference), and on the last one its row's score too.
+    """The reward of each token, (B, T): -beta * (log policy - log reference), plus the row's score on the last one.
 
     `scores` is (B,). Summed over a row this is R(x, y) of Ziegler et al. 2019, equation 2. Every row needs a token.
     """
@@ -111,7 +111,7 @@ def policy_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask
 
     `approx_kl` is the mean of (ratio - 1) - log ratio, never negative: k3 in Schulman 2020.
     """
-    # What is in the padding is left out first: afterwards its gradient would be 0 times whatever it is.
+    # Padding is removed first: masked later, an infinity there would give a NaN gradient.
     log_ratio, advantages = (logprobs - old_logprobs)[mask], advantages[mask]
     ratio = log_ratio.exp()
     unclipped, clipped = -advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip)
@@ -134,7 +134,7 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
     """1 - Var(returns - values) / Var(returns): 1 is a perfect value model, 0 as good as a constant. Scalar.
 
-    Where the returns do not vary there is nothing to explain, which is 0.
+    0 where the returns do not vary.
     """
     total = masked_variance(returns, mask)
     left = masked_variance(returns - values, mask)

@@ -1,6 +1,6 @@
-"""Rewards as plain functions: what a trainer calls, whoever gives the score.
+"""Rewards as plain functions for a trainer: a reward model behind an engine, or checks in code.
 
-A reward model is asked through an engine, checks are made by code. Imports no torch: who opens the engine does.
+Imports no torch; opening the engine does.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ Scores = list[float | EngineError]
 
 
 def by_model(engine: Engine, wait: Callable[[Coroutine[Any, Any, Scores]], Scores]) -> RewardFunction:
-    """The score of the reward model that `engine` runs; None where it fails for a completion alone.
+    """The scores of the reward model that `engine` runs; None for a completion that it cannot score.
 
-    `wait` runs a coroutine to its end: `on_loop` where an event loop runs in another thread, else a runner's `run`.
-    The function raises EngineError where the engine cannot score at all.
+    `wait` runs a coroutine to its end: `on_loop` when an event loop runs in another thread, else a runner's `run`.
+    The function raises EngineError when the engine cannot score at all.
     """
 
     def score(prompts: Sequence[tuple[Message, ...]], completions: Sequence[str]) -> list[float | None]:
@@ -39,10 +39,10 @@ def on_loop(loop: asyncio.AbstractEventLoop) -> Callable[[Coroutine[Any, Any, Sc
 
 
 def by_checks(checks: Sequence[Check], prompts: Iterable[PromptOnly]) -> RewardFunction:
-    """The share of checks that a completion passes, from 0 to 1, its prompt's own among them; None where one cannot be.
+    """The share of checks that a completion passes, in [0, 1], its prompt's own included; None if one does not apply.
 
-    `prompts` are those trained on, for their references and checks. The function raises EngineError for a prompt whose
-    own checks cannot be read.
+    `prompts` are the training prompts, with their references and checks. The function raises EngineError for a prompt
+    whose own checks cannot be read.
     """
     known = {prompt_id(prompt.messages): _prompt(prompt) for prompt in prompts if prompt.is_checked}
 
@@ -57,7 +57,7 @@ def by_checks(checks: Sequence[Check], prompts: Iterable[PromptOnly]) -> RewardF
 
 
 def identity_of_checks(checks: Sequence[Check], prompts: Iterable[PromptOnly]) -> str:
-    """The digest of all that decides the shares `by_checks` gives."""
+    """The digest of everything that determines the scores of `by_checks`."""
     facts = {prompt_id(p.messages): [p.reference, p.checks] for p in prompts if p.is_checked}
     dumped = [check.model_dump(mode="json") for check in checks]
     return digest([dumped, [[identifier, *fact] for identifier, fact in sorted(facts.items())]])

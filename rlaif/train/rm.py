@@ -2,9 +2,9 @@
 
 The loss of a pair is -log sigmoid(score of chosen - score of rejected), plus `center` times the square of the two
 scores' sum, which keeps scores around zero (Eisenstein et al. 2023, arXiv 2312.09244). The score is read at the
-completion's end token, which is the last token of each sequence here, and it is there that it is read in use.
+completion's end token, the last token of each sequence, in training as in use.
 
-Pairs are hard: where a judge gave a probability, it has decided which pairs are there, not how much each weighs.
+Labels are hard: a judge's probability decides which pairs exist, not their weight.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ def train_rm(
 ) -> TrainResult:
     """Train a reward model that starts from `base` on `pairs` in a job's `folder`.
 
-    Its metrics hold the accuracy on the validation pairs, where there are any. Called again with the same arguments
-    after an interruption, it goes on from its last checkpoint, and steps since then are reported a second time.
-    Raises InputError for a base model or a template of no use, WorkError where no pair fits or the loss is no number.
+    Its metrics include the accuracy on the validation pairs, if any. Called again with the same arguments after an
+    interruption, it resumes from its last checkpoint, and reports steps since then a second time. Raises InputError for
+    an unusable base model or template, WorkError when no pair fits or the loss is not finite.
     """
     began = time.monotonic()
     with trl.quietly():
@@ -42,12 +42,12 @@ def train_rm(
         counts.check(settings.max_length)
         held, held_counts = tokenize(chat, validation, settings.max_length)
         counts.add(held_counts)
-        data = trl.Data(_whole(train), _whole(held), counts)
+        data = trl.TokenizedData(_whole(train), _whole(held), counts)
         return trl.learn(settings, model, tokenizer, data, folder, on_step, began)
 
 
 def _whole(columns: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:
-    """Each completion with its prompt before it: a score is that of the whole sequence."""
+    """Each completion with its prompt before it: the score is of the whole sequence."""
     return {
         side: [prompt + ids for prompt, ids in zip(columns["prompt_ids"], columns[side], strict=True)]
         for side in ("chosen_ids", "rejected_ids")

@@ -1,9 +1,8 @@
-"""What sampling from a policy means in training: prompts and completions as token ids, and as one padded batch.
+"""Sampling from a policy in training: prompts and completions as token ids, and as one padded batch.
 
-Knows how completions are drawn and where they stand in a tensor; knows nothing of rewards, losses or optimisers.
-Completions come from the policy's own distribution (temperature 1, no truncation, no penalty), because that is the
-distribution whose log-probabilities the loss is about. A completion is its tokens up to and with the end token, or
-`max_tokens` of them; every mask follows from these lengths, never from which token stands somewhere.
+Knows nothing of rewards, losses or optimisers. Completions are sampled from the policy's own distribution (temperature
+1, no truncation, no penalty), because the loss needs its log-probabilities. A completion is its tokens through the end
+token, or `max_tokens` of them; every mask follows from these lengths, never from token ids.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from rlaif.train.tokens import Counts
 
 @dataclass(frozen=True, slots=True)
 class PolicyPrompt:
-    """A prompt as a caller knows it and as the policy is given it."""
+    """A prompt as messages, and as the policy's token ids."""
 
     messages: tuple[Message, ...]
     ids: list[int]
@@ -34,20 +33,20 @@ class PolicyPrompt:
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """One completion sampled from the policy. `ids` include the end token when it came, which `ended` says."""
+    """One completion sampled from the policy. `ids` include the end token if it `ended`."""
 
     prompt: PolicyPrompt
     ids: list[int]
     ended: bool
-    text: str  # as a model in use would return it: without special tokens and outer white space
+    text: str  # as an engine returns it: without special tokens and outer white space
 
 
 @dataclass(frozen=True, slots=True)
 class Padded:
-    """B rollouts as tensors: prompts padded on the left to P tokens, completions on the right to T, meeting at P.
+    """B rollouts as tensors: prompts padded on the left to P tokens, completions on the right to T.
 
-    So a completion's tokens, their log-probabilities and their values are (B, T) without looking anything up, and a
-    model need compute no logits of prompts.
+    All completions start at P, so their tokens, log-probabilities and values are (B, T) slices, and no logits of
+    prompts are computed.
     """
 
     ids: Tensor  # (B, P + T)
@@ -65,7 +64,7 @@ class Padded:
 
     @property
     def inputs(self) -> dict[str, Any]:
-        """What a model's forward pass takes."""
+        """The arguments of a model's forward pass."""
         positions = (self.attended.cumsum(-1) - 1).clamp(min=0)
         return {
             "input_ids": self.ids,
@@ -75,12 +74,12 @@ class Padded:
         }
 
     def predicting(self, states: Tensor) -> Tensor:
-        """Of something at the last T + 1 or more places, (B, >T, ...), what stands before each token, (B, T, ...)."""
+        """From states at the last T + 1 or more positions, (B, >T, ...), the one before each token, (B, T, ...)."""
         return states[:, -self.mask.shape[1] - 1 : -1]
 
 
 def tokenize(chat: Chat, prompts: Iterable[PromptOnly], room: int) -> tuple[list[PolicyPrompt], Counts]:
-    """Each prompt as the policy is asked it, at most `room` tokens: cut from the left, or dropped as too long.
+    """Each prompt as token ids, at most `room`: truncated from the left, or dropped as too long.
 
     Raises InputError for a template that refuses a prompt's messages.
     """
@@ -99,9 +98,9 @@ def tokenize(chat: Chat, prompts: Iterable[PromptOnly], room: int) -> tuple[list
 
 
 def prompts_of(prompts: Sequence[PolicyPrompt], iteration: int, batch_size: int, seed: int) -> list[PolicyPrompt]:
-    """The prompts of an iteration, counted from 0, which alone says where in the seeded passes over them it stands.
+    """The prompts of an iteration, counted from 0. They depend on the arguments alone, so a training can resume.
 
-    Every prompt comes once a pass, in another order each time; a batch may end one pass and begin the next.
+    Every prompt comes once per pass, each pass in a new seeded order; a batch may end one pass and begin the next.
     """
     chosen: list[PolicyPrompt] = []
     drawn_before = iteration * batch_size
@@ -121,11 +120,11 @@ def draw(
     seed: int,
     iteration: int,
 ) -> list[Rollout]:
-    """One completion of each prompt, drawn with random numbers that depend on `seed` and `iteration` alone.
+    """One completion of each prompt, with random numbers that depend on `seed` and `iteration` alone.
 
-    Replaces the model's `generation_config`, and leaves torch's random state as it was.
+    Replaces the model's `generation_config`; leaves torch's random state unchanged.
     """
-    # `generate` takes what its argument leaves open from the model's own configuration, so that becomes this one.
+    # `generate` takes unset options from the model's own configuration, so that is replaced.
     model.generation_config = _plain_sampling(tokenizer, max_tokens)
     given = pad([(prompt.ids, []) for prompt in prompts], _pad_id(tokenizer), model.device)
     devices = [model.device] if model.device.type == "cuda" else []
@@ -162,15 +161,15 @@ def _plain_sampling(tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Gene
         max_new_tokens=max_tokens,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=_pad_id(tokenizer),
-        # Of a policy that has come apart something is drawn still. Its log-probabilities are where that is noticed;
-        # here it would be an assertion on the device, after which no other word could be said.
+        # A diverged policy still samples, and its log-probabilities show the problem. Without this, a device-side
+        # assertion would end the process.
         remove_invalid_values=True,
     )
     return made
 
 
 def _rollout(tokenizer: PreTrainedTokenizerBase, prompt: PolicyPrompt, written: list[int]) -> Rollout:
-    """What was written up to the end token. `generate` fills a row that has ended up to the length of the longest."""
+    """The tokens through the end token. `generate` pads rows that have ended to the length of the longest."""
     ended = tokenizer.eos_token_id in written
     ids = written[: written.index(tokenizer.eos_token_id) + 1] if ended else written
     text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -178,7 +177,7 @@ def _rollout(tokenizer: PreTrainedTokenizerBase, prompt: PolicyPrompt, written: 
 
 
 def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Fills rows up. It may be the end token, since nothing is ever recognised by it."""
+    """The padding token. It may be the end token: nothing is recognised by it."""
     pad_id = tokenizer.pad_token_id
     assert isinstance(pad_id, int), "a loaded base model's tokenizer pads"
     return pad_id

@@ -1,6 +1,6 @@
-"""Supervised fine-tuning: the model learns the assistant's turns of conversations, each with its end token.
+"""Supervised fine-tuning: the loss is on the assistant's turns of conversations, each with its end token.
 
-The loss is the mean negative log-likelihood of those tokens; everything else in a conversation is only read.
+It is the mean negative log-likelihood of those tokens; all others are context.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ def train_sft(
     on_step: OnStep,
     template: str | None = None,
 ) -> TrainResult:
-    """Fine-tune `base` on `examples` in a job's `folder`, with `template` as its chat template where one is given.
+    """Fine-tune `base` on `examples` in a job's `folder`, with `template` as its chat template, if given.
 
-    Called again with the same arguments after an interruption, it goes on from its last checkpoint, and steps since
-    then are reported a second time. Raises InputError for a base model, a template or a conversation of no use,
-    WorkError where no example fits or the loss is no number.
+    Called again with the same arguments after an interruption, it resumes from its last checkpoint, and reports steps
+    since then a second time. Raises InputError for an unusable base model, template or conversation,
+    WorkError when no example fits or the loss is not finite.
     """
     began = time.monotonic()
     with trl.quietly():
@@ -44,13 +44,13 @@ def train_sft(
         counts.check(settings.max_length)
         held, held_counts = tokenize(chat, validation, settings.max_length)
         counts.add(held_counts)
-        return trl.learn(settings, model, tokenizer, trl.Data(train, held, counts), folder, on_step, began)
+        return trl.learn(settings, model, tokenizer, trl.TokenizedData(train, held, counts), folder, on_step, began)
 
 
 def tokenize(
     chat: Chat, examples: Iterable[Demonstration], max_length: int
 ) -> tuple[dict[str, list[list[int]]], Counts]:
-    """Each conversation as ids and labels. The first prompt may be cut from the left; nothing that is learnt is cut.
+    """Each conversation as ids and labels. The first prompt may be truncated from the left; trained tokens never are.
 
     Raises InputError for a conversation that does not end with an assistant turn, or that the template refuses.
     """

@@ -1,9 +1,9 @@
-"""From conversations to token ids: what is read, what is learnt, what is cut, what is dropped.
+"""From conversations to token ids: which tokens are trained on, truncated or dropped.
 
-The ids are those of `engines.chat`; here stands what training asks of a chat template besides. What is learnt follows
-from where a text stands in the conversation, never from which token ids it has. Two things always hold: the tokens
-before an assistant's words are exactly those the model is given when it is asked, and the last token learnt is the end
-token, with nothing after it.
+The ids are those of `engines.chat`; here is what training requires of a chat template besides. Which tokens are trained
+on follows from their position in the conversation, never from their ids. Two things always hold: the tokens before an
+assistant's words are exactly the prompt that the model gets in use, and the last trained token is the end token, with
+nothing after it.
 """
 
 from __future__ import annotations
@@ -21,43 +21,43 @@ from rlaif.engines.chat import Chat, defused
 from rlaif.errors import InputError, WorkError
 from rlaif.records import Message
 
-_render_jinja_template: Any = render_jinja_template  # its annotations are not what it takes and returns
+_render_jinja_template: Any = render_jinja_template  # its annotations are wrong
 
 MARKED = "a template that marks the assistant's turns, such as prompts/chat/chatml.jinja"
 
 
 class Counts:
-    """How many rows were kept, how many of those had their prompt cut, and why the others were dropped."""
+    """The number of rows kept, of those with a truncated prompt, and of those dropped, by reason."""
 
     def __init__(self) -> None:
         self.kept, self.cut = 0, 0
         self.dropped: Counter[str] = Counter()
 
     def add(self, other: Counts) -> None:
-        """Count the rows of another split too."""
+        """Add the counts of another split."""
         self.kept, self.cut = self.kept + other.kept, self.cut + other.cut
         self.dropped += other.dropped
 
     def check(self, max_length: int) -> None:
-        """Raise InputError where there were no rows, WorkError where none is left to train on."""
+        """Raise InputError when there were no rows, WorkError when none is left."""
         total = self.kept + self.dropped.total()
         if not total:
-            raise InputError("there is nothing to train on: no rows", fix="look at the stage the data comes from")
+            raise InputError("there is nothing to train on: no rows", fix="check the stage that the data comes from")
         if not self.kept:
             reasons = ", ".join(f"{n} {reason}" for reason, n in self.dropped.most_common())
-            fix = f"raise `max_length` (now {max_length})" if self.dropped["too-long"] else "look at the completions"
+            fix = f"raise `max_length` (now {max_length})" if self.dropped["too-long"] else "check the completions"
             raise WorkError(f"none of the {total} rows can be trained on ({reasons})", fix=fix)
 
 
 class Segment(NamedTuple):
-    """Tokens that stand together, and whether they are learnt."""
+    """Consecutive tokens, and whether they are trained on."""
 
     ids: list[int]
     learnt: bool
 
 
 def trainable_chat(tokenizer: PreTrainedTokenizerBase, file: str | None = None) -> Chat:
-    """The tokenizer with its one chat template. `file` is where the template was read, for errors.
+    """The tokenizer with its chat template. `file` names the template in errors.
 
     Raises InputError for a tokenizer without a chat template, with several, or without an end token.
     """
@@ -77,16 +77,16 @@ def _end_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def require_marks(chat: Chat) -> None:
-    """Raise InputError when the template does not say which of its text is the assistant's."""
+    """Raise InputError when the template does not mark the assistant's turns."""
     if not re.search(r"\{%-?\s*generation\s*-?%\}", chat.tokenizer.chat_template):
         raise _error(chat, "the chat template marks no assistant turn with `{% generation %}`", f"give {MARKED}")
 
 
 def conversation(chat: Chat, messages: Sequence[Message]) -> list[Segment]:
-    """A conversation's tokens, the assistant's turns learnt; it ends with the last of them.
+    """A conversation's tokens through the last assistant turn; the assistant's turns are trained on.
 
     Raises InputError for a template that refuses the messages, leaves a turn or its end token unmarked, or opens a turn
-    otherwise than it asks for one.
+    differently from its generation prompt.
     """
     text, spans = _marked(chat, messages)
     turns = [i for i, message in enumerate(messages) if message.role == "assistant"]
@@ -108,8 +108,8 @@ def conversation(chat: Chat, messages: Sequence[Message]) -> list[Segment]:
 def completion(chat: Chat, prompt: Sequence[Message], words: str) -> tuple[list[int], list[int]]:
     """The tokens of a prompt, and those of its completion with the end token.
 
-    Raises InputError for a template that refuses the messages, opens a turn otherwise than it asks for one, or does not
-    write the words as they are, then the end token.
+    Raises InputError for a template that refuses the messages, opens a turn differently from its generation prompt, or
+    does not write the words unchanged and then the end token.
     """
     try:
         prompt_text, text = chat.written(prompt, words)
@@ -122,7 +122,7 @@ def completion(chat: Chat, prompt: Sequence[Message], words: str) -> tuple[list[
     if chat.continues_plainly or written != defused(words, chat.markers).strip():
         raise _error(
             chat,
-            f"the chat template does not put the assistant's words, then the end token {stop!r}",
+            f"the chat template does not write the assistant's words unchanged, then the end token {stop!r}",
             f"first train it with `rlaif train sft` and `template=`, {MARKED}",
         )
     before, after = chat.pieces(text, [len(prompt_text), end + len(stop)])
@@ -130,7 +130,7 @@ def completion(chat: Chat, prompt: Sequence[Message], words: str) -> tuple[list[
 
 
 def prompt(chat: Chat, messages: Sequence[Message]) -> list[int]:
-    """The tokens of a prompt, as a model is asked it; a prompt's tokens do not depend on what follows it.
+    """The tokens of a prompt, which do not depend on what follows it.
 
     Raises InputError as `completion` does.
     """
@@ -138,21 +138,21 @@ def prompt(chat: Chat, messages: Sequence[Message]) -> list[int]:
 
 
 def cut(chat: Chat, prompt: list[int], room: int) -> list[int] | None:
-    """The prompt's end that fits into `room` tokens; None when less than half would be left, which is another prompt.
+    """The end of the prompt that fits into `room` tokens; None when less than half would be left.
 
-    What fits is returned as the very list that was given.
+    A prompt that fits is returned as the same list.
     """
     if len(prompt) <= room:
         return prompt
     if 2 * room < len(prompt):
         return None
-    # A text opens with one BOS, also when its beginning is gone: models that were trained with it degrade without.
+    # A truncated text keeps its BOS: models trained with one degrade without.
     head = prompt[:1] if prompt[0] == chat.tokenizer.bos_token_id else []
     return head + prompt[len(prompt) - room + len(head) :]
 
 
 def broken(chat: Chat, words: str) -> bool:
-    """Whether the words themselves spell the end token: what comes after it was never meant to be said."""
+    """Whether the words spell the end token themselves."""
     return str(chat.tokenizer.eos_token) in words
 
 
@@ -164,7 +164,7 @@ def _prompt_text(chat: Chat, messages: Sequence[Message]) -> str:
 
 
 def _marked(chat: Chat, messages: Sequence[Message]) -> tuple[str, list[tuple[int, int]]]:
-    """A conversation as text, and where in it the template marks the assistant's words."""
+    """A conversation as text, and the spans that the template marks as the assistant's."""
     tokenizer = chat.tokenizer
     try:
         texts, spans = _render_jinja_template(

@@ -1,8 +1,7 @@
 """The one module that touches TRL, and the settings of TRL and of its base trainer that this project relies on.
 
-Knows how to run, resume and evaluate a trainer; knows nothing of what is learnt. Written against TRL 1.16 on
-transformers 5.23. Rows reach TRL as token ids with their masks, so none of its templating, truncating or masking takes
-part.
+It runs, resumes and evaluates a trainer. Written against TRL 1.16 on transformers 5.23. Rows reach TRL as token ids
+with their masks, so its templating, truncation and masking are not used.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ from rlaif.train.tokens import Counts
 
 Columns = Mapping[str, list[Any]]
 
-SMALL = 100_000_000  # parameters; below this activations fit anywhere and recomputing them only costs time
+SMALL = 100_000_000  # parameters; below, activations fit in memory and recomputing them only costs time
 REPORTED = ("loss", "learning_rate", "grad_norm")
 REPORTED_DPO = ("rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected")
 REPORTED_RM = ("accuracy", "margin", "mean_reward")
@@ -51,8 +50,8 @@ VALIDATED = {
 }
 
 
-class Data(NamedTuple):
-    """What a trainer learns from as columns of token ids, what it is checked on, and how many of both were kept."""
+class TokenizedData(NamedTuple):
+    """Training and validation rows as columns of token ids, and the counts of both."""
 
     train: Columns
     validation: Columns
@@ -63,7 +62,7 @@ class Data(NamedTuple):
 
 
 def common_fields(settings: TrainerSettings, folder: Path, parameters: int) -> dict[str, Any]:
-    """What all trainers set. Every name here must exist in TRL's configurations; a test reads them."""
+    """The settings of all trainers. Every name must exist in TRL's configurations, which a test checks."""
     schedule = "constant_with_warmup" if settings.schedule == "constant" else settings.schedule
     return _recompute(parameters >= SMALL) | {
         "output_dir": str(folder),
@@ -78,13 +77,13 @@ def common_fields(settings: TrainerSettings, folder: Path, parameters: int) -> d
         "max_grad_norm": 1.0,
         "max_length": settings.max_length,
         "seed": settings.seed,
-        # Weights and optimiser stay in float32 under bfloat16: a step at 5e-7 would be lost in its 8 bits of precision.
+        # Weights and optimiser stay in float32 under bfloat16: its 8 bits of precision would lose a step at 5e-7.
         "bf16": settings.dtype == "bfloat16",
         "use_cpu": not torch.accelerator.is_available(),
         "dataloader_pin_memory": torch.accelerator.is_available(),
         "save_strategy": "steps",
         "save_steps": settings.checkpoint_steps,
-        "save_total_limit": 2,  # the older one is still there while the newer is being written
+        "save_total_limit": 2,  # the older one remains while the newer is being written
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
         "report_to": "none",
@@ -93,7 +92,7 @@ def common_fields(settings: TrainerSettings, folder: Path, parameters: int) -> d
 
 
 def _recompute(on: bool) -> dict[str, Any]:
-    """Activation checkpointing by the name this version of transformers has; TRL's default switches the old one on."""
+    """Activation checkpointing under the name in this version of transformers; TRL's default sets the old one."""
     names = {field.name for field in dataclasses.fields(transformers.TrainingArguments)}
     if "activation_checkpointing" in names:
         return {"activation_checkpointing": on, "gradient_checkpointing": None}
@@ -105,8 +104,8 @@ def sft_fields(settings: SFTSettings) -> dict[str, Any]:
 
 
 def dpo_fields(settings: DPOSettings) -> dict[str, Any]:
-    # The reference is the base model before the first step. Its log-probabilities are computed once: a quarter less
-    # time than asking it at every step, and one model in memory instead of two.
+    # The reference is the base model before the first step. Its log-probabilities are precomputed: a quarter less time
+    # than at every step, and one model in memory instead of two.
     return {
         "beta": settings.beta,
         "loss_type": ["sigmoid"],
@@ -120,7 +119,7 @@ def rm_fields(settings: RMSettings) -> dict[str, Any]:
 
 
 def configured(config: type, fields: Mapping[str, Any]) -> Any:
-    """An instance of a TRL configuration. Raises WorkError that names the settings this version of TRL lacks."""
+    """An instance of a TRL configuration. Raises WorkError naming the settings that the installed TRL lacks."""
     missing = set(fields) - {field.name for field in dataclasses.fields(config)}
     if missing:
         raise WorkError(
@@ -130,18 +129,18 @@ def configured(config: type, fields: Mapping[str, Any]) -> Any:
     return config(**fields)
 
 
-# ---------------------------------------------------------------- the trainers, quiet
+# ---------------------------------------------------------------- the trainers
 
 
 class _Ours:
-    """Sends nothing home, writes no model card (a run's manifest says what it made), and wastes no step."""
+    """A trainer without telemetry and model card, whose first step has a learning rate above 0."""
 
     args: Any
     optimizer: Any
     lr_scheduler: Any
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """The base trainer's schedules, but for the first step, which it makes at a learning rate of 0."""
+        """The base trainer's schedules, except that its first step has a learning rate of 0."""
         args = self.args
         shares = share_of_rate(args.lr_scheduler_type, args.get_warmup_steps(num_training_steps), num_training_steps)
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, shares)
@@ -158,7 +157,7 @@ class _SFT(_Ours, SFTTrainer):
 
 class _DPO(_Ours, DPOTrainer):
     def _prepare_dataset(self, dataset: datasets.Dataset, *_: Any) -> datasets.Dataset:
-        """The rows are token ids already; DPOTrainer has no setting that says so."""
+        """Skipped: the rows are token ids already, and DPOTrainer has no setting for that."""
         return dataset
 
 
@@ -167,7 +166,7 @@ class _Reward(_Ours, RewardTrainer):
 
 
 def share_of_rate(schedule: str, warmup: int, steps: int) -> Callable[[int], float]:
-    """The share of the learning rate at a step, counted from 0: rising over `warmup` steps, then as `schedule` says."""
+    """The share of the learning rate at a step, counted from 0: a linear warm-up, then `schedule`."""
 
     def share(step: int) -> float:
         if step < warmup:
@@ -181,7 +180,7 @@ def share_of_rate(schedule: str, warmup: int, steps: int) -> Callable[[int], flo
 
 
 class _Steps(transformers.TrainerCallback):
-    """Reports each step, stops on a loss that is not a number, and marks a checkpoint once it is whole."""
+    """Reports each step, stops on a loss that is not finite, and marks complete checkpoints."""
 
     def __init__(self, on_step: OnStep) -> None:
         self.on_step = on_step
@@ -204,17 +203,17 @@ def learn(
     settings: TrainerSettings,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    data: Data,
+    data: TokenizedData,
     folder: Path,
     on_step: OnStep,
     began: float,
 ) -> TrainResult:
-    """Train `model` by the method that `settings` are of, from the last checkpoint in the job's `folder`, and save it.
+    """Train `model` by the method of `settings`, from the last checkpoint in the job's `folder`, and save it.
 
-    Rows are token ids. SFT: `input_ids` and `labels`, a label of -100 being not learnt. DPO: `prompt_ids`, `chosen_ids`
-    and `rejected_ids`. A reward model: `chosen_ids` and `rejected_ids`, each a prompt and a completion.
-    `began` is `time.monotonic()` at the beginning of the training. Raises WorkError for a loss that is no number,
-    InputError where several GPUs are visible.
+    Rows are token ids. SFT: `input_ids` and `labels`, where -100 is ignored. DPO: `prompt_ids`, `chosen_ids` and
+    `rejected_ids`. Reward model: `chosen_ids` and `rejected_ids`, each a prompt and a completion. `began` is
+    `time.monotonic()` at the start of the training. Raises WorkError for a loss that is not finite, InputError when
+    several GPUs are visible.
     """
     kind, config, own = _METHODS[type(settings)]
     fields = common_fields(settings, folder, model.num_parameters()) | own(settings)
@@ -234,7 +233,7 @@ _METHODS: dict[type, tuple[type, type, Callable[[Any], dict[str, Any]]]] = {
 }
 
 
-def _trainer(kind: type, config: Any, model: Any, tokenizer: Any, data: Data, on_step: OnStep) -> Any:
+def _trainer(kind: type, config: Any, model: Any, tokenizer: Any, data: TokenizedData, on_step: OnStep) -> Any:
     if config.n_gpu > 1:
         raise InputError("several GPUs are visible to one process", fix="set CUDA_VISIBLE_DEVICES=0, or use torchrun")
     trainer = kind(
@@ -250,11 +249,10 @@ def _trainer(kind: type, config: Any, model: Any, tokenizer: Any, data: Data, on
 
 
 def _filling(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """The tokenizer as a trainer of scores needs it: what fills a batch up is not the end token.
+    """The tokenizer for a reward trainer: its padding token is not the end token.
 
-    Transformers reads a score at the last token that is not the padding token, and every sequence here ends with the
-    end token. Which other token it is does not matter. A copy: as the model's own padding it would become a special
-    token, and be read as one wherever a text holds it.
+    transformers reads a score at the last token that is not the padding token, and every sequence here ends with the
+    end token. Any other token will do. It is set on a copy: in the saved tokenizer it would become a special token.
     """
     if tokenizer.pad_token_id not in (None, tokenizer.eos_token_id):
         return tokenizer
@@ -269,13 +267,13 @@ def _filling(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
 
 
 def run(trainer: Any) -> None:
-    """Train to the end, from the newest whole checkpoint if there is one."""
+    """Train to the end, from the newest complete checkpoint, if any."""
     checkpoint = models.newest_checkpoint(Path(trainer.args.output_dir))
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
 
 def evaluate(trainer: Any) -> dict[str, float]:
-    """First and last training loss, and what the validation rows say where there are any."""
+    """First and last training loss, and the validation metrics, if there are validation rows."""
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     metrics = {"first_loss": losses[0], "last_loss": losses[-1]}
     if trainer.eval_dataset is not None:
@@ -286,17 +284,17 @@ def evaluate(trainer: Any) -> dict[str, float]:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """No progress bar and no advice from the libraries; a caller reports progress through `on_step`."""
+    """No progress bars or warnings from the libraries; progress is reported through `on_step`."""
     data_bars = datasets.are_progress_bars_disabled()
     levels = {name: logging.getLogger(name).level for name in ("trl", "accelerate")}
     tqdm = os.environ.get("TQDM_DISABLE")
     datasets.disable_progress_bars()
     for name in levels:
         logging.getLogger(name).setLevel(logging.ERROR)
-    os.environ["TQDM_DISABLE"] = "1"  # the only switch TRL has for the bar over the reference's log-probabilities
+    os.environ["TQDM_DISABLE"] = "1"  # TRL's only switch for the bar of the reference's log-probabilities
     try:
         with models.quietly(), warnings.catch_warnings():
-            # TRL 1.16 still asks for this property by its old name.
+            # TRL 1.16 still uses this property's old name.
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
             yield
     finally:

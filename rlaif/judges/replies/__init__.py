@@ -10,14 +10,14 @@ Nothing is guessed. Two rules hold for every kind:
 From below upwards: `words` (what all kinds share), then `ratings`, `scores`, `verdicts` and `rankings`.
 """
 
-from rlaif.judges.replies.rankings import Ranking, read_ranking
+from rlaif.judges.replies.rankings import RankGroups, read_ranking
 from rlaif.judges.replies.ratings import read_json, read_lines, read_reply
 from rlaif.judges.replies.scores import read_score
 from rlaif.judges.replies.verdicts import read_choice
 from rlaif.judges.replies.words import Reading, unusable
 
 __all__ = [
-    "Ranking",
+    "RankGroups",
     "Reading",
     "read_choice",
     "read_json",

@@ -7,7 +7,7 @@ from typing import Any
 
 from rlaif.judges.replies.words import CORRECTION, CUT, SWAPS, find_object, foreign, headed, narrow, quoted, spoken
 
-Ranking = tuple[tuple[int, ...], ...]  # groups of numbers, best first; those in one group are tied
+RankGroups = tuple[tuple[int, ...], ...]  # groups of numbers, best first; those in one group are tied
 
 _NAME = r"[*_]*(?:(?:completion|text|response|answer|candidate)[ \t]*#?)?\[?"
 _NUMBER = re.compile(rf"{_NAME}(\d{{1,4}})\]?[*_]*", re.IGNORECASE)
@@ -31,7 +31,7 @@ _WORST_FIRST = re.compile(
 )
 
 
-def read_ranking(text: str, n: int, *, cut: bool = False) -> tuple[Ranking | None, str | None]:
+def read_ranking(text: str, n: int, *, cut: bool = False) -> tuple[RankGroups | None, str | None]:
     """The ranking of a reply, each of 1 to n in it exactly once; or the problem.
 
     It is a chain on a line of its own (`2 > 1 = 3`), a chain or list after `Ranking:`, a list that is the whole reply,
@@ -41,7 +41,7 @@ def read_ranking(text: str, n: int, *, cut: bool = False) -> tuple[Ranking | Non
     if cut:
         return None, CUT
     heard = narrow(spoken(text)).strip()
-    given: list[Ranking | None] = []
+    given: list[RankGroups | None] = []
     end = 0
     if "{" in heard:
         parsed = find_object(heard)
@@ -67,7 +67,7 @@ def read_ranking(text: str, n: int, *, cut: bool = False) -> tuple[Ranking | Non
     return ranking, None
 
 
-def _groups(value: Any) -> Ranking | None:
+def _groups(value: Any) -> RankGroups | None:
     """The groups in a JSON list such as [2, [1, 3]]."""
     if not isinstance(value, list):
         return None
@@ -85,9 +85,9 @@ def _number(item: Any) -> int | None:
     return int(match[1]) if match else None
 
 
-def _given(heard: str) -> tuple[list[Ranking | None], int]:
+def _given(heard: str) -> tuple[list[RankGroups | None], int]:
     """Every ranking in a formal position, None for one that is not clear, and where the last of them ends."""
-    given: list[Ranking | None] = []
+    given: list[RankGroups | None] = []
     places: dict[int, int | None] = {}
     end = at = 0
     waiting = False  # the line before was `Ranking:` and nothing else
@@ -122,6 +122,6 @@ def _given(heard: str) -> tuple[list[Ranking | None], int]:
     return given, end
 
 
-def _ordered(body: str) -> Ranking:
+def _ordered(body: str) -> RankGroups:
     groups = re.split(r"[>≻,]", body)
     return tuple(tuple(sorted(int(number) for number in re.findall(r"\d+", group))) for group in groups)

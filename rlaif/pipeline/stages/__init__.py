@@ -1,4 +1,4 @@
-"""One file for each kind of stage: how it is opened, run and planned, what it counts, what digests it.
+"""One file for each kind of stage: how it is opened, run and planned, what it counts, its digests.
 
 A stage's settings are a model in `rlaif.config.stages`. A new stage is a file here and a line in `STAGES`.
 """
@@ -19,7 +19,7 @@ from rlaif.pipeline.stages.rank import Rank
 from rlaif.pipeline.stages.rate import Rate
 from rlaif.pipeline.stages.revise import Revise
 from rlaif.pipeline.stages.sample import Sample
-from rlaif.pipeline.stages.score import Score
+from rlaif.pipeline.stages.score import Scoring
 from rlaif.pipeline.stages.stage import Made, Opening, RowStage, Stage, TableStage, Work
 from rlaif.pipeline.stages.train import Train
 from rlaif.pipeline.stages.verify import Verify
@@ -34,7 +34,7 @@ STAGES: dict[str, type[Stage[Any]]] = {
     "revise": Revise,
     "compare": Compare,
     "rank": Rank,
-    "score": Score,
+    "score": Scoring,
     "verify": Verify,
     "person": Person,
     "elo": Elo,
@@ -45,9 +45,9 @@ STAGES: dict[str, type[Stage[Any]]] = {
 
 
 def open_stages(pipeline: Pipeline) -> Opening:
-    """Every stage of a pipeline with its files read and checked, before anything is made, sent or paid for.
+    """Every stage of a pipeline with its files read and checked, before anything is written or sent.
 
-    Raises InputError for the first thing that is wrong with any of them.
+    Raises InputError for the first problem.
     """
     opening = Opening(pipeline)
     opening.check_models()

@@ -19,7 +19,7 @@ from rlaif.pipeline.stages.judging import JudgingStage
 from rlaif.pipeline.stages.stage import Opening, unparsed
 from rlaif.records import Comparison, Prompt, Row
 
-OVERALL = "constitutions/overall.yaml"  # what is compared under where nobody names a constitution
+OVERALL = "constitutions/overall.yaml"  # the default constitution of `rlaif audit` and `rlaif judge`
 
 
 class Compare(JudgingStage[CompareStage]):
@@ -49,11 +49,7 @@ class Compare(JudgingStage[CompareStage]):
         return unparsed(facts, "verdicts")
 
     def made_with(self) -> dict[str, str]:
-        constitution = self.comparer.constitution
-        return {
-            f"constitution {constitution.name}": constitution.digest,
-            "comparison template": self.comparer.template.digest,
-        }
+        return self.comparer.digests()
 
     def pairing(self) -> Pairing:
         return Pairing("compared" if self.settings.pairs == "one" else "zephyr", "comparisons")
@@ -61,8 +57,8 @@ class Compare(JudgingStage[CompareStage]):
     # ------------------------------------------------------------ audited
 
     def decide(self, asking: Asking, gold: str | None) -> Decide:
-        """The pairs that ship are about whole quality, so they are compared under one principle of that; a user's own
-        pairs under the stage's constitution."""
+        """The built-in gold pairs are about overall quality, so they are compared under a principle of that; a user's
+        own pairs under the stage's constitution."""
         comparer = self.comparer
         if gold is None:
             comparer = comparer._replace(constitution=read_constitution(OVERALL))
@@ -70,23 +66,23 @@ class Compare(JudgingStage[CompareStage]):
 
     def how(self) -> str:
         stage = self.settings
-        told = f"Compared in both orders, {stage.verdicts} verdicts{', after reasons' if stage.reasons else ''}"
-        told += f", {stage.votes} votes" if stage.votes > 1 else ""
-        return told + (f", by a jury ({stage.combine})" if stage.jury else "")
+        text = f"Compared in both orders, {stage.verdicts} verdicts{', after reasons' if stage.reasons else ''}"
+        text += f", {stage.votes} votes" if stage.votes > 1 else ""
+        return text + (f", by a jury ({stage.combine})" if stage.jury else "")
 
 
 def open_comparer(stage: CompareStage, check: TextCheck = unchecked) -> Comparer:
     """The stage's constitution and template, rehearsed. Raises InputError."""
     required = comparing.REQUIRED if stage.reasons else comparing.REQUIRED | {"ending"}
-    constitution = read_constitution(stage.constitution, ("comparison",), check)
-    comparer = Comparer(constitution, read_template(stage.template, comparing.OFFERED, required))
-    for principle in constitution.principles:
-        comparing.question(REHEARSED, (0, 1), principle, stage, comparer.template)
+    template = read_template(stage.template, comparing.OFFERED, required)
+    comparer = Comparer(read_constitution(stage.constitution, ("comparison",), check), template)
+    for principle in comparer.constitution.principles:
+        comparing.comparison_prompt(REHEARSED, (0, 1), principle, stage, comparer.template)
     return comparer
 
 
 def by_comparing(stage: CompareStage, comparer: Comparer, askers: list[Asker]) -> Decide:
-    """A judge as a compare stage asks it, under the gold pair's own principle or else the comparer's."""
+    """A judge as a compare stage uses it, under the gold pair's own principle or else the comparer's."""
 
     async def decide(prompt: Prompt, texts: tuple[str, str], principle: str | None) -> Comparison:
         under = comparer if principle is None else comparer._replace(constitution=_only(principle))

@@ -1,6 +1,6 @@
-"""The `data` stage: data that exists, read as what its readers take it for.
+"""The `data` stage: existing data, read in the form that later stages need.
 
-Rows for judges and pairs, preferences for a reward model or DPO, else conversations.
+Rows for judges and `pair`, preferences for a reward model or DPO, else conversations.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rlaif.records import Row, digest, prompt_id, split_of
 
 
 class Data(TableStage[DataStage]):
-    stated: Stated | None = None  # what its rows state, where it gives rows
+    stated: StatedJudgements | None = None  # the judgements in its file, if it gives rows
 
     def __init__(self, step: Step, settings: DataStage, opening: Opening) -> None:
         super().__init__(step, settings, opening)
@@ -32,7 +32,7 @@ class Data(TableStage[DataStage]):
         apart = "name a `pair` stage, or read the file in a `data` stage of its own"
         if judging:
             for reader in learning.values():
-                problem = f"the stage {self.name!r} is judged by {judging[0].name} and learnt from as it is here"
+                problem = f"the stage {self.name!r} is judged by {judging[0].name} and trained on unchanged here"
                 raise opening.pipeline.error(reader, problem, reader.stage.source_key, apart)
             opening.made[self.name] = self._rows(judging, opening)
         elif preferring := learning.get("preferences"):
@@ -40,8 +40,8 @@ class Data(TableStage[DataStage]):
                 problem = f"the stage {self.name!r} is read as demonstrations by sft and as preferences here"
                 raise opening.pipeline.error(preferring, problem, preferring.stage.source_key, apart)
             if settings.turns == "all":
-                problem = "of a preference only the last turn is learnt"
-                raise opening.pipeline.error(step, problem, ("turns",), "take `turns` out")
+                problem = "with preferences only the last turn is trained on"
+                raise opening.pipeline.error(step, problem, ("turns",), "remove `turns`")
             preferences = self._kept(read_preferences(self._source()))
             self._digest = digest([preference.id for preference in preferences])
             opening.made[self.name] = Made(preferences=preferences)
@@ -66,9 +66,9 @@ class Data(TableStage[DataStage]):
         return kept
 
     def _rows(self, readers: Sequence[Step], opening: Opening) -> Made:
-        """Rows that hold candidates, each with what the file states of them, kept on disk."""
+        """Rows with candidates and the file's judgements of them, kept on disk."""
         settings, unusable = self.settings, Counter[str]()
-        kept, dropped, stated = Spool(Row), Counter[str](), Stated()
+        kept, dropped, stated = Spool(Row), Counter[str](), StatedJudgements()
         read = 0
         for row in each_row(self._source(), unusable, turns=settings.turns or "last"):
             read += 1
@@ -86,7 +86,7 @@ class Data(TableStage[DataStage]):
             reasons = ", ".join(f"{count} {reason}" for reason, count in (dropped + unusable).items())
             fix = None
             if dropped["no completion"] and settings.columns is None:
-                fix = "where its columns have other names, say which hold them with `columns` of a `data` stage"
+                fix = "if its columns have other names, map them with `columns` of a `data` stage"
             problem = f"no row of the file has completions to judge ({reasons})"
             raise opening.pipeline.error(self.step, problem, fix=fix)
         self.stated = stated
@@ -100,7 +100,7 @@ class Data(TableStage[DataStage]):
         return None if stated is None else Pairing(stated.rule, stated.basis, stated.weights)
 
     def unpairable(self, rule: str | None) -> str | None:
-        """Why its rows cannot be paired by a rule, or by the one that fits them."""
+        """Why its rows cannot be paired by `rule`, or by the default rule; None if they can."""
         return None if self.stated is None else self.stated.problem(rule)
 
     def input_digests(self) -> dict[str, str]:
@@ -116,12 +116,12 @@ class Data(TableStage[DataStage]):
         return {"rows": self.read.out}
 
 
-class Stated:
-    """What a file states of the candidates that were kept, counted."""
+class StatedJudgements:
+    """Counts of a file's judgements of the kept candidates."""
 
     def __init__(self) -> None:
         self.rows = 0
-        self.weights: dict[str, float] = {}  # of the aspects of its ratings: all alike
+        self.weights: dict[str, float] = {}  # of its ratings' aspects, all equal
         self._facts: Counter[str] = Counter()
 
     def add(self, row: Row) -> None:
@@ -132,24 +132,24 @@ class Stated:
         for what in ("comparisons", "ratings", "rankings", "scores"):
             judgements = getattr(row, what)
             self._facts[what] += len(judgements)
-            self._facts["unparsed"] += sum(getattr(one, "problem", None) is not None for one in judgements)
+            self._facts["unparsed"] += sum(getattr(each, "problem", None) is not None for each in judgements)
 
     @property
     def basis(self) -> str:
-        """What its candidates are scored by, where it states several things: what says most."""
+        """The kind of judgement that its candidates are scored by: the most informative one."""
         return next((what for what in ("ratings", "scores", "rankings") if self._facts[what]), "comparisons")
 
     @property
     def rule(self) -> str:
-        """How it is paired where nobody says."""
+        """The default pairing rule."""
         return "compared" if self._facts["comparisons"] else "zephyr"
 
     def problem(self, rule: str | None) -> str | None:
-        """Why it cannot be paired by this rule."""
+        """Why it cannot be paired by this rule; None if it can."""
         if (rule or self.rule) == "compared":
-            return None if self._facts["comparisons"] else "states of no two completions which is better"
+            return None if self._facts["comparisons"] else "has no comparisons of two completions"
         known = self._facts["ratings"] + self._facts["rankings"] + self._facts["scores"]
-        return None if known else "states no rating, ranking or score of its completions"
+        return None if known else "has no ratings, rankings or scores of its completions"
 
     def facts(self) -> dict[str, int]:
         return dict(+self._facts)

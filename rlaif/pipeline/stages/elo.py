@@ -1,4 +1,4 @@
-"""The `elo` stage: how strong each sampler is by the comparisons of its candidates."""
+"""The `elo` stage: the samplers' strengths by the comparisons of their candidates."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from rlaif.config import EloStage
+from rlaif.files import write_json
 from rlaif.judges.strengths import strengths
-from rlaif.pipeline.folder import write_json
 from rlaif.pipeline.manifest import StageRecord
-from rlaif.pipeline.stages.stage import Made, Planning, TableStage, Work, rows_of
+from rlaif.pipeline.stages.stage import Made, Planning, TableStage, Work, starting_rows
 
 
 class Elo(TableStage[EloStage]):
     async def run(self, work: Work) -> StageRecord:
-        rows, file = rows_of(work.made[self.source.name]), f"report/{self.name}.json"
+        rows, file = starting_rows(work.made[self.source.name]), f"report/{self.name}.json"
         fitted = strengths(rows, self.settings.prior)
         write_json(work.folder.path / file, fitted.facts)
         work.made[self.name] = Made(report=fitted.facts)
@@ -32,4 +32,4 @@ class Elo(TableStage[EloStage]):
         )
 
     async def plan(self, planning: Planning) -> dict[str, Any]:
-        return {"rows": len(rows_of(planning.made[self.source.name]))}
+        return {"rows": len(starting_rows(planning.made[self.source.name]))}

@@ -1,4 +1,4 @@
-"""Where the stages that read files find them, and how what was read is counted."""
+"""The files of stages that read files, and the records of what was read."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def source_of(settings: FileStage) -> Path | Table:
 
 
 def record_of(step: Step, read: int, unusable: Mapping[str, int], kept: int, dropped: Counter[str]) -> StageRecord:
-    """The record of what a file gave: rows read and usable, rows that were not, those kept, and why others were not."""
+    """The record of a file: usable rows read, unusable ones by reason, rows kept, and others dropped by reason."""
     given = read + sum(unusable.values())
     reads = step.source.name if step.source else None
     return StageRecord(step.name, step.stage.kind, reads, given, kept, dropped + Counter(unusable)).checked()

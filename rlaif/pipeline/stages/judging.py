@@ -1,4 +1,4 @@
-"""What the stages whose judge can be audited share: the gate before they are asked for anything else."""
+"""The base of stages whose judge can be audited, with the gate before their first call."""
 
 from __future__ import annotations
 
@@ -25,35 +25,32 @@ class Scoring(NamedTuple):
 
 
 class JudgingStage(RowStage[Settings]):
-    """A stage that rates or compares, whose judge an audit asks too."""
+    """A stage that rates or compares, whose judge can be audited."""
 
     def __init__(self, step: Step, settings: Settings, opening: Opening) -> None:
         super().__init__(step, settings, opening)
         self._gold = None if settings.require is None else settings.require.gold
         if self._gold not in (None, WORLD):
-            read_gold(find(self._gold))  # now: a judge may be trained for hours before it is asked them
+            read_gold(find(self._gold))  # checked now: training the judge may take hours first
         lexicons = [lexicon for model in self.models if (lexicon := opening.lexicon(model)) is not None]
         self._knows_only = next((lexicon.gold for lexicon in lexicons if lexicon.gold is not None), None)
 
     @property
     def gold(self) -> str | None:
-        """The gold pairs that its judge is asked: those of its gate, or those in the words that a small model knows.
-
-        None for those that ship.
-        """
+        """The gold pairs of its gate, or those in a tiny model's vocabulary; None for the built-in ones."""
         return self._gold or self._knows_only
 
     @abstractmethod
     def decide(self, asking: Asking, gold: str | None) -> Decide:
-        """The judge as an audit asks it which of two completions is better; `gold` names the pairs."""
+        """The judge as a function that decides gold pairs; `gold` names the pairs."""
 
     @abstractmethod
     def how(self) -> str:
-        """How an audit asks the judge, in a sentence without its end."""
+        """How an audit uses the judge: a sentence without its full stop."""
 
     @classmethod
     def scoring(cls, settings: Settings) -> Scoring | None:
-        """How its judgements score a candidate, read from files alone; None where it compares, and scores none."""
+        """How its judgements score a candidate, read from files alone; None for a stage that compares."""
         return None
 
     @property

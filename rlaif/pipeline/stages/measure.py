@@ -1,4 +1,4 @@
-"""The `measure` stage: models on prompts that nothing was trained on, each number with its interval."""
+"""The `measure` stage: models on prompts that nothing was trained on, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from rlaif.config import MeasureStage, Step
 from rlaif.engines.asking import Asking
 from rlaif.engines.protocol import Engine, Logprobs
 from rlaif.errors import EngineError
+from rlaif.files import json_of, write_json
 from rlaif.judges.rating import Judge
 from rlaif.measures import measure
 from rlaif.measures.collecting import Gold, Setting, collect
-from rlaif.pipeline.folder import RunFolder, read_json, write_json
+from rlaif.pipeline.folder import RunFolder
 from rlaif.pipeline.manifest import StageRecord
 from rlaif.pipeline.session import Session
 from rlaif.pipeline.stages.prompts import digest_of_ids, of_split
 from rlaif.pipeline.stages.rate import check_schema, open_judge
-from rlaif.pipeline.stages.stage import Made, Opening, Planning, Table, TableStage, Work
+from rlaif.pipeline.stages.stage import Made, Opening, Planning, Reiterable, TableStage, Work
 from rlaif.records import Message, Prompt, digest
 from rlaif.train import job
 from rlaif.version import __version__
 
 PLANNED_AT_ONCE = 32  # prompts
-VERSION = 3  # of what the figures mean; raising it measures anew
+VERSION = 3  # of the figures; raising it measures again
 
 
 class Measuring(TableStage[MeasureStage]):
@@ -42,7 +43,7 @@ class Measuring(TableStage[MeasureStage]):
             self.judge = open_judge(settings.rate, opening.text_check(settings.rate.model))
         self._error = partial(opening.pipeline.error, step)
         self.gold = _gold(settings)
-        self._chosen: Table[Prompt] | None = None
+        self._chosen: Reiterable[Prompt] | None = None
         if opening.made[self.source.name].prompts is not None:  # else a stage makes them as the pipeline runs
             self._choose(opening.made)
 
@@ -57,7 +58,7 @@ class Measuring(TableStage[MeasureStage]):
                 self.gold(prompt.text, "")
 
     @property
-    def prompts(self) -> Table[Prompt]:
+    def prompts(self) -> Reiterable[Prompt]:
         assert self._chosen is not None, "chosen as it was opened, or as it runs"
         return self._chosen
 
@@ -65,10 +66,7 @@ class Measuring(TableStage[MeasureStage]):
         return {} if self._chosen is None else {f"prompts {self.name}": digest_of_ids(self._chosen)}
 
     def made_with(self) -> dict[str, str]:
-        if self.judge is None:
-            return {}
-        rubric = self.judge.rubric
-        return {f"rubric {rubric.name}": rubric.digest, "rating template": self.judge.template.digest}
+        return {} if self.judge is None else self.judge.digests()
 
     def _setting(self, session: Session, asking: Asking) -> Setting:
         return Setting(
@@ -83,7 +81,7 @@ class Measuring(TableStage[MeasureStage]):
             self._setting(work.session, work.session.asking(self.name)), on_done=lambda: work.progress.advance()
         )
         key, path = self.key(work.session), _summary(work.folder)
-        summary = read_json(path)
+        summary = json_of(path)
         if summary is not None and summary.get("key") == key:
             work.progress.note("unchanged, not measured again")
         else:
@@ -95,23 +93,23 @@ class Measuring(TableStage[MeasureStage]):
             seconds = {r.name: round(r.seconds, 2) for r in work.manifest.records if r.seconds is not None}
             about = {"calls": work.manifest.calls(), "seconds": seconds}
             summary = {"run": work.pipeline.name} | figures | about
-            if not setting.failures:  # an incomplete measure is shown, and made again by the next run
+            if not setting.failures:  # an incomplete measure is shown, and repeated by the next run
                 summary["key"] = key
             write_json(path, summary)
         work.made[self.name] = Made(report=summary)
         return self.read
 
     def key(self, session: Session) -> str:
-        """The digest of all that determines the measure's figures."""
+        """The digest of everything that determines the figures."""
         stage, judge = self.settings, self.judge
         sampled = {*stage.models, *([stage.best_of.model] if stage.best_of else [])}
-        asked = {name: stage.sampling.resolved(session.seed, session.settings[name]) for name in sorted(sampled)}
+        sampling = {name: stage.sampling.resolved(session.seed, session.settings[name]) for name in sorted(sampled)}
         if stage.rate:
-            asked |= {"judge": stage.rate.sampling.resolved(session.seed, session.settings[stage.rate.model])}
+            sampling |= {"judge": stage.rate.sampling.resolved(session.seed, session.settings[stage.rate.model])}
         models = {*sampled, *([stage.rate.model] if stage.rate else []), *([stage.reward] if stage.reward else [])}
         models |= {parent for name, parent in session.parents.items() if name in models}
-        told = judge is not None and any(aspect.knowledge for aspect in judge.rubric.aspects)
-        known = {"known": [list(p.reference) for p in self.prompts]} if told else {}
+        shown = judge is not None and any(aspect.knowledge for aspect in judge.rubric.aspects)
+        known = {"known": [list(p.reference) for p in self.prompts]} if shown else {}
         return digest(
             known
             | {
@@ -119,7 +117,7 @@ class Measuring(TableStage[MeasureStage]):
                 "stage": stage.model_dump(mode="json", exclude={"name", "source"}),
                 "prompts": [p.id for p in self.prompts],
                 "models": {name: session.engines[name].identity for name in sorted(models)},
-                "asked": {name: sampling.model_dump(mode="json") for name, sampling in asked.items()},
+                "asked": {name: settings.model_dump(mode="json") for name, settings in sampling.items()},
                 "rubric": judge.rubric.digest if judge else None,
                 "template": judge.template.digest if judge else None,
                 "versions": {"rlaif": __version__, **job.versions(*job.PACKAGES, "scipy")},
@@ -131,7 +129,7 @@ class Measuring(TableStage[MeasureStage]):
         if self._chosen is None:
             return {"rows": 0, "state": "to measure, on prompts that are not known yet"}
         if all(model in session.engines for model in self.models):
-            summary = read_json(_summary(planning.folder))
+            summary = json_of(_summary(planning.folder))
             if summary is not None and summary.get("key") == self.key(session):
                 return {"rows": len(self.prompts), "state": "unchanged"}
         setting = self._setting(session, planning.asking(self.name, each_once=True))
@@ -143,7 +141,7 @@ class Measuring(TableStage[MeasureStage]):
 
 
 class LastIsBest:
-    """A reward model that a plan does not load. The last of n is another completion than a model's own first one."""
+    """A reward model for plans, which load none. It picks the last of n, which is not the model's own completion."""
 
     name, in_process, identity = "plan", True, "plan"
 
@@ -161,7 +159,7 @@ def _summary(folder: RunFolder) -> Any:
 
 
 def _gold(settings: MeasureStage) -> Gold | None:
-    """The truth of the embedded world, where the pipeline asks for it and nowhere else."""
+    """The gold score, only with `judge: gold`."""
     if settings.judge != "gold":
         return None
     from rlaif.tiny.gold import gold

@@ -13,10 +13,20 @@ from rlaif.generate.pairing import length_balance, noise, preferences_of
 from rlaif.pipeline.datasets import Piece, preference_pieces, write_datasets
 from rlaif.pipeline.manifest import StageRecord
 from rlaif.pipeline.spool import RowWriter
-from rlaif.pipeline.stages.stage import Lazy, Made, Opening, Planning, Table, TableStage, Work, all_made_with, rows_of
+from rlaif.pipeline.stages.stage import (
+    Lazy,
+    Made,
+    Opening,
+    Planning,
+    Reiterable,
+    TableStage,
+    Work,
+    all_made_with,
+    starting_rows,
+)
 from rlaif.records import Preference, Row
 
-NEAR_TIES = 0.5  # share of margins within the judge's noise above which a person is told
+NEAR_TIES = 0.5  # share of margins within the judge's noise above which the user is warned
 
 
 class Pair(TableStage[PairStage]):
@@ -38,7 +48,7 @@ class Pair(TableStage[PairStage]):
 
     async def run(self, work: Work) -> StageRecord:
         source = work.made[self.source.name]
-        rows, counts, pairing = rows_of(source), source.counts, self.how
+        rows, counts, pairing = starting_rows(source), source.counts, self.how
         weights = pairing.weights if pairing.basis == "ratings" else None
         keep = length_balance(rows, pairing) if self.settings.balance else None
         writer, margins, dropped = RowWriter(Preference, work.file(self.step)), array("d"), Counter[str]()
@@ -50,7 +60,7 @@ class Pair(TableStage[PairStage]):
                     writer.append(preference)
                     margins.append(preference.margin)
                 yield from preference_pieces(row, made, weights)
-            work.made[self.name] = Made(preferences=writer.finish())  # before the data sets take their places
+            work.made[self.name] = Made(preferences=writer.finish())  # before the data sets are moved into place
 
         failed = {"failed": counts.failed} if counts and counts.failed else {}
         work.manifest.digests |= write_datasets(
@@ -70,8 +80,8 @@ class Pair(TableStage[PairStage]):
             file=f"stages/{work.file(self.step).name}", facts=facts | self._near_ties(rows, margins, work),
         )  # fmt: skip
 
-    def _near_ties(self, rows: Table[Row], margins: array[float], work: Work) -> dict[str, float]:
-        """The judge's noise, and how many margins are within it."""
+    def _near_ties(self, rows: Reiterable[Row], margins: array[float], work: Work) -> dict[str, float]:
+        """The judge's noise, and the share of margins within it."""
         if not margins or (within := noise(rows, self.how)) is None:
             return {}
         near = sum(margin <= within for margin in margins) / len(margins)
@@ -86,9 +96,9 @@ class Pair(TableStage[PairStage]):
         return f", {facts['preferences']:,} preferences" if facts["preferences"] != facts["out"] else ""
 
     async def plan(self, planning: Planning) -> dict[str, Any]:
-        """The preferences that are known. Any balancing, which needs all rows, is left out."""
+        """Counts the known preferences, without `balance`, which needs all rows."""
         source = planning.made[self.source.name]
-        rows = rows_of(source)
+        rows = starting_rows(source)
 
         def preferences() -> Iterator[Preference]:
             return (made for row in rows for made in preferences_of(row, self.how, Counter()))

@@ -1,4 +1,4 @@
-"""The `person` stage: what people said of the candidates, read from a file."""
+"""The `person` stage: people's judgements of the candidates, read from a file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The `prompts` stage: prompts of a file, of one split or several, kept on disk."""
+"""The `prompts` stage: the prompts of a file in one or several splits, kept on disk."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rlaif.formats import each_prompt
 from rlaif.pipeline.manifest import StageRecord
 from rlaif.pipeline.spool import Spool
 from rlaif.pipeline.stages.files import record_of, source_of
-from rlaif.pipeline.stages.stage import Made, Opening, Planning, Prompts, Table, TableStage, Work
+from rlaif.pipeline.stages.stage import Made, Opening, Planning, ReadPrompts, Reiterable, TableStage, Work
 from rlaif.records import Prompt
 
 
@@ -22,13 +22,13 @@ class PromptSource(TableStage[PromptsStage]):
         super().__init__(step, settings, opening)
         unusable: Counter[str] = Counter()
         read = Spool(Prompt, each_prompt(source_of(settings), unusable, column=settings.column))
-        prompts = Prompts(read, unusable, read)
+        prompts = ReadPrompts(read, unusable, read)
 
         def error(problem: str) -> InputError:
             return opening.pipeline.error(step, problem)
 
         kept, self.record = of_split(prompts, step, settings.split, settings.take, error)
-        self.made = opening.made[self.name] = Made(prompts=Prompts(read, unusable, kept))
+        self.made = opening.made[self.name] = Made(prompts=ReadPrompts(read, unusable, kept))
 
     def input_digests(self) -> dict[str, str]:
         assert self.made.prompts is not None
@@ -42,11 +42,11 @@ class PromptSource(TableStage[PromptsStage]):
 
 
 def of_split(
-    prompts: Prompts, step: Step, split: Sequence[str], take: int | None, error: Callable[[str], InputError]
-) -> tuple[Table[Prompt], StageRecord]:
-    """The prompts of `prompts` that are in a split, at most `take`, and the record of `step`, which keeps them.
+    prompts: ReadPrompts, step: Step, split: Sequence[str], take: int | None, error: Callable[[str], InputError]
+) -> tuple[Reiterable[Prompt], StageRecord]:
+    """The prompts in the splits, at most `take`, and the record of `step`.
 
-    Raises what `error` makes of a sentence where there is none.
+    Raises `error(problem)` when there is none.
     """
     if "all" in split and take is None:
         count = len(prompts.read)

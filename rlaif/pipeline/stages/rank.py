@@ -1,4 +1,4 @@
-"""The `rank` stage: all candidates of a prompt put in order at once, under a drawn principle."""
+"""The `rank` stage: all candidates of a prompt ranked at once, under a drawn principle."""
 
 from __future__ import annotations
 
@@ -30,18 +30,15 @@ class Rank(RowStage[RankStage]):
 
     def count(self, row: Row, facts: Counter[str]) -> None:
         facts["rankings"] += len(row.rankings)
-        facts["unparsed"] += sum(one.order is None for one in row.rankings)
-        facts["orders_disagree"] += len({one.order for one in row.rankings if one.order is not None}) > 1
+        orders = [each.order for each in row.rankings if each.order is not None]
+        facts["unparsed"] += len(row.rankings) - len(orders)
+        facts["orders_disagree"] += len(set(orders)) > 1
 
     def outcome(self, facts: Mapping[str, Any]) -> str:
         return unparsed(facts, "rankings")
 
     def made_with(self) -> dict[str, str]:
-        constitution = self.ranker.constitution
-        return {
-            f"constitution {constitution.name}": constitution.digest,
-            "comparison template": self.ranker.template.digest,
-        }
+        return self.ranker.digests()
 
     def pairing(self) -> Pairing:
         return Pairing("zephyr", "rankings")
@@ -49,8 +46,8 @@ class Rank(RowStage[RankStage]):
 
 def open_ranker(stage: RankStage, check: TextCheck = unchecked) -> Comparer:
     """The stage's constitution and template, rehearsed. Raises InputError."""
-    constitution = read_constitution(stage.constitution, ("comparison",), check)
-    ranker = Comparer(constitution, read_template(stage.template, ranking.OFFERED, ranking.REQUIRED))
-    for principle in constitution.principles:
-        ranking.question(REHEARSED, ranking.shown_at(REHEARSED), principle, ranker.template)
+    template = read_template(stage.template, ranking.OFFERED, ranking.REQUIRED)
+    ranker = Comparer(read_constitution(stage.constitution, ("comparison",), check), template)
+    for principle in ranker.constitution.principles:
+        ranking.ranking_prompt(REHEARSED, ranking.shown_at(REHEARSED), principle, ranker.template)
     return ranker

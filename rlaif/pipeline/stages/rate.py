@@ -33,7 +33,7 @@ class Rate(JudgingStage[RateStage]):
         self._check_rubric(opening)
 
     def _check_count(self, opening: Opening) -> None:
-        """A model that was taught to rate a few completions at once numbers no more than those."""
+        """Raise InputError for more candidates than a tiny model was trained to rate at once."""
         lexicon, sampled = opening.lexicon(self.settings.model), self.step.sampled
         candidates = sampled.stage.candidates if sampled else None
         if lexicon is None or lexicon.completions is None or candidates is None or self.settings.shown != "all":
@@ -44,10 +44,10 @@ class Rate(JudgingStage[RateStage]):
             raise opening.pipeline.error(self.step, problem, ("model",), fix)
 
     def _check_rubric(self, opening: Opening) -> None:
-        """What a rubric must be for how the stage asks, and beside what its rows were rated by before."""
+        """Raise InputError for a rubric that does not fit `answers`, or repeats an aspect of an earlier stage."""
         scale = self.judge.rubric.scale
         if self.settings.basis == "scores" and not 0 <= scale.low < scale.high <= 9:
-            problem = f"`answers: expected` weighs numbers of one digit, and the scale is {scale.low} to {scale.high}"
+            problem = f"`answers: expected` needs numbers of one digit, and the scale is {scale.low} to {scale.high}"
             fix = "give the rubric a scale within 0 to 9"
             raise opening.pipeline.error(self.step, problem, ("rubric",), fix)
         for before in self.step.line():
@@ -56,7 +56,7 @@ class Rate(JudgingStage[RateStage]):
             if aspect := next((aspect for aspect in self.judge.rubric.weights() if aspect in judged), None):
                 problem = f"the stage {before.name!r} has judged the aspect {aspect!r} of these rows already"
                 alone = self.step.sampled.name if self.step.sampled else "sample"
-                fix = f"give it another `id` in one of the rubrics, or take the candidates alone with `from: {alone}`"
+                fix = f"give it another `id` in one of the rubrics, or read the unrated candidates with `from: {alone}`"
                 raise opening.pipeline.error(self.step, problem, ("rubric",), fix)
 
     async def row(self, row: Row, asking: Asking) -> Row:
@@ -64,17 +64,16 @@ class Rate(JudgingStage[RateStage]):
         return await rate(row, self.settings, self.judge, asker)
 
     def count(self, row: Row, facts: Counter[str]) -> None:
-        ratings = [one for one in row.ratings if one.aspect in self._aspects]  # others came with the rows
-        scores = [one for one in row.scores if one.aspect in self._aspects]
+        ratings = [rating for rating in row.ratings if rating.aspect in self._aspects]  # without earlier stages' ones
+        scores = [score for score in row.scores if score.aspect in self._aspects]
         facts["ratings"] += len(ratings)
-        facts["not_applicable"] += sum(one.na for one in ratings)
+        facts["not_applicable"] += sum(rating.na for rating in ratings)
         facts["scores"] += len(scores)
-        problems = [*(one.problem for one in ratings), *(one.problem for one in scores)]
+        problems = [*(rating.problem for rating in ratings), *(score.problem for score in scores)]
         facts["unparsed"] += sum(problem is not None for problem in problems)
 
     def made_with(self) -> dict[str, str]:
-        rubric = self.judge.rubric
-        return {f"rubric {rubric.name}": rubric.digest, "rating template": self.judge.template.digest}
+        return self.judge.digests()
 
     def pairing(self) -> Pairing:
         basis = self.settings.basis
@@ -97,28 +96,28 @@ class Rate(JudgingStage[RateStage]):
 
 
 def check_schema(step: Step, rater: Rater, opening: Opening, *key: str) -> None:
-    """What holds a model in this process to JSON must be installed; found missing before anything is sampled."""
+    """Raise InputError when a model in this process has to answer in JSON and xgrammar is not installed."""
     if rater.answers != "json" or importlib.util.find_spec("xgrammar") is not None:
         return
     if isinstance(opening.pipeline.models.get(rater.model), TransformersModel):
-        problem = f"xgrammar holds the model {rater.model!r} to JSON, and is not installed"
+        problem = f"the model {rater.model!r} needs xgrammar to answer in JSON, which is not installed"
         fix = "pip install 'rlaif[schema]', or have it answer in lines (`answers: lines`)"
         raise opening.pipeline.error(step, problem, (*key, "answers"), fix)
 
 
 def open_judge(rater: Rater, check: TextCheck = unchecked) -> Judge:
-    """The rater's rubric and template, checked against what a judge prompt offers and what the model understands."""
+    """The rater's rubric and template, checked and rehearsed. Raises InputError."""
     template = read_template(rater.template, rating.OFFERED, rating.REQUIRED)
     judge = Judge(read_rubric(rater.rubric, check), template)
     for aspect in judge.rubric.aspects:
-        rating.questions(REHEARSED.prompt, REHEARSED.candidates, aspect, judge, rater)
+        rating.rating_prompts(REHEARSED.prompt, REHEARSED.candidates, aspect, judge, rater)
     return judge
 
 
 def by_rating(rater: Rater, judge: Judge, asker: Asker) -> Decide:
-    """A judge as a rate stage asks it: of two texts the one with the higher weighted mean, rated in both orders.
+    """A judge as a rate stage uses it: the higher weighted mean wins, rated in both orders.
 
-    One that is shown a text at a time knows no order, and is asked once.
+    With `shown: one` there is no order, and each text is rated once.
     """
     together_shown = rater.shown == "all"
 
@@ -136,17 +135,17 @@ def by_rating(rater: Rater, judge: Judge, asker: Asker) -> Decide:
 
 
 def _read_first(rated: Sequence[Row], candidate: int) -> Row:
-    """The ratings given where `candidate` was read before the other one: which prompt that is, each aspect draws."""
+    """The ratings from the prompts that show `candidate` first; the order is drawn for each aspect."""
     one_order, other_order = rated
     ratings = []
-    for one, other in zip(one_order.ratings, other_order.ratings, strict=True):
-        positions = {r.candidate: r.position for r in one_order.ratings if r.aspect == one.aspect}
-        ratings.append(one if positions[candidate] <= positions[1 - candidate] else other)
+    for own, other in zip(one_order.ratings, other_order.ratings, strict=True):
+        positions = {r.candidate: r.position for r in one_order.ratings if r.aspect == own.aspect}
+        ratings.append(own if positions[candidate] <= positions[1 - candidate] else other)
     return one_order.model_copy(update={"ratings": tuple(ratings)})
 
 
 def _verdict(row: Row, rater: Rater, judge: Judge) -> Verdict:
-    """What the scores of two candidates come to: A is the first of the row."""
+    """The verdict by the scores of two candidates; A is the first of the row."""
     scores = candidate_scores(row, rater.basis, judge.rubric.weights())
     calls = (*(rating.call for rating in row.ratings), *(call for score in row.scores for call in score.calls))
     calls = tuple(dict.fromkeys(call for call in calls if call))

@@ -36,7 +36,7 @@ class Revise(RowStage[ReviseStage]):
     def count(self, row: Row, facts: Counter[str]) -> str | None:
         facts["revisions"] += len(row.revisions)
         facts["broken_off"] += sum(revision.problem is not None for revision in row.revisions)
-        return unrevised(row) if row.failure is None else None  # what it is for is demonstrations
+        return unrevised(row) if row.failure is None else None  # a row that gives no demonstration is dropped
 
     def made_with(self) -> dict[str, str]:
         constitution = self.reviser.constitution
@@ -63,6 +63,6 @@ def open_reviser(stage: ReviseStage, check: TextCheck = unchecked) -> Reviser:
     )
     draft = REHEARSED.candidates[0].completion.text
     for principle in reviser.constitution.principles:
-        revising.critique_question(REHEARSED.prompt, draft, principle, reviser)
-        revising.revision_question(REHEARSED.prompt, draft, "A critique.", principle, reviser)
+        revising.critique_prompt(REHEARSED.prompt, draft, principle, reviser)
+        revising.revision_prompt(REHEARSED.prompt, draft, "A critique.", principle, reviser)
     return reviser

@@ -10,16 +10,16 @@ from rlaif.generate.pairing import Pairing
 from rlaif.judges.scoring import score
 from rlaif.pipeline.manifest import RowCounts, StageRecord
 from rlaif.pipeline.spool import RowWriter
-from rlaif.pipeline.stages.stage import Lazy, Made, Planning, TableStage, Work, row_record, rows_of
+from rlaif.pipeline.stages.stage import Lazy, Made, Planning, TableStage, Work, row_record, starting_rows
 from rlaif.records import Row
 
 
-class Score(TableStage[ScoreStage]):
+class Scoring(TableStage[ScoreStage]):
     holds = "rows"
     facts = ("scores", "without_a_score")
 
     async def run(self, work: Work) -> StageRecord:
-        rows, writer = rows_of(work.made[self.source.name]), RowWriter(Row, work.file(self.step))
+        rows, writer = starting_rows(work.made[self.source.name]), RowWriter(Row, work.file(self.step))
         counts = RowCounts(self.facts)
         work.progress.total(len(rows))
         async for row in score(rows, self.settings, work.session.engines):
@@ -32,14 +32,14 @@ class Score(TableStage[ScoreStage]):
 
     @staticmethod
     def _count(row: Row, facts: Counter[str]) -> None:
-        facts["scores"] += sum(one.value is not None for one in row.scores)
-        facts["without_a_score"] += sum(one.value is None for one in row.scores)
+        facts["scores"] += sum(score.value is not None for score in row.scores)
+        facts["without_a_score"] += sum(score.value is None for score in row.scores)
 
     def pairing(self) -> Pairing:
         return Pairing("zephyr", "scores", judge=self.settings.judge)
 
     async def plan(self, planning: Planning) -> dict[str, Any]:
-        rows = rows_of(planning.made[self.source.name])
+        rows = starting_rows(planning.made[self.source.name])
         unscored = {"failure": "not scored yet"}
         table = Lazy(lambda: (row if row.failure else row.model_copy(update=unscored) for row in rows), len(rows))
         planning.made[self.name] = Made(rows=table, unknown=len(rows))

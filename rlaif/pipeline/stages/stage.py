@@ -1,8 +1,8 @@
-"""What a stage is while a pipeline runs: the two kinds of it, what each is given, and what it makes for others.
+"""The protocol of stages: row stages and table stages, what they work with, and what they make for others.
 
-A stage is one file beside this one. Its constructor opens and checks what it reads, before anything is paid for; then
-it takes one row through (`RowStage`) or the whole table (`TableStage`), and a plan goes the same way with a sampler
-that counts. Nothing here knows which kinds there are.
+A stage is one file in this folder. Its constructor opens and checks its files, before anything is paid for. Then it
+processes one row (`RowStage`) or the whole table (`TableStage`). A plan does the same with a sampler that counts.
+Nothing here depends on the kinds of stage.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
-from rlaif.config import LocalModel, OpenAIModel, Pipeline, Step, TextCheck, unchecked
-from rlaif.config import Stage as StageSettings
+from rlaif.config import LocalModel, OpenAIModel, Pipeline, StageSettings, Step, TextCheck, unchecked
 from rlaif.engines.asking import Asking
 from rlaif.engines.identity import has_reward_head
 from rlaif.engines.open import api_key, keyless
@@ -36,15 +35,15 @@ Settings = TypeVar("Settings", bound=StageSettings)
 Item = TypeVar("Item", covariant=True)
 
 
-class Table(Protocol[Item]):
-    """Records of which there may be more than fit into memory: counted, and gone through as often as needed."""
+class Reiterable(Protocol[Item]):
+    """Records that may not fit into memory: counted, and iterated as often as needed."""
 
     def __len__(self) -> int: ...
     def __iter__(self) -> Iterator[Item]: ...
 
 
 class Lazy(Generic[Item]):
-    """A table that is made anew, one record at a time, whenever it is gone through."""
+    """Records that are made again, one at a time, on each iteration."""
 
     def __init__(self, make: Callable[[], Iterable[Item]], count: int) -> None:
         self._make, self._count = make, count
@@ -57,41 +56,41 @@ class Lazy(Generic[Item]):
 
 
 @dataclass(frozen=True)
-class Prompts:
-    """The prompts of a stage: all that could be read, why others could not, and those that are to be answered."""
+class ReadPrompts:
+    """The prompts of a stage: all that were read, the unusable ones by reason, and those that are kept."""
 
-    read: Table[Prompt]
+    read: Reiterable[Prompt]
     unusable: Mapping[str, int]
-    kept: Table[Prompt]
+    kept: Reiterable[Prompt]
 
 
 @dataclass
 class Made:
-    """What one stage made. A reader takes the part it is for, and knows nothing of where it came from."""
+    """What one stage made. A later stage takes the part that it reads, whatever its origin."""
 
-    prompts: Prompts | None = None
-    rows: Table[Row] | None = None
-    preferences: Table[Preference | StatedPreference] | None = None
-    conversations: Table[Conversation] | None = None
+    prompts: ReadPrompts | None = None
+    rows: Reiterable[Row] | None = None
+    preferences: Reiterable[Preference | StatedPreference] | None = None
+    conversations: Reiterable[Conversation] | None = None
     model: str | None = None  # the name of a trained one, which is a model of the session from then on
     report: Mapping[str, Any] | None = None
-    stated: bool = False  # its rows carry judgements of a file, which are no later judge's
-    counts: RowCounts | None = None  # of its rows, where they passed through this run
-    unknown: int = 0  # in a plan: rows that rest on calls that are not paid for yet
+    stated: bool = False  # its rows have judgements from a file, which a later judge must not see
+    counts: RowCounts | None = None  # of its rows, if they passed through this run
+    unknown: int = 0  # in a plan: rows with calls that are not cached
 
 
 class Opening:
-    """A pipeline whose stages are being opened, in order; each sees what those before it hold."""
+    """A pipeline whose stages are being opened in order; each sees those before it."""
 
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline = pipeline
         self.stages: dict[str, Stage[Any]] = {}
         self.made: dict[str, Made] = {}  # by the name of the stage
         self._lexicons: dict[str, Lexicon | None] = {}
-        self.notes: list[str] = []  # what is no error and should be known before anything is paid for
+        self.notes: list[str] = []  # warnings, shown before anything is paid for
 
     def check_models(self) -> None:
-        """Raise InputError for a key that no server takes, and for a model that is not what it is used for."""
+        """Raise InputError for an invalid API key, and for a model in the wrong role."""
         specs = self.pipeline.models
         for spec in specs.values():
             if isinstance(spec, OpenAIModel):
@@ -116,7 +115,7 @@ class Opening:
             self.notes.append(text)
 
     def lexicon(self, model: str) -> Lexicon | None:
-        """The words that a small model was taught; None for a model that is taken at its word."""
+        """The vocabulary of a tiny model; None for any other model."""
         if model not in self._lexicons:
             spec = self.pipeline.models.get(model)
             path = spec.path if isinstance(spec, LocalModel) else None
@@ -124,7 +123,7 @@ class Opening:
         return self._lexicons[model]
 
     def text_check(self, *models: str) -> TextCheck:
-        """What a principle must be for models that know few words. Words that they pass over become a note."""
+        """The check of a principle against the models' lexicons. Words that they ignore become a note."""
         lexicons = {name: lexicon for name in models if (lexicon := self.lexicon(name)) is not None}
         if not lexicons:
             return unchecked
@@ -134,9 +133,7 @@ class Opening:
                 if problem := lexicon.problem(text):
                     return problem
                 if strangers := lexicon.unknown(text):
-                    self.note(
-                        f"{name} was never taught {listed(strangers)}, which says nothing to it in {oneline(text)!r}"
-                    )
+                    self.note(f"{name} was not trained on {listed(strangers)} and ignores it in {oneline(text)!r}")
             return None
 
         return check
@@ -144,7 +141,7 @@ class Opening:
 
 @dataclass
 class Work:
-    """What stages of a run work with: the models, the run's folder and record, what was made, who is told."""
+    """What the stages of a run work with: session, folder, manifest, progress, and what was made so far."""
 
     pipeline: Pipeline
     session: Session
@@ -155,11 +152,11 @@ class Work:
     stages: Mapping[str, Stage[Any]]
 
     def file(self, step: Step) -> Path:
-        """Where a stage's rows or preferences are kept."""
+        """The file of a stage's rows or preferences."""
         return self.folder.stage(step.number, step.name)
 
     def note(self, text: str) -> None:
-        """Something that is no error and that a person should know."""
+        """A warning for the user, also kept in the manifest."""
         if text not in self.manifest.notes:
             self.manifest.notes.append(text)
             self.progress.warn(text)
@@ -167,8 +164,8 @@ class Work:
     def dataset(
         self, stage: Stage[Any], prompts: int, counts: RowCounts | None, made_with: Mapping[str, str]
     ) -> DatasetOf:
-        """What the cards of a stage's data sets say; `counts` are of the rows behind them."""
-        # A name that is no model of this pipeline stands in a file, or is code, or a person.
+        """The data sets of a stage, for their cards; `counts` are of the rows behind them."""
+        # A name that is not a model of this pipeline is from a file, or code, or a person.
         named = sorted(counts.models & self.session.specs.keys()) if counts else ()
         models = {name: self.session.specs[name] for name in named}
         return DatasetOf(
@@ -178,7 +175,7 @@ class Work:
 
 
 class Planning(Protocol):
-    """What stages are planned with; see `pipeline.plan`. Nothing is sent, and nothing of a run is written into."""
+    """What stages are planned with; see `pipeline.plan`. Nothing is sent or written."""
 
     session: Session
     folder: RunFolder
@@ -188,20 +185,20 @@ class Planning(Protocol):
 
 
 class Stage(ABC, Generic[Settings]):
-    """A stage of one pipeline, its files opened and checked. Raises InputError for the first thing that is wrong."""
+    """A stage of one pipeline. The constructor reads and checks its files and raises InputError."""
 
-    holds: ClassVar[str | None] = None  # what its file under stages/ holds: rows or preferences
+    holds: ClassVar[str | None] = None  # the content of its file under stages/: rows or preferences
     writes: ClassVar[tuple[str, ...]] = ()  # the shapes of its data sets
-    gentle: ClassVar[bool] = False  # the first Ctrl-C stops asking and ends with what is finished
-    blocks: ClassVar[bool] = False  # it never gives the event loop its turn, so a signal has to break in
+    gentle: ClassVar[bool] = False  # the first Ctrl-C stops sending and keeps what is finished
+    blocks: ClassVar[bool] = False  # it blocks the event loop, so a signal has to interrupt it
     trains: ClassVar[bool] = False
-    needs_most: ClassVar[bool] = False  # not begun where many rows failed
-    finishes: ClassVar[bool] = False  # runs on what there is also when the run is stopping
+    needs_most: ClassVar[bool] = False  # not started when many rows failed
+    finishes: ClassVar[bool] = False  # runs on the finished rows even when the run is stopping
     reports: ClassVar[str | None] = None  # the file under report/ with the figures of models that a person is shown
 
     def __init__(self, step: Step, settings: Settings, opening: Opening) -> None:
         self.step, self.settings, self.name = step, settings, step.name
-        self.record: StageRecord | None = None  # of what it read from files as it was opened
+        self.record: StageRecord | None = None  # of the files that it read when opened
 
     @property
     def source(self) -> Step:
@@ -226,16 +223,16 @@ class Stage(ABC, Generic[Settings]):
         return None
 
     def made_with(self) -> dict[str, str]:
-        """Digests of what it judges, rewrites or draws by, each with what it is."""
+        """Digests of its constitution, rubric, templates and the like, by name."""
         return {}
 
     def input_digests(self) -> dict[str, str]:
-        """Digests of what it read from files."""
+        """Digests of the data that it read from files."""
         return {}
 
 
 def all_made_with(step: Step, stages: Mapping[str, Stage[Any]]) -> dict[str, str]:
-    """Digests of what the rows that a step reads were made by: of the nearest stage, then of those before it."""
+    """`made_with` of the stages behind a step's rows, the nearest first."""
     assert step.source is not None
     made, before = stages[step.source.name].made_with(), step.source.source
     while before is not None:
@@ -245,52 +242,52 @@ def all_made_with(step: Step, stages: Mapping[str, Stage[Any]]) -> dict[str, str
 
 
 class RowStage(Stage[Settings]):
-    """A stage that takes each row through alone."""
+    """A stage that processes each row alone."""
 
     holds = "rows"
     gentle = True
-    facts: ClassVar[tuple[str, ...]] = ()  # what is counted of its rows
-    reads_words: ClassVar[bool] = False  # code looks at the words of candidates, and may take some out
-    judges: ClassVar[bool] = True  # what a file states of its candidates is taken off a row before it
+    facts: ClassVar[tuple[str, ...]] = ()  # the names of its counts
+    reads_words: ClassVar[bool] = False  # code reads the candidates' words, and may drop candidates
+    judges: ClassVar[bool] = True  # judgements from a file are removed from its rows first
 
     def __init__(self, step: Step, settings: Settings, opening: Opening) -> None:
         super().__init__(step, settings, opening)
-        made = opening.made.get(step.source.name) if step.source else None  # none where an audit opens it alone
+        made = opening.made.get(step.source.name) if step.source else None  # none when an audit opens it alone
         self._strips = self.judges and made is not None and made.stated
 
     @property
     def chains(self) -> bool:
-        """Whether an answer is shown in a later prompt, of this stage or another: a plan must assume one then."""
+        """Whether its completions are shown in later prompts: a plan must assume missing ones then."""
         return False
 
     @abstractmethod
     async def row(self, row: Row, asking: Asking) -> Row:
-        """One row through the stage. Raises EngineError."""
+        """The row after the stage. Raises EngineError."""
 
     def count(self, row: Row, facts: Counter[str]) -> str | None:
-        """Count what the stage made of a row. Returns why a row that did not fail is of no use, or None."""
+        """Count the stage's results in a row. Returns the drop reason of a row that did not fail, or None."""
         return None
 
     def outcome(self, facts: Mapping[str, Any]) -> str:
-        """What a person is told of its facts, after the number of rows."""
+        """The summary of its facts, after the number of rows."""
         return unparsed(facts, "ratings")
 
     @property
     def gated(self) -> bool:
-        """Whether its judge must pass an audit before it is asked for anything else."""
+        """Whether its judge must pass an audit first."""
         return False
 
     async def gate(self, asking: Asking) -> tuple[dict[str, Any], list[str]]:
-        """What its judge reaches on gold pairs, and what it falls short of in sentences."""
+        """The audit's figures on gold pairs, and a sentence for each unmet requirement."""
         raise NotImplementedError
 
     async def finish(self, rows: Stored[Row], counts: RowCounts, work: Work) -> None:
-        """What is left to do when all rows went through."""
+        """Called after all rows."""
 
     async def through(self, row: Row, asking: Asking) -> Row:
-        """One row through the stage; what concerns this row alone is written on it.
+        """The row after the stage; an error of this row alone is recorded in it.
 
-        Raises EngineError for what concerns all rows.
+        Raises EngineError when it is fatal for all rows.
         """
         if self._strips:
             row = row.unjudged()
@@ -303,27 +300,27 @@ class RowStage(Stage[Settings]):
 
 
 class TableStage(Stage[Settings]):
-    """A stage that needs all that it reads at once."""
+    """A stage that needs all its input at once."""
 
     @abstractmethod
     async def run(self, work: Work) -> StageRecord:
-        """Do the work; what it makes stands in `work.made` after it."""
+        """Run the stage; its results go into `work.made`."""
 
     @abstractmethod
     async def plan(self, planning: Planning) -> dict[str, Any]:
-        """What a plan says: `rows`, and where it fits `state`, `at_most`."""
+        """The stage's entry in a plan: `rows`, and where they apply `state` and `at_most`."""
 
     def outcome(self, facts: Mapping[str, Any]) -> str:
         return ""
 
 
 def unparsed(facts: Mapping[str, Any], what: str) -> str:
-    told = f", {facts['unparsed']:,} {what} unparsed" if facts.get("unparsed") else ""
-    return told + (f", {count:,} orders disagree" if (count := facts.get("orders_disagree")) else "")
+    text = f", {facts['unparsed']:,} {what} unparsed" if facts.get("unparsed") else ""
+    return text + (f", {count:,} orders disagree" if (count := facts.get("orders_disagree")) else "")
 
 
-def rows_of(made: Made) -> Table[Row]:
-    """The rows that a row stage starts from: those of an earlier stage, or a new one for each prompt."""
+def starting_rows(made: Made) -> Reiterable[Row]:
+    """The rows that a stage starts from: those of an earlier stage, or a new one for each prompt."""
     if made.rows is not None:
         return made.rows
     assert made.prompts is not None
@@ -332,7 +329,7 @@ def rows_of(made: Made) -> Table[Row]:
 
 
 def first(errors: Sequence[BaseException]) -> BaseException:
-    """The first error of an exception group, whatever groups it stands in."""
+    """The first error of an exception group, nested groups included."""
     error = errors[0]
     return first(error.exceptions) if isinstance(error, BaseExceptionGroup) else error
 
@@ -340,8 +337,8 @@ def first(errors: Sequence[BaseException]) -> BaseException:
 def row_record(stage: Stage[Any], counts: RowCounts, failed_before: int, entered: int, work: Work) -> StageRecord:
     """The record of a stage that makes rows.
 
-    A row counts as failed in the stage it failed in, and only there: `failed_before` of the rows that entered had
-    failed already, some of which a stopped run did not come to.
+    A row counts as failed only in the stage where it failed: `failed_before` of the `entered` rows had failed already,
+    some of which a stopped run did not reach.
     """
     missed = (entered - counts.rows) - (failed_before - counts.failed_before)
     dropped = counts.dropped + Counter({"failed": counts.failed - counts.failed_before, "not reached": missed})

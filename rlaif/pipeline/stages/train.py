@@ -1,6 +1,6 @@
-"""The `train` stage: one trained model, which is a model like any other from then on.
+"""The `train` stage: trains one model, which later stages use like any other.
 
-What it learns from becomes the job of a folder (`train.job`), which is trained in a thread of this process.
+Its examples become a job folder (`train.job`), which is trained in a thread of this process.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rlaif.pipeline.manifest import StageRecord
 from rlaif.pipeline.progress import Progress
 from rlaif.pipeline.session import Session
 from rlaif.pipeline.stages.stage import Made, Opening, Planning, TableStage, Work
-from rlaif.pipeline.stages.verify import checks_of
+from rlaif.pipeline.stages.verify import open_checks
 from rlaif.resources import find, read_text
 from rlaif.train import examples, job, rewards
 from rlaif.train.examples import Example, RewardFunction, Survey
@@ -30,7 +30,7 @@ from rlaif.train.job import Job, RewardModel
 
 
 class RewardSource(NamedTuple):
-    """What PPO is rewarded by: its identity, its scores as a plain function, and a reward model or checks in code."""
+    """The reward of PPO: its identity, its function, and the reward model or the checks in code."""
 
     identity: str
     score: RewardFunction
@@ -45,21 +45,21 @@ class Train(TableStage[TrainStage]):
     def __init__(self, step: Step, settings: TrainStage, opening: Opening) -> None:
         super().__init__(step, settings, opening)
         self.trainer, self.trained = settings.trainer, settings.trainer.name
-        self.checks: tuple[Check, ...] = ()  # by code, where they are the reward
+        self.checks: tuple[Check, ...] = ()  # if they are the reward
         if self.trainer.reward_checks is not None:
-            self.checks = checks_of(step, self.trainer.reward_checks, (settings.method,), opening)
+            self.checks = open_checks(step, self.trainer.reward_checks, (settings.method,), opening)
         template = self.trainer.chat_template
         self.template = read_text(find(template)) if template else None
 
-    # ------------------------------------------------------------ what it learns from
+    # ------------------------------------------------------------ examples
 
     def examples(self, made: Mapping[str, Made]) -> Iterator[Example]:
-        """What its sources give it, one at a time."""
+        """The examples of its sources, one at a time."""
         for source in self.step.sources:
             yield from self._given(made[source.name])
 
     def _given(self, made: Made) -> Iterator[Example]:
-        """The part of what a stage made that this trainer takes."""
+        """The examples in what one stage made."""
         if self.settings.takes == "prompts":
             assert made.prompts is not None
             yield from examples.of_prompts(made.prompts.kept)
@@ -76,21 +76,20 @@ class Train(TableStage[TrainStage]):
             yield from examples.of_revisions(made.rows)
 
     def survey(self, made: Mapping[str, Made], *, complete: bool = True) -> Survey:
-        """The examples counted and digested. Raises WorkError where they are `complete` and a source gave none: a model
-        named for its revisions must not be trained on all but them."""
+        """The examples counted and digested. Raises WorkError when a source of `complete` examples gave none."""
         survey = Survey(self.trainer.unused)
         for source in self.step.sources:
             if not survey.add(self._given(made[source.name])) and complete:
                 raise WorkError(
                     f"stage {source.name!r} gave nothing to train {self.name!r} on",
-                    fix="`rlaif status` counts what was dropped and why",
+                    fix="`rlaif status` shows what was dropped and why",
                 )
         return survey
 
     # ------------------------------------------------------------ the job
 
     def job(self, session: Session, survey: Survey, out: Path, reward: RewardSource | None) -> Job:
-        """The training of the model folder `out`. Raises InputError or WorkError where the base's files are missing."""
+        """The training of the model folder `out`. Raises InputError or WorkError when the base's files are missing."""
         folder = weights_folder(session.specs[self.trainer.base])
         identity = None if reward is None else reward.identity
         key = job.training_key(self.trainer, weights_digest(folder), survey.digest, self.template, identity)
@@ -98,21 +97,21 @@ class Train(TableStage[TrainStage]):
         return Job(self.trainer, folder, out, key, self.template, model, checks)
 
     def reward(self, session: Session, made: Mapping[str, Made]) -> RewardSource | None:
-        """What rewards a completion, as a trainer's thread calls it; None for a trainer that needs none."""
+        """The reward of the trainer; None for one that needs none."""
         if self.trainer.reward_model is not None:
             return _by_model(session, self.trainer.reward_model)
         if self.trainer.reward_checks is None:
             return None
-        known = [one for one in self.examples(made) if isinstance(one, examples.PromptOnly) and one.is_checked]
-        identity = rewards.identity_of_checks(self.checks, known)
-        return RewardSource(identity, rewards.by_checks(self.checks, known), checks=self.checks)
+        prompts = [p for p in self.examples(made) if isinstance(p, examples.PromptOnly) and p.is_checked]
+        identity = rewards.identity_of_checks(self.checks, prompts)
+        return RewardSource(identity, rewards.by_checks(self.checks, prompts), checks=self.checks)
 
     async def train(
         self, training: Job, made: Mapping[str, Made], reward: RewardSource | None, progress: Progress
     ) -> dict[str, Any]:
-        """The record of the training: of one that is there already, or else of this one.
+        """The record of the training, which is skipped if it is done and unchanged.
 
-        Cancelled, it ends after the step in hand; the same call goes on from there.
+        Cancelled, it ends after the current step; called again, it resumes.
         """
         if (record := job.finished(training.out, training.key)) is not None:
             progress.note("unchanged, not trained again")
@@ -131,7 +130,7 @@ class Train(TableStage[TrainStage]):
         try:
             return await asyncio.to_thread(work)
         except asyncio.CancelledError:
-            interrupted.set()  # the thread cannot be cancelled; it looks after each step
+            interrupted.set()  # the thread cannot be cancelled; it checks after each step
             raise
 
     # ------------------------------------------------------------ the stage
@@ -178,7 +177,7 @@ class Train(TableStage[TrainStage]):
 
 
 def _by_model(session: Session, name: str) -> RewardSource:
-    """A reward model as a trainer's thread calls it: each score is asked of the engine on this event loop."""
+    """A reward model for a trainer's thread, which scores through the engine on this event loop."""
     spec, engine = session.specs[name], session.engines[name]
     model = RewardModel(weights_folder(spec))
     if isinstance(spec, TransformersModel):  # no other engine scores
@@ -188,6 +187,6 @@ def _by_model(session: Session, name: str) -> RewardSource:
 
 
 def weights_folder(spec: object) -> Path:
-    """The folder of a local model. Raises InputError or WorkError where it cannot be found or fetched."""
+    """The folder of a local model. Raises InputError or WorkError when it cannot be found or fetched."""
     assert isinstance(spec, LocalModel), "checked as the pipeline was read"
     return model_folder(spec.hub, spec.revision) if spec.hub else find(str(spec.path))

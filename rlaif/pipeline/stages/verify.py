@@ -1,4 +1,4 @@
-"""The `verify` stage: what code can check of each candidate, as scores, and as a filter."""
+"""The `verify` stage: checks in code of each candidate, as scores and as a filter."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Verify(RowStage[VerifyStage]):
 
     def __init__(self, step: Step, settings: VerifyStage, opening: Opening) -> None:
         super().__init__(step, settings, opening)
-        self.checks = checks_of(step, settings.checks, (), opening)
+        self.checks = open_checks(step, settings.checks, (), opening)
 
     async def row(self, row: Row, asking: Asking) -> Row:
         return verified(row, self.checks, self.settings.keep)
@@ -42,21 +42,21 @@ class Verify(RowStage[VerifyStage]):
         return Pairing("zephyr", "scores", judge=VERIFIER)
 
 
-def checks_of(step: Step, given: Sequence[dict[str, Any]], under: Position, opening: Opening) -> tuple[Check, ...]:
-    """The checks of a stage, written at `checks` under `under` in the pipeline file; a prompt may bring its own.
+def open_checks(step: Step, given: Sequence[dict[str, Any]], under: Position, opening: Opening) -> tuple[Check, ...]:
+    """The checks of a stage, under the key `under`.checks of the pipeline file; prompts may have their own.
 
-    Raises InputError where one of either cannot be read, or there is none.
+    Raises InputError when any of them cannot be read, or there are none.
     """
     document, key = opening.pipeline.document, (*under, "checks")
     base: Position = ("stages", step.number - 1, step.stage.kind, *key)
-    checks = tuple(validated(Check, one, document, (*base, number)) for number, one in enumerate(given))
+    checks = tuple(validated(Check, check, document, (*base, number)) for number, check in enumerate(given))
     own = 0
     for prompt in _prompts_of(step, opening):
         try:
             own += len(own_checks(prompt))
         except EngineError as error:
             problem = f"{error.message}, of the prompt {prompt.id} ({oneline(prompt.text)[:60]!r})"
-            raise opening.pipeline.error(step, problem, key, "mend them in the file of prompts") from None
+            raise opening.pipeline.error(step, problem, key, "correct them in the file of prompts") from None
     if not checks and not own:
         problem = "there is nothing to check: neither the stage nor a prompt has checks"
         raise opening.pipeline.error(step, problem, key, "write `checks: [{length: {max_words: 100}}]`")
@@ -64,7 +64,7 @@ def checks_of(step: Step, given: Sequence[dict[str, Any]], under: Position, open
 
 
 def _prompts_of(step: Step, opening: Opening) -> Iterable[Prompt]:
-    """The prompts that the rows of a stage come from, as far as they are known before anything ran."""
+    """The prompts behind a stage's rows, as far as they are known before the run."""
     *_, origin = (step, *step.line())
     made = opening.made.get(origin.name)
     return made.prompts.kept if made is not None and made.prompts is not None else ()
