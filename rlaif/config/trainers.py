@@ -54,7 +54,7 @@ class SFTSettings(TrainerSettings):
     takes = "demonstrations"
     reads = ("data", "revise")
     learning_rate: LearningRate = 2e-5
-    template: str | None = None  # a chat template that marks assistant turns; by default the base model's
+    template: str | None = None  # marks assistant turns; by default the base model's own
 
 
 class DPOSettings(TrainerSettings):
