@@ -363,7 +363,7 @@ def train_copy(job, on_step, reward):
         "config/trainers.py": [
             ('    "sft": SFTSettings,\n', '    "copy": CopySettings,\n'),
             (
-                "    template: str | None = None  # a marked chat template; without it the base model's own\n",
+                "    template: str | None = None  # marks assistant turns; by default the base model's own\n",
                 '\n\nclass CopySettings(TrainerSettings):\n    method = "copy"\n    takes = "demonstrations"\n'
                 '    reads = ("data",)\n    learning_rate: LearningRate = 0.1\n',
             ),

@@ -894,7 +894,7 @@ def test_a_judge_trained_in_the_pipeline_is_audited_once_it_exists(tmp_path: Pat
 
 WRONG_GATES: dict[str, tuple[str, str]] = {
     "empty": ("{}", r"gated\.yaml:9: `stages\.2\.compare\.require`: give what is required, such as `agreement: 0\.8`"),
-    "nothing": ("", r"gated\.yaml:9: `stages\.2\.compare\.require`: a gate of nothing lets everything pass; give what"),
+    "nothing": ("", r"gated\.yaml:9: `stages\.2\.compare\.require`: an empty gate passes everything; give what"),
     "only how many": ("{take: 9}", r"`stages\.2\.compare\.require`: give what is required"),
     "unknown key": ("{agrement: 0.8}", r"gated\.yaml:9: `stages\.2\.compare\.require\.agrement`: unknown key. Fix: did you mean `agreement`"),
     "over one": ("{agreement: 80}", r"gated\.yaml:9: `stages\.2\.compare\.require\.agreement`: .*less than or equal to 1, found 80"),
@@ -928,7 +928,7 @@ def test_a_wrong_gate_is_refused_before_anything_is_asked(
 # ---------------------------------------------------------------- wrong input
 
 WRONG: dict[str, tuple[list[str], int, str]] = {
-    "no model's name": (["URL"], 2, r"`--model`: no model of http://\S+/v1 is named. Fix: name one with --model; the server's own list stands at its /models"),
+    "no model's name": (["URL"], 2, r"`--model`: no model on http://\S+/v1 is named. Fix: name one with --model; the server lists its models at /models"),
     "unknown model": (["URL", "--model", "fare"], 1, r"fare"),
     "server down": (["http://127.0.0.1:9/v1", "--model", "fair"], 1, r"127\.0\.0\.1:9"),
     "no such folder": (["nowhere"], 2, r"`JUDGE`: there is no file or folder 'nowhere'"),
@@ -952,9 +952,9 @@ WRONG: dict[str, tuple[list[str], int, str]] = {
     "take of nothing": (["URL", "--model", "fair", "--take", "0"], 2, r"--take"),
     "unknown option": (["URL", "--modle", "fair"], 2, r"--modle"),
     "key whose variable is not its name": (["URL", "--model", "fair", "--key-env", "sk-secret-1"], 2, r"`--key-env`: expected the name of an environment variable"),
-    "labels of a server": (["URL", "--model", "fair", "--labels", "labels.jsonl"], 2, r"`--labels`: an audit of a server takes no --labels. Fix: take it out"),
+    "labels of a server": (["URL", "--model", "fair", "--labels", "labels.jsonl"], 2, r"`--labels`: an audit of a server takes no --labels. Fix: remove it"),
     "gold of a run": (["runs/echo", "--gold", "gold.jsonl"], 2, r"an audit of a run takes no --gold"),
-    "address without its beginning": (["127.0.0.1:9/v1", "--model", "m"], 2, r"begin a server's address with http://"),
+    "address without its beginning": (["127.0.0.1:9/v1", "--model", "m"], 2, r"begin a server's URL with http://"),
     "model of a pipeline": (["echo.yaml", "--model", "fair"], 2, r"an audit of a pipeline takes no --model"),
     "run that judged nothing": (["runs/plain"], 2, r"the pipeline has no stage that compares or rates"),
     "unknown stage of a run": (["runs/echo", "--stage", "rat"], 2, r"no judging stage is called 'rat'. Fix: did you mean `rate`"),

@@ -45,7 +45,7 @@ def test_pairs_are_judged_anew_and_every_row_is_kept(tmp_path: Path, run_cli: Cl
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (["--by", "http://127.0.0.1:9/v1"], r"no model of http://127\.0\.0\.1:9/v1 is named.*--model"),
+        (["--by", "http://127.0.0.1:9/v1"], r"no model on http://127\.0\.0\.1:9/v1 is named.*--model"),
         (["--by", "tiny/annotater"], r"there is no file or folder 'tiny/annotater'.*tiny/annotator"),
         (["--by", "tiny/annotator", "--method", "guess"], r"expected compare or rate, found 'guess'"),
         (["--by", "tiny/annotator", "reasns=true"], r"`reasns`: unknown key.*reasons"),

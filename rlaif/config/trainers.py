@@ -69,7 +69,7 @@ class SFTSettings(TrainerSettings):
     takes = "demonstrations"
     reads = ("data", "revise")
     learning_rate: LearningRate = 2e-5
-    template: str | None = None  # a chat template that marks assistant turns; by default the base model's
+    template: str | None = None  # marks assistant turns; by default the base model's own
 
     @property
     def chat_template(self) -> str | None:
