@@ -34,7 +34,7 @@ from rlaif.pipeline import folder
 from rlaif.pipeline.datasets import PARQUET
 from rlaif.pipeline.progress import Silent
 from rlaif.pipeline.run import LEAST_ROOM
-from rlaif.pipeline.signals import interruptible
+from rlaif.pipeline.signals import Interrupts
 from rlaif.store import CallStore
 
 ROOT = Path(__file__).parent.parent
@@ -122,7 +122,7 @@ def test_the_first_ctrl_c_says_what_a_second_one_does() -> None:
     work: Any = SimpleNamespace(session=SimpleNamespace(scheduler=stopped), progress=told)
 
     async def interrupted() -> None:
-        with interruptible(work, gentle=True, blocks=False):
+        with Interrupts(work).watched(gentle=True, blocks=False):
             os.kill(os.getpid(), signal.SIGINT)
             while stopped.stopped is None:
                 await asyncio.sleep(0)

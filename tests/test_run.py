@@ -187,8 +187,7 @@ def test_a_run_removes_nothing_that_is_not_its_own(tmp_path: Path, run_cli: Cli,
     assert sorted(p.name for p in (folder / "dataset").iterdir()) == ["linked", "mine", "preference"]
     assert [p.name for p in (folder / "dataset/preference").iterdir()] == ["notes.txt"]
     assert sorted(p.name for p in (folder / "stages").iterdir()) == ["02-sample.jsonl", "07-mine.jsonl", "notes.jsonl"]
-    made = ["dataset/linked", "stages/01-prompts.jsonl", "stages/02-sample.jsonl"]
-    assert json.loads(manifest_file.read_text())["made"] == made[1:]
+    assert json.loads(manifest_file.read_text())["made"] == ["stages/02-sample.jsonl"]
 
 
 def test_the_resolved_pipeline_runs_again_without_a_call(
@@ -500,3 +499,26 @@ def test_help_says_what_happens_without_an_option(run_cli: Cli) -> None:
     for command, default in defaults.items():
         words = re.sub(r"[^\w/\[:]+", " ", run_cli(command, "--help")[1])
         assert f"[default: {default}" in words, words
+
+
+def test_a_data_set_folder_that_no_run_made_is_refused_and_left_alone(
+    tmp_path: Path, run_cli: Cli, url: str, models: dict[str, Echo]
+) -> None:
+    path = write_project(tmp_path, url)
+    whole = path.read_text()
+    path.write_text(whole.partition("  - rate:")[0])
+    assert run_cli("run", "echo.yaml")[0] == 0
+    path.write_text(whole)
+    mine = tmp_path / "runs/echo/dataset/preference"
+    mine.mkdir(parents=True)
+    (mine / "README.md").write_text("mine")
+    (mine / "data").mkdir()
+    (mine / "data/train-00000-of-00001.parquet").write_text("mine too")
+    code, _, err = run_cli("run", "echo.yaml")
+    assert code == 1 and "dataset/preference: the folder is there, and no run made it" in err
+    assert (mine / "README.md").read_text() == "mine"
+    assert (mine / "data/train-00000-of-00001.parquet").read_text() == "mine too"
+    mine.rename(tmp_path / "kept")
+    before = asked(models)
+    assert run_cli("run", "echo.yaml")[0] == 0 and asked(models) == before
+    assert "- rlaif\n" in (mine / "README.md").read_text()

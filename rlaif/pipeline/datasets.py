@@ -14,7 +14,7 @@ from rlaif.errors import WorkError
 from rlaif.formats import CardFacts, preference_rows, sft_rows, ultrafeedback_rows, write
 from rlaif.formats.write.dataset import PARQUET, DatasetWriter
 from rlaif.generate.revising import unrevised
-from rlaif.pipeline.folder import remove_dataset
+from rlaif.pipeline.folder import is_dataset, remove_dataset
 from rlaif.records import Preference, Row
 
 Piece = tuple[str, Iterable[dict[str, Any]]]  # some rows of one data set
@@ -62,7 +62,8 @@ def write_datasets(of: DatasetOf, pieces: Iterable[Piece], dropped: Mapping[str,
     """
     names = {shape: f"dataset/{dataset_name(of.stage, shape)}" for shape in of.shapes}
     folders = {shape: of.folder.parent / name for shape, name in names.items()}
-    foreign = {shape for shape in of.shapes if os.path.lexists(folders[shape]) and names[shape] not in of.made}
+    unknown = [shape for shape in of.shapes if os.path.lexists(folders[shape]) and names[shape] not in of.made]
+    foreign = {shape for shape in unknown if not is_dataset(folders[shape])}  # a manifest may be lost
     of.made.update(names[shape] for shape in of.shapes if shape not in foreign)
     of.record()  # a kill must not leave a data set that nobody made
     stand_for = {model: spec.stands_for for model, spec in of.models.items()}

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from rlaif.errors import InputError, WorkError
-from rlaif.files import lock, write_json
+from rlaif.files import lock, text_of, write_json
 from rlaif.formats.write.dataset import PARQUET
 
 STORE = Path("runs/calls.sqlite")
@@ -167,6 +167,11 @@ class RunFolder:
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
         write_json(self.path / "manifest.json", {"format": MANIFEST_FORMAT} | manifest)
+
+
+def is_dataset(folder: Path) -> bool:
+    """Whether the folder is a data set that a run wrote, by its card."""
+    return not folder.is_symlink() and "\n- rlaif\n- synthetic\n" in (text_of(folder / "README.md") or "")
 
 
 def remove_dataset(folder: Path) -> None:

@@ -17,7 +17,7 @@ from rlaif.resources import find
 Settings = TypeVar("Settings", bound=CompareStage | RateStage)
 
 
-class Scoring(NamedTuple):
+class RatedBy(NamedTuple):
     """What a rating stage's scores are made of, and the weights of its aspects."""
 
     basis: Literal["ratings", "scores"]
@@ -49,7 +49,7 @@ class JudgingStage(RowStage[Settings]):
         """How an audit uses the judge: a sentence without its full stop."""
 
     @classmethod
-    def scoring(cls, settings: Settings) -> Scoring | None:
+    def scoring(cls, settings: Settings) -> RatedBy | None:
         """How its judgements score a candidate, read from files alone; None for a stage that compares."""
         return None
 

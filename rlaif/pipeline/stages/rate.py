@@ -15,7 +15,7 @@ from rlaif.generate.pairing import Pairing, candidate_scores
 from rlaif.judges import rating
 from rlaif.judges.rating import Judge, rate
 from rlaif.pipeline.rehearsal import REHEARSED, read_template
-from rlaif.pipeline.stages.judging import JudgingStage, Scoring
+from rlaif.pipeline.stages.judging import JudgingStage, RatedBy
 from rlaif.pipeline.stages.stage import Opening
 from rlaif.records import Comparison, Prompt, Row, Verdict, preferred
 from rlaif.rubric import read_rubric
@@ -91,8 +91,8 @@ class Rate(JudgingStage[RateStage]):
         return f"Both completions {rated} {shown} under {self.judge.rubric.name}, the higher weighted mean preferred"
 
     @classmethod
-    def scoring(cls, settings: RateStage) -> Scoring:
-        return Scoring(settings.basis, read_rubric(settings.rubric).weights())
+    def scoring(cls, settings: RateStage) -> RatedBy:
+        return RatedBy(settings.basis, read_rubric(settings.rubric).weights())
 
 
 def check_schema(step: Step, rater: Rater, opening: Opening, *key: str) -> None:
