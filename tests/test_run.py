@@ -519,6 +519,6 @@ def test_a_data_set_folder_that_no_run_made_is_refused_and_left_alone(
     assert (mine / "README.md").read_text() == "mine"
     assert (mine / "data/train-00000-of-00001.parquet").read_text() == "mine too"
     mine.rename(tmp_path / "kept")
-    before = asked(models)
-    assert run_cli("run", "echo.yaml")[0] == 0 and asked(models) == before
+    assert asked(models)["judge"] == 0  # before anything is paid for
+    assert run_cli("run", "echo.yaml")[0] == 0 and asked(models)["judge"] > 0
     assert "- rlaif\n" in (mine / "README.md").read_text()

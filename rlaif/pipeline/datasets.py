@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlaif.config import ModelSpec
-from rlaif.errors import WorkError
 from rlaif.formats import CardFacts, preference_rows, sft_rows, ultrafeedback_rows, write
 from rlaif.formats.write.dataset import PARQUET, DatasetWriter
 from rlaif.generate.revising import unrevised
-from rlaif.pipeline.folder import is_dataset, remove_dataset
+from rlaif.pipeline.folder import remove_dataset
 from rlaif.records import Preference, Row
 
 Piece = tuple[str, Iterable[dict[str, Any]]]  # some rows of one data set
@@ -62,9 +60,7 @@ def write_datasets(of: DatasetOf, pieces: Iterable[Piece], dropped: Mapping[str,
     """
     names = {shape: f"dataset/{dataset_name(of.stage, shape)}" for shape in of.shapes}
     folders = {shape: of.folder.parent / name for shape, name in names.items()}
-    unknown = [shape for shape in of.shapes if os.path.lexists(folders[shape]) and names[shape] not in of.made]
-    foreign = {shape for shape in unknown if not is_dataset(folders[shape])}  # a manifest may be lost
-    of.made.update(names[shape] for shape in of.shapes if shape not in foreign)
+    of.made.update(names.values())
     of.record()  # a kill must not leave a data set that nobody made
     stand_for = {model: spec.stands_for for model, spec in of.models.items()}
     written = {}
@@ -73,23 +69,16 @@ def write_datasets(of: DatasetOf, pieces: Iterable[Piece], dropped: Mapping[str,
             shape: stack.enter_context(DatasetWriter(write.SHAPES[shape], folder)) for shape, folder in folders.items()
         }
         for shape, rows in pieces:
-            writers[shape].extend(_owned(rows, folders[shape]) if shape in foreign else rows)
+            writers[shape].extend(rows)
         for shape, writer in writers.items():
             if writer.count:
                 writer.finish(CardFacts(writer.folder.name, of.prompts, dropped[shape], stand_for, of.digests))
                 with open(writer.folder / PARQUET, "rb") as file:
                     written[f"dataset {writer.folder.name}"] = hashlib.file_digest(file, "sha256").hexdigest()[:32]
-            elif shape not in foreign:
+            else:
                 remove_dataset(writer.folder)
                 of.made.discard(names[shape])
     return written
-
-
-def _owned(rows: Iterable[dict[str, Any]], folder: Path) -> Iterator[dict[str, Any]]:
-    """No row may go into a folder that no run made. Raises WorkError for the first."""
-    for _ in rows:
-        raise WorkError("the folder is there, and no run made it", file=str(folder), fix="move it, and run again")
-    return iter(())
 
 
 def dataset_name(step: str, shape: str) -> str:

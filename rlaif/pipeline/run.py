@@ -8,6 +8,7 @@ unchanged inputs is not run again, and the calls of row stages are cached.
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -20,7 +21,7 @@ from rlaif.errors import RlaifError, Stopped, WorkError
 from rlaif.files import write_text
 from rlaif.pipeline.datasets import dataset_name
 from rlaif.pipeline.events import EVERY, EventLog, Meter
-from rlaif.pipeline.folder import RunFolder
+from rlaif.pipeline.folder import RunFolder, is_dataset
 from rlaif.pipeline.manifest import Manifest, RowCounts, StageRecord
 from rlaif.pipeline.progress import Progress
 from rlaif.pipeline.session import Session
@@ -161,6 +162,9 @@ class Run:
         files = {f"stages/{self.work.file(stage.step).name}" for stage in stages if stage.holds is not None}
         sets = {f"dataset/{dataset_name(stage.name, shape)}" for stage in stages for shape in stage.writes}
         made = self.folder.remove_made(self.manifest.before, files | sets)
+        for name in sorted(sets - made):
+            if os.path.lexists(path := self.folder.path / name) and not is_dataset(path):  # a manifest may be lost
+                raise WorkError("the folder is there, and no run made it", file=str(path), fix="move it, and run again")
         self.manifest.made = made | files  # a data set is added when it is written
 
     # ------------------------------------------------------------ stages

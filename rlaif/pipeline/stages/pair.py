@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from statistics import fmean
 from typing import Any
 
@@ -63,11 +64,12 @@ class Pair(TableStage[PairStage]):
             work.made[self.name] = Made(preferences=writer.finish())  # before the data sets are moved into place
 
         failed = {"failed": counts.failed} if counts and counts.failed else {}
-        work.manifest.digests |= write_datasets(
-            work.dataset(self, len(rows), counts, all_made_with(self.step, work.stages)),
-            pieces(),
-            {"ultrafeedback": failed, "preference": dropped, "sft": dropped},
-        )
+        with closing(writer):
+            work.manifest.digests |= write_datasets(
+                work.dataset(self, len(rows), counts, all_made_with(self.step, work.stages)),
+                pieces(),
+                {"ultrafeedback": failed, "preference": dropped, "sft": dropped},
+            )
         facts: dict[str, Any] = {
             "rule": pairing.rule,
             "preferences": len(margins),

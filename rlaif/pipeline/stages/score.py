@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import closing
 from typing import Any
 
 from rlaif.config import ScoreStage
@@ -22,12 +23,13 @@ class Scoring(TableStage[ScoreStage]):
         rows, writer = starting_rows(work.made[self.source.name]), RowWriter(Row, work.file(self.step))
         counts = RowCounts(self.facts)
         work.progress.total(len(rows))
-        async for row in score(rows, self.settings, work.session.engines):
-            writer.append(row)
-            counts.add(row, row.failure is not None, None)
-            self._count(row, counts.facts)
-            work.progress.advance(row.cause)
-        work.made[self.name] = Made(rows=writer.finish(), counts=counts)
+        with closing(writer):
+            async for row in score(rows, self.settings, work.session.engines):
+                writer.append(row)
+                counts.add(row, row.failure is not None, None)
+                self._count(row, counts.facts)
+                work.progress.advance(row.cause)
+            work.made[self.name] = Made(rows=writer.finish(), counts=counts)
         return row_record(self, counts, counts.failed_before, len(rows), work)
 
     @staticmethod
