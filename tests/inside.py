@@ -1,0 +1,31 @@
+"""The command line in this process, in any folder: for fixtures of a whole module, which have no `capsys`."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from contextlib import chdir, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import NamedTuple
+from unittest.mock import patch
+
+import pytest
+
+from rlaif import cli
+
+
+class Done(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+def rlaif(folder: Path, *arguments: str) -> Done:
+    """What `rlaif` with these arguments, run in `folder`, exits with and prints."""
+    out, err = io.StringIO(), io.StringIO()
+    command_line, wide = patch.object(sys, "argv", ["rlaif", *arguments]), patch.dict(os.environ, COLUMNS="160")
+    with chdir(folder), command_line, wide, redirect_stdout(out), redirect_stderr(err):
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+    return Done(int(exit_.value.code or 0), out.getvalue(), err.getvalue())
