@@ -1,7 +1,8 @@
-"""What it takes to add a stage, a trainer, a way to answer, an engine or a measure: the files of CONTRIBUTING's table.
+"""What it takes to add a stage, a trainer, a way to answer, an engine, a measure or a shape of data: the files of
+CONTRIBUTING's table.
 
-Each addition is made in a copy of the package, counted, and used from the command line. A new file and the line that
-registers it in a dictionary literal count as one.
+All are made in one copy of the package, counted, and used from its command line. A new file and the line that registers
+it in a dictionary literal count as one.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import make_random_model
-from echo import PIPELINE, RUBRIC, Echo, write_prompts
+from echo import PIPELINE, RUBRIC, Echo, write_project, write_prompts
 from serving import serve
 
 ROOT = Path(__file__).parent.parent
@@ -270,77 +272,7 @@ def lines(summary, baseline):
     at_most=1,
 )
 
-ADDITIONS = {"flag": FLAG, "words": WORDS, "counted": COUNTED, "parrot": PARROT, "longest": LONGEST}
-
-
-@pytest.fixture
-def package(tmp_path: Path) -> Path:
-    """A copy of the package with what a wheel holds, without the weights of the embedded models."""
-    ignored = shutil.ignore_patterns("*.safetensors", "bundled", "__pycache__")
-    package = shutil.copytree(ROOT / "rlaif", tmp_path / "site/rlaif", ignore=ignored)
-    shutil.copytree(ROOT / "prompts", package / "bundled/prompts")
-    return package
-
-
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    with serve({name: Echo(name) for name in ("one", "two", "judge")}) as url:
-        yield url
-
-
-def rlaif(package: Path, folder: Path, *arguments: str) -> str:
-    """What a command of the copy prints; it must succeed."""
-    environment = os.environ | {"PYTHONPATH": str(package.parent), "COLUMNS": "120"}
-    command = [sys.executable, "-m", "rlaif.cli", *arguments]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-@pytest.mark.parametrize("name", ADDITIONS)
-def test_an_addition_touches_as_many_files_as_the_table_says(
-    name: str, package: Path, tmp_path: Path, url: str
-) -> None:
-    addition = ADDITIONS[name]
-    addition.make(package)
-    assert 0 < len(addition.touched) + (not addition.new) <= addition.at_most
-    folder = tmp_path / "project"
-    folder.mkdir()
-    write_prompts(folder, 30)
-    (folder / "rubric.yaml").write_text(RUBRIC)
-    (folder / "echo.yaml").write_text(addition.pipeline.format(url=url))
-    planned = json.loads(rlaif(package, folder, "plan", "echo.yaml", "--json"))
-    printed = rlaif(package, folder, "run", "echo.yaml")
-    manifest = json.loads((folder / "runs/echo/manifest.json").read_text())
-    assert manifest["state"] == "done"
-    if name == "longest":
-        assert "longest" in printed
-        return
-    made = manifest["stages"][-1]
-    assert made["preferences"] > 10 and (folder / "runs/echo/dataset/preference").is_dir()
-    judged = manifest["stages"][-2]
-    if name in ("flag", "words"):
-        assert judged["kind"] == name and judged[judged_fact(name)] == 120
-        shown = rlaif(package, folder, "show", "runs/echo", "1")
-        assert "flags" in shown or name == "words"
-    counts = {stage["stage"]: stage["calls"] for stage in planned["stages"] if "calls" in stage}
-    sent = {stage["name"]: stage["calls"] for stage in manifest["stages"] if "calls" in stage}
-    for stage, calls in counts.items():
-        for model, count in calls.items():
-            # Equal texts are asked about once, and a server is probed with three calls.
-            assert 0 < sent[stage][model]["sent"] <= count["calls"] + 3, (stage, model)
-    if name == "parrot":
-        rows = [json.loads(line) for line in (folder / "runs/echo/stages/02-sample.jsonl").read_text().splitlines()]
-        assert all(
-            set(row["candidates"][0]["completion"]["text"].split()) <= {f"{i}." for i in range(30)} for row in rows
-        )
-
-
-def judged_fact(name: str) -> str:
-    return {"flag": "flags", "words": "scores"}[name]
-
-
-COPY = Addition(
+COPYING = Addition(
     new={
         "train/copying.py": '''\
 """A trainer that learns nothing: the base model, saved as trained."""
@@ -381,15 +313,162 @@ def train_copy(job, on_step, reward):
     at_most=2,
 )
 
+LINES = Addition(
+    new={
+        "formats/write/lines.py": """\
+from rlaif.formats.write.shape import Shape, texts
 
-def test_a_trainer_touches_two_files(package: Path, tmp_path: Path) -> None:
-    COPY.make(package)
-    assert len(COPY.touched) <= COPY.at_most
+LINES = Shape(
+    name="lines",
+    columns=texts("prompt", "better", "prompt_id"),
+    about="The chosen completion as one line.",
+    from_preferences=lambda preferences, dropped: (
+        {
+            "prompt": preference.prompt.text,
+            "better": preference.chosen.completion.text,
+            "prompt_id": preference.prompt.id,
+        }
+        for preference in preferences
+    ),
+)
+"""
+    },
+    edits={},
+    registrations={
+        "formats/write/__init__.py": [
+            (
+                "from rlaif.formats.write.hh import HH\n",
+                "from rlaif.formats.write.lines import LINES\n",
+            ),
+            ('    "ranked": RANKED,\n', '    "lines": LINES,\n'),
+        ]
+    },
+    pipeline="",
+    at_most=1,
+)
+
+ADDITIONS = {"flag": FLAG, "words": WORDS, "counted": COUNTED, "parrot": PARROT, "longest": LONGEST}
+
+COMMANDS = """
+import contextlib, io, json, os, sys
+from rlaif.cli import main
+for line in sys.stdin:
+    folder, arguments = json.loads(line)
+    os.chdir(folder)
+    sys.argv, out, err, code = ["rlaif", *arguments], io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as exit_:
+            code = exit_.code or 0
+    print(json.dumps([code, out.getvalue(), err.getvalue()]), flush=True)
+"""
+
+
+@dataclass
+class Copy:
+    """The command line of a copy of the package: one process, which runs one command after another."""
+
+    process: subprocess.Popen[str]
+
+    def run(self, folder: Path, *arguments: str) -> tuple[int, str, str]:
+        """The exit code of a command, and what it prints to its two streams."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        print(json.dumps([str(folder), arguments]), file=self.process.stdin, flush=True)
+        code, out, err = json.loads(self.process.stdout.readline())
+        return code, out, err
+
+    def printed(self, folder: Path, *arguments: str) -> str:
+        """What a command prints; it must succeed."""
+        code, out, err = self.run(folder, *arguments)
+        assert code == 0, out + err
+        return out
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Copy]:
+    """A copy of the package with what a wheel holds, without the weights of the embedded models, and all additions."""
+    site = tmp_path_factory.mktemp("site")
+    ignored = shutil.ignore_patterns("*.safetensors", "bundled", "__pycache__")
+    package = shutil.copytree(ROOT / "rlaif", site / "rlaif", ignore=ignored)
+    shutil.copytree(ROOT / "prompts", package / "bundled/prompts")
+    for addition in (*ADDITIONS.values(), COPYING, LINES):
+        addition.make(package)
+    streams: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    environment = os.environ | {"PYTHONPATH": str(site), "COLUMNS": "120"}
+    with subprocess.Popen([sys.executable, "-c", COMMANDS], cwd=site, env=environment, **streams) as process:
+        yield Copy(process)
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with serve({name: Echo(name) for name in ("one", "two", "judge")}) as url:
+        yield url
+
+
+@pytest.mark.parametrize("name", ADDITIONS)
+def test_an_addition_touches_as_many_files_as_the_table_says(name: str, copy: Copy, tmp_path: Path, url: str) -> None:
+    addition = ADDITIONS[name]
+    assert 0 < len(addition.touched) + (not addition.new) <= addition.at_most
+    folder = tmp_path / "project"
+    folder.mkdir()
+    write_prompts(folder, 30)
+    (folder / "rubric.yaml").write_text(RUBRIC)
+    (folder / "echo.yaml").write_text(addition.pipeline.format(url=url))
+    planned = json.loads(copy.printed(folder, "plan", "echo.yaml", "--json"))
+    printed = copy.printed(folder, "run", "echo.yaml")
+    manifest = json.loads((folder / "runs/echo/manifest.json").read_text())
+    assert manifest["state"] == "done"
+    if name == "longest":
+        assert "longest" in printed
+        return
+    made = manifest["stages"][-1]
+    assert made["preferences"] > 10 and (folder / "runs/echo/dataset/preference").is_dir()
+    judged = manifest["stages"][-2]
+    if name in ("flag", "words"):
+        assert judged["kind"] == name and judged[judged_fact(name)] == 120
+        shown = copy.printed(folder, "show", "runs/echo", "1")
+        assert "flags" in shown or name == "words"
+    counts = {stage["stage"]: stage["calls"] for stage in planned["stages"] if "calls" in stage}
+    sent = {stage["name"]: stage["calls"] for stage in manifest["stages"] if "calls" in stage}
+    for stage, calls in counts.items():
+        for model, count in calls.items():
+            # Equal texts are asked about once, and a server is probed with three calls.
+            assert 0 < sent[stage][model]["sent"] <= count["calls"] + 3, (stage, model)
+    if name == "parrot":
+        rows = [json.loads(line) for line in (folder / "runs/echo/stages/02-sample.jsonl").read_text().splitlines()]
+        assert all(
+            set(row["candidates"][0]["completion"]["text"].split()) <= {f"{i}." for i in range(30)} for row in rows
+        )
+
+
+def judged_fact(name: str) -> str:
+    return {"flag": "flags", "words": "scores"}[name]
+
+
+def test_a_trainer_touches_two_files(copy: Copy, tmp_path: Path) -> None:
+    assert 0 < len(COPYING.touched) <= COPYING.at_most
     folder = tmp_path / "project"
     make_random_model(folder / "base")
     rows = [{"prompt": f"What is {i}?", "completion": f"It is {i}."} for i in range(40)]
     (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     arguments = ("train", "copy", "--base", "base", "--data", "data.jsonl", "--out", "trained", "--json")
-    record = json.loads(rlaif(package, folder, *arguments))
+    record = json.loads(copy.printed(folder, *arguments))
     assert record["kept"] > 20 and record["metrics"] == {"learnt": 0.0}
     assert (folder / "trained/model.safetensors").read_bytes() == (folder / "base/model.safetensors").read_bytes()
+
+
+def test_a_shape_is_one_file_and_its_registration(copy: Copy, tmp_path: Path, url: str) -> None:
+    import pyarrow.parquet
+
+    assert 0 < len(LINES.touched) <= LINES.at_most
+    write_project(tmp_path, url)
+    copy.printed(tmp_path, "run", "echo.yaml")
+    for to in ("lines.jsonl", "lines"):
+        copy.printed(tmp_path, "export", "runs/echo", "--format", "lines", "--to", to)
+    table = pyarrow.parquet.read_table(tmp_path / "lines" / "data")
+    assert table.column_names == ["prompt", "better", "prompt_id"]
+    assert table.num_rows == len((tmp_path / "lines.jsonl").read_text(encoding="utf-8").splitlines()) > 0
+    assert "The chosen completion as one line." in (tmp_path / "lines/README.md").read_text(encoding="utf-8")
+    code, _, err = copy.run(tmp_path, "export", "runs/echo", "--format", "line", "--to", "x")
+    assert code == 2 and ", ranked, lines" in err

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from inside import rlaif
 
 from rlaif.constitution import read_constitution
 from rlaif.records import Row, split_of
@@ -21,43 +21,47 @@ pytestmark = pytest.mark.timeout(900)
 
 CAI = "pipelines/constitutional_ai.yaml"
 CAI_SMALL = [
-    "stages.helpful.train.sft.epochs=1",
+    "stages.helpful.train.sft.epochs=0.4",
     "stages.red-team.prompts.take=40",
-    "stages.sl-cai.train.sft.epochs=1",
-    "stages.prompts-2.prompts.take=40",
+    "stages.sl-cai.train.sft.epochs=0.4",
+    "stages.prompts-2.prompts.take=30",
     "stages.measure.measure.take=24",
 ]
 RLHF = "pipelines/rlhf.yaml"
 RLHF_SMALL = [
-    "stages.sft.train.sft.epochs=1",
-    "stages.prompts.prompts.take=60",
+    "stages.sft.train.sft.epochs=0.4",
+    "stages.prompts.prompts.take=40",
     "stages.rm.train.rm.checkpoint_steps=1",
     "stages.rm.train.rm.batch_size=8",
     "stages.ppo.train.ppo.iterations=4",
     "stages.ppo.train.ppo.checkpoint_steps=1",
     "stages.ppo.train.ppo.batch_size=16",
     "stages.ppo.train.ppo.minibatch_size=8",
-    "stages.measure.measure.take=16",
+    "stages.measure.measure.take=8",
     "stages.measure.measure.best_of.n=2",
 ]
 
 
-def command(pipeline: str, *overrides: str) -> list[str]:
-    return [sys.executable, "-m", "rlaif.cli", "run", pipeline, *overrides]
-
-
 def run(folder: Path, pipeline: str, *overrides: str) -> dict[str, Any]:
     """Run a pipeline in `folder`; its manifest with what was printed, the calls sent and the summary."""
-    done = subprocess.run(command(pipeline, *overrides), cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr and "Warning" not in done.stderr, done.stderr
+    done = rlaif(folder, "run", pipeline, *overrides)
+    assert done.code == 0, done.out + done.err
+    assert "Traceback" not in done.err and "Warning" not in done.err, done.err
     path = folder / "runs" / yaml.safe_load((folder / pipeline).read_text())["name"]
     manifest = json.loads((path / "manifest.json").read_text())
     manifest["sent"] = {model: calls["sent"] for model, calls in manifest["calls"].items() if calls["sent"]}
-    manifest["output"], manifest["path"] = done.stdout, path
+    manifest["output"], manifest["path"] = done.out, path
     manifest["summary"] = json.loads((path / "report/summary.json").read_text())
     manifest["stages"] = {stage["name"]: stage for stage in manifest["stages"]}
     return manifest
+
+
+def plan(folder: Path, pipeline: str, *overrides: str) -> dict[str, Any]:
+    """The calls that a plan made in `folder` counts."""
+    done = rlaif(folder, "plan", pipeline, *overrides, "--json")
+    assert done.code == 0, done.err
+    calls: dict[str, Any] = json.loads(done.out)["calls"]
+    return calls
 
 
 def rows(manifest: dict[str, Any], stage: str) -> list[Row]:
@@ -68,7 +72,7 @@ def rows(manifest: dict[str, Any], stage: str) -> list[Row]:
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("circle")
-    subprocess.run([sys.executable, "-m", "rlaif.cli", "init", "project"], cwd=folder, check=True, capture_output=True)
+    assert rlaif(folder, "init", "project").code == 0
     return folder / "project"
 
 
@@ -133,6 +137,34 @@ def test_a_second_run_asks_nothing_and_trains_nothing(cai: dict[str, Any], proje
     assert again["output"].count("unchanged") == 4  # three trainers and the measure
 
 
+def test_show_tells_a_row_s_whole_story(cai: dict[str, Any], project: Path) -> None:
+    def show(*arguments: str) -> str:
+        done = rlaif(project, "show", str(cai["path"]), *arguments)
+        assert done.code == 0, done.err
+        return done.out
+
+    revised = rows(cai, "revise")[0]
+    told = show(revised.prompt.id, "--stage", "revise")
+    for revision in revised.revisions:
+        assert revision.completion is not None
+        for words in (revision.principle, revision.critique.text, revision.completion.text):
+            assert " ".join(words.split()) in " ".join(told.split())
+    told = show(rows(cai, "compare")[0].prompt.id)
+    assert "compared under" in told and "before [" in told
+    asked = json.loads(show(rows(cai, "compare")[0].prompt.id, "--json"))["requests"]
+    assert len(asked) == 2 + 4  # two completions, and in each order the reasons and the verdict
+
+
+def test_the_plan_counts_what_the_run_asks(cai: dict[str, Any], project: Path, tmp_path: Path) -> None:
+    fresh = plan(tmp_path, CAI, *CAI_SMALL)
+    # 40 drafts and 24 measured; two steps of two calls for each draft; two orders of two calls for each pair
+    assert fresh["helpful"]["calls"] == 64 and fresh["helpful"]["paid"] == 0
+    assert fresh["annotator"]["calls"] == 40 * 4 + 30 * 4
+    assert cai["sent"]["annotator"] <= fresh["annotator"]["calls"]
+    run(project, CAI, *CAI_SMALL)
+    assert all(need["calls"] == need["paid"] for need in plan(project, CAI, *CAI_SMALL).values())
+
+
 def test_a_principle_turned_round_asks_only_what_it_touches_and_changes_the_data(
     cai: dict[str, Any], project: Path
 ) -> None:
@@ -166,45 +198,6 @@ def test_a_principle_turned_round_asks_only_what_it_touches_and_changes_the_data
     assert long > 2 * short  # what was cut to one sentence is now drawn out
 
 
-def test_show_tells_a_row_s_whole_story(cai: dict[str, Any], project: Path) -> None:
-    def show(*arguments: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "rlaif.cli", "show", cai["path"], *arguments],
-            cwd=project, capture_output=True, text=True,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    revised = rows(cai, "revise")[0]
-    told = show(revised.prompt.id, "--stage", "revise")
-    for revision in revised.revisions:
-        assert revision.completion is not None
-        for words in (revision.principle, revision.critique.text, revision.completion.text):
-            assert " ".join(words.split()) in " ".join(told.split())
-    told = show(rows(cai, "compare")[0].prompt.id)
-    assert "compared under" in told and "before [" in told
-    asked = json.loads(show(rows(cai, "compare")[0].prompt.id, "--json"))["requests"]
-    assert len(asked) == 2 + 4  # two completions, and in each order the reasons and the verdict
-
-
-def test_the_plan_counts_what_the_run_asks(cai: dict[str, Any], project: Path, tmp_path: Path) -> None:
-    def plan(folder: Path) -> dict[str, Any]:
-        done = subprocess.run(
-            [sys.executable, "-m", "rlaif.cli", "plan", CAI, *CAI_SMALL, "--json"],
-            cwd=folder, capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        found: dict[str, Any] = json.loads(done.stdout)
-        return found
-
-    fresh = plan(tmp_path)["calls"]
-    # 40 drafts and 24 measured; two steps of two calls for each draft; two orders of two calls for each pair
-    assert fresh["helpful"]["calls"] == 64 and fresh["helpful"]["paid"] == 0
-    assert fresh["annotator"]["calls"] == 40 * 4 + 40 * 4
-    assert cai["sent"]["annotator"] <= fresh["annotator"]["calls"]
-    run(project, CAI, *CAI_SMALL)
-    assert all(need["calls"] == need["paid"] for need in plan(project)["calls"].values())
-
-
 # ---------------------------------------------------------------- SFT -> RM -> PPO
 
 
@@ -217,13 +210,13 @@ def test_the_circle_closes(rlhf: dict[str, Any]) -> None:
     names = ["base", "sft", "ppo", "sft best of 2"]
     assert [model["name"] for model in rlhf["summary"]["models"]] == names
     for model in rlhf["summary"]["models"]:
-        assert model["gold"]["n"] == 16 and model["reward"]["n"] == 16
+        assert model["gold"]["n"] == 8 and model["reward"]["n"] == 8
     best = rlhf["summary"]["models"][-1]
     assert best["kl"] == {"at_most": 0.193147, "against": "sft"}
     assert best["reward"]["mean"] >= rlhf["summary"]["models"][1]["reward"]["mean"]
     assert "validation_accuracy" in rlhf["stages"]["rm"]["metrics"]
     ppo = rlhf["stages"]["ppo"]  # learns from the training split alone
-    assert ppo["dropped"] == {"validation": 60 - ppo["out"]} and 50 <= ppo["out"] < 60
+    assert ppo["dropped"] == {"validation": 40 - ppo["out"]} and 30 <= ppo["out"] < 40
     assert {"last_score", "last_kl"} <= set(rlhf["stages"]["ppo"]["metrics"])
     assert "at most 0.19" in rlhf["output"] and "reward model rm" in rlhf["output"]
 
@@ -254,45 +247,40 @@ def test_the_score_ppo_reads_is_the_score_of_the_trained_reward_model(rlhf: dict
 
 
 def test_the_plan_counts_best_of_and_nothing_twice(rlhf: dict[str, Any], project: Path, tmp_path: Path) -> None:
-    def plan(folder: Path) -> dict[str, Any]:
-        command_line = [sys.executable, "-m", "rlaif.cli", "plan", RLHF, *RLHF_SMALL, "--json"]
-        done = subprocess.run(command_line, cwd=folder, capture_output=True, text=True, check=True)
-        found: dict[str, Any] = json.loads(done.stdout)
-        return found["calls"]
-
-    # Three samplers for 60 prompts; of each of 16 measured prompts two completions, the first being sft's own.
-    assert plan(tmp_path)["sft"]["calls"] == 4 * 60 + 2 * 16
-    assert rlhf["sent"]["sft"] <= 4 * 60 + 2 * 16
-    assert all(need["calls"] == need["paid"] for need in plan(project).values())
+    # Four samplers for 40 prompts; of each of 8 measured prompts two completions, the first being sft's own.
+    assert plan(tmp_path, RLHF, *RLHF_SMALL)["sft"]["calls"] == 4 * 40 + 2 * 8
+    assert rlhf["sent"]["sft"] <= 4 * 40 + 2 * 8
+    assert all(need["calls"] == need["paid"] for need in plan(project, RLHF, *RLHF_SMALL).values())
 
 
 def test_a_source_that_gives_nothing_stops_its_trainer_and_says_where_it_went(tmp_path: Path) -> None:
     """Every critique is cut, so no revision is left; the demonstrations beside it must not stand in for them."""
     overrides = [*CAI_SMALL, "stages.red-team.prompts.take=5", "stages.revise.revise.sampling.max_tokens=1"]
-    done = subprocess.run(command(CAI, *overrides), cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 1 and "stage 'revise' gave nothing to train 'sl-cai' on" in done.stderr, done.stderr
+    done = rlaif(tmp_path, "run", CAI, *overrides)
+    assert done.code == 1 and "stage 'revise' gave nothing to train 'sl-cai' on" in done.err, done.err
     manifest = json.loads((tmp_path / "runs/constitutional-ai/manifest.json").read_text())
     (revise,) = (stage for stage in manifest["stages"] if stage["name"] == "revise")
     assert (revise["in"], revise["out"]) == (5, 0) and revise["dropped"]["critique: cut at max_tokens"] >= 4
 
 
-@pytest.mark.parametrize(("stage", "after"), [("rm", 2), ("ppo", 2)])
-def test_a_killed_training_goes_on_to_the_same_model(
-    rlhf: dict[str, Any], project: Path, tmp_path: Path, stage: str, after: int
-) -> None:
-    """SIGKILL once the stage has written that many checkpoints, in a copy of the project that lacks its model."""
+def test_killed_trainings_go_on_to_the_same_models(rlhf: dict[str, Any], project: Path, tmp_path: Path) -> None:
+    """SIGKILL once a stage has written two checkpoints, in a copy of the project that lacks its model: first one stage,
+    then the next."""
     folder = tmp_path / "copy"
     shutil.copytree(project, folder)
-    for name in {"rm": ("rm", "ppo"), "ppo": ("ppo",)}[stage]:
+    for name in ("rm", "ppo"):
         shutil.rmtree(folder / "runs/rlhf/models" / name)
-    partial = folder / "runs/rlhf/models" / f"{stage}.partial"
-    process = subprocess.Popen(command(RLHF, *RLHF_SMALL), cwd=folder, stdout=subprocess.DEVNULL)
-    while process.poll() is None:
-        if any(int(path.parent.name.rpartition("-")[2]) >= after for path in partial.glob("checkpoint-*/complete")):
-            os.kill(process.pid, signal.SIGKILL)
-            break
-    process.wait()
-    assert partial.is_dir(), "the training had ended before it could be killed"
+    for name in ("rm", "ppo"):
+        partial = folder / "runs/rlhf/models" / f"{name}.partial"
+        command = [sys.executable, "-m", "rlaif.cli", "run", RLHF, *RLHF_SMALL]
+        with subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL) as process:
+            while not any(
+                int(path.parent.name.rpartition("-")[2]) >= 2 for path in partial.glob("checkpoint-*/complete")
+            ):
+                assert process.poll() is None, "the training had ended before it could be killed"
+                time.sleep(0.02)
+            process.kill()
+        assert partial.is_dir()
     resumed = run(folder, RLHF, *RLHF_SMALL)
     for name in ("rm", "ppo"):
         assert resumed["digests"][f"model {name}"] == rlhf["digests"][f"model {name}"]

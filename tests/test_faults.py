@@ -24,6 +24,7 @@ from typing import Any
 
 import pytest
 from echo import Echo, write_project
+from inside import rlaif
 from serving import Answer, completion, scripted, serve
 from test_run import Cli, asked, count, dataset_bytes, manifest, models, run_cli, url  # noqa: F401 - fixtures among them
 
@@ -89,7 +90,7 @@ def slowly(model: Echo, seconds: float) -> None:
 
 
 def test_one_ctrl_c_leaves_data_that_can_be_used_and_says_how_to_go_on(
-    tmp_path: Path, models: dict[str, Echo], url: str
+    tmp_path: Path, run_cli: Cli, models: dict[str, Echo], url: str
 ) -> None:
     write_project(tmp_path, url, prompts=200)
     for model in models.values():
@@ -109,8 +110,7 @@ def test_one_ctrl_c_leaves_data_that_can_be_used_and_says_how_to_go_on(
     assert 5 < rated["out"] < 200 and paired["in"] == rated["out"]
     assert len(dataset_bytes(tmp_path / "runs/echo")) == 6  # the finished rows are data sets already
     before = asked(models)
-    process = start(tmp_path, "run", "echo.yaml")
-    code, out = ended(process)
+    code, _, _ = run_cli("run", "echo.yaml")
     after = asked(models)
     assert code == 0 and manifest(tmp_path / "runs/echo")["state"] == "done"
     assert {name: before[name] + after[name] for name in models} == {"one": 400, "two": 400, "judge": 400}
@@ -378,7 +378,7 @@ def test_an_interrupted_run_does_not_wait_for_its_pace(tmp_path: Path, models: d
 
 @pytest.mark.parametrize("moment", range(6))
 def test_a_kill_at_any_moment_loses_no_more_than_is_in_flight(
-    tmp_path: Path, models: dict[str, Echo], url: str, moment: int
+    tmp_path: Path, run_cli: Cli, models: dict[str, Echo], url: str, moment: int
 ) -> None:
     write_project(tmp_path, url, prompts=60)
     for model in models.values():
@@ -390,8 +390,8 @@ def test_a_kill_at_any_moment_loses_no_more_than_is_in_flight(
     process.kill()
     ended(process)
     time.sleep(0.2)  # what was on its way arrives where nobody is
-    code, out = ended(start(tmp_path, "run", "echo.yaml", *settings))
-    assert code == 0, out
+    code, out, err = run_cli("run", "echo.yaml", *settings)
+    assert code == 0, out + err
     paid = Counter((model.name, *key) for model in models.values() for key in keys(model))
     twice = sum(times - 1 for times in paid.values())
     # Sixteen requests are in flight, and answers of as many may have arrived and not be on the disk; two samples each.
@@ -451,7 +451,7 @@ def test_a_kill_while_data_sets_are_written_leaves_them_as_if_it_had_not_been(
     assert not list(run.rglob("*.tmp")) and not list(run.rglob("*.partial*"))
     (tmp_path / "undisturbed").mkdir()
     write_project(tmp_path / "undisturbed", url, prompts=60)
-    assert ended(start(tmp_path / "undisturbed", "run", "echo.yaml"))[0] == 0
+    assert rlaif(tmp_path / "undisturbed", "run", "echo.yaml").code == 0
     assert dataset_bytes(run) == dataset_bytes(tmp_path / "undisturbed/runs/echo")
     assert all(json.loads(line) for line in (run / "events.jsonl").read_text().splitlines())
 
@@ -492,7 +492,9 @@ def test_two_runs_on_one_store_at_once(tmp_path: Path, models: dict[str, Echo], 
 # ---------------------------------------------------------------- the disk and the clock
 
 
-def test_a_full_disk_stops_with_a_sentence_and_loses_nothing(tmp_path: Path, models: dict[str, Echo], url: str) -> None:
+def test_a_full_disk_stops_with_a_sentence_and_loses_nothing(
+    tmp_path: Path, run_cli: Cli, models: dict[str, Echo], url: str
+) -> None:
     """SQLite's own limit on the file's size stands for a disk that is full."""
     write_project(tmp_path, url, prompts=200)
     script = (
@@ -518,8 +520,8 @@ def test_a_full_disk_stops_with_a_sentence_and_loses_nothing(tmp_path: Path, mod
     db.close()
     assert kept > 50
     asked(models)
-    code, out = ended(start(tmp_path, "run", "echo.yaml"))
-    assert code == 0, out
+    code, out, err = run_cli("run", "echo.yaml")
+    assert code == 0, out + err
     assert sum(asked(models).values()) == 200 * 6 - kept
 
 

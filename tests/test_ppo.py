@@ -187,7 +187,7 @@ def distribution(folder: Path, prompt: str, max_tokens: int) -> torch.Tensor:
     return torch.stack(sums)
 
 
-@pytest.mark.parametrize(("max_tokens", "penalty"), [(1, 0.0), (2, 0.7)])
+@pytest.mark.parametrize(("max_tokens", "penalty"), [pytest.param(1, 0.0, marks=pytest.mark.lab), (2, 0.7)])
 def test_the_policy_becomes_the_optimum_of_the_regularised_problem(
     toy: Path, tmp_path: Path, max_tokens: int, penalty: float
 ) -> None:

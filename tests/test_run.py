@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from echo import RUBRIC, Echo, write_project, write_prompts
+from inside import rlaif
 from serving import Answer, scripted, serve
 
 from rlaif import cli
@@ -254,7 +255,7 @@ KILLABLE = "import sys; from rlaif import cli; sys.argv = ['rlaif', 'run', 'echo
 
 @pytest.mark.parametrize("after", [5, 60, 150])
 def test_a_killed_run_goes_on_and_gives_the_same_bytes(
-    tmp_path: Path, run_cli: Cli, models: dict[str, Echo], url: str, after: int
+    tmp_path: Path, models: dict[str, Echo], url: str, after: int
 ) -> None:
     disturbed, calm = tmp_path / "disturbed", tmp_path / "calm"
     for folder in (disturbed, calm):
@@ -268,14 +269,11 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(
     process.wait()
     before = asked(models)
     assert sum(before.values()) > 0
-    stopped = subprocess.run(
-        [sys.executable, "-m", "rlaif.cli", "status", "runs/echo"], cwd=disturbed, capture_output=True
-    )
-    assert b"echo: killed" in stopped.stdout
+    assert "echo: killed" in rlaif(disturbed, "status", "runs/echo").out
 
-    subprocess.run([sys.executable, "-c", KILLABLE], cwd=disturbed, check=True, stdout=subprocess.DEVNULL)
+    assert rlaif(disturbed, "run", "echo.yaml").code == 0
     again = asked(models)
-    subprocess.run([sys.executable, "-c", KILLABLE], cwd=calm, check=True, stdout=subprocess.DEVNULL)
+    assert rlaif(calm, "run", "echo.yaml").code == 0
     assert sum(asked(models).values()) == 360
     assert dataset_bytes(disturbed / "runs/echo") == dataset_bytes(calm / "runs/echo")
     assert (
