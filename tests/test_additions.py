@@ -28,7 +28,8 @@ Edit = tuple[str, str]  # a text of a file, and what stands after it from then o
 
 @dataclass
 class Addition:
-    """New files, edits of files that are there, and registrations: lines of a dictionary literal and their imports."""
+    """New files, edits of files that are there, and registrations: lines of a dictionary literal
+    and what they name, an import or a function that imports it late."""
 
     new: dict[str, str]
     edits: dict[str, list[Edit]]
@@ -234,8 +235,13 @@ class Parrot:
         "engines/open.py": [
             (
                 '    "openai": _openai,\n',
-                '    "parrot": lambda name, *_: __import__("rlaif.engines.parrot").engines.parrot.Parrot(name),\n',
-            )
+                '    "parrot": _parrot,\n',
+            ),
+            (
+                "    return OpenAIEngine(name, spec, api_key(spec), wires)\n",
+                "\n\ndef _parrot(name, spec, wires):\n"
+                "    from rlaif.engines.parrot import Parrot\n\n    return Parrot(name)\n",
+            ),
         ]
     },
     pipeline=PIPELINE.replace('{{engine: openai, model: one, base_url: "{url}"}}', "{{engine: parrot}}"),
@@ -305,8 +311,14 @@ def train_copy(job, on_step, reward):
         "train/job.py": [
             (
                 '    "sft": _sft,\n',
-                '    "copy": lambda *given: __import__("rlaif.train.copying").train.copying.train_copy(*given),\n',
-            )
+                '    "copy": _copy,\n',
+            ),
+            (
+                '    train_ppo(job.settings, job.base, value_init, job.examples("train"), reward, job.folder, on_step)\n',
+                "\n\ndef _copy(job, on_step, reward):\n"
+                "    from rlaif.train.copying import train_copy\n\n"
+                "    train_copy(job, on_step, reward)\n",
+            ),
         ]
     },
     pipeline="",

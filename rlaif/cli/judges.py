@@ -26,7 +26,7 @@ def judge(
     as_json: AsJson = False,
 ) -> None:
     """Judge an existing data set, in any published shape, and make preferences of it."""
-    from rlaif.pipeline.judging import judging
+    from rlaif.pipeline.named_judge import judging
 
     pipeline = judging(
         data, by, asked.method, settings or [], model=asked.model, key_variable=asked.key_env, name=out.name, pair=pair

@@ -98,7 +98,7 @@ def export(
     run: RunPath,
     form: Annotated[
         str,
-        typer.Option("--format", help="preference, sft, ultrafeedback, binarized, hh, ranked, rewardbench or soft."),
+        typer.Option("--format", help="The shape of its rows, such as preference, sft or ultrafeedback."),
     ],
     to: Annotated[Path, typer.Option("--to", help="A new folder, or a file whose name ends in .jsonl.")],
 ) -> None:

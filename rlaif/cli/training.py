@@ -13,14 +13,14 @@ from rlaif.cli.options import AsJson
 
 
 def train(
-    method: Annotated[str, typer.Argument(metavar="METHOD", help="sft, rm, dpo or ppo.")],
+    method: Annotated[str, typer.Argument(metavar="METHOD", help="The trainer, such as sft, rm, dpo or ppo.")],
     base: Annotated[str, typer.Option("--base", help="The model to start from: a folder.")],
     data: Annotated[
         str,
-        typer.Option("--data", help="A file of conversations (sft), of preferences (rm, dpo) or of prompts (ppo)."),
+        typer.Option("--data", help="A file of what it takes: conversations (sft), preferences (rm, dpo) or prompts."),
     ],
     out: Annotated[Path, typer.Option("--out", help="The folder of the trained model.")],
-    reward: Annotated[str | None, typer.Option("--reward", help="The reward model of ppo: a folder.")] = None,
+    reward: Annotated[str | None, typer.Option("--reward", help="The reward model, for ppo: a folder.")] = None,
     settings: Annotated[
         list[str] | None,
         typer.Argument(metavar="KEY=VALUE", help="Settings of the trainer, e.g. epochs=2 learning_rate=1e-5."),

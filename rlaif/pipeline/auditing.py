@@ -17,7 +17,7 @@ from rlaif.files import write_json, write_text
 from rlaif.generate.pairing import candidate_scores
 from rlaif.judges.person import judged_by_people, read_labels
 from rlaif.pipeline.folder import RunFolder, read_lines
-from rlaif.pipeline.judging import check_options, judge_document
+from rlaif.pipeline.named_judge import check_options, judge_document
 from rlaif.pipeline.progress import Progress
 from rlaif.pipeline.session import Session
 from rlaif.pipeline.stages import STAGES, Opening

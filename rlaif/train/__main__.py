@@ -63,6 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _train(folder: Path, as_json: bool) -> int:
     interrupted = threading.Event()
+    if (ranks := os.environ.get("WORLD_SIZE", "1")) != "1":
+        problem = f"a job is trained by one process, and {ranks} were started"
+        raise InputError(problem, fix="start one, for example with accelerate launch --num_processes 1")
     job = jobs.read_job(folder)
 
     def on_step(figures: dict[str, float]) -> None:

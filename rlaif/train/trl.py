@@ -235,7 +235,7 @@ _METHODS: dict[type, tuple[type, type, Callable[[Any], dict[str, Any]]]] = {
 
 def _trainer(kind: type, config: Any, model: Any, tokenizer: Any, data: TokenizedData, on_step: OnStep) -> Any:
     if config.n_gpu > 1:
-        raise InputError("several GPUs are visible to one process", fix="set CUDA_VISIBLE_DEVICES=0, or use torchrun")
+        raise InputError("several GPUs are visible to one process", fix="set CUDA_VISIBLE_DEVICES=0")
     trainer = kind(
         model=model,
         args=config,
