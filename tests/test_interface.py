@@ -95,7 +95,7 @@ def test_the_documents_examples_run(project: Path, capsys: pytest.CaptureFixture
         exec(compile(example, str(document), "exec"), {})
     printed = capsys.readouterr().out
     assert printed.startswith("done\n") and printed.count("  + ") == 3
-    assert "judge: 20 calls to send" in printed or "judge: 0 calls to send" in printed  # by seed
+    assert "judge: 20 calls to send" in printed  # another seed than the run's
     assert printed.endswith("0 ratings could not be read; no row failed\n")
 
 

@@ -42,6 +42,7 @@ stages:
   - pair: {{rule: zephyr}}
 """
 PROMPTS = 30
+HELD_OUT = 8  # of them, by their digests
 CALLS = {  # of each stage: two samples of two models, a critique of each, two aspects of all four together
     "sample": {"one": 2 * PROMPTS, "two": 2 * PROMPTS},
     "critique": {"judge": 4 * PROMPTS},
@@ -55,8 +56,11 @@ class Unlike(Echo):
 
     def _reply(self, request: Request, index: int) -> Reply:
         reply = super()._reply(request, index)
+        warm = request.sampling.temperature
         written = not any(word in request.messages[-1].content for word in ("<completion", "Overall score:"))
-        return reply.model_copy(update={"text": f"{reply.text} {self.name}-{request.sampling.seed}"} if written else {})
+        return reply.model_copy(
+            update={"text": f"{reply.text} {self.name}-{request.sampling.seed}-{warm}"} if written else {}
+        )
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +148,45 @@ def test_a_plan_says_what_a_run_then_asks(project: Path, models: dict[str, Echo]
     rows = {stage["stage"]: stage["rows"] for stage in before["stages"]}
     assert rows == {"prompts": PROMPTS, "sample": PROMPTS, "critique": PROMPTS, "rate": PROMPTS, "pair": 0}
     assert before["stages"][-1]["at_most"] == PROMPTS and "at_most" not in after["stages"][-1]
+
+
+JUDGED = "  - rate: {{name: rate, model: judge, rubric: rubric.yaml, reask: 1, sampling: {{max_tokens: 128}}}}\n"
+FORMS = {
+    # Two samplers of one model, whose completions a plan must not take for equal: a judge is asked of each.
+    "one model under two names": (
+        "  - sample: {{models: [one, again], per_prompt: 1}}\n"
+        "  - rate: {{model: judge, rubric: rubric.yaml, shown: one}}\n",
+        {"one": PROMPTS, "again": PROMPTS, "judge": 4 * PROMPTS},
+    ),
+    # What code will keep is not known before: a judge may be asked of everything.
+    "filtered by code": (
+        "  - sample: {{models: [one, two], per_prompt: 1}}\n"
+        "  - verify: {{keep: passing, checks: [{{length: {{max_words: 1000}}}}]}}\n" + JUDGED,
+        {"one": PROMPTS, "two": PROMPTS, "judge": 2 * PROMPTS},
+    ),
+    "measured": (
+        "  - measure:\n      models: [one, two]\n      split: held-out\n"
+        "      rate: {{model: judge, rubric: rubric.yaml, shown: one}}\n",
+        {"one": HELD_OUT, "two": HELD_OUT, "judge": 4 * HELD_OUT},
+    ),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_plan_of_an_empty_store_counts_as_many_calls_as_the_run_sends(
+    form: str, project: Path, models: dict[str, Echo]
+) -> None:
+    stages, calls = FORMS[form]
+    head, _, _ = project.read_text().partition("  - sample")
+    one = next(line for line in head.splitlines() if line.startswith("  one:"))
+    again = one.replace("  one:", "  again:").replace("}}", "}, sampling: {temperature: 0.3}}")
+    head = head.replace("stages:", f"{again}\nstages:") if "again" in calls else head
+    project.write_text(head + stages.replace("{{", "{").replace("}}", "}"))
+    pipeline = read_pipeline(str(project))
+    assert by_model(plan(pipeline), "calls") == calls
+    assert run(pipeline) == "done"
+    assert sum(asked(models).values()) == sum(calls.values())
+    assert by_model(plan(pipeline), "paid") == ({} if form == "measured" else calls)  # a measure made is unchanged
 
 
 @pytest.mark.parametrize("budget", [1.0, 2.5])
