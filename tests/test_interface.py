@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import make_random_model
 from echo import Echo, write_project
 from serving import serve
 from test_faults import slowly
@@ -124,3 +125,34 @@ def test_an_interruption_in_a_notebook_ends_with_what_is_finished(project: Path)
             signal.signal(signal.SIGINT, before)
             loop.close()
     assert run.state == "stopped" and 0 < len(run.rows_of("sample")) < 60
+
+
+def test_an_interruption_of_a_training_in_a_notebook_ends_it_at_a_step(project: Path) -> None:
+    make_random_model(project / "base")
+    rows = [{"prompt": f"What is {i}?", "completion": f"It is {i}."} for i in range(40)]
+    Path("data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sft = "{base: base, name: trained, epochs: 2000, checkpoint_steps: 1}"
+    Path("train.yaml").write_text(
+        "name: train\nmodels: {base: {engine: transformers, path: base}}\n"
+        f"stages:\n  - data: {{path: data.jsonl}}\n  - train: {{sft: {sft}}}\n"
+    )
+    main, job = threading.get_ident(), project / "runs/train/models/trained.partial"
+
+    def interrupt() -> None:
+        while not list(job.glob("checkpoint*")):
+            time.sleep(0.01)
+        signal.pthread_kill(main, signal.SIGINT)
+
+    async def notebook() -> None:
+        rlaif.run("train.yaml", quiet=True)
+
+    threading.Thread(target=interrupt).start()
+    before, loop = signal.signal(signal.SIGINT, signal.default_int_handler), asyncio.new_event_loop()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            loop.run_until_complete(notebook())
+    finally:
+        signal.signal(signal.SIGINT, before)
+        loop.close()
+    assert rlaif.load("runs/train").state == "interrupted" and (job / "job.json").is_file()
+    assert [thread.name for thread in threading.enumerate() if thread.name == "rlaif"] == []
