@@ -11,12 +11,10 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-PipelinePath = Annotated[
-    str, typer.Argument(metavar="PIPELINE", help="A pipeline file, e.g. pipelines/quickstart.yaml.")
-]
+PipelinePath = Annotated[str, typer.Argument(metavar="PIPELINE", help="A pipeline file.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Overrides, e.g. seed=1 or stages.prompts.prompts.take=50."),
+    typer.Argument(metavar="KEY=VALUE", help="Overrides of the file's keys, e.g. seed=1 budget=5."),
 ]
 JudgeSettings = Annotated[
     list[str] | None,
