@@ -151,8 +151,8 @@ class Plan:
 
     async def _made(self) -> dict[str, Any]:
         stages = []
-        for group in groups([self.stages[step.name] for step in self.pipeline.steps]):
-            stages += await self._rows(group) if isinstance(group[0], RowStage) else [await self._table(group[0])]
+        for group in groups(self.stages[step.name] for step in self.pipeline.steps):
+            stages += await self._rows(group) if isinstance(group, list) else [await self._table(group)]
         manifest = self.folder.manifest()
         budget = self.pipeline.budget
         return {
@@ -163,17 +163,15 @@ class Plan:
             "last_run_seconds": manifest and manifest["seconds"],
         }
 
-    async def _table(self, stage: Stage[Any]) -> dict[str, Any]:
-        assert isinstance(stage, TableStage)
+    async def _table(self, stage: TableStage[Any]) -> dict[str, Any]:
         return self._about(stage) | await stage.plan(self)
 
     def _about(self, stage: Stage[Any]) -> dict[str, Any]:
         reads = " + ".join(source.name for source in stage.step.sources)
         return {"stage": stage.name, "kind": stage.settings.kind, "from": reads or None}
 
-    async def _rows(self, group: Sequence[Stage[Any]]) -> list[dict[str, Any]]:
+    async def _rows(self, stages: Sequence[RowStage[Any]]) -> list[dict[str, Any]]:
         """Every row through the stages of a group; known rows go to disk for later stages."""
-        stages = [stage for stage in group if isinstance(stage, RowStage)]
         for stage in stages:
             if stage.gated and all(model in self.session.engines for model in stage.models):
                 await stage.gate(self.asking(stage.name))

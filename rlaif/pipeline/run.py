@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -80,7 +80,7 @@ class Run:
         watching = asyncio.create_task(self._watch())
         try:
             self._begin()
-            for group in groups([self.stages[step.name] for step in self.pipeline.steps]):
+            for group in groups(self.stages[step.name] for step in self.pipeline.steps):
                 if not await self._group(group):
                     break
                 self.manifest.write("running")
@@ -103,9 +103,10 @@ class Run:
         await self.session.close()
         self.folder.close()
 
-    async def _group(self, group: Sequence[Stage[Any]]) -> bool:
+    async def _group(self, group: TableStage[Any] | list[RowStage[Any]]) -> bool:
         """Run one table stage, or row stages that stream; whether the run continues."""
-        scheduler, head = self.session.scheduler, group[0]
+        stages: Sequence[Stage[Any]] = group if isinstance(group, list) else [group]
+        scheduler, head = self.session.scheduler, stages[0]
         if scheduler.stopped and not (head.finishes and self._has_rows(head)):
             return False
         if head.needs_most and (share := self._failed_share()) > TOLERATED:
@@ -118,13 +119,13 @@ class Run:
                 return False
         next_models = [
             use.model
-            for stage in group
+            for stage in stages
             for use in stage.settings.models_used()
             if not head.trains or use.role == "scores"
         ]
         await self.session.unload_all_but(next_models, to_train=head.trains)
         with self.interrupts.watched(gentle=head.gentle, blocks=head.blocks), suppress(Stopped):
-            await (self._table(head) if isinstance(head, TableStage) else self._stream(_rows_only(group)))
+            await (self._stream(group) if isinstance(group, list) else self._table(group))
         return True
 
     # ------------------------------------------------------------ before the first call
@@ -289,20 +290,20 @@ def session_of(pipeline: Pipeline, store: CallStore, **options: Any) -> Session:
     return Session(pipeline.models, store, seed=pipeline.seed, budget=pipeline.budget, used=used, **options)
 
 
-def groups(stages: Sequence[Stage[Any]]) -> Iterator[list[Stage[Any]]]:
+def groups(stages: Iterable[Stage[Any]]) -> Iterator[TableStage[Any] | list[RowStage[Any]]]:
     """The stages in order, with row stages that read each other in sequence grouped."""
-    group: list[Stage[Any]] = []
+    group: list[RowStage[Any]] = []
     for stage in stages:
-        if group and not (isinstance(stage, RowStage) and stage.step.source is group[-1].step):
+        if group and stage.step.source is not group[-1].step:
             yield group
             group = []
         if isinstance(stage, RowStage):
             group.append(stage)
-        else:
-            yield [stage]
+            continue
+        if group:
+            yield group
+            group = []
+        assert isinstance(stage, TableStage), "a stage goes through rows or makes a table"
+        yield stage
     if group:
         yield group
-
-
-def _rows_only(group: Sequence[Stage[Any]]) -> list[RowStage[Any]]:
-    return [stage for stage in group if isinstance(stage, RowStage)]
