@@ -252,7 +252,7 @@ def test_a_bias_is_said_with_what_to_do(name: str, topic: str, says: str, do: st
 def test_the_verdict_follows_the_worst_finding(audited: Audited) -> None:
     lines = {
         "bad": "Do not rely on this judge as it is asked now.",
-        "care": "This judge can be used with care: do what stands beside each finding.",
+        "care": "This judge can be used with care: follow the advice beside each finding.",
         "good": "This judge can be trusted with what was audited.",
     }
     seen = set()
@@ -286,7 +286,7 @@ def test_the_report_has_every_table(audited: Audited) -> None:
     found = audited("fooled")
     shown = tables(found["report"])
     assert list(shown) == [
-        "Audit of fooled", "Agreement with gold", "Place, length, verdicts", "Probes: how often it fell for them",
+        "Audit of fooled", "Agreement with gold", "Position, length, verdicts", "Probes: how often they misled it",
         "Calibration of its probabilities", "Cost",
     ]  # fmt: skip
     assert len(shown["Audit of fooled"]) == 1 + len(found["findings"])
@@ -294,15 +294,15 @@ def test_the_report_has_every_table(audited: Audited) -> None:
     assert {row[0] for row in shown["Agreement with gold"][1:]} == categories | {
         "all, both orders", "all, one order", "all, right in both orders",
     }  # fmt: skip
-    kinds = {row[0].split(":")[0] for row in shown["Probes: how often it fell for them"][1:]}
+    kinds = {row[0].split(":")[0] for row in shown["Probes: how often they misled it"][1:]}
     assert kinds == set(FELL)
     variants = {f"{p.kind}: {p.variant}" for p in PROBES if p.kind in ("edits", "injection")}
-    assert variants <= {row[0] for row in shown["Probes: how often it fell for them"][1:]}
+    assert variants <= {row[0] for row in shown["Probes: how often they misled it"][1:]}
     bins = shown["Calibration of its probabilities"][1:]
     assert sum(int(row[-1]) for row in bins) == len(PAIRS)
     assert "too few" not in found["report"]
     share = re.compile(r"\d+\.\d% \[\d+\.\d%, \d+\.\d%\], n = \d+")
-    for name in ("Agreement with gold", "Place, length, verdicts", "Probes: how often it fell for them"):
+    for name in ("Agreement with gold", "Position, length, verdicts", "Probes: how often they misled it"):
         assert all(share.fullmatch(row[1]) for row in shown[name][1:])
 
 
@@ -391,7 +391,7 @@ def test_a_server_without_log_probabilities_is_told_apart_from_a_bad_judge(url: 
         found = json.loads(out)
         (failed,) = [one for one in found["findings"] if one["about"] == "failed"]
         assert "a call failed in 100% of pairs" in failed["says"] and "no log-probabilities" in failed["says"]
-        assert "verdicts=hard" in failed["do"] and at(found, "verdicts/failed")["n"] == 6
+        assert "verdicts: hard" in failed["do"] and at(found, "verdicts/failed")["n"] == 6
         (agreement,) = [one for one in found["findings"] if one["about"] == "agreement"]
         assert "coin" not in agreement["says"] and "6 of the 6 pairs got no verdict" in agreement["says"]
         code, out, err = run_cli("audit", *arguments, "verdicts=hard")  # the advice, taken
@@ -697,7 +697,7 @@ def test_a_run_of_ratings_shows_no_table_that_says_nothing(tmp_path: Path, run_c
     code, out, err = run_cli("audit", "runs/echo", "--json")
     assert code == 0, err
     found, report = json.loads(out), Path("audit/audit.md").read_text()
-    rows = dict(row[:2] for row in tables(report)["Place, length, verdicts"][1:])
+    rows = dict(row[:2] for row in tables(report)["Position, length, verdicts"][1:])
     assert set(rows) == {"prefers longer", "tie", "unparsed"} and "too few" not in report
     ratings = found["figures"]["ratings"]["words"]
     assert ratings["n"] == 15 * 4 and ratings["mean"]["n"] == 15  # prompts: four ratings each

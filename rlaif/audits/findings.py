@@ -112,7 +112,7 @@ def _on_length(figures: Mapping[str, Any]) -> Iterable[Finding]:
         says = f"prefers the longer completion in {_percent(longer)}; " + (
             f"gold does in {expected:.0%}"
             if gold is not None
-            else "without gold nobody knows how often it is the better one"
+            else "gold pairs would show how often it is the better one"
         )
         yield Finding(
             "care", "length", says, "set `balance: length` on the pair stage, or ask for brevity in the rubric"
@@ -165,7 +165,7 @@ def _on_words(figures: Mapping[str, Any]) -> Iterable[Finding]:
     if failed is not None and failed["mean"] > 0.02:  # as with what is unparsed below
         says = f"a call failed in {failed['mean']:.0%} of pairs, for example: {figures['verdicts']['failed_example']}"
         grade: Grade = "bad" if failed["low"] > 0.2 else "care"
-        do = "`verdicts=hard` where the server gives no log-probabilities; else run it again: what was answered is kept"
+        do = "`verdicts: hard` where the server gives no log-probabilities; else run it again: finished calls are cached"
         yield Finding(grade, "failed", says, do)
     unparsed = figures["verdicts"]["unparsed"]
     if unparsed is not None and unparsed["mean"] > 0.02:  # itself and no end of it: these are seen, not estimated
@@ -191,10 +191,10 @@ def _on_words(figures: Mapping[str, Any]) -> Iterable[Finding]:
 
 _VERDICTS: dict[Grade, str] = {
     "good": "This judge can be trusted with what was audited.",
-    "care": "This judge can be used with care: do what stands beside each finding.",
+    "care": "This judge can be used with care: follow the advice beside each finding.",
     "bad": "Do not rely on this judge as it is asked now.",
 }
-NOTHING_SAID = "Nothing tells against this judge, and without gold or people's labels nothing tells for it."
+NOTHING_SAID = "No fault was found. Without gold pairs or people's labels this does not show that the judge is right."
 _MARKS: dict[Grade, str] = {"good": "ok", "care": "care", "bad": "bad"}
 
 
@@ -249,7 +249,7 @@ def _biases(figures: Mapping[str, Any]) -> Iterable[str]:
     ]
     rows = [(name.replace("_", " "), _share(share)) for group in groups for name, share in group.items()]
     if rows:
-        yield from ("## Place, length, verdicts", _table(("", "share"), rows))
+        yield from ("## Position, length, verdicts", _table(("", "share"), rows))
 
 
 def _probes(figures: Mapping[str, Any]) -> Iterable[str]:
@@ -258,7 +258,7 @@ def _probes(figures: Mapping[str, Any]) -> Iterable[str]:
         rows.append((kind, _share(about["fell_for"])))
         rows += [(f"{kind}: {variant}", _share(share)) for variant, share in about.get("by_variant", {}).items()]
     if rows:
-        yield from ("## Probes: how often it fell for them", _table(("probe", "fell for it"), rows))
+        yield from ("## Probes: how often they misled it", _table(("probe", "misled"), rows))
 
 
 def _calibration(figures: Mapping[str, Any]) -> Iterable[str]:

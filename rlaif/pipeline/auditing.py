@@ -197,7 +197,7 @@ def audit_run(folder: RunFolder, stage: str | None, labels: str | None) -> dict[
             problem = f"none of the {known.total:,} labels is of a pair that the stage {step.name!r} judged"
             fix = "name prompts by id, and candidates by call or whole text, as in the run's stages/"
             raise InputError(problem, file=labels, fix=fix)
-    about = "comparisons" if scoring is None else "preferences that the ratings amount to"
+    about = "comparisons" if scoring is None else "preferences by rating"
     how = f"The {len(items):,} {about} of the stage {step.name}, without gold"
     return _report(f"{judge} in the run {folder.path.name}", how, figures)
 

@@ -65,7 +65,7 @@ def judge_document(
     if method == "compare":
         stage.setdefault("constitution", OVERALL)
     else:
-        # Expected ratings are read from digits, so a rubric with N/A does not work.
+        # An expected rating is never N/A, which every aspect of the other rubric allows.
         expects = any(setting.replace(" ", "") == "answers=expected" for setting in settings)
         stage.setdefault("rubric", f"prompts/rubrics/{'instructgpt' if expects else 'ultrafeedback'}.yaml")
     for setting in settings:
