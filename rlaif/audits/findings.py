@@ -165,7 +165,7 @@ def _on_words(figures: Mapping[str, Any]) -> Iterable[Finding]:
     if failed is not None and failed["mean"] > 0.02:  # as with what is unparsed below
         says = f"a call failed in {failed['mean']:.0%} of pairs, for example: {figures['verdicts']['failed_example']}"
         grade: Grade = "bad" if failed["low"] > 0.2 else "care"
-        do = "`verdicts: hard` where the server gives no log-probabilities; else run it again: finished calls are cached"
+        do = "`verdicts: hard` where the server gives no log-probabilities; or run it again: finished calls are cached"
         yield Finding(grade, "failed", says, do)
     unparsed = figures["verdicts"]["unparsed"]
     if unparsed is not None and unparsed["mean"] > 0.02:  # itself and no end of it: these are seen, not estimated
