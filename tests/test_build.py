@@ -37,7 +37,6 @@ from rlaif.tiny.build.training import Example, Stage, llama, train
 from rlaif.tiny.lexicon import Lexicon
 from rlaif.tiny.world import CAPITALS, FAMILIES, Qualities, Question, compose, gold, parse, questions, read
 
-pytestmark = pytest.mark.timeout(900)  # the build of a fiftieth takes one on a quiet machine
 TINY = Path(rlaif.__file__).parent / "tiny"
 ASKED = questions(0)
 TEMPLATES = [Template.read(find(path)) for path in PRINCIPLE_TEMPLATES]
@@ -285,6 +284,7 @@ def fiftieth(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.lab
+@pytest.mark.timeout(900)  # the build of a fiftieth takes minutes on a quiet machine
 @pytest.mark.parametrize(("name", "fallen"), [("base", 0.9), ("strong", 1.0), ("annotator", 0.7)])
 def test_the_loss_falls_in_a_fiftieth_of_the_build(fiftieth: Path, name: str, fallen: float) -> None:
     losses = progress(fiftieth, name)["losses"]
