@@ -151,6 +151,8 @@ def test_show_tells_a_row_s_whole_story(cai: dict[str, Any], project: Path) -> N
             assert " ".join(words.split()) in " ".join(told.split())
     told = show(rows(cai, "compare")[0].prompt.id)
     assert "compared under" in told and "before [" in told
+    divided = next(row for row in rows(cai, "compare") if any(one.disagrees for one in row.comparisons))
+    assert "the two orders disagree" in show(divided.prompt.id)
     asked = json.loads(show(rows(cai, "compare")[0].prompt.id, "--json"))["requests"]
     assert len(asked) == 2 + 4  # two completions, and in each order the reasons and the verdict
 

@@ -151,6 +151,12 @@ def test_comparisons_of_all_pairs_order_the_candidates() -> None:
     assert [p.chosen.completion.text + p.rejected.completion.text for p in every] == ["ba", "ac", "bc"]
 
 
+def test_a_row_that_nobody_compared_says_why() -> None:
+    for texts, why in (("ab", "no comparison"), ("aa", "identical texts"), ("a ", "empty completion")):
+        uncompared = row(*((text, None) for text in texts))
+        assert pair_rows([uncompared], Pairing("compared")).dropped == {why: 1}
+
+
 def test_a_candidate_with_a_missing_verdict_has_no_score() -> None:
     given_row = compared("q", (0, 1, 0.2), (0, 2, None), (1, 2, 0.9))
     assert candidate_scores(given_row, "comparisons", {}) == {1: pytest.approx(0.85)}

@@ -28,6 +28,7 @@ def test_real_instructions_become_a_data_set_that_trains(tmp_path: Path, random_
     models = {name: Echo(name) for name in names}
     with serve(models) as url:
         moved = [f"models.{name}.base_url={url}" for name in names]
+        moved += [f"models.{name}.identity={name}" for name in names]  # else the port would decide what is drawn
         code, out, err = run_cli(
             "run", "pipelines/ultrafeedback.yaml", f"stages.prompts.prompts.path={INSTRUCTIONS}", *moved
         )
