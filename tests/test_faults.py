@@ -213,7 +213,7 @@ def test_a_budget_remembers_what_another_model_cost(
 def test_a_budget_wants_prices(tmp_path: Path, run_cli: Cli, url: str) -> None:
     write_project(tmp_path, url)
     code, _, err = run_cli("plan", "echo.yaml", "budget=1")
-    assert code == 2 and "nobody can say what 'one' costs" in err and "per million tokens" in err
+    assert code == 2 and "there is a budget, but 'one' has no price" in err and "per million tokens" in err
 
 
 # ---------------------------------------------------------------- servers
@@ -531,7 +531,7 @@ def test_a_disk_that_is_as_good_as_full_is_found_before_anything_is_paid_for(
     write_project(tmp_path, url)
     monkeypatch.setattr("rlaif.pipeline.run.room", lambda _: 10 * 2**20)
     code, _, err = run_cli("run", "echo.yaml")
-    assert code == 1 and "10 MB are free" in err and "too little to begin" in err and "Fix: free some space" in err
+    assert code == 1 and "10 MB are free" in err and "too little to start" in err and "Fix: free some space" in err
     assert sum(len(model.asked) for model in models.values()) == 0
     monkeypatch.setattr("rlaif.pipeline.run.room", lambda _: LEAST_ROOM)
     monkeypatch.setattr("rlaif.pipeline.run.BYTES_A_ROW", 2**22)

@@ -265,7 +265,7 @@ def test_the_worlds_pairs_are_held_out_clear_and_of_all_families() -> None:
 def test_more_of_the_worlds_pairs_begin_with_the_same_ones() -> None:
     assert of_world(30, seed=0) == WORLD[:30]
     assert of_world(30, seed=1) != WORLD[:30]
-    with pytest.raises(ValueError, match="held-out prompts, and 1000000 pairs"):
+    with pytest.raises(ValueError, match="held-out prompts, but 1000000 pairs"):
         of_world(1_000_000, seed=0)
 
 

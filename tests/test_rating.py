@@ -472,18 +472,16 @@ def test_a_measure_knows_the_true_answers_that_its_judge_reads(tmp_path: Path, m
     text = (tmp_path / "measured.yaml").read_text()
     measure = "  - measure: {models: [one], split: validation, rate: {model: judge, rubric: aspects.yaml}}\n"
     (tmp_path / "measured.yaml").write_text(text[: text.index("  - sample")] + measure)
-    write_prompts(tmp_path, 60)
     keys = {}
     for rubric_text in (ASPECTS, ASPECTS.replace(", knowledge: true", "")):
         (tmp_path / "aspects.yaml").write_text(rubric_text)
-        pipeline = read_pipeline("measured.yaml")
-        measuring = open_stages(pipeline).stages["measure"]
-        session = session_of(pipeline, CallStore(Path(":memory:")))
-        assert isinstance(measuring, Measuring)
         for reference in ((), KNOWN):
-            known = [p.model_copy(update={"reference": reference}) for p in measuring.prompts]
-            measuring.prompts = known
-            assert known
+            rows = [{"prompt": f"Say something about number {i}.", "reference": list(reference)} for i in range(60)]
+            (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            pipeline = read_pipeline("measured.yaml")
+            measuring = open_stages(pipeline).stages["measure"]
+            session = session_of(pipeline, CallStore(Path(":memory:")))
+            assert isinstance(measuring, Measuring) and {p.reference for p in measuring.prompts} == {reference}
             keys[rubric_text == ASPECTS, reference] = measuring.key(session)
-        asyncio.run(session.close())
+            asyncio.run(session.close())
     assert keys[True, ()] != keys[True, KNOWN] and keys[False, ()] == keys[False, KNOWN]
