@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +22,7 @@ from serving import serve
 from test_faults import slowly
 
 import rlaif
-from rlaif.errors import InputError
+from rlaif.errors import InputError, WorkError
 from rlaif.formats import read_preferences
 from rlaif.pipeline.interface import FinishedRun
 
@@ -100,8 +102,9 @@ def test_the_documents_examples_run(project: Path, capsys: pytest.CaptureFixture
     assert printed.endswith("0 ratings could not be read; no row failed\n")
 
 
-def test_an_interruption_in_a_notebook_ends_with_what_is_finished(project: Path) -> None:
-    """A first Ctrl-C in a running event loop: calls in flight are waited for, and the run folder is returned."""
+@pytest.mark.parametrize("loop_of", ["a notebook", "asyncio.run"])
+def test_an_interruption_beside_a_running_loop_ends_with_what_is_finished(loop_of: str, project: Path) -> None:
+    """The first Ctrl-C: calls in flight are waited for, and the run folder is returned."""
     slow = {name: Echo(name) for name in ("one", "two", "judge")}
     for model in slow.values():
         slowly(model, 0.05)
@@ -114,28 +117,67 @@ def test_an_interruption_in_a_notebook_ends_with_what_is_finished(project: Path)
                 time.sleep(0.01)
             signal.pthread_kill(main, signal.SIGINT)
 
-        async def notebook() -> FinishedRun:
+        async def called() -> FinishedRun:
             return rlaif.run("echo.yaml", quiet=True, **{f"models__{name}__concurrency": 4 for name in slow})
 
         threading.Thread(target=interrupt).start()
-        before, loop = signal.signal(signal.SIGINT, signal.default_int_handler), asyncio.new_event_loop()
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
-            run = loop.run_until_complete(notebook())
+            with asyncio.Runner() as runner:
+                run = (
+                    runner.run(called()) if loop_of == "asyncio.run" else runner.get_loop().run_until_complete(called())
+                )
+            assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
         finally:
             signal.signal(signal.SIGINT, before)
-            loop.close()
     assert run.state == "stopped" and 0 < len(run.rows_of("sample")) < 60
 
 
-def test_an_interruption_of_a_training_in_a_notebook_ends_it_at_a_step(project: Path) -> None:
+def test_two_runs_at_once_leave_the_garbage_collector_as_it_was(project: Path) -> None:
+    before, runs = gc.get_threshold(), []
+    threads = [
+        threading.Thread(target=lambda out=out: runs.append(rlaif.run("echo.yaml", out=out, quiet=True)))
+        for out in ("a", "b", "c")
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [run.state for run in runs] == ["done"] * 3 and gc.get_threshold() == before
+
+
+def test_a_manifest_that_is_gone_is_an_error(project: Path) -> None:
+    run = rlaif.run("echo.yaml", quiet=True)
+    (run.path / "manifest.json").unlink()
+    with pytest.raises(WorkError, match=r"manifest\.json is gone"):
+        run.state  # noqa: B018
+
+
+def write_training(project: Path, epochs: int) -> None:
     make_random_model(project / "base")
     rows = [{"prompt": f"What is {i}?", "completion": f"It is {i}."} for i in range(40)]
     Path("data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    sft = "{base: base, name: trained, epochs: 2000, checkpoint_steps: 1}"
+    sft = f"{{base: base, name: trained, epochs: {epochs}, checkpoint_steps: 1}}"
     Path("train.yaml").write_text(
         "name: train\nmodels: {base: {engine: transformers, path: base}}\n"
         f"stages:\n  - data: {{path: data.jsonl}}\n  - train: {{sft: {sft}}}\n"
     )
+
+
+def test_a_persons_model_folder_ends_a_run_before_its_first_stage(project: Path) -> None:
+    write_training(project, 1)
+    (model,) = rlaif.run("train.yaml", quiet=True).models.values()
+    shutil.rmtree(model)
+    model.mkdir()
+    (model / "notes.txt").write_text("mine")
+    state = Path("runs/train/manifest.json").read_bytes()
+    with pytest.raises(InputError, match="models/trained: the folder is there, and no training made it"):
+        rlaif.run("train.yaml", quiet=True, stages__trained__train__sft__epochs=2)
+    assert (model / "notes.txt").read_text() == "mine" and Path("runs/train/manifest.json").read_bytes() == state
+
+
+def test_an_interruption_of_a_training_in_a_notebook_ends_it_at_a_step(project: Path) -> None:
+    write_training(project, 2000)
     main, job = threading.get_ident(), project / "runs/train/models/trained.partial"
 
     def interrupt() -> None:

@@ -137,6 +137,33 @@ def test_a_folder_that_is_no_job_is_not_touched(sft: Job) -> None:
     assert [path.name for path in sft.folder.iterdir()] == ["notes.txt"]
 
 
+def test_a_persons_model_folder_is_refused_and_left_alone(sft: Job) -> None:
+    sft.out.mkdir(parents=True)
+    write_job(sft, EXAMPLES["sft"])  # an empty one holds nothing to lose
+    sft.out.mkdir(exist_ok=True)
+    (sft.out / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="no training made it"):
+        write_job(sft, EXAMPLES["sft"])
+    assert (sft.out / "notes.txt").read_text() == "mine"
+
+
+def test_a_job_that_is_reached_by_a_link_is_refused(sft: Job, tmp_path: Path) -> None:
+    write_job(sft, EXAMPLES["sft"])
+    (tmp_path / "link.partial").symlink_to(sft.folder)
+    with pytest.raises(InputError, match="the job's folder is a link"):
+        job.train(tmp_path / "link.partial", print)
+    assert sft.folder.is_dir()
+
+
+def test_what_a_kill_left_of_a_finished_job_is_removed_and_another_job_is_not(sft: Job) -> None:
+    write_job(sft, EXAMPLES["sft"])
+    job.clear(sft.out, "another key")
+    assert sft.folder.is_dir()
+    job.clear(sft.out, sft.key)
+    assert not sft.folder.exists()
+    job.clear(sft.out, sft.key)
+
+
 def trained(training: Job, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The record of a job whose trainer copies the base model."""
 
@@ -181,10 +208,11 @@ def break_text(sft: Job) -> None:
     (sft.folder / "job.json").write_text("{", encoding="utf-8")
 
 
-def break_value(key: str, value: Any) -> Callable[[Job], None]:
+def break_value(key: str, value: Any, *, seal: bool = True) -> Callable[[Job], None]:
     def change(sft: Job) -> None:
         file = sft.folder / "job.json"
-        file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | {key: value}), encoding="utf-8")
+        changed = json.loads(file.read_text(encoding="utf-8")) | {key: value}
+        file.write_text(json.dumps(job.sealed(changed) if seal else changed), encoding="utf-8")
 
     return change
 
@@ -208,6 +236,7 @@ def occupy(sft: Job) -> None:
         (break_value("versions", None), "the job cannot be read"),
         (break_value("base", {"folder": "x"}), "x: config.json is missing, so this is no model"),
         (break_value("versions", {"torch": "1"}), r"written under other versions \(.*torch 1, here 2"),
+        (break_value("template", "{{ messages }}", seal=False), "the job was edited"),
         (break_base, "the base model has changed"),
         (lambda sft: (sft.folder / "data/validation.parquet").unlink(), "the examples have changed"),
         (occupy, "the trained model's folder exists already"),

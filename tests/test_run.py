@@ -513,7 +513,7 @@ def test_a_data_set_folder_that_no_run_made_is_refused_and_left_alone(
     (mine / "data").mkdir()
     (mine / "data/train-00000-of-00001.parquet").write_text("mine too")
     code, _, err = run_cli("run", "echo.yaml")
-    assert code == 1 and "dataset/preference: the folder is there, and no run made it" in err
+    assert code == 2 and "dataset/preference: the folder is there, and no run made it" in err
     assert (mine / "README.md").read_text() == "mine"
     assert (mine / "data/train-00000-of-00001.parquet").read_text() == "mine too"
     mine.rename(tmp_path / "kept")

@@ -10,13 +10,14 @@ from rich.console import Console
 from rich.text import Text
 
 from rlaif.cli.tables import Column, fits, table
-from rlaif.measures.lines import percent
 
 Figures = dict[str, Any]  # of one model
 Figure = tuple[str, Callable[[Figures], str]]  # its label, and how a model's value is printed
 
 
 def print_summary(console: Console, summary: dict[str, Any]) -> None:
+    from rlaif.measures.lines import percent  # where it is needed: `--help` does without the measures
+
     called = _print_models(console, summary)
     parents = [f"{called[m['name']]} from {_called(kl, called)}" for m in summary["models"] if (kl := m.get("kl"))]
     if parents:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rlaif.config.document import Name, OneOrSeveral, Settings
 from rlaif.records import Split
@@ -35,6 +35,13 @@ class Training(Settings):
     dtype: Literal["float32", "bfloat16"] = "float32"
     checkpoint_steps: int = Field(default=50, gt=0)
     seed: Seed = 0
+
+    @field_validator("name")
+    @classmethod
+    def _no_job(cls, name: str) -> str:
+        if name.endswith(".partial"):
+            raise ValueError("names in .partial are those of unfinished trainings")
+        return name
 
     @property
     def chat_template(self) -> str | None:

@@ -69,6 +69,9 @@ async def train_alone(pipeline: Pipeline, out: Path, progress: Progress) -> dict
     stage = opening.stages[step.name]
     assert isinstance(stage, Train)
     out = out if out.name else out.resolve()
+    if out.name.endswith(".partial"):
+        problem = "names in .partial are those of unfinished trainings"
+        raise InputError(problem, file=str(out), key="--out", fix="give another")
     if out.exists() and not (out / "training.json").is_file():
         raise _occupied(out)
     lock = hold(out.with_name(f".{out.name}.lock"), out)

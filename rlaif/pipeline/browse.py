@@ -43,7 +43,8 @@ def status(folder: RunFolder) -> dict[str, Any]:
 
 def _manifest(folder: RunFolder) -> dict[str, Any]:
     manifest = folder.manifest()
-    assert manifest is not None, "RunFolder.existing checked that there is one"
+    if manifest is None:
+        raise WorkError("manifest.json is gone", file=str(folder.path), fix="run the pipeline again: it resumes")
     return manifest
 
 

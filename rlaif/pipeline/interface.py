@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -176,12 +177,26 @@ def _to_end(work: Coroutine[Any, Any, Value], interrupt: Callable[[], None] | No
             outcome.set_exception(error)
 
     threading.Thread(target=target, name="rlaif", daemon=True).start()
-    while True:
-        try:
-            return outcome.result()
-        except KeyboardInterrupt:
-            if outcome.done():
-                raise
-            loop, ended = running.result()
-            with suppress(RuntimeError):  # it has just ended
-                loop.call_soon_threadsafe(ended)
+    with _ctrl_c_raises():
+        while True:
+            try:
+                return outcome.result()
+            except KeyboardInterrupt:
+                if outcome.done():
+                    raise
+                loop, ended = running.result()
+                with suppress(RuntimeError):  # it has just ended
+                    loop.call_soon_threadsafe(ended)
+
+
+@contextmanager
+def _ctrl_c_raises() -> Iterator[None]:
+    """SIGINT raises KeyboardInterrupt here. `asyncio.run` would only cancel its task, which waits for this thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -17,16 +18,34 @@ def run_to_end(work: Coroutine[Any, Any, Result]) -> Result:
     report frozen objects as leaks at exit. Raises KeyboardInterrupt when the work was cancelled, by a
     second Ctrl-C or by one with nothing in flight.
     """
-    thresholds = gc.get_threshold()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
     try:
-        return _on_fastest_loop(work)
+        with _RareCollections():
+            return _on_fastest_loop(work)
     except asyncio.CancelledError:
         raise KeyboardInterrupt from None
-    finally:
-        gc.unfreeze()
-        gc.set_threshold(*thresholds)
+
+
+class _RareCollections:
+    """Several runs of a process, in threads, share them: the last to end restores what the first one found."""
+
+    _lock, _running, _thresholds = threading.Lock(), 0, (0, 0, 0)
+
+    def __enter__(self) -> None:
+        kind = type(self)
+        with kind._lock:
+            if kind._running == 0:
+                kind._thresholds = gc.get_threshold()
+                gc.freeze()
+                gc.set_threshold(50_000, 20, 100)
+            kind._running += 1
+
+    def __exit__(self, *_: object) -> None:
+        kind = type(self)
+        with kind._lock:
+            kind._running -= 1
+            if kind._running == 0:
+                gc.unfreeze()
+                gc.set_threshold(*kind._thresholds)
 
 
 def _on_fastest_loop(work: Coroutine[Any, Any, Result]) -> Result:

@@ -17,11 +17,11 @@ from typing import Any
 import yaml
 
 from rlaif.config import LocalModel, Pipeline
-from rlaif.errors import RlaifError, Stopped, WorkError
+from rlaif.errors import InputError, RlaifError, Stopped, WorkError
 from rlaif.files import write_text
 from rlaif.pipeline.datasets import dataset_name
 from rlaif.pipeline.events import EVERY, EventLog, Meter
-from rlaif.pipeline.folder import RunFolder, is_dataset
+from rlaif.pipeline.folder import RunFolder, is_dataset, made_before
 from rlaif.pipeline.manifest import Manifest, RowCounts, StageRecord
 from rlaif.pipeline.progress import Progress
 from rlaif.pipeline.session import Session
@@ -77,6 +77,11 @@ class Run:
 
         Raises RlaifError, or CancelledError when it was interrupted.
         """
+        try:
+            self._refuse_foreign()
+        except RlaifError:  # an earlier run's manifest stays as it is
+            await self.close()
+            raise
         watching = asyncio.create_task(self._watch())
         try:
             self._begin()
@@ -130,6 +135,16 @@ class Run:
 
     # ------------------------------------------------------------ before the first call
 
+    def _refuse_foreign(self) -> None:
+        """Raise InputError for what stands where a stage would write, and no run made."""
+        made = made_before(self.manifest.before)
+        for stage in self.stages.values():
+            stage.check_folder(self.folder)
+            for name in (f"dataset/{dataset_name(stage.name, shape)}" for shape in stage.writes):
+                path = self.folder.path / name
+                if name not in made and os.path.lexists(path) and not is_dataset(path):  # a manifest may be lost
+                    raise InputError("the folder is there, and no run made it", file=str(path), fix="move it")
+
     def _begin(self) -> None:
         self._check_disk()
         self.events.write("run", name=self.pipeline.name, rlaif=__version__)
@@ -163,9 +178,6 @@ class Run:
         files = {f"stages/{self.work.file(stage.step).name}" for stage in stages if stage.holds is not None}
         sets = {f"dataset/{dataset_name(stage.name, shape)}" for stage in stages for shape in stage.writes}
         made = self.folder.remove_made(self.manifest.before, files | sets)
-        for name in sorted(sets - made):
-            if os.path.lexists(path := self.folder.path / name) and not is_dataset(path):  # a manifest may be lost
-                raise WorkError("the folder is there, and no run made it", file=str(path), fix="move it, and run again")
         self.manifest.made = made | files  # a data set is added when it is written
 
     # ------------------------------------------------------------ stages

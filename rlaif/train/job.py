@@ -20,7 +20,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -159,7 +159,7 @@ def write_job(job: Job, examples: Iterable[Example]) -> None:
     Raises InputError when the folder exists and is not a job, WorkError while another process trains there.
     """
     folder = job.folder
-    refuse_foreign(folder)
+    refuse_foreign(job.out)
     folder.mkdir(parents=True, exist_ok=True)
     with _held(folder):
         if text_of(folder / "key") != job.key:
@@ -174,17 +174,35 @@ def write_job(job: Job, examples: Iterable[Example]) -> None:
         written = json_of(folder / "job.json") or {}
         if written.get("data") != _data_digests(folder):
             _write_data(job, examples)
-        write_json(folder / "job.json", _as_json(job))
+        write_json(folder / "job.json", sealed(_as_json(job)))
 
 
-def refuse_foreign(folder: Path) -> None:
-    """Raise InputError when the folder exists and is not a job."""
-    if os.path.lexists(folder) and not (folder / "key").is_file():
-        if folder.is_dir() and {path.name for path in folder.iterdir()} <= _BEGINNINGS:
-            return
-        raise InputError(
-            "the folder is not an unfinished training", file=str(folder), fix="move it, or name another with --out"
-        )
+def refuse_foreign(out: Path) -> None:
+    """Raise InputError when the model's folder, or its job's, exists and holds what no training made."""
+    folder = job_folder(out)
+    if os.path.lexists(folder) and not (folder / "key").is_file() and not _holds_only(folder, _BEGINNINGS):
+        raise InputError("the folder is not an unfinished training", file=str(folder), fix="move it")
+    made = (out / "key").is_file() or (out / "training.json").is_file()
+    if os.path.lexists(out) and not made and not _holds_only(out, set()):
+        raise InputError("the folder is there, and no training made it", file=str(out), fix="move it")
+
+
+def _holds_only(folder: Path, names: set[str]) -> bool:
+    return folder.is_dir() and {path.name for path in folder.iterdir()} <= names
+
+
+def clear(out: Path, key: str) -> None:
+    """Remove the job's folder of a finished model, which a kill may have left."""
+    folder = job_folder(out)
+    if text_of(folder / "key") == key:
+        with suppress(WorkError), _held(folder):
+            shutil.rmtree(folder)
+
+
+def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of a job with its digest: an edited one would train another model under the job's key."""
+    unsealed = {name: value for name, value in record.items() if name != "digest"}
+    return unsealed | {"digest": digest(unsealed)}
 
 
 def _as_json(job: Job) -> dict[str, Any]:
@@ -274,6 +292,8 @@ def read_job(folder: Path) -> Job:
     """The job in a folder. Raises InputError when there is none, or one of another version."""
     if not folder.is_dir():
         raise InputError("there is no such folder", file=str(folder), fix="give a job's folder, NAME.partial")
+    if folder.is_symlink():
+        raise InputError("the job's folder is a link", file=str(folder), fix="give the folder itself")
     folder = folder.absolute()  # `.` has no name
     key, read = text_of(folder / "key"), json_of(folder / "job.json")
     if key is None or read is None or not folder.name.endswith(".partial"):
@@ -301,6 +321,8 @@ def read_job(folder: Path) -> Job:
 
 def _check_unchanged(job: Job, read: Mapping[str, Any], file: str) -> None:
     """Raise InputError when training here would not give the model of the job's key."""
+    if read != sealed(read):
+        raise InputError("the job was edited", file=file, fix="change the settings where the job was written from")
     if read["versions"] != _versions():
         here, there = _versions(), read["versions"]
         differing = [f"{name} {there.get(name)}, here {here.get(name)}" for name in here | there

@@ -226,6 +226,9 @@ class Stage(ABC, Generic[Settings]):
         """Digests of its constitution, rubric, templates and the like, by name."""
         return {}
 
+    def check_folder(self, folder: RunFolder) -> None:
+        """Raise InputError for what stands in the run folder where the stage would write and no run made."""
+
     def input_digests(self) -> dict[str, str]:
         """Digests of the data that it read from files."""
         return {}

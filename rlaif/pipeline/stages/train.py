@@ -18,6 +18,7 @@ from rlaif.engines.open import trained_spec
 from rlaif.errors import WorkError
 from rlaif.formats import StatedPreference
 from rlaif.judges.verifiers import Check
+from rlaif.pipeline.folder import RunFolder
 from rlaif.pipeline.manifest import StageRecord
 from rlaif.pipeline.progress import Progress
 from rlaif.pipeline.session import Session
@@ -114,6 +115,7 @@ class Train(TableStage[TrainStage]):
         Cancelled, it ends after the current step; called again, it resumes.
         """
         if (record := job.finished(training.out, training.key)) is not None:
+            job.clear(training.out, training.key)
             progress.note("unchanged, not trained again")
             return record
         interrupted = threading.Event()
@@ -134,6 +136,9 @@ class Train(TableStage[TrainStage]):
             raise
 
     # ------------------------------------------------------------ the stage
+
+    def check_folder(self, folder: RunFolder) -> None:
+        job.refuse_foreign(folder.model(self.trained))
 
     async def run(self, work: Work) -> StageRecord:
         survey = self.survey(work.made)
