@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rlaif.config import Pipeline
-from rlaif.pipeline.folder import RunFolder
+from rlaif.pipeline.folder import RunFolder, made_before
 from rlaif.pipeline.session import Session
 from rlaif.records import Row
 from rlaif.train import job
@@ -89,7 +89,7 @@ class Manifest:
         self.failures: dict[str, dict[str, Any]] = {}  # rows, by cause
         self.state = "running"
         self.before = folder.manifest() or {}
-        self.made: set[str] = set()  # files and data sets made by runs of this pipeline
+        self.made = made_before(self.before)  # files and data sets made by runs of this pipeline
         self._started = time.time()
         self.prices = count_spent(pipeline, session, self.before)
 
