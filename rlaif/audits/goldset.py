@@ -25,7 +25,6 @@ from rlaif.formats.files import Table, rows_of
 from rlaif.formats.reading import StatedPreference, read_preferences
 from rlaif.records import Candidate, Completion, Prompt, Record, Row, digest
 from rlaif.resources import PACKAGE
-from rlaif.tiny.gold import world_pairs
 
 PAIRS = PACKAGE / "audits/gold/pairs.jsonl"
 WORLD = "world"  # what a user writes for pairs of the embedded world
@@ -222,6 +221,8 @@ class GoldPair(Record):
 
 def of_world(n: int, seed: int) -> list[GoldPair]:
     """`n` pairs on held-out prompts of the embedded world. Raises ValueError where it has fewer prompts."""
+    from rlaif.tiny.gold import world_pairs  # which makes all of the world's questions
+
     return [GoldPair(**pair._asdict()) for pair in world_pairs(n, seed)]
 
 

@@ -20,7 +20,6 @@ from rlaif.files import json_of
 from rlaif.formats import SHAPES, CardFacts, Shape, write_dataset, write_jsonl
 from rlaif.pipeline.datasets import dataset_name
 from rlaif.pipeline.folder import STORE, RunFolder, read_lines
-from rlaif.pipeline.stages import STAGES
 from rlaif.records import Preference, Row
 from rlaif.store import CallStore
 
@@ -50,6 +49,8 @@ def _manifest(folder: RunFolder) -> dict[str, Any]:
 
 def _holding(stages: Iterable[Mapping[str, Any]], what: Literal["rows", "preferences"]) -> list[dict[str, Any]]:
     """The stages whose files hold rows, or preferences."""
+    from rlaif.pipeline.stages import STAGES  # late: `rlaif status` does without the stages
+
     return [dict(stage) for stage in stages if stage["kind"] in STAGES and STAGES[stage["kind"]].holds == what]
 
 
@@ -136,6 +137,8 @@ def all_preferences(folder: RunFolder) -> Iterator[Preference]:
 
 def summary(folder: RunFolder) -> dict[str, Any] | None:
     """The report of the last stage of this run that made one of models; None where there is none."""
+    from rlaif.pipeline.stages import STAGES
+
     kinds = [stage["kind"] for stage in _manifest(folder)["stages"] if stage["kind"] in STAGES]
     files = [STAGES[kind].reports for kind in kinds]
     last = next((file for file in reversed(files) if file is not None), None)
@@ -196,6 +199,8 @@ def export(folder: RunFolder, form: str, target: Path, jsonl: bool) -> int:
 
 def _made_when_exported(stages: Iterable[Mapping[str, Any]]) -> dict[str, tuple[dict[str, Any], Shape]]:
     """The data sets that are made only on export, by name: the pair stage and the shape."""
+    from rlaif.pipeline.stages import STAGES
+
     return {
         dataset_name(stage["name"], shape.name): (stage, shape)
         for stage in _holding(stages, "preferences")

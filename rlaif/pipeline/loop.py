@@ -19,13 +19,13 @@ def run_to_end(work: Coroutine[Any, Any, Result]) -> Result:
     second Ctrl-C or by one with nothing in flight.
     """
     try:
-        with _RareCollections():
+        with RareCollections():
             return _on_fastest_loop(work)
     except asyncio.CancelledError:
         raise KeyboardInterrupt from None
 
 
-class _RareCollections:
+class RareCollections:
     """Several runs of a process, in threads, share them: the last to end restores what the first one found."""
 
     _lock, _running, _thresholds = threading.Lock(), 0, (0, 0, 0)
@@ -35,8 +35,8 @@ class _RareCollections:
         with kind._lock:
             if kind._running == 0:
                 kind._thresholds = gc.get_threshold()
-                gc.freeze()
                 gc.set_threshold(50_000, 20, 100)
+            gc.freeze()  # again, for what was imported since
             kind._running += 1
 
     def __exit__(self, *_: object) -> None:

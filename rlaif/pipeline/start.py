@@ -14,7 +14,6 @@ from rlaif.pipeline.session import Session
 from rlaif.pipeline.stages import open_stages
 from rlaif.records import Row
 from rlaif.store import CallStore
-from rlaif.tiny.trial import MODELS, put
 
 
 def folder_of(pipeline: Pipeline, out: Path | None) -> Path:
@@ -51,5 +50,7 @@ def open_plan(pipeline: Pipeline, out: Path | None) -> Plan:
 
 async def try_out(prompt: str, principle: str, seed: int) -> Row:
     """A typed prompt and principle, given to the embedded models. Nothing is stored. Raises EngineError."""
+    from rlaif.tiny.trial import MODELS, put  # which reads the embedded world
+
     async with Session(MODELS, CallStore(Path(":memory:")), seed=seed) as session:
         return await put(prompt, principle, session.asking("try"))

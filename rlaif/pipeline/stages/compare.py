@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rlaif.audits.figures import Decide
-from rlaif.audits.goldset import to_judge
 from rlaif.config import CompareStage, Step, TextCheck, unchecked
 from rlaif.constitution import Constitution, Principle, read_constitution
 from rlaif.engines.asking import Asker, Asking
@@ -18,6 +16,9 @@ from rlaif.pipeline.rehearsal import REHEARSED, read_template
 from rlaif.pipeline.stages.judging import JudgingStage
 from rlaif.pipeline.stages.stage import Opening, unparsed
 from rlaif.records import Comparison, Prompt, Row
+
+if TYPE_CHECKING:
+    from rlaif.audits.figures import Decide
 
 OVERALL = "constitutions/overall.yaml"  # the default constitution of `rlaif audit` and `rlaif judge`
 
@@ -83,6 +84,7 @@ def open_comparer(stage: CompareStage, check: TextCheck = unchecked) -> Comparer
 
 def by_comparing(stage: CompareStage, comparer: Comparer, askers: list[Asker]) -> Decide:
     """A judge as a compare stage uses it, under the gold pair's own principle or else the comparer's."""
+    from rlaif.audits.goldset import to_judge
 
     async def decide(prompt: Prompt, texts: tuple[str, str], principle: str | None) -> Comparison:
         under = comparer if principle is None else comparer._replace(constitution=_only(principle))

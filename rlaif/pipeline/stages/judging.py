@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
-from rlaif.audits.asking import audit, gold_pairs, unmet
-from rlaif.audits.figures import Decide
-from rlaif.audits.goldset import WORLD, read_gold
 from rlaif.config import CompareStage, RateStage, Step
 from rlaif.engines.asking import Asking
 from rlaif.pipeline.stages.stage import Opening, RowStage
 from rlaif.resources import find
+
+if TYPE_CHECKING:  # audits are imported where one is made: most runs make none
+    from rlaif.audits.figures import Decide
 
 Settings = TypeVar("Settings", bound=CompareStage | RateStage)
 
@@ -30,8 +30,8 @@ class JudgingStage(RowStage[Settings]):
     def __init__(self, step: Step, settings: Settings, opening: Opening) -> None:
         super().__init__(step, settings, opening)
         self._gold = None if settings.require is None else settings.require.gold
-        if self._gold not in (None, WORLD):
-            read_gold(find(self._gold))  # checked now: training the judge may take hours first
+        if self._gold is not None:
+            _read_gold(self._gold)  # now: a judge may be trained for hours before it is asked them
         lexicons = [lexicon for model in self.models if (lexicon := opening.lexicon(model)) is not None]
         self._knows_only = next((lexicon.gold for lexicon in lexicons if lexicon.gold is not None), None)
 
@@ -58,7 +58,17 @@ class JudgingStage(RowStage[Settings]):
         return self.settings.require is not None
 
     async def gate(self, asking: Asking) -> tuple[dict[str, Any], list[str]]:
+        from rlaif.audits.asking import audit, gold_pairs, unmet
+
         require = self.settings.require
         assert require is not None, "asked of a stage with a gate"
         figures = await audit(gold_pairs(self.gold, require.take), self.decide(asking, self.gold))
         return figures, unmet(require, figures)
+
+
+def _read_gold(path: str) -> None:
+    """Raises InputError for a file that holds no gold pairs."""
+    from rlaif.audits.goldset import WORLD, read_gold
+
+    if path != WORLD:
+        read_gold(find(path))

@@ -6,9 +6,8 @@ import importlib.util
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
-from rlaif.audits.figures import Decide
-from rlaif.audits.goldset import to_judge
 from rlaif.config import Rater, RateStage, Step, TextCheck, TransformersModel, unchecked
 from rlaif.engines.asking import Asker, Asking, together
 from rlaif.generate.pairing import Pairing, candidate_scores
@@ -19,6 +18,9 @@ from rlaif.pipeline.stages.judging import JudgingStage, RatedBy
 from rlaif.pipeline.stages.stage import Opening
 from rlaif.records import Comparison, Prompt, Row, Verdict, preferred
 from rlaif.rubric import read_rubric
+
+if TYPE_CHECKING:
+    from rlaif.audits.figures import Decide
 
 
 class Rate(JudgingStage[RateStage]):
@@ -119,6 +121,8 @@ def by_rating(rater: Rater, judge: Judge, asker: Asker) -> Decide:
 
     With `shown: one` there is no order, and each text is rated once.
     """
+    from rlaif.audits.goldset import to_judge
+
     together_shown = rater.shown == "all"
 
     async def decide(prompt: Prompt, texts: tuple[str, str], _: str | None) -> Comparison:
