@@ -78,7 +78,7 @@ class Run:
         Raises RlaifError, or CancelledError when it was interrupted.
         """
         try:
-            self._refuse_foreign()
+            _refuse_foreign(self.stages.values(), self.folder, made_before(self.manifest.before))
         except RlaifError:  # an earlier run's manifest stays as it is
             await self.close()
             raise
@@ -134,16 +134,6 @@ class Run:
         return True
 
     # ------------------------------------------------------------ before the first call
-
-    def _refuse_foreign(self) -> None:
-        """Raise InputError for what stands where a stage would write, and no run made."""
-        made = made_before(self.manifest.before)
-        for stage in self.stages.values():
-            stage.check_folder(self.folder)
-            for name in (f"dataset/{dataset_name(stage.name, shape)}" for shape in stage.writes):
-                path = self.folder.path / name
-                if name not in made and os.path.lexists(path) and not is_dataset(path):  # a manifest may be lost
-                    raise InputError("the folder is there, and no run made it", file=str(path), fix="move it")
 
     def _begin(self) -> None:
         self._check_disk()
@@ -294,6 +284,16 @@ class Run:
             if time.monotonic() - written >= EVERY:
                 written = time.monotonic()
                 self.events.write("progress", **pulse._asdict(), failures=self.manifest.failures)
+
+
+def _refuse_foreign(stages: Iterable[Stage[Any]], folder: RunFolder, made: set[str]) -> None:
+    """Raise InputError for what stands where a stage would write, and no run made."""
+    for stage in stages:
+        stage.check_folder(folder)
+        for name in (f"dataset/{dataset_name(stage.name, shape)}" for shape in stage.writes):
+            path = folder.path / name
+            if name not in made and os.path.lexists(path) and not is_dataset(path):  # a manifest may be lost
+                raise InputError("the folder is there, and no run made it", file=str(path), fix="move it")
 
 
 def session_of(pipeline: Pipeline, store: CallStore, **options: Any) -> Session:
