@@ -147,6 +147,40 @@ def test_a_persons_model_folder_is_refused_and_left_alone(sft: Job) -> None:
     assert (sft.out / "notes.txt").read_text() == "mine"
 
 
+@pytest.mark.parametrize("removing", ["a finished job", "another job"])
+def test_a_kill_while_a_job_is_removed_leaves_what_the_next_one_removes(
+    removing: str, sft: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_job(sft, EXAMPLES["sft"])
+    (sft.folder / "checkpoint-2").mkdir()
+
+    def killed(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    other = Job(sft.settings, sft.base, sft.out, "another key")
+    with monkeypatch.context() as dying, pytest.raises(KeyboardInterrupt):
+        dying.setattr(job, "_remove", killed)
+        job.clear(sft.out, sft.key) if removing == "a finished job" else write_job(other, EXAMPLES["sft"])
+    assert (sft.folder / "checkpoint-2").is_dir()
+    job.refuse_foreign(sft.out)
+    if removing == "a finished job":
+        job.clear(sft.out, sft.key)
+        assert not sft.folder.exists()
+    else:
+        write_job(sft, EXAMPLES["sft"])
+        assert not (sft.folder / "checkpoint-2").exists() and read_job(sft.folder) == sft
+
+
+def test_a_changed_reward_model_is_refused(random_model: Path, tmp_path: Path) -> None:
+    reward = RewardModel(shutil.copytree(random_model, tmp_path / "reward"))
+    ppo = Job(settings_of("ppo", checks=None, reward="rm"), random_model, tmp_path / "m", "key", reward=reward)
+    write_job(ppo, EXAMPLES["ppo"])
+    assert read_job(ppo.folder) == ppo
+    (reward.folder / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="the reward model has changed"):
+        read_job(ppo.folder)
+
+
 def test_a_job_that_is_reached_by_a_link_is_refused(sft: Job, tmp_path: Path) -> None:
     write_job(sft, EXAMPLES["sft"])
     (tmp_path / "link.partial").symlink_to(sft.folder)
@@ -237,6 +271,7 @@ def occupy(sft: Job) -> None:
         (break_value("base", {"folder": "x"}), "x: config.json is missing, so this is no model"),
         (break_value("versions", {"torch": "1"}), r"written under other versions \(.*torch 1, here 2"),
         (break_value("template", "{{ messages }}", seal=False), "the job was edited"),
+        (break_value("key", "another"), "the job was edited"),
         (break_base, "the base model has changed"),
         (lambda sft: (sft.folder / "data/validation.parquet").unlink(), "the examples have changed"),
         (occupy, "the trained model's folder exists already"),

@@ -518,5 +518,7 @@ def test_a_data_set_folder_that_no_run_made_is_refused_and_left_alone(
     assert (mine / "data/train-00000-of-00001.parquet").read_text() == "mine too"
     mine.rename(tmp_path / "kept")
     assert asked(models)["judge"] == 0  # before anything is paid for
+    mine.mkdir()
+    (mine / "notes.txt").write_text("beside the data set")
     assert run_cli("run", "echo.yaml")[0] == 0 and asked(models)["judge"] > 0
-    assert "- rlaif\n" in (mine / "README.md").read_text()
+    assert "- rlaif\n" in (mine / "README.md").read_text() and (mine / "notes.txt").exists()

@@ -169,9 +169,13 @@ class RunFolder:
         write_json(self.path / "manifest.json", {"format": MANIFEST_FORMAT} | manifest)
 
 
-def is_dataset(folder: Path) -> bool:
-    """Whether the folder is a data set that a run wrote, by its card."""
-    return not folder.is_symlink() and "\n- rlaif\n- synthetic\n" in (text_of(folder / "README.md") or "")
+def is_foreign(folder: Path) -> bool:
+    """Whether a data set written there would replace what no run wrote; one that a run wrote is known by its card."""
+    if folder.is_symlink() or not folder.is_dir():
+        return os.path.lexists(folder)
+    card = folder / "README.md"
+    ours = "\n- rlaif\n- synthetic\n" in (text_of(card) or "")
+    return not ours and (card.exists() or (folder / PARQUET).exists())
 
 
 def remove_dataset(folder: Path) -> None:

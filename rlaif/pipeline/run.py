@@ -8,7 +8,6 @@ unchanged inputs is not run again, and the calls of row stages are cached.
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -21,7 +20,7 @@ from rlaif.errors import InputError, RlaifError, Stopped, WorkError
 from rlaif.files import write_text
 from rlaif.pipeline.datasets import dataset_name
 from rlaif.pipeline.events import EVERY, EventLog, Meter
-from rlaif.pipeline.folder import RunFolder, is_dataset, made_before
+from rlaif.pipeline.folder import RunFolder, is_foreign, made_before
 from rlaif.pipeline.manifest import Manifest, RowCounts, StageRecord
 from rlaif.pipeline.progress import Progress
 from rlaif.pipeline.session import Session
@@ -291,8 +290,7 @@ def _refuse_foreign(stages: Iterable[Stage[Any]], folder: RunFolder, made: set[s
     for stage in stages:
         stage.check_folder(folder)
         for name in (f"dataset/{dataset_name(stage.name, shape)}" for shape in stage.writes):
-            path = folder.path / name
-            if name not in made and os.path.lexists(path) and not is_dataset(path):  # a manifest may be lost
+            if name not in made and is_foreign(path := folder.path / name):
                 raise InputError("the folder is there, and no run made it", file=str(path), fix="move it")
 
 

@@ -49,6 +49,7 @@ FORMAT = 1
 PACKAGES = ("torch", "transformers", "trl", "accelerate")  # a trained model depends on their versions
 IRRELEVANT = {"base", "name", "data", "reward", "checkpoint_steps"}  # they do not change the weights
 BATCH = 1000  # examples in memory while Parquet is written or read
+NO_KEY = ""  # of a job whose removal was interrupted
 _BEGINNINGS = {"lock", ".key.tmp"}  # in a folder that was interrupted before its key was written
 
 
@@ -163,9 +164,7 @@ def write_job(job: Job, examples: Iterable[Example]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with _held(folder):
         if text_of(folder / "key") != job.key:
-            for path in folder.iterdir():
-                if path.name != "lock":
-                    _remove(path)
+            _empty(folder)
             write_text(folder / "key", job.key)
         if job.out.exists():  # moved first: a half-removed model must not keep its name
             _remove(folder / "old")
@@ -194,9 +193,18 @@ def _holds_only(folder: Path, names: set[str]) -> bool:
 def clear(out: Path, key: str) -> None:
     """Remove the job's folder of a finished model, which a kill may have left."""
     folder = job_folder(out)
-    if text_of(folder / "key") == key:
+    if text_of(folder / "key") in (key, NO_KEY):
         with suppress(WorkError), _held(folder):
+            _empty(folder)
             shutil.rmtree(folder)
+
+
+def _empty(folder: Path) -> None:
+    """Remove all but the lock, and the key, which is no job's from now on: the next one removes what a kill leaves."""
+    write_text(folder / "key", NO_KEY)
+    for path in folder.iterdir():
+        if path.name not in ("lock", "key"):
+            _remove(path)
 
 
 def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -209,15 +217,21 @@ def _as_json(job: Job) -> dict[str, Any]:
     reward = job.reward
     return {
         "format": FORMAT,
+        "key": job.key,
         "method": job.method,
         "settings": job.settings.model_dump(mode="json"),
         "base": {"folder": str(job.base.absolute()), "weights": weights_digest(job.base)},
         "template": job.template,
-        "reward": None if reward is None else asdict(reward) | {"folder": str(reward.folder.absolute())},
+        "reward": None if reward is None else _reward_as_json(reward),
         "checks": None if job.checks is None else [check.model_dump(mode="json") for check in job.checks],
         "data": _data_digests(job.folder),
         "versions": _versions(),
     }
+
+
+def _reward_as_json(reward: RewardModel) -> dict[str, Any]:
+    folder = reward.folder.absolute()
+    return asdict(reward) | {"folder": str(folder), "weights": weights_digest(folder)}
 
 
 def _data_digests(folder: Path) -> dict[str, str]:
@@ -309,7 +323,7 @@ def read_job(folder: Path) -> Job:
             out=folder.with_name(folder.name.removesuffix(".partial")),
             key=key,
             template=read["template"],
-            reward=None if reward is None else RewardModel(**reward | {"folder": Path(reward["folder"])}),
+            reward=None if reward is None else _reward_of(reward),
             checks=None if checks is None else tuple(Check.model_validate(check) for check in checks),
         )
         _check_unchanged(job, read, file)
@@ -319,9 +333,13 @@ def read_job(folder: Path) -> Job:
     return job
 
 
+def _reward_of(read: Mapping[str, Any]) -> RewardModel:
+    return RewardModel(Path(read["folder"]), read["dtype"], read["device"], read["batch_size"])
+
+
 def _check_unchanged(job: Job, read: Mapping[str, Any], file: str) -> None:
     """Raise InputError when training here would not give the model of the job's key."""
-    if read != sealed(read):
+    if read != sealed(read) or read["key"] != job.key:
         raise InputError("the job was edited", file=file, fix="change the settings where the job was written from")
     if read["versions"] != _versions():
         here, there = _versions(), read["versions"]
@@ -332,6 +350,9 @@ def _check_unchanged(job: Job, read: Mapping[str, Any], file: str) -> None:
         )
     if _data_digests(job.folder) != read.get("data"):
         raise InputError("the examples have changed since the job was written", file=file, fix="write the job again")
+    if job.reward is not None and weights_digest(job.reward.folder) != read["reward"]["weights"]:
+        raise InputError("the reward model has changed since the job was written", file=str(job.reward.folder),
+                         fix="write the job again")  # fmt: skip
     if weights_digest(job.base) != read["base"]["weights"]:
         raise InputError("the base model has changed since the job was written", file=str(job.base),
                          fix="write the job again")  # fmt: skip
@@ -378,6 +399,7 @@ def train(folder: Path, on_step: OnStep, reward: RewardFunction | None = None) -
             os.replace(folder / "final", job.out)
             record = finished(job.out, job.key)
             assert record is not None, f"{job.out} was trained but holds no record"
+        _empty(folder)
         shutil.rmtree(folder)
     return record
 
