@@ -617,6 +617,6 @@ def test_a_value_model_without_a_head_is_an_error(train: Train, random_model: Pa
     with pytest.raises(InputError, match="empty: config.json is missing"):
         train("out", lambda _: None, value_init=tmp_path / "empty")
     damaged = shutil.copytree(random_model, tmp_path / "damaged")
-    (damaged / "model.safetensors").write_bytes(b"half")
+    (damaged / "config.json").write_text("{")
     with pytest.raises(InputError, match="the reward model cannot be loaded"):
         train("out", lambda _: None, value_init=damaged)

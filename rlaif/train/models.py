@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -73,16 +72,13 @@ def load_reward(base: Path, seed: int) -> tuple[PreTrainedModel, PreTrainedToken
     return _loaded(AutoModelForSequenceClassification, base, num_labels=1)
 
 
-UNREADABLE = (OSError, ValueError, SafetensorError)  # what loading a missing or damaged model raises
-
-
 def _loaded(kind: Any, base: Path, **options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(base)
         model, loading = kind.from_pretrained(
             base, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
         )
-    except UNREADABLE as error:
+    except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise InputError(f"the base model cannot be loaded: {reason}", file=str(base)) from None
     refuse_missing_weights(base, loading, new_head=bool(options))
@@ -100,7 +96,7 @@ def load_value_model(folder: Path, tokenizer: PreTrainedTokenizerBase) -> PreTra
         model, loading = AutoModelForSequenceClassification.from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
         )
-    except UNREADABLE as error:
+    except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise InputError(f"the reward model cannot be loaded: {reason}", file=str(folder)) from None
     if loading["missing_keys"] or getattr(model, "num_labels", None) != 1 or not hasattr(model, "score"):
