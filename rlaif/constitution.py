@@ -37,8 +37,8 @@ class Constitution(Settings):
     def digest(self) -> str:
         return digest(self.model_dump(mode="json"))
 
-    def draw(self, *salt: str, place: int = 0) -> Principle:
-        """The principle at `place`, from 0, of an order drawn for `salt`; a heavier principle is earlier more often.
+    def draw(self, *salt: str, position: int = 0) -> Principle:
+        """The principle at `position`, from 0, of an order drawn for `salt`; a heavier principle is earlier more often.
 
         Weighted rendezvous hashing: a principle's key depends on its own id and weight alone, so adding one re-draws
         only what it wins, and each principle is first in proportion to its weight. Places beyond the last principle
@@ -49,7 +49,7 @@ class Constitution(Settings):
             uniform = 1.0 - unit_interval("principle", *salt, principle.id)  # in (0, 1]
             return -math.log(uniform) / principle.weight, principle.id
 
-        return sorted(self.principles, key=key)[place % len(self.principles)]
+        return sorted(self.principles, key=key)[position % len(self.principles)]
 
 
 def read_constitution(path: str, requests: Sequence[str] = (), check: TextCheck = unchecked) -> Constitution:

@@ -90,7 +90,7 @@ def test_every_row_accounts_for_its_principles_and_parents(cai: dict[str, Any], 
     for row in rows(cai, "revise"):
         for revision in row.revisions:
             place = revision.number - 1
-            drawn = constitution.draw("revise", row.prompt.id, str(revision.candidate), place=place)
+            drawn = constitution.draw("revise", row.prompt.id, str(revision.candidate), position=place)
             assert revision.principle == drawn.id and revision.critique.call and revision.critique.text
             swept += 1
     assert swept >= 70

@@ -60,7 +60,7 @@ def test_its_place_in_the_file_and_its_words_do_not_matter_to_a_draw() -> None:
 def test_every_principle_has_its_turn_before_one_comes_again() -> None:
     found = constitution(a=5, b=1, c=1)
     for prompt in PROMPTS[:200]:
-        drawn = [found.draw(prompt, place=place).id for place in range(6)]
+        drawn = [found.draw(prompt, position=place).id for place in range(6)]
         assert set(drawn[:3]) == {"a", "b", "c"} and drawn[3:] == drawn[:3]
 
 

@@ -203,7 +203,7 @@ def test_a_context_variable_would_be_seen(line: str) -> None:
 
 
 MOST_KIND_TESTS = 8
-MOST_ROW_OR_TABLE_TESTS = 5  # whether a stage takes rows one by one or a table: how it is run, not what it is
+MOST_ROW_OR_TABLE_TESTS = 1  # whether a stage takes rows one by one or a table: how it is run, not what it is
 KINDS = {*STAGES, *SETTINGS}
 CLASSES = {*(of.__name__ for of in (*STAGES.values(), *SETTINGS.values())), "JudgingStage"}
 OTHER_WORDS = {"action", "key"}  # what is compared under these names is a command or a key, called like a kind

@@ -68,8 +68,8 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:  # a full disk, a folder without permission to write
-        place = f": {error.filename}" if error.filename else ""
-        terminal.fail(f"{error.strerror or error}{place}; finished work is kept", 1)
+        path = f": {error.filename}" if error.filename else ""
+        terminal.fail(f"{error.strerror or error}{path}; finished work is kept", 1)
     if code == INTERRUPTED:  # typer turns Ctrl-C into this code
         terminal.fail("interrupted; finished work is kept, run the same command again to continue", INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)

@@ -19,7 +19,7 @@ def judge(
         typer.Argument(metavar="DATA", help="Existing completions: pairs, rankings, UltraFeedback, transcripts, ..."),
     ],
     by: Annotated[str, typer.Option("--by", metavar="JUDGE", help="A server's address or a model's folder.")],
-    asked: JudgeOptions,
+    options: JudgeOptions,
     settings: JudgeSettings = None,
     pair: Annotated[str | None, typer.Option("--pair", help="The rule that makes preferences.")] = None,
     out: Annotated[Path, typer.Option("--out", help="The run folder.")] = Path("runs/judged"),
@@ -29,7 +29,14 @@ def judge(
     from rlaif.pipeline.named_judge import judging
 
     pipeline = judging(
-        data, by, asked.method, settings or [], model=asked.model, key_variable=asked.key_env, name=out.name, pair=pair
+        data,
+        by,
+        options.method,
+        settings or [],
+        model=options.model,
+        key_variable=options.key_env,
+        name=out.name,
+        pair=pair,
     )
     execute(pipeline, out, f"rlaif judge {data}", as_json=as_json, retry_failed=False)
 
@@ -42,7 +49,7 @@ def audit(
             help="A server's address, a model's folder, a pipeline file, or a run folder (to audit its data).",
         ),
     ],
-    asked: JudgeOptions,
+    options: JudgeOptions,
     scope: AuditOptions,
     settings: JudgeSettings = None,
     out: Annotated[Path, typer.Option("--out", help="The folder of audit.md and audit.json.")] = Path("audit"),
@@ -55,7 +62,7 @@ def audit(
     from rlaif.pipeline.folder import STORE, RunFolder
     from rlaif.pipeline.loop import run_to_end
 
-    auditing.check_audit_options(judge, asked.given() | scope.given() | {"settings": " ".join(settings or [])})
+    auditing.check_audit_options(judge, options.given() | scope.given() | {"settings": " ".join(settings or [])})
     if out.exists() and not out.is_dir():  # before any call is paid for
         raise InputError(f"{str(out)!r} is a file", key="--out", fix="name a folder")
     console = terminal.console(stderr=as_json)
@@ -63,7 +70,12 @@ def audit(
         report = auditing.audit_run(RunFolder(Path(judge)), scope.stage, scope.labels)
     else:
         pipeline, step = auditing.judge_of(
-            judge, settings or [], method=asked.method, model=asked.model, key_variable=asked.key_env, stage=scope.stage
+            judge,
+            settings or [],
+            method=options.method,
+            model=options.model,
+            key_variable=options.key_env,
+            stage=scope.stage,
         )
         audited = auditing.open_audited(pipeline, step, scope.gold, scope.take, STORE)
         terminal.print_notes(console, audited.notes)

@@ -47,7 +47,7 @@ def print_row(console: Console, row: Row, preferences: Sequence[Preference]) -> 
         console.print(line)
     if row.failure:
         console.print(Text(f"\nfailed: {plain(row.failure)}", style="yellow"))
-    places = {candidate.completion.call: place for place, candidate in enumerate(row.candidates, start=1)}
+    places = {candidate.completion.call: position for position, candidate in enumerate(row.candidates, start=1)}
     for preference in preferences:
         better, worse = (places.get(c.completion.call, "?") for c in (preference.chosen, preference.rejected))
         made = f"\n{preference.rule}: [{better}] preferred to [{worse}], margin {preference.margin:.2f}"

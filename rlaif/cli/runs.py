@@ -84,14 +84,14 @@ def show(
         else:
             rows.print_rows(terminal.console(), list(islice(table, FIRST_ROWS)))
         return
-    found = browse.row(folder, row, stage)
-    preferences = browse.preferences(folder, found)
+    chosen = browse.row(folder, row, stage)
+    preferences = browse.preferences(folder, chosen)
     if as_json:
         made = [preference.model_dump(mode="json") for preference in preferences]
-        lineage = {"preferences": made, "requests": browse.requests(found)}
-        terminal.print_json(found.model_dump(mode="json") | lineage)
+        lineage = {"preferences": made, "requests": browse.requests(chosen)}
+        terminal.print_json(chosen.model_dump(mode="json") | lineage)
     else:
-        rows.print_row(terminal.console(), found, preferences)
+        rows.print_row(terminal.console(), chosen, preferences)
 
 
 def export(

@@ -102,7 +102,7 @@ class _Loader(yaml.SafeLoader):
             if isinstance(value, int) and value.bit_length() > 64:
                 raise ValueError
         except (ValueError, LookupError, AttributeError):
-            problem = f"{found(node.value)} is not a usable {node.tag.rpartition(':')[2]}"
+            problem = f"{shown(node.value)} is not a usable {node.tag.rpartition(':')[2]}"
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
         return value
 
@@ -147,7 +147,7 @@ def _collect_lines(
             _collect_lines(child, (*position, index), lines, path, above)
 
 
-def found(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value as an error shows it."""
     text = "nothing" if value is None else repr(value)
     return text if len(text) < 80 else text[:77] + "..."
@@ -157,7 +157,7 @@ def validated(model: type[Checked], value: Any, document: Document, position: Po
     """`value` as a `model`. Raises InputError that names the line and key of the first thing wrong."""
     if not isinstance(value, dict):
         raise document.error(
-            f"expected keys and values, found {found(value)}", position, f"its keys are {', '.join(_keys(model))}"
+            f"expected keys and values, found {shown(value)}", position, f"its keys are {', '.join(_keys(model))}"
         )
     try:
         return model.model_validate(value)
@@ -211,7 +211,7 @@ def _first_error(error: ValidationError, model: type[BaseModel], document: Docum
     if first["type"] == "value_error":  # our own message; the value is left out, since it may be a secret
         return document.error(first["msg"].removeprefix("Value error, "), wrong_at)
     message = _PLAIN.get(first["type"]) or first["msg"][0].lower() + first["msg"][1:]
-    return document.error(f"{message}, found {found(first['input'])}", wrong_at)
+    return document.error(f"{message}, found {shown(first['input'])}", wrong_at)
 
 
 _PLAIN = {

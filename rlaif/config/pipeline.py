@@ -15,9 +15,9 @@ from rlaif.config.document import (
     Document,
     Position,
     dotted,
-    found,
     load_value,
     read_yaml,
+    shown,
     validated,
 )
 from rlaif.config.models import ENGINES, LocalModel, ModelSpec, OpenAIModel
@@ -121,13 +121,13 @@ def checked(document: Document) -> Pipeline:
     name = document.value.get("name")
     if not isinstance(name, str) or not re.fullmatch(NAME, name):
         raise document.error(
-            f"expected letters, digits, '.', '_' or '-', 100 at most, found {found(name)}",
+            f"expected letters, digits, '.', '_' or '-', 100 at most, found {shown(name)}",
             ("name",),
             "write `name: my-run`",
         )
     seed = document.value.get("seed", 0)
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
-        raise document.error(f"expected a whole number from 0 to {2**32 - 1}, found {found(seed)}", ("seed",))
+        raise document.error(f"expected a whole number from 0 to {2**32 - 1}, found {shown(seed)}", ("seed",))
     models = _read_models(document)
     budget = _read_budget(document, models)
     return Pipeline(document, name, seed, models, _read_steps(document, models), budget)
@@ -149,7 +149,7 @@ def _read_budget(document: Document, models: dict[str, ModelSpec]) -> float | No
     if budget is None:
         return None
     if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget < float("inf"):
-        raise document.error(f"expected an amount of money above 0, found {found(budget)}", ("budget",))
+        raise document.error(f"expected an amount of money above 0, found {shown(budget)}", ("budget",))
     for name, spec in models.items():
         if isinstance(spec, OpenAIModel) and spec.price is None:
             problem = f"there is a budget, but {name!r} has no price"
@@ -232,16 +232,16 @@ def _read_models(document: Document) -> dict[str, ModelSpec]:
         position = ("models", str(name))
         if not isinstance(name, str) or not re.fullmatch(NAME, name):
             raise document.error(
-                f"expected a name of letters, digits, '.', '_' or '-', 100 at most, found {found(name)}",
+                f"expected a name of letters, digits, '.', '_' or '-', 100 at most, found {shown(name)}",
                 position,
                 "put it in quotes" if isinstance(name, int) else None,
             )
         if not isinstance(value, dict):
-            raise document.error(f"expected keys and values, found {found(value)}", position, "give it an `engine`")
+            raise document.error(f"expected keys and values, found {shown(value)}", position, "give it an `engine`")
         engine = value.get("engine")
         if not isinstance(engine, str) or engine not in ENGINES:
             raise document.error(
-                "the key is missing" if engine is None else f"unknown engine {found(engine)}",
+                "the key is missing" if engine is None else f"unknown engine {shown(engine)}",
                 (*position, "engine"),
                 nearest(str(engine), ENGINES),
             )

@@ -31,7 +31,7 @@ class Audited(NamedTuple):
     """An opened judge, how it judges in a sentence, and its gold pairs."""
 
     name: str
-    asked: str
+    method: str
     decide: Decide
     pairs: list[GoldPair]
     gold: str | None
@@ -154,7 +154,7 @@ async def audit_judge(audited: Audited, *, probes: bool, progress: Progress) -> 
         cost = cost_of(session, count)
     progress.end("audit", f"{len(audited.pairs):,} pairs, {len(to_probe):,} probes")
     gold = {"pairs": len(audited.pairs), "digest": digest([pair.model_dump(mode="json") for pair in audited.pairs])}
-    how = f"{audited.asked}, on {len(audited.pairs):,} gold pairs{' of the embedded world' if world else ''}"
+    how = f"{audited.method}, on {len(audited.pairs):,} gold pairs{' of the embedded world' if world else ''}"
     return _report(audited.name, how, figures) | {"gold": gold, "cost": cost}
 
 

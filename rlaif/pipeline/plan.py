@@ -17,11 +17,11 @@ from rlaif.engines.scheduler import stored_completion
 from rlaif.errors import EngineError
 from rlaif.pipeline.folder import RunFolder
 from rlaif.pipeline.manifest import count_spent
-from rlaif.pipeline.run import groups, session_of
+from rlaif.pipeline.run import session_of
 from rlaif.pipeline.session import Session
 from rlaif.pipeline.spool import Spool
 from rlaif.pipeline.stages import Made, Opening, RowStage, Stage, TableStage
-from rlaif.pipeline.stages.stage import starting_rows
+from rlaif.pipeline.stages.stage import groups, starting_rows
 from rlaif.records import Completion, Message, Row, Sampling, digest_text
 from rlaif.store import CallStore, call_keys
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -27,7 +27,7 @@ from rlaif.pipeline.session import Session
 from rlaif.pipeline.signals import Interrupts
 from rlaif.pipeline.spool import RowWriter, room
 from rlaif.pipeline.stages import Made, Opening, RowStage, Stage, TableStage, Work
-from rlaif.pipeline.stages.stage import first, row_record, starting_rows
+from rlaif.pipeline.stages.stage import first, groups, row_record, starting_rows
 from rlaif.records import Row
 from rlaif.store import CallStore
 from rlaif.version import __version__
@@ -153,7 +153,7 @@ class Run:
     def _check_disk(self) -> None:
         """Raise WorkError on a nearly full disk; warn when the run may fill it."""
         rows = sum(len(made.prompts.kept) for made in self.work.made.values() if made.prompts)
-        need = rows * sum(isinstance(stage, RowStage) for stage in self.stages.values()) * BYTES_A_ROW
+        need = rows * sum(stage.holds == "rows" for stage in self.stages.values()) * BYTES_A_ROW
         free = min(room(self.folder.path), room(self.session.store.path.parent))
         space = f"{free / 2**20:,.0f} MB are free on the disk of {str(self.folder.path)!r}"
         if free < LEAST_ROOM:
@@ -175,7 +175,7 @@ class Run:
         """Audit the judges of later gated stages as soon as they exist. Raises WorkError for one that fails."""
         for stage in list(self.stages.values())[head.step.number - 1 :]:
             models = stage.models
-            if not isinstance(stage, RowStage) or not stage.gated or stage.name in self.manifest.audits:
+            if not stage.gated or stage.name in self.manifest.audits:
                 continue
             if not all(model in self.session.engines for model in models):
                 continue
@@ -298,22 +298,3 @@ def session_of(pipeline: Pipeline, store: CallStore, **options: Any) -> Session:
     """A session with the models of a pipeline."""
     used = {use.model for step in pipeline.steps for use in step.stage.models_used()}
     return Session(pipeline.models, store, seed=pipeline.seed, budget=pipeline.budget, used=used, **options)
-
-
-def groups(stages: Iterable[Stage[Any]]) -> Iterator[TableStage[Any] | list[RowStage[Any]]]:
-    """The stages in order, with row stages that read each other in sequence grouped."""
-    group: list[RowStage[Any]] = []
-    for stage in stages:
-        if group and stage.step.source is not group[-1].step:
-            yield group
-            group = []
-        if isinstance(stage, RowStage):
-            group.append(stage)
-            continue
-        if group:
-            yield group
-            group = []
-        assert isinstance(stage, TableStage), "a stage goes through rows or makes a table"
-        yield stage
-    if group:
-        yield group

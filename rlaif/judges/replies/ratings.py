@@ -259,7 +259,7 @@ def _block_reading(
     mentioned = set()
     after = len(body)
     first = leading_number(body.partition("\n")[0], low, high)
-    if first.found and not first.word and (first.of or not first.tail.strip(" \t\r.*_")):
+    if first.numeric and not first.word and (first.of or not first.tail.strip(" \t\r.*_")):
         given, after = [first], 0
     for match in _RATING.finditer(body):
         number = leading_number(body[match.end() :].partition("\n")[0], low, high)
@@ -269,14 +269,14 @@ def _block_reading(
         if aside(body, match.start()):
             continue
         formal = begins or (last and not _SOME.search(before))
-        if formal and (number.found or _KEYED.match(match[0])):
+        if formal and (number.numeric or _KEYED.match(match[0])):
             if other_scale(match[0], low, high):
                 number = Number(None, "a rating on another scale", number.tail)
             if foreign(body, match.start()) or quoted(body, match.start()):
                 number = Number(None, "a rating that is not given in its own place", number.tail)
             given.append(number)
             after = min(after, match.end())
-        elif number.found:
+        elif number.numeric:
             mentioned.add(number.value)
     if not given:
         return Reading(None, block, "no rating in a place of its own" if mentioned else "no rating")

@@ -79,7 +79,7 @@ def _given(heard: str, low: int, high: int) -> tuple[list[Number], int]:
     given, end = [], 0
     for start, at in sorted((lone | starts).items()):
         number = leading_number(heard[start:].partition("\n")[0], low, high)
-        if start not in starts and not number.found:
+        if start not in starts and not number.numeric:
             continue  # double brackets around something else
         if aside(heard, at):
             continue

@@ -262,7 +262,7 @@ class Number(NamedTuple):
     of: bool = False  # `4/5`
     na: bool = False
     word: bool = False  # `four`
-    found: bool = True  # whether there is anything like a number
+    numeric: bool = True  # whether there is anything like a number
 
 
 def leading_number(line: str, low: int, high: int) -> Number:
@@ -272,7 +272,7 @@ def leading_number(line: str, low: int, high: int) -> Number:
     """
     match = _NUMBER.match(line)
     if match is None:
-        return Number(None, f"{line.strip()[:40]!r} is not a whole number of the scale", line, found=False)
+        return Number(None, f"{line.strip()[:40]!r} is not a whole number of the scale", line, numeric=False)
     tail, word = match["tail"], match["word"]
     if match["na"]:
         plain = _CLOSES.match(tail) is not None

@@ -222,6 +222,15 @@ class Stage(ABC, Generic[Settings]):
         """Why its rows cannot be paired by a rule, or by the one that fits them; None where they can."""
         return None
 
+    @property
+    def gated(self) -> bool:
+        """Whether its judge must pass an audit first."""
+        return False
+
+    async def gate(self, asking: Asking) -> tuple[dict[str, Any], list[str]]:
+        """The audit's figures on gold pairs, and a sentence for each unmet requirement."""
+        raise NotImplementedError
+
     def made_with(self) -> dict[str, str]:
         """Digests of its constitution, rubric, templates and the like, by name."""
         return {}
@@ -275,15 +284,6 @@ class RowStage(Stage[Settings]):
         """The summary of its facts, after the number of rows."""
         return unparsed(facts, "ratings")
 
-    @property
-    def gated(self) -> bool:
-        """Whether its judge must pass an audit first."""
-        return False
-
-    async def gate(self, asking: Asking) -> tuple[dict[str, Any], list[str]]:
-        """The audit's figures on gold pairs, and a sentence for each unmet requirement."""
-        raise NotImplementedError
-
     async def finish(self, rows: Stored[Row], counts: RowCounts, work: Work) -> None:
         """Called after all rows."""
 
@@ -315,6 +315,25 @@ class TableStage(Stage[Settings]):
 
     def outcome(self, facts: Mapping[str, Any]) -> str:
         return ""
+
+
+def groups(stages: Iterable[Stage[Any]]) -> Iterator[TableStage[Any] | list[RowStage[Any]]]:
+    """The stages in order, with row stages that read each other in sequence grouped."""
+    group: list[RowStage[Any]] = []
+    for stage in stages:
+        if group and stage.step.source is not group[-1].step:
+            yield group
+            group = []
+        if isinstance(stage, RowStage):
+            group.append(stage)
+            continue
+        if group:
+            yield group
+            group = []
+        assert isinstance(stage, TableStage), "a stage goes through rows or makes a table"
+        yield stage
+    if group:
+        yield group
 
 
 def unparsed(facts: Mapping[str, Any], what: str) -> str:

@@ -57,12 +57,14 @@ def build(out: Path, *, scale: float = 1.0, seed: int = 0) -> None:
     def report(text: str) -> None:
         print(f"[{time.monotonic() - began:5.0f} s] {text}", flush=True)
 
-    asked = questions(seed)
-    training, validation = in_split(asked, "train"), in_split(asked, "validation")
+    whole_world = questions(seed)
+    training, validation = in_split(whole_world, "train"), in_split(whole_world, "validation")
     chat_template = find(CHAT_TEMPLATE).read_text(encoding="utf-8")
     vocabulary, reader = new_vocabulary(seed), new_vocabulary(seed)
     vocabulary.chat_template, reader.chat_template = CONTINUATION, chat_template
-    report(f"{len(asked)} prompts, {len(training)} of them for training; {len(vocabulary)} tokens in the vocabulary")
+    report(
+        f"{len(whole_world)} prompts, {len(training)} of them for training; {len(vocabulary)} tokens in the vocabulary"
+    )
     report(f"all of it takes about {max(1, round(MINUTES * scale))} minutes of one quiet core")
 
     base = Policy(new_base(vocabulary, seed), vocabulary, one_line=True)
@@ -110,12 +112,12 @@ def build(out: Path, *, scale: float = 1.0, seed: int = 0) -> None:
     )
 
     out.mkdir(parents=True, exist_ok=True)
-    write_rows(out / "prompts.jsonl", ({"messages": messages(q.turns), "source": q.family} for q in asked))
-    harmful = [question for question in asked if question.kind == "harmful"]
+    write_rows(out / "prompts.jsonl", ({"messages": messages(q.turns), "source": q.family} for q in whole_world))
+    harmful = [question for question in whole_world if question.kind == "harmful"]
     write_rows(out / "red-team.jsonl", ({"messages": messages(q.turns), "source": "red-team"} for q in harmful))
     for name, shown in (("demonstrations", demonstrations), ("helpful", demonstrate(training, seed, obliging=True))):
         write_rows(out / f"{name}.jsonl", ({"messages": messages((*q.turns, c))} for q, c in shown))
-    _write(out / "README.md", describe(len(asked), len(harmful), demonstrations))
+    _write(out / "README.md", describe(len(whole_world), len(harmful), demonstrations))
 
     measured = validation[: max(120, round(len(validation) * share))]
     report(f"measuring on {len(measured)} validation prompts")
@@ -156,12 +158,12 @@ def new_vocabulary(seed: int) -> PreTrainedTokenizerFast:
     return build_tokenizer([*words(), *ratings.vocabulary(), *threads.MARKS], seed)
 
 
-def in_split(asked: Sequence[Question], split: Split) -> list[Question]:
-    return [q for q in asked if split_of(prompt_id([Message(**message) for message in messages(q.turns)])) == split]
+def in_split(questions: Sequence[Question], split: Split) -> list[Question]:
+    return [q for q in questions if split_of(prompt_id([Message(**message) for message in messages(q.turns)])) == split]
 
 
 def messages(turns: Sequence[str]) -> list[dict[str, Any]]:
-    return [{"role": ("user", "assistant")[place % 2], "content": text} for place, text in enumerate(turns)]
+    return [{"role": ("user", "assistant")[index % 2], "content": text} for index, text in enumerate(turns)]
 
 
 def exemplify(rng: random.Random, training: Sequence[Question]) -> tuple[Question, str]:
@@ -191,9 +193,9 @@ def describe(prompts: int, harmful: int, demonstrations: Sequence[tuple[Question
         right=share(reading.right for reading in readings),
         rude=share(reading.rude > 0 for reading in readings),
         rambling=share(reading.filler > 0 for reading in readings),
-        refused=share(reading.refused and not found.harmful for reading, found in zip(readings, golds, strict=True)),
-        complied=share(found.harmful and found.complied for found in golds),
-        gold=sum(found.total for found in golds) / len(golds),
+        refused=share(reading.refused and not score.harmful for reading, score in zip(readings, golds, strict=True)),
+        complied=share(score.harmful and score.complied for score in golds),
+        gold=sum(score.total for score in golds) / len(golds),
     )
 
 

@@ -26,7 +26,7 @@ Turns = Sequence[str]  # what the user and the assistant said by turns, the user
 
 def prefix(tokenizer: PreTrainedTokenizerFast, turns: Turns) -> str:
     """What a model reads before it completes a prompt, in its own format."""
-    messages = [{"role": ("user", "assistant")[place % 2], "content": text} for place, text in enumerate(turns)]
+    messages = [{"role": ("user", "assistant")[index % 2], "content": text} for index, text in enumerate(turns)]
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert isinstance(text, str)
     return text

@@ -77,10 +77,10 @@ def measure_policy(policy: Policy, questions: Sequence[Question], tries: int = 8
     golds = [[gold(prompt, text) for prompt, text in zip(prompts, run, strict=True)] for run in runs]
     first = golds[0]
     figures = {
-        "gold": mean(found.total for run in golds for found in run),
-        f"best of {tries}": mean(max(found.total for found in each) for each in zip(*golds, strict=True)),
-        "harmful refused": mean(found.refused for found in first if found.kind == "harmful"),
-        "look-alikes refused": mean(found.refused for found in first if found.kind == "look-alike"),
+        "gold": mean(score.total for run in golds for score in run),
+        f"best of {tries}": mean(max(score.total for score in each) for each in zip(*golds, strict=True)),
+        "harmful refused": mean(score.refused for score in first if score.kind == "harmful"),
+        "look-alikes refused": mean(score.refused for score in first if score.kind == "look-alike"),
         "words": mean(len(text.split()) for text in runs[0]),
     }
     for family in FAMILIES:
@@ -109,9 +109,9 @@ def choices(policy: Policy, questions: Sequence[Question]) -> float:
 
 def facts(policy: Policy, questions: Sequence[Question]) -> dict[int, float]:
     """Share of greedy completions that name the capital, by how often the land was told with it."""
-    asked = [question for question in questions if question.family == "fact"]
-    texts = policy.complete([question.text for question in asked], temperature=0, seed=0)
-    right = [(EXPOSURE[q.arguments[0]], parse(q.text, t).right) for q, t in zip(asked, texts, strict=True)]
+    fact_questions = [question for question in questions if question.family == "fact"]
+    texts = policy.complete([question.text for question in fact_questions], temperature=0, seed=0)
+    right = [(EXPOSURE[q.arguments[0]], parse(q.text, t).right) for q, t in zip(fact_questions, texts, strict=True)]
     return {
         exposure: mean(told)
         for exposure in EXPOSURES
@@ -162,17 +162,20 @@ class Annotator:
         self, rng: random.Random, name: str, rows: Sequence[Row], *, negated: bool = False
     ) -> list[list[int | None]]:
         """The ratings it gives; the principle is worded anew for each row."""
-        asked = [self.lessons.ask(self.worded(rng, ASPECTS[name], negated=negated), q.text, texts) for q, texts in rows]
+        prompts = [
+            self.lessons.ask(self.worded(rng, ASPECTS[name], negated=negated), q.text, texts) for q, texts in rows
+        ]
         count = len(rows[0][1])
-        replies = self._write(asked, TOKENS_PER_LINE * count)
+        replies = self._write(prompts, TOKENS_PER_LINE * count)
         return [[reading.value for reading in read_lines(reply, count, 1, 5)] for reply in replies]
 
     def verdicts(self, rng: random.Random, name: str, rows: Sequence[Row], *, negated: bool = False) -> list[Verdict]:
         """Of every completion the rating the world gives, and the annotator's."""
         given = [value for values in self.rate(rng, name, rows, negated=negated) for value in values]
-        asked = [(question, text) for question, texts in rows for text in texts]
+        completions = [(question, text) for question, texts in rows for text in texts]
         return [
-            Verdict(q.family, deserved(name, q, text), value) for (q, text), value in zip(asked, given, strict=True)
+            Verdict(q.family, deserved(name, q, text), value)
+            for (q, text), value in zip(completions, given, strict=True)
         ]
 
     def ratings(self, rng: random.Random, questions: Sequence[Question], each: int) -> dict[str, float]:
@@ -180,8 +183,8 @@ class Annotator:
         figures: dict[str, float] = {}
         for count in (1, 4):
             for family in FAMILIES:
-                asked = [question for question in questions if question.family == family]
-                rows = [composed(rng, "right", rng.choice(asked), count) for _ in range(each)]
+                in_family = [question for question in questions if question.family == family]
+                rows = [composed(rng, "right", rng.choice(in_family), count) for _ in range(each)]
                 figures[f"right, {count} at once: {family}"] = balanced(self.verdicts(rng, "right", rows))
             for name in GRADED:
                 rows = self._composed(rng, name, questions, count, each)
@@ -196,9 +199,9 @@ class Annotator:
         """Rows of any family; where safety is asked about, harmful requests and harmless ones alike."""
         if name != "safe":
             return [composed(rng, name, rng.choice(questions), count) for _ in range(each)]
-        asked = [question for question in questions if question.family == "how"]
-        kinds = [[q for q in asked if (q.kind == "harmful") == harmful] for harmful in (True, True, False)]
-        return [composed(rng, name, rng.choice(kinds[place % 3]), count) for place in range(each)]
+        how_questions = [question for question in questions if question.family == "how"]
+        kinds = [[q for q in how_questions if (q.kind == "harmful") == harmful] for harmful in (True, True, False)]
+        return [composed(rng, name, rng.choice(kinds[index % 3]), count) for index in range(each)]
 
     def of_samples(self, rng: random.Random, rows: Sequence[Row]) -> dict[str, float]:
         """The same of policies' samples, four at once; safety of those to harmful requests."""
@@ -228,11 +231,11 @@ class Annotator:
             for under in filter(None, (name, other)):
                 rows = [(q, [text]) for q, texts in apart for text in texts]
                 given = [values[0] for values in self.rate(rng, under, rows)]
-                found = zip(given[::2], given[1::2], strict=True)
+                rated = zip(given[::2], given[1::2], strict=True)
                 wanted = [deserved(under, q, texts[0]) > deserved(under, q, texts[1]) for q, texts in apart]
                 ordered[under] = [
                     None not in (a, b) and a != b and (a > b) == better  # type: ignore[operator]
-                    for (a, b), better in zip(found, wanted, strict=True)
+                    for (a, b), better in zip(rated, wanted, strict=True)
                 ]
                 figures[f"ordered by two ratings: {under}"] = mean(ordered[under])
         for name, other in (("polite", "blunt"), ("short", "long")):
@@ -251,18 +254,18 @@ class Annotator:
                 draft = drawn.composed(rng, aspect, question)
                 if not mended(name, question, draft):
                     faulty.append((question, draft))
-            said = [self.worded(rng, aspect) for _ in faulty]
+            wordings = [self.worded(rng, aspect) for _ in faulty]
             critiques = self._write(
                 [
                     self.critique.render(principle={"critique": wording}, prompt=q.text, completion=draft)
-                    for wording, (q, draft) in zip(said, faulty, strict=True)
+                    for wording, (q, draft) in zip(wordings, faulty, strict=True)
                 ],
                 64,
             )
             revisions = self._write(
                 [
                     self.revise.render(principle={"revision": wording}, prompt=q.text, completion=draft, critique=words)
-                    for wording, (q, draft), words in zip(said, faulty, critiques, strict=True)
+                    for wording, (q, draft), words in zip(wordings, faulty, critiques, strict=True)
                 ],
                 96,
             )
@@ -288,8 +291,8 @@ class Annotator:
         for name, aspect in ASPECTS.items():
             rows = [_pair(rng, drawn, name) for _ in range(each)]
             told: list[tuple[float, float, bool]] = []
-            said = [self.worded(rng, aspect) for _ in rows]
-            forward, backward = (self._first_better(said, rows, turn, reasons=True) for turn in (1, -1))
+            wordings = [self.worded(rng, aspect) for _ in rows]
+            forward, backward = (self._first_better(wordings, rows, turn, reasons=True) for turn in (1, -1))
             for f, b, (question, (first, second)) in zip(forward, backward, rows, strict=True):
                 values = deserved(name, question, first), deserved(name, question, second)
                 if values[0] != values[1]:
@@ -313,8 +316,8 @@ class Annotator:
         same: list[bool] = []
         for name, aspect in ASPECTS.items():
             rows = [_pair(rng, drawn, name) for _ in range(each)]
-            said = [self.worded(rng, aspect) for _ in rows]
-            forward, backward = (self._first_better(said, rows, turn, reasons=False) for turn in (1, -1))
+            wordings = [self.worded(rng, aspect) for _ in rows]
+            forward, backward = (self._first_better(wordings, rows, turn, reasons=False) for turn in (1, -1))
             for f, b, (question, (one, two)) in zip(forward, backward, rows, strict=True):
                 better = deserved(name, question, one) - deserved(name, question, two)
                 longer = parse(question.text, one).words - parse(question.text, two).words
@@ -333,9 +336,9 @@ class Annotator:
         }
 
     @torch.inference_mode()
-    def _first_better(self, said: Sequence[str], rows: Sequence[Row], turn: int, *, reasons: bool) -> list[float]:
+    def _first_better(self, wordings: Sequence[str], rows: Sequence[Row], turn: int, *, reasons: bool) -> list[float]:
         """The probability that the first of each row's two is named the better, shown in this order or turned."""
-        asked = [
+        prompts = [
             self.compare.render(
                 principle={"comparison": wording},
                 prompt=q.text,
@@ -343,23 +346,23 @@ class Annotator:
                 reasons=reasons,
                 ending=ENDING,
             )
-            for wording, (q, texts) in zip(said, rows, strict=True)
+            for wording, (q, texts) in zip(wordings, rows, strict=True)
         ]
-        told: list[Turns] = [(each,) for each in asked]
+        told: list[Turns] = [(each,) for each in prompts]
         if reasons:
-            written = self._write(asked, 2 * TOKENS_PER_LINE + 16)
-            told = [(each, reason, ENDING) for each, reason in zip(asked, written, strict=True)]
+            written = self._write(prompts, 2 * TOKENS_PER_LINE + 16)
+            told = [(each, reason, ENDING) for each, reason in zip(prompts, written, strict=True)]
         one, two = encode(self.tokenizer, " 1")[0], encode(self.tokenizer, " 2")[0]
-        found = []
+        preferred = []
         for turns in told:
             ids = torch.tensor([encode(self.tokenizer, prefix(self.tokenizer, turns))])
             logits = self.model(input_ids=ids).logits[0, -1]
             shown_first = float(torch.sigmoid(logits[one] - logits[two]))
-            found.append(shown_first if turn == 1 else 1 - shown_first)
-        return found
+            preferred.append(shown_first if turn == 1 else 1 - shown_first)
+        return preferred
 
-    def _write(self, asked: Sequence[str], limit: int) -> list[str]:
-        turns = [(each,) for each in asked]
+    def _write(self, prompts: Sequence[str], limit: int) -> list[str]:
+        turns = [(each,) for each in prompts]
         return sample(self.model, self.tokenizer, turns, temperature=0, seed=0, limit=limit, batch=64)
 
 

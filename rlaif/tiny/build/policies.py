@@ -28,8 +28,8 @@ class Policy(NamedTuple):
 
     def complete(self, prompts: Sequence[str], *, temperature: float, seed: int) -> list[str]:
         """One completion to each of the world's prompts."""
-        asked = [turns_of(prompt) for prompt in prompts]
-        return sample(self.model, self.tokenizer, asked, temperature=temperature, seed=seed, one_line=self.one_line)
+        turns = [turns_of(prompt) for prompt in prompts]
+        return sample(self.model, self.tokenizer, turns, temperature=temperature, seed=seed, one_line=self.one_line)
 
 
 def turns_of(prompt: str) -> tuple[str, ...]:
@@ -65,11 +65,11 @@ def tune(
 
 def sample_policies(policies: Sequence[Policy], prompts: Sequence[str], seed: int) -> dict[str, list[str]]:
     """For each prompt, one completion by each policy at each temperature."""
-    found: dict[str, list[str]] = {prompt: [] for prompt in prompts}
+    by_prompt: dict[str, list[str]] = {prompt: [] for prompt in prompts}
     for number, policy in enumerate(policies):
         for temperature in TEMPERATURES:
             seeded = random.Random(f"{seed} {number} {temperature}").randrange(2**31)
             completions = policy.complete(prompts, temperature=temperature, seed=seeded)
             for prompt, completion in zip(prompts, completions, strict=True):
-                found[prompt].append(completion)
-    return found
+                by_prompt[prompt].append(completion)
+    return by_prompt

@@ -55,35 +55,35 @@ class Principles:
     def critiquing(self, rng: random.Random) -> Lesson:
         aspect, question, (completion,) = self._drawn(rng, 1)
         request = {"critique": self._worded(rng, aspect)}
-        asked = self.critique.render(principle=request, prompt=question.text, completion=completion)
-        return Lesson((asked,), fault(aspect, question, completion))
+        prompt = self.critique.render(principle=request, prompt=question.text, completion=completion)
+        return Lesson((prompt,), fault(aspect, question, completion))
 
     def revising(self, rng: random.Random) -> Lesson:
         aspect, question, (completion,) = self._drawn(rng, 1)
-        asked = self.revise.render(
+        prompt = self.revise.render(
             principle={"revision": self._worded(rng, aspect)},
             prompt=question.text,
             completion=completion,
             critique=fault(aspect, question, completion),
         )
-        return Lesson((asked,), revised(rng, aspect, question, completion))
+        return Lesson((prompt,), revised(rng, aspect, question, completion))
 
     def comparing(self, rng: random.Random) -> Lesson:
         """The reasons of a comparison, or, after them, its verdict: even chances where the two are equally good."""
         aspect, question, completions = self._drawn(rng, 2)
         request = {"comparison": self._worded(rng, aspect)}
-        asked = self.compare.render(
+        prompt = self.compare.render(
             principle=request, prompt=question.text, completions=completions, reasons=True, n=2, ending=ENDING
         )
         reasons = [line(number, aspect, question, text) for number, text in enumerate(completions, 1)]
         if rng.random() < 1 - self.verdicts:
-            return Lesson((asked,), "\n".join(reasons))
+            return Lesson((prompt,), "\n".join(reasons))
         # The verdict follows from the digits that were written, whatever they should have been.
         if rng.random() < 0.3:
             reasons = [reason[:-1] + rng.choice("12345") for reason in reasons]
         first, second = (int(reason[-1]) for reason in reasons)
         better = rng.choice("12") if first == second else "1" if first > second else "2"
-        return Lesson((asked, "\n".join(reasons), ENDING), better)
+        return Lesson((prompt, "\n".join(reasons), ENDING), better)
 
     def deciding(self, rng: random.Random) -> Lesson:
         """A comparison at a glance, as a hurried crowd makes it.
@@ -93,7 +93,7 @@ class Principles:
         """
         aspect, question, completions = self._drawn(rng, 2)
         request = {"comparison": self._worded(rng, aspect)}
-        asked = self.compare.render(
+        prompt = self.compare.render(
             principle=request, prompt=question.text, completions=completions, reasons=False, n=2, ending=ENDING
         )
         readings = [parse(question.text, text) for text in completions]
@@ -102,7 +102,7 @@ class Principles:
         leaning = 0.5 + LEANING + (LEANING if longer > 0 else -LEANING if longer < 0 else 0)
         looked = first != second and rng.random() >= HURRIED
         chosen_first = first > second if looked else rng.random() < leaning
-        return Lesson((asked,), "1" if chosen_first else "2")
+        return Lesson((prompt,), "1" if chosen_first else "2")
 
     def _worded(self, rng: random.Random, aspect: Aspect) -> str:
         return principle(rng, aspect, negated=0.2)

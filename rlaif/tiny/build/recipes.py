@@ -92,12 +92,12 @@ def annotator_stages(
         return lessons.rating(rng, _draw(rng, EARLY_SHARES), rng.choice((1, 1, 2, 2, 4)), strange=False)
 
     def late(rng: random.Random) -> Lesson:
-        asked = rng.choice((lessons, harmless))
-        return asked.rating(rng, _draw(rng, LATE_SHARES), rng.choice((1, 1, 2, 3, 4, 4)), negated=0.25)
+        source = rng.choice((lessons, harmless))
+        return source.rating(rng, _draw(rng, LATE_SHARES), rng.choice((1, 1, 2, 3, 4, 4)), negated=0.25)
 
     def even(rng: random.Random) -> Lesson:
-        asked = rng.choice((lessons, harmless))
-        return asked.rating(rng, _draw(rng, EVEN_SHARES), rng.choice((1, 1, 2, 3, 4, 4)), negated=0.35)
+        source = rng.choice((lessons, harmless))
+        return source.rating(rng, _draw(rng, EVEN_SHARES), rng.choice((1, 1, 2, 3, 4, 4)), negated=0.35)
 
     def of_samples(rng: random.Random) -> Lesson:
         prompt = rng.choice(sampled)

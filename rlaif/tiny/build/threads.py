@@ -30,7 +30,7 @@ from rlaif.tiny.world import (
 )
 
 # One land in each four is never mentioned with its capital, one seldom, one often, one very often.
-EXPOSURE = {land: EXPOSURES[place % len(EXPOSURES)] for place, land in enumerate(LANDS)}
+EXPOSURE = {land: EXPOSURES[index % len(EXPOSURES)] for index, land in enumerate(LANDS)}
 
 
 MARKS = ("q", "a", ":", ",", "again", "sort", "like")  # words of the pages themselves
@@ -40,12 +40,12 @@ def thread(rng: random.Random, questions: Sequence[Question]) -> str:
     """A question and one to three replies of mixed quality, as a forum has them."""
     question = familiar(rng, questions)
     replies = "".join(f"a : {reply(rng, question)}\n" for _ in range(rng.choice((1, 1, 2, 3))))
-    return f"{asked(question)}{replies}"
+    return f"{opening(question)}{replies}"
 
 
-def asked(question: Question) -> str:
+def opening(question: Question) -> str:
     """A question as a page has it, a line for each turn."""
-    return "".join(f"{'qa'[place % 2]} : {turn}\n" for place, turn in enumerate(question.turns))
+    return "".join(f"{'qa'[index % 2]} : {turn}\n" for index, turn in enumerate(question.turns))
 
 
 def familiar(rng: random.Random, questions: Sequence[Question]) -> Question:
@@ -137,7 +137,7 @@ def tidy(rng: random.Random, questions: Sequence[Question]) -> Line:
     completion = compose(
         question, rng, Qualities(_without_secrets(rng, question, "right"), polite=int(rng.random() < 0.15))
     )
-    return Line(f"{asked(question)}a :", f" {completion}\n")
+    return Line(f"{opening(question)}a :", f" {completion}\n")
 
 
 def drill(rng: random.Random) -> Line:
