@@ -118,7 +118,7 @@ def test_no_training_text_holds_a_prompt_of_another_split(lessons: Lessons) -> N
         asked += ["\n".join((*lesson.turns, lesson.assistant)) for lesson in (make(rng) for make in makes)]
 
     def written(question: Question) -> set[str]:
-        return {threads.asked(question).strip(), "\n".join(question.turns), " ".join(question.text.split())}
+        return {threads.opening(question).strip(), "\n".join(question.turns), " ".join(question.text.split())}
 
     # An opener may stand before any prompt, so "add one and two ." can be held out while "please help me . add one and
     # two ." is not: a prompt is found as whole lines, never inside a longer one.

@@ -14,11 +14,11 @@ _KEYWORD = (
     rf"|(?:better|preferred|best|stronger|superior|winning)[ \t]+(?:one|{_NAMED})"
     rf"|preferred|(?:one|{_NAMED})[ \t]+i[ \t]+prefer)"
 )
+# No two of these words begin alike, and `based on ...` stands once: a text of a thousand of them is read in one way only.
+_LEADS = r"(?:(?:so|thus|therefore|hence|overall|finally|in conclusion|in summary|to conclude|my|the|final)\b,?[ \t]*)*"
 # At the beginning of a line or sentence, with nothing before it but words that lead up to a verdict.
 _KEY = re.compile(
-    r"(?:(?<=[.!?;][ \t])|^(?![ \t]*>)[ \t#*_•-]*)"
-    r"(?:(?:so|thus|therefore|hence|overall|finally|in conclusion|in summary|to conclude"
-    r"|based on [^.,:\n]{1,60}|my|the|final|overall)\b,?[ \t]*)*"
+    rf"(?:(?<=[.!?;][ \t])|^(?![ \t]*>)[ \t#*_•-]*){_LEADS}(?:based on [^.,:\n]{{1,60}}\b,?[ \t]*{_LEADS})?"
     rf"\b{_KEYWORD}\b[*_]*(?:[ \t]*(?:[:=]|→)[*_]*\s*|[ \t]+is(?:[ \t]+that)?[ \t]*:?[ \t]*)",
     re.IGNORECASE | re.MULTILINE,
 )
