@@ -5,7 +5,20 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from rlaif.judges.replies.words import CORRECTION, CUT, SWAPS, find_object, foreign, headed, narrow, quoted, spoken
+from rlaif.judges.replies.words import (
+    CORRECTION,
+    CUT,
+    MOST_CHARACTERS,
+    MOST_MARKS,
+    SWAPS,
+    TOO_LONG,
+    find_object,
+    foreign,
+    headed,
+    narrow,
+    quoted,
+    spoken,
+)
 
 RankGroups = tuple[tuple[int, ...], ...]  # groups of numbers, best first; those in one group are tied
 
@@ -41,6 +54,8 @@ def read_ranking(text: str, n: int, *, cut: bool = False) -> tuple[RankGroups | 
     if cut:
         return None, CUT
     heard = narrow(spoken(text)).strip()
+    if len(heard) > MOST_CHARACTERS:
+        return None, TOO_LONG
     given: list[RankGroups | None] = []
     end = 0
     if "{" in heard:
@@ -112,6 +127,8 @@ def _given(heard: str) -> tuple[list[RankGroups | None], int]:
             )
             places[rank] = None if unclear else int(ranked["k"])
             end = at + len(line)
+        if len(given) > MOST_MARKS:
+            return [None], len(heard)
         waiting = (key is not None and not body) or (waiting and not body)
         at += len(line) + 1
     if places:

@@ -14,9 +14,14 @@ from typing import Any
 from rlaif.judges.replies.words import (
     CORRECTION,
     CUT,
+    MOST_CHARACTERS,
+    MOST_MARKS,
+    TOO_LONG,
+    TOO_MANY,
     Number,
     Reading,
     aside,
+    corrections,
     find_object,
     foreign,
     leading_number,
@@ -65,7 +70,8 @@ def read_json(
 
     It may be in one code fence, and plain words may introduce it.
     """
-    parsed = find_object(spoken(text))
+    heard = spoken(text)
+    parsed = TOO_LONG if len(heard) > MOST_CHARACTERS else find_object(heard)
     if isinstance(parsed, str):
         return [Reading(None, text, parsed)] * n
     value, before = parsed
@@ -202,6 +208,8 @@ def read_lines(
     numbers and one of ratings.
     """
     heard = narrow(spoken(text))
+    if len(heard) > MOST_CHARACTERS:
+        return [Reading(None, text, TOO_LONG)] * n
     marks = _openers(heard)
     if not marks and (rows := _table(heard)):
         return _read_table(rows, heard, text, n, low, high, cut, na)
@@ -241,9 +249,7 @@ def _openers(text: str) -> list[tuple[int, int, int]]:
 
 def _mixes_up(text: str) -> bool:
     """Whether the reply corrects the rating of one completion in the block of another."""
-    return any(
-        _OTHERS.search(text[correction.end() :].partition("\n")[0][:60]) for correction in CORRECTION.finditer(text)
-    )
+    return any(_OTHERS.search(text[end : end + 60].partition("\n")[0]) for end in corrections(text))
 
 
 def _block_reading(
@@ -261,7 +267,9 @@ def _block_reading(
     first = leading_number(body.partition("\n")[0], low, high)
     if first.numeric and not first.word and (first.of or not first.tail.strip(" \t\r.*_")):
         given, after = [first], 0
-    for match in _RATING.finditer(body):
+    for count, match in enumerate(_RATING.finditer(body)):
+        if count == MOST_MARKS:
+            return Reading(None, block, TOO_MANY)
         number = leading_number(body[match.end() :].partition("\n")[0], low, high)
         before = body[: match.start()].rpartition("\n")[2]
         begins = _STARTS.fullmatch(re.split(r"[.;!?|,–—]|\s-\s", before)[-1]) is not None

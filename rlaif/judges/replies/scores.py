@@ -6,6 +6,10 @@ import re
 
 from rlaif.judges.replies.words import (
     CUT,
+    MOST_CHARACTERS,
+    MOST_MARKS,
+    TOO_LONG,
+    TOO_MANY,
     Number,
     Reading,
     aside,
@@ -47,6 +51,8 @@ def read_score(text: str, low: int, high: int, *, cut: bool = False) -> Reading:
     if cut:
         return Reading(None, text, CUT)
     heard = narrow(spoken(text))
+    if len(heard) > MOST_CHARACTERS:
+        return Reading(None, text, TOO_LONG)
     if "{" in heard:
         return _field(heard, text, low, high)
     whole = leading_number(heard.strip(), low, high)
@@ -77,7 +83,9 @@ def _given(heard: str, low: int, high: int) -> tuple[list[Number], int]:
     starts = {match.end(): match.start() for match in _KEY.finditer(heard)}
     lone = {m.start(): m.start() for m in (*_BRACKETS.finditer(heard), *_LONE.finditer(heard))}
     given, end = [], 0
-    for start, at in sorted((lone | starts).items()):
+    if len(places := sorted((lone | starts).items())) > MOST_MARKS:
+        return [Number(None, TOO_MANY, "")], len(heard)
+    for start, at in places:
         number = leading_number(heard[start:].partition("\n")[0], low, high)
         if start not in starts and not number.numeric:
             continue  # double brackets around something else

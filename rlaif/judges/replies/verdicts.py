@@ -4,8 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import accumulate
 
-from rlaif.judges.replies.words import CORRECTION, CUT, SWAPS, aside, find_object, foreign, narrow, quoted, spoken
+from rlaif.judges.replies.words import (
+    CORRECTION,
+    CUT,
+    MOST_CHARACTERS,
+    MOST_MARKS,
+    SWAPS,
+    TOO_LONG,
+    aside,
+    find_object,
+    foreign,
+    narrow,
+    quoted,
+    spoken,
+)
 from rlaif.records import Choice
 
 _NAMED = r"(?:completion|text|response|answer|option|candidate|assistant)"
@@ -14,7 +28,7 @@ _KEYWORD = (
     rf"|(?:better|preferred|best|stronger|superior|winning)[ \t]+(?:one|{_NAMED})"
     rf"|preferred|(?:one|{_NAMED})[ \t]+i[ \t]+prefer)"
 )
-# No two of these words begin alike, and `based on ...` stands once: a text of a thousand of them is read in one way only.
+# No two of these words begin alike and `based on ...` stands once: a thousand of them can be read in one way only.
 _LEADS = r"(?:(?:so|thus|therefore|hence|overall|finally|in conclusion|in summary|to conclude|my|the|final)\b,?[ \t]*)*"
 # At the beginning of a line or sentence, with nothing before it but words that lead up to a verdict.
 _KEY = re.compile(
@@ -61,6 +75,8 @@ def read_choice(
     if cut:
         return None, CUT
     heard = narrow(spoken(text)).strip()
+    if len(heard) > MOST_CHARACTERS:
+        return None, TOO_LONG
     label = _label(offered)
     choices: set[Choice | None] = set()
     end = 0
@@ -110,28 +126,33 @@ def _given(heard: str, label: re.Pattern[str], offered: Sequence[str]) -> tuple[
     choices: set[Choice | None] = set()
     end = 0
     lines = heard.split("\n")
-    at = 0
-    for i, line in enumerate(lines):
-        if (match := label.fullmatch(line.strip(" \t\r*_#").rstrip(".*_"))) is not None:
-            clear = _stands_alone(lines, i) and not quoted(heard, at) and not foreign(heard, at)
-            choices.add(_chosen(match, offered) if clear else None)
-            end = max(end, at + len(line))
-        at += len(line) + 1
+    starts = accumulate((len(line) + 1 for line in lines), initial=0)
+    alone = [
+        (i, at, match)
+        for (i, line), at in zip(enumerate(lines), starts, strict=False)
+        if (match := label.fullmatch(line.strip(" \t\r*_#").rstrip(".*_"))) is not None
+    ]
     keyed = {match.end(): match.start() for match in _KEY.finditer(heard)}
     bracketed = {match.start(): match.start() for match in _BRACKETS.finditer(heard)}
+    if len(alone) + len(bracketed | keyed) > MOST_MARKS:
+        return {None}, len(heard)
+    for i, at, match in alone:
+        clear = _stands_alone(lines, i) and not quoted(heard, at) and not foreign(heard, at)
+        choices.add(_chosen(match, offered) if clear else None)
+        end = max(end, at + len(lines[i]))
     for start, begins in sorted((bracketed | keyed).items()):
         if aside(heard, begins):
             continue
-        match = label.match(heard, start)
+        labelled = label.match(heard, start)
         sentence = re.split(r"[.!?]", heard[heard.rfind("\n", 0, begins) + 1 : begins])[-1]
         clear = (
-            match is not None
-            and _ends_there(heard[match.end() :].partition("\n")[0], label)
+            labelled is not None
+            and _ends_there(heard[labelled.end() :].partition("\n")[0], label)
             and not (quoted(heard, begins) or foreign(heard, begins) or foreign(heard, start))
-            and (start in keyed or not sentence.strip(" \t*_#-") or _concludes(heard, sentence, match.end()))
+            and (start in keyed or not sentence.strip(" \t*_#-") or _concludes(heard, sentence, labelled.end()))
         )
-        choices.add(_chosen(match, offered) if clear else None)
-        end = max(end, match.end() if match else start)
+        choices.add(_chosen(labelled, offered) if clear else None)
+        end = max(end, labelled.end() if labelled else start)
     return choices, end
 
 

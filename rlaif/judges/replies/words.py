@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from rlaif.records import Completion
 
 CUT = "the reply was cut at max_tokens"
+# A reply is a stranger's text too, and its readers look around at every mark: what they read is bounded.
+MOST_CHARACTERS = 100_000  # of a reply without its thinking: 25,000 tokens of English
+MOST_MARKS = 64  # places where a reply gives its one rating or verdict: a judge repeats it once or twice
+MOST_OF_A_SENTENCE = 4_000  # characters: whose words a longer one tells cannot be known
+TOO_LONG = f"the reply has more than {MOST_CHARACTERS:,} characters"
+TOO_MANY = f"the reply gives its answer in more than {MOST_MARKS} places"
 
 
 class Reading(NamedTuple):
@@ -92,9 +99,10 @@ def foreign(text: str, at: int) -> bool:
     Those words are the start of its sentence, and the line before where that ends in a colon or inside a sentence.
     """
     above, _, line = text[:at].rpartition("\n")
-    if REPORTS.search(re.split(r"[.!?](?=\s)", line)[-1]):
+    sentence = re.split(r"[.!?](?=\s)", line[-MOST_OF_A_SENTENCE:])[-1]
+    if len(sentence) == MOST_OF_A_SENTENCE or REPORTS.search(sentence):
         return True
-    led = above.rstrip().rpartition("\n")[2].rstrip(" \t*_`")
+    led = above.rstrip().rpartition("\n")[2].rstrip(" \t*_`")[-MOST_OF_A_SENTENCE:]
     if not led or line.strip(" \t*_#|-•"):
         return False
     announced = led.endswith((":", "：")) or _FOLLOWS.search(re.split(r"[.!?](?=\s)", led)[-1])
@@ -292,9 +300,14 @@ def leading_number(line: str, low: int, high: int) -> Number:
     return Number(value, None, tail, of=of, word=word is not None)
 
 
+_VALUED = re.compile(rf"\d|\b(?:{'|'.join(NUMERALS)}|higher|lower)\b", re.IGNORECASE)
+
+
 def takes_back(text: str) -> bool:
     """Whether the text holds a correction with a number, such as `Actually, 3`."""
-    return any(
-        re.search(rf"\d|\b(?:{'|'.join(NUMERALS)}|higher|lower)\b", text[correction.end() :][:60], re.IGNORECASE)
-        for correction in CORRECTION.finditer(text)
-    )
+    return any(_VALUED.search(text, end, end + 60) for end in corrections(text))
+
+
+def corrections(text: str) -> Iterator[int]:
+    """Where the words end that begin a correction."""
+    return (match.end() for match in CORRECTION.finditer(text))
