@@ -142,6 +142,44 @@ def test_the_lock_pins_every_direct_dependency_but_torch_inside_its_range() -> N
     assert [entry["version"] for entry in PYPROJECT["tool"]["uv"]["dependency-metadata"]] == [torch]
 
 
+LOCKS = ("requirements.lock", "requirements-vllm.lock")
+PIN = re.compile(r"[a-z0-9][a-z0-9.-]*(?:\[[a-z0-9,-]+\])?==[\w.+!]+(?: ; [^\\]+)?")  # no path, address or branch
+
+
+def unpinned(lock: str) -> list[str]:
+    """The entries of a lock that are no exact version of a package on the index with the digests of its files."""
+    entries = re.sub(r"^ *#.*\n", "", lock, flags=re.MULTILINE).replace("\\\n", "\\").splitlines()
+    parts = [[part.strip() for part in entry.split("\\")] for entry in entries if entry.strip()]
+    digest = re.compile(r"--hash=sha256:[0-9a-f]{64}")
+    return [
+        pin
+        for pin, *digests in parts
+        if not PIN.fullmatch(pin) or not digests or not all(map(digest.fullmatch, digests))
+    ]
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_everything_that_is_installed_is_locked_by_its_digest(name: str) -> None:
+    lock = (ROOT / name).read_text(encoding="utf-8")
+    assert lock.count("==") > 80 and unpinned(lock) == []
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "a==1.0",
+        "a==1.0 \\\n    --hash=md5:00",
+        "a>=1.0 \\\n    --hash=sha256:" + "0" * 64,
+        "a @ https://example.org/a.whl \\\n    --hash=sha256:" + "0" * 64,
+        "git+https://example.org/a.git",
+        "--extra-index-url https://example.org",
+        "-e ./a",
+    ],
+)
+def test_a_package_without_its_digest_would_be_seen(entry: str) -> None:
+    assert len(unpinned(entry + "\n")) == 1
+
+
 # ---------------------------------------------------------------- the wheel
 
 
