@@ -1,0 +1,170 @@
+"""Keys, masked in everything that a server wrote before it is stored, printed or exported.
+
+A server can repeat the keys it was sent: in a completion, an error, a name or an address, as they are or as JSON, URLs,
+HTML, base64 or hexadecimal write them, also over several lines. All of these become `***`.
+
+A key is a *secret* unless it is a placeholder, for a server that needs none: a well-known one (`EMPTY`,
+`token-abc123`), or one too short to be told from a word or a number (fewer than LEAST characters; fewer than ENOUGH
+that are not both letters and digits). A placeholder may be an ordinary word: it is masked in errors, where nothing is
+lost, and stays in completions, which are data.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import os
+import re
+from collections.abc import Iterable, Iterator
+from urllib.parse import unquote, urlsplit
+
+MASK = "***"
+LEAST, ENOUGH = 6, 8  # characters of a secret: of letters and digits, and of any others
+HEAD, RUN = 8, 5  # characters of a written form by which it is found; letters and digits at least
+PLACEHOLDERS = frozenset(
+    "anything changeme dummy-key fake-key lm-studio local-key no-key-required no_key_required not-needed not-required "
+    "not_needed password placeholder sk-dummy sk-fake sk-no-key-required sk-placeholder sk-test sk-xxxx test-key "
+    "token-abc123 unused-key whatever your-api-key your_api_key".split()
+)
+PROXIES = ("http_proxy", "https_proxy", "all_proxy")
+
+# What HTML calls the signs that a key may hold, beside numbers.
+_ENTITIES = {"-": "dash|hyphen", "_": "lowbar|UnderBar", "/": "sol", "+": "plus", "=": "equals", ".": "period"}
+# Between two characters of a key: white space or a zero-width character, written out or as an escape. It gives nothing
+# back, so that no text makes the search slow.
+_BREAK = r"(?:[\s\u200b\u200c\u200d\u2060\ufeff\xad]|\\{1,4}[nrt]){0,8}+"
+_ESCAPED = re.compile(
+    r"\\{1,8}(?:u00(?P<u>[2-7][0-9A-Fa-f])|x(?P<x>[2-7][0-9A-Fa-f]))|%(?:25){0,3}(?P<p>[2-7][0-9A-Fa-f])"
+    r"|&#(?:[0-9]{2,8}|[xX][0-9A-Fa-f]{2,8});?"
+)
+_ESCAPES = ("\\u00", "\\x", "&#", "%2", "%3", "%4", "%5", "%6", "%7")  # beginnings of what it finds
+_INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff\xad"
+
+
+def is_secret(key: str) -> bool:
+    """Whether a key is one to hide everywhere; else it is a placeholder."""
+    if key.lower() in PLACEHOLDERS or len(key) < LEAST:
+        return False
+    return len(key) >= ENOUGH or (any(map(str.isdigit, key)) and any(map(str.isalpha, key)))
+
+
+class Secrets:
+    """The keys of a run. All of its models share them: one server may be sent several keys."""
+
+    def __init__(self, keys: Iterable[str] = ()) -> None:
+        self._keys: set[str] = set()
+        self._secret: list[str] = []
+        self._marks: tuple[str, ...] = ()  # beginnings of the forms of secrets: a text without any holds none
+        self._forms: re.Pattern[str] | None = None
+        self._parts: re.Pattern[str] | None = None
+        for key in (*keys, *_of_proxies()):
+            self.add(key)
+
+    def add(self, key: str) -> None:
+        """Hide a key from now on. Adding one again does nothing."""
+        if not key or key in self._keys:
+            return
+        self._keys.add(key)
+        self._forms = self._parts = None
+        if is_secret(key):
+            self._secret.append(key)
+            marks = (key[:HEAD], *map(_mark, _forms(key)))
+            self._marks = tuple(dict.fromkeys((*self._marks, *marks)))
+
+    def masked(self, text: str) -> str:
+        """A completion without secrets, nor the beginning of one where it was cut."""
+        if not self._marks or not self._suspicious(text):
+            return text
+        if self._forms is None:
+            self._forms = _pattern(form for key in self._secret for form in _forms(key))
+        text = self._forms.sub(MASK, text)
+        for key in self._secret:
+            if key[:HEAD] in text[-len(key) :]:
+                ends = (n for n in range(len(key) - 1, HEAD - 1, -1) if text.endswith(key[:n]))
+                text = next((text[:-n] + MASK for n in ends), text)
+        return text
+
+    def _suspicious(self, text: str) -> bool:
+        """Whether a text may hold a secret. Every completion is looked at, so it is cheap where the text is plain."""
+        if any(mark in text for mark in self._marks):
+            return True
+        plain = text
+        if "\\" in plain:
+            plain = plain.replace("\\n", "").replace("\\r", "").replace("\\t", "")
+        if ("\\" in plain or "%" in plain or "&" in plain) and any(escape in plain for escape in _ESCAPES):
+            plain = _ESCAPED.sub(_unescaped, plain)
+        if "\n" in plain or "\r" in plain:
+            plain = "".join(map(str.strip, plain.splitlines()))
+        if not plain.isascii():
+            for character in _INVISIBLE:
+                plain = plain.replace(character, "")
+        return plain != text and any(mark in plain for mark in self._marks)
+
+    def masked_error(self, text: str) -> str:
+        """An error without any key, nor half of a secret: a message may be cut in the middle of one."""
+        if not self._keys:
+            return text
+        if self._parts is None:
+            whole = [form for key in self._keys for form in (_forms(key) if is_secret(key) else [key])]
+            halves = [half for key in self._secret for half in _halves(key)]
+            self._parts = _pattern([*whole, *halves])
+        return self._parts.sub(MASK, text)
+
+
+def _of_proxies() -> Iterator[str]:
+    """The passwords of the proxies that the environment names."""
+    for name in PROXIES:
+        for variable in (name, name.upper()):
+            try:
+                password = urlsplit(os.environ.get(variable, "")).password
+            except ValueError:  # no URL
+                continue
+            if password:
+                yield unquote(password)
+
+
+def _forms(key: str) -> list[str]:
+    """A key as it is, in hexadecimal, and in base64 wherever it begins in what is encoded."""
+    raw = key.encode()
+    forms = [key, raw.hex()]
+    for before in range(3):
+        encoded = base64.b64encode(b"\0" * before + raw).decode()
+        own = encoded[-(-before * 4 // 3) : (before + len(raw)) * 4 // 3]  # the characters that the key alone decides
+        forms += dict.fromkeys((own, own.replace("+", "-").replace("/", "_")))
+    return forms
+
+
+def _mark(form: str) -> str:
+    """A part of a form that every text with it holds: letters and digits, which everything writes alike."""
+    run = max(re.findall(r"[A-Za-z0-9]+", form), key=len, default="")
+    return (run if len(run) >= RUN else form)[:HEAD]
+
+
+def _halves(key: str) -> list[str]:
+    half = max(HEAD, -(-len(key) // 2))
+    return [key[:half], key[-half:]] if half < len(key) else []
+
+
+def _pattern(forms: Iterable[str]) -> re.Pattern[str]:
+    """Finds the forms, the longest first, each of their characters written in any way."""
+    longest_first = sorted(set(forms), key=lambda form: (-len(form), form))
+    return re.compile("|".join(_BREAK.join(map(_written, form)) for form in longest_first), re.IGNORECASE)
+
+
+def _written(character: str) -> str:
+    """A pattern for one character: as it is, or as JSON, a URL or HTML writes it."""
+    code = ord(character)
+    named = _ENTITIES.get(character) or _named(character)
+    plain = character if character.isalnum() else rf"\\{{0,8}}{re.escape(character)}"
+    entity = rf"&(?:#0{{0,6}}{code}|#x0{{0,6}}{code:x}{f'|{named}' if named else ''});?"
+    return rf"(?:{plain}|\\{{1,8}}(?:u00|x){code:02x}|%(?:25){{0,3}}{code:02x}|{entity})"
+
+
+def _named(character: str) -> str:
+    escaped = html.escape(character)
+    return escaped[1:-1] if escaped != character and not escaped.startswith("&#") else ""
+
+
+def _unescaped(match: re.Match[str]) -> str:
+    code = match["u"] or match["x"] or match["p"]
+    return chr(int(code, 16)) if code else html.unescape(match[0])
