@@ -27,7 +27,7 @@ from rlaif.config import OpenAIModel, RateLimits
 from rlaif.engines.protocol import Logprobs, Reply, Request
 from rlaif.engines.wire import MB, MOST, REDIRECTS, Arrival, Broken, CutShort, Misled, TooLong, Unreached, Wires
 from rlaif.errors import EngineError
-from rlaif.records import FinishReason, Message, Sampling, Usage, digest, logprob_problem, oneline
+from rlaif.records import FinishReason, Message, Sampling, Usage, digest, logprob_problem, oneline, writable
 
 Item = tuple[tuple[Message, ...], str]
 
@@ -183,7 +183,7 @@ class OpenAIEngine:
             return None
         # All names but ours are only shown, and a list may be long.
         return [self.model] * (self.model in names) + [
-            self._secrets.masked_error(name[:SHOWN]) for name in names[:LISTED_NAMES] if name != self.model
+            self._shown(name) for name in names[:LISTED_NAMES] if name != self.model
         ]
 
     async def probe(self, server: str) -> list[Usage]:
@@ -435,7 +435,7 @@ class OpenAIEngine:
 
     def _shown(self, words: str) -> str:
         """A server's words on one short line, without a key, nor half a key where they are cut."""
-        return oneline(self._secrets.masked_error(words[:READ]))[:SHOWN].rstrip(".")
+        return oneline(self._secrets.masked_error(writable(words[:READ])))[:SHOWN].rstrip(".")
 
     def _error(
         self,
@@ -450,7 +450,7 @@ class OpenAIEngine:
         lost: bool = False,
     ) -> EngineError:
         """The only place that makes errors of a server's words, because they may repeat the key."""
-        message = self._secrets.masked_error(f"model {self.name!r}: {message}")
+        message = writable(self._secrets.masked_error(f"model {self.name!r}: {message}"))
         return EngineError(
             message, cause=cause, retryable=retryable, fatal=fatal, fix=fix, wait=wait, usage=usage, lost=lost
         )

@@ -182,7 +182,9 @@ class Wire:
             from pyreqwest.client import ClientBuilder
 
             headers = self._plain | self._keys if keys else self._plain
-            builder = ClientBuilder().default_headers(headers).user_agent(f"rlaif/{__version__}").follow_redirects(False)
+            builder = (
+                ClientBuilder().default_headers(headers).user_agent(f"rlaif/{__version__}").follow_redirects(False)
+            )
             client = builder.connect_timeout(CONNECT_TIMEOUT).pool_idle_timeout(KEEP_ALIVE).build()
             self._clients[keys] = client
         return client
