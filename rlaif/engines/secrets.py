@@ -32,7 +32,7 @@ PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 _ENTITIES = {"-": "dash|hyphen", "_": "lowbar|UnderBar", "/": "sol", "+": "plus", "=": "equals", ".": "period"}
 # Between two characters of a key: white space or a zero-width character, written out or as an escape. It gives nothing
 # back, so that no text makes the search slow.
-_BREAK = r"(?:[\s\u200b\u200c\u200d\u2060\ufeff\xad]|\\{1,4}[nrt]){0,8}+"
+_BREAK = r"(?:[\s\u200b\u200c\u200d\u2060\ufeff\xad]|\\{1,4}(?:[nrt]|u200[bcd]|u2060|ufeff|u00ad)){0,8}+"
 _ESCAPED = re.compile(
     r"\\{1,8}(?:u00(?P<u>[2-7][0-9A-Fa-f])|x(?P<x>[2-7][0-9A-Fa-f]))|%(?:25){0,3}(?P<p>[2-7][0-9A-Fa-f])"
     r"|&#(?:[0-9]{2,8}|[xX][0-9A-Fa-f]{2,8});?"
@@ -93,6 +93,7 @@ class Secrets:
             plain = plain.replace("\\n", "").replace("\\r", "").replace("\\t", "")
         if ("\\" in plain or "%" in plain or "&" in plain) and any(escape in plain for escape in _ESCAPES):
             plain = _ESCAPED.sub(_unescaped, plain)
+        plain = plain.replace("\\", "")
         if "\n" in plain or "\r" in plain:
             plain = "".join(map(str.strip, plain.splitlines()))
         if not plain.isascii():
@@ -137,7 +138,7 @@ def _forms(key: str) -> list[str]:
 def _mark(form: str) -> str:
     """A part of a form that every text with it holds: letters and digits, which everything writes alike."""
     run = max(re.findall(r"[A-Za-z0-9]+", form), key=len, default="")
-    return (run if len(run) >= RUN else form)[:HEAD]
+    return (run if len(run) >= RUN else form.replace("\\", ""))[:HEAD]
 
 
 def _halves(key: str) -> list[str]:
