@@ -457,7 +457,7 @@ class CallStore:
         return removed
 
     def verify(self) -> list[str]:
-        """The keys of calls whose content cannot be read or used. Raises StoreError where the file itself is damaged."""
+        """The keys of calls that cannot be read or used. Raises StoreError where the file itself is damaged."""
         damaged = []
         with self._reading():
             if (problem := self._reads.execute("PRAGMA integrity_check").fetchone()[0]) != "ok":

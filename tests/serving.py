@@ -2,7 +2,8 @@
 
 `serve` puts engines behind POST /v1/chat/completions and GET /v1/models; requests that arrive together share a batch.
 `scripted` answers from a list, entry by entry, and can delay, cut a body short or drop the connection. `speaking`
-answers with any bytes, HTTP or not, as many as its client takes. All listen on 127.0.0.1, on a port the system chooses, and stop when their `with` block ends.
+answers with any bytes, HTTP or not, as many as its client takes.
+All listen on 127.0.0.1, on a port the system chooses, and stop when their `with` block ends.
 """
 
 from __future__ import annotations

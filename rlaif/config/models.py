@@ -194,8 +194,11 @@ class OpenAIModel(Model):
     def _is_a_variable(cls, variable: Any) -> str | None:
         if variable is None:
             return None
-        named = isinstance(variable, str) and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", variable)
-        if not named or (_like_a_key(variable) and variable not in os.environ):
+        if (
+            not isinstance(variable, str)
+            or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", variable)
+            or (_like_a_key(variable) and variable not in os.environ)
+        ):
             raise ValueError("expected the name of an environment variable, never the key itself")
         return variable
 
@@ -221,8 +224,8 @@ class OpenAIModel(Model):
         return (self.base_url,) if isinstance(self.base_url, str) else self.base_url
 
 
-# How keys begin that are also names: of Hugging Face, Groq, Google, GitHub, Stripe-like and AWS's.
-_KEY_BEGINS = re.compile(r"(?:hf|gsk|sk|pk|gh[a-z]|xai|nvapi|r8|AIza|AKIA)")
+# How keys begin that are also names: of Hugging Face, Groq, GitHub, Google, AWS, ...
+_KEY_BEGINS = re.compile(r"(?:hf|gsk|sk|pk|gh[a-z]|xai|nvapi|r8)_|AIza|AKIA")
 
 
 def _like_a_key(variable: str) -> bool:

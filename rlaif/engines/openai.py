@@ -39,7 +39,7 @@ MOST_TOKENS = 2**31  # of one answer; a larger count is an error of the server
 RETRIED_STATUS = frozenset({408, 409, 425, 429})
 BYTES_PER_TOKEN = 2  # the estimate before the first answer: English has four, other scripts fewer
 MOST_PER_BYTE = 4.0  # prompt tokens that an estimate counts for a byte: a server's count may be wrong
-# Bytes of an answer that no honest server exceeds: whatever was asked, for each token, and for each of its alternatives.
+# Bytes of an answer that no honest server exceeds: in any case, for each token, and for each of its alternatives.
 BASE, EACH_TOKEN, EACH_ALTERNATIVE = 2 * MB, 1_000, 500
 LISTED, LISTED_NAMES = 16 * MB, 20  # bytes of a list of models, and those of its names that are shown at most
 SHOWN = 300  # characters of a server's words in a message

@@ -7,6 +7,7 @@ import html
 import json
 import re
 import sqlite3
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -43,7 +44,9 @@ FORMS: dict[str, Callable[[str], str]] = {
     "in JSON with slashes": lambda key: json.dumps(key)[1:-1].replace("/", "\\/"),
     "in JSON escapes": lambda key: "".join(f"\\u{ord(c):04x}" for c in key),
     "in large JSON escapes": lambda key: "".join(f"\\u{ord(c):04X}" for c in key),
-    "in JSON escapes here and there": lambda key: "".join(f"\\u{ord(c):04x}" if n % 3 else c for n, c in enumerate(key)),
+    "in JSON escapes here and there": lambda key: "".join(
+        f"\\u{ord(c):04x}" if n % 3 else c for n, c in enumerate(key)
+    ),
     "in escapes of bytes": lambda key: "".join(f"\\x{ord(c):02x}" for c in key),
     "in a URL": lambda key: quote(key, safe=""),
     "in a URL throughout": lambda key: "".join(f"%{ord(c):02x}" for c in key),
@@ -61,7 +64,7 @@ FORMS: dict[str, Callable[[str], str]] = {
     "a character a line": "\n".join,
     "with written line ends": lambda key: f"{key[:4]}\\n{key[4:]}",
     "with invisible characters": "\u200b".join,
-}  # fmt: skip
+}
 
 
 def shown(text: str, key: str) -> bool:
@@ -119,7 +122,7 @@ PLACES: dict[str, Callable[[str], Answer]] = {
     "an error in words": lambda form: Answer(f"<p>wrong key {form}</p>", status=500),
     "an error in broken JSON": lambda form: Answer('{"error": {"message": "wrong key ' + form, status=403),
     "an error in a field that nobody knows": lambda form: Answer({"problem": {"key": form}}, status=422),
-}  # fmt: skip
+}
 
 
 def outcome(key: str, answer: Answer) -> Reply | EngineError:
@@ -201,8 +204,25 @@ def test_the_password_of_a_proxy_is_masked(monkeypatch: pytest.MonkeyPatch) -> N
 
 # ---------------------------------------------------------------- placeholders are no secrets
 
-WORDS = ("EMPTY", "none", "test", "dummy", "token-abc123", "sk-no-key-required", "not-needed", "lm-studio", "password",
-         "ollama", "x", "1234567", "secret", "changeme", "no-key-required", "PASSWORD", "your-api-key")  # fmt: skip
+WORDS = (
+    "EMPTY",
+    "none",
+    "test",
+    "dummy",
+    "token-abc123",
+    "sk-no-key-required",
+    "not-needed",
+    "lm-studio",
+    "password",
+    "ollama",
+    "x",
+    "1234567",
+    "secret",
+    "changeme",
+    "no-key-required",
+    "PASSWORD",
+    "your-api-key",
+)
 
 
 @pytest.mark.parametrize("word", WORDS)
@@ -218,18 +238,41 @@ def test_a_placeholder_is_masked_in_errors(word: str) -> None:
     assert "wrong key ***" in str(arrived)
 
 
-@pytest.mark.parametrize("said", ["50% of it, and 25%.", "a & b &amp; c", "\\frac{1}{2} \\\\ \\u00e9", "sk-13", "sk-13chars-",
-                                  "漢字\u200bかな", "sk-13chars-b", "line\nbreaks\r\nhere", "%20%41", "&#65;"])  # fmt: skip
+@pytest.mark.parametrize(
+    "said",
+    [
+        "50% of it, and 25%.",
+        "a & b &amp; c",
+        "\\frac{1}{2} \\\\ \\u00e9",
+        "sk-13",
+        "sk-13chars-",
+        "漢字\u200bかな",
+        "sk-13chars-b",
+        "line\nbreaks\r\nhere",
+        "%20%41",
+        "&#65;",
+    ],
+)
 def test_what_is_no_key_stays_as_it_is(said: str) -> None:
     arrived = outcome(KEY, Answer(completion(f"It says {said}; that is all.")))
     assert isinstance(arrived, Reply) and arrived.text == f"It says {said}; that is all."
 
 
-@pytest.mark.parametrize("text", ["\\" * 300_000, "%25" * 100_000, "&#" * 150_000, "sk-13ch" * 40_000, "s\n" * 150_000,
-                                  "\\n" * 150_000, ("s" + "\\" * 8) * 30_000, ("s" + " " * 8) * 30_000, "&" * 300_000])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\\" * 300_000,
+        "%25" * 100_000,
+        "&#" * 150_000,
+        "sk-13ch" * 40_000,
+        "s\n" * 150_000,
+        "\\n" * 150_000,
+        ("s" + "\\" * 8) * 30_000,
+        ("s" + " " * 8) * 30_000,
+        "&" * 300_000,
+    ],
+)
 def test_no_text_makes_the_search_slow(text: str) -> None:
-    import time
-
     secrets = Secrets([KEY])
     began = time.process_time()
     assert secrets.masked(text) == text
@@ -266,16 +309,27 @@ def everything_in(folder: Path) -> Iterator[tuple[str, str]]:
         if path.suffix == ".parquet":
             yield f"{path}, read", json.dumps(pq.read_table(path).to_pylist(), default=str, ensure_ascii=False)
         if path.suffix == ".sqlite" or path.read_bytes()[:6] == b"SQLite":
-            for table, in sqlite3.connect(path).execute("SELECT name FROM sqlite_master WHERE type = 'table'"):
-                for row in sqlite3.connect(path).execute(f"SELECT * FROM {table}"):  # noqa: S608
+            for (table,) in sqlite3.connect(path).execute("SELECT name FROM sqlite_master WHERE type = 'table'"):
+                for row in sqlite3.connect(path).execute(f"SELECT * FROM {table}"):
                     for cell in row:
                         text = zlib.decompress(cell).decode() if isinstance(cell, bytes) else str(cell)
                         yield f"{path}, table {table}", text
 
 
-LOOKS = (["status", "runs/echo"], ["status", "runs/echo", "--json"], ["show", "runs/echo", "1"], ["show", "runs/echo", "1", "--json"],
-         ["export", "runs/echo", "--to", "out"], ["cache", "show"], ["cache", "verify"], ["look", "out/preference"], ["plan", "echo.yaml"],
-         ["run", "echo.yaml"], ["run", "echo.yaml", "--json"], ["elo", "runs/echo"])  # fmt: skip
+LOOKS = (
+    ["status", "runs/echo"],
+    ["status", "runs/echo", "--json"],
+    ["show", "runs/echo", "1"],
+    ["show", "runs/echo", "1", "--json"],
+    ["export", "runs/echo", "--to", "out"],
+    ["cache", "show"],
+    ["cache", "verify"],
+    ["look", "out/preference"],
+    ["plan", "echo.yaml"],
+    ["run", "echo.yaml"],
+    ["run", "echo.yaml", "--json"],
+    ["elo", "runs/echo"],
+)
 
 
 @pytest.mark.parametrize("key", ["of 24 characters", "of 13 characters", "with signs"])
@@ -289,7 +343,9 @@ def test_a_run_whose_completions_hold_the_key_in_every_form_keeps_it_nowhere(
     with scripted([names] * 3 + [Answer(lambda body: _choices(body, *forms))]) as script:
         write_project(tmp_path, script.base_url, prompts=6)
         file = tmp_path / "echo.yaml"
-        file.write_text(re.sub(r"model: (\w+), base_url", r"model: \1, api_key_env: PLANTED_KEY, base_url", file.read_text()))
+        file.write_text(
+            re.sub(r"model: (\w+), base_url", r"model: \1, api_key_env: PLANTED_KEY, base_url", file.read_text())
+        )
         done = [rlaif(tmp_path, "run", "echo.yaml", "stages.rate.rate.reask=0")]
         assert done[0].code == 0 and any("Bearer" in request["headers"]["authorization"] for request in script.requests)
         done += [rlaif(tmp_path, *look) for look in LOOKS]
@@ -335,8 +391,13 @@ LITERAL = {
     "headers": ("headers: {{Authorization: Bearer {}}}", 2),
     "one of several addresses": ("base_url: ['http://127.0.0.1:9/v1', 'http://u:{}@127.0.0.1:8/v1']", 2),
 }
-REAL = ("sk-planted-9f8e7d6c5b4a3", "gsk_Zk3Wq9Pm2Xv7Lr5Tn8Yb4Hd6Fj1Ks0AQ", "hf_AbCdEfGhIjKlMnOpQrStUvWxYz012345",
-        "AIzaSyA1b2C3d4E5f6G7h8I9j0KlMnOpQrStUvW", "d41d8cd98f00b204e9800998ecf8427e")  # fmt: skip
+REAL = (
+    "sk-planted-9f8e7d6c5b4a3",
+    "gsk_Zk3Wq9Pm2Xv7Lr5Tn8Yb4Hd6Fj1Ks0AQ",
+    "hf_AbCdEfGhIjKlMnOpQrStUvWxYz012345",
+    "AIzaSyA1b2C3d4E5f6G7h8I9j0KlMnOpQrStUvW",
+    "d41d8cd98f00b204e9800998ecf8427e",
+)
 
 
 @pytest.mark.parametrize("key", REAL)
@@ -350,7 +411,9 @@ def test_a_key_in_a_pipeline_file_is_refused_and_not_repeated(place: str, key: s
         done = rlaif(tmp_path, *command)
         assert done.code == code and not shown(done.out + done.err, key)
         assert "echo.yaml:3" in done.err and done.err.count("\n") == 1
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file() and shown(path.read_text(), key)] == ["echo.yaml"]
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file() and shown(path.read_text(), key)] == [
+        "echo.yaml"
+    ]
 
 
 @pytest.mark.parametrize("key", REAL)
@@ -364,11 +427,13 @@ def test_a_key_on_the_command_line_is_refused_and_not_repeated(option: str, key:
         arguments = ["run", "echo.yaml", f"models.one.api_key_env={key}"]
     done = rlaif(tmp_path, *arguments)
     assert done.code == 2 and not shown(done.out + done.err, key) and "Traceback" not in done.err
-    assert {"--key-env": "--key-env", "JUDGE": "--by", "a setting": "api_key_env"}[option] in done.err
+    assert {"--key-env": "--key-env", "JUDGE": "JUDGE", "a setting": "api_key_env"}[option] in done.err
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and shown(path.read_text(), key)]
 
 
-@pytest.mark.parametrize("name", ["OPENAI_API_KEY", "my_key", "MyProviderKey2", "COMPANY_PROD_2024_KEY", "_", "k9", "key_v2_2024_03"])
+@pytest.mark.parametrize(
+    "name", ["OPENAI_API_KEY", "my_key", "MyProviderKey2", "COMPANY_PROD_2024_KEY", "_", "k9", "key_v2_2024_03"]
+)
 def test_names_that_people_give_to_variables_are_taken(name: str, tmp_path: Path) -> None:
     file = write_project(tmp_path, "http://127.0.0.1:9/v1", prompts=1)
     file.write_text(file.read_text().replace("model: one", f"model: one, api_key_env: {name}"))

@@ -1,18 +1,15 @@
-"""Servers that lie, flood, stall or speak nonsense: a sentence, in bounded time and memory; and the next call goes on."""
+"""Servers that lie, flood, stall or speak nonsense: a sentence within bounds of time and memory, and the next call."""
 
 from __future__ import annotations
 
 import gzip
 import itertools
 import json
-import os
-import socket
 import subprocess
 import sys
 import time
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -21,8 +18,8 @@ import pyarrow
 import pytest
 from echo import write_project
 from inside import rlaif
-from serving import Answer, Speaker, Spoken, completion, scripted, speaking, spoken
-from test_engine_openai import ask, bad, good, make, run, tally
+from serving import Answer, Spoken, completion, scripted, speaking, spoken
+from test_engine_openai import ask, bad, good, make, run
 
 from rlaif.engines import traffic, wire
 from rlaif.errors import EngineError
@@ -264,8 +261,11 @@ def test_a_status_that_promises_nothing_is_refused(status: int) -> None:
     assert f"the server answered {status}" in sentence(error) or "cannot reach" in sentence(error)
 
 
-@pytest.mark.parametrize("header", ["-1", "nan", "inf", "1e400", "9" * 5_000, "0x10", "\u0663", "Fri, 31 Dec 9999 23:59:59 GMT",
-                                    "Mon, 99 Foo 2024", "2024-01-01", "", " ", "1, 2", "\xff\xfe"])  # fmt: skip
+WAITS = ("-1", "nan", "inf", "1e400", "9" * 5_000, "0x10", "\u0663", "Fri, 31 Dec 9999 23:59:59 GMT", "Mon, 99 Foo 2024",
+         "2024-01-01", "", " ", "1, 2", "\xff\xfe")  # fmt: skip
+
+
+@pytest.mark.parametrize("header", WAITS, ids=lambda header: ascii(header)[1:20])
 def test_a_wait_that_no_clock_knows_is_none(header: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(traffic, "LONGEST_WAIT", 0.01)
     raw = header.encode("utf-8", "surrogateescape").decode("latin-1")
@@ -404,12 +404,6 @@ def redirect(to: str, status: int = 307) -> Spoken:
     return spoken(b"", f"location: {to}", status=f"{status} Moved")
 
 
-@contextmanager
-def two(first: Spoken, *then: Spoken) -> Iterator[tuple[Speaker, Speaker]]:
-    with speaking(spoken(FINE)) as other, speaking(*((first, *then))) as speaker:
-        yield speaker, other
-
-
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.1", "2130706433", "user:pass@127.0.0.1"])
 @pytest.mark.parametrize("status", [307, 308])
 def test_a_redirect_elsewhere_carries_no_key(host: str, status: int) -> None:
@@ -427,9 +421,11 @@ def test_openai_s_own_headers_go_nowhere_else(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(wire, "OPENAI_HOST", "127.0.0.1")
     monkeypatch.setenv("OPENAI_ORG_ID", "org-planted-123")
     monkeypatch.setenv("OPENAI_PROJECT_ID", "proj-planted-123")
-    with speaking(spoken(FINE)) as other:
-        with speaking(redirect(other.base_url.replace("127.0.0.1", "localhost") + "/x")) as speaker:
-            good(make(speaker.base_url, timeout=5), ask())
+    with (
+        speaking(spoken(FINE)) as other,
+        speaking(redirect(other.base_url.replace("127.0.0.1", "localhost") + "/x")) as speaker,
+    ):
+        good(make(speaker.base_url, timeout=5), ask())
     assert "org-planted-123" in speaker.heads[0] and "proj-planted-123" in speaker.heads[0]
     assert "planted" not in other.heads[0]
 
@@ -483,9 +479,11 @@ def test_a_redirect_of_the_list_of_models_to_nowhere_ends_the_run_with_a_sentenc
 
 
 def test_a_server_elsewhere_that_wants_the_key_is_named() -> None:
-    with speaking(spoken(b'{"error": "no key"}', status="401 No")) as other:
-        with speaking(redirect(other.base_url + "/x")) as speaker:
-            error = bad(make(speaker.base_url, timeout=5), ask())
+    with (
+        speaking(spoken(b'{"error": "no key"}', status="401 No")) as other,
+        speaking(redirect(other.base_url + "/x")) as speaker,
+    ):
+        error = bad(make(speaker.base_url, timeout=5), ask())
     origin = other.base_url.removesuffix("/v1")
     assert f"(at {origin}, where {speaker.base_url} redirects; it got no key)" in sentence(error)
     assert "so that it gets the key" in str(error)
