@@ -28,14 +28,17 @@ PLACEHOLDERS = frozenset(
 )
 PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 
-# What HTML calls the signs that a key may hold, beside numbers.
-_ENTITIES = {"-": "dash|hyphen", "_": "lowbar|UnderBar", "/": "sol", "+": "plus", "=": "equals", ".": "period"}
-# Between two characters of a key: white space or a zero-width character, written out or as an escape. It gives nothing
-# back, so that no text makes the search slow.
-_BREAK = r"(?:[\s\u200b\u200c\u200d\u2060\ufeff\xad]|\\{1,4}(?:[nrt]|u200[bcd]|u2060|ufeff|u00ad)){0,8}+"
+# What one character may be written as, and what may stand between two: white space, a character that nobody sees, the
+# backslash of an escape. No part of it gives anything back, so that no text makes the search slow.
+_WRITTEN = re.compile(
+    r"\\{1,8}(?:u00(?P<u>[2-7][0-9A-Fa-f])|x(?P<x>[2-7][0-9A-Fa-f]))|%(?:25){0,3}(?P<p>[2-7][0-9A-Fa-f])"
+    r"|(?P<entity>&(?:#[0-9]{2,8};?|#[xX][0-9A-Fa-f]{2,8};?|[A-Za-z]{2,8};))"
+    r"|[\s\u200b\u200c\u200d\u2060\ufeff\xad]+|\\{1,8}(?:[nrt]|u200[bcd]|u2060|ufeff|u00ad)?"
+)
+# Whether it is worth a search, cheaply: every completion is looked at.
 _ESCAPED = re.compile(
     r"\\{1,8}(?:u00(?P<u>[2-7][0-9A-Fa-f])|x(?P<x>[2-7][0-9A-Fa-f]))|%(?:25){0,3}(?P<p>[2-7][0-9A-Fa-f])"
-    r"|&#(?:[0-9]{2,8}|[xX][0-9A-Fa-f]{2,8});?"
+    r"|(?P<entity>&#(?:[0-9]{2,8}|[xX][0-9A-Fa-f]{2,8});?)"
 )
 _ESCAPES = ("\\u00", "\\x", "&#", "%2", "%3", "%4", "%5", "%6", "%7")  # beginnings of what it finds
 _INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff\xad"
@@ -55,8 +58,8 @@ class Secrets:
         self._keys: set[str] = set()
         self._secret: list[str] = []
         self._marks: tuple[str, ...] = ()  # beginnings of the forms of secrets: a text without any holds none
-        self._forms: re.Pattern[str] | None = None
-        self._parts: re.Pattern[str] | None = None
+        self._forms: list[re.Pattern[str]] = []  # of secrets
+        self._parts: list[re.Pattern[str]] = []  # of halves of secrets and of placeholders
         for key in (*keys, *_of_proxies()):
             self.add(key)
 
@@ -65,19 +68,20 @@ class Secrets:
         if not key or key in self._keys:
             return
         self._keys.add(key)
-        self._forms = self._parts = None
-        if is_secret(key):
-            self._secret.append(key)
-            marks = (key[:HEAD], *map(_mark, _forms(key)))
-            self._marks = tuple(dict.fromkeys((*self._marks, *marks)))
+        if not is_secret(key):
+            self._parts += _patterns([key])
+            return
+        self._secret.append(key)
+        self._forms += _patterns(_forms(key))
+        self._parts += _patterns(_halves(key))
+        marks = (key[:HEAD], *map(_mark, _forms(key)))
+        self._marks = tuple(dict.fromkeys((*self._marks, *marks)))
 
     def masked(self, text: str) -> str:
         """A completion without secrets, nor the beginning of one where it was cut."""
         if not self._marks or not self._suspicious(text):
             return text
-        if self._forms is None:
-            self._forms = _pattern(form for key in self._secret for form in _forms(key))
-        text = self._forms.sub(MASK, text)
+        text = _masked(text, self._forms)
         for key in self._secret:
             if key[:HEAD] in text[-len(key) :]:
                 ends = (n for n in range(len(key) - 1, HEAD - 1, -1) if text.endswith(key[:n]))
@@ -103,13 +107,7 @@ class Secrets:
 
     def masked_error(self, text: str) -> str:
         """An error without any key, nor half of a secret: a message may be cut in the middle of one."""
-        if not self._keys:
-            return text
-        if self._parts is None:
-            whole = [form for key in self._keys for form in (_forms(key) if is_secret(key) else [key])]
-            halves = [half for key in self._secret for half in _halves(key)]
-            self._parts = _pattern([*whole, *halves])
-        return self._parts.sub(MASK, text)
+        return _masked(text, [*self._forms, *self._parts]) if self._keys else text
 
 
 def _of_proxies() -> Iterator[str]:
@@ -146,26 +144,42 @@ def _halves(key: str) -> list[str]:
     return [key[:half], key[-half:]] if half < len(key) else []
 
 
-def _pattern(forms: Iterable[str]) -> re.Pattern[str]:
-    """Finds the forms, the longest first, each of their characters written in any way."""
-    longest_first = sorted(set(forms), key=lambda form: (-len(form), form))
-    return re.compile("|".join(_BREAK.join(map(_written, form)) for form in longest_first), re.IGNORECASE)
+def _patterns(forms: Iterable[str]) -> list[re.Pattern[str]]:
+    return [re.compile(re.escape(_plain(form)[0]), re.IGNORECASE) for form in dict.fromkeys(forms)]
 
 
-def _written(character: str) -> str:
-    """A pattern for one character: as it is, or as JSON, a URL or HTML writes it."""
-    code = ord(character)
-    named = _ENTITIES.get(character) or _named(character)
-    plain = character if character.isalnum() else rf"\\{{0,8}}{re.escape(character)}"
-    entity = rf"&(?:#0{{0,6}}{code}|#x0{{0,6}}{code:x}{f'|{named}' if named else ''});?"
-    return rf"(?:{plain}|\\{{1,8}}(?:u00|x){code:02x}|%(?:25){{0,3}}{code:02x}|{entity})"
+def _masked(text: str, patterns: Iterable[re.Pattern[str]]) -> str:
+    """The text with everything masked that one of the patterns finds in it once it is written plainly."""
+    plain, starts, ends = _plain(text)
+    found = sorted(match.span() for pattern in patterns for match in pattern.finditer(plain))
+    pieces: list[str] = []
+    end = 0
+    for first, last in found:
+        if not pieces or starts[first] > end:
+            pieces += [text[end : starts[first]], MASK]
+        end = max(end, ends[last - 1])
+    return "".join((*pieces, text[end:]))
 
 
-def _named(character: str) -> str:
-    escaped = html.escape(character)
-    return escaped[1:-1] if escaped != character and not escaped.startswith("&#") else ""
+def _plain(text: str) -> tuple[str, list[int], list[int]]:
+    """The text without what may stand between two characters, each of them as it is; and where each began and ended."""
+    pieces: list[str] = []
+    starts: list[int] = []
+    ends: list[int] = []
+    last = 0
+    for match in _WRITTEN.finditer(text):
+        start, end = match.span()
+        character = _unescaped(match)
+        pieces += [text[last:start], character]
+        starts += [*range(last, start), *[start] * len(character)]
+        ends += [*range(last + 1, start + 1), *[end] * len(character)]
+        last = end
+    pieces.append(text[last:])
+    return "".join(pieces), [*starts, *range(last, len(text))], [*ends, *range(last + 1, len(text) + 1)]
 
 
 def _unescaped(match: re.Match[str]) -> str:
+    """The character that is written there; none where that is white space or a backslash."""
     code = match["u"] or match["x"] or match["p"]
-    return chr(int(code, 16)) if code else html.unescape(match[0])
+    character = chr(int(code, 16)) if code else html.unescape(match["entity"] or "")
+    return "" if character == "\\" else character.strip()

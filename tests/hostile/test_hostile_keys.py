@@ -33,6 +33,7 @@ KEYS = {
     "of 7 characters": "k3y9x2z",
     "with signs": 'pa/55+w=d&<x>"1\\2',
     "of 164 characters": "sk-proj-" + "aB3" * 52,
+    "of 2,500 characters": "ey" + "aB3-_x" * 416 + "zz",
 }
 KEY = KEYS["of 13 characters"]
 
