@@ -134,6 +134,15 @@ class Usage(Record):
 
 FinishReason = Literal["stop", "length", "content_filter"]
 
+ROUNDING = 0.01  # by which a log-probability may exceed 0: bfloat16 has errors of this size
+
+
+def logprob_problem(value: float) -> str | None:
+    """Why no probability has this natural logarithm; else None. Minus infinity is that of an impossible token."""
+    if value <= ROUNDING:
+        return None
+    return f"a log-probability of {min(value, 1e308):.6g}, and none is above 0"  # a whole number may be beyond floats
+
 
 class Completion(Record):
     """One model's continuation of some messages."""

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from rlaif.errors import StoreError
-from rlaif.records import Message, Sampling, canonical, digest_text
+from rlaif.records import Message, Sampling, canonical, digest_text, logprob_problem
 
 FORMAT = 3  # of this file; format 2 is migrated, any other format is refused
 KEY_VERSION = 1  # of the key's meaning; raising it makes every stored call unreachable
@@ -36,7 +36,7 @@ LEARNT_FOR = 7 * 86400.0  # seconds after which a server is probed again: it may
 TOGETHER = 0.003  # seconds, when at least ENOUGH writes wait
 LATEST = 0.01  # seconds, when fewer wait
 ENOUGH = 8  # answers; those that a kill loses are paid for again
-UNREADABLE = (ValueError, KeyError, TypeError, zlib.error)  # raised by a damaged call
+UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, zlib.error)  # raised by a damaged call
 LEVEL = 1  # of the compression: the fastest, since texts are short
 
 _TABLES = """
@@ -239,7 +239,7 @@ class CallStore:
         answers = {}
         for key, packed in self._by_key("calls", "answer", keys).items():
             with suppress(*UNREADABLE):
-                answers[key] = _read(packed)
+                answers[key] = _usable(packed)
         return answers
 
     def find(self, keys: Iterable[str]) -> dict[str, tuple[dict[str, Any], bool]]:
@@ -248,7 +248,7 @@ class CallStore:
         answers = {}
         for key, answer, number in rows:
             try:
-                answers[key] = (_read(answer), self._untold(number))
+                answers[key] = (_usable(answer), self._untold(number))
             except UNREADABLE:  # treated as missing: the call is sent again and the new answer replaces it
                 self._damaged.add(key)
         return answers
@@ -457,7 +457,7 @@ class CallStore:
         return removed
 
     def verify(self) -> list[str]:
-        """The keys of calls whose content cannot be read. Raises StoreError where the file itself is damaged."""
+        """The keys of calls that cannot be read or used. Raises StoreError where the file itself is damaged."""
         damaged = []
         with self._reading():
             if (problem := self._reads.execute("PRAGMA integrity_check").fetchone()[0]) != "ok":
@@ -465,7 +465,7 @@ class CallStore:
             for key, request, answer in self._reads.execute("SELECT key, request, answer FROM calls"):
                 try:
                     _read(request)
-                    if not isinstance(_read(answer)["text"], str):
+                    if not isinstance(_usable(answer)["text"], str):
                         damaged.append(key)
                 except UNREADABLE:
                     damaged.append(key)
@@ -559,3 +559,12 @@ def _plain(text: str) -> str:
 
 def _read(packed: bytes) -> dict[str, Any]:
     return dict(msgspec.json.decode(zlib.decompress(packed)))
+
+
+def _usable(packed: bytes) -> dict[str, Any]:
+    """An answer. Raises ValueError for one with a log-probability that no probability has, which is asked again."""
+    answer = _read(packed)
+    logprobs = (*(answer.get("token_logprobs") or ()), *(answer.get("alternatives") or {}).values())
+    if problem := next(filter(None, (logprob_problem(value) for value in logprobs if value is not None)), None):
+        raise ValueError(problem)
+    return answer

@@ -1,8 +1,9 @@
 """Real servers on real sockets: engines of ours behind the OpenAI protocol, and a script of faults.
 
 `serve` puts engines behind POST /v1/chat/completions and GET /v1/models; requests that arrive together share a batch.
-`scripted` answers from a list, entry by entry, and can delay, cut a body short or drop the connection.
-Both listen on 127.0.0.1, on a port the system chooses, and stop when their `with` block ends.
+`scripted` answers from a list, entry by entry, and can delay, cut a body short or drop the connection. `speaking`
+answers with any bytes, HTTP or not, as many as its client takes.
+All listen on 127.0.0.1, on a port the system chooses, and stop when their `with` block ends.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import math
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -233,6 +234,81 @@ def scripted(answers: Sequence[Answer]) -> Iterator[Script]:
         loop, stop = loops[0]
         loop.call_soon_threadsafe(stop.set)
         thread.join()
+
+
+# ---------------------------------------------------------------- any bytes at all
+
+Spoken = bytes | Callable[[], Iterable[bytes]]  # whole, or piece by piece as the client takes it
+
+
+@dataclass
+class Speaker:
+    """A server of bytes: where it listens, what it was sent, and how much its clients took."""
+
+    base_url: str = ""
+    heads: list[str] = field(default_factory=list)  # of the requests, as they arrived
+    sent: int = 0
+
+
+@contextlib.contextmanager
+def speaking(*answers: Spoken, pause: float = 0.0) -> Iterator[Speaker]:
+    """Answer each request with the next of `answers`; the last one repeats.
+
+    `pause` is waited between two pieces.
+    """
+    speaker = Speaker()
+    ending = threading.Event()
+
+    def answer(connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError), connection.makefile("rb") as reading:
+            head, line = "", b"x"
+            while line not in (b"\r\n", b"") and not ending.is_set():
+                line = reading.readline()
+                head += line.decode("latin-1")
+            length = next((int(h[15:]) for h in head.lower().splitlines() if h.startswith("content-length:")), 0)
+            reading.read(length)
+            speaker.heads.append(head)
+            said = answers[min(len(speaker.heads), len(answers)) - 1]
+            for piece in (said,) if isinstance(said, bytes) else said():
+                if ending.is_set():
+                    break
+                connection.sendall(piece)
+                speaker.sent += len(piece)
+                if pause:
+                    ending.wait(pause)
+
+    def listen() -> None:
+        while not ending.is_set():
+            with contextlib.suppress(OSError):
+                connection, _ = listening.accept()
+                connection.settimeout(10)
+                threading.Thread(target=answer, args=(connection,), name="speaking", daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(0.05)
+        speaker.base_url = f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
+        thread = threading.Thread(target=listen, name="speaking")
+        thread.start()
+        try:
+            yield speaker
+        finally:
+            ending.set()
+            thread.join()
+
+
+def spoken(
+    body: bytes | Iterable[bytes] = b"", *headers: str, status: str = "200 OK", length: int | None = -1
+) -> Callable[[], Iterator[bytes]]:
+    """An HTTP answer of these pieces. `length` is what it says of its length: None nothing, -1 the truth."""
+
+    def pieces() -> Iterator[bytes]:
+        told = len(body) if length == -1 and isinstance(body, bytes) else length
+        lines = [f"HTTP/1.1 {status}", "content-type: application/json", *headers, "connection: close"]
+        lines += [] if told in (None, -1) else [f"content-length: {told}"]
+        yield ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+        yield from (body,) if isinstance(body, bytes) else body
+
+    return pieces
 
 
 def completion(*texts: str | None, finish_reason: str = "stop", logprobs: Any = None, **extra: Any) -> dict[str, Any]:

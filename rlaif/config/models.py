@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from functools import lru_cache
 from pathlib import Path
@@ -193,7 +194,11 @@ class OpenAIModel(Model):
     def _is_a_variable(cls, variable: Any) -> str | None:
         if variable is None:
             return None
-        if not isinstance(variable, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", variable):
+        if (
+            not isinstance(variable, str)
+            or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", variable)
+            or (_like_a_key(variable) and variable not in os.environ)
+        ):
             raise ValueError("expected the name of an environment variable, never the key itself")
         return variable
 
@@ -217,6 +222,19 @@ class OpenAIModel(Model):
     @property
     def base_urls(self) -> tuple[str, ...]:
         return (self.base_url,) if isinstance(self.base_url, str) else self.base_url
+
+
+# How keys begin that are also names: of Hugging Face, Groq, GitHub, Google, AWS, ...
+_KEY_BEGINS = re.compile(r"(?:hf|gsk|sk|pk|gh[a-z]|xai|nvapi|r8)_|AIza|AKIA")
+
+
+def _like_a_key(variable: str) -> bool:
+    """Whether a variable's name may be a key itself: a long part of letters and digits mixed, or a key's beginning."""
+    long = [part for part in variable.split("_") if len(part) >= 16]
+    return any(
+        _KEY_BEGINS.match(variable) or (len(re.findall(r"[0-9]+", part)) >= 2 and re.search(r"[A-Za-z]", part))
+        for part in long
+    )
 
 
 ModelSpec = TransformersModel | OpenAIModel | VLLMModel

@@ -20,15 +20,14 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 from typing import Any
-from urllib.parse import quote
 
 import msgspec
 
 from rlaif.config import OpenAIModel, RateLimits
 from rlaif.engines.protocol import Logprobs, Reply, Request
-from rlaif.engines.wire import Arrival, Broken, CutShort, Unreached, Wires
+from rlaif.engines.wire import MB, MOST, REDIRECTS, Arrival, Broken, CutShort, Misled, TooLong, Unreached, Wires
 from rlaif.errors import EngineError
-from rlaif.records import FinishReason, Message, Sampling, Usage, digest
+from rlaif.records import FinishReason, Message, Sampling, Usage, digest, logprob_problem, oneline, writable
 
 Item = tuple[tuple[Message, ...], str]
 
@@ -37,10 +36,14 @@ ATTEMPT_STRIDE, EMPTY_STRIDE = 1_000_003, 15_485_863
 TOP_LOGPROBS = 20  # the most that vLLM and the OpenAI API report
 IMPOSSIBLE = -9999.0  # a log-probability
 MOST_TOKENS = 2**31  # of one answer; a larger count is an error of the server
-SECRET = 16  # characters that no model writes by chance; a shorter key (EMPTY, test) may be an ordinary word
-NO_KEY = "none"  # what `api_key` gives for a server without a key
 RETRIED_STATUS = frozenset({408, 409, 425, 429})
 BYTES_PER_TOKEN = 2  # the estimate before the first answer: English has four, other scripts fewer
+MOST_PER_BYTE = 4.0  # prompt tokens that an estimate counts for a byte: a server's count may be wrong
+# Bytes of an answer that no honest server exceeds: in any case, for each token, and for each of its alternatives.
+BASE, EACH_TOKEN, EACH_ALTERNATIVE = 2 * MB, 1_000, 500
+LISTED, LISTED_NAMES = 16 * MB, 20  # bytes of a list of models, and those of its names that are shown at most
+SHOWN = 300  # characters of a server's words in a message
+READ = 20_000  # characters of a server's error that are looked at
 
 # Servers use different words for the same three finish reasons. Any other word (`abort`, `tool_calls`) is an error.
 FINISH_REASONS: dict[str | None, FinishReason] = {
@@ -112,6 +115,7 @@ class OpenAIEngine:
         self.capabilities: dict[str, bool | None] = {}  # n, logprobs, json_schema: from answers; seed: from `probe`
         self._key = api_key
         self._wires, self._owned = wires or Wires(), wires is None
+        self._secrets = self._wires.secrets
         self._tokens_per_byte = 0.0  # the highest that the server has reported
 
     @cached_property
@@ -162,9 +166,11 @@ class OpenAIEngine:
     async def models(self, server: str) -> list[str] | None:
         """The models that a server lists; None where it lists none. Raises EngineError when it cannot be reached."""
         try:
-            arrived = await self._wires.to(server, self._key).get("/models", min(self.spec.timeout, 30.0))
-        except TimeoutError:
+            arrived = await self._wires.to(server, self._key).get("/models", min(self.spec.timeout, 30.0), LISTED)
+        except (TimeoutError, TooLong):
             return None
+        except Misled as error:
+            raise self._misled(server, error) from None
         except (Unreached, Broken, CutShort) as error:
             raise self._unreached(server, error) from None
         if arrived.status in (401, 403):
@@ -172,9 +178,13 @@ class OpenAIEngine:
         try:
             if arrived.status != 200:
                 return None
-            return [self._redacted(str(model["id"])) for model in json.loads(arrived.body)["data"]]
+            names = [str(model["id"]) for model in json.loads(arrived.body)["data"]]
         except (ValueError, KeyError, TypeError, RecursionError):
             return None
+        # All names but ours are only shown, and a list may be long.
+        return [self.model] * (self.model in names) + [
+            self._shown(name) for name in names[:LISTED_NAMES] if name != self.model
+        ]
 
     async def probe(self, server: str) -> list[Usage]:
         """Find out whether the server honours seeds; `capabilities["seed"]` is None where its samples never differ.
@@ -236,7 +246,8 @@ class OpenAIEngine:
         del answer.choices[len(indices) :]  # not requested; their tokens were paid for and are counted
         usages = _shared(answer)
         if usages and usages[0].prompt_tokens:
-            self._tokens_per_byte = max(self._tokens_per_byte, usages[0].prompt_tokens / _size(request.messages))
+            ratio = min(usages[0].prompt_tokens / _size(request.messages), MOST_PER_BYTE)
+            self._tokens_per_byte = max(self._tokens_per_byte, ratio)
         if len(indices) > 1:
             self.capabilities["n"] = len(answer.choices) >= len(indices)
         arrived: list[Reply | EngineError] = []
@@ -252,13 +263,12 @@ class OpenAIEngine:
         sampling = request.sampling
         reason = FINISH_REASONS.get(choice.finish_reason)
         if reason is None:
-            ended = f"the server ended a completion with {choice.finish_reason!r}"
+            ended = f"the server ended a completion with {self._shown(str(choice.finish_reason))!r}"
             return self._error(ended, "bad-body", retryable=True, usage=usage)
         text = (choice.message.content or "").strip()
-        if len(self._key) >= SECRET:
-            text = self._redacted(text)
         if not text and choice.message.refusal:
             text, reason = choice.message.refusal.strip(), "content_filter"
+        text = self._secrets.masked(text)
         if not text and reason == "length":
             return self._error(
                 f"the completion is still empty after max_tokens {sampling.max_tokens}",
@@ -281,14 +291,21 @@ class OpenAIEngine:
                 )
         if request.json_schema is not None and reason == "stop":
             self.capabilities["json_schema"] = _is_json(text)
+        token_logprobs = alternatives = None
+        try:
+            if sampling.logprobs and tokens:
+                token_logprobs = tuple(_logprob(t.logprob) for t in _of_text(tokens, choice))
+            if sampling.alternatives and tokens:
+                alternatives = _named(tokens[0], sampling.alternatives)
+        except ValueError as error:
+            fix = "use a server that reports natural logarithms (vLLM does), or ask for no log-probabilities"
+            return self._error(f"the server returned {error}", "bad-logprobs", fix=fix, usage=usage)
         return Reply(
             text=text,
             finish_reason=reason,
             usage=usage,
-            token_logprobs=tuple(_finite(t.logprob) for t in _of_text(tokens, choice))
-            if sampling.logprobs and tokens
-            else None,
-            alternatives=_named(tokens[0], sampling.alternatives) if sampling.alternatives and tokens else None,
+            token_logprobs=token_logprobs,
+            alternatives=alternatives,
         )
 
     # ------------------------------------------------------------ on the wire
@@ -317,7 +334,7 @@ class OpenAIEngine:
             }
         wire = self._wires.to(server, self._key)
         try:
-            arrived = await wire.post("/chat/completions", _encoded(body), self.spec.timeout)
+            arrived = await wire.post("/chat/completions", _encoded(body), self.spec.timeout, _most(sampling, count))
         except TimeoutError:
             problem = f"no answer within {self.spec.timeout:g} s"
             raise self._error(problem, "timeout", retryable=True, fix="raise `timeout`", lost=True) from None
@@ -325,6 +342,12 @@ class OpenAIEngine:
             raise self._unreached(server, error) from None
         except Broken as error:
             raise self._unreached(server, error, lost=True) from None
+        except Misled as error:
+            raise self._misled(server, error) from None
+        except TooLong as error:
+            problem = f"the server's answer is not read: {error}, more than was asked for can fill"
+            fix = f"check what the server at {server} is; if its completions are so long, raise `max_tokens`"
+            raise self._error(problem, "too-long", fix=fix, lost=True) from None
         except CutShort as error:
             problem = f"the server's answer broke off ({error})"
             raise self._error(problem, "bad-body", retryable=True, lost=True) from None
@@ -347,13 +370,23 @@ class OpenAIEngine:
             return msgspec.convert(json.loads(body), _Answer)
         except msgspec.ValidationError as error:
             problem = f"cannot be read ({error})"
-        except (ValueError, RecursionError) as error:
+        except json.JSONDecodeError as error:
             problem = f"is not JSON ({error})"
+        except UnicodeDecodeError:
+            problem = "is not UTF-8"
+        except RecursionError:
+            problem = "is nested too deep"
+        except (ValueError, OverflowError):
+            problem = "holds a number that is too large"
         raise self._error(f"the server's answer {problem}", "bad-body", retryable=True, lost=True)
 
     def _unreached(self, server: str, error: Exception, *, lost: bool = False) -> EngineError:
         fix = f"is the server running at {server}?"
         return self._error(f"cannot reach {server}: {error}", "connection", retryable=True, fix=fix, lost=lost)
+
+    def _misled(self, server: str, error: Misled) -> EngineError:
+        fix = f"state the server's own address in `base_url`, in place of {server}"
+        return self._error(f"{server} cannot be used: {error}", "redirect", fatal=True, fix=fix)
 
     def _refused(self, arrived: Arrival, server: str) -> EngineError:
         """The error for a status that is not 200: whether it can be retried, else what the user can do."""
@@ -368,7 +401,12 @@ class OpenAIEngine:
             wait = _retry_after(arrived.headers)
             return self._error(f"the server answered {status}: {message}", cause, retryable=True, fix=fix, wait=wait)
         cause, fix, variable = f"http-{status}", None, self.spec.key_variable
-        if status in (401, 403) and variable is None:
+        if arrived.elsewhere:
+            message += f" (at {arrived.elsewhere}, where {server} redirects; it got no key)"
+            fix = "state the server's own address in `base_url`, so that it gets the key"
+        elif status in REDIRECTS:
+            fix = f"check base_url {server}: the address that it redirects to cannot be read"
+        elif status in (401, 403) and variable is None:
             fix = "name the environment variable that holds a key in `api_key_env`"
         elif status == 401:
             fix = f"set the environment variable {variable} to a valid key"
@@ -393,23 +431,11 @@ class OpenAIEngine:
             body = (inner.get("message") or inner.get("detail")) if isinstance(inner, dict) else inner
             if isinstance(code, str) and body and code not in str(body):
                 body = f"{body} ({code})"
-        # Redacted before it is truncated: half a key must not show either.
-        message = self._redacted(str(body or text or "nothing"))
-        return " ".join(message.split())[:300].rstrip(".")
+        return self._shown(str(body or text or "nothing"))
 
-    def _redacted(self, text: str) -> str:
-        for written in self._secrets:
-            text = text.replace(written, "***")
-        return text
-
-    @cached_property
-    def _secrets(self) -> tuple[str, ...]:
-        """The key as it is, and as JSON and a URL write it; the longest first."""
-        if self._key in ("", NO_KEY):
-            return ()
-        escaped = json.dumps(self._key)[1:-1]
-        written = {self._key, escaped, escaped.replace("/", "\\/"), quote(self._key, safe="")}
-        return tuple(sorted(written, key=len, reverse=True))
+    def _shown(self, words: str) -> str:
+        """A server's words on one short line, without a key, nor half a key where they are cut."""
+        return oneline(self._secrets.masked_error(writable(words[:READ])))[:SHOWN].rstrip(".")
 
     def _error(
         self,
@@ -424,7 +450,7 @@ class OpenAIEngine:
         lost: bool = False,
     ) -> EngineError:
         """The only place that makes errors of a server's words, because they may repeat the key."""
-        message = self._redacted(f"model {self.name!r}: {message}")
+        message = writable(self._secrets.masked_error(f"model {self.name!r}: {message}"))
         return EngineError(
             message, cause=cause, retryable=retryable, fatal=fatal, fix=fix, wait=wait, usage=usage, lost=lost
         )
@@ -460,7 +486,13 @@ def _size(messages: Sequence[Message]) -> int:
 
 
 def _count(value: Any) -> int:
-    return value if isinstance(value, int) and 0 <= value < MOST_TOKENS else 0
+    return value if type(value) is int and 0 <= value < MOST_TOKENS else 0
+
+
+def _most(sampling: Sampling, count: int) -> int:
+    """The most bytes of an answer with `count` samples: far more than a server needs for what it was asked."""
+    each = EACH_TOKEN + (EACH_ALTERNATIVE * TOP_LOGPROBS if sampling.alternatives else 0)
+    return min(BASE + count * sampling.max_tokens * each, MOST)
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
@@ -501,13 +533,18 @@ def _named(token: _Token, names: Sequence[str]) -> dict[str, float | None]:
     reported: dict[str, float] = {}
     for entry in (token, *(token.top_logprobs or ())):
         name = entry.token.strip()
-        reported[name] = max(reported.get(name, IMPOSSIBLE), _finite(entry.logprob))
+        reported[name] = max(reported.get(name, IMPOSSIBLE), _logprob(entry.logprob))
     return {name: reported.get(name.strip()) for name in names}
 
 
-def _finite(logprob: float) -> float:
-    """JSON has no infinity: an impossible token gets -9999, as OpenAI reports it."""
-    return logprob if math.isfinite(logprob) else IMPOSSIBLE
+def _logprob(value: float) -> float:
+    """A log-probability as it is kept: 0 at most, and -9999, as OpenAI reports it, for an impossible token.
+
+    Raises ValueError for one that no probability has.
+    """
+    if problem := logprob_problem(value):
+        raise ValueError(problem)
+    return min(max(value, IMPOSSIBLE), 0.0)
 
 
 def _is_json(text: str) -> bool:

@@ -4,10 +4,14 @@ The `openai` package's client builds a model object for every request and every 
 much as the request. Over Rust's `reqwest` a request costs 50 microseconds of processor time where aiohttp's costs 135
 (benchmarks/RESULTS.md). The package's conventions are kept: paths under the base URL, a bearer key, organisation and
 project from the environment, proxies from the environment, compressed answers, redirects.
+
+A server is not trusted: its answer is read only up to a bound, which counts what is decompressed, and a redirect to
+another origin (scheme, host or port) carries no key.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import Mapping
@@ -15,22 +19,35 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
+from rlaif.engines.secrets import Secrets
 from rlaif.version import __version__
 
 if TYPE_CHECKING:
     from pyreqwest.client import Client
+    from pyreqwest.http import Url
+    from pyreqwest.response import Response
 
 CONNECT_TIMEOUT = timedelta(seconds=10)
 KEEP_ALIVE = timedelta(seconds=15)  # servers that close idle connections do so later
 OPENAI_HOST = "api.openai.com"
 # Headers that the `openai` package takes from the environment. They go to OpenAI only.
 OPENAI_HEADERS = {"OPENAI_ORG_ID": "OpenAI-Organization", "OPENAI_PROJECT_ID": "OpenAI-Project"}
+NO_KEY = "none"  # what is sent to a server that needs no key
+HOPS = 10  # redirects that one request follows, as reqwest and the `openai` package do
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
+FRESH = frozenset({301, 302, 303})  # after these a request is made anew, by GET, as browsers do
+MB = 1_000_000
+FIRST = 256_000  # bytes of an answer that are read at once; nearly every answer is shorter
+LONG = 4  # answers of one server that are read beyond FIRST at a time, so that many cannot fill the memory together
+MOST = 64 * MB  # bytes of an answer, whatever was asked: half a million tokens with their log-probabilities
+ERROR = 256_000  # bytes of an answer whose status is an error: only its first words are shown
 
 
 class Arrival(NamedTuple):
     status: int
     headers: Mapping[str, str]  # empty for a 200
     body: bytes
+    elsewhere: str = ""  # the other origin that a redirect led to, which got no key
 
 
 class Unreached(Exception):
@@ -45,42 +62,52 @@ class CutShort(Exception):
     """The answer was truncated."""
 
 
+class TooLong(Exception):
+    """The answer is longer than its bound. The message names it."""
+
+
+class Misled(Exception):
+    """A redirect that is not followed. The message says where it leads."""
+
+
 class Wire:
     """Connections to one base URL with one key. Opens them when first used."""
 
     def __init__(self, base_url: str, key: str) -> None:
         self.base_url = base_url
-        self._headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+        self._plain = {"Content-Type": "application/json"}
+        self._keys = {"Authorization": f"Bearer {key}"}
         if urlsplit(base_url).hostname == OPENAI_HOST:
-            self._headers |= {name: os.environ[v] for v, name in OPENAI_HEADERS.items() if os.environ.get(v)}
-        self._client: Client | None = None
+            self._keys |= {name: os.environ[v] for v, name in OPENAI_HEADERS.items() if os.environ.get(v)}
+        self.secrets = [value for value in (key, *list(self._keys.values())[1:]) if value != NO_KEY]
+        self._clients: dict[bool, Client] = {}  # by whether they send the keys
         self._deadlines: dict[float, timedelta] = {}
+        self._long = asyncio.Semaphore(LONG)
 
-    async def post(self, path: str, body: bytes, timeout: float) -> Arrival:
-        """Send one request. Raises TimeoutError, Unreached, Broken or CutShort."""
-        return await self._request("POST", path, body, timeout)
+    async def post(self, path: str, body: bytes, timeout: float, most: int = MOST) -> Arrival:
+        """Send one request, and read at most `most` bytes of its answer.
 
-    async def get(self, path: str, timeout: float) -> Arrival:
-        """Send one request. Raises TimeoutError, Unreached, Broken or CutShort."""
-        return await self._request("GET", path, None, timeout)
+        Raises TimeoutError, Unreached, Broken, CutShort, TooLong or Misled.
+        """
+        return await self._request("POST", path, body, timeout, most)
 
-    async def _request(self, method: str, path: str, body: bytes | None, timeout: float) -> Arrival:
+    async def get(self, path: str, timeout: float, most: int = MOST) -> Arrival:
+        """As `post`."""
+        return await self._request("GET", path, None, timeout, most)
+
+    async def _request(self, method: str, path: str, body: bytes | None, timeout: float, most: int) -> Arrival:
         from pyreqwest import exceptions  # a run without a server never needs it
 
         deadline = self._deadlines.get(timeout)
         if deadline is None:
             deadline = self._deadlines[timeout] = timedelta(seconds=timeout)
-        try:
-            request = self._opened().request(method, self.base_url + path).timeout(deadline)
-        except (ValueError, RuntimeError) as error:  # no host can have this name, or no more files can be opened
-            raise Unreached(str(error)) from None
-        if body is not None:
-            request = request.body_bytes(body)
         began = time.monotonic()
         try:
-            answer = await request.build().send()
-            status = answer.status
-            return Arrival(status, answer.headers if status != 200 else {}, bytes(await answer.bytes()))
+            arrived = await self._sent(method, self.base_url + path, body, deadline, most)
+            if arrived.status in REDIRECTS:
+                async with asyncio.timeout(timeout):
+                    arrived = await self._followed(arrived, method, path, body, deadline, most)
+            return arrived
         except exceptions.RequestTimeoutError as error:
             if time.monotonic() - began < 0.9 * timeout:  # no connection was accepted
                 raise Unreached(_reason(error)) from None
@@ -92,35 +119,115 @@ class Wire:
         except exceptions.RequestError as error:
             raise Broken(_reason(error)) from None
 
-    def _opened(self) -> Client:
-        if self._client is None:
+    async def _sent(
+        self, method: str, url: Url | str, body: bytes | None, deadline: timedelta, most: int, *, keys: bool = True
+    ) -> Arrival:
+        """One request and its answer, wherever that leads. Raises pyreqwest's exceptions, Unreached or TooLong."""
+        try:
+            request = self._opened(keys).request(method, url).timeout(deadline)
+        except (ValueError, RuntimeError) as error:  # no host can have this name, or no more files can be opened
+            raise Unreached(str(error)) from None
+        if body is not None:
+            request = request.body_bytes(body)
+        async with request.build_streamed() as answer:
+            status = answer.status
+            if status == 200:
+                return Arrival(status, {}, await self._read(answer, most))
+            try:
+                return Arrival(status, answer.headers, await self._read(answer, ERROR))
+            except TooLong as error:
+                return Arrival(status, answer.headers, f"an error page, and {error}".encode())
+
+    async def _read(self, answer: Response, most: int) -> bytes:
+        """The whole body, decompressed. Raises TooLong."""
+        first = await answer.body_reader.read(min(FIRST, most + 1))
+        body = bytes(first or b"")
+        if len(body) == FIRST:
+            async with self._long:
+                rest = await answer.body_reader.read(most + 1 - FIRST)
+                body += bytes(rest or b"")
+        if len(body) > most:
+            raise TooLong(f"it is longer than {most / MB:.3g} MB")
+        return body
+
+    async def _followed(
+        self, arrived: Arrival, method: str, path: str, body: bytes | None, deadline: timedelta, most: int
+    ) -> Arrival:
+        """The answer where redirects lead. Only their own origin gets the keys. Raises Misled."""
+        from pyreqwest.http import Url  # reads addresses as the client does, which sends to what is read
+
+        here = Url(self.base_url + path)
+        home, elsewhere = here.origin_ascii, ""
+        for _ in range(HOPS):
+            there = _location(arrived, here)
+            if there is None:
+                return arrived
+            if there.scheme not in ("http", "https"):
+                raise Misled(f"it redirects to {_place(there)}, which is no http address")
+            if here.scheme == "https" and there.scheme == "http":
+                raise Misled(f"it redirects to {_place(there)}, where nothing is encrypted")
+            if arrived.status in FRESH:
+                method, body = "GET", None
+            elsewhere = "" if there.origin_ascii == home else _place(there)
+            there = there.with_username("").with_password(None)
+            arrived = await self._sent(method, there, body, deadline, most, keys=not elsewhere)
+            if arrived.status not in REDIRECTS:
+                return arrived._replace(elsewhere=elsewhere)
+            here = there
+        raise Misled(f"it redirects more than {HOPS} times")
+
+    def _opened(self, keys: bool) -> Client:
+        client = self._clients.get(keys)
+        if client is None:
             from pyreqwest.client import ClientBuilder
 
-            builder = ClientBuilder().default_headers(self._headers).user_agent(f"rlaif/{__version__}")
-            self._client = builder.connect_timeout(CONNECT_TIMEOUT).pool_idle_timeout(KEEP_ALIVE).build()
-        return self._client
+            headers = self._plain | self._keys if keys else self._plain
+            builder = (
+                ClientBuilder().default_headers(headers).user_agent(f"rlaif/{__version__}").follow_redirects(False)
+            )
+            client = builder.connect_timeout(CONNECT_TIMEOUT).pool_idle_timeout(KEEP_ALIVE).build()
+            self._clients[keys] = client
+        return client
 
     async def close(self) -> None:
-        client, self._client = self._client, None
-        if client is not None:
+        clients, self._clients = self._clients, {}
+        for client in clients.values():
             await client.close()
 
 
 class Wires:
-    """One wire for each server and key: models on one server share its connections."""
+    """One wire for each server and key: models on one server share its connections. `secrets` are all their keys."""
 
     def __init__(self) -> None:
+        self.secrets = Secrets()
         self._wires: dict[tuple[str, str], Wire] = {}
 
     def to(self, base_url: str, key: str) -> Wire:
         wire = self._wires.get((base_url, key))
         if wire is None:
             wire = self._wires[base_url, key] = Wire(base_url, key)
+            for secret in wire.secrets:
+                self.secrets.add(secret)
         return wire
 
     async def close(self) -> None:
         for wire in self._wires.values():
             await wire.close()
+
+
+def _location(arrived: Arrival, here: Url) -> Url | None:
+    """Where a redirect leads; None where it does not say so in a way that can be read."""
+    try:
+        location = arrived.headers.get("location")
+        return None if location is None else here.join(location)
+    except ValueError:
+        return None
+
+
+def _place(url: Url) -> str:
+    """An address as errors show it: its origin, or its scheme alone."""
+    origin = url.origin_ascii if url.scheme in ("http", "https") else ""
+    return (origin or f"{url.scheme}:")[:200]
 
 
 def _reason(error: BaseException) -> str:

@@ -7,7 +7,6 @@ numbered 1 and 2. A soft verdict is the probability of either number as the firs
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import combinations
 from typing import NamedTuple
@@ -15,7 +14,7 @@ from typing import NamedTuple
 from rlaif.config import CompareStage
 from rlaif.constitution import Constitution, Principle
 from rlaif.engines.asking import Asker, together
-from rlaif.judges.rating import LEAST_MASS, first_readable, numbered
+from rlaif.judges.rating import LEAST_MASS, first_readable, numbered, probabilities
 from rlaif.judges.replies import read_choice, unusable
 from rlaif.records import (
     Candidate,
@@ -219,9 +218,11 @@ def read_probability(alternatives: dict[str, float | None] | None) -> tuple[floa
 
     A number missing from a server's top log-probs counts as 0: its probability is below every listed one.
     """
-    known = {name: math.exp(value) for name, value in (alternatives or {}).items() if value is not None}
+    known, problem = probabilities(alternatives)
     first, second = (known.get(number, 0.0) for number in NUMBERS)
     mass = first + second
+    if problem is not None:
+        return None, problem
     if not known:
         return None, "the engine gave no probability of either number"
     if mass < LEAST_MASS:

@@ -29,6 +29,7 @@ from rlaif.records import (
     Verdict,
     digest,
     hashed_order,
+    logprob_problem,
     writable,
 )
 from rlaif.rubric import Aspect, Rubric
@@ -38,6 +39,7 @@ OFFERED = {"aspect", "scale", "prompt", "knowledge", "completions", "mark", "n"}
 REQUIRED = {"aspect", "prompt", "completions"}
 LEAST_MASS = 0.5  # first-token probability that the numbers must hold together; below, the reply is unparsed
 SCORE_TOKENS = 2  # the number, whose probability is read, and the end
+NO_CHANCE = -1000.0  # a log-probability: its exponential is 0, as that of any below
 EMPTY = "empty completion"
 REASK_TEMPERATURE = 0.7  # at least: at temperature 0 another seed would give the same reply
 
@@ -335,10 +337,20 @@ def read_expectation(alternatives: Mapping[str, float | None] | None) -> tuple[f
     s = sum_i i * P(i), with P normalised over the numbers (arXiv 2309.00267, direct scoring). A number missing from a
     server's top log-probs counts as 0: its probability is below every listed one.
     """
-    known = {int(number): math.exp(value) for number, value in (alternatives or {}).items() if value is not None}
+    known, problem = probabilities(alternatives)
     mass = math.fsum(known.values())
+    if problem is not None:
+        return None, problem
     if not known:
         return None, "the engine gave no probability of any number"
     if mass < LEAST_MASS:
         return None, f"only {mass:.0%} of the first token's probability is on the numbers"
-    return round(math.fsum(number * p for number, p in known.items()) / mass, 9), None
+    return round(math.fsum(int(number) * p for number, p in known.items()) / mass, 9), None
+
+
+def probabilities(alternatives: Mapping[str, float | None] | None) -> tuple[dict[str, float], str | None]:
+    """The probability of each name whose log-probability is known; and what is wrong with one of them."""
+    known = {name: value for name, value in (alternatives or {}).items() if value is not None}
+    if problem := next(filter(None, map(logprob_problem, known.values())), None):
+        return {}, f"the engine gave {problem}"
+    return {name: math.exp(max(value, NO_CHANCE)) for name, value in known.items()}, None

@@ -31,6 +31,7 @@ from rlaif.judges.replies.words import (
     spoken,
     takes_back,
     void,
+    whole,
 )
 
 
@@ -104,7 +105,7 @@ def _by_number(value: Any) -> dict[int, Any] | None:
     named = {
         k: [str(item[key]) for key in _INDEX if key in item] for k, item in items.items() if isinstance(item, dict)
     }
-    if len(items) < len(pairs) or any(other.isdigit() and int(other) != k for k in named for other in named[k]):
+    if len(items) < len(pairs) or any(other.isdecimal() and whole(other) != k for k in named for other in named[k]):
         return None
     return items
 

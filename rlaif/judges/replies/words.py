@@ -186,7 +186,7 @@ def void(text: str, low: int, high: int) -> str | None:
     """Why none of a reply's numbers counts: it withdraws them, or uses another scale; else None."""
     if _VOID.search(text) or SWAPS.search(text):
         return "the reply takes its numbers back"
-    if _REVERSED.search(text) or any((int(m[1]), int(m[2])) != (low, high) for m in _SCALE.finditer(text)):
+    if _REVERSED.search(text) or any((whole(m[1]), whole(m[2])) != (low, high) for m in _SCALE.finditer(text)):
         return "the reply measures by another scale"
     return None
 
@@ -211,8 +211,12 @@ def find_object(text: str) -> tuple[Any, str] | str:
         start = len(before) - 1
     try:
         value, end = _DECODER.raw_decode(text, start)
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        return "not readable as JSON (nested too deep)"
+    except json.JSONDecodeError as error:
         return f"not readable as JSON ({error})"
+    except ValueError as error:  # a key that stands twice, or a whole number that Python refuses to read
+        return f"not readable as JSON ({'a number is too long' if 'limit' in str(error) else error})"
     before, after = text[:start].rstrip(), text[end:]
     if re.match(r"[ \t]*[^\s`]", after):
         return "the sentence goes on behind the object"
@@ -253,6 +257,11 @@ _HEDGE = re.compile(
     re.IGNORECASE,
 )
 _OTHER_SCALE = re.compile(r"\bscale\b|\bout of\b|\bpercent|[%½¼¾]", re.IGNORECASE)
+
+
+def whole(digits: str) -> int:
+    """The number; -1 for one so long that Python may refuse to read it: it is no number of a scale either way."""
+    return int(digits) if len(digits) < 10 else -1
 
 
 def other_scale(words: str, low: int, high: int) -> bool:
