@@ -20,7 +20,7 @@ from rlaif.errors import InputError, RlaifError, Stopped, WorkError
 from rlaif.files import write_text
 from rlaif.pipeline.datasets import dataset_name
 from rlaif.pipeline.events import EVERY, EventLog, Meter
-from rlaif.pipeline.folder import RunFolder, is_foreign, made_before
+from rlaif.pipeline.folder import RunFolder, is_foreign, leads_away, made_before
 from rlaif.pipeline.manifest import Manifest, RowCounts, StageRecord
 from rlaif.pipeline.progress import Progress
 from rlaif.pipeline.session import Session
@@ -287,10 +287,14 @@ class Run:
 
 def _refuse_foreign(stages: Iterable[Stage[Any]], folder: RunFolder, made: set[str]) -> None:
     """Raise InputError for what stands where a stage would write, and no run made."""
+    lost = folder.manifest() is None
     for stage in stages:
         stage.check_folder(folder)
+        if stage.holds is not None:
+            folder.refuse_stage(folder.stage(stage.step.number, stage.name), made)
         for name in (f"dataset/{dataset_name(stage.name, shape)}" for shape in stage.writes):
-            if name not in made and is_foreign(path := folder.path / name):
+            path = folder.path / name
+            if leads_away(path) or (name not in made and is_foreign(path, lost=lost)):
                 raise InputError("the folder is there, and no run made it", file=str(path), fix="move it")
 
 
