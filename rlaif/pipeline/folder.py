@@ -205,7 +205,11 @@ class RunFolder:
                 return None
             problem = why(error) if isinstance(error, OSError) else "it is no JSON"
             raise WorkError(f"the manifest cannot be read: {problem}", file=str(path), fix=_ANEW) from None
-        if not isinstance(value, dict) or value.get("format") != MANIFEST_FORMAT or not value.keys() >= _REQUIRED.keys():
+        if (
+            not isinstance(value, dict)
+            or value.get("format") != MANIFEST_FORMAT
+            or not value.keys() >= _REQUIRED.keys()
+        ):
             raise WorkError(
                 "the manifest is of another format", file=str(path), fix="use the version of rlaif that wrote it"
             )
