@@ -64,7 +64,13 @@ _OF_STAGE: dict[str, tuple[type, ...]] = {
     "dropped": (dict,),
     "file": (str, type(None)),
 }
-_OPTIONAL: dict[str, tuple[type, ...]] = {"prices": (dict,), "capabilities": (dict,), "notes": (list,), "made": (list,)}
+_OPTIONAL: dict[str, tuple[type, ...]] = {
+    "prices": (dict,),
+    "paid": (dict,),
+    "capabilities": (dict,),
+    "notes": (list,),
+    "made": (list,),
+}
 
 
 def hold(path: Path, where: Path) -> IO[bytes]:
@@ -205,11 +211,7 @@ class RunFolder:
                 return None
             problem = why(error) if isinstance(error, OSError) else "it is no JSON"
             raise WorkError(f"the manifest cannot be read: {problem}", file=str(path), fix=_ANEW) from None
-        if (
-            not isinstance(value, dict)
-            or value.get("format") != MANIFEST_FORMAT
-            or not value.keys() >= _REQUIRED.keys()
-        ):
+        if not isinstance(value, dict) or value.get("format") != MANIFEST_FORMAT:
             raise WorkError(
                 "the manifest is of another format", file=str(path), fix="use the version of rlaif that wrote it"
             )
