@@ -17,7 +17,7 @@ import yaml
 
 from rlaif.config import LocalModel, Pipeline
 from rlaif.errors import InputError, RlaifError, Stopped, WorkError
-from rlaif.files import write_text
+from rlaif.files import FULL, why, write_text
 from rlaif.pipeline.datasets import dataset_name
 from rlaif.pipeline.events import EVERY, EventLog, Meter
 from rlaif.pipeline.folder import RunFolder, is_foreign, leads_away, made_before
@@ -76,6 +76,10 @@ class Run:
 
         Raises RlaifError, or CancelledError when it was interrupted.
         """
+        with self.interrupts.attended():
+            return await self._execute()
+
+    async def _execute(self) -> str:
         try:
             _refuse_foreign(self.stages.values(), self.folder, made_before(self.manifest.before))
         except RlaifError:  # an earlier run's manifest stays as it is
@@ -96,6 +100,8 @@ class Run:
                 await self.session.scheduler.close()
             with suppress(OSError):  # a full disk must not hide the error
                 self.manifest.write("interrupted" if interrupted else "failed")
+            if isinstance(error, OSError):
+                raise _of_the_system(error, self.folder) from None
             raise
         finally:
             watching.cancel()
@@ -296,6 +302,14 @@ def _refuse_foreign(stages: Iterable[Stage[Any]], folder: RunFolder, made: set[s
             path = folder.path / name
             if leads_away(path) or (name not in made and is_foreign(path, lost=lost)):
                 raise InputError("the folder is there, and no run made it", file=str(path), fix="move it")
+
+
+def _of_the_system(error: OSError, folder: RunFolder) -> WorkError:
+    """A full disk, or another error of the system, while the run wrote into its folder."""
+    fix = "free some space" if error.errno in FULL else "check the disk and the folder's permissions"
+    problem = f"a file of the run cannot be used: {why(error)}; finished work is kept"
+    where = str(error.filename or folder.path)
+    return WorkError(problem, file=where, fix=f"{fix}, then run the same command again: nothing is paid for twice")
 
 
 def session_of(pipeline: Pipeline, store: CallStore, **options: Any) -> Session:
