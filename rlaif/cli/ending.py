@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 INTERRUPTED: int = 128 + signal.SIGINT
 ENDING: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+NO_MEMORY = ("Cannot allocate memory", "can't start new thread", "failed to map segment")  # as libraries say it
 
 
 class Handled:
@@ -67,7 +68,8 @@ class Ending:
             error.code = self.code
         if error is not None and (sentence := too_little(error)) is not None:
             sys.stderr.write(f"error: {sentence}\n")
-            sys.exit(1)
+            sys.stderr.flush()
+            os._exit(1)  # without memory, libraries crash as they are taken down
 
 
 def leave(number: int, frame: FrameType | None) -> NoReturn:
@@ -78,7 +80,7 @@ def leave(number: int, frame: FrameType | None) -> NoReturn:
 def too_little(error: BaseException) -> str | None:
     """What the system had too little of for the program to work, in a sentence; None for any other error."""
     words = " ".join(str(error).split())
-    if isinstance(error, MemoryError) or "Cannot allocate memory" in words or "can't start new thread" in words:
+    if isinstance(error, MemoryError) or any(sign in words for sign in NO_MEMORY):
         problem, fix = "there is not enough memory", "raise the limit (`ulimit -v`), or free some memory"
     elif "Too many open files" in words:
         problem, fix = "too many files are open", "raise the limit (`ulimit -n`)"

@@ -8,6 +8,7 @@ unchanged inputs is not run again, and the calls of row stages are cached.
 from __future__ import annotations
 
 import asyncio
+import errno
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -100,7 +101,7 @@ class Run:
                 await self.session.scheduler.close()
             with suppress(OSError):  # a full disk must not hide the error
                 self.manifest.write("interrupted" if interrupted else "failed")
-            if isinstance(error, OSError):
+            if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
                 raise _of_the_system(error, self.folder) from None
             raise
         finally:
@@ -240,7 +241,7 @@ class Run:
             async with asyncio.TaskGroup() as workers:
                 for _ in range(min(self.session.window(models), len(rows))):
                     workers.create_task(worker())
-        except* (RlaifError, OSError) as errors:
+        except* (RlaifError, OSError, ImportError, MemoryError) as errors:
             for writer in writers.values():
                 writer.close()
             raise first(errors.exceptions) from None
@@ -305,9 +306,11 @@ def _refuse_foreign(stages: Iterable[Stage[Any]], folder: RunFolder, made: set[s
 
 
 def _of_the_system(error: OSError, folder: RunFolder) -> WorkError:
-    """A full disk, or another error of the system, while the run wrote into its folder."""
+    """A full disk, or another error of the system, while the run wrote into its folder or printed."""
     fix = "free some space" if error.errno in FULL else "check the disk and the folder's permissions"
-    problem = f"a file of the run cannot be used: {why(error)}; finished work is kept"
+    if error.errno == errno.EMFILE:
+        fix = "raise the limit (`ulimit -n`)"
+    problem = f"the run cannot write: {why(error)}; finished work is kept"
     where = str(error.filename or folder.path)
     return WorkError(problem, file=where, fix=f"{fix}, then run the same command again: nothing is paid for twice")
 
