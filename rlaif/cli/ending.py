@@ -53,9 +53,15 @@ class Ending:
         self._handled = Handled(dict.fromkeys(ENDING[1:], self._interrupt))
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        """The work ends as on Ctrl-C."""
+        """The work ends as on Ctrl-C: whoever hears of that hears of this, once."""
         self.code = 128 + number
-        signal.raise_signal(signal.SIGINT)
+        heard = signal.getsignal(signal.SIGINT)
+        if getattr(heard, "__name__", "") == "_sighandler_noop":  # asyncio's loop hears of an arrival alone
+            os.kill(os.getpid(), signal.SIGINT)
+        elif callable(heard):
+            heard(signal.SIGINT, frame)
+        else:  # it is ignored, as in a job that a script started in the background
+            raise KeyboardInterrupt
 
     def __enter__(self) -> None:
         self._handled.__enter__()
