@@ -40,8 +40,9 @@ LEARNT_FOR = 7 * 86400.0  # seconds after which a server is probed again: it may
 TOGETHER = 0.003  # seconds, when at least ENOUGH writes wait
 LATEST = 0.01  # seconds, when fewer wait
 ENOUGH = 8  # answers; those that a kill loses are paid for again
+DAMAGED = (sqlite3.Error, UnicodeDecodeError)  # raised by a damaged file; SQLite's own message may be no text
 UNREADABLE = (ValueError, KeyError, TypeError, RecursionError, zlib.error)  # raised by a damaged call
-LARGEST = 2**28  # bytes of a stored JSON, which a few bytes can unpack to; what comes over a wire is far smaller
+LARGEST = 2**26  # bytes of a stored JSON, which a few bytes can unpack to; what comes over a wire is far smaller
 LEVEL = 1  # of the compression: the fastest, since texts are short
 
 _TABLES = """
@@ -240,7 +241,7 @@ class CallStore:
             # A bit for each call, in blocks: a set of keys would grow with the run, one block with a damaged number.
             self._told: defaultdict[int, bytearray] = defaultdict(partial(bytearray, 1 << 13))
             self._id = int(self._db.execute("PRAGMA application_id").fetchone()[0])
-        except (sqlite3.Error, OSError) as error:
+        except (*DAMAGED, OSError) as error:
             raise self._error(error) from None
 
     def _create(self) -> None:
@@ -380,7 +381,7 @@ class CallStore:
         with self._read_lock:
             try:
                 yield
-            except sqlite3.Error as error:
+            except DAMAGED as error:
                 raise self._error(error) from None
 
     @contextmanager
@@ -388,7 +389,7 @@ class CallStore:
         with self._lock:
             try:
                 yield
-            except sqlite3.Error as error:
+            except DAMAGED as error:
                 raise self._error(error) from None
 
     def _rows(self, table: str, columns: str, keys: Iterable[str]) -> list[tuple[Any, ...]]:
@@ -453,7 +454,7 @@ class CallStore:
         for batch, answers in zip(batches, [{}] * len(batches) if error else done.result(), strict=True):
             if batch.done.done():  # the caller was cancelled
                 continue
-            if isinstance(error, sqlite3.Error):
+            if isinstance(error, DAMAGED):
                 batch.done.set_exception(self._error(error))
             elif error is not None:
                 batch.done.set_exception(error)
@@ -569,7 +570,7 @@ class CallStore:
         if batches:  # their event loop ended before they were written
             try:
                 self._commit(batches)
-            except sqlite3.Error as error:
+            except DAMAGED as error:
                 raise self._error(error) from None
         with self._read_lock:
             self._reads.close()

@@ -135,7 +135,7 @@ def print_holdings(console: Console, holdings: Sequence[Holding], path: Path) ->
 def _when(seconds: float) -> str:
     try:
         return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
-    except (ValueError, OverflowError, OSError):  # a damaged store
+    except (TypeError, ValueError, OverflowError, OSError):  # a damaged store
         return "unknown"
 
 
