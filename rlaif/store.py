@@ -88,6 +88,7 @@ _FREE = "free some disk space, then run the same command again: what is stored i
 _REASONS = {
     sqlite3.SQLITE_FULL: ("the disk is full", _FREE),
     sqlite3.SQLITE_IOERR_WRITE: ("the disk takes no more", _FREE),
+    sqlite3.SQLITE_IOERR_SHMSIZE: ("the disk takes no more", _FREE),
     sqlite3.SQLITE_IOERR: ("the disk cannot be read or written", _CHECK),
     sqlite3.SQLITE_BUSY: ("another process holds it", "wait for it, then run the same command again"),
     sqlite3.SQLITE_READONLY: ("the file or its folder is readonly", _CHECK),
