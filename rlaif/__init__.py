@@ -11,13 +11,13 @@ Importing the package loads no model library; those are loaded where a model is 
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from rlaif.version import __version__
-
+TYPE_CHECKING = False  # nothing is imported here: the command line sets its signal handlers first
 if TYPE_CHECKING:
+    from pathlib import Path
+    from typing import Any
+
     from rlaif.pipeline.interface import FinishedRun
+    from rlaif.version import __version__
 
 __all__ = ["__version__", "load", "plan", "run"]
 
@@ -60,3 +60,11 @@ def load(folder: str | Path) -> FinishedRun:
     from rlaif.pipeline.interface import load
 
     return load(folder)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from rlaif.version import __version__
+
+        return __version__
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,19 +1,29 @@
-"""Files that are written whole or not at all, read where they exist, and locked against another process."""
+"""Files that are written whole or not at all, read where they exist, and locked against another process.
+
+What is opened here is a regular file: nothing waits for the other end of a pipe, nothing is written through a link.
+"""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
+import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
+
+LARGEST = 16 * 2**20  # bytes of a record that is read whole; a manifest of 5,000 stages has about 5 MB
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # no room for another byte: of the disk, the user, or the file
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all, and its folder where it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
+    # A path in it may hold bytes that are no UTF-8, which no file of ours can hold either.
+    with open(new_file(temporary), "w", encoding="utf-8", errors="backslashreplace") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -26,11 +36,20 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def text_of(path: Path) -> str | None:
-    """The text of a file; None when it is missing or unreadable."""
+    """The text of a file; None when it is missing, unreadable or larger than LARGEST."""
     try:
-        return path.read_text(encoding="utf-8")
+        return read_record(path).decode("utf-8")
     except (OSError, UnicodeDecodeError):
         return None
+
+
+def read_record(path: Path) -> bytes:
+    """The bytes of a regular file. Raises OSError, also for one larger than LARGEST."""
+    with open(regular(path), "rb") as file:
+        content = file.read(LARGEST + 1)
+    if len(content) > LARGEST:
+        raise OSError(errno.EFBIG, f"it is larger than {LARGEST // 2**20} MB", str(path))
+    return content
 
 
 def json_of(path: Path) -> dict[str, Any] | None:
@@ -43,12 +62,44 @@ def json_of(path: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def lock(path: Path) -> IO[str] | None:
-    """The file `path`, locked until it is closed; None while another process holds it. Raises OSError."""
-    file = open(path, "w")  # noqa: SIM115 - the caller closes it
+def regular(path: Path, flags: int = os.O_RDONLY) -> int:
+    """A descriptor of a regular file. Raises OSError, at once for a pipe, a device or a folder."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return descriptor
+
+
+def new_file(path: Path) -> int:
+    """A descriptor of a file that is new: what a kill left under its name goes, and of a link only the link."""
+    with suppress(FileNotFoundError):
+        os.unlink(path)
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+
+
+def lock(path: Path) -> IO[bytes] | None:
+    """The file `path`, locked until it is closed; None while another process holds it.
+
+    Raises OSError, also for a link and for a file with content: such a file is no lock.
+    """
+    file = open(regular(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW), "rb")  # noqa: SIM115 - the caller closes it
+    if os.fstat(file.fileno()).st_size:
+        file.close()
+        raise OSError(errno.EEXIST, f"{path.name} is a file with content, not a lock", str(path))
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         file.close()
         return None
     return file
+
+
+def why(error: OSError) -> str:
+    """An error of the system in a few words."""
+    if error.errno in FULL:
+        return "the disk is full"
+    if error.errno == errno.ELOOP:
+        return "it is a link"
+    reason = error.strerror or str(error)
+    return reason[:1].lower() + reason[1:]

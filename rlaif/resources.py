@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import shutil
+import unicodedata
 from pathlib import Path
 
 from rlaif.errors import InputError
@@ -45,6 +46,24 @@ def copy_out(target: Path) -> list[Path]:
     return copied
 
 
+def given_path(path: str | Path) -> Path:
+    """The path of a folder or file that the command line or a caller names; `~` means home, as it does in `find`.
+
+    Raises InputError for a path that a shell, a screen or a record of ours could not hold.
+    """
+    text = str(path)
+    try:
+        text.encode("utf-8")
+        if not text or any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in text):
+            raise ValueError("it holds control characters" if text else "it is empty")
+        return Path(text).expanduser()
+    except UnicodeEncodeError:
+        problem = "it is not UTF-8"
+    except (ValueError, RuntimeError) as error:  # `~` of an unknown user
+        problem = _reason(error)
+    raise InputError(f"the path {_short(text)} cannot be used: {problem}", fix="name another file or folder")
+
+
 def find(path: str, *, file: str | None = None, line: int | None = None, key: str | None = None) -> Path:
     """The file or folder that `path` names. `file`, `line` and `key` say where it was written, for the error.
 
@@ -58,7 +77,7 @@ def find(path: str, *, file: str | None = None, line: int | None = None, key: st
         if root is not None and (root / here).exists():
             return root / here
         problem, fix = f"there is no file or folder {_short(path)}", _suggestion(here, root)
-    except (OSError, RuntimeError) as error:  # too long, not allowed, or `~` of an unknown user
+    except (OSError, RuntimeError, ValueError) as error:  # too long, not allowed, or `~` of an unknown user
         problem, fix = f"the path {_short(path)} cannot be used: {_reason(error)}", "name another file or folder"
     raise InputError(problem, file=file, line=line, key=key, fix=fix)
 

@@ -10,23 +10,27 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 import sqlite3
+import stat
 import threading
 import time
 import zlib
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain
 from json.encoder import encode_basestring
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, Required, TypedDict, cast
 
 import msgspec
 
 from rlaif.errors import StoreError
-from rlaif.records import Message, Sampling, canonical, digest_text, logprob_problem
+from rlaif.files import why
+from rlaif.records import FinishReason, Message, Sampling, canonical, digest_text, logprob_problem
 
 FORMAT = 3  # of this file; format 2 is migrated, any other format is refused
 KEY_VERSION = 1  # of the key's meaning; raising it makes every stored call unreachable
@@ -36,7 +40,9 @@ LEARNT_FOR = 7 * 86400.0  # seconds after which a server is probed again: it may
 TOGETHER = 0.003  # seconds, when at least ENOUGH writes wait
 LATEST = 0.01  # seconds, when fewer wait
 ENOUGH = 8  # answers; those that a kill loses are paid for again
-UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, zlib.error)  # raised by a damaged call
+DAMAGED = (sqlite3.Error, UnicodeDecodeError)  # raised by a damaged file; SQLite's own message may be no text
+UNREADABLE = (ValueError, KeyError, TypeError, RecursionError, zlib.error)  # raised by a damaged call
+LARGEST = 2**26  # bytes of a stored JSON, which a few bytes can unpack to; what comes over a wire is far smaller
 LEVEL = 1  # of the compression: the fastest, since texts are short
 
 _TABLES = """
@@ -73,9 +79,41 @@ CREATE TABLE IF NOT EXISTS servers (
     created REAL NOT NULL
 );
 """
-_SCHEMA = f"BEGIN IMMEDIATE;{_TABLES}PRAGMA user_version={FORMAT};COMMIT;"
+_TOKENS = "CAST(total(max(0, CAST({0} AS INTEGER))) AS INTEGER)"  # a sum that no content of a column can upset
+_SPENT = f"{_TOKENS.format('prompt_tokens')}, {_TOKENS.format('completion_tokens')}"
+_WASTE = "INSERT INTO wasted (model, run, created, prompt_tokens, completion_tokens) "
+_RESTORE = "restore it from a copy, save what can be read with sqlite3's `.recover`, or move it away and pay again"
+_CHECK = "check the disk and the file's permissions"
+_FREE = "free some disk space, then run the same command again: what is stored is kept"
+_REASONS = {
+    sqlite3.SQLITE_FULL: ("the disk is full", _FREE),
+    sqlite3.SQLITE_IOERR_WRITE: ("the disk takes no more", _FREE),
+    sqlite3.SQLITE_IOERR_SHMSIZE: ("the disk takes no more", _FREE),
+    sqlite3.SQLITE_IOERR: ("the disk cannot be read or written", _CHECK),
+    sqlite3.SQLITE_BUSY: ("another process holds it", "wait for it, then run the same command again"),
+    sqlite3.SQLITE_READONLY: ("the file or its folder is readonly", _CHECK),
+    sqlite3.SQLITE_CANTOPEN: ("the file cannot be opened", _CHECK),
+    sqlite3.SQLITE_PERM: ("the file cannot be opened", _CHECK),
+}
 _INSERT = "INSERT OR IGNORE INTO calls (key, model, run, created, prompt_tokens, completion_tokens, request, answer) "
 
+
+class _Tokens(TypedDict, total=False):
+    prompt_tokens: Annotated[int, msgspec.Meta(ge=0)] | None
+    completion_tokens: Annotated[int, msgspec.Meta(ge=0)] | None
+
+
+class _Answer(TypedDict, total=False):
+    """What an answer may hold: another shape is damage, and the call is sent again."""
+
+    text: Required[str]
+    finish_reason: FinishReason | None
+    usage: _Tokens | None
+    token_logprobs: list[float] | None
+    alternatives: dict[str, float | None] | None
+
+
+_ANSWERS, _OBJECTS = msgspec.json.Decoder(_Answer), msgspec.json.Decoder(dict[str, Any])
 
 Answers = dict[str, dict[str, Any]]  # by key
 
@@ -179,7 +217,9 @@ class CallStore:
         try:
             if str(path) == ":memory:" or (read_only and not (path.exists() and path.stat().st_size)):
                 self._db = self._reads = _connected(":memory:")
-                self._db.executescript(_SCHEMA)
+                self._create()
+            elif (problem := _no_store(path)) is not None:
+                raise self._damage(problem)
             elif read_only:
                 # Without a log file no process is writing: `immutable` then keeps SQLite from making one.
                 still = "" if path.with_name(f"{path.name}-wal").exists() else "&immutable=1"
@@ -190,17 +230,33 @@ class CallStore:
                 self._db = _connected(path)
                 self._db.execute("PRAGMA synchronous=FULL")
                 if self._is_new():
+                    self._create()
                     self._db.execute("PRAGMA journal_mode=WAL")
-                    self._db.executescript(_SCHEMA)
                 elif self._format() == 2:
+                    self._check_objects()
                     _migrate(self._db)
                 self._check_format()
                 self._reads, self._read_lock = _connected(f"{path.resolve().as_uri()}?mode=ro"), threading.Lock()
             self._any_failures = bool(self._reads.execute("SELECT EXISTS (SELECT 1 FROM failures)").fetchone()[0])
             self._last: int = self._reads.execute("SELECT coalesce(max(id), 0) FROM calls").fetchone()[0]
-            self._told = bytearray((self._last >> 3) + 1)  # a bit for each call: a set of keys would grow with the run
-        except (sqlite3.Error, OSError) as error:
+            # A bit for each call, in blocks: a set of keys would grow with the run, one block with a damaged number.
+            self._told: defaultdict[int, bytearray] = defaultdict(partial(bytearray, 1 << 13))
+            self._id = int(self._db.execute("PRAGMA application_id").fetchone()[0])
+        except (*DAMAGED, OSError) as error:
             raise self._error(error) from None
+
+    def _create(self) -> None:
+        """Make the tables, unless another process did it first.
+
+        The store gets an id, which `_commit` writes with each commit, so that the log of another store is noticed.
+        """
+        self._db.execute("BEGIN EXCLUSIVE")
+        if self._is_new():
+            self._db.execute(f"PRAGMA application_id={1 + secrets.randbelow(2**31 - 1)}")
+            for statement in _TABLES.split(";")[:-1]:
+                self._db.execute(statement)
+            self._db.execute(f"PRAGMA user_version={FORMAT}")
+        self._db.execute("COMMIT")
 
     def _format(self) -> int:
         return int(self._db.execute("PRAGMA user_version").fetchone()[0])
@@ -211,6 +267,11 @@ class CallStore:
     def _check_format(self) -> None:
         version = self._format()
         if version == FORMAT:
+            self._check_objects()
+            for table, columns in _columns().items():
+                found = {row[1] for row in self._db.execute(f"PRAGMA table_info({table})")}
+                if missing := columns - found:
+                    raise self._damage(f"its table {table!r} lacks {', '.join(sorted(missing))}")
             return
         self._db.close()
         fix = "use the version of rlaif that wrote it, or move the file away to start a new one"
@@ -222,15 +283,26 @@ class CallStore:
             fix=fix,
         )
 
+    def _check_objects(self) -> None:
+        """Raise StoreError for a trigger, a view or a virtual table, which run what somebody else wrote."""
+        for kind, name, sql in self._db.execute("SELECT type, CAST(name AS BLOB), sql FROM sqlite_master"):
+            if kind not in ("table", "index") or (sql or "").upper().startswith("CREATE VIRTUAL"):
+                what = kind if kind in ("trigger", "view") else "virtual table"
+                raise self._damage(f"it holds a {what}, {_text(name)!r}, which is not of this program")
+
+    def _damage(self, problem: str) -> StoreError:
+        return StoreError(f"the call store cannot be used: {problem}", file=str(self.path), fix=_RESTORE)
+
     def _error(self, error: Exception) -> StoreError:
-        fix = "check the disk and the file's permissions"
-        if "full" in str(error):
-            fix = "free some disk space, then run the same command again: what is stored is kept"
-        elif "malformed" in str(error) or "not a database" in str(error):
-            fix = (
-                "restore it from a copy, save what can be read with sqlite3's `.recover`, or move it away and pay again"
-            )
-        return StoreError(f"the call store cannot be used: {error}", file=str(self.path), fix=fix)
+        """The error in this program's words: SQLite's say nothing to most people."""
+        code = getattr(error, "sqlite_errorcode", None)
+        if isinstance(error, OSError):
+            problem, fix = why(error), _CHECK
+        elif code in _REASONS or (code is not None and (code := code & 0xFF) in _REASONS):
+            problem, fix = _REASONS[code]
+        else:
+            problem, fix = "the file is malformed", _RESTORE
+        return StoreError(f"the call store cannot be used: {problem}", file=str(self.path), fix=fix)
 
     # ------------------------------------------------------------ reading
 
@@ -239,7 +311,7 @@ class CallStore:
         answers = {}
         for key, packed in self._by_key("calls", "answer", keys).items():
             with suppress(*UNREADABLE):
-                answers[key] = _usable(packed)
+                answers[key] = _answer(packed)
         return answers
 
     def find(self, keys: Iterable[str]) -> dict[str, tuple[dict[str, Any], bool]]:
@@ -248,7 +320,7 @@ class CallStore:
         answers = {}
         for key, answer, number in rows:
             try:
-                answers[key] = (_usable(answer), self._untold(number))
+                answers[key] = (_answer(answer), self._untold(number))
             except UNREADABLE:  # treated as missing: the call is sent again and the new answer replaces it
                 self._damaged.add(key)
         return answers
@@ -256,9 +328,9 @@ class CallStore:
     def _untold(self, number: int) -> bool:
         if number > self._last:  # paid for since this store was opened
             return False
-        byte, bit = number >> 3, 1 << (number & 7)
-        untold = not self._told[byte] & bit
-        self._told[byte] |= bit
+        block, byte, bit = self._told[number >> 16], number >> 3 & 0x1FFF, 1 << (number & 7)
+        untold = not block[byte] & bit
+        block[byte] |= bit
         return untold
 
     def request(self, key: str) -> dict[str, Any] | None:
@@ -272,8 +344,8 @@ class CallStore:
         """Cause and message, by key, of the calls that failed permanently; empty if the store held none when opened."""
         if not self._any_failures:
             return {}
-        causes = self._by_key("failures", "cause || char(10) || message", keys)
-        return {key: tuple(text.split("\n", 1)) for key, text in causes.items()}
+        causes = self._rows("failures", "key, CAST(cause AS BLOB), CAST(message AS BLOB)", keys)
+        return {key: (_text(cause), _text(message)) for key, cause, message in causes}
 
     def knows(self, model: str) -> bool:
         """Whether any call of the model with this identity was paid for."""
@@ -283,11 +355,11 @@ class CallStore:
 
     def spent(self, run: str) -> dict[str, tuple[int, int]]:
         """Tokens that a run paid for, by the identity of the model, including the wasted ones."""
-        columns = "SELECT model, prompt_tokens, completion_tokens FROM"
-        query = f"""SELECT model, sum(prompt_tokens), sum(completion_tokens)
+        columns = "SELECT CAST(model AS BLOB) AS model, prompt_tokens, completion_tokens FROM"
+        query = f"""SELECT model, {_SPENT}
                     FROM ({columns} calls WHERE run = ?1 UNION ALL {columns} wasted WHERE run = ?1) GROUP BY model"""
         with self._reading():
-            return {model: (read, written) for model, read, written in self._reads.execute(query, [run])}
+            return {_text(model): (read, written) for model, read, written in self._reads.execute(query, [run])}
 
     def learnt(self, server: str) -> dict[str, Any] | None:
         """The recorded capabilities of a server, where they are not older than LEARNT_FOR."""
@@ -297,8 +369,10 @@ class CallStore:
                 "SELECT learnt FROM servers WHERE server = ? AND created > ?", [server, since]
             ).fetchone()
         with suppress(*UNREADABLE):
-            return None if row is None else dict(json.loads(row[0]))
-        return None
+            learnt = None if row is None else dict(json.loads(row[0]))
+            if learnt is not None and all(value is None or isinstance(value, bool) for value in learnt.values()):
+                return learnt
+        return None  # or damaged: the server is asked again
 
     def _by_key(self, table: str, column: str, keys: Iterable[str]) -> dict[str, Any]:
         return dict(self._rows(table, f"key, {column}", keys))
@@ -308,7 +382,7 @@ class CallStore:
         with self._read_lock:
             try:
                 yield
-            except sqlite3.Error as error:
+            except DAMAGED as error:
                 raise self._error(error) from None
 
     @contextmanager
@@ -316,7 +390,7 @@ class CallStore:
         with self._lock:
             try:
                 yield
-            except sqlite3.Error as error:
+            except DAMAGED as error:
                 raise self._error(error) from None
 
     def _rows(self, table: str, columns: str, keys: Iterable[str]) -> list[tuple[Any, ...]]:
@@ -381,7 +455,7 @@ class CallStore:
         for batch, answers in zip(batches, [{}] * len(batches) if error else done.result(), strict=True):
             if batch.done.done():  # the caller was cancelled
                 continue
-            if isinstance(error, sqlite3.Error):
+            if isinstance(error, DAMAGED):
                 batch.done.set_exception(self._error(error))
             elif error is not None:
                 batch.done.set_exception(error)
@@ -406,8 +480,10 @@ class CallStore:
         with self._lock:
             self._db.execute("BEGIN IMMEDIATE")
             try:
-                if replaced := [(row[0],) for row in rows if row[0] in self._damaged]:
-                    self._db.executemany("DELETE FROM calls WHERE key = ?", replaced)
+                if self._id:  # it writes the file's first page, also with the same value
+                    self._db.execute(f"PRAGMA application_id={self._id}")
+                for key in (row[0] for row in rows if row[0] in self._damaged):
+                    self._forget("key = ?", [key])
                 before = self._db.total_changes
                 for part in _parts(rows):
                     marks = ",".join(["(?,?,?,?,?,?,?,?)"] * len(part))
@@ -416,29 +492,38 @@ class CallStore:
                 if failures:
                     self._db.executemany("INSERT OR REPLACE INTO failures VALUES (?, ?, ?, ?, ?, ?)", failures)
                 if wasted:
-                    columns = "model, run, created, prompt_tokens, completion_tokens"
-                    self._db.executemany(f"INSERT INTO wasted ({columns}) VALUES (?, ?, ?, ?, ?)", wasted)
+                    self._db.executemany(f"{_WASTE} VALUES (?, ?, ?, ?, ?)", wasted)
                 self._db.execute("COMMIT")
             except BaseException:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 raise
-        return [batch.given if all_new else self.get(batch.given) for batch in batches]
+        answers = [batch.given if all_new else self.get(batch.given) for batch in batches]
+        if any(stored.keys() != batch.given.keys() for stored, batch in zip(answers, batches, strict=True)):
+            raise sqlite3.DatabaseError("a call that was written cannot be read")
+        return answers
+
+    def _forget(self, condition: str, values: Sequence[Any]) -> int:
+        """Remove calls, of which the tokens stay: what was spent is spent. Returns how many."""
+        spent = f"SELECT model, run, max(created), {_SPENT} FROM calls WHERE {condition} GROUP BY model, run"
+        self._db.execute(_WASTE + spent, values)
+        return self._db.execute(f"DELETE FROM calls WHERE {condition}", values).rowcount
 
     # ------------------------------------------------------------ maintenance
 
     def holdings(self) -> list[Holding]:
         """What is in the store, by run and model, the newest last."""
-        query = """SELECT run, model, count(*), sum(prompt_tokens), sum(completion_tokens),
-                          sum(length(request) + length(answer)), min(created), max(created)
-                   FROM calls GROUP BY run, model ORDER BY max(created)"""
+        size = "CAST(total(length(request) + length(answer)) AS INTEGER)"
+        query = f"""SELECT CAST(run AS BLOB), CAST(model AS BLOB), count(*), {_SPENT}, {size},
+                           min(CAST(created AS REAL)), max(CAST(created AS REAL))
+                    FROM calls GROUP BY run, model ORDER BY max(created)"""
         with self._reading():
-            return [Holding(*row) for row in self._reads.execute(query)]
+            return [Holding(_text(run), _text(model), *row) for run, model, *row in self._reads.execute(query)]
 
     def prune(self, *, before: float | None = None, run: str | None = None) -> int:
         """Remove the calls made before a time (seconds since 1970), or by a run, or both; returns how many.
 
-        Raises StoreError.
+        A run's budget still counts them. Raises StoreError.
         """
         where, values = ["1"], list[Any]()
         if before is not None:
@@ -450,9 +535,14 @@ class CallStore:
         condition = " AND ".join(where)
         with self._writing():
             self._db.execute("BEGIN IMMEDIATE")
-            removed = self._db.execute(f"DELETE FROM calls WHERE {condition}", values).rowcount
-            self._db.execute(f"DELETE FROM failures WHERE {condition}", values)
-            self._db.execute("COMMIT")
+            try:
+                removed = self._forget(condition, values)
+                self._db.execute(f"DELETE FROM failures WHERE {condition}", values)
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
             self._db.execute("VACUUM")
         return removed
 
@@ -462,13 +552,12 @@ class CallStore:
         with self._reading():
             if (problem := self._reads.execute("PRAGMA integrity_check").fetchone()[0]) != "ok":
                 raise sqlite3.DatabaseError(str(problem).splitlines()[0])
-            for key, request, answer in self._reads.execute("SELECT key, request, answer FROM calls"):
+            for key, request, answer in self._reads.execute("SELECT CAST(key AS BLOB), request, answer FROM calls"):
                 try:
                     _read(request)
-                    if not isinstance(_usable(answer)["text"], str):
-                        damaged.append(key)
+                    _answer(answer)
                 except UNREADABLE:
-                    damaged.append(key)
+                    damaged.append(_text(key))
         return damaged
 
     def __len__(self) -> int:
@@ -482,7 +571,7 @@ class CallStore:
         if batches:  # their event loop ended before they were written
             try:
                 self._commit(batches)
-            except sqlite3.Error as error:
+            except DAMAGED as error:
                 raise self._error(error) from None
         with self._read_lock:
             self._reads.close()
@@ -502,9 +591,57 @@ def _parts(rows: list[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
 
 def _connected(database: Path | str) -> sqlite3.Connection:
     """A connection in autocommit mode, to a path or a URI."""
-    return sqlite3.connect(
+    db = sqlite3.connect(
         database, uri=isinstance(database, str), timeout=BUSY, check_same_thread=False, isolation_level=None
     )
+    db.execute("PRAGMA trusted_schema=OFF")  # what a file's schema calls is not run with side effects
+    return db
+
+
+@lru_cache(maxsize=1)
+def _columns() -> dict[str, set[str]]:
+    """The columns of each table."""
+    db = sqlite3.connect(":memory:")
+    db.executescript(_TABLES)
+    tables = [name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+    columns = {table: {row[1] for row in db.execute(f"PRAGMA table_info({table})")} for table in tables}
+    db.close()
+    return columns
+
+
+def _no_store(path: Path) -> str | None:
+    """Why the file is no store, before SQLite opens it; None for a store, or where there is no file yet."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return "it is not a regular file"
+    except FileNotFoundError:
+        return None
+    with open(path, "rb") as file:
+        own = file.read(100)[_ID]
+    log = path.with_name(f"{path.name}-wal")
+    if own and log.is_file() and _id_in_log(log) not in (None, own):
+        return f"the log {log.name!r} beside it is another store's (move the log away)"
+    return None
+
+
+_ID = slice(68, 72)  # where the first page of a file holds the id
+
+
+def _id_in_log(log: Path) -> bytes | None:
+    """The id of the store that wrote the log, from its first copy of the store's first page; None where it has none."""
+    with open(log, "rb") as file:
+        head = file.read(32)
+        page = int.from_bytes(head[8:12], "big")
+        if len(head) < 32 or not 512 <= page <= 65536:
+            return None
+        for start in range(32, log.stat().st_size, 24 + page):
+            file.seek(start)
+            frame = file.read(24 + 100)
+            if len(frame) < 24 + 100 or frame[8:16] != head[16:24]:  # from before the log was begun anew
+                return None
+            if int.from_bytes(frame[:4], "big") == 1:
+                return frame[24:][_ID]
+    return None
 
 
 def _migrate(db: sqlite3.Connection) -> None:
@@ -558,13 +695,25 @@ def _plain(text: str) -> str:
 
 
 def _read(packed: bytes) -> dict[str, Any]:
-    return dict(msgspec.json.decode(zlib.decompress(packed)))
+    return _OBJECTS.decode(_unpacked(packed))
 
 
-def _usable(packed: bytes) -> dict[str, Any]:
+def _answer(packed: bytes) -> dict[str, Any]:
     """An answer. Raises ValueError for one with a log-probability that no probability has, which is asked again."""
-    answer = _read(packed)
+    answer = cast("dict[str, Any]", _ANSWERS.decode(_unpacked(packed)))
     logprobs = (*(answer.get("token_logprobs") or ()), *(answer.get("alternatives") or {}).values())
     if problem := next(filter(None, (logprob_problem(value) for value in logprobs if value is not None)), None):
         raise ValueError(problem)
     return answer
+
+
+def _unpacked(packed: bytes) -> bytes:
+    unpacking = zlib.decompressobj()
+    text = unpacking.decompress(packed, LARGEST)
+    if not unpacking.eof:
+        raise ValueError("it is cut, or unpacks to too much")
+    return text
+
+
+def _text(value: bytes | None) -> str:
+    return (value or b"").decode("utf-8", "replace")

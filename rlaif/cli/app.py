@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from rlaif.cli import judges, projects, runs, store, terminal, training
+from rlaif.cli.ending import too_little
 from rlaif.cli.options import grouped
 from rlaif.errors import RlaifError
 from rlaif.pipeline.loop import RareCollections
@@ -68,6 +69,8 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:  # a full disk, a folder without permission to write
+        if too_little(error) is not None:
+            raise
         path = f": {error.filename}" if error.filename else ""
         terminal.fail(f"{error.strerror or error}{path}; finished work is kept", 1)
     if code == INTERRUPTED:  # typer turns Ctrl-C into this code

@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from rlaif.cli import terminal
-from rlaif.cli.options import AsJson, AuditOptions, JudgeOptions, JudgeSettings
+from rlaif.cli.options import AnyOut, AsJson, AuditOptions, JudgeOptions, JudgeSettings
 from rlaif.cli.runs import execute
-from rlaif.errors import InputError
+from rlaif.resources import given_path
 
 
 def judge(
@@ -22,7 +22,7 @@ def judge(
     options: JudgeOptions,
     settings: JudgeSettings = None,
     pair: Annotated[str | None, typer.Option("--pair", help="The rule that makes preferences.")] = None,
-    out: Annotated[Path, typer.Option("--out", help="The run folder.")] = Path("runs/judged"),
+    out: Annotated[Path, AnyOut(help="The run folder.")] = Path("runs/judged"),
     as_json: AsJson = False,
 ) -> None:
     """Judge an existing data set, in any published shape, and make preferences of it."""
@@ -52,7 +52,7 @@ def audit(
     options: JudgeOptions,
     scope: AuditOptions,
     settings: JudgeSettings = None,
-    out: Annotated[Path, typer.Option("--out", help="The folder of audit.md and audit.json.")] = Path("audit"),
+    out: Annotated[Path, AnyOut(help="The folder of audit.md and audit.json.")] = Path("audit"),
     as_json: AsJson = False,
 ) -> None:
     """Audit a judge: how far it agrees with gold, which biases it has, and what to do about them."""
@@ -63,11 +63,10 @@ def audit(
     from rlaif.pipeline.loop import run_to_end
 
     auditing.check_audit_options(judge, options.given() | scope.given() | {"settings": " ".join(settings or [])})
-    if out.exists() and not out.is_dir():  # before any call is paid for
-        raise InputError(f"{str(out)!r} is a file", key="--out", fix="name a folder")
+    auditing.refuse_foreign(out)  # before any call is paid for
     console = terminal.console(stderr=as_json)
     if auditing.is_run(judge):
-        report = auditing.audit_run(RunFolder(Path(judge)), scope.stage, scope.labels)
+        report = auditing.audit_run(RunFolder(given_path(judge)), scope.stage, scope.labels)
     else:
         pipeline, step = auditing.judge_of(
             judge,

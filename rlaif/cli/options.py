@@ -6,10 +6,13 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
+
+from rlaif.resources import given_path
 
 PipelinePath = Annotated[str, typer.Argument(metavar="PIPELINE", help="A pipeline file.")]
 Overrides = Annotated[
@@ -20,8 +23,9 @@ JudgeSettings = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Settings of the judging stage, e.g. reasons=true or rubric=FILE."),
 ]
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, e.g. runs/quickstart.")]
-Out = Annotated[Path | None, typer.Option("--out", help="The run folder \\[default: runs/NAME of the pipeline].")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", parser=given_path, help="A run folder, e.g. runs/quickstart.")]
+AnyOut = partial(typer.Option, "--out", parser=given_path, metavar="<path>")
+Out = Annotated[Path | None, AnyOut(help="The run folder \\[default: runs/NAME of the pipeline].")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script instead of text for a person.")]
 
 

@@ -10,10 +10,11 @@ from rich.text import Text
 
 from rlaif.cli import rows, terminal
 from rlaif.cli.options import AsJson
+from rlaif.resources import given_path
 
 
 def init(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", parser=given_path, help="A new or empty folder.")],
 ) -> None:
     """Make a project to edit: pipelines, constitutions, prompt templates and rubrics."""
     from rlaif.resources import copy_out

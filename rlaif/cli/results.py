@@ -121,7 +121,7 @@ def print_holdings(console: Console, holdings: Sequence[Holding], path: Path) ->
     rows = []
     for held in holdings:
         counts = (held.calls, held.prompt_tokens, held.completion_tokens)
-        last = datetime.fromtimestamp(held.last).strftime("%Y-%m-%d %H:%M")
+        last = _when(held.last)
         sizes = (*(f"{count:,}" for count in counts), f"{held.size / 2**20:.1f}")
         rows.append((_model_of(held.model), plain(held.run) or "before format 3", *sizes, last))
     figures = ("calls", "tokens read", "tokens written", "MB", "last call")
@@ -130,6 +130,13 @@ def print_holdings(console: Console, holdings: Sequence[Holding], path: Path) ->
     whole = path.stat().st_size / 2**20 if path.exists() else 0.0
     total = f"\n{sum(held.calls for held in holdings):,} calls in {path}, {whole:.1f} MB"
     console.print(total, style="dim", highlight=False)
+
+
+def _when(seconds: float) -> str:
+    try:
+        return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
+    except (TypeError, ValueError, OverflowError, OSError):  # a damaged store
+        return "unknown"
 
 
 def _model_of(identity: str) -> str:

@@ -11,6 +11,7 @@ import typer
 
 from rlaif.cli import results, rows, terminal
 from rlaif.cli.options import AsJson, Out, Overrides, PipelinePath, RunPath
+from rlaif.resources import given_path
 
 if TYPE_CHECKING:
     from rlaif.config import Pipeline
@@ -100,7 +101,12 @@ def export(
         str,
         typer.Option("--format", help="The shape of its rows, such as preference, sft or ultrafeedback."),
     ],
-    to: Annotated[Path, typer.Option("--to", help="A new folder, or a file whose name ends in .jsonl.")],
+    to: Annotated[
+        Path,
+        typer.Option(
+            "--to", parser=given_path, metavar="<path>", help="A new folder, or a file whose name ends in .jsonl."
+        ),
+    ],
 ) -> None:
     """Write one of a run's data sets to another place: a `datasets` folder with its card, or one JSON Lines file."""
     from rlaif.pipeline import browse

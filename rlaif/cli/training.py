@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from rlaif.cli import results, terminal
-from rlaif.cli.options import AsJson
+from rlaif.cli.options import AnyOut, AsJson
 
 
 def train(
@@ -19,7 +19,7 @@ def train(
         str,
         typer.Option("--data", help="A file of what it takes: conversations (sft), preferences (rm, dpo) or prompts."),
     ],
-    out: Annotated[Path, typer.Option("--out", help="The folder of the trained model.")],
+    out: Annotated[Path, AnyOut(help="The folder of the trained model.")],
     reward: Annotated[str | None, typer.Option("--reward", help="The reward model, for ppo: a folder.")] = None,
     settings: Annotated[
         list[str] | None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from rlaif.audits.goldset import WORLD, GoldPair
 from rlaif.config import Pipeline, Step, judging_pipeline, read_pipeline
 from rlaif.engines.open import keyless
 from rlaif.errors import InputError, nearest
-from rlaif.files import write_json, write_text
+from rlaif.files import json_of, write_json, write_text
 from rlaif.generate.pairing import candidate_scores
 from rlaif.judges.person import judged_by_people, read_labels
 from rlaif.pipeline.folder import RunFolder, read_lines
@@ -23,7 +24,7 @@ from rlaif.pipeline.session import Session
 from rlaif.pipeline.stages import STAGES, Opening
 from rlaif.pipeline.stages.judging import JudgingStage
 from rlaif.records import Row, digest
-from rlaif.resources import find
+from rlaif.resources import find, given_path
 from rlaif.store import CallStore
 
 
@@ -56,7 +57,7 @@ def judge_of(
 
 
 def is_run(path: str) -> bool:
-    return (Path(path) / "manifest.json").is_file()
+    return (given_path(path) / "manifest.json").is_file()
 
 
 def is_pipeline(path: str) -> bool:
@@ -200,6 +201,18 @@ def audit_run(folder: RunFolder, stage: str | None, labels: str | None) -> dict[
     about = "comparisons" if scoring is None else "preferences by rating"
     how = f"The {len(items):,} {about} of the stage {step.name}, without gold"
     return _report(f"{judge} in the run {folder.path.name}", how, figures)
+
+
+def refuse_foreign(out: Path) -> None:
+    """Raise InputError where an audit would replace what no audit wrote."""
+    if os.path.lexists(out) and not out.is_dir():
+        raise InputError(f"{str(out)!r} is a file", key="--out", fix="name a folder")
+    files = [out / "audit.json", out / "audit.md"]
+    if (json_of(files[0]) or {}).keys() >= {"judge", "findings"}:
+        return
+    for file in files:
+        if os.path.lexists(file):
+            raise InputError("the file is there, and no audit made it", file=str(file), key="--out", fix="move it")
 
 
 def write_audit(audited: Mapping[str, Any], out: Path) -> None:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -16,10 +18,11 @@ from typing import Any, Literal, TypeVar
 from pydantic import ValidationError
 
 from rlaif.errors import InputError, WorkError, nearest
-from rlaif.files import json_of
+from rlaif.files import FULL, json_of, why
 from rlaif.formats import SHAPES, CardFacts, Shape, write_dataset, write_jsonl
+from rlaif.formats.write.dataset import PARQUET
 from rlaif.pipeline.datasets import dataset_name
-from rlaif.pipeline.folder import STORE, RunFolder, read_lines
+from rlaif.pipeline.folder import STORE, RunFolder, read_lines, short
 from rlaif.records import Preference, Row
 from rlaif.store import CallStore
 
@@ -174,27 +177,50 @@ def export(folder: RunFolder, form: str, target: Path, jsonl: bool) -> int:
     if form not in [*made, *others]:
         fix = f"it has {', '.join([*made, *others])}" if made else "`rlaif status` shows its progress"
         raise InputError(f"the run has no data set {form!r}", fix=fix)
-    if os.path.exists(target) and (not target.is_dir() or any(target.iterdir())):
-        raise InputError(f"{str(target)!r} exists", fix="give a new path with --to")
-    if form in others:
-        return _made_over(folder, manifest, *others[form], target, jsonl)
+    with _written(target):
+        if os.path.lexists(target) and (target.is_symlink() or not target.is_dir() or any(target.iterdir())):
+            raise InputError(f"{short(target)} exists", fix="give a new path with --to")
+        if form in others:
+            return _made_over(folder, manifest, *others[form], target, jsonl)
     source = folder.path / "dataset" / form
     try:
-        table = pyarrow.parquet.read_table(source / "data")
+        table = pyarrow.parquet.ParquetFile(source / PARQUET).read()
     except (OSError, pyarrow.ArrowException):
         fix = "run the pipeline again: its calls are cached"
         raise WorkError("the data set is damaged", file=str(source), fix=fix) from None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+    with _written(target):
         if jsonl:
             return write_jsonl(table.to_pylist(), target)
-        temporary = target.with_name(f".{target.name}.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.copytree(source, temporary)
-        temporary.replace(target)
-    except OSError as error:
-        raise InputError(f"{str(target)!r} cannot be written: {error.strerror}", fix="give another path") from None
+        with _new_folder(target) as temporary:
+            (temporary / PARQUET).parent.mkdir()
+            for name in ("README.md", PARQUET):  # and no other file that lies there
+                shutil.copy2(source / name, temporary / name)
     return int(table.num_rows)
+
+
+@contextmanager
+def _written(target: Path) -> Iterator[None]:
+    """Raises InputError, or WorkError for a full disk, where `target` cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        problem = f"{short(target)} cannot be written: {why(error)}"
+        if error.errno in FULL:
+            raise WorkError(problem, fix="free some space, then run the same command again") from None
+        raise InputError(problem, fix="give another path") from None
+
+
+@contextmanager
+def _new_folder(target: Path) -> Iterator[Path]:
+    """A new folder beside `target`: renamed to it when the block succeeds, removed when the block raises."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.{time.time_ns()}.tmp")
+    temporary.mkdir()
+    try:
+        yield temporary
+        temporary.replace(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _made_when_exported(stages: Iterable[Mapping[str, Any]]) -> dict[str, tuple[dict[str, Any], Shape]]:
@@ -228,19 +254,11 @@ def _made_over(
     if first is None:
         reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
         raise WorkError(f"no row can be written in the shape {shape.name!r} ({reasons})", fix="export another shape")
-    temporary = target.with_name(f".{target.name}.tmp")
-    try:
-        if jsonl:
-            return write_jsonl(chain([first], made), target)
-        shutil.rmtree(temporary, ignore_errors=True)
+    if jsonl:
+        return write_jsonl(chain([first], made), target)
+    with _new_folder(target) as temporary:
         card = CardFacts(target.name, stage["in"], dropped, {}, _digests(manifest))
-        written = write_dataset(shape, chain([first], made), temporary, card)
-        temporary.replace(target)
-    except OSError as error:
-        raise InputError(f"{str(target)!r} cannot be written: {error.strerror}", fix="give another path") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return written
+        return write_dataset(shape, chain([first], made), temporary, card)
 
 
 def _finished(rows: Iterable[Row], dropped: Counter[str]) -> Iterator[Row]:

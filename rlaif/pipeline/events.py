@@ -6,6 +6,8 @@ Every line has `time` (seconds since 1970) and `event`. A resumed run appends to
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +15,10 @@ from typing import Any, NamedTuple
 
 from rlaif.engines.ledger import Ledger
 from rlaif.engines.traffic import Endpoint
+from rlaif.files import new_file, regular
 
 EVERY = 10.0  # seconds between two lines on a stage's progress
+APPENDED = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
 
 
 class EventLog:
@@ -26,13 +30,24 @@ class EventLog:
     def write(self, event: str, **facts: Any) -> None:
         line = json.dumps({"time": round(time.time(), 3), "event": event} | facts, ensure_ascii=False)
         try:
-            with open(self._path, "ab") as file:
+            if not self._begun:
+                self._make_own()
+            with open(regular(self._path, APPENDED), "ab") as file:
                 if not self._begun:
                     file.truncate(self._whole())
                     self._begun = True
                 file.write(line.encode("utf-8", "replace") + b"\n")
         except OSError:
             self._begun = False  # the line may be torn
+
+    def _make_own(self) -> None:
+        """A log that another name links to, such as a backup's, is copied first: that name keeps what it has."""
+        if not self._path.exists() or self._path.stat().st_nlink == 1:
+            return
+        copy = self._path.with_name(f".{self._path.name}.tmp")
+        with open(regular(self._path), "rb") as source, open(new_file(copy), "wb") as target:
+            shutil.copyfileobj(source, target)
+        os.replace(copy, self._path)
 
     def _whole(self) -> int:
         """Bytes through the last complete line: a kill may have torn the next one."""

@@ -18,17 +18,19 @@ import fcntl
 import json
 import os
 import re
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 from rlaif.errors import InputError, WorkError
-from rlaif.files import lock, text_of, write_json
+from rlaif.files import json_of, lock, read_record, regular, text_of, why, write_json
 from rlaif.formats.write.dataset import PARQUET
 
 STORE = Path("runs/calls.sqlite")
 MANIFEST_FORMAT = 1
+LINE = 2**26  # bytes of a stage's first line at most, where it has to be read to know whose it is
 # Files of a run whose manifest is lost, or was not written yet when the run was killed.
 _OWN = {
     ".lock",
@@ -41,18 +43,37 @@ _OWN = {
     "models",
     "report",
 }
-_REQUIRED = {
-    "name",
-    "state",
-    "seconds",
-    "stages",
-    "calls",
-    "digests",
-    "failures",
-}  # keys that readers of a manifest rely on
+_FOLDERS = ("stages", "dataset", "models", "report")
+_FILES = (".lock", "events.jsonl", "manifest.json", "pipeline.yaml")
+# What readers of a manifest rely on: the keys and their types, of the whole and of each stage.
+_REQUIRED: dict[str, tuple[type, ...]] = {
+    "name": (str,),
+    "state": (str,),
+    "seconds": (int, float),
+    "stages": (list,),
+    "calls": (dict,),
+    "digests": (dict,),
+    "failures": (dict,),
+}
+_OF_STAGE: dict[str, tuple[type, ...]] = {
+    "name": (str,),
+    "kind": (str,),
+    "from": (str, type(None)),
+    "in": (int,),
+    "out": (int,),
+    "dropped": (dict,),
+    "file": (str, type(None)),
+}
+_OPTIONAL: dict[str, tuple[type, ...]] = {
+    "prices": (dict,),
+    "paid": (dict,),
+    "capabilities": (dict,),
+    "notes": (list,),
+    "made": (list,),
+}
 
 
-def hold(path: Path, where: Path) -> IO[str]:
+def hold(path: Path, where: Path) -> IO[bytes]:
     """The lock file `path`, held until it is closed: one process at a time works in `where`.
 
     Raises InputError where it cannot be written, WorkError while another process holds it.
@@ -62,9 +83,9 @@ def hold(path: Path, where: Path) -> IO[str]:
         file = lock(path)
     except OSError as error:
         fix = "give another folder with --out"
-        raise InputError(f"{str(where)!r} cannot be written: {error.strerror}", fix=fix) from None
+        raise InputError(f"{short(where)} cannot be written: {why(error)}", fix=fix) from None
     if file is None:
-        problem = f"another process is running in {str(where)!r}"
+        problem = f"another process is running in {short(where)}"
         raise WorkError(problem, fix="wait for it, or give another --out")
     return file
 
@@ -74,7 +95,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock: IO[str] | None = None
+        self._lock: IO[bytes] | None = None
 
     @classmethod
     def create(cls, path: Path, pipeline_name: str) -> RunFolder:
@@ -83,11 +104,12 @@ class RunFolder:
         Raises InputError for a folder of another run or with other content, WorkError while another process runs in it.
         """
         if os.path.exists(path) and not path.is_dir():  # unlike `path.exists`, no error for a name that is too long
-            raise InputError(f"{str(path)!r} is a file", fix="give another folder with --out")
+            raise InputError(f"{short(path)} is a file", fix="give another folder with --out")
         folder = cls(path)
         manifest = folder.manifest()
         if path.name.startswith(STORE.name):
             raise InputError(f"{path.name!r} is the name of the call store", fix="give the pipeline another name")
+        _refuse_place(path)
         children = {child.name for child in path.iterdir()} if os.path.isdir(path) else set()
         if manifest is None and children and not (".lock" in children and children <= _OWN):
             raise InputError(f"{str(path)!r} holds files, but no run", fix="give an empty or new folder with --out")
@@ -96,6 +118,7 @@ class RunFolder:
                 f"{str(path)!r} is the folder of another run, {manifest['name']!r}",
                 fix=f"give another folder with --out, or name this pipeline {manifest['name']!r}",
             )
+        folder._refuse_strangers()
         folder._lock = hold(path / ".lock", path)
         return folder
 
@@ -119,13 +142,42 @@ class RunFolder:
     def in_use(self) -> bool:
         """Whether a process is running in this folder."""
         try:
-            with open(self.path / ".lock") as file:
+            with open(regular(self.path / ".lock"), "rb") as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 return False
         except FileNotFoundError:
             return False
         except OSError:
             return True
+
+    def _refuse_strangers(self) -> None:
+        """Raise InputError for a link, or for a folder or a file in the other's place, where the run would write."""
+        for name, is_right, right in (
+            *((name, stat.S_ISDIR, "folder") for name in _FOLDERS),
+            *((name, stat.S_ISREG, "file") for name in _FILES),
+        ):
+            path = self.path / name
+            if os.path.lexists(path) and not is_right(path.lstat().st_mode):
+                what = "it is a link" if path.is_symlink() else f"it is no {right}"
+                fix = "move it; to write a run elsewhere, name the whole folder with --out"
+                raise InputError(f"the run would write here, and {what}", file=str(path), fix=fix)
+
+    def refuse_stage(self, file: Path, made: set[str]) -> None:
+        """Raise InputError for a file that a stage would replace, and no run made.
+
+        Without a manifest, which may be lost, a run's file is known by its content.
+        """
+        known, lost = f"stages/{file.name}" in made, self.manifest() is None
+        for path in (file, file.with_suffix(".partial.jsonl")):
+            ours = path.is_file() and not path.is_symlink() and (known or (lost and _is_rows(path)))
+            if os.path.lexists(path) and not ours:
+                raise InputError("the file is there, and no run made it", file=str(path), fix="move it")
+
+    def refuse_report(self, name: str, key: str) -> None:
+        """Raise InputError for a report that a stage would replace, and no run made: it lacks the report's key."""
+        path = self.path / "report" / name
+        if os.path.lexists(path) and (path.is_symlink() or key not in (json_of(path) or {})):
+            raise InputError("the file is there, and no run made it", file=str(path), fix="move it")
 
     def remove_made(self, manifest: Mapping[str, Any], but: set[str]) -> set[str]:
         """Remove what earlier runs made, by their manifest, except `but`. Returns what they made and is kept.
@@ -151,36 +203,50 @@ class RunFolder:
         """The manifest, or None when there is none. Raises WorkError when it cannot be read."""
         path = self.path / "manifest.json"
         try:
-            value = json.loads(path.read_text(encoding="utf-8"))
+            value = json.loads(read_record(path).decode("utf-8"))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError, RecursionError) as error:
             if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
                 return None
-            fix = "delete it and run the pipeline again: all calls are cached"
-            raise WorkError(f"the manifest cannot be read: {error}", file=str(path), fix=fix) from None
-        if not isinstance(value, dict) or value.get("format") != MANIFEST_FORMAT or not value.keys() >= _REQUIRED:
+            problem = why(error) if isinstance(error, OSError) else "it is no JSON"
+            raise WorkError(f"the manifest cannot be read: {problem}", file=str(path), fix=_ANEW) from None
+        if not isinstance(value, dict) or value.get("format") != MANIFEST_FORMAT:
             raise WorkError(
                 "the manifest is of another format", file=str(path), fix="use the version of rlaif that wrote it"
             )
+        if not _is_manifest(value):
+            raise WorkError("the manifest is damaged", file=str(path), fix=_ANEW)
         return value
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
         write_json(self.path / "manifest.json", {"format": MANIFEST_FORMAT} | manifest)
 
 
-def is_foreign(folder: Path) -> bool:
-    """Whether a data set written there would replace what no run wrote; one that a run wrote is known by its card."""
+def is_foreign(folder: Path, *, lost: bool) -> bool:
+    """Whether a data set written there, which is not in the manifest, would replace what no run wrote.
+
+    Without a manifest, which may be `lost`, a run's data set is known by its card.
+    """
     if folder.is_symlink() or not folder.is_dir():
         return os.path.lexists(folder)
     card = folder / "README.md"
-    ours = "\n- rlaif\n- synthetic\n" in (text_of(card) or "")
-    return not ours and (card.exists() or (folder / PARQUET).exists())
+    ours = lost and "\n- rlaif\n- synthetic\n" in (text_of(card) or "")
+    return not ours and (os.path.lexists(card) or os.path.lexists(folder / PARQUET))
+
+
+def leads_away(folder: Path) -> bool:
+    """Whether a data set written there would be written through a link, or over a folder."""
+    places = (folder, (folder / PARQUET).parent)
+    files = (folder / PARQUET, folder / "README.md")
+    return any(place.is_symlink() or (place.exists() and not place.is_dir()) for place in places) or any(
+        file.is_symlink() or file.is_dir() for file in files
+    )
 
 
 def remove_dataset(folder: Path) -> None:
     """Remove a data set that a run wrote: its two files, and its folders if they are empty then."""
-    if folder.is_symlink() or not folder.is_dir():
+    if not folder.is_dir() or leads_away(folder):
         return
     for file in (folder / PARQUET, folder / "README.md"):
         file.unlink(missing_ok=True)
@@ -198,6 +264,55 @@ def made_before(manifest: Mapping[str, Any]) -> set[str]:
     return {name for name in made if isinstance(name, str) and _MADE.fullmatch(name)}
 
 
+def short(path: Path) -> str:
+    """A path as an error names it."""
+    text = str(path)
+    return repr(text if len(text) <= 200 else f"{text[:100]}...{text[-97:]}")
+
+
+def _refuse_place(path: Path) -> None:
+    """Raise InputError for a run folder inside another run's folder, or around the call store."""
+    whole = path.absolute()
+    if whole == STORE.parent.absolute():
+        fix = f"give another folder with --out, such as {STORE.parent / 'mine'}"
+        raise InputError(f"{short(path)} is the folder of the call store", fix=fix)
+    for parent in whole.parents:
+        if json_of(parent / "manifest.json") is not None and (parent / ".lock").exists():
+            problem = f"{short(path)} lies in the folder of another run, {short(parent)}"
+            raise InputError(problem, fix="give another folder with --out")
+
+
+def _is_rows(path: Path) -> bool:
+    """Whether a file holds rows or preferences, or nothing."""
+    with open(regular(path), "rb") as file:
+        line = file.readline(LINE + 1)
+    if not line:
+        return True
+    try:
+        return len(line) <= LINE and "prompt" in dict(json.loads(line))
+    except (ValueError, TypeError, RecursionError):
+        return False
+
+
+def _is_manifest(value: Mapping[str, Any]) -> bool:
+    """Whether its values are of the types that readers rely on, and its files lie in the run folder."""
+    return (
+        _typed(value, _REQUIRED)
+        and all(isinstance(value.get(key, kinds[0]()), kinds) for key, kinds in _OPTIONAL.items())
+        and all(isinstance(stage, dict) and _typed(stage, _OF_STAGE) for stage in value["stages"])
+        and all(stage["file"] is None or _FILE.fullmatch(stage["file"]) for stage in value["stages"])
+        and all(isinstance(digest, str) for digest in value["digests"].values())
+        and all(isinstance(calls, dict) for calls in value["calls"].values())
+        and all(isinstance(group, dict) for group in value["failures"].values())
+    )
+
+
+def _typed(value: Mapping[str, Any], types: Mapping[str, tuple[type, ...]]) -> bool:
+    return all(key in value and isinstance(value[key], kinds) for key, kinds in types.items())
+
+
+_ANEW = "delete it and run the pipeline again: all calls are cached"
+_FILE = re.compile(r"(stages|report)/[A-Za-z0-9][\w.-]*", re.ASCII)
 _MADE = re.compile(
     r"stages/\d+-[A-Za-z0-9][\w.-]*\.jsonl|dataset/[A-Za-z0-9][\w.-]*", re.ASCII
 )  # a manifest may be edited: nothing else is removed

@@ -22,6 +22,7 @@ from rlaif.pipeline.loop import run_to_end
 from rlaif.pipeline.progress import Lines, Silent
 from rlaif.pipeline.start import open_plan, open_run
 from rlaif.records import Preference, Record, Row
+from rlaif.resources import given_path
 
 Item = TypeVar("Item", bound=Record)
 Value = TypeVar("Value")
@@ -131,11 +132,11 @@ def plan(pipeline: str | Path, *, out: str | Path | None = None, **overrides: An
 
 def load(folder: str | Path) -> FinishedRun:
     """See `rlaif.load`."""
-    return FinishedRun(RunFolder.existing(Path(folder)))
+    return FinishedRun(RunFolder.existing(given_path(folder)))
 
 
 def _path(out: str | Path | None) -> Path | None:
-    return None if out is None else Path(out)
+    return None if out is None else given_path(out)
 
 
 def _values(overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import resource
 import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
+
+from rlaif.errors import WorkError
+
+LEAST_FILES = 64  # the event loop, the store, the stages' files and a few connections
 
 Result = TypeVar("Result")
 
@@ -18,6 +23,10 @@ def run_to_end(work: Coroutine[Any, Any, Result]) -> Result:
     report frozen objects as leaks at exit. Raises KeyboardInterrupt when the work was cancelled, by a
     second Ctrl-C or by one with nothing in flight.
     """
+    if (files := resource.getrlimit(resource.RLIMIT_NOFILE)[0]) < LEAST_FILES:
+        work.close()
+        fix = "raise the limit: ulimit -n 1024"
+        raise WorkError(f"only {files} files may be open at once, too few to start", fix=fix)
     try:
         with RareCollections():
             return _on_fastest_loop(work)

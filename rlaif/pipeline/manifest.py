@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 from rlaif.config import Pipeline
@@ -91,7 +92,7 @@ class Manifest:
         self.before = folder.manifest() or {}
         self.made = made_before(self.before)  # files and data sets made by runs of this pipeline
         self._started = time.time()
-        self.prices = count_spent(pipeline, session, self.before)
+        self.prices, self._paid_before = count_spent(pipeline, session, self.before)
 
     def fail(self, prompt_id: str, cause: str, message: str) -> None:
         """Count a failed row, or a failed prompt of a measure."""
@@ -135,6 +136,16 @@ class Manifest:
                 priced["cost_per_preference"] = round(sum(costs) / kept, 6)
         return priced
 
+    def _paid(self) -> dict[str, tuple[int, int]]:
+        """Tokens read and written that all executions paid for, by the model's identity: a store may be lost."""
+        if self._pipeline.budget is None:  # nobody counts
+            return _noted(self.before)
+        paid = dict(self._paid_before)
+        for name, tally in self._session.ledger.by_model().items():
+            read, written = paid.get(identity := self._session.engines[name].identity, (0, 0))
+            paid[identity] = (read + tally.prompt_tokens, written + tally.completion_tokens)
+        return {identity: tokens for identity, tokens in sorted(paid.items()) if identity in self.prices}
+
     def write(self, state: str) -> None:
         self.state = state
         engines = self._session.engines.items()
@@ -152,6 +163,7 @@ class Manifest:
                 "stages": [self._priced(record) for record in self.records],
                 "calls": self.calls(),
                 "prices": self.prices,
+                "paid": self._paid(),
                 "notes": self.notes,
                 "capabilities": self.before.get("capabilities", {}) | capabilities,
                 "failures": self.failures,
@@ -160,20 +172,46 @@ class Manifest:
         )
 
 
-def count_spent(pipeline: Pipeline, session: Session, manifest: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Give the session's ledger the cost of a run's earlier executions; returns prices by model identity.
+def count_spent(
+    pipeline: Pipeline, session: Session, manifest: Mapping[str, Any]
+) -> tuple[dict[str, dict[str, float]], dict[str, tuple[int, int]]]:
+    """Give the session's ledger the cost of a run's earlier executions; returns prices and tokens by model identity.
 
-    They include the prices of models in earlier versions of the pipeline, whose cost counts too.
+    They include the prices of models in earlier versions of the pipeline, whose cost counts too. The tokens are those
+    that the store knows under the run's name, or the manifest, whichever are more: each can be lost alone.
     """
-    prices: dict[str, dict[str, float]] = manifest.get("prices", {}) | {
+    known = {identity: price for identity, price in manifest.get("prices", {}).items() if _is_price(price)}
+    prices: dict[str, dict[str, float]] = known | {
         session.engines[name].identity: price.model_dump() for name, price in session.prices.items()
     }
-    if pipeline.budget is not None:
-        spent = session.store.spent(pipeline.name)
-        paid = [(prices[identity], *tokens) for identity, tokens in spent.items() if identity in prices]
-        total = sum(read * price["prompt"] + written * price["completion"] for price, read, written in paid)
-        session.ledger.before(total / 1e6)
-    return prices
+    if pipeline.budget is None:
+        return prices, {}
+    spent, noted = session.store.spent(pipeline.name), _noted(manifest)
+    paid: dict[str, tuple[int, int]] = {}
+    for identity in (spent.keys() | noted.keys()) & prices.keys():
+        (read, written), (read_before, written_before) = spent.get(identity, (0, 0)), noted.get(identity, (0, 0))
+        paid[identity] = (max(read, read_before), max(written, written_before))
+    total = sum(
+        read * prices[identity]["prompt"] + written * prices[identity]["completion"]
+        for identity, (read, written) in paid.items()
+    )
+    session.ledger.before(total / 1e6)
+    return prices, paid
+
+
+def _noted(manifest: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """The tokens that a manifest says were paid for; what is none is left out."""
+    return {
+        identity: (tokens[0], tokens[1])
+        for identity, tokens in manifest.get("paid", {}).items()
+        if isinstance(tokens, list) and len(tokens) == 2 and all(type(count) is int and count >= 0 for count in tokens)
+    }
+
+
+def _is_price(price: object) -> bool:
+    return isinstance(price, dict) and all(
+        isinstance(price.get(key), int | float) and 0 <= price[key] < inf for key in ("prompt", "completion")
+    )
 
 
 def _rounded(cost: float | None) -> float | None:

@@ -8,6 +8,7 @@ unchanged inputs is not run again, and the calls of row stages are cached.
 from __future__ import annotations
 
 import asyncio
+import errno
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -17,10 +18,10 @@ import yaml
 
 from rlaif.config import LocalModel, Pipeline
 from rlaif.errors import InputError, RlaifError, Stopped, WorkError
-from rlaif.files import write_text
+from rlaif.files import FULL, why, write_text
 from rlaif.pipeline.datasets import dataset_name
 from rlaif.pipeline.events import EVERY, EventLog, Meter
-from rlaif.pipeline.folder import RunFolder, is_foreign, made_before
+from rlaif.pipeline.folder import RunFolder, is_foreign, leads_away, made_before
 from rlaif.pipeline.manifest import Manifest, RowCounts, StageRecord
 from rlaif.pipeline.progress import Progress
 from rlaif.pipeline.session import Session
@@ -76,6 +77,10 @@ class Run:
 
         Raises RlaifError, or CancelledError when it was interrupted.
         """
+        with self.interrupts.attended():
+            return await self._execute()
+
+    async def _execute(self) -> str:
         try:
             _refuse_foreign(self.stages.values(), self.folder, made_before(self.manifest.before))
         except RlaifError:  # an earlier run's manifest stays as it is
@@ -96,6 +101,8 @@ class Run:
                 await self.session.scheduler.close()
             with suppress(OSError):  # a full disk must not hide the error
                 self.manifest.write("interrupted" if interrupted else "failed")
+            if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+                raise _of_the_system(error, self.folder) from None
             raise
         finally:
             watching.cancel()
@@ -234,7 +241,7 @@ class Run:
             async with asyncio.TaskGroup() as workers:
                 for _ in range(min(self.session.window(models), len(rows))):
                     workers.create_task(worker())
-        except* (RlaifError, OSError) as errors:
+        except* (RlaifError, OSError, ImportError, MemoryError) as errors:
             for writer in writers.values():
                 writer.close()
             raise first(errors.exceptions) from None
@@ -287,11 +294,25 @@ class Run:
 
 def _refuse_foreign(stages: Iterable[Stage[Any]], folder: RunFolder, made: set[str]) -> None:
     """Raise InputError for what stands where a stage would write, and no run made."""
+    lost = folder.manifest() is None
     for stage in stages:
         stage.check_folder(folder)
+        if stage.holds is not None:
+            folder.refuse_stage(folder.stage(stage.step.number, stage.name), made)
         for name in (f"dataset/{dataset_name(stage.name, shape)}" for shape in stage.writes):
-            if name not in made and is_foreign(path := folder.path / name):
+            path = folder.path / name
+            if leads_away(path) or (name not in made and is_foreign(path, lost=lost)):
                 raise InputError("the folder is there, and no run made it", file=str(path), fix="move it")
+
+
+def _of_the_system(error: OSError, folder: RunFolder) -> WorkError:
+    """A full disk, or another error of the system, while the run wrote into its folder or printed."""
+    fix = "free some space" if error.errno in FULL else "check the disk and the folder's permissions"
+    if error.errno == errno.EMFILE:
+        fix = "raise the limit (`ulimit -n`)"
+    problem = f"the run cannot write: {why(error)}; finished work is kept"
+    where = str(error.filename or folder.path)
+    return WorkError(problem, file=where, fix=f"{fix}, then run the same command again: nothing is paid for twice")
 
 
 def session_of(pipeline: Pipeline, store: CallStore, **options: Any) -> Session:

@@ -35,6 +35,13 @@ class Interrupts:
             self._task.cancel()
 
     @contextmanager
+    def attended(self) -> Iterator[None]:
+        """Interruptions go to the whole run that the block is, also before its first stage and between two."""
+        self._task = asyncio.current_task()
+        with self._handled(blocks=False):
+            yield
+
+    @contextmanager
     def watched(self, *, gentle: bool, blocks: bool) -> Iterator[None]:
         """Interruptions go to the stage that the block runs.
 
@@ -42,11 +49,18 @@ class Interrupts:
         the main thread no signal arrives, and `interrupt` is called by whoever waits for the run.
         """
         self._task, self._gentle = asyncio.current_task(), gentle
+        with self._handled(blocks=blocks):
+            yield
+
+    @contextmanager
+    def _handled(self, *, blocks: bool) -> Iterator[None]:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
         loop = asyncio.get_running_loop()
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {signal.SIGINT: signal.getsignal(signal.SIGINT)}
+        if (terminated := signal.getsignal(signal.SIGTERM)) is signal.SIG_DFL:  # the command line has a handler
+            before[signal.SIGTERM] = terminated
         for number in before:
             if blocks:
                 signal.signal(number, signal.default_int_handler)

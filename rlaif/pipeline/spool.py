@@ -8,9 +8,12 @@ import tempfile
 import weakref
 from array import array
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import BinaryIO, Generic, TypeVar
 
+from rlaif.errors import WorkError
+from rlaif.files import new_file, why
 from rlaif.records import Record
 
 Kind = TypeVar("Kind", bound=Record)
@@ -35,19 +38,49 @@ class Spool(Stored[Kind]):
     """Records appended to a temporary file, which is removed with the spool."""
 
     def __init__(self, kind: type[Kind], records: Iterable[Kind] = ()) -> None:
-        self._file = tempfile.NamedTemporaryFile("wb", prefix="rlaif-", suffix=".jsonl")  # noqa: SIM115
-        weakref.finalize(self, self._file.close)
-        super().__init__(kind, Path(self._file.name), 0)
+        try:
+            descriptor, name = tempfile.mkstemp(prefix="rlaif-", suffix=".jsonl")
+        except OSError as error:
+            raise _no_room(error) from None
+        self._file = open(descriptor, "wb")  # noqa: SIM115 - closed with the spool
+        weakref.finalize(self, _remove, self._file, name)
+        super().__init__(kind, Path(name), 0)
         for record in records:
             self.append(record)
 
     def append(self, record: Kind) -> None:
-        self._file.write(_line(record))
+        line = _line(record)
+        try:
+            self._file.write(line)
+        except OSError as error:
+            raise _no_room(error) from None
         self._count += 1
 
     def __iter__(self) -> Iterator[Kind]:
-        self._file.flush()
+        try:
+            self._file.flush()
+        except OSError as error:
+            raise _no_room(error) from None
         return super().__iter__()
+
+
+def discard(file: BinaryIO) -> None:
+    """Close a file whose last bytes may find no room."""
+    with suppress(OSError):
+        file.close()
+
+
+def _remove(file: BinaryIO, name: str) -> None:
+    discard(file)
+    with suppress(OSError):
+        os.unlink(name)
+
+
+def _no_room(error: OSError) -> WorkError:
+    """The error of a temporary file; these lie on a disk that few know to be in use."""
+    where = os.environ.get("TMPDIR") or "/tmp"
+    fix = "free some space there, or set TMPDIR to another folder, then run the same command again"
+    return WorkError(f"temporary files cannot be written: {why(error)}; finished work is kept", file=where, fix=fix)
 
 
 class RowWriter(Generic[Kind]):
@@ -59,7 +92,7 @@ class RowWriter(Generic[Kind]):
     def __init__(self, kind: type[Kind], path: Path) -> None:
         self.kind, self.path, self._partial = kind, path, path.with_suffix(".partial.jsonl")
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self._partial, "wb")  # noqa: SIM115 - closed by `finish` or `close`
+        self._file = open(new_file(self._partial), "wb")  # noqa: SIM115 - closed by `finish` or `close`
         # Each row's number and its offset in the partial file.
         self._numbers, self._starts, self._end = array("q"), array("q"), 0
 
@@ -88,7 +121,7 @@ class RowWriter(Generic[Kind]):
         order = array("q", [-1]) * (max(self._numbers) + 1)  # by number, the row's index in the order of writing
         for index, number in enumerate(self._numbers):
             order[number] = index
-        with open(self._partial, "rb") as source, open(temporary, "wb") as target:
+        with open(self._partial, "rb") as source, open(new_file(temporary), "wb") as target:
             for index in order:
                 if index < 0:  # a stopped run leaves gaps
                     continue
@@ -102,7 +135,7 @@ class RowWriter(Generic[Kind]):
 
     def close(self) -> None:
         """Close the partial file, which is kept."""
-        self._file.close()
+        discard(self._file)
 
 
 def _line(record: Record) -> bytes:

@@ -18,10 +18,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -30,9 +32,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from rlaif.config import TRAINERS, DPOSettings, PPOSettings, RMSettings, SFTSettings, Training
-from rlaif.engines.identity import weights_digest
+from rlaif.engines.identity import ANSWER_FILES, weights_digest
 from rlaif.errors import InputError, RlaifError, WorkError
-from rlaif.files import json_of, lock, text_of, write_json, write_text
+from rlaif.files import FULL, json_of, lock, text_of, why, write_json, write_text
 from rlaif.judges.verifiers import Check
 from rlaif.records import Message, Split, digest
 from rlaif.train.examples import (
@@ -51,6 +53,11 @@ IRRELEVANT = {"base", "name", "data", "reward", "checkpoint_steps"}  # they do n
 BATCH = 1000  # examples in memory while Parquet is written or read
 NO_KEY = ""  # of a job whose removal was interrupted
 _BEGINNINGS = {"lock", ".key.tmp"}  # in a folder that was interrupted before its key was written
+# All that a training writes into its job's folder, and into its model's; what a kill may have left is among them.
+_OF_JOB = re.compile(
+    r"lock|key|job\.json|data|final|old|error\.txt|\.(key|job\.json|data)\.tmp|checkpoint-\d+|tmp-checkpoint-\d+"
+)
+_OF_MODEL = (*ANSWER_FILES, "key", "training.json", "training_args.bin", "README.md")
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +168,7 @@ def write_job(job: Job, examples: Iterable[Example]) -> None:
     """
     folder = job.folder
     refuse_foreign(job.out)
+    _refuse_replaced(job.out)
     folder.mkdir(parents=True, exist_ok=True)
     with _held(folder):
         if text_of(folder / "key") != job.key:
@@ -179,11 +187,26 @@ def write_job(job: Job, examples: Iterable[Example]) -> None:
 def refuse_foreign(out: Path) -> None:
     """Raise InputError when the model's folder, or its job's, exists and holds what no training made."""
     folder = job_folder(out)
-    if os.path.lexists(folder) and not (folder / "key").is_file() and not _holds_only(folder, _BEGINNINGS):
-        raise InputError("the folder is not an unfinished training", file=str(folder), fix="move it")
+    if os.path.lexists(folder):
+        begun = (folder / "key").is_file() and not (folder / "training.json").exists()
+        if folder.is_symlink() or not (begun or _holds_only(folder, _BEGINNINGS)):
+            raise InputError("the folder is not an unfinished training", file=str(folder), fix="move it")
+        for path in folder.iterdir():
+            if path.is_symlink() or not _OF_JOB.fullmatch(path.name):
+                problem = "the file lies in the folder of an unfinished training, and no training made it"
+                raise InputError(problem, file=str(path), fix="move it")
     made = (out / "key").is_file() or (out / "training.json").is_file()
     if os.path.lexists(out) and not made and not _holds_only(out, set()):
         raise InputError("the folder is there, and no training made it", file=str(out), fix="move it")
+
+
+def _refuse_replaced(out: Path) -> None:
+    """Raise InputError for a model's folder that also holds what no training wrote: it would go with the model."""
+    for path in out.iterdir() if out.is_dir() and not out.is_symlink() else ():
+        ours = path.is_file() and any(fnmatch(path.name, pattern) for pattern in _OF_MODEL)
+        if not ours and not (path.is_file() and path.stat().st_size == 0):  # an empty one holds nothing to lose
+            problem = "the model is to be trained again, and the file lies in its folder and no training made it"
+            raise InputError(problem, file=str(path), fix="move it")
 
 
 def _holds_only(folder: Path, names: set[str]) -> bool:
@@ -394,7 +417,8 @@ def train(folder: Path, on_step: OnStep, reward: RewardFunction | None = None) -
         if record is None:
             if os.path.lexists(job.out):
                 raise InputError("the trained model's folder exists already", file=str(job.out), fix="remove it")
-            _METHODS[job.method](job, on_step, reward)
+            with _told(folder):
+                _METHODS[job.method](job, on_step, reward)
             shutil.copy(folder / "key", folder / "final")  # moved together with the weights
             os.replace(folder / "final", job.out)
             record = finished(job.out, job.key)
@@ -446,9 +470,35 @@ _METHODS: dict[str, Callable[[Job, OnStep, RewardFunction | None], None]] = {
 
 
 @contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    """A full disk is an error in our words, where the libraries that save weights have each their own.
+
+    Raises WorkError.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        words = str(error)
+        full = isinstance(error, OSError) and error.errno in FULL
+        if full or any(sign in words for sign in _FULL_DISK):
+            fix = "free some space, then run the same command again: it resumes from the last checkpoint"
+            raise WorkError("the disk is full; what is finished is kept", file=str(folder), fix=fix) from None
+        raise
+
+
+# As safetensors and torch say it, which name no error number.
+_FULL_DISK = ("No space left on device", "File too large", "Disk quota exceeded", "file write failed", "unexpected pos")
+
+
+@contextmanager
 def _held(folder: Path) -> Iterator[None]:
     """Lock the folder. Raises WorkError while another process holds it."""
-    file = lock(folder / "lock")
+    try:
+        file = lock(folder / "lock")
+    except OSError as error:
+        raise InputError(f"the lock cannot be used: {why(error)}", file=str(folder / "lock"), fix="move it") from None
     if file is None:
         raise WorkError("another process trains in this folder", file=str(folder), fix="wait for it")
     with file:

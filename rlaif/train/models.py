@@ -183,6 +183,8 @@ def save(
     `began` is `time.monotonic()` at the start of the call. Raises WorkError for weights that are not finite.
     """
     final = folder / FINAL
+    if final.is_symlink():
+        final.unlink()
     shutil.rmtree(final, ignore_errors=True)
     if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
         raise WorkError("the trained weights are not finite", fix="lower `learning_rate`")

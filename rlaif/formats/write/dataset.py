@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from rlaif.errors import WorkError
+from rlaif.files import new_file
 from rlaif.formats.write.card import CardFacts, card_text
 from rlaif.formats.write.files import beside, storable, whole
 from rlaif.formats.write.shape import ColumnType, Shape
@@ -66,9 +67,11 @@ class DatasetWriter:
         if self._writer is None:
             data = self._parquet.parent
             data.mkdir(parents=True, exist_ok=True)
-            for left in (*self.folder.glob(".*.tmp"), *data.glob(".*.tmp")):  # from a run that was killed
-                left.unlink()
+            for file in (self.folder / "README.md", self._parquet):  # from a run that was killed
+                for left in file.parent.glob(f".{file.name}.[0-9]*.tmp"):
+                    left.unlink()
             self._file.callback(self._temporary.unlink, missing_ok=True)
+            os.close(new_file(self._temporary))
             self._schema = _schema(self._shape)
             # Without statistics: nobody reads the least and the greatest text of every column and batch.
             writer = pyarrow.parquet.ParquetWriter(self._temporary, self._schema, write_statistics=False)

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rlaif.files import new_file
+
 
 def write_jsonl(rows: Iterable[Mapping[str, Any]], path: Path) -> int:
     """Write one JSON object a line; returns how many."""
@@ -27,8 +29,9 @@ def beside(path: Path) -> Path:
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path`: renamed to it when the block succeeds, removed when the block raises."""
+    """A new file beside `path`: renamed to it when the block succeeds, removed when the block raises."""
     temporary = beside(path)
+    os.close(new_file(temporary))
     try:
         yield temporary
         os.replace(temporary, path)

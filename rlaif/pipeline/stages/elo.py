@@ -9,11 +9,15 @@ from typing import Any
 from rlaif.config import EloStage
 from rlaif.files import write_json
 from rlaif.judges.strengths import strengths
+from rlaif.pipeline.folder import RunFolder
 from rlaif.pipeline.manifest import StageRecord
 from rlaif.pipeline.stages.stage import Made, Planning, TableStage, Work, starting_rows
 
 
 class Elo(TableStage[EloStage]):
+    def check_folder(self, folder: RunFolder) -> None:
+        folder.refuse_report(f"{self.name}.json", "elo")
+
     async def run(self, work: Work) -> StageRecord:
         rows, file = starting_rows(work.made[self.source.name]), f"report/{self.name}.json"
         fitted = strengths(rows, self.settings.prior)

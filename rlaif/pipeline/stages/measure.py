@@ -62,6 +62,9 @@ class Measuring(TableStage[MeasureStage]):
         assert self._chosen is not None, "chosen as it was opened, or as it runs"
         return self._chosen
 
+    def check_folder(self, folder: RunFolder) -> None:
+        folder.refuse_report("summary.json", "run")
+
     def input_digests(self) -> dict[str, str]:
         return {} if self._chosen is None else {f"prompts {self.name}": digest_of_ids(self._chosen)}
 

@@ -1,0 +1,97 @@
+"""How the process ends on a signal, and where the system leaves it too little to work with.
+
+Imported before anything else, so it imports next to nothing: Ctrl-C before its handler is set shows Python's traceback.
+"""
+
+from __future__ import annotations
+
+import _signal as signal  # type: ignore[import-not-found]  # without the enumerations, which take milliseconds to load
+import os
+import sys
+
+TYPE_CHECKING = False  # `typing` would be loaded for it
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType, TracebackType
+    from typing import Any, NoReturn
+
+INTERRUPTED: int = 128 + signal.SIGINT
+ENDING: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+NO_MEMORY = ("Cannot allocate memory", "can't start new thread", "failed to map segment")  # as libraries say it
+
+
+class Handled:
+    """Signals go to these handlers in a block; one that is ignored, as `nohup` ignores SIGHUP, stays so."""
+
+    def __init__(self, handlers: dict[int, Callable[[int, FrameType | None], object]]) -> None:
+        self._handlers = handlers
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        for number, handler in self._handlers.items():
+            before = signal.getsignal(number)
+            try:
+                if before is not signal.SIG_IGN:
+                    signal.signal(number, handler)
+                    self._before[number] = before
+            except ValueError:  # outside the main thread no signal arrives
+                return
+
+    def __exit__(self, *_: object) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, before)
+
+
+class Ending:
+    """A block that is a process's whole work: what a person does to end it is an exit code, and never a traceback.
+
+    The code is 128 and the signal's number, as a shell has it. Too little memory, or too few files, is one line.
+    """
+
+    def __init__(self) -> None:
+        self.code = INTERRUPTED
+        self._handled = Handled(dict.fromkeys(ENDING[1:], self._interrupt))
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        """The work ends as on Ctrl-C: whoever hears of that hears of this, once."""
+        self.code = 128 + number
+        heard = signal.getsignal(signal.SIGINT)
+        if getattr(heard, "__name__", "") == "_sighandler_noop":  # asyncio's loop hears of an arrival alone
+            os.kill(os.getpid(), signal.SIGINT)
+        elif callable(heard):
+            heard(signal.SIGINT, frame)
+        else:  # it is ignored, as in a job that a script started in the background
+            raise KeyboardInterrupt
+
+    def __enter__(self) -> None:
+        self._handled.__enter__()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._handled.__exit__()
+        if isinstance(error, KeyboardInterrupt):
+            sys.exit(self.code)
+        if isinstance(error, SystemExit) and error.code == INTERRUPTED:
+            error.code = self.code
+        if error is not None and (sentence := too_little(error)) is not None:
+            sys.stderr.write(f"error: {sentence}\n")
+            sys.stderr.flush()
+            os._exit(1)  # without memory, libraries crash as they are taken down
+
+
+def leave(number: int, frame: FrameType | None) -> NoReturn:
+    """End at once and in silence: while the program is being loaded there is nothing to keep."""
+    os._exit(128 + number)
+
+
+def too_little(error: BaseException) -> str | None:
+    """What the system had too little of for the program to work, in a sentence; None for any other error."""
+    words = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or any(sign in words for sign in NO_MEMORY):
+        problem, fix = "there is not enough memory", "raise the limit (`ulimit -v`), or free some memory"
+    elif "Too many open files" in words:
+        problem, fix = "too many files are open", "raise the limit (`ulimit -n`)"
+    elif isinstance(error, ImportError):
+        problem, fix = f"a library cannot be loaded: {words}", "install the package again"
+    else:
+        return None
+    return f"{problem}; finished work is kept. Fix: {fix}"
