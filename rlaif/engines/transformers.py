@@ -35,7 +35,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 from rlaif.engines.chat import Chat, Completed, Item, before_stop, end_tokens, schema_text, stream, whole
 from rlaif.engines.identity import model_files, model_folder, weights_digest
 from rlaif.engines.protocol import Logprobs, Reply, Request
-from rlaif.engines.vetting import failing, loading
+from rlaif.engines.vetting import failing, loading, no_number
 from rlaif.engines.worker import Worker
 from rlaif.errors import EngineError, InputError
 from rlaif.records import FinishReason, Usage
@@ -246,7 +246,7 @@ class _Model:
         replies: list[Reply | EngineError] = []
         for n, (row, text) in enumerate(zip(batch, texts, strict=True)):
             if lost[n]:
-                replies.append(_no_number("probabilities"))
+                replies.append(no_number("probabilities"))
                 continue
             if grammar is not None and n in grammar.stuck:
                 replies.append(
@@ -379,7 +379,7 @@ class _Model:
             for i, values in zip(batch, chosen.tolist(), strict=True):
                 own = values[len(values) - rows[i].length :]
                 if not all(map(math.isfinite, own)):
-                    raise _no_number("log-probabilities")
+                    raise no_number("log-probabilities")
                 by_row[i] = Logprobs(tuple(own[:-1]), own[-1]) if rows[i].ends else Logprobs(tuple(own), None)
         return [by_row[i] for i in range(len(rows))]
 
@@ -401,7 +401,7 @@ class _Model:
             # which is the wrong one where the end token is also the padding token.
             hidden = self.net.base_model(**self._inputs([rows[i] for i in batch])).last_hidden_state[:, -1]  # (B, D)
             for i, value in zip(batch, self.net.score(hidden)[:, 0].float().tolist(), strict=True):
-                by_row[i] = value if math.isfinite(value) else _no_number("scores")
+                by_row[i] = value if math.isfinite(value) else no_number("scores")
         scores = iter(by_row[i] for i in range(len(rows)))
         return [next(scores) if isinstance(row, Completed) else row for row in completed]
 
@@ -541,14 +541,6 @@ class _Grammar:
         return scores
 
 
-def _no_number(of: str) -> EngineError:
-    return EngineError(
-        f"the model computes {of} that are no numbers",
-        cause="not-finite",
-        fix="run it with `dtype: float32`, or use another checkpoint: this one may have diverged",
-    )
-
-
 def _descending(values: torch.Tensor) -> torch.Tensor:
     """Each row sorted in descending order."""
     if values.device.type != "cpu":
@@ -634,10 +626,10 @@ def not_finite(net: Any) -> str | None:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """No progress bars or warnings from transformers."""
+    """No progress bars and no messages from transformers: what it raises is told once, by us."""
     logging: Any = transformers.utils.logging
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
+    logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()
     try:
         yield

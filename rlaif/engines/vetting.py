@@ -7,6 +7,7 @@ here, in milliseconds and once a file. Whatever else a library stumbles over whi
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import os
@@ -191,7 +192,7 @@ def _vet_ends(stamp: Stamp, rows: int | None) -> None:
 @lru_cache(maxsize=1024)
 def _json_object(stamp: Stamp, most: int = MOST_SETTINGS) -> dict[str, Any]:
     try:
-        value = json.loads(read_whole(stamp.path, most))
+        value = json.loads(read_whole(stamp.path, most).decode())
     except json.JSONDecodeError as error:
         raise stamp.refused("it is no JSON, or not all of it", line=error.lineno) from None
     except RecursionError:
@@ -243,7 +244,6 @@ _Id = Annotated[int, msgspec.Meta(ge=0, le=SIZES["vocab_size"][1])]
 
 class _Model(msgspec.Struct):
     vocab: dict[str, _Id] | list[tuple[str, float]]  # a token's id, or its score at the place that is its id
-    merges: list[str | tuple[str, str]] | None = None
 
 
 class _Added(msgspec.Struct):
@@ -304,6 +304,16 @@ def _growth(step: Mapping[str, Any]) -> float:
         return 1
     searched = pattern.get("String") if isinstance(pattern, dict) else None
     return max(1.0, len(written) / max(1, len(searched) if isinstance(searched, str) else 1))
+
+
+def _is_charsmap(text: Any) -> bool:
+    """Whether a compiled table of characters is whole: a false size in it ends the process that reads it."""
+    try:
+        table = base64.b64decode(text, validate=True) if text is not None else None
+        size = 0 if table is None else int.from_bytes(table[:4], "little")
+        return table is None or (len(table) >= 4 + size and not size % 4 and bool(table[4 + size :].decode() or True))
+    except (ValueError, TypeError):
+        return False
 
 
 def _vet_added(stamp: Stamp, words: list[Any]) -> None:
@@ -426,8 +436,7 @@ def loading(file: Path, what: str = "the model") -> Iterator[None]:
         for words, (problem, fix) in KNOWN.items():
             if words in str(error):
                 raise InputError(f"{what} {problem}", file=str(file), fix=fix) from error
-        raise InputError(f"{what} cannot be loaded: {reason(error)}", file=str(file),
-                         fix="check the folder, or save or download the model again") from error  # fmt: skip
+        raise InputError(f"{what} cannot be loaded: {reason(error)}", file=str(file), fix=MEND) from error
 
 
 @contextmanager
@@ -444,16 +453,34 @@ def failing(name: str, folder: Path) -> Iterator[None]:
             f"the model {name!r} in {folder} failed: {reason(error)}",
             cause="model",
             fatal=True,
-            fix="check that its configuration, weights and tokenizer belong together",
+            fix=MEND,
         ) from error
 
 
-# Words of transformers' errors, and what they mean.
+MEND = "check that its configuration, weights and tokenizer are whole and belong together, or download the model again"
+
+
+def no_number(of: str) -> EngineError:
+    """The failure of one completion or score, which the model computed as NaN or infinity."""
+    return EngineError(
+        f"the model computes {of} that are no numbers",
+        cause="not-finite",
+        fix="run it with `dtype: float32`, or use another checkpoint: this one may have diverged",
+    )
+
+
+# Words of the libraries' errors, and what they mean.
 KNOWN = {
     "trust_remote_code": ("needs code of its own, which is never run", "use one whose architecture transformers has"),
+    "does not recognize this architecture": ("is of an architecture that this version of transformers does not have",
+                                             "install a newer one, or use another model"),
+    "Unrecognized model in": ("names no architecture", "set `model_type` in config.json"),
     "Unrecognized configuration class": ("is of an architecture that does not do this", "use a causal language model"),
-    "`ignore_mismatched_sizes`": ("has weights of other sizes than its config.json says", FETCH),
-}
+    "`ignore_mismatched_sizes`": ("has weights of other sizes than its config.json says", MEND),
+    "no file named model.safetensors": ("has neither model.safetensors nor an index of its parts", MEND),
+    "instantiate the backend tokenizer": ("has no file that can be read", "put its tokenizer.json into the folder"),
+    "did not match any variant": ("has a part of a kind that does not exist", MEND),
+}  # fmt: skip
 
 
 def is_failure(error: BaseException) -> bool:
@@ -466,11 +493,15 @@ def is_memory(error: BaseException) -> bool:
 
 
 def reason(error: BaseException) -> str:
-    """A library's error in some words: the first line of its message, after its kind where that says what it is of."""
-    text = _shown(str(error).strip().partition("\n")[0].rstrip("."), quoted=False)
-    if text and isinstance(error, OSError | ValueError | ImportError):
-        return text
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    """A library's error in some words: the first line of its message that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = " ".join(lines[: 1 + (bool(lines) and lines[0].endswith(":"))]).rstrip(".:, ")
+    text = _shown(said, quoted=False)
+    kind = type(error).__name__
+    if isinstance(error, LookupError | TypeError | AttributeError | ArithmeticError | NotImplementedError):
+        # It says what broke in the library, and not why.
+        return f"a value in it is not what the library expects ({kind}{': ' if text else ''}{text})"
+    return text or kind
 
 
 def _shown(value: Any, *, quoted: bool = True) -> str:
