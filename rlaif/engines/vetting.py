@@ -67,6 +67,7 @@ DISGUISED = {
 }
 SAVE = "save the model again with `save_pretrained`, which writes safetensors"
 FETCH = "download or copy it again"
+TRAINED_WITH = "use the tokenizer that the model was trained with"
 
 
 class Stamp(NamedTuple):
@@ -118,6 +119,8 @@ def refuse_irregular(folder: Path) -> None:
     if (folder / ADAPTER).exists():
         raise InputError("the folder holds an adapter, which is no model by itself", file=str(folder),
                          fix=f"merge it into its base model and save that, or move {ADAPTER} away")  # fmt: skip
+    if not folder.is_dir():
+        return
     try:
         found = [*os.scandir(folder)]
         if (templates := folder / "additional_chat_templates").is_dir():
@@ -278,15 +281,10 @@ def _vet_tokenizer(stamp: Stamp, rows: int | None) -> None:
     read: _Tokenizer = _decoded(stamp, _Tokenizer)
     _vet_added(stamp, [token.content for token in read.added_tokens or ()])
     for key in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
-        if (steps := sum(1 for _ in _steps(getattr(read, key)))) > MOST_STEPS:
-            raise stamp.refused(f"it has {steps:,} steps, and at most {MOST_STEPS} are taken", key=key)
-        if (growth := math.prod(map(_growth, _steps(getattr(read, key))))) > MOST_GROWTH:
-            raise stamp.refused(
-                f"it makes {growth:,.0f} characters of one, and at most {MOST_GROWTH} are allowed", key=key
-            )
+        if problem := _problem(list(_steps(getattr(read, key)))):
+            raise stamp.refused(problem, key=key, fix=TRAINED_WITH)
     if rows is not None and read.tokens > rows:
-        raise stamp.refused(f"it has {read.tokens:,} tokens and the model {rows:,}",
-                            fix="put the tokenizer into the folder that the model was trained with")  # fmt: skip
+        raise stamp.refused(f"it has {read.tokens:,} tokens and the model {rows:,}", fix=TRAINED_WITH)
 
 
 def _steps(part: Any) -> Iterator[dict[str, Any]]:
@@ -295,6 +293,16 @@ def _steps(part: Any) -> Iterator[dict[str, Any]]:
         yield part
     for inner in part.values() if isinstance(part, dict) else part if isinstance(part, list) else ():
         yield from _steps(inner)
+
+
+def _problem(steps: list[dict[str, Any]]) -> str | None:
+    """Why a part of a tokenizer, made of `steps`, cannot be used; None when it can."""
+    if len(steps) > MOST_STEPS:
+        return f"it has {len(steps):,} steps, and at most {MOST_STEPS} are taken"
+    if (growth := math.prod(map(_growth, steps))) > MOST_GROWTH:
+        return f"it makes {growth:,.0f} characters of one, and at most {MOST_GROWTH} are allowed"
+    tables = [step.get("precompiled_charsmap") for step in steps if step.get("type") == "Precompiled"]
+    return None if all(map(_is_charsmap, tables)) else "its compiled table of characters is damaged"
 
 
 def _growth(step: Mapping[str, Any]) -> float:
@@ -309,20 +317,21 @@ def _growth(step: Mapping[str, Any]) -> float:
 def _is_charsmap(text: Any) -> bool:
     """Whether a compiled table of characters is whole: a false size in it ends the process that reads it."""
     try:
-        table = base64.b64decode(text, validate=True) if text is not None else None
-        size = 0 if table is None else int.from_bytes(table[:4], "little")
-        return table is None or (len(table) >= 4 + size and not size % 4 and bool(table[4 + size :].decode() or True))
+        table = base64.b64decode(text, validate=True)
+        end = 4 + int.from_bytes(table[:4], "little")  # of its numbers; then comes text
+        return len(table) >= end and end % 4 == 0 and table[end:].decode() is not None
     except (ValueError, TypeError):
         return False
 
 
 def _vet_added(stamp: Stamp, words: list[Any]) -> None:
     if len(words) > MOST_ADDED:
-        raise stamp.refused(f"it adds {len(words):,} tokens, and at most {MOST_ADDED:,} are read", key="added_tokens")
+        raise stamp.refused(f"it adds {len(words):,} tokens, and at most {MOST_ADDED:,} are read",
+                            key="added_tokens", fix=TRAINED_WITH)  # fmt: skip
     longest = max((len(word) for word in words if isinstance(word, str)), default=0)
     if longest > MOST_SPELLED:
         raise stamp.refused(f"it adds a token of {longest:,} characters, and at most {MOST_SPELLED:,} are read",
-                            key="added_tokens")  # fmt: skip
+                            key="added_tokens", fix=TRAINED_WITH)  # fmt: skip
 
 
 def _vet_tokenizer_settings(stamp: Stamp) -> None:
