@@ -101,15 +101,8 @@ class TransformersEngine:
         """Run `verb` in the engine's thread. Cancelling the caller ends it after the current batch."""
 
         def work(model: _Model, stopped: threading.Event) -> Result:
-            try:
-                with torch.inference_mode(), failing(self.name, model.folder):
-                    return verb(model, stopped)
-            except torch.OutOfMemoryError:
-                raise EngineError(
-                    f"the model {self.name!r} ran out of memory",
-                    cause="memory",
-                    fix=f"set its `batch_size` below {self.batch_size}",
-                ) from None
+            with torch.inference_mode(), failing(self.name, model.folder, self.batch_size):
+                return verb(model, stopped)
 
         return await self._worker.run(work)
 

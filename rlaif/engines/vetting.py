@@ -67,6 +67,7 @@ DISGUISED = {
 }
 SAVE = "save the model again with `save_pretrained`, which writes safetensors"
 FETCH = "download or copy it again"
+MEND = "check that its configuration, weights and tokenizer are whole and belong together, or download the model again"
 TRAINED_WITH = "use the tokenizer that the model was trained with"
 
 
@@ -119,20 +120,23 @@ def refuse_irregular(folder: Path) -> None:
     if (folder / ADAPTER).exists():
         raise InputError("the folder holds an adapter, which is no model by itself", file=str(folder),
                          fix=f"merge it into its base model and save that, or move {ADAPTER} away")  # fmt: skip
-    if not folder.is_dir():
-        return
     try:
-        found = [*os.scandir(folder)]
+        found = [*os.scandir(folder)] if folder.is_dir() else []
         if (templates := folder / "additional_chat_templates").is_dir():
             found += os.scandir(templates)
-        for entry in found:
-            mode = os.stat(entry.path).st_mode
-            if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-                raise InputError("it is no regular file", file=entry.path, fix="move it away")
-    except FileNotFoundError as error:
-        raise InputError("the link leads nowhere", file=str(error.filename), fix=FETCH) from None
     except OSError as error:
         raise _unreadable(error, folder) from None
+    for entry in found:
+        try:
+            mode = os.stat(entry.path).st_mode
+        except FileNotFoundError:  # a dead link
+            if not entry.name.endswith((".safetensors", ".json")):
+                continue
+            raise InputError("the link leads nowhere", file=entry.path, fix=FETCH) from None
+        except OSError as error:
+            raise _unreadable(error, Path(entry.path)) from None
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            raise InputError("it is no regular file", file=entry.path, fix="move it away")
 
 
 # ---------------------------------------------------------------- JSON files
@@ -150,9 +154,10 @@ def _config(stamp: Stamp) -> dict[str, Any]:
         raise stamp.refused("expected a name", key="model_type", fix="name the architecture, such as llama")
     for part in _objects(config):
         for key, (low, high) in SIZES.items():
+            least = low if part is config else 0  # which says that a part inside is not there
             for value in _listed(part.get(key)):
-                if value is not None and (type(value) is not int or not low <= value <= high):
-                    problem = f"expected a whole number from {low} to {high:,}, found {_shown(value)}"
+                if value is not None and (type(value) is not int or not least <= value <= high):
+                    problem = f"expected a whole number from {least} to {high:,}, found {_shown(value)}"
                     raise stamp.refused(problem, key=key, fix="give the number that the weights were trained with")
     return config
 
@@ -449,24 +454,20 @@ def loading(file: Path, what: str = "the model") -> Iterator[None]:
 
 
 @contextmanager
-def failing(name: str, folder: Path) -> Iterator[None]:
-    """Make one EngineError of whatever a library raises while the model `name` runs; running out of memory aside."""
+def failing(name: str, folder: Path, batch_size: int) -> Iterator[None]:
+    """Make one EngineError of whatever a library raises while the model `name` runs."""
     try:
         yield
     except RlaifError:
         raise
     except BaseException as error:
-        if not is_failure(error) or is_memory(error):
+        if not is_failure(error):
             raise
-        raise EngineError(
-            f"the model {name!r} in {folder} failed: {reason(error)}",
-            cause="model",
-            fatal=True,
-            fix=MEND,
-        ) from error
-
-
-MEND = "check that its configuration, weights and tokenizer are whole and belong together, or download the model again"
+        if is_memory(error):
+            raise EngineError(f"the model {name!r} ran out of memory", cause="memory",
+                              fix=f"set its `batch_size` below {batch_size}") from None  # fmt: skip
+        problem = f"the model {name!r} in {folder} failed: {reason(error)}"
+        raise EngineError(problem, cause="model", fatal=True, fix=MEND) from error
 
 
 def no_number(of: str) -> EngineError:
@@ -498,7 +499,9 @@ def is_failure(error: BaseException) -> bool:
 
 
 def is_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    """Whether memory ran out: Python's, a device's, or torch's on the CPU."""
+    of_torch = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    return isinstance(error, MemoryError) or of_torch
 
 
 def reason(error: BaseException) -> str:

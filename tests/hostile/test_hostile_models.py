@@ -26,6 +26,7 @@ from test_run import Cli, run_cli  # noqa: F401
 
 pytest.importorskip("trl")
 
+from rlaif.config import TRAINERS
 from rlaif.engines import vllm
 from rlaif.engines.identity import has_reward_head, weights_digest
 from rlaif.engines.protocol import Reply, Request
@@ -33,7 +34,9 @@ from rlaif.engines.transformers import TransformersEngine
 from rlaif.errors import EngineError, InputError, RlaifError
 from rlaif.records import Message, Sampling
 from rlaif.tiny.lexicon import Lexicon
-from rlaif.train import models
+from rlaif.train import job, models
+from rlaif.train.__main__ import main as train
+from rlaif.train.examples import Demonstration
 
 Edit = Callable[[Path], object]
 WEIGHTS = "model.safetensors"
@@ -296,6 +299,7 @@ REFUSED: dict[str, tuple[Edit, str]] = {
     "config-fifo": (fifo("config.json"), CONFIG + "it is no regular file"),
     "config-folder": (folder_named("config.json"), "config.json is missing"),
     "config-dev-zero": (link("config.json", "/dev/zero"), CONFIG + "it is no regular file"),
+    "config-link-to-itself": (link("config.json", "config.json"), CONFIG + "cannot be read: too many levels"),
     "config-of-100000-keys": (config(**{f"k{i}": i for i in range(100_000)}), CONFIG + "it has 100,02. keys"),
     "architectures-number": (config(architectures=3), CONFIG + "`architectures`: expected a list of names"),
     "architectures-of-null": (config(architectures=[None]), CONFIG + "`architectures`: expected a list of names"),
@@ -415,6 +419,7 @@ def test_the_kind_of_a_model_is_asked_of_its_configuration_alone(name: str, stra
 # ---------------------------------------------------------------- refused while it is loaded, or when it runs
 
 HI = (Message(role="user", content="hi there " * 20),)
+SHORT = (Message(role="user", content="a"),)  # in one batch with a longer one, it is padded
 MANY_A = (Message(role="user", content="a" * 3000),)
 
 
@@ -424,12 +429,14 @@ def used(folder: Path, messages: tuple[Message, ...] = HI, **sampling: Any) -> R
     async def work() -> Reply:
         engine = TransformersEngine("m", str(folder), device="cpu")
         try:
-            asked = Request(messages=messages, sampling=Sampling(max_tokens=4, **sampling), indices=(0,))
-            [[reply]] = await engine.sample([asked])
+            settings = Sampling(max_tokens=4, **sampling)
+            asked = [Request(messages=m, sampling=settings, indices=(0,)) for m in (messages, SHORT)]
+            [[reply], [other]] = await engine.sample(asked)
         finally:
             await engine.close()
-        if isinstance(reply, EngineError):
-            raise reply
+        for failed in (reply, other):
+            if isinstance(failed, EngineError):
+                raise failed
         return reply
 
     return asyncio.run(work())
@@ -477,6 +484,7 @@ TOLD: dict[str, tuple[Edit, str]] = {
     "rope-theta-0": (config(rope_parameters={"rope_type": "default", "rope_theta": 0}), "the model computes probabilities that are no numbers"),
     "rope-theta-text": (config(rope_parameters={"rope_type": "default", "rope_theta": "x"}), f"the model cannot be loaded: {WRONG}"),
     "rope-factor-0": (config(rope_parameters={"rope_type": "yarn", "rope_theta": 1e4, "factor": 0, "original_max_position_embeddings": 0}), "the configuration cannot be loaded"),
+    "sliding-window-below-zero": (config(sliding_window=-1), "the model 'm' in .* failed"),
     "layer-types-unknown": (config(layer_types=["zzz", "zzz"]), "the configuration cannot be loaded"),
     "padding-token-out-of-range": (config(pad_token_id=10**6), "the model cannot be loaded: Padding_idx"),
     "outputs-as-tuples": (config(return_dict=False), "the model 'm' in .* failed"),
@@ -537,6 +545,8 @@ RUNS: dict[str, Edit] = {
     "as-it-was-saved": lambda folder: None,
     "in-parts": everywhere("model-00001-of-00001.safetensors"),
     "weights-by-a-link": both(renamed(WEIGHTS, "../blob"), link(WEIGHTS, "../blob")),
+    "links-that-are-dead": both(link("latest", "nowhere"), link("notes.md", "nowhere")),
+    "sizes-of-a-part-that-is-not-there": config(vision={"num_hidden_layers": 0, "hidden_size": None}),
     "weights-without-metadata": header(lambda h: {k: v for k, v in h.items() if k != "__metadata__"}),
     "attention-from-the-hub": config(_attn_implementation="owner/repo"),
     "attention-from-the-hub-by-function": config(attn_implementation="owner/repo:function"),
@@ -556,7 +566,6 @@ RUNS: dict[str, Edit] = {
     "generation-with-methods": generation(validate="x", to_dict="y"),
     "positions-a-billion": config(max_position_embeddings=2**30),
     "special-token-beyond-the-embeddings": both(added(id=261, content="<pad>", special=True), settings(pad_token="<pad>")),
-    "sliding-window-below-zero": config(sliding_window=-1),
     "vocabulary-of-one-number": vocabulary(lambda v: dict.fromkeys(v, 5)),
     "numbers-in-a-buffer": header(lambda h: h | {"model.position_ids": {"dtype": "I64", "shape": [0, 4], "data_offsets": [0, 0]}}),
     "configuration-with-a-prompt-for-everything": config(task_specific_params="x", transformers_version=[1], tp_plan="auto"),
@@ -679,16 +688,18 @@ def test_a_command_says_it_in_one_line(command: str, name: str, stranger: Path, 
 
 
 def test_nobody_is_asked_whether_code_may_run(
-    stranger: Path,
-    run_cli: Cli,  # noqa: F811
-    monkeypatch: pytest.MonkeyPatch,
+    stranger: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     TOLD["code-of-its-own"][0](stranger)
-    Path("demos.jsonl").write_text(DEMONSTRATIONS)
+    settings = TRAINERS["sft"].model_validate({"base": "base", "name": "trained"})
+    written = job.Job(settings, stranger, stranger.parent / "trained", "key")
+    job.write_job(written, [Demonstration((*HI, Message(role="assistant", content="yes")))])
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
-    code, out, err = run_cli(*SFT)
-    assert (code, "Do you wish" in out + err) == (2, False)
-    assert not Path("PWNED").exists() and "trust_remote_code" in vllm.OURS
+    assert train([str(written.folder)]) == 2
+    printed = capsys.readouterr()
+    assert "needs code of its own, which is never run" in printed.err and "Do you wish" not in printed.out
+    assert not Path("PWNED").exists()
+    assert "trust_remote_code" in vllm.OURS
 
 
 def test_rows_that_fail_poison_neither_the_run_nor_the_next(stranger: Path, run_cli: Cli) -> None:  # noqa: F811
@@ -713,6 +724,33 @@ def test_a_training_that_diverges_says_so_and_leaves_no_model(stranger: Path, ru
         assert err.count("\n") == 1 and not Path("out").exists()
 
 
+CHECKPOINTS: dict[str, Edit] = {
+    "empty": lambda folder: None,
+    "pickled-weights": write("model.safetensors", pickle.dumps(Pickled())),
+    "pickled-optimiser": both(write("trainer_state.json", "{}"), write("optimizer.pt", pickle.dumps(Pickled())), write("scheduler.pt", pickle.dumps(Pickled())), write("rng_state.pth", pickle.dumps(Pickled())), write("training_args.bin", pickle.dumps(Pickled()))),
+    "deep-state": write("trainer_state.json", DEEP),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*CHECKPOINTS, "without-a-number"])
+def test_a_checkpoint_of_somebody_else_is_a_sentence(
+    name: str, stranger: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = TRAINERS["sft"].model_validate({"base": "base", "name": "trained"})
+    written = job.Job(settings, stranger, stranger.parent / "trained", "key")
+    job.write_job(written, [Demonstration((*SHORT, Message(role="assistant", content="yes")))])
+    checkpoint = written.folder / ("checkpoint-x" if name == "without-a-number" else "checkpoint-1")
+    checkpoint.mkdir()
+    if name.startswith("pickled-o"):
+        shutil.copy(stranger / WEIGHTS, checkpoint)
+    CHECKPOINTS.get(name, CHECKPOINTS["empty"])(checkpoint)
+    (checkpoint / "complete").touch()
+    assert train([str(written.folder)]) in (1, 2)
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ") and printed.count("\n") == 1, printed
+    assert not Path("PWNED").exists() and not written.out.exists()
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
@@ -734,8 +772,6 @@ def test_a_lexicon_of_another_shape_is_a_sentence(content: str, expected: str, s
 
 @pytest.mark.parametrize("content", ["[]", "3", DEEP, "{}", '{"weights": 3}', '{"weights": null, "steps": "x"}'])
 def test_the_record_of_a_training_that_is_not_one_is_no_training(content: str, stranger: Path) -> None:
-    from rlaif.train import job
-
     (stranger / "training.json").write_text(content)
     (stranger / "key").write_text("key")
     assert job.finished(stranger, "key") is None
