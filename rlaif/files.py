@@ -12,7 +12,39 @@ import os
 import stat
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
+
+
+def opened(path: Path) -> BinaryIO:
+    """A regular file, opened to read bytes; never waits. Raises OSError for anything else, with the reason in words."""
+    _refuse_irregular(os.stat(path).st_mode)  # before it is opened: a device may act on that
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        _refuse_irregular(os.fstat(descriptor).st_mode)  # another file may have taken its place
+        return open(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+_IRREGULAR = {stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
+
+
+def _refuse_irregular(mode: int) -> None:
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, f"it is a {_IRREGULAR.get(stat.S_IFMT(mode), 'special file')}, and no regular file")
+
+
+def read_whole(path: Path, most: int) -> bytes:
+    """The bytes of a regular file of at most `most`. Raises OSError."""
+    with opened(path) as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise OSError(errno.EFBIG, f"it is larger than {most // 1_000_000} MB")
+    return data
+
 
 LARGEST = 16 * 2**20  # bytes of a record that is read whole; a manifest of 5,000 stages has about 5 MB
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # no room for another byte: of the disk, the user, or the file

@@ -315,7 +315,7 @@ def test_the_same_settings_give_the_same_weights(
     assert weights(whole(method).out) == weights(tmp_path / "same") != weights(tmp_path / "other")
 
 
-class Stopped(Exception):
+class Stopped(KeyboardInterrupt):
     pass
 
 
@@ -431,7 +431,7 @@ def test_a_base_that_is_no_model_is_an_error(random_model: Path, tmp_path: Path)
         train("sft", tmp_path / "empty", tmp_path / "out")
     broken = shutil.copytree(random_model, tmp_path / "broken")
     (broken / "config.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(InputError, match="the base model cannot be loaded"):
+    with pytest.raises(InputError, match="the configuration names no architecture"):
         train("sft", broken, tmp_path / "out")
 
 
@@ -494,7 +494,7 @@ def test_a_loss_that_is_no_number_ends_the_training(random_model: Path, tmp_path
     AutoTokenizer.from_pretrained(random_model).save_pretrained(base)
     model = AutoModelForCausalLM.from_pretrained(random_model)
     with torch.no_grad():
-        model.model.norm.weight.fill_(float("nan"))
+        model.model.norm.weight.fill_(3e38)
     model.save_pretrained(base)
-    with pytest.raises(WorkError, match="the loss is nan at step 1.*learning_rate"):
+    with pytest.raises(WorkError, match="the loss is (nan|inf) at step 1.*learning_rate"):
         train("sft", base, tmp_path / "out")

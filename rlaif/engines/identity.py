@@ -6,10 +6,10 @@ Reads bytes only: no model is loaded and torch is not imported, so that planning
 from __future__ import annotations
 
 import hashlib
-import json
 from functools import lru_cache
 from pathlib import Path
 
+from rlaif.engines import vetting
 from rlaif.errors import InputError, WorkError
 
 # Every file that can change a model's answer. A trainer's state and arguments cannot.
@@ -54,7 +54,8 @@ def model_folder(path: str, revision: str | None = None) -> Path:
 
 
 def model_files(folder: Path) -> list[Path]:
-    """The files in `folder` that can change an answer. Raises InputError when no model in safetensors is among them."""
+    """The files in `folder` that can change an answer. Raises InputError when they are no model that can be loaded."""
+    vetting.refuse_irregular(folder)
     files = sorted({file for pattern in ANSWER_FILES for file in folder.glob(pattern) if file.is_file()})
     names = {file.name for file in files}
     if "config.json" not in names:
@@ -67,16 +68,14 @@ def model_files(folder: Path) -> list[Path]:
             file=str(folder),
             fix="save the model again with `save_pretrained`, which writes safetensors",
         )
+    vetting.vet(files)
     return files
 
 
 def has_reward_head(folder: Path) -> bool:
     """Whether the model's configuration names a head that scores. Raises InputError when it cannot be read."""
-    file = folder / "config.json"
-    try:
-        named = json.loads(file.read_text(encoding="utf-8")).get("architectures") or [""]
-    except (OSError, ValueError, AttributeError) as error:
-        raise InputError(f"cannot be read: {error}", file=str(file)) from None
+    vetting.refuse_irregular(folder)
+    named = vetting.settings_of(folder).get("architectures") or [""]
     return str(named[0]).endswith("ForSequenceClassification")
 
 

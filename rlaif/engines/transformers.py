@@ -17,9 +17,11 @@ Differences from plain `generate`:
 from __future__ import annotations
 
 import inspect
+import math
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +35,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 from rlaif.engines.chat import Chat, Completed, Item, before_stop, end_tokens, schema_text, stream, whole
 from rlaif.engines.identity import model_files, model_folder, weights_digest
 from rlaif.engines.protocol import Logprobs, Reply, Request
+from rlaif.engines.vetting import failing, loading, no_number
 from rlaif.engines.worker import Worker
 from rlaif.errors import EngineError, InputError
 from rlaif.records import FinishReason, Usage
@@ -59,7 +62,7 @@ class TransformersEngine:
     ) -> None:
         self.name, self.path, self.revision = name, path, revision
         self.dtype, self.device, self.batch_size = dtype, device, batch_size
-        self._worker = Worker(name, lambda: _Model(self.folder, dtype, device, batch_size))
+        self._worker = Worker(name, self._loaded)
 
     @cached_property
     def folder(self) -> Path:
@@ -90,19 +93,16 @@ class TransformersEngine:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
+    def _loaded(self) -> _Model:
+        with loading(self.folder), quietly():
+            return _Model(self.folder, self.dtype, self.device, self.batch_size)
+
     async def _work(self, verb: Callable[[_Model, threading.Event], Result]) -> Result:
         """Run `verb` in the engine's thread. Cancelling the caller ends it after the current batch."""
 
         def work(model: _Model, stopped: threading.Event) -> Result:
-            try:
-                with torch.inference_mode():
-                    return verb(model, stopped)
-            except torch.OutOfMemoryError:
-                raise EngineError(
-                    f"the model {self.name!r} ran out of memory",
-                    cause="memory",
-                    fix=f"set its `batch_size` below {self.batch_size}",
-                ) from None
+            with torch.inference_mode(), failing(self.name, model.folder, self.batch_size):
+                return verb(model, stopped)
 
         return await self._worker.run(work)
 
@@ -136,19 +136,26 @@ class _Model:
 
     def __init__(self, folder: Path, dtype: str, device: str, batch_size: int) -> None:
         self.folder, self.batch_size = folder, batch_size
-        model_files(folder)  # refuses other formats before loading
+        model_files(folder)  # refuses what cannot be loaded
         self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
         self.net = _load(folder, dtype).to(self.device).eval()
+        refuse_diverged(self.net, folder)
         self.is_reward = hasattr(self.net, "score")
-        self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        self.tokenizer = load_tokenizer(folder)
         text_config = self.net.config.get_text_config()
         self.vocabulary: int = text_config.vocab_size
         named = getattr(self.net, "generation_config", None) and self.net.generation_config.eos_token_id
         self.ends = end_tokens(named, self.tokenizer, folder)
+        if max(self.ends) >= self.vocabulary:
+            raise InputError(
+                f"the end token is number {max(self.ends)}, and the model has {self.vocabulary} tokens",
+                file=str(folder),
+                fix="set `eos_token` in tokenizer_config.json to one that the model was trained with",
+            )
         limit: int | None = getattr(text_config, "max_position_embeddings", None)
         self.chat = Chat(self.tokenizer, folder, ends=self.ends, limit=limit)
         pad = self.tokenizer.pad_token_id
-        self.pad: int = pad if pad is not None else min(self.ends)
+        self.pad: int = pad if pad is not None and pad < self.vocabulary else min(self.ends)
         # A checkpoint's own generation settings must not override the request's.
         self.net.generation_config = self._settings()
         self._accepted = frozenset(inspect.signature(self.net.forward).parameters)
@@ -228,8 +235,12 @@ class _Model:
         texts = [self.chat.text(tokens) for tokens in kept]
         chosen = draw.logprobs.tolist() if draw.logprobs is not None else None
         first = draw.first.tolist() if draw.first is not None else None
+        lost = draw.lost.tolist()
         replies: list[Reply | EngineError] = []
         for n, (row, text) in enumerate(zip(batch, texts, strict=True)):
+            if lost[n]:
+                replies.append(no_number("probabilities"))
+                continue
             if grammar is not None and n in grammar.stuck:
                 replies.append(
                     EngineError(f"no token of the model continues the JSON after {text[-40:]!r}", cause="schema")
@@ -360,6 +371,8 @@ class _Model:
             chosen = logits.gather(-1, targets[:, :, None])[:, :, 0] - logits.logsumexp(-1)  # (B, keep - 1)
             for i, values in zip(batch, chosen.tolist(), strict=True):
                 own = values[len(values) - rows[i].length :]
+                if not all(map(math.isfinite, own)):
+                    raise no_number("log-probabilities")
                 by_row[i] = Logprobs(tuple(own[:-1]), own[-1]) if rows[i].ends else Logprobs(tuple(own), None)
         return [by_row[i] for i in range(len(rows))]
 
@@ -373,7 +386,7 @@ class _Model:
             )
         completed = self.chat.completed(items)
         rows = [row for row in completed if isinstance(row, Completed)]
-        by_row: dict[int, float] = {}
+        by_row: dict[int, float | EngineError] = {}
         for batch in self._by_length(rows, lambda row: self.batch_size):
             if stopped.is_set():
                 raise EngineError("scoring was cancelled", retryable=True, cause="cancelled")
@@ -381,7 +394,7 @@ class _Model:
             # which is the wrong one where the end token is also the padding token.
             hidden = self.net.base_model(**self._inputs([rows[i] for i in batch])).last_hidden_state[:, -1]  # (B, D)
             for i, value in zip(batch, self.net.score(hidden)[:, 0].float().tolist(), strict=True):
-                by_row[i] = value
+                by_row[i] = value if math.isfinite(value) else no_number("scores")
         scores = iter(by_row[i] for i in range(len(rows)))
         return [next(scores) if isinstance(row, Completed) else row for row in completed]
 
@@ -405,6 +418,7 @@ class _Draw(LogitsProcessor):
         self.columns = {token: i for i, token in enumerate(tokens)}
         self.first: torch.Tensor | None = None  # (B, named tokens) log-probabilities at the first step
         self.named = torch.tensor(tokens, dtype=torch.long, device=device)
+        self.lost = torch.zeros(len(batch), dtype=torch.bool, device=device)  # rows with a logit that is no number
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:  # scores: (B, V)
         log_z = scores.logsumexp(-1, keepdim=True) if self.logprobs is not None or self.step == 0 else None
@@ -417,6 +431,9 @@ class _Draw(LogitsProcessor):
             chosen = allowed.argmax(-1, keepdim=True)  # (B, 1)
             if self.drawn:
                 chosen[self.drawn, 0] = self._sampled(allowed[self.drawn])
+        # A row with NaN draws a token past the last one, or one whose logit is not finite.
+        chosen.clamp_(max=scores.shape[-1] - 1)
+        self.lost |= ~torch.isfinite(scores.gather(-1, chosen)[:, 0])
         if self.logprobs is not None and log_z is not None:
             self.logprobs[:, self.step] = (scores.gather(-1, chosen) - log_z)[:, 0]
         self.step += 1
@@ -528,10 +545,7 @@ def _descending(values: torch.Tensor) -> torch.Tensor:
 def _load(folder: Path, dtype: str) -> Any:
     """The model that its config names, loaded. Raises InputError, also for missing weights, which transformers would
     initialise at random."""
-    try:
-        config = transformers.AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise InputError(f"the configuration cannot be read: {_first_line(error)}", file=str(folder)) from None
+    config = load_config(folder)
     architecture = (config.architectures or ["ForCausalLM"])[0]
     auto: Any = transformers.AutoModelForCausalLM
     if architecture.endswith("ForSequenceClassification"):
@@ -542,18 +556,7 @@ def _load(folder: Path, dtype: str) -> Any:
                 fix="name a model trained with `num_labels=1`",
             )
         auto = transformers.AutoModelForSequenceClassification
-    logging: Any = transformers.utils.logging
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        net, info = auto.from_pretrained(
-            folder, config=config, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True
-        )
-    except (OSError, ValueError) as error:
-        raise InputError(f"the model cannot be loaded: {_first_line(error)}", file=str(folder)) from None
-    finally:
-        if bars:
-            logging.enable_progress_bar()
+    net, info = load_net(auto, folder, config, getattr(torch, dtype))
     if missing := sorted(info["missing_keys"]):
         raise InputError(
             f"the weights lack {len(missing)} tensors, the first is {missing[0]}",
@@ -561,6 +564,72 @@ def _load(folder: Path, dtype: str) -> Any:
             fix="save the whole model",
         )
     return net
+
+
+# ---------------------------------------------------------------- loading, here and for the trainers
+
+SHIPPED_ATTENTION = ("eager", "sdpa", None)  # any other may be compiled, or code that is fetched from the hub
+
+
+def load_config(folder: Path, **options: Any) -> Any:
+    """The configuration of the model in `folder`, with an attention that ships with torch."""
+    with loading(folder / "config.json", "the configuration"):
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, **options)
+        stated = config._attn_implementation
+        # Assigned in any case, since that reaches the configurations inside it.
+        config._attn_implementation = stated if stated in SHIPPED_ATTENTION else None
+        config._experts_implementation = None
+        return config
+
+
+def load_tokenizer(folder: Path) -> Any:
+    with loading(folder, "the tokenizer"):
+        return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+
+
+def load_net(auto: Any, folder: Path, config: Any, dtype: torch.dtype) -> tuple[Any, Any]:
+    """The network of the class that `auto` chooses by `config`, and transformers' record of its loading."""
+    how = {"use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
+    with loading(folder):
+        net, info = auto.from_pretrained(folder, config=config, dtype=dtype, **how)
+        return net, info
+
+
+def refuse_diverged(net: Any, folder: Path) -> None:
+    """Raise InputError for weights that are not finite."""
+    if name := not_finite(net):
+        raise InputError(
+            f"the weights hold NaN or infinity, first in {name}: the model diverged when it was trained",
+            file=str(folder),
+            fix="use an earlier checkpoint of it, or train it again with a lower learning rate",
+        )
+
+
+def not_finite(net: Any) -> str | None:
+    """The name of the first of a network's parameters with a value that is not finite."""
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            # `aminmax` carries NaN on, and reads 24 GB/s where `isfinite` reads 0.3.
+            if parameter.is_floating_point() and parameter.element_size() > 1 and parameter.numel():
+                low, high = torch.aminmax(parameter)
+                if not (torch.isfinite(low) and torch.isfinite(high)):
+                    return str(name)
+    return None
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """No progress bars and no messages from transformers: what it raises is told once, by us."""
+    logging: Any = transformers.utils.logging
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _first_line(error: Exception) -> str:

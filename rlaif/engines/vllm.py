@@ -20,6 +20,7 @@ import difflib
 import gc
 import inspect
 import json
+import math
 import os
 import threading
 import warnings
@@ -32,6 +33,7 @@ from typing import Any, TypeVar
 from rlaif.engines.chat import Chat, Item, before_stop, end_tokens, schema_text, stream, whole
 from rlaif.engines.identity import has_reward_head, model_files, model_folder, weights_digest
 from rlaif.engines.protocol import Logprobs, Reply, Request
+from rlaif.engines.vetting import json_object, loading, no_number
 from rlaif.engines.worker import Worker
 from rlaif.errors import EngineError, InputError, nearest
 from rlaif.records import FinishReason, Usage, digest
@@ -58,6 +60,7 @@ OURS = {
     "generation_config": "remove it, and say how to sample under `sampling`",
     "override_generation_config": "remove it, and say how to sample under `sampling`",
     "logprobs_mode": "remove it: log-probabilities are those of the raw logits",
+    "trust_remote_code": "remove it: code in a model's folder is never run",
     "runner": "remove it: this engine samples",
 }
 
@@ -90,7 +93,7 @@ class VLLMEngine:
     ) -> None:
         self.name, self.path, self.revision = name, path, revision
         self.dtype, self.batch_size, self.options = dtype, batch_size, dict(options or {})
-        self._worker = Worker(name, lambda: _Model(name, self.folder, dtype, batch_size, self.options))
+        self._worker = Worker(name, self._loaded)
 
     @cached_property
     def folder(self) -> Path:
@@ -102,6 +105,10 @@ class VLLMEngine:
         deciding = {name: value for name, value in self.options.items() if name not in NEUTRAL}
         options = f":{digest(json.dumps(deciding, sort_keys=True, default=str), length=8)}" if deciding else ""
         return f"weights:{weights_digest(self.folder)}:vllm:{self.dtype}{options}"
+
+    def _loaded(self) -> _Model:
+        with loading(self.folder):
+            return _Model(self.name, self.folder, self.dtype, self.batch_size, self.options)
 
     async def probe(self) -> None:
         """Load the model. Raises EngineError or InputError where it cannot be loaded."""
@@ -144,7 +151,7 @@ class _Model:
 
     def __init__(self, name: str, folder: Path, dtype: str, batch_size: int, options: Mapping[str, Any]) -> None:
         self.name, self.batch_size = name, batch_size
-        model_files(folder)  # refuses other formats before anything is loaded
+        model_files(folder)  # refuses what cannot be loaded
         if has_reward_head(folder):
             raise _no_reward_head(name)
         self.vllm = _import()
@@ -291,6 +298,8 @@ class _Model:
         text, cut = before_stop(self.chat.text(tokens), sampling.stop)
         reason: FinishReason = "stop" if cut or ended or one.finish_reason == "stop" else "length"
         named = {name: None if token is None else first[token] for name, token in row.alternatives.items()}
+        if any(map(math.isnan, chosen)) or any(map(math.isnan, first.values())):
+            return no_number("probabilities")
         return Reply(
             text=text.strip(),
             finish_reason=reason,
@@ -427,21 +436,11 @@ def _check_options(options: Mapping[str, Any], vllm: Any) -> None:
 def _named_ends(folder: Path, llm: Any) -> int | list[int] | None:
     """The end tokens that generation_config.json names; those of the configuration in a folder without that file."""
     if (file := folder / "generation_config.json").is_file():
-        named = _json(file).get("eos_token_id")
+        named = json_object(file).get("eos_token_id")
     else:
         named = getattr(llm.model_config.hf_text_config, "eos_token_id", None)
     assert named is None or isinstance(named, int | list)
     return named
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot be read: {error}", file=str(file)) from None
-    if not isinstance(value, dict):
-        raise InputError("expected a JSON object", file=str(file))
-    return value
 
 
 def _no_reward_head(name: str) -> EngineError:

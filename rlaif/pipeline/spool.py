@@ -78,7 +78,7 @@ def _remove(file: BinaryIO, name: str) -> None:
 
 def _no_room(error: OSError) -> WorkError:
     """The error of a temporary file; these lie on a disk that few know to be in use."""
-    where = os.environ.get("TMPDIR") or "/tmp"
+    where = tempfile.gettempdir()
     fix = "free some space there, or set TMPDIR to another folder, then run the same command again"
     return WorkError(f"temporary files cannot be written: {why(error)}; finished work is kept", file=where, fix=fix)
 

@@ -16,8 +16,10 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rlaif.errors import InputError
+from rlaif.files import read_whole
 
 FILE = "lexicon.json"
+MOST = 4_000_000  # bytes of it; the one that ships has 10,000
 REACH = 3  # words from a negation to what it negates, at most: longer ones were too rare in training
 
 
@@ -50,7 +52,7 @@ class Lexicon(BaseModel):
         if not path.is_file():
             return None
         try:
-            return cls.model_validate_json(path.read_bytes())
+            return cls.model_validate_json(read_whole(path, MOST))
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(map(str, first["loc"])) or None

@@ -13,7 +13,6 @@ import os
 import signal
 import sys
 import threading
-import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,11 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:  # a full disk, a folder that may not be written
         return _failed(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 1)
     except Exception as error:  # unexpected, such as a device out of memory
-        problem = f"the training failed: {type(error).__name__}: {' '.join(str(error).split())[:500]}"
         if folder is not None and folder.is_dir():
-            (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
-            problem += f" (traceback in {folder / 'error.txt'})"
-        return _failed(problem, 1)
+            return _failed(str(jobs.unforeseen(error, folder)), 1)
+        return _failed(f"{type(error).__name__}: {error}", 1)
 
 
 def _train(folder: Path, as_json: bool) -> int:

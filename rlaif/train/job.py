@@ -20,6 +20,7 @@ import json
 import os
 import re
 import shutil
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -33,6 +34,7 @@ from pydantic import ValidationError
 
 from rlaif.config import TRAINERS, DPOSettings, PPOSettings, RMSettings, SFTSettings, Training
 from rlaif.engines.identity import ANSWER_FILES, weights_digest
+from rlaif.engines.vetting import is_failure
 from rlaif.errors import InputError, RlaifError, WorkError
 from rlaif.files import FULL, json_of, lock, text_of, why, write_json, write_text
 from rlaif.judges.verifiers import Check
@@ -418,7 +420,7 @@ def train(folder: Path, on_step: OnStep, reward: RewardFunction | None = None) -
             if os.path.lexists(job.out):
                 raise InputError("the trained model's folder exists already", file=str(job.out), fix="remove it")
             with _told(folder):
-                _METHODS[job.method](job, on_step, reward)
+                _trained(job, on_step, reward)
             shutil.copy(folder / "key", folder / "final")  # moved together with the weights
             os.replace(folder / "final", job.out)
             record = finished(job.out, job.key)
@@ -426,6 +428,35 @@ def train(folder: Path, on_step: OnStep, reward: RewardFunction | None = None) -
         _empty(folder)
         shutil.rmtree(folder)
     return record
+
+
+def _trained(job: Job, on_step: OnStep, reward: RewardFunction | None) -> None:
+    """Train. What nobody foresaw is a WorkError, unless the caller's own function raised it."""
+    raised: list[BaseException] = []
+
+    def step(figures: dict[str, float]) -> None:
+        try:
+            on_step(figures)
+        except BaseException as error:
+            raised.append(error)
+            raise
+
+    try:
+        _METHODS[job.method](job, step, reward)
+    except (RlaifError, OSError):
+        raise
+    except BaseException as error:
+        if error in raised or not is_failure(error):
+            raise
+        raise unforeseen(error, job.folder) from error
+
+
+def unforeseen(error: BaseException, folder: Path) -> WorkError:
+    """The failure of a training as a sentence; its traceback is kept in the job's folder."""
+    file = folder / "error.txt"
+    file.write_text("".join(traceback.format_exception(error)), encoding="utf-8", errors="replace")
+    problem = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+    return WorkError(f"the training failed: {problem} (traceback in {file})")
 
 
 def _sft(job: Job, on_step: OnStep, reward: RewardFunction | None) -> None:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,14 +18,13 @@ import transformers
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging as transformers_logging
 
-from rlaif.engines.identity import weights_digest
+from rlaif.engines.identity import model_files, weights_digest
+from rlaif.engines.transformers import load_config, load_net, load_tokenizer, not_finite, refuse_diverged
 from rlaif.errors import InputError, WorkError
 from rlaif.train.tokens import Counts
 
@@ -58,7 +56,7 @@ def load(base: Path, template: str | None = None) -> tuple[PreTrainedModel, PreT
     model, tokenizer = _loaded(AutoModelForCausalLM, base)
     if template is not None:
         tokenizer.chat_template = template
-    if tokenizer.pad_token is None:
+    if tokenizer.pad_token is None or tokenizer.pad_token_id >= model.config.get_text_config().vocab_size:
         tokenizer.pad_token = tokenizer.eos_token  # padding only: masks come from the rows' lengths
     return model, tokenizer
 
@@ -73,15 +71,11 @@ def load_reward(base: Path, seed: int) -> tuple[PreTrainedModel, PreTrainedToken
 
 
 def _loaded(kind: Any, base: Path, **options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(base)
-        model, loading = kind.from_pretrained(
-            base, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
-        )
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise InputError(f"the base model cannot be loaded: {reason}", file=str(base)) from None
+    model_files(base)  # refuses what cannot be loaded
+    tokenizer = load_tokenizer(base)
+    model, loading = load_net(kind, base, load_config(base, **options), torch.float32)
     refuse_missing_weights(base, loading, new_head=bool(options))
+    refuse_diverged(model, base)
     return model, tokenizer
 
 
@@ -91,14 +85,9 @@ def load_value_model(folder: Path, tokenizer: PreTrainedTokenizerBase) -> PreTra
     Raises InputError when it is not a reward model, or when its tokens differ from those of `tokenizer`, the policy's.
     """
     model: PreTrainedModel
-    try:
-        own = AutoTokenizer.from_pretrained(folder)
-        model, loading = AutoModelForSequenceClassification.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-        )
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise InputError(f"the reward model cannot be loaded: {reason}", file=str(folder)) from None
+    model_files(folder)
+    own = load_tokenizer(folder)
+    model, loading = load_net(AutoModelForSequenceClassification, folder, load_config(folder), torch.float32)
     if loading["missing_keys"] or getattr(model, "num_labels", None) != 1 or not hasattr(model, "score"):
         raise InputError("the model has no head with one score", file=str(folder), fix="name a trained reward model")
     pairs = {
@@ -113,6 +102,7 @@ def load_value_model(folder: Path, tokenizer: PreTrainedTokenizerBase) -> PreTra
             file=str(folder),
             fix="train the reward model from the same base model",
         )
+    refuse_diverged(model, folder)
     return model
 
 
@@ -122,9 +112,8 @@ def flat_value_model(folder: Path) -> PreTrainedModel:
     Raises InputError for weights that lack tensors of the model.
     """
     model: PreTrainedModel
-    model, loading = AutoModelForSequenceClassification.from_pretrained(
-        folder, num_labels=1, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-    )
+    config = load_config(folder, num_labels=1)
+    model, loading = load_net(AutoModelForSequenceClassification, folder, config, torch.float32)
     refuse_missing_weights(folder, loading, new_head=True)
     head: Any = model.score
     torch.nn.init.zeros_(head.weight)
@@ -186,7 +175,7 @@ def save(
     if final.is_symlink():
         final.unlink()
     shutil.rmtree(final, ignore_errors=True)
-    if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
+    if not_finite(model):
         raise WorkError("the trained weights are not finite", fix="lower `learning_rate`")
     if model.can_generate():
         # The base model's sampling defaults are not kept: the pipeline sets how its models are sampled.
@@ -200,17 +189,3 @@ def save(
     record = result._asdict() | {"weights": weights_digest(final)}
     (final / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return result
-
-
-@contextmanager
-def quietly() -> Iterator[None]:
-    """No progress bars or warnings from transformers; progress is reported through `on_step`."""
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()

@@ -27,6 +27,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlaif.config import PPOSettings
+from rlaif.engines.transformers import quietly
 from rlaif.errors import WorkError
 from rlaif.train import models, ppo_math, rollout, tokens
 from rlaif.train.examples import OnStep, PromptOnly, RewardFunction
@@ -59,7 +60,7 @@ def train_ppo(
     Raises InputError for incompatible models, WorkError for scores or losses that are not finite, or too few scores.
     """
     began = time.monotonic()
-    with models.quietly():
+    with quietly():
         policy, tokenizer = models.load(base)
         value_model = _value_model(base, value_init, tokenizer)
         chat = tokens.trainable_chat(tokenizer)

@@ -29,6 +29,7 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from rlaif.config import DPOSettings, RMSettings, SFTSettings, TrainerSettings
+from rlaif.engines.transformers import quietly as transformers_quietly
 from rlaif.errors import InputError, WorkError
 from rlaif.train import models
 from rlaif.train.examples import OnStep
@@ -293,7 +294,7 @@ def quietly() -> Iterator[None]:
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ["TQDM_DISABLE"] = "1"  # TRL's only switch for the bar of the reference's log-probabilities
     try:
-        with models.quietly(), warnings.catch_warnings():
+        with transformers_quietly(), warnings.catch_warnings():
             # TRL 1.16 still uses this property's old name.
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
             yield
