@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from rlaif.engines.protocol import Request
 from rlaif.errors import EngineError, InputError
 from rlaif.records import Message, digest
+from rlaif.templates import ChatTemplate, Conversation, TemplateFailure
+
+OTHER_TEMPLATE = "put one into the folder as chat_template.jinja, such as prompts/chat/tiny.jinja"
 
 Item = tuple[tuple[Message, ...], str]
 
@@ -52,31 +53,43 @@ class Chat:
         """Find out how the template renders an assistant turn: not at all, after a space, or directly."""
         if not self.tokenizer.chat_template:
             raise InputError(
-                "the model has no chat template, so its prompts cannot be rendered",
-                file=self.file,
-                fix="put one into the folder as chat_template.jinja, such as prompts/chat/tiny.jinja",
+                "the model has no chat template, so its prompts cannot be rendered", file=self.file, fix=OTHER_TEMPLATE
             )
         question, words = (Message(role="user", content="A"),), "PROBE"
         try:
+            self.template = ChatTemplate(self.tokenizer)
             prompt = self.render(question, generation_prompt=True)
-        except (jinja2.TemplateError, TypeError) as error:
-            raise InputError(f"the chat template cannot be rendered: {error}", file=self.file) from None
-        try:
-            full = self.render((*question, Message(role="assistant", content=words)))
-        except (jinja2.TemplateError, TypeError):
+        except TemplateFailure as failed:
+            problem, line = f"the chat template cannot be rendered: {failed.message}", failed.line
+            raise InputError(problem, file=self.file, line=line, fix=OTHER_TEMPLATE) from None
+        if not prompt.strip():
+            raise InputError("the chat template writes nothing", file=self.file, fix=OTHER_TEMPLATE)
+        full = self._rendered([((*question, Message(role="assistant", content=words)), False)])[0]
+        if isinstance(full, TemplateFailure):
             full = ""
         self.continues_plainly = words not in full
         self._before_text = " " if self.continues_plainly or full[len(prompt) :].startswith(" ") else ""
 
     def render(self, messages: Sequence[Message], *, generation_prompt: bool = False) -> str:
-        """The messages as text. Raises jinja2.TemplateError when the template refuses them."""
-        text = self.tokenizer.apply_chat_template(
-            [{"role": m.role, "content": defused(m.content, self.markers)} for m in messages],
-            add_generation_prompt=generation_prompt,
-            tokenize=False,
-        )
-        assert isinstance(text, str)
+        """The messages as text. Raises TemplateFailure when the template refuses them."""
+        (text,) = self._rendered([(messages, generation_prompt)])
+        if isinstance(text, TemplateFailure):
+            raise text
         return text
+
+    def marked(self, messages: Sequence[Message], render: Callable[..., Any]) -> tuple[str, list[tuple[int, int]]]:
+        """The messages as text, and the spans that the template marks as the assistant's. Raises TemplateFailure.
+
+        `render` is transformers' `render_jinja_template`.
+        """
+        return self.template.marked(self._shown(messages), render)
+
+    def _rendered(self, conversations: Sequence[tuple[Sequence[Message], bool]]) -> list[str | TemplateFailure]:
+        """Each conversation as text, with a generation prompt or without; or why the template refuses it."""
+        return self.template.render([Conversation(self._shown(messages), opens) for messages, opens in conversations])
+
+    def _shown(self, messages: Sequence[Message]) -> list[dict[str, str]]:
+        return [{"role": m.role, "content": defused(m.content, self.markers)} for m in messages]
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of rendered text. The tokenizer adds no special tokens: the template writes them."""
@@ -90,14 +103,11 @@ class Chat:
 
     def prompts(self, requests: Sequence[Request]) -> list[list[int] | EngineError]:
         """Each request's prompt as tokens, or its error."""
-        texts: list[str | EngineError] = []
-        for request in requests:
-            try:
-                texts.append(self.render(request.messages, generation_prompt=True))
-            except jinja2.TemplateError as error:
-                texts.append(EngineError(f"the chat template refuses these messages: {error}", cause="template"))
+        texts = self._rendered([(request.messages, True) for request in requests])
         encoded = iter(self.encode([text for text in texts if isinstance(text, str)]))
-        prompts: list[list[int] | EngineError] = [next(encoded) if isinstance(text, str) else text for text in texts]
+        prompts: list[list[int] | EngineError] = [
+            next(encoded) if isinstance(text, str) else _refused(text) for text in texts
+        ]
         for number, (request, prompt) in enumerate(zip(requests, prompts, strict=True)):
             room = request.sampling.max_tokens
             if isinstance(prompt, list) and self.limit is not None and len(prompt) + room > self.limit:
@@ -122,27 +132,35 @@ class Chat:
 
         Or the item's error.
         """
-        texts: list[tuple[str, str] | EngineError] = []
-        for item in items:
-            try:
-                texts.append(self.written(*item))
-            except jinja2.TemplateError as error:
-                texts.append(EngineError(f"the chat template refuses these messages: {error}", cause="template"))
+        texts = self._written(items)
         encoded = iter(self.encode([part for text in texts if isinstance(text, tuple) for part in text]))
         return [
-            self._completed(*text, next(encoded), next(encoded)) if isinstance(text, tuple) else text for text in texts
+            self._completed(*text, next(encoded), next(encoded)) if isinstance(text, tuple) else _refused(text)
+            for text in texts
         ]
 
     def written(self, messages: Sequence[Message], completion: str) -> tuple[str, str]:
         """The prompt as it is sampled from, and prompt with completion, as text.
 
-        Raises jinja2.TemplateError when the template refuses them.
+        Raises TemplateFailure when the template refuses them.
         """
-        prompt = self.render(messages, generation_prompt=True)
+        (text,) = self._written([(tuple(messages), completion)])
+        if isinstance(text, TemplateFailure):
+            raise text
+        return text
+
+    def _written(self, items: Sequence[Item]) -> list[tuple[str, str] | TemplateFailure]:
+        prompts = self._rendered([(messages, True) for messages, _ in items])
         if self.continues_plainly:
             end = self.tokenizer.decode([min(self.ends)])
-            return prompt, f"{prompt} {defused(completion, self.markers)}{end}"
-        return prompt, self.render((*messages, Message(role="assistant", content=completion)))
+            wholes: list[str | TemplateFailure] = [
+                f"{prompt} {defused(completion, self.markers)}{end}" if isinstance(prompt, str) else prompt
+                for prompt, (_, completion) in zip(prompts, items, strict=True)
+            ]
+        else:
+            answered = [((*messages, Message(role="assistant", content=words)), False) for messages, words in items]
+            wholes = self._rendered(answered)
+        return list(map(_both, prompts, wholes))
 
     def pieces(self, text: str, edges: Sequence[int]) -> list[list[int]]:
         """The tokens between `edges`, where the text before each edge is tokenized as it would be alone.
@@ -186,6 +204,17 @@ class Chat:
                 fix="shorten the prompt or the completion",
             )
         return Completed(ids, start, end is not None)
+
+
+def _both(prompt: str | TemplateFailure, whole: str | TemplateFailure) -> tuple[str, str] | TemplateFailure:
+    if isinstance(prompt, TemplateFailure):
+        return prompt
+    return whole if isinstance(whole, TemplateFailure) else (prompt, whole)
+
+
+def _refused(failed: TemplateFailure) -> EngineError:
+    """The error of messages that the template did not render."""
+    return EngineError(f"the chat template refuses these messages: {failed.message}", cause="template")
 
 
 def whole(rows: Sequence[Completed | EngineError]) -> list[Completed]:

@@ -1,8 +1,7 @@
 """Prompt templates: sandboxed Jinja files that fail on a missing or an unused variable.
 
-A template gets text, numbers, lists and mappings, and no other objects: a template could call their methods, and
-pydantic's old loaders unpickle. Attributes that begin with an underscore are unreachable. Output is never rendered
-again, so a completion that contains `{{ ... }}` stays text.
+They get text, numbers, lists and mappings, and no other objects: a template could call their methods, and pydantic's
+old loaders unpickle. Output is never rendered again, so a completion that contains `{{ ... }}` stays text.
 """
 
 from __future__ import annotations
@@ -14,21 +13,15 @@ from typing import Any
 
 import jinja2
 from jinja2 import meta
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import BaseModel
 
 from rlaif.errors import InputError
 from rlaif.records import oneline
 from rlaif.resources import read_text
-
-_environment = ImmutableSandboxedEnvironment(
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=False,
-    lstrip_blocks=False,
-    keep_trailing_newline=False,
-    autoescape=False,
-)
-_environment.filters["oneline"] = oneline
+from rlaif.templates.apart import Apart
+from rlaif.templates.bounds import MOST_WORK, cost
+from rlaif.templates.environments import parsed, prompting
+from rlaif.templates.failures import TemplateFailure, failure
 
 
 class Template:
@@ -37,13 +30,19 @@ class Template:
     def __init__(self, source: str, path: str) -> None:
         self.path = path
         self.digest = hashlib.sha256(source.encode()).hexdigest()
+        self._apart = Apart("prompt", source)
         try:
-            self.variables = frozenset(meta.find_undeclared_variables(_environment.parse(source)))
-            self._compiled = _environment.from_string(source)
+            tree = parsed(prompting, source)
+            self._cost = cost(tree)
+            if self._cost is None:
+                self.variables = frozenset(map(str, self._apart.open()["variables"]))
+            else:
+                self.variables = frozenset(meta.find_undeclared_variables(tree))
+                self._compiled = prompting.from_string(source)
         except jinja2.TemplateSyntaxError as error:
-            raise InputError(f"the template does not parse: {error.message}", file=path, line=error.lineno) from None
-        except RecursionError:
-            raise InputError("the template does not parse: it is nested too deeply", file=path) from None
+            raise self._error("does not parse", failure(error)) from None
+        except Exception as error:  # what Python's own compiler says, too
+            raise self._error("cannot be rendered", failure(error)) from None
 
     @classmethod
     def read(cls, path: Path) -> Template:
@@ -79,9 +78,26 @@ class Template:
         """The rendered template, stripped. Raises InputError when it uses an unknown variable or fails."""
         self.check(set(values), set())
         try:
-            return self._compiled.render({name: _plain(value) for name, value in values.items()}).strip()
+            return self._written({name: _plain(value) for name, value in values.items()}).strip()
         except Exception as error:  # any error that the template's own code raises
-            raise InputError(f"the template cannot be rendered: {oneline(str(error))}", file=self.path) from None
+            raise self._error("cannot be rendered", failure(error)) from None
+
+    def _written(self, values: dict[str, Any]) -> str:
+        if self._cost is not None and self._cost.of(values) <= MOST_WORK:
+            return self._compiled.render(values)
+        (rendered,) = self._apart.render([values])
+        if isinstance(rendered, TemplateFailure):
+            raise rendered
+        text: str = rendered["text"]
+        return text
+
+    def _error(self, problem: str, failed: TemplateFailure) -> InputError:
+        return InputError(
+            f"the template {problem}: {failed.message}",
+            file=self.path,
+            line=failed.line,
+            fix="write out the variables, with conditions and loops over them alone" if failed.exceeded else None,
+        )
 
 
 def _plain(value: Any) -> Any:
