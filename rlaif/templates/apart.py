@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from rlaif.templates.failures import MOST_WRITTEN, TOO_LONG, TemplateFailure
+from rlaif.templates.failures import MOST_SECONDS, MOST_WRITTEN, TOO_LONG, TemplateFailure
 
 Kind = Literal["prompt", "chat"]
 Reply = dict[str, Any]
@@ -89,7 +89,7 @@ class _Process:
         replies: list[Reply] = []
         with self._lock:
             try:
-                self._send({"kind": self.kind, "source": source, "items": list(items)})
+                self._send({"kind": self.kind, "source": source, "items": list(items), "seconds": MOST_SECONDS})
                 while len(replies) < 1 + len(items):
                     replies.append(self._receive())
                     if len(replies) == 1 and "error" in replies[0]:

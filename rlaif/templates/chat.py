@@ -7,7 +7,7 @@ from itertools import compress
 from typing import Any, NamedTuple
 
 from rlaif.templates.apart import Apart, Reply
-from rlaif.templates.bounds import MOST_WORK, cost
+from rlaif.templates.bounds import MOST_WORK, cost, size
 from rlaif.templates.environments import chatting, parsed
 from rlaif.templates.failures import TemplateFailure, failure
 
@@ -77,7 +77,8 @@ class ChatTemplate:
     def _is_cheap(self, conversation: Conversation, *, marks: bool = False) -> bool:
         if self._cost is None:
             return False
-        return self._cost.of({"messages": conversation.messages}, beside=self._beside, marks=marks) <= MOST_WORK
+        messages = conversation.messages
+        return self._cost.of({"messages": messages}, self._beside + size(messages), marks=marks) <= MOST_WORK
 
     def _item(self, conversation: Conversation, *, marks: bool = False) -> dict[str, Any]:
         messages, generation_prompt = conversation

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
 
 import jinja2
 from jinja2.exceptions import SecurityError
+from jinja2.sandbox import MAX_RANGE
 
 from rlaif.records import oneline
 
 # What a template may cost. The longest prompts that models read (10 million tokens) are within the last two; a chat
 # template renders in a millisecond.
 MOST_SOURCE = 1_000_000  # characters of a template; the longest published chat templates have 30,000
-MOST_SECONDS = 5  # of processor time for one rendering
+MOST_SECONDS = 3.0  # of processor time for one rendering
 MOST_MEMORY = 512  # MB for one rendering
 MOST_WRITTEN = 32_000_000  # characters of one rendering
 WORDS = 200  # of a template's own words that an error repeats
 
-TOO_LONG = f"it took more than {MOST_SECONDS} seconds"
+TOO_LONG = f"it takes more than {MOST_SECONDS:g} seconds"
 TOO_LARGE = f"it needs more than {MOST_MEMORY} MB of memory"
 TOO_MUCH = f"it writes more than {MOST_WRITTEN // 1_000_000} million characters"
 
@@ -44,9 +46,16 @@ def _words(error: Exception) -> str:
         return "it uses an attribute or a method that templates may not reach"
     if isinstance(error, RecursionError) or (isinstance(error, SyntaxError) and "too many" in str(error)):
         return "it is nested too deeply"
-    words = oneline(str(error))
-    if not isinstance(error, jinja2.TemplateError):
-        words = f"{words or 'an error'} ({type(error).__name__})"
+    if isinstance(error, OverflowError) and "Range too big" in str(error):
+        return f"it makes a range of more than {MAX_RANGE:,} numbers"
+    if isinstance(error, ValueError) and "digits" in str(error):
+        return f"it makes a number of more than {sys.get_int_max_str_digits():,} digits"
+    if isinstance(error, jinja2.TemplateSyntaxError):
+        words = oneline(error.message or "")
+    elif isinstance(error, jinja2.TemplateError):
+        words = oneline(str(error))
+    else:
+        words = oneline(f"{error} ({type(error).__name__})")
     return words if len(words) <= WORDS else words[: WORDS - 3] + "..."
 
 

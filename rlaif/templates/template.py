@@ -19,7 +19,7 @@ from rlaif.errors import InputError
 from rlaif.records import oneline
 from rlaif.resources import read_text
 from rlaif.templates.apart import Apart
-from rlaif.templates.bounds import MOST_WORK, cost
+from rlaif.templates.bounds import MOST_WORK, cost, size
 from rlaif.templates.environments import parsed, prompting
 from rlaif.templates.failures import TemplateFailure, failure
 
@@ -76,16 +76,22 @@ class Template:
 
     def render(self, **values: Any) -> str:
         """The rendered template, stripped. Raises InputError when it uses an unknown variable or fails."""
-        self.check(set(values), set())
+        if not self.variables.issubset(values):
+            self.check(set(values), set())
         try:
-            return self._written({name: _plain(value) for name, value in values.items()}).strip()
+            return self._written(values).strip()
         except Exception as error:  # any error that the template's own code raises
             raise self._error("cannot be rendered", failure(error)) from None
 
-    def _written(self, values: dict[str, Any]) -> str:
-        if self._cost is not None and self._cost.of(values) <= MOST_WORK:
-            return self._compiled.render(values)
-        (rendered,) = self._apart.render([values])
+    def _written(self, values: Mapping[str, Any]) -> str:
+        plain: dict[str, Any] = {}
+        given = 0
+        for name, value in values.items():
+            plain[name], length = _sized(value)
+            given += length
+        if self._cost is not None and self._cost.of(plain, given) <= MOST_WORK:
+            return self._compiled.render(plain)
+        (rendered,) = self._apart.render([plain])
         if isinstance(rendered, TemplateFailure):
             raise rendered
         text: str = rendered["text"]
@@ -100,6 +106,16 @@ class Template:
         )
 
 
+def _sized(value: Any) -> tuple[Any, int]:
+    """The value as plain data, and its size."""
+    if type(value) is str:
+        return value, size(value)
+    if isinstance(value, BaseModel):
+        return _plain_model(value)
+    plain = _plain(value)
+    return plain, size(plain)
+
+
 def _plain(value: Any) -> Any:
     """The value as text, numbers, lists and mappings of such. Raises TypeError for anything else."""
     if value is None or isinstance(value, bool):
@@ -109,7 +125,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, int | float):
         return value
     if isinstance(value, BaseModel):
-        return _plain_model(value)
+        return _plain_model(value)[0]
     if isinstance(value, Mapping):
         return {_plain(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -119,17 +135,17 @@ def _plain(value: Any) -> Any:
 
 # A run renders the same few aspects and principles for every row, so their plain forms are cached. The cache keeps each
 # model alive, so its id is not reused; no template can change a plain form, since the sandbox makes it immutable.
-_plain_models: dict[int, tuple[BaseModel, dict[str, Any]]] = {}
+_plain_models: dict[int, tuple[BaseModel, tuple[dict[str, Any], int]]] = {}
 MOST_KEPT = 1024
 
 
-def _plain_model(model: BaseModel) -> dict[str, Any]:
+def _plain_model(model: BaseModel) -> tuple[dict[str, Any], int]:
     kept = _plain_models.get(id(model))
     if kept is None:
         if len(_plain_models) >= MOST_KEPT:
             _plain_models.clear()
         plain = {name: _plain(getattr(model, name)) for name in type(model).model_fields}
-        kept = _plain_models[id(model)] = (model, plain)
+        kept = _plain_models[id(model)] = (model, (plain, size(plain)))
     return kept[1]
 
 

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 from jinja2 import meta
 
 from rlaif.templates.environments import prompting
-from rlaif.templates.failures import MOST_MEMORY, MOST_SECONDS, MOST_WRITTEN, TOO_MUCH, TemplateFailure, failure
+from rlaif.templates.failures import MOST_MEMORY, MOST_WRITTEN, TOO_MUCH, TemplateFailure, failure
 
 Render = Callable[[Mapping[str, Any]], dict[str, Any]]
 
@@ -51,14 +51,14 @@ def _limit() -> None:
 
 def _answer(request: dict[str, Any], replies: BinaryIO) -> None:
     try:
-        _timed()
+        _timed(request["seconds"])
         first, render = _OPENED[request["kind"]](request["source"])
     except Exception as error:
         return _write(replies, _failed(error))
     _write(replies, first)
     for item in request["items"]:
         try:
-            _timed()
+            _timed(request["seconds"])
             reply = render(item)
             if len(reply["text"]) > MOST_WRITTEN:
                 raise TemplateFailure(TOO_MUCH, exceeded=True)
@@ -68,7 +68,7 @@ def _answer(request: dict[str, Any], replies: BinaryIO) -> None:
     return None
 
 
-def _timed(seconds: float = MOST_SECONDS) -> None:
+def _timed(seconds: float) -> None:
     """Let this process be ended after so many seconds of its own time, also inside a library's C code."""
     signal.setitimer(signal.ITIMER_PROF, seconds)
 
