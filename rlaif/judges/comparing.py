@@ -15,6 +15,7 @@ from typing import NamedTuple
 from rlaif.config import CompareStage
 from rlaif.constitution import Constitution, Principle
 from rlaif.engines.asking import Asker, together
+from rlaif.judges.fences import fence_mark
 from rlaif.judges.rating import LEAST_MASS, first_readable, numbered
 from rlaif.judges.replies import read_choice, unusable
 from rlaif.records import (
@@ -26,7 +27,6 @@ from rlaif.records import (
     Prompt,
     Row,
     Verdict,
-    digest,
     hashed_order,
     preferred,
     writable,
@@ -208,7 +208,7 @@ def comparison_prompt(
         completions=shown,
         reasons=stage.reasons,
         ending=stage.ending,
-        mark=digest([row.prompt.text, *sorted(shown)], length=12),  # a fence that the text inside cannot contain
+        mark=fence_mark(row.prompt.text, *sorted(shown)),
         n=len(shown),
     )
     return (Message(role="user", content=rendered),)
