@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from rlaif.errors import EngineError, InputError
 from rlaif.records import Message, digest
 from rlaif.templates import ChatTemplate, Conversation, TemplateFailure
 
+MOST_DEFUSINGS = 16  # of one message; one is enough for what was not made to resist
 OTHER_TEMPLATE = "put one into the folder as chat_template.jinja, such as prompts/chat/tiny.jinja"
 
 Item = tuple[tuple[Message, ...], str]
@@ -46,8 +48,11 @@ class Chat:
         """Raises InputError when the chat template is missing or cannot render a user turn."""
         self.tokenizer, self.ends, self.limit = tokenizer, ends, limit
         self.file = None if file is None else str(file)
-        self.markers = markers(tokenizer)
+        special = special_tokens(tokenizer)
+        self.markers, self._rewritten = markers(special), rewritten(tokenizer, special)
         self._learn_template()
+        if turns := self._turn_tokens():
+            self.markers, self._rewritten = markers(special | turns), rewritten(tokenizer, special | turns)
 
     def _learn_template(self) -> None:
         """Find out how the template renders an assistant turn: not at all, after a space, or directly."""
@@ -82,14 +87,47 @@ class Chat:
 
         `render` is transformers' `render_jinja_template`.
         """
-        return self.template.marked(self._shown(messages), render)
+        return self.template.marked(self._shown(messages).messages, render)
 
     def _rendered(self, conversations: Sequence[tuple[Sequence[Message], bool]]) -> list[str | TemplateFailure]:
         """Each conversation as text, with a generation prompt or without; or why the template refuses it."""
-        return self.template.render([Conversation(self._shown(messages), opens) for messages, opens in conversations])
+        shown: list[Conversation | TemplateFailure] = []
+        for messages, opens in conversations:
+            try:
+                shown.append(self._shown(messages, opens))
+            except TemplateFailure as failed:
+                shown.append(failed)
+        rendered = iter(self.template.render([part for part in shown if isinstance(part, Conversation)]))
+        return [part if isinstance(part, TemplateFailure) else next(rendered) for part in shown]
 
-    def _shown(self, messages: Sequence[Message]) -> list[dict[str, str]]:
-        return [{"role": m.role, "content": defused(m.content, self.markers)} for m in messages]
+    def _shown(self, messages: Sequence[Message], opens: bool = False) -> Conversation:
+        return Conversation([{"role": m.role, "content": self.defused(m.content)} for m in messages], opens)
+
+    def defused(self, content: str) -> str:
+        """`content` such that none of it becomes a special token. Raises TemplateFailure where that cannot be."""
+        content = defused(content, self.markers)
+        if not self._rewritten:
+            return content
+        for _ in range(MOST_DEFUSINGS):
+            read = self.tokenizer(content, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+            places = zip(read["input_ids"], read["offset_mapping"], strict=True)
+            middles = [(start + end) // 2 for token, (start, end) in places if token in self._rewritten]
+            if not middles:
+                return content
+            edges = [0, *middles, len(content)]
+            content = " ".join(content[start:end] for start, end in pairwise(edges))
+        raise TemplateFailure("a message spells special tokens that cannot be taken apart")
+
+    def _turn_tokens(self) -> set[str]:
+        """Tokens that are not called special, and open a turn: those down to the first after a user's words."""
+        tokens = self.tokenizer.added_tokens_decoder.values()
+        added = {token.content for token in tokens if not token.special and len(token.content) > 1}
+        if not added:
+            return set()
+        prompt = self.render((Message(role="user", content=(words := "PROBE")),), generation_prompt=True)
+        before, _, after = prompt.partition(words)
+        first = min(((after.find(token), token) for token in added if token in after), default=(0, ""))
+        return {token for token in added if token in before or token == first[1]}
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of rendered text. The tokenizer adds no special tokens: the template writes them."""
@@ -153,14 +191,20 @@ class Chat:
         prompts = self._rendered([(messages, True) for messages, _ in items])
         if self.continues_plainly:
             end = self.tokenizer.decode([min(self.ends)])
-            wholes: list[str | TemplateFailure] = [
-                f"{prompt} {defused(completion, self.markers)}{end}" if isinstance(prompt, str) else prompt
-                for prompt, (_, completion) in zip(prompts, items, strict=True)
-            ]
+            wholes = [self._continued(prompt, words, end) for prompt, (_, words) in zip(prompts, items, strict=True)]
         else:
             answered = [((*messages, Message(role="assistant", content=words)), False) for messages, words in items]
             wholes = self._rendered(answered)
         return list(map(_both, prompts, wholes))
+
+    def _continued(self, prompt: str | TemplateFailure, words: str, end: str) -> str | TemplateFailure:
+        """The prompt with the completion after a space, and the end token."""
+        if isinstance(prompt, TemplateFailure):
+            return prompt
+        try:
+            return f"{prompt} {self.defused(words)}{end}"
+        except TemplateFailure as failed:
+            return failed
 
     def pieces(self, text: str, edges: Sequence[int]) -> list[list[int]]:
         """The tokens between `edges`, where the text before each edge is tokenized as it would be alone.
@@ -233,12 +277,30 @@ def defused(content: str, spelled: re.Pattern[str] | None) -> str:
     return spelled.sub(r"\1 ", content) if spelled is not None else content
 
 
-def markers(tokenizer: Any) -> re.Pattern[str] | None:
-    """Matches the first character of every special token that a text spells, overlapping ones included."""
+def special_tokens(tokenizer: Any) -> set[str]:
+    """The special tokens as text. One of a single character (for padding, say) opens no turn, and is left out."""
     added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    # A one-character special token (for padding, say) opens no turn.
-    spelled = sorted(token for token in added.union(tokenizer.all_special_tokens) if len(token) > 1)
-    return re.compile(rf"(?=(?:{'|'.join(map(re.escape, spelled))}))(.)", re.DOTALL) if spelled else None
+    return {token for token in added.union(tokenizer.all_special_tokens) if len(token) > 1}
+
+
+def markers(tokens: Collection[str]) -> re.Pattern[str] | None:
+    """Matches the first character of every one of `tokens` that a text spells, overlapping ones included."""
+    return re.compile(rf"(?=(?:{'|'.join(map(re.escape, sorted(tokens)))}))(.)", re.DOTALL) if tokens else None
+
+
+def rewritten(tokenizer: Any, tokens: Collection[str]) -> frozenset[int]:
+    """Those of `tokens` that other texts may become too, since the tokenizer rewrites a text before it looks for them.
+
+    Most tokenizers have none. The token for unknown characters is not among them: any odd character becomes it.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or backend.normalizer is None:
+        return frozenset()
+    return frozenset(
+        number
+        for number, token in tokenizer.added_tokens_decoder.items()
+        if token.normalized and token.content in tokens and number != tokenizer.unk_token_id
+    )
 
 
 def end_tokens(named: int | Sequence[int] | None, tokenizer: Any, folder: Path) -> frozenset[int]:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from rlaif.engines.chat import Chat, defused
+from rlaif.engines.chat import Chat
 from rlaif.errors import InputError, WorkError
 from rlaif.records import Message
 from rlaif.templates import TemplateFailure
@@ -117,7 +117,7 @@ def completion(chat: Chat, prompt: Sequence[Message], words: str) -> tuple[list[
     stop = str(chat.tokenizer.eos_token)
     end = text.rfind(stop, len(prompt_text))
     written = text[len(prompt_text) : max(end, 0)].strip()
-    if chat.continues_plainly or written != defused(words, chat.markers).strip():
+    if chat.continues_plainly or written != chat.defused(words).strip():
         raise _error(
             chat,
             f"the chat template does not write the assistant's words unchanged, then the end token {stop!r}",
