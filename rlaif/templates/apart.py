@@ -76,56 +76,64 @@ def _told(reply: Reply) -> Reply | TemplateFailure:
 
 
 class _Process:
-    """A process that renders one kind of template. One of this process alone: a fork of it starts its own."""
+    """A process that renders one kind of template."""
 
     def __init__(self, kind: Kind) -> None:
         self.kind = kind
         self._lock = threading.Lock()
         self._running: subprocess.Popen[bytes] | None = None
-        self._owner = 0
 
     def ask(self, source: str, items: Sequence[Mapping[str, Any]]) -> list[Reply]:
         """The reply that opens the template, then one for each item, down to the one that ended the process."""
-        replies: list[Reply] = []
         with self._lock:
-            try:
-                self._send({"kind": self.kind, "source": source, "items": list(items), "seconds": MOST_SECONDS})
-                while len(replies) < 1 + len(items):
-                    replies.append(self._receive())
-                    if len(replies) == 1 and "error" in replies[0]:
-                        break
-            except (OSError, EOFError, ValueError) as error:
-                replies.append({"error": self._end(error), "exceeded": True})
-            except BaseException:
-                self.close()
-                raise
+            is_new = self._running is None
+            replies = self._asked(source, items)
+            if not is_new and len(replies) == 1 and replies[0].get("gone"):  # something else had ended it before
+                replies = self._asked(source, items)
+            return replies
+
+    def _asked(self, source: str, items: Sequence[Mapping[str, Any]]) -> list[Reply]:
+        replies: list[Reply] = []
+        try:
+            self._send({"kind": self.kind, "source": source, "items": list(items), "seconds": MOST_SECONDS})
+            while len(replies) < 1 + len(items):
+                replies.append(self._receive())
+                if len(replies) == 1 and "error" in replies[0]:
+                    break
+        except (OSError, EOFError, ValueError) as error:
+            replies.append(self._end(error))
+        except BaseException:
+            self.close()
+            raise
         return replies
 
     def close(self) -> None:
         """End the process."""
         running, self._running = self._running, None
-        if running is not None and self._owner == os.getpid():
+        if running is not None:
             running.kill()
             running.communicate()
 
-    def _end(self, error: Exception) -> str:
-        """End the process; why it gave no reply."""
+    def _end(self, error: Exception) -> Reply:
+        """End the process. The reply that it did not give."""
         running = self._running
         if running is None:
-            return f"the process that renders it does not start: {error}"
+            return {"error": f"the process that renders it does not start: {error}"}
         if isinstance(error, EOFError | BrokenPipeError):
             with suppress(subprocess.TimeoutExpired):
                 running.wait(1)
         self.close()
         if isinstance(error, TimeoutError) or running.returncode == -signal.SIGPROF:
-            return TOO_LONG
+            return {"error": TOO_LONG, "exceeded": True}
         if isinstance(error, ValueError):
-            return NO_REPLY
-        return f"it ended the process that renders it (exit code {running.returncode})"
+            return {"error": NO_REPLY, "exceeded": True}
+        ended = f"it ended the process that renders it (exit code {running.returncode})"
+        return {"error": ended, "exceeded": True, "gone": True}
 
     def _send(self, request: dict[str, Any]) -> None:
-        if self._running is None or self._owner != os.getpid() or self._running.poll() is not None:
-            self._running, self._owner = None, os.getpid()
+        if self._running is not None and self._running.poll() is not None:
+            self.close()
+        if self._running is None:
             self._running = _started(self.kind)
         assert self._running.stdin is not None
         body = marshal.dumps(request)
@@ -181,3 +189,12 @@ def close() -> None:
     """End the processes."""
     for process in _PROCESSES.values():
         process.close()
+
+
+def _forget() -> None:
+    """In a fork of this process: what it started is not the fork's, which starts its own."""
+    for process in _PROCESSES.values():
+        process.__init__(process.kind)  # type: ignore[misc]
+
+
+os.register_at_fork(after_in_child=_forget)
