@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
-
-import jinja2
 
 from rlaif.engines.protocol import Request
 from rlaif.errors import EngineError, InputError
 from rlaif.records import Message, digest
+from rlaif.templates import ChatTemplate, Conversation, TemplateFailure
+
+MOST_DEFUSINGS = 16  # of one message; one is enough for what was not made to resist
+OTHER_TEMPLATE = "put one into the folder as chat_template.jinja, such as prompts/chat/tiny.jinja"
 
 Item = tuple[tuple[Message, ...], str]
 
@@ -45,38 +48,86 @@ class Chat:
         """Raises InputError when the chat template is missing or cannot render a user turn."""
         self.tokenizer, self.ends, self.limit = tokenizer, ends, limit
         self.file = None if file is None else str(file)
-        self.markers = markers(tokenizer)
+        special = special_tokens(tokenizer)
+        self.markers, self._rewritten = markers(special), rewritten(tokenizer, special)
         self._learn_template()
+        if turns := self._turn_tokens():
+            self.markers, self._rewritten = markers(special | turns), rewritten(tokenizer, special | turns)
 
     def _learn_template(self) -> None:
         """Find out how the template renders an assistant turn: not at all, after a space, or directly."""
         if not self.tokenizer.chat_template:
             raise InputError(
-                "the model has no chat template, so its prompts cannot be rendered",
-                file=self.file,
-                fix="put one into the folder as chat_template.jinja, such as prompts/chat/tiny.jinja",
+                "the model has no chat template, so its prompts cannot be rendered", file=self.file, fix=OTHER_TEMPLATE
             )
         question, words = (Message(role="user", content="A"),), "PROBE"
         try:
+            self.template = ChatTemplate(self.tokenizer)
             prompt = self.render(question, generation_prompt=True)
-        except (jinja2.TemplateError, TypeError) as error:
-            raise InputError(f"the chat template cannot be rendered: {error}", file=self.file) from None
-        try:
-            full = self.render((*question, Message(role="assistant", content=words)))
-        except (jinja2.TemplateError, TypeError):
+        except TemplateFailure as failed:
+            problem, line = f"the chat template cannot be rendered: {failed.message}", failed.line
+            raise InputError(problem, file=self.file, line=line, fix=OTHER_TEMPLATE) from None
+        if not prompt.strip():
+            raise InputError("the chat template writes nothing", file=self.file, fix=OTHER_TEMPLATE)
+        full = self._rendered([((*question, Message(role="assistant", content=words)), False)])[0]
+        if isinstance(full, TemplateFailure):
             full = ""
         self.continues_plainly = words not in full
         self._before_text = " " if self.continues_plainly or full[len(prompt) :].startswith(" ") else ""
 
     def render(self, messages: Sequence[Message], *, generation_prompt: bool = False) -> str:
-        """The messages as text. Raises jinja2.TemplateError when the template refuses them."""
-        text = self.tokenizer.apply_chat_template(
-            [{"role": m.role, "content": defused(m.content, self.markers)} for m in messages],
-            add_generation_prompt=generation_prompt,
-            tokenize=False,
-        )
-        assert isinstance(text, str)
+        """The messages as text. Raises TemplateFailure when the template refuses them."""
+        (text,) = self._rendered([(messages, generation_prompt)])
+        if isinstance(text, TemplateFailure):
+            raise text
         return text
+
+    def marked(self, messages: Sequence[Message], render: Callable[..., Any]) -> tuple[str, list[tuple[int, int]]]:
+        """The messages as text, and the spans that the template marks as the assistant's. Raises TemplateFailure.
+
+        `render` is transformers' `render_jinja_template`.
+        """
+        return self.template.marked(self._shown(messages).messages, render)
+
+    def _rendered(self, conversations: Sequence[tuple[Sequence[Message], bool]]) -> list[str | TemplateFailure]:
+        """Each conversation as text, with a generation prompt or without; or why the template refuses it."""
+        shown: list[Conversation | TemplateFailure] = []
+        for messages, opens in conversations:
+            try:
+                shown.append(self._shown(messages, opens))
+            except TemplateFailure as failed:
+                shown.append(failed)
+        rendered = iter(self.template.render([part for part in shown if isinstance(part, Conversation)]))
+        return [part if isinstance(part, TemplateFailure) else next(rendered) for part in shown]
+
+    def _shown(self, messages: Sequence[Message], opens: bool = False) -> Conversation:
+        return Conversation([{"role": m.role, "content": self.defused(m.content)} for m in messages], opens)
+
+    def defused(self, content: str) -> str:
+        """`content` such that none of it becomes a special token. Raises TemplateFailure where that cannot be."""
+        content = defused(content, self.markers)
+        if not self._rewritten:
+            return content
+        for _ in range(MOST_DEFUSINGS):
+            read = self.tokenizer(content, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+            places = zip(read["input_ids"], read["offset_mapping"], strict=True)
+            middles = [(start + end) // 2 for token, (start, end) in places if token in self._rewritten]
+            if not middles:
+                return content
+            edges = [0, *middles, len(content)]
+            content = " ".join(content[start:end] for start, end in pairwise(edges))
+        raise TemplateFailure("a message spells special tokens that cannot be taken apart")
+
+    def _turn_tokens(self) -> set[str]:
+        """Tokens that are not called special, and open a turn: those down to the first after a user's words."""
+        tokens = self.tokenizer.added_tokens_decoder.values()
+        added = {token.content for token in tokens if not token.special and len(token.content) > 1}
+        if not added:
+            return set()
+        prompt = self.render((Message(role="user", content=(words := "PROBE")),), generation_prompt=True)
+        before, _, after = prompt.partition(words)
+        first = min(((after.find(token), token) for token in added if token in after), default=(0, ""))
+        return {token for token in added if token in before or token == first[1]}
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of rendered text. The tokenizer adds no special tokens: the template writes them."""
@@ -90,14 +141,11 @@ class Chat:
 
     def prompts(self, requests: Sequence[Request]) -> list[list[int] | EngineError]:
         """Each request's prompt as tokens, or its error."""
-        texts: list[str | EngineError] = []
-        for request in requests:
-            try:
-                texts.append(self.render(request.messages, generation_prompt=True))
-            except jinja2.TemplateError as error:
-                texts.append(EngineError(f"the chat template refuses these messages: {error}", cause="template"))
+        texts = self._rendered([(request.messages, True) for request in requests])
         encoded = iter(self.encode([text for text in texts if isinstance(text, str)]))
-        prompts: list[list[int] | EngineError] = [next(encoded) if isinstance(text, str) else text for text in texts]
+        prompts: list[list[int] | EngineError] = [
+            next(encoded) if isinstance(text, str) else _refused(text) for text in texts
+        ]
         for number, (request, prompt) in enumerate(zip(requests, prompts, strict=True)):
             room = request.sampling.max_tokens
             if isinstance(prompt, list) and self.limit is not None and len(prompt) + room > self.limit:
@@ -122,27 +170,41 @@ class Chat:
 
         Or the item's error.
         """
-        texts: list[tuple[str, str] | EngineError] = []
-        for item in items:
-            try:
-                texts.append(self.written(*item))
-            except jinja2.TemplateError as error:
-                texts.append(EngineError(f"the chat template refuses these messages: {error}", cause="template"))
+        texts = self._written(items)
         encoded = iter(self.encode([part for text in texts if isinstance(text, tuple) for part in text]))
         return [
-            self._completed(*text, next(encoded), next(encoded)) if isinstance(text, tuple) else text for text in texts
+            self._completed(*text, next(encoded), next(encoded)) if isinstance(text, tuple) else _refused(text)
+            for text in texts
         ]
 
     def written(self, messages: Sequence[Message], completion: str) -> tuple[str, str]:
         """The prompt as it is sampled from, and prompt with completion, as text.
 
-        Raises jinja2.TemplateError when the template refuses them.
+        Raises TemplateFailure when the template refuses them.
         """
-        prompt = self.render(messages, generation_prompt=True)
+        (text,) = self._written([(tuple(messages), completion)])
+        if isinstance(text, TemplateFailure):
+            raise text
+        return text
+
+    def _written(self, items: Sequence[Item]) -> list[tuple[str, str] | TemplateFailure]:
+        prompts = self._rendered([(messages, True) for messages, _ in items])
         if self.continues_plainly:
             end = self.tokenizer.decode([min(self.ends)])
-            return prompt, f"{prompt} {defused(completion, self.markers)}{end}"
-        return prompt, self.render((*messages, Message(role="assistant", content=completion)))
+            wholes = [self._continued(prompt, words, end) for prompt, (_, words) in zip(prompts, items, strict=True)]
+        else:
+            answered = [((*messages, Message(role="assistant", content=words)), False) for messages, words in items]
+            wholes = self._rendered(answered)
+        return list(map(_both, prompts, wholes))
+
+    def _continued(self, prompt: str | TemplateFailure, words: str, end: str) -> str | TemplateFailure:
+        """The prompt with the completion after a space, and the end token."""
+        if isinstance(prompt, TemplateFailure):
+            return prompt
+        try:
+            return f"{prompt} {self.defused(words)}{end}"
+        except TemplateFailure as failed:
+            return failed
 
     def pieces(self, text: str, edges: Sequence[int]) -> list[list[int]]:
         """The tokens between `edges`, where the text before each edge is tokenized as it would be alone.
@@ -188,6 +250,17 @@ class Chat:
         return Completed(ids, start, end is not None)
 
 
+def _both(prompt: str | TemplateFailure, whole: str | TemplateFailure) -> tuple[str, str] | TemplateFailure:
+    if isinstance(prompt, TemplateFailure):
+        return prompt
+    return whole if isinstance(whole, TemplateFailure) else (prompt, whole)
+
+
+def _refused(failed: TemplateFailure) -> EngineError:
+    """The error of messages that the template did not render."""
+    return EngineError(f"the chat template refuses these messages: {failed.message}", cause="template")
+
+
 def whole(rows: Sequence[Completed | EngineError]) -> list[Completed]:
     """The rows. Raises the first EngineError among them."""
     for row in rows:
@@ -204,12 +277,30 @@ def defused(content: str, spelled: re.Pattern[str] | None) -> str:
     return spelled.sub(r"\1 ", content) if spelled is not None else content
 
 
-def markers(tokenizer: Any) -> re.Pattern[str] | None:
-    """Matches the first character of every special token that a text spells, overlapping ones included."""
+def special_tokens(tokenizer: Any) -> set[str]:
+    """The special tokens as text. One of a single character (for padding, say) opens no turn, and is left out."""
     added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    # A one-character special token (for padding, say) opens no turn.
-    spelled = sorted(token for token in added.union(tokenizer.all_special_tokens) if len(token) > 1)
-    return re.compile(rf"(?=(?:{'|'.join(map(re.escape, spelled))}))(.)", re.DOTALL) if spelled else None
+    return {token for token in added.union(tokenizer.all_special_tokens) if len(token) > 1}
+
+
+def markers(tokens: Collection[str]) -> re.Pattern[str] | None:
+    """Matches the first character of every one of `tokens` that a text spells, overlapping ones included."""
+    return re.compile(rf"(?=(?:{'|'.join(map(re.escape, sorted(tokens)))}))(.)", re.DOTALL) if tokens else None
+
+
+def rewritten(tokenizer: Any, tokens: Collection[str]) -> frozenset[int]:
+    """Those of `tokens` that other texts may become too, since the tokenizer rewrites a text before it looks for them.
+
+    Most tokenizers have none. The token for unknown characters is not among them: any odd character becomes it.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or backend.normalizer is None:
+        return frozenset()
+    return frozenset(
+        number
+        for number, token in tokenizer.added_tokens_decoder.items()
+        if token.normalized and token.content in tokens and number != tokenizer.unk_token_id
+    )
 
 
 def end_tokens(named: int | Sequence[int] | None, tokenizer: Any, folder: Path) -> frozenset[int]:

@@ -11,8 +11,9 @@ from typing import NamedTuple
 from rlaif.config import ReviseStage
 from rlaif.constitution import Constitution, Principle
 from rlaif.engines.asking import Asker, together
+from rlaif.judges.fences import fence_mark
 from rlaif.judges.replies import unusable
-from rlaif.records import Message, Prompt, Revision, Row, digest
+from rlaif.records import Message, Prompt, Revision, Row
 from rlaif.templates import Template
 
 OFFERED_CRITIQUE = {"principle", "prompt", "completion", "mark"}
@@ -85,7 +86,7 @@ def critique_prompt(prompt: Prompt, draft: str, principle: Principle, reviser: R
         principle=principle,
         prompt=prompt.text,
         completion=draft,
-        mark=_mark(prompt, draft),
+        mark=fence_mark(prompt.text, draft),
     )
     return (Message(role="user", content=rendered),)
 
@@ -105,12 +106,7 @@ def revision_prompt(
         prompt=prompt.text,
         completion=draft,
         critique=critique,
-        mark=_mark(prompt, draft),
-        critique_mark=digest([prompt.text, draft, critique], length=12),
+        mark=fence_mark(prompt.text, draft, beside=critique),  # as in the critique's prompt, for a common prefix
+        critique_mark=fence_mark(prompt.text, draft, critique),
     )
     return (Message(role="user", content=rendered),)
-
-
-def _mark(prompt: Prompt, draft: str) -> str:
-    """A fence that the text inside cannot contain. It leaves out the critique, so both calls share a prefix."""
-    return digest([prompt.text, draft], length=12)

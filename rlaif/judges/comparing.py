@@ -14,6 +14,7 @@ from typing import NamedTuple
 from rlaif.config import CompareStage
 from rlaif.constitution import Constitution, Principle
 from rlaif.engines.asking import Asker, together
+from rlaif.judges.fences import fence_mark
 from rlaif.judges.rating import LEAST_MASS, first_readable, numbered, probabilities
 from rlaif.judges.replies import read_choice, unusable
 from rlaif.records import (
@@ -25,7 +26,6 @@ from rlaif.records import (
     Prompt,
     Row,
     Verdict,
-    digest,
     hashed_order,
     preferred,
     writable,
@@ -207,7 +207,7 @@ def comparison_prompt(
         completions=shown,
         reasons=stage.reasons,
         ending=stage.ending,
-        mark=digest([row.prompt.text, *sorted(shown)], length=12),  # a fence that the text inside cannot contain
+        mark=fence_mark(row.prompt.text, *sorted(shown)),
         n=len(shown),
     )
     return (Message(role="user", content=rendered),)

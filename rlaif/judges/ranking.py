@@ -14,9 +14,10 @@ from rlaif.config import RankStage
 from rlaif.constitution import Principle
 from rlaif.engines.asking import Asker, together
 from rlaif.judges.comparing import Comparer
+from rlaif.judges.fences import fence_mark
 from rlaif.judges.rating import first_readable, indices_by_text, numbered
 from rlaif.judges.replies import read_ranking, read_reply, unusable
-from rlaif.records import Completion, Message, Ranking, Row, digest, hashed_order, writable
+from rlaif.records import Completion, Message, Ranking, Row, hashed_order, writable
 from rlaif.templates import Template
 
 OFFERED = {"principle", "prompt", "completions", "mark", "n"}
@@ -59,7 +60,7 @@ def ranking_prompt(row: Row, slots: Slots, principle: Principle, template: Templ
         principle=principle,
         prompt=row.prompt.text,
         completions=shown,
-        mark=digest([row.prompt.text, *sorted(shown)], length=12),  # a fence that the text inside cannot contain
+        mark=fence_mark(row.prompt.text, *sorted(shown)),
         n=len(shown),
     )
     return RankingPrompt((Message(role="user", content=rendered),), slots)

@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from rlaif.config import Rater
 from rlaif.engines.asking import Asker, together
+from rlaif.judges.fences import fence_mark
 from rlaif.judges.replies import Reading, read_reply, read_score
 from rlaif.records import (
     Candidate,
@@ -27,7 +28,6 @@ from rlaif.records import (
     Row,
     Score,
     Verdict,
-    digest,
     hashed_order,
     logprob_problem,
     writable,
@@ -118,7 +118,7 @@ def _rendered(prompt: Prompt, shown: Sequence[str], aspect: Aspect, judge: Judge
         prompt=prompt.text,
         knowledge=known,
         completions=shown,
-        mark=digest([prompt.text, *shown, *known], length=12),  # a fence that the text inside cannot contain
+        mark=fence_mark(prompt.text, *shown, *known),
         n=len(shown),
     )
 

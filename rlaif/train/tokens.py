@@ -11,17 +11,15 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jinja2
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from rlaif.engines.chat import Chat, defused
+from rlaif.engines.chat import Chat
 from rlaif.errors import InputError, WorkError
 from rlaif.records import Message
-
-_render_jinja_template: Any = render_jinja_template  # its annotations are wrong
+from rlaif.templates import TemplateFailure
 
 MARKED = "a template that marks the assistant's turns, such as prompts/chat/chatml.jinja"
 
@@ -78,7 +76,7 @@ def _end_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 def require_marks(chat: Chat) -> None:
     """Raise InputError when the template does not mark the assistant's turns."""
-    if not re.search(r"\{%-?\s*generation\s*-?%\}", chat.tokenizer.chat_template):
+    if not re.search(r"\{%-?\s*generation\s*-?%\}", chat.template.source):
         raise _error(chat, "the chat template marks no assistant turn with `{% generation %}`", f"give {MARKED}")
 
 
@@ -113,13 +111,13 @@ def completion(chat: Chat, prompt: Sequence[Message], words: str) -> tuple[list[
     """
     try:
         prompt_text, text = chat.written(prompt, words)
-    except (jinja2.TemplateError, TypeError) as error:
+    except TemplateFailure as error:
         raise _refusal(chat, [*prompt, Message(role="assistant", content=words)], error) from None
     _check_prompt(chat, prompt_text, text[: len(prompt_text)])
     stop = str(chat.tokenizer.eos_token)
     end = text.rfind(stop, len(prompt_text))
     written = text[len(prompt_text) : max(end, 0)].strip()
-    if chat.continues_plainly or written != defused(words, chat.markers).strip():
+    if chat.continues_plainly or written != chat.defused(words).strip():
         raise _error(
             chat,
             f"the chat template does not write the assistant's words unchanged, then the end token {stop!r}",
@@ -159,23 +157,16 @@ def broken(chat: Chat, words: str) -> bool:
 def _prompt_text(chat: Chat, messages: Sequence[Message]) -> str:
     try:
         return chat.render(messages, generation_prompt=True)
-    except (jinja2.TemplateError, TypeError) as error:
+    except TemplateFailure as error:
         raise _refusal(chat, messages, error) from None
 
 
 def _marked(chat: Chat, messages: Sequence[Message]) -> tuple[str, list[tuple[int, int]]]:
     """A conversation as text, and the spans that the template marks as the assistant's."""
-    tokenizer = chat.tokenizer
     try:
-        texts, spans = _render_jinja_template(
-            [[{"role": m.role, "content": defused(m.content, chat.markers)} for m in messages]],
-            chat_template=tokenizer.chat_template,
-            return_assistant_tokens_mask=True,
-            **{name: text for name, text in tokenizer.special_tokens_map.items() if isinstance(text, str)},
-        )
-    except (jinja2.TemplateError, TypeError) as error:
+        return chat.marked(messages, render_jinja_template)
+    except TemplateFailure as error:
         raise _refusal(chat, messages, error) from None
-    return texts[0], spans[0]
 
 
 def _check_prompt(chat: Chat, prompt_text: str, before: str) -> None:
@@ -187,7 +178,7 @@ def _check_prompt(chat: Chat, prompt_text: str, before: str) -> None:
         )
 
 
-def _refusal(chat: Chat, messages: Sequence[Message], error: Exception) -> InputError:
+def _refusal(chat: Chat, messages: Sequence[Message], error: TemplateFailure) -> InputError:
     roles = ", ".join(message.role for message in messages)
     return _error(
         chat, f"the chat template refuses a conversation of {roles}: {error}", "use a template that takes these roles"

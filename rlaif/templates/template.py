@@ -1,8 +1,7 @@
 """Prompt templates: sandboxed Jinja files that fail on a missing or an unused variable.
 
-A template gets text, numbers, lists and mappings, and no other objects: a template could call their methods, and
-pydantic's old loaders unpickle. Attributes that begin with an underscore are unreachable. Output is never rendered
-again, so a completion that contains `{{ ... }}` stays text.
+They get text, numbers, lists and mappings, and no other objects: a template could call their methods, and pydantic's
+old loaders unpickle. Output is never rendered again, so a completion that contains `{{ ... }}` stays text.
 """
 
 from __future__ import annotations
@@ -14,21 +13,15 @@ from typing import Any
 
 import jinja2
 from jinja2 import meta
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import BaseModel
 
 from rlaif.errors import InputError
 from rlaif.records import oneline
 from rlaif.resources import read_text
-
-_environment = ImmutableSandboxedEnvironment(
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=False,
-    lstrip_blocks=False,
-    keep_trailing_newline=False,
-    autoescape=False,
-)
-_environment.filters["oneline"] = oneline
+from rlaif.templates.apart import Apart
+from rlaif.templates.bounds import MOST_WORK, cost, size
+from rlaif.templates.environments import parsed, prompting
+from rlaif.templates.failures import TemplateFailure, failure
 
 
 class Template:
@@ -37,13 +30,19 @@ class Template:
     def __init__(self, source: str, path: str) -> None:
         self.path = path
         self.digest = hashlib.sha256(source.encode()).hexdigest()
+        self._apart = Apart("prompt", source)
         try:
-            self.variables = frozenset(meta.find_undeclared_variables(_environment.parse(source)))
-            self._compiled = _environment.from_string(source)
+            tree = parsed(prompting, source)
+            self._cost = cost(tree)
+            if self._cost is None:
+                self.variables = frozenset(map(str, self._apart.open()["variables"]))
+            else:
+                self.variables = frozenset(meta.find_undeclared_variables(tree))
+                self._compiled = prompting.from_string(source)
         except jinja2.TemplateSyntaxError as error:
-            raise InputError(f"the template does not parse: {error.message}", file=path, line=error.lineno) from None
-        except RecursionError:
-            raise InputError("the template does not parse: it is nested too deeply", file=path) from None
+            raise self._error("does not parse", failure(error)) from None
+        except Exception as error:  # what Python's own compiler says, too
+            raise self._error("cannot be rendered", failure(error)) from None
 
     @classmethod
     def read(cls, path: Path) -> Template:
@@ -77,11 +76,44 @@ class Template:
 
     def render(self, **values: Any) -> str:
         """The rendered template, stripped. Raises InputError when it uses an unknown variable or fails."""
-        self.check(set(values), set())
+        if not self.variables.issubset(values):
+            self.check(set(values), set())
         try:
-            return self._compiled.render({name: _plain(value) for name, value in values.items()}).strip()
+            return self._written(values).strip()
         except Exception as error:  # any error that the template's own code raises
-            raise InputError(f"the template cannot be rendered: {oneline(str(error))}", file=self.path) from None
+            raise self._error("cannot be rendered", failure(error)) from None
+
+    def _written(self, values: Mapping[str, Any]) -> str:
+        plain: dict[str, Any] = {}
+        given = 0
+        for name, value in values.items():
+            plain[name], length = _sized(value)
+            given += length
+        if self._cost is not None and self._cost.of(plain, given) <= MOST_WORK:
+            return self._compiled.render(plain)
+        (rendered,) = self._apart.render([plain])
+        if isinstance(rendered, TemplateFailure):
+            raise rendered
+        text: str = rendered["text"]
+        return text
+
+    def _error(self, problem: str, failed: TemplateFailure) -> InputError:
+        return InputError(
+            f"the template {problem}: {failed.message}",
+            file=self.path,
+            line=failed.line,
+            fix="write out the variables, with conditions and loops over them alone" if failed.exceeded else None,
+        )
+
+
+def _sized(value: Any) -> tuple[Any, int]:
+    """The value as plain data, and its size."""
+    if type(value) is str:
+        return value, size(value)
+    if isinstance(value, BaseModel):
+        return _plain_model(value)
+    plain = _plain(value)
+    return plain, size(plain)
 
 
 def _plain(value: Any) -> Any:
@@ -93,7 +125,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, int | float):
         return value
     if isinstance(value, BaseModel):
-        return _plain_model(value)
+        return _plain_model(value)[0]
     if isinstance(value, Mapping):
         return {_plain(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -103,17 +135,17 @@ def _plain(value: Any) -> Any:
 
 # A run renders the same few aspects and principles for every row, so their plain forms are cached. The cache keeps each
 # model alive, so its id is not reused; no template can change a plain form, since the sandbox makes it immutable.
-_plain_models: dict[int, tuple[BaseModel, dict[str, Any]]] = {}
+_plain_models: dict[int, tuple[BaseModel, tuple[dict[str, Any], int]]] = {}
 MOST_KEPT = 1024
 
 
-def _plain_model(model: BaseModel) -> dict[str, Any]:
+def _plain_model(model: BaseModel) -> tuple[dict[str, Any], int]:
     kept = _plain_models.get(id(model))
     if kept is None:
         if len(_plain_models) >= MOST_KEPT:
             _plain_models.clear()
         plain = {name: _plain(getattr(model, name)) for name in type(model).model_fields}
-        kept = _plain_models[id(model)] = (model, plain)
+        kept = _plain_models[id(model)] = (model, (plain, size(plain)))
     return kept[1]
 
 
