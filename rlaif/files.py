@@ -1,12 +1,53 @@
-"""Files that are written whole or not at all, read where they exist, and locked against another process."""
+"""Files: the one door by which they are opened, written whole or not at all, and locked against another process.
+
+A path may come from a stranger, and lead to a pipe that nobody writes into or to a device without an end.
+"""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
+import stat
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
+
+# Of a file that a person writes: a pipeline, a rubric, a template. The largest that ship hold 60 KB.
+MOST_WRITTEN = 4_000_000
+# Of a record of a run or a training. As Python's objects, JSON of this size is some hundred MB at worst.
+MOST_RECORDED = 16_000_000
+
+
+def opened(path: Path) -> BinaryIO:
+    """A regular file, opened to read bytes; never waits. Raises OSError for anything else, with the reason in words."""
+    _refuse_irregular(os.stat(path).st_mode)  # before it is opened: a device may act on that
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        _refuse_irregular(os.fstat(descriptor).st_mode)  # another file may have taken its place
+        return open(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+_IRREGULAR = {stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
+
+
+def _refuse_irregular(mode: int) -> None:
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, f"it is a {_IRREGULAR.get(stat.S_IFMT(mode), 'special file')}, and no regular file")
+
+
+def read_whole(path: Path, most: int) -> bytes:
+    """The bytes of a regular file of at most `most`. Raises OSError."""
+    with opened(path) as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise OSError(errno.EFBIG, f"it is larger than {most // 1_000_000} MB")
+    return data
 
 
 def write_text(path: Path, text: str) -> None:
@@ -26,10 +67,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def text_of(path: Path) -> str | None:
-    """The text of a file; None when it is missing or unreadable."""
+    """The text of a file; None when it is missing, unreadable or too large."""
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
+        return read_whole(path, MOST_RECORDED).decode("utf-8")
+    except (OSError, ValueError):  # a path with a NUL is a ValueError
         return None
 
 
