@@ -20,7 +20,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from rlaif.errors import InputError, nearest
+from rlaif.errors import InputError, nearest, plainly
 from rlaif.formats.files import Table, rows_of
 from rlaif.formats.reading import StatedPreference, read_preferences
 from rlaif.records import Candidate, Completion, Prompt, Record, Row, digest
@@ -300,7 +300,7 @@ def _wrong(table: Table, number: int, error: ValidationError) -> InputError:
     first = error.errors(include_url=False)[0]
     parts = [str(part) for part in first["loc"]]
     key = ".".join(parts) or None
-    message = first["msg"].removeprefix("Value error, ")
+    message = plainly(first)
     model: type[Record] = PairCheck if parts[:1] == ["check"] else GoldPair
     if first["type"] == "extra_forbidden":
         return table.error(number, "unknown key", nearest(parts[-1], model.model_fields), key=key)

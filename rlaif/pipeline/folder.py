@@ -21,11 +21,16 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
+
+from pydantic import ValidationError
 
 from rlaif.errors import InputError, WorkError
-from rlaif.files import lock, text_of, write_json
+from rlaif.files import MOST_RECORDED, lock, opened, read_whole, text_of, write_json
 from rlaif.formats.write.dataset import PARQUET
+from rlaif.records import Record
+
+Kind = TypeVar("Kind", bound=Record)
 
 STORE = Path("runs/calls.sqlite")
 MANIFEST_FORMAT = 1
@@ -151,14 +156,15 @@ class RunFolder:
         """The manifest, or None when there is none. Raises WorkError when it cannot be read."""
         path = self.path / "manifest.json"
         try:
-            value = json.loads(path.read_text(encoding="utf-8"))
+            value = json.loads(read_whole(path, MOST_RECORDED))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError, RecursionError) as error:
             if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
                 return None
             fix = "delete it and run the pipeline again: all calls are cached"
-            raise WorkError(f"the manifest cannot be read: {error}", file=str(path), fix=fix) from None
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise WorkError(f"the manifest cannot be read: {reason}", file=str(path), fix=fix) from None
         if not isinstance(value, dict) or value.get("format") != MANIFEST_FORMAT or not value.keys() >= _REQUIRED:
             raise WorkError(
                 "the manifest is of another format", file=str(path), fix="use the version of rlaif that wrote it"
@@ -209,7 +215,26 @@ def read_lines(path: Path) -> Iterator[bytes]:
         path = path.with_suffix(".partial.jsonl")
     if not path.exists():
         return
-    with open(path, "rb") as file:
-        for line in file:
-            if line.endswith(b"\n"):
-                yield line
+    try:
+        with opened(path) as file:
+            for line in iter(lambda: file.readline(MOST_OF_ROW), b""):
+                if line.endswith(b"\n"):
+                    yield line
+                elif len(line) == MOST_OF_ROW:
+                    raise OSError(errno.EFBIG, f"a line has more than {MOST_OF_ROW // 1_000_000} MB")
+    except OSError as error:
+        fix = "run the pipeline again: its calls are cached"
+        raise WorkError(f"the file cannot be read: {error.strerror}", file=str(path), fix=fix) from None
+
+
+MOST_OF_ROW = 256_000_000  # bytes of a line; a row of 10,000 candidates has a tenth
+
+
+def read_records(kind: type[Kind], path: Path) -> Iterator[Kind]:
+    """The records in a stage file's complete lines. Raises WorkError where one is damaged."""
+    for line in read_lines(path):
+        try:
+            yield kind.model_validate_json(line)
+        except ValidationError:
+            fix = "run the pipeline again: its calls are cached"
+            raise WorkError("the file is damaged", file=str(path), fix=fix) from None
