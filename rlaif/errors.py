@@ -98,7 +98,10 @@ def plainly(detail: Mapping[str, Any]) -> str:
     kind: str = detail["type"]
     if kind == "value_error":
         return str(detail["msg"]).removeprefix("Value error, ")
-    return _PLAINLY.get(kind, "expected a value of another kind").format_map(detail.get("ctx", {}))
+    numbers = {
+        name: f"{value:.15g}" if isinstance(value, float) else value for name, value in detail.get("ctx", {}).items()
+    }
+    return _PLAINLY.get(kind, "expected a value of another kind").format_map(numbers)
 
 
 # By pydantic's names of its errors. Numbers of `ctx` are filled in.

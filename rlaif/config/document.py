@@ -88,7 +88,7 @@ def load_value(text: str, path: str) -> tuple[Any, dict[Position, int]]:
         return _unshared(loader.construct_document(node)), lines
     except _TooMany as error:
         fix = "use fewer; prompts and other rows are read from files of data"
-        raise InputError(f"more than {MOST_NODES:,} values", file=path, line=error.line, fix=fix) from None
+        raise InputError(f"too many values (more than {MOST_NODES:,})", file=path, line=error.line, fix=fix) from None
     except yaml.reader.ReaderError as error:
         raise InputError(
             f"not valid YAML: the character U+{ord(text[error.position]):04X} is not allowed",
@@ -171,7 +171,9 @@ def _collect_lines(
             "the value contains itself", file=path, line=line, key=dotted(position), fix="remove the alias"
         )
     if len(lines) > MOST_NODES:
-        raise InputError(f"more than {MOST_NODES:,} values", file=path, line=line, fix="use fewer aliases (`*`)")
+        raise InputError(
+            f"too many values (more than {MOST_NODES:,})", file=path, line=line, fix="use fewer aliases (`*`)"
+        )
     above = (*above, node)
     if isinstance(node, yaml.MappingNode):
         for key, child in node.value:

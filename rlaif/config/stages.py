@@ -370,7 +370,7 @@ class CompareStage(StageSettings):
     jury: Annotated[tuple[Name, ...], Field(min_length=2)] | None = None
     combine: Literal["mean", "majority"] = "mean"  # of a jury: mean likelihood, or majority verdict
     weights: dict[
-        Name, Annotated[float, Field(gt=0)]
+        Name, Annotated[float, Field(gt=0, le=1_000_000)]
     ] = {}  # of the jury's members; `rlaif audit` fits them on gold pairs
     constitution: str
     template: str = "prompts/compare.jinja"

@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple, TextIO
 from rlaif.errors import InputError, WorkError
 from rlaif.files import opened
 from rlaif.formats import columnar
+from rlaif.records import writable
 
 
 class Table(NamedTuple):
@@ -36,7 +37,7 @@ class Table(NamedTuple):
 
 
 def names(row: Iterable[Any]) -> str:
-    names = [f"`{str(name)[:40]}`" for name in row]
+    names = [f"`{writable(str(name)[:40])}`" for name in row]
     return ", ".join(names[:12] + (["..."] if len(names) > 12 else [])) or "nothing"
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from rlaif.errors import nearest
 from rlaif.formats.files import names
-from rlaif.records import Message, Role
+from rlaif.records import Message, Role, canonical
 
 PROMPT_SHAPES = "`messages`, `conversations`, `prompt`, `instruction` (+ `input` or `instances`), `question`, `turns`"
 CONVERSATION_SHAPES = (
@@ -252,7 +252,9 @@ def reference_of(row: dict[str, Any]) -> tuple[str, ...]:
     listed = value if isinstance(value, list) else str(value).split(";") if name == "Correct Answers" else [value]
     if "turns" in row and not {"prompt", "messages"} & row.keys():
         listed = listed[:1]
-    texts = (str(item).strip() for item in listed if item is not None)
+    texts = [str(item).strip() for item in listed if item is not None]
+    if any(map(_LONE_SURROGATE.search, texts)):
+        raise Unusable("not valid Unicode")
     return tuple(text for text in texts if text and text != "None")  # UltraFeedback writes "None" where it has none
 
 
@@ -263,9 +265,12 @@ def checks_of(row: dict[str, Any]) -> tuple[dict[str, Any], ...]:
     where `checks` or `kwargs` cannot be read.
     """
     own = row.get("checks")
+    if own is None:
+        return _ifeval(row)
     try:
         own = json.loads(own) if isinstance(own, str) else own
-    except ValueError:
+        canonical(own).encode()  # a table may hold dates, and JSON half a surrogate pair or NaN
+    except (ValueError, TypeError, RecursionError):
         own = ""
     if not isinstance(own, list | None) or not all(isinstance(check, dict) for check in own or ()):
         raise UnknownShape("`checks` is no list of checks", 'write [{"length": {"max_words": 100}}]')
@@ -283,7 +288,8 @@ def _ifeval(row: dict[str, Any]) -> tuple[dict[str, Any], ...]:
     arguments: Any = row.get("kwargs")
     try:
         ids, arguments = (json.loads(part) if isinstance(part, str) else part for part in (ids, arguments))
-    except ValueError:
+        canonical([ids, arguments]).encode()
+    except (ValueError, TypeError, RecursionError):
         ids = None
     whole = isinstance(ids, list) and isinstance(arguments, list) and len(ids) == len(arguments)
     if not whole or not all(isinstance(each, dict) for each in arguments):

@@ -41,7 +41,7 @@ class RatingLabel(Record):
     prompt_id: str
     candidate: str
     aspect: str
-    rating: Annotated[int, Field(strict=True)]
+    rating: Annotated[int, Field(strict=True, gt=-1_000_000, lt=1_000_000)]  # as of other files
     person: str = PERSON
 
 
