@@ -163,7 +163,7 @@ def evaluate(expression: str) -> float:
         raise ValueError(f"{expression!r} is not arithmetic")
 
     if len(expression) > MOST_EXPRESSION:
-        raise ValueError(f"{expression[:40]!r}... has more than {MOST_EXPRESSION} characters")
+        raise ValueError(f"{expression[:40]!r}... is not arithmetic of at most {MOST_EXPRESSION} characters")
     try:
         result = value(ast.parse(expression, mode="eval"))
         return float(result)  # a root of what is below zero is complex

@@ -7,10 +7,11 @@ is checked before it is decoded, and what was decoded before it becomes Python's
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from rlaif.errors import InputError
 from rlaif.files import MOST_RECORDED, opened, read_whole
@@ -22,11 +23,15 @@ Numbered = tuple[int, dict[str, Any]]
 
 BATCH = 64  # rows decoded at a time; fewer of columns with large values
 MOST_DECODED = 512_000_000  # bytes of such rows
+MOST_BYTES = 16_000_000  # of one text, as in files of lines
 MOST_VALUES = 100_000  # in the lists of one row, on the average of a row group
 # A file that holds more rows than that, and more rows than its bytes can tell apart, repeats a few without end.
 MANY_ROWS, ROWS_PER_BYTE = 1_000_000, 8
+# So does one whose rows together are so large, and so many times its size.
+MUCH_DECODED, MOST_DECODED_RATIO = 1_000_000_000, 1000
 # A column of a row group that unpacks to more than this, and so many times its size, was made to fill the memory.
-MOST_UNPACKED, MOST_RATIO = 256_000_000, 500
+MUCH_UNPACKED, MOST_UNPACKED_RATIO = 256_000_000, 500
+Decode = Callable[[Any], Any]
 
 
 def parquet(paths: Sequence[Path]) -> Iterator[Numbered]:
@@ -35,13 +40,13 @@ def parquet(paths: Sequence[Path]) -> Iterator[Numbered]:
 
     number = 0
     for path in paths:
-        with _reading(path, "Parquet") as file, pyarrow.parquet.ParquetFile(file) as table:
-            _check_columns(table.schema_arrow.names, path)
-            _check_rows(table.metadata.num_rows, file, path)
+        with _Columns(path, "Parquet") as columns, pyarrow.parquet.ParquetFile(columns.file) as table:
+            columns.check_names(table.schema_arrow.names)
+            columns.check_rows(table.metadata.num_rows)
             for group in range(table.num_row_groups):
-                rows = _check_group(table.metadata.row_group(group), path)
+                rows = columns.rows_at_a_time(table.metadata.row_group(group))
                 for batch in table.iter_batches(batch_size=rows, row_groups=[group]):
-                    for row in _python(batch, number, path):
+                    for row in columns.python(batch, number):
                         number += 1
                         yield number, row
 
@@ -52,61 +57,99 @@ def saved(folder: Path) -> Iterator[Numbered]:
 
     number = 0
     for path in _data_files(folder):
-        with _reading(path, "Arrow") as file, pyarrow.ipc.open_stream(file) as table:
-            _check_columns(table.schema.names, path)
+        with _Columns(path, "Arrow") as columns, pyarrow.ipc.open_stream(columns.file) as table:
+            columns.check_names(table.schema.names)
             decoders = {field.name: decode for field in table.schema if (decode := _json_in(field.type))}
             for batch in table:
-                _check_rows(batch.num_rows, file, path)
+                columns.check_rows(batch.num_rows)
                 for start in range(0, batch.num_rows, BATCH):
-                    for row in _python(batch.slice(start, BATCH), number, path):
+                    for row in columns.python(batch.slice(start, BATCH), number):
                         number += 1
-                        yield number, _with_json(row, decoders, number, path) if decoders else row
+                        yield number, columns.with_json(row, decoders, number) if decoders else row
 
 
-Decode = Callable[[Any], Any]
-
-
-def _with_json(row: dict[str, Any], decoders: Mapping[str, Decode], number: int, path: Path) -> dict[str, Any]:
-    """The row with those columns decoded that hold JSON as text."""
-    try:
-        return row | {name: decode(row[name]) for name, decode in decoders.items()}
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"row {number}: not valid JSON: {_reason(error)}", file=str(path)) from None
-
-
-class _reading:
-    """A file of columns, opened. What the library cannot read raises InputError."""
+class _Columns:
+    """A file of columns, opened: what the library cannot read of it, or what is too much, raises InputError."""
 
     def __init__(self, path: Path, kind: str) -> None:
-        self._path, self._kind = path, kind
+        self.path, self.kind = path, kind
+        self.decoded = 0  # bytes of its rows so far
 
-    def __enter__(self) -> BinaryIO:
+    def __enter__(self) -> _Columns:
         try:
-            self._file = opened(self._path)
+            self.file = opened(self.path)
         except OSError as error:
-            raise InputError(f"cannot be read: {error.strerror}", file=str(self._path)) from None
-        return self._file
+            raise InputError(f"cannot be read: {error.strerror}", file=str(self.path)) from None
+        self.size = os.fstat(self.file.fileno()).st_size
+        return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         import pyarrow
 
-        self._file.close()
+        self.file.close()
         # Damaged bytes give errors of every kind.
         if isinstance(error, pyarrow.ArrowException | OSError | ValueError | LookupError | TypeError | OverflowError):
-            problem = f"not readable as {self._kind}: {_reason(error)}"
-            raise InputError(problem, file=str(self._path), fix="copy or download it again") from None
+            raise self.error(f"not readable as {self.kind}: {_reason(error)}", "copy or download it again") from None
         if isinstance(error, MemoryError):
-            problem = f"not readable as {self._kind}: a part of it is larger than the memory"
-            raise InputError(problem, file=str(self._path)) from None
+            raise self.error(f"not readable as {self.kind}: a part of it is larger than the memory") from None
 
+    def error(self, problem: str, fix: str | None = None) -> InputError:
+        return InputError(problem, file=str(self.path), fix=fix)
 
-def _reason(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+    def check_names(self, names: Iterable[str]) -> None:
+        if (twice := repeated(names)) is not None:
+            raise self.error(f"two columns are called {twice[:40]!r}", "give each its own name")
 
+    def check_rows(self, count: int) -> None:
+        if count > max(MANY_ROWS, self.size * ROWS_PER_BYTE):
+            problem = f"{count:,} rows in {self.size:,} bytes: more than {ROWS_PER_BYTE} a byte, so they repeat a few"
+            raise self.error(problem, "keep each row once")
 
-def _check_columns(names: Iterable[str], path: Path) -> None:
-    if (twice := repeated(names)) is not None:
-        raise InputError(f"two columns are called {twice[:40]!r}", file=str(path), fix="give each its own name")
+    def rows_at_a_time(self, group: Any) -> int:
+        """How many rows of a row group to decode at a time, by the largest value that it can hold."""
+        largest = 1
+        for chunk in map(group.column, range(group.num_columns)):
+            unpacked, packed = chunk.total_uncompressed_size, max(1, chunk.total_compressed_size)
+            largest, name = max(largest, unpacked), chunk.path_in_schema[:80]
+            if unpacked > max(MUCH_UNPACKED, packed * MOST_UNPACKED_RATIO):
+                problem = (
+                    f"the column {name!r} unpacks to {unpacked:,} bytes, more than {MOST_UNPACKED_RATIO} times its size"
+                )
+                raise self.error(problem, "write it again in smaller row groups")
+            if chunk.num_values > max(1, group.num_rows) * MOST_VALUES:
+                raise self.error(f"the column {name!r} has more than {MOST_VALUES:,} values a row")
+        return min(BATCH, max(16, MOST_DECODED // largest))
+
+    def python(self, batch: pyarrow.RecordBatch, before: int) -> list[dict[str, Any]]:
+        """The rows of a batch; `before` rows of the data set came earlier."""
+        import pyarrow.compute
+
+        last = before + batch.num_rows
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            size, longest = _decoded(column, pyarrow)
+            self.decoded += size
+            if longest > MOST_BYTES:
+                raise self.error(f"the column {name[:40]!r} has a text of {longest:,} bytes, more than {MOST_BYTES:,}")
+            if size > MOST_DECODED:
+                much = f"more than {MOST_DECODED // 1_000_000} MB in {batch.num_rows} rows, up to row {last:,}"
+                raise self.error(f"the column {name[:40]!r} has {much}")
+        if self.decoded > max(MUCH_DECODED, self.size * MOST_DECODED_RATIO):
+            times = f"more than {MOST_DECODED_RATIO:,} times its {self.size:,} bytes, so they repeat a few"
+            raise self.error(f"its rows are {self.decoded:,} bytes up to row {last:,}, {times}", "keep each row once")
+        try:
+            rows: list[dict[str, Any]] = batch.to_pylist()
+        except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
+            row, name, reason = _unreadable(batch, error)
+            problem = f"row {before + row}: the column {name[:40]!r} cannot be read: {reason}"
+            raise self.error(problem, "correct the value, or leave the column out") from None
+        return rows
+
+    def with_json(self, row: dict[str, Any], decoders: Mapping[str, Decode], number: int) -> dict[str, Any]:
+        """The row with those columns decoded that hold JSON as text."""
+        try:
+            return row | {name: decode(row[name]) for name, decode in decoders.items()}
+        except (ValueError, RecursionError) as error:
+            raise self.error(f"row {number}: not valid JSON: {_reason(error)}") from None
 
 
 def repeated(names: Iterable[str]) -> str | None:
@@ -114,50 +157,8 @@ def repeated(names: Iterable[str]) -> str | None:
     return next((name for name, times in Counter(names).items() if times > 1), None)
 
 
-def _check_rows(count: int, file: BinaryIO, path: Path) -> None:
-    here = file.tell()
-    size = file.seek(0, 2)
-    file.seek(here)
-    if count > max(MANY_ROWS, size * ROWS_PER_BYTE):
-        problem = f"{count:,} rows in {size:,} bytes: more than {ROWS_PER_BYTE} a byte, so they repeat a few"
-        raise InputError(problem, file=str(path), fix="keep each row once")
-
-
-def _check_group(group: Any, path: Path) -> int:
-    """How many rows of a row group to decode at a time, by the largest value that it can hold."""
-    largest = 1
-    for chunk in map(group.column, range(group.num_columns)):
-        unpacked, packed = chunk.total_uncompressed_size, max(1, chunk.total_compressed_size)
-        largest = max(largest, unpacked)
-        if unpacked > MOST_UNPACKED and unpacked > packed * MOST_RATIO:
-            raise InputError(
-                f"the column {chunk.path_in_schema[:80]!r} unpacks to {unpacked:,} bytes, more than {MOST_RATIO} times "
-                f"its size",
-                file=str(path),
-                fix="write it again in smaller row groups",
-            )
-        if chunk.num_values > max(1, group.num_rows) * MOST_VALUES:
-            problem = f"the column {chunk.path_in_schema[:80]!r} has more than {MOST_VALUES:,} values a row"
-            raise InputError(problem, file=str(path))
-    return min(BATCH, max(16, MOST_DECODED // largest))
-
-
-def _python(batch: pyarrow.RecordBatch, before: int, path: Path) -> list[dict[str, Any]]:
-    """The rows of a batch; `before` rows of the data set came earlier."""
-    import pyarrow.compute
-
-    for name, column in zip(batch.schema.names, batch.columns, strict=True):
-        if _decoded(column, pyarrow) > MOST_DECODED:
-            size, last = f"more than {MOST_DECODED // 1_000_000} MB", before + batch.num_rows
-            problem = f"the column {name[:40]!r} has {size} in {batch.num_rows} rows, up to row {last:,}"
-            raise InputError(problem, file=str(path), fix="is it the right file?")
-    try:
-        rows: list[dict[str, Any]] = batch.to_pylist()
-    except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
-        row, name, reason = _unreadable(batch, error)
-        problem = f"row {before + row}: the column {name[:40]!r} cannot be read: {reason}"
-        raise InputError(problem, file=str(path), fix="correct the value, or leave the column out") from None
-    return rows
+def _reason(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(".")
 
 
 def _unreadable(batch: pyarrow.RecordBatch, error: Exception) -> tuple[int, str, str]:
@@ -175,23 +176,25 @@ def _unreadable(batch: pyarrow.RecordBatch, error: Exception) -> tuple[int, str,
 VALUE_BYTES = 64  # of a small object and the place that holds it
 
 
-def _decoded(column: pyarrow.Array, arrow: Any) -> int:
-    """About how many bytes an array is as Python's objects."""
-    kind, types, total = column.type, arrow.types, len(column) * VALUE_BYTES
+def _decoded(column: pyarrow.Array, arrow: Any) -> tuple[int, int]:
+    """About how many bytes an array is as Python's objects, and those of its longest text."""
+    kind, types, own = column.type, arrow.types, len(column) * VALUE_BYTES
     if isinstance(kind, arrow.BaseExtensionType):
         return _decoded(column.storage, arrow)
     if types.is_dictionary(kind):
         lengths = _lengths(column.dictionary, arrow)
-        return total if lengths is None else total + _sum(lengths.take(column.indices), arrow)
-    if (lengths := _lengths(column, arrow)) is not None:
-        return total + _sum(lengths, arrow)
-    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
-        return total + _decoded(column.flatten(), arrow)
-    if types.is_struct(kind):
-        return total + sum(_decoded(part, arrow) for part in column.flatten())
-    if types.is_map(kind):
-        return total + _decoded(column.keys, arrow) + _decoded(column.items, arrow)
-    return total + int(column.nbytes)
+        parts = [] if lengths is None else [_sum_and_most(lengths.take(column.indices), arrow)]
+    elif (lengths := _lengths(column, arrow)) is not None:
+        parts = [_sum_and_most(lengths, arrow)]
+    elif types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        parts = [_decoded(column.flatten(), arrow)]
+    elif types.is_struct(kind):
+        parts = [_decoded(part, arrow) for part in column.flatten()]
+    elif types.is_map(kind):
+        parts = [_decoded(part, arrow) for part in (column.keys, column.items)]
+    else:
+        parts = [(int(column.nbytes), 0)]
+    return own + sum(size for size, _ in parts), max((longest for _, longest in parts), default=0)
 
 
 def _lengths(column: pyarrow.Array, arrow: Any) -> pyarrow.Array | None:
@@ -200,8 +203,8 @@ def _lengths(column: pyarrow.Array, arrow: Any) -> pyarrow.Array | None:
     return arrow.compute.binary_length(column) if column.type in kinds else None
 
 
-def _sum(lengths: pyarrow.Array, arrow: Any) -> int:
-    return int(arrow.compute.sum(lengths).as_py() or 0)
+def _sum_and_most(lengths: pyarrow.Array, arrow: Any) -> tuple[int, int]:
+    return int(arrow.compute.sum(lengths).as_py() or 0), int(arrow.compute.max(lengths).as_py() or 0)
 
 
 # ---------------------------------------------------------------- what `datasets` saves

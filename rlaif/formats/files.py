@@ -211,17 +211,14 @@ class _Values:
             except (ValueError, RecursionError) as error:
                 if len(self.text) - self.at > MOST_CHARACTERS:
                     raise self.error(f"the value has more than {MOST_CHARACTERS:,} characters") from None
+                json_error = error if isinstance(error, json.JSONDecodeError) else None
+                into = json_error.pos - self.at if json_error else 0  # of what is left, which `_more` moves
                 if not self._more():
-                    raise self._invalid(error) from None
+                    raise self.error(json_error.msg if json_error else str(error), self.at + into) from None
             else:
                 if end < len(self.text) or not self._more():  # a number may go on in the next part
                     self.at = end
                     return value
-
-    def _invalid(self, error: Exception) -> InputError:
-        if isinstance(error, json.JSONDecodeError):
-            return self.error(error.msg, error.pos)
-        return self.error(str(error))
 
     def error(self, problem: str, position: int | None = None) -> InputError:
         """An error about the text at a place of this part, by default the present one."""
