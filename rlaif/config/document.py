@@ -100,7 +100,9 @@ def load_value(text: str, path: str) -> tuple[Any, dict[Position, int]]:
         line = error.problem_mark.line + 1 if error.problem_mark else None
         scalar = isinstance(error, yaml.constructor.ConstructorError)
         fix = "put it in quotes if it is text" if scalar else "check indentation, quotes and brackets"
-        raise InputError(f"not valid YAML: {error.problem}", file=path, line=line, fix=fix) from None
+        problem = str(error.problem)  # it may quote the file
+        problem = problem if len(problem) < 200 else f"{problem[:197]}..."
+        raise InputError(f"not valid YAML: {problem}", file=path, line=line, fix=fix) from None
     except yaml.YAMLError as error:
         raise InputError(f"not valid YAML: {oneline(str(error))}", file=path) from None
     except (ValueError, OverflowError):  # PyYAML makes a character of any number

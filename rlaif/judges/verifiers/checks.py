@@ -201,6 +201,9 @@ class JSONSchema(Verifier):
             keywords = list(itertools.islice(_keywords(schema), MOST_KEYWORDS + 1))
             if len(keywords) > MOST_KEYWORDS:
                 raise ValueError(f"the JSON schema has more than {MOST_KEYWORDS:,} keywords")
+            for key, value in keywords:
+                if key == "pattern" and isinstance(value, str):
+                    check_pattern(value)
             jsonschema.Draft202012Validator.check_schema(schema)
         except jsonschema.SchemaError as error:
             path = "/".join(map(str, error.absolute_path)) or "its top"
@@ -208,8 +211,6 @@ class JSONSchema(Verifier):
         except RecursionError:
             raise ValueError("the JSON schema is nested too deeply") from None
         for key, value in keywords:
-            if key == "pattern" and isinstance(value, str):
-                check_pattern(value)
             if key == "patternProperties":
                 raise ValueError("`patternProperties` cannot be bounded in time: use `propertyNames` with a `pattern`")
             if key in ("$ref", "$dynamicRef") and not _resolves(value, schema):
@@ -243,7 +244,7 @@ class _OutOfTime(Exception):
 
 
 MOST_KEYWORDS = 10_000  # of a schema
-MOST_STEPS = 200_000  # keywords held against values, some seconds; a schema of 25 lines can ask for 2^25 of them
+MOST_STEPS = 50_000  # keywords held against values, a second or two; a schema of 25 lines can ask for 2^25 of them
 MOST_UNIQUE = 10_000  # items that must differ: where they have no order, each is compared with each
 
 
