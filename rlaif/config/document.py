@@ -57,6 +57,7 @@ COMMAND_LINE = "command line"
 # A pipeline of 5,000 stages has 50,000. Aliases of aliases write a file of a few lines that holds millions; a file that
 # holds that many takes a second to read.
 MOST_NODES = 100_000
+MOST_DEPTH = 100  # a JSON schema has some 20; pydantic writes no more than 255
 MOST_DIGITS = 1000  # of a number
 
 
@@ -171,6 +172,10 @@ def _collect_lines(
     if node in above:
         raise InputError(
             "the value contains itself", file=path, line=line, key=dotted(position), fix="remove the alias"
+        )
+    if len(above) > MOST_DEPTH:
+        raise InputError(
+            "the values are nested too deeply", file=path, line=line, fix=f"use at most {MOST_DEPTH} levels"
         )
     if len(lines) > MOST_NODES:
         raise InputError(

@@ -127,7 +127,8 @@ def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
-                problem = f"not valid JSON: {_json_problem(error)}"
+                at = f"{error.msg} at column {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else error
+                problem = f"not valid JSON: {at}"
                 raise InputError(problem, file=str(path), line=number, fix="put one object on each line") from None
             if not isinstance(row, dict):
                 raise InputError(f"expected an object, found {type(row).__name__}", file=str(path), line=number)
@@ -230,10 +231,6 @@ class _Values:
             line=self.line + before.count("\n"),
             fix="give a list of objects; a file with one object per line is called .jsonl",
         )
-
-
-def _json_problem(error: Exception) -> str:
-    return f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
 
 
 def _separated(path: Path, delimiter: str, quoting: Literal[0, 3]) -> Iterator[tuple[int, dict[str, Any]]]:

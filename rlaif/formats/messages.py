@@ -274,10 +274,20 @@ def checks_of(row: dict[str, Any]) -> tuple[dict[str, Any], ...]:
         own = ""
     if not isinstance(own, list | None) or not all(isinstance(check, dict) for check in own or ()):
         raise UnknownShape("`checks` is no list of checks", 'write [{"length": {"max_words": 100}}]')
+    if _is_deeper(own, MOST_DEPTH):
+        raise UnknownShape("`checks` is nested too deeply", f"use at most {MOST_DEPTH} lists and objects in each other")
     return (
         *({kind: about for kind, about in check.items() if about is not None} for check in own or ()),
         *_ifeval(row),
     )
+
+
+MOST_DEPTH = 100  # of what a record keeps as it stands; pydantic writes no more than 255
+
+
+def _is_deeper(value: Any, most: int) -> bool:
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return most < 0 or any(_is_deeper(part, most - 1) for part in parts)
 
 
 def _ifeval(row: dict[str, Any]) -> tuple[dict[str, Any], ...]:
@@ -292,7 +302,7 @@ def _ifeval(row: dict[str, Any]) -> tuple[dict[str, Any], ...]:
     except (ValueError, TypeError, RecursionError):
         ids = None
     whole = isinstance(ids, list) and isinstance(arguments, list) and len(ids) == len(arguments)
-    if not whole or not all(isinstance(each, dict) for each in arguments):
+    if not whole or not all(isinstance(each, dict) for each in arguments) or _is_deeper(arguments, MOST_DEPTH):
         raise UnknownShape("`kwargs` does not fit `instruction_id_list`", "give one object of arguments for each id")
     return tuple(
         {"ifeval": {"id": str(name), "kwargs": {key: value for key, value in each.items() if value is not None}}}
