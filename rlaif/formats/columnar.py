@@ -15,14 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 from rlaif.errors import InputError
 from rlaif.files import MOST_RECORDED, opened, read_whole
+from rlaif.formats.footer import Group, row_groups
 
 if TYPE_CHECKING:
     import pyarrow
 
 Numbered = tuple[int, dict[str, Any]]
 
-BATCH = 64  # rows decoded at a time; fewer of columns with large values
-MOST_DECODED = 512_000_000  # bytes of such rows
+BATCH = 256  # rows decoded at a time; fewer where they are large, or a value that is stored once may be
+MOST_OF_BATCH = 128_000_000  # bytes of them
+MOST_OF_ROW = 512_000_000  # bytes of one row, as Python's objects
 MOST_BYTES = 16_000_000  # of one text, as in files of lines
 MOST_VALUES = 100_000  # in the lists of one row, on the average of a row group
 # A file that holds more rows than that, and more rows than its bytes can tell apart, repeats a few without end.
@@ -30,7 +32,7 @@ MANY_ROWS, ROWS_PER_BYTE = 1_000_000, 8
 # So does one whose rows together are so large, and so many times its size.
 MUCH_DECODED, MOST_DECODED_RATIO = 1_000_000_000, 1000
 # A column of a row group that unpacks to more than this, and so many times its size, was made to fill the memory.
-MUCH_UNPACKED, MOST_UNPACKED_RATIO = 256_000_000, 500
+MUCH_UNPACKED, MOST_UNPACKED_RATIO = 256_000_000, 100
 Decode = Callable[[Any], Any]
 
 
@@ -43,9 +45,9 @@ def parquet(paths: Sequence[Path]) -> Iterator[Numbered]:
         with _Columns(path, "Parquet") as columns, pyarrow.parquet.ParquetFile(columns.file) as table:
             columns.check_names(table.schema_arrow.names)
             columns.check_rows(table.metadata.num_rows)
-            for group in range(table.num_row_groups):
-                rows = columns.rows_at_a_time(table.metadata.row_group(group))
-                for batch in table.iter_batches(batch_size=rows, row_groups=[group]):
+            for number_of_group, group in enumerate(row_groups(columns.file.fileno())):
+                rows = columns.rows_at_a_time(group)
+                for batch in table.iter_batches(batch_size=rows, row_groups=[number_of_group]):
                     for row in columns.python(batch, number):
                         number += 1
                         yield number, row
@@ -105,36 +107,39 @@ class _Columns:
             problem = f"{count:,} rows in {self.size:,} bytes: more than {ROWS_PER_BYTE} a byte, so they repeat a few"
             raise self.error(problem, "keep each row once")
 
-    def rows_at_a_time(self, group: Any) -> int:
-        """How many rows of a row group to decode at a time, by the largest value that it can hold."""
-        largest = 1
-        for chunk in map(group.column, range(group.num_columns)):
-            unpacked, packed = chunk.total_uncompressed_size, max(1, chunk.total_compressed_size)
-            largest, name = max(largest, unpacked), chunk.path_in_schema[:80]
-            if unpacked > max(MUCH_UNPACKED, packed * MOST_UNPACKED_RATIO):
-                problem = (
-                    f"the column {name!r} unpacks to {unpacked:,} bytes, more than {MOST_UNPACKED_RATIO} times its size"
-                )
-                raise self.error(problem, "write it again in smaller row groups")
-            if chunk.num_values > max(1, group.num_rows) * MOST_VALUES:
-                raise self.error(f"the column {name!r} has more than {MOST_VALUES:,} values a row")
-        return min(BATCH, max(16, MOST_DECODED // largest))
+    def rows_at_a_time(self, group: Group) -> int:
+        """How many rows of a row group to decode at a time, by their mean and by the largest value that may repeat."""
+        for chunk in group.chunks:
+            if chunk.unpacked > max(MUCH_UNPACKED, chunk.packed * MOST_UNPACKED_RATIO):
+                large = f"unpacks to {chunk.unpacked:,} bytes, over {MOST_UNPACKED_RATIO} times its size"
+                raise self.error(f"the column {chunk.name[:80]!r} {large}", "write it again in smaller row groups")
+            if chunk.values > max(1, group.rows) * MOST_VALUES:
+                raise self.error(f"the column {chunk.name[:80]!r} has more than {MOST_VALUES:,} values a row")
+        mean = sum(chunk.unpacked for chunk in group.chunks) // max(1, group.rows)
+        largest = max((chunk.repeated for chunk in group.chunks), default=1)
+        return min(BATCH, max(1, MOST_OF_BATCH // max(1, mean, largest)))
 
-    def python(self, batch: pyarrow.RecordBatch, before: int) -> list[dict[str, Any]]:
+    def python(self, batch: pyarrow.RecordBatch, before: int) -> Iterator[dict[str, Any]]:
         """The rows of a batch; `before` rows of the data set came earlier."""
         import pyarrow.compute
 
-        last = before + batch.num_rows
+        total = 0
         for name, column in zip(batch.schema.names, batch.columns, strict=True):
             size, longest = _decoded(column, pyarrow)
-            self.decoded += size
+            total += size
             if longest > MOST_BYTES:
                 raise self.error(f"the column {name[:40]!r} has a text of {longest:,} bytes, more than {MOST_BYTES:,}")
-            if size > MOST_DECODED:
-                much = f"more than {MOST_DECODED // 1_000_000} MB in {batch.num_rows} rows, up to row {last:,}"
-                raise self.error(f"the column {name[:40]!r} has {much}")
+        if total > MOST_OF_BATCH and batch.num_rows > 1:
+            half = batch.num_rows // 2
+            yield from self.python(batch.slice(0, half), before)
+            yield from self.python(batch.slice(half), before + half)
+            return
+        if total > MOST_OF_ROW:
+            raise self.error(f"row {before + 1} has more than {MOST_OF_ROW // 1_000_000} MB")
+        self.decoded += total
         if self.decoded > max(MUCH_DECODED, self.size * MOST_DECODED_RATIO):
             times = f"more than {MOST_DECODED_RATIO:,} times its {self.size:,} bytes, so they repeat a few"
+            last = before + batch.num_rows
             raise self.error(f"its rows are {self.decoded:,} bytes up to row {last:,}, {times}", "keep each row once")
         try:
             rows: list[dict[str, Any]] = batch.to_pylist()
@@ -142,7 +147,7 @@ class _Columns:
             row, name, reason = _unreadable(batch, error)
             problem = f"row {before + row}: the column {name[:40]!r} cannot be read: {reason}"
             raise self.error(problem, "correct the value, or leave the column out") from None
-        return rows
+        yield from rows
 
     def with_json(self, row: dict[str, Any], decoders: Mapping[str, Decode], number: int) -> dict[str, Any]:
         """The row with those columns decoded that hold JSON as text."""

@@ -253,7 +253,7 @@ def reference_of(row: dict[str, Any]) -> tuple[str, ...]:
     if "turns" in row and not {"prompt", "messages"} & row.keys():
         listed = listed[:1]
     texts = [str(item).strip() for item in listed if item is not None]
-    if any(map(_LONE_SURROGATE.search, texts)):
+    if any(not text.isascii() and _LONE_SURROGATE.search(text) for text in texts):
         raise Unusable("not valid Unicode")
     return tuple(text for text in texts if text and text != "None")  # UltraFeedback writes "None" where it has none
 

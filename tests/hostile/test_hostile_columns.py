@@ -22,6 +22,7 @@ from inside import rlaif
 from rlaif.audits.goldset import read_gold
 from rlaif.errors import RlaifError
 from rlaif.formats import each_row, read_conversations, read_preferences, read_prompts
+from rlaif.formats.footer import row_groups
 from rlaif.judges.person import read_labels
 from rlaif.pipeline.spool import Spool
 from rlaif.records import Row
@@ -222,6 +223,39 @@ def test_a_flipped_bit_is_read_or_named(seed: int, tmp_path: Path) -> None:
             read_prompts(tmp_path / "x.parquet")
         except RlaifError as error:
             assert not WORDS_OF_LIBRARIES.search(str(error)) and "\n" not in str(error)
+
+
+@pytest.mark.parametrize("step", range(4))
+def test_a_footer_with_any_byte_changed_is_read_or_named(step: int, tmp_path: Path) -> None:
+    """The library ends the process over some of these where it is asked for what the footer says of a column."""
+    table = pyarrow.table({"prompt": ["a", "b"], "messages": [[{"role": "user", "content": "x"}]] * 2})
+    pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
+    whole = (tmp_path / "x.parquet").read_bytes()
+    begins = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    for at in range(begins + step, len(whole), 16):
+        (tmp_path / "x.parquet").write_bytes(whole[:at] + bytes([(whole[at] + 1) % 256]) + whole[at + 1 :])
+        try:
+            read_prompts(tmp_path / "x.parquet")
+        except RlaifError as error:
+            assert not WORDS_OF_LIBRARIES.search(str(error)) and "\n" not in str(error)
+
+
+def test_the_footer_is_read_as_the_library_reads_it(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"prompt {i}", "n": i, "messages": [{"role": "user", "content": "x"}] * (i % 3)} for i in range(500)
+    ]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "x.parquet", row_group_size=200)
+    theirs = pyarrow.parquet.ParquetFile(tmp_path / "x.parquet").metadata
+    with (tmp_path / "x.parquet").open("rb") as file:
+        ours = row_groups(file.fileno())
+    assert [group.rows for group in ours] == [200, 200, 100]
+    for number, group in enumerate(ours):
+        chunks = map(theirs.row_group(number).column, range(theirs.num_columns))
+        for chunk, theirs_of_it in zip(group.chunks, chunks, strict=True):
+            assert chunk.name == theirs_of_it.path_in_schema and chunk.values == theirs_of_it.num_values
+            assert chunk.unpacked == theirs_of_it.total_uncompressed_size
+            assert chunk.packed == theirs_of_it.total_compressed_size
+            assert (chunk.repeated > 1) == (theirs_of_it.physical_type == "BYTE_ARRAY")
 
 
 # ---------------------------------------------------------------- lines of JSON

@@ -467,6 +467,20 @@ def a_dictionary(path: Path) -> None:
     parquet(path, {"prompt": text}, compression="zstd")
 
 
+def a_large_one(path: Path) -> None:
+    """One text of 200 MB, a thousand times."""
+    text = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 1000, pyarrow.int32()), ["a" * 200_000_000])
+    parquet(path, {"prompt": text}, compression="zstd")
+
+
+def prefixes(path: Path) -> None:
+    """One text of 2 MB, 500 times, each the one before it and no more: large, but not past reading."""
+    table = pyarrow.table({"prompt": ["a" * 2_000_000] * 500})
+    pyarrow.parquet.write_table(
+        table, path, compression="zstd", use_dictionary=False, column_encoding={"prompt": "DELTA_BYTE_ARRAY"}
+    )
+
+
 def a_smaller(path: Path) -> None:
     """One text of 10 MB, a thousand times."""
     text = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 1000, pyarrow.int32()), ["a" * 10_000_000])
@@ -501,8 +515,10 @@ WORST: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "one text of 20 MB in each row": ("x.parquet", a_dictionary, "has a text of 20,000,000 bytes"),
     "10^8 texts in one row": ("x.parquet", a_long_list, "more than 100,000 values a row"),
     "10^8 rows of one text": ("x.parquet", many_rows, "100,000,000 rows in .* so they repeat a few"),
+    "one text of 200 MB in each row": ("x.parquet", a_large_one, "has a text of 200,000,000 bytes"),
+    "one text of 2 MB, each after the other": ("x.parquet", prefixes, "^$"),
     "one text of 10 MB in each row": ("x.parquet", a_smaller, "so they repeat a few"),
-    "one text of 600 MB": ("x.parquet", a_page, "unpacks to 600,0.* bytes, more than 500 times its size"),
+    "one text of 600 MB": ("x.parquet", a_page, "unpacks to 600,0.* bytes, over 100 times its size"),
 }
 
 
@@ -512,7 +528,7 @@ def test_the_worst_stay_under_a_gigabyte(what: str, tmp_path: Path) -> None:
     name, make, words = WORST[what]
     make(tmp_path / name)
     said, memory = apart(READ.format(path=name), tmp_path)
-    assert said.startswith("InputError") and re.search(words, said), said
+    assert re.search(words, said) and (said.startswith("InputError") or not said), said
     assert memory < 1000
 
 
