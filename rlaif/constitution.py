@@ -23,7 +23,7 @@ class Principle(Settings):
     critique: Text
     revision: Text
     comparison: Text
-    weight: float = Field(default=1.0, gt=0)
+    weight: float = Field(default=1.0, gt=0, le=1_000_000)
 
 
 class Constitution(Settings):

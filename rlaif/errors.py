@@ -11,7 +11,7 @@ RlaifError
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -82,7 +82,55 @@ class StoreError(WorkError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`did you mean ...` with the closest known names, or the whole list when none is close."""
+    """`did you mean ...` with the closest known names, or the whole list, if it is short, when none is close."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
-    return f"did you mean {' or '.join(f'`{c}`' for c in close)}?" if close else f"use one of {', '.join(known)}"
+    if close:
+        return f"did you mean {' or '.join(f'`{c}`' for c in close)}?"
+    return f"use one of {', '.join(known[:MOST_NAMED] + ['...'] * (len(known) > MOST_NAMED))}"
+
+
+MOST_NAMED = 60
+
+
+def plainly(detail: Mapping[str, Any]) -> str:
+    """What one of the details of a pydantic error says, in plain words; an error of our own keeps its own."""
+    kind: str = detail["type"]
+    if kind == "value_error":
+        return str(detail["msg"]).removeprefix("Value error, ")
+    numbers = {
+        name: f"{value:.15g}" if isinstance(value, float) else value for name, value in detail.get("ctx", {}).items()
+    }
+    return _PLAINLY.get(kind, "expected a value of another kind").format_map(numbers)
+
+
+# By pydantic's names of its errors. Numbers of `ctx` are filled in.
+_PLAINLY = {
+    **dict.fromkeys(("dict_type", "mapping_type", "model_type", "model_attributes_type"), "expected keys and values"),
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "expected an integer"),
+    **dict.fromkeys(("float_type", "float_parsing"), "expected a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "expected true or false"),
+    **dict.fromkeys(("tuple_type", "list_type", "set_type", "frozen_set_type"), "expected a list"),
+    **dict.fromkeys(("string_type", "string_sub_type"), "expected text"),
+    "int_parsing_size": "expected an integer with fewer digits",
+    "string_unicode": "expected text in Unicode",
+    "finite_number": "expected a finite number",
+    "missing": "the key is missing",
+    "extra_forbidden": "unknown key",
+    "invalid_key": "expected a key that is text",
+    "none_required": "expected nothing",
+    "literal_error": "expected {expected}",
+    "greater_than": "expected a number greater than {gt}",
+    "greater_than_equal": "expected a number greater than or equal to {ge}",
+    "less_than": "expected a number less than {lt}",
+    "less_than_equal": "expected a number less than or equal to {le}",
+    "string_too_short": "expected some text",
+    "string_too_long": "expected a text of at most {max_length} characters",
+    "string_pattern_mismatch": (
+        "expected letters, digits, '.', '_' or '-', 100 at most, the first a letter or digit"  # the one pattern of ours
+    ),
+    "too_short": "expected more items",
+    "too_long": "expected fewer items",
+    "json_invalid": "not valid JSON",
+    "recursion_loop": "the value contains itself",
+}

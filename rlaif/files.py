@@ -1,6 +1,7 @@
-"""Files that are written whole or not at all, read where they exist, and locked against another process.
+"""Files: the one door by which they are opened, written whole or not at all, and locked against another process.
 
-What is opened here is a regular file: nothing waits for the other end of a pipe, nothing is written through a link.
+A path may come from a stranger: nothing waits for the other end of a pipe or reads a device without an end, and nothing
+is written through a link.
 """
 
 from __future__ import annotations
@@ -14,17 +15,28 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
+# Of a file that a person writes: a pipeline, a rubric, a template. The largest that ship hold 60 KB.
+MOST_WRITTEN = 4_000_000
+# Of a record of a run or a training. As Python's objects, JSON of this size is some hundred MB at worst.
+MOST_RECORDED = 16_000_000
+
 
 def opened(path: Path) -> BinaryIO:
     """A regular file, opened to read bytes; never waits. Raises OSError for anything else, with the reason in words."""
-    _refuse_irregular(os.stat(path).st_mode)  # before it is opened: a device may act on that
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    return open(regular(path), "rb")
+
+
+def regular(path: Path, flags: int = os.O_RDONLY) -> int:
+    """A descriptor of a regular file. Raises OSError, at once for a pipe, a device or a folder."""
+    with suppress(FileNotFoundError):
+        _refuse_irregular(os.stat(path).st_mode)  # before it is opened: a device may act on that
+    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0o666)
     try:
         _refuse_irregular(os.fstat(descriptor).st_mode)  # another file may have taken its place
-        return open(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
         raise
+    return descriptor
 
 
 _IRREGULAR = {stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
@@ -46,7 +58,6 @@ def read_whole(path: Path, most: int) -> bytes:
     return data
 
 
-LARGEST = 16 * 2**20  # bytes of a record that is read whole; a manifest of 5,000 stages has about 5 MB
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # no room for another byte: of the disk, the user, or the file
 
 
@@ -68,20 +79,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def text_of(path: Path) -> str | None:
-    """The text of a file; None when it is missing, unreadable or larger than LARGEST."""
+    """The text of a file; None when it is missing, unreadable or too large."""
     try:
-        return read_record(path).decode("utf-8")
-    except (OSError, UnicodeDecodeError):
+        return read_whole(path, MOST_RECORDED).decode("utf-8")
+    except (OSError, ValueError):  # a path with a NUL is a ValueError
         return None
-
-
-def read_record(path: Path) -> bytes:
-    """The bytes of a regular file. Raises OSError, also for one larger than LARGEST."""
-    with open(regular(path), "rb") as file:
-        content = file.read(LARGEST + 1)
-    if len(content) > LARGEST:
-        raise OSError(errno.EFBIG, f"it is larger than {LARGEST // 2**20} MB", str(path))
-    return content
 
 
 def json_of(path: Path) -> dict[str, Any] | None:
@@ -92,15 +94,6 @@ def json_of(path: Path) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
-
-
-def regular(path: Path, flags: int = os.O_RDONLY) -> int:
-    """A descriptor of a regular file. Raises OSError, at once for a pipe, a device or a folder."""
-    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
-    return descriptor
 
 
 def new_file(path: Path) -> int:

@@ -7,15 +7,18 @@ checkout the content folders lie beside the package; in a wheel they are packed 
 from __future__ import annotations
 
 import difflib
+import itertools
 import shutil
 import unicodedata
 from pathlib import Path
 
 from rlaif.errors import InputError
+from rlaif.files import MOST_WRITTEN, read_whole
 
 PACKAGE = Path(__file__).parent
 SHIPPED = {"tiny": "", "gold": "audits"}  # folders that users do not edit, and where they lie in the package
 CONTENT = ("constitutions", "prompts", "pipelines")
+MOST_NAMES = 10_000  # of a folder's files, compared with a mistyped one: a second's work
 
 
 def bundled(first: str) -> Path | None:
@@ -77,15 +80,16 @@ def find(path: str, *, file: str | None = None, line: int | None = None, key: st
         if root is not None and (root / here).exists():
             return root / here
         problem, fix = f"there is no file or folder {_short(path)}", _suggestion(here, root)
-    except (OSError, RuntimeError, ValueError) as error:  # too long, not allowed, or `~` of an unknown user
+    except (OSError, RuntimeError, ValueError) as error:  # too long, not allowed, `~` of an unknown user, or with a NUL
         problem, fix = f"the path {_short(path)} cannot be used: {_reason(error)}", "name another file or folder"
     raise InputError(problem, file=file, line=line, key=key, fix=fix)
 
 
 def read_text(path: Path) -> str:
-    """The text of a file. Raises InputError when it cannot be read or is not UTF-8."""
+    """The text of a file that a person wrote. Raises InputError when it cannot be read, is too large or not UTF-8."""
     try:
-        return path.read_text(encoding="utf-8")
+        # As Python's text files: every kind of line end is a line feed.
+        return read_whole(path, MOST_WRITTEN).decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         raise InputError(f"not UTF-8 text (byte {error.start})", file=str(path), fix="save the file as UTF-8") from None
     except OSError as error:
@@ -105,7 +109,8 @@ def _reason(error: Exception) -> str:
 
 def _suggestion(path: Path, root: Path | None) -> str:
     folders = [folder for folder in (path.parent, root / path.parent if root else None) if folder and folder.is_dir()]
-    names = sorted({child.name for folder in folders for child in folder.iterdir() if not child.name.startswith(".")})
+    children = (child.name for folder in folders for child in itertools.islice(folder.iterdir(), MOST_NAMES))
+    names = sorted({name for name in children if not name.startswith(".")})
     close = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
     if close:
         return f"did you mean {' or '.join(repr(str(path.parent / name)) for name in close)}?"

@@ -13,6 +13,8 @@ from pydantic import BeforeValidator, Field, model_validator
 from rlaif.config import Name, Settings, Text, TextCheck, read_named_set, unchecked
 from rlaif.records import digest
 
+MOST_SCORES = 1_000_000
+
 
 class Scale(Settings):
     """The whole numbers a rating may be, both ends included."""
@@ -24,6 +26,8 @@ class Scale(Settings):
     def _rises(self) -> Scale:
         if self.low >= self.high:
             raise ValueError("`low` must be below `high`")
+        if self.high - self.low > MOST_SCORES:
+            raise ValueError(f"`high` must be at most {MOST_SCORES:,} above `low`")
         return self
 
 
@@ -36,7 +40,7 @@ class Aspect(Settings):
 
     id: Name
     description: Text
-    weight: float = Field(default=1.0, gt=0)
+    weight: float = Field(default=1.0, gt=0, le=1_000_000)
     scores: dict[int, Text] = {}
     na: bool = False  # whether the judge may say that the aspect does not apply
     types: dict[Code, Text] = {}  # what else the judge looks for, and names by these codes

@@ -211,7 +211,7 @@ def test_a_preference_file_is_read(tmp_path: Path) -> None:
         ({"wrose": "Six."}, "wrose", "did you mean `worse`?"),
         ({"better": "Five."}, None, "have the same text"),
         ({"better": " "}, "better", "the completion is empty"),
-        ({"better": None}, "better", "valid string"),
+        ({"better": None}, "better", "expected text"),
         ({"prompt": ""}, "prompt", "the prompt is empty"),
         ({"prompt": [{"role": "assistant", "content": "?"}]}, "prompt", "must end with a user turn"),
         ({"id": "one"}, "id", "used at line 1 too"),

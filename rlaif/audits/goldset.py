@@ -20,9 +20,10 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from rlaif.errors import InputError, nearest
+from rlaif.errors import InputError, nearest, plainly
 from rlaif.formats.files import Table, rows_of
 from rlaif.formats.reading import StatedPreference, read_preferences
+from rlaif.judges.verifiers.checks import PATTERN_SECONDS, check_pattern, searched
 from rlaif.records import Candidate, Completion, Prompt, Record, Row, digest
 from rlaif.resources import PACKAGE
 
@@ -63,10 +64,8 @@ class PairCheck(Record):
     @field_validator("matches")
     @classmethod
     def _compiles(cls, pattern: str | None) -> str | None:
-        try:
-            re.compile(pattern or "")
-        except re.error as error:
-            raise ValueError(f"not a regular expression ({error})") from None
+        if pattern is not None:
+            check_pattern(pattern)
         return pattern
 
     @field_validator("arithmetic")
@@ -101,10 +100,12 @@ class PairCheck(Record):
         broken += [f"without {part!r}" for part in self.contains if part.lower() not in lowered]
         broken += [f"with {part!r}" for part in self.lacks if part.lower() in lowered]
         broken += [f"{part!r} not {n} times" for part, n in self.counts.items() if text.count(part) != n]
+        matched = self.matches is None or searched(self.matches, text, whole=True)  # None where it timed out
         held = {
             f"does not start with {self.starts!r}": text.startswith(self.starts or ""),
             f"does not end with {self.ends!r}": text.endswith(self.ends or ""),
-            f"does not match {self.matches!r}": self.matches is None or re.fullmatch(self.matches, text) is not None,
+            f"does not match {self.matches!r}": matched is not False,
+            f"took more than {PATTERN_SECONDS:g} s to match {self.matches!r}": matched is not None,
             f"not in {self.case} case": self.case is None or text == getattr(text, self.case)(),
             "its lines are not sorted": not self.sorted_lines or lines == sorted(lines),
             f"not a JSON object with the keys {self.keys}": self.keys is None or _keys(text) == set(self.keys),
@@ -127,7 +128,7 @@ def sentences(text: str) -> list[str]:
 def _keys(text: str) -> set[str] | None:
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return set(value) if isinstance(value, dict) else None
 
@@ -141,6 +142,9 @@ _OPERATORS: dict[type[ast.AST], Callable[[float, float], float]] = {
     ast.Mod: operator.mod,
     ast.Pow: operator.pow,
 }
+
+
+MOST_EXPRESSION = 1000
 
 
 def evaluate(expression: str) -> float:
@@ -158,6 +162,8 @@ def evaluate(expression: str) -> float:
                 return _OPERATORS[type(op)](value(left), value(right))
         raise ValueError(f"{expression!r} is not arithmetic")
 
+    if len(expression) > MOST_EXPRESSION:
+        raise ValueError(f"{expression[:40]!r}... is not arithmetic of at most {MOST_EXPRESSION} characters")
     try:
         result = value(ast.parse(expression, mode="eval"))
         return float(result)  # a root of what is below zero is complex
@@ -300,7 +306,7 @@ def _wrong(table: Table, number: int, error: ValidationError) -> InputError:
     first = error.errors(include_url=False)[0]
     parts = [str(part) for part in first["loc"]]
     key = ".".join(parts) or None
-    message = first["msg"].removeprefix("Value error, ")
+    message = plainly(first)
     model: type[Record] = PairCheck if parts[:1] == ["check"] else GoldPair
     if first["type"] == "extra_forbidden":
         return table.error(number, "unknown key", nearest(parts[-1], model.model_fields), key=key)

@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 
-from rlaif.errors import InputError, nearest
+from rlaif.errors import InputError, nearest, plainly
 from rlaif.records import oneline
 from rlaif.resources import find, read_text
 
@@ -54,11 +54,15 @@ class Document:
 
 
 COMMAND_LINE = "command line"
-MOST_NODES = 100_000  # aliases of aliases write a file of a few lines that holds millions of values
+# A pipeline of 5,000 stages has 50,000. Aliases of aliases write a file of a few lines that holds millions; a file that
+# holds that many takes a second to read.
+MOST_NODES = 100_000
+MOST_DEPTH = 100  # a JSON schema has some 20; pydantic writes no more than 255
+MOST_DIGITS = 1000  # of a number
 
 
 def dotted(position: Position) -> str:
-    return ".".join(str(part) for part in position)
+    return ".".join(part if len(part) <= 100 else f"{part[:97]}..." for part in map(str, position))
 
 
 def read_yaml(path: Path) -> Document:
@@ -75,6 +79,7 @@ def load_value(text: str, path: str) -> tuple[Any, dict[Position, int]]:
     Raises InputError for text that is not YAML, that repeats a key, or that is too large or too deep.
     """
     lines: dict[Position, int] = {}
+    loader: _Loader | None = None
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
@@ -82,29 +87,74 @@ def load_value(text: str, path: str) -> tuple[Any, dict[Position, int]]:
             return None, lines
         _collect_lines(node, (), lines, path)
         return _unshared(loader.construct_document(node)), lines
+    except _TooMany as error:
+        fix = "use fewer; prompts and other rows are read from files of data"
+        raise InputError(f"too many values (more than {MOST_NODES:,})", file=path, line=error.line, fix=fix) from None
+    except yaml.reader.ReaderError as error:
+        raise InputError(
+            f"not valid YAML: the character U+{ord(text[error.position]):04X} is not allowed",
+            file=path,
+            line=text.count("\n", 0, error.position) + 1,
+            fix="remove it, or write it as an escape in double quotes",
+        ) from None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else None
         scalar = isinstance(error, yaml.constructor.ConstructorError)
         fix = "put it in quotes if it is text" if scalar else "check indentation, quotes and brackets"
-        raise InputError(f"not valid YAML: {error.problem}", file=path, line=line, fix=fix) from None
+        problem = str(error.problem)  # it may quote the file
+        problem = problem if len(problem) < 200 else f"{problem[:197]}..."
+        raise InputError(f"not valid YAML: {problem}", file=path, line=line, fix=fix) from None
     except yaml.YAMLError as error:
         raise InputError(f"not valid YAML: {oneline(str(error))}", file=path) from None
+    except (ValueError, OverflowError):  # PyYAML makes a character of any number
+        where = loader.line + 1 if loader is not None else None
+        raise InputError("not valid YAML: an escape names no character", file=path, line=where) from None
     except RecursionError:
         raise InputError("the values are nested too deeply", file=path, fix="no setting needs it") from None
 
 
+class _TooMany(Exception):
+    """A text holds more values than any file needs."""
+
+    def __init__(self, line: int) -> None:
+        super().__init__(line)
+        self.line = line
+
+
 class _Loader(yaml.SafeLoader):
-    """Also reports scalars that only look like a date, a number or a truth value: PyYAML raises Python's own errors."""
+    """Stops at too many values while it reads them. Values are text, numbers, lists and mappings.
+
+    Also reports scalars that only look like a date, a number or a truth value: PyYAML raises Python's own errors.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.values = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self.values += index is not None  # a key has none
+        if self.values > MOST_NODES:
+            raise _TooMany(self.line + 1)
+        return super().compose_node(parent, index)
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        if node.tag in _UNUSED:
+            problem = f"{node.tag.rpartition(':')[2]!r} is no type of value here"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
         try:
+            if node.tag in _NUMBERS and len(node.value) > MOST_DIGITS:
+                raise ValueError  # one in base 60 takes the square of its length
             value = super().construct_object(node, deep)
             if isinstance(value, int) and value.bit_length() > 64:
                 raise ValueError
         except (ValueError, LookupError, AttributeError):
-            problem = f"{shown(node.value)} is not a usable {node.tag.rpartition(':')[2]}"
+            problem = f"{shown(node.value)} is not a usable {node.tag.rpartition(':')[2][:80]}"
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
         return value
+
+
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+_UNUSED = {f"tag:yaml.org,2002:{kind}" for kind in ("binary", "set", "omap", "pairs")}  # no JSON holds their values
 
 
 def _unshared(value: Any) -> Any:
@@ -123,8 +173,14 @@ def _collect_lines(
         raise InputError(
             "the value contains itself", file=path, line=line, key=dotted(position), fix="remove the alias"
         )
+    if len(above) > MOST_DEPTH:
+        raise InputError(
+            "the values are nested too deeply", file=path, line=line, fix=f"use at most {MOST_DEPTH} levels"
+        )
     if len(lines) > MOST_NODES:
-        raise InputError("too many values", file=path, line=line, fix="use fewer aliases (`*`)")
+        raise InputError(
+            f"too many values (more than {MOST_NODES:,})", file=path, line=line, fix="use fewer aliases (`*`)"
+        )
     above = (*above, node)
     if isinstance(node, yaml.MappingNode):
         for key, child in node.value:
@@ -206,25 +262,13 @@ def _first_error(error: ValidationError, model: type[BaseModel], document: Docum
     if first["type"] == "extra_forbidden":
         known = _keys(_model_at(model, first["loc"][:-1]))
         return document.error("unknown key", wrong_at, nearest(str(first["loc"][-1]), known))
+    if first["type"] == "missing" and isinstance(first["loc"][-1], int):  # of a list of a certain length
+        return document.error("expected more items", wrong_at[:-1])
     if first["type"] == "missing":
         return document.error("the key is missing", wrong_at, f"add `{first['loc'][-1]}`")
     if first["type"] == "value_error":  # our own message; the value is left out, since it may be a secret
         return document.error(first["msg"].removeprefix("Value error, "), wrong_at)
-    message = _PLAIN.get(first["type"]) or first["msg"][0].lower() + first["msg"][1:]
-    return document.error(f"{message}, found {shown(first['input'])}", wrong_at)
-
-
-_PLAIN = {
-    "dict_type": "expected keys and values",
-    "model_type": "expected keys and values",
-    "invalid_key": "expected a key that is text",
-    "string_type": "expected text",
-    "string_too_short": "expected some text",
-    "string_pattern_mismatch": "expected letters, digits, '.', '_' or '-', 100 at most, the first a letter or digit",
-    "too_short": "expected more items",
-    "too_long": "expected fewer items",
-    "tuple_type": "expected a list",
-}
+    return document.error(f"{plainly(first)}, found {shown(first['input'])}", wrong_at)
 
 
 def _model_at(model: type[BaseModel], position: Sequence[str | int]) -> type[BaseModel]:

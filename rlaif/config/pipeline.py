@@ -6,7 +6,8 @@ Knows which stage may read which, not how a stage runs. Nothing runs before the 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rlaif.config.document import (
@@ -35,6 +36,9 @@ class Step:
 
     def __init__(self, number: int, name: str, stage: StageSettings, sources: Sequence[Step]) -> None:
         self.number, self.name, self.stage, self.sources = number, name, stage, tuple(sources)
+        source = self.source
+        # The step that sampled its rows' candidates; None without one.
+        self.sampled: Step | None = source and (source if source.stage.candidates is not None else source.sampled)
 
     @property
     def source(self) -> Step | None:
@@ -42,10 +46,15 @@ class Step:
         return self.sources[0] if self.sources else None
 
     def ancestors(self) -> Iterator[Step]:
-        """All upstream steps."""
-        for source in self.sources:
-            yield source
-            yield from source.ancestors()
+        """All upstream steps, each once, the nearest first along each of its sources."""
+        seen: set[Step] = set()
+        ahead = list(reversed(self.sources))
+        while ahead:
+            step = ahead.pop()
+            if step not in seen:
+                seen.add(step)
+                yield step
+                ahead.extend(reversed(step.sources))
 
     def line(self) -> Iterator[Step]:
         """The chain of its sources, the nearest first."""
@@ -53,11 +62,6 @@ class Step:
         while step is not None:
             yield step
             step = step.source
-
-    @property
-    def sampled(self) -> Step | None:
-        """The step that sampled its rows' candidates; None without one."""
-        return next((step for step in self.line() if step.stage.candidates is not None), None)
 
     def __repr__(self) -> str:
         return f"Step({self.number}, {self.name!r})"
@@ -138,7 +142,7 @@ def judging_pipeline(document: Document) -> Pipeline:
     models = _read_models(document)
     (kind, settings), position = next(iter(document.value["stages"][0].items())), ("stages", 0)
     stage = validated(STAGES[kind], settings, document, (*position, kind))
-    _check_models(stage, [], models, document, (*position, kind))
+    _check_models(stage, _Earlier(), models, document, (*position, kind))
     _check_files(stage, document, (*position, kind))
     return Pipeline(document, document.value["name"], 0, models, [Step(1, kind, stage, [])])
 
@@ -254,12 +258,17 @@ def _read_models(document: Document) -> dict[str, ModelSpec]:
     return models
 
 
+MOST_STAGES = 10_000  # each is checked against those before it; the largest pipeline that ships has 12
+
+
 def _read_steps(document: Document, models: dict[str, ModelSpec]) -> list[Step]:
     section = document.value.get("stages")
     if not isinstance(section, list) or not section:
         raise document.error("expected a list of stages", ("stages",), f"a stage is one of {', '.join(STAGES)}")
-    steps: list[Step] = []
-    names = _step_names(section)
+    if len(section) > MOST_STAGES:
+        problem = f"expected at most {MOST_STAGES:,} stages, found {len(section):,}"
+        raise document.error(problem, ("stages", MOST_STAGES), "make several pipelines of it")
+    names, earlier = _step_names(section), _Earlier()
     for index, item in enumerate(section):
         position: Position = ("stages", index)
         if not isinstance(item, dict) or len(item) != 1:
@@ -269,58 +278,83 @@ def _read_steps(document: Document, models: dict[str, ModelSpec]) -> list[Step]:
             raise document.error(f"unknown stage {kind!r}", (*position, kind), nearest(kind, STAGES))
         position = (*position, kind)
         stage = validated(STAGES[kind], item[kind], document, position)
-        if names[index] in names[:index]:
+        if names[index] in earlier.by_name:
             raise document.error(f"two stages are called {names[index]!r}", position, "give each its own `name`")
-        _check_models(stage, steps, models, document, position)
-        step = Step(index + 1, names[index], stage, _sources(stage, steps, document, position))
-        _check_sense(step, steps, models, document, position)
+        _check_models(stage, earlier, models, document, position)
+        step = Step(index + 1, names[index], stage, _sources(stage, earlier, document, position))
+        _check_sense(step, earlier, models, document, position)
         _check_files(stage, document, position)
-        steps.append(step)
-    return steps
+        earlier.add(step)
+    return list(earlier.by_name.values())
+
+
+class _Earlier:
+    """The steps before one, by what is asked of them: a pipeline may have thousands."""
+
+    def __init__(self) -> None:
+        self.by_name: dict[str, Step] = {}  # in their order
+        self.by_kind: dict[str, list[Step]] = {}
+        self.trained: dict[str, bool] = {}  # the models that they make, and whether each scores
+        self.sampled = False  # whether any samples
+
+    def add(self, step: Step) -> None:
+        self.by_name[step.name] = step
+        self.by_kind.setdefault(step.stage.kind, []).append(step)
+        self.sampled = self.sampled or bool(step.stage.candidates)
+        if step.stage.model_made is not None:
+            self.trained[step.stage.model_made] = step.stage.model_scores
+
+    def of_kinds(self, kinds: Iterable[str]) -> list[Step]:
+        """The steps of any of these kinds, in their order."""
+        return sorted((step for kind in kinds for step in self.by_kind.get(kind, ())), key=lambda step: step.number)
+
+    def nearest(self, kinds: Iterable[str]) -> Step | None:
+        """The last step of any of these kinds."""
+        last = (self.by_kind[kind][-1] for kind in kinds if kind in self.by_kind)
+        return max(last, key=lambda step: step.number, default=None)
 
 
 def _step_names(section: list[Any]) -> list[str]:
     """Each stage's name in files, logs and overrides: its `name`, or its kind and number."""
     names: list[str] = []
-    kinds: list[str] = []
+    kinds: Counter[str] = Counter()
     for item in section:
         kind, settings = next(iter(item.items()), ("", None)) if isinstance(item, dict) else ("", None)
-        kinds.append(str(kind))
+        kinds[str(kind)] += 1
         given = STAGES[kind].name_in(settings) if isinstance(kind, str) and kind in STAGES else None
-        number = kinds.count(str(kind))
+        number = kinds[str(kind)]
         names.append(str(given) if given is not None else f"{kind}-{number}" if number > 1 else str(kind))
     return names
 
 
 def _check_sense(
-    step: Step, earlier: list[Step], models: dict[str, ModelSpec], document: Document, position: Position
+    step: Step, earlier: _Earlier, models: dict[str, ModelSpec], document: Document, position: Position
 ) -> None:
     """Raise InputError for a stage that does not fit its pipeline."""
     stage = step.stage
-    before = next((s for s in earlier if stage.once and s.stage.kind == stage.kind), None)
-    if before is not None:
+    if stage.once and (before := earlier.nearest([stage.kind])) is not None:
         raise document.error(
             f"a run has one report, which the stage {before.name!r} writes",
             position,
             "name all its models in one stage",
         )
-    rests_on = [Rest(ancestor.name, ancestor.stage) for ancestor in step.ancestors()]
+    rests_on = (Rest(ancestor.name, ancestor.stage) for ancestor in step.ancestors())
     sampled = Rest(step.sampled.name, step.sampled.stage) if step.sampled else None
     if sense := stage.check(rests_on, sampled, models):
         raise document.error(sense.problem, (*position, *sense.key), sense.fix)
-    if stage.model_made is not None and stage.model_made in {*models, *(s.stage.model_made for s in earlier)}:
+    if stage.model_made is not None and (stage.model_made in models or stage.model_made in earlier.trained):
         key = (*stage.source_key[:-1], "name")
         raise document.error(f"there is already a model called {stage.model_made!r}", (*position, *key))
 
 
 def _check_models(
-    stage: StageSettings, earlier: list[Step], models: dict[str, ModelSpec], document: Document, position: Position
+    stage: StageSettings, earlier: _Earlier, models: dict[str, ModelSpec], document: Document, position: Position
 ) -> None:
     """Raise InputError for a model that is not in `models:` or trained earlier, or is used in the wrong role.
 
     A reward model scores and does not generate; any other model generates and does not score.
     """
-    trained = {s.stage.model_made: s.stage.model_scores for s in earlier if s.stage.model_made is not None}
+    trained = earlier.trained
     for model, key, role in stage.models_used():
         if model not in models and model not in trained:
             raise document.error(f"unknown model {model!r}", (*position, *key), nearest(model, {*models, *trained}))
@@ -333,34 +367,32 @@ def _check_models(
             raise document.error(f"{model!r} is a reward model and does not generate", (*position, *key), fix)
 
 
-def _sources(stage: StageSettings, steps: list[Step], document: Document, position: Position) -> list[Step]:
+def _sources(stage: StageSettings, earlier: _Earlier, document: Document, position: Position) -> list[Step]:
     """The earlier steps that this stage reads: those it names, else the nearest of the right kind."""
     reads, wanted, key = stage.kinds_read, stage.sources_named, (*position, *stage.source_key)
     if not reads:
         if wanted:
             raise document.error(f"a {stage.kind} stage reads no other stage", key, "remove `from`")
         return []
-    fitting = [step for step in steps if step.stage.kind in reads]
     kinds = " or ".join(reads)
     if not wanted:
+        nearest_step = earlier.nearest(reads)
         if stage.needs_fresh:  # a pipeline that samples judges its samples, not a file of demonstrations
-            made = [step for step in fitting if not step.stage.from_file]
-            fitting = made if made or any(step.stage.candidates for step in steps) else fitting
-        if not fitting:
+            made = earlier.nearest(kind for kind in reads if not STAGES[kind].from_file)
+            nearest_step = made if made is not None or earlier.sampled else nearest_step
+        if nearest_step is None:
             first = next((kind for kind in reads if not STAGES[kind].from_file), reads[0])
             raise document.error(
                 f"no earlier stage of kind {kinds} to read from", key, f"put a `{first}` stage before it"
             )
-        return fitting[-1:]
+        return [nearest_step]
     chosen = []
     for name in wanted:
-        step = next((step for step in fitting if step.name == name), None)
-        if step is None:
-            raise document.error(
-                f"no earlier stage of kind {kinds} is called {name!r}",
-                key,
-                nearest(name, [s.name for s in fitting]) if fitting else None,
-            )
+        step = earlier.by_name.get(name)
+        if step is None or step.stage.kind not in reads:
+            fitting = [s.name for s in earlier.of_kinds(reads)]
+            problem = f"no earlier stage of kind {kinds} is called {name!r}"
+            raise document.error(problem, key, nearest(name, fitting) if fitting else None)
         chosen.append(step)
     if len({step.name for step in chosen}) < len(chosen):
         raise document.error("a stage is named twice", key, "name each once")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import BeforeValidator, Field, create_model, model_validator
@@ -103,7 +103,7 @@ class StageSettings(Settings):
         """Whether the model that it trains has a reward head and does not generate."""
         return False
 
-    def check(self, rests_on: Sequence[Rest], sampled: Rest | None, models: Mapping[str, Any]) -> Sense | None:
+    def check(self, rests_on: Iterable[Rest], sampled: Rest | None, models: Mapping[str, Any]) -> Sense | None:
         """The stage's problem given its upstream stages, the nearest first, and `models` of the file; None without one.
 
         `sampled` is the stage that sampled the candidates of its rows.
@@ -370,7 +370,7 @@ class CompareStage(StageSettings):
     jury: Annotated[tuple[Name, ...], Field(min_length=2)] | None = None
     combine: Literal["mean", "majority"] = "mean"  # of a jury: mean likelihood, or majority verdict
     weights: dict[
-        Name, Annotated[float, Field(gt=0)]
+        Name, Annotated[float, Field(gt=0, le=1_000_000)]
     ] = {}  # of the jury's members; `rlaif audit` fits them on gold pairs
     constitution: str
     template: str = "prompts/compare.jinja"
@@ -553,11 +553,12 @@ class PairStage(StageSettings):
     def kinds_read(self) -> tuple[str, ...]:
         return ("compare", "person", "data") if self.rule == "compared" else self.reads
 
-    def check(self, rests_on: Sequence[Rest], sampled: Rest | None, models: Mapping[str, Any]) -> Sense | None:
+    def check(self, rests_on: Iterable[Rest], sampled: Rest | None, models: Mapping[str, Any]) -> Sense | None:
         if sampled is not None and sampled.stage.candidates == 1:
             problem = f"a pair needs two candidates, and the stage {sampled.name!r} gives each prompt one"
             return Sense(problem, (), "raise its `per_prompt`, or add a model there")
-        if self.min_margin > 1 and rests_on and rests_on[0].stage.kind == "compare":
+        nearest = next(iter(rests_on), None)
+        if self.min_margin > 1 and nearest is not None and nearest.stage.kind == "compare":
             problem = f"a margin of {self.min_margin:g} is more than two probabilities can differ"
             return Sense(problem, ("min_margin",), "give a number up to 1")
         return None
@@ -618,7 +619,7 @@ class _TrainStage(StageSettings):
     def model_scores(self) -> bool:
         return self.trainer.scores
 
-    def check(self, rests_on: Sequence[Rest], sampled: Rest | None, models: Mapping[str, Any]) -> Sense | None:
+    def check(self, rests_on: Iterable[Rest], sampled: Rest | None, models: Mapping[str, Any]) -> Sense | None:
         if isinstance(models.get(self.trainer.base), OpenAIModel):
             fix = "give a base whose engine is `transformers` or `vllm`"
             return Sense("a model on a server cannot be trained here", (self.method, "base"), fix)
@@ -651,7 +652,7 @@ class BestOf(Settings):
     """The completion of n with the highest reward, measured like a model."""
 
     model: Name
-    n: int = Field(default=4, gt=1)
+    n: int = Field(default=4, gt=1, le=10_000)
 
     @property
     def name(self) -> str:

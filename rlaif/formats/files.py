@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import json
 import re
 import zlib
@@ -16,6 +17,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TextIO
 
 from rlaif.errors import InputError, WorkError
+from rlaif.files import opened
+from rlaif.formats import columnar
+from rlaif.records import writable
 
 
 class Table(NamedTuple):
@@ -33,7 +37,7 @@ class Table(NamedTuple):
 
 
 def names(row: Iterable[Any]) -> str:
-    names = [f"`{str(name)[:40]}`" for name in row]
+    names = [f"`{writable(str(name)[:40])}`" for name in row]
     return ", ".join(names[:12] + (["..."] if len(names) > 12 else [])) or "nothing"
 
 
@@ -53,39 +57,78 @@ def rows_of(path: Path) -> Table:
         # Tab-separated text has no quoting: a quotation mark is part of the text, as FLAN's files need.
         return Table(name, source, "line", _separated(path, "\t", csv.QUOTE_NONE))
     if path.suffix == ".parquet":
-        return Table(name, source, "row", _parquet([path]))
+        return Table(name, source, "row", columnar.parquet([path]))
     raise InputError(
         "unknown type of file", file=name, fix="use .jsonl, .json, .csv or .tsv (each also .gz), .parquet, or a folder"
     )
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[TextIO]:
-    """The file as text. Bytes that cannot be read raise InputError."""
+def _opened(path: Path) -> Iterator[_Lines]:
+    """The file as text, a line at a time. What cannot be read raises InputError."""
     try:
-        if path.suffix == ".gz":
-            with gzip.open(path, "rt", encoding="utf-8-sig", newline="") as file:
-                yield file
-        else:
-            with path.open(encoding="utf-8-sig", newline="") as file:
-                yield file
+        with opened(path) as file:
+            plain = gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file
+            with io.TextIOWrapper(plain, encoding="utf-8-sig", newline="") as text:
+                yield _Lines(text, str(path))
     except UnicodeDecodeError:
         raise InputError("not UTF-8 text", file=str(path), fix="save the file as UTF-8") from None
     except (gzip.BadGzipFile, EOFError, zlib.error):
         raise InputError("not a whole gzip file", file=str(path), fix="copy or download it again") from None
     except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", file=str(path)) from None
+        raise InputError(f"cannot be read: {error.strerror or error}", file=str(path)) from None
+
+
+# Characters of one line of JSON, one value of a list of them, or one row of a table, which is read as a whole: a
+# transcript of a million tokens has 5 million. As Python's objects they are some hundred MB at worst.
+MOST_CHARACTERS = 16_000_000
+MOST_EMPTY = 1_000_000  # lines in a row; a small .gz can hold billions
+
+
+class _Lines:
+    """The lines of a text. `left` bounds the characters of those that follow; who has read a value sets it anew."""
+
+    def __init__(self, file: TextIO, name: str) -> None:
+        self.file, self.name, self.number, self.left = file, name, 0, MOST_CHARACTERS
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = self.file.readline(self.left + 1)
+        self.number += 1
+        self.left -= len(line)
+        if self.left < 0:
+            raise self.too_long("the row")
+        if not line:
+            raise StopIteration
+        return line
+
+    def too_long(self, what: str) -> InputError:
+        problem = f"{what} has more than {MOST_CHARACTERS:,} characters"
+        return InputError(problem, file=self.name, line=self.number, fix="is it the right file? If so, split it")
+
+    def too_empty(self) -> InputError:
+        return InputError(f"more than {MOST_EMPTY:,} empty lines in a row", file=self.name, line=self.number)
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with _opened(path) as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
+    with _opened(path) as lines:
+        read, most, empty = lines.file.readline, MOST_CHARACTERS + 1, 0
+        for number, line in enumerate(iter(lambda: read(most), ""), start=1):
+            if len(line) == most or not line.strip():
+                lines.number, empty = number, empty + 1
+                if len(line) == most:
+                    raise lines.too_long("the line")
+                if empty > MOST_EMPTY:
+                    raise lines.too_empty()
                 continue
+            empty = 0
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
-                problem = f"not valid JSON: {_json_problem(error)}"
+                at = f"{error.msg} at column {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else error
+                problem = f"not valid JSON: {at}"
                 raise InputError(problem, file=str(path), line=number, fix="put one object on each line") from None
             if not isinstance(row, dict):
                 raise InputError(f"expected an object, found {type(row).__name__}", file=str(path), line=number)
@@ -93,44 +136,119 @@ def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _json_list(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with _opened(path) as file:
-        text = file.read()
-    if not text.strip():
-        return
-    try:
-        rows = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(
-            f"not valid JSON: {_json_problem(error)}",
-            file=str(path),
-            line=error.lineno if isinstance(error, json.JSONDecodeError) else None,
+    """The objects of a JSON list, one at a time: the file may be larger than memory."""
+    with _opened(path) as lines:
+        values = _Values(lines.file, str(path))
+        if not values.begins("["):
+            if not values.at_end():
+                rows = values.next()
+                if not values.at_end():
+                    raise values.error("Extra data")
+                kind = f"an object with {names(rows)}" if isinstance(rows, dict) else type(rows).__name__
+                raise InputError(f"expected a list of objects, found {kind}", file=str(path))
+            return
+        number = 0
+        while not values.begins("]"):
+            if number and not values.begins(","):
+                raise values.error("Expecting ',' delimiter")
+            number += 1
+            row = values.next()
+            if not isinstance(row, dict):
+                raise InputError(f"row {number}: expected an object, found {type(row).__name__}", file=str(path))
+            yield number, row
+        if not values.at_end():
+            raise values.error("Extra data")
+
+
+_SPACE = re.compile(r"[ \t\n\r]*")
+_decoder = json.JSONDecoder()
+
+
+class _Values:
+    """The JSON values of a text one after another, of which only a part is in memory."""
+
+    PART = 1_000_000  # characters that are read at a time, or more within a long value
+
+    def __init__(self, file: TextIO, name: str) -> None:
+        self.file, self.name = file, name
+        self.text, self.at, self.whole = "", 0, False  # a part, the place in it, and whether it is the last
+        self.line, self.column = 1, 1  # of the part's first character
+
+    def _more(self) -> bool:
+        """Read another part behind what is left of this one. False where there is none."""
+        if self.whole:
+            return False
+        done = self.text[: self.at]
+        self.line += done.count("\n")
+        self.column = len(done) - done.rfind("\n") if "\n" in done else self.column + len(done)
+        rest = self.text[self.at :]
+        part = self.file.read(max(self.PART, len(rest)))
+        self.text, self.at, self.whole = rest + part, 0, not part
+        return bool(part)
+
+    def _skip(self) -> None:
+        while True:
+            self.at = _SPACE.match(self.text, self.at).end()  # type: ignore[union-attr]
+            if self.at < len(self.text) or not self._more():
+                return
+
+    def at_end(self) -> bool:
+        self._skip()
+        return self.at == len(self.text)
+
+    def begins(self, mark: str) -> bool:
+        """Whether `mark` is next. It is passed."""
+        self._skip()
+        found = self.text.startswith(mark, self.at)
+        self.at += len(mark) * found
+        return found
+
+    def next(self) -> Any:
+        """The next value. Raises InputError for one that is no JSON, or too long."""
+        self._skip()
+        while True:
+            try:
+                value, end = _decoder.raw_decode(self.text, self.at)
+            except (ValueError, RecursionError) as error:
+                if len(self.text) - self.at > MOST_CHARACTERS:
+                    raise self.error(f"the value has more than {MOST_CHARACTERS:,} characters") from None
+                json_error = error if isinstance(error, json.JSONDecodeError) else None
+                into = json_error.pos - self.at if json_error else 0  # of what is left, which `_more` moves
+                if not self._more():
+                    raise self.error(json_error.msg if json_error else str(error), self.at + into) from None
+            else:
+                if end < len(self.text) or not self._more():  # a number may go on in the next part
+                    self.at = end
+                    return value
+
+    def error(self, problem: str, position: int | None = None) -> InputError:
+        """An error about the text at a place of this part, by default the present one."""
+        before = self.text[: self.at if position is None else position]
+        column = len(before) - before.rfind("\n") if "\n" in before else self.column + len(before)
+        return InputError(
+            f"not valid JSON: {problem} at column {column}",
+            file=self.name,
+            line=self.line + before.count("\n"),
             fix="give a list of objects; a file with one object per line is called .jsonl",
-        ) from None
-    if not isinstance(rows, list):
-        kind = f"an object with {names(rows)}" if isinstance(rows, dict) else type(rows).__name__
-        raise InputError(f"expected a list of objects, found {kind}", file=str(path))
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict):
-            raise InputError(f"row {number}: expected an object, found {type(row).__name__}", file=str(path))
-        yield number, row
-
-
-def _json_problem(error: Exception) -> str:
-    return f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+        )
 
 
 def _separated(path: Path, delimiter: str, quoting: Literal[0, 3]) -> Iterator[tuple[int, dict[str, Any]]]:
-    with _opened(path) as file:
-        reader = csv.reader(file, delimiter=delimiter, quoting=quoting, strict=True)
+    with _opened(path) as lines:
+        reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
         header: list[str] | None = None
-        line = 1
+        line, empty = 1, 0
         try:
             for cells in reader:
+                lines.left = MOST_CHARACTERS
                 if header is None:
                     header = _header(cells, delimiter, str(path))
                     is_data = header is FLAN
                 else:
                     is_data = bool(cells)  # the reader gives an empty line as no cells
+                empty = 0 if cells else empty + 1
+                if empty > MOST_EMPTY:
+                    raise lines.too_empty()
                 if is_data and len(cells) != len(header):
                     raise InputError(
                         f"the row has {len(cells)} cells, the first row has {len(header)}",
@@ -153,25 +271,9 @@ def _header(cells: list[str], delimiter: str, name: str) -> list[str]:
     """The column names: those of the first row, or FLAN's, whose files have no header but a question with spaces."""
     if delimiter == "\t" and len(cells) == len(FLAN) and re.search(r"\s", cells[0].strip()):
         return FLAN
-    if twice := next((cell for cell in cells if cells.count(cell) > 1), None):
-        raise InputError(f"two columns are called {twice!r}", file=name, line=1, fix="give each its own name")
+    if (twice := columnar.repeated(cells)) is not None:
+        raise InputError(f"two columns are called {twice[:40]!r}", file=name, line=1, fix="give each its own name")
     return cells
-
-
-def _parquet(paths: list[Path]) -> Iterator[tuple[int, dict[str, Any]]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    number = 0
-    for path in paths:
-        try:
-            with pyarrow.parquet.ParquetFile(path) as file:
-                for batch in file.iter_batches(batch_size=1000):
-                    for row in batch.to_pylist():
-                        number += 1
-                        yield number, row
-        except pyarrow.ArrowException as error:
-            raise InputError(f"not readable as Parquet: {str(error).splitlines()[0]}", file=str(path)) from None
 
 
 def _folder(path: Path) -> Table:
@@ -181,7 +283,7 @@ def _folder(path: Path) -> Table:
         parts = sorted(child.name for child in path.iterdir() if (child / "state.json").is_file())
         path = path / _only(parts, path, "a folder")
     if (path / "state.json").is_file():
-        return Table(name, source, "row", _saved(path))
+        return Table(name, source, "row", columnar.saved(path))
     by_split: dict[str, list[Path]] = {}
     for file in sorted(path.rglob("*.parquet")):
         stem = file.relative_to(path).with_suffix("").as_posix()
@@ -189,7 +291,7 @@ def _folder(path: Path) -> Table:
     if not by_split:
         held = ", ".join(sorted(child.name for child in path.iterdir())[:8]) or "nothing"
         raise InputError(f"the folder holds no data set (it holds {held})", file=name, fix="name the file to read")
-    return Table(name, source, "row", _parquet(by_split[_only(sorted(by_split), path, "a file")]))
+    return Table(name, source, "row", columnar.parquet(by_split[_only(sorted(by_split), path, "a file")]))
 
 
 def _only(splits: list[str], path: Path, kind: str) -> str:
@@ -197,15 +299,6 @@ def _only(splits: list[str], path: Path, kind: str) -> str:
         problem = f"the folder holds {len(splits)} splits: {', '.join(splits)}"
         raise InputError(problem, file=str(path), fix=f"name {kind} inside it")
     return splits[0]
-
-
-def _saved(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    import datasets
-
-    try:
-        yield from enumerate(datasets.load_from_disk(str(path)), start=1)
-    except (FileNotFoundError, ValueError) as error:
-        raise InputError(f"the folder cannot be loaded: {str(error).splitlines()[0]}", file=str(path)) from None
 
 
 def read_hub(identifier: str, split: str = "train", revision: str | None = None) -> Table:

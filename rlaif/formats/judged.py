@@ -40,6 +40,7 @@ from rlaif.records import (
     Verdict,
     digest,
     preferred,
+    writable,
 )
 
 JUDGE, PRINCIPLE = "data", "as stated"  # where a file does not name the judge and the principle
@@ -144,7 +145,7 @@ def _conversations(row: dict[str, Any], origin: str, turns: str) -> list[Row]:
         ends = []  # the last turn is still to be answered
     if not ends:
         return [_row(row, origin, messages, ())]
-    own = row.get("call") if isinstance(row.get("call"), str) else None
+    own = _name(row, "call")
     return [
         _row(
             row, origin, messages[:i], [_Written(sampler, messages[i].content, own if i == len(messages) - 1 else None)]
@@ -156,7 +157,7 @@ def _conversations(row: dict[str, Any], origin: str, turns: str) -> list[Row]:
 def _name(row: Mapping[str, Any], *columns: str) -> str | None:
     """The text of the first of the columns that holds any."""
     values = (row.get(column) for column in columns)
-    return next((value for value in values if isinstance(value, str) and value.strip()), None)
+    return next((writable(value) for value in values if isinstance(value, str) and value.strip()), None)
 
 
 # ---------------------------------------------------------------- chosen and rejected
@@ -204,17 +205,29 @@ def _side_scores(row: Mapping[str, Any]) -> tuple[Score, ...]:
 
 def _score(candidate: int, value: Any, judge: str = JUDGE, aspect: str | None = None) -> Score:
     number = _number(value)
-    problem = None if number is not None else f"no number: {str(value)[:40]!r}"
+    problem = None if number is not None else f"no number: {_shown(value)}"
     return Score(candidate=candidate, value=number, judge=judge, aspect=aspect, problem=problem)
+
+
+def _shown(value: Any) -> str:
+    """A value of a file as a problem names it."""
+    return repr(str(value)[:40])
+
+
+_SPELT = re.compile(r"\s*-?\d+(\.\d+)?([eE][-+]?\d+)?\s*")
 
 
 def _number(value: Any) -> float | None:
     """A finite number, or text that spells one as JSON does."""
-    if isinstance(value, str) and re.fullmatch(r"\s*-?\d+(\.\d+)?([eE][-+]?\d+)?\s*", value):
+    if isinstance(value, str) and len(value) <= 400 and _SPELT.fullmatch(value):
         value = float(value)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # an integer of many digits
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _probability(row: Mapping[str, Any]) -> tuple[float | None, str | None]:
@@ -226,7 +239,7 @@ def _probability(row: Mapping[str, Any]) -> tuple[float | None, str | None]:
         return None, None
     number = _number(row[column])
     if number is None or not 0 <= number <= 1:
-        return None, f"`{column}` is no probability: {str(row[column])[:40]!r}"
+        return None, f"`{column}` is no probability: {_shown(row[column])}"
     return number, None
 
 
@@ -318,7 +331,7 @@ def _graded(value: Any, principle: str) -> Comparison:
     if number == 0:
         return _comparison("tie", None, None, JUDGE, principle)
     if number is None or not 1 <= number <= 2:
-        return _comparison(None, None, f"no preference from 1 to 2: {str(value)[:40]!r}", JUDGE, principle)
+        return _comparison(None, None, f"no preference from 1 to 2: {_shown(value)}", JUDGE, principle)
     if number in (1, 1.5, 2):
         return _comparison({1.0: "A", 1.5: "tie", 2.0: "B"}[number], None, None, JUDGE, principle)  # type: ignore[arg-type]
     return _comparison(preferred(2 - number), 2 - number, None, JUDGE, principle)
@@ -332,7 +345,7 @@ def _labelled(column: str, value: Any, numbers: tuple[int, int] | None, judge: s
     number = _number(value)
     if number is None:
         choice = _WINNERS.get(str(value).strip().lower())
-        problem = None if choice else f"no label: {str(value)[:40]!r}"
+        problem = None if choice else f"no label: {_shown(value)}"
         return _comparison(choice, None, problem, judge, principle)
     if numbers is None and (isinstance(value, float) or not number.is_integer()) and 0 <= number <= 1:
         return _comparison(preferred(number), number, None, judge, principle)
@@ -362,7 +375,7 @@ def _listed(row: dict[str, Any], origin: str) -> Row:
     if not written:
         raise Unusable("no completion")
     if column == "completions" and any(isinstance(e, dict) and ("annotations" in e) for e in entries):
-        ratings, scores = _annotated(entries)
+        ratings, scores = _annotated([entry if isinstance(entry, dict) else {} for entry in entries])
         return _row(row, origin, messages, written, ratings=tuple(ratings), scores=tuple(scores))
     ranks, given = _beside(row, entries, ("ranks", "rank")), _beside(row, entries, ("scores", "score"))
     judge = _name(row, "judge") or JUDGE
@@ -378,7 +391,7 @@ def _entry(row: Mapping[str, Any], entry: Any, index: int, column: str) -> _Writ
     """One of a row's completions: its text, or an object that holds it and says who wrote it."""
     models = row.get("models")
     listed = models[index] if isinstance(models, list) and len(models) == len(row[column]) else None
-    sampler = listed if isinstance(listed, str) and listed else f"completion-{index + 1}"
+    sampler = writable(listed) if isinstance(listed, str) and listed else f"completion-{index + 1}"
     if isinstance(entry, str):
         return _Written(sampler, entry)
     if isinstance(entry, list):  # TRL's conversational form
@@ -411,8 +424,8 @@ def _ranking(ranks: Sequence[Any], judge: str, principle: str | None) -> Ranking
     shown = tuple(range(len(ranks)))
     numbers = [_number(rank) for rank in ranks]
     if None in numbers:
-        missing = str(ranks[numbers.index(None)])[:40]
-        return Ranking(order=None, shown=shown, judge=judge, principle=principle, problem=f"no rank: {missing!r}")
+        problem = f"no rank: {_shown(ranks[numbers.index(None)])}"
+        return Ranking(order=None, shown=shown, judge=judge, principle=principle, problem=problem)
     tiers: dict[float, list[int]] = {}
     for index, number in enumerate(numbers):
         tiers.setdefault(number or 0.0, []).append(index)
@@ -432,9 +445,11 @@ def _annotated(entries: Sequence[dict[str, Any]]) -> tuple[list[Rating], list[Sc
     scores: list[Score] = []
     for index, entry in enumerate(entries):
         noted = entry.get("annotations") or {}
+        if not isinstance(noted, dict | list):
+            raise UnknownShape(f"`annotations` holds {type(noted).__name__}", "it is a list, or an object by aspect")
         published = isinstance(noted, dict)
-        listed = [{"aspect": aspect, **each} for aspect, each in noted.items() if each] if published else noted
-        own = [_rating(index, each, published) for each in listed]
+        listed = noted.items() if isinstance(noted, dict) else ((None, each) for each in noted)
+        own = [_rating(index, aspect, each, published) for aspect, each in listed if each or not published]
         ratings += own
         if published and entry.get("overall_score") is not None:
             scores.append(_overall(index, entry, own))
@@ -445,8 +460,12 @@ def _annotated(entries: Sequence[dict[str, Any]]) -> tuple[list[Rating], list[Sc
     return ratings, scores
 
 
-def _rating(candidate: int, noted: dict[str, Any], published: bool) -> Rating:
-    if "Rating" not in noted or "aspect" not in noted:
+def _rating(candidate: int, aspect: str | None, noted: Any, published: bool) -> Rating:
+    """A rating as an annotation gives it, which names its aspect where that is None."""
+    if not isinstance(noted, dict):
+        raise UnknownShape(f"an annotation is {type(noted).__name__}", "it is an object with `Rating`")
+    aspect = aspect if aspect is not None or noted.get("aspect") is None else str(noted["aspect"])
+    if "Rating" not in noted or aspect is None:
         raise UnknownShape(f"an annotation holds {names(noted)}", "it has `Rating`, and `Rationale` in words")
     problem, spelt = _name(noted, "problem"), noted["Rating"]
     value, na = None, False
@@ -457,16 +476,16 @@ def _rating(candidate: int, noted: dict[str, Any], published: bool) -> Rating:
     listed = types if isinstance(types, list) else [types]
     position = noted.get("position")
     return Rating(
-        aspect=str(noted["aspect"]),
+        aspect=writable(aspect),
         candidate=candidate,
         value=value,
         na=na,
-        types=tuple(str(each) for each in listed if each not in (None, "", "None", "N/A")),
+        types=tuple(writable(str(each)) for each in listed if each not in (None, "", "None", "N/A")),
         raw="\n".join(word for word in words if word),
         problem=problem,
         judge=_name(noted, "judge") or JUDGE,
         call=_name(noted, "call") or "",
-        position=position if isinstance(position, int) else candidate + 1,
+        position=position if type(position) is int and 0 <= position < 2**31 else candidate + 1,
     )
 
 
@@ -477,8 +496,8 @@ def _read_rating(spelt: Any, published: bool) -> tuple[int | None, bool, str | N
     number = int(spelt) if isinstance(spelt, str) and re.fullmatch(r"\s*-?\d{1,6}\s*", spelt) else spelt
     if isinstance(number, float) and number.is_integer():
         number = int(number)
-    if isinstance(number, bool) or not isinstance(number, int):
-        return None, False, f"no rating: {str(spelt)[:40]!r}"
+    if isinstance(number, bool) or not isinstance(number, int) or abs(number) >= 10**6:  # as of text
+        return None, False, f"no rating: {_shown(spelt)}"
     if published and not 1 <= number <= 5:
         return None, False, f"{number} is not between 1 and 5"
     return number, False, None
@@ -497,9 +516,9 @@ def _overall(candidate: int, entry: Mapping[str, Any], ratings: Sequence[Rating]
     number = _number(entry["overall_score"])
     problem = None
     if number is None or not 1 <= number <= 10:
-        problem = f"no score from 1 to 10: {str(entry['overall_score'])[:40]!r}"
+        problem = f"no score from 1 to 10: {_shown(entry['overall_score'])}"
     elif number == 10:
-        matches = _OVERALL_WORDS.findall(entry.get("critique") or "")
+        matches = _OVERALL_WORDS.findall(_name(entry, "critique") or "")
         stated = {float(value) for value, out_of in matches if out_of in ("", "10") and 1 <= float(value) <= 10}
         rated = [rating.value for rating in ratings if rating.value is not None]
         mean = sum(rated) / len(rated) if rated else _number(entry.get("fine-grained_score"))

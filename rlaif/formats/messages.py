@@ -13,7 +13,7 @@ from typing import Any
 
 from rlaif.errors import nearest
 from rlaif.formats.files import names
-from rlaif.records import Message, Role
+from rlaif.records import Message, Role, canonical
 
 PROMPT_SHAPES = "`messages`, `conversations`, `prompt`, `instruction` (+ `input` or `instances`), `question`, `turns`"
 CONVERSATION_SHAPES = (
@@ -252,7 +252,9 @@ def reference_of(row: dict[str, Any]) -> tuple[str, ...]:
     listed = value if isinstance(value, list) else str(value).split(";") if name == "Correct Answers" else [value]
     if "turns" in row and not {"prompt", "messages"} & row.keys():
         listed = listed[:1]
-    texts = (str(item).strip() for item in listed if item is not None)
+    texts = [str(item).strip() for item in listed if item is not None]
+    if any(not text.isascii() and _LONE_SURROGATE.search(text) for text in texts):
+        raise Unusable("not valid Unicode")
     return tuple(text for text in texts if text and text != "None")  # UltraFeedback writes "None" where it has none
 
 
@@ -263,16 +265,29 @@ def checks_of(row: dict[str, Any]) -> tuple[dict[str, Any], ...]:
     where `checks` or `kwargs` cannot be read.
     """
     own = row.get("checks")
+    if own is None:
+        return _ifeval(row)
     try:
         own = json.loads(own) if isinstance(own, str) else own
-    except ValueError:
+        canonical(own).encode()  # a table may hold dates, and JSON half a surrogate pair or NaN
+    except (ValueError, TypeError, RecursionError):
         own = ""
     if not isinstance(own, list | None) or not all(isinstance(check, dict) for check in own or ()):
         raise UnknownShape("`checks` is no list of checks", 'write [{"length": {"max_words": 100}}]')
+    if _is_deeper(own, MOST_DEPTH):
+        raise UnknownShape("`checks` is nested too deeply", f"use at most {MOST_DEPTH} lists and objects in each other")
     return (
         *({kind: about for kind, about in check.items() if about is not None} for check in own or ()),
         *_ifeval(row),
     )
+
+
+MOST_DEPTH = 100  # of what a record keeps as it stands; pydantic writes no more than 255
+
+
+def _is_deeper(value: Any, most: int) -> bool:
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return most < 0 or any(_is_deeper(part, most - 1) for part in parts)
 
 
 def _ifeval(row: dict[str, Any]) -> tuple[dict[str, Any], ...]:
@@ -283,10 +298,11 @@ def _ifeval(row: dict[str, Any]) -> tuple[dict[str, Any], ...]:
     arguments: Any = row.get("kwargs")
     try:
         ids, arguments = (json.loads(part) if isinstance(part, str) else part for part in (ids, arguments))
-    except ValueError:
+        canonical([ids, arguments]).encode()
+    except (ValueError, TypeError, RecursionError):
         ids = None
     whole = isinstance(ids, list) and isinstance(arguments, list) and len(ids) == len(arguments)
-    if not whole or not all(isinstance(each, dict) for each in arguments):
+    if not whole or not all(isinstance(each, dict) for each in arguments) or _is_deeper(arguments, MOST_DEPTH):
         raise UnknownShape("`kwargs` does not fit `instruction_id_list`", "give one object of arguments for each id")
     return tuple(
         {"ifeval": {"id": str(name), "kwargs": {key: value for key, value in each.items() if value is not None}}}

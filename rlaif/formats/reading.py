@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
-from pydantic import model_validator
+from pydantic import ValidationError, model_validator
 
-from rlaif.errors import InputError, nearest
+from rlaif.errors import InputError, nearest, plainly
 from rlaif.formats.files import Table, names, rows_of
 from rlaif.formats.judged import is_pair, records_of
 from rlaif.formats.messages import (
@@ -227,6 +227,10 @@ def _each(
                 dropped[str(reason)] += 1
             except UnknownShape as problem:
                 raise table.error(number, str(problem), problem.fix) from None
+            except RecursionError:
+                raise table.error(number, "the values are nested too deeply") from None
+            except ValidationError as error:
+                raise table.error(number, plainly(error.errors()[0])) from None
             else:
                 for item in items:
                     if seen.before(_identity(item)):
@@ -291,6 +295,9 @@ def _parent_key(row: dict[str, Any]) -> str | None:
     return next((key for key in ("parent_id", "parent_message_id") if key in row), None)
 
 
+MOST_TURNS = 1_000  # of a thread: each of a thousand leaves repeats the turns above it
+
+
 def _threads(flat: list[tuple[int, dict[str, Any]]], table: Table) -> Iterator[tuple[int, dict[str, Any]]]:
     by_id = {str(row.get("message_id", row.get("user_message_id"))): row for _, row in flat}
     parents = [row[_parent_key(row) or ""] for _, row in flat]
@@ -301,7 +308,10 @@ def _threads(flat: list[tuple[int, dict[str, Any]]], table: Table) -> Iterator[t
         thread = [row]
         while (parent := thread[-1][_parent_key(thread[-1]) or ""]) is not None:
             if str(parent) not in by_id or len(thread) > len(flat):
-                raise table.error(number, f"its thread does not lead to a root: look at the parent {parent!r}")
+                problem = f"its thread does not lead to a root: look at the parent {str(parent)[:80]!r}"
+                raise table.error(number, problem)
+            if len(thread) == MOST_TURNS:
+                raise table.error(number, f"its thread has more than {MOST_TURNS:,} turns")
             thread.append(by_id[str(parent)])
         turns = [{"role": turn["role"], "content": turn["text"]} for turn in reversed(thread)]
         yield number, {"messages": turns} | {key: row[key] for key in ("system",) if key in row}

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationError
 
-from rlaif.errors import InputError
+from rlaif.errors import InputError, plainly
 from rlaif.formats.files import rows_of
 from rlaif.records import Choice, Comparison, Rating, Record, Row
 from rlaif.statistics import unswap
@@ -41,7 +41,7 @@ class RatingLabel(Record):
     prompt_id: str
     candidate: str
     aspect: str
-    rating: Annotated[int, Field(strict=True)]
+    rating: Annotated[int, Field(strict=True, gt=-1_000_000, lt=1_000_000)]  # as of other files
     person: str = PERSON
 
 
@@ -75,7 +75,7 @@ def read_labels(path: Path) -> Labels:
             first = error.errors()[0]
             key = ".".join(map(str, first["loc"]))
             needs = ", ".join(f"`{name}`" for name, about in shape.model_fields.items() if about.is_required())
-            raise table.error(number, f"`{key}`: {first['msg'].lower()}", f"a label has {needs}") from None
+            raise table.error(number, f"`{key}`: {plainly(first)}", f"a label has {needs}") from None
         if isinstance(label, PairLabel):
             pairs[label.prompt_id].append(label)
         else:

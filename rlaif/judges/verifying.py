@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from pydantic import ValidationError
 
-from rlaif.errors import EngineError
+from rlaif.errors import EngineError, plainly
 from rlaif.judges.verifiers import Check, Outcome, all_pass
 from rlaif.records import Prompt, Row, Score, oneline
 
@@ -52,8 +52,7 @@ def own_checks(prompt: Prompt) -> tuple[Check, ...]:
     except ValidationError as error:
         first = error.errors()[0]
         where = f"`{'.'.join(map(str, first['loc']))}`: " if first["loc"] else ""
-        problem = oneline(first["msg"]).removeprefix("Value error, ")
-        raise EngineError(f"the prompt's own checks: {where}{problem}", cause="checks") from None
+        raise EngineError(f"the prompt's own checks: {where}{oneline(plainly(first))}", cause="checks") from None
 
 
 def _score(candidate: int, number: int, check: Check, outcome: Outcome) -> Score:

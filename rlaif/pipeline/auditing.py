@@ -17,7 +17,7 @@ from rlaif.errors import InputError, nearest
 from rlaif.files import json_of, write_json, write_text
 from rlaif.generate.pairing import candidate_scores
 from rlaif.judges.person import judged_by_people, read_labels
-from rlaif.pipeline.folder import RunFolder, read_lines
+from rlaif.pipeline.folder import RunFolder, read_records
 from rlaif.pipeline.named_judge import check_options, judge_document
 from rlaif.pipeline.progress import Progress
 from rlaif.pipeline.session import Session
@@ -180,8 +180,7 @@ def audit_run(folder: RunFolder, stage: str | None, labels: str | None) -> dict[
     judging = STAGES[step.stage.kind]
     assert issubclass(judging, JudgingStage)
     scoring = judging.scoring(step.stage)
-    rows = [Row.model_validate_json(line) for line in read_lines(folder.stage(step.number, step.name))]
-    rows = [row for row in rows if row.failure is None]
+    rows = [row for row in read_records(Row, folder.stage(step.number, step.name)) if row.failure is None]
     judge = " + ".join(use.model for use in step.stage.models_used())
     families = {name: spec.called for name, spec in pipeline.models.items()}
     items = judged(rows, None if scoring is None else lambda row: candidate_scores(row, *scoring), judge)

@@ -13,20 +13,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, TypeVar
-
-from pydantic import ValidationError
+from typing import Any, Literal
 
 from rlaif.errors import InputError, WorkError, nearest
 from rlaif.files import FULL, json_of, why
 from rlaif.formats import SHAPES, CardFacts, Shape, write_dataset, write_jsonl
 from rlaif.formats.write.dataset import PARQUET
 from rlaif.pipeline.datasets import dataset_name
-from rlaif.pipeline.folder import STORE, RunFolder, read_lines, short
+from rlaif.pipeline.folder import STORE, RunFolder, read_lines, read_records, short
 from rlaif.records import Preference, Row
 from rlaif.store import CallStore
-
-Kind = TypeVar("Kind", Row, Preference)
 
 
 def status(folder: RunFolder) -> dict[str, Any]:
@@ -65,15 +61,6 @@ def _row_files(folder: RunFolder) -> list[Path]:
     return [folder.path / stage["file"] for stage in finished if stage["file"]] or under_way
 
 
-def _record(kind: type[Kind], line: bytes, path: Path) -> Kind:
-    try:
-        return kind.model_validate_json(line)
-    except ValidationError:
-        raise WorkError(
-            "the file is damaged", file=str(path), fix="run the pipeline again: its calls are cached"
-        ) from None
-
-
 def rows(folder: RunFolder, stage: str | None = None) -> Iterator[Row]:
     """The rows of the named row stage, or of the last that has any."""
     for table in _tables(folder, stage):
@@ -92,7 +79,7 @@ def _tables(folder: RunFolder, stage: str | None) -> Iterator[Iterator[Row]]:
         raise InputError(f"the run has no rows of a stage {stage!r}", fix=nearest(stage, files) if files else None)
     for name, path in reversed(files.items()):
         if stage in (None, name):
-            yield (_record(Row, line, path) for line in read_lines(path))
+            yield read_records(Row, path)
 
 
 def row(folder: RunFolder, wanted: str, stage: str | None = None) -> Row:
@@ -122,8 +109,7 @@ def preferences(folder: RunFolder, row: Row) -> list[Preference]:
     own, calls = [], {candidate.completion.call for candidate in row.candidates}
     for stage in _holding(_manifest(folder)["stages"], "preferences"):
         path = folder.path / stage["file"]
-        for line in read_lines(path):
-            preference = _record(Preference, line, path)
+        for preference in read_records(Preference, path):
             if preference.prompt.id == row.prompt.id and preference.chosen.completion.call in calls:
                 own.append(preference)
     return own
@@ -134,7 +120,7 @@ def all_preferences(folder: RunFolder) -> Iterator[Preference]:
     for stage in reversed(_holding(_manifest(folder)["stages"], "preferences")):
         path = folder.path / stage["file"]
         if any(True for _ in read_lines(path)):
-            yield from (_record(Preference, line, path) for line in read_lines(path))
+            yield from read_records(Preference, path)
             return
 
 
@@ -248,7 +234,7 @@ def _made_over(
     else:
         assert shape.from_preferences is not None
         path = folder.path / stage["file"]
-        made = shape.from_preferences((_record(Preference, line, path) for line in read_lines(path)), dropped)
+        made = shape.from_preferences(read_records(Preference, path), dropped)
         dropped.update(stage["dropped"])
     first = next(made, None)
     if first is None:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from rlaif.engines.ledger import Ledger
 from rlaif.engines.traffic import Endpoint
-from rlaif.files import new_file, regular
+from rlaif.files import new_file, opened, regular
 
 EVERY = 10.0  # seconds between two lines on a stage's progress
 APPENDED = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
@@ -45,7 +45,7 @@ class EventLog:
         if not self._path.exists() or self._path.stat().st_nlink == 1:
             return
         copy = self._path.with_name(f".{self._path.name}.tmp")
-        with open(regular(self._path), "rb") as source, open(new_file(copy), "wb") as target:
+        with opened(self._path) as source, open(new_file(copy), "wb") as target:
             shutil.copyfileobj(source, target)
         os.replace(copy, self._path)
 

@@ -22,11 +22,16 @@ import stat
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
+
+from pydantic import ValidationError
 
 from rlaif.errors import InputError, WorkError
-from rlaif.files import json_of, lock, read_record, regular, text_of, why, write_json
+from rlaif.files import MOST_RECORDED, json_of, lock, opened, read_whole, text_of, why, write_json
 from rlaif.formats.write.dataset import PARQUET
+from rlaif.records import Record
+
+Kind = TypeVar("Kind", bound=Record)
 
 STORE = Path("runs/calls.sqlite")
 MANIFEST_FORMAT = 1
@@ -142,7 +147,7 @@ class RunFolder:
     def in_use(self) -> bool:
         """Whether a process is running in this folder."""
         try:
-            with open(regular(self.path / ".lock"), "rb") as file:
+            with opened(self.path / ".lock") as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 return False
         except FileNotFoundError:
@@ -203,7 +208,7 @@ class RunFolder:
         """The manifest, or None when there is none. Raises WorkError when it cannot be read."""
         path = self.path / "manifest.json"
         try:
-            value = json.loads(read_record(path).decode("utf-8"))
+            value = json.loads(read_whole(path, MOST_RECORDED))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError, RecursionError) as error:
@@ -284,7 +289,7 @@ def _refuse_place(path: Path) -> None:
 
 def _is_rows(path: Path) -> bool:
     """Whether a file holds rows or preferences, or nothing."""
-    with open(regular(path), "rb") as file:
+    with opened(path) as file:
         line = file.readline(LINE + 1)
     if not line:
         return True
@@ -324,7 +329,26 @@ def read_lines(path: Path) -> Iterator[bytes]:
         path = path.with_suffix(".partial.jsonl")
     if not path.exists():
         return
-    with open(path, "rb") as file:
-        for line in file:
-            if line.endswith(b"\n"):
-                yield line
+    try:
+        with opened(path) as file:
+            for line in iter(lambda: file.readline(MOST_OF_ROW), b""):
+                if line.endswith(b"\n"):
+                    yield line
+                elif len(line) == MOST_OF_ROW:
+                    raise OSError(errno.EFBIG, f"a line has more than {MOST_OF_ROW // 1_000_000} MB")
+    except OSError as error:
+        fix = "run the pipeline again: its calls are cached"
+        raise WorkError(f"the file cannot be read: {why(error)}", file=str(path), fix=fix) from None
+
+
+MOST_OF_ROW = 256_000_000  # bytes of a line; a row of 10,000 candidates has a tenth
+
+
+def read_records(kind: type[Kind], path: Path) -> Iterator[Kind]:
+    """The records in a stage file's complete lines. Raises WorkError where one is damaged."""
+    for line in read_lines(path):
+        try:
+            yield kind.model_validate_json(line)
+        except ValidationError:
+            fix = "run the pipeline again: its calls are cached"
+            raise WorkError("the file is damaged", file=str(path), fix=fix) from None

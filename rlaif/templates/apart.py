@@ -170,7 +170,7 @@ def _started(kind: Kind) -> subprocess.Popen[bytes]:
     package = Path(__file__).parents[2]
     path = [str(package), *(os.path.abspath(folder) for folder in sys.path if folder)]
     environment = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
-    return subprocess.Popen(
+    return subprocess.Popen(  # noqa: S603 - our own interpreter and module
         [sys.executable, "-P", "-m", "rlaif.templates.worker", kind],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

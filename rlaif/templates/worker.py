@@ -119,7 +119,7 @@ def _read(stream: BinaryIO) -> dict[str, Any] | None:
     head = stream.read(4)
     if len(head) < 4:
         return None
-    request: dict[str, Any] = marshal.loads(stream.read(int.from_bytes(head, "big")))
+    request: dict[str, Any] = marshal.loads(stream.read(int.from_bytes(head, "big")))  # noqa: S302 - of our own parent
     return request
 
 

@@ -7,10 +7,12 @@ pattern that timed out) has the outcome None, which differs from failing and nev
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
@@ -142,16 +144,11 @@ class Regex(Verifier):
     @field_validator("pattern")
     @classmethod
     def _compiles(cls, pattern: str) -> str:
-        import regex
-
-        try:
-            regex.compile(pattern)
-        except (regex.error, RecursionError, OverflowError) as error:
-            raise ValueError(f"not a regular expression: {error}") from None
+        check_pattern(pattern)
         return pattern
 
     def check(self, completion: str, *, prompt: str, reference: str | None) -> Outcome:
-        matched = _searched(self.pattern, completion, whole=self.must == "match")
+        matched = searched(self.pattern, completion, whole=self.must == "match")
         if matched is None:
             return Outcome(passed=None, why=f"the pattern took more than {PATTERN_SECONDS:g} s")
         return Outcome(
@@ -159,7 +156,22 @@ class Regex(Verifier):
         )
 
 
-def _searched(pattern: str, text: str, *, whole: bool = False) -> bool | None:
+MOST_PATTERN = 10_000  # characters; compiling one has no time limit
+
+
+def check_pattern(pattern: str) -> None:
+    """Raise ValueError for what is not a regular expression."""
+    import regex
+
+    if len(pattern) > MOST_PATTERN:
+        raise ValueError(f"the pattern has more than {MOST_PATTERN:,} characters")
+    try:
+        regex.compile(pattern)
+    except (regex.error, RecursionError, OverflowError, MemoryError) as error:
+        raise ValueError(f"not a regular expression: {error}") from None
+
+
+def searched(pattern: str, text: str, *, whole: bool = False) -> bool | None:
     """Whether a pattern is in a text, or is the whole of it; None where it timed out."""
     import regex
 
@@ -186,30 +198,40 @@ class JSONSchema(Verifier):
         except ImportError:
             raise ValueError("a JSON schema needs the jsonschema package: pip install jsonschema") from None
         try:
+            keywords = list(itertools.islice(_keywords(schema), MOST_KEYWORDS + 1))
+            if len(keywords) > MOST_KEYWORDS:
+                raise ValueError(f"the JSON schema has more than {MOST_KEYWORDS:,} keywords")
+            for key, value in keywords:
+                if key == "pattern" and isinstance(value, str):
+                    check_pattern(value)
             jsonschema.Draft202012Validator.check_schema(schema)
         except jsonschema.SchemaError as error:
             path = "/".join(map(str, error.absolute_path)) or "its top"
             raise ValueError(f"not a JSON schema: {error.message[:120]} (at {path})") from None
-        for key, value in _keywords(schema):
+        except RecursionError:
+            raise ValueError("the JSON schema is nested too deeply") from None
+        for key, value in keywords:
             if key == "patternProperties":
                 raise ValueError("`patternProperties` cannot be bounded in time: use `propertyNames` with a `pattern`")
             if key in ("$ref", "$dynamicRef") and not _resolves(value, schema):
                 raise ValueError(f"{key} {value!r} is nowhere in the schema: point to a part of it, as in '#/$defs/x'")
         return schema
 
-    def check(self, completion: str, *, prompt: str, reference: str | None) -> Outcome:
-        import jsonschema
+    @cached_property
+    def _rules(self) -> Any:
+        """The schema without the dialects that it names: a part under another one would be held without bounds."""
+        return _without_dialects(self.wanted)
 
+    def check(self, completion: str, *, prompt: str, reference: str | None) -> Outcome:
         fenced = re.fullmatch(r"```(?:json)?[ \t]*\n(.*)\n[ \t]*```", completion.strip(), re.DOTALL | re.IGNORECASE)
         body = fenced[1] if fenced else completion
         try:
             value = json.loads(body, object_pairs_hook=_unique, parse_constant=_no_number)
         except (ValueError, RecursionError) as error:
             return Outcome(passed=False, why=f"not readable as JSON ({error})")
-        bounded = jsonschema.validators.extend(jsonschema.Draft202012Validator, {"pattern": _pattern})
         try:
-            first = next(bounded(self.wanted).iter_errors(value), None)
-        except (_OutOfTime, RecursionError) as error:
+            first = next(_bounded()(self._rules).iter_errors(value), None)
+        except (_OutOfTime, RecursionError, ArithmeticError) as error:  # also numbers beyond those of floats
             return Outcome(passed=None, why=f"the schema could not be held against it ({type(error).__name__})")
         if first is None:
             return Outcome(passed=True, why="as the schema asks")
@@ -218,14 +240,46 @@ class JSONSchema(Verifier):
 
 
 class _OutOfTime(Exception):
-    """A pattern inside a schema timed out."""
+    """A pattern inside a schema timed out, or the schema asks for too many steps."""
+
+
+MOST_KEYWORDS = 10_000  # of a schema
+MOST_STEPS = 50_000  # keywords held against values, a second or two; a schema of 25 lines can ask for 2^25 of them
+MOST_UNIQUE = 10_000  # items that must differ: where they have no order, each is compared with each
+
+
+def _bounded() -> Any:
+    """A class of validators that stop: at a pattern's time limit, and together after MOST_STEPS."""
+    import jsonschema
+
+    steps = itertools.count(1)
+
+    def counted(keyword: Callable[..., Any]) -> Callable[..., Any]:
+        def step(validator: Any, value: Any, instance: Any, schema: Any) -> Any:
+            if next(steps) > MOST_STEPS:
+                raise _OutOfTime
+            return keyword(validator, value, instance, schema)
+
+        return step
+
+    keywords = jsonschema.Draft202012Validator.VALIDATORS | {"pattern": _pattern, "uniqueItems": _unique_items}
+    counting = {name: counted(keyword) for name, keyword in keywords.items()}
+    return jsonschema.validators.extend(jsonschema.Draft202012Validator, counting)
+
+
+def _unique_items(validator: Any, wanted: Any, instance: Any, schema: Any) -> Iterator[Any]:
+    import jsonschema
+
+    if isinstance(instance, list) and len(instance) > MOST_UNIQUE:
+        raise _OutOfTime
+    yield from jsonschema.Draft202012Validator.VALIDATORS["uniqueItems"](validator, wanted, instance, schema) or ()
 
 
 def _pattern(validator: Any, pattern: str, instance: Any, schema: Any) -> Iterator[Any]:
     import jsonschema
 
     if isinstance(instance, str):
-        matched = _searched(pattern, instance)
+        matched = searched(pattern, instance)
         if matched is None:
             raise _OutOfTime
         if not matched:
@@ -238,6 +292,15 @@ def _keywords(schema: Any) -> Iterator[tuple[str, Any]]:
         yield from schema.items()
     for part in schema.values() if isinstance(schema, Mapping) else schema if isinstance(schema, list) else ():
         yield from _keywords(part)
+
+
+def _without_dialects(schema: Any) -> Any:
+    if isinstance(schema, list):
+        return [_without_dialects(part) for part in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    kept = {key: part for key, part in schema.items() if key != "$schema" or not isinstance(part, str)}
+    return {key: _without_dialects(part) for key, part in kept.items()}
 
 
 def _resolves(reference: Any, schema: Any) -> bool:

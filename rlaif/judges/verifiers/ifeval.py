@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from rlaif.config import Settings, Text
-from rlaif.errors import nearest
+from rlaif.errors import nearest, plainly
 from rlaif.judges.verifiers.languages import LANGUAGES, language_of
 
 Relation = Literal["less than", "at least"]
@@ -369,8 +369,7 @@ def instruction(identifier: str, arguments: dict[str, Any]) -> Instruction:
             raise ValueError(f"`{name}` is no argument of {identifier}{known}") from None
         if first["type"] == "missing":
             raise ValueError(f"{identifier} needs the argument `{name}`") from None
-        message = first["msg"].removeprefix("Value error, ")
-        raise ValueError(f"{identifier}: {f'`{name}`: ' if name else ''}{message}") from None
+        raise ValueError(f"{identifier}: {f'`{name}`: ' if name else ''}{plainly(first)}") from None
 
 
 # --- Loosely ----------------------------------------------------------------------------------------------------------
