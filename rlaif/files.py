@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import IO, Any
 
+from rlaif.visible import visible_json
+
 
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all, and its folder where it is missing."""
@@ -22,7 +24,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write indented JSON like `write_text`. Raises ValueError for NaN and infinity."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, visible_json(value) + "\n")
 
 
 def text_of(path: Path) -> str | None:
