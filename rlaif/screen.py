@@ -1,7 +1,7 @@
 """The one door to the screen: whatever is printed is escaped where it does not come from us.
 
-A console renders only visible text, `Text` is made visible when it is made, so that tables know its width, and `guarded`
-does the same for what others print: libraries' warnings and logs.
+A console renders only visible text; `Text` becomes visible when it is made, so that tables know its width; and inside
+`guarded` so does what others print, such as libraries' warnings and logs.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 from rich import console, segment, text
 from rich.markdown import Markdown as RichMarkdown
@@ -26,6 +26,10 @@ class Text(text.Text):
 
     def append(self, text: Any, style: Any = None) -> Any:
         return super().append(visible(text) if isinstance(text, str) else text, style)
+
+    @classmethod
+    def assemble(cls, *parts: Any, **settings: Any) -> Text:
+        return cast(Text, super().assemble(*parts, **settings))
 
 
 def line(*parts: str | tuple[str, str], style: str = "", **settings: Any) -> Text:
@@ -95,5 +99,5 @@ def unguarded(stream: TextIO) -> TextIO:
 @contextmanager
 def guarded() -> Iterator[None]:
     """Whatever is printed inside, by whomever, is made visible."""
-    with redirect_stdout(Guard(sys.stdout)), redirect_stderr(Guard(sys.stderr)):  # type: ignore[type-var]
+    with redirect_stdout(Guard(sys.stdout)), redirect_stderr(Guard(sys.stderr)):
         yield

@@ -27,9 +27,8 @@ _JOINED = re.compile(
     "[\u0600-\u0fff\u1000-\u109f\u1780-\u18af\u1900-\u1cff\ua800-\uabff\ufb50-\ufdff\ufe70-\ufefc\U00010a00-\U00011fff]"
 )
 # The flags of England, Scotland and Wales: the only pictures that are spelt in tags.
-_TAGGED = re.compile("\U0001f3f4\U000e0067\U000e0062(?:%s|%s|%s)\U000e007f" % tuple(
-    "".join(chr(0xE0000 + ord(letter)) for letter in name) for name in ("eng", "sct", "wls")
-))  # fmt: skip
+_IN_TAGS = ["".join(chr(0xE0000 + ord(letter)) for letter in name) for name in ("gbeng", "gbsct", "gbwls")]
+_TAGGED = re.compile(rf"\U0001f3f4(?:{'|'.join(_IN_TAGS)})\U000e007f")
 
 
 class _Classes(dict[int, str]):
@@ -69,7 +68,7 @@ _ESCAPED = re.compile(rf"X+|(?!{_KEPT})[JNV]|(?<=[mMK]{{{MOST_MARKS}}})[mMK]+")
 
 
 def visible(text: str) -> str:
-    """The text with all that is hidden, or would act on the screen, as escapes; lines stay lines, tabs become spaces."""
+    """The text with all that is hidden, or acts on the screen, as escapes. Lines stay lines, tabs become spaces."""
     text = text.replace("\r\n", "\n").expandtabs(TAB)
     if text.isascii() and text.replace("\n", "").isprintable():
         return text
@@ -105,20 +104,18 @@ class _JsonEscapes(dict[int, str]):
 _json_escapes = _JsonEscapes()
 
 
-def visible_json(value: Any, *, ascii_only: bool = False) -> str:
-    """A value as indented JSON, in which every hidden character is an escape; a number that is none is null."""
-    try:
-        text = json.dumps(value, indent=2, ensure_ascii=ascii_only, allow_nan=False)
-    except ValueError:
-        text = json.dumps(_finite(value), indent=2, ensure_ascii=ascii_only)
+def visible_json(value: Any, *, indent: int | None = 2, ascii_only: bool = False) -> str:
+    """A value as JSON in which every hidden character is an escape. Raises ValueError for NaN and infinity."""
+    text = json.dumps(value, indent=indent, ensure_ascii=ascii_only, allow_nan=False)
     return text if text.isascii() and "\x7f" not in text else text.translate(_json_escapes)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """The value with null for every number that JSON cannot write."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -126,8 +123,8 @@ def _finite(value: Any) -> Any:
 
 
 def prose(text: str) -> str:
-    """One line of a Markdown paragraph, heading or cell in which the text is only text: no markup, link or image."""
-    line = re.sub(r"([\\`*<>\[\]{}|~$&])", r"\\\1", visible_line(text))
+    """One line of a Markdown paragraph or heading in which the text is only text: no markup, link or image."""
+    line = re.sub(r"([\\`*<>\[\]{}~$&])", r"\\\1", visible_line(text))
     line = re.sub(r"(?<!\w)_|_(?!\w)|:(?=//)|(?<=\bwww)\.", r"\\\g<0>", line, flags=re.IGNORECASE)
     return re.sub(r"^(\d{0,9})([-+=#.)])", r"\1\\\2", line)  # what begins a list or a heading
 

@@ -352,6 +352,5 @@ def _number(value: float | None) -> str:
 def _table(heads: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     lines = [heads, tuple("---" for _ in heads), *rows]
     return "\n".join(
-        "| " + " | ".join(re.sub(r"(?<!\\)\|", r"\|", cell).replace("\n", " ") for cell in line) + " |"
-        for line in lines
+        "| " + " | ".join(cell.replace("|", "/").replace("\n", " ") for cell in line) + " |" for line in lines
     )

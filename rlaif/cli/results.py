@@ -40,7 +40,7 @@ def print_plan(console: Console, plan: dict[str, Any]) -> None:
 
 
 def _planned_calls(calls: Mapping[str, Mapping[str, Any]], width: int) -> RenderableType:
-    rows = []
+    rows: list[tuple[str | Text, ...]] = []
     for model, need in calls.items():
         to_send = need["calls"] - need["paid"]
         counts = (f"{need['calls']:,}", f"{need['paid']:,}", f"{to_send:,}")
@@ -54,7 +54,7 @@ def _planned_calls(calls: Mapping[str, Mapping[str, Any]], width: int) -> Render
 def print_status(console: Console, manifest: dict[str, Any]) -> None:
     style = {"done": "green", "running": "cyan"}.get(manifest["state"], "yellow")
     console.print(line(f"{manifest['name']}: ", (manifest["state"], style), f", {manifest['seconds']:.0f} s"))
-    rows = []
+    rows: list[tuple[str | Text, ...]] = []
     for stage in manifest["stages"]:
         dropped = "\n".join(line(f"{count:,} {reason}").plain for reason, count in stage["dropped"].items())
         seconds = "" if stage["seconds"] is None else f"{stage['seconds']:.1f}"
@@ -73,7 +73,7 @@ def print_status(console: Console, manifest: dict[str, Any]) -> None:
 def _made_calls(calls: Mapping[str, Mapping[str, Any]], width: int) -> RenderableType:
     figures = ("calls made", "cached", "failed", "cut", "tokens read", "tokens written", "cost")
     keys = ("sent", "cached", "failed", "cut_at_max_tokens", "prompt_tokens", "completion_tokens")
-    rows = [
+    rows: list[tuple[str | Text, ...]] = [
         (line(model), *(f"{call[key]:,}" for key in keys), "" if call["cost"] is None else f"{call['cost']:.4f}")
         for model, call in calls.items()
     ]
@@ -117,7 +117,7 @@ def print_training(console: Console, record: dict[str, Any], out: Path) -> None:
 
 
 def print_holdings(console: Console, holdings: Sequence[Holding], path: Path) -> None:
-    rows = []
+    rows: list[tuple[str | Text, ...]] = []
     for held in holdings:
         counts = (held.calls, held.prompt_tokens, held.completion_tokens)
         last = datetime.fromtimestamp(held.last).strftime("%Y-%m-%d %H:%M")

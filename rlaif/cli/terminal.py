@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from rlaif.screen import Console, Text, line, unguarded
-from rlaif.visible import visible, visible_json, visible_line
+from rlaif.visible import finite, visible, visible_json, visible_line
 
 if TYPE_CHECKING:
     from rlaif.pipeline.progress import Silent
@@ -25,7 +25,7 @@ def say(text: str) -> None:
 def print_json(value: Any) -> None:
     out = unguarded(sys.stdout)
     ascii_only = not (out.encoding or "utf-8").lower().replace("-", "").startswith("utf")
-    print(visible_json(value, ascii_only=ascii_only), file=out, flush=True)
+    print(visible_json(finite(value), ascii_only=ascii_only), file=out, flush=True)
 
 
 def progress(console: Console, title: str, *, as_json: bool) -> Silent:

@@ -5,7 +5,6 @@ Every line has `time` (seconds since 1970) and `event`. A resumed run appends to
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 
 from rlaif.engines.ledger import Ledger
 from rlaif.engines.traffic import Endpoint
+from rlaif.visible import finite, visible_json
 
 EVERY = 10.0  # seconds between two lines on a stage's progress
 
@@ -24,13 +24,13 @@ class EventLog:
         self._path, self._begun = folder / "events.jsonl", False
 
     def write(self, event: str, **facts: Any) -> None:
-        line = json.dumps({"time": round(time.time(), 3), "event": event} | facts, ensure_ascii=False)
+        line = visible_json(finite({"time": round(time.time(), 3), "event": event} | facts), indent=None)
         try:
             with open(self._path, "ab") as file:
                 if not self._begun:
                     file.truncate(self._whole())
                     self._begun = True
-                file.write(line.encode("utf-8", "replace") + b"\n")
+                file.write(line.encode() + b"\n")
         except OSError:
             self._begun = False  # the line may be torn
 
