@@ -133,6 +133,8 @@ class Lines(Silent):
             self._console.print(line(text), highlight=False, soft_wrap=True)
         except (BrokenPipeError, SystemExit):  # the reader of the pipe is gone and rich exits; the run continues
             os.dup2(os.open(os.devnull, os.O_WRONLY), self._console.file.fileno())
+        except OSError:  # its disk is full: the run continues, and its outcome cannot be printed either, which says so
+            pass
 
     def warn(self, text: str) -> None:
         super().warn(text)
