@@ -62,8 +62,8 @@ _NAMED |= dict.fromkeys("0123456789#*", "k") | dict.fromkeys("\u203c\u2049\u2139
 _classes = _Classes()
 
 # Over classes. Joiners and variation selectors are kept one at a time and where they are written: between the parts of
-# a picture, between letters of which one is of a joined script, behind a picture or in a keycap.
-_KEPT = r"(?:(?<=p)|(?<=pV))J(?=p)|(?<=[jM])[JN](?=[jMwkm])|(?<=[wkm])[JN](?=[jM])|(?<=p)V|(?<=k)V(?=K)"
+# a picture, behind or before a letter of a joined script, behind a picture or in a keycap.
+_KEPT = r"(?:(?<=p)|(?<=pV))J(?=p)|(?<=[jM])[JN](?![JNV])|(?<=[wkm])[JN](?=[jM])|(?<=p)V|(?<=k)V(?=K)"
 _ESCAPED = re.compile(rf"X+|(?!{_KEPT})[JNV]|(?<=[mMK]{{{MOST_MARKS}}})[mMK]+")
 
 
@@ -125,7 +125,7 @@ def finite(value: Any) -> Any:
 def prose(text: str) -> str:
     """One line of a Markdown paragraph or heading in which the text is only text: no markup, link or image."""
     line = re.sub(r"([\\`*<>\[\]{}~$&])", r"\\\1", visible_line(text))
-    line = re.sub(r"(?<!\w)_|_(?!\w)|:(?=//)|(?<=\bwww)\.", r"\\\g<0>", line, flags=re.IGNORECASE)
+    line = re.sub(r"(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=\bwww)\.", r"\\\g<0>", line, flags=re.IGNORECASE)
     return re.sub(r"^(\d{0,9})([-+=#.)])", r"\1\\\2", line)  # what begins a list or a heading
 
 
