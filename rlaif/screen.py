@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from typing import Any, TextIO, cast
+from typing import IO, Any, cast
 
 from rich import console, segment, text
 from rich.markdown import Markdown as RichMarkdown
@@ -44,6 +44,14 @@ class Console(console.Console):
     def __init__(self, *, stderr: bool = False, **settings: Any) -> None:
         super().__init__(stderr=stderr, markup=False, emoji=False, **settings)
 
+    @property
+    def file(self) -> IO[str]:
+        return unguarded(super().file)
+
+    @file.setter
+    def file(self, file: IO[str]) -> None:
+        self._file = file
+
     def render_str(self, text: str, **settings: Any) -> text.Text:
         return super().render_str(visible(text), **settings)
 
@@ -66,13 +74,9 @@ def markdown(source: str) -> RichMarkdown:
 class Guard:
     """A standard stream to which others print: what they write is made visible. Consoles write to the stream itself."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
-
-    @property
-    def rich_proxied_file(self) -> TextIO:
-        """Where rich looks for the stream behind this one."""
-        return unguarded(self._stream)
+        self.rich_proxied_file = unguarded(stream)  # where rich looks for the stream behind this one
 
     def write(self, written: str) -> int:
         bar = _BAR.match(written)
@@ -91,9 +95,11 @@ class Guard:
 _BAR = re.compile(r"(?:\r|\n|\x1b\[A)+")  # how a progress bar returns to its line, before what it says
 
 
-def unguarded(stream: TextIO) -> TextIO:
-    behind: TextIO = getattr(stream, "rich_proxied_file", stream)
-    return behind
+def unguarded(stream: IO[str]) -> IO[str]:
+    """The stream behind guards, and behind rich's own proxy while a live table is shown."""
+    while (behind := getattr(stream, "rich_proxied_file", None)) is not None:
+        stream = behind
+    return stream
 
 
 @contextmanager

@@ -24,7 +24,8 @@ def say(text: str) -> None:
 
 def print_json(value: Any) -> None:
     out = unguarded(sys.stdout)
-    ascii_only = not (out.encoding or "utf-8").lower().replace("-", "").startswith("utf")
+    encoding = getattr(out, "encoding", None) or "utf-8"
+    ascii_only = not encoding.lower().startswith("utf")
     print(visible_json(finite(value), ascii_only=ascii_only), file=out, flush=True)
 
 

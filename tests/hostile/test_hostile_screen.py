@@ -233,21 +233,30 @@ def a_run(folder: Path, text: str) -> Path:
     return run
 
 
-COMMANDS = ("status RUN", "status RUN --json", "show RUN", "show RUN --json", "show RUN 1", "show RUN 1 --json")
+def shown_by(command: str, folder: Path, text: str, *shown: str) -> None:
+    done = rlaif(folder, *command.replace("RUN", "runs/theirs").split())
+    assert (done.code, done.err) == (0, ""), command
+    if "--json" in command:
+        held(done.out)
+        assert json.dumps(text)[1:-1] in json.dumps(json.loads(done.out))  # its value is whole
+    else:
+        held(done.out, *shown)
 
 
 @pytest.mark.parametrize("attempt", HOSTILE)
-def test_a_run_of_somebody_else_cannot_act_on_the_screen(attempt: str, tmp_path: Path) -> None:
+def test_a_row_of_somebody_else_cannot_act_on_the_screen(attempt: str, tmp_path: Path) -> None:
     text, shown = HOSTILE[attempt]
     a_run(tmp_path, text)
-    for command in COMMANDS:
-        done = rlaif(tmp_path, *command.replace("RUN", "runs/theirs").split())
-        assert (done.code, done.err) == (0, ""), command
-        if "--json" in command:
-            held(done.out)
-            assert json.dumps(text)[1:-1] in json.dumps(json.loads(done.out))  # its value is whole
-        else:
-            held(done.out, shown)
+    shown_by("show RUN 1", tmp_path, text, shown)
+    shown_by("show RUN 1 --json", tmp_path, text)
+
+
+@pytest.mark.parametrize("command", ["status RUN", "status RUN --json", "show RUN", "show RUN --json"])
+@pytest.mark.parametrize("attempt", ["OSC 52 fills the clipboard", "C1 control sequence", "right-to-left override"])
+def test_a_run_of_somebody_else_cannot_act_on_the_screen(attempt: str, command: str, tmp_path: Path) -> None:
+    text, shown = HOSTILE[attempt]
+    a_run(tmp_path, text)
+    shown_by(command, tmp_path, text, shown)
 
 
 # ---------------------------------------------------------------- names on the command line and in files
@@ -336,7 +345,7 @@ INPUTS: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     "a trainer": (nothing, ["train", EVIL, "--base", "x", "--data", "y", "--out", "z"]),
     "a trainer's base": (put("data.jsonl", '{"prompt": "x", "completion": "a"}\n'), ["train", "sft", "--base", NAME, "--data", "data.jsonl", "--out", "z"]),
     "a trainer's data": (nothing, ["train", "sft", "--base", "tiny/base", "--data", EVIL, "--out", "z"]),
-    "a trainer's setting": (nothing, ["train", "sft", "--base", "tiny/base", "--data", "x", "--out", "z", f"{EVIL}=1"]),
+    "a trainer's setting": (put("data.jsonl", '{"prompt": "x", "completion": "a"}\n'), ["train", "sft", "--base", "tiny/base", "--data", "data.jsonl", "--out", "z", f"{EVIL}=1"]),
     "a question": (nothing, ["try", EVIL, "Prefer the polite completion."]),
     "a principle": (nothing, ["try", "what is the capital of velmar ?", EVIL]),
     "a project's folder": (lambda folder: (folder / NAME).mkdir() or (folder / NAME / "x").touch(), ["init", NAME]),
@@ -357,7 +366,8 @@ def test_an_error_shows_what_was_wrong_and_obeys_none_of_it(door: str, tmp_path:
     prepare, arguments = INPUTS[door]
     prepare(tmp_path)
     done = rlaif(tmp_path, *arguments)
-    refused(done, *([] if door in UNTOLD else [r"\u202e"]))
+    told = [] if door in UNTOLD else [r"\u202e"]
+    refused(done, *told, code=1 if door == "an export's shape that is asked for" else 2)
 
 
 # ---------------------------------------------------------------- servers, stores, cards
@@ -407,6 +417,43 @@ def test_what_a_model_says_and_its_judge_too_is_shown_escaped(tmp_path: Path) ->
         one = rlaif(tmp_path, "show", "runs/echo", "1", "--json")
         held(one.out)
         assert json.loads(one.out)["candidates"][0]["completion"]["text"].startswith(EVIL[:-1])
+
+
+def test_a_data_files_names_are_shown_escaped_by_every_command_that_follows(tmp_path: Path) -> None:
+    rows = [
+        {"source": EVIL, "instruction": f"{k} {EVIL}", "models": [f"{EVIL}a", f"{EVIL}b"],
+         "completions": [{"model": f"{EVIL}{m}", "response": f"x {said}{EVIL}", "annotations": {}} for m, said in ("a ", "by")]}
+        for k in range(2)
+    ]  # fmt: skip
+    (tmp_path / "theirs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "rubric.yaml").write_text(RUBRIC)
+    with serve({EVIL: Echo(EVIL)}) as url:
+        judge = ("judge", "theirs.jsonl", "--by", url, "--model", EVIL, "--method", "rate", "rubric=rubric.yaml")
+        done = rlaif(tmp_path, *judge)
+        assert done.code == 0, done
+        held(done.out + done.err)
+    for command in (
+        "status R",
+        "status R --json",
+        "show R",
+        "show R 1",
+        "show R 1 --json",
+        "cache",
+        "cache --json",
+        "audit R",
+    ):
+        done = rlaif(tmp_path, *command.replace("R", "runs/judged").split())
+        assert done.code == 0, done
+        held(done.out + done.err, *([SHOWN] if command in ("show R", "show R 1", "cache") else []))
+    suffixes = (".md", ".json", ".yaml", ".jsonl")
+    written = [
+        path
+        for path in tmp_path.rglob("*")
+        if path.suffix in suffixes and path.parent.name not in ("stages", tmp_path.name)
+    ]
+    assert len(written) >= 6
+    for path in written:
+        held(path.read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize(
@@ -491,7 +538,7 @@ def test_an_audits_report_cannot_be_broken_out_of(attempt: str) -> None:
     }  # fmt: skip
     report = markdown({"judge": text, "asked": "how", "figures": figures})
     held(report)
-    assert set(acts(report)) <= {"strong_open"} and report.count("**") - report.count("\\*\\*") == 2
+    assert set(acts(report)) <= {"strong_open"} and acts(report).count("strong_open") == 1
     assert report.count("\n#") == 3
     rows = [line for line in report.splitlines() if line.startswith("|")]
     assert {line.count("|") for line in rows} <= {3, 4}
@@ -581,6 +628,17 @@ def command(*arguments: str, **streams: Any) -> subprocess.CompletedProcess[byte
     argv = [sys.executable, "-m", "rlaif.cli", *arguments]
     env = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "100"} | streams.pop("env", {})
     return subprocess.run(argv, env=env, timeout=60, **streams)
+
+
+@pytest.mark.parametrize("live", [False, True], ids=["console", "live"])
+def test_our_own_styles_pass_the_guard(live: bool) -> None:
+    out = io.StringIO()
+    with redirect_stdout(out), screen.guarded():
+        console = screen.Console(force_terminal=True, color_system="standard", width=200)
+        with Screen(console, "run") if live else redirect_stderr(io.StringIO()):
+            console.print(screen.Text(f"ours {EVIL}", style="red"))
+    assert "\x1b[31mours " in out.getvalue() and r"\x1b[0m" not in out.getvalue()
+    held(OURS.sub("", out.getvalue()), SHOWN)
 
 
 @pytest.mark.parametrize(("width", "arguments"), [(60, ("show", "runs/theirs", "1")), (100, ("status", "runs/theirs"))])
