@@ -27,6 +27,7 @@ from echo import RUBRIC, Echo, write_project
 from inside import Done, rlaif
 from markdown_it import MarkdownIt
 from rich.console import Console as RichConsole
+from rich.file_proxy import FileProxy
 from serving import Answer, completion, scripted, serve
 
 from rlaif import cli, screen, visible
@@ -629,6 +630,27 @@ def command(*arguments: str, **streams: Any) -> subprocess.CompletedProcess[byte
     argv = [sys.executable, "-m", "rlaif.cli", *arguments]
     env = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "100"} | streams.pop("env", {})
     return subprocess.run(argv, env=env, timeout=60, **streams)
+
+
+def test_our_own_styles_pass_richs_own_proxy_of_a_guarded_stream() -> None:
+    out = io.StringIO()
+    with redirect_stdout(out), screen.guarded():
+        console = screen.Console(force_terminal=True, color_system="standard")
+        with redirect_stdout(FileProxy(console, sys.stdout)):  # as while a live table is shown
+            console.print(screen.Text("ours", style="red"))
+    assert out.getvalue() == "\x1b[31mours\x1b[0m\n"
+
+
+def test_no_link_reaches_the_terminal_whoever_made_it() -> None:
+    file = io.StringIO()
+    console = screen.Console(file=file, force_terminal=True, color_system="standard")
+    console.print(RichConsole().render_str("[link=http://evil]x[/link]"), screen.markdown("[y](http://evil)"))
+    assert "\x1b]" not in file.getvalue() and "http://evil" in file.getvalue()
+
+
+def test_what_rich_would_drop_is_shown() -> None:
+    text = screen.Text.assemble("a\x07", ("b\x08", "red")).append("c\x0b")
+    assert text.plain == r"a\x07b\x08c\x0b"
 
 
 @pytest.mark.parametrize("live", [False, True], ids=["console", "live"])
