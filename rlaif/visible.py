@@ -63,7 +63,7 @@ _classes = _Classes()
 
 # Over classes. Joiners and variation selectors are kept one at a time and where they are written: between the parts of
 # a picture, behind or before a letter of a joined script, behind a picture or in a keycap.
-_KEPT = r"(?:(?<=p)|(?<=pV))J(?=p)|(?<=[jM])[JN](?![JNV])|(?<=[wkm])[JN](?=[jM])|(?<=p)V|(?<=k)V(?=K)"
+_KEPT = r"(?:(?<=p)|(?<=pV))J(?=p)|(?<=[jM])[JN]|(?<=[wkm])[JN](?=[jM])|(?<=p)V|(?<=k)V(?=K)"
 _ESCAPED = re.compile(rf"X+|(?!{_KEPT})[JNV]|(?<=[mMK]{{{MOST_MARKS}}})[mMK]+")
 
 

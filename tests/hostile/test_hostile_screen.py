@@ -261,6 +261,13 @@ def test_a_run_of_somebody_else_cannot_act_on_the_screen(attempt: str, command: 
     shown_by(command, tmp_path, text, shown)
 
 
+def test_a_number_that_is_none_is_null_in_json(tmp_path: Path) -> None:
+    manifest = a_run(tmp_path, "theirs") / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"seconds": 1.0', '"seconds": NaN'))
+    written = rlaif(tmp_path, "status", "runs/theirs", "--json").out
+    assert json.loads(written)["seconds"] is None and "NaN" not in written
+
+
 # ---------------------------------------------------------------- names on the command line and in files
 
 
@@ -577,6 +584,20 @@ def test_what_a_library_prints_is_escaped(way: str) -> None:
     with redirect_stdout(out), redirect_stderr(err), screen.guarded():
         noises(EVIL)[way]()
     held(out.getvalue() + err.getvalue(), SHOWN)
+
+
+def test_what_a_library_prints_while_a_command_runs_is_escaped(tmp_path: Path) -> None:
+    def noisy(_: object) -> None:
+        print(EVIL, file=sys.stderr)
+        print(EVIL)
+        raise OSError
+
+    a_run(tmp_path, "theirs")
+    with patch("pyarrow.parquet.read_table", noisy):
+        done = rlaif(tmp_path, "export", "runs/theirs", "--format", "theirs", "--to", "there")
+    assert done.code == 1
+    held(done.out, SHOWN)
+    held(done.err, SHOWN)
 
 
 @pytest.mark.parametrize("way", noises(""))
