@@ -15,6 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
+from rlaif.visible import visible_json
+
 # Of a file that a person writes: a pipeline, a rubric, a template. The largest that ship hold 60 KB.
 MOST_WRITTEN = 4_000_000
 # Of a record of a run or a training. As Python's objects, JSON of this size is some hundred MB at worst.
@@ -75,7 +77,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write indented JSON like `write_text`. Raises ValueError for NaN and infinity."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, visible_json(value) + "\n")
 
 
 def text_of(path: Path) -> str | None:

@@ -612,7 +612,7 @@ def test_the_card_counts_and_cannot_be_broken_by_a_name(tmp_path: Path) -> None:
     _, header, body = (tmp_path / "README.md").read_text(encoding="utf-8").split("---\n", 2)
     assert yaml.safe_load(header)["pretty_name"] == "odd: name # heading"
     assert "- rows: 3\n- prompts in: 5\n- prompts out: 3\n- prompts dropped: 2\n  - tie: 2\n" in body
-    assert "- `m'`: `line line`\n" in body
+    assert "- `` m` ``: `line line`\n" in body
     assert "\n# heading" not in body
 
 

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from rich.text import Text
 
 from rlaif.cli import results, rows, summaries
 from rlaif.cli.options import AuditOptions, JudgeOptions, grouped
 from rlaif.cli.tables import Column, table
 from rlaif.records import Candidate, Completion, Message, Prompt, Record, Row
+from rlaif.screen import Text
 from rlaif.store import Holding
 
 WIDTHS = (60, 80, 100, 160)
@@ -225,7 +225,7 @@ def test_a_new_kind_of_judgement_is_shown_without_an_edit() -> None:
     row = LaterRow(prompt=prompt, candidates=(candidate,), essays_of_people=essays)
     lines = printed(lambda console: rows.print_row(console, row, []), 100).splitlines()
     place = lines.index("essays of people")
-    assert lines[place + 1 :] == ["    author ada, stars 4", "    author bob\ufffd[2J, stars 5, note two lines"]
+    assert lines[place + 1 :] == ["    author ada, stars 4", "    author bob\\x1b[2J, stars 5, note two lines"]
     assert set(Row.model_fields) > rows.KNOWN  # each name in it is a field
 
 

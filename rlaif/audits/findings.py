@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
+
+from rlaif.visible import prose
 
 COIN = 0.65  # agreement below which a judge may be no better than a coin
 LEAST_PROBES = 10  # of a kind, before anything is said of it
@@ -211,10 +212,10 @@ def markdown(audit: Mapping[str, Any]) -> str:
     """The whole report. `audit` holds the figures and, beside them, what was audited and what it cost."""
     figures, told = audit["figures"], findings(audit["figures"])
     parts = [
-        f"# Audit of {_theirs(audit['judge'])}",
-        f"{_theirs(audit['asked'])}. Shares have 95 % intervals over pairs.",
+        f"# Audit of {prose(audit['judge'])}",
+        f"{prose(audit['asked'])}. Shares have 95 % intervals over pairs.",
         f"**{verdict(told)}**",
-        _table(("", "what was found", "what to do"), [(_MARKS[f.grade], _theirs(f.says), f.do) for f in told])
+        _table(("", "what was found", "what to do"), [(_MARKS[f.grade], prose(f.says), f.do) for f in told])
         if told
         else "",
         *(part for section in _SECTIONS for part in section(figures)),
@@ -232,7 +233,7 @@ def _agreement(figures: Mapping[str, Any]) -> Iterable[str]:
         ("all, both orders", _share(agreement["both_orders"])),
         ("all, one order", _share(agreement["one_order"])),
         ("all, right in both orders", _share(agreement["right_in_both"])),
-        *((_theirs(category), _share(share)) for category, share in figures["by_category"].items()),
+        *((prose(category), _share(share)) for category, share in figures["by_category"].items()),
     ]
     counts = ", ".join(f"{agreement[name]:,} {name}" for name in ("right", "wrong", "tie", "unparsed"))
     kappa = agreement["kappa_of_decided"]
@@ -281,7 +282,7 @@ def _jury(figures: Mapping[str, Any]) -> Iterable[str]:
         return
     weights, kappa = jury["fitted_weights"], jury["fleiss_kappa"]
     members = [
-        (_theirs(name), _share(share), f"{weights[name]:g}" if weights[name] > 0 else "leave it out")
+        (prose(name), _share(share), f"{weights[name]:g}" if weights[name] > 0 else "leave it out")
         for name, share in jury["members"].items()
     ]
     yield from ("## The jury", _table(("member", "agrees with gold", "fitted weight"), members))
@@ -292,7 +293,7 @@ def _jury(figures: Mapping[str, Any]) -> Iterable[str]:
 def _wins(figures: Mapping[str, Any]) -> Iterable[str]:
     own = set(figures.get("judges_own_models", ()))
     rows = [
-        (f"{_theirs(model)}{' (the judge itself)' if model in own else ''}", _share(share))
+        (f"{prose(model)}{' (the judge itself)' if model in own else ''}", _share(share))
         for model, share in figures.get("wins", {}).items()
     ]
     if rows:
@@ -303,7 +304,7 @@ def _ratings(figures: Mapping[str, Any]) -> Iterable[str]:
     for aspect, about in figures.get("ratings", {}).items():
         rows = [("mean", _number_of(about["mean"])), ("unparsed", _share(about["unparsed"]))]
         rows += [(f"mean at place {position}", _number_of(mean)) for position, mean in about["mean_at_place"].items()]
-        yield from (f"## Ratings: {_theirs(aspect)}", _table(("", f"of {about['n']:,} ratings"), rows))
+        yield from (f"## Ratings: {prose(aspect)}", _table(("", f"of {about['n']:,} ratings"), rows))
 
 
 def _people(figures: Mapping[str, Any]) -> Iterable[str]:
@@ -311,7 +312,7 @@ def _people(figures: Mapping[str, Any]) -> Iterable[str]:
     if people is None:
         return
     rows = [("same verdict as people", _share(people["accuracy"]))]
-    rows += [(_theirs(source), _share(share)) for source, share in people["by_source"].items()]
+    rows += [(prose(source), _share(share)) for source, share in people["by_source"].items()]
     for name in ("cohen_kappa", "krippendorff_alpha", "people_fleiss_kappa"):
         rows.append((name.replace("_", " "), _number_of(people[name])))
     if own := people["self_preference"]:
@@ -319,7 +320,7 @@ def _people(figures: Mapping[str, Any]) -> Iterable[str]:
     yield from (f"## Against people, item by item ({people['pairs']:,} pairs)", _table(("", "agreement"), rows))
     if systems := people["systems"]:
         wins = [
-            (_theirs(name), f"{won['by_judge']:.1%}", f"{won['by_people']:.1%}")
+            (prose(name), f"{won['by_judge']:.1%}", f"{won['by_people']:.1%}")
             for name, won in systems["models"].items()
         ]
         yield "## Against people, model by model"
@@ -329,12 +330,6 @@ def _people(figures: Mapping[str, Any]) -> Iterable[str]:
 
 
 _SECTIONS = (_agreement, _biases, _probes, _calibration, _jury, _wins, _ratings, _people)  # in their order
-
-
-def _theirs(text: str) -> str:
-    """Untrusted text on one line, with everything escaped that Markdown or a terminal would act on."""
-    line = "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
-    return re.sub(r"([\\`*<>\[\]])", r"\\\1", line)
 
 
 def _share(share: Mapping[str, float] | None) -> str:

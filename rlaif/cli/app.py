@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -18,6 +18,7 @@ from rlaif.cli.options import grouped
 from rlaif.errors import RlaifError
 from rlaif.pipeline.loop import RareCollections
 from rlaif.pipeline.outcome import INTERRUPTED
+from rlaif.screen import guarded
 from rlaif.version import __version__
 
 app = typer.Typer(
@@ -34,7 +35,7 @@ app = typer.Typer(
 @app.callback(invoke_without_command=True)
 def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version:
-        typer.echo(f"rlaif {__version__}")
+        terminal.say(f"rlaif {__version__}")
         raise typer.Exit
 
 
@@ -54,9 +55,24 @@ app.command()(store.cache)
 
 def main() -> None:
     """Run the command line and exit. An error that a user can cause is one line, never a traceback."""
-    for stream in (sys.stdout, sys.stderr):  # a character that the terminal cannot show becomes another
+    _open_streams()
+    with guarded():
+        _main()
+
+
+def _open_streams() -> None:
+    """What the terminal cannot show is escaped. Without a standard output nothing is done whose result nobody sees."""
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - a file of the run must not take its number
+        terminal.fail("the standard output is closed. Fix: send it to a file or to /dev/null", 1)
+    for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _main() -> NoReturn:
     try:
         with RareCollections():  # from here on: a tenth of a short command's time goes to them during its imports
             code = app(standalone_mode=False)

@@ -56,11 +56,10 @@ def audit(
     as_json: AsJson = False,
 ) -> None:
     """Audit a judge: how far it agrees with gold, which biases it has, and what to do about them."""
-    from rich.markdown import Markdown
-
     from rlaif.pipeline import auditing
     from rlaif.pipeline.folder import STORE, RunFolder
     from rlaif.pipeline.loop import run_to_end
+    from rlaif.screen import markdown
 
     auditing.check_audit_options(judge, options.given() | scope.given() | {"settings": " ".join(settings or [])})
     auditing.refuse_foreign(out)  # before any call is paid for
@@ -84,5 +83,5 @@ def audit(
     if as_json:
         terminal.print_json(report)
     else:
-        console.print(Markdown((out / "audit.md").read_text(encoding="utf-8")))
+        console.print(markdown((out / "audit.md").read_text(encoding="utf-8")))
         console.print(f"written to {out / 'audit.md'} and {out / 'audit.json'}", style="dim", highlight=False)

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.text import Text
 
 from rlaif.cli import rows, terminal
 from rlaif.cli.options import AsJson
 from rlaif.resources import given_path
+from rlaif.screen import Text
 
 
 def init(
@@ -20,8 +20,8 @@ def init(
     from rlaif.resources import copy_out
 
     for path in copy_out(folder):
-        typer.echo(str(path))
-    typer.echo(f"edit them, then: cd {folder} && rlaif run pipelines/quickstart.yaml")
+        terminal.say(str(path))
+    terminal.say(f"edit them, then: cd {folder} && rlaif run pipelines/quickstart.yaml")
 
 
 def try_(
@@ -45,5 +45,5 @@ def try_(
     console = terminal.console()
     ignored = f"; it was never taught {', '.join(map(repr, unknown_words))}" if unknown_words else ""
     understanding = f"   the annotator reads {quality!r} in it{ignored}"
-    console.print(Text.assemble((terminal.plain(principle), "bold"), (understanding, "dim")))
+    console.print(Text.assemble((principle, "bold"), (understanding, "dim")))
     rows.print_row(console, row, [])

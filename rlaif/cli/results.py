@@ -7,13 +7,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, RenderableType
-from rich.text import Text
+from rich.console import RenderableType
 
 from rlaif.cli.summaries import print_summary
 from rlaif.cli.tables import Column, table
-from rlaif.cli.terminal import plain
 from rlaif.pipeline.outcome import next_step
+from rlaif.screen import Console, Text, line
 
 if TYPE_CHECKING:
     from rlaif.pipeline.run import Run
@@ -41,28 +40,28 @@ def print_plan(console: Console, plan: dict[str, Any]) -> None:
 
 
 def _planned_calls(calls: Mapping[str, Mapping[str, Any]], width: int) -> RenderableType:
-    rows = []
+    rows: list[tuple[str | Text, ...]] = []
     for model, need in calls.items():
         to_send = need["calls"] - need["paid"]
         counts = (f"{need['calls']:,}", f"{need['paid']:,}", f"{to_send:,}")
         tokens = (f"about {need['prompt_tokens']:,}", f"{need['max_completion_tokens']:,}") if to_send else ("", "")
         cost = "" if need["max_cost"] is None or not to_send else f"{need['max_cost']:.4f}"
-        rows.append((model, *counts, *tokens, cost))
+        rows.append((line(model), *counts, *tokens, cost))
     figures = ("calls", "cached", "to send", "prompt tokens", "completion tokens, at most", "cost, without re-asks")
     return table((Column("model", text=True), *map(Column, figures)), rows, width, "calls")
 
 
 def print_status(console: Console, manifest: dict[str, Any]) -> None:
     style = {"done": "green", "running": "cyan"}.get(manifest["state"], "yellow")
-    console.print(Text.assemble(f"{manifest['name']}: ", (manifest["state"], style), f", {manifest['seconds']:.0f} s"))
-    rows = []
+    console.print(line(f"{manifest['name']}: ", (manifest["state"], style), f", {manifest['seconds']:.0f} s"))
+    rows: list[tuple[str | Text, ...]] = []
     for stage in manifest["stages"]:
-        dropped = "\n".join(f"{count:,} {reason}" for reason, count in stage["dropped"].items())
+        dropped = "\n".join(line(f"{count:,} {reason}").plain for reason, count in stage["dropped"].items())
         seconds = "" if stage["seconds"] is None else f"{stage['seconds']:.1f}"
         made = stage.get("preferences", stage["out"])
         out = f"{stage['out']:,}" + (f"\n{made:,} preferences" if made != stage["out"] else "")
-        rows.append((stage["name"], f"{stage['in']:,}", out, dropped, seconds))
-    rows += [(name, "", f"{count:,} so far", "", "") for name, count in manifest["under_way"].items()]
+        rows.append((line(stage["name"]), f"{stage['in']:,}", out, dropped, seconds))
+    rows += [(line(name), "", f"{count:,} so far", "", "") for name, count in manifest["under_way"].items()]
     columns = (Column("stage", text=True), Column("in"), Column("out"), Column("dropped", text=True), Column("seconds"))
     console.print(table(columns, rows, console.width))
     if manifest["calls"]:
@@ -74,8 +73,8 @@ def print_status(console: Console, manifest: dict[str, Any]) -> None:
 def _made_calls(calls: Mapping[str, Mapping[str, Any]], width: int) -> RenderableType:
     figures = ("calls made", "cached", "failed", "cut", "tokens read", "tokens written", "cost")
     keys = ("sent", "cached", "failed", "cut_at_max_tokens", "prompt_tokens", "completion_tokens")
-    rows = [
-        (model, *(f"{call[key]:,}" for key in keys), "" if call["cost"] is None else f"{call['cost']:.4f}")
+    rows: list[tuple[str | Text, ...]] = [
+        (line(model), *(f"{call[key]:,}" for key in keys), "" if call["cost"] is None else f"{call['cost']:.4f}")
         for model, call in calls.items()
     ]
     return table((Column("model", text=True), *map(Column, figures)), rows, width)
@@ -96,7 +95,7 @@ def print_result(console: Console, run: Run, path: Path) -> None:
     if run.stopped:
         console.print(run.stopped, style="yellow")
     if why := run.session.scheduler.stopped:
-        console.print(Text(f"stopped: {plain(why.message)}", style="yellow"))
+        console.print(line(f"stopped: {why.message}", style="yellow"))
     if advice := next_step(run.manifest.failures, run.session.scheduler.stopped):
         console.print(Text(advice, style="yellow"))
 
@@ -105,7 +104,7 @@ def print_failures(console: Console, failures: dict[str, Any]) -> None:
     for cause, group in sorted(failures.items()):
         rows = "row" if group["count"] == 1 else "rows"
         message = f"{group['count']} {rows} failed ({cause}), for example {group['row']}: {group['example']}"
-        console.print(Text(plain(message), style="yellow"))
+        console.print(line(message, style="yellow"))
 
 
 def print_training(console: Console, record: dict[str, Any], out: Path) -> None:
@@ -118,12 +117,12 @@ def print_training(console: Console, record: dict[str, Any], out: Path) -> None:
 
 
 def print_holdings(console: Console, holdings: Sequence[Holding], path: Path) -> None:
-    rows = []
+    rows: list[tuple[str | Text, ...]] = []
     for held in holdings:
         counts = (held.calls, held.prompt_tokens, held.completion_tokens)
         last = _when(held.last)
         sizes = (*(f"{count:,}" for count in counts), f"{held.size / 2**20:.1f}")
-        rows.append((_model_of(held.model), plain(held.run) or "before format 3", *sizes, last))
+        rows.append((line(_model_of(held.model)), line(held.run or "before format 3"), *sizes, last))
     figures = ("calls", "tokens read", "tokens written", "MB", "last call")
     columns = (Column("model", text=True), Column("run", text=True), *map(Column, figures))
     console.print(table(columns, rows, console.width))
@@ -143,5 +142,5 @@ def _model_of(identity: str) -> str:
     """The part of a model's identity that a person knows it by: a name on a server, or the start of a digest."""
     kind, _, name = identity.partition(":")
     if kind == "server":
-        return plain(name.rpartition(":")[0] or name)  # without the digest of the server's address
-    return plain(f"weights {name.partition(':')[0][:12]}" if kind == "weights" else identity)
+        return name.rpartition(":")[0] or name  # without the digest of the server's address
+    return f"weights {name.partition(':')[0][:12]}" if kind == "weights" else identity

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.text import Text
-
 from rlaif.cli.tables import Column, table
-from rlaif.cli.terminal import brief, plain
+from rlaif.cli.terminal import brief
+from rlaif.screen import Console, Text, line
+from rlaif.visible import visible
 
 if TYPE_CHECKING:
     from rlaif.records import Candidate, Comparison, Preference, Ranking, Rating, Record, Revision, Row, Score
@@ -28,9 +27,9 @@ def print_rows(console: Console, rows: Sequence[Row]) -> None:
 
 
 def print_row(console: Console, row: Row, preferences: Sequence[Preference]) -> None:
-    source = "  " + ", ".join(filter(None, (row.prompt.split, row.prompt.source)))
-    console.print(Text.assemble((f"prompt {row.prompt.id}", "bold"), (plain(source), "dim")))
-    console.print(Text(plain(row.prompt.text)))
+    source = ", ".join(filter(None, (row.prompt.split, row.prompt.source)))
+    console.print(line((f"prompt {row.prompt.id}", "bold"), (f"  {source}", "dim")))
+    console.print(Text(row.prompt.text))
     for index, candidate in enumerate(row.candidates):
         _print_candidate(console, index, candidate, preferences)
         for rating in (one for one in row.ratings if one.candidate == index):
@@ -43,15 +42,16 @@ def print_row(console: Console, row: Row, preferences: Sequence[Preference]) -> 
         _print_comparison(console, comparison)
     for ranking in row.rankings:
         _print_ranking(console, ranking)
-    for line in _other_records(row):
-        console.print(line)
+    for text in _other_records(row):
+        console.print(text)
     if row.failure:
-        console.print(Text(f"\nfailed: {plain(row.failure)}", style="yellow"))
+        console.print(Text(f"\nfailed: {row.failure}", style="yellow"))
     places = {candidate.completion.call: position for position, candidate in enumerate(row.candidates, start=1)}
     for preference in preferences:
         better, worse = (places.get(c.completion.call, "?") for c in (preference.chosen, preference.rejected))
-        made = f"\n{preference.rule}: [{better}] preferred to [{worse}], margin {preference.margin:.2f}"
-        console.print(Text(made, style="dim"))
+        made = f"{preference.rule}: [{better}] preferred to [{worse}], margin {preference.margin:.2f}"
+        console.print()
+        console.print(line(made, style="dim"))
 
 
 def _print_candidate(console: Console, index: int, candidate: Candidate, preferences: Sequence[Preference]) -> None:
@@ -60,33 +60,33 @@ def _print_candidate(console: Console, index: int, candidate: Candidate, prefere
     rejected = any(preference.rejected.completion.call == completion.call for preference in preferences)
     role = " and ".join(name for name, holds in (("chosen", chosen), ("rejected", rejected)) if holds)
     style = {"chosen": "green", "rejected": "red"}.get(role, "")
-    under = f", under the principle {plain(candidate.principle)}" if candidate.principle else ""
+    under = f", under the principle {candidate.principle}" if candidate.principle else ""
     origin = f"  {completion.finish_reason}, call {completion.call[:12]}{under}"
     console.print()
-    console.print(Text.assemble((f"[{index + 1}] {candidate.sampler} ", "bold"), (role, style), (origin, "dim")))
-    console.print(Text(plain(completion.text), style=style))
+    console.print(line((f"[{index + 1}] {candidate.sampler} ", "bold"), (role, style), (origin, "dim")))
+    console.print(Text(completion.text, style=style))
 
 
 def _print_rating(console: Console, rating: Rating) -> None:
     value = f"unparsed, {rating.problem}" if rating.problem else "N/A" if rating.na else str(rating.value)
     value += f" ({', '.join(rating.types)})" if rating.types else ""
     words = f"   {rating.judge}, place {rating.position}: {brief(rating.raw, 160)}" if rating.raw else ""
-    console.print(Text.assemble(f"    {rating.aspect} {plain(value)}", (words, "dim")))
+    console.print(line(f"    {rating.aspect} {value}", (words, "dim")))
 
 
 def _print_score(console: Console, score: Score) -> None:
     value = f"none, {score.problem}" if score.value is None else f"{score.value:g}"
-    console.print(Text.assemble(f"    {score.aspect or 'score'} {plain(value)}", (f"   {score.judge}", "dim")))
+    console.print(line(f"    {score.aspect or 'score'} {value}", (f"   {score.judge}", "dim")))
 
 
 def _print_revision(console: Console, revision: Revision) -> None:
-    heading = f"    revision {revision.number} under {plain(revision.principle)}"
-    console.print(Text.assemble((heading, "bold"), (f"  {revision.critique.model}", "dim")))
-    console.print(Text(f"      critique  {plain(revision.critique.text)}", style="dim"))
+    heading = f"    revision {revision.number} under {revision.principle}"
+    console.print(line((heading, "bold"), (f"  {revision.critique.model}", "dim")))
+    console.print(Text(f"      critique  {revision.critique.text}", style="dim"))
     if revision.completion is not None:
-        console.print(Text(f"      revised   {plain(revision.completion.text)}"))
+        console.print(Text(f"      revised   {revision.completion.text}"))
     if revision.problem is not None:
-        console.print(Text(f"      {revision.problem}", style="yellow"))
+        console.print(line(f"      {revision.problem}", style="yellow"))
 
 
 def _print_comparison(console: Console, comparison: Comparison, *, juror: bool = False) -> None:
@@ -99,17 +99,17 @@ def _print_comparison(console: Console, comparison: Comparison, *, juror: bool =
         outcome += ", the two orders disagree"
     if not juror:
         console.print()
-    under = (f"compared under {plain(comparison.principle)}: ", "bold")
+    under = (f"compared under {comparison.principle}: ", "bold")
     heading = ("  a member of the jury: ", "dim") if juror else under
-    console.print(Text.assemble(heading, outcome, (f"  {comparison.judge}", "dim")))
+    console.print(line(heading, outcome, (f"  {comparison.judge}", "dim")))
     for member in comparison.jury:
         _print_comparison(console, member, juror=True)
     for order in comparison.orders:
-        words = f"said {brief(order.raw, 40)!r}" if order.problem is None else order.problem
+        words = f"said '{brief(order.raw, 40)}'" if order.problem is None else order.problem
         chance = "" if order.probability is None else f", first with probability {order.probability:.2f}"
-        console.print(Text(f"    [{order.a + 1}] before [{order.b + 1}]: {words}{chance}", style="dim"))
-        for line in (order.reasons or "").splitlines():
-            console.print(Text(f"      {brief(line, 160)}", style="dim"))
+        console.print(line(f"    [{order.a + 1}] before [{order.b + 1}]: {words}{chance}", style="dim"))
+        for reason in visible(order.reasons or "").split("\n"):
+            console.print(Text(f"      {brief(reason, 160)}", style="dim"))
 
 
 def _print_ranking(console: Console, ranking: Ranking) -> None:
@@ -117,8 +117,9 @@ def _print_ranking(console: Console, ranking: Ranking) -> None:
     if ranking.order is not None:
         order = " > ".join(" = ".join(f"[{index + 1}]" for index in tied) for tied in ranking.order)
     shown = " ".join(f"[{index + 1}]" for index in ranking.shown)
-    heading = (f"\nranked under {plain(ranking.principle or '')}: ", "bold")
-    console.print(Text.assemble(heading, f"{order}", (f"  {ranking.judge}, read in the order {shown}", "dim")))
+    heading = (f"ranked under {ranking.principle or ''}: ", "bold")
+    console.print()
+    console.print(line(heading, f"{order}", (f"  {ranking.judge}, read in the order {shown}", "dim")))
 
 
 def _other_records(row: Row) -> Iterator[Text]:

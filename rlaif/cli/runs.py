@@ -115,7 +115,7 @@ def export(
     folder = RunFolder.existing(run)
     count = browse.export(folder, form, to, jsonl=to.suffix == ".jsonl")
     state = browse.status(folder)["state"]
-    typer.echo(f"{count} rows in {to}" + ("" if state == "done" else f"; the run is {state}, more rows may follow"))
+    terminal.say(f"{count} rows in {to}" + ("" if state == "done" else f"; the run is {state}, more rows may follow"))
 
 
 def execute(checked: Pipeline, out: Path | None, title: str, *, as_json: bool, retry_failed: bool) -> None:

@@ -29,10 +29,10 @@ def cache(
     with closing(upkeep.open_store(action)) as store:
         if action == "prune":
             removed = upkeep.prune(store, older_than, run)
-            typer.echo(f"{removed:,} calls removed, {len(store):,} left")
+            terminal.say(f"{removed:,} calls removed, {len(store):,} left")
         elif action == "verify":
             upkeep.verify(store)
-            typer.echo(f"{len(store):,} calls, all of them can be read")
+            terminal.say(f"{len(store):,} calls, all of them can be read")
         elif as_json:
             terminal.print_json([holding._asdict() for holding in store.holdings()])
         else:

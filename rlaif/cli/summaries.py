@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
-from rich.console import Console
-from rich.text import Text
+from rich.cells import cell_len
 
 from rlaif.cli.tables import Column, fits, table
+from rlaif.screen import Console, Text, line
 
 Figures = dict[str, Any]  # of one model
 Figure = tuple[str, Callable[[Figures], str]]  # its label, and how a model's value is printed
@@ -42,12 +42,12 @@ def _print_models(console: Console, summary: dict[str, Any]) -> dict[str, str]:
     Returns what each model is called.
     """
     models, baseline = summary["models"], summary["baseline"]
-    called = {model["name"]: model["name"] for model in models}
+    called = {model["name"]: line(model["name"]).plain for model in models}
     title = f"{summary['prompts']:,} {summary['split']} prompts; 95 % intervals"
     figures = _figures(summary, baseline)
     if not fits(_columns(called), _cells(figures, models), console.width):
-        widest = max((len(cell) for row in _cells(figures, models) for cell in row[1:]), default=0)
-        if max(map(len, called)) > widest:
+        widest = max((cell_len(cell) for row in _cells(figures, models) for cell in row[1:]), default=0)
+        if max(map(cell_len, called)) > widest:
             called = {name: f"[{number}]" for number, name in enumerate(called, start=1)}
             console.print(title, style="bold", highlight=False)
             for name, number in called.items():

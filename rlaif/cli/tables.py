@@ -14,7 +14,8 @@ from rich.cells import cell_len
 from rich.console import Group, JustifyMethod, RenderableType
 from rich.padding import Padding
 from rich.table import Table
-from rich.text import Text
+
+from rlaif.screen import Text
 
 GAP = 2  # spaces between columns
 INDENT = 2  # spaces before what belongs to the line above

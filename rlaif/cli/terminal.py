@@ -1,27 +1,32 @@
-"""The console: JSON for scripts, progress and notes for people, and other people's text made safe to print."""
+"""The console: JSON for scripts, progress, notes and errors for people."""
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import typer
-from rich.console import Console
-from rich.text import Text
+from rlaif.screen import Console, Text, line, unguarded
+from rlaif.visible import finite, visible, visible_json, visible_line
 
 if TYPE_CHECKING:
     from rlaif.pipeline.progress import Silent
 
 
 def console(*, stderr: bool = False) -> Console:
-    """No markup: what is printed holds other people's words. Styles are given as `Text`."""
-    return Console(stderr=stderr, markup=False, emoji=False)
+    return Console(stderr=stderr)
+
+
+def say(text: str) -> None:
+    """Print a line for a person; a long one is not wrapped."""
+    console().print(line(text), soft_wrap=True)
 
 
 def print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    out = unguarded(sys.stdout)
+    encoding = getattr(out, "encoding", None) or "utf-8"
+    ascii_only = not encoding.lower().startswith("utf")
+    print(visible_json(finite(value), ascii_only=ascii_only), file=out, flush=True)
 
 
 def progress(console: Console, title: str, *, as_json: bool) -> Silent:
@@ -35,22 +40,17 @@ def progress(console: Console, title: str, *, as_json: bool) -> Silent:
 
 def print_notes(console: Console, notes: Sequence[str]) -> None:
     for note in notes:
-        console.print(Text(f"note: {note}", style="yellow"))
-
-
-def plain(text: str) -> str:
-    """A model's words without characters that control the terminal: no escape sequence of theirs reaches it."""
-    return "".join(c if c.isprintable() or c == "\n" else " " if c == "\t" else "\ufffd" for c in text)
+        console.print(line(f"note: {note}", style="yellow"))
 
 
 def brief(text: str, limit: int) -> str:
     """The beginning of a text in one line of at most `limit` characters."""
-    text = plain(" ".join(text.split()))
+    text = visible_line(text)
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def fail(message: str, code: int) -> NoReturn:
     """Print an error in one line and exit."""
-    to = Console(stderr=True, soft_wrap=True, markup=False, emoji=False, highlight=False)
-    to.print(Text.assemble(("error: ", "bold red"), " ".join(plain(message).splitlines())))
+    to = Console(stderr=True, soft_wrap=True, highlight=False)
+    to.print(Text.assemble(("error: ", "bold red"), " ".join(visible(message).split("\n"))))
     sys.exit(code)

@@ -257,4 +257,4 @@ def _finished(rows: Iterable[Row], dropped: Counter[str]) -> Iterator[Row]:
 
 def _digests(manifest: dict[str, Any]) -> dict[str, str]:
     made_with = ("constitution ", "rubric ", "rating template", "comparison template")
-    return {name: value for name, value in manifest["digests"].items() if name.startswith(made_with)}
+    return {name: str(value) for name, value in manifest["digests"].items() if name.startswith(made_with)}

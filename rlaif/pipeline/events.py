@@ -5,7 +5,6 @@ Every line has `time` (seconds since 1970) and `event`. A resumed run appends to
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 from rlaif.engines.ledger import Ledger
 from rlaif.engines.traffic import Endpoint
 from rlaif.files import new_file, opened, regular
+from rlaif.visible import finite, visible_json
 
 EVERY = 10.0  # seconds between two lines on a stage's progress
 APPENDED = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
@@ -28,7 +28,7 @@ class EventLog:
         self._path, self._begun = folder / "events.jsonl", False
 
     def write(self, event: str, **facts: Any) -> None:
-        line = json.dumps({"time": round(time.time(), 3), "event": event} | facts, ensure_ascii=False)
+        line = visible_json(finite({"time": round(time.time(), 3), "event": event} | facts), indent=None)
         try:
             if not self._begun:
                 self._make_own()
@@ -36,7 +36,7 @@ class EventLog:
                 if not self._begun:
                     file.truncate(self._whole())
                     self._begun = True
-                file.write(line.encode("utf-8", "replace") + b"\n")
+                file.write(line.encode() + b"\n")
         except OSError:
             self._begun = False  # the line may be torn
 

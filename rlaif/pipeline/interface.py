@@ -13,8 +13,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, TypeVar, overload
 
-from rich.console import Console
-
 from rlaif.config import read_pipeline
 from rlaif.pipeline import browse
 from rlaif.pipeline.folder import RunFolder
@@ -23,6 +21,7 @@ from rlaif.pipeline.progress import Lines, Silent
 from rlaif.pipeline.start import open_plan, open_run
 from rlaif.records import Preference, Record, Row
 from rlaif.resources import given_path
+from rlaif.screen import Console
 
 Item = TypeVar("Item", bound=Record)
 Value = TypeVar("Value")
@@ -114,7 +113,7 @@ def run(
     **overrides: Any,
 ) -> FinishedRun:
     """See `rlaif.run`."""
-    progress = Silent() if quiet else Lines(Console(stderr=True, markup=False, emoji=False))
+    progress = Silent() if quiet else Lines(Console(stderr=True))
     checked = read_pipeline(str(pipeline), values=_values(overrides))
     opened = open_run(checked, _path(out), progress, retry_failed=retry_failed)
     for note in opened.manifest.notes:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections import Counter
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Protocol
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
-from rich.text import Text
+
+from rlaif.screen import Console, Text, guarded, line
 
 LINE_EVERY = 10.0  # seconds between plain lines of a running stage
 
@@ -129,9 +130,11 @@ class Lines(Silent):
     def _print(self, text: str) -> None:
         self._last = time.monotonic()
         try:
-            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+            self._console.print(line(text), highlight=False, soft_wrap=True)
         except (BrokenPipeError, SystemExit):  # the reader of the pipe is gone and rich exits; the run continues
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._console.file.fileno())
+        except OSError:  # its disk is full: the run continues, and its outcome cannot be printed either, which says so
+            pass
 
     def warn(self, text: str) -> None:
         super().warn(text)
@@ -172,15 +175,19 @@ class Screen(Silent):
         super().__init__()
         self._title = title
         self._live = Live(console=console, get_renderable=self._render, refresh_per_second=8, transient=False)
+        self._open = ExitStack()
 
     def __enter__(self) -> Screen:
-        self._live.start()
+        with ExitStack() as opened:
+            opened.enter_context(self._live)
+            opened.enter_context(guarded())  # rich prints above the table what others print, and obeys its escapes
+            self._open = opened.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._live.stop()
+        self._open.close()
 
     def _render(self) -> Group:
         table = Table.grid(padding=(0, 2))
@@ -191,20 +198,20 @@ class Screen(Silent):
         for stage in self.stages:
             if stage.ended:
                 mark = Text("!", style="yellow") if stage.failed else Text("✓", style="green")
-                table.add_row(mark, stage.name, f"{stage.seconds:.1f} s", Text(stage.detail, style="dim"))
+                table.add_row(mark, line(stage.name), f"{stage.seconds:.1f} s", line(stage.detail, style="dim"))
             else:
                 bar = (
                     ProgressBar(total=stage.total, completed=stage.done, width=30, complete_style="cyan")
                     if stage.total
                     else Text("…", style="dim")
                 )
-                table.add_row(Text("▸", style="cyan"), stage.name, f"{stage.seconds:.1f} s", bar)
-                running = Text(f"{stage.count()}  {stage.detail}{self._remaining(stage)}".strip(), style="dim")
+                table.add_row(Text("▸", style="cyan"), line(stage.name), f"{stage.seconds:.1f} s", bar)
+                running = line(f"{stage.count()}  {stage.detail}{self._remaining(stage)}".strip(), style="dim")
                 table.add_row("", "", "", running)
                 if stage.pulse:
-                    table.add_row("", "", "", Text(stage.pulse, style="dim"))
-        notes = [Text(f"note: {warning}", style="yellow") for warning in self.warnings]
-        return Group(Text(self._title, style="bold cyan"), table, *notes)
+                    table.add_row("", "", "", line(stage.pulse, style="dim"))
+        notes = [line(f"note: {warning}", style="yellow") for warning in self.warnings]
+        return Group(line(self._title, style="bold cyan"), table, *notes)
 
     @staticmethod
     def _remaining(stage: _Stage) -> str:

@@ -24,6 +24,7 @@ from rlaif.train import job as jobs
 from rlaif.train import rewards
 from rlaif.train.examples import RewardFunction
 from rlaif.train.job import Job, RewardModel
+from rlaif.visible import visible, visible_line
 
 INTERRUPTED = 130
 
@@ -128,11 +129,11 @@ def _line(figures: dict[str, float]) -> str:
 
 
 def _print(line: Any, as_json: bool) -> None:
-    print(json.dumps(line) if as_json else line, flush=True)
+    print(json.dumps(line) if as_json else visible(line), flush=True)
 
 
 def _failed(message: str, code: int) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {visible_line(message)}", file=sys.stderr)
     return code
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import yaml
 
 from rlaif.formats.write.shape import Shape
-from rlaif.records import oneline
+from rlaif.visible import code, prose, visible_line
 
 
 class CardFacts(NamedTuple):
@@ -23,20 +23,19 @@ class CardFacts(NamedTuple):
 
 
 def card_text(shape: Shape, rows: int, prompts_out: int, facts: CardFacts) -> str:
-    name = oneline(facts.name)
     header = {
-        "pretty_name": name,
+        "pretty_name": visible_line(facts.name),
         "tags": ["rlaif", "synthetic", shape.name],
         "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*.parquet"}]}],
     }
-    reasons = "".join(f"\n  - {oneline(reason)}: {count}" for reason, count in sorted(facts.dropped.items()))
-    models = _bullets(f"{_code(model)}: {_code(identity)}" for model, identity in sorted(facts.models.items()))
-    digests = _bullets(f"{oneline(what)}: {_code(value)}" for what, value in sorted(facts.digests.items()))
+    reasons = "".join(f"\n  - {prose(reason)}: {count}" for reason, count in sorted(facts.dropped.items()))
+    models = _bullets(f"{code(model)}: {code(identity)}" for model, identity in sorted(facts.models.items()))
+    digests = _bullets(f"{prose(what)}: {code(value)}" for what, value in sorted(facts.digests.items()))
     return f"""\
 ---
 {yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---
 
-# {name}
+# {prose(facts.name)}
 
 {shape.about}
 The completions are models' words, unchecked by people; the prompts keep the licence of their source.
@@ -73,8 +72,3 @@ data = load_dataset("path/to/this/folder", split="train")
 
 def _bullets(lines: Iterable[str]) -> str:
     return "\n".join(f"- {line}" for line in lines) or "- none"
-
-
-def _code(text: str) -> str:
-    """The text as Markdown code, which a back-tick inside it cannot end."""
-    return "`" + oneline(text).replace("`", "'") + "`"
