@@ -21,6 +21,7 @@ from rlaif.visible import visible_json
 MOST_WRITTEN = 4_000_000
 # Of a record of a run or a training. As Python's objects, JSON of this size is some hundred MB at worst.
 MOST_RECORDED = 16_000_000
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # no room for another byte: of the disk, the user, or the file
 
 
 def opened(path: Path) -> BinaryIO:
@@ -58,9 +59,6 @@ def read_whole(path: Path, most: int) -> bytes:
     if len(data) > most:
         raise OSError(errno.EFBIG, f"it is larger than {most // 1_000_000} MB")
     return data
-
-
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # no room for another byte: of the disk, the user, or the file
 
 
 def write_text(path: Path, text: str) -> None:

@@ -34,7 +34,7 @@ BREACHES = [
     ("trainers", {"train/sft.py": "import rlaif.train.dpo"}),
     ("trainers", {"train/dpo.py": "import rlaif.train.between", "train/between.py": "import rlaif.train.sft"}),
     ("cycles", {"engines/one.py": "import rlaif.engines.two", "engines/two.py": "import rlaif.engines.one"}),
-    ("torch", {"templates.py": "import torch.nn"}),
+    ("torch", {"templates/template.py": "import torch.nn"}),
     ("torch", {"engines/protocol.py": "def late():\n    from transformers import pipeline"}),
     ("torch", {"train/pairs.py": "def late():\n    import torch"}),
     ("trl", {"train/sft.py": "from trl import SFTTrainer"}),

@@ -29,6 +29,7 @@ from pydantic import ValidationError
 from rlaif.errors import InputError, WorkError
 from rlaif.files import MOST_RECORDED, json_of, lock, opened, read_whole, text_of, why, write_json
 from rlaif.formats.write.dataset import PARQUET
+from rlaif.pipeline.recorded import is_manifest
 from rlaif.records import Record
 
 Kind = TypeVar("Kind", bound=Record)
@@ -50,32 +51,6 @@ _OWN = {
 }
 _FOLDERS = ("stages", "dataset", "models", "report")
 _FILES = (".lock", "events.jsonl", "manifest.json", "pipeline.yaml")
-# What readers of a manifest rely on: the keys and their types, of the whole and of each stage.
-_REQUIRED: dict[str, tuple[type, ...]] = {
-    "name": (str,),
-    "state": (str,),
-    "seconds": (int, float),
-    "stages": (list,),
-    "calls": (dict,),
-    "digests": (dict,),
-    "failures": (dict,),
-}
-_OF_STAGE: dict[str, tuple[type, ...]] = {
-    "name": (str,),
-    "kind": (str,),
-    "from": (str, type(None)),
-    "in": (int,),
-    "out": (int,),
-    "dropped": (dict,),
-    "file": (str, type(None)),
-}
-_OPTIONAL: dict[str, tuple[type, ...]] = {
-    "prices": (dict,),
-    "paid": (dict,),
-    "capabilities": (dict,),
-    "notes": (list,),
-    "made": (list,),
-}
 
 
 def hold(path: Path, where: Path) -> IO[bytes]:
@@ -220,7 +195,7 @@ class RunFolder:
             raise WorkError(
                 "the manifest is of another format", file=str(path), fix="use the version of rlaif that wrote it"
             )
-        if not _is_manifest(value):
+        if not is_manifest(value):
             raise WorkError("the manifest is damaged", file=str(path), fix=_ANEW)
         return value
 
@@ -299,25 +274,7 @@ def _is_rows(path: Path) -> bool:
         return False
 
 
-def _is_manifest(value: Mapping[str, Any]) -> bool:
-    """Whether its values are of the types that readers rely on, and its files lie in the run folder."""
-    return (
-        _typed(value, _REQUIRED)
-        and all(isinstance(value.get(key, kinds[0]()), kinds) for key, kinds in _OPTIONAL.items())
-        and all(isinstance(stage, dict) and _typed(stage, _OF_STAGE) for stage in value["stages"])
-        and all(stage["file"] is None or _FILE.fullmatch(stage["file"]) for stage in value["stages"])
-        and all(isinstance(digest, str) for digest in value["digests"].values())
-        and all(isinstance(calls, dict) for calls in value["calls"].values())
-        and all(isinstance(group, dict) for group in value["failures"].values())
-    )
-
-
-def _typed(value: Mapping[str, Any], types: Mapping[str, tuple[type, ...]]) -> bool:
-    return all(key in value and isinstance(value[key], kinds) for key, kinds in types.items())
-
-
 _ANEW = "delete it and run the pipeline again: all calls are cached"
-_FILE = re.compile(r"(stages|report)/[A-Za-z0-9][\w.-]*", re.ASCII)
 _MADE = re.compile(
     r"stages/\d+-[A-Za-z0-9][\w.-]*\.jsonl|dataset/[A-Za-z0-9][\w.-]*", re.ASCII
 )  # a manifest may be edited: nothing else is removed
