@@ -172,7 +172,7 @@ def test_everything_that_is_installed_is_locked_by_its_digest(name: str) -> None
         "a>=1.0 \\\n    --hash=sha256:" + "0" * 64,
         "a @ https://example.org/a.whl \\\n    --hash=sha256:" + "0" * 64,
         "git+https://example.org/a.git",
-        "--find-links ./wheels",
+        "-r others.txt",
         "-e ./a",
     ],
 )

@@ -53,7 +53,9 @@ class Run:
     ) -> None:
         self.pipeline, self.folder, self.progress = opening.pipeline, folder, progress
         self.stages = opening.stages
-        self.session = session_of(self.pipeline, store, retry_failed=retry_failed, note=self._note)
+        self.session = session_of(
+            self.pipeline, store, retry_failed=retry_failed, note=lambda text: self.work.note(text)
+        )
         self.manifest = Manifest(self.pipeline, folder, self.session, opening.notes)
         self.work = Work(
             self.pipeline, self.session, folder, self.manifest, progress, dict(opening.made), opening.stages
@@ -61,9 +63,6 @@ class Run:
         self.interrupts = Interrupts(self.work)
         self.events = EventLog(folder.path)
         self.stopped: str | None = None  # why the run ended before its last stage
-
-    def _note(self, text: str) -> None:
-        self.work.note(text)
 
     @property
     def summary(self) -> dict[str, Any] | None:
@@ -166,7 +165,7 @@ class Run:
         if free < LEAST_ROOM:
             raise WorkError(f"{space}, too little to start", fix="free some space, or give another folder with --out")
         if free < need:
-            self._note(f"{space}, and the run may write {need / 2**20:,.0f} MB")
+            self.work.note(f"{space}, and the run may write {need / 2**20:,.0f} MB")
 
     def _remove_leftovers(self) -> None:
         """Remove files of earlier versions of this pipeline that this one does not make."""
