@@ -286,6 +286,7 @@ SHAPES = (
     '{"1": {"rating": "%s"}, "2": {"rating": 3}}',
     '[{"completion": "%s", "rating": 4}, {"completion": 2, "rating": 3}]',
     '[{"completion": 1, "text": "%s", "rating": 4}, {"completion": 2, "rating": 3}]',
+    '{"1": {"completion": "%s", "rating": 4}, "2": {"rating": 3}}',
     '[{"index": %s, "rating": 4}, {"completion": 2, "rating": 3}]',
     '{"%s": {"rating": 4}, "2": {"rating": 3}}',
     "[1]\nRating: %s\n[2]\nRating: 3",
