@@ -234,6 +234,7 @@ REFUSED: dict[str, tuple[Edit, str]] = {
     "header-length-0": (raw(lambda d: bytes(8) + d[8:]), ST + "its header is no JSON"),
     "header-of-200-MB": (both(raw(lambda d: struct.pack("<Q", 2 * 10**8)), lambda f: os.truncate(f / WEIGHTS, 3 * 10**8)), ST + "it is no safetensors file"),
     "header-that-is-deep": (header(lambda _: DEEP.encode()), ST + "its header is no JSON"),
+    "header-of-10-million-lists": (header(lambda _: b'{"a": [' + b"[]," * 10_000_000 + b"[]]}"), ST + "it holds more than 4,000,000 lists"),
     "header-that-is-a-list": (header(lambda _: b"[]"), ST + "its header is not that"),
     "header-that-is-not-utf-8": (header(lambda _: b"\xff\xfe"), ST + "its header is no JSON"),
     "header-with-a-number-of-5000-digits": (header(lambda _: b'{"a": ' + b"9" * 5000 + b"}"), ST + "its header is no JSON"),
