@@ -29,8 +29,8 @@ WHOLE = "model.safetensors"
 # Of a tokenizer's file or an index. The largest in use: a tokenizer of 34 MB, an index of 25 MB for 10^12 parameters.
 MOST_TEXT = 64_000_000
 MOST_SETTINGS = 16_000_000  # of any other JSON file; a configuration with 21,000 labels has 1 MB
-MOST_KEYS = 4096  # of a configuration; transformers takes 10 s for 100,000, and 200 are many
-MOST_NESTED = 4_000_000  # lists and objects in a tokenizer, 100 bytes each in memory; the largest has one a merge, 10^6
+MOST_KEYS = 4096  # of a configuration, where 200 are many; transformers takes 15 s for 100,000
+MOST_NESTED = 4_000_000  # lists and objects, 100 bytes each in memory; a large tokenizer has one a merge, 10^6
 MOST_HEADER = 32_000_000  # of a weights file: 100 bytes a tensor, and the most tensors in one file are some 50,000
 MOST_DIMENSIONS = 64  # torch's own
 MOST_ADDED = 50_000  # tokens beside a tokenizer's own: 15 s for 100,000; models of speech have 28,000
@@ -99,7 +99,7 @@ def vet(files: list[Path]) -> None:
             _vet_ends(stamp, rows)
         elif file.name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
             _vet_tokenizer_settings(stamp)
-        elif file.suffix == ".json" and not file.name.startswith("vocab"):
+        elif file.suffix == ".json" and not file.name.startswith("vocab") and not file.name.endswith(".index.json"):
             _json_object(stamp)
         elif stamp.size > MOST_TEXT:
             raise stamp.refused(f"it is larger than {MOST_TEXT // 1_000_000} MB")
@@ -198,9 +198,9 @@ def _vet_ends(stamp: Stamp, rows: int | None) -> None:
 
 
 @lru_cache(maxsize=1024)
-def _json_object(stamp: Stamp, most: int = MOST_SETTINGS) -> dict[str, Any]:
+def _json_object(stamp: Stamp) -> dict[str, Any]:
     try:
-        value = json.loads(read_whole(stamp.path, most).decode())
+        value = json.loads(read_whole(stamp.path, MOST_SETTINGS).decode())
     except json.JSONDecodeError as error:
         raise stamp.refused("it is no JSON, or not all of it", line=error.lineno) from None
     except RecursionError:
@@ -228,21 +228,24 @@ def _vet_index(stamp: Stamp) -> None:
             raise stamp.refused(f"it names {_shown(name)}, which is no weights file of this folder", key="weight_map")
     missing = [name for name in shards if not (folder / name).exists()]
     if missing and not (folder / WHOLE).exists():
-        problem = f"{len(missing)} of {len(shards)} weights files are missing, the first is {missing[0]}"
+        problem = f"{len(missing)} of {len(shards)} weights files are missing, the first is {_shown(missing[0])}"
         raise InputError(problem, file=str(folder), fix="download the model again: it was cut short")
 
 
 def _decoded(stamp: Stamp, kind: Any) -> Any:
     """A large JSON file as `kind`."""
     try:
-        data = read_whole(stamp.path, MOST_TEXT)
-        if data.count(b"[") + data.count(b"{") > MOST_NESTED:
-            raise stamp.refused(f"it holds more than {MOST_NESTED:,} lists and objects")
+        _refuse_nested(stamp, data := read_whole(stamp.path, MOST_TEXT))
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise stamp.refused(f"it cannot be read: {_shown(str(error), quoted=False)}") from None
     except OSError as error:
         raise _unreadable(error, stamp.path) from None
+
+
+def _refuse_nested(stamp: Stamp, data: bytes) -> None:
+    if data.count(b"[") + data.count(b"{") > MOST_NESTED:
+        raise stamp.refused(f"it holds more than {MOST_NESTED:,} lists and objects")
 
 
 # ---------------------------------------------------------------- tokenizers
@@ -343,8 +346,8 @@ def _vet_tokenizer_settings(stamp: Stamp) -> None:
     """Raise InputError for endless added tokens in the files beside tokenizer.json."""
     read = _json_object(stamp)
     decoder = read.get("added_tokens_decoder")
-    words = [token.get("content") for token in decoder.values() if isinstance(token, dict)] if isinstance(
-        decoder, dict) else []  # fmt: skip
+    described = decoder.values() if isinstance(decoder, dict) else ()
+    words = [token.get("content") for token in described if isinstance(token, dict)]
     for key in ("additional_special_tokens", "extra_special_tokens"):
         words += [*named.values()] if isinstance(named := read.get(key), dict) else _listed(named)
     _vet_added(stamp, [*read, *words, *(value for key, value in read.items() if key.endswith("_token"))])
@@ -379,7 +382,8 @@ def _header(stamp: Stamp) -> tuple[dict[str, Any], int]:
             length = int.from_bytes(start := file.read(8), "little")
             if len(start) < 8 or length > min(stamp.size - 8, MOST_HEADER):
                 raise _no_header(stamp, start + file.read(32), length)
-            header = json.loads(file.read(length), object_pairs_hook=_without_repeats)
+            _refuse_nested(stamp, data := file.read(length))
+            header = json.loads(data, object_pairs_hook=_without_repeats)
     except OSError as error:
         raise _unreadable(error, stamp.path) from None
     except (ValueError, RecursionError):
