@@ -30,6 +30,7 @@ Reply = dict[str, Any]
 # machine is. It includes the start of Python and the import of transformers.
 MOST_WAIT = 60.0
 LONGEST_REPLY = 8 * MOST_WRITTEN  # bytes: a character is four at most, two of them an escaped one
+MOST_AT_ONCE = 256  # renderings in one request, which is in memory twice
 MOST_EXCEEDED = 3  # renderings of one template that exceed what they may cost; the others then fail without a try
 NO_REPLY = "the process that renders it wrote what is no reply"
 KEPT_VARIABLES = ("HOME", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "PATH", "TZ")
@@ -53,7 +54,8 @@ class Apart:
         """Each item rendered, as a mapping with its `text`; or why it was not."""
         rendered: list[Reply | TemplateFailure] = []
         while len(rendered) < len(items) and self._exceeded < MOST_EXCEEDED:
-            opened, *replies = map(_told, _PROCESSES[self.kind].ask(self.source, items[len(rendered) :]))
+            rest = items[len(rendered) : len(rendered) + MOST_AT_ONCE]
+            opened, *replies = map(_told, _PROCESSES[self.kind].ask(self.source, rest))
             # Without a reply to an item, it was the template that failed.
             tried = replies or [opened if isinstance(opened, TemplateFailure) else _given_up()]
             self._exceeded += sum(isinstance(reply, TemplateFailure) and reply.exceeded for reply in tried)

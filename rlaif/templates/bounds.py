@@ -130,7 +130,7 @@ def _sum(amounts: Iterable[Amount]) -> Amount:
 
 
 def _literal_length(arguments: list[nodes.Expr]) -> int:
-    """The length of the text between joined items."""
+    """The length of the only argument, a literal."""
     if not arguments:
         return 0
     if len(arguments) == 1 and isinstance(arguments[0], nodes.Const) and isinstance(arguments[0].value, str):
@@ -273,17 +273,17 @@ class _Reading:
         return Expression(Amount(own=5), work.plus(value))
 
     def _call(self, node: nodes.Call, depth: int) -> Expression:
-        """A method of a text with one argument at most, or `raise_exception`, which chat templates have."""
+        """A method of a text with one literal at most, or `raise_exception`, which chat templates have."""
         if node.dyn_args or node.dyn_kwargs or node.kwargs or len(node.args) > 1:
             raise NotSimple
-        given, work = self._several(node.args, depth)
         if isinstance(node.node, nodes.Name) and node.node.name == "raise_exception":
-            return Expression(Amount(), work)
+            return Expression(Amount(), self._several(node.args, depth).work)
         if not isinstance(node.node, nodes.Getattr) or node.node.attr not in METHODS:
             raise NotSimple
-        value, before = self.expression(node.node.node, depth)
-        made = value.times(METHODS[node.node.attr])
-        return Expression(made, work.plus(before).plus(made).plus(given))
+        value, work = self.expression(node.node.node, depth)
+        # `strip` compares each character with each of its argument's.
+        made = value.times(METHODS[node.node.attr] + _literal_length(node.args))
+        return Expression(made, work.plus(made))
 
     def _count(self, depth: int) -> None:
         self._nodes += 1

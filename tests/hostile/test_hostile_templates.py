@@ -26,6 +26,7 @@ from conftest import MARKED
 from echo import write_prompts
 from test_formats import jsonl
 from test_run import Cli, models, run_cli, url  # noqa: F401 - the fixtures
+from test_train import train
 from transformers import AutoTokenizer
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -511,6 +512,18 @@ def test_a_template_that_turns_costly_on_a_training_row_is_a_sentence(tokenizer:
         tokens.conversation(chat, talk)
 
 
+@pytest.mark.parametrize("method", ["sft", "dpo", "rm"])
+def test_a_training_renders_no_costly_template_in_its_own_process(
+    method: str, random_model: Path, tmp_path: Path, handed: list[tuple[str, Any]]
+) -> None:
+    """TRL gets token ids, and renders nothing itself."""
+    folder = shutil.copytree(random_model, tmp_path / "model")
+    costly = "{% set unknown = 1 %}" + MARKED
+    (folder / "chat_template.jinja").write_text(costly)
+    record = train(method, folder, tmp_path / "out", template=costly if method == "sft" else None, epochs=0.2)
+    assert record.kept and not handed
+
+
 # ---------------------------------------------------------------- what people legitimately have
 
 # The constructs of published chat templates (Llama 3, Qwen, Mistral, Gemma): all rendered in the other process.
@@ -582,7 +595,9 @@ def test_all_shipped_templates_are_simple() -> None:
     ],
     ids=["quadratic list", "letters of a text", "many times", "joined letters", "long sum", "a list in a mapping"],
 )
-def test_a_simple_template_with_much_to_do_is_rendered_apart(source: str, values: dict[str, Any]) -> None:
+def test_a_simple_template_with_much_to_do_is_rendered_apart(
+    source: str, values: dict[str, Any], handed: list[tuple[str, Any]]
+) -> None:
     template = Template(source, "t.jinja")
     assert template._cost is not None
     assert template._cost.of(values, bounds.size(values)) > bounds.MOST_WORK
@@ -590,6 +605,7 @@ def test_a_simple_template_with_much_to_do_is_rendered_apart(source: str, values
         assert len(template.render(**values)) > 1_000_000
     except InputError as error:
         assert "writes more than" in str(error)
+    assert not handed, "it was rendered here"
 
 
 # ---------------------------------------------------------------- the process
