@@ -614,6 +614,35 @@ def test_the_command_names_the_line(line: str, tmp_path: Path) -> None:
         assert done.code == 2 and "prompts.jsonl:2: " in done.err and not WORDS_OF_LIBRARIES.search(done.err)
 
 
+JUDGED = """\
+name: judged
+models:
+  one: {engine: openai, model: one, base_url: "http://127.0.0.1:9/v1"}
+stages:
+  - data: {path: x.jsonl, held_out: keep}
+  - pair: {}
+"""
+
+
+@pytest.mark.parametrize("odd", ["\ud800", "\0", "\x1b]52;c;x\x07", "\u202e", "\x9b2J"], ids=ascii)
+def test_odd_names_beside_judged_rows_are_run_and_exported(odd: str, tmp_path: Path) -> None:
+    """A data file's models, principles and sources go into each row that a run keeps, and out again."""
+    named = {"source": odd, "chosen_model": f"m{odd}", "rejected_model": f"n{odd}", "principle": f"p{odd}"}
+    rows = [STATED | named | {"prompt": f"q{i}", odd: 1} for i in range(8)]
+    jsonl(tmp_path / "x.jsonl", *rows)
+    (tmp_path / "judged.yaml").write_text(JUDGED)
+    export = ("export", "runs/judged", "--to")
+    for arguments in (
+        ("plan", "judged.yaml"),
+        ("run", "judged.yaml"),
+        ("status", "runs/judged"),
+        (*export, "out", "--format", "preference"),
+        (*export, "out.jsonl", "--format", "preference"),
+    ):
+        done = rlaif(tmp_path, *arguments)
+        assert done.code == 0 and "Traceback" not in done.err, (arguments, done.err)
+
+
 def deep(levels: int) -> dict[str, object]:
     schema: dict[str, object] = {"type": "number"}
     for _ in range(levels):

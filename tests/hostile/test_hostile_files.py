@@ -474,7 +474,7 @@ def a_large_one(path: Path) -> None:
 
 
 def prefixes(path: Path) -> None:
-    """One text of 2 MB, 500 times, each the one before it and no more: large, but not past reading."""
+    """One text of 2 MB, 500 times, each the one before it and no more."""
     table = pyarrow.table({"prompt": ["a" * 2_000_000] * 500})
     pyarrow.parquet.write_table(
         table, path, compression="zstd", use_dictionary=False, column_encoding={"prompt": "DELTA_BYTE_ARRAY"}
@@ -516,7 +516,7 @@ WORST: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "10^8 texts in one row": ("x.parquet", a_long_list, "more than 100,000 values a row"),
     "10^8 rows of one text": ("x.parquet", many_rows, "100,000,000 rows in .* so they repeat a few"),
     "one text of 200 MB in each row": ("x.parquet", a_large_one, "has a text of 200,000,000 bytes"),
-    "one text of 2 MB, each after the other": ("x.parquet", prefixes, "^$"),
+    "one text of 2 MB, each after the other": ("x.parquet", prefixes, "so they repeat a few"),
     "one text of 10 MB in each row": ("x.parquet", a_smaller, "so they repeat a few"),
     "one text of 600 MB": ("x.parquet", a_page, "unpacks to 600,0.* bytes, over 100 times its size"),
 }
@@ -528,7 +528,7 @@ def test_the_worst_stay_under_a_gigabyte(what: str, tmp_path: Path) -> None:
     name, make, words = WORST[what]
     make(tmp_path / name)
     said, memory = apart(READ.format(path=name), tmp_path)
-    assert re.search(words, said) and (said.startswith("InputError") or not said), said
+    assert said.startswith("InputError") and re.search(words, said), said
     assert memory < 1000
 
 
