@@ -2,8 +2,8 @@
 
 The escapes are Python's: `\\x1b`, `\\u202e`, `\\U000e0041`. A back-slash in the text itself stays as it is.
 Escaped are controls, bidi controls, zero-width and ignored characters, tags, line separators, lone surrogates, private
-use and what is no character. An invisible character stays only where people write it: a joiner inside an emoji or beside
-a letter of Arabic, Persian or an Indic script, the selector of an emoji, one at a time. JSON escapes these, too.
+use and what is no character. An invisible character stays only where people write it: a joiner inside an emoji or
+beside a letter of Arabic or an Indic script, the selector of an emoji, one at a time. JSON escapes these, too.
 """
 
 from __future__ import annotations
