@@ -1,6 +1,9 @@
 """Text that others wrote, made safe to show: what cannot be seen, or would act on the screen, is shown as an escape.
 
 The escapes are Python's: `\\x1b`, `\\u202e`, `\\U000e0041`. A back-slash in the text itself stays as it is.
+Escaped are controls, bidi controls, zero-width and ignored characters, tags, line separators, lone surrogates, private
+use and what is no character. An invisible character stays only where people write it: a joiner inside an emoji or
+beside a letter of Arabic or an Indic script, the selector of an emoji, one at a time. JSON escapes these, too.
 """
 
 from __future__ import annotations
@@ -96,8 +99,7 @@ class _JsonEscapes(dict[int, str]):
     """What JSON writes for a character that cannot be seen; it holds such characters only inside strings."""
 
     def __missing__(self, code: int) -> str:
-        hidden = _classes[code] in "XJNV" or chr(code) in "\x7f"
-        self[code] = found = json.dumps(chr(code))[1:-1] if hidden else chr(code)
+        self[code] = found = json.dumps(chr(code))[1:-1] if _classes[code] in "XJNV" else chr(code)
         return found
 
 
