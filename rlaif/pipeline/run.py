@@ -53,9 +53,7 @@ class Run:
     ) -> None:
         self.pipeline, self.folder, self.progress = opening.pipeline, folder, progress
         self.stages = opening.stages
-        self.session = session_of(
-            self.pipeline, store, retry_failed=retry_failed, note=lambda text: self.work.note(text)
-        )
+        self.session = session_of(self.pipeline, store, retry_failed=retry_failed, note=self._note)
         self.manifest = Manifest(self.pipeline, folder, self.session, opening.notes)
         self.work = Work(
             self.pipeline, self.session, folder, self.manifest, progress, dict(opening.made), opening.stages
@@ -63,6 +61,9 @@ class Run:
         self.interrupts = Interrupts(self.work)
         self.events = EventLog(folder.path)
         self.stopped: str | None = None  # why the run ended before its last stage
+
+    def _note(self, text: str) -> None:
+        self.work.note(text)
 
     @property
     def summary(self) -> dict[str, Any] | None:
@@ -269,7 +270,7 @@ class Run:
 
     def _has_rows(self, stage: Stage[Any]) -> bool:
         made = self.work.made.get(stage.source.name)
-        return made is not None and made.rows is not None and len(made.rows) > 0
+        return bool(made and made.rows)
 
     def _failed_share(self) -> float:
         """The largest share of failed rows over the stages."""
