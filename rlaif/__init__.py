@@ -68,3 +68,6 @@ def __getattr__(name: str) -> Any:
 
         return __version__
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+del TYPE_CHECKING  # a public name would be one to keep

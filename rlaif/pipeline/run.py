@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -238,13 +238,11 @@ class Run:
 
         models = {model for stage in stages for model in stage.models}
         try:
-            async with asyncio.TaskGroup() as workers:
-                for _ in range(min(self.session.window(models), len(rows))):
-                    workers.create_task(worker())
-        except* (RlaifError, OSError, ImportError, MemoryError) as errors:
+            await _side_by_side(worker, min(self.session.window(models), len(rows)))
+        except BaseException:
             for writer in writers.values():
                 writer.close()
-            raise first(errors.exceptions) from None
+            raise
         entered, failed_before = len(rows), source.counts.failed if source.counts else 0
         records = []
         for stage in stages:
@@ -303,6 +301,16 @@ def _refuse_foreign(stages: Iterable[Stage[Any]], folder: RunFolder, made: set[s
             path = folder.path / name
             if leads_away(path) or (name not in made and is_foreign(path, lost=lost)):
                 raise InputError("the folder is there, and no run made it", file=str(path), fix="move it")
+
+
+async def _side_by_side(worker: Callable[[], Coroutine[Any, Any, None]], count: int) -> None:
+    """Raises the first error of the workers."""
+    try:
+        async with asyncio.TaskGroup() as workers:
+            for _ in range(count):
+                workers.create_task(worker())
+    except* (RlaifError, OSError, ImportError, MemoryError) as errors:
+        raise first(errors.exceptions) from None
 
 
 def _of_the_system(error: OSError, folder: RunFolder) -> WorkError:

@@ -33,7 +33,7 @@ from rlaif.pipeline.start import open_run
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-c", "from rlaif.cli import main; main()"]  # as the installed script has it
 NAMES = ("one", "two", "judge")
-PROMPTS = 20
+PROMPTS = 12
 
 
 class Server:
