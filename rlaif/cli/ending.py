@@ -73,7 +73,7 @@ class Ending:
         if isinstance(error, SystemExit) and error.code == INTERRUPTED:
             error.code = self.code
         if error is not None and (sentence := too_little(error)) is not None:
-            sys.stderr.write(f"error: {sentence}\n")
+            sys.stderr.write(f"error: {ascii(sentence)[1:-1]}\n")
             sys.stderr.flush()
             os._exit(1)  # without memory, libraries crash as they are taken down
 
