@@ -22,16 +22,17 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from yaml import safe_load
 
 from rlaif.config import OpenAIModel, read_pipeline
-from rlaif.config.document import load_value
 from rlaif.constitution import read_constitution
 from rlaif.engines.openai import OpenAIEngine
 from rlaif.engines.protocol import Reply, Request
+from rlaif.engines.vetting import vet
 from rlaif.errors import RlaifError
 from rlaif.formats import each_row, read_conversations, read_preferences, read_prompts
 from rlaif.judges.replies import read_choice, read_json, read_lines, read_ranking, read_score
@@ -95,9 +96,9 @@ MARKS = (
 
 
 class Target(NamedTuple):
-    """`reads` takes the bytes and a file to put them into, whose ending fits. `texts` are read as they are."""
+    """`reads` takes the bytes, and a folder for files of them; it counts the readers that took them. All take `texts`."""
 
-    reads: Callable[[bytes, Path], None]
+    reads: Callable[[bytes, Path], int]
     texts: Callable[[], list[bytes]]
     words: tuple[bytes, ...]
 
@@ -105,28 +106,34 @@ class Target(NamedTuple):
 # ---------------------------------------------------------------- the readers
 
 
-def yaml(data: bytes, folder: Path) -> None:
+def took(read: Callable[[], object]) -> int:
+    """1 where a reader takes its input, 0 where it refuses it in a sentence."""
+    try:
+        read()
+    except RlaifError as refused:
+        assert str(refused) and "\n" not in str(refused)
+        return 0
+    return 1
+
+
+def yaml(data: bytes, folder: Path) -> int:
     """A pipeline, a rubric and a constitution, each from the same file."""
     (file := folder / "input.yaml").write_bytes(data)
-    for reads in (read_pipeline, read_rubric, read_constitution):
-        with suppress(RlaifError):
-            reads(str(file))
-    with suppress(UnicodeDecodeError, RlaifError):
-        load_value(data.decode(), "input")
+    return sum(took(partial(read, str(file))) for read in (read_pipeline, read_rubric, read_constitution))
 
 
-def rows(data: bytes, folder: Path) -> None:
+def rows(data: bytes, folder: Path) -> int:
     """Prompts, conversations, preferences and judged rows, from each type of text file."""
+    count = 0
     for ending in (".jsonl", ".json", ".csv", ".tsv"):
         (file := folder / f"input{ending}").write_bytes(data)
-        for reads in (read_prompts, read_conversations, read_preferences):
-            with suppress(RlaifError):
-                reads(file)
-        with suppress(RlaifError):
-            list(each_row(file, Counter()))
+        for read in (read_prompts, read_conversations, read_preferences):
+            count += took(partial(read, file))
+        count += took(lambda file=file: list(each_row(file, Counter())))
+    return count
 
 
-def replies(data: bytes, folder: Path) -> None:
+def replies(data: bytes, folder: Path) -> int:
     """Every reader of a judge's reply: none of them refuses anything, and none guesses outside its scale."""
     text = data.decode("utf-8", "surrogateescape")
     for cut in (False, True):
@@ -139,21 +146,19 @@ def replies(data: bytes, folder: Path) -> None:
         assert groups is None or sorted(n for group in groups for n in group) == [1, 2, 3], groups
         choice, _ = read_choice(text, cut=cut)
         assert choice in ("A", "B", "tie", None), choice
+    return 1
 
 
-def wire(data: bytes, folder: Path) -> None:
+def wire(data: bytes, folder: Path) -> int:
     """The body of a server's answer and of its error, over a real connection."""
-    for status in (200, 400, 500):
-        _Server.running().answer(status, data)
+    return sum(_Server.running().answer(status, data) for status in (200, 400, 500))
 
 
-def safetensors(data: bytes, folder: Path) -> None:
+def safetensors(data: bytes, folder: Path) -> int:
     """The header of a weights file."""
-    from rlaif.engines.vetting import check_weights
-
     (file := folder / "model.safetensors").write_bytes(data)
-    with suppress(RlaifError):
-        check_weights(file)
+    (config := folder / "config.json").write_text('{"model_type": "llama"}')
+    return took(lambda: vet([config, file]))
 
 
 class _Server:
@@ -175,12 +180,14 @@ class _Server:
         cls._only = cls._only or cls()
         return cls._only
 
-    def answer(self, status: int, body: bytes) -> None:
+    def answer(self, status: int, body: bytes) -> int:
+        """The samples and lists of models that are read from an answer."""
         self.status, self.body = status, body
-        for reply in self.loop.run_until_complete(self.engine.post(self.request, self.engine.urls[0])):
-            assert isinstance(reply, Reply | RlaifError)
-        with suppress(RlaifError):
-            self.loop.run_until_complete(self.engine.models(self.engine.urls[0]))
+        replies = self.loop.run_until_complete(self.engine.post(self.request, self.engine.urls[0]))
+        assert len(replies) == 2 and all(isinstance(reply, Reply | RlaifError) for reply in replies)
+        listed: list[list[str] | None] = []
+        took(lambda: listed.append(self.loop.run_until_complete(self.engine.models(self.engine.urls[0]))))
+        return sum(isinstance(reply, Reply) for reply in replies) + sum(names is not None for names in listed)
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(ConnectionError, asyncio.IncompleteReadError):
@@ -377,12 +384,13 @@ def inputs(name: str, seed: int) -> Iterator[bytes]:
         yield damaged(rng, texts, target.words)
 
 
-def attempt(name: str, data: bytes, folder: Path) -> None:
-    """Raises what a reader raised, other than a refusal, and AssertionError where it took too long."""
+def attempt(name: str, data: bytes, folder: Path) -> int:
+    """How many readers took it. Raises what a reader raised, other than a refusal, and AssertionError where it took too long."""
     began = time.monotonic()
-    TARGETS[name].reads(data, folder)
-    took = time.monotonic() - began
-    assert took < SLOW, f"{took:.1f} s"
+    count = TARGETS[name].reads(data, folder)
+    seconds = time.monotonic() - began
+    assert seconds < SLOW, f"{seconds:.1f} s"
+    return count
 
 
 def main() -> None:
