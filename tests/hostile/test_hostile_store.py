@@ -263,6 +263,13 @@ def test_a_damaged_store_is_a_sentence_or_asked_again(name: str, project: Projec
         assert done.code == 1 and one_sentence(done) and "calls.sqlite" in done.err, done
 
 
+@pytest.mark.parametrize("name", [name for name in FILES if "trigger" in name or "view" in name or "virtual" in name])
+def test_what_a_stranger_wrote_into_a_schema_is_refused(name: str, project: Project) -> None:
+    FILES[name](project.folder / STORE)
+    done = rlaif(project.folder, "run", "echo.yaml")
+    assert done.code == 1 and one_sentence(done) and "which is not of this program" in done.err, done
+
+
 # ---------------------------------------------------------------- damage of what it holds
 
 TEXT = json.dumps({"text": "forged", "finish_reason": "stop", "usage": {"prompt_tokens": 1, "completion_tokens": 1}})
