@@ -114,7 +114,7 @@ class Wire:
             raise TimeoutError from None
         except exceptions.DecodeError as error:
             raise CutShort(_reason(error)) from None
-        except exceptions.ConnectError as error:
+        except (exceptions.ConnectError, exceptions.BuilderError) as error:  # the latter: an address of no use
             raise Unreached(_reason(error)) from None
         except exceptions.RequestError as error:
             raise Broken(_reason(error)) from None
