@@ -96,7 +96,7 @@ MARKS = (
 
 
 class Target(NamedTuple):
-    """`reads` takes the bytes, and a folder for files of them; it counts the readers that took them. All take `texts`."""
+    """`reads` takes the bytes and a folder for files, and counts the readers that took them. All take `texts`."""
 
     reads: Callable[[bytes, Path], int]
     texts: Callable[[], list[bytes]]
@@ -233,7 +233,7 @@ def _rows() -> list[bytes]:
     ]
     lines = [json.dumps(row).encode() + b"\n" for row in told]
     table = b'prompt,chosen,rejected\na?,"b, c",d\ne?,f,g\n'
-    return [*lines, b"".join(lines), json.dumps(told).encode(), table, table.replace(b",", b"\t")]
+    return [*lines, b"".join(lines), json.dumps(told).encode(), table, b"prompt\tchosen\trejected\na?\tb, c\td\n"]
 
 
 def _bodies() -> list[bytes]:
@@ -385,7 +385,7 @@ def inputs(name: str, seed: int) -> Iterator[bytes]:
 
 
 def attempt(name: str, data: bytes, folder: Path) -> int:
-    """How many readers took it. Raises what a reader raised, other than a refusal, and AssertionError where it took too long."""
+    """How many readers took it. Raises what one raised, other than a refusal, and AssertionError if it took long."""
     began = time.monotonic()
     count = TARGETS[name].reads(data, folder)
     seconds = time.monotonic() - began
