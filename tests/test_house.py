@@ -450,3 +450,12 @@ def test_no_file_names_a_machine_or_a_package_host() -> None:
 )
 def test_a_machine_or_a_package_host_would_be_seen(words: str) -> None:
     assert MACHINE.search(words)
+
+
+def test_security_names_tests_that_are_there() -> None:
+    text = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([\w./]+\.py)::(\w+)`", text)
+    assert len(named) >= 30
+    for file, test in named:
+        source = (ROOT / "tests" / "hostile" / file).resolve().read_text(encoding="utf-8")
+        assert re.search(rf"^def {test}\(", source, re.MULTILINE), f"{file} has no {test}"

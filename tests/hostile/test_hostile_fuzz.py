@@ -43,3 +43,10 @@ def test_a_fall_would_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(TARGETS, "rows", TARGETS["rows"]._replace(reads=falls))
     with pytest.raises(KeyError):
         attempt("rows", b"{}", tmp_path)
+
+
+def test_the_suite_is_as_large_as_it_says(request: pytest.FixtureRequest) -> None:
+    here = [item for item in request.session.items if item.path.parent == SEEDS.parent]
+    if {item.path for item in here} < set(SEEDS.parent.glob("test_hostile_*.py")):
+        pytest.skip("only a part of the suite was chosen")
+    assert len(here) >= 3_000
