@@ -18,7 +18,7 @@ from serving import serve
 
 import rlaif as interface
 from rlaif.errors import InputError
-from rlaif.files import LARGEST
+from rlaif.files import MOST_RECORDED
 from rlaif.formats.write.dataset import PARQUET
 
 MINE = "mine, of many years"
@@ -183,7 +183,7 @@ STOPS: dict[str, tuple[Callable[[Place], None], str]] = {
     "the lock is a folder": (instead(".lock", folder), "it is no file"),
     "the events are a pipe": (instead("events.jsonl", os.mkfifo), "it is no file"),
     "the events are a folder": (instead("events.jsonl", folder), "it is no file"),
-    "the manifest is a pipe": (instead("manifest.json", os.mkfifo), "not a regular file"),
+    "the manifest is a pipe": (instead("manifest.json", os.mkfifo), "no regular file"),
     "the manifest is a folder": (instead("manifest.json", folder), "manifest.json"),
     "the pipeline is a folder": (instead("pipeline.yaml", folder), "it is no file"),
     "stages is a file": (instead("stages", lambda path: path.write_text(MINE)), "it is no folder"),
@@ -302,7 +302,7 @@ STRANGE: dict[str, bytes | Callable[[dict[str, Any]], Any]] = {
     "no UTF-8": b"\xff\xfe\x00",
     "deep": b"[" * 200_000,
     "deep objects": b'{"a":' * 100_000,
-    "huge": b'{"format": 1, "name": "' + b"x" * LARGEST + b'"}',
+    "huge": b'{"format": 1, "name": "' + b"x" * MOST_RECORDED + b'"}',
     "a number of a million digits": b'{"format": ' + b"1" * 1_000_000 + b"}",
     "of a newer version": lambda m: m | {"format": 2},
     "without a name": lambda m: {key: value for key, value in m.items() if key != "name"},
