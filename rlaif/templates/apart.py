@@ -137,10 +137,20 @@ class _Process:
             self.close()
         if self._running is None:
             self._running = _started(self.kind)
-        assert self._running.stdin is not None
         body = marshal.dumps(request)
-        self._running.stdin.write(len(body).to_bytes(4, "big") + body)
-        self._running.stdin.flush()
+        self._write(len(body).to_bytes(4, "big") + body, time.monotonic() + MOST_WAIT)
+
+    def _write(self, data: bytes, deadline: float) -> None:
+        """Write all of it. Raises TimeoutError when the process does not read, or BrokenPipeError when it has ended."""
+        assert self._running is not None and self._running.stdin is not None
+        pipe = self._running.stdin.fileno()
+        waiting = select.poll()
+        waiting.register(pipe, select.POLLOUT)
+        left = memoryview(data)
+        while left:
+            if not waiting.poll(max(0.0, 1000 * (deadline - time.monotonic()))):
+                raise TimeoutError
+            left = left[os.write(pipe, left) :]
 
     def _receive(self) -> Reply:
         deadline = time.monotonic() + MOST_WAIT
@@ -172,7 +182,7 @@ def _started(kind: Kind) -> subprocess.Popen[bytes]:
     package = Path(__file__).parents[2]
     path = [str(package), *(os.path.abspath(folder) for folder in sys.path if folder)]
     environment = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
-    return subprocess.Popen(  # noqa: S603 - our own interpreter and module
+    process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
         [sys.executable, "-P", "-m", "rlaif.templates.worker", kind],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -181,6 +191,9 @@ def _started(kind: Kind) -> subprocess.Popen[bytes]:
         env={**environment, "PYTHONPATH": os.pathsep.join(path)},
         start_new_session=True,  # Ctrl-C and Ctrl-Z are for this process
     )
+    assert process.stdin is not None
+    os.set_blocking(process.stdin.fileno(), False)  # one that does not read must not be waited for without end
+    return process
 
 
 _PROCESSES: dict[Kind, _Process] = {kind: _Process(kind) for kind in ("prompt", "chat")}

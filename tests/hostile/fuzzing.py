@@ -41,7 +41,7 @@ from rlaif.rubric import read_rubric
 
 ROOT = Path(__file__).parent.parent.parent
 SEEDS = Path(__file__).parent / "seeds"
-SLOW = 5.0  # seconds that no input of these sizes may take
+SLOW = 5.0  # seconds of processor time that no input of these sizes may take
 
 NUMBERS = (
     b"0",
@@ -171,7 +171,7 @@ class _Server:
         self.status, self.body = 200, b""
         server = self.loop.run_until_complete(asyncio.start_server(self._connected, "127.0.0.1", 0))
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
-        self.engine = OpenAIEngine("m", OpenAIModel(engine="openai", model="m", base_url=url, timeout=SLOW), "none")
+        self.engine = OpenAIEngine("m", OpenAIModel(engine="openai", model="m", base_url=url, timeout=60.0), "none")
         sampling = Sampling(temperature=1.0, max_tokens=8, logprobs=True, alternatives=("A", "B"))
         self.request = Request(messages=(Message(role="user", content="?"),), sampling=sampling, indices=(0, 1))
 
@@ -386,9 +386,9 @@ def inputs(name: str, seed: int) -> Iterator[bytes]:
 
 def attempt(name: str, data: bytes, folder: Path) -> int:
     """How many readers took it. Raises what one raised, other than a refusal, and AssertionError if it took long."""
-    began = time.monotonic()
+    began = time.process_time()
     count = TARGETS[name].reads(data, folder)
-    seconds = time.monotonic() - began
+    seconds = time.process_time() - began
     assert seconds < SLOW, f"{seconds:.1f} s"
     return count
 

@@ -638,6 +638,18 @@ def test_a_process_that_was_killed_is_started_again() -> None:
     assert running.pid not in processes()
 
 
+def test_a_process_that_reads_nothing_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    apart.close()
+    template = Template("{% set a = 1 %}{{ a }}{{ b }}", "t")
+    (pid,) = processes()
+    monkeypatch.setattr(apart, "MOST_WAIT", 1.0)
+    os.kill(pid, signal.SIGSTOP)
+    with pytest.raises(InputError, match="takes more than"):
+        template.render(b="b" * 1_000_000)  # more than a pipe holds
+    monkeypatch.undo()
+    assert template.render(b="b" * 1_000_000) == "1" + "b" * 1_000_000 and processes() != [pid]
+
+
 def test_a_process_that_writes_nonsense_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a template could do that had taken the process over."""
     for nonsense in (b"\xff\xff\xff\xff", b"\x00\x00\x00\x02[]", b"\x00\x00\x00\x03{{{", b"\x00\x00"):
