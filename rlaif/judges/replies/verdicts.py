@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from itertools import accumulate
 
+from rlaif.judges.replies.conclusions import concluded, speaks_against
 from rlaif.judges.replies.words import (
     CORRECTION,
     CUT,
@@ -36,6 +37,7 @@ _KEY = re.compile(
     rf"\b{_KEYWORD}\b[*_]*(?:[ \t]*(?:[:=]|→)[*_]*\s*|[ \t]+is(?:[ \t]+that)?[ \t]*:?[ \t]*)",
     re.IGNORECASE | re.MULTILINE,
 )
+_OBJECT = re.compile(r"\{\s*[\"'}]|\{\s*\Z")  # braces of code or of mathematics hold no verdict
 _FIELDS = ("verdict", "choice", "winner", "preference", "preferred", "better", "decision")
 _TIES = (
     r"(?:(?:it(?:'s|[ \t]+is)[ \t]+)?an?[ \t]+)?(?:tie|draw)|equal|equally[ \t]+(?:good|bad)"
@@ -80,7 +82,7 @@ def read_choice(
     label = _label(offered)
     choices: set[Choice | None] = set()
     end = 0
-    if "{" in heard:
+    if _OBJECT.search(heard):
         parsed = find_object(heard)
         if isinstance(parsed, str):
             return None, parsed
@@ -95,10 +97,14 @@ def read_choice(
     if len(choices) > 1:
         return None, "several verdicts that differ"
     choice = next(iter(choices), None)
+    if not choices:
+        choice, end = concluded(heard, offered)
     if choice is None:
         return None, f"no verdict in a place of its own: expected {', '.join(offered)}"
     after = heard[end:]
     if CORRECTION.search(after) or SWAPS.search(after) or _prefers_other(after, choice, offered):
+        return None, "the words after the verdict may take it back"
+    if choices and after.strip(" \n.*_)]") and speaks_against(heard, choice, offered, end):
         return None, "the words after the verdict may take it back"
     return choice, None
 

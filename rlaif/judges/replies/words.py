@@ -83,6 +83,23 @@ def quoted(text: str, at: int) -> bool:
     )
 
 
+_QUOTES = re.compile(
+    r"```.*?(?:```|\Z)|`[^`\n]*`|^[ \t]*>[^\n]*|“[^”]*(?:”|\Z)|«[^»]*(?:»|\Z)|„[^“”]*(?:[“”]|\Z)|「[^」]*(?:」|\Z)|\"[^\"]*(?:\"|\Z)"
+    r"|(?<![\w)])'[^'\n]{1,400}'(?!\w)|‘[^’\n]{1,400}’(?!\w)",
+    re.DOTALL | re.MULTILINE,
+)
+_A_NAME = re.compile(r"\W*(?:\w{1,12} )?[(\[#]?\w{1,2}\W*")  # `"Output (a)" is better`
+
+
+def unquoted(text: str) -> str:
+    """The text with all that is quoted crossed out, every other character at the same index."""
+    return _QUOTES.sub(lambda found: _crossed(found[0]), text)
+
+
+def _crossed(quotation: str) -> str:
+    return quotation if len(quotation) < 30 and _A_NAME.fullmatch(quotation) else "¤" * len(quotation)
+
+
 _ENDS = (".", "!", "?", ";", ")", "]", "。", "！", "？")
 _FOLLOWS = re.compile(r"\b(?:following|follows|below|namely)\b", re.IGNORECASE)
 
@@ -146,7 +163,7 @@ REPORTS = re.compile(
 )
 _DENIES = re.compile(r"\bnot\b|\bopposite\b|\bunlike\b", re.IGNORECASE)
 _CORRECTS = (
-    r"actually|correction|on (?:reflection|second thoughts?)|scratch that|wait|sorry|oops|hmm+|rather|really"
+    r"actually|correction|on (?:reflection|second thoughts?)|scratch that|wait|sorry|oops|hmm+|rather(?! than)|really"
     r"|make (?:that|it)|i mean|i meant|let me (?:revise|correct|change|reconsider)|my mistake|apologies|edit(?:ed)?"
     r"|update[ds]?|revised|no(?=[,.;!])"
 )

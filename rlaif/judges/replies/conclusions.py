@@ -1,0 +1,359 @@
+"""What a judge says of two candidates in its sentences: `Therefore, Output (b) is better.`, `I prefer completion 2`.
+
+Only a statement about a candidate as a whole counts, by one of its names and without a hedge. A statement about one
+property (`better in style`), a hypothetical one (`would be better if`) and a question say nothing. One that is
+reported, conditional or denied is no verdict, but stands against a verdict before it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from itertools import islice
+from typing import NamedTuple
+
+from rlaif.judges.replies.words import MOST_MARKS, MOST_OF_A_SENTENCE, unquoted
+from rlaif.records import Choice
+
+
+class Said(NamedTuple):
+    """One statement: the verdicts it leaves open, and whether it is the judge's own and without a condition."""
+
+    choices: frozenset[Choice]
+    clear: bool
+    concluding: bool  # after `Therefore`, or as the judge's own decision
+    at: int
+    end: int  # of its sentence
+
+
+def concluded(text: str, offered: Sequence[str]) -> tuple[Choice | None, int]:
+    """The verdict that a reply without a formal one concludes with, and where its sentence ends; else None.
+
+    It opens the reply, ends it, or is marked as a conclusion, and nothing that is said contradicts it.
+    """
+    sentences = list(_sentences(text, 0))
+    said = _said(sentences, offered)
+    verdicts = [one for one in said if one.clear and len(one.choices) == 1]
+    ends = {sentences[0].end, sentences[-1].end} if sentences else set()
+    if len(said) > MOST_MARKS or not any(one.concluding or one.end in ends for one in verdicts):
+        return None, len(text)
+    last = verdicts[-1]
+    (choice,) = last.choices
+    if any(choice not in one.choices for one in said if one.clear or one.at > last.at):
+        return None, len(text)
+    return choice, last.end
+
+
+def speaks_against(text: str, choice: Choice, offered: Sequence[str], start: int) -> bool:
+    """Whether anything that is said from index `start` on stands against `choice`."""
+    said = _said(_sentences(text, start), offered)
+    return len(said) > MOST_MARKS or any(choice not in one.choices for one in said)
+
+
+# ---------------------------------------------------------------- sentences
+
+
+class _Sentence(NamedTuple):
+    words: str  # on one line, without marks of emphasis
+    led: str  # the line above that announces it with a colon
+    at: int
+    end: int
+
+
+_END = re.compile(r"(?<!\be\.g)(?<!\bi\.e)(?<!\bvs)[.!?][\"')\]*_`]{0,4}(?=\s|$)|\n[ \t\r]*\n|\n(?=[ \t]*(?:[-*•#|]|\d+[.)][ \t]))|:[ \t*_]*\n")
+_MARKS = re.compile(r"[*`]+|(?<!\w)_+|_+(?!\w)")
+
+
+def _sentences(text: str, start: int) -> Iterator[_Sentence]:
+    plain = unquoted(text)
+    led = ""
+    ends = [match.end() for match in _END.finditer(plain, start)]
+    for begin, end in zip([start, *ends], [*ends, len(plain)], strict=True):
+        words = " ".join(_MARKS.sub("", plain[begin:end]).replace("’", "'").split())
+        if not words.strip(" #-•|.>"):
+            continue
+        if words.endswith((":", "：")):
+            led = words
+            continue
+        yield _Sentence(words, led, begin, end)
+        led = ""
+
+
+def _said(sentences: Iterator[_Sentence] | Sequence[_Sentence], offered: Sequence[str]) -> list[Said]:
+    """What the sentences say, in order; one too many where it is too much."""
+    patterns = _patterns(tuple(offered))
+    each = (one for sentence in sentences for one in _of_sentence(sentence, patterns))
+    return list(islice(each, MOST_MARKS + 1))
+
+
+# ---------------------------------------------------------------- names
+
+_NOUNS = r"outputs?|completions?|responses?|answers?|texts?|options?|candidates?|repl(?:y|ies)|choices?|versions?|submissions?"
+_JUDGED = rf"{_NOUNS}|assistants?|models?"  # unless the candidates are named otherwise: then it may be a debater
+
+
+@lru_cache(maxsize=16)
+def names(offered: tuple[str, ...]) -> tuple[str, str]:
+    """The patterns of the two candidates' names: `Output (a)`, `response A`, `completion #1`, `the first output`."""
+    parts = [re.fullmatch(r"(?:([^\W\d_]\w+)[ \t_]*#?)?[(\[]?([^\W_]{1,12})[)\]]?", name.strip()) for name in offered[:2]]
+    nouns = [part[1] for part in parts if part and part[1]]
+    noun = "|".join([*map(re.escape, nouns), _NOUNS if nouns else _JUDGED])
+    found = []
+    for name, part, place in zip(offered, parts, ("first|1st", "second|2nd"), strict=False):
+        ways = [re.escape(name)]
+        if part is not None:
+            core = re.escape(part[2])
+            ways += [
+                rf"(?:(?i:the|this) )?(?i:{noun}) ?#?(?:[(\[\"']{{1,2}}(?i:{core})[)\]\"']{{1,2}}|(?:number |no\. ?)?{core}(?![\w'’]))",
+                rf"[(\[](?i:{core})[)\]]",
+            ]
+            if not nouns:
+                ways.append(rf"(?<![\w.#\[-]){core}(?![\w'’)-]|[.,]\d)")
+        ways.append(rf"(?i:the (?:{place})(?: (?:{noun}|one))?)(?!\w| \w+ (?:of|in) )")
+        found.append("|".join(ways))
+    return found[0], found[1]
+
+
+def _either(pair: tuple[str, str], tag: str) -> str:
+    return rf"(?:(?P<a{tag}>{pair[0]})|(?P<b{tag}>{pair[1]}))"
+
+
+# ---------------------------------------------------------------- statements
+
+_GOOD = r"better|best|superior|preferable|preferred|stronger|strongest|winner|winning"
+_BAD = r"worse|worst|inferior|weaker|weakest|loser|losing"
+_IS = {"is", "was", "are", "remains", "proves", "emerges", "stands", "comes", "turns", "be", "being", "as"}
+_HEDGES = {
+    "seems", "appears", "looks", "may", "might", "could", "can", "should", "would", "perhaps", "maybe", "possibly",
+    "probably", "arguably", "likely", "potentially", "presumably", "supposedly", "allegedly", "almost", "nearly",
+    "if", "lean", "'d",
+}  # fmt: skip
+_DENIALS = {"not", "never", "hardly", "neither", "nor", "no", "isn't", "wasn't", "don't", "didn't", "cannot", "can't", "won't", "doesn't", "wouldn't", "scarcely", "far", "nothing"}
+_ADVERBS = {
+    "a", "an", "the", "my", "much", "far", "by", "bit", "little", "clearly", "significantly", "slightly", "marginally",
+    "somewhat", "definitely", "certainly", "obviously", "undoubtedly", "overall", "still", "therefore", "thus",
+    "hence", "also", "indeed", "ultimately", "generally", "simply", "considerably", "substantially", "objectively",
+    "decidedly", "then", "out", "to", "evidently", "easily", "really", "truly", "in", "fact", "again", "so", "now",
+    "just", "finally", "strongly", "do", "will", "have", "has", "had", "am", "going", "i", "we", "must", "both",
+    "consequently", "accordingly", "on", "balance", "whole", "all", "one", "clear", "and", "even", "only", "'ll", "'m", "'ve",
+}  # fmt: skip
+_WORDS = r"(?:,? [a-z']{1,14},?){0,8}?"
+_CHOOSE = r"prefer|preferred|choose|chose|chosen|pick|picked|select|selected|favou?r|recommend|go with|going with|vote for|opt for|opted for|went with|switch to|side with"
+
+
+class _Patterns(NamedTuple):
+    quality: re.Pattern[str]  # X is better (than Y)
+    beats: re.Pattern[str]  # X wins, X outperforms Y
+    chosen: re.Pattern[str]  # I prefer X (over Y)
+    named: re.Pattern[str]  # the better output is X
+    other: re.Pattern[str]  # than Y
+    tied: re.Pattern[str]
+
+
+@lru_cache(maxsize=16)
+def _patterns(offered: tuple[str, ...]) -> _Patterns:
+    pair = names(offered)
+    one, other = _either(pair, ""), _either(pair, "2")
+    noun = rf"(?:{_JUDGED}|one|quality|fit|overall|of the two|here)"
+    return _Patterns(
+        quality=re.compile(rf"{one}(?P<mid>{_WORDS}) (?i:(?P<good>{_GOOD})|(?P<bad>{_BAD})|(?P<even>as good as))(?![\w-])"),
+        beats=re.compile(
+            rf"{one}(?P<mid>{_WORDS}) (?i:(?P<good>wins?|won|prevails|gets my vote|takes it|(?:outperforms|beats|surpasses|outdoes) (?:{other}|the other(?: one)?))|(?P<bad>loses|lost))(?!\w)"
+        ),
+        chosen=re.compile(rf"\b(?i:(?:i|we)(?P<mid>(?:'(?:d|ll|m|ve))?{_WORDS}) (?:{_CHOOSE})) {one}(?!\w| and\b| or\b)"),
+        named=re.compile(
+            rf"\b(?i:(?:the|my)(?P<mid>{_WORDS}) (?:(?P<good>{_GOOD}|pick|choice|vote|preference|verdict|decision|favou?rite)|(?P<bad>{_BAD})) (?:{noun} ){{0,3}}(?:is|was|goes to|goes for)(?P<mid2>{_WORDS}))(?::|,)? {one}(?!\w| and\b| or\b)"
+        ),
+        other=re.compile(rf" (?i:than|to|over) (?:{other}|(?i:the other)\b)"),
+        tied=re.compile(
+            rf"\b(?i:(?:it is|it's|this is|that's|is|are|call it|as|calls? for|ends? in) (?:a |an )?(?:clear |dead |perfect )?(?:tied?|draw)\b|equally (?!likely)\w+|neither (?:(?:of (?:them|the two)|{_JUDGED}|one|\S+ \S+ nor \S+ \S+) )?(?:is|can be considered|was) (?:\w+ ){{0,2}}(?:better|best|superior)|no (?:clear |real )?(?:winner|preference|better)|(?:cannot|can't|unable to|hard to|impossible to) (?:decide|choose|tell|say)|just as good|on a par|toss-?up)"
+        ),
+    )
+
+
+def _of_sentence(sentence: _Sentence, patterns: _Patterns) -> Iterator[Said]:
+    """The statements of a sentence, in order."""
+    words = sentence.words
+    if len(words) > MOST_OF_A_SENTENCE:
+        words = words[:MOST_OF_A_SENTENCE]
+    found: list[tuple[int, Said]] = []
+    for pattern in (patterns.quality, patterns.beats, patterns.chosen, patterns.named):
+        for match in islice(pattern.finditer(words), MOST_MARKS):
+            said = _stated(match, pattern, sentence, words, patterns)
+            if said is not None:
+                found.append((match.start(), said))
+    for match in islice(patterns.tied.finditer(words), 1):
+        if not words.endswith("?"):
+            found.append((match.start(), Said(frozenset({"tie"}), False, False, sentence.at, sentence.end)))
+    yield from (said for _, said in sorted(found, key=lambda one: one[0]))
+
+
+_BOTH: frozenset[Choice] = frozenset({"A", "B", "tie"})
+
+
+def _stated(
+    match: re.Match[str], pattern: re.Pattern[str], sentence: _Sentence, words: str, patterns: _Patterns
+) -> Said | None:
+    """What one match says; None where it says nothing of the candidate as a whole."""
+    groups = match.groupdict()
+    between = re.findall(r"[a-z']+", f"{groups['mid']} {groups.get('mid2') or ''}".lower())
+    if unknown := set(between) - _IS - _HEDGES - _DENIALS - _ADVERBS:
+        return None
+    before = words[: match.start()]
+    if pattern is patterns.quality and not _IS & set(between) and not _MAKES.search(before):
+        return None
+    mine: Choice = "A" if match["a"] else "B"
+    theirs: Choice = "B" if mine == "A" else "A"
+    rest = words[match.end() :]
+    compared = patterns.other.match(rest)
+    if compared is not None:
+        if (compared["a2"] and mine == "A") or (compared["b2"] and mine == "B"):
+            return None
+        rest = rest[compared.end() :]
+    good = groups.get("good") is not None or pattern is patterns.chosen
+    denied = bool(_DENIALS & set(between)) and not ("far" in between and "by" in between)
+    hedged = bool(_HEDGES & set(between)) and not (pattern is patterns.chosen and "would" in between)
+    if groups.get("even"):
+        if not denied:
+            return None
+        as_good = patterns.other.match(" than " + rest.strip())
+        if as_good is None or not (as_good["a2"] or as_good["b2"]):
+            return None
+        if (as_good["a2"] and mine == "A") or (as_good["b2"] and mine == "B"):
+            return None
+        rest = (" than " + rest.strip())[as_good.end() :]
+        good, denied = False, False
+    choices: frozenset[Choice] = frozenset({mine if good else theirs})
+    if denied:
+        choices = _BOTH - choices
+    tail, led = _tail(rest), _lead(before, sentence.led)
+    if tail == "apart" or led == "apart":
+        return None
+    if hedged and "would" in between and re.search(r"\bif\b|\bhad\b", words):
+        return None
+    if led == "denied":
+        choices = _BOTH - choices
+    clear = not hedged and tail == "plain" and led in ("plain", "concluding")
+    concluding = clear and (led == "concluding" or pattern in (patterns.chosen, patterns.named) or "therefore" in between)
+    return Said(choices, clear, concluding, sentence.at + match.start(), sentence.end)
+
+
+# ---------------------------------------------------------------- the words after a statement
+
+_SAME = re.compile(
+    rf"(?: (?:{_JUDGED}|one|fit|match|quality|performer|work|winner|result|executor|pick))?(?: of the (?:two|pair|both)(?: \w+)?)?(?: (?:overall|here|again|indeed|altogether))?"
+    r"(?:,? (?:for|to|at|in|under|by|according to|based on|given|on|of|between) (?:"
+    r"(?:(?:precisely|honestly|closely|accurately|correctly|properly|strictly|directly|better|and|,|/) ?)*(?:executing|following|fulfilling|adhering to|answering|addressing|responding to) (?:the|this|that|these) (?:\w+ ){0,2}?(?:instructions?|tasks?|prompts?|questions?|requests?|requirements?)"
+    r"|(?:the|this|that|these|my|our|both|all|every|any|most|general|each)(?:['’]s|[ \w-]){0,40}?(?:instructions?|tasks?|prompts?|questions?|requests?|queries|query|users?|purposes?|inputs?|cases?|contexts?|instances?|situations?|opinion|view|judge?ment|assessment|evaluation|criteri(?:on|a)|principles?|rules|reasons?|respects?|ways|scenario|comparison|requirements?|two|outputs|responses|completions|answers|whole|balance)"
+    r"|general|all|every way|balance|(?:a|an) (?:\w+ ){0,2}margin|far"
+    r")(?! of\b| and\b)(?=[\s.,;:!)(—–-]|$)){0,3}",
+    re.IGNORECASE,
+)
+_PLAIN = re.compile(
+    r"[.!)\]\"' ]*$|[,;:]? ?(?:because|since|as|due to|thanks to|given|with|while|whereas|although|though|even though|in that|owing to)\b|,? by \w+ing\b|,? for (?:its|their|the reasons?|\w+ing|several|these|two|three|being|this reason)\b"
+    r"|,? and\b| ?[,;:.—–(]| -+ |,? which\b|,? so\b|\. ",
+    re.IGNORECASE,
+)
+_REASON = re.compile(r"[,;:]? ?(?:because|since|as|due to|thanks to|given|with|in that|owing to|by|for)\b", re.IGNORECASE)
+_HOLDS_BACK = re.compile(
+    r"^[ ,;:(—–-]*(?:(?:and|or|so|then) )*(?:or|if|unless|except|maybe|perhaps|possibly|probably|not sure|only|provided|assuming|depending|as long as|in case|but(?! (?:only )?(?:slightly|marginally|just|not by)))\b"
+    r"|[,;(—–-] ?(?:but|or rather|or is it|unless|if|except|provided|depending|assuming|i think|i guess|or so|as long as|only when|only if)\b|\bunless\b|\bdepend(?:s|ing) on (?:the|one|what|who|how|your|personal)\b|\bnot sure\b|\bif (?:you|one|the (?:reader|user|goal|aim|focus))\b|\bonly (?:if|when)\b|\bas long as\b",
+    re.IGNORECASE,
+)
+
+
+def _tail(rest: str) -> str:
+    """`plain`, `held back`, or `apart` where the statement is of one property."""
+    same = _SAME.match(rest)
+    rest = rest[same.end() :] if same else rest
+    if rest.rstrip(" )\"'").endswith("?") and not re.search(r"[.!] ", rest):
+        return "apart"
+    if _HOLDS_BACK.search(rest):
+        return "held back"
+    plain = _PLAIN.match(rest)
+    return "apart" if plain is None else "plain"
+
+
+# ---------------------------------------------------------------- the words before a statement
+
+_MAKES = re.compile(r"\b(?:makes?|making|made|finds?|found|consider|deem|declare|judge|rate|rank|see|regard|think|believe)(?: that)? $", re.IGNORECASE)
+_MARKED = (
+    r"therefore|thus|hence|so|overall|consequently|accordingly|ultimately|finally|all in all|all things considered"
+    r"|in (?:conclusion|summary|short|sum|the end|total|light of (?:this|that|these|the above))|to (?:conclude|sum(?: \w+)? up|summari[sz]e)|as a (?:result|consequence)|for (?:this|these|that|those|all these) reasons?"
+    r"|on (?:balance|the whole)|(?:final |my )*(?:verdict|conclusion|decision|judge?ment)|altogether|taken together|on second (?:reading|thoughts?|look)|on reflection|in my (?:opinion|view|judge?ment|assessment|evaluation)|if i (?:have|had) to choose"
+)
+_LEADS = re.compile(
+    rf"(?:[\W_]*(?:\d+[.)] )?(?:{_MARKED}|yes|and|then|again|clearly|obviously|in (?:this|that|the given|these) (?:case|context|instance|situation|comparison|scenario)s?|here|indeed|in (?:contrast|comparison|fact|general|addition)|on the other hand|by contrast|comparatively|generally|evidently|additionally|moreover|furthermore|however|but|explanation|reasoning|evaluation|answer)\b[,:;]?)*[\W_]*",
+    re.IGNORECASE,
+)
+_CONCLUDES = re.compile(rf"\b(?:{_MARKED})\b", re.IGNORECASE)
+_ADV = r"(?:(?:therefore|thus|hence|can|have|has|had|must|would|will|also|do|then|now|strongly|firmly|am|to|'ve|'d|safely|confidently|finally|ultimately|to the|come|came|reached?|arrived|at|leads? me|leading me|honestly|still) ?){0,5}"
+_DECIDES = re.compile(
+    rf"(?:^|[,;:—–] ?|\b(?:and|so|but|therefore|thus|hence|,) ?|[.!] )(?:(?:that|this|which|it|my [\w ]{{1,80}}?) )?(?P<who>(?:i|we) ?{_ADV}(?:the )?(?:conclu\w+|determin\w+|decid\w+|decision|believe|think|find|found|say|judge\w*|consider\w*|feel|hold|agree|opinion|confident|convinced|argue|see|deem|assess\w*|rate|declare|view)"
+    r"|(?:leads?|leading) (?:me|us) to (?:the )?(?:conclu\w+|believe|decide|determine)"
+    r"|it (?:is|was|becomes?|'s)(?: \w+)? (?:clear|evident|obvious|apparent|plain|safe to say|fair to say|my (?:\w+ )?(?:opinion|view|judge?ment|conclusion|belief))(?: to me)?"
+    r"|it (?:can|may|could) be (?:concluded|said|determined|inferred|seen|argued)"
+    r"|(?:my|the|our) (?:\w+ )?(?:verdict|conclusion|decision|judge?ment|opinion|view|evaluation|assessment) is"
+    r"|this (?:means|shows|implies|makes)|which (?:means|makes)|making|makes)(?: (?:that|:))?,? ?$",
+    re.IGNORECASE,
+)
+_DENIES = re.compile(
+    r"\b(?:not|n't|never|cannot|no|hardly|doubt\w*|disagree\w*|deny|denies|false|untrue|wrong|mistake\w*|incorrect\w*|far from|reject\w*|refus\w*|rather than|instead of|without|against|opposite|contrary|neither|nor)\b[^,;:]*$|n't\b[^,;:]*$",
+    re.IGNORECASE,
+)
+_REPORTS = re.compile(
+    r"\b(?:says?|said|saying|writes?|wrote|written|claims?|claim(?:ed|ing)|argu(?:es?|ed|ing)|insist\w*|assert\w*|tells?|told|demand\w*|asks?|asked|according to|pretend\w*|suggest\w*|announc\w*|declar(?:es|ed)|promis\w*|boast\w*|maintain\w*|inject\w*|quot(?:es?|ed|ing)|reads|ends|ending|contains?|containing|thinks|believes|feels|states?|stated|stating|line|words|sentence|phrase|text that|instruct(?:s|ed|ing)|orders?|begs?|pleads?|writes|repeats?|adds|concludes|example|e\.g|imagine|pretending|mention(?:s|ed|ing))\b",
+    re.IGNORECASE,
+)
+_CONDITIONS = re.compile(
+    r"\b(?:if|unless|had|were|should|suppos\w+|assum\w+|provid(?:ed|ing) that|granted that|in case|whenever|until|otherwise|depending|hypothetical\w*|would|could|might|perhaps|maybe|possibly|probably|arguably|one (?:may|might|could)|some (?:may|might|would|could|people|readers|users)|someone|somebody|others?|readers?|at first|initially|first sight|first glance|superficially|on the surface|seemingly|apparently|earlier|previously)\b",
+    re.IGNORECASE,
+)
+_OPENS = re.compile(
+    r"^(?:after|based on|given|considering|taking|since|because|as|while|although|though|even though|despite|in light of|in view of|having|upon|by|when (?:evaluat|compar|consider|review|assess|look|judg)\w+|from (?:the|this|my)|overall|with (?:this|that|these|all)|due to|in (?:evaluat|compar|review|consider|assess)ing|in (?:this|my|the|these)\b|between|of the two|out of|both|to (?:determine|evaluate|decide)|it's worth|whereas|for (?:this|these|the|that)|i|we|however|therefore|unlike|compared|\w+ing|in accordance)\b",
+    re.IGNORECASE,
+)
+_LINKS = re.compile(r"(?:[;—–]|\. |,? \b(?:so|thus|therefore|hence|but|and therefore|and thus|and hence|and so|making|and as such|meaning|consequently)\b|,? \band\b),? ?$", re.IGNORECASE)
+_OF_ONE = re.compile(
+    r"(?:^|[,;] ?)(?:in terms of|as for|as far as|regarding|with regards? to|with respect to|concerning|when it comes to|on|for|to|in|from|at|under)\b(?! accordance| contrast| comparison|(?: (?:this|that|these|the|my|balance|comparing|evaluating|reviewing|considering|assessing) ?(?:case|context|instance|situation|view|opinion|accordance|reason|analysis|evaluation|comparison|given|whole|other hand|instruction|above|two|task|prompt)?))[^,;]*, ?$|(?:^|[,;] ?)\w+(?:ally|wise),? ?$",
+    re.IGNORECASE,
+)
+_INTRODUCES = re.compile(
+    r"\b(?:verdict|decision|conclusion|answer|judge?ment|explanation|reason(?:s|ing)?|evaluation|comparison|analysis|summary|result|overall|final|therefore|assessment|preference|choice|conclude|opinion|review|response)\b",
+    re.IGNORECASE,
+)
+
+
+def _lead(before: str, led: str) -> str:
+    """`plain`, `concluding`, `unclear`, `denied`, or `apart` where the words before restrict it to one property."""
+    own = not led or (_INTRODUCES.search(led) is not None and not _REPORTS.search(led) and not _DENIES.search(led[:-1]))
+    leads = _LEADS.match(before)
+    start = leads.end() if leads else 0
+    marked = _CONCLUDES.search(before[:start]) is not None or (bool(led) and own)
+    rest = before[start:]
+    decides = _DECIDES.search(rest)
+    if decides is not None:
+        rest, decided = rest[: decides.start()].rstrip(" ,"), True
+        rest += "," if rest else ""
+    else:
+        decided = False
+    clear = "concluding" if marked or decided else "plain"
+    if not own:
+        return "unclear"
+    if not rest.strip(" ,"):
+        return clear
+    links = _LINKS.search(rest)
+    if not decided and links is None and _DENIES.search(rest):
+        return "denied"
+    if _OF_ONE.search(rest):
+        return "apart"
+    clause = re.split(r"[,;]", rest.rstrip(" ,"))[-1]
+    strong = links is not None and not links[0].strip(" ,").lower() == "and"
+    if _CONDITIONS.search(rest if not strong else clause) or (_REPORTS.search(rest) and not strong):
+        return "unclear"
+    if links is not None:
+        return "concluding" if strong and links[0].strip(" ,;—–.").lower() not in ("", "but") else clear
+    if rest.rstrip().endswith(",") and _OPENS.match(rest):
+        return clear
+    return "unclear"
