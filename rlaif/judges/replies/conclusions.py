@@ -157,9 +157,9 @@ def _patterns(offered: tuple[str, ...]) -> _Patterns:
     one, other = _either(pair, ""), _either(pair, "2")
     noun = rf"(?:{_JUDGED}|one|quality|fit|overall|of the two|here)"
     return _Patterns(
-        quality=re.compile(rf"{one}(?P<mid>{_WORDS}) (?i:(?P<good>{_GOOD})|(?P<bad>{_BAD})|(?P<even>as good as))(?![\w-])"),
+        quality=re.compile(rf"{one}(?P<mid>{_WORDS}) (?i:(?P<good>{_GOOD})|(?P<bad>{_BAD})|(?P<even>as good as)|(?P<part>more \w+))(?![\w-])"),
         beats=re.compile(
-            rf"{one}(?P<mid>{_WORDS}) (?i:(?P<good>wins?|won|prevails|gets my vote|takes it|(?:outperforms|beats|surpasses|outdoes) (?:{other}|the other(?: one)?))|(?P<bad>loses|lost))(?!\w)"
+            rf"{one}(?P<mid>{_WORDS}) (?i:(?P<good>wins?|won|prevails|gets my vote|takes it|deserves (?:it|the win|to win|the preference|my vote)|(?:outperforms|beats|surpasses|outdoes) (?:{other}|the other(?: one)?))|(?P<bad>loses|lost))(?!\w)"
         ),
         chosen=re.compile(rf"\b(?i:(?:i|we)(?P<mid>(?:'(?:d|ll|m|ve))?{_WORDS}) (?:{_CHOOSE})) {one}(?!\w| and\b| or\b)"),
         named=re.compile(
@@ -211,7 +211,7 @@ def _stated(
         if (compared["a2"] and mine == "A") or (compared["b2"] and mine == "B"):
             return None
         rest = rest[compared.end() :]
-    good = groups.get("good") is not None or pattern is patterns.chosen
+    good = bool(groups.get("good") or groups.get("part")) or pattern is patterns.chosen
     denied = bool(_DENIALS & set(between)) and not ("far" in between and "by" in between)
     hedged = bool(_HEDGES & set(between)) and not (pattern is patterns.chosen and "would" in between)
     if groups.get("even"):
@@ -228,6 +228,8 @@ def _stated(
     if denied:
         choices = _BOTH - choices
     tail, led = _tail(rest), _lead(before, sentence.led)
+    if groups.get("part"):  # `so Output (a) is more relevant`: no verdict, but not in favour of the other
+        return Said(choices, False, False, sentence.at + match.start(), sentence.end) if led == "concluding" else None
     if tail == "apart" or led == "apart":
         return None
     if hedged and "would" in between and re.search(r"\bif\b|\bhad\b", words):
@@ -243,11 +245,11 @@ def _stated(
 
 _SAME = re.compile(
     rf"(?: (?:{_JUDGED}|one|fit|match|quality|performer|work|winner|result|executor|pick))?(?: of the (?:two|pair|both)(?: \w+)?)?(?: (?:overall|here|again|indeed|altogether))?"
-    r"(?:,? (?:for|to|at|in|under|by|according to|based on|given|on|of|between) (?:"
+    r"(?:,? (?:for|to|at|in|under|according to|based on|given|on|of|between) (?:"
     r"(?:(?:precisely|honestly|closely|accurately|correctly|properly|strictly|directly|better|and|,|/) ?)*(?:executing|following|fulfilling|adhering to|answering|addressing|responding to) (?:the|this|that|these) (?:\w+ ){0,2}?(?:instructions?|tasks?|prompts?|questions?|requests?|requirements?)"
-    r"|(?:the|this|that|these|my|our|both|all|every|any|most|general|each)(?:['’]s|[ \w-]){0,40}?(?:instructions?|tasks?|prompts?|questions?|requests?|queries|query|users?|purposes?|inputs?|cases?|contexts?|instances?|situations?|opinion|view|judge?ment|assessment|evaluation|criteri(?:on|a)|principles?|rules|reasons?|respects?|ways|scenario|comparison|requirements?|two|outputs|responses|completions|answers|whole|balance)"
-    r"|general|all|every way|balance|(?:a|an) (?:\w+ ){0,2}margin|far"
-    r")(?! of\b| and\b)(?=[\s.,;:!)(—–-]|$)){0,3}",
+    r"|(?:the|this|that|these|my|our|both|all|every|any)(?:['’]s|[ \w-]){0,40}?(?:instructions?|tasks?|prompts?|questions?|requests?|queries|query|users?|purposes?|inputs?|cases?|contexts?|instances?|situations?|opinion|view|judge?ment|assessment|evaluation|criteri(?:on|a)|principles?|rules|reasons?|respects?|ways|scenario|comparison|requirements?|two|outputs|responses|completions|answers|whole|balance)"
+    r"|general|all|every way|balance"
+    r")(?! of\b| and\b)(?=[\s.,;:!)(—–-]|$)|,? by (?:far|a (?:\w+ ){0,2}margin)\b){0,3}",
     re.IGNORECASE,
 )
 _PLAIN = re.compile(
@@ -350,10 +352,11 @@ def _lead(before: str, led: str) -> str:
         return "apart"
     clause = re.split(r"[,;]", rest.rstrip(" ,"))[-1]
     strong = links is not None and not links[0].strip(" ,").lower() == "and"
-    if _CONDITIONS.search(rest if not strong else clause) or (_REPORTS.search(rest) and not strong):
+    told = rest if not strong else rest.rpartition(":")[0]
+    if _CONDITIONS.search(rest if not strong else clause) or _REPORTS.search(told):
         return "unclear"
     if links is not None:
         return "concluding" if strong and links[0].strip(" ,;—–.").lower() not in ("", "but") else clear
-    if rest.rstrip().endswith(",") and _OPENS.match(rest):
+    if rest.rstrip().endswith(",") and (decided or _OPENS.match(rest)):
         return clear
     return "unclear"

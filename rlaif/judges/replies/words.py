@@ -40,8 +40,9 @@ def unusable(what: str, completion: Completion) -> str | None:
 
 # ---------------------------------------------------------------- the reply without its thinking
 
-_THINKING = re.compile(r"\s*<think(?:ing)?>", re.IGNORECASE)
-_THOUGHT = re.compile(r"(?P<alone>^[ \t]*)?</think(?:ing)?>(?=[ \t]*(?:[\r\n{]|$))?", re.IGNORECASE | re.MULTILINE)
+_BLOCK = r"(?:think(?:ing)?|thoughts?|reasoning|reflection|scratchpad)"
+_THINKING = re.compile(rf"\s*<{_BLOCK}>", re.IGNORECASE)
+_THOUGHT = re.compile(rf"</{_BLOCK}>", re.IGNORECASE)
 _FENCE = re.compile(r"```[ \t]{0,4}\w{0,20}[ \t]{0,4}\r?\n")
 _WIDE = str.maketrans({chr(sign + 0xFEE0): chr(sign) for sign in b"0123456789:/=>[]()*|"})
 
@@ -51,9 +52,9 @@ def spoken(text: str) -> str:
     ends = list(_THOUGHT.finditer(text))
     begun = _THINKING.match(text)
     if ends or begun:
-        if len(ends) != 1 or not re.match(r"[ \t]*(?:[\r\n{]|$)", text[ends[0].end() :]):
+        if len(ends) != 1:
             return ""  # a completion that is quoted in the thinking may hold the tag too
-        if begun is None and ends[0]["alone"] is None:
+        if begun is None and not _closes(text, ends[0].start()):
             return ""
         text = text[ends[0].end() :]
     text = text.strip()
@@ -61,6 +62,12 @@ def spoken(text: str) -> str:
     if fence and text.endswith("```") and text.count("```") == 2:
         return text[fence.end() : -3].strip()
     return text
+
+
+def _closes(text: str, at: int) -> bool:
+    """Whether an end tag without its beginning, which a chat template may have written, stands behind a sentence."""
+    before = text[:at].rstrip()
+    return before.endswith(_ENDS) and not quoted(text, at) and not foreign(text, at)
 
 
 def narrow(text: str) -> str:
@@ -134,7 +141,33 @@ def headed(text: str, at: int) -> bool:
     return bool(led) and not led.endswith(_ENDS) and _INTRODUCES.search(led) is None
 
 
+RESULT = r"\[RESULT\](?:[ \t]*:)?\s*"  # as Prometheus ends its feedback (arXiv 2310.08491)
+_BOXED = re.compile(r"\$?\\{1,2}boxed\{(?:\\{1,2}text\{)?([^{}\n]{1,20})\}{1,2}\$?(?=[ \t.*_$]*\Z|[ \t.*_$]*\n)")
+
+
+def unboxed(text: str, answer: re.Pattern[str]) -> str:
+    r"""The text with double brackets for each `\boxed{...}` of an answer that ends a line: reasoning models answer so."""
+    if "boxed{" not in text:
+        return text
+    return _BOXED.sub(lambda found: f"[[{found[1]}]]" if answer.fullmatch(found[1]) else found[0], text)
+
+
 # ---------------------------------------------------------------- a JSON object and the words around it
+
+# Keys beside an answer with which a judge changes it, or says what it means.
+OVERRIDES = re.compile(
+    r"final|adjust|revis|correct|updat|amend|actual|\btrue|\breal|\bnew\b|\bnet\b|\bafter|effective|overall|total|swap|revers|invert"
+    r"|meaning|means|order|direction|scale|legend|polarity|penal|deduct|minus|bonus|second|reconsider|instead|overrid|overrul"
+    r"|\bmax|out.of|lower.is|higher.is|\b(?:score|rating|grade|marks?|points?|stars?|level|verdict|winner|ranking|percent)",
+    re.IGNORECASE,
+)
+
+
+def overridden(item: dict[str, Any], field: str) -> bool:
+    """Whether another field of a JSON object may change what `field` says."""
+    return any(key != field and bool(value) and OVERRIDES.search(key.replace("_", " ")) for key, value in item.items())
+
+
 
 _DECODER = json.JSONDecoder(object_pairs_hook=lambda pairs: _unique(pairs))
 _OPENING = re.compile(r"```[ \t]{0,4}\w{0,20}$")
@@ -162,8 +195,11 @@ REPORTS = re.compile(
     re.IGNORECASE,
 )
 _DENIES = re.compile(r"\bnot\b|\bopposite\b|\bunlike\b", re.IGNORECASE)
+_AGAIN = r"(?:thoughts?|reading|look|inspection|glance|reflection|consideration|examination|analysis|thinking)"
 _CORRECTS = (
-    r"actually|correction|on (?:reflection|second thoughts?)|scratch that|wait|sorry|oops|hmm+|rather(?! than)|really"
+    rf"actually|correction|(?:up)?on (?:reflection|re-?reading|reconsideration|re-?examination|(?:a )?(?:second|closer|further|careful|another|more|deeper) {_AGAIN})"
+    r"|(?:having|after) (?:re-?read|reconsider|re-?think|re-?thought|re-?check)\w*|(?:thinking|looking|reading) (?:\w+ ){0,2}(?:again|over)|in hindsight|second thoughts?"
+    r"|(?:scratch|strike|disregard|ignore|forget|discard) (?:that|this|it|the above|what)|withdrawn|retracted|i stand corrected|my bad|wait|sorry|oops|hmm+|rather(?! than)|really"
     r"|make (?:that|it)|i mean|i meant|let me (?:revise|correct|change|reconsider)|my mistake|apologies|edit(?:ed)?"
     r"|update[ds]?|revised|no(?=[,.;!])"
 )
@@ -172,13 +208,15 @@ CORRECTION = re.compile(
     rf"(?:^|[.!?;,:(\n–—-])[ \t*_]{{0,8}}(?:but |and )?(?:{_CORRECTS})\b|\bshould (?:be|have been)\b"
     r"|\bchang(?:e|ed|ing) (?:it|that|this|my|the)\b|\b(?:take|took|taking) (?:it|that) back\b"
     r"|\bi(?:'d| would| will|'ll)? (?:lower|raise|revise|correct|downgrade|upgrade|take|deduct|subtract)\b"
-    r"|\bis (?:really|more like|rather)\b",
+    r"|\bis (?:really|more like|rather)\b|\bi (?:no longer|was (?:wrong|mistaken|too)|misread|misjudged|reconsider\w*|take (?:it|that|this) back|withdraw|retract|spoke too)\b"
+    r"|\b(?:changed|change|changing) my mind\b",
     re.IGNORECASE,
 )
 SWAPS = re.compile(
     r"\b(?:swap|exchang|revers)\w*(?: \w+)? (?:the two|them|these|those|two|ratings|scores|numbers|verdicts?"
     r"|completions?|texts?|\W?\d)"
-    r"|\bmixed (?:\w+ ){0,3}up\b|\b(?:other|wrong) way a?round\b|\bwrong order\b|\bvice versa\b",
+    r"|\bmixed (?:\w+ ){0,3}up\b|\b(?:other|wrong) way a?round\b|\bwrong order\b|\bvice versa\b|\bbackwards\b|\bthe (?:reverse|opposite|other way round) (?:is|holds|applies)\b"
+    r"|\bconfused (?:the two|them|these|one)\b|\b(?:got|had|have|has) (?:it|that|them|this|these) (?:\w+ )?(?:reversed|switched|flipped|swapped|inverted|confused|wrong)\b|\b(?:numbers|labels|names|texts|two) (?:are|were|got) (?:\w+ )?(?:reversed|switched|flipped|swapped|inverted|exchanged)\b",
     re.IGNORECASE,
 )
 _AFTERTHOUGHT = re.compile(
