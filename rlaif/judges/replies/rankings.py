@@ -10,19 +10,22 @@ from rlaif.judges.replies.words import (
     CUT,
     MOST_CHARACTERS,
     MOST_MARKS,
+    OBJECT,
     SWAPS,
     TOO_LONG,
     find_object,
     foreign,
     headed,
     narrow,
+    overridden,
     quoted,
     spoken,
+    unboxed,
 )
 
 RankGroups = tuple[tuple[int, ...], ...]  # groups of numbers, best first; those in one group are tied
 
-_NAME = r"[*_]*(?:(?:completion|text|response|answer|candidate)[ \t]*#?)?\[?"
+_NAME = r"[*_]*(?:(?:completion|text|response|answer|candidate|output)[ \t]*#?)?\[?"
 _NUMBER = re.compile(rf"{_NAME}(\d{{1,4}})\]?[*_]*", re.IGNORECASE)
 _ITEM = rf"{_NAME}\d{{1,4}}\]?[*_]*"
 _CHAIN = re.compile(rf"{_ITEM}(?:[ \t]*[>=≻][ \t]*{_ITEM})+", re.IGNORECASE)
@@ -38,10 +41,25 @@ _PLACE = re.compile(
     rf"[*_]*[ \t]*[:–—-][*_]*[ \t]*{_NAME}(?P<k>\d{{1,4}})\]?[*_]*(?P<tail>[^\n]*)",
     re.IGNORECASE,
 )
+_WORSE = r"(?:worst|weakest|poorest|lowest|bottom|least|worse|inferior|most (?:harmful|toxic|wrong|flawed|biased|dangerous|offensive))"
+_BEST = r"(?:best|strongest|top|highest|winner|most helpful)"
 _WORST_FIRST = re.compile(
-    r"\bworst\W+(?:first|to)\b|\bfrom worst\b|\bascending\b|\bmeans?\b[^\n]*\bworse\b|\blower is better\b",
+    rf"\b{_WORSE}\W+(?:first|to)\b|\b{_WORSE}\b[^.\n]{{0,30}}\b(?:first|to (?:the )?{_BEST}|at the (?:top|start|beginning|left|front|head))\b"
+    rf"|\b(?:from|starting (?:with|from|at)|beginning with|begins with|starts with) (?:the )?{_WORSE}\b"
+    r"|\b(?:ascending|increasing|rising|improving|upwards?)\b|\bbottom[- ](?:to|up)\b"
+    rf"|\b{_BEST}\b[^.\n>]{{0,20}}\b(?:last|at the (?:end|bottom|right|back))\b"
+    r"|\b(?:in|the) reversed?\b|\breversed? (?:order|ranking)\b|\binverted order\b|\bbackwards\b"
+    r"|[>≻]\W{0,3}(?:\w+ ){0,3}?(?:means?|is|as|stands? for|reads?|denotes|indicates|signif\w+|=|:)[^.\n]{0,30}\b(?:worse|weaker|inferior|less|poorer|lower|more (?:harmful|toxic|wrong|flawed|biased))\b"
+    r"|\bmeans?\b[^\n]*\bworse\b|\b(?:lower|smaller|fewer) is better\b|\b(?:higher|greater|larger|bigger|more) is worse\b"
+    r"|\bby (?:the |their )?(?:number|count|level|degree|amount|severity) of (?:errors|mistakes|flaws|faults|problems|harm|toxicity)\b|\bby (?:errors|harmfulness|toxicity|severity)\b",
     re.IGNORECASE,
 )
+_ENDS_SAY = re.compile(
+    rf"\b(?:last|final|rightmost)\b[^.\n>]{{0,15}}\b(?:is|being|was)\b (?:the )?{_BEST}\b|\b(?:first|leftmost)\b[^.\n>]{{0,15}}\b(?:is|being|was)\b (?:the )?{_WORSE}\b",
+    re.IGNORECASE,
+)
+_BEST_FIRST = re.compile(r"\W*(?:from )?(?:best (?:first|to worst)|descending)\W*", re.IGNORECASE)
+_ENDS = re.compile(r"best|worst|first|last|top|bottom", re.IGNORECASE)
 
 
 def read_ranking(text: str, n: int, *, cut: bool = False) -> tuple[RankGroups | None, str | None]:
@@ -53,17 +71,18 @@ def read_ranking(text: str, n: int, *, cut: bool = False) -> tuple[RankGroups | 
     """
     if cut:
         return None, CUT
-    heard = narrow(spoken(text)).strip()
+    heard = whole = narrow(spoken(text)).strip()
     if len(heard) > MOST_CHARACTERS:
         return None, TOO_LONG
+    heard = unboxed(heard, _CHAIN, "{}")
     given: list[RankGroups | None] = []
     end = 0
-    if "{" in heard:
+    if OBJECT.search(heard):
         parsed = find_object(heard)
         if isinstance(parsed, str):
             return None, parsed
         value, heard = parsed
-        given.append(_groups(value.get("ranking") if isinstance(value, dict) else None))
+        given.append(_groups(value["ranking"]) if isinstance(value, dict) and _is_plain(value) else None)
         end = len(heard)
     said_so, last = _given(heard)
     given += said_so
@@ -75,11 +94,21 @@ def read_ranking(text: str, n: int, *, cut: bool = False) -> tuple[RankGroups | 
     numbers = [number for group in ranking for number in group]
     if sorted(numbers) != list(range(1, n + 1)):
         return None, f"expected the numbers 1 to {n} once each, found {', '.join(map(str, numbers[: n + 3]))}"
-    if _WORST_FIRST.search(text):
+    after = heard[max(end, last) :]
+    if _WORST_FIRST.search(whole.replace("_", " ")) or _ENDS_SAY.search(after):
         return None, "an order from worst to best"
-    if CORRECTION.search(heard[max(end, last) :]) or SWAPS.search(heard[max(end, last) :]):
+    others = (_ordered(chain[0]) for chain in _CHAIN.finditer(after) if chain[0].count(">") == len(ranking) - 1)
+    if CORRECTION.search(after) or SWAPS.search(after) or any(other != ranking for other in others):
         return None, "the words after the ranking may take it back"
     return ranking, None
+
+
+def _is_plain(item: dict[str, Any]) -> bool:
+    """Whether a JSON object gives one ranking, and no other field says that it is read in another way."""
+    if "ranking" not in item:
+        return False
+    others = {key: value for key, value in item.items() if not _BEST_FIRST.fullmatch(str(value).replace("_", " "))}
+    return not overridden(others, "ranking") and not any(_ENDS.search(key) for key in others)
 
 
 def _groups(value: Any) -> RankGroups | None:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from rlaif.judges.replies.scales import changed, on_another_scale, void
 from rlaif.judges.replies.words import (
     CORRECTION,
     CUT,
@@ -27,10 +28,11 @@ from rlaif.judges.replies.words import (
     leading_number,
     narrow,
     other_scale,
+    overridden,
     quoted,
     spoken,
     takes_back,
-    void,
+    whole,
 )
 
 
@@ -60,6 +62,11 @@ def read_reply(
 _NAMED = r"(?:text|completion|response|answer|candidate|output)"
 _KEY = re.compile(rf"(?:{_NAMED}[ _]?)?\[?(\d{{1,4}})\]?")
 _INDEX = ("completion", "text", "index", "number")
+_ABOUT = ("id", "about", "for", "of", "refers_to", "name", "label", "which", "key", "no")
+_PLACES = ("a", "first", "b", "second", "c", "third", "d", "fourth")
+_ONE = re.compile(
+    rf"\W*(?:the )?(?P<noun>{_NAMED}\b)?[ _]?(?:no\.? ?|number )?\W*(?:(?P<number>\d{{1,4}})|(?P<place>{'|'.join(_PLACES)}))(?: (?:one|{_NAMED}))?\W*"
+)
 _WRAPPERS = ("ratings", "completions", "evaluations", "evaluation", "results", "judgments", "judgements")
 
 
@@ -75,7 +82,9 @@ def read_json(
     if isinstance(parsed, str):
         return [Reading(None, text, parsed)] * n
     value, before = parsed
-    if problem := void(before, low, high):
+    told = "\n".join(_words(value))
+    after = heard[heard.rfind("}") + 1 :]
+    if problem := void(f"{before}\n{after}", low, high) or on_another_scale(told, low, high):
         return [Reading(None, text, problem)] * n
     if _openers(before) or _RATING.search(before):
         return [Reading(None, text, "ratings stand before the object too")] * n
@@ -101,21 +110,42 @@ def _by_number(value: Any) -> dict[int, Any] | None:
     if not pairs or None in numbers:
         return None
     items = {int(match[1]): item for match, (_, item) in zip(numbers, pairs, strict=True) if match}
-    named = {
-        k: [str(item[key]) for key in _INDEX if key in item] for k, item in items.items() if isinstance(item, dict)
-    }
-    if len(items) < len(pairs) or any(other.isdigit() and int(other) != k for k in named for other in named[k]):
+    if len(items) < len(pairs) or any(_names_another(item, k) for k, item in items.items() if isinstance(item, dict)):
         return None
     return items
+
+
+def _names_another(item: dict[str, Any], k: int) -> bool:
+    """Whether a field of the item of completion `k` names another completion as the one it is about."""
+    for key, value in item.items():
+        written = str(value).strip().lower() if isinstance(value, (int, str)) else ""
+        named = _ONE.fullmatch(written)
+        if named is None or not (named["noun"] or key in _INDEX or key in _ABOUT):
+            continue
+        number, place = named["number"], named["place"]
+        if (int(number) if number else _PLACES.index(place) // 2 + 1) != k:
+            return True
+    return False
+
+
+def _words(value: Any) -> Iterator[str]:
+    """Every text in a JSON value but its keys."""
+    waiting = [value]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, str):
+            yield one
+        elif isinstance(one, (dict, list)):
+            waiting += one.values() if isinstance(one, dict) else one
 
 
 def _json_reading(item: Any, low: int, high: int, na: bool, types: Sequence[str]) -> Reading:
     raw = json.dumps(item, ensure_ascii=False)
     if not isinstance(item, dict) or "rating" not in item:
         return Reading(None, raw, "no whole-number rating")
-    if any(key != "rating" and re.search("rating|score|scale|max|out.of", key) for key in item):
+    if overridden(item, "rating"):
         return Reading(None, raw, "several fields that may be the rating")
-    value = item["rating"]
+    value = whole(item["rating"])
     if not isinstance(value, (int, str)):
         return Reading(None, raw, "no whole-number rating")
     number = leading_number(str(value), low, high)
@@ -125,8 +155,11 @@ def _json_reading(item: Any, low: int, high: int, na: bool, types: Sequence[str]
         )
     keys = list(item)
     later = [item[key] for key in keys[keys.index("rating") + 1 :] if isinstance(item[key], str)]
-    if any(takes_back(words) for words in later):
+    if any(takes_back(words) or (number.value and changed(words, number.value, high)) for words in later):
         return Reading(None, raw, "the words after the rating may take it back")
+    measured = (m for words in _words(item) for m in _MENTION.finditer(words) if m[3])
+    if any(int(m[2]) == number.value and int(m[3]) != high for m in measured):
+        return Reading(None, raw, "the rating is on another scale")
     named, note = _json_types(item, types)
     reading = _reading(number, raw, na)._replace(types=named, note=note)
     told = item.get("rationale")
@@ -263,10 +296,10 @@ def _block_reading(
     body = body[head.end() if head else 0 :]
     given: list[Number] = []
     mentioned = set()
-    after = len(body)
+    after = begins_at = len(body)
     first = leading_number(body.partition("\n")[0], low, high)
     if first.numeric and not first.word and (first.of or not first.tail.strip(" \t\r.*_")):
-        given, after = [first], 0
+        given, after, begins_at = [first], 0, 0
     for count, match in enumerate(_RATING.finditer(body)):
         if count == MOST_MARKS:
             return Reading(None, block, TOO_MANY)
@@ -283,16 +316,20 @@ def _block_reading(
             if foreign(body, match.start()) or quoted(body, match.start()):
                 number = Number(None, "a rating that is not given in its own place", number.tail)
             given.append(number)
-            after = min(after, match.end())
+            after, begins_at = min(after, match.end()), min(begins_at, match.start())
         elif number.numeric:
             mentioned.add(number.value)
     if not given:
         return Reading(None, block, "no rating in a place of its own" if mentioned else "no rating")
     value = given[0].value
-    mentioned |= {int(m[1] or m[2]) if int(m[3] or high) == high else None for m in _MENTION.finditer(body)}
+    mentioned |= {
+        int(m[1] or m[2]) if int(m[3] or high) == high else None
+        for m in _MENTION.finditer(body)
+        if not (m.end() <= begins_at and foreign(body, m.start()))  # `It says the film has a rating of 3. Rating: 2`
+    }
     if len({(number.value, number.na) for number in given}) > 1 or (value is not None and mentioned - {value}):
         return Reading(None, block, "several ratings that differ")
-    if takes_back(body[after:]):
+    if takes_back(body[after:]) or (value is not None and changed(body[after:], value, high)):
         return Reading(None, block, "the words after the rating may take it back")
     written = {match[1].strip() for match in _TYPES.finditer(body)}
     named, note = read_types(written.pop(), types) if len(written) == 1 else ((), None)

@@ -13,6 +13,7 @@ from rlaif.judges.replies.words import (
     CUT,
     MOST_CHARACTERS,
     MOST_MARKS,
+    OBJECT,
     RESULT,
     SWAPS,
     TOO_LONG,
@@ -41,7 +42,6 @@ _KEY = re.compile(
     rf"(?:\b{_KEYWORD}\b[*_]*(?:[ \t]*(?:[:=]|→)[*_]*\s*|[ \t]+is(?:[ \t]+that)?[ \t]*:?[ \t]*)|{RESULT})",
     re.IGNORECASE | re.MULTILINE,
 )
-_OBJECT = re.compile(r"\{\s*[\"'}]|\{\s*\Z")  # braces of code or of mathematics hold no verdict
 _SAYS_AGAIN = re.compile(r"[ \t]*:[ \t*_]*(?=\[\[)")  # `My final verdict is tie: [[C]]`
 _STATES = re.compile(r" (?:is|wins|was)\b")  # `Verdict: completion 2 is better.`
 _FIELDS = ("verdict", "choice", "winner", "preference", "preferred", "better", "decision")
@@ -106,7 +106,7 @@ def read_choice(
     heard = _compared(unboxed(heard, label), label, offered)
     choices: set[Choice | None] = set()
     end = 0
-    if _OBJECT.search(heard):
+    if OBJECT.search(heard):
         parsed = find_object(heard)
         if isinstance(parsed, str):
             return None, parsed

@@ -145,11 +145,11 @@ RESULT = r"\[RESULT\](?:[ \t]*:)?\s*"  # as Prometheus ends its feedback (arXiv 
 _BOXED = re.compile(r"\$?\\{1,2}boxed\{(?:\\{1,2}text\{)?([^{}\n]{1,20})\}{1,2}\$?(?=[ \t.*_$]*\Z|[ \t.*_$]*\n)")
 
 
-def unboxed(text: str, answer: re.Pattern[str]) -> str:
-    r"""The text with double brackets for each `\boxed{...}` of an answer that ends a line: reasoning models answer so."""
+def unboxed(text: str, answer: re.Pattern[str], form: str = "[[{}]]") -> str:
+    r"""The text with `form` for each `\boxed{...}` of an answer that ends a line: reasoning models answer so."""
     if "boxed{" not in text:
         return text
-    return _BOXED.sub(lambda found: f"[[{found[1]}]]" if answer.fullmatch(found[1]) else found[0], text)
+    return _BOXED.sub(lambda found: form.format(found[1]) if answer.fullmatch(found[1]) else found[0], text)
 
 
 # ---------------------------------------------------------------- a JSON object and the words around it
@@ -161,6 +161,14 @@ OVERRIDES = re.compile(
     r"|\bmax|out.of|lower.is|higher.is|\b(?:score|rating|grade|marks?|points?|stars?|level|verdict|winner|ranking|percent)",
     re.IGNORECASE,
 )
+
+
+OBJECT = re.compile(r"\{\s*[\"'}]|\{\s*\Z")  # braces of code or of mathematics hold no answer
+
+
+def whole(value: Any) -> Any:
+    """A JSON number such as 4.0 as the whole number it equals; anything else as it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def overridden(item: dict[str, Any], field: str) -> bool:
@@ -180,7 +188,7 @@ _HARMLESS = re.compile(
 )
 _INTRODUCES = re.compile(
     r"^(?:sure,? )?here\W|^\W*sure\W|\b(?:my|ratings?|evaluations?|assessments?|json|results?|verdict|answer"
-    r"|judge?ments?|object|scores?|ranking)\b",
+    r"|judge?ments?|object|scores?|ranking|scale|best (?:first|to worst))\b",
     re.IGNORECASE,
 )
 # Words with which a judge reports what somebody else wrote, or what a reply would look like.
@@ -223,29 +231,12 @@ _AFTERTHOUGHT = re.compile(
     rf"\b(?:{_CORRECTS}|but|however|instead|not|except|wrong|mistakes?|errors?|opposite|unlike)\b|[\d{{}}]",
     re.IGNORECASE,
 )
-_VOID = re.compile(
+VOID = re.compile(
     r"\b(?:disregard|ignore|discard) (?:the|this|these|that|my|all)\b|\bplaceholders?\b|\bdummy\b|\b(?:wrong"
     r"|other) (?:texts|completions)\b"
     r"|\bi (?:decline|refuse) to\b|\bin reverse\b|\b(?:are|were) (?:only |just )?(?:examples|guesses)\b",
     re.IGNORECASE,
 )
-_SCALE = re.compile(r"\bscale\b\W{0,3}(?:of |from |is |between )?(\d+)[ \t]*(?:to|and|-|–)[ \t]*(\d+)", re.IGNORECASE)
-_REVERSED = re.compile(
-    r"\b[01] (?:is|being|=|means|as) (?:the )?best\b|\b[01] best\b|\blower (?:is|means) better\b|\b\d+ (?:is"
-    r"|=|means) (?:the )?worst\b",
-    re.IGNORECASE,
-)
-
-
-def void(text: str, low: int, high: int) -> str | None:
-    """Why none of a reply's numbers counts: it withdraws them, or uses another scale; else None."""
-    if _VOID.search(text) or SWAPS.search(text):
-        return "the reply takes its numbers back"
-    if _REVERSED.search(text) or any((int(m[1]), int(m[2])) != (low, high) for m in _SCALE.finditer(text)):
-        return "the reply measures by another scale"
-    return None
-
-
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """The object, keys in lower case. Raises ValueError for a repeated key: such a reply is ambiguous."""
     if len({key.strip().lower() for key, _ in pairs}) < len(pairs):
@@ -283,7 +274,7 @@ def find_object(text: str) -> tuple[Any, str] | str:
         last and not last.endswith((".", "!")) and (_DENIES.search(last) or not _INTRODUCES.search(last))
     ):
         return "the words before the object do not introduce it as the judge's own"
-    if any(pattern.search(after) for pattern in (_AFTERTHOUGHT, REPORTS, SWAPS, _VOID)):
+    if any(pattern.search(after) for pattern in (_AFTERTHOUGHT, REPORTS, SWAPS, VOID)):
         return "the words after the object may take it back"
     return value, before
 
@@ -293,9 +284,9 @@ def find_object(text: str) -> tuple[Any, str] | str:
 NUMERALS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _NUMBER = re.compile(
     rf"""[*_`"'\[(]*
-    (?:(?P<digits>[+-]?\d{{1,9}})|(?P<word>(?:{"|".join(NUMERALS)})\b)|(?P<na>(?:n/a|n\.a\.|na|not\ applicable)(?!\w)))
+    (?:(?P<digits>[+-]?\d{{1,9}}(?:\.0{{1,9}}(?!\d))?)|(?P<word>(?:{"|".join(NUMERALS)})\b)|(?P<na>(?:n/a|n\.a\.|na|not\ applicable)(?!\w)))
     [*_`"'\])]*
-    (?:\s*\(?(?:/|out\s+of\b)\s*[*_]*(?P<of>\d{{1,9}})(?!\d)[)*_\]]*)?
+    (?:\s*\(?(?:/|out\s+of\b)\s*[*_]*(?P<of>\d{{1,9}})(?:\.0{{1,9}})?(?!\d)[)*_\]]*)?
     [*_`"']*(?P<tail>.*)""",
     re.IGNORECASE | re.VERBOSE,
 )
@@ -341,7 +332,7 @@ def leading_number(line: str, low: int, high: int) -> Number:
         plain = _CLOSES.match(tail) is not None
         return Number(None, None if plain else f"{line.strip()[:40]!r} is not clear", tail, na=plain)
     closes = _CLOSES.match(tail)
-    value = NUMERALS.index(word.lower()) + 1 if word else int(match["digits"])
+    value = NUMERALS.index(word.lower()) + 1 if word else int(match["digits"].partition(".")[0])
     of = match["of"] is not None
     if closes is None or _HEDGE.match(tail[closes.end() :]) or _OTHER_SCALE.search(tail) or "?" in tail[:3]:
         return Number(None, f"the rating {line.strip()[:40]!r} is not a whole number of the scale", tail)
