@@ -159,7 +159,7 @@ def _patterns(offered: tuple[str, ...]) -> _Patterns:
     return _Patterns(
         quality=re.compile(rf"{one}(?P<mid>{_WORDS}) (?i:(?P<good>{_GOOD})|(?P<bad>{_BAD})|(?P<even>as good as)|(?P<part>more \w+))(?![\w-])"),
         beats=re.compile(
-            rf"{one}(?P<mid>{_WORDS}) (?i:(?P<good>wins?|won|prevails|gets my vote|takes it|deserves (?:it|the win|to win|the preference|my vote)|(?:outperforms|beats|surpasses|outdoes) (?:{other}|the other(?: one)?))|(?P<bad>loses|lost))(?!\w)"
+            rf"{one}(?P<mid>{_WORDS}) (?i:(?P<good>wins?|won|prevails|has the edge|comes out ahead|should win|gets my vote|takes it|deserves (?:it|the win|to win|the preference|my vote)|(?:outperforms|beats|surpasses|outdoes) (?:{other}|the other(?: one)?))|(?P<bad>loses|lost))(?!\w)"
         ),
         chosen=re.compile(rf"\b(?i:(?:i|we)(?P<mid>(?:'(?:d|ll|m|ve))?{_WORDS}) (?:{_CHOOSE})) {one}(?!\w| and\b| or\b)"),
         named=re.compile(

@@ -45,6 +45,8 @@ _WORSE = r"(?:worst|weakest|poorest|lowest|bottom|least|worse|inferior|most (?:h
 _BEST = r"(?:best|strongest|top|highest|winner|most helpful)"
 _WORST_FIRST = re.compile(
     rf"\b{_WORSE}\W+(?:first|to)\b|\b{_WORSE}\b[^.\n]{{0,30}}\b(?:first|to (?:the )?{_BEST}|at the (?:top|start|beginning|left|front|head))\b"
+    r"|\bfrom (?:the )?(?:bad|low|last|weak|right|poor|lower|smallest)\b|\bmore [^.\n]{0,30}\bfirst\b"
+    r"|\border of (?!(?:(?:the|decreasing|descending|overall|their|my) )*(?:quality|preference|merit|how well|rank|principle|goodness|use|excellence|help|hon|harmless|accura|correct|clar|polite|kind))"
     rf"|\b(?:from|starting (?:with|from|at)|beginning with|begins with|starts with) (?:the )?{_WORSE}\b"
     r"|\b(?:ascending|increasing|rising|improving|upwards?)\b|\bbottom[- ](?:to|up)\b"
     rf"|\b{_BEST}\b[^.\n>]{{0,20}}\b(?:last|at the (?:end|bottom|right|back))\b"
@@ -58,6 +60,14 @@ _ENDS_SAY = re.compile(
     rf"\b(?:last|final|rightmost)\b[^.\n>]{{0,15}}\b(?:is|being|was)\b (?:the )?{_BEST}\b|\b(?:first|leftmost)\b[^.\n>]{{0,15}}\b(?:is|being|was)\b (?:the )?{_WORSE}\b",
     re.IGNORECASE,
 )
+_SIGN = re.compile(r"(?<![-=<\w/\"'])[>≻](?=\s)(?<!^>)|[\"'“(][>≻][\"'”)]|\w [>≻] \w[^.\n]{0,20}\b(?:means?|says?|reads?|is|stands|denotes)\b|^\s*[>≻]\s*(?:=|:|means|is|stands|reads|denotes)")
+_RANKED = re.compile(rf"{_ITEM}[ \t]*[>=≻][ \t]*{_ITEM}", re.IGNORECASE)
+_EXTREMES = re.compile(
+    r"(?:\b(?:completion|text|response|answer|candidate|output) #?|(?<![\w.#>=-]) ?)(?P<k>\d{1,4}),? (?:is|was|being|as) (?:clearly |by far |easily )?(?:the )?(?:very )?(?:(?P<best>best|strongest|winner)|(?P<worst>worst|weakest))(?! (?:in|at|on|of (?:the )?(?:first|second))\b)\b"
+    r"|(?<!to )\b(?:(?P<best2>best|strongest|winner)|(?P<worst2>worst|weakest))(?: (?:one|completion|text|response|answer))?(?: is|:) (?:completion |text |response |answer )?#?(?P<k2>\d{1,4})(?!\d|\.\d)(?!,| and)\b",
+    re.IGNORECASE,
+)
+_REASONS = re.compile(r"reason|rational|expla|justif|analys|thought|critique|feedback|summary", re.IGNORECASE)
 _BEST_FIRST = re.compile(r"\W*(?:from )?(?:best (?:first|to worst)|descending)\W*", re.IGNORECASE)
 _ENDS = re.compile(r"best|worst|first|last|top|bottom", re.IGNORECASE)
 
@@ -97,10 +107,24 @@ def read_ranking(text: str, n: int, *, cut: bool = False) -> tuple[RankGroups | 
     after = heard[max(end, last) :]
     if _WORST_FIRST.search(whole.replace("_", " ")) or _ENDS_SAY.search(after):
         return None, "an order from worst to best"
+    if _redefined(heard) or any(not _agrees(one, ranking) for one in _EXTREMES.finditer(whole)):
+        return None, "the words around the ranking may say something else"
     others = (_ordered(chain[0]) for chain in _CHAIN.finditer(after) if chain[0].count(">") == len(ranking) - 1)
     if CORRECTION.search(after) or SWAPS.search(after) or any(other != ranking for other in others):
         return None, "the words after the ranking may take it back"
     return ranking, None
+
+
+def _redefined(heard: str) -> bool:
+    """Whether a `>` stands among words: they may say what it means."""
+    return any(_SIGN.search(line) for line in heard.split("\n") if not _RANKED.search(line))
+
+
+def _agrees(match: re.Match[str], ranking: RankGroups) -> bool:
+    """Whether what is said of the best or the worst one is what the ranking says."""
+    k = int(next(n for n in (match["k"], match["k2"]) if n is not None))
+    best = match["best"] or match["best2"]
+    return k in (ranking[0] if best else ranking[-1])
 
 
 def _is_plain(item: dict[str, Any]) -> bool:
@@ -108,7 +132,9 @@ def _is_plain(item: dict[str, Any]) -> bool:
     if "ranking" not in item:
         return False
     others = {key: value for key, value in item.items() if not _BEST_FIRST.fullmatch(str(value).replace("_", " "))}
-    return not overridden(others, "ranking") and not any(_ENDS.search(key) for key in others)
+    told = [value for key, value in others.items() if key != "ranking" and not _REASONS.search(key)]
+    plain = all(value in (None, "", [], {}) or (isinstance(value, str) and len(value.split()) > 3) for value in told)
+    return plain and not overridden(others, "ranking") and not any(_ENDS.search(key) for key in others)
 
 
 def _groups(value: Any) -> RankGroups | None:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from rlaif.judges.replies.scales import changed, on_another_scale, void
+from rlaif.judges.replies.scales import changed, explains_otherwise, on_another_scale, void
 from rlaif.judges.replies.words import (
     CORRECTION,
     CUT,
@@ -62,10 +62,14 @@ def read_reply(
 _NAMED = r"(?:text|completion|response|answer|candidate|output)"
 _KEY = re.compile(rf"(?:{_NAMED}[ _]?)?\[?(\d{{1,4}})\]?")
 _INDEX = ("completion", "text", "index", "number")
-_ABOUT = ("id", "about", "for", "of", "refers_to", "name", "label", "which", "key", "no")
-_PLACES = ("a", "first", "b", "second", "c", "third", "d", "fourth")
-_ONE = re.compile(
-    rf"\W*(?:the )?(?P<noun>{_NAMED}\b)?[ _]?(?:no\.? ?|number )?\W*(?:(?P<number>\d{{1,4}})|(?P<place>{'|'.join(_PLACES)}))(?: (?:one|{_NAMED}))?\W*"
+_ABOUT = re.compile(
+    rf"{_NAMED}|number|index|shown|original|position|source|target|\bref|which|about|\b(?:id|for|of|no|key|name|label)\b"
+)
+_PLACES = ("a", "first", "one", "b", "second", "two", "c", "third", "three", "d", "fourth", "four")
+_PLACE = rf"(?:(?P<number>\d{{1,4}})|(?P<place>{'|'.join(_PLACES)}))"
+_ONE = re.compile(rf"\W*(?:the )?(?P<noun>{_NAMED})?[ _]?(?:no\.? ?|number )?\W*{_PLACE}(?: (?:one|{_NAMED}))?\W*")
+_IS_ONE = re.compile(
+    rf"\b(?:this|it|that|here)(?: (?:is|was|means|concerns)|'s) (?:about |for |really |actually )?(?:the )?{_NAMED} #?{_PLACE}\b(?! (?:is|has|does|was)\b)"
 )
 _WRAPPERS = ("ratings", "completions", "evaluations", "evaluation", "results", "judgments", "judgements")
 
@@ -84,6 +88,8 @@ def read_json(
     value, before = parsed
     told = "\n".join(_words(value))
     after = heard[heard.rfind("}") + 1 :]
+    if explains_otherwise(before, low, high):
+        return [Reading(None, text, "the words before may say what the numbers mean")] * n
     if problem := void(f"{before}\n{after}", low, high) or on_another_scale(told, low, high):
         return [Reading(None, text, problem)] * n
     if _openers(before) or _RATING.search(before):
@@ -118,14 +124,17 @@ def _by_number(value: Any) -> dict[int, Any] | None:
 def _names_another(item: dict[str, Any], k: int) -> bool:
     """Whether a field of the item of completion `k` names another completion as the one it is about."""
     for key, value in item.items():
-        written = str(value).strip().lower() if isinstance(value, (int, str)) else ""
+        written = str(value).strip().lower() if isinstance(value, (int, str)) and key != "rating" else ""
         named = _ONE.fullmatch(written)
-        if named is None or not (named["noun"] or key in _INDEX or key in _ABOUT):
-            continue
-        number, place = named["number"], named["place"]
-        if (int(number) if number else _PLACES.index(place) // 2 + 1) != k:
+        if named is not None and not (named["noun"] or _ABOUT.search(key.replace("_", " "))):
+            named = None  # a number of something else
+        if any(_place(one) != k for one in (named, *_IS_ONE.finditer(written)) if one is not None):
             return True
     return False
+
+
+def _place(match: re.Match[str]) -> int:
+    return int(match["number"]) if match["number"] else _PLACES.index(match["place"]) // 3 + 1
 
 
 def _words(value: Any) -> Iterator[str]:
@@ -143,7 +152,7 @@ def _json_reading(item: Any, low: int, high: int, na: bool, types: Sequence[str]
     raw = json.dumps(item, ensure_ascii=False)
     if not isinstance(item, dict) or "rating" not in item:
         return Reading(None, raw, "no whole-number rating")
-    if overridden(item, "rating"):
+    if overridden(item, "rating") or any(_may_rate(key, value) for key, value in item.items()):
         return Reading(None, raw, "several fields that may be the rating")
     value = whole(item["rating"])
     if not isinstance(value, (int, str)):
@@ -155,7 +164,7 @@ def _json_reading(item: Any, low: int, high: int, na: bool, types: Sequence[str]
         )
     keys = list(item)
     later = [item[key] for key in keys[keys.index("rating") + 1 :] if isinstance(item[key], str)]
-    if any(takes_back(words) or (number.value and changed(words, number.value, high)) for words in later):
+    if any(takes_back(words) or (number.value and changed(words, number.value, low, high)) for words in later):
         return Reading(None, raw, "the words after the rating may take it back")
     measured = (m for words in _words(item) for m in _MENTION.finditer(words) if m[3])
     if any(int(m[2]) == number.value and int(m[3]) != high for m in measured):
@@ -164,6 +173,18 @@ def _json_reading(item: Any, low: int, high: int, na: bool, types: Sequence[str]
     reading = _reading(number, raw, na)._replace(types=named, note=note)
     told = item.get("rationale")
     return reading._replace(raw=told) if reading.problem is None and isinstance(told, str) else reading
+
+
+_QUALITY = re.compile(r"\w+(?:ness|ity|cy|nce|style|tone|depth|detail|grammar|spelling|coverage|logic|safety)")
+_KNOWN = ("rating", "type", "types", "confidence", "certainty", "probability", "weight")
+
+
+def _may_rate(key: str, value: Any) -> bool:
+    """Whether a field beside the rating holds a number that may be the rating too; one of a quality's name is not."""
+    if key in _KNOWN or _ABOUT.search(key.replace("_", " ")) or _QUALITY.fullmatch(key):
+        return False
+    number = leading_number(value, 0, 0) if isinstance(value, str) else None
+    return isinstance(value, (int, float)) or (number is not None and number.numeric and not number.tail.strip(" ."))
 
 
 def _json_types(item: dict[str, Any], offered: Sequence[str]) -> tuple[tuple[str, ...], str | None]:
@@ -210,6 +231,7 @@ _MENTION = re.compile(
     r"|out of)[ \t]*(\d{1,4})(?![\d/])",
     re.IGNORECASE,
 )
+_VALUE = re.compile(r"\A[^\w\n]*\w+(?:\.0+\b)?[*_]*(?:[ \t]*\(?(?:/|out of)[ \t]*[*_]*\d+\)?)?", re.IGNORECASE)
 _HEAD = re.compile(r"[ \t*_]*(?:[:|→]|[-–—][ \t])?[ \t*_]*")
 _STARTS = re.compile(r"[\s*_#|•(-]*(?:(?:my|the|overall|final|and|so)\b[\s*_]*)*", re.IGNORECASE)
 # Words before `rating 4` that make it a rating of something else, or no rating.
@@ -263,6 +285,8 @@ def read_lines(
         return [Reading(None, text, "a summary that names ratings again")] * n
     if problem := void(heard, low, high):
         return [Reading(None, text, problem)] * n
+    if explains_otherwise(heard[: marks[0][1]], low, high):
+        return [Reading(None, text, "the words before may say what the numbers mean")] * n
     if _mixes_up(heard):
         return [Reading(None, text, "a correction that names another number")] * n
     bodies = [
@@ -329,7 +353,8 @@ def _block_reading(
     }
     if len({(number.value, number.na) for number in given}) > 1 or (value is not None and mentioned - {value}):
         return Reading(None, block, "several ratings that differ")
-    if takes_back(body[after:]) or (value is not None and changed(body[after:], value, high)):
+    rest = _VALUE.sub("", body[after:], count=1)
+    if takes_back(body[after:]) or (value is not None and changed(rest, value, low, high)):
         return Reading(None, block, "the words after the rating may take it back")
     written = {match[1].strip() for match in _TYPES.finditer(body)}
     named, note = read_types(written.pop(), types) if len(written) == 1 else ((), None)

@@ -6,6 +6,7 @@ import re
 
 from rlaif.judges.replies.words import NUMERALS, SWAPS, VOID
 
+MOST_OF_AN_INTRODUCTION = 400  # characters: what is longer holds reasons
 _WORDS = {word: number for number, word in enumerate(NUMERALS, start=1)} | {"twenty": 20, "hundred": 100}
 _N = rf"(?:\d{{1,4}}|{'|'.join(_WORDS)})"
 
@@ -26,6 +27,49 @@ def on_another_scale(text: str, low: int, high: int) -> str | None:
     if _less_is_better(text, low, high) or _other_measure(text, low, high):
         return "the reply measures by another scale"
     return None
+
+
+# ---------------------------------------------------------------- introductions
+
+_MEASURES = re.compile(
+    r"\b(?:ratings?|scores?|marks|grades?|points|stars|numbers|scales?|digits|likert)\b|\d ?=|= ?\d|\bwould\b[^.\n]*\d|\d[^.\n]*\bwould\b",
+    re.IGNORECASE,
+)
+_AS_ASKED = (
+    "here is are my the these this that those of for each all both every completion completions text texts response"
+    " responses answer answers candidate candidates output outputs rating ratings score scores evaluation evaluations"
+    " judgement judgements judgment judgments assessment assessments as asked requested required in format json object"
+    " lines block blocks below following follows under with and their its a an short rationale rationales reason reasons"
+    " aspect description principle criterion criteria on according to sure certainly ok okay i have will give gave rate rated rating"
+    " final overall which so therefore thus now from scale using use used given same order number numbers numbered"
+    " respective individual separately detailed based requested two three four whole your you be read"
+    " after reading comparing careful consideration carefully it"
+).split()
+_QUALITY_NAME = re.compile(r"\w+(?:ness|ity|cy|nce|ing|tone|style)")
+
+
+def explains_otherwise(before: str, low: int, high: int) -> bool:
+    """Whether an introduction to ratings says something of their numbers that is not known to be as asked."""
+    if len(before) > MOST_OF_AN_INTRODUCTION:
+        return False  # reasons, and no introduction
+    for sentence in re.split(r"[.!?](?=\s|$)|\n", _legend_as_asked(before, low, high)):
+        if _MEASURES.search(sentence):
+            words = re.findall(r"[a-z']+|\d+", sentence.lower())
+            if any(word not in _AS_ASKED and not _QUALITY_NAME.fullmatch(word) for word in words):
+                return True
+    return False
+
+
+def _legend_as_asked(text: str, low: int, high: int) -> str:
+    """The text without what says that its numbers are on the scale that was asked for."""
+    n = rf"(?:{low}|{NUMERALS[low - 1] if 0 < low <= 10 else low})"
+    m = rf"(?:{high}|{NUMERALS[high - 1] if 0 < high <= 10 else high})"
+    between = rf"(?:(?:from|between|of|on a|a) )?{n} ?(?:\((?:the )?(?:{_BAD})\) ?)?(?:to|and|-|–|up to) ?{m}(?: ?\((?:the )?(?:{_GOOD})\))?"
+    known = (
+        rf"\b(?:texts?|completions?|responses?|answers?|candidates?|outputs?) \d+(?:(?:,|,? and| to|-|–) ?\d+)*\b|{between}|(?:out )?of {m}\b|\(?/ ?{m}\)?|{m}[- ]point|(?:higher|more|larger) (?:is|are|means|=) better|\b(?:where|with|being|is|means|stands for|and|the|as|very|quite|rather|highest|lowest)\b"
+        rf"|\b\d{{1,3}} ?(?:=|:|-|–|\(|\bis\b|\bbeing\b|\bmeans\b|\bfor\b) ?(?:the )?(?:{_GOOD}|{_BAD}|fair|average|mediocre|ok(?:ay)?|acceptable|medium|satisfactory|adequate|so-so|neutral|decent|moderate)\b"
+    )
+    return re.sub(known, " ", text, flags=re.IGNORECASE)
 
 
 # ---------------------------------------------------------------- legends: `1 = worst, 5 = best`
@@ -58,6 +102,7 @@ _MORE_IS_WORSE = re.compile(
     r"(?:,| is| are| means?| =|, the| the)+ (?:\w+ )?(?:better|best|good)\b"
     r"|\b(?:high(?:er|est)?|greater|larger?|bigger)(?: (?:numbers?|ratings?|scores?|values?|marks?|grades?|points|figures?))?"
     r"(?:,| is| are| means?| =|, the| the)+ (?:\w+ )?(?:worse|worst|bad|poorer)\b"
+    r"|\b(?:low(?:er|est)?|smaller|smallest) (?:numbers?|ratings?|scores?|marks?)? ?wins?\b|\bless is more\b|\bgolf\b|\bbadness\b"
     r"|\bthe (?:lower|smaller|fewer)\b[^.;\n]{0,24}, the better\b|\bthe (?:higher|greater|larger|more)\b[^.;\n]{0,24}, the worse\b"
     r"|\b(?:revers|invert|flip)\w+ (?:\w+ )?(?:scale|scoring|rating|grading|numbers)\b|\binverse (?:scale|scoring|rating)\b"
     r"|\b(?:scales?|ratings?|scores?|numbers|grades) (?:\w+ ){0,3}?(?:revers|invert|flip)(?:ed|s)\b|\bupside down\b"
@@ -93,16 +138,18 @@ _RANGES = re.compile(
     re.IGNORECASE,
 )
 _HIGHS = re.compile(
-    rf"\bscale (?:up )?to (?P<h1>{_N})\b|(?<![\w.])(?P<h2>{_N})[- ](?:point|star|level|grade) (?:scale|system|rating)\b"
+    rf"\bscale (?:up )?to (?P<h1>{_N})\b|(?<![\w.])(?P<h2>{_N})[- ](?:point|star|level|grade) (?:likert )?(?:scale|system|rating)\b"
     rf"|(?:\b(?:{_GIVEN}|all|both|each|given|everything)\b|^)\W{{0,3}}(?:(?:are|is|given|both|all|here|each|they|it|were|was|[()]) ?){{0,3}}out of (?:a (?:possible |total of |maximum of ))?(?P<h3>{_N})\b"
     rf"|\bmax(?:imum|\.)?(?: possible)?(?: {_GIVEN})?(?: is| =|:|of)? ?(?P<h4>{_N})\b"
     rf"|\b(?:highest|top|best|full)(?: possible)? {_GIVEN}(?: is| =|:|of) ?(?P<h5>{_N})\b"
     rf"|(?<![\w.])(?P<h6>{_N}) (?:is|being|=|as) the (?:maximum|limit|ceiling)\b"
+    rf"|\bwith (?P<h9>{_N}) (?:as|being) the (?:highest|top|best|maximum)\b|\( ?(?:out )?of (?P<h10>{_N}) ?\)|\bscale of (?P<h11>{_N})\b(?! ?(?:to|-|–|and|through)\b)|\b[x\d] ?/ ?(?P<h12>\d{{1,4}})\)"
     rf"|\b{_GIVEN} (?:of )?up to (?P<h7>{_N})\b|\( ?/ ?(?P<h8>\d{{1,4}}) ?\)",
     re.IGNORECASE | re.MULTILINE,
 )
 _UNITS = re.compile(
     r"\b(?:ratings?|scores?|marks?|numbers)\b[^.\n]{0,20}\b(?:in|as)(?: an?)? percent(?:ages?)?\b"
+    r"|\bin (?:tenths|fifths|quarters|halves)\b"
     r"|\b(?:to be|must be|should be) (?:divided|halved|doubled|multiplied|rescaled|normali[sz]ed|subtracted)\b",
     re.IGNORECASE,
 )
@@ -120,34 +167,52 @@ def _other_measure(text: str, low: int, high: int) -> bool:
 
 # ---------------------------------------------------------------- changes after a number
 
-_CHANGE = (
-    r"penalt(?:y|ies)|penali[sz](?:ed?|ing)|deduct(?:s|ed|ing|ions?)?|subtract(?:s|ed|ing|ions?)?|minus|dock(?:s|ed|ing)?|knock(?:s|ed|ing)?"
-    r"|bonus|plus|points? (?:off|less)|(?:tak(?:es?|ing|en)|took) (?:off|away)|off for|less|net|adjust(?:s|ed|ing|ments?)?"
-    r"|capped|caps?|reduc(?:es?|ed|ing)|lower(?:s|ed|ing)|rais(?:es?|ed|ing)|drop(?:s|ped|ping)?|brings?|brought|leav(?:es|ing)|comes? to"
-    r"|falls?|down to|up to|that makes|ends? up|increas(?:es?|ed|ing)"
+# A number that may be a value: at the end of a clause, or with points, and not one that counts or numbers something.
+_VALUE = re.compile(
+    rf"(?<![\w.,/:])[-+−]?(?P<n>\d{{1,4}}|(?:(?<=minus )|(?<=plus )|(?<=less )|(?<=by ))one|one(?= points?\b)|{'|'.join(list(_WORDS)[1:])})(?:(?P<points> (?:\w+ )?(?:points?|marks?|stars?))\b|(?= (?:more|less|for|because|of course|due|since|off|after|before|instead|it is|now|then)\b)"
+    r"|(?=[ \t*_]*(?:[.!;,)\]]+(?:\s|$)|$|\n|[-–—+−]\s|=|\(|->|→)))",
+    re.IGNORECASE,
 )
-_CHANGED = re.compile(rf"\b(?:{_CHANGE})\b", re.IGNORECASE)
-_VALUE = re.compile(rf"(?<![\w.,])[-+−]?({_N})\b(?![.,]\d|[ \t]?%|[ \t]*[a-z])|(?<![\w.,])({_N}) (?:points?|more|for|because|of|on|each|in|due|since|off|from|marks?)\b", re.IGNORECASE)
+_COUNTS = re.compile(
+    r"(?:\b(?:steps?|chapters?|sections?|items?|lines?|paragraphs?|parts?|pages?|questions?|points?|examples?|figures?|tables?|numbers?|no\.|reasons?"
+    r"|texts?|completions?|responses?|answers?|candidates?|outputs?|options?|versions?|days?|years?|grade|level|and|or|than|equals?|by|is|on|of|in|to|at|with|from|be)|[=+*×^-]) ?[(\[#]?$|^[ \t]*$|\d, ?$",
+    re.IGNORECASE,
+)
+_A_POINT = re.compile(
+    r"\b(?:los(?:es?|ing)|costs?|forfeits?|takes?|taking|minus|less|deducts?|dock|drops?|gains?|earns?|plus|adds?|adding)\b[^.\n]{0,20}\b(?:an?|half an?|another) (?:\w+ )?(?:points?|marks?|stars?)\b"
+    r"|\b(?:points?|marks?) (?:off|less|deducted)\b",
+    re.IGNORECASE,
+)
+_CHANGE = re.compile(
+    r"\b(?:penalt(?:y|ies)|penali[sz](?:ed?|ing)|deduct(?:s|ed|ing|ions?)?|subtract(?:s|ed|ing|ions?)?|minus|plus|dock(?:s|ed|ing)?|knock(?:s|ed|ing)?"
+    r"|bonus|less|adjust(?:s|ed|ing|ments?)?|capped|caps?|reduc(?:es?|ed|ing)|lower(?:s|ed|ing)?|rais(?:es?|ed|ing)|cut|drop(?:s|ped|ping)?|brings?|brought"
+    r"|(?:down|up)graded?|leav(?:es|ing)|comes? to|falls?|(?:down|up|make|makes|made|becomes?) (?:it |that |this )?(?:to|an?|into)?|net|final(?:ly)?|total|so|thus|hence|result\w*|revised|corrected|effective|weighted)\b"
+    r"|[-+−=]|->|→",
+    re.IGNORECASE,
+)
 _WAS_TAKEN = re.compile(r"\b(?:deducted|took|taken|subtracted|docked|lost|knocked)\b", re.IGNORECASE)
 _SCALED = re.compile(r"\b(?:halved|doubled|tripled)\b", re.IGNORECASE)
-_AT_LAST = re.compile(
-    rf"(?:\b(?:so|thus|hence|therefore|final(?:ly)?|in the end|total|net|result|adjusted|revised|corrected|overall|after[^.:\n]{{1,40}})|->|→|=>)[ \t*_]*(?:[:=,][ \t*_]*)?"
-    rf"(?:to |an? |at |only |it is |it's )?(?P<n>{_N})(?:[ \t]?/[ \t]?\d{{1,4}})?[ \t*_]*(?:[.!;)]|$)",
-    re.IGNORECASE | re.MULTILINE,
-)
 
 
-def changed(after: str, value: int, high: int) -> bool:
-    """Whether the words after a number change it: `minus 1`, `which leaves 5`, `Final: 3`.
+def changed(after: str, value: int, low: int, high: int) -> bool:
+    """Whether the words after a number change it: `minus 1`, `which leaves 5`, `Final: 3`, `On balance a 3.`
 
     Words that explain it do not: `I took off three points`, where it is three below the highest.
     """
-    if _SCALED.search(after) or any(_number(match["n"]) != value for match in _AT_LAST.finditer(after)):
+    if _SCALED.search(after):
         return True
-    for sentence in re.split(r"[.!?](?=\s)|\n", after):
-        if _CHANGED.search(sentence):
-            numbers = [_number(match[1] or match[2]) for match in _VALUE.finditer(sentence)]
-            explained = numbers == [high - value] and _WAS_TAKEN.search(sentence)
-            if numbers and numbers[-1] != value and not explained:
-                return True
+    for sentence in re.split(r"[.!?](?=\s)|\n", _legend_as_asked(after, low, high)):
+        explains = _WAS_TAKEN.search(sentence) is not None
+        numbers = [
+            _number(match["n"])
+            for match in _VALUE.finditer(sentence)
+            if _CHANGE.search(sentence[max(0, match.start() - 40) : match.end() + 1])
+            or match["n"].isdigit() and not _COUNTS.search(sentence[max(0, match.start() - 24) : match.start()])
+        ]
+        if explains and numbers == [high - value]:
+            continue
+        if any(n <= high for n in numbers) and numbers[-1] != value:
+            return True
+        if _A_POINT.search(sentence) and not (explains and high - value == 1):
+            return True
     return False

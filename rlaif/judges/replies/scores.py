@@ -77,7 +77,7 @@ def read_score(text: str, low: int, high: int, *, cut: bool = False) -> Reading:
         return Reading(None, text, given[0].problem or "not applicable is not a score")
     if re.match(rf"[.)].*^[ \t]*{value + 1}[.)]\s", heard[end:], re.DOTALL | re.MULTILINE):
         return Reading(None, text, "the first of a numbered list")
-    if takes_back(heard[end:]) or changed(heard[end:], value, high) or any(int(m[1] or m[2]) != value for m in _MENTION.finditer(heard, end)):
+    if takes_back(heard[end:]) or changed(heard[end:], value, low, high) or any(int(m[1] or m[2]) != value for m in _MENTION.finditer(heard, end)):
         return Reading(None, text, "the words after the score may take it back")
     return Reading(value, text)
 
@@ -127,6 +127,6 @@ def _field(heard: str, text: str, low: int, high: int) -> Reading:
         return Reading(None, text, number.problem or f"the score {str(written)[:40]!r} is not a whole number")
     keys = list(value)
     later = [value[key] for key in keys[keys.index(fields[0]) + 1 :] if isinstance(value[key], str)]
-    if any(takes_back(words) or changed(words, number.value, high) for words in later):
+    if any(takes_back(words) or changed(words, number.value, low, high) for words in later):
         return Reading(None, text, "the words after the score may take it back")
     return Reading(number.value, text)

@@ -75,6 +75,13 @@ _FINAL = re.compile(
     r"\b(?:final(?:ly)?|answer|overall|updated?|revised|corrected|new|adjusted|result|actual(?:ly)?|correct|in the end|ultimately)\b[^:=\n]{0,30}[:=][*_]*[ \t]*(?=\S)",
     re.IGNORECASE,
 )
+_A_LABEL_HERE = re.compile(r"(?:^|(?<=[\s:,;(]))(?=\S)", re.MULTILINE)
+_ENDS_A_CLAUSE = re.compile(r"[ \t*_]*(?:[.!;)](?:\s|$)|$| (?:it is|then|instead|after all|now)\b)", re.MULTILINE)
+_WITH_IT = re.compile(
+    r"\b(?:than|over|unlike|to|of|and|or|in|with|by|from|for|against|beats|outperforms|while|nor|as|does|did|both|about|says?|between|versus|vs\.?"
+    r"|completion|text|response|answer|option|candidate|assistant|output|step|chapter|section|item|line|part|point|example) $|^[ \t]*\d*$",
+    re.IGNORECASE,
+)
 _NAMES_THE_WORSE = re.compile(
     r"\b(?:verdicts?|numbers?|letters?|choice|labels?|i)\b (?:\w+ ){0,3}(?:names?|naming|gives?|is|are|marks?|stands? for|means?|denotes?|indicates?|picks?|pick out|states?|refers? to|write|list)"
     r" (?:the )?(?:\w+ ){0,4}(?:worse|worst|weaker|weakest|loser|less|least|inferior|to reject|to avoid|rejected|losing|poorer|bad)\b",
@@ -131,10 +138,24 @@ def read_choice(
         or SWAPS.search(after)
         or _prefers_other(after, choice, offered)
         or any(_chosen(label.match(after, m.end()), offered) not in (choice, None) for m in _FINAL.finditer(after))
+        or _names_other(after, choice, label, offered)
         or (choices and speaks_against(heard, choice, offered, end))
     ):
         return None, "the words after the verdict may take it back"
     return choice, None
+
+
+def _names_other(after: str, choice: Choice, label: re.Pattern[str], offered: Sequence[str]) -> bool:
+    """Whether the words after a verdict give the other one where a verdict could stand: `So 2 it is.`, `Not 1, 2.`"""
+    if any(re.fullmatch("[a-z]", name) for name in offered[:2]):
+        return False  # `a` is a word
+    for match in _A_LABEL_HERE.finditer(after):
+        found = label.match(after, match.end())
+        if found is None or _chosen(found, offered) in (choice, None):
+            continue
+        if _ENDS_A_CLAUSE.match(after, found.end()) and not _WITH_IT.search(after[: match.end()][-24:]):
+            return True
+    return False
 
 
 def _field(item: dict[str, Any], label: re.Pattern[str], offered: Sequence[str]) -> Choice | None:

@@ -158,6 +158,7 @@ def unboxed(text: str, answer: re.Pattern[str], form: str = "[[{}]]") -> str:
 OVERRIDES = re.compile(
     r"final|adjust|revis|correct|updat|amend|actual|\btrue|\breal|\bnew\b|\bnet\b|\bafter|effective|overall|total|swap|revers|invert"
     r"|meaning|means|order|direction|scale|legend|polarity|penal|deduct|minus|bonus|second|reconsider|instead|overrid|overrul"
+    r"|severity|difference|\bunit|\bof$|percent|prelim|provisional|tentative|\bdraft|descend|ascend|\bsort|chang|should|\bresult"
     r"|\bmax|out.of|lower.is|higher.is|\b(?:score|rating|grade|marks?|points?|stars?|level|verdict|winner|ranking|percent)",
     re.IGNORECASE,
 )
@@ -173,7 +174,8 @@ def whole(value: Any) -> Any:
 
 def overridden(item: dict[str, Any], field: str) -> bool:
     """Whether another field of a JSON object may change what `field` says."""
-    return any(key != field and bool(value) and OVERRIDES.search(key.replace("_", " ")) for key, value in item.items())
+    nothing = (None, "", [], {})
+    return any(key != field and value not in nothing and OVERRIDES.search(key.replace("_", " ")) for key, value in item.items())
 
 
 
@@ -207,14 +209,14 @@ _AGAIN = r"(?:thoughts?|reading|look|inspection|glance|reflection|consideration|
 _CORRECTS = (
     rf"actually|correction|(?:up)?on (?:reflection|re-?reading|reconsideration|re-?examination|(?:a )?(?:second|closer|further|careful|another|more|deeper) {_AGAIN})"
     r"|(?:having|after) (?:re-?read|reconsider|re-?think|re-?thought|re-?check)\w*|(?:thinking|looking|reading) (?:\w+ ){0,2}(?:again|over)|in hindsight|second thoughts?"
-    r"|(?:scratch|strike|disregard|ignore|forget|discard) (?:that|this|it|the above|what)|withdrawn|retracted|i stand corrected|my bad|wait|sorry|oops|hmm+|rather(?! than)|really"
+    r"|(?:scratch|strike|disregard|ignore|forget|discard) (?:that|this|it|the above|what)|withdrawn|retracted|i stand corrected|my bad|(?:hold|hang) on|let me think|(?:i )?think(?:ing)? again|ah|oh|yet|wait|sorry|oops|hmm+|rather(?! than)|really"
     r"|make (?:that|it)|i mean|i meant|let me (?:revise|correct|change|reconsider)|my mistake|apologies|edit(?:ed)?"
     r"|update[ds]?|revised|no(?=[,.;!])"
 )
 # At the beginning of a clause, so that `it actually answers` corrects nothing.
 CORRECTION = re.compile(
     rf"(?:^|[.!?;,:(\n–—-])[ \t*_]{{0,8}}(?:but |and )?(?:{_CORRECTS})\b|\bshould (?:be|have been)\b"
-    r"|\bchang(?:e|ed|ing) (?:it|that|this|my|the)\b|\b(?:take|took|taking) (?:it|that) back\b"
+    r"|\bchang(?:e|ed|ing) (?:it|that|this|my|the|to)\b|\b(?:take|took|taking) (?:it|that) back\b"
     r"|\bi(?:'d| would| will|'ll)? (?:lower|raise|revise|correct|downgrade|upgrade|take|deduct|subtract)\b"
     r"|\bis (?:really|more like|rather)\b|\bi (?:no longer|was (?:wrong|mistaken|too)|misread|misjudged|reconsider\w*|take (?:it|that|this) back|withdraw|retract|spoke too)\b"
     r"|\b(?:changed|change|changing) my mind\b",
