@@ -159,7 +159,7 @@ def _patterns(offered: tuple[str, ...]) -> _Patterns:
     return _Patterns(
         quality=re.compile(rf"{one}(?P<mid>{_WORDS}) (?i:(?P<good>{_GOOD})|(?P<bad>{_BAD})|(?P<even>as good as)|(?P<part>more \w+))(?![\w-])"),
         beats=re.compile(
-            rf"{one}(?P<mid>{_WORDS}) (?i:(?P<good>wins?|won|prevails|has the edge|comes out ahead|should win|gets my vote|takes it|deserves (?:it|the win|to win|the preference|my vote)|(?:outperforms|beats|surpasses|outdoes) (?:{other}|the other(?: one)?))|(?P<bad>loses|lost))(?!\w)"
+            rf"{one}(?P<mid>{_WORDS}) (?i:(?P<good>wins out|wins?|won|prevails|beats it|takes the (?:win|lead|prize)|has the edge|comes out ahead|should win|gets my vote|takes it|deserves (?:it|the win|to win|the preference|my vote)|(?:outperforms|beats|surpasses|outdoes) (?:{other}|the other(?: one)?))|(?P<bad>loses|lost))(?!\w)"
         ),
         chosen=re.compile(rf"\b(?i:(?:i|we)(?P<mid>(?:'(?:d|ll|m|ve))?{_WORDS}) (?:{_CHOOSE})) {one}(?!\w| and\b| or\b)"),
         named=re.compile(
@@ -244,7 +244,7 @@ def _stated(
 # ---------------------------------------------------------------- the words after a statement
 
 _SAME = re.compile(
-    rf"(?: (?:{_JUDGED}|one|fit|match|quality|performer|work|winner|result|executor|pick))?(?: of the (?:two|pair|both)(?: \w+)?)?(?: (?:overall|here|again|indeed|altogether))?"
+    rf"(?: (?:{_JUDGED}|one|fit|match|quality|performer|work|winner|result|executor|pick))?(?: of the (?:two|pair|both)(?: \w+)?)?(?: (?:overall|here|again|indeed|altogether|after all|in the end))?"
     r"(?:,? (?:for|to|at|in|under|according to|based on|given|on|of|between) (?:"
     r"(?:(?:precisely|honestly|closely|accurately|correctly|properly|strictly|directly|better|and|,|/) ?)*(?:executing|following|fulfilling|adhering to|answering|addressing|responding to) (?:the|this|that|these) (?:\w+ ){0,2}?(?:instructions?|tasks?|prompts?|questions?|requests?|requirements?)"
     r"|(?:the|this|that|these|my|our|both|all|every|any)(?:['’]s|[ \w-]){0,40}?(?:instructions?|tasks?|prompts?|questions?|requests?|queries|query|users?|purposes?|inputs?|cases?|contexts?|instances?|situations?|opinion|view|judge?ment|assessment|evaluation|criteri(?:on|a)|principles?|rules|reasons?|respects?|ways|scenario|comparison|requirements?|two|outputs|responses|completions|answers|whole|balance)"

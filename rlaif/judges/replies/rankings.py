@@ -45,6 +45,8 @@ _WORSE = r"(?:worst|weakest|poorest|lowest|bottom|least|worse|inferior|most (?:h
 _BEST = r"(?:best|strongest|top|highest|winner|most helpful)"
 _WORST_FIRST = re.compile(
     rf"\b{_WORSE}\W+(?:first|to)\b|\b{_WORSE}\b[^.\n]{{0,30}}\b(?:first|to (?:the )?{_BEST}|at the (?:top|start|beginning|left|front|head))\b"
+    r"|\bupside[- ]down\b|\bgreater[- ]than\b|\b(?:sign|symbol|arrow)\b|\b(?:losers?|failures?) first\b"
+    rf"|\b{_WORSE}\b[^.\n]{{0,12}}\b(?:leads|heads|tops|opens)\b|\bmost (?!(?:help|hon|accura|correct|clear|polite|kind|use|harmless|relevant|complete|convinc|suit))\w+ (?:one )?(?:comes? )?first\b"
     r"|\bfrom (?:the )?(?:bad|low|last|weak|right|poor|lower|smallest)\b|\bmore [^.\n]{0,30}\bfirst\b"
     r"|\border of (?!(?:(?:the|decreasing|descending|overall|their|my) )*(?:quality|preference|merit|how well|rank|principle|goodness|use|excellence|help|hon|harmless|accura|correct|clar|polite|kind))"
     rf"|\b(?:from|starting (?:with|from|at)|beginning with|begins with|starts with) (?:the )?{_WORSE}\b"

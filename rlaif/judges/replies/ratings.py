@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from rlaif.judges.replies.scales import changed, explains_otherwise, on_another_scale, void
+from rlaif.judges.replies.scales import changed, explains_otherwise, on_another_scale, spans_the_scale, void
 from rlaif.judges.replies.words import (
     CORRECTION,
     CUT,
@@ -71,6 +71,9 @@ _ONE = re.compile(rf"\W*(?:the )?(?P<noun>{_NAMED})?[ _]?(?:no\.? ?|number )?\W*
 _IS_ONE = re.compile(
     rf"\b(?:this|it|that|here)(?: (?:is|was|means|concerns)|'s) (?:about |for |really |actually )?(?:the )?{_NAMED} #?{_PLACE}\b(?! (?:is|has|does|was)\b)"
 )
+_HEADED = re.compile(
+    rf"\W*(?:(?:(?:rating|score) )?(?:for|of|on|about|re) (?:{_NAMED} )?|{_NAMED} )#?{_PLACE}\s*(?:[:)\]–—-]|$)"
+)
 _WRAPPERS = ("ratings", "completions", "evaluations", "evaluation", "results", "judgments", "judgements")
 
 
@@ -128,7 +131,8 @@ def _names_another(item: dict[str, Any], k: int) -> bool:
         named = _ONE.fullmatch(written)
         if named is not None and not (named["noun"] or _ABOUT.search(key.replace("_", " "))):
             named = None  # a number of something else
-        if any(_place(one) != k for one in (named, *_IS_ONE.finditer(written)) if one is not None):
+        said = (named, _HEADED.match(written), *_IS_ONE.finditer(written))
+        if any(_place(one) != k for one in said if one is not None):
             return True
     return False
 
@@ -285,7 +289,10 @@ def read_lines(
         return [Reading(None, text, "a summary that names ratings again")] * n
     if problem := void(heard, low, high):
         return [Reading(None, text, problem)] * n
-    if explains_otherwise(heard[: marks[0][1]], low, high):
+    last = _RATING.search(heard, marks[-1][2])
+    after = heard[last.end() if last else marks[-1][2] :]
+    before = heard[: marks[0][1]]
+    if explains_otherwise(before, low, high) or any(spans_the_scale(words, low, high) for words in (before, after)):
         return [Reading(None, text, "the words before may say what the numbers mean")] * n
     if _mixes_up(heard):
         return [Reading(None, text, "a correction that names another number")] * n

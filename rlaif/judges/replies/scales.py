@@ -43,6 +43,7 @@ _AS_ASKED = (
     " aspect description principle criterion criteria on according to sure certainly ok okay i have will give gave rate rated rating"
     " final overall which so therefore thus now from scale using use used given same order number numbers numbered"
     " respective individual separately detailed based requested two three four whole your you be read"
+    " where with being means stands very quite rather highest lowest or"
     " after reading comparing careful consideration carefully it"
 ).split()
 _QUALITY_NAME = re.compile(r"\w+(?:ness|ity|cy|nce|ing|tone|style)")
@@ -60,13 +61,28 @@ def explains_otherwise(before: str, low: int, high: int) -> bool:
     return False
 
 
+_OWN_NUMBERS = re.compile(
+    r"\[\[?\d+\]?\]|\b(?:texts?|completions?|responses?|answers?|candidates?|outputs?) #?\d+|\b(?:rating|score)\b\W{0,6}\d+(?: ?/ ?\d+)?|^[ \t]*\d+[.)]\s|\d+ ?(?:/|out of|of) ?\d+",
+    re.IGNORECASE | re.MULTILINE,
+)
+
+
+def spans_the_scale(text: str, low: int, high: int) -> bool:
+    """Whether a sentence names both ends of the scale, and does not say of them what was asked: it is a legend."""
+    plain = _OWN_NUMBERS.sub(" ", _legend_as_asked(text, low, high))
+    for sentence in re.split(r"[.!?](?=\s)|\n", plain):
+        if {str(low), str(high)} <= set(re.findall(r"(?<![\w.,-])\d+(?![\w.,]?\d)", sentence)):
+            return True
+    return False
+
+
 def _legend_as_asked(text: str, low: int, high: int) -> str:
     """The text without what says that its numbers are on the scale that was asked for."""
     n = rf"(?:{low}|{NUMERALS[low - 1] if 0 < low <= 10 else low})"
     m = rf"(?:{high}|{NUMERALS[high - 1] if 0 < high <= 10 else high})"
     between = rf"(?:(?:from|between|of|on a|a) )?{n} ?(?:\((?:the )?(?:{_BAD})\) ?)?(?:to|and|-|–|up to) ?{m}(?: ?\((?:the )?(?:{_GOOD})\))?"
     known = (
-        rf"\b(?:texts?|completions?|responses?|answers?|candidates?|outputs?) \d+(?:(?:,|,? and| to|-|–) ?\d+)*\b|{between}|(?:out )?of {m}\b|\(?/ ?{m}\)?|{m}[- ]point|(?:higher|more|larger) (?:is|are|means|=) better|\b(?:where|with|being|is|means|stands for|and|the|as|very|quite|rather|highest|lowest)\b"
+        rf"\b(?:texts?|completions?|responses?|answers?|candidates?|outputs?) \d+(?:(?:,|,? and| to|-|–) ?\d+)*\b|{between}|(?:out )?of {m}\b|\(?/ ?{m}\)?|{m}[- ]point|(?:higher|more|larger) (?:is|are|means|=) better"
         rf"|\b\d{{1,3}} ?(?:=|:|-|–|\(|\bis\b|\bbeing\b|\bmeans\b|\bfor\b) ?(?:the )?(?:{_GOOD}|{_BAD}|fair|average|mediocre|ok(?:ay)?|acceptable|medium|satisfactory|adequate|so-so|neutral|decent|moderate)\b"
     )
     return re.sub(known, " ", text, flags=re.IGNORECASE)
@@ -84,7 +100,7 @@ _BAD = (
 )
 _QUALITY = rf"(?:(?P<good>{_GOOD})|(?P<bad>{_BAD}))"
 _LEGEND = re.compile(
-    r"(?<![\w.\[#/])(?P<n>\d{1,4})(?:st|nd|rd|th)?\)?[*_\"']{0,3}[ \t]?(?:=|:|\(|[-–—]|->|→|(?:means?|being|is|as|for|stands? for|denotes"
+    r"(?<![\w.\[#/])(?P<n>\d{1,4})(?:st|nd|rd|th)?\)?[*_\"']{0,3}[ \t]?(?:=|:|\(|\||[-–—]|->|→|(?:means?|being|is|as|for|stands? for|denotes|would be"
     rf"|indicates|meaning|equals)\b)[ \t]?[*_\"']{{0,3}}(?:(?:the|an?|considered|for)[ \t])?{_QUALITY}\b",
     re.IGNORECASE,
 )
@@ -102,6 +118,7 @@ _MORE_IS_WORSE = re.compile(
     r"(?:,| is| are| means?| =|, the| the)+ (?:\w+ )?(?:better|best|good)\b"
     r"|\b(?:high(?:er|est)?|greater|larger?|bigger)(?: (?:numbers?|ratings?|scores?|values?|marks?|grades?|points|figures?))?"
     r"(?:,| is| are| means?| =|, the| the)+ (?:\w+ )?(?:worse|worst|bad|poorer)\b"
+    r"|\b(?:ratings?|scores?|numbers?|marks?) (?:counts?|tall(?:y|ies)|adds? up) (?!(?:the )?(?:quality|merits?|strengths?|good))"
     r"|\b(?:low(?:er|est)?|smaller|smallest) (?:numbers?|ratings?|scores?|marks?)? ?wins?\b|\bless is more\b|\bgolf\b|\bbadness\b"
     r"|\bthe (?:lower|smaller|fewer)\b[^.;\n]{0,24}, the better\b|\bthe (?:higher|greater|larger|more)\b[^.;\n]{0,24}, the worse\b"
     r"|\b(?:revers|invert|flip)\w+ (?:\w+ )?(?:scale|scoring|rating|grading|numbers)\b|\binverse (?:scale|scoring|rating)\b"
@@ -134,14 +151,14 @@ _GIVEN = r"(?:ratings?|scores?|marks?|points?|grades?|stars?|numbers?|rated|scor
 _RANGES = re.compile(
     rf"\bscale\b\W{{0,3}}(?:of |from |is |between |runs? |running )*(?P<a>{_N})[ \t]*(?:to|and|-|–)[ \t]*(?P<b>{_N})\b"
     rf"|(?<![\w.,])(?P<a2>{_N})[ \t]?(?:-|–|to)[ \t]?(?P<b2>{_N})[ -](?:point )?(?:scale|range)\b"
-    rf"|\b{_GIVEN}\b\W{{1,3}}(?:\w+\W+){{0,2}}?(?:from|between) (?P<a3>{_N}) (?:to|and|-|–) (?P<b3>{_N})\b",
+    rf"|\b{_GIVEN}\b\W{{1,3}}(?:\w+\W+){{0,4}}?(?:from|between) (?P<a3>{_N}) (?:to|and|-|–) (?P<b3>{_N})\b",
     re.IGNORECASE,
 )
 _HIGHS = re.compile(
     rf"\bscale (?:up )?to (?P<h1>{_N})\b|(?<![\w.])(?P<h2>{_N})[- ](?:point|star|level|grade) (?:likert )?(?:scale|system|rating)\b"
     rf"|(?:\b(?:{_GIVEN}|all|both|each|given|everything)\b|^)\W{{0,3}}(?:(?:are|is|given|both|all|here|each|they|it|were|was|[()]) ?){{0,3}}out of (?:a (?:possible |total of |maximum of ))?(?P<h3>{_N})\b"
     rf"|\bmax(?:imum|\.)?(?: possible)?(?: {_GIVEN})?(?: is| =|:|of)? ?(?P<h4>{_N})\b"
-    rf"|\b(?:highest|top|best|full)(?: possible)? {_GIVEN}(?: is| =|:|of) ?(?P<h5>{_N})\b"
+    rf"|\b(?:highest|top|best|full)(?: possible)? {_GIVEN}(?: (?:i|you|could|can|possible|give|get|to))*(?: is| =|:|of) ?(?P<h5>{_N})\b"
     rf"|(?<![\w.])(?P<h6>{_N}) (?:is|being|=|as) the (?:maximum|limit|ceiling)\b"
     rf"|\bwith (?P<h9>{_N}) (?:as|being) the (?:highest|top|best|maximum)\b|\( ?(?:out )?of (?P<h10>{_N}) ?\)|\bscale of (?P<h11>{_N})\b(?! ?(?:to|-|–|and|through)\b)|\b[x\d] ?/ ?(?P<h12>\d{{1,4}})\)"
     rf"|\b{_GIVEN} (?:of )?up to (?P<h7>{_N})\b|\( ?/ ?(?P<h8>\d{{1,4}}) ?\)",
@@ -169,7 +186,7 @@ def _other_measure(text: str, low: int, high: int) -> bool:
 
 # A number that may be a value: at the end of a clause, or with points, and not one that counts or numbers something.
 _VALUE = re.compile(
-    rf"(?<![\w.,/:])[-+−]?(?P<n>\d{{1,4}}|(?:(?<=minus )|(?<=plus )|(?<=less )|(?<=by ))one|one(?= points?\b)|{'|'.join(list(_WORDS)[1:])})(?:(?P<points> (?:\w+ )?(?:points?|marks?|stars?))\b|(?= (?:more|less|for|because|of course|due|since|off|after|before|instead|it is|now|then)\b)"
+    rf"(?<![\w.,/:])[-+−]?(?P<n>\d{{1,4}}|(?:(?<=minus )|(?<=plus )|(?<=less )|(?<=by ))one|one(?= points?\b)|{'|'.join(list(_WORDS)[1:])})(?:(?P<points> (?:\w+ )?(?:points?|marks?|stars?))\b|(?= (?:more|less|for|because|of course|due|since|off|after|before|instead|it is|now|then|seems|would|feels|looks|sounds|in the end)\b)"
     r"|(?=[ \t*_]*(?:[.!;,)\]]+(?:\s|$)|$|\n|[-–—+−]\s|=|\(|->|→)))",
     re.IGNORECASE,
 )
@@ -180,13 +197,13 @@ _COUNTS = re.compile(
 )
 _A_POINT = re.compile(
     r"\b(?:los(?:es?|ing)|costs?|forfeits?|takes?|taking|minus|less|deducts?|dock|drops?|gains?|earns?|plus|adds?|adding)\b[^.\n]{0,20}\b(?:an?|half an?|another) (?:\w+ )?(?:points?|marks?|stars?)\b"
-    r"|\b(?:points?|marks?) (?:off|less|deducted)\b",
+    r"|\b(?:points?|marks?) (?:off|less|deducted)\b|\w-points? (?:penalty|deduction|reduction|bonus)",
     re.IGNORECASE,
 )
 _CHANGE = re.compile(
     r"\b(?:penalt(?:y|ies)|penali[sz](?:ed?|ing)|deduct(?:s|ed|ing|ions?)?|subtract(?:s|ed|ing|ions?)?|minus|plus|dock(?:s|ed|ing)?|knock(?:s|ed|ing)?"
     r"|bonus|less|adjust(?:s|ed|ing|ments?)?|capped|caps?|reduc(?:es?|ed|ing)|lower(?:s|ed|ing)?|rais(?:es?|ed|ing)|cut|drop(?:s|ped|ping)?|brings?|brought"
-    r"|(?:down|up)graded?|leav(?:es|ing)|comes? to|falls?|(?:down|up|make|makes|made|becomes?) (?:it |that |this )?(?:to|an?|into)?|net|final(?:ly)?|total|so|thus|hence|result\w*|revised|corrected|effective|weighted)\b"
+    r"|(?:down|up)graded?|leav(?:es|ing)|comes? to|falls?|(?:down|up|make|makes|made|becomes?) (?:it |that |this )?(?:to|an?|into)?|net|final(?:ly)?|total|so|thus|hence|result\w*|revised|corrected|effective|weighted|arriv\w+|settl\w+|go(?:ing)? (?:with|for)|tak(?:es?|ing) (?:it|this|that|the score)|deserv\w+|merits?|fair\w*|instead|land\w*|lands|(?:no )?more than|reconsider\w*)\b"
     r"|[-+−=]|->|→",
     re.IGNORECASE,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from rlaif.judges.replies.scales import changed, void
+from rlaif.judges.replies.scales import changed, spans_the_scale, void
 from rlaif.judges.replies.words import (
     CUT,
     MOST_CHARACTERS,
@@ -67,6 +67,8 @@ def read_score(text: str, low: int, high: int, *, cut: bool = False) -> Reading:
         return Reading(alone.value, text)
     if problem := void(heard, low, high):
         return Reading(None, text, problem)
+    if spans_the_scale(heard, low, high):
+        return Reading(None, text, "the reply may say what its numbers mean")
     given, end = _given(heard, low, high)
     if not given:
         return Reading(None, text, "no score")

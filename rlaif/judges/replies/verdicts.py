@@ -76,10 +76,11 @@ _FINAL = re.compile(
     re.IGNORECASE,
 )
 _A_LABEL_HERE = re.compile(r"(?:^|(?<=[\s:,;(]))(?=\S)", re.MULTILINE)
+_LIST_ITEM = re.compile(r"\d[.)][ \t]+\w")
 _ENDS_A_CLAUSE = re.compile(r"[ \t*_]*(?:[.!;)](?:\s|$)|$| (?:it is|then|instead|after all|now)\b)", re.MULTILINE)
 _WITH_IT = re.compile(
     r"\b(?:than|over|unlike|to|of|and|or|in|with|by|from|for|against|beats|outperforms|while|nor|as|does|did|both|about|says?|between|versus|vs\.?"
-    r"|completion|text|response|answer|option|candidate|assistant|output|step|chapter|section|item|line|part|point|example) $|^[ \t]*\d*$",
+    r"|completion|text|response|answer|option|candidate|assistant|output|step|chapter|section|item|line|part|point|example) $",
     re.IGNORECASE,
 )
 _NAMES_THE_WORSE = re.compile(
@@ -153,7 +154,8 @@ def _names_other(after: str, choice: Choice, label: re.Pattern[str], offered: Se
         found = label.match(after, match.end())
         if found is None or _chosen(found, offered) in (choice, None):
             continue
-        if _ENDS_A_CLAUSE.match(after, found.end()) and not _WITH_IT.search(after[: match.end()][-24:]):
+        listed = _LIST_ITEM.match(after, match.end()) and (match.end() == 0 or after[match.end() - 1] == "\n")
+        if _ENDS_A_CLAUSE.match(after, found.end()) and not listed and not _WITH_IT.search(after[max(0, match.end() - 24) : match.end()]):
             return True
     return False
 

@@ -207,7 +207,7 @@ REPORTS = re.compile(
 _DENIES = re.compile(r"\bnot\b|\bopposite\b|\bunlike\b", re.IGNORECASE)
 _AGAIN = r"(?:thoughts?|reading|look|inspection|glance|reflection|consideration|examination|analysis|thinking)"
 _CORRECTS = (
-    rf"actually|correction|(?:up)?on (?:reflection|re-?reading|reconsideration|re-?examination|(?:a )?(?:second|closer|further|careful|another|more|deeper) {_AGAIN})"
+    rf"actually|correction|(?:up)?on (?:reflection|re-?reading|reconsideration|re-?examination|(?:a )?(?:second|third|final|last|closer|further|careful|another|more|deeper) {_AGAIN})"
     r"|(?:having|after) (?:re-?read|reconsider|re-?think|re-?thought|re-?check)\w*|(?:thinking|looking|reading) (?:\w+ ){0,2}(?:again|over)|in hindsight|second thoughts?"
     r"|(?:scratch|strike|disregard|ignore|forget|discard) (?:that|this|it|the above|what)|withdrawn|retracted|i stand corrected|my bad|(?:hold|hang) on|let me think|(?:i )?think(?:ing)? again|ah|oh|yet|wait|sorry|oops|hmm+|rather(?! than)|really"
     r"|make (?:that|it)|i mean|i meant|let me (?:revise|correct|change|reconsider)|my mistake|apologies|edit(?:ed)?"
@@ -215,7 +215,7 @@ _CORRECTS = (
 )
 # At the beginning of a clause, so that `it actually answers` corrects nothing.
 CORRECTION = re.compile(
-    rf"(?:^|[.!?;,:(\n–—-])[ \t*_]{{0,8}}(?:but |and )?(?:{_CORRECTS})\b|\bshould (?:be|have been)\b"
+    rf"(?:^|[.!?;,:(\n–—-])[ \t*_]{{0,8}}(?:but |and )?(?:{_CORRECTS})\b|\bshould (?:be|read|say|have been|have read|have said)\b"
     r"|\bchang(?:e|ed|ing) (?:it|that|this|my|the|to)\b|\b(?:take|took|taking) (?:it|that) back\b"
     r"|\bi(?:'d| would| will|'ll)? (?:lower|raise|revise|correct|downgrade|upgrade|take|deduct|subtract)\b"
     r"|\bis (?:really|more like|rather)\b|\bi (?:no longer|was (?:wrong|mistaken|too)|misread|misjudged|reconsider\w*|take (?:it|that|this) back|withdraw|retract|spoke too)\b"
@@ -225,7 +225,7 @@ CORRECTION = re.compile(
 SWAPS = re.compile(
     r"\b(?:swap|exchang|revers)\w*(?: \w+)? (?:the two|them|these|those|two|ratings|scores|numbers|verdicts?"
     r"|completions?|texts?|\W?\d)"
-    r"|\bmixed (?:\w+ ){0,3}up\b|\b(?:other|wrong) way a?round\b|\bwrong order\b|\bvice versa\b|\bbackwards\b|\bthe (?:reverse|opposite|other way round) (?:is|holds|applies)\b"
+    r"|\bmixed (?:\w+ ){0,3}up\b|\b(?:other|wrong) way a?round\b|\bwrong (?:order|number|one|letter)\b|\btypo\b|\bmistyped\b|\bvice versa\b|\bbackwards\b|\bthe (?:reverse|opposite|other way round) (?:is|holds|applies)\b"
     r"|\bconfused (?:the two|them|these|one)\b|\b(?:got|had|have|has) (?:it|that|them|this|these) (?:\w+ )?(?:reversed|switched|flipped|swapped|inverted|confused|wrong)\b|\b(?:numbers|labels|names|texts|two) (?:are|were|got) (?:\w+ )?(?:reversed|switched|flipped|swapped|inverted|exchanged)\b",
     re.IGNORECASE,
 )
