@@ -33,6 +33,8 @@ def concluded(text: str, offered: Sequence[str]) -> tuple[Choice | None, int]:
     It opens the reply, ends it, or is marked as a conclusion, and nothing that is said contradicts it.
     """
     sentences = list(_sentences(text, 0))
+    if _SMUGGLED.search(text):
+        return None, len(text)
     said = _said(sentences, offered)
     verdicts = [one for one in said if one.clear and len(one.choices) == 1]
     ends = {sentences[0].end, sentences[-1].end} if sentences else set()
@@ -51,6 +53,14 @@ def speaks_against(text: str, choice: Choice, offered: Sequence[str], start: int
     return len(said) > MOST_MARKS or any(choice not in one.choices for one in said)
 
 
+# Where a judge says that a text speaks to it, an unquoted conclusion may be that text's.
+_SMUGGLED = re.compile(
+    r"\binject(?:s|ed|ion)\b|\bmanipulat\w+|\binfluence (?:me|the judge|my)\b|\b(?:to|tells?|asks|orders|addresses|begs) (?:me|the judge)\b(?! (?:that|more|like|clear|as|to be|the))"
+    r"|\b(?:note|message|appeal|plea) to (?:me|the judge)\b|\bi (?:ignore|disregard|set aside|leave aside) (?:this|that|it)\b|\b(?:is|be) disregarded\b",
+    re.IGNORECASE,
+)
+
+
 # ---------------------------------------------------------------- sentences
 
 
@@ -62,6 +72,10 @@ class _Sentence(NamedTuple):
 
 
 _END = re.compile(r"(?<!\be\.g)(?<!\bi\.e)(?<!\bvs)[.!?][\"')\]*_`]{0,4}(?=\s|$)|\n[ \t\r]*\n|\n(?=[ \t]*(?:[-*•#|]|\d+[.)][ \t]))|:[ \t*_]*\n")
+# A sentence that shows what follows, as a colon does: `It has this line.`
+_SHOWS = re.compile(r"\b(?:this|these|following)\b[^.:]{0,20}\b(?:lines?|sentences?|words|text|note|message|claims?|remarks?)\W*$", re.IGNORECASE)
+# One after whose colon somebody else may speak, to the end of the paragraph: `Its text is: I am the best. ...`
+_TELLS = re.compile(r"\b(?:is|are|reads?|says?|said|writes?|wrote|ends?|states?|goes|begins|adds|concludes|contains?|claims?): \S", re.IGNORECASE)
 _MARKS = re.compile(r"[*`]+|(?<!\w)_+|_+(?!\w)")
 
 
@@ -76,8 +90,10 @@ def _sentences(text: str, start: int) -> Iterator[_Sentence]:
         if words.endswith((":", "：")):
             led = words
             continue
+        listed = words[0] in "-*•#" or words[0].isdigit()
         yield _Sentence(words, led, begin, end)
-        led = ""
+        told = _TELLS.search(words) or (led and not plain[begin:end].endswith("\n") and _TELLS.search(led))
+        led = words if _SHOWS.search(words) or (told and not led) else led if listed or told else ""
 
 
 def _said(sentences: Iterator[_Sentence] | Sequence[_Sentence], offered: Sequence[str]) -> list[Said]:
@@ -149,6 +165,7 @@ class _Patterns(NamedTuple):
     named: re.Pattern[str]  # the better output is X
     other: re.Pattern[str]  # than Y
     tied: re.Pattern[str]
+    joined: re.Pattern[str]
 
 
 @lru_cache(maxsize=16)
@@ -165,6 +182,7 @@ def _patterns(offered: tuple[str, ...]) -> _Patterns:
         named=re.compile(
             rf"\b(?i:(?:the|my)(?P<mid>{_WORDS}) (?:(?P<good>{_GOOD}|pick|choice|vote|preference|verdict|decision|favou?rite)|(?P<bad>{_BAD})) (?:{noun} ){{0,3}}(?:is|was|goes to|goes for)(?P<mid2>{_WORDS}))(?::|,)? {one}(?!\w| and\b| or\b)"
         ),
+        joined=re.compile(rf"(?:{pair[0]}|{pair[1]}),? (?:and|or|nor) $"),
         other=re.compile(rf" (?i:than|to|over) (?:{other}|(?i:the other)\b)"),
         tied=re.compile(
             rf"\b(?i:(?:it is|it's|this is|that's|is|are|call it|as|calls? for|ends? in) (?:a |an )?(?:clear |dead |perfect )?(?:tied?|draw)\b|equally (?!likely)\w+|neither (?:(?:of (?:them|the two)|{_JUDGED}|one|\S+ \S+ nor \S+ \S+) )?(?:is|can be considered|was) (?:\w+ ){{0,2}}(?:better|best|superior)|no (?:clear |real )?(?:winner|preference|better)|(?:cannot|can't|unable to|hard to|impossible to) (?:decide|choose|tell|say)|just as good|on a par|toss-?up)"
@@ -201,6 +219,8 @@ def _stated(
     if unknown := set(between) - _IS - _HEDGES - _DENIALS - _ADVERBS:
         return None
     before = words[: match.start()]
+    if patterns.joined.search(before[-60:]):
+        return None  # `Output (a) and Output (b) is ...`
     if pattern is patterns.quality and not _IS & set(between) and not _MAKES.search(before):
         return None
     mine: Choice = "A" if match["a"] else "B"
@@ -259,7 +279,7 @@ _PLAIN = re.compile(
 )
 _REASON = re.compile(r"[,;:]? ?(?:because|since|as|due to|thanks to|given|with|in that|owing to|by|for)\b", re.IGNORECASE)
 _HOLDS_BACK = re.compile(
-    r"^[ ,;:(—–-]*(?:(?:and|or|so|then) )*(?:or|if|unless|except|maybe|perhaps|possibly|probably|not sure|only|provided|assuming|depending|as long as|in case|but(?! (?:only )?(?:slightly|marginally|just|not by)))\b"
+    r"\b(?:said|says|it is said|they say|allegedly|supposedly|or so)\b|\bwhich (?:\w+ ){0,4}means?\b|^[ ,;:(—–-]*(?:(?:and|or|so|then) )*(?:or|if|unless|except|maybe|perhaps|possibly|probably|not sure|only|provided|assuming|depending|as long as|in case|but(?! (?:only )?(?:slightly|marginally|just|not by)))\b"
     r"|[,;(—–-] ?(?:but|or rather|or is it|unless|if|except|provided|depending|assuming|i think|i guess|or so|as long as|only when|only if)\b|\bunless\b|\bdepend(?:s|ing) on (?:the|one|what|who|how|your|personal)\b|\bnot sure\b|\bif (?:you|one|the (?:reader|user|goal|aim|focus))\b|\bonly (?:if|when)\b|\bas long as\b",
     re.IGNORECASE,
 )
@@ -321,6 +341,7 @@ _OF_ONE = re.compile(
     r"(?:^|[,;] ?)(?:in terms of|as for|as far as|regarding|with regards? to|with respect to|concerning|when it comes to|on|for|to|in|from|at|under)\b(?! accordance| contrast| comparison|(?: (?:this|that|these|the|my|balance|comparing|evaluating|reviewing|considering|assessing) ?(?:case|context|instance|situation|view|opinion|accordance|reason|analysis|evaluation|comparison|given|whole|other hand|instruction|above|two|task|prompt)?))[^,;]*, ?$|(?:^|[,;] ?)\w+(?:ally|wise),? ?$",
     re.IGNORECASE,
 )
+_OFFERS = re.compile(r"\b(?:possible|options?|alternatives?|either|could|might|may|would|hypothes\w+|claims?|statements?|examples?)\b", re.IGNORECASE)
 _INTRODUCES = re.compile(
     r"\b(?:verdict|decision|conclusion|answer|judge?ment|explanation|reason(?:s|ing)?|evaluation|comparison|analysis|summary|result|overall|final|therefore|assessment|preference|choice|conclude|opinion|review|response)\b",
     re.IGNORECASE,
@@ -329,7 +350,7 @@ _INTRODUCES = re.compile(
 
 def _lead(before: str, led: str) -> str:
     """`plain`, `concluding`, `unclear`, `denied`, or `apart` where the words before restrict it to one property."""
-    own = not led or (_INTRODUCES.search(led) is not None and not _REPORTS.search(led) and not _DENIES.search(led[:-1]))
+    own = not led or (not _OFFERS.search(led) and _INTRODUCES.search(led) is not None and not _REPORTS.search(led) and not _DENIES.search(led[:-1]))
     leads = _LEADS.match(before)
     start = leads.end() if leads else 0
     marked = _CONCLUDES.search(before[:start]) is not None or (bool(led) and own)
@@ -352,7 +373,7 @@ def _lead(before: str, led: str) -> str:
         return "apart"
     clause = re.split(r"[,;]", rest.rstrip(" ,"))[-1]
     strong = links is not None and not links[0].strip(" ,").lower() == "and"
-    told = rest if not strong else rest.rpartition(":")[0]
+    told = rest.rpartition(":")[0] if strong and links is not None and links[0].lstrip()[:1] in ",;—–." else rest
     if _CONDITIONS.search(rest if not strong else clause) or _REPORTS.search(told):
         return "unclear"
     if links is not None:
