@@ -264,7 +264,11 @@ def test_a_completion_cannot_close_its_own_fence() -> None:
     assert marks[0] not in other.asks[0].messages[0].content
 
 
-NAMED = {"names": ("Output (a)", "Output (b)"), "verdicts": "hard", "ending": "Which is better, Output (a) or Output (b)?"}
+NAMED = {
+    "names": ("Output (a)", "Output (b)"),
+    "verdicts": "hard",
+    "ending": "Which is better, Output (a) or Output (b)?",
+}
 
 
 @pytest.mark.parametrize(

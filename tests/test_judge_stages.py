@@ -48,7 +48,9 @@ class Sorter(Echo):
         elif compact:
             said = "\n".join(f"[{k}] so many words rating {min(5, count)}" for k, count in enumerate(words, start=1))
         elif "Answer with one JSON object" in text:
-            said = json.dumps({str(k): {"rationale": "so many", "rating": min(5, n)} for k, n in enumerate(words, start=1)})
+            said = json.dumps(
+                {str(k): {"rationale": "so many", "rating": min(5, n)} for k, n in enumerate(words, start=1)}
+            )
         elif "Answer with one block" in text:
             said = "\n\n".join(f"[{k}]\nRationale: so many\nRating: {min(5, n)}" for k, n in enumerate(words, start=1))
         else:
@@ -145,7 +147,9 @@ def test_whoever_stands_first_gains_nothing_in_the_mean_of_both_orders(tmp_path:
 
 @pytest.mark.parametrize("answers", ["lines", "json"])
 def test_the_default_template_of_a_ranking_by_ratings_asks_for_ratings(
-    answers: str, tmp_path: Path, run_cli: Cli  # noqa: F811
+    answers: str,
+    tmp_path: Path,
+    run_cli: Cli,  # noqa: F811
 ) -> None:
     found = ranked(tmp_path, run_cli, Sorter("judge"), f", answers: {answers}")
     assert all(ranking.order == by_words(row, 5) for row in found for ranking in row.rankings)

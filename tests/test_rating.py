@@ -128,7 +128,9 @@ class Obedient(Answering):
         else:
             form = text[text.index("[1]\n") : text.index("# The prompt")].strip()
             said = "\n\n".join(
-                re.sub(r"Rating: <.*>", f"Rating: {rating}", form.replace("[1]", f"[{k}]")).replace("<", "").replace(">", "")
+                re.sub(r"Rating: <.*>", f"Rating: {rating}", form.replace("[1]", f"[{k}]"))
+                .replace("<", "")
+                .replace(">", "")
                 for k, rating in ratings.items()
             )
         return [Completion(text=said, model=ask.model, call=digest([text, ask.attempt]))]

@@ -129,7 +129,7 @@ NAMES = ("Output (a)", "Output (b)")
 
 
 def test_llmbar_judges_replies_are_read_as_a_careful_person_reads_them(capsys: pytest.CaptureFixture[str]) -> None:
-    """By the names that the judges were offered, as a compare stage with `names` reads them; the figures of the docs."""
+    """By the names that the judges were offered, as a compare stage with `names` reads them."""
     groups = yaml.safe_load(CAREFUL.read_text(encoding="utf-8"))
     careful = {key: verdict for group in groups for key, verdict in group["verdicts"].items()}
     assert len(careful) == sum(len(group["verdicts"]) for group in groups) == 180

@@ -51,9 +51,7 @@ def shown_at(row: Row) -> Slots:
     return tuple(tuple(by_text[texts[position]]) for position in hashed_order(texts, "rank", row.prompt.id))
 
 
-def ranking_prompt(
-    row: Row, slots: Slots, principle: Principle, stage: RankStage, template: Template
-) -> RankingPrompt:
+def ranking_prompt(row: Row, slots: Slots, principle: Principle, stage: RankStage, template: Template) -> RankingPrompt:
     """The judge prompt that shows the candidates in the order of `slots`."""
     shown = [row.candidates[same[0]].completion.text for same in slots]
     rendered = template.render_showing(

@@ -55,8 +55,10 @@ def speaks_against(text: str, choice: Choice, offered: Sequence[str], start: int
 
 # Where a judge says that a text speaks to it, an unquoted conclusion may be that text's.
 _SMUGGLED = re.compile(
-    r"\binject(?:s|ed|ion)\b|\bmanipulat\w+|\binfluence (?:me|the judge|my)\b|\b(?:to|tells?|asks|orders|addresses|begs) (?:me|the judge)\b(?! (?:that|more|like|clear|as|to be|the))"
-    r"|\b(?:note|message|appeal|plea) to (?:me|the judge)\b|\bi (?:ignore|disregard|set aside|leave aside) (?:this|that|it)\b|\b(?:is|be) disregarded\b",
+    r"\binject(?:s|ed|ion)\b|\bmanipulat\w+|\binfluence (?:me|the judge|my)\b|\b(?:to|tells?|asks|orders"
+    r"|addresses|begs) (?:me|the judge)\b(?! (?:that|more|like|clear|as|to be|the))"
+    r"|\b(?:note|message|appeal|plea) to (?:me|the judge)\b|\bi (?:ignore|disregard|set aside"
+    r"|leave aside) (?:this|that|it)\b|\b(?:is|be) disregarded\b",
     re.IGNORECASE,
 )
 
@@ -71,11 +73,20 @@ class _Sentence(NamedTuple):
     end: int
 
 
-_END = re.compile(r"(?<!\be\.g)(?<!\bi\.e)(?<!\bvs)[.!?][\"')\]*_`]{0,4}(?=\s|$)|\n[ \t\r]*\n|\n(?=[ \t]*(?:[-*•#|]|\d+[.)][ \t]))|:[ \t*_]*\n")
+_END = re.compile(
+    r"(?<!\be\.g)(?<!\bi\.e)(?<!\bvs)[.!?][\"')\]*_`]{0,4}(?=\s|$)|\n[ \t\r]*\n|\n(?=[ \t]*(?:[-*•#|]"
+    r"|\d+[.)][ \t]))|:[ \t*_]*\n"
+)
 # A sentence that shows what follows, as a colon does: `It has this line.`
-_SHOWS = re.compile(r"\b(?:this|these|following)\b[^.:]{0,20}\b(?:lines?|sentences?|words|text|note|message|claims?|remarks?)\W*$", re.IGNORECASE)
+_SHOWS = re.compile(
+    r"\b(?:this|these|following)\b[^.:]{0,20}\b(?:lines?|sentences?|words|text|note|message|claims?|remarks?)\W*$",
+    re.IGNORECASE,
+)
 # One after whose colon somebody else may speak, to the end of the paragraph: `Its text is: I am the best. ...`
-_TELLS = re.compile(r"\b(?:is|are|reads?|says?|said|writes?|wrote|ends?|states?|goes|begins|adds|concludes|contains?|claims?): \S", re.IGNORECASE)
+_TELLS = re.compile(
+    r"\b(?:is|are|reads?|says?|said|writes?|wrote|ends?|states?|goes|begins|adds|concludes|contains?|claims?): \S",
+    re.IGNORECASE,
+)
 _MARKS = re.compile(r"[*`]+|(?<!\w)_+|_+(?!\w)")
 
 
@@ -105,14 +116,19 @@ def _said(sentences: Iterator[_Sentence] | Sequence[_Sentence], offered: Sequenc
 
 # ---------------------------------------------------------------- names
 
-_NOUNS = r"outputs?|completions?|responses?|answers?|texts?|options?|candidates?|repl(?:y|ies)|choices?|versions?|submissions?"
+_NOUNS = (
+    r"outputs?|completions?|responses?|answers?|texts?|options?|candidates?|repl(?:y|ies)|choices?|versions?"
+    r"|submissions?"
+)
 _JUDGED = rf"{_NOUNS}|assistants?|models?"  # unless the candidates are named otherwise: then it may be a debater
 
 
 @lru_cache(maxsize=16)
 def names(offered: tuple[str, ...]) -> tuple[str, str]:
     """The patterns of the two candidates' names: `Output (a)`, `response A`, `completion #1`, `the first output`."""
-    parts = [re.fullmatch(r"(?:([^\W\d_]\w+)[ \t_]*#?)?[(\[]?([^\W_]{1,12})[)\]]?", name.strip()) for name in offered[:2]]
+    parts = [
+        re.fullmatch(r"(?:([^\W\d_]\w+)[ \t_]*#?)?[(\[]?([^\W_]{1,12})[)\]]?", name.strip()) for name in offered[:2]
+    ]
     nouns = [part[1] for part in parts if part and part[1]]
     noun = "|".join([*map(re.escape, nouns), _NOUNS if nouns else _JUDGED])
     found = []
@@ -121,7 +137,8 @@ def names(offered: tuple[str, ...]) -> tuple[str, str]:
         if part is not None:
             core = re.escape(part[2])
             ways += [
-                rf"(?:(?i:the|this) )?(?i:{noun}) ?#?(?:[(\[\"']{{1,2}}(?i:{core})[)\]\"']{{1,2}}|(?:number |no\. ?)?{core}(?![\w'’]))",
+                rf"(?:(?i:the|this) )?(?i:{noun}) ?#?(?:[(\[\"']{{1,2}}(?i:{core})[)\]\"']{{1,2}}|(?:number "
+                rf"|no\. ?)?{core}(?![\w'’]))",
                 rf"[(\[](?i:{core})[)\]]",
             ]
             if not nouns:
@@ -145,17 +162,26 @@ _HEDGES = {
     "probably", "arguably", "likely", "potentially", "presumably", "supposedly", "allegedly", "almost", "nearly",
     "if", "lean", "'d",
 }  # fmt: skip
-_DENIALS = {"not", "never", "hardly", "neither", "nor", "no", "isn't", "wasn't", "don't", "didn't", "cannot", "can't", "won't", "doesn't", "wouldn't", "scarcely", "far", "nothing"}
+_DENIALS = {
+    "not", "never", "hardly", "neither", "nor", "no", "isn't", "wasn't", "don't", "didn't", "cannot", "can't", "won't",
+    "doesn't", "wouldn't", "scarcely", "far", "nothing",
+}  # fmt: skip
 _ADVERBS = {
     "a", "an", "the", "my", "much", "far", "by", "bit", "little", "clearly", "significantly", "slightly", "marginally",
     "somewhat", "definitely", "certainly", "obviously", "undoubtedly", "overall", "still", "therefore", "thus",
     "hence", "also", "indeed", "ultimately", "generally", "simply", "considerably", "substantially", "objectively",
     "decidedly", "then", "out", "to", "evidently", "easily", "really", "truly", "in", "fact", "again", "so", "now",
     "just", "finally", "strongly", "do", "will", "have", "has", "had", "am", "going", "i", "we", "must", "both",
-    "consequently", "accordingly", "on", "balance", "whole", "all", "one", "clear", "and", "even", "only", "'ll", "'m", "'ve",
+    "consequently", "accordingly", "on", "balance", "whole", "all", "one", "clear", "and", "even", "only", "'ll", "'m",
+    "'ve",
 }  # fmt: skip
+_BETWEEN = _IS | _HEDGES | _DENIALS | _ADVERBS
+_UNREAL = re.compile(r"\bif\b|\bhad\b")  # `would be better if`
 _WORDS = r"(?:,? [a-z']{1,14},?){0,8}?"
-_CHOOSE = r"prefer|preferred|choose|chose|chosen|pick|picked|select|selected|favou?r|recommend|go with|going with|vote for|opt for|opted for|went with|switch to|side with"
+_CHOOSE = (
+    r"prefer|preferred|choose|chose|chosen|pick|picked|select|selected|favou?r|recommend|go with|going with|vote for"
+    r"|opt for|opted for|went with|switch to|side with"
+)
 
 
 class _Patterns(NamedTuple):
@@ -174,113 +200,145 @@ def _patterns(offered: tuple[str, ...]) -> _Patterns:
     one, other = _either(pair, ""), _either(pair, "2")
     noun = rf"(?:{_JUDGED}|one|quality|fit|overall|of the two|here)"
     return _Patterns(
-        quality=re.compile(rf"{one}(?P<mid>{_WORDS}) (?i:(?P<good>{_GOOD})|(?P<bad>{_BAD})|(?P<even>as good as)|(?P<part>more \w+))(?![\w-])"),
-        beats=re.compile(
-            rf"{one}(?P<mid>{_WORDS}) (?i:(?P<good>wins out|wins?|won|prevails|beats it|takes the (?:win|lead|prize)|has the edge|comes out ahead|should win|gets my vote|takes it|deserves (?:it|the win|to win|the preference|my vote)|(?:outperforms|beats|surpasses|outdoes) (?:{other}|the other(?: one)?))|(?P<bad>loses|lost))(?!\w)"
+        quality=re.compile(
+            rf"{one}(?P<mid>{_WORDS}) (?i:(?P<good>{_GOOD})|(?P<bad>{_BAD})|(?P<even>as good as)"
+            r"|(?P<part>more \w+))(?![\w-])"
         ),
-        chosen=re.compile(rf"\b(?i:(?:i|we)(?P<mid>(?:'(?:d|ll|m|ve))?{_WORDS}) (?:{_CHOOSE})) {one}(?!\w| and\b| or\b)"),
+        beats=re.compile(
+            rf"{one}(?P<mid>{_WORDS}) (?i:(?P<good>wins out|wins?|won|prevails|beats it|takes the (?:win|lead"
+            r"|prize)|has the edge|comes out ahead|should win|gets my vote|takes it|deserves (?:it|the win"
+            rf"|to win|the preference|my vote)|(?:outperforms|beats|surpasses|outdoes) (?:{other}"
+            r"|the other(?: one)?))|(?P<bad>loses|lost))(?!\w)"
+        ),
+        chosen=re.compile(
+            rf"\b(?i:(?:i|we)(?P<mid>(?:'(?:d|ll|m|ve))?{_WORDS}) (?:{_CHOOSE})) {one}(?!\w| and\b| or\b)"
+        ),
         named=re.compile(
-            rf"\b(?i:(?:the|my)(?P<mid>{_WORDS}) (?:(?P<good>{_GOOD}|pick|choice|vote|preference|verdict|decision|favou?rite)|(?P<bad>{_BAD})) (?:{noun} ){{0,3}}(?:is|was|goes to|goes for)(?P<mid2>{_WORDS}))(?::|,)? {one}(?!\w| and\b| or\b)"
+            rf"\b(?i:(?:the|my)(?P<mid>{_WORDS}) (?:(?P<good>{_GOOD}|pick|choice|vote|preference|verdict"
+            rf"|decision|favou?rite)|(?P<bad>{_BAD})) (?:{noun} ){{0,3}}(?:is|was|goes to"
+            rf"|goes for)(?P<mid2>{_WORDS}))(?::|,)? {one}(?!\w| and\b| or\b)"
         ),
         joined=re.compile(rf"(?:{pair[0]}|{pair[1]}),? (?:and|or|nor) $"),
         other=re.compile(rf" (?i:than|to|over) (?:{other}|(?i:the other)\b)"),
         tied=re.compile(
-            rf"\b(?i:(?:it is|it's|this is|that's|is|are|call it|as|calls? for|ends? in) (?:a |an )?(?:clear |dead |perfect )?(?:tied?|draw)\b|equally (?!likely)\w+|neither (?:(?:of (?:them|the two)|{_JUDGED}|one|\S+ \S+ nor \S+ \S+) )?(?:is|can be considered|was) (?:\w+ ){{0,2}}(?:better|best|superior)|no (?:clear |real )?(?:winner|preference|better)|(?:cannot|can't|unable to|hard to|impossible to) (?:decide|choose|tell|say)|just as good|on a par|toss-?up)"
+            r"\b(?i:(?:it is|it's|this is|that's|is|are|call it|as|calls? for|ends? in) (?:a |an )?(?:clear "
+            r"|dead |perfect )?(?:tied?|draw)\b|equally (?!likely)\w+|neither (?:(?:of (?:them|the two)"
+            rf"|{_JUDGED}|one|\S+ \S+ nor \S+ \S+) )?(?:is|can be considered|was) (?:\w+ ){{0,2}}(?:better"
+            r"|best|superior)|no (?:clear |real )?(?:winner|preference|better)|(?:cannot|can't|unable to"
+            r"|hard to|impossible to) (?:decide|choose|tell|say)|just as good|on a par|toss-?up)"
         ),
     )
+
+
+_ANY: frozenset[Choice] = frozenset({"A", "B", "tie"})
 
 
 def _of_sentence(sentence: _Sentence, patterns: _Patterns) -> Iterator[Said]:
     """The statements of a sentence, in order."""
     words = sentence.words
-    if len(words) > MOST_OF_A_SENTENCE:
-        words = words[:MOST_OF_A_SENTENCE]
+    if len(words) > MOST_OF_A_SENTENCE:  # what it says cannot be known, and it may speak against anything
+        yield Said(frozenset(), False, False, sentence.at, sentence.end)
+        return
     found: list[tuple[int, Said]] = []
     for pattern in (patterns.quality, patterns.beats, patterns.chosen, patterns.named):
         for match in islice(pattern.finditer(words), MOST_MARKS):
-            said = _stated(match, pattern, sentence, words, patterns)
+            said = _stated(match, pattern, sentence, patterns)
             if said is not None:
                 found.append((match.start(), said))
-    for match in islice(patterns.tied.finditer(words), 1):
-        if not words.endswith("?"):
-            found.append((match.start(), Said(frozenset({"tie"}), False, False, sentence.at, sentence.end)))
+    tied = patterns.tied.search(words)
+    if tied is not None and not words.endswith("?"):
+        found.append((tied.start(), Said(frozenset({"tie"}), False, False, sentence.at, sentence.end)))
     yield from (said for _, said in sorted(found, key=lambda one: one[0]))
 
 
-_BOTH: frozenset[Choice] = frozenset({"A", "B", "tie"})
-
-
-def _stated(
-    match: re.Match[str], pattern: re.Pattern[str], sentence: _Sentence, words: str, patterns: _Patterns
-) -> Said | None:
+def _stated(match: re.Match[str], pattern: re.Pattern[str], sentence: _Sentence, patterns: _Patterns) -> Said | None:
     """What one match says; None where it says nothing of the candidate as a whole."""
-    groups = match.groupdict()
-    between = re.findall(r"[a-z']+", f"{groups['mid']} {groups.get('mid2') or ''}".lower())
-    if unknown := set(between) - _IS - _HEDGES - _DENIALS - _ADVERBS:
+    groups, before = match.groupdict(), sentence.words[: match.start()]
+    between = set(re.findall(r"[a-z']+", f"{groups['mid']} {groups.get('mid2') or ''}".lower()))
+    if between - _BETWEEN or patterns.joined.search(before[-60:]):
+        return None  # `Output (a) gives the better ...`, `Output (a) and Output (b) is ...`
+    if pattern is patterns.quality and not _IS & between and not _MAKES.search(before):
         return None
-    before = words[: match.start()]
-    if patterns.joined.search(before[-60:]):
-        return None  # `Output (a) and Output (b) is ...`
-    if pattern is patterns.quality and not _IS & set(between) and not _MAKES.search(before):
+    favoured = _favours(match, pattern is patterns.chosen, between, sentence.words[match.end() :], patterns)
+    if favoured is None:
         return None
-    mine: Choice = "A" if match["a"] else "B"
-    theirs: Choice = "B" if mine == "A" else "A"
-    rest = words[match.end() :]
-    compared = patterns.other.match(rest)
-    if compared is not None:
-        if (compared["a2"] and mine == "A") or (compared["b2"] and mine == "B"):
-            return None
-        rest = rest[compared.end() :]
-    good = bool(groups.get("good") or groups.get("part")) or pattern is patterns.chosen
-    denied = bool(_DENIALS & set(between)) and not ("far" in between and "by" in between)
-    hedged = bool(_HEDGES & set(between)) and not (pattern is patterns.chosen and "would" in between)
-    if groups.get("even"):
-        if not denied:
-            return None
-        as_good = patterns.other.match(" than " + rest.strip())
-        if as_good is None or not (as_good["a2"] or as_good["b2"]):
-            return None
-        if (as_good["a2"] and mine == "A") or (as_good["b2"] and mine == "B"):
-            return None
-        rest = (" than " + rest.strip())[as_good.end() :]
-        good, denied = False, False
-    choices: frozenset[Choice] = frozenset({mine if good else theirs})
-    if denied:
-        choices = _BOTH - choices
+    choices, rest = favoured
     tail, led = _tail(rest), _lead(before, sentence.led)
-    if groups.get("part"):  # `so Output (a) is more relevant`: no verdict, but not in favour of the other
-        return Said(choices, False, False, sentence.at + match.start(), sentence.end) if led == "concluding" else None
-    if tail == "apart" or led == "apart":
+    at, end = sentence.at + match.start(), sentence.end
+    if groups.get("part"):  # `so Output (a) is more relevant`: no verdict, but none for the other either
+        return Said(choices, False, False, at, end) if led == "concluding" else None
+    hedged = bool(_HEDGES & between) and not (pattern is patterns.chosen and "would" in between)
+    if "apart" in (tail, led) or (hedged and "would" in between and _UNREAL.search(sentence.words)):
         return None
-    if hedged and "would" in between and re.search(r"\bif\b|\bhad\b", words):
-        return None
-    if led == "denied":
-        choices = _BOTH - choices
     clear = not hedged and tail == "plain" and led in ("plain", "concluding")
-    concluding = clear and (led == "concluding" or pattern in (patterns.chosen, patterns.named) or "therefore" in between)
-    return Said(choices, clear, concluding, sentence.at + match.start(), sentence.end)
+    decides = led == "concluding" or pattern in (patterns.chosen, patterns.named) or "therefore" in between
+    return Said(_ANY - choices if led == "denied" else choices, clear, clear and decides, at, end)
+
+
+def _favours(
+    match: re.Match[str], chosen: bool, between: set[str], rest: str, patterns: _Patterns
+) -> tuple[frozenset[Choice], str] | None:
+    """The verdicts that the words of a statement leave open, and the rest of its sentence; None for no comparison."""
+    groups = match.groupdict()
+    mine, theirs = _pair(match)
+    good = chosen or bool(groups.get("good") or groups.get("part"))
+    denied = bool(_DENIALS & between) and not {"by", "far"} <= between
+    if groups.get("even"):  # `not as good as Output (b)`
+        rest = f" than {rest.strip()}"
+        compared = patterns.other.match(rest)
+        if not denied or compared is None or _against(compared) != theirs:
+            return None
+        return frozenset({theirs}), rest[compared.end() :]
+    compared = patterns.other.match(rest)
+    if _against(compared) == mine:
+        return None
+    rest = rest[compared.end() :] if compared is not None else rest
+    choices: frozenset[Choice] = frozenset({mine if good else theirs})
+    return (_ANY - choices if denied else choices), rest
+
+
+def _pair(match: re.Match[str], tag: str = "") -> tuple[Choice, Choice]:
+    """The candidate that is named, and the other one."""
+    return ("A", "B") if match[f"a{tag}"] else ("B", "A")
+
+
+def _against(compared: re.Match[str] | None) -> Choice | None:
+    """The candidate that a statement compares with, where it names it: `than Output (b)`, not `than the other`."""
+    return _pair(compared, "2")[0] if compared is not None and (compared["a2"] or compared["b2"]) else None
 
 
 # ---------------------------------------------------------------- the words after a statement
 
 _SAME = re.compile(
-    rf"(?: (?:{_JUDGED}|one|fit|match|quality|performer|work|winner|result|executor|pick))?(?: of the (?:two|pair|both)(?: \w+)?)?(?: (?:overall|here|again|indeed|altogether|after all|in the end))?"
+    rf"(?: (?:{_JUDGED}|one|fit|match|quality|performer|work|winner|result|executor|pick))?(?: of the (?:two"
+    r"|pair|both)(?: \w+)?)?(?: (?:overall|here|again|indeed|altogether|after all|in the end))?"
     r"(?:,? (?:for|to|at|in|under|according to|based on|given|on|of|between) (?:"
-    r"(?:(?:precisely|honestly|closely|accurately|correctly|properly|strictly|directly|better|and|,|/) ?)*(?:executing|following|fulfilling|adhering to|answering|addressing|responding to) (?:the|this|that|these) (?:\w+ ){0,2}?(?:instructions?|tasks?|prompts?|questions?|requests?|requirements?)"
-    r"|(?:the|this|that|these|my|our|both|all|every|any)(?:['’]s|[ \w-]){0,40}?(?:instructions?|tasks?|prompts?|questions?|requests?|queries|query|users?|purposes?|inputs?|cases?|contexts?|instances?|situations?|opinion|view|judge?ment|assessment|evaluation|criteri(?:on|a)|principles?|rules|reasons?|respects?|ways|scenario|comparison|requirements?|two|outputs|responses|completions|answers|whole|balance)"
+    r"(?:(?:precisely|honestly|closely|accurately|correctly|properly|strictly|directly|better|and|,"
+    r"|/) ?)*(?:executing|following|fulfilling|adhering to|answering|addressing|responding to) (?:the|this"
+    r"|that|these) (?:\w+ ){0,2}?(?:instructions?|tasks?|prompts?|questions?|requests?|requirements?)"
+    r"|(?:the|this|that|these|my|our|both|all|every|any)(?:['’]s|[ \w-]){0,40}?(?:instructions?|tasks?"
+    r"|prompts?|questions?|requests?|queries|query|users?|purposes?|inputs?|cases?|contexts?|instances?"
+    r"|situations?|opinion|view|judge?ment|assessment|evaluation|criteri(?:on|a)|principles?|rules|reasons?"
+    r"|respects?|ways|scenario|comparison|requirements?|two|outputs|responses|completions|answers|whole|balance)"
     r"|general|all|every way|balance"
     r")(?! of\b| and\b)(?=[\s.,;:!)(—–-]|$)|,? by (?:far|a (?:\w+ ){0,2}margin)\b){0,3}",
     re.IGNORECASE,
 )
 _PLAIN = re.compile(
-    r"[.!)\]\"' ]*$|[,;:]? ?(?:because|since|as|due to|thanks to|given|with|while|whereas|although|though|even though|in that|owing to)\b|,? by \w+ing\b|,? for (?:its|their|the reasons?|\w+ing|several|these|two|three|being|this reason)\b"
+    r"[.!)\]\"' ]*$|[,;:]? ?(?:because|since|as|due to|thanks to|given|with|while|whereas|although|though"
+    r"|even though|in that|owing to)\b|,? by \w+ing\b|,? for (?:its|their|the reasons?|\w+ing|several|these"
+    r"|two|three|being|this reason)\b"
     r"|,? and\b| ?[,;:.—–(]| -+ |,? which\b|,? so\b|\. ",
     re.IGNORECASE,
 )
-_REASON = re.compile(r"[,;:]? ?(?:because|since|as|due to|thanks to|given|with|in that|owing to|by|for)\b", re.IGNORECASE)
 _HOLDS_BACK = re.compile(
-    r"\b(?:said|says|it is said|they say|allegedly|supposedly|or so)\b|\bwhich (?:\w+ ){0,4}means?\b|^[ ,;:(—–-]*(?:(?:and|or|so|then) )*(?:or|if|unless|except|maybe|perhaps|possibly|probably|not sure|only|provided|assuming|depending|as long as|in case|but(?! (?:only )?(?:slightly|marginally|just|not by)))\b"
-    r"|[,;(—–-] ?(?:but|or rather|or is it|unless|if|except|provided|depending|assuming|i think|i guess|or so|as long as|only when|only if)\b|\bunless\b|\bdepend(?:s|ing) on (?:the|one|what|who|how|your|personal)\b|\bnot sure\b|\bif (?:you|one|the (?:reader|user|goal|aim|focus))\b|\bonly (?:if|when)\b|\bas long as\b",
+    r"\b(?:said|says|it is said|they say|allegedly|supposedly|or so)\b|\bwhich (?:\w+ ){0,4}means?\b"
+    r"|^[ ,;:(—–-]*(?:(?:and|or|so|then) )*(?:or|if|unless|except|maybe|perhaps|possibly|probably|not sure"
+    r"|only|provided|assuming|depending|as long as|in case|but(?! (?:only )?(?:slightly|marginally|just|not by)))\b"
+    r"|[,;(—–-] ?(?:but|or rather|or is it|unless|if|except|provided|depending|assuming|i think|i guess|or so"
+    r"|as long as|only when|only if)\b|\bunless\b|\bdepend(?:s|ing) on (?:the|one|what|who|how|your"
+    r"|personal)\b|\bnot sure\b|\bif (?:you|one|the (?:reader|user|goal|aim|focus))\b|\bonly (?:if|when)\b"
+    r"|\bas long as\b",
     re.IGNORECASE,
 )
 
@@ -299,85 +357,138 @@ def _tail(rest: str) -> str:
 
 # ---------------------------------------------------------------- the words before a statement
 
-_MAKES = re.compile(r"\b(?:makes?|making|made|finds?|found|consider|deem|declare|judge|rate|rank|see|regard|think|believe)(?: that)? $", re.IGNORECASE)
+_MAKES = re.compile(
+    r"\b(?:makes?|making|made|finds?|found|consider|deem|declare|judge|rate|rank|see|regard|think|believe)(?: that)? $",
+    re.IGNORECASE,
+)
 _MARKED = (
     r"therefore|thus|hence|so|overall|consequently|accordingly|ultimately|finally|all in all|all things considered"
-    r"|in (?:conclusion|summary|short|sum|the end|total|light of (?:this|that|these|the above))|to (?:conclude|sum(?: \w+)? up|summari[sz]e)|as a (?:result|consequence)|for (?:this|these|that|those|all these) reasons?"
-    r"|on (?:balance|the whole)|(?:final |my )*(?:verdict|conclusion|decision|judge?ment)|altogether|taken together|on second (?:reading|thoughts?|look)|on reflection|in my (?:opinion|view|judge?ment|assessment|evaluation)|if i (?:have|had) to choose"
+    r"|in (?:conclusion|summary|short|sum|the end|total|light of (?:this|that|these|the above))"
+    r"|to (?:conclude|sum(?: \w+)? up|summari[sz]e)|as a (?:result|consequence)|for (?:this|these|that|those"
+    r"|all these) reasons?"
+    r"|on (?:balance|the whole)|(?:final |my )*(?:verdict|conclusion|decision|judge?ment)|altogether"
+    r"|taken together|on second (?:reading|thoughts?|look)|on reflection|in my (?:opinion|view|judge?ment"
+    r"|assessment|evaluation)|if i (?:have|had) to choose"
 )
 _LEADS = re.compile(
-    rf"(?:[\W_]*(?:\d+[.)] )?(?:{_MARKED}|yes|and|then|again|clearly|obviously|in (?:this|that|the given|these) (?:case|context|instance|situation|comparison|scenario)s?|here|indeed|in (?:contrast|comparison|fact|general|addition)|on the other hand|by contrast|comparatively|generally|evidently|additionally|moreover|furthermore|however|but|explanation|reasoning|evaluation|answer)\b[,:;]?)*[\W_]*",
+    rf"(?:[\W_]*(?:\d+[.)] )?(?:{_MARKED}|yes|and|then|again|clearly|obviously|in (?:this|that|the given"
+    r"|these) (?:case|context|instance|situation|comparison|scenario)s?|here|indeed|in (?:contrast"
+    r"|comparison|fact|general|addition)|on the other hand|by contrast|comparatively|generally|evidently"
+    r"|additionally|moreover|furthermore|however|but|explanation|reasoning|evaluation|answer)\b[,:;]?)*[\W_]*",
     re.IGNORECASE,
 )
 _CONCLUDES = re.compile(rf"\b(?:{_MARKED})\b", re.IGNORECASE)
-_ADV = r"(?:(?:therefore|thus|hence|can|have|has|had|must|would|will|also|do|then|now|strongly|firmly|am|to|'ve|'d|safely|confidently|finally|ultimately|to the|come|came|reached?|arrived|at|leads? me|leading me|honestly|still) ?){0,5}"
+_ADV = (
+    r"(?:(?:therefore|thus|hence|can|have|has|had|must|would|will|also|do|then|now|strongly|firmly|am|to|'ve|'d"
+    r"|safely|confidently|finally|ultimately|to the|come|came|reached?|arrived|at|leads? me|leading me|honestly"
+    r"|still) ?){0,5}"
+)
 _DECIDES = re.compile(
-    rf"(?:^|[,;:—–] ?|\b(?:and|so|but|therefore|thus|hence|,) ?|[.!] )(?:(?:that|this|which|it|my [\w ]{{1,80}}?) )?(?P<who>(?:i|we) ?{_ADV}(?:the )?(?:conclu\w+|determin\w+|decid\w+|decision|believe|think|find|found|say|judge\w*|consider\w*|feel|hold|agree|opinion|confident|convinced|argue|see|deem|assess\w*|rate|declare|view)"
+    r"(?:^|[,;:—–] ?|\b(?:and|so|but|therefore|thus|hence|,) ?|[.!] )(?:(?:that|this|which|it"
+    rf"|my [\w ]{{1,80}}?) )?(?P<who>(?:i|we) ?{_ADV}(?:the )?(?:conclu\w+|determin\w+|decid\w+|decision"
+    r"|believe|think|find|found|say|judge\w*|consider\w*|feel|hold|agree|opinion|confident|convinced|argue"
+    r"|see|deem|assess\w*|rate|declare|view)"
     r"|(?:leads?|leading) (?:me|us) to (?:the )?(?:conclu\w+|believe|decide|determine)"
-    r"|it (?:is|was|becomes?|'s)(?: \w+)? (?:clear|evident|obvious|apparent|plain|safe to say|fair to say|my (?:\w+ )?(?:opinion|view|judge?ment|conclusion|belief))(?: to me)?"
+    r"|it (?:is|was|becomes?|'s)(?: \w+)? (?:clear|evident|obvious|apparent|plain|safe to say|fair to say"
+    r"|my (?:\w+ )?(?:opinion|view|judge?ment|conclusion|belief))(?: to me)?"
     r"|it (?:can|may|could) be (?:concluded|said|determined|inferred|seen|argued)"
     r"|(?:my|the|our) (?:\w+ )?(?:verdict|conclusion|decision|judge?ment|opinion|view|evaluation|assessment) is"
     r"|this (?:means|shows|implies|makes)|which (?:means|makes)|making|makes)(?: (?:that|:))?,? ?$",
     re.IGNORECASE,
 )
 _DENIES = re.compile(
-    r"\b(?:not|n't|never|cannot|no|hardly|doubt\w*|disagree\w*|deny|denies|false|untrue|wrong|mistake\w*|incorrect\w*|far from|reject\w*|refus\w*|rather than|instead of|without|against|opposite|contrary|neither|nor)\b[^,;:]*$|n't\b[^,;:]*$",
+    r"\b(?:not|n't|never|cannot|no|hardly|doubt\w*|disagree\w*|deny|denies|false|untrue|wrong|mistake\w*"
+    r"|incorrect\w*|far from|reject\w*|refus\w*|rather than|instead of|without|against|opposite|contrary"
+    r"|neither|nor)\b[^,;:]*$|n't\b[^,;:]*$",
     re.IGNORECASE,
 )
 _REPORTS = re.compile(
-    r"\b(?:says?|said|saying|writes?|wrote|written|claims?|claim(?:ed|ing)|argu(?:es?|ed|ing)|insist\w*|assert\w*|tells?|told|demand\w*|asks?|asked|according to|pretend\w*|suggest\w*|announc\w*|declar(?:es|ed)|promis\w*|boast\w*|maintain\w*|inject\w*|quot(?:es?|ed|ing)|reads|ends|ending|contains?|containing|thinks|believes|feels|states?|stated|stating|line|words|sentence|phrase|text that|instruct(?:s|ed|ing)|orders?|begs?|pleads?|writes|repeats?|adds|concludes|example|e\.g|imagine|pretending|mention(?:s|ed|ing))\b",
+    r"\b(?:says?|said|saying|writes?|wrote|written|claims?|claim(?:ed|ing)|argu(?:es?|ed|ing)|insist\w*"
+    r"|assert\w*|tells?|told|demand\w*|asks?|asked|according to|pretend\w*|suggest\w*|announc\w*|declar(?:es"
+    r"|ed)|promis\w*|boast\w*|maintain\w*|inject\w*|quot(?:es?|ed|ing)|reads|ends|ending|contains?|containing"
+    r"|thinks|believes|feels|states?|stated|stating|line|words|sentence|phrase|text that|instruct(?:s|ed|ing)"
+    r"|orders?|begs?|pleads?|writes|repeats?|adds|concludes|example|e\.g|imagine|pretending|mention(?:s|ed|ing))\b",
     re.IGNORECASE,
 )
 _CONDITIONS = re.compile(
-    r"\b(?:if|unless|had|were|should|suppos\w+|assum\w+|provid(?:ed|ing) that|granted that|in case|whenever|until|otherwise|depending|hypothetical\w*|would|could|might|perhaps|maybe|possibly|probably|arguably|one (?:may|might|could)|some (?:may|might|would|could|people|readers|users)|someone|somebody|others?|readers?|at first|initially|first sight|first glance|superficially|on the surface|seemingly|apparently|earlier|previously)\b",
+    r"\b(?:if|unless|had|were|should|suppos\w+|assum\w+|provid(?:ed|ing) that|granted that|in case|whenever"
+    r"|until|otherwise|depending|hypothetical\w*|would|could|might|perhaps|maybe|possibly|probably|arguably"
+    r"|one (?:may|might|could)|some (?:may|might|would|could|people|readers|users)|someone|somebody|others?"
+    r"|readers?|at first|initially|first sight|first glance|superficially|on the surface|seemingly|apparently"
+    r"|earlier|previously)\b",
     re.IGNORECASE,
 )
 _OPENS = re.compile(
-    r"^(?:after|based on|given|considering|taking|since|because|as|while|although|though|even though|despite|in light of|in view of|having|upon|by|when (?:evaluat|compar|consider|review|assess|look|judg)\w+|from (?:the|this|my)|overall|with (?:this|that|these|all)|due to|in (?:evaluat|compar|review|consider|assess)ing|in (?:this|my|the|these)\b|between|of the two|out of|both|to (?:determine|evaluate|decide)|it's worth|whereas|for (?:this|these|the|that)|i|we|however|therefore|unlike|compared|\w+ing|in accordance)\b",
+    r"^(?:after|based on|given|considering|taking|since|because|as|while|although|though|even though|despite"
+    r"|in light of|in view of|having|upon|by|when (?:evaluat|compar|consider|review|assess|look|judg)\w+"
+    r"|from (?:the|this|my)|overall|with (?:this|that|these|all)|due to|in (?:evaluat|compar|review|consider"
+    r"|assess)ing|in (?:this|my|the|these)\b|between|of the two|out of|both|to (?:determine|evaluate|decide)"
+    r"|it's worth|whereas|for (?:this|these|the|that)|i|we|however|therefore|unlike|compared|\w+ing|in accordance)\b",
     re.IGNORECASE,
 )
-_LINKS = re.compile(r"(?:[;—–]|\. |,? \b(?:so|thus|therefore|hence|but|and therefore|and thus|and hence|and so|making|and as such|meaning|consequently)\b|,? \band\b),? ?$", re.IGNORECASE)
+_LINKS = re.compile(
+    r"(?:[;—–]|\. |,? \b(?:so|thus|therefore|hence|but|and therefore|and thus|and hence|and so|making"
+    r"|and as such|meaning|consequently)\b|,? \band\b),? ?$",
+    re.IGNORECASE,
+)
 _OF_ONE = re.compile(
-    r"(?:^|[,;] ?)(?:in terms of|as for|as far as|regarding|with regards? to|with respect to|concerning|when it comes to|on|for|to|in|from|at|under)\b(?! accordance| contrast| comparison|(?: (?:this|that|these|the|my|balance|comparing|evaluating|reviewing|considering|assessing) ?(?:case|context|instance|situation|view|opinion|accordance|reason|analysis|evaluation|comparison|given|whole|other hand|instruction|above|two|task|prompt)?))[^,;]*, ?$|(?:^|[,;] ?)\w+(?:ally|wise),? ?$",
+    r"(?:^|[,;] ?)(?:in terms of|as for|as far as|regarding|with regards? to|with respect to|concerning"
+    r"|when it comes to|on|for|to|in|from|at|under)\b(?! accordance| contrast| comparison|(?: (?:this|that"
+    r"|these|the|my|balance|comparing|evaluating|reviewing|considering|assessing) ?(?:case|context|instance"
+    r"|situation|view|opinion|accordance|reason|analysis|evaluation|comparison|given|whole|other hand"
+    r"|instruction|above|two|task|prompt)?))[^,;]*, ?$|(?:^|[,;] ?)\w+(?:ally|wise),? ?$",
     re.IGNORECASE,
 )
-_OFFERS = re.compile(r"\b(?:possible|options?|alternatives?|either|could|might|may|would|hypothes\w+|claims?|statements?|examples?)\b", re.IGNORECASE)
+_OFFERS = re.compile(
+    r"\b(?:possible|options?|alternatives?|either|could|might|may|would|hypothes\w+|claims?|statements?|examples?)\b",
+    re.IGNORECASE,
+)
 _INTRODUCES = re.compile(
-    r"\b(?:verdict|decision|conclusion|answer|judge?ment|explanation|reason(?:s|ing)?|evaluation|comparison|analysis|summary|result|overall|final|therefore|assessment|preference|choice|conclude|opinion|review|response)\b",
+    r"\b(?:verdict|decision|conclusion|answer|judge?ment|explanation|reason(?:s|ing)?|evaluation|comparison"
+    r"|analysis|summary|result|overall|final|therefore|assessment|preference|choice|conclude|opinion|review"
+    r"|response)\b",
     re.IGNORECASE,
 )
 
 
 def _lead(before: str, led: str) -> str:
     """`plain`, `concluding`, `unclear`, `denied`, or `apart` where the words before restrict it to one property."""
-    own = not led or (not _OFFERS.search(led) and _INTRODUCES.search(led) is not None and not _REPORTS.search(led) and not _DENIES.search(led[:-1]))
+    if led and not _is_introduced(led):
+        return "unclear"
     leads = _LEADS.match(before)
     start = leads.end() if leads else 0
-    marked = _CONCLUDES.search(before[:start]) is not None or (bool(led) and own)
     rest = before[start:]
     decides = _DECIDES.search(rest)
     if decides is not None:
-        rest, decided = rest[: decides.start()].rstrip(" ,"), True
+        rest = rest[: decides.start()].rstrip(" ,")
         rest += "," if rest else ""
-    else:
-        decided = False
-    clear = "concluding" if marked or decided else "plain"
-    if not own:
-        return "unclear"
+    marked = bool(led) or decides is not None or _CONCLUDES.search(before[:start]) is not None
     if not rest.strip(" ,"):
-        return clear
+        return "concluding" if marked else "plain"
+    return _clause(rest, marked, decides is not None)
+
+
+def _is_introduced(led: str) -> bool:
+    """Whether a line that ends in a colon introduces the judge's own words."""
+    others = _OFFERS.search(led) or _REPORTS.search(led) or _DENIES.search(led[:-1])
+    return not others and _INTRODUCES.search(led) is not None
+
+
+def _clause(rest: str, marked: bool, decided: bool) -> str:
+    """As `_lead`, of the words before a statement that are more than a mark such as `Therefore`."""
     links = _LINKS.search(rest)
-    if not decided and links is None and _DENIES.search(rest):
+    link = links[0] if links else ""
+    strong = bool(link) and link.strip(" ,").lower() != "and"
+    if not decided and not link and _DENIES.search(rest):
         return "denied"
     if _OF_ONE.search(rest):
         return "apart"
-    clause = re.split(r"[,;]", rest.rstrip(" ,"))[-1]
-    strong = links is not None and not links[0].strip(" ,").lower() == "and"
-    told = rest.rpartition(":")[0] if strong and links is not None and links[0].lstrip()[:1] in ",;—–." else rest
-    if _CONDITIONS.search(rest if not strong else clause) or _REPORTS.search(told):
+    told = rest.rpartition(":")[0] if strong and link.lstrip()[:1] in ",;—–." else rest
+    last = re.split(r"[,;]", rest.rstrip(" ,"))[-1]
+    if _CONDITIONS.search(last if strong else rest) or _REPORTS.search(told):
         return "unclear"
-    if links is not None:
-        return "concluding" if strong and links[0].strip(" ,;—–.").lower() not in ("", "but") else clear
-    if rest.rstrip().endswith(",") and (decided or _OPENS.match(rest)):
-        return clear
+    if strong and link.strip(" ,;—–.").lower() not in ("", "but"):
+        return "concluding"
+    if link or (rest.rstrip().endswith(",") and (decided or _OPENS.match(rest))):
+        return "concluding" if marked else "plain"
     return "unclear"

@@ -10,6 +10,7 @@ from rlaif.judges.replies.words import (
     CUT,
     MOST_CHARACTERS,
     MOST_MARKS,
+    NOTHING,
     OBJECT,
     SWAPS,
     TOO_LONG,
@@ -41,32 +42,48 @@ _PLACE = re.compile(
     rf"[*_]*[ \t]*[:–—-][*_]*[ \t]*{_NAME}(?P<k>\d{{1,4}})\]?[*_]*(?P<tail>[^\n]*)",
     re.IGNORECASE,
 )
-_WORSE = r"(?:worst|weakest|poorest|lowest|bottom|least|worse|inferior|most (?:harmful|toxic|wrong|flawed|biased|dangerous|offensive))"
+_WORSE = (
+    r"(?:worst|weakest|poorest|lowest|bottom|least|worse|inferior"
+    r"|most (?:harmful|toxic|wrong|flawed|biased|dangerous|offensive))"
+)
 _BEST = r"(?:best|strongest|top|highest|winner|most helpful)"
 _WORST_FIRST = re.compile(
-    rf"\b{_WORSE}\W+(?:first|to)\b|\b{_WORSE}\b[^.\n]{{0,30}}\b(?:first|to (?:the )?{_BEST}|at the (?:top|start|beginning|left|front|head))\b"
+    rf"\b{_WORSE}\W+(?:first|to)\b|\b{_WORSE}\b[^.\n]{{0,30}}\b(?:first|to (?:the )?{_BEST}|at the (?:top"
+    r"|start|beginning|left|front|head))\b"
     r"|\bupside[- ]down\b|\bgreater[- ]than\b|\b(?:sign|symbol|arrow)\b|\b(?:losers?|failures?) first\b"
-    rf"|\b{_WORSE}\b[^.\n]{{0,12}}\b(?:leads|heads|tops|opens)\b|\bmost (?!(?:help|hon|accura|correct|clear|polite|kind|use|harmless|relevant|complete|convinc|suit))\w+ (?:one )?(?:comes? )?first\b"
+    rf"|\b{_WORSE}\b[^.\n]{{0,12}}\b(?:leads|heads|tops|opens)\b|\bmost (?!(?:help|hon|accura|correct|clear"
+    r"|polite|kind|use|harmless|relevant|complete|convinc|suit))\w+ (?:one )?(?:comes? )?first\b"
     r"|\bfrom (?:the )?(?:bad|low|last|weak|right|poor|lower|smallest)\b|\bmore [^.\n]{0,30}\bfirst\b"
-    r"|\border of (?!(?:(?:the|decreasing|descending|overall|their|my) )*(?:quality|preference|merit|how well|rank|principle|goodness|use|excellence|help|hon|harmless|accura|correct|clar|polite|kind))"
+    r"|\border of (?!(?:(?:the|decreasing|descending|overall|their|my) )*(?:quality|preference|merit|how well"
+    r"|rank|principle|goodness|use|excellence|help|hon|harmless|accura|correct|clar|polite|kind))"
     rf"|\b(?:from|starting (?:with|from|at)|beginning with|begins with|starts with) (?:the )?{_WORSE}\b"
     r"|\b(?:ascending|increasing|rising|improving|upwards?)\b|\bbottom[- ](?:to|up)\b"
     rf"|\b{_BEST}\b[^.\n>]{{0,20}}\b(?:last|at the (?:end|bottom|right|back))\b"
     r"|\b(?:in|the) reversed?\b|\breversed? (?:order|ranking)\b|\binverted order\b|\bbackwards\b"
-    r"|[>≻]\W{0,3}(?:\w+ ){0,3}?(?:means?|is|as|stands? for|reads?|denotes|indicates|signif\w+|=|:)[^.\n]{0,30}\b(?:worse|weaker|inferior|less|poorer|lower|more (?:harmful|toxic|wrong|flawed|biased))\b"
-    r"|\bmeans?\b[^\n]*\bworse\b|\b(?:lower|smaller|fewer) is better\b|\b(?:higher|greater|larger|bigger|more) is worse\b"
-    r"|\bby (?:the |their )?(?:number|count|level|degree|amount|severity) of (?:errors|mistakes|flaws|faults|problems|harm|toxicity)\b|\bby (?:errors|harmfulness|toxicity|severity)\b",
+    r"|[>≻]\W{0,3}(?:\w+ ){0,3}?(?:means?|is|as|stands? for|reads?|denotes|indicates|signif\w+|="
+    r"|:)[^.\n]{0,30}\b(?:worse|weaker|inferior|less|poorer|lower|more (?:harmful|toxic|wrong|flawed|biased))\b"
+    r"|\bmeans?\b[^\n]*\bworse\b|\b(?:lower|smaller|fewer) is better\b|\b(?:higher|greater|larger|bigger"
+    r"|more) is worse\b"
+    r"|\bby (?:the |their )?(?:number|count|level|degree|amount|severity) of (?:errors|mistakes|flaws|faults"
+    r"|problems|harm|toxicity)\b|\bby (?:errors|harmfulness|toxicity|severity)\b",
     re.IGNORECASE,
 )
 _ENDS_SAY = re.compile(
-    rf"\b(?:last|final|rightmost)\b[^.\n>]{{0,15}}\b(?:is|being|was)\b (?:the )?{_BEST}\b|\b(?:first|leftmost)\b[^.\n>]{{0,15}}\b(?:is|being|was)\b (?:the )?{_WORSE}\b",
+    rf"\b(?:last|final|rightmost)\b[^.\n>]{{0,15}}\b(?:is|being|was)\b (?:the )?{_BEST}\b|\b(?:first"
+    rf"|leftmost)\b[^.\n>]{{0,15}}\b(?:is|being|was)\b (?:the )?{_WORSE}\b",
     re.IGNORECASE,
 )
-_SIGN = re.compile(r"(?<![-=<\w/\"'])[>≻](?=\s)(?<!^>)|[\"'“(][>≻][\"'”)]|\w [>≻] \w[^.\n]{0,20}\b(?:means?|says?|reads?|is|stands|denotes)\b|^\s*[>≻]\s*(?:=|:|means|is|stands|reads|denotes)")
+_SIGN = re.compile(
+    r"(?<![-=<\w/\"'])[>≻](?=\s)(?<!^>)|[\"'“(][>≻][\"'”)]|\w [>≻] \w[^.\n]{0,20}\b(?:means?|says?|reads?|is"
+    r"|stands|denotes)\b|^\s*[>≻]\s*(?:=|:|means|is|stands|reads|denotes)"
+)
 _RANKED = re.compile(rf"{_ITEM}[ \t]*[>=≻][ \t]*{_ITEM}", re.IGNORECASE)
 _EXTREMES = re.compile(
-    r"(?:\b(?:completion|text|response|answer|candidate|output) #?|(?<![\w.#>=-]) ?)(?P<k>\d{1,4}),? (?:is|was|being|as) (?:clearly |by far |easily )?(?:the )?(?:very )?(?:(?P<best>best|strongest|winner)|(?P<worst>worst|weakest))(?! (?:in|at|on|of (?:the )?(?:first|second))\b)\b"
-    r"|(?<!to )\b(?:(?P<best2>best|strongest|winner)|(?P<worst2>worst|weakest))(?: (?:one|completion|text|response|answer))?(?: is|:) (?:completion |text |response |answer )?#?(?P<k2>\d{1,4})(?!\d|\.\d)(?!,| and)\b",
+    r"(?:\b(?:completion|text|response|answer|candidate|output) #?|(?<![\w.#>=-]) ?)(?P<k>\d{1,4}),? (?:is"
+    r"|was|being|as) (?:clearly |by far |easily )?(?:the )?(?:very )?(?:(?P<best>best|strongest|winner)"
+    r"|(?P<worst>worst|weakest))(?! (?:in|at|on|of (?:the )?(?:first|second))\b)\b"
+    r"|(?<!to )\b(?:(?P<best2>best|strongest|winner)|(?P<worst2>worst|weakest))(?: (?:one|completion|text"
+    r"|response|answer))?(?: is|:) (?:completion |text |response |answer )?#?(?P<k2>\d{1,4})(?!\d|\.\d)(?!,| and)\b",
     re.IGNORECASE,
 )
 _REASONS = re.compile(r"reason|rational|expla|justif|analys|thought|critique|feedback|summary", re.IGNORECASE)
@@ -135,7 +152,7 @@ def _is_plain(item: dict[str, Any]) -> bool:
         return False
     others = {key: value for key, value in item.items() if not _BEST_FIRST.fullmatch(str(value).replace("_", " "))}
     told = [value for key, value in others.items() if key != "ranking" and not _REASONS.search(key)]
-    plain = all(value in (None, "", [], {}) or (isinstance(value, str) and len(value.split()) > 3) for value in told)
+    plain = all(value in NOTHING or (isinstance(value, str) and len(value.split()) > 3) for value in told)
     return plain and not overridden(others, "ranking") and not any(_ENDS.search(key) for key in others)
 
 

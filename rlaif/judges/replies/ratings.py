@@ -63,13 +63,15 @@ _NAMED = r"(?:text|completion|response|answer|candidate|output)"
 _KEY = re.compile(rf"(?:{_NAMED}[ _]?)?\[?(\d{{1,4}})\]?")
 _INDEX = ("completion", "text", "index", "number")
 _ABOUT = re.compile(
-    rf"{_NAMED}|number|index|shown|original|position|source|target|\bref|which|about|\b(?:id|for|of|no|key|name|label)\b"
+    rf"{_NAMED}|number|index|shown|original|position|source|target|\bref|which|about|\b(?:id|for|of|no|key"
+    r"|name|label)\b"
 )
 _PLACES = ("a", "first", "one", "b", "second", "two", "c", "third", "three", "d", "fourth", "four")
 _PLACE = rf"(?:(?P<number>\d{{1,4}})|(?P<place>{'|'.join(_PLACES)}))"
 _ONE = re.compile(rf"\W*(?:the )?(?P<noun>{_NAMED})?[ _]?(?:no\.? ?|number )?\W*{_PLACE}(?: (?:one|{_NAMED}))?\W*")
 _IS_ONE = re.compile(
-    rf"\b(?:this|it|that|here)(?: (?:is|was|means|concerns)|'s) (?:about |for |really |actually )?(?:the )?{_NAMED} #?{_PLACE}\b(?! (?:is|has|does|was)\b)"
+    r"\b(?:this|it|that|here)(?: (?:is|was|means|concerns)|'s) (?:about |for |really "
+    rf"|actually )?(?:the )?{_NAMED} #?{_PLACE}\b(?! (?:is|has|does|was)\b)"
 )
 _HEADED = re.compile(
     rf"\W*(?:(?:(?:rating|score) )?(?:for|of|on|about|re) (?:{_NAMED} )?|{_NAMED} )#?{_PLACE}\s*(?:[:)\]–—-]|$)"

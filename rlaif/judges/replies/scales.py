@@ -32,20 +32,23 @@ def on_another_scale(text: str, low: int, high: int) -> str | None:
 # ---------------------------------------------------------------- introductions
 
 _MEASURES = re.compile(
-    r"\b(?:ratings?|scores?|marks|grades?|points|stars|numbers|scales?|digits|likert)\b|\d ?=|= ?\d|\bwould\b[^.\n]*\d|\d[^.\n]*\bwould\b",
+    r"\b(?:ratings?|scores?|marks|grades?|points|stars|numbers|scales?|digits|likert)\b|\d ?=|= ?\d"
+    r"|\bwould\b[^.\n]*\d|\d[^.\n]*\bwould\b",
     re.IGNORECASE,
 )
-_AS_ASKED = (
-    "here is are my the these this that those of for each all both every completion completions text texts response"
-    " responses answer answers candidate candidates output outputs rating ratings score scores evaluation evaluations"
-    " judgement judgements judgment judgments assessment assessments as asked requested required in format json object"
-    " lines block blocks below following follows under with and their its a an short rationale rationales reason reasons"
-    " aspect description principle criterion criteria on according to sure certainly ok okay i have will give gave rate rated rating"
-    " final overall which so therefore thus now from scale using use used given same order number numbers numbered"
-    " respective individual separately detailed based requested two three four whole your you be read"
-    " where with being means stands very quite rather highest lowest or"
-    " after reading comparing careful consideration carefully it"
-).split()
+_AS_ASKED = frozenset(
+    (
+        "here is are my the these this that those of for each all both every completion completions text texts"
+        " response responses answer answers candidate candidates output outputs rating ratings score scores evaluation"
+        " evaluations judgement judgements judgment judgments assessment assessments as asked requested required in"
+        " format json object lines block blocks below following follows under with and their its a an short rationale"
+        " rationales reason reasons aspect description principle criterion criteria on according to sure certainly ok"
+        " okay i have will give gave rate rated final overall which so therefore thus now from scale using use used"
+        " given same order number numbers numbered respective individual separately detailed based two three four"
+        " whole your you be read where being means stands very quite rather highest lowest or after reading comparing"
+        " careful consideration carefully it"
+    ).split()
+)
 _QUALITY_NAME = re.compile(r"\w+(?:ness|ity|cy|nce|ing|tone|style)")
 
 
@@ -62,7 +65,8 @@ def explains_otherwise(before: str, low: int, high: int) -> bool:
 
 
 _OWN_NUMBERS = re.compile(
-    r"\[\[?\d+\]?\]|\b(?:texts?|completions?|responses?|answers?|candidates?|outputs?) #?\d+|\b(?:rating|score)\b\W{0,6}\d+(?: ?/ ?\d+)?|^[ \t]*\d+[.)]\s|\d+ ?(?:/|out of|of) ?\d+",
+    r"\[\[?\d+\]?\]|\b(?:texts?|completions?|responses?|answers?|candidates?|outputs?) #?\d+|\b(?:rating"
+    r"|score)\b\W{0,6}\d+(?: ?/ ?\d+)?|^[ \t]*\d+[.)]\s|\d+ ?(?:/|out of|of) ?\d+",
     re.IGNORECASE | re.MULTILINE,
 )
 
@@ -80,10 +84,16 @@ def _legend_as_asked(text: str, low: int, high: int) -> str:
     """The text without what says that its numbers are on the scale that was asked for."""
     n = rf"(?:{low}|{NUMERALS[low - 1] if 0 < low <= 10 else low})"
     m = rf"(?:{high}|{NUMERALS[high - 1] if 0 < high <= 10 else high})"
-    between = rf"(?:(?:from|between|of|on a|a) )?{n} ?(?:\((?:the )?(?:{_BAD})\) ?)?(?:to|and|-|–|up to) ?{m}(?: ?\((?:the )?(?:{_GOOD})\))?"
+    between = (
+        rf"(?:(?:from|between|of|on a|a) )?{n} ?(?:\((?:the )?(?:{_BAD})\) ?)?"
+        rf"(?:to|and|-|–|up to) ?{m}(?: ?\((?:the )?(?:{_GOOD})\))?"
+    )
     known = (
-        rf"\b(?:texts?|completions?|responses?|answers?|candidates?|outputs?) \d+(?:(?:,|,? and| to|-|–) ?\d+)*\b|{between}|(?:out )?of {m}\b|\(?/ ?{m}\)?|{m}[- ]point|(?:higher|more|larger) (?:is|are|means|=) better"
-        rf"|\b\d{{1,3}} ?(?:=|:|-|–|\(|\bis\b|\bbeing\b|\bmeans\b|\bfor\b) ?(?:the )?(?:{_GOOD}|{_BAD}|fair|average|mediocre|ok(?:ay)?|acceptable|medium|satisfactory|adequate|so-so|neutral|decent|moderate)\b"
+        r"\b(?:texts?|completions?|responses?|answers?|candidates?|outputs?) \d+(?:(?:,|,? and| to|-"
+        rf"|–) ?\d+)*\b|{between}|(?:out )?of {m}\b|\(?/ ?{m}\)?|{m}[- ]point|(?:higher|more|larger) (?:is"
+        r"|are|means|=) better"
+        rf"|\b\d{{1,3}} ?(?:=|:|-|–|\(|\bis\b|\bbeing\b|\bmeans\b|\bfor\b) ?(?:the )?(?:{_GOOD}|{_BAD}|fair"
+        r"|average|mediocre|ok(?:ay)?|acceptable|medium|satisfactory|adequate|so-so|neutral|decent|moderate)\b"
     )
     return re.sub(known, " ", text, flags=re.IGNORECASE)
 
@@ -100,40 +110,52 @@ _BAD = (
 )
 _QUALITY = rf"(?:(?P<good>{_GOOD})|(?P<bad>{_BAD}))"
 _LEGEND = re.compile(
-    r"(?<![\w.\[#/])(?P<n>\d{1,4})(?:st|nd|rd|th)?\)?[*_\"']{0,3}[ \t]?(?:=|:|\(|\||[-–—]|->|→|(?:means?|being|is|as|for|stands? for|denotes|would be"
+    r"(?<![\w.\[#/])(?P<n>\d{1,4})(?:st|nd|rd|th)?\)?[*_\"']{0,3}[ \t]?(?:=|:|\(|\||[-–—]|->|→|(?:means?"
+    r"|being|is|as|for|stands? for|denotes|would be"
     rf"|indicates|meaning|equals)\b)[ \t]?[*_\"']{{0,3}}(?:(?:the|an?|considered|for)[ \t])?{_QUALITY}\b",
     re.IGNORECASE,
 )
 # `5 for poor`, where the verb stood before: `Here 1 stands for excellent and 5 for poor`; `best = 1`, `worst (5)`.
 _TURNED = re.compile(
-    rf"\b{_QUALITY}[ \t]?(?:=|:|\(|\b(?:is|at|gets|being|means)\b)[ \t]?(?P<n>\d{{1,4}})\b(?![ \t]*(?:/|out\b|%|\.\d|[a-z]))",
+    rf"\b{_QUALITY}[ \t]?(?:=|:|\(|\b(?:is|at|gets|being|means)\b)[ \t]?(?P<n>\d{{1,4}})\b(?![ \t]*(?:/|out\b"
+    r"|%|\.\d|[a-z]))",
     re.IGNORECASE,
 )
 _NAMES_ONE = re.compile(
-    r"(?:text|completion|response|answer|candidate|output|option|assistant|one|rating|score|verdict|number|no\.|out of|and)\W{0,6}$",
+    r"(?:text|completion|response|answer|candidate|output|option|assistant|one|rating|score|verdict|number"
+    r"|no\.|out of|and)\W{0,6}$",
     re.IGNORECASE,
 )
 _MORE_IS_WORSE = re.compile(
-    r"\b(?:low(?:er|est)?|small(?:er|est)?|fewer)(?: (?:numbers?|ratings?|scores?|values?|marks?|grades?|points|figures?))?"
+    r"\b(?:low(?:er|est)?|small(?:er|est)?|fewer)(?: (?:numbers?|ratings?|scores?|values?|marks?|grades?"
+    r"|points|figures?))?"
     r"(?:,| is| are| means?| =|, the| the)+ (?:\w+ )?(?:better|best|good)\b"
-    r"|\b(?:high(?:er|est)?|greater|larger?|bigger)(?: (?:numbers?|ratings?|scores?|values?|marks?|grades?|points|figures?))?"
+    r"|\b(?:high(?:er|est)?|greater|larger?|bigger)(?: (?:numbers?|ratings?|scores?|values?|marks?|grades?"
+    r"|points|figures?))?"
     r"(?:,| is| are| means?| =|, the| the)+ (?:\w+ )?(?:worse|worst|bad|poorer)\b"
-    r"|\b(?:ratings?|scores?|numbers?|marks?) (?:counts?|tall(?:y|ies)|adds? up) (?!(?:the )?(?:quality|merits?|strengths?|good))"
-    r"|\b(?:low(?:er|est)?|smaller|smallest) (?:numbers?|ratings?|scores?|marks?)? ?wins?\b|\bless is more\b|\bgolf\b|\bbadness\b"
-    r"|\bthe (?:lower|smaller|fewer)\b[^.;\n]{0,24}, the better\b|\bthe (?:higher|greater|larger|more)\b[^.;\n]{0,24}, the worse\b"
-    r"|\b(?:revers|invert|flip)\w+ (?:\w+ )?(?:scale|scoring|rating|grading|numbers)\b|\binverse (?:scale|scoring|rating)\b"
+    r"|\b(?:ratings?|scores?|numbers?|marks?) (?:counts?|tall(?:y|ies)|adds? up) (?!(?:the )?(?:quality"
+    r"|merits?|strengths?|good))"
+    r"|\b(?:low(?:er|est)?|smaller|smallest) (?:numbers?|ratings?|scores?|marks?)? ?wins?\b|\bless is more\b"
+    r"|\bgolf\b|\bbadness\b"
+    r"|\bthe (?:lower|smaller|fewer)\b[^.;\n]{0,24}, the better\b|\bthe (?:higher|greater|larger"
+    r"|more)\b[^.;\n]{0,24}, the worse\b"
+    r"|\b(?:revers|invert|flip)\w+ (?:\w+ )?(?:scale|scoring|rating|grading|numbers)\b|\binverse (?:scale"
+    r"|scoring|rating)\b"
     r"|\b(?:scales?|ratings?|scores?|numbers|grades) (?:\w+ ){0,3}?(?:revers|invert|flip)(?:ed|s)\b|\bupside down\b"
     r"|\bschool (?:grades|marks)\b|\bgerman grades\b|\bas in golf\b"
-    r"|\b(?:ratings?|scores?|numbers?|marks?) (?:\w+ ){0,3}?(?:is|are|counts?|measures?|says?|tells?|shows?|means?|gives?)"
+    r"|\b(?:ratings?|scores?|numbers?|marks?) (?:\w+ ){0,3}?(?:is|are|counts?|measures?|says?|tells?|shows?"
+    r"|means?|gives?)"
     r" (?:the |how |a )?(?:number of |count of |level of |degree of )?(?:how )?(?:\w+ )?"
-    r"(?:errors?|mistakes?|flaws?|faults?|problems|harm(?:ful)?|bad|badly|wrong|toxic(?:ity)?|severity|penalt\w+|demerits?|ranks?|places?)\b",
+    r"(?:errors?|mistakes?|flaws?|faults?|problems|harm(?:ful)?|bad|badly|wrong|toxic(?:ity)?|severity"
+    r"|penalt\w+|demerits?|ranks?|places?)\b",
     re.IGNORECASE,
 )
 
 
 def _less_is_better(text: str, low: int, high: int) -> bool:
     """Whether the text says that its lower numbers are the better ones, or explains numbers off the scale."""
-    good, bad = set(), set()
+    good: set[int] = set()
+    bad: set[int] = set()
     for pattern in (_LEGEND, _TURNED):
         for match in pattern.finditer(text):
             if not _NAMES_ONE.search(text[max(0, match.start() - 24) : match.start()]):
@@ -155,12 +177,16 @@ _RANGES = re.compile(
     re.IGNORECASE,
 )
 _HIGHS = re.compile(
-    rf"\bscale (?:up )?to (?P<h1>{_N})\b|(?<![\w.])(?P<h2>{_N})[- ](?:point|star|level|grade) (?:likert )?(?:scale|system|rating)\b"
-    rf"|(?:\b(?:{_GIVEN}|all|both|each|given|everything)\b|^)\W{{0,3}}(?:(?:are|is|given|both|all|here|each|they|it|were|was|[()]) ?){{0,3}}out of (?:a (?:possible |total of |maximum of ))?(?P<h3>{_N})\b"
+    rf"\bscale (?:up )?to (?P<h1>{_N})\b|(?<![\w.])(?P<h2>{_N})[- ](?:point|star|level"
+    r"|grade) (?:likert )?(?:scale|system|rating)\b"
+    rf"|(?:\b(?:{_GIVEN}|all|both|each|given|everything)\b|^)\W{{0,3}}(?:(?:are|is|given|both|all|here|each"
+    rf"|they|it|were|was|[()]) ?){{0,3}}out of (?:a (?:possible |total of |maximum of ))?(?P<h3>{_N})\b"
     rf"|\bmax(?:imum|\.)?(?: possible)?(?: {_GIVEN})?(?: is| =|:|of)? ?(?P<h4>{_N})\b"
-    rf"|\b(?:highest|top|best|full)(?: possible)? {_GIVEN}(?: (?:i|you|could|can|possible|give|get|to))*(?: is| =|:|of) ?(?P<h5>{_N})\b"
+    rf"|\b(?:highest|top|best|full)(?: possible)? {_GIVEN}(?: (?:i|you|could|can|possible|give|get"
+    rf"|to))*(?: is| =|:|of) ?(?P<h5>{_N})\b"
     rf"|(?<![\w.])(?P<h6>{_N}) (?:is|being|=|as) the (?:maximum|limit|ceiling)\b"
-    rf"|\bwith (?P<h9>{_N}) (?:as|being) the (?:highest|top|best|maximum)\b|\( ?(?:out )?of (?P<h10>{_N}) ?\)|\bscale of (?P<h11>{_N})\b(?! ?(?:to|-|–|and|through)\b)|\b[x\d] ?/ ?(?P<h12>\d{{1,4}})\)"
+    rf"|\bwith (?P<h9>{_N}) (?:as|being) the (?:highest|top|best|maximum)\b|\( ?(?:out )?of (?P<h10>{_N}) ?\)"
+    rf"|\bscale of (?P<h11>{_N})\b(?! ?(?:to|-|–|and|through)\b)|\b[x\d] ?/ ?(?P<h12>\d{{1,4}})\)"
     rf"|\b{_GIVEN} (?:of )?up to (?P<h7>{_N})\b|\( ?/ ?(?P<h8>\d{{1,4}}) ?\)",
     re.IGNORECASE | re.MULTILINE,
 )
@@ -186,24 +212,35 @@ def _other_measure(text: str, low: int, high: int) -> bool:
 
 # A number that may be a value: at the end of a clause, or with points, and not one that counts or numbers something.
 _VALUE = re.compile(
-    rf"(?<![\w.,/:])[-+−]?(?P<n>\d{{1,4}}|(?:(?<=minus )|(?<=plus )|(?<=less )|(?<=by ))one|one(?= points?\b)|{'|'.join(list(_WORDS)[1:])})(?:(?P<points> (?:\w+ )?(?:points?|marks?|stars?))\b|(?= (?:more|less|for|because|of course|due|since|off|after|before|instead|it is|now|then|seems|would|feels|looks|sounds|in the end)\b)"
+    rf"(?<![\w.,/:])[-+−]?(?P<n>\d{{1,4}}|(?:(?<=minus )|(?<=plus )|(?<=less )|(?<=by ))one|one(?= points?\b)"
+    rf"|{'|'.join(list(_WORDS)[1:])})(?:(?P<points> (?:\w+ )?(?:points?|marks?|stars?))\b|(?= (?:more|less"
+    r"|for|because|of course|due|since|off|after|before|instead|it is|now|then|seems|would|feels|looks"
+    r"|sounds|in the end)\b)"
     r"|(?=[ \t*_]*(?:[.!;,)\]]+(?:\s|$)|$|\n|[-–—+−]\s|=|\(|->|→)))",
     re.IGNORECASE,
 )
 _COUNTS = re.compile(
-    r"(?:\b(?:steps?|chapters?|sections?|items?|lines?|paragraphs?|parts?|pages?|questions?|points?|examples?|figures?|tables?|numbers?|no\.|reasons?"
-    r"|texts?|completions?|responses?|answers?|candidates?|outputs?|options?|versions?|days?|years?|grade|level|and|or|than|equals?|by|is|on|of|in|to|at|with|from|be)|[=+*×^-]) ?[(\[#]?$|^[ \t]*$|\d, ?$",
+    r"(?:\b(?:steps?|chapters?|sections?|items?|lines?|paragraphs?|parts?|pages?|questions?|points?|examples?"
+    r"|figures?|tables?|numbers?|no\.|reasons?"
+    r"|texts?|completions?|responses?|answers?|candidates?|outputs?|options?|versions?|days?|years?|grade"
+    r"|level|and|or|than|equals?|by|is|on|of|in|to|at|with|from|be)|[=+*×^-]) ?[(\[#]?$|^[ \t]*$|\d, ?$",
     re.IGNORECASE,
 )
 _A_POINT = re.compile(
-    r"\b(?:los(?:es?|ing)|costs?|forfeits?|takes?|taking|minus|less|deducts?|dock|drops?|gains?|earns?|plus|adds?|adding)\b[^.\n]{0,20}\b(?:an?|half an?|another) (?:\w+ )?(?:points?|marks?|stars?)\b"
+    r"\b(?:los(?:es?|ing)|costs?|forfeits?|takes?|taking|minus|less|deducts?|dock|drops?|gains?|earns?|plus"
+    r"|adds?|adding)\b[^.\n]{0,20}\b(?:an?|half an?|another) (?:\w+ )?(?:points?|marks?|stars?)\b"
     r"|\b(?:points?|marks?) (?:off|less|deducted)\b|\w-points? (?:penalty|deduction|reduction|bonus)",
     re.IGNORECASE,
 )
 _CHANGE = re.compile(
-    r"\b(?:penalt(?:y|ies)|penali[sz](?:ed?|ing)|deduct(?:s|ed|ing|ions?)?|subtract(?:s|ed|ing|ions?)?|minus|plus|dock(?:s|ed|ing)?|knock(?:s|ed|ing)?"
-    r"|bonus|less|adjust(?:s|ed|ing|ments?)?|capped|caps?|reduc(?:es?|ed|ing)|lower(?:s|ed|ing)?|rais(?:es?|ed|ing)|cut|drop(?:s|ped|ping)?|brings?|brought"
-    r"|(?:down|up)graded?|leav(?:es|ing)|comes? to|falls?|(?:down|up|make|makes|made|becomes?) (?:it |that |this )?(?:to|an?|into)?|net|final(?:ly)?|total|so|thus|hence|result\w*|revised|corrected|effective|weighted|arriv\w+|settl\w+|go(?:ing)? (?:with|for)|tak(?:es?|ing) (?:it|this|that|the score)|deserv\w+|merits?|fair\w*|instead|land\w*|lands|(?:no )?more than|reconsider\w*)\b"
+    r"\b(?:penalt(?:y|ies)|penali[sz](?:ed?|ing)|deduct(?:s|ed|ing|ions?)?|subtract(?:s|ed|ing|ions?)?|minus"
+    r"|plus|dock(?:s|ed|ing)?|knock(?:s|ed|ing)?"
+    r"|bonus|less|adjust(?:s|ed|ing|ments?)?|capped|caps?|reduc(?:es?|ed|ing)|lower(?:s|ed|ing)?|rais(?:es?"
+    r"|ed|ing)|cut|drop(?:s|ped|ping)?|brings?|brought"
+    r"|(?:down|up)graded?|leav(?:es|ing)|comes? to|falls?|(?:down|up|make|makes|made|becomes?) (?:it |that "
+    r"|this )?(?:to|an?|into)?|net|final(?:ly)?|total|so|thus|hence|result\w*|revised|corrected|effective"
+    r"|weighted|arriv\w+|settl\w+|go(?:ing)? (?:with|for)|tak(?:es?|ing) (?:it|this|that|the score)|deserv\w+"
+    r"|merits?|fair\w*|instead|land\w*|lands|(?:no )?more than|reconsider\w*)\b"
     r"|[-+−=]|->|→",
     re.IGNORECASE,
 )
@@ -224,7 +261,8 @@ def changed(after: str, value: int, low: int, high: int) -> bool:
             _number(match["n"])
             for match in _VALUE.finditer(sentence)
             if _CHANGE.search(sentence[max(0, match.start() - 40) : match.end() + 1])
-            or match["n"].isdigit() and not _COUNTS.search(sentence[max(0, match.start() - 24) : match.start()])
+            or match["n"].isdigit()
+            and not _COUNTS.search(sentence[max(0, match.start() - 24) : match.start()])
         ]
         if explains and numbers == [high - value]:
             continue

@@ -79,7 +79,11 @@ def read_score(text: str, low: int, high: int, *, cut: bool = False) -> Reading:
         return Reading(None, text, given[0].problem or "not applicable is not a score")
     if re.match(rf"[.)].*^[ \t]*{value + 1}[.)]\s", heard[end:], re.DOTALL | re.MULTILINE):
         return Reading(None, text, "the first of a numbered list")
-    if takes_back(heard[end:]) or changed(heard[end:], value, low, high) or any(int(m[1] or m[2]) != value for m in _MENTION.finditer(heard, end)):
+    if (
+        takes_back(heard[end:])
+        or changed(heard[end:], value, low, high)
+        or any(int(m[1] or m[2]) != value for m in _MENTION.finditer(heard, end))
+    ):
         return Reading(None, text, "the words after the score may take it back")
     return Reading(value, text)
 
@@ -119,7 +123,9 @@ def _field(heard: str, text: str, low: int, high: int) -> Reading:
     fields = [key for key in value if _FIELD.fullmatch(key)] if isinstance(value, dict) else []
     if len(fields) != 1 or _given(before, low, high)[0] or overridden(value, fields[0]):
         return Reading(None, text, "expected one score")
-    if problem := void("\n".join([before, *(str(other) for other in value.values() if isinstance(other, str))]), low, high):
+    if problem := void(
+        "\n".join([before, *(str(other) for other in value.values() if isinstance(other, str))]), low, high
+    ):
         return Reading(None, text, problem)
     written = whole(value[fields[0]])
     if not isinstance(written, (int, str)):

@@ -62,7 +62,8 @@ _QUALIFIES = re.compile(
     re.IGNORECASE,
 )
 _CONCLUDES = re.compile(
-    r"\b(?:therefore|thus|hence|in conclusion|i (?:choose|prefer|pick)|my (?:final |last )?(?:call|word|say|ruling|pick|judge?ment))\b"
+    r"\b(?:therefore|thus|hence|in conclusion|i (?:choose|prefer|pick)|my (?:final |last )?(?:call|word|say"
+    r"|ruling|pick|judge?ment))\b"
     r"|\bfinal (?:call|word|ruling)\b|\b(?:better|superior|on a par|tied?|equal(?:ly good)?):\W*$",
     re.IGNORECASE,
 )
@@ -72,20 +73,25 @@ _RESULT_LETTER = re.compile(rf"({RESULT})([AB])(?=[ \t.*_]*$)", re.MULTILINE)
 _A_TEXT = re.compile(rf"{_NAMED}|\W*\d|texts?\b|first|second|[ab]$", re.IGNORECASE)
 # After a verdict: a last word under another keyword.
 _FINAL = re.compile(
-    r"\b(?:final(?:ly)?|answer|overall|updated?|revised|corrected|new|adjusted|result|actual(?:ly)?|correct|in the end|ultimately)\b[^:=\n]{0,30}[:=][*_]*[ \t]*(?=\S)",
+    r"\b(?:final(?:ly)?|answer|overall|updated?|revised|corrected|new|adjusted|result|actual(?:ly)?|correct"
+    r"|in the end|ultimately)\b[^:=\n]{0,30}[:=][*_]*[ \t]*(?=\S)",
     re.IGNORECASE,
 )
 _A_LABEL_HERE = re.compile(r"(?:^|(?<=[\s:,;(]))(?=\S)", re.MULTILINE)
 _LIST_ITEM = re.compile(r"\d[.)][ \t]+\w")
 _ENDS_A_CLAUSE = re.compile(r"[ \t*_]*(?:[.!;)](?:\s|$)|$| (?:it is|then|instead|after all|now)\b)", re.MULTILINE)
 _WITH_IT = re.compile(
-    r"\b(?:than|over|unlike|to|of|and|or|in|with|by|from|for|against|beats|outperforms|while|nor|as|does|did|both|about|says?|between|versus|vs\.?"
-    r"|completion|text|response|answer|option|candidate|assistant|output|step|chapter|section|item|line|part|point|example) $",
+    r"\b(?:than|over|unlike|to|of|and|or|in|with|by|from|for|against|beats|outperforms|while|nor|as|does|did"
+    r"|both|about|says?|between|versus|vs\.?"
+    r"|completion|text|response|answer|option|candidate|assistant|output|step|chapter|section|item|line|part"
+    r"|point|example) $",
     re.IGNORECASE,
 )
 _NAMES_THE_WORSE = re.compile(
-    r"\b(?:verdicts?|numbers?|letters?|choice|labels?|i)\b (?:\w+ ){0,3}(?:names?|naming|gives?|is|are|marks?|stands? for|means?|denotes?|indicates?|picks?|pick out|states?|refers? to|write|list)"
-    r" (?:the )?(?:\w+ ){0,4}(?:worse|worst|weaker|weakest|loser|less|least|inferior|to reject|to avoid|rejected|losing|poorer|bad)\b",
+    r"\b(?:verdicts?|numbers?|letters?|choice|labels?|i)\b (?:\w+ ){0,3}(?:names?|naming|gives?|is|are|marks?"
+    r"|stands? for|means?|denotes?|indicates?|picks?|pick out|states?|refers? to|write|list)"
+    r" (?:the )?(?:\w+ ){0,4}(?:worse|worst|weaker|weakest|loser|less|least|inferior|to reject|to avoid"
+    r"|rejected|losing|poorer|bad)\b",
     re.IGNORECASE,
 )
 _BECAUSE = re.compile(r"because|since|as", re.IGNORECASE)
@@ -155,7 +161,11 @@ def _names_other(after: str, choice: Choice, label: re.Pattern[str], offered: Se
         if found is None or _chosen(found, offered) in (choice, None):
             continue
         listed = _LIST_ITEM.match(after, match.end()) and (match.end() == 0 or after[match.end() - 1] == "\n")
-        if _ENDS_A_CLAUSE.match(after, found.end()) and not listed and not _WITH_IT.search(after[max(0, match.end() - 24) : match.end()]):
+        if (
+            _ENDS_A_CLAUSE.match(after, found.end())
+            and not listed
+            and not _WITH_IT.search(after[max(0, match.end() - 24) : match.end()])
+        ):
             return True
     return False
 

@@ -91,7 +91,8 @@ def quoted(text: str, at: int) -> bool:
 
 
 _QUOTES = re.compile(
-    r"```.*?(?:```|\Z)|`[^`\n]*`|^[ \t]*>[^\n]*|“[^”]*(?:”|\Z)|«[^»]*(?:»|\Z)|„[^“”]*(?:[“”]|\Z)|「[^」]*(?:」|\Z)|\"[^\"]*(?:\"|\Z)"
+    r"```.*?(?:```|\Z)|`[^`\n]*`|^[ \t]*>[^\n]*|“[^”]*(?:”|\Z)|«[^»]*(?:»|\Z)|„[^“”]*(?:[“”]|\Z)|「[^」]*(?:」"
+    r"|\Z)|\"[^\"]*(?:\"|\Z)"
     r"|(?<![\w)])'[^'\n]{1,400}'(?!\w)|‘[^’\n]{1,400}’(?!\w)",
     re.DOTALL | re.MULTILINE,
 )
@@ -156,10 +157,14 @@ def unboxed(text: str, answer: re.Pattern[str], form: str = "[[{}]]") -> str:
 
 # Keys beside an answer with which a judge changes it, or says what it means.
 OVERRIDES = re.compile(
-    r"final|adjust|revis|correct|updat|amend|actual|\btrue|\breal|\bnew\b|\bnet\b|\bafter|effective|overall|total|swap|revers|invert"
-    r"|meaning|means|order|direction|scale|legend|polarity|penal|deduct|minus|bonus|second|reconsider|instead|overrid|overrul"
-    r"|severity|difference|\bunit|\bof$|percent|prelim|provisional|tentative|\bdraft|descend|ascend|\bsort|chang|should|\bresult"
-    r"|\bmax|out.of|lower.is|higher.is|\b(?:score|rating|grade|marks?|points?|stars?|level|verdict|winner|ranking|percent)",
+    r"final|adjust|revis|correct|updat|amend|actual|\btrue|\breal|\bnew\b|\bnet\b|\bafter|effective|overall"
+    r"|total|swap|revers|invert"
+    r"|meaning|means|order|direction|scale|legend|polarity|penal|deduct|minus|bonus|second|reconsider|instead"
+    r"|overrid|overrul"
+    r"|severity|difference|\bunit|\bof$|percent|prelim|provisional|tentative|\bdraft|descend|ascend|\bsort"
+    r"|chang|should|\bresult"
+    r"|\bmax|out.of|lower.is|higher.is|\b(?:score|rating|grade|marks?|points?|stars?|level|verdict|winner"
+    r"|ranking|percent)",
     re.IGNORECASE,
 )
 
@@ -172,11 +177,13 @@ def whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+NOTHING: tuple[Any, ...] = (None, "", [], {})  # values of a field that say nothing
+
+
 def overridden(item: dict[str, Any], field: str) -> bool:
     """Whether another field of a JSON object may change what `field` says."""
-    nothing = (None, "", [], {})
-    return any(key != field and value not in nothing and OVERRIDES.search(key.replace("_", " ")) for key, value in item.items())
-
+    others = [key for key, value in item.items() if key != field and value not in NOTHING]
+    return any(OVERRIDES.search(key.replace("_", " ")) for key in others)
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=lambda pairs: _unique(pairs))
@@ -207,27 +214,37 @@ REPORTS = re.compile(
 _DENIES = re.compile(r"\bnot\b|\bopposite\b|\bunlike\b", re.IGNORECASE)
 _AGAIN = r"(?:thoughts?|reading|look|inspection|glance|reflection|consideration|examination|analysis|thinking)"
 _CORRECTS = (
-    rf"actually|correction|(?:up)?on (?:reflection|re-?reading|reconsideration|re-?examination|(?:a )?(?:second|third|final|last|closer|further|careful|another|more|deeper) {_AGAIN})"
-    r"|(?:having|after) (?:re-?read|reconsider|re-?think|re-?thought|re-?check)\w*|(?:thinking|looking|reading) (?:\w+ ){0,2}(?:again|over)|in hindsight|second thoughts?"
-    r"|(?:scratch|strike|disregard|ignore|forget|discard) (?:that|this|it|the above|what)|withdrawn|retracted|i stand corrected|my bad|(?:hold|hang) on|let me think|(?:i )?think(?:ing)? again|ah|oh|yet|wait|sorry|oops|hmm+|rather(?! than)|really"
+    r"actually|correction|(?:up)?on (?:reflection|re-?reading|reconsideration|re-?examination"
+    rf"|(?:a )?(?:second|third|final|last|closer|further|careful|another|more|deeper) {_AGAIN})"
+    r"|(?:having|after) (?:re-?read|reconsider|re-?think|re-?thought|re-?check)\w*|(?:thinking|looking"
+    r"|reading) (?:\w+ ){0,2}(?:again|over)|in hindsight|second thoughts?"
+    r"|(?:scratch|strike|disregard|ignore|forget|discard) (?:that|this|it|the above|what)|withdrawn|retracted"
+    r"|i stand corrected|my bad|(?:hold|hang) on|let me think|(?:i )?think(?:ing)? again|ah|oh|yet|wait|sorry"
+    r"|oops|hmm+|rather(?! than)|really"
     r"|make (?:that|it)|i mean|i meant|let me (?:revise|correct|change|reconsider)|my mistake|apologies|edit(?:ed)?"
     r"|update[ds]?|revised|no(?=[,.;!])|not(?=[.!])|nope|just kidding"
 )
 # At the beginning of a clause, so that `it actually answers` corrects nothing.
 CORRECTION = re.compile(
-    rf"(?:^|[.!?;,:(\n–—-])[ \t*_]{{0,8}}(?:but |and )?(?:{_CORRECTS})\b|\bshould (?:be|read|say|have been|have read|have said)\b"
+    rf"(?:^|[.!?;,:(\n–—-])[ \t*_]{{0,8}}(?:but |and )?(?:{_CORRECTS})\b|\bshould (?:be|read|say|have been"
+    r"|have read|have said)\b"
     r"|\bchang(?:e|ed|ing) (?:it|that|this|my|the|to)\b|\b(?:take|took|taking) (?:it|that) back\b"
     r"|\bi(?:'d| would| will|'ll)? (?:lower|raise|revise|correct|downgrade|upgrade|take|deduct|subtract)\b"
-    r"|\bis (?:really|more like|rather)\b|\bi (?:no longer|was (?:wrong|mistaken|too)|misread|misjudged|reconsider\w*|take (?:it|that|this) back|withdraw|retract|spoke too)\b"
+    r"|\bis (?:really|more like|rather)\b|\bi (?:no longer|was (?:wrong|mistaken|too)|misread|misjudged"
+    r"|reconsider\w*|take (?:it|that|this) back|withdraw|retract|spoke too)\b"
     r"|\b(?:changed|change|changing) my mind\b",
     re.IGNORECASE,
 )
 SWAPS = re.compile(
     r"\b(?:swap|exchang|revers)\w*(?: \w+)? (?:the two|them|these|those|two|ratings|scores|numbers|verdicts?"
     r"|completions?|texts?|\W?\d)"
-    r"|\bmixed (?:\w+ ){0,3}up\b|\b(?:other|wrong) way a?round\b|\bwrong (?:order|number|one|letter)\b|\btypo\b|\bmistyped\b|\bvice versa\b|\bbackwards\b|\bthe (?:reverse|opposite|other way round) (?:is|holds|applies)\b"
+    r"|\bmixed (?:\w+ ){0,3}up\b|\b(?:other|wrong) way a?round\b|\bwrong (?:order|number|one|letter)\b"
+    r"|\btypo\b|\bmistyped\b|\bvice versa\b|\bbackwards\b|\bthe (?:reverse|opposite|other way round) (?:is"
+    r"|holds|applies)\b"
     r"|\b(?:verdict|answer|choice|order|result|decision) (?:is|should be|must be) the (?:reverse|opposite)\b"
-    r"|\bconfused (?:the two|them|these|one)\b|\b(?:got|had|have|has) (?:it|that|them|this|these) (?:\w+ )?(?:reversed|switched|flipped|swapped|inverted|confused|wrong)\b|\b(?:numbers|labels|names|texts|two) (?:are|were|got) (?:\w+ )?(?:reversed|switched|flipped|swapped|inverted|exchanged)\b",
+    r"|\bconfused (?:the two|them|these|one)\b|\b(?:got|had|have|has) (?:it|that|them|this"
+    r"|these) (?:\w+ )?(?:reversed|switched|flipped|swapped|inverted|confused|wrong)\b|\b(?:numbers|labels"
+    r"|names|texts|two) (?:are|were|got) (?:\w+ )?(?:reversed|switched|flipped|swapped|inverted|exchanged)\b",
     re.IGNORECASE,
 )
 _AFTERTHOUGHT = re.compile(
@@ -240,6 +257,8 @@ VOID = re.compile(
     r"|\bi (?:decline|refuse) to\b|\bin reverse\b|\b(?:are|were) (?:only |just )?(?:examples|guesses)\b",
     re.IGNORECASE,
 )
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """The object, keys in lower case. Raises ValueError for a repeated key: such a reply is ambiguous."""
     if len({key.strip().lower() for key, _ in pairs}) < len(pairs):
@@ -287,7 +306,8 @@ def find_object(text: str) -> tuple[Any, str] | str:
 NUMERALS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _NUMBER = re.compile(
     rf"""[*_`"'\[(]*
-    (?:(?P<digits>[+-]?\d{{1,9}}(?:\.0{{1,9}}(?!\d))?)|(?P<word>(?:{"|".join(NUMERALS)})\b)|(?P<na>(?:n/a|n\.a\.|na|not\ applicable)(?!\w)))
+    (?:(?P<digits>[+-]?\d{{1,9}}(?:\.0{{1,9}}(?!\d))?)|(?P<word>(?:{"|".join(NUMERALS)})\b)
+    |(?P<na>(?:n/a|n\.a\.|na|not\ applicable)(?!\w)))
     [*_`"'\])]*
     (?:\s*\(?(?:/|out\s+of\b)\s*[*_]*(?P<of>\d{{1,9}})(?:\.0{{1,9}})?(?!\d)[)*_\]]*)?
     [*_`"']*(?P<tail>.*)""",
