@@ -1,4 +1,7 @@
-"""A verdict on two completions, after reasons or without any: `2`, `Final verdict: [[B]]`, {"verdict": "1"}."""
+"""A verdict on two completions, after reasons or without any: `2`, `Final verdict: [[B]]`, {"verdict": "1"}.
+
+Without a formal one, a verdict told in a sentence: `Therefore, completion 2 is better.`
+"""
 
 from __future__ import annotations
 
@@ -107,9 +110,10 @@ def read_choice(
     """The verdict of a reply as A (the first of `offered`), B (the second) or tie (the third, where it is offered).
 
     It is the whole reply or a line of its own at either end, in double brackets, after a keyword such as `Verdict:`, or
-    a field of one JSON object. All verdicts in formal positions must be the same. The reasons before it do not matter,
-    but the words after it may not withdraw it or prefer the other. A line that goes on (`1 is worse`, `1 or 2`)
-    gives no verdict. `cut`: the reply was truncated at max_tokens, and is unparsed.
+    a field of one JSON object; without any of these, the sentence that the reply concludes with. All verdicts in formal
+    positions must be the same. The reasons before it do not matter, but the words after it may not withdraw it or
+    prefer the other. A line that goes on (`1 is worse`, `1 or 2`) gives no verdict. `cut`: the reply was truncated at
+    max_tokens, and is unparsed.
     """
     if cut:
         return None, CUT
