@@ -17,6 +17,9 @@ from rlaif.judges.replies.words import MOST_MARKS, MOST_OF_A_SENTENCE, unquoted
 from rlaif.records import Choice
 
 
+MOST_BEFORE = 1_000  # characters of a sentence before its statement: so many words may lead anywhere
+
+
 class Said(NamedTuple):
     """One statement: the verdicts it leaves open, and whether it is the judge's own and without a condition."""
 
@@ -453,7 +456,7 @@ _INTRODUCES = re.compile(
 
 def _lead(before: str, led: str) -> str:
     """`plain`, `concluding`, `unclear`, `denied`, or `apart` where the words before restrict it to one property."""
-    if led and not _is_introduced(led):
+    if len(before) > MOST_BEFORE or (led and not _is_introduced(led)):
         return "unclear"
     leads = _LEADS.match(before)
     start = leads.end() if leads else 0

@@ -62,7 +62,7 @@ _WORST_FIRST = re.compile(
     r"|\b(?:in|the) reversed?\b|\breversed? (?:order|ranking)\b|\binverted order\b|\bbackwards\b"
     r"|[>≻]\W{0,3}(?:\w+ ){0,3}?(?:means?|is|as|stands? for|reads?|denotes|indicates|signif\w+|="
     r"|:)[^.\n]{0,30}\b(?:worse|weaker|inferior|less|poorer|lower|more (?:harmful|toxic|wrong|flawed|biased))\b"
-    r"|\bmeans?\b[^\n]*\bworse\b|\b(?:lower|smaller|fewer) is better\b|\b(?:higher|greater|larger|bigger"
+    r"|\bmeans?\b[^\n]{0,80}\bworse\b|\b(?:lower|smaller|fewer) is better\b|\b(?:higher|greater|larger|bigger"
     r"|more) is worse\b"
     r"|\bby (?:the |their )?(?:number|count|level|degree|amount|severity) of (?:errors|mistakes|flaws|faults"
     r"|problems|harm|toxicity)\b|\bby (?:errors|harmfulness|toxicity|severity)\b",

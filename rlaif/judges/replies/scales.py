@@ -65,8 +65,9 @@ def explains_otherwise(before: str, low: int, high: int) -> bool:
 
 
 _OWN_NUMBERS = re.compile(
-    r"\[\[?\d+\]?\]|\b(?:texts?|completions?|responses?|answers?|candidates?|outputs?) #?\d+|\b(?:rating"
-    r"|score)\b\W{0,6}\d+(?: ?/ ?\d+)?|^[ \t]*\d+[.)]\s|\d+ ?(?:/|out of|of) ?\d+",
+    r"\[\[?\d{1,9}\]?\]|\b(?:texts?|completions?|responses?|answers?|candidates?|outputs?) #?\d{1,9}"
+    r"|\b(?:rating|score)\b\W{0,6}\d{1,9}(?: ?/ ?\d{1,9})?|^[ \t]{0,8}\d{1,9}[.)]\s"
+    r"|(?<!\d)\d{1,9} ?(?:/|out of|of) ?\d{1,9}",
     re.IGNORECASE | re.MULTILINE,
 )
 
