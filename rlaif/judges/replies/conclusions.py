@@ -16,7 +16,6 @@ from typing import NamedTuple
 from rlaif.judges.replies.words import MOST_MARKS, MOST_OF_A_SENTENCE, unquoted
 from rlaif.records import Choice
 
-
 MOST_BEFORE = 1_000  # characters of a sentence before its statement: so many words may lead anywhere
 
 
