@@ -20,7 +20,15 @@ from rlaif.constitution import read_constitution
 from rlaif.engines.asking import Ask
 from rlaif.errors import InputError
 from rlaif.generate.pairing import Pairing, candidate_scores
-from rlaif.judges.comparing import OFFERED, REQUIRED, Comparer, compare, pairs_to_compare, read_probability
+from rlaif.judges.comparing import (
+    OFFERED,
+    REQUIRED,
+    VERDICT_TOKENS,
+    Comparer,
+    compare,
+    pairs_to_compare,
+    read_probability,
+)
 from rlaif.judges.replies import read_choice
 from rlaif.records import Candidate, Choice, Comparison, Completion, Row
 from rlaif.resources import find
@@ -254,6 +262,44 @@ def test_a_completion_cannot_close_its_own_fence() -> None:
     other = Leaning()
     judged(other, row("another text", "a longer one"))
     assert marks[0] not in other.asks[0].messages[0].content
+
+
+NAMED = {
+    "names": ("Output (a)", "Output (b)"),
+    "verdicts": "hard",
+    "ending": "Which is better, Output (a) or Output (b)?",
+}
+
+
+@pytest.mark.parametrize(
+    ("says", "verdict"),
+    [
+        ("Output (a) is short. Therefore, Output (b) is better.", "B"),
+        ("Output (a)", "A"),
+        ("Output (b) is better in style, but Output (a) follows the principle.", None),
+    ],
+)
+def test_a_verdict_by_the_templates_own_names_may_end_an_explanation(says: str, verdict: Choice | None) -> None:
+    judge = Leaning(says=says)
+    found = judged(judge, row("short", "a longer one"), **NAMED)
+    assert found.orders[0].verdict == verdict
+    assert {asked.sampling.max_tokens for asked in judge.asks} == {1024}  # as many as the stage has
+    judged(judge, row("short", "a longer one"), verdicts="hard")
+    assert judge.asks[-1].sampling.max_tokens == VERDICT_TOKENS
+
+
+@pytest.mark.parametrize(
+    ("changed", "problem"),
+    [
+        ({"verdicts": "soft"}, "`names` are for verdicts that are written"),
+        ({"names": ("A", "a")}, "the two `names` are the same"),
+    ],
+)
+def test_names_that_no_verdict_can_be_read_by_are_an_error(changed: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        CompareStage(model="judge", constitution="c", **NAMED | changed)
+    with pytest.raises(ValueError, match="`ending` asks for 1 or 2"):
+        CompareStage(model="judge", constitution="c", names=("A", "B"), verdicts="hard")
 
 
 # ---------------------------------------------------------------- preferences from comparisons

@@ -47,6 +47,12 @@ class Sorter(Echo):
             said = "They are all fine."
         elif compact:
             said = "\n".join(f"[{k}] so many words rating {min(5, count)}" for k, count in enumerate(words, start=1))
+        elif "Answer with one JSON object" in text:
+            said = json.dumps(
+                {str(k): {"rationale": "so many", "rating": min(5, n)} for k, n in enumerate(words, start=1)}
+            )
+        elif "Answer with one block" in text:
+            said = "\n\n".join(f"[{k}]\nRationale: so many\nRating: {min(5, n)}" for k, n in enumerate(words, start=1))
         else:
             levels = sorted(set(words), reverse=True)
             tied = [" = ".join(str(k) for k, n in enumerate(words, start=1) if n == level) for level in levels]
@@ -137,6 +143,17 @@ def test_whoever_stands_first_gains_nothing_in_the_mean_of_both_orders(tmp_path:
             if c.completion.text == row.candidates[ranking.shown[0]].completion.text
         } for ranking in row.rankings)  # fmt: skip
     assert stage(tmp_path / "runs/ranked", "rank")["orders_disagree"] == 12
+
+
+@pytest.mark.parametrize("answers", ["lines", "json"])
+def test_the_default_template_of_a_ranking_by_ratings_asks_for_ratings(
+    answers: str,
+    tmp_path: Path,
+    run_cli: Cli,  # noqa: F811
+) -> None:
+    found = ranked(tmp_path, run_cli, Sorter("judge"), f", answers: {answers}")
+    assert all(ranking.order == by_words(row, 5) for row in found for ranking in row.rankings)
+    assert stage(tmp_path / "runs/ranked", "rank")["unparsed"] == 0
 
 
 @pytest.mark.parametrize("orders", ["both", "one"])

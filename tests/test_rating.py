@@ -116,6 +116,40 @@ def test_a_rubric_without_the_new_features_asks_what_it_always_asked(
     assert found == BEFORE[template, answers]
 
 
+class Obedient(Answering):
+    """Answers in the form that it is asked for: it fills in the example, 4 for one with a pear and 2 for others."""
+
+    def answer(self, ask: Ask) -> list[Completion]:
+        text = ask.messages[0].content
+        shown = re.findall(r"<completion \d+ \w+>\n(.*?)\n</completion", text, re.DOTALL)
+        ratings = {k: 4 if "pear" in one else 2 for k, one in enumerate(shown, start=1)}
+        if "one JSON object" in text:
+            said = json.dumps({str(k): {"rationale": "Two of 2.", "rating": rating} for k, rating in ratings.items()})
+        else:
+            form = text[text.index("[1]\n") : text.index("# The prompt")].strip()
+            said = "\n\n".join(
+                re.sub(r"Rating: <.*>", f"Rating: {rating}", form.replace("[1]", f"[{k}]"))
+                .replace("<", "")
+                .replace(">", "")
+                for k, rating in ratings.items()
+            )
+        return [Completion(text=said, model=ask.model, call=digest([text, ask.attempt]))]
+
+
+@pytest.mark.parametrize("answers", ["json", "lines"])
+@pytest.mark.parametrize("more", [{}, {"na": True, "types": {"fact": "Wrong.", "logic": "Odd."}}])
+def test_the_default_template_asks_for_what_is_read(answers: str, more: dict[str, Any]) -> None:
+    how = Rater.model_validate({"model": "judge", "rubric": "r", "answers": answers})
+    found = judged(Obedient(), how, rubric(**more), "An apple.", "A pear.", "A plum.")
+    assert [rating.value for rating in found.ratings] == [2, 4, 2]
+
+
+def test_a_template_that_is_named_is_the_one_used() -> None:
+    for answers in ("json", "lines", "score", "expected"):
+        how = Rater.model_validate({"model": "m", "rubric": "r", "answers": answers, "template": "own.jinja"})
+        assert how.template == "own.jinja"
+
+
 # ---------------------------------------------------------------- N/A, types, true answers
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import json
 import os
 from collections import Counter, defaultdict
@@ -11,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from rlaif.judges.replies import read_choice
 from rlaif.records import Choice
 from rlaif.statistics import (
     both_orders,
@@ -119,6 +122,36 @@ def test_llmbar_unparsed_verdicts_are_left_out_of_the_bias(llmbar: dict[str, Any
         for place, count in enumerate((forward.count(None), backward.count(None), twice)):
             unparsed[place] += count
     assert unparsed == [150, 141, 106]
+
+
+CAREFUL = Path(__file__).parent / "corpus" / "llmbar_careful.yaml"
+NAMES = ("Output (a)", "Output (b)")
+
+
+def test_llmbar_judges_replies_are_read_as_a_careful_person_reads_them(capsys: pytest.CaptureFixture[str]) -> None:
+    """By the names that the judges were offered, as a compare stage with `names` reads them."""
+    groups = yaml.safe_load(CAREFUL.read_text(encoding="utf-8"))
+    careful = {key: verdict for group in groups for key, verdict in group["verdicts"].items()}
+    assert len(careful) == sum(len(group["verdicts"]) for group in groups) == 180
+    with gzip.open(DATA / "llmbar" / "replies.jsonl.gz", "rt", encoding="utf-8") as file:
+        replies = [json.loads(line) for line in file]
+    counts: Counter[str] = Counter()
+    wrong = []
+    for reply in replies:
+        key = hashlib.sha256(reply["reply"].encode()).hexdigest()[:12]
+        meant = careful.pop(key, reply["published"])
+        choice, _ = read_choice(reply["reply"], (*NAMES, "tie"))
+        read = {"A": "a", "B": "b", None: None}.get(choice, choice)
+        counts["read" if read else "unparsed"] += 1
+        counts["published"] += reply["published"] is not None
+        counts["published and read"] += reply["published"] is not None and read is not None
+        if read is not None and read != meant:
+            wrong.append((key, meant, read))
+    with capsys.disabled():
+        print(f"\nLLMBar: {dict(counts)}, wrong {len(wrong)}")
+    assert not wrong and not careful
+    assert len(replies) == 7880 and counts["published"] == 7856
+    assert counts["published and read"] >= 0.98 * counts["published"]
 
 
 # ---------------------------------------------------------------- PandaLM

@@ -255,6 +255,7 @@ class SampleStage(StageSettings):
 
 # `answers` for one completion at a time, with their default templates.
 ONE_BY_ONE = {"score": "prompts/rate-critique.jinja", "expected": "prompts/score.jinja"}
+SIDE_BY_SIDE = {"lines": "prompts/rate-lines.jinja"}  # other `answers` whose default template is their own
 
 
 class Require(Settings):
@@ -302,11 +303,13 @@ class Rater(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _one_by_one(cls, value: Any) -> Any:
+    def _asks_for_what_is_read(cls, value: Any) -> Any:
         answers = value.get("answers") if isinstance(value, dict) else None
-        if not isinstance(answers, str) or answers not in ONE_BY_ONE:
-            return value
-        return {"shown": "one", "template": ONE_BY_ONE[answers]} | value
+        if isinstance(answers, str) and answers in ONE_BY_ONE:
+            return {"shown": "one", "template": ONE_BY_ONE[answers]} | value
+        if isinstance(answers, str) and answers in SIDE_BY_SIDE:
+            return {"template": SIDE_BY_SIDE[answers]} | value
+        return value
 
     @property
     def basis(self) -> Literal["ratings", "scores"]:
@@ -360,7 +363,8 @@ class CompareStage(StageSettings):
     """Row stage: which of two candidates is better under a drawn principle, by a judge or a jury, in both orders.
 
     A `soft` verdict is the first-token probability of the two numbers, a `hard` one the number written. With `reasons`
-    the judge first explains, then gives its verdict; `clamp` limits the probability.
+    the judge first explains, then gives its verdict; `clamp` limits the probability. With `names` it may explain and
+    conclude in one reply (`Therefore, Output (b) is better.`).
     """
 
     kind = "compare"
@@ -377,6 +381,7 @@ class CompareStage(StageSettings):
     ending: Text = "Which completion follows the principle better? Answer with its number alone, 1 or 2."
     pairs: Literal["one", "all"] = "one"  # of each prompt's candidates
     verdicts: Literal["soft", "hard"] = "soft"
+    names: tuple[Text, Text] | None = None  # of the two, where the template does not call them 1 and 2
     reasons: bool = False
     votes: int = Field(default=1, gt=0, le=1000)  # verdicts per order, at a temperature above 0, averaged
     clamp: tuple[Share, Share] | None = None
@@ -390,6 +395,18 @@ class CompareStage(StageSettings):
             raise ValueError("`clamp` is for soft verdicts after reasons; remove it, or set `reasons: true`")
         if self.clamp is not None and not self.clamp[0] < 0.5 < self.clamp[1]:
             raise ValueError("`clamp` needs a share below one half and one above, such as [0.4, 0.6]")
+        return self
+
+    @model_validator(mode="after")
+    def _names_are_asked_for(self) -> CompareStage:
+        if self.names is None:
+            return self
+        if self.verdicts == "soft":
+            raise ValueError("`names` are for verdicts that are written; set `verdicts: hard`, or remove them")
+        if self.names[0].lower() == self.names[1].lower():
+            raise ValueError("the two `names` are the same; give two, such as [Output (a), Output (b)]")
+        if "ending" not in self.model_fields_set:
+            raise ValueError("`ending` asks for 1 or 2; give one that asks for one of the `names`")
         return self
 
     @model_validator(mode="after")
@@ -441,6 +458,12 @@ class RankStage(StageSettings):
     orders: Literal["both", "one"] = "both"  # the drawn order and its reverse, or the drawn order only
     reask: int = Field(default=1, ge=0, le=100)  # re-asks of an unreadable ranking, with another seed
     sampling: JudgeSampling = JudgeSampling()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _asks_for_what_is_read(cls, value: Any) -> Any:
+        rated = isinstance(value, dict) and value.get("answers") in ("lines", "json")
+        return {"template": "prompts/rank-ratings.jinja"} | value if rated else value
 
     @model_validator(mode="after")
     def _scale_rises(self) -> RankStage:

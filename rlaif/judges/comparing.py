@@ -140,12 +140,13 @@ async def _conclude(
 
 
 def _short(asker: Asker, stage: CompareStage) -> Asker:
-    """The asker of a verdict: few tokens, and for a soft one the first token's probabilities."""
+    """The asker of a verdict: few tokens, and for a soft one the first token's probabilities.
+
+    A verdict by `names` may end an explanation, and has all the stage's tokens.
+    """
     soft = stage.verdicts == "soft"
-    return asker.sampled(
-        max_tokens=min(asker.sampling.max_tokens, SOFT_VERDICT_TOKENS if soft else VERDICT_TOKENS),
-        alternatives=NUMBERS if soft else (),
-    )
+    most = SOFT_VERDICT_TOKENS if soft else VERDICT_TOKENS if stage.names is None else asker.sampling.max_tokens
+    return asker.sampled(max_tokens=min(asker.sampling.max_tokens, most), alternatives=NUMBERS if soft else ())
 
 
 def _read(order: tuple[int, int], reply: Completion, reasons: Completion | None, stage: CompareStage) -> Verdict:
@@ -157,7 +158,8 @@ def _read(order: tuple[int, int], reply: Completion, reasons: Completion | None,
         choice = None if probability is None else preferred(probability)
     else:
         probability = None
-        choice, problem = read_choice(reply.text, cut=reply.finish_reason == "length")
+        offered = (*(stage.names or NUMBERS), "tie")
+        choice, problem = read_choice(reply.text, offered, cut=reply.finish_reason == "length")
     return Verdict(
         a=order[0],
         b=order[1],

@@ -20,7 +20,7 @@ from rlaif.judges.replies import read_ranking, read_reply, unusable
 from rlaif.records import Completion, Message, Ranking, Row, hashed_order, writable
 from rlaif.templates import Template
 
-OFFERED = {"principle", "prompt", "completions", "mark", "n"}
+OFFERED = {"principle", "prompt", "completions", "answers", "scale", "mark", "n"}
 REQUIRED = {"principle", "prompt", "completions"}
 
 Slots = tuple[tuple[int, ...], ...]  # for each number, from 1, the candidates that have its text
@@ -40,7 +40,7 @@ async def rank(row: Row, stage: RankStage, ranker: Comparer, asker: Asker) -> Ro
         return row
     principle = ranker.constitution.draw("compare", row.prompt.id)
     orders = [slots, slots[::-1]] if stage.orders == "both" else [slots]
-    prompts = [ranking_prompt(row, order, principle, ranker.template) for order in orders]
+    prompts = [ranking_prompt(row, order, principle, stage, ranker.template) for order in orders]
     rankings = await together(*(_ask(shown, principle, stage, asker) for shown in prompts))
     return row.model_copy(update={"rankings": tuple(rankings)})
 
@@ -52,7 +52,7 @@ def shown_at(row: Row) -> Slots:
     return tuple(tuple(by_text[texts[position]]) for position in hashed_order(texts, "rank", row.prompt.id))
 
 
-def ranking_prompt(row: Row, slots: Slots, principle: Principle, template: Template) -> RankingPrompt:
+def ranking_prompt(row: Row, slots: Slots, principle: Principle, stage: RankStage, template: Template) -> RankingPrompt:
     """The judge prompt that shows the candidates in the order of `slots`."""
     shown = [row.candidates[same[0]].completion.text for same in slots]
     rendered = template.render_showing(
@@ -60,6 +60,8 @@ def ranking_prompt(row: Row, slots: Slots, principle: Principle, template: Templ
         principle=principle,
         prompt=row.prompt.text,
         completions=shown,
+        answers=stage.answers,
+        scale={"low": stage.scale[0], "high": stage.scale[1]},
         mark=fence_mark(row.prompt.text, *sorted(shown)),
         n=len(shown),
     )

@@ -30,7 +30,15 @@ UNITS = [
     '{"ranking": [1, 2]}\n', "[", "]", "[[", "(", "((", "*", "**", "_*", "#", "- ", "\t", " ", "\n", "\r\n", "\x00",
     ".", ". ", "! ?", ": ", ":\n", "，", "４", "９" * 50, "9", "-", "— ", "½", "é", "\u202e", "\ud800", "🙂",
     "Type: A, B\n", "types: ", "types and ", "summary 4\n", "final ratings: ", "1. ", "1.\n2.\n", "4 because ",
-    "4, for style 2 ",
+    "4, for style 2 ", "completion 1 is better. ", "Therefore, completion 1 is better. ", "completion 1 ", "the first ",
+    "so completion 2 is clearly much better than ", "completion 1 is, overall, the ", "I prefer ", "I would clearly ",
+    "the better one is ", "neither ", "if completion 1 is better, ", "it says that completion 1 is better, ",
+    "after the debate, ", "it is clear that ", "'a ' ", "‘a’ ", "1 = best, ", "best = 1 (5) ", "1 is the ",
+    "out of 10 ", "ratings from 1 to 5 ", "scale ratings are given ", "minus 1 ", "so 3. ",
+    "penalty: -1, ", "lower numbers are ",
+    "\\boxed{1}\n", "\\boxed{", "[[A>>B]] ", "[[A>", "[RESULT] 1 ", "[RESULT] A\n", "</reasoning> ", "4.0 ", "4.0000 ",
+    "from the worst to ", "more of this ", "x > y is ", "the verdict gives the worse ", "on a closer look ",
+    "So 2 it is. ", "which means ", "not completion 1 is better in style ", "5 of ", "so 5 ", "9" * 3000,
 ]  # fmt: skip
 INTRODUCED = ["", "Rating: ", "Verdict: ", "[1] Rating: 4\n", "7/10\n", '{"rating": ', "<think>"]
 

@@ -3,11 +3,13 @@
 Nothing is guessed. Two rules hold for every kind:
 
 - Words count only in a formal position: a line of its own, after its keyword (`Rating: 4`), in double brackets, in a
-  JSON field. Words in the middle of a sentence, in quotation marks or in a block quotation belong to its reasons.
-- Two values in formal positions that differ are unparsed. The last one does not win: a judge that quotes a completion's
+  JSON field; or, for a verdict, as the sentence that the reply opens or concludes with. Other words in the middle of a
+  sentence, in quotation marks or in a block quotation belong to its reasons.
+- Two values in such positions that differ are unparsed. The last one does not win: a judge that quotes a completion's
   injected verdict after its own writes the same words as one that corrects itself.
 
-From below upwards: `words` (what all kinds share), then `ratings`, `scores`, `verdicts` and `rankings`.
+From below upwards: `words` (what all kinds share), `scales` (what a reply says of its numbers) and `conclusions` (what
+it says of two candidates), then `ratings`, `scores`, `verdicts` and `rankings`.
 """
 
 from rlaif.judges.replies.rankings import RankGroups, read_ranking

@@ -10,19 +10,23 @@ from rlaif.judges.replies.words import (
     CUT,
     MOST_CHARACTERS,
     MOST_MARKS,
+    NOTHING,
+    OBJECT,
     SWAPS,
     TOO_LONG,
     find_object,
     foreign,
     headed,
     narrow,
+    overridden,
     quoted,
     spoken,
+    unboxed,
 )
 
 RankGroups = tuple[tuple[int, ...], ...]  # groups of numbers, best first; those in one group are tied
 
-_NAME = r"[*_]*(?:(?:completion|text|response|answer|candidate)[ \t]*#?)?\[?"
+_NAME = r"[*_]*(?:(?:completion|text|response|answer|candidate|output)[ \t]*#?)?\[?"
 _NUMBER = re.compile(rf"{_NAME}(\d{{1,4}})\]?[*_]*", re.IGNORECASE)
 _ITEM = rf"{_NAME}\d{{1,4}}\]?[*_]*"
 _CHAIN = re.compile(rf"{_ITEM}(?:[ \t]*[>=≻][ \t]*{_ITEM})+", re.IGNORECASE)
@@ -38,10 +42,53 @@ _PLACE = re.compile(
     rf"[*_]*[ \t]*[:–—-][*_]*[ \t]*{_NAME}(?P<k>\d{{1,4}})\]?[*_]*(?P<tail>[^\n]*)",
     re.IGNORECASE,
 )
+_WORSE = (
+    r"(?:worst|weakest|poorest|lowest|bottom|least|worse|inferior"
+    r"|most (?:harmful|toxic|wrong|flawed|biased|dangerous|offensive))"
+)
+_BEST = r"(?:best|strongest|top|highest|winner|most helpful)"
 _WORST_FIRST = re.compile(
-    r"\bworst\W+(?:first|to)\b|\bfrom worst\b|\bascending\b|\bmeans?\b[^\n]*\bworse\b|\blower is better\b",
+    rf"\b{_WORSE}\W+(?:first|to)\b|\b{_WORSE}\b[^.\n]{{0,30}}\b(?:first|to (?:the )?{_BEST}|at the (?:top"
+    r"|start|beginning|left|front|head))\b"
+    r"|\bupside[- ]down\b|\bgreater[- ]than\b|\b(?:sign|symbol|arrow)\b|\b(?:losers?|failures?) first\b"
+    rf"|\b{_WORSE}\b[^.\n]{{0,12}}\b(?:leads|heads|tops|opens)\b|\bmost (?!(?:help|hon|accura|correct|clear"
+    r"|polite|kind|use|harmless|relevant|complete|convinc|suit))\w+ (?:one )?(?:comes? )?first\b"
+    r"|\bfrom (?:the )?(?:bad|low|last|weak|right|poor|lower|smallest)\b|\bmore [^.\n]{0,30}\bfirst\b"
+    r"|\border of (?!(?:(?:the|decreasing|descending|overall|their|my) )*(?:quality|preference|merit|how well"
+    r"|rank|principle|goodness|use|excellence|help|hon|harmless|accura|correct|clar|polite|kind))"
+    rf"|\b(?:from|starting (?:with|from|at)|beginning with|begins with|starts with) (?:the )?{_WORSE}\b"
+    r"|\b(?:ascending|increasing|rising|improving|upwards?)\b|\bbottom[- ](?:to|up)\b"
+    rf"|\b{_BEST}\b[^.\n>]{{0,20}}\b(?:last|at the (?:end|bottom|right|back))\b"
+    r"|\b(?:in|the) reversed?\b|\breversed? (?:order|ranking)\b|\binverted order\b|\bbackwards\b"
+    r"|[>≻]\W{0,3}(?:\w+ ){0,3}?(?:means?|is|as|stands? for|reads?|denotes|indicates|signif\w+|="
+    r"|:)[^.\n]{0,30}\b(?:worse|weaker|inferior|less|poorer|lower|more (?:harmful|toxic|wrong|flawed|biased))\b"
+    r"|\bmeans?\b[^\n]{0,80}\bworse\b|\b(?:lower|smaller|fewer) is better\b|\b(?:higher|greater|larger|bigger"
+    r"|more) is worse\b"
+    r"|\bby (?:the |their )?(?:number|count|level|degree|amount|severity) of (?:errors|mistakes|flaws|faults"
+    r"|problems|harm|toxicity)\b|\bby (?:errors|harmfulness|toxicity|severity)\b",
     re.IGNORECASE,
 )
+_ENDS_SAY = re.compile(
+    rf"\b(?:last|final|rightmost)\b[^.\n>]{{0,15}}\b(?:is|being|was)\b (?:the )?{_BEST}\b|\b(?:first"
+    rf"|leftmost)\b[^.\n>]{{0,15}}\b(?:is|being|was)\b (?:the )?{_WORSE}\b",
+    re.IGNORECASE,
+)
+_SIGN = re.compile(
+    r"(?<![-=<\w/\"'])[>≻](?=\s)(?<!^>)|[\"'“(][>≻][\"'”)]|\w [>≻] \w[^.\n]{0,20}\b(?:means?|says?|reads?|is"
+    r"|stands|denotes)\b|^\s*[>≻]\s*(?:=|:|means|is|stands|reads|denotes)"
+)
+_RANKED = re.compile(rf"{_ITEM}[ \t]*[>=≻][ \t]*{_ITEM}", re.IGNORECASE)
+_EXTREMES = re.compile(
+    r"(?:\b(?:completion|text|response|answer|candidate|output) #?|(?<![\w.#>=-]) ?)(?P<k>\d{1,4}),? (?:is"
+    r"|was|being|as) (?:clearly |by far |easily )?(?:the )?(?:very )?(?:(?P<best>best|strongest|winner)"
+    r"|(?P<worst>worst|weakest))(?! (?:in|at|on|of (?:the )?(?:first|second))\b)\b"
+    r"|(?<!to )\b(?:(?P<best2>best|strongest|winner)|(?P<worst2>worst|weakest))(?: (?:one|completion|text"
+    r"|response|answer))?(?: is|:) (?:completion |text |response |answer )?#?(?P<k2>\d{1,4})(?!\d|\.\d)(?!,| and)\b",
+    re.IGNORECASE,
+)
+_REASONS = re.compile(r"reason|rational|expla|justif|analys|thought|critique|feedback|summary", re.IGNORECASE)
+_BEST_FIRST = re.compile(r"\W*(?:from )?(?:best (?:first|to worst)|descending)\W*", re.IGNORECASE)
+_ENDS = re.compile(r"best|worst|first|last|top|bottom", re.IGNORECASE)
 
 
 def read_ranking(text: str, n: int, *, cut: bool = False) -> tuple[RankGroups | None, str | None]:
@@ -53,17 +100,18 @@ def read_ranking(text: str, n: int, *, cut: bool = False) -> tuple[RankGroups | 
     """
     if cut:
         return None, CUT
-    heard = narrow(spoken(text)).strip()
+    heard = whole = narrow(spoken(text)).strip()
     if len(heard) > MOST_CHARACTERS:
         return None, TOO_LONG
+    heard = unboxed(heard, _CHAIN, "{}")
     given: list[RankGroups | None] = []
     end = 0
-    if "{" in heard:
+    if OBJECT.search(heard):
         parsed = find_object(heard)
         if isinstance(parsed, str):
             return None, parsed
         value, heard = parsed
-        given.append(_groups(value.get("ranking") if isinstance(value, dict) else None))
+        given.append(_groups(value["ranking"]) if isinstance(value, dict) and _is_plain(value) else None)
         end = len(heard)
     said_so, last = _given(heard)
     given += said_so
@@ -75,11 +123,37 @@ def read_ranking(text: str, n: int, *, cut: bool = False) -> tuple[RankGroups | 
     numbers = [number for group in ranking for number in group]
     if sorted(numbers) != list(range(1, n + 1)):
         return None, f"expected the numbers 1 to {n} once each, found {', '.join(map(str, numbers[: n + 3]))}"
-    if _WORST_FIRST.search(text):
+    after = heard[max(end, last) :]
+    if _WORST_FIRST.search(whole.replace("_", " ")) or _ENDS_SAY.search(after):
         return None, "an order from worst to best"
-    if CORRECTION.search(heard[max(end, last) :]) or SWAPS.search(heard[max(end, last) :]):
+    if _redefined(heard) or any(not _agrees(one, ranking) for one in _EXTREMES.finditer(whole)):
+        return None, "the words around the ranking may say something else"
+    others = (_ordered(chain[0]) for chain in _CHAIN.finditer(after) if chain[0].count(">") == len(ranking) - 1)
+    if CORRECTION.search(after) or SWAPS.search(after) or any(other != ranking for other in others):
         return None, "the words after the ranking may take it back"
     return ranking, None
+
+
+def _redefined(heard: str) -> bool:
+    """Whether a `>` stands among words: they may say what it means."""
+    return any(_SIGN.search(line) for line in heard.split("\n") if not _RANKED.search(line))
+
+
+def _agrees(match: re.Match[str], ranking: RankGroups) -> bool:
+    """Whether what is said of the best or the worst one is what the ranking says."""
+    k = int(next(n for n in (match["k"], match["k2"]) if n is not None))
+    best = match["best"] or match["best2"]
+    return k in (ranking[0] if best else ranking[-1])
+
+
+def _is_plain(item: dict[str, Any]) -> bool:
+    """Whether a JSON object gives one ranking, and no other field says that it is read in another way."""
+    if "ranking" not in item:
+        return False
+    others = {key: value for key, value in item.items() if not _BEST_FIRST.fullmatch(str(value).replace("_", " "))}
+    told = [value for key, value in others.items() if key != "ranking" and not _REASONS.search(key)]
+    plain = all(value in NOTHING or (isinstance(value, str) and len(value.split()) > 3) for value in told)
+    return plain and not overridden(others, "ranking") and not any(_ENDS.search(key) for key in others)
 
 
 def _groups(value: Any) -> RankGroups | None:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from rlaif.judges.replies.scales import changed, explains_otherwise, on_another_scale, spans_the_scale, void
 from rlaif.judges.replies.words import (
     CORRECTION,
     CUT,
@@ -27,10 +28,10 @@ from rlaif.judges.replies.words import (
     leading_number,
     narrow,
     other_scale,
+    overridden,
     quoted,
     spoken,
     takes_back,
-    void,
     whole,
 )
 
@@ -61,6 +62,20 @@ def read_reply(
 _NAMED = r"(?:text|completion|response|answer|candidate|output)"
 _KEY = re.compile(rf"(?:{_NAMED}[ _]?)?\[?(\d{{1,4}})\]?")
 _INDEX = ("completion", "text", "index", "number")
+_ABOUT = re.compile(
+    rf"{_NAMED}|number|index|shown|original|position|source|target|\bref|which|about|\b(?:id|for|of|no|key"
+    r"|name|label)\b"
+)
+_PLACES = ("a", "first", "one", "b", "second", "two", "c", "third", "three", "d", "fourth", "four")
+_PLACE = rf"(?:(?P<number>\d{{1,4}})|(?P<place>{'|'.join(_PLACES)}))"
+_ONE = re.compile(rf"\W*(?:the )?(?P<noun>{_NAMED})?[ _]?(?:no\.? ?|number )?\W*{_PLACE}(?: (?:one|{_NAMED}))?\W*")
+_IS_ONE = re.compile(
+    r"\b(?:this|it|that|here)(?: (?:is|was|means|concerns)|'s) (?:about |for |really "
+    rf"|actually )?(?:the )?{_NAMED} #?{_PLACE}\b(?! (?:is|has|does|was)\b)"
+)
+_HEADED = re.compile(
+    rf"\W*(?:(?:(?:rating|score) )?(?:for|of|on|about|re) (?:{_NAMED} )?|{_NAMED} )#?{_PLACE}\s*(?:[:)\]–—-]|$)"
+)
 _WRAPPERS = ("ratings", "completions", "evaluations", "evaluation", "results", "judgments", "judgements")
 
 
@@ -76,7 +91,11 @@ def read_json(
     if isinstance(parsed, str):
         return [Reading(None, text, parsed)] * n
     value, before = parsed
-    if problem := void(before, low, high):
+    told = "\n".join(_words(value))
+    after = heard[heard.rfind("}") + 1 :]
+    if explains_otherwise(before, low, high):
+        return [Reading(None, text, "the words before may say what the numbers mean")] * n
+    if problem := void(f"{before}\n{after}", low, high) or on_another_scale(told, low, high):
         return [Reading(None, text, problem)] * n
     if _openers(before) or _RATING.search(before):
         return [Reading(None, text, "ratings stand before the object too")] * n
@@ -102,21 +121,46 @@ def _by_number(value: Any) -> dict[int, Any] | None:
     if not pairs or None in numbers:
         return None
     items = {int(match[1]): item for match, (_, item) in zip(numbers, pairs, strict=True) if match}
-    named = {
-        k: [str(item[key]) for key in _INDEX if key in item] for k, item in items.items() if isinstance(item, dict)
-    }
-    if len(items) < len(pairs) or any(other.isdecimal() and whole(other) != k for k in named for other in named[k]):
+    if len(items) < len(pairs) or any(_names_another(item, k) for k, item in items.items() if isinstance(item, dict)):
         return None
     return items
+
+
+def _names_another(item: dict[str, Any], k: int) -> bool:
+    """Whether a field of the item of completion `k` names another completion as the one it is about."""
+    for key, value in item.items():
+        written = str(value).strip().lower() if isinstance(value, (int, str)) and key != "rating" else ""
+        named = _ONE.fullmatch(written)
+        if named is not None and not (named["noun"] or _ABOUT.search(key.replace("_", " "))):
+            named = None  # a number of something else
+        said = (named, _HEADED.match(written), *_IS_ONE.finditer(written))
+        if any(_place(one) != k for one in said if one is not None):
+            return True
+    return False
+
+
+def _place(match: re.Match[str]) -> int:
+    return int(match["number"]) if match["number"] else _PLACES.index(match["place"]) // 3 + 1
+
+
+def _words(value: Any) -> Iterator[str]:
+    """Every text in a JSON value but its keys."""
+    waiting = [value]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, str):
+            yield one
+        elif isinstance(one, (dict, list)):
+            waiting += one.values() if isinstance(one, dict) else one
 
 
 def _json_reading(item: Any, low: int, high: int, na: bool, types: Sequence[str]) -> Reading:
     raw = json.dumps(item, ensure_ascii=False)
     if not isinstance(item, dict) or "rating" not in item:
         return Reading(None, raw, "no whole-number rating")
-    if any(key != "rating" and re.search("rating|score|scale|max|out.of", key) for key in item):
+    if overridden(item, "rating") or any(_may_rate(key, value) for key, value in item.items()):
         return Reading(None, raw, "several fields that may be the rating")
-    value = item["rating"]
+    value = whole(item["rating"])
     if not isinstance(value, (int, str)):
         return Reading(None, raw, "no whole-number rating")
     number = leading_number(str(value), low, high)
@@ -126,12 +170,27 @@ def _json_reading(item: Any, low: int, high: int, na: bool, types: Sequence[str]
         )
     keys = list(item)
     later = [item[key] for key in keys[keys.index("rating") + 1 :] if isinstance(item[key], str)]
-    if any(takes_back(words) for words in later):
+    if any(takes_back(words) or (number.value and changed(words, number.value, low, high)) for words in later):
         return Reading(None, raw, "the words after the rating may take it back")
+    measured = (m for words in _words(item) for m in _MENTION.finditer(words) if m[3])
+    if any(int(m[2]) == number.value and int(m[3]) != high for m in measured):
+        return Reading(None, raw, "the rating is on another scale")
     named, note = _json_types(item, types)
     reading = _reading(number, raw, na)._replace(types=named, note=note)
     told = item.get("rationale")
     return reading._replace(raw=told) if reading.problem is None and isinstance(told, str) else reading
+
+
+_QUALITY = re.compile(r"\w+(?:ness|ity|cy|nce|style|tone|depth|detail|grammar|spelling|coverage|logic|safety)")
+_KNOWN = ("rating", "type", "types", "confidence", "certainty", "probability", "weight")
+
+
+def _may_rate(key: str, value: Any) -> bool:
+    """Whether a field beside the rating holds a number that may be the rating too; one of a quality's name is not."""
+    if key in _KNOWN or _ABOUT.search(key.replace("_", " ")) or _QUALITY.fullmatch(key):
+        return False
+    number = leading_number(value, 0, 0) if isinstance(value, str) else None
+    return isinstance(value, (int, float)) or (number is not None and number.numeric and not number.tail.strip(" ."))
 
 
 def _json_types(item: dict[str, Any], offered: Sequence[str]) -> tuple[tuple[str, ...], str | None]:
@@ -178,6 +237,7 @@ _MENTION = re.compile(
     r"|out of)[ \t]*(\d{1,4})(?![\d/])",
     re.IGNORECASE,
 )
+_VALUE = re.compile(r"\A[^\w\n]*\w+(?:\.0+\b)?[*_]*(?:[ \t]*\(?(?:/|out of)[ \t]*[*_]*\d+\)?)?", re.IGNORECASE)
 _HEAD = re.compile(r"[ \t*_]*(?:[:|→]|[-–—][ \t])?[ \t*_]*")
 _STARTS = re.compile(r"[\s*_#|•(-]*(?:(?:my|the|overall|final|and|so)\b[\s*_]*)*", re.IGNORECASE)
 # Words before `rating 4` that make it a rating of something else, or no rating.
@@ -231,6 +291,11 @@ def read_lines(
         return [Reading(None, text, "a summary that names ratings again")] * n
     if problem := void(heard, low, high):
         return [Reading(None, text, problem)] * n
+    last = _RATING.search(heard, marks[-1][2])
+    after = heard[last.end() if last else marks[-1][2] :]
+    before = heard[: marks[0][1]]
+    if explains_otherwise(before, low, high) or any(spans_the_scale(words, low, high) for words in (before, after)):
+        return [Reading(None, text, "the words before may say what the numbers mean")] * n
     if _mixes_up(heard):
         return [Reading(None, text, "a correction that names another number")] * n
     bodies = [
@@ -264,10 +329,10 @@ def _block_reading(
     body = body[head.end() if head else 0 :]
     given: list[Number] = []
     mentioned = set()
-    after = len(body)
+    after = begins_at = len(body)
     first = leading_number(body.partition("\n")[0], low, high)
     if first.numeric and not first.word and (first.of or not first.tail.strip(" \t\r.*_")):
-        given, after = [first], 0
+        given, after, begins_at = [first], 0, 0
     for count, match in enumerate(_RATING.finditer(body)):
         if count == MOST_MARKS:
             return Reading(None, block, TOO_MANY)
@@ -284,16 +349,21 @@ def _block_reading(
             if foreign(body, match.start()) or quoted(body, match.start()):
                 number = Number(None, "a rating that is not given in its own place", number.tail)
             given.append(number)
-            after = min(after, match.end())
+            after, begins_at = min(after, match.end()), min(begins_at, match.start())
         elif number.numeric:
             mentioned.add(number.value)
     if not given:
         return Reading(None, block, "no rating in a place of its own" if mentioned else "no rating")
     value = given[0].value
-    mentioned |= {int(m[1] or m[2]) if int(m[3] or high) == high else None for m in _MENTION.finditer(body)}
+    mentioned |= {
+        int(m[1] or m[2]) if int(m[3] or high) == high else None
+        for m in _MENTION.finditer(body)
+        if not (m.end() <= begins_at and foreign(body, m.start()))  # `It says the film has a rating of 3. Rating: 2`
+    }
     if len({(number.value, number.na) for number in given}) > 1 or (value is not None and mentioned - {value}):
         return Reading(None, block, "several ratings that differ")
-    if takes_back(body[after:]):
+    rest = _VALUE.sub("", body[after:], count=1)
+    if takes_back(body[after:]) or (value is not None and changed(rest, value, low, high)):
         return Reading(None, block, "the words after the rating may take it back")
     written = {match[1].strip() for match in _TYPES.finditer(body)}
     named, note = read_types(written.pop(), types) if len(written) == 1 else ((), None)

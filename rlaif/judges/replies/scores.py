@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 
+from rlaif.judges.replies.scales import changed, spans_the_scale, void
 from rlaif.judges.replies.words import (
     CUT,
     MOST_CHARACTERS,
     MOST_MARKS,
+    OBJECT,
+    RESULT,
     TOO_LONG,
     TOO_MANY,
     Number,
@@ -19,19 +22,22 @@ from rlaif.judges.replies.words import (
     leading_number,
     narrow,
     other_scale,
+    overridden,
     quoted,
     spoken,
     takes_back,
-    void,
+    unboxed,
+    whole,
 )
 
 _FIELD = re.compile(r"(?:overall|final|total)?[ _-]*(?:score|rating)")
 _KEY = re.compile(
     r"(?:(?<=[.!?;][ \t])|^(?![ \t]*>)[ \t#*_•-]*)(?:(?:so|thus|therefore|my|the|an?|overall|final|total)\b,?[ \t]*)*"
-    r"(?:\b(?:score|rating)|\boverall)\b[*_]*(?:[ \t]*\([^()\n]{1,30}\))?[*_]*(?:[ \t]*[:=][*_]*\s*"
-    r"|[ \t]+(?:is:?[ \t]+)?(?=[*_\[]*\d))",
+    r"(?:(?:\b(?:score|rating)|\boverall)\b[*_]*(?:[ \t]*\([^()\n]{1,30}\))?[*_]*(?:[ \t]*[:=][*_]*\s*"
+    rf"|[ \t]+(?:is:?[ \t]+)?(?=[*_\[]*\d))|{RESULT})",
     re.IGNORECASE | re.MULTILINE,
 )
+_BOXED = re.compile(r"\d{1,3}(?:\.0)?")
 _BRACKETS = re.compile(r"\[\[[^\[\]\n]{1,12}\]\]")
 _LONE = re.compile(r"^[ \t*_]*\d{1,3}[ \t]*(?:/|out of)[ \t]*\d{1,3}[ \t*_.]*$", re.MULTILINE | re.IGNORECASE)
 _MENTION = re.compile(
@@ -53,13 +59,16 @@ def read_score(text: str, low: int, high: int, *, cut: bool = False) -> Reading:
     heard = narrow(spoken(text))
     if len(heard) > MOST_CHARACTERS:
         return Reading(None, text, TOO_LONG)
-    if "{" in heard:
+    heard = unboxed(heard, _BOXED)
+    if OBJECT.search(heard):
         return _field(heard, text, low, high)
-    whole = leading_number(heard.strip(), low, high)
-    if whole.value is not None and not whole.tail.strip(" .*_") and "\n" not in heard.strip():
-        return Reading(whole.value, text)
+    alone = leading_number(heard.strip(), low, high)
+    if alone.value is not None and not alone.tail.strip(" .*_") and "\n" not in heard.strip():
+        return Reading(alone.value, text)
     if problem := void(heard, low, high):
         return Reading(None, text, problem)
+    if spans_the_scale(heard, low, high):
+        return Reading(None, text, "the reply may say what its numbers mean")
     given, end = _given(heard, low, high)
     if not given:
         return Reading(None, text, "no score")
@@ -70,12 +79,16 @@ def read_score(text: str, low: int, high: int, *, cut: bool = False) -> Reading:
         return Reading(None, text, given[0].problem or "not applicable is not a score")
     if re.match(rf"[.)].*^[ \t]*{value + 1}[.)]\s", heard[end:], re.DOTALL | re.MULTILINE):
         return Reading(None, text, "the first of a numbered list")
-    if takes_back(heard[end:]) or any(int(m[1] or m[2]) != value for m in _MENTION.finditer(heard, end)):
+    if (
+        takes_back(heard[end:])
+        or changed(heard[end:], value, low, high)
+        or any(int(m[1] or m[2]) != value for m in _MENTION.finditer(heard, end))
+    ):
         return Reading(None, text, "the words after the score may take it back")
     return Reading(value, text)
 
 
-_NUMBER = re.compile(r"[^\w\n]*\w+(?:[ \t]*\(?(?:/|out of)[ \t]*\d+\)?)?[\])*_]*", re.IGNORECASE)
+_NUMBER = re.compile(r"[^\w\n]*\w+(?:\.0+\b)?(?:[ \t]*\(?(?:/|out of)[ \t]*\d+\)?)?[\])*_]*", re.IGNORECASE)
 
 
 def _given(heard: str, low: int, high: int) -> tuple[list[Number], int]:
@@ -108,15 +121,20 @@ def _field(heard: str, text: str, low: int, high: int) -> Reading:
         return Reading(None, text, parsed)
     value, before = parsed
     fields = [key for key in value if _FIELD.fullmatch(key)] if isinstance(value, dict) else []
-    if len(fields) != 1 or _given(before, low, high)[0] or any(re.search("scale|max|out.of", key) for key in value):
+    if len(fields) != 1 or _given(before, low, high)[0] or overridden(value, fields[0]):
         return Reading(None, text, "expected one score")
-    written = value[fields[0]]
+    if problem := void(
+        "\n".join([before, *(str(other) for other in value.values() if isinstance(other, str))]), low, high
+    ):
+        return Reading(None, text, problem)
+    written = whole(value[fields[0]])
     if not isinstance(written, (int, str)):
         return Reading(None, text, "no whole-number score")
     number = leading_number(str(written), low, high)
     if number.value is None or number.tail.strip():
         return Reading(None, text, number.problem or f"the score {str(written)[:40]!r} is not a whole number")
     keys = list(value)
-    if any(isinstance(value[key], str) and takes_back(value[key]) for key in keys[keys.index(fields[0]) + 1 :]):
+    later = [value[key] for key in keys[keys.index(fields[0]) + 1 :] if isinstance(value[key], str)]
+    if any(takes_back(words) or changed(words, number.value, low, high) for words in later):
         return Reading(None, text, "the words after the score may take it back")
     return Reading(number.value, text)

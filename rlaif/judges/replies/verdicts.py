@@ -1,24 +1,33 @@
-"""A verdict on two completions, after reasons or without any: `2`, `Final verdict: [[B]]`, {"verdict": "1"}."""
+"""A verdict on two completions, after reasons or without any: `2`, `Final verdict: [[B]]`, {"verdict": "1"}.
+
+Without a formal one, a verdict told in a sentence: `Therefore, completion 2 is better.`
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import Any
 
+from rlaif.judges.replies.conclusions import concluded, speaks_against
 from rlaif.judges.replies.words import (
     CORRECTION,
     CUT,
     MOST_CHARACTERS,
     MOST_MARKS,
+    OBJECT,
+    RESULT,
     SWAPS,
     TOO_LONG,
     aside,
     find_object,
     foreign,
     narrow,
+    overridden,
     quoted,
     spoken,
+    unboxed,
 )
 from rlaif.records import Choice
 
@@ -33,9 +42,11 @@ _LEADS = r"(?:(?:so|thus|therefore|hence|overall|finally|in conclusion|in summar
 # At the beginning of a line or sentence, with nothing before it but words that lead up to a verdict.
 _KEY = re.compile(
     rf"(?:(?<=[.!?;][ \t])|^(?![ \t]*>)[ \t#*_•-]*){_LEADS}(?:based on [^.,:\n]{{1,60}}\b,?[ \t]*{_LEADS})?"
-    rf"\b{_KEYWORD}\b[*_]*(?:[ \t]*(?:[:=]|→)[*_]*\s*|[ \t]+is(?:[ \t]+that)?[ \t]*:?[ \t]*)",
+    rf"(?:\b{_KEYWORD}\b[*_]*(?:[ \t]*(?:[:=]|→)[*_]*\s*|[ \t]+is(?:[ \t]+that)?[ \t]*:?[ \t]*)|{RESULT})",
     re.IGNORECASE | re.MULTILINE,
 )
+_SAYS_AGAIN = re.compile(r"[ \t]*:[ \t*_]*(?=\[\[)")  # `My final verdict is tie: [[C]]`
+_STATES = re.compile(r" (?:is|wins|was)\b")  # `Verdict: completion 2 is better.`
 _FIELDS = ("verdict", "choice", "winner", "preference", "preferred", "better", "decision")
 _TIES = (
     r"(?:(?:it(?:'s|[ \t]+is)[ \t]+)?an?[ \t]+)?(?:tie|draw)|equal|equally[ \t]+(?:good|bad)"
@@ -53,8 +64,39 @@ _QUALIFIES = re.compile(
     r"|scratch that|were it not|would|almost|nearly)\b",
     re.IGNORECASE,
 )
-_CONCLUDES = re.compile(r"\b(?:therefore|thus|hence|in conclusion|i (?:choose|prefer|pick))\b", re.IGNORECASE)
+_CONCLUDES = re.compile(
+    r"\b(?:therefore|thus|hence|in conclusion|i (?:choose|prefer|pick)|my (?:final |last )?(?:call|word|say"
+    r"|ruling|pick|judge?ment))\b"
+    r"|\bfinal (?:call|word|ruling)\b|\b(?:better|superior|on a par|tied?|equal(?:ly good)?):\W*$",
+    re.IGNORECASE,
+)
 _BRACKETS = re.compile(r"\[\[[^\[\]\n]{1,12}\]\]")
+_COMPARED = re.compile(r"\[\[([^\[\]\n<>=]{1,16})(>{1,3}|<{1,3}|={1,2})([^\[\]\n<>=]{1,16})\]\]")
+_RESULT_LETTER = re.compile(rf"({RESULT})([AB])(?=[ \t.*_]*$)", re.MULTILINE)
+_A_TEXT = re.compile(rf"{_NAMED}|\W*\d|texts?\b|first|second|[ab]$", re.IGNORECASE)
+# After a verdict: a last word under another keyword.
+_FINAL = re.compile(
+    r"\b(?:final(?:ly)?|answer|overall|updated?|revised|corrected|new|adjusted|result|actual(?:ly)?|correct"
+    r"|in the end|ultimately)\b[^:=\n]{0,30}[:=][*_]*[ \t]*(?=\S)",
+    re.IGNORECASE,
+)
+_A_LABEL_HERE = re.compile(r"(?:^|(?<=[\s:,;(]))(?=\S)", re.MULTILINE)
+_LIST_ITEM = re.compile(r"\d[.)][ \t]+\w")
+_ENDS_A_CLAUSE = re.compile(r"[ \t*_]*(?:[.!;)](?:\s|$)|$| (?:it is|then|instead|after all|now)\b)", re.MULTILINE)
+_WITH_IT = re.compile(
+    r"\b(?:than|over|unlike|to|of|and|or|in|with|by|from|for|against|beats|outperforms|while|nor|as|does|did"
+    r"|both|about|says?|between|versus|vs\.?"
+    r"|completion|text|response|answer|option|candidate|assistant|output|step|chapter|section|item|line|part"
+    r"|point|example) $",
+    re.IGNORECASE,
+)
+_NAMES_THE_WORSE = re.compile(
+    r"\b(?:verdicts?|numbers?|letters?|choice|labels?|i)\b (?:\w+ ){0,3}(?:names?|naming|gives?|is|are|marks?"
+    r"|stands? for|means?|denotes?|indicates?|picks?|pick out|states?|refers? to|write|list)"
+    r" (?:the )?(?:\w+ ){0,4}(?:worse|worst|weaker|weakest|loser|less|least|inferior|to reject|to avoid"
+    r"|rejected|losing|poorer|bad)\b",
+    re.IGNORECASE,
+)
 _BECAUSE = re.compile(r"because|since|as", re.IGNORECASE)
 _UNSAID = re.compile(
     r"^\W*\d|\b(?:worse|worst|not|reject\w*|weak\w*|least|los(?:es?|ers?|ing)|bad|avoid|inferior|never|n't)\b",
@@ -68,9 +110,10 @@ def read_choice(
     """The verdict of a reply as A (the first of `offered`), B (the second) or tie (the third, where it is offered).
 
     It is the whole reply or a line of its own at either end, in double brackets, after a keyword such as `Verdict:`, or
-    a field of one JSON object. All verdicts in formal positions must be the same. The reasons before it do not matter,
-    but the words after it may not withdraw it or prefer the other. A line that goes on (`1 is worse`, `1 or 2`)
-    gives no verdict. `cut`: the reply was truncated at max_tokens, and is unparsed.
+    a field of one JSON object; without any of these, the sentence that the reply concludes with. All verdicts in formal
+    positions must be the same. The reasons before it do not matter, but the words after it may not withdraw it or
+    prefer the other. A line that goes on (`1 is worse`, `1 or 2`) gives no verdict. `cut`: the reply was truncated at
+    max_tokens, and is unparsed.
     """
     if cut:
         return None, CUT
@@ -78,16 +121,15 @@ def read_choice(
     if len(heard) > MOST_CHARACTERS:
         return None, TOO_LONG
     label = _label(offered)
+    heard = _compared(unboxed(heard, label), label, offered)
     choices: set[Choice | None] = set()
     end = 0
-    if "{" in heard:
+    if OBJECT.search(heard):
         parsed = find_object(heard)
         if isinstance(parsed, str):
             return None, parsed
         value, before = parsed
-        fields = [key for key in value if key in _FIELDS] if isinstance(value, dict) else []
-        written = str(value[fields[0]]) if len(fields) == 1 else ""
-        choices.add(_chosen(label.fullmatch(written.strip()), offered))
+        choices.add(_field(value, label, offered) if isinstance(value, dict) else None)
         heard, end = before, len(before)
     given, last = _given(heard, label, offered)
     choices |= given
@@ -95,12 +137,58 @@ def read_choice(
     if len(choices) > 1:
         return None, "several verdicts that differ"
     choice = next(iter(choices), None)
+    if not choices:
+        choice, end = concluded(heard, offered)
     if choice is None:
         return None, f"no verdict in a place of its own: expected {', '.join(offered)}"
+    if _NAMES_THE_WORSE.search(heard):
+        return None, "the verdict may name the worse one"
     after = heard[end:]
-    if CORRECTION.search(after) or SWAPS.search(after) or _prefers_other(after, choice, offered):
+    if after.strip(" \n.*_)]") and (
+        CORRECTION.search(after)
+        or SWAPS.search(after)
+        or _prefers_other(after, choice, offered)
+        or any(_chosen(label.match(after, m.end()), offered) not in (choice, None) for m in _FINAL.finditer(after))
+        or _names_other(after, choice, label, offered)
+        or (choices and speaks_against(heard, choice, offered, end))
+    ):
         return None, "the words after the verdict may take it back"
     return choice, None
+
+
+def _names_other(after: str, choice: Choice, label: re.Pattern[str], offered: Sequence[str]) -> bool:
+    """Whether the words after a verdict give the other one where a verdict could stand: `So 2 it is.`, `Not 1, 2.`"""
+    if any(re.fullmatch("[a-z]", name) for name in offered[:2]):
+        return False  # `a` is a word
+    for match in _A_LABEL_HERE.finditer(after):
+        found = label.match(after, match.end())
+        if found is None or _chosen(found, offered) in (choice, None):
+            continue
+        listed = _LIST_ITEM.match(after, match.end()) and (match.end() == 0 or after[match.end() - 1] == "\n")
+        if (
+            _ENDS_A_CLAUSE.match(after, found.end())
+            and not listed
+            and not _WITH_IT.search(after[max(0, match.end() - 24) : match.end()])
+        ):
+            return True
+    return False
+
+
+def _field(item: dict[str, Any], label: re.Pattern[str], offered: Sequence[str]) -> Choice | None:
+    """The verdict of a JSON object: one field that names it, and no other that changes or contradicts it."""
+    fields = [key for key in item if key in _FIELDS]
+    if len(fields) != 1 or overridden(item, fields[0]):
+        return None
+    choice = _chosen(label.fullmatch(str(item[fields[0]]).strip()), offered)
+    later = list(item)[list(item).index(fields[0]) + 1 :]
+    for key, value in item.items():
+        if key == fields[0] or not isinstance(value, str):
+            continue
+        if _A_TEXT.match(key) and label.fullmatch(value.strip()):
+            return None  # it says which text is which
+        if concluded(value, offered)[0] not in (choice, None) or (key in later and CORRECTION.search(value)):
+            return None
+    return choice
 
 
 def _label(offered: Sequence[str]) -> re.Pattern[str]:
@@ -108,9 +196,30 @@ def _label(offered: Sequence[str]) -> re.Pattern[str]:
     two = "|".join(map(re.escape, offered[:2]))
     ties = "|".join([*(re.escape(name) + r"\b" for name in offered[2:]), rf"(?i:{_TIES})\b"])
     return re.compile(
-        rf"[*_`\"'(\[]{{0,8}}(?:(?i:{_NAMED})[ \t]+)?[*_`\"'(\[]{{0,8}}"
+        rf"[*_`\"'(\[]{{0,8}}(?:(?i:{_NAMED})(?:[ \t]+#?|#|[ \t]+(?i:no\.|number)[ \t]*))?[*_`\"'(\[]{{0,8}}"
         rf"(?:(?<![\w.])(?P<first>{two})(?![\w.]*\w)|(?P<tie>{ties})){_LAST}"
     )
+
+
+def _compared(heard: str, label: re.Pattern[str], offered: Sequence[str]) -> str:
+    """The reply with `[[A>>B]]` as `[[A]]`, and `[[A=B]]` as a tie: Arena-Hard's verdicts (arXiv 2406.11939)."""
+
+    def better(match: re.Match[str]) -> str:
+        two = [_place(name, label, offered) for name in (match[1], match[3])]
+        if sorted(map(str, two)) != ["A", "B"]:
+            return match[0]
+        if match[2].startswith("="):
+            return "[[tie]]"
+        return f"[[{offered['AB'.index(two[match[2].startswith('<')] or 'A')]}]]"
+
+    heard = _COMPARED.sub(better, heard)
+    return _RESULT_LETTER.sub(lambda m: m[1] + offered["AB".index(m[2])], heard) if "[RESULT]" in heard else heard
+
+
+def _place(name: str, label: re.Pattern[str], offered: Sequence[str]) -> Choice | None:
+    """The candidate that a name stands for; A and B stand for the first and the second, whatever is offered."""
+    found = _chosen(label.fullmatch(name.strip()), offered)
+    return found or ("A" if name.strip() == "A" else "B" if name.strip() == "B" else None)
 
 
 def _chosen(match: re.Match[str] | None, offered: Sequence[str]) -> Choice | None:
@@ -144,6 +253,19 @@ def _given(heard: str, label: re.Pattern[str], offered: Sequence[str]) -> tuple[
         if aside(heard, begins):
             continue
         labelled = label.match(heard, start)
+        if start in keyed and labelled is None and "\n" in heard[begins:start]:
+            continue  # a heading such as `Decision:`, and sentences under it
+        if start in keyed and labelled is not None:
+            line = heard[start:].partition("\n")[0]
+            if _STATES.match(heard, labelled.end()):
+                stated = concluded(line, offered)[0]
+                if stated or "\n" not in heard[begins:start]:
+                    choices.add(stated)
+                    end = max(end, start + len(line))
+                continue
+            if _SAYS_AGAIN.match(heard, labelled.end()):
+                choices.add(_chosen(labelled, offered))
+                continue
         sentence = re.split(r"[.!?]", heard[heard.rfind("\n", 0, begins) + 1 : begins])[-1]
         clear = (
             labelled is not None
@@ -167,7 +289,7 @@ def _ends_there(rest: str, label: re.Pattern[str]) -> bool:
 
 def _concludes(heard: str, sentence: str, end: int) -> bool:
     """Whether double brackets end the reply and its last sentence concludes with a verdict."""
-    plain = not heard[end:].strip(" .*_") and _UNSAID.search(sentence) is None
+    plain = not heard[end:].strip(" .*_") and _UNSAID.search(sentence) is None and "answer" not in sentence.lower()
     return plain and _CONCLUDES.search(sentence) is not None
 
 

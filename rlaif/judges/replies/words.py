@@ -40,8 +40,9 @@ def unusable(what: str, completion: Completion) -> str | None:
 
 # ---------------------------------------------------------------- the reply without its thinking
 
-_THINKING = re.compile(r"\s*<think(?:ing)?>", re.IGNORECASE)
-_THOUGHT = re.compile(r"(?P<alone>^[ \t]*)?</think(?:ing)?>(?=[ \t]*(?:[\r\n{]|$))?", re.IGNORECASE | re.MULTILINE)
+_BLOCK = r"(?:think(?:ing)?|thoughts?|reasoning|reflection|scratchpad)"
+_THINKING = re.compile(rf"\s*<{_BLOCK}>", re.IGNORECASE)
+_THOUGHT = re.compile(rf"</{_BLOCK}>", re.IGNORECASE)
 _FENCE = re.compile(r"```[ \t]{0,4}\w{0,20}[ \t]{0,4}\r?\n")
 _WIDE = str.maketrans({chr(sign + 0xFEE0): chr(sign) for sign in b"0123456789:/=>[]()*|"})
 
@@ -51,9 +52,9 @@ def spoken(text: str) -> str:
     ends = list(_THOUGHT.finditer(text))
     begun = _THINKING.match(text)
     if ends or begun:
-        if len(ends) != 1 or not re.match(r"[ \t]*(?:[\r\n{]|$)", text[ends[0].end() :]):
+        if len(ends) != 1:
             return ""  # a completion that is quoted in the thinking may hold the tag too
-        if begun is None and ends[0]["alone"] is None:
+        if begun is None and not _closes(text, ends[0].start()):
             return ""
         text = text[ends[0].end() :]
     text = text.strip()
@@ -61,6 +62,12 @@ def spoken(text: str) -> str:
     if fence and text.endswith("```") and text.count("```") == 2:
         return text[fence.end() : -3].strip()
     return text
+
+
+def _closes(text: str, at: int) -> bool:
+    """Whether an end tag without its beginning, which a chat template may have written, stands behind a sentence."""
+    before = text[:at].rstrip()
+    return before.endswith(_ENDS) and not quoted(text, at) and not foreign(text, at)
 
 
 def narrow(text: str) -> str:
@@ -81,6 +88,24 @@ def quoted(text: str, at: int) -> bool:
         or before.count("`") % 2 == 1  # three of a fence, one of code in a line
         or line.lstrip().startswith(">")
     )
+
+
+_QUOTES = re.compile(
+    r"```.*?(?:```|\Z)|`[^`\n]*`|^[ \t]*>[^\n]*|“[^”]*(?:”|\Z)|«[^»]*(?:»|\Z)|„[^“”]*(?:[“”]|\Z)|「[^」]*(?:」"
+    r"|\Z)|\"[^\"]*(?:\"|\Z)"
+    r"|(?<![\w)])'[^'\n]{1,400}'(?!\w)|‘[^’\n]{1,400}’(?!\w)",
+    re.DOTALL | re.MULTILINE,
+)
+_A_NAME = re.compile(r"\W*(?:\w{1,12} )?[(\[#]?\w{1,2}\W*")  # `"Output (a)" is better`
+
+
+def unquoted(text: str) -> str:
+    """The text with all that is quoted crossed out, every other character at the same index."""
+    return _QUOTES.sub(lambda found: _crossed(found[0]), text)
+
+
+def _crossed(quotation: str) -> str:
+    return quotation if len(quotation) < 30 and _A_NAME.fullmatch(quotation) else "¤" * len(quotation)
 
 
 _ENDS = (".", "!", "?", ";", ")", "]", "。", "！", "？")
@@ -117,7 +142,49 @@ def headed(text: str, at: int) -> bool:
     return bool(led) and not led.endswith(_ENDS) and _INTRODUCES.search(led) is None
 
 
+RESULT = r"\[RESULT\](?:[ \t]*:)?\s*"  # as Prometheus ends its feedback (arXiv 2310.08491)
+_BOXED = re.compile(r"\$?\\{1,2}boxed\{(?:\\{1,2}text\{)?([^{}\n]{1,20})\}{1,2}\$?(?=[ \t.*_$]*\Z|[ \t.*_$]*\n)")
+
+
+def unboxed(text: str, answer: re.Pattern[str], form: str = "[[{}]]") -> str:
+    r"""The text with `form` for each `\boxed{...}` of an answer that ends a line: reasoning models answer so."""
+    if "boxed{" not in text:
+        return text
+    return _BOXED.sub(lambda found: form.format(found[1]) if answer.fullmatch(found[1]) else found[0], text)
+
+
 # ---------------------------------------------------------------- a JSON object and the words around it
+
+# Keys beside an answer with which a judge changes it, or says what it means.
+OVERRIDES = re.compile(
+    r"final|adjust|revis|correct|updat|amend|actual|\btrue|\breal|\bnew\b|\bnet\b|\bafter|effective|overall"
+    r"|total|swap|revers|invert"
+    r"|meaning|means|order|direction|scale|legend|polarity|penal|deduct|minus|bonus|second|reconsider|instead"
+    r"|overrid|overrul"
+    r"|severity|difference|\bunit|\bof$|percent|prelim|provisional|tentative|\bdraft|descend|ascend|\bsort"
+    r"|chang|should|\bresult"
+    r"|\bmax|out.of|lower.is|higher.is|\b(?:score|rating|grade|marks?|points?|stars?|level|verdict|winner"
+    r"|ranking|percent)",
+    re.IGNORECASE,
+)
+
+
+OBJECT = re.compile(r"\{\s*[\"'}]|\{\s*\Z")  # braces of code or of mathematics hold no answer
+
+
+def whole(value: Any) -> Any:
+    """A JSON number such as 4.0 as the whole number it equals; anything else as it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+NOTHING: tuple[Any, ...] = (None, "", [], {})  # values of a field that say nothing
+
+
+def overridden(item: dict[str, Any], field: str) -> bool:
+    """Whether another field of a JSON object may change what `field` says."""
+    others = [key for key, value in item.items() if key != field and value not in NOTHING]
+    return any(OVERRIDES.search(key.replace("_", " ")) for key in others)
+
 
 _DECODER = json.JSONDecoder(object_pairs_hook=lambda pairs: _unique(pairs))
 _OPENING = re.compile(r"```[ \t]{0,4}\w{0,20}$")
@@ -130,7 +197,7 @@ _HARMLESS = re.compile(
 )
 _INTRODUCES = re.compile(
     r"^(?:sure,? )?here\W|^\W*sure\W|\b(?:my|ratings?|evaluations?|assessments?|json|results?|verdict|answer"
-    r"|judge?ments?|object|scores?|ranking)\b",
+    r"|judge?ments?|object|scores?|ranking|scale|best (?:first|to worst))\b",
     re.IGNORECASE,
 )
 # Words with which a judge reports what somebody else wrote, or what a reply would look like.
@@ -145,50 +212,51 @@ REPORTS = re.compile(
     re.IGNORECASE,
 )
 _DENIES = re.compile(r"\bnot\b|\bopposite\b|\bunlike\b", re.IGNORECASE)
+_AGAIN = r"(?:thoughts?|reading|look|inspection|glance|reflection|consideration|examination|analysis|thinking)"
 _CORRECTS = (
-    r"actually|correction|on (?:reflection|second thoughts?)|scratch that|wait|sorry|oops|hmm+|rather|really"
+    r"actually|correction|(?:up)?on (?:reflection|re-?reading|reconsideration|re-?examination"
+    rf"|(?:a )?(?:second|third|final|last|closer|further|careful|another|more|deeper) {_AGAIN})"
+    r"|(?:having|after) (?:re-?read|reconsider|re-?think|re-?thought|re-?check)\w*|(?:thinking|looking"
+    r"|reading) (?:\w+ ){0,2}(?:again|over)|in hindsight|second thoughts?"
+    r"|(?:scratch|strike|disregard|ignore|forget|discard) (?:that|this|it|the above|what)|withdrawn|retracted"
+    r"|i stand corrected|my bad|(?:hold|hang) on|let me think|(?:i )?think(?:ing)? again|ah|oh|yet|wait|sorry"
+    r"|oops|hmm+|rather(?! than)|really"
     r"|make (?:that|it)|i mean|i meant|let me (?:revise|correct|change|reconsider)|my mistake|apologies|edit(?:ed)?"
-    r"|update[ds]?|revised|no(?=[,.;!])"
+    r"|update[ds]?|revised|no(?=[,.;!])|not(?=[.!])|nope|just kidding"
 )
 # At the beginning of a clause, so that `it actually answers` corrects nothing.
 CORRECTION = re.compile(
-    rf"(?:^|[.!?;,:(\n–—-])[ \t*_]{{0,8}}(?:but |and )?(?:{_CORRECTS})\b|\bshould (?:be|have been)\b"
-    r"|\bchang(?:e|ed|ing) (?:it|that|this|my|the)\b|\b(?:take|took|taking) (?:it|that) back\b"
+    rf"(?:^|[.!?;,:(\n–—-])[ \t*_]{{0,8}}(?:but |and )?(?:{_CORRECTS})\b|\bshould (?:be|read|say|have been"
+    r"|have read|have said)\b"
+    r"|\bchang(?:e|ed|ing) (?:it|that|this|my|the|to)\b|\b(?:take|took|taking) (?:it|that) back\b"
     r"|\bi(?:'d| would| will|'ll)? (?:lower|raise|revise|correct|downgrade|upgrade|take|deduct|subtract)\b"
-    r"|\bis (?:really|more like|rather)\b",
+    r"|\bis (?:really|more like|rather)\b|\bi (?:no longer|was (?:wrong|mistaken|too)|misread|misjudged"
+    r"|reconsider\w*|take (?:it|that|this) back|withdraw|retract|spoke too)\b"
+    r"|\b(?:changed|change|changing) my mind\b",
     re.IGNORECASE,
 )
 SWAPS = re.compile(
     r"\b(?:swap|exchang|revers)\w*(?: \w+)? (?:the two|them|these|those|two|ratings|scores|numbers|verdicts?"
     r"|completions?|texts?|\W?\d)"
-    r"|\bmixed (?:\w+ ){0,3}up\b|\b(?:other|wrong) way a?round\b|\bwrong order\b|\bvice versa\b",
+    r"|\bmixed (?:\w+ ){0,3}up\b|\b(?:other|wrong) way a?round\b|\bwrong (?:order|number|one|letter)\b"
+    r"|\btypo\b|\bmistyped\b|\bvice versa\b|\bbackwards\b|\bthe (?:reverse|opposite|other way round) (?:is"
+    r"|holds|applies)\b"
+    r"|\b(?:verdict|answer|choice|order|result|decision) (?:is|should be|must be) the (?:reverse|opposite)\b"
+    r"|\bconfused (?:the two|them|these|one)\b|\b(?:got|had|have|has) (?:it|that|them|this"
+    r"|these) (?:\w+ )?(?:reversed|switched|flipped|swapped|inverted|confused|wrong)\b|\b(?:numbers|labels"
+    r"|names|texts|two) (?:are|were|got) (?:\w+ )?(?:reversed|switched|flipped|swapped|inverted|exchanged)\b",
     re.IGNORECASE,
 )
 _AFTERTHOUGHT = re.compile(
     rf"\b(?:{_CORRECTS}|but|however|instead|not|except|wrong|mistakes?|errors?|opposite|unlike)\b|[\d{{}}]",
     re.IGNORECASE,
 )
-_VOID = re.compile(
+VOID = re.compile(
     r"\b(?:disregard|ignore|discard) (?:the|this|these|that|my|all)\b|\bplaceholders?\b|\bdummy\b|\b(?:wrong"
     r"|other) (?:texts|completions)\b"
     r"|\bi (?:decline|refuse) to\b|\bin reverse\b|\b(?:are|were) (?:only |just )?(?:examples|guesses)\b",
     re.IGNORECASE,
 )
-_SCALE = re.compile(r"\bscale\b\W{0,3}(?:of |from |is |between )?(\d+)[ \t]*(?:to|and|-|–)[ \t]*(\d+)", re.IGNORECASE)
-_REVERSED = re.compile(
-    r"\b[01] (?:is|being|=|means|as) (?:the )?best\b|\b[01] best\b|\blower (?:is|means) better\b|\b\d+ (?:is"
-    r"|=|means) (?:the )?worst\b",
-    re.IGNORECASE,
-)
-
-
-def void(text: str, low: int, high: int) -> str | None:
-    """Why none of a reply's numbers counts: it withdraws them, or uses another scale; else None."""
-    if _VOID.search(text) or SWAPS.search(text):
-        return "the reply takes its numbers back"
-    if _REVERSED.search(text) or any((whole(m[1]), whole(m[2])) != (low, high) for m in _SCALE.finditer(text)):
-        return "the reply measures by another scale"
-    return None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -232,7 +300,7 @@ def find_object(text: str) -> tuple[Any, str] | str:
         last and not last.endswith((".", "!")) and (_DENIES.search(last) or not _INTRODUCES.search(last))
     ):
         return "the words before the object do not introduce it as the judge's own"
-    if any(pattern.search(after) for pattern in (_AFTERTHOUGHT, REPORTS, SWAPS, _VOID)):
+    if any(pattern.search(after) for pattern in (_AFTERTHOUGHT, REPORTS, SWAPS, VOID)):
         return "the words after the object may take it back"
     return value, before
 
@@ -242,9 +310,10 @@ def find_object(text: str) -> tuple[Any, str] | str:
 NUMERALS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _NUMBER = re.compile(
     rf"""[*_`"'\[(]*
-    (?:(?P<digits>[+-]?\d{{1,9}})|(?P<word>(?:{"|".join(NUMERALS)})\b)|(?P<na>(?:n/a|n\.a\.|na|not\ applicable)(?!\w)))
+    (?:(?P<digits>[+-]?\d{{1,9}}(?:\.0{{1,9}}(?!\d))?)|(?P<word>(?:{"|".join(NUMERALS)})\b)
+    |(?P<na>(?:n/a|n\.a\.|na|not\ applicable)(?!\w)))
     [*_`"'\])]*
-    (?:\s*\(?(?:/|out\s+of\b)\s*[*_]*(?P<of>\d{{1,9}})(?!\d)[)*_\]]*)?
+    (?:\s*\(?(?:/|out\s+of\b)\s*[*_]*(?P<of>\d{{1,9}})(?:\.0{{1,9}})?(?!\d)[)*_\]]*)?
     [*_`"']*(?P<tail>.*)""",
     re.IGNORECASE | re.VERBOSE,
 )
@@ -257,11 +326,6 @@ _HEDGE = re.compile(
     re.IGNORECASE,
 )
 _OTHER_SCALE = re.compile(r"\bscale\b|\bout of\b|\bpercent|[%½¼¾]", re.IGNORECASE)
-
-
-def whole(digits: str) -> int:
-    """The number; -1 for one so long that Python may refuse to read it: it is no number of a scale either way."""
-    return int(digits) if len(digits) < 10 else -1
 
 
 def other_scale(words: str, low: int, high: int) -> bool:
@@ -295,7 +359,7 @@ def leading_number(line: str, low: int, high: int) -> Number:
         plain = _CLOSES.match(tail) is not None
         return Number(None, None if plain else f"{line.strip()[:40]!r} is not clear", tail, na=plain)
     closes = _CLOSES.match(tail)
-    value = NUMERALS.index(word.lower()) + 1 if word else int(match["digits"])
+    value = NUMERALS.index(word.lower()) + 1 if word else int(match["digits"].partition(".")[0])
     of = match["of"] is not None
     if closes is None or _HEDGE.match(tail[closes.end() :]) or _OTHER_SCALE.search(tail) or "?" in tail[:3]:
         return Number(None, f"the rating {line.strip()[:40]!r} is not a whole number of the scale", tail)
