@@ -9,6 +9,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import zlib
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -65,3 +67,22 @@ def _one_thread() -> None:
     except ImportError:
         return
     torch.set_num_threads(1)
+
+
+MANY = 24  # hostile attempts of one test, above which half of them are the lab's
+
+
+@pytest.hookimpl(tryfirst=True)  # before those that are marked are left out
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Half of a large table of hostile attempts, chosen by their names, runs in `make lab` alone.
+
+    Such a table tries one guard in many ways: its half fails with the guard as the whole does.
+    """
+    tables: dict[tuple[Path, str], list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        if item.path.parent.name == "hostile":
+            tables[item.path, getattr(item, "originalname", item.name)].append(item)
+    for table in tables.values():
+        for item in table if len(table) > MANY else ():
+            if zlib.crc32(item.name.encode()) % 2:
+                item.add_marker(pytest.mark.lab)
