@@ -90,7 +90,7 @@ def too_little(error: BaseException) -> str | None:
         problem, fix = "there is not enough memory", "raise the limit (`ulimit -v`), or free some memory"
     elif "Too many open files" in words:
         problem, fix = "too many files are open", "raise the limit (`ulimit -n`)"
-    elif isinstance(error, ImportError):
+    elif isinstance(error, ImportError) and not str(error.name).startswith("rlaif"):
         problem, fix = f"a library cannot be loaded: {words}", "install the package again"
     else:
         return None

@@ -5,8 +5,8 @@ HTML, base64 or hexadecimal write them, also over several lines. All of these be
 
 A key is a *secret* unless it is a placeholder, for a server that needs none: a well-known one (`EMPTY`,
 `token-abc123`), or one too short to be told from a word or a number (fewer than LEAST characters; fewer than ENOUGH
-that are not both letters and digits). A placeholder may be an ordinary word: it is masked in errors, where nothing is
-lost, and stays in completions, which are data.
+that are letters alone or digits alone, as `internal` and `12345678`). A placeholder may be an ordinary word: it is
+masked in errors, where nothing is lost, and stays in completions, which are data.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator
 from urllib.parse import unquote, urlsplit
 
 MASK = "***"
-LEAST, ENOUGH = 6, 8  # characters of a secret: of letters and digits, and of any others
+LEAST, ENOUGH = 6, 16  # characters of a secret: of letters and digits, and of any others
 HEAD, RUN = 8, 5  # characters of a written form by which it is found; letters and digits at least
 PLACEHOLDERS = frozenset(
     "anything changeme dummy-key fake-key lm-studio local-key no-key-required no_key_required not-needed not-required "
@@ -40,7 +40,7 @@ _ESCAPED = re.compile(
     r"\\{1,8}(?:u00(?P<u>[2-7][0-9A-Fa-f])|x(?P<x>[2-7][0-9A-Fa-f]))|%(?:25){0,3}(?P<p>[2-7][0-9A-Fa-f])"
     r"|(?P<entity>&#(?:[0-9]{2,8}|[xX][0-9A-Fa-f]{2,8});?)"
 )
-_ESCAPES = ("\\u00", "\\x", "&#", "%2", "%3", "%4", "%5", "%6", "%7")  # beginnings of what it finds
+_PERCENT = re.compile("%[2-7]")
 _INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff\xad"
 
 
@@ -48,7 +48,9 @@ def is_secret(key: str) -> bool:
     """Whether a key is one to hide everywhere; else it is a placeholder."""
     if key.lower() in PLACEHOLDERS or len(key) < LEAST:
         return False
-    return len(key) >= ENOUGH or (any(map(str.isdigit, key)) and any(map(str.isalpha, key)))
+    return len(key) >= ENOUGH or (
+        any(map(str.isdigit, key)) and any(map(str.isalpha, key))
+    )  # else `internal`, `12345678`
 
 
 class Secrets:
@@ -95,11 +97,11 @@ class Secrets:
         plain = text
         if "\\" in plain:
             plain = plain.replace("\\n", "").replace("\\r", "").replace("\\t", "")
-        if ("\\" in plain or "%" in plain or "&" in plain) and any(escape in plain for escape in _ESCAPES):
+        if "\\u00" in plain or "\\x" in plain or "&#" in plain or ("%" in plain and _PERCENT.search(plain)):
             plain = _ESCAPED.sub(_unescaped, plain)
         plain = plain.replace("\\", "")
         if "\n" in plain or "\r" in plain:
-            plain = "".join(map(str.strip, plain.splitlines()))
+            plain = "".join(plain.split())
         if not plain.isascii():
             for character in _INVISIBLE:
                 plain = plain.replace(character, "")

@@ -24,6 +24,7 @@ from rlaif.errors import EngineError, InputError, RlaifError, WorkError
 from rlaif.files import opened, read_whole
 
 CONFIG, INDEX, ADAPTER = "config.json", "model.safetensors.index.json", "adapter_config.json"
+GENERATION = "generation_config.json"
 WHOLE = "model.safetensors"
 
 # Of a tokenizer's file or an index. The largest in use: a tokenizer of 34 MB, an index of 25 MB for 10^12 parameters.
@@ -87,6 +88,7 @@ def vet(files: list[Path]) -> None:
     folder = files[0].parent
     config = settings_of(folder)
     quantised, rows = _is_quantised(config, folder), _rows(config)
+    decides = GENERATION if GENERATION in {file.name for file in files} else CONFIG  # which end tokens there are
     for file in files:
         stamp = _stamp(file)
         if file.name.endswith(".safetensors"):
@@ -95,8 +97,9 @@ def vet(files: list[Path]) -> None:
             _vet_index(stamp)
         elif file.name == "tokenizer.json":
             _vet_tokenizer(stamp, rows)
-        elif file.name in (CONFIG, "generation_config.json"):
-            _vet_ends(stamp, rows)
+        elif file.name in (CONFIG, GENERATION):
+            if file.name == decides:
+                _vet_ends(stamp, rows)
         elif file.name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
             _vet_tokenizer_settings(stamp)
         elif file.suffix == ".json" and not file.name.startswith("vocab") and not file.name.endswith(".index.json"):
@@ -156,7 +159,8 @@ def _config(stamp: Stamp) -> dict[str, Any]:
         for key, (low, high) in SIZES.items():
             least = low if part is config else 0  # which says that a part inside is not there
             for value in _listed(part.get(key)):
-                if value is not None and (type(value) is not int or not least <= value <= high):
+                whole = isinstance(value, float) and value.is_integer()  # as some configurations write it
+                if value is not None and ((type(value) is not int and not whole) or not least <= value <= high):
                     problem = f"expected a whole number from {least} to {high:,}, found {_shown(value)}"
                     raise stamp.refused(problem, key=key, fix="give the number that the weights were trained with")
     return config

@@ -101,7 +101,7 @@ class Run:
                 await self.session.scheduler.close()
             with suppress(OSError):  # a full disk must not hide the error
                 self.manifest.write("interrupted" if interrupted else "failed")
-            if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+            if isinstance(error, OSError) and error.errno is not None and not isinstance(error, BrokenPipeError):
                 raise _of_the_system(error, self.folder) from None
             raise
         finally:
@@ -318,7 +318,7 @@ def _of_the_system(error: OSError, folder: RunFolder) -> WorkError:
     fix = "free some space" if error.errno in FULL else "check the disk and the folder's permissions"
     if error.errno == errno.EMFILE:
         fix = "raise the limit (`ulimit -n`)"
-    problem = f"the run cannot write: {why(error)}; finished work is kept"
+    problem = f"the run cannot go on: {why(error)}; finished work is kept"
     where = str(error.filename or folder.path)
     return WorkError(problem, file=where, fix=f"{fix}, then run the same command again: nothing is paid for twice")
 

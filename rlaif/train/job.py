@@ -58,8 +58,11 @@ _BEGINNINGS = {"lock", ".key.tmp"}  # in a folder that was interrupted before it
 # All that a training writes into its job's folder, and into its model's; what a kill may have left is among them.
 _OF_JOB = re.compile(
     r"lock|key|job\.json|data|final|old|error\.txt|\.(key|job\.json|data)\.tmp|checkpoint-\d+|tmp-checkpoint-\d+"
+    r"|\.DS_Store|Thumbs\.db|\.nfs\w+"  # file browsers and network disks put them there
 )
-_OF_MODEL = (*ANSWER_FILES, "key", "training.json", "training_args.bin", "README.md")
+_OF_MODEL = (
+    *ANSWER_FILES, "key", "training.json", "training_args.bin", "README.md", ".DS_Store", "Thumbs.db", ".nfs*"
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

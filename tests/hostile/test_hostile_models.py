@@ -65,6 +65,14 @@ def config(**values: Any) -> Edit:
     return keys("config.json", **values)
 
 
+def both(*edits: Edit) -> Edit:
+    def edit(folder: Path) -> None:
+        for one in edits:
+            one(folder)
+
+    return edit
+
+
 def generation(**values: Any) -> Edit:
     return keys("generation_config.json", **values)
 
@@ -322,7 +330,10 @@ REFUSED: dict[str, tuple[Edit, str]] = {
     "layers-of-a-model-inside": (config(text_config={"num_hidden_layers": 10**9}), CONFIG + f"`num_hidden_layers`: {SIZE}"),
     "layers-two-models-inside": (config(thinker={"text_config": {"num_hidden_layers": 10**9}}), CONFIG + f"`num_hidden_layers`: {SIZE}"),
     "hidden-size-infinite": (write("config.json", '{"hidden_size": Infinity}'), CONFIG + f"`hidden_size`: {SIZE}"),
-    "config-end-token-out-of-range": (config(eos_token_id=10**6), CONFIG + f"`{ENDS}, found 1000000"),
+    "config-end-token-out-of-range": (
+        both(config(eos_token_id=10**6), lambda folder: (folder / "generation_config.json").unlink()),
+        CONFIG + f"`{ENDS}, found 1000000",
+    ),
     # generation_config.json
     "generation-list": (write("generation_config.json", "[]"), CONFIG + "expected a JSON object"),
     "generation-deep": (write("generation_config.json", DEEP), CONFIG + "its JSON is nested too deeply"),
@@ -404,6 +415,18 @@ def test_a_folder_is_refused_by_its_files(name: str, stranger: Path) -> None:
     assert time.process_time() - began < SECONDS
     is_a_sentence(refused.value, expected)
     assert str(stranger) in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        pytest.param(config(eos_token_id=10**6), id="end token of the configuration, where another file decides"),
+        pytest.param(config(max_position_embeddings=512.0), id="whole number with a point"),
+    ],
+)
+def test_what_real_configurations_hold_is_taken(edit: Edit, stranger: Path) -> None:
+    edit(stranger)
+    assert weights_digest(stranger)
 
 
 @pytest.mark.parametrize(
