@@ -65,14 +65,6 @@ def config(**values: Any) -> Edit:
     return keys("config.json", **values)
 
 
-def both(*edits: Edit) -> Edit:
-    def edit(folder: Path) -> None:
-        for one in edits:
-            one(folder)
-
-    return edit
-
-
 def generation(**values: Any) -> Edit:
     return keys("generation_config.json", **values)
 
