@@ -20,7 +20,7 @@ from rlaif.visible import visible
 class RlaifError(Exception):
     """Every error of this package. The message is one sentence; where it happened and the fix are kept apart.
 
-    Its text is visible text, since it is printed by others, too: what a server or a file says stands in it.
+    Its text is one line of visible text: what a server or a file says stands in it, and others print it, too.
     """
 
     exit_code = 1
@@ -41,7 +41,7 @@ class RlaifError(Exception):
         where = ":".join(str(part) for part in (self.file, self.line) if part is not None)
         parts = [part for part in (where, f"`{self.key}`" if self.key else "", self.message) if part]
         text = ": ".join(parts)
-        return visible(f"{text}. Fix: {self.fix}" if self.fix else text)
+        return visible(f"{text}. Fix: {self.fix}" if self.fix else text).replace("\n", r"\n")
 
 
 class InputError(RlaifError):
