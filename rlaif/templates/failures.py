@@ -13,7 +13,7 @@ from rlaif.records import oneline
 
 # What a template may cost. The longest prompts that models read (10 million tokens) are within the last two; a chat
 # template renders in a millisecond.
-MOST_SOURCE = 1_000_000  # characters of a template; the longest published chat templates have 30,000
+MOST_SOURCE = 200_000  # characters of a template; the longest published chat templates have 30,000
 MOST_SECONDS = 3.0  # of processor time for one rendering
 MOST_MEMORY = 512  # MB for one rendering
 MOST_WRITTEN = 32_000_000  # characters of one rendering
