@@ -13,9 +13,15 @@ from typing import Any, NamedTuple
 
 from jinja2 import nodes
 
+from rlaif.templates.failures import MOST_WRITTEN, TemplateFailure
+
 MOST_WORK = 16_000_000  # characters that a simple template may read and write in this process: well under a second
 MOST_NODES = 5_000  # of a simple template; more take too long to compile
 MOST_DEPTH = 40  # of nested expressions and conditions of a simple template
+
+# Characters of one rendering: its own words, and each that it is given so many times. Hundreds of renderings are in
+# memory at a time.
+OWN_WRITTEN, TIMES_WRITTEN = 1_000_000, 16
 
 # A list is written with its texts in quotes: a character of them takes ten at most, a whole text four more.
 QUOTED, AROUND = 10, 4
@@ -94,6 +100,14 @@ class Cost(NamedTuple):
             work += rounds * (amount.given * given + amount.own)
             turns += rounds
         return work * turns * self.marked if marks and self.marked else work
+
+
+def within(text: str, given: int) -> str:
+    """What a template wrote when it was given so many characters. Raises TemplateFailure for too much."""
+    most = min(OWN_WRITTEN + TIMES_WRITTEN * given, MOST_WRITTEN)
+    if len(text) > most:
+        raise TemplateFailure(f"it writes more than {most:,} characters when it is given {given:,}", exceeded=True)
+    return text
 
 
 def size(value: Any) -> int:

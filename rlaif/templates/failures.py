@@ -21,7 +21,6 @@ WORDS = 200  # of a template's own words that an error repeats
 
 TOO_LONG = f"it takes more than {MOST_SECONDS:g} seconds"
 TOO_LARGE = f"it needs more than {MOST_MEMORY} MB of memory"
-TOO_MUCH = f"it writes more than {MOST_WRITTEN // 1_000_000} million characters"
 
 
 class TemplateFailure(Exception):
