@@ -20,6 +20,7 @@ from urllib.parse import unquote, urlsplit
 
 MASK = "***"
 LEAST, ENOUGH = 6, 16  # characters of a secret: of letters and digits, and of any others
+SPELT = 16  # letters and digits that are found whatever stands between them; fewer may be there by chance
 HEAD, RUN = 8, 5  # characters of a written form by which it is found; letters and digits at least
 PLACEHOLDERS = frozenset(
     "anything changeme dummy-key fake-key lm-studio local-key no-key-required no_key_required not-needed not-required "
@@ -30,18 +31,23 @@ PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 
 # What one character may be written as, and what may stand between two: white space, a character that nobody sees, the
 # backslash of an escape. No part of it gives anything back, so that no text makes the search slow.
+_HIDDEN = (
+    "\x00-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f"
+    "\u2800\u3164\ud800-\udfff\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U000e0000-\U000e0fff"
+)
+_CODE = (
+    r"\\{1,8}(?:u00(?P<u>[2-7][0-9A-Fa-f])|x(?P<x>[2-7][0-9A-Fa-f])|U000000(?P<U>[2-7][0-9A-Fa-f])"
+    r"|[ux]\{0{0,6}(?P<b>[2-7][0-9A-Fa-f])\}|(?P<octal>[01][0-7]{2}))|%(?:25){0,3}(?P<p>[2-7][0-9A-Fa-f])"
+)
 _WRITTEN = re.compile(
-    r"\\{1,8}(?:u00(?P<u>[2-7][0-9A-Fa-f])|x(?P<x>[2-7][0-9A-Fa-f]))|%(?:25){0,3}(?P<p>[2-7][0-9A-Fa-f])"
-    r"|(?P<entity>&(?:#[0-9]{2,8};?|#[xX][0-9A-Fa-f]{2,8};?|[A-Za-z]{2,8};))"
-    r"|[\s\u200b\u200c\u200d\u2060\ufeff\xad]+|\\{1,8}(?:[nrt]|u200[bcd]|u2060|ufeff|u00ad)?"
+    rf"{_CODE}|(?P<entity>&(?:#[0-9]{{2,8}};?|#[xX][0-9A-Fa-f]{{2,8}};?|[A-Za-z]{{2,8}};))"
+    rf"|[\s{_HIDDEN}]+|\\{{1,8}}(?:[nrt]|u200[bcd]|u2060|ufeff|u00ad)?"
 )
 # Whether it is worth a search, cheaply: every completion is looked at.
-_ESCAPED = re.compile(
-    r"\\{1,8}(?:u00(?P<u>[2-7][0-9A-Fa-f])|x(?P<x>[2-7][0-9A-Fa-f]))|%(?:25){0,3}(?P<p>[2-7][0-9A-Fa-f])"
-    r"|(?P<entity>&#(?:[0-9]{2,8}|[xX][0-9A-Fa-f]{2,8});?)"
-)
-_PERCENT = re.compile("%[2-7]")
-_INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff\xad"
+_ESCAPED = re.compile(rf"{_CODE}|(?P<entity>&#(?:[0-9]{{2,8}}|[xX][0-9A-Fa-f]{{2,8}});?)")
+_ESCAPES = tuple("\\u00 \\x \\U \\u{ \\0 \\1 &# %2 %3 %4 %5 %6 %7".split())  # beginnings of what it finds
+_SMALL = bytes(range(256)).lower()
+_BETWEEN = bytes(code for code in range(256) if not chr(code).isascii() or not chr(code).isalnum())
 
 
 def is_secret(key: str) -> bool:
@@ -60,7 +66,9 @@ class Secrets:
         self._keys: set[str] = set()
         self._secret: list[str] = []
         self._marks: tuple[str, ...] = ()  # beginnings of the forms of secrets: a text without any holds none
+        self._bare: tuple[bytes, ...] = ()  # the same of their letters and digits
         self._forms: list[re.Pattern[str]] = []  # of secrets
+        self._spelt: list[str] = []  # the letters and digits of long forms
         self._parts: list[re.Pattern[str]] = []  # of halves of secrets and of placeholders
         for key in (*keys, *_of_proxies()):
             self.add(key)
@@ -78,12 +86,15 @@ class Secrets:
         self._parts += _patterns(_halves(key))
         marks = (key[:HEAD], *map(_mark, _forms(key)))
         self._marks = tuple(dict.fromkeys((*self._marks, *marks)))
+        bare = [_bare(form) for form in (key[:HEAD], *_forms(key))]
+        self._bare = tuple(dict.fromkeys((*self._bare, *(form[:HEAD] for form in bare if len(form) >= RUN))))
+        self._spelt += dict.fromkeys(form.decode() for form in bare if len(form) >= SPELT)
 
     def masked(self, text: str) -> str:
         """A completion without secrets, nor the beginning of one where it was cut."""
         if not self._marks or not self._suspicious(text):
             return text
-        text = _masked(text, self._forms)
+        text = _masked(text, self._forms, self._spelt)
         for key in self._secret:
             if key[:HEAD] in text[-len(key) :]:
                 ends = (n for n in range(len(key) - 1, HEAD - 1, -1) if text.endswith(key[:n]))
@@ -97,19 +108,17 @@ class Secrets:
         plain = text
         if "\\" in plain:
             plain = plain.replace("\\n", "").replace("\\r", "").replace("\\t", "")
-        if "\\u00" in plain or "\\x" in plain or "&#" in plain or ("%" in plain and _PERCENT.search(plain)):
+        if ("\\" in plain or "%" in plain or "&" in plain) and any(escape in plain for escape in _ESCAPES):
             plain = _ESCAPED.sub(_unescaped, plain)
         plain = plain.replace("\\", "")
         if "\n" in plain or "\r" in plain:
-            plain = "".join(plain.split())
-        if not plain.isascii():
-            for character in _INVISIBLE:
-                plain = plain.replace(character, "")
-        return plain != text and any(mark in plain for mark in self._marks)
+            plain = "".join(map(str.strip, plain.splitlines()))
+        bare = _bare(plain)
+        return any(mark in bare for mark in self._bare) or any(mark in plain for mark in self._marks)
 
     def masked_error(self, text: str) -> str:
         """An error without any key, nor half of a secret: a message may be cut in the middle of one."""
-        return _masked(text, [*self._forms, *self._parts]) if self._keys else text
+        return _masked(text, [*self._forms, *self._parts], self._spelt) if self._keys else text
 
 
 def _of_proxies() -> Iterator[str]:
@@ -141,6 +150,11 @@ def _mark(form: str) -> str:
     return (run if len(run) >= RUN else form.replace("\\", ""))[:HEAD]
 
 
+def _bare(text: str) -> bytes:
+    """The letters and digits of a text, in small letters."""
+    return text.encode("ascii", "ignore").translate(_SMALL, _BETWEEN)
+
+
 def _halves(key: str) -> list[str]:
     half = max(HEAD, -(-len(key) // 2))
     return [key[:half], key[-half:]] if half < len(key) else []
@@ -150,10 +164,11 @@ def _patterns(forms: Iterable[str]) -> list[re.Pattern[str]]:
     return [re.compile(re.escape(_plain(form)[0]), re.IGNORECASE) for form in dict.fromkeys(forms)]
 
 
-def _masked(text: str, patterns: Iterable[re.Pattern[str]]) -> str:
+def _masked(text: str, patterns: Iterable[re.Pattern[str]], spelt: Iterable[str]) -> str:
     """The text with everything masked that one of the patterns finds in it once it is written plainly."""
     plain, starts, ends = _plain(text)
-    found = sorted(match.span() for pattern in patterns for match in pattern.finditer(plain))
+    found = [match.span() for pattern in patterns for match in pattern.finditer(plain)]
+    found = sorted([*found, *_spelt_in(plain, spelt)])
     pieces: list[str] = []
     end = 0
     for first, last in found:
@@ -161,6 +176,17 @@ def _masked(text: str, patterns: Iterable[re.Pattern[str]]) -> str:
             pieces += [text[end : starts[first]], MASK]
         end = max(end, ends[last - 1])
     return "".join((*pieces, text[end:]))
+
+
+def _spelt_in(plain: str, spelt: Iterable[str]) -> Iterator[tuple[int, int]]:
+    """Where the letters and digits of a form stand one after the other: with commas, quotes or bars between them."""
+    places = [at for at, character in enumerate(plain) if character.isascii() and character.isalnum()]
+    letters = "".join(plain[at] for at in places).lower()
+    for form in spelt:
+        at = letters.find(form)
+        while at >= 0:
+            yield places[at], places[at + len(form) - 1] + 1
+            at = letters.find(form, at + len(form))
 
 
 def _plain(text: str) -> tuple[str, list[int], list[int]]:
@@ -182,6 +208,8 @@ def _plain(text: str) -> tuple[str, list[int], list[int]]:
 
 def _unescaped(match: re.Match[str]) -> str:
     """The character that is written there; none where that is white space or a backslash."""
-    code = match["u"] or match["x"] or match["p"]
+    code = match["u"] or match["x"] or match["U"] or match["b"] or match["p"]
+    if octal := match["octal"]:
+        return chr(int(octal, 8)).strip()
     character = chr(int(code, 16)) if code else html.unescape(match["entity"] or "")
     return "" if character == "\\" else character.strip()

@@ -13,9 +13,18 @@ from typing import Any, NamedTuple
 
 from jinja2 import nodes
 
+from rlaif.templates.failures import MOST_WRITTEN, TemplateFailure
+
 MOST_WORK = 16_000_000  # characters that a simple template may read and write in this process: well under a second
 MOST_NODES = 5_000  # of a simple template; more take too long to compile
 MOST_DEPTH = 40  # of nested expressions and conditions of a simple template
+
+# Characters of one rendering: its own words, and each that it is given so many times. Hundreds of renderings are in
+# memory at a time.
+OWN_WRITTEN, TIMES_WRITTEN = 1_000_000, 16
+
+# A list is written with its texts in quotes: a character of them takes ten at most, a whole text four more.
+QUOTED, AROUND = 10, 4
 
 # By how much a filter may lengthen a text: three characters for one in capital letters, twelve for one in JSON.
 FILTERS = {
@@ -28,7 +37,7 @@ FILTERS = {
     "items": 1,
     "last": 1,
     "length": 1,
-    "list": 1,
+    "list": QUOTED + AROUND,  # of the characters of a text
     "lower": 3,
     "oneline": 1,
     "reverse": 1,
@@ -38,9 +47,10 @@ FILTERS = {
     "trim": 1,
     "upper": 3,
 }
+# Not `odd`, `even` and `divisibleby`: they compute a remainder, which of a text is a format with its widths.
 TESTS = frozenset(
-    "boolean defined divisibleby eq equalto even false in integer iterable lower mapping ne none number odd sequence "
-    "string true undefined upper".split()
+    "boolean defined eq equalto false in integer iterable lower mapping ne none number sequence string true undefined "
+    "upper".split()
 )
 METHODS = {"endswith": 1, "items": 1, "lower": 3, "lstrip": 1, "rstrip": 1, "startswith": 1, "strip": 1, "upper": 3}
 
@@ -92,6 +102,14 @@ class Cost(NamedTuple):
         return work * turns * self.marked if marks and self.marked else work
 
 
+def within(text: str, given: int) -> str:
+    """What a template wrote when it was given so many characters. Raises TemplateFailure for too much."""
+    most = min(OWN_WRITTEN + TIMES_WRITTEN * given, MOST_WRITTEN)
+    if len(text) > most:
+        raise TemplateFailure(f"it writes more than {most:,} characters when it is given {given:,}", exceeded=True)
+    return text
+
+
 def size(value: Any) -> int:
     """At least the length of a plain value when it is written out, odd characters aside."""
     kind = type(value)  # plain values are of no subclass, and an `isinstance` of Mapping takes a microsecond
@@ -119,6 +137,8 @@ def cost(template: nodes.Template) -> Cost | None:
         once = reading.statements(template.body, 0)
     except NotSimple:
         return None
+    if once.own + sum(amount.own for _, amount in reading.loops) > MOST_WORK:
+        return None  # Jinja would compute that much while compiling
     return Cost(once, tuple(reading.loops), reading.marked)
 
 
@@ -253,6 +273,11 @@ class _Reading:
         value, work = self._several(node.iter_child_nodes(), depth)
         return Expression(value, work.plus(value))
 
+    def _listed(self, node: nodes.List | nodes.Tuple, depth: int) -> Expression:
+        value, work = self._several(node.items, depth)
+        value = value.times(QUOTED).plus(Amount(own=AROUND * (1 + len(node.items))))
+        return Expression(value, work.plus(value))
+
     def _filtered(self, node: nodes.Filter, depth: int) -> Expression:
         if node.dyn_args or node.dyn_kwargs or node.kwargs or node.node is None:
             raise NotSimple
@@ -302,6 +327,8 @@ _READ: dict[type[nodes.Node], Callable[[_Reading, Any, int], Expression]] = {
     nodes.Call: _Reading._call,
     nodes.Compare: _Reading._compared,
     nodes.Not: _Reading._compared,
+    nodes.List: _Reading._listed,
+    nodes.Tuple: _Reading._listed,
 }
 _JOINED = (
     nodes.Add,
@@ -312,7 +339,5 @@ _JOINED = (
     nodes.Pos,
     nodes.Concat,
     nodes.CondExpr,
-    nodes.List,
-    nodes.Tuple,
     nodes.Operand,
 )

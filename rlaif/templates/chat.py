@@ -7,7 +7,7 @@ from itertools import compress
 from typing import Any, NamedTuple
 
 from rlaif.templates.apart import Apart, Reply
-from rlaif.templates.bounds import MOST_WORK, cost, size
+from rlaif.templates.bounds import MOST_WORK, cost, size, within
 from rlaif.templates.environments import chatting, parsed
 from rlaif.templates.failures import TemplateFailure, failure
 
@@ -66,11 +66,12 @@ class ChatTemplate:
 
     def _rendered(self, conversation: Conversation) -> str | TemplateFailure:
         try:
-            return str(
+            text = str(
                 self._tokenizer.apply_chat_template(
                     conversation.messages, add_generation_prompt=conversation.generation_prompt, tokenize=False
                 )
             )
+            return within(text, self._beside + size(conversation.messages))
         except Exception as error:  # any error that the template's own code raises
             return failure(error)
 

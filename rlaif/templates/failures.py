@@ -13,7 +13,7 @@ from rlaif.records import oneline
 
 # What a template may cost. The longest prompts that models read (10 million tokens) are within the last two; a chat
 # template renders in a millisecond.
-MOST_SOURCE = 1_000_000  # characters of a template; the longest published chat templates have 30,000
+MOST_SOURCE = 200_000  # characters of a template; the longest published chat templates have 30,000
 MOST_SECONDS = 3.0  # of processor time for one rendering
 MOST_MEMORY = 512  # MB for one rendering
 MOST_WRITTEN = 32_000_000  # characters of one rendering
@@ -21,7 +21,6 @@ WORDS = 200  # of a template's own words that an error repeats
 
 TOO_LONG = f"it takes more than {MOST_SECONDS:g} seconds"
 TOO_LARGE = f"it needs more than {MOST_MEMORY} MB of memory"
-TOO_MUCH = f"it writes more than {MOST_WRITTEN // 1_000_000} million characters"
 
 
 class TemplateFailure(Exception):

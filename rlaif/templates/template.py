@@ -19,7 +19,7 @@ from rlaif.errors import InputError
 from rlaif.records import oneline
 from rlaif.resources import read_text
 from rlaif.templates.apart import Apart
-from rlaif.templates.bounds import MOST_WORK, cost, size
+from rlaif.templates.bounds import MOST_WORK, cost, size, within
 from rlaif.templates.environments import parsed, prompting
 from rlaif.templates.failures import TemplateFailure, failure
 
@@ -90,7 +90,7 @@ class Template:
             plain[name], length = _sized(value)
             given += length
         if self._cost is not None and self._cost.of(plain, given) <= MOST_WORK:
-            return self._compiled.render(plain)
+            return within(self._compiled.render(plain), given)
         (rendered,) = self._apart.render([plain])
         if isinstance(rendered, TemplateFailure):
             raise rendered

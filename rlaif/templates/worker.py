@@ -20,8 +20,9 @@ from typing import Any, BinaryIO
 
 from jinja2 import meta
 
+from rlaif.templates.bounds import size, within
 from rlaif.templates.environments import prompting
-from rlaif.templates.failures import MOST_MEMORY, MOST_WRITTEN, TOO_MUCH, TemplateFailure, failure
+from rlaif.templates.failures import MOST_MEMORY, failure
 
 Render = Callable[[Mapping[str, Any]], dict[str, Any]]
 
@@ -60,8 +61,7 @@ def _answer(request: dict[str, Any], replies: BinaryIO) -> None:
         try:
             _timed(request["seconds"])
             reply = render(item)
-            if len(reply["text"]) > MOST_WRITTEN:
-                raise TemplateFailure(TOO_MUCH, exceeded=True)
+            within(reply["text"], size(item))
         except Exception as error:
             reply = _failed(error)
         _write(replies, reply)

@@ -152,6 +152,38 @@ def test_a_key_of_any_length_is_masked_in_every_form(key: str, form: str) -> Non
         assert not shown(mask(with_it), KEYS[key]) and mask(without) == without
 
 
+# Of a long key.
+SPELT: dict[str, Callable[[str], str]] = {
+    "in capital letters": str.upper,
+    "in capital hexadecimal": lambda key: key.encode().hex().upper(),
+    "in hexadecimal with colons": lambda key: key.encode().hex(":"),
+    "in quoted-printable": lambda key: "".join(f"={ord(c):02X}" for c in key),
+    "in octal escapes": lambda key: "".join(f"\\{ord(c):03o}" for c in key),
+    "in escapes of eight digits": lambda key: "".join(f"\\U{ord(c):08x}" for c in key),
+    "in escapes in braces": lambda key: "".join(f"\\u{{{ord(c):x}}}" for c in key),
+    "with spaces": " ".join,
+    "with hard spaces": "\xa0".join,
+    "in groups of four": lambda key: " ".join(key[at : at + 4] for at in range(0, len(key), 4)),
+    "with marks of direction": "\u200e".join,
+    "with selectors": "\ufe0f".join,
+    "with tags": "\U000e0020".join,
+    "with controls": "\x01".join,
+    "with half a surrogate pair": lambda key: f"{key[:9]}\ud800{key[9:]}",
+    "as a list of letters": lambda key: json.dumps(list(key)),
+    "with bars": "|".join,
+    "in bold": "**".join,
+    "over quoted lines": lambda key: "\n> ".join(key[at : at + 8] for at in range(0, len(key), 8)),
+}
+
+
+@pytest.mark.parametrize("form", SPELT)
+def test_a_long_key_that_is_spelt_is_masked(form: str) -> None:
+    for key in (KEYS["of 24 characters"], KEYS["of 164 characters"], "sk-ab/55+w_d-4F9=zQ12" + "x" * 9):
+        secrets = Secrets([key])
+        for mask in (secrets.masked, secrets.masked_error):
+            assert re.fullmatch(r"before \W*after", mask(f"before {SPELT[form](key)} after")), key
+
+
 @pytest.mark.parametrize("size", range(8, 24))
 def test_a_key_that_is_cut_off_shows_no_half(size: int) -> None:
     key = KEYS["of 24 characters"]

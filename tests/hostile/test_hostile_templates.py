@@ -220,13 +220,13 @@ def test_a_chat_template_ends_by_the_clock(name: str, hurried: None, tokenizer: 
 )
 def test_a_template_takes_no_more_memory_than_it_may(name: str, kind: str, tokenizer: Any) -> None:
     told = refused(kind, LARGE[name], tokenizer)
-    assert re.search(r"(needs more than 512 MB of memory|writes more than 32 million characters).*Fix: ", told), told
+    assert re.search(r"(needs more than 512 MB of memory|writes more than [0-9,]+ characters).*Fix: ", told), told
 
 
 @pytest.mark.parametrize("kind", ["prompt", "chat"])
 @pytest.mark.parametrize("name", DEEP)
 def test_a_template_is_not_nested_without_end(name: str, kind: str, tokenizer: Any) -> None:
-    assert re.search(r"nested too deeply|longer than 1,000,000 characters", refused(kind, DEEP[name], tokenizer))
+    assert re.search(r"nested too deeply|longer than", refused(kind, DEEP[name], tokenizer))
 
 
 @pytest.mark.parametrize("kind", ["prompt", "chat"])
@@ -468,7 +468,7 @@ FOLDERS: dict[str, tuple[Any, str]] = {
     "a file": ("{% include 'config.json' %}", "takes in another file"),
     "a loop of 10^10": (LONG * 2 + END * 2, "takes more than"),
     "a list of 10^9": ("{{ [1] * 10**9 }}", "needs more than 512 MB"),
-    "nested conditions": ("{% if 1 %}" * 20_000 + "{% endif %}" * 20_000, "nested too deeply"),
+    "nested conditions": ("{% if 1 %}" * 9_000 + "{% endif %}" * 9_000, "nested too deeply"),
     "recursion": ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "nested too deeply"),
     "an exception of its own": ("{{ raise_exception('no\n user ' ~ 'x' * 9999) }}", r"no user x{150,200}\.\.\."),
     "a tag that is unknown": ("{% trans %}", "unknown tag"),
@@ -606,6 +606,46 @@ def test_a_simple_template_with_much_to_do_is_rendered_apart(
     except InputError as error:
         assert "writes more than" in str(error)
     assert not handed, "it was rendered here"
+
+
+# What looks as if it only wrote out what it is given.
+DISGUISED = {
+    "a format as a test": "{{ '%999999999d' is odd }}{{ x }}",
+    "a format of what is given": "{{ x ~ '%999999999d' is even }}",
+    "a format as a test with a number": "{{ '%999999999d' is divisibleby 3 }}{{ x }}",
+    "quotes within quotes": "{{ " + "[" * 17 + "x" + "]~''" * 17 + " }}",
+    "lists of the letters of lists": "{{ x" + "|list|string" * 17 + " }}",
+    "an empty list, written and listed": "{{ []" + "|string|list" * 17 + " }}{{ x }}",
+    "constants that are joined while compiling": "{{ '" + "a" * 60_000 + "' | join('" + "b" * 60_000 + "') }}{{ x }}",
+    "the same in a loop": "{% for a in x %}{{ '" + "a" * 60_000 + "' | join('" + "b" * 60_000 + "') }}{% endfor %}",
+}
+
+
+@pytest.mark.parametrize("name", DISGUISED)
+def test_what_only_looks_simple_is_not_computed_here(name: str, handed: list[tuple[str, Any]]) -> None:
+    given = {"x": "\\'\"" * 900}
+    for kind in (environments.prompting, environments.chatting):
+        cost = bounds.cost(environments.parsed(kind, DISGUISED[name]))
+        assert cost is None or cost.of(given, bounds.size(given)) > bounds.MOST_WORK
+    with pytest.raises(InputError, match="(needs|writes|takes) more than"):
+        Template(DISGUISED[name], "t.jinja").render(**given)
+    assert not handed, "it was rendered here"
+
+
+@pytest.mark.parametrize("source", ["{{ 'a' * 1_100_000 }}{{ x }}", "{{ x }}" * 600], ids=["apart", "here"])
+def test_what_is_far_longer_than_what_was_given_is_not_kept(source: str, tokenizer: Any) -> None:
+    """Hundreds of renderings are in memory at a time."""
+    with pytest.raises(InputError, match=r"writes more than [0-9,]+ characters when it is given"):
+        Template(source, "t.jinja").render(x="x" * 2_000)
+    tokenizer.chat_template = source.replace("x }}", "messages[0].content }}")
+    (told,) = ChatTemplate(tokenizer).render([Conversation([{"role": "user", "content": "x" * 2_000}])])
+    assert isinstance(told, TemplateFailure) and "writes more than" in told.message
+
+
+def test_a_long_template_is_not_parsed() -> None:
+    """A parser takes ten seconds for a million characters of braces."""
+    with pytest.raises(InputError, match="longer than 200,000 characters"):
+        Template("{{x}}" * 50_000, "t.jinja")
 
 
 # ---------------------------------------------------------------- the process
