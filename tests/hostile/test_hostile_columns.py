@@ -247,13 +247,13 @@ def test_the_footer_is_read_as_the_library_reads_it(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "x.parquet", row_group_size=200)
     theirs = pyarrow.parquet.ParquetFile(tmp_path / "x.parquet").metadata
     with (tmp_path / "x.parquet").open("rb") as file:
-        ours = row_groups(file.fileno())
+        ours = list(row_groups(file.fileno()))
     assert [group.rows for group in ours] == [200, 200, 100]
     for number, group in enumerate(ours):
         chunks = map(theirs.row_group(number).column, range(theirs.num_columns))
         for chunk, theirs_of_it in zip(group.chunks, chunks, strict=True):
             assert chunk.name == theirs_of_it.path_in_schema and chunk.values == theirs_of_it.num_values
-            assert chunk.unpacked == theirs_of_it.total_uncompressed_size
+            assert 0 < theirs_of_it.total_uncompressed_size - chunk.unpacked < 300  # the headers of its pages
             assert chunk.packed == theirs_of_it.total_compressed_size
             assert (chunk.repeated > 1) == (theirs_of_it.physical_type == "BYTE_ARRAY")
 
