@@ -36,7 +36,7 @@ MUCH_UNPACKED, MOST_UNPACKED_RATIO = 256_000_000, 100
 # The rest is read a little at a time, and takes time but no memory. A file that holds more rows than that, and more
 # than its bytes can tell apart, repeats a few; so does one whose rows together are so large, so many times its size.
 MANY_ROWS, ROWS_PER_BYTE = 5_000_000, 64
-MUCH_DECODED, MOST_DECODED_RATIO = 5_000_000_000, 1000
+MUCH_DECODED, MOST_DECODED_RATIO = 2_000_000_000, 1000
 Decode = Callable[[Any], Any]
 
 
