@@ -11,28 +11,32 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rlaif.errors import InputError
 from rlaif.files import MOST_RECORDED, opened, read_whole
-from rlaif.formats.footer import Group, row_groups
+from rlaif.formats.footer import Chunk, Group, row_groups
 
 if TYPE_CHECKING:
     import pyarrow
 
 Numbered = tuple[int, dict[str, Any]]
 
-BATCH = 256  # rows decoded at a time; fewer where they are large, or a value that is stored once may be
+BATCH = 1000  # rows decoded at a time; fewer where they are large, or a value that is stored once may be
 MOST_OF_BATCH = 128_000_000  # bytes of them
 MOST_OF_ROW = 512_000_000  # bytes of one row, as Python's objects
 MOST_BYTES = 16_000_000  # of one text, as in files of lines
-MOST_VALUES = 100_000  # in the lists of one row, on the average of a row group
-# A file that holds more rows than that, and more rows than its bytes can tell apart, repeats a few without end.
-MANY_ROWS, ROWS_PER_BYTE = 1_000_000, 8
-# So does one whose rows together are so large, and so many times its size.
-MUCH_DECODED, MOST_DECODED_RATIO = 1_000_000_000, 1000
-# A column of a row group that unpacks to more than this, and so many times its size, was made to fill the memory.
+MOST_OF_VALUE = 256_000_000  # bytes of one value with all that is in it, as Python's objects
+MOST_VALUES = 2_000_000  # in the lists of one row, on the average of a row group
+LEVELS = 16  # bytes of a value in a list with its place in it, before it becomes Python's object
+# A page is unpacked as a whole, and one of each column is in memory at once.
+MOST_OF_PAGES, MOST_PAGES_RATIO = 400_000_000, 10
+# Lists that together unpack to more than this, and so many times their size, could all be in one row.
 MUCH_UNPACKED, MOST_UNPACKED_RATIO = 256_000_000, 100
+# The rest is read a little at a time, and takes time but no memory. A file that holds more rows than that, and more
+# than its bytes can tell apart, repeats a few; so does one whose rows together are so large, so many times its size.
+MANY_ROWS, ROWS_PER_BYTE = 5_000_000, 64
+MUCH_DECODED, MOST_DECODED_RATIO = 2_000_000_000, 1000
 Decode = Callable[[Any], Any]
 
 
@@ -46,9 +50,10 @@ def parquet(paths: Sequence[Path]) -> Iterator[Numbered]:
             columns.check_names(table.schema_arrow.names)
             columns.check_rows(table.metadata.num_rows)
             for number_of_group, group in enumerate(row_groups(columns.file.fileno())):
-                rows = columns.rows_at_a_time(group)
-                for batch in table.iter_batches(batch_size=rows, row_groups=[number_of_group]):
-                    for row in columns.python(batch, number):
+                read = columns.worth(group)
+                rows = columns.rows_at_a_time(group, read.chunks)
+                for batch in table.reader.iter_batches(rows, [number_of_group], column_indices=read.indices):
+                    for row in columns.python(batch, number, read.instead):
                         number += 1
                         yield number, row
 
@@ -65,9 +70,23 @@ def saved(folder: Path) -> Iterator[Numbered]:
             for batch in table:
                 columns.check_rows(batch.num_rows)
                 for start in range(0, batch.num_rows, BATCH):
-                    for row in columns.python(batch.slice(start, BATCH), number):
+                    for row in columns.python(batch.slice(start, BATCH), number, {}):
                         number += 1
                         yield number, columns.with_json(row, decoders, number) if decoders else row
+
+
+class _Read(NamedTuple):
+    """The columns of a row group that are read, and what stands in a row instead of each other one."""
+
+    indices: list[int]
+    chunks: list[Chunk]
+    instead: dict[str, bytes]
+
+
+def _left_out(reason: str) -> bytes:
+    """What stands instead of a value that is not read. An error over a value that is no text says what its type is
+    called: here, the reason."""
+    return type(reason, (bytes,), {})()
 
 
 class _Columns:
@@ -90,7 +109,10 @@ class _Columns:
 
         self.file.close()
         # Damaged bytes give errors of every kind.
-        if isinstance(error, pyarrow.ArrowException | OSError | ValueError | LookupError | TypeError | OverflowError):
+        if isinstance(
+            error,
+            pyarrow.ArrowException | OSError | ValueError | LookupError | TypeError | OverflowError | RecursionError,
+        ):
             raise self.error(f"not readable as {self.kind}: {_reason(error)}", "copy or download it again") from None
         if isinstance(error, MemoryError):
             raise self.error(f"not readable as {self.kind}: a part of it is larger than the memory") from None
@@ -107,32 +129,65 @@ class _Columns:
             problem = f"{count:,} rows in {self.size:,} bytes: more than {ROWS_PER_BYTE} a byte, so they repeat a few"
             raise self.error(problem, "keep each row once")
 
-    def rows_at_a_time(self, group: Group) -> int:
-        """How many rows of a row group to decode at a time, by their mean and by the largest value that may repeat."""
-        for chunk in group.chunks:
-            if chunk.unpacked > max(MUCH_UNPACKED, chunk.packed * MOST_UNPACKED_RATIO):
-                large = f"unpacks to {chunk.unpacked:,} bytes, over {MOST_UNPACKED_RATIO} times its size"
-                raise self.error(f"the column {chunk.name[:80]!r} {large}", "write it again in smaller row groups")
-            if chunk.values > max(1, group.rows) * MOST_VALUES:
-                raise self.error(f"the column {chunk.name[:80]!r} has more than {MOST_VALUES:,} values a row")
-        mean = sum(chunk.unpacked for chunk in group.chunks) // max(1, group.rows)
-        largest = max((chunk.repeated for chunk in group.chunks), default=1)
-        return min(BATCH, max(1, MOST_OF_BATCH // max(1, mean, largest)))
+    def worth(self, group: Group) -> _Read:
+        """What to read of a row group. Bytes are no part of any shape, and a column may be too large to be used."""
+        large: dict[str, bytes] = {}
+        held = 0
+        for chunk in sorted(group.chunks, key=_held):
+            held += 0 if chunk.is_bytes else _held(chunk)
+            if not chunk.is_bytes and (reason := self._too_large(chunk, group.rows, held)):
+                large[chunk.path[0]] = _left_out(reason)
+                held -= _held(chunk)
+        read = [(i, chunk) for i, chunk in enumerate(group.chunks) if not chunk.is_bytes and chunk.path[0] not in large]
+        there = {chunk.path[0] for _, chunk in read}
+        nothing = {chunk.path[0]: b"" for chunk in group.chunks if chunk.path[0] not in there}
+        return _Read([i for i, _ in read], [chunk for _, chunk in read], nothing | large)
 
-    def python(self, batch: pyarrow.RecordBatch, before: int) -> Iterator[dict[str, Any]]:
-        """The rows of a batch; `before` rows of the data set came earlier."""
+    def _too_large(self, chunk: Chunk, rows: int, held: int) -> str | None:
+        """Why a column is not read, where it is too large; `held` bytes are one page of each column up to it."""
+        if chunk.values > max(1, rows) * MOST_VALUES:
+            return f"more than {MOST_VALUES:,} values a row"
+        if chunk.dictionary and chunk.repeated > MOST_BYTES:
+            return f"a text of {chunk.repeated:,} bytes, more than {MOST_BYTES:,}"
+        if held > (most := max(MOST_OF_PAGES, self.size * MOST_PAGES_RATIO)):
+            return f"pages that unpack to {_held(chunk):,} bytes, with those beside it more than {most:,}"
+        if len(chunk.path) > 1 and chunk.unpacked > max(MUCH_UNPACKED, chunk.packed * MOST_UNPACKED_RATIO):
+            return f"lists that unpack to {chunk.unpacked:,} bytes, over {MOST_UNPACKED_RATIO} times their size"
+        return None
+
+    def rows_at_a_time(self, group: Group, chunks: Sequence[Chunk]) -> int:
+        """How many rows of a row group to decode at a time, by their mean, the largest value that may repeat, and the
+        largest pages that follow each other."""
+        rows = max(1, group.rows)
+        values = [-(-chunk.values // rows) for chunk in chunks]
+        mean = sum(chunk.unpacked // rows + each * LEVELS for chunk, each in zip(chunks, values, strict=True))
+        largest = sum(chunk.repeated * each for chunk, each in zip(chunks, values, strict=True))
+        at_a_time = min(BATCH, max(1, MOST_OF_BATCH // max(1, mean, largest)))
+        while at_a_time > 1 and sum(_densest(chunk, at_a_time) for chunk in chunks) > MOST_OF_PAGES:
+            at_a_time //= 2
+        return at_a_time
+
+    def python(self, batch: pyarrow.RecordBatch, before: int, instead: Mapping[str, bytes]) -> Iterator[dict[str, Any]]:
+        """The rows of a batch, with what stands instead of columns; `before` rows of the data set came earlier."""
         import pyarrow.compute
 
-        total = 0
+        total, bytes_ = 0, (pyarrow.types.is_binary, pyarrow.types.is_large_binary, pyarrow.types.is_binary_view)
+        left: dict[str, bytes] = {}
         for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            if any(are(column.type) for are in bytes_):
+                left[name] = b""
+                continue
             size, longest = _decoded(column, pyarrow)
-            total += size
             if longest > MOST_BYTES:
-                raise self.error(f"the column {name[:40]!r} has a text of {longest:,} bytes, more than {MOST_BYTES:,}")
-        if total > MOST_OF_BATCH and batch.num_rows > 1:
+                left[name] = _left_out(f"a text of {longest:,} bytes, more than {MOST_BYTES:,}")
+            elif size > MOST_OF_VALUE:
+                left[name] = _left_out(f"more than {MOST_OF_VALUE // 1_000_000} MB")
+            else:
+                total += size
+        if batch.num_rows > 1 and (total > MOST_OF_BATCH or any(type(value) is not bytes for value in left.values())):
             half = batch.num_rows // 2
-            yield from self.python(batch.slice(0, half), before)
-            yield from self.python(batch.slice(half), before + half)
+            yield from self.python(batch.slice(0, half), before, instead)
+            yield from self.python(batch.slice(half), before + half, instead)
             return
         if total > MOST_OF_ROW:
             raise self.error(f"row {before + 1} has more than {MOST_OF_ROW // 1_000_000} MB")
@@ -141,13 +196,15 @@ class _Columns:
             times = f"more than {MOST_DECODED_RATIO:,} times its {self.size:,} bytes, so they repeat a few"
             last = before + batch.num_rows
             raise self.error(f"its rows are {self.decoded:,} bytes up to row {last:,}, {times}", "keep each row once")
+        if left:
+            batch, instead = batch.drop_columns(list(left)), {**instead, **left}
         try:
             rows: list[dict[str, Any]] = batch.to_pylist()
         except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
             row, name, reason = _unreadable(batch, error)
             problem = f"row {before + row}: the column {name[:40]!r} cannot be read: {reason}"
             raise self.error(problem, "correct the value, or leave the column out") from None
-        yield from rows
+        yield from (row | instead for row in rows) if instead else rows
 
     def with_json(self, row: dict[str, Any], decoders: Mapping[str, Decode], number: int) -> dict[str, Any]:
         """The row with those columns decoded that hold JSON as text."""
@@ -160,6 +217,24 @@ class _Columns:
 def repeated(names: Iterable[str]) -> str | None:
     """The first name that is there twice."""
     return next((name for name, times in Counter(names).items() if times > 1), None)
+
+
+def _held(chunk: Chunk) -> int:
+    """The most bytes of a column's pages that are in memory at once; those of a dictionary are there twice."""
+    return max((size for _, size in chunk.pages), default=0) + 2 * chunk.dictionary
+
+
+def _densest(chunk: Chunk, values: int) -> int:
+    """The most bytes that so many values one after another are, by the pages that they are in."""
+    if chunk.unpacked <= MOST_OF_BATCH:
+        return chunk.unpacked
+    most = size = count = first = 0
+    for many, large in chunk.pages:
+        size, count = size + large, count + many
+        while count - chunk.pages[first][0] - many >= values:
+            size, count, first = size - chunk.pages[first][1], count - chunk.pages[first][0], first + 1
+        most = max(most, size)
+    return most
 
 
 def _reason(error: BaseException) -> str:

@@ -235,6 +235,7 @@ class _Values:
 
 def _separated(path: Path, delimiter: str, quoting: Literal[0, 3]) -> Iterator[tuple[int, dict[str, Any]]]:
     with _opened(path) as lines:
+        csv.field_size_limit(MOST_CHARACTERS)  # of the process; the module's own is 131,072
         reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
         header: list[str] | None = None
         line, empty = 1, 0

@@ -1,29 +1,51 @@
-"""What a Parquet file says of its columns, read without the library: that ends the process over a damaged footer.
+"""What a Parquet file says of its columns: how large their pages unpack, and the values that are stored once.
 
-The footer is one Thrift structure in the compact protocol. Its fields go by number, as the format names them
-(parquet.thrift of apache/parquet-format).
+The library opens the file before and refuses most damaged footers; but it ends the process where it is asked, by
+`metadata.row_group(...).column(...)`, for what some damaged ones say of a column. So that is read here.
+
+The footer and the headers of pages are Thrift structures in the compact protocol. Their fields go by number, as the
+format names them (parquet.thrift of apache/parquet-format).
 """
 
 from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 MOST_FOOTER = 64_000_000  # bytes; one of a thousand row groups of 20 columns has 3 million
-BYTE_ARRAYS = (6, 7)  # the types of texts and bytes
+HEADERS = (256, 64_000, 1_000_000)  # bytes that are read for the header of a page, which may quote two of its values
+BYTE_ARRAY, BYTE_ARRAYS = 6, (6, 7)  # the types of texts and bytes
 DELTA_BYTE_ARRAY = 7  # the encoding in which each value can be the one before it
 DICTIONARY_PAGE = 2
+DICTIONARY, DATA, DATA_V2 = 7, 5, 8  # the fields of a page's header that say more of it, by its kind
+CODECS = {0: None, 1: "snappy", 2: "gzip", 4: "brotli", 6: "zstd", 7: "lz4_raw"}
+SMALL_DICTIONARY = 16_000  # bytes: the largest of its values is not looked for
+LARGE_DICTIONARY, MOST_ENTRIES = 400_000_000, 4_000_000  # nor is that of one with so many bytes or values
+
+
+class Page(NamedTuple):
+    kind: int
+    unpacked: int
+    packed: int
+    values: int
+    encoding: int
+    at: int  # where it begins behind its header
 
 
 class Chunk(NamedTuple):
     """A column of a row group. `repeated`: at most the bytes of a value that is stored once and in several rows."""
 
     name: str
+    path: tuple[str, ...]
+    is_bytes: bool  # which are no text
     values: int
     unpacked: int
     packed: int
     repeated: int
+    dictionary: int  # bytes of it
+    pages: list[tuple[int, int]]  # the values and bytes, unpacked, of each
 
 
 class Group(NamedTuple):
@@ -31,30 +53,85 @@ class Group(NamedTuple):
     chunks: list[Chunk]
 
 
-def row_groups(descriptor: int) -> list[Group]:
+def row_groups(descriptor: int) -> Iterator[Group]:
     """The row groups of an open file. Raises ValueError, IndexError, TypeError or KeyError where it is damaged."""
     size = os.fstat(descriptor).st_size
     length = int.from_bytes(os.pread(descriptor, 4, size - 8), "little")
     if length > min(MOST_FOOTER, size):
         raise ValueError(f"its footer has more than {MOST_FOOTER:,} bytes")
     footer = _Compact(os.pread(descriptor, length, size - 8 - length)).fields()
-    return [
-        Group(group[3], [_chunk(column[3], descriptor) for column in group[1] if 3 in column])
-        for group in footer.get(4, ())
-    ]
+    leaves = [element for element in footer[2][1:] if not element.get(5)]
+    for group in footer.get(4, ()):
+        pairs = zip(group[1], leaves, strict=True)
+        yield Group(group[3], [_chunk(column[3], leaf, descriptor) for column, leaf in pairs])
 
 
-def _chunk(about: dict[int, Any], descriptor: int) -> Chunk:
-    name = b".".join(about[3]).decode("utf-8", "replace")
+def _chunk(about: dict[int, Any], leaf: dict[int, Any], descriptor: int) -> Chunk:
+    path = tuple(part.decode("utf-8", "replace") for part in about[3])
+    pages = list(_pages(about, descriptor))
+    first = pages[0] if pages and pages[0].kind == DICTIONARY_PAGE else None
     repeated = 1
     if about[1] in BYTE_ARRAYS:
-        # A dictionary is the first page.
-        page = _Compact(os.pread(descriptor, 64, max(0, min(about[9], about.get(11, about[9])))))
-        kind, size = page.first_two()
-        repeated = size if kind == DICTIONARY_PAGE else 1
-        if DELTA_BYTE_ARRAY in about[2]:
-            repeated = max(repeated, about[6])
-    return Chunk(name, about[5], about[6], max(1, about[7]), repeated)
+        # A value of differences is at most its page.
+        repeated = max((page.unpacked for page in pages if page.encoding == DELTA_BYTE_ARRAY), default=1)
+        if first:
+            repeated = max(repeated, _largest(first, about, descriptor))
+    return Chunk(
+        name=".".join(path),
+        path=path,
+        is_bytes=about[1] in BYTE_ARRAYS and 6 not in leaf and 10 not in leaf,  # nothing says that it is text
+        values=about[5],
+        unpacked=sum(page.unpacked for page in pages),
+        packed=max(1, about[7]),
+        repeated=repeated,
+        dictionary=first.unpacked if first else 0,
+        pages=[(page.values, page.unpacked) for page in pages if page.kind != DICTIONARY_PAGE],
+    )
+
+
+def _pages(about: dict[int, Any], descriptor: int) -> Iterator[Page]:
+    """The pages of a chunk, from the headers that the library goes by, and as far as it reads."""
+    at = about[9] if about.get(11, 0) <= 0 else min(about[9], about[11])
+    end, values = at + about[7], 0
+    while at < end and values < about[5]:
+        head, length = _header(descriptor, at)
+        more: dict[int, Any] = next((head[field] for field in (DICTIONARY, DATA, DATA_V2) if field in head), {})
+        encoding = more.get(4 if DATA_V2 in head else 2, 0)
+        page = Page(head[1], head[2], head[3], more.get(1, 0), encoding, at + length)
+        if min(page.unpacked, page.packed, page.values) < 0:
+            raise ValueError("a page of it is damaged")
+        yield page
+        values += page.values if page.kind != DICTIONARY_PAGE else 0
+        at = page.at + page.packed
+
+
+def _header(descriptor: int, at: int) -> tuple[dict[int, Any], int]:
+    for most in HEADERS:
+        header = _Compact(os.pread(descriptor, most, at))
+        try:
+            return header.fields(), header.at
+        except IndexError:
+            if len(header.data) < most:
+                break
+    raise ValueError("a page of it is damaged")
+
+
+def _largest(page: Page, about: dict[int, Any], descriptor: int) -> int:
+    """The bytes of the largest value of a dictionary; those of the whole where that is small, or cannot be said."""
+    import pyarrow
+
+    size, codec = page.unpacked, CODECS.get(about[4], "")
+    if size <= SMALL_DICTIONARY or size > LARGE_DICTIONARY or page.values > MOST_ENTRIES or codec == "":
+        return size
+    data = os.pread(descriptor, page.packed, page.at)
+    if codec is not None:
+        data = pyarrow.Codec(codec).decompress(data, size, asbytes=True)
+    at = largest = 0
+    while at + 4 <= size:
+        length = int.from_bytes(data[at : at + 4], "little")
+        largest = max(largest, length)
+        at += 4 + length
+    return min(largest, size)
 
 
 class _Compact:
@@ -71,10 +148,6 @@ class _Compact:
             number = number + (head >> 4) if head >> 4 else self._integer()
             found[number] = self._value(head & 0xF)
         return found
-
-    def first_two(self) -> tuple[int, int]:
-        """The first two fields of a page's header, its kind and its size unpacked; zeros where it begins otherwise."""
-        return tuple(self._integer() if self._byte() == 0x15 else 0 for _ in range(2))  # type: ignore[return-value]
 
     def _value(self, kind: int, *, listed: bool = False) -> Any:
         if kind in (1, 2):  # in a structure the kind is the value
