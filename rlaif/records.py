@@ -156,6 +156,7 @@ class Completion(Record):
     alternatives: dict[str, float | None] | None = (
         None  # log-probability of each named first token; None = not reported
     )
+    thinking: str | None = None  # what a reasoning model thought before it; only for `show`
 
 
 class Candidate(Record):

@@ -91,6 +91,8 @@ def _choice(index: int, reply: Reply, top: int) -> dict[str, Any]:
     logprobs = None
     if reply.token_logprobs is not None:
         content: list[dict[str, Any]] = [{"token": "", "logprob": value} for value in reply.token_logprobs]
+        for first in content[:1]:  # engines do not tell the texts of their tokens
+            first["token"] = reply.text
         if content and reply.alternatives:
             known = [(value, name) for name, value in reply.alternatives.items() if value is not None]
             content[0]["top_logprobs"] = [
