@@ -153,9 +153,9 @@ def serve(engines: Mapping[str, Engine], port: int = 0) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Answer:
-    """One entry of a script. A dict body becomes JSON; a callable makes it from the request's body."""
+    """One entry of a script. A dict body becomes JSON; a callable makes it, or the answer, from the request's body."""
 
-    body: dict[str, Any] | str | Callable[[dict[str, Any]], dict[str, Any]] = ""
+    body: dict[str, Any] | str | Callable[[dict[str, Any]], dict[str, Any] | Answer] = ""
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
     delay: float = 0.0
@@ -197,6 +197,8 @@ class Script:
         if answer.drop:
             return
         body = answer.body(asked) if callable(answer.body) else answer.body
+        if isinstance(body, Answer):
+            return await self._answer(body, asked, writer)
         data = (body if isinstance(body, str) else json.dumps(body)).encode()
         lines = [f"HTTP/1.1 {answer.status} Scripted", "content-type: application/json", f"content-length: {len(data)}"]
         lines += [f"{name}: {value}" for name, value in answer.headers.items()] + ["connection: close", "", ""]

@@ -299,8 +299,8 @@ class OpenAIEngine:
                 paid += _shared(choices, answer.usage)[:1]
                 texts.append(str(choices[0].message and choices[0].message.content))
         except EngineError as error:
-            # Unreachable at the start of a run: stop. Later in a run it may be transient.
-            error.fatal |= error.cause == "connection"
+            # Unreachable, or another kind of server, at the start of a run: stop. Later it may be transient.
+            error.fatal |= error.cause == "connection" or (error.cause == "bad-body" and error.fix is not None)
             if error.fatal:
                 raise
             self.capabilities["seed"] = None  # the probe failed; the run's requests may still succeed

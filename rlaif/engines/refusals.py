@@ -30,7 +30,7 @@ TOO_LONG = _any(
     r"exceeds? the maximum (?:number of tokens|model length|prompt length|sequence length)",
     r"(?:prompt|input|request|message)s? (?:is |are )?too (?:long|large)|too many (?:input )?tokens",
     r"maximum (?:prompt|input|sequence) length|reduce (?:the length|your prompt)|string_above_max_length",
-    r"inputs? tokens? \+ `?max_new_tokens|longer than the (?:model|maximum)|token count .{0,40}exceeds",
+    r"inputs?`? tokens? \+ `?max_new_tokens|longer than the (?:model|maximum)|token count .{0,40}exceeds",
     r"tokens? exceeds? (?:the )?(?:limit|max)",
 )
 # The model's context, where the words tell it: no prompt can have an answer of as many tokens.

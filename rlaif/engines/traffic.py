@@ -321,6 +321,7 @@ class Traffic:
         self.endpoints: dict[str, Endpoint] = {}
         self._paces: dict[str, tuple[Pace | None, Pace | None]] = {}
         self._answered: set[str] = set()  # models that have replied at least once
+        self._ended: dict[str, EngineError] = {}  # models of which no request can succeed any more
         self._beginnings: dict[tuple[object, ...], Beginning] = {}  # by model, and by what requests ask for
         self._changed, self._stopping = asyncio.Event(), asyncio.Event()
 
@@ -419,6 +420,8 @@ class Traffic:
             with await self._ledger.reserve(engine.name, estimate, most) as reservation:
                 if self._stopping.is_set():
                     raise _stopped()
+                if self._ended and engine.name in self._ended:
+                    raise self._ended[engine.name]
                 if not wanted():
                     raise asyncio.CancelledError
                 began = time.monotonic()
@@ -462,6 +465,8 @@ class Traffic:
             self._answered.add(engine.name)
         for error in errors:  # a model that has replied before exists: the error is about this request
             error.fatal &= engine.name not in self._answered or error.cause in FINAL
+            if error.fatal and error.cause in FINAL:
+                self._ended[engine.name] = error
         if failed is None:
             return False
         stops = [self.endpoint(url).given_up() for url in engine.urls]
