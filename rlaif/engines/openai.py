@@ -51,7 +51,7 @@ from rlaif.engines.wire import (
     proxy_of,
 )
 from rlaif.errors import EngineError
-from rlaif.records import FinishReason, Message, Sampling, Usage, digest, logprob_problem, oneline, writable
+from rlaif.records import FinishReason, Message, Sampling, Usage, digest, logprob_problem, one_system, oneline, writable
 
 Item = tuple[tuple[Message, ...], str]
 
@@ -788,13 +788,8 @@ PROBE = Sampling(temperature=1.0, max_tokens=16)
 
 def _turns(messages: Sequence[Message], fold: bool) -> list[dict[str, str]]:
     """The messages as they are sent: leading system messages as one, which begins the user's where they `fold`."""
-    turns = [{"role": m.role, "content": m.content} for m in messages]
-    if turns[0]["role"] != "system" or len(turns) == 1:
-        return turns
-    ends = next((i for i, turn in enumerate(turns) if turn["role"] != "system"), len(turns))
-    if ends > 1:
-        turns[:ends] = [{"role": "system", "content": "\n\n".join(turn["content"] for turn in turns[:ends])}]
-    if fold and len(turns) > 1:
+    turns = [{"role": m.role, "content": m.content} for m in one_system(messages)]
+    if fold and len(turns) > 1 and turns[0]["role"] == "system":
         first = turns.pop(0)
         turns[0] = {"role": turns[0]["role"], "content": f"{first['content']}\n\n{turns[0]['content']}"}
     return turns
