@@ -256,6 +256,15 @@ def test_the_probe_finds_a_refused_seed() -> None:
         assert refused(script, "seed") == 1
 
 
+def test_what_a_server_honours_is_sent_to_it() -> None:
+    with scripted([Answer(lambda body: completion(*[f"seed {body['seed']}"] * body.get("n", 1)))]) as script:
+        engine = make(script.base_url)
+        assert probe(engine) is True
+        for seed in (3, 7):
+            assert good(engine, ask(indices=(0, 1), seed=seed))[0].text == f"seed {seed}"
+        assert [request["body"].get("n") for request in script.requests[3:]] == [2, 2]
+
+
 # ---------------------------------------------------------------- what the file says of a model's requests
 
 

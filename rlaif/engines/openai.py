@@ -504,8 +504,8 @@ class OpenAIEngine:
         """What is not sent, or not so: what the file omits, and what the server refuses."""
         if len(self.capabilities) != self._known:
             self._known = len(self.capabilities)
-            refused = {name.removeprefix(REFUSES) for name, so in self.capabilities.items() if so}
-            self._without = frozenset[str](self.spec.omit) | (refused & OTHERWISE.keys())
+            refused = {name for name in OTHERWISE if self.capabilities.get(f"{REFUSES}{name}")}
+            self._without = frozenset[str](self.spec.omit) | refused
             self._prepared.clear()
         return self._without
 
