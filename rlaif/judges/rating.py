@@ -297,7 +297,8 @@ def _bound(reply: Completion, judge_prompt: RatingPrompt, aspect: Aspect, rubric
 
 def _cause(reply: Completion) -> str | None:
     """Why a reply ended before its time, where it did."""
-    return {"length": "the reply was cut at max_tokens", "content_filter": f"the reply was {FILTERED}"}.get(reply.finish_reason)
+    causes = {"length": "the reply was cut at max_tokens", "content_filter": f"the reply was {FILTERED}"}
+    return causes.get(reply.finish_reason)
 
 
 def _readable(ratings: Sequence[Rating]) -> int:
