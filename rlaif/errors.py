@@ -58,7 +58,8 @@ class EngineError(WorkError):
     `cause` is a short word by which failures are grouped and counted. `retryable`: the failure may be transient.
     `fatal`: no other request can succeed either (server down, key refused, model unknown), so the run should stop.
     `wait`: how many seconds the server asked to wait; None where it did not say. `usage`: the tokens of an answer that
-    could not be used (a `records.Usage`). `lost`: an answer may have been paid for and could not be read.
+    could not be used (a `records.Usage`). `lost`: an answer may have been paid for and could not be read. `early`: the
+    model has answered nothing of the kind yet, so that the failure may not be about the request.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class EngineError(WorkError):
     ) -> None:
         super().__init__(message, fix=fix)
         self.cause, self.retryable, self.fatal = cause, retryable, fatal
-        self.wait, self.usage, self.lost = wait, usage, lost
+        self.wait, self.usage, self.lost, self.early = wait, usage, lost, False
 
 
 class Stopped(EngineError):

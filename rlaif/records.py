@@ -32,6 +32,15 @@ class Message(Record):
     content: str
 
 
+def one_system(messages: Sequence[Message]) -> Sequence[Message]:
+    """The messages, of which leading system messages are one: most chat templates know only one."""
+    if len(messages) < 2 or messages[0].role != "system" or messages[1].role != "system":
+        return messages
+    end = next((index for index, message in enumerate(messages) if message.role != "system"), len(messages))
+    joined = "\n\n".join(message.content for message in messages[:end])
+    return (Message(role="system", content=joined), *messages[end:])
+
+
 _UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 
 
@@ -156,6 +165,7 @@ class Completion(Record):
     alternatives: dict[str, float | None] | None = (
         None  # log-probability of each named first token; None = not reported
     )
+    thinking: str | None = None  # what a reasoning model thought before it; only for `show`
 
 
 class Candidate(Record):

@@ -111,6 +111,7 @@ class _Answer(TypedDict, total=False):
     usage: _Tokens | None
     token_logprobs: list[float] | None
     alternatives: dict[str, float | None] | None
+    thinking: str | None
 
 
 _ANSWERS, _OBJECTS = msgspec.json.Decoder(_Answer), msgspec.json.Decoder(dict[str, Any])

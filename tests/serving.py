@@ -91,6 +91,8 @@ def _choice(index: int, reply: Reply, top: int) -> dict[str, Any]:
     logprobs = None
     if reply.token_logprobs is not None:
         content: list[dict[str, Any]] = [{"token": "", "logprob": value} for value in reply.token_logprobs]
+        for first in content[:1]:  # engines do not tell the texts of their tokens
+            first["token"] = reply.text
         if content and reply.alternatives:
             known = [(value, name) for name, value in reply.alternatives.items() if value is not None]
             content[0]["top_logprobs"] = [
@@ -151,9 +153,9 @@ def serve(engines: Mapping[str, Engine], port: int = 0) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Answer:
-    """One entry of a script. A dict body becomes JSON; a callable makes it from the request's body."""
+    """One entry of a script. A dict body becomes JSON; a callable makes it, or the answer, from the request's body."""
 
-    body: dict[str, Any] | str | Callable[[dict[str, Any]], dict[str, Any]] = ""
+    body: dict[str, Any] | str | Callable[[dict[str, Any]], dict[str, Any] | Answer] = ""
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
     delay: float = 0.0
@@ -195,6 +197,8 @@ class Script:
         if answer.drop:
             return
         body = answer.body(asked) if callable(answer.body) else answer.body
+        if isinstance(body, Answer):
+            return await self._answer(body, asked, writer)
         data = (body if isinstance(body, str) else json.dumps(body)).encode()
         lines = [f"HTTP/1.1 {answer.status} Scripted", "content-type: application/json", f"content-length: {len(data)}"]
         lines += [f"{name}: {value}" for name, value in answer.headers.items()] + ["connection: close", "", ""]

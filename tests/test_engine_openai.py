@@ -214,7 +214,8 @@ def test_it_speaks_as_the_official_client_does(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("OPENAI_ORG_ID", "org-1")  # goes to OpenAI, and to nobody else
     schema = {"type": "object", "properties": {"b": {"type": "integer"}, "a": {"type": "string"}}}
     with scripted([Answer(completion("x", "y", logprobs=top_logprobs(A=0.5)))]) as script:
-        request = ask("é \u2028 \U0001f600", indices=(0, 1), stop=("s",), alternatives=("A",), seed=7)
+        stated = {"temperature": 1.0, "top_p": 1.0, "stop": ("s",), "alternatives": ("A",), "seed": 7}
+        request = ask("é \u2028 \U0001f600", indices=(0, 1), **stated)
         good(make(script.base_url), request.model_copy(update={"json_schema": schema}))
 
         async def officially() -> None:
@@ -274,9 +275,9 @@ def test_a_server_that_ignores_n_is_asked_one_by_one_with_the_same_seeds() -> No
         replies = good(engine, ask(indices=(0, 1, 2), seed=5))
         assert [reply.text for reply in replies] == ["seed 5", "seed 6", "seed 7"]
         assert engine.capabilities["n"] is False
-        assert [request["body"]["n"] for request in script.requests] == [3, 1, 1]
+        assert [request["body"].get("n") for request in script.requests] == [3, None, None]
         good(engine, ask(indices=(0, 1), seed=5))
-        assert [request["body"]["n"] for request in script.requests[3:]] == [1, 1]
+        assert [request["body"].get("n") for request in script.requests[3:]] == [None, None]
         assert not tally(engine).retries  # nothing failed
 
 
@@ -352,7 +353,7 @@ def test_an_empty_sample_is_asked_again_under_another_seed_and_the_others_are_ke
         replies = good(engine, ask(indices=(0, 1, 2)))
         bodies = [request["body"] for request in script.requests]
     assert [reply.text for reply in replies] == ["x", "y", "z"]
-    assert (bodies[1]["n"], bodies[1]["seed"]) == (1, 1 + module.EMPTY_STRIDE)
+    assert (bodies[1].get("n"), bodies[1]["seed"]) == (None, 1 + module.EMPTY_STRIDE)
     assert tally(engine).retries == Counter(empty=1)
 
 
@@ -360,7 +361,7 @@ def answer_but(*silent: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """A server that never finds a word for some sample indices, and reports five tokens for each sample."""
 
     def body(asked: dict[str, Any]) -> dict[str, Any]:
-        seeds = [asked["seed"] % module.EMPTY_STRIDE + i for i in range(asked["n"])]
+        seeds = [asked["seed"] % module.EMPTY_STRIDE + i for i in range(asked.get("n", 1))]
         return completion(*("" if seed in silent else f"seed {seed}" for seed in seeds))
 
     return body
@@ -370,7 +371,7 @@ def test_one_sample_that_stays_empty_leaves_the_others() -> None:
     with scripted([Answer(answer_but(2))]) as script:
         engine = make(script.base_url)
         [arrived] = run(engine, ask(indices=(0, 1, 2, 3)))
-        assert [request["body"]["n"] for request in script.requests] == [4, 1, 1]
+        assert [request["body"].get("n") for request in script.requests] == [4, None, None]
     assert [isinstance(one, Reply) and one.text for one in arrived] == ["seed 0", "seed 1", False, "seed 3"]
     assert isinstance(arrived[2], EngineError) and arrived[2].cause == "empty"
     assert (tally(engine).discarded, tally(engine).completion_tokens) == (3, 15)
@@ -393,7 +394,7 @@ def test_a_refused_request_is_refused_in_each_of_its_places() -> None:
 def test_samples_that_do_not_follow_one_another_keep_their_own_seeds() -> None:
     with scripted([Answer(answer_but())]) as script:
         replies = good(make(script.base_url), ask(indices=(1, 3, 4)))
-        assert sorted(request["body"]["n"] for request in script.requests) == [1, 2]
+        assert sorted(request["body"].get("n", 1) for request in script.requests) == [1, 2]
     assert [reply.text for reply in replies] == ["seed 1", "seed 3", "seed 4"]
 
 
@@ -443,7 +444,7 @@ PASSING = {
     "503": (Answer({"detail": "loading"}, status=503), "overloaded"),
     "not json": (Answer("<html>busy</html>"), "bad-body"),
     "truncated json": (Answer('{"choices": [{"message": {"content": "x'), "bad-body"),
-    "no choices": (Answer(completion()), "bad-body"),
+    "no list of choices": (Answer({"id": "x"}), "bad-body"),
     "wrong type": (Answer({"choices": [{"message": {"content": 5}, "finish_reason": "stop"}]}), "bad-body"),
     "aborted": (Answer(completion("x", finish_reason="abort")), "bad-body"),
     "empty": (Answer(completion("")), "empty"),
@@ -589,7 +590,9 @@ def test_an_unknown_model_names_the_model(base_url: str) -> None:
     [
         lambda key: Answer({"error": {"message": f"key {key}"}}, status=400),
         lambda key: Answer(f"proxy saw {key}", status=502),
-        lambda key: Answer(completion("x", finish_reason=key)),
+        lambda key: Answer(completion("", finish_reason=key)),
+        lambda key: Answer(f"<html>{key}</html>"),
+        lambda key: Answer({"error": {"message": f"upstream saw {key}"}}),
         lambda key: Answer(drop=True),
     ],
 )

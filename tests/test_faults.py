@@ -192,7 +192,7 @@ def test_a_server_that_sends_no_bill_is_charged_at_most(tmp_path: Path, run_cli:
 
 
 def test_samples_that_nobody_asked_for_are_on_the_bill(tmp_path: Path, run_cli: Cli) -> None:
-    generous = Answer(lambda body: completion(*(f"seed {body['seed']} {i}" for i in range(body["n"] + 3))))
+    generous = Answer(lambda body: completion(*(f"seed {body['seed']} {i}" for i in range(body.get("n", 1) + 3))))
     with scripted([Answer({"data": []})] * 3 + [Answer(completion("x"))] * 3 + [generous]) as script:
         write_project(tmp_path, script.base_url, prompts=4)
         assert run_cli("run", "echo.yaml", "stages.rate.rate.reask=0")[0] == 0
@@ -241,7 +241,7 @@ def test_a_server_that_dies_and_comes_back_costs_no_row(
 
 def test_a_server_that_hangs_is_left_after_the_timeout(tmp_path: Path, run_cli: Cli, monkeypatch: Any) -> None:
     monkeypatch.setattr(traffic, "FIRST_WAIT", 0.01)
-    fine = Answer(lambda body: completion(*(f"seed {body['seed'] + i}" for i in range(body["n"]))))
+    fine = Answer(lambda body: completion(*(f"seed {body['seed'] + i}" for i in range(body.get("n", 1)))))
     looked_at, probed = [Answer({"data": []})] * 3, [Answer(completion(text)) for text in "abc"]
     with scripted([*looked_at, *probed, Answer(completion("late"), delay=30.0), *[fine] * 99]) as script:
         write_project(tmp_path, script.base_url, prompts=3)
@@ -274,7 +274,7 @@ def test_a_server_that_no_stage_names_is_left_alone(
 
 
 def test_a_server_that_lists_no_model_is_said_to(tmp_path: Path, run_cli: Cli) -> None:
-    fine = Answer(lambda body: completion(*["said"] * body["n"]))
+    fine = Answer(lambda body: completion(*["said"] * body.get("n", 1)))
     with scripted([*[Answer({"data": []})] * 3, fine]) as script:
         write_project(tmp_path, script.base_url, prompts=1)
         code, out, _ = run_cli("run", "echo.yaml", "stages.rate.rate.reask=0")
@@ -284,7 +284,7 @@ def test_a_server_that_lists_no_model_is_said_to(tmp_path: Path, run_cli: Cli) -
 def test_a_model_that_its_server_does_not_list_is_a_note(tmp_path: Path, run_cli: Cli, monkeypatch: Any) -> None:
     monkeypatch.setenv("PLANTED_KEY", SECRET)
     listed = Answer({"data": [{"id": f"other of {SECRET}"}]})
-    fine = Answer(lambda body: completion(*(f"seed {body['seed'] + i}" for i in range(body["n"]))))
+    fine = Answer(lambda body: completion(*(f"seed {body['seed'] + i}" for i in range(body.get("n", 1)))))
     with scripted([*[listed] * 3, fine]) as script:
         write_project(tmp_path, script.base_url, prompts=3)
         keyed = [f"models.{name}.api_key_env=PLANTED_KEY" for name in ("one", "two", "judge")]

@@ -250,20 +250,66 @@ def test_one_failure_is_that_rows_alone() -> None:
     assert tally(scheduler).causes == {"connection": 3}
 
 
-@pytest.mark.parametrize("cause", ["too-long", "http-400", "empty", "no-logprobs"])
-def test_what_is_wrong_with_a_request_never_stops_the_run(cause: str) -> None:
-    class Refusing(Server):
-        def refuses(self, request: Request, index: int) -> EngineError | None:
-            return EngineError("no", cause=cause)
+CAUSES = ["too-long", "http-400", "empty", "no-logprobs"]
 
+
+class Refusing(Server):
+    """A server that answers what begins with `fine`, and refuses the rest."""
+
+    cause = ""
+
+    def refuses(self, request: Request, index: int) -> EngineError | None:
+        return None if request.messages[0].content == "fine" else EngineError("no", cause=self.cause)
+
+
+@pytest.mark.parametrize("cause", CAUSES)
+def test_what_is_wrong_with_a_request_never_stops_the_run(cause: str) -> None:
     async def work(scheduler: Scheduler) -> None:
+        if cause != "too-long":  # that is the prompt's in any case
+            await sample(scheduler, "fine")
         for number in range(2 * BREAK):
             with pytest.raises(EngineError) as caught:
                 await sample(scheduler, str(number))
             assert not caught.value.fatal
 
     assert cause not in TRANSPORT
-    run(Refusing("m"), work)
+    engine = Refusing("m")
+    engine.cause = cause
+    scheduler = run(engine, work)
+    assert scheduler._store._db.execute("SELECT count(*) FROM failures").fetchone()[0] == 2 * BREAK
+
+
+@pytest.mark.parametrize("cause", CAUSES[1:])
+def test_what_every_one_of_the_first_ten_requests_meets_stops_the_run(cause: str) -> None:
+    """And is no failure of these ten: with the cause mended, they are sent again."""
+    engine = Refusing("m")
+    engine.cause = cause
+
+    async def work(scheduler: Scheduler) -> None:
+        asked = (sample(scheduler, str(number)) for number in range(100))
+        outcomes = await asyncio.gather(*asked, return_exceptions=True)
+        fatal = [one for one in outcomes if isinstance(one, EngineError) and one.fatal]
+        assert len(fatal) == 91 and "all of the first 10 requests" in str(fatal[0])
+        assert len(engine.asked) == traffic.FIRST
+
+    scheduler = run(engine, work, concurrency=50)
+    assert not scheduler._store._db.execute("SELECT count(*) FROM failures").fetchone()[0]
+
+
+def test_ten_different_causes_stop_nothing_and_hold_nothing_up() -> None:
+    class Odd(Refusing):
+        def refuses(self, request: Request, index: int) -> EngineError | None:
+            return EngineError("no", cause=f"http-4{int(request.messages[0].content) % 2}0")
+
+    engine = Odd("m")
+
+    async def work(scheduler: Scheduler) -> None:
+        asked = (sample(scheduler, str(number)) for number in range(40))
+        outcomes = await asyncio.gather(*asked, return_exceptions=True)
+        assert all(isinstance(one, EngineError) and not one.fatal for one in outcomes)
+
+    run(engine, work, concurrency=50)
+    assert len(engine.asked) == 40
 
 
 def test_a_request_that_makes_a_server_hang_up_is_that_rows_alone_while_others_succeed() -> None:
@@ -589,11 +635,13 @@ def test_an_endpoint_that_breaks_down_is_tried_after_one_pause_however_many_fail
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(traffic, "PAUSE", 0.05)
-    engine = Server("m", failing=traffic.START, delay=0.02)
+    engine = Server("m", delay=0.02)
     engine.retries = 1
     assert traffic.START > BREAK
 
     async def work(scheduler: Scheduler) -> None:
+        await sample(scheduler, "first")  # before it, fewer are in flight
+        engine.failing = traffic.START
         began = time.monotonic()
         texts = await asyncio.gather(*(sample(scheduler, str(i)) for i in range(50)))
         assert len(texts) == 50 and time.monotonic() - began < 2.0  # not the longest pause, of thirty seconds

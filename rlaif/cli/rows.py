@@ -11,7 +11,18 @@ from rlaif.screen import Console, Text, line
 from rlaif.visible import visible
 
 if TYPE_CHECKING:
-    from rlaif.records import Candidate, Comparison, Preference, Ranking, Rating, Record, Revision, Row, Score
+    from rlaif.records import (
+        Candidate,
+        Comparison,
+        Completion,
+        Preference,
+        Ranking,
+        Rating,
+        Record,
+        Revision,
+        Row,
+        Score,
+    )
 
 # The fields of a row with a print function of their own. `_other_records` prints every other tuple of records.
 KNOWN = frozenset({"candidates", "ratings", "scores", "revisions", "comparisons", "rankings"})
@@ -64,7 +75,14 @@ def _print_candidate(console: Console, index: int, candidate: Candidate, prefere
     origin = f"  {completion.finish_reason}, call {completion.call[:12]}{under}"
     console.print()
     console.print(line((f"[{index + 1}] {candidate.sampler} ", "bold"), (role, style), (origin, "dim")))
+    _print_thinking(console, completion)
     console.print(Text(completion.text, style=style))
+
+
+def _print_thinking(console: Console, completion: Completion) -> None:
+    if completion.thinking is not None:
+        console.print(line("    it thought:", style="dim"))
+        console.print(Text(completion.thinking, style="dim"))
 
 
 def _print_rating(console: Console, rating: Rating) -> None:
@@ -82,8 +100,10 @@ def _print_score(console: Console, score: Score) -> None:
 def _print_revision(console: Console, revision: Revision) -> None:
     heading = f"    revision {revision.number} under {revision.principle}"
     console.print(line((heading, "bold"), (f"  {revision.critique.model}", "dim")))
+    _print_thinking(console, revision.critique)
     console.print(Text(f"      critique  {revision.critique.text}", style="dim"))
     if revision.completion is not None:
+        _print_thinking(console, revision.completion)
         console.print(Text(f"      revised   {revision.completion.text}"))
     if revision.problem is not None:
         console.print(line(f"      {revision.problem}", style="yellow"))

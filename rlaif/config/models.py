@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from rlaif.config.document import Settings
-from rlaif.records import Sampling
+from rlaif.records import Sampling, canonical
 
 
 class SamplingSettings(Settings):
@@ -50,11 +50,13 @@ class SamplingSettings(Settings):
 
 @lru_cache(maxsize=256)
 def _resolved(settings: SamplingSettings, seed: int, outer: tuple[SamplingSettings, ...]) -> Sampling:
-    return _first_equal(Sampling(seed=seed, **settings.over(*outer)))
+    sampling = Sampling(seed=seed, **settings.over(*outer))
+    return _first_equal(sampling, frozenset(sampling.model_fields_set))
 
 
 @lru_cache(maxsize=256)
-def _first_equal(sampling: Sampling) -> Sampling:
+def _first_equal(sampling: Sampling, stated: frozenset[str]) -> Sampling:
+    """One object for equal settings, of which the same were stated: a server is sent only those."""
     return sampling
 
 
@@ -76,8 +78,13 @@ class MeasureSampling(SamplingSettings):
     defaults = {"temperature": 1.0}
 
 
+Thinking = Literal["strip", "keep", "fail"]
+
+
 class Model(Settings):
     """What every engine's settings have. A subclass names its engine in `engine`, and has `sampling`."""
+
+    thinking: Thinking = "strip"  # what becomes of a reasoning model's thinking; `show` shows it in any case
 
     @property
     def stands_for(self) -> str:
@@ -148,6 +155,15 @@ class RateLimits(Settings):
 
 
 OPENAI = "https://api.openai.com"
+# What a request may leave out, and what only this program may set: the others would change what an answer is read as.
+Omissible = Literal["seed", "n", "top_p", "temperature", "max_tokens", "stop", "response_format"]
+RESERVED = frozenset({"model", "messages", "n", "seed", "stream", "stop", "logprobs", "top_logprobs"})
+RESERVED_HEADERS = frozenset({"host", "content-length", "content-type", "transfer-encoding", "connection"})
+# Headers that hold a secret, by a word in their names: its value comes from the environment.
+_CREDENTIAL = re.compile(r"auth|key|token|secret|cookie|password|signature", re.IGNORECASE)
+_HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}")
+VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+MOST_EXTRA = 100_000  # characters of `extra_body`, which goes with every request
 
 
 class OpenAIModel(Model):
@@ -169,6 +185,52 @@ class OpenAIModel(Model):
     retries: int = Field(default=6, ge=0)
     price: TokenPrice | None = None
     sampling: SamplingSettings = SamplingSettings()
+    thinking_tokens: int = Field(default=0, ge=0, le=1_000_000)  # allowed for thinking, beyond `max_tokens`
+    omit: tuple[Omissible, ...] = ()  # never sent
+    extra_body: dict[str, Any] = {}  # sent with every request, as it is
+    headers: dict[str, str] = {}  # sent with every request; `${NAME}` is an environment variable
+    query: dict[str, str] = {}  # as `headers`, in the address
+    max_tokens_name: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    system: Literal["own", "fold"] = "own"  # a system message is a message of its own, or begins the user's
+
+    @field_validator("extra_body")
+    @classmethod
+    def _is_extra(cls, given: dict[str, Any]) -> dict[str, Any]:
+        if taken := RESERVED & given.keys():
+            raise ValueError(f"`{min(taken)}` is set by this program; only other fields may be given")
+        try:
+            size = len(canonical(given))
+        except (TypeError, ValueError, RecursionError):
+            raise ValueError("expected what JSON can hold") from None
+        if size > MOST_EXTRA:
+            raise ValueError(f"expected at most {MOST_EXTRA:,} characters")
+        return given
+
+    @field_validator("headers", "query", mode="before")  # before: pydantic's own error would show the value
+    @classmethod
+    def _are_texts(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            raise ValueError("expected names and values")
+        plain = {}
+        for name, value in given.items():
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                value = str(value)
+            if not isinstance(name, str) or not isinstance(value, str):
+                raise ValueError("expected texts; write a value such as a date in quotes")
+            if not (value.isascii() and value.isprintable()):
+                raise ValueError(f"the value of {name[:100]!r} holds invalid characters")
+            if _CREDENTIAL.search(name) and not VARIABLE.search(value):
+                raise ValueError(f"{name[:100]!r} may hold a secret: give its value as ${{NAME}}, a variable's name")
+            plain[name] = value
+        return plain
+
+    @field_validator("headers")
+    @classmethod
+    def _are_headers(cls, given: dict[str, str]) -> dict[str, str]:
+        for name in given:
+            if not _HEADER.fullmatch(name) or name.lower() in RESERVED_HEADERS:
+                raise ValueError(f"{name[:100]!r} is no header that may be set")
+        return given
 
     @field_validator("base_url", mode="before")  # before: pydantic's own error would show the value
     @classmethod

@@ -15,7 +15,7 @@ from typing import Any
 
 from rlaif.engines.protocol import Request
 from rlaif.errors import EngineError, InputError
-from rlaif.records import Message, digest
+from rlaif.records import Message, digest, one_system
 from rlaif.templates import ChatTemplate, Conversation, TemplateFailure
 
 MOST_DEFUSINGS = 16  # of one message; one is enough for what was not made to resist
@@ -101,7 +101,8 @@ class Chat:
         return [part if isinstance(part, TemplateFailure) else next(rendered) for part in shown]
 
     def _shown(self, messages: Sequence[Message], opens: bool = False) -> Conversation:
-        return Conversation([{"role": m.role, "content": self.defused(m.content)} for m in messages], opens)
+        turns = [{"role": m.role, "content": self.defused(m.content)} for m in one_system(messages)]
+        return Conversation(turns, opens)
 
     def defused(self, content: str) -> str:
         """`content` such that none of it becomes a special token. Raises TemplateFailure where that cannot be."""

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from rlaif.config import LocalModel, ModelSpec, OpenAIModel, SamplingSettings, TransformersModel, VLLMModel
+from rlaif.config.models import VARIABLE
 from rlaif.config.models import TokenPrice as Price
 from rlaif.engines.protocol import Engine
-from rlaif.engines.wire import Wires
+from rlaif.engines.wire import Extra, Wires
 from rlaif.errors import InputError
 from rlaif.resources import find
 
@@ -29,7 +30,7 @@ def _openai(name: str, spec: ModelSpec, wires: Wires) -> Engine:
     assert isinstance(spec, OpenAIModel)
     from rlaif.engines.openai import OpenAIEngine
 
-    return OpenAIEngine(name, spec, api_key(spec), wires)
+    return OpenAIEngine(name, spec, api_key(spec), wires, extra_of(name, spec))
 
 
 def _vllm(name: str, spec: ModelSpec, wires: Wires) -> Engine:
@@ -96,6 +97,24 @@ def api_key(spec: OpenAIModel) -> str:
     if not (key.isascii() and key.isprintable()):
         raise InputError(f"the key in {spec.key_variable} holds invalid characters", fix="set it again")
     return key or "none"
+
+
+def extra_of(name: str, spec: OpenAIModel) -> Extra:
+    """The model's headers and query with the values of environment variables. Raises InputError for one not set."""
+    secrets: list[str] = []
+
+    def filled(value: str) -> str:
+        for variable in VARIABLE.findall(value):
+            found = os.environ.get(variable, "").strip()
+            if not found or not (found.isascii() and found.isprintable()):
+                problem = "is not set" if not found else "holds invalid characters"
+                raise InputError(f"the environment variable {variable}, of the model {name!r}, {problem}", fix="set it")
+            secrets.append(found)
+        return VARIABLE.sub(lambda match: os.environ[match[1]].strip(), value)
+
+    headers = {key: filled(value) for key, value in spec.headers.items()}
+    query = {key: filled(value) for key, value in spec.query.items()}
+    return Extra(headers, query, tuple(dict.fromkeys(secrets)))
 
 
 def keyless(specs: Iterable[ModelSpec]) -> list[str]:

@@ -5,7 +5,7 @@ An engine runs one model. The call store, retries and the purpose of a completio
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, NamedTuple, Protocol
 
 from pydantic import BeforeValidator
@@ -19,6 +19,9 @@ def _cleaned(text: Any) -> Any:
 
 
 Arrived = Annotated[str, BeforeValidator(_cleaned)]  # text that a model wrote
+
+
+REFUSES = "refuses "  # begins the name of a capability that records what a server refuses
 
 
 class Request(Record):
@@ -41,13 +44,18 @@ class Request(Record):
 
 
 class Reply(Record):
-    """One verified sample."""
+    """One verified sample.
+
+    `thinking` is what a server sent apart from the text, which may begin with thinking of its own. `alternatives` are
+    those of the token that the text without its thinking begins with.
+    """
 
     text: Arrived
     finish_reason: FinishReason
     usage: Usage = Usage()
     token_logprobs: tuple[float, ...] | None = None
     alternatives: dict[str, float | None] | None = None
+    thinking: Arrived | None = None
 
 
 class Logprobs(NamedTuple):
@@ -124,7 +132,8 @@ class Served(Engine, Protocol):
     @property
     def limits(self) -> Limits | None: ...
 
-    capabilities: dict[str, bool | None]  # what the servers honour, as far as known
+    capabilities: dict[str, bool | None]  # what the servers honour, as far as known, and what they refuse
+    tell: Callable[[str], None]  # is given a line for the user on what was found out
 
     @property
     def model(self) -> str:

@@ -16,9 +16,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeVar, cast
 
+from rlaif.config.models import Thinking
 from rlaif.engines.asking import Ask, gravest
 from rlaif.engines.ledger import Ledger
-from rlaif.engines.protocol import Engine, Local, Reply, Request, Served
+from rlaif.engines.protocol import REFUSES, Engine, Local, Reply, Request, Served
+from rlaif.engines.thinking import marked, parted
 from rlaif.engines.traffic import Arrivals, Traffic, wrong_count
 from rlaif.errors import EngineError, Stopped
 from rlaif.records import Completion, Sampling, Usage
@@ -28,7 +30,20 @@ LINGER = 0.02  # seconds that an in-process batch waits for more requests
 PROBE = (120, 48)  # prompt and completion tokens of a probe, at most
 GRACE = 10.0  # seconds that `close` waits for requests in flight
 # Transient failures: not about the request itself, so not recorded, and the next run tries again.
-PASSING = frozenset({"connection", "stopped", "interrupted", "budget", "quota", "http-401", "plan", "engine"})
+PASSING = frozenset(
+    {
+        "connection",
+        "stopped",
+        "interrupted",
+        "budget",
+        "quota",
+        "http-401",
+        "plan",
+        "engine",
+        "cut-thinking",
+        "thinking",
+    }
+)
 
 Result = TypeVar("Result")
 
@@ -50,7 +65,8 @@ class Scheduler:
 
     `concurrency` limits the requests in flight to each server, by URL. With `retry_failed`, calls that failed in an
     earlier run are retried; without, they fail again from the store. `used` names the models whose servers are checked
-    before the first call. `on_note` gets each note for the user.
+    before the first call. `on_note` gets each note for the user. `thinking` says, by model, what becomes of its
+    thinking; it is stripped where it says nothing.
     """
 
     def __init__(
@@ -63,8 +79,11 @@ class Scheduler:
         retry_failed: bool = False,
         used: Collection[str] | None = None,
         on_note: Callable[[str], None] = lambda _: None,
+        thinking: Mapping[str, Thinking] | None = None,
     ) -> None:
         self._store, self._engines, self._retry_failed = store, engines, retry_failed
+        self._thinking = {} if thinking is None else thinking
+        self._thought: set[str] = set()  # models whose thinking was told of
         self.ledger = ledger or Ledger()
         self.traffic = Traffic(self.ledger, concurrency)
         self.stopped: Stopped | None = None  # why nothing more is sent
@@ -128,9 +147,20 @@ class Scheduler:
         if errors:
             raise gravest(errors)
         return [
-            [stored_completion(ask.model, key, answers[key]) for key in wanted]
+            [self._completion(ask.model, key, answers[key]) for key in wanted]
             for ask, wanted in zip(asks, keys, strict=True)
         ]
+
+    def _completion(self, model: str, key: str, answer: Mapping[str, Any]) -> Completion:
+        """A stored answer as a completion, without the model's thinking. Raises EngineError where there may be none."""
+        completion = stored_completion(model, key, answer, self._thinking.get(model, "strip"))
+        if completion.thinking is not None and model not in self._thought:
+            self._thought.add(model)
+            self.note(
+                f"the model {model!r} thinks before it answers: its thinking is no part of its completions, and `rlaif "
+                "show` shows it (`thinking: keep` would keep it in them)"
+            )
+        return completion
 
     async def _awaited(self, orders: Sequence[_Order]) -> list[Answers | BaseException]:
         """The outcome of each order. If the caller is cancelled meanwhile, unsent orders are dropped."""
@@ -264,7 +294,7 @@ class Scheduler:
                 lasting = [
                     Failure(key, order.engine.identity, r.cause, str(r))
                     for key, r in zip(order.keys, arrived, strict=True)
-                    if isinstance(r, EngineError) and not r.fatal and r.cause not in PASSING
+                    if isinstance(r, EngineError) and not (r.fatal or r.early) and r.cause not in PASSING
                 ]
                 await self._store.put([], lasting)
         except Exception as error:
@@ -312,6 +342,9 @@ class Scheduler:
 
         Raises the error of a model none of whose servers answers, unless its calls may all be cached.
         """
+        for engine in self._engines.values():
+            if not engine.in_process:
+                self._remind(cast(Served, engine))
         engines = [engine for name, engine in self._engines.items() if self._used is None or name in self._used]
         served = [cast(Served, engine) for engine in engines if not engine.in_process]
         servers = [(engine, url) for engine in served for url in engine.urls]
@@ -333,6 +366,18 @@ class Scheduler:
             if isinstance(errors[0], EngineError):
                 errors[0].fatal = True
             raise errors[0]
+
+    def _remind(self, engine: Served) -> None:
+        """Give a model what an earlier run found out about what its server refuses, and keep what this one does."""
+
+        def tell(line: str) -> None:
+            self.note(line)
+            refused = {name: so for name, so in engine.capabilities.items() if name.startswith(REFUSES)}
+            if refused:
+                self._store.learn(engine.identity, refused)
+
+        engine.tell = tell
+        engine.capabilities.update(self._store.learnt(engine.identity) or {})
 
     async def _probed(self, engine: Served, stage: str) -> None:
         """Probe what each server honours, once; from the store where another run has probed it."""
@@ -443,9 +488,27 @@ def _fail(order: _Order, error: BaseException) -> None:
         order.done.set_exception(error)
 
 
-def stored_completion(model: str, key: str, answer: Mapping[str, Any]) -> Completion:
-    """A stored answer as a completion; `model` is the model's name in this pipeline."""
-    return Completion(model=model, call=key, **{name: value for name, value in answer.items() if value is not None})
+def stored_completion(model: str, key: str, answer: Mapping[str, Any], thinking: Thinking = "strip") -> Completion:
+    """A stored answer as a completion; `model` is the model's name in this pipeline.
+
+    Raises EngineError for one with thinking where that is to `fail`.
+    """
+    fields = {name: value for name, value in answer.items() if value is not None}
+    text, apart = fields["text"], fields.get("thinking")
+    if apart is None and not marked(text):
+        return Completion(model=model, call=key, **fields)
+    if thinking == "keep":
+        fields.pop("thinking", None)
+        kept = text if apart is None else f"<think>\n{apart}\n</think>\n\n{text}"
+        return Completion(model=model, call=key, **(fields | {"text": kept}))
+    parts = parted(text)
+    thought = "\n\n".join(filter(None, (apart, parts.thinking)))
+    if thinking == "fail" and (thought or parts.thinking is not None):
+        fix = "state `thinking: strip` for the model, or switch its thinking off"
+        raise EngineError(f"the model {model!r} thinks before it answers", cause="thinking", fix=fix)
+    if parts.thinking is not None:
+        fields.pop("token_logprobs", None)  # they are the thinking's, too
+    return Completion(model=model, call=key, **(fields | {"text": parts.answer, "thinking": thought or None}))
 
 
 def _answer(reply: Reply) -> dict[str, Any]:
@@ -459,6 +522,8 @@ def _answer(reply: Reply) -> dict[str, Any]:
         kept["token_logprobs"] = list(reply.token_logprobs)
     if reply.alternatives is not None:
         kept["alternatives"] = reply.alternatives
+    if reply.thinking is not None:
+        kept["thinking"] = reply.thinking
     return kept
 
 

@@ -35,6 +35,7 @@ FIRST_WAIT = 0.25  # seconds before the first retry
 LONGEST_WAIT = 60.0  # seconds before a retry at most, also where Retry-After says more
 LIMITED = 900.0  # seconds for which a request may be rate-limited before it fails
 PREFIX = 512  # leading characters of a request that decide its endpoint, for prefix caching
+FIRST = 10  # requests of a kind that a model may fail alike, before it has answered any, until the run stops
 SLACK = 4  # requests beyond the least loaded endpoint's before affinity gives way
 
 # Causes that are about the way to a server, not about the request.
@@ -48,6 +49,8 @@ BROKEN = GONE | {
 FINAL = frozenset({"quota", "http-401"})  # fatal for every request, even after a model has answered
 BUSY = frozenset({"rate-limit", "timeout", "overloaded"})
 AT_ONCE = frozenset({"bad-body", "fewer"})  # retried without a wait: the server is not busy
+# About this request, not about every one of its kind.
+OWN = TRANSPORT | {"too-long", "fewer", "content-filter"}
 OTHER_SEED = frozenset({"empty"})  # retried with another seed: the same one would repeat the reply
 
 Arrivals = list[Reply | EngineError]  # one for each sample of a request
@@ -248,6 +251,54 @@ class Endpoint:
         return EngineError(problem, cause=last.cause, fatal=True, fix=last.fix)
 
 
+class Beginning:
+    """A model's first requests of one kind, until one is answered: at most FIRST are in flight, or failed for good.
+
+    So a cause that cannot pass, such as a server without log-probabilities, is not met, and paid for, by every row.
+    """
+
+    def __init__(self) -> None:
+        self.over = False
+        self.stop: EngineError | None = None  # why nothing more of the kind is sent
+        self._under_way = 0
+        self._met: list[tuple[str, object]] = []  # cause and request
+        self._changed = asyncio.Event()
+
+    async def enter(self) -> None:
+        """Wait for a turn. Raises EngineError once the first requests all failed alike."""
+        while not self.over and self._under_way + len(self._met) >= FIRST:
+            self._changed.clear()
+            await self._changed.wait()
+        if self.stop is not None:
+            raise self.stop
+        self._under_way += 1
+
+    def leave(self, arrived: Arrivals, who: object) -> None:
+        """Record how a request ended; none `arrived` where it was not sent."""
+        self._under_way -= 1
+        error = arrived[0] if arrived else None
+        if any(isinstance(one, Reply) for one in arrived):
+            self.over = True
+        elif isinstance(error, EngineError) and not self.over and error.cause not in OWN:
+            error.early = True
+            self._met.append((error.cause, who))
+            if len(self._met) >= FIRST:
+                self._decide(error)
+        self._changed.set()
+
+    def _decide(self, last: EngineError) -> None:
+        self.over = True
+        causes, asked = {cause for cause, _ in self._met}, {who for _, who in self._met}
+        if len(causes) == 1 and len(asked) >= FIRST // 2:  # and not a few requests that were sent again and again
+            problem = f"{last.message} (as in all of the first {FIRST} requests of this kind)"
+            self.stop = EngineError(problem, cause=last.cause, fatal=True, fix=last.fix)
+
+    def turn_away(self) -> None:
+        """Let everything through: the run stops, and nothing more is sent."""
+        self.over = True
+        self._changed.set()
+
+
 class Pace:
     """A rate limit per minute, set by the user."""
 
@@ -270,6 +321,8 @@ class Traffic:
         self.endpoints: dict[str, Endpoint] = {}
         self._paces: dict[str, tuple[Pace | None, Pace | None]] = {}
         self._answered: set[str] = set()  # models that have replied at least once
+        self._ended: dict[str, EngineError] = {}  # models of which no request can succeed any more
+        self._beginnings: dict[tuple[object, ...], Beginning] = {}  # by model, and by what requests ask for
         self._changed, self._stopping = asyncio.Event(), asyncio.Event()
 
     def stop(self) -> None:
@@ -277,6 +330,8 @@ class Traffic:
         self._stopping.set()
         for endpoint in self.endpoints.values():
             endpoint.gate.turn_away()
+        for beginning in self._beginnings.values():
+            beginning.turn_away()
         self._notify()
 
     async def ask(self, engine: Served, request: Request, keep: Keep, wanted: Wanted) -> Arrivals:
@@ -335,14 +390,38 @@ class Traffic:
 
     async def _post(self, engine: Served, request: Request, keep: Keep, wanted: Wanted) -> tuple[Arrivals, bool]:
         """One HTTP request through an endpoint's gate, its replies stored; and whether the server is unreachable."""
+        sampling = request.sampling
+        kind = (engine.name, sampling.logprobs, bool(sampling.alternatives), request.json_schema is None)
+        beginning = self._beginnings.get(kind)
+        if beginning is None:
+            beginning = self._beginnings[kind] = Beginning()
+        if beginning.over and beginning.stop is None:
+            return await self._post_through(engine, request, keep, wanted)
+        await beginning.enter()
+        arrived: Arrivals = []
+        try:
+            arrived, gone = await self._post_through(engine, request, keep, wanted)
+        finally:
+            beginning.leave(arrived, (request.messages, request.indices))
+        if beginning.stop is not None and not any(isinstance(one, Reply) for one in arrived):
+            arrived = [beginning.stop] * len(arrived)
+        return arrived, gone
+
+    async def _post_through(
+        self, engine: Served, request: Request, keep: Keep, wanted: Wanted
+    ) -> tuple[Arrivals, bool]:
         endpoint, trial = await self._entered(engine, request)
-        most, inside = request.sampling.max_tokens * len(request.indices), True
+        # Thinking may take tokens of its own; of a model that is none of a server's, it takes none.
+        tokens = request.sampling.max_tokens + getattr(engine, "thinking_tokens", 0)
+        most, inside = tokens * len(request.indices), True
         try:
             await self._paced(engine, request, most)
             estimate = engine.estimate(request)
             with await self._ledger.reserve(engine.name, estimate, most) as reservation:
                 if self._stopping.is_set():
                     raise _stopped()
+                if self._ended and engine.name in self._ended:
+                    raise self._ended[engine.name]
                 if not wanted():
                     raise asyncio.CancelledError
                 began = time.monotonic()
@@ -386,6 +465,8 @@ class Traffic:
             self._answered.add(engine.name)
         for error in errors:  # a model that has replied before exists: the error is about this request
             error.fatal &= engine.name not in self._answered or error.cause in FINAL
+            if error.fatal and error.cause in FINAL:
+                self._ended[engine.name] = error
         if failed is None:
             return False
         stops = [self.endpoint(url).given_up() for url in engine.urls]
@@ -503,6 +584,8 @@ class Traffic:
 def _unbilled(arrived: Arrivals) -> bool:
     """Whether there are replies without token counts: they may have cost as much as was reserved."""
     usages = [sample.usage for sample in arrived if sample.usage is not None]
+    if all(isinstance(one, Reply) and one.finish_reason == "content_filter" and not one.text for one in arrived):
+        return False  # a filter that stops the prompt bills nothing
     wrote = any(isinstance(sample, Reply) and sample.text for sample in arrived)
     read = any(usage.prompt_tokens for usage in usages)
     return bool(usages) and not (read and (any(usage.completion_tokens for usage in usages) or not wrote))

@@ -17,7 +17,8 @@ import time
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
+from urllib.request import getproxies_environment, proxy_bypass
 
 from rlaif.engines.secrets import Secrets
 from rlaif.version import __version__
@@ -41,6 +42,17 @@ FIRST = 256_000  # bytes of an answer that are read at once; nearly every answer
 LONG = 4  # answers of one server that are read beyond FIRST at a time, so that many cannot fill the memory together
 MOST = 64 * MB  # bytes of an answer, whatever was asked: half a million tokens with their log-probabilities
 ERROR = 256_000  # bytes of an answer whose status is an error: only its first words are shown
+
+
+class Extra(NamedTuple):
+    """What a model's requests carry beside the key. `secrets` are the values that the environment gave."""
+
+    headers: Mapping[str, str] = {}
+    query: Mapping[str, str] = {}
+    secrets: tuple[str, ...] = ()
+
+
+NOTHING = Extra()
 
 
 class Arrival(NamedTuple):
@@ -73,13 +85,19 @@ class Misled(Exception):
 class Wire:
     """Connections to one base URL with one key. Opens them when first used."""
 
-    def __init__(self, base_url: str, key: str) -> None:
+    def __init__(self, base_url: str, key: str, extra: Extra = NOTHING) -> None:
         self.base_url = base_url
+        self._query = f"?{urlencode(extra.query)}" if extra.query else ""
         self._plain = {"Content-Type": "application/json"}
-        self._keys = {"Authorization": f"Bearer {key}"}
+        # A server that is given another header for its key may refuse one that holds none.
+        self._keys = {} if key == NO_KEY and extra.secrets else {"Authorization": f"Bearer {key}"}
         if urlsplit(base_url).hostname == OPENAI_HOST:
             self._keys |= {name: os.environ[v] for v, name in OPENAI_HEADERS.items() if os.environ.get(v)}
-        self.secrets = [value for value in (key, *list(self._keys.values())[1:]) if value != NO_KEY]
+        self.secrets = [value for value in (key, *list(self._keys.values())[1:], *extra.secrets) if value != NO_KEY]
+        self._keys = {
+            name: value for name, value in self._keys.items() if name.lower() not in map(str.lower, extra.headers)
+        }
+        self._keys |= extra.headers
         self._clients: dict[bool, Client] = {}  # by whether they send the keys
         self._deadlines: dict[float, timedelta] = {}
         self._long = asyncio.Semaphore(LONG)
@@ -103,7 +121,7 @@ class Wire:
             deadline = self._deadlines[timeout] = timedelta(seconds=timeout)
         began = time.monotonic()
         try:
-            arrived = await self._sent(method, self.base_url + path, body, deadline, most)
+            arrived = await self._sent(method, self.base_url + path + self._query, body, deadline, most)
             if arrived.status in REDIRECTS:
                 async with asyncio.timeout(timeout):
                     arrived = await self._followed(arrived, method, path, body, deadline, most)
@@ -156,7 +174,7 @@ class Wire:
         """The answer where redirects lead. Only their own origin gets the keys. Raises Misled."""
         from pyreqwest.http import Url  # reads addresses as the client does, which sends to what is read
 
-        here = Url(self.base_url + path)
+        here = Url(self.base_url + path + self._query)
         home, elsewhere = here.origin_ascii, ""
         for _ in range(HOPS):
             there = _location(arrived, here)
@@ -200,12 +218,13 @@ class Wires:
 
     def __init__(self) -> None:
         self.secrets = Secrets()
-        self._wires: dict[tuple[str, str], Wire] = {}
+        self._wires: dict[tuple[str, ...], Wire] = {}
 
-    def to(self, base_url: str, key: str) -> Wire:
-        wire = self._wires.get((base_url, key))
+    def to(self, base_url: str, key: str, extra: Extra = NOTHING) -> Wire:
+        name = (base_url, key, *map(repr, extra))
+        wire = self._wires.get(name)
         if wire is None:
-            wire = self._wires[base_url, key] = Wire(base_url, key)
+            wire = self._wires[name] = Wire(base_url, key, extra)
             for secret in wire.secrets:
                 self.secrets.add(secret)
         return wire
@@ -213,6 +232,19 @@ class Wires:
     async def close(self) -> None:
         for wire in self._wires.values():
             await wire.close()
+
+
+def proxy_of(url: str) -> str | None:
+    """The environment variable whose proxy requests to an address go through; None where they go straight."""
+    parts = urlsplit(url)
+    if proxy_bypass(parts.hostname or ""):
+        return None
+    proxies = getproxies_environment()
+    scheme = next((name for name in (parts.scheme, "all") if proxies.get(name)), None)
+    if scheme is None:
+        return None
+    names = (f"{scheme}_proxy", f"{scheme.upper()}_PROXY")
+    return next((name for name in names if os.environ.get(name)), names[1])
 
 
 def _location(arrived: Arrival, here: Url) -> Url | None:

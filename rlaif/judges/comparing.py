@@ -15,7 +15,7 @@ from rlaif.config import CompareStage
 from rlaif.constitution import Constitution, Principle
 from rlaif.engines.asking import Asker, together
 from rlaif.judges.fences import fence_mark
-from rlaif.judges.rating import LEAST_MASS, first_readable, numbered, probabilities
+from rlaif.judges.rating import FILTERED, LEAST_MASS, first_readable, numbered, probabilities
 from rlaif.judges.replies import read_choice, unusable
 from rlaif.records import (
     Candidate,
@@ -160,6 +160,8 @@ def _read(order: tuple[int, int], reply: Completion, reasons: Completion | None,
         probability = None
         offered = (*(stage.names or NUMBERS), "tie")
         choice, problem = read_choice(reply.text, offered, cut=reply.finish_reason == "length")
+    if problem is not None and reply.finish_reason == "content_filter":
+        problem = f"the reply was {FILTERED}"
     return Verdict(
         a=order[0],
         b=order[1],

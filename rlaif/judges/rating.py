@@ -41,6 +41,7 @@ LEAST_MASS = 0.5  # first-token probability that the numbers must hold together;
 SCORE_TOKENS = 2  # the number, whose probability is read, and the end
 NO_CHANCE = -1000.0  # a log-probability: its exponential is 0, as that of any below
 EMPTY = "empty completion"
+FILTERED = "stopped by a content filter"  # and would be again: it is not re-asked
 REASK_TEMPERATURE = 0.7  # at least: at temperature 0 another seed would give the same reply
 
 
@@ -245,7 +246,7 @@ async def _answered(
         read = _bound(reply, judge_prompt, aspect, rubric, rater)
         if not ratings or _readable(read) > _readable(ratings):
             ratings = read
-        if _readable(ratings) == len(ratings):
+        if _readable(ratings) == len(ratings) or reply.finish_reason == "content_filter":
             break
     return ratings
 
@@ -266,6 +267,8 @@ async def first_readable(once: Callable[[Asker, int], Awaitable[Judged]], asker:
         if judgement.problem is None:
             return judgement
         first = first or judgement
+        if FILTERED in judgement.problem:
+            break
     assert first is not None
     return first
 
@@ -282,7 +285,7 @@ def _bound(reply: Completion, judge_prompt: RatingPrompt, aspect: Aspect, rubric
             na=reading.na,
             types=reading.types,
             raw=writable(reading.raw),
-            problem="the reply was cut at max_tokens" if reading.problem and cut else reading.problem,
+            problem=_cause(reply) or reading.problem if reading.problem else None,
             judge=rater.model,
             call=reply.call,
             position=position,
@@ -290,6 +293,12 @@ def _bound(reply: Completion, judge_prompt: RatingPrompt, aspect: Aspect, rubric
         for position, (slot, reading) in enumerate(zip(judge_prompt.slots, readings, strict=True), start=1)
         for candidate in slot
     ]
+
+
+def _cause(reply: Completion) -> str | None:
+    """Why a reply ended before its time, where it did."""
+    causes = {"length": "the reply was cut at max_tokens", "content_filter": f"the reply was {FILTERED}"}
+    return causes.get(reply.finish_reason)
 
 
 def _readable(ratings: Sequence[Rating]) -> int:

@@ -90,7 +90,12 @@ class Counting:
             json_schema=ask.json_schema,
         )  # fmt: skip
         answers = self._session.store.get(keys)
-        return {i: stored_completion(ask.model, key, answers[key]) for i, key in enumerate(keys) if key in answers}
+        keep = self._session.thinking.get(ask.model) == "keep"
+        return {
+            i: stored_completion(ask.model, key, answers[key], "keep" if keep else "strip")
+            for i, key in enumerate(keys)
+            if key in answers
+        }
 
     def _new(self, ask: Ask, stored: Mapping[int, Completion]) -> tuple[int, int]:
         """The number of an ask's calls that were not counted before, and how many of those are cached."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import cast
 
 from rlaif.config import LocalModel, ModelSpec, SamplingSettings, VLLMModel
+from rlaif.config.models import Thinking
 from rlaif.engines.asking import Asking, Sampler
 from rlaif.engines.ledger import Ledger
 from rlaif.engines.open import concurrency_of, open_engine, prices_of
@@ -40,6 +41,7 @@ class Session:
         self.specs: dict[str, ModelSpec] = {}
         self.engines: dict[str, Engine] = {}
         self.settings: dict[str, SamplingSettings] = {}  # each model's default sampling
+        self.thinking: dict[str, Thinking] = {}  # what becomes of each model's thinking
         self.parents: dict[str, str] = {}  # of each trained model, its base
         self.prices = prices_of(models)
         self.concurrency = concurrency_of(models)  # requests in flight at most, by server
@@ -47,7 +49,7 @@ class Session:
         self.ledger = Ledger(self.prices, budget)
         self.scheduler = Scheduler(
             store, self.engines, self.concurrency,
-            ledger=self.ledger, retry_failed=retry_failed, used=used, on_note=note,
+            ledger=self.ledger, retry_failed=retry_failed, used=used, on_note=note, thinking=self.thinking,
         )  # fmt: skip
         for name, spec in models.items():
             self.add(name, spec)
@@ -57,6 +59,7 @@ class Session:
         self.specs[name] = spec
         self.engines[name] = open_engine(name, spec, self._wires)
         self.settings[name] = spec.sampling
+        self.thinking[name] = spec.thinking
         if parent is not None:
             self.parents[name] = parent
 

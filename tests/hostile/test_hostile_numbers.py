@@ -164,7 +164,7 @@ def server(wrong: str | None) -> Answer:
 
     def body(asked: dict[str, Any]) -> dict[str, Any]:
         if "top_logprobs" not in asked:
-            return completion(*(f"words {asked['seed'] + i}" for i in range(asked["n"])))
+            return completion(*(f"words {asked['seed'] + i}" for i in range(asked.get("n", 1))))
         value = json.loads(wrong) if wrong and "number 2" in json.dumps(asked["messages"]) else -0.1
         top = [{"token": "1", "logprob": value}, {"token": "2", "logprob": -3.0}]
         return completion("1", logprobs={"content": [{**top[0], "top_logprobs": top}]})

@@ -19,7 +19,7 @@ import pytest
 from echo import write_project
 from inside import rlaif
 from serving import Answer, Spoken, completion, scripted, speaking, spoken
-from test_engine_openai import ask, bad, good, make, run
+from test_engine_openai import KEY, ask, bad, good, make, run
 
 from rlaif.engines import traffic, wire
 from rlaif.errors import EngineError
@@ -310,9 +310,6 @@ LIES: dict[str, bytes] = {
     "content that is true": choice(message={"content": True}),
     "a refusal that is a list": choice(message={"content": "", "refusal": ["no"]}),
     "a reason that is a number": choice(finish_reason=7),
-    "a reason that is unknown": choice(finish_reason="tool_calls"),
-    "a reason of 1 MB": choice(finish_reason="x" * MB),
-    "a reason over many lines": choice(finish_reason="a\r\nb\x1b[2J\0"),
     "an index in words": choice(index="first"),
     "an index of half": choice(index=0.5),
     "an index of 5,000 digits": choice(index=7).replace(b'"index": 7', b'"index": ' + b"7" * 5_000),
@@ -321,6 +318,22 @@ LIES: dict[str, bytes] = {
     "log-probabilities without tokens": choice(logprobs={"content": [{"logprob": -1}]}),
     "a usage that is a list": json.dumps(completion("fine") | {"usage": [1]}).encode(),
 }
+
+
+REASONS = {"unknown": "tool_calls", "1 MB": "x" * MB, "many lines": "a\r\nb\x1b[2J\0", "the key": KEY}
+
+
+@pytest.mark.parametrize("reason", REASONS)
+def test_a_text_with_an_unknown_reason_is_kept_and_told_of_once(reason: str) -> None:
+    told: list[str] = []
+    with speaking(spoken(choice(finish_reason=REASONS[reason]))) as speaker:
+        engine = make(speaker.base_url, timeout=5)
+        engine.tell = told.append
+        for _ in range(2):
+            [reply] = good(engine, ask())
+            assert (reply.text, reply.finish_reason) == ("fine", "stop")
+    [line] = told
+    assert "unknown here" in line and len(line) < 1_000 and "\n" not in line and KEY not in line
 
 
 @pytest.mark.parametrize("lie", LIES)
