@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
-from pydantic import BeforeValidator, Field, create_model, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, create_model, model_validator
 
 from rlaif.config.document import Name, OneOrSeveral, Position, Settings, Text
 from rlaif.config.models import JudgeSampling, MeasureSampling, OpenAIModel, RevisionSampling, SamplingSettings
 from rlaif.config.trainers import TRAINERS, Training
+from rlaif.errors import plainly
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -170,9 +171,17 @@ class ColumnValues(Settings):
 
 
 def _column_or_values(value: Any) -> Any:
-    if value is None or isinstance(value, str | dict | ColumnValues):
+    fix = "name a column, or give `{column: verdict, values: {a: 1, b: 0}}`"
+    if not isinstance(value, str | dict | ColumnValues | None):
+        raise ValueError(fix)
+    if not isinstance(value, dict):
         return value
-    raise ValueError("name a column, or give `{column: verdict, values: {a: 1, b: 0}}`")
+    try:
+        return ColumnValues.model_validate(value)
+    except ValidationError as error:  # the one of another kind of value would stand beside it
+        wrong = error.errors()[0]
+        key = ".".join(map(str, wrong["loc"]))
+        raise ValueError(f"{f'`{key}`: ' if key else ''}{plainly(wrong)}; {fix}") from None
 
 
 Judged = Annotated[str | ColumnValues | None, BeforeValidator(_column_or_values)]

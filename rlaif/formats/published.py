@@ -153,7 +153,7 @@ def _by_strength(pair: tuple[str, str], column: str) -> Callable[[Fields], Field
             made["label"] = f"the strength {row[column]}"
         elif strength is not None:
             made["label"] = "a" if strength < 0 else "b" if strength > 0 else "tie"
-            made |= {"score_a": max(-strength, 0.0), "score_b": max(strength, 0.0)}
+            made |= {"score_a": abs(min(strength, 0.0)), "score_b": abs(max(strength, 0.0))}
         return {name: value for name, value in row.items() if name not in (*pair, column)} | made
 
     return rewrite
@@ -292,6 +292,7 @@ PUBLISHED: tuple[Published, ...] = (
     Published("generations with ratings", _has("chosen", "rejected", "generations", "rating"), _of_distilabel),
     Published("the better one called `response_j`", _has("response_j", "response_k"),
               lambda row: _renamed(row, {"response_j": "chosen", "response_k": "rejected"})),
+    Published("a label called `kto_tag`", _first("kto_tag", "label"), _rename("kto_tag", "label")),
     Published("the better one called `accepted`", _first("accepted", "chosen"), _rename("accepted", "chosen")),
     Published("a prompt written out for a model", _is_written_out,
               lambda row: {name: value for name, value in row.items() if name != "prompt"}),

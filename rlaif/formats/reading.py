@@ -36,7 +36,7 @@ from rlaif.formats.messages import (
     reference_of,
     unknown,
 )
-from rlaif.formats.published import ATTRIBUTES, LABEL, SCORES, good, judged_alone, normal, without_nan
+from rlaif.formats.published import ATTRIBUTES, LABEL, SCORES, good, judged_alone, normal, present, without_nan
 from rlaif.records import Message, Prompt, Record, Row, Split, digest, prompt_id, split_of, writable
 
 Turns = Literal["all", "last"]
@@ -207,6 +207,7 @@ def read_preferences(source: Path | Table) -> ReadResult[StatedPreference]:
     def make(row: dict[str, Any], origin: str) -> list[StatedPreference]:
         if shapes_of(row):
             return [made for pair in records_of(row, origin, turns="last") for made in stated_preferences(pair)]
+        records_of(row, origin, turns="last")  # where one of two completions is missing, that is the reason
         raise unknown(row, PREFERENCE_SHAPES, "under these names")
 
     return _read(source, make, "rows")
@@ -316,6 +317,7 @@ def _each(source: Path | Table, make: Make[Item], how: Reading, read_as: ReadAs)
     unused = _Unused(read_as, make, how.told)
     with _Seen() as seen:
         for number, raw in expanded(table, how, read_as):
+            row = raw
             try:
                 row = raw if read_as == "column" else normal(raw)
                 if how.keep and (missing := next((name for name in how.keep if name not in raw), None)):
@@ -330,7 +332,8 @@ def _each(source: Path | Table, make: Make[Item], how: Reading, read_as: ReadAs)
             except Unusable as reason:
                 dropped[str(reason)] += 1
             except UnknownShape as problem:
-                raise table.error(number, str(problem), problem.fix) from None
+                told = str(problem).replace(names(row), names(present(raw)))  # as the file has them
+                raise table.error(number, told, problem.fix) from None
             except RecursionError:
                 raise table.error(number, "the values are nested too deeply") from None
             except ValidationError as error:
@@ -421,16 +424,32 @@ class _Unused:
             judging = [name for name in judging if name != alone and "rejected" not in row]
         else:
             judging = [name for name in judging if not is_consulted(name, row)]
-        if not judging:
+        without = {name: {k: v for k, v in row.items() if k != name} for name in judging}
+        without |= _without_in_entries(row)
+        if not without:
             return []
         made = self._made(row, origin)
-        return [name for name in judging if self._made({k: v for k, v in row.items() if k != name}, origin) == made]
+        return [name for name, less in without.items() if self._made(less, origin) == made]
 
     def _made(self, row: dict[str, Any], origin: str) -> list[str] | None:
         try:
             return [_identity(item) for item in self._make(row, origin)]
         except (UnknownShape, Unusable, RecursionError, ValidationError):
             return None
+
+
+def _without_in_entries(row: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The row without each column that states a judgement within its completions, by its path."""
+    found: dict[str, dict[str, Any]] = {}
+    for column in ("completions", "answers"):
+        entries = row.get(column)
+        if not isinstance(entries, list) or not entries or not isinstance(entries[0], dict):
+            continue
+        for name in entries[0]:
+            if states_judgement(name, entries[0][name]):
+                less = [{k: v for k, v in e.items() if k != name} if isinstance(e, dict) else e for e in entries]
+                found[f"{column}.{name}"] = row | {column: less}
+    return found
 
 
 MOST_SHAPES = 1_000
@@ -441,7 +460,7 @@ _JUDGING = frozenset(
 )
 _JUDGING_WORDS = frozenset(
     "a b tie good bad yes no true false high low best worst better worse correct incorrect chosen rejected safe unsafe"
-    " model_a model_b".split()
+    " positive negative model_a model_b".split()
 )
 
 
