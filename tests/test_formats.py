@@ -312,7 +312,7 @@ def test_messages_survive_parquet(tmp_path: Path) -> None:
         ("a.jsonl", '{"prompt": "q"}\n{"prompt": \n', 2, "not valid JSON: Expecting value"),
         ("a.jsonl", '{"prompt": "q"}\n["q"]\n', 2, "expected an object, found list"),
         ("a.jsonl", '{"prompt": "q"}\n\n{"text": "q", "n": 1}\n', 3, "the columns `text`, `n`"),
-        ("a.jsonl", '{"prompt": {"a": 7}}\n', 1, "`prompt` holds a message with `a`"),
+        ("a.jsonl", '{"prompt": {"a": 7}}\n', 1, "`prompt` holds keys and values"),
         ("a.jsonl", '{"messages": ["q"]}\n', 1, "`messages` holds a message with 'q'"),
         ("a.jsonl", '{"messages": [{"author": "me"}]}\n', 1, "`messages` holds a message with `author`"),
         ("a.jsonl", '{"instruction": "q", "instances": ["i"]}\n', 1, "other than objects"),

@@ -512,7 +512,7 @@ def _entry(row: Mapping[str, Any], entry: Any, index: int, column: str) -> _Writ
     listed = models[index] if isinstance(models, list) and len(models) == len(row[column]) else None
     sampler = writable(listed) if isinstance(listed, str) and listed else f"completion-{index + 1}"
     if isinstance(entry, str | int | float):
-        return _Written(sampler, str(entry))
+        return _Written(sampler, text_of(entry, column))
     if isinstance(entry, list):  # TRL's conversational form
         turns = messages_of(entry, column)
         if [turn.role for turn in turns] != ["assistant"]:

@@ -205,7 +205,7 @@ def messages_of(value: Any, name: str, role: Role = "user") -> list[Message]:
         return []
     if isinstance(value, str) and (written := messages_in(value, name)) is not None:
         value = written
-    if isinstance(value, dict):
+    if is_message(value):
         value = [value]
     if not isinstance(value, list):
         text = text_of(value, name)
@@ -267,16 +267,20 @@ def _content(content: Any) -> str:
         if not content or not all(isinstance(text, str) for text in content):
             raise Unusable("a turn that is not text")
         return "".join(content)
-    if not isinstance(content, str | int | float):
+    if not _is_textual(content):
         raise Unusable("a turn that is not text")
     return str(content)
 
 
 def text_of(value: Any, name: str) -> str:
     """The value as text: a spreadsheet turns "12" and "True" into other types. Raises UnknownShape for other values."""
-    if not isinstance(value, str | int | float):
+    if not _is_textual(value):
         raise UnknownShape(f"`{name}` holds {_KINDS.get(type(value), type(value).__name__)}", _TEXT_FIX)
     return str(value)
+
+
+def _is_textual(value: Any) -> bool:
+    return isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
 
 
 _TEXT_FIX = "it must be text, or a list of messages; name a part of it by its path, such as `columns: {prompt: a.b}`"

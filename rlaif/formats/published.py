@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from rlaif.formats.messages import COMPLETED, SYSTEM, UnknownShape, is_message, number_of, text_of
+from rlaif.formats.messages import COMPLETED, MOST_DEPTH, SYSTEM, UnknownShape, is_message, number_of, text_of
 
 Fields = dict[str, Any]
 
@@ -23,14 +23,18 @@ class Published(NamedTuple):
     rewrite: Callable[[Fields], Fields]
 
 
-def without_nan(value: Any) -> Any:
-    """The value with None for NaN, as spreadsheets and pandas write what is missing."""
+def without_nan(row: Fields) -> Fields:
+    """The row with None for NaN, as spreadsheets and pandas write what is missing; in `checks` it is a mistake."""
+    return {name: value if name == "checks" else _null_for_nan(value, MOST_DEPTH) for name, value in row.items()}
+
+
+def _null_for_nan(value: Any, deepest: int) -> Any:
     if isinstance(value, float):
         return None if value != value else value
-    if isinstance(value, dict):
-        return {key: without_nan(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [without_nan(part) for part in value]
+    if isinstance(value, dict) and deepest:
+        return {key: _null_for_nan(part, deepest - 1) for key, part in value.items()}
+    if isinstance(value, list) and deepest:
+        return [_null_for_nan(part, deepest - 1) for part in value]
     return value
 
 
@@ -69,7 +73,7 @@ def _decoded(row: Fields) -> Fields:
     for name, text in texts.items():
         if (listed := list_in(text)) is None:
             raise UnknownShape(f"`{name}` holds a list that is not JSON", 'write it as JSON: ["first", "second"]')
-        row = row | {name: without_nan(listed)}
+        row = row | without_nan({name: listed})
     return row
 
 
