@@ -273,6 +273,29 @@ def test_parts_and_roles_by_any_name(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("row", "better"),
+    [
+        ({"response_1": GOOD, "response_2": BAD, "preference": "response_1"}, "A"),
+        ({"response_1": GOOD, "response_2": BAD, "choice": 2}, "B"),
+        ({"response_1": GOOD, "response_2": BAD, "better": "response_2"}, "B"),
+        ({"completion_a": GOOD, "completion_b": BAD, "preferred": "a"}, "A"),
+        ({"completion_a": GOOD, "completion_b": BAD, "winner": "tie", "choice": "x"}, "tie"),
+    ],
+)
+def test_a_label_by_another_name(row: dict[str, Any], better: str, tmp_path: Path) -> None:
+    (found,), _, _ = read(file(tmp_path, {"prompt": ASKED} | row))
+    assert [one.verdict for one in found.comparisons] == [better]
+
+
+@pytest.mark.parametrize("scores", ["scores", "ratings", "rewards"])
+@pytest.mark.parametrize("completions", ["completions", "responses", "candidates", "answers"])
+def test_lists_by_other_names(completions: str, scores: str, tmp_path: Path) -> None:
+    for written in (lambda value: value, json.dumps):
+        row = {"prompt": ASKED, completions: written([BAD, GOOD]), scores: written([1, 4.5])}
+        assert pairs(file(tmp_path, row)) == [(GOOD, BAD)]
+
+
 # ---------------------------------------------------------------- judgements that are not used
 
 
@@ -456,5 +479,9 @@ def test_look_shows_what_a_data_set_is(tmp_path: Path, run_cli: Cli) -> None:  #
     code, out, err = run_cli("look", "file.jsonl", "--json")
     assert code == 0 and json.loads(out)["no_preference"] == {"tie": 1}
     assert json.loads(out)["example"]["candidates"][0]["completion"]["text"] == GOOD
+    evil = "\x1b[31m\u202e\u200b"
+    file(tmp_path, {"prompt": f"{ASKED}{evil}", "completion": evil + GOOD, f"rating{evil}": 3, evil: 1, "label": evil})
+    code, out, err = run_cli("look", "file.jsonl")
+    assert code == 0 and not {"\x1b", "\u202e", "\u200b"} & set(out + err) and out.count("\\x1b[31m") > 2
     code, _, err = run_cli("look", "fil.jsonl")
     assert code == 2 and "did you mean 'file.jsonl'" in err

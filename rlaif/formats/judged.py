@@ -94,7 +94,7 @@ def records_of(row: dict[str, Any], origin: str, *, turns: str) -> list[Row]:
 
 # What says of two completions which is the better one. Beside another such column one may change nothing.
 _OF_TWO = re.compile(
-    r"label|winner\w*|preference|prob(ability)?|annotator\d+|(better|safer)_response_id|(score|rating)_?[abAB012]"
+    r"label|winner\w*|preference|preferred|better|choice|prob(ability)?|annotator\d+|(better|safer)_response_id|(score|rating)_?[abAB012]"
     r"|margin|magnitude|strength"
 )
 
@@ -234,6 +234,9 @@ def _stated(row: dict[str, Any], origin: str) -> Row:
     comparison = _comparison(choice, probability, problem, JUDGE, _name(row, "principle") or PRINCIPLE)
     if among := _among_others(row, [one.text for one in written]):
         texts, values, places = among
+        first, second = (number_of(values[place]) for place in places)
+        if first is not None and second is not None and first < second:
+            raise Unusable("its scores say the opposite")
         written = [_Written(f"completion-{i}", text) for i, text in enumerate(texts, 1)]
         scores = tuple(_score(i, value) for i, value in enumerate(values) if value is not None)
         comparison = _between(comparison, *places)
@@ -358,7 +361,7 @@ def _pair(row: dict[str, Any], origin: str) -> Row:
     if both[0][:-1] != both[1][:-1]:
         raise Unusable("the two answer different prompts")
     written = [_Written(model, side[-1].content) for model, side in zip(_models_of_two(row), both, strict=True)]
-    scores, verdicts = _scores_of_two(row, pair), _verdicts(row, PAIRS[pair])
+    scores, verdicts = _scores_of_two(row, pair), _verdicts(row, pair)
     values = [score.value for score in scores]
     if len(values) == 2 and None not in values:
         better = preferred(0.5 + (values[0] > values[1]) - (values[0] < values[1]))  # type: ignore[operator]
@@ -387,8 +390,16 @@ def _models_of_two(row: Mapping[str, Any]) -> list[str]:
     return [name or f"completion-{i}" for i, name in enumerate(named, 1)]
 
 
-def _verdicts(row: Mapping[str, Any], numbers: tuple[int, int] | None) -> list[Comparison]:
+LABELS = ("label", "winner")
+OTHER_LABELS = ("preferred", "better", "choice")  # read where no other column is a label
+
+
+def _verdicts(row: Mapping[str, Any], pair: tuple[str, str]) -> list[Comparison]:
     """Every judgement of the two that the row states, in the order of its columns."""
+    numbers = PAIRS[pair]
+    # A label may be the name of the better one's column.
+    row = {name: _place(value, pair) for name, value in row.items()}
+    labels = LABELS if {*LABELS, "preference", *_ONE_HOT} & row.keys() else OTHER_LABELS
     verdicts: list[Comparison] = []
     principle, judge = _name(row, "principle") or PRINCIPLE, _name(row, "judge") or JUDGE
     probability, problem = _probability(row)
@@ -401,7 +412,7 @@ def _verdicts(row: Mapping[str, Any], numbers: tuple[int, int] | None) -> list[C
         one = chosen[0] if len(chosen) == 1 else None
         verdicts.append(_comparison(one, None, None if one else f"{len(chosen)} of the three won", judge, principle))
     for column in row:
-        if column in ("label", "winner"):
+        if column in labels:
             verdicts.append(_labelled(column, row[column], numbers, judge, principle))
         elif column == "preference":  # AlpacaEval: from 1, the first, to 2, the second; 0 where neither
             verdicts.append(_graded(row[column], principle))
@@ -414,6 +425,10 @@ def _verdicts(row: Mapping[str, Any], numbers: tuple[int, int] | None) -> list[C
         fix = "name the one that counts with `columns: {label: ...}` or `columns: {probability: ...}`"
         raise UnknownShape(f"the columns {names(row)} hold {len(by_file)} labels of the two completions", fix)
     return verdicts
+
+
+def _place(value: Any, pair: tuple[str, str]) -> Any:
+    return "ab"[pair.index(value)] if isinstance(value, str) and value in pair else value
 
 
 def _graded(value: Any, principle: str) -> Comparison:

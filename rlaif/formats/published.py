@@ -64,7 +64,20 @@ def known_as(row: Fields) -> list[str]:
 
 # ---------------------------------------------------------------- lists that a table holds as text
 
-LISTS = ("completions", "answers", "scores", "ranks", "models", "all_generated_responses", "all_rm_scores", "labels")
+LISTS = (
+    "completions",
+    "answers",
+    "responses",
+    "candidates",
+    "ratings",
+    "rewards",
+    "scores",
+    "ranks",
+    "models",
+    "all_generated_responses",
+    "all_rm_scores",
+    "labels",
+)
 
 
 def _decoded(row: Fields) -> Fields:
@@ -261,6 +274,21 @@ def _first(*names: str) -> Callable[[Fields], bool]:
     return lambda row: names[0] in row and names[1] not in row
 
 
+def _is_list(theirs: str, ours: str) -> Callable[[Fields], bool]:
+    return lambda row: isinstance(row.get(theirs), list) and not {ours, "answers", "chosen"} & row.keys()
+
+
+def _are_scores(name: str) -> Callable[[Fields], bool]:
+    """Whether a list of numbers stands beside as many completions, and no `scores`."""
+
+    def fits(row: Fields) -> bool:
+        values, rivals = row.get(name), row.get("completions", row.get("answers"))
+        beside = isinstance(values, list) and isinstance(rivals, list) and len(values) == len(rivals)
+        return beside and "scores" not in row and all(one is None or number_of(one) is not None for one in values or ())
+
+    return fits
+
+
 def _rename(theirs: str, ours: str) -> Callable[[Fields], Fields]:
     return lambda row: _renamed(row, {theirs: ours})
 
@@ -294,6 +322,11 @@ PUBLISHED: tuple[Published, ...] = (
     Published("two conversations, one turn judged", _has("conversation_a", "conversation_b", "turn"), _up_to_the_turn),
     Published("a question with its source", _question, lambda row: row | {"question": row["question"]["full_text"]}),
     Published("generations with ratings", _has("chosen", "rejected", "generations", "rating"), _of_distilabel),
+    Published("completions called `responses`", _is_list("responses", "completions"), _rename("responses", "completions")),
+    Published("completions called `candidates`", _is_list("candidates", "completions"),
+              _rename("candidates", "completions")),
+    Published("scores called `ratings`", _are_scores("ratings"), _rename("ratings", "scores")),
+    Published("scores called `rewards`", _are_scores("rewards"), _rename("rewards", "scores")),
     Published("the better one called `response_j`", _has("response_j", "response_k"),
               lambda row: _renamed(row, {"response_j": "chosen", "response_k": "rejected"})),
     Published("a label called `kto_tag`", _first("kto_tag", "label"), _rename("kto_tag", "label")),
