@@ -16,8 +16,9 @@ Fields = dict[str, Any]
 
 
 class Published(NamedTuple):
-    """A shape under names of its own: what it is, how it is recognised, and the same row under ours."""
+    """A shape under names of its own: one of its columns, what it is, how it is recognised, the row under our names."""
 
+    column: str
     what: str
     fits: Callable[[Fields], bool]
     rewrite: Callable[[Fields], Fields]
@@ -47,7 +48,7 @@ def normal(row: Fields) -> Fields:
     """The row under the names that the readers know. Raises UnknownShape."""
     row = _decoded(present(row))
     for shape in PUBLISHED:
-        if shape.fits(row):
+        if shape.column in row and shape.fits(row):
             row = shape.rewrite(row)
     return row
 
@@ -56,7 +57,7 @@ def known_as(row: Fields) -> list[str]:
     """The published shapes that a row has."""
     row, found = _decoded(present(row)), []
     for shape in PUBLISHED:
-        if shape.fits(row):
+        if shape.column in row and shape.fits(row):
             found.append(shape.what)
             row = shape.rewrite(row)
     return found
@@ -263,10 +264,12 @@ def _refuse_steps(row: Fields) -> Fields:
     raise UnknownShape("the labels are of the steps of one solution, and steps are not rival completions", fix)
 
 
-def _has_steps(row: Fields) -> bool:
-    beside = isinstance(row.get("completions"), list) and isinstance(row.get("labels"), list)
-    inside = isinstance(row.get("label"), dict) and "steps" in row["label"]  # PRM800K as it was published
-    return beside or inside
+def _labels_steps(row: Fields) -> bool:
+    return isinstance(row["labels"], list) and isinstance(row.get("completions"), list)
+
+
+def _is_steps(row: Fields) -> bool:
+    return isinstance(row["label"], dict) and "steps" in row["label"]  # PRM800K as it was published
 
 
 def _first(*names: str) -> Callable[[Fields], bool]:
@@ -310,42 +313,94 @@ def _bare_input(row: Fields) -> bool:
 
 # In the order in which they are tried. Several may fit a row, the later ones what the earlier made of it.
 PUBLISHED: tuple[Published, ...] = (
-    Published("steps with labels", _has_steps, _refuse_steps),
-    Published("Prometheus's columns", _has("orig_instruction"), _of_prometheus),
-    Published("two completions with a strength of preference", _has("response_1", "response_2", "preference_strength"),
-              _by_strength(("response_1", "response_2"), "preference_strength")),
-    Published("two completions with a strength of preference", _has("response1", "response2", "overall_preference"),
-              _by_strength(("response1", "response2"), "overall_preference")),
-    Published("two comments with their votes", _has("history", "human_ref_A", "human_ref_B"), _of_shp),
-    Published("two summaries and a choice", _is_summaries, _of_summaries),
-    Published("lists of turns as text", _arena_lists, _of_arena_lists),
-    Published("two conversations, one turn judged", _has("conversation_a", "conversation_b", "turn"), _up_to_the_turn),
-    Published("a question with its source", _question, lambda row: row | {"question": row["question"]["full_text"]}),
-    Published("generations with ratings", _has("chosen", "rejected", "generations", "rating"), _of_distilabel),
-    Published("completions called `responses`", _is_list("responses", "completions"), _rename("responses", "completions")),
-    Published("completions called `candidates`", _is_list("candidates", "completions"),
-              _rename("candidates", "completions")),
-    Published("scores called `ratings`", _are_scores("ratings"), _rename("ratings", "scores")),
-    Published("scores called `rewards`", _are_scores("rewards"), _rename("rewards", "scores")),
-    Published("the better one called `response_j`", _has("response_j", "response_k"),
-              lambda row: _renamed(row, {"response_j": "chosen", "response_k": "rejected"})),
-    Published("a label called `kto_tag`", _first("kto_tag", "label"), _rename("kto_tag", "label")),
-    Published("the better one called `accepted`", _first("accepted", "chosen"), _rename("accepted", "chosen")),
-    Published("a prompt written out for a model", _is_written_out,
-              lambda row: {name: value for name, value in row.items() if name != "prompt"}),
-    Published("turns in pairs", _is_exchanges, _of_exchanges),
-    Published("messages called `trajectory`", lambda row: _is_messages(row.get("trajectory")) and "prompt" not in row,
-              _rename("trajectory", "conversations")),
-    Published("messages called `context`", lambda row: _is_messages(row.get("context")) and "prompt" not in row,
-              _rename("context", "messages")),
-    Published("messages called `conversation`",
-              lambda row: _is_messages(row.get("conversation")) and not {"messages", "prompt"} & row.keys(),
-              _rename("conversation", "messages")),
-    Published("a context called `context`", _context, _rename("context", "input")),
-    Published("a system message called `system_prompt`", _first("system_prompt", SYSTEM),
-              _rename("system_prompt", SYSTEM)),
-    Published("a prompt called `input`", _bare_input, _rename("input", "prompt")),
-)  # fmt: skip
+    Published("labels", "steps with labels", _labels_steps, _refuse_steps),
+    Published("label", "steps with labels", _is_steps, _refuse_steps),
+    Published("orig_instruction", "Prometheus's columns", _has("orig_instruction"), _of_prometheus),
+    Published(
+        "preference_strength",
+        "two completions with a strength of preference",
+        _has("response_1", "response_2", "preference_strength"),
+        _by_strength(("response_1", "response_2"), "preference_strength"),
+    ),
+    Published(
+        "overall_preference",
+        "two completions with a strength of preference",
+        _has("response1", "response2", "overall_preference"),
+        _by_strength(("response1", "response2"), "overall_preference"),
+    ),
+    Published("history", "two comments with their votes", _has("history", "human_ref_A", "human_ref_B"), _of_shp),
+    Published("summaries", "two summaries and a choice", _is_summaries, _of_summaries),
+    Published("response_a", "lists of turns as text", _arena_lists, _of_arena_lists),
+    Published(
+        "turn", "two conversations, one turn judged", _has("conversation_a", "conversation_b", "turn"), _up_to_the_turn
+    ),
+    Published(
+        "question",
+        "a question with its source",
+        _question,
+        lambda row: row | {"question": row["question"]["full_text"]},
+    ),
+    Published(
+        "generations", "generations with ratings", _has("chosen", "rejected", "generations", "rating"), _of_distilabel
+    ),
+    Published(
+        "responses",
+        "completions called `responses`",
+        _is_list("responses", "completions"),
+        _rename("responses", "completions"),
+    ),
+    Published(
+        "candidates",
+        "completions called `candidates`",
+        _is_list("candidates", "completions"),
+        _rename("candidates", "completions"),
+    ),
+    Published("ratings", "scores called `ratings`", _are_scores("ratings"), _rename("ratings", "scores")),
+    Published("rewards", "scores called `rewards`", _are_scores("rewards"), _rename("rewards", "scores")),
+    Published(
+        "response_j",
+        "the better one called `response_j`",
+        _has("response_j", "response_k"),
+        lambda row: _renamed(row, {"response_j": "chosen", "response_k": "rejected"}),
+    ),
+    Published("kto_tag", "a label called `kto_tag`", _first("kto_tag", "label"), _rename("kto_tag", "label")),
+    Published(
+        "accepted", "the better one called `accepted`", _first("accepted", "chosen"), _rename("accepted", "chosen")
+    ),
+    Published(
+        "chosen",
+        "a prompt written out for a model",
+        _is_written_out,
+        lambda row: {name: value for name, value in row.items() if name != "prompt"},
+    ),
+    Published("conversation", "turns in pairs", _is_exchanges, _of_exchanges),
+    Published(
+        "trajectory",
+        "messages called `trajectory`",
+        lambda row: _is_messages(row.get("trajectory")) and "prompt" not in row,
+        _rename("trajectory", "conversations"),
+    ),
+    Published(
+        "context",
+        "messages called `context`",
+        lambda row: _is_messages(row.get("context")) and "prompt" not in row,
+        _rename("context", "messages"),
+    ),
+    Published(
+        "conversation",
+        "messages called `conversation`",
+        lambda row: _is_messages(row.get("conversation")) and not {"messages", "prompt"} & row.keys(),
+        _rename("conversation", "messages"),
+    ),
+    Published("context", "a context called `context`", _context, _rename("context", "input")),
+    Published(
+        "system_prompt",
+        "a system message called `system_prompt`",
+        _first("system_prompt", SYSTEM),
+        _rename("system_prompt", SYSTEM),
+    ),
+    Published("input", "a prompt called `input`", _bare_input, _rename("input", "prompt")),
+)
 
 
 # ---------------------------------------------------------------- one completion of a prompt in each row
@@ -363,9 +418,8 @@ def good(value: Any) -> bool | None:
     return _GOOD.get(str(value).strip().lower()) if isinstance(value, bool | int | float | str) else None
 
 
-def is_judged_alone(row: Fields) -> bool:
-    """Whether a row holds one completion of a prompt with a judgement, and its rivals stand in rows of their own."""
-    return bool(judged_alone(row))
+# By our names or their own, the columns of which such a row has one.
+JUDGED_ALONE = frozenset({LABEL, "kto_tag", "orig_score", *ATTRIBUTES, *SCORES})
 
 
 def judged_alone(row: Fields) -> Fields:

@@ -36,7 +36,17 @@ from rlaif.formats.messages import (
     reference_of,
     unknown,
 )
-from rlaif.formats.published import ATTRIBUTES, LABEL, SCORES, good, judged_alone, normal, present, without_nan
+from rlaif.formats.published import (
+    ATTRIBUTES,
+    JUDGED_ALONE,
+    LABEL,
+    SCORES,
+    good,
+    judged_alone,
+    normal,
+    present,
+    without_nan,
+)
 from rlaif.records import Message, Prompt, Record, Row, Split, digest, prompt_id, split_of, writable
 
 Turns = Literal["all", "last"]
@@ -545,6 +555,8 @@ class _Groups:
 
     def take(self, number: int, row: dict[str, Any]) -> bool:
         """Whether the row is of that kind, and kept for later."""
+        if JUDGED_ALONE.isdisjoint(row):
+            return False
         try:
             own = normal(row)
             judged = judged_alone(own)
