@@ -101,14 +101,15 @@ class Prompt(Record):
     """Messages up to the turn to be completed.
 
     `reference` holds true answers, any of which is correct: verifiers compare with them, and judges see them as
-    knowledge. `checks` are verified in code, as `judges.verifiers` reads them. The sampled model sees neither, and
-    neither is part of the id.
+    knowledge. `checks` are verified in code, as `judges.verifiers` reads them. `kept` holds columns of its file, such
+    as the row's own id, that travel to every export. The sampled model sees none of them, and none is part of the id.
     """
 
     messages: tuple[Message, ...]
     source: str | None = None
     reference: tuple[str, ...] = ()
     checks: tuple[dict[str, Any], ...] = ()
+    kept: dict[str, str | None] = {}
 
     @model_validator(mode="after")
     def _ends_with_a_user_turn(self) -> Prompt:

@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from rlaif.cli import judges, projects, runs, store, terminal, training
+from rlaif.cli import judges, look, projects, runs, store, terminal, training
 from rlaif.cli.ending import too_little
 from rlaif.cli.options import grouped
 from rlaif.errors import RlaifError
@@ -41,6 +41,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 # In the order in which `rlaif --help` lists them.
 app.command()(projects.init)
+app.command()(look.look)
 app.command()(runs.plan)
 app.command()(runs.run)
 app.command()(grouped(judges.judge))

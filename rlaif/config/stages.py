@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
-from pydantic import BeforeValidator, Field, create_model, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, create_model, model_validator
 
 from rlaif.config.document import Name, OneOrSeveral, Position, Settings, Text
 from rlaif.config.models import JudgeSampling, MeasureSampling, OpenAIModel, RevisionSampling, SamplingSettings
 from rlaif.config.trainers import TRAINERS, Training
+from rlaif.errors import plainly
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -116,12 +117,23 @@ class StageSettings(Settings):
         return settings | {"name": name} | ({"from": sources[0]} if sources else {})
 
 
+MOST_KEPT = 50  # columns; each is a column of every export
+
+
 class FileStage(StageSettings):
     path: str | None = None
     hub: str | None = None
     hub_split: str = "train"  # the split's name on the hub; the train / validation / held-out split is by hash
     revision: str | None = None  # of the data set on the hub: a commit, branch or tag
     take: int | None = Field(default=None, gt=0)
+    # Columns of the file that travel to every export, as the row's own `id` does.
+    keep: Annotated[tuple[str, ...], OneOrSeveral, Field(max_length=MOST_KEPT)] = ()
+
+    @model_validator(mode="after")
+    def _keeps_once(self) -> FileStage:
+        if repeated := next((name for name in self.keep if self.keep.count(name) > 1), None):
+            raise ValueError(f"`keep` names {repeated!r} twice; remove one")
+        return self
 
     @model_validator(mode="after")
     def _one_source(self) -> FileStage:
@@ -135,8 +147,50 @@ class FileStage(StageSettings):
         return _given(self, "path")
 
 
+class ColumnValues(Settings):
+    """A column with the meaning of its values: ours to the file's, or the sign of a number (negative: the first)."""
+
+    column: str
+    values: Literal["sign", "-sign"] | dict[str, Any]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keys_are_words(cls, value: Any) -> Any:
+        values = value.get("values") if isinstance(value, dict) else None
+        if not isinstance(values, dict):
+            return value
+        if not values:
+            raise ValueError("say what its values mean, such as `values: {a: 1, b: 0}`")
+        words = {str(ours).lower() if isinstance(ours, bool) else str(ours): theirs for ours, theirs in values.items()}
+        return value | {"values": words}
+
+    def meanings(self) -> str | dict[str, tuple[Any, ...]]:
+        if isinstance(self.values, str):
+            return self.values
+        return {ours: tuple(t) if isinstance(t, list) else (t,) for ours, t in self.values.items()}
+
+
+def _column_or_values(value: Any) -> Any:
+    fix = "name a column, or give `{column: verdict, values: {a: 1, b: 0}}`"
+    if not isinstance(value, str | dict | ColumnValues | None):
+        raise ValueError(fix)
+    if not isinstance(value, dict):
+        return value
+    try:
+        return ColumnValues.model_validate(value)
+    except ValidationError as error:  # the one of another kind of value would stand beside it
+        wrong = error.errors()[0]
+        key = ".".join(map(str, wrong["loc"]))
+        raise ValueError(f"{f'`{key}`: ' if key else ''}{plainly(wrong)}; {fix}") from None
+
+
+Judged = Annotated[str | ColumnValues | None, BeforeValidator(_column_or_values)]
+# What a label may say, of two completions and of one.
+LABELS = ("a", "b", "tie", "good", "bad", "true", "false")
+
+
 class Columns(Settings):
-    """The file's column for each of our names. Other columns are not read."""
+    """The file's column for each of our names, or its path: `question.full_text`. Other columns are not read."""
 
     prompt: str | None = None
     messages: str | None = None
@@ -150,12 +204,16 @@ class Columns(Settings):
     rejected_model: str | None = None
     score_chosen: str | None = None
     score_rejected: str | None = None
+    margin: str | None = None  # by how much chosen is the better one
     completion_a: str | None = None
     completion_b: str | None = None
     model_a: str | None = None
     model_b: str | None = None
-    label: str | None = None  # of the two: a, b or tie
+    score_a: str | None = None
+    score_b: str | None = None
+    label: Judged = None  # of the two: a, b or tie; of one completion: good or bad
     probability: str | None = None  # that chosen, or the first of the two, is the better one
+    score: str | None = None  # of the one completion of a row
     completions: str | None = None
     models: str | None = None
     scores: str | None = None
@@ -163,12 +221,22 @@ class Columns(Settings):
 
     @model_validator(mode="after")
     def _names_one(self) -> Columns:
-        if not self.named():
+        if not self.model_dump(exclude_none=True):
             raise ValueError("name at least one column, such as {prompt: question}")
+        said = self.label.values if isinstance(self.label, ColumnValues) else ()
+        if isinstance(said, dict) and (unknown := next((ours for ours in said if ours not in LABELS), None)):
+            known = ", ".join(LABELS)
+            raise ValueError(f"a label says one of {known}, not {unknown!r}; write ours first: `{{a: 1, b: 0}}`")
         return self
 
-    def named(self) -> dict[str, str]:
-        return self.model_dump(exclude_none=True)
+    def named(self) -> dict[str, tuple[str, str | dict[str, tuple[Any, ...]] | None]]:
+        """Our names, each with the file's path and the meaning of its values."""
+        given = {name: getattr(self, name) for name in type(self).model_fields}
+        return {
+            name: (column, None) if isinstance(column, str) else (column.column, column.meanings())
+            for name, column in given.items()
+            if column is not None
+        }
 
 
 class DataStage(FileStage):

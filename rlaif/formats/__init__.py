@@ -4,6 +4,7 @@
 that trainers load unedited, one file for each shape.
 """
 
+from rlaif.formats.columns import Column, named
 from rlaif.formats.files import Table, read_hub, rows_of
 from rlaif.formats.reading import (
     Conversation,
@@ -11,7 +12,6 @@ from rlaif.formats.reading import (
     StatedPreference,
     each_prompt,
     each_row,
-    named,
     read_conversations,
     read_preferences,
     read_prompts,
@@ -33,6 +33,7 @@ from rlaif.formats.write.ultrafeedback import ultrafeedback_rows
 __all__ = [
     "SHAPES",
     "CardFacts",
+    "Column",
     "Conversation",
     "ReadResult",
     "Shape",

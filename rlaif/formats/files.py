@@ -1,4 +1,4 @@
-"""Rows from the files people have: JSON Lines, JSON, CSV, TSV, Parquet, folders of `datasets`, the hub.
+"""Rows from the files people have: JSON Lines, JSON, CSV, TSV, text, Parquet, folders of `datasets`, the hub.
 
 Knows file types and nothing of column names. Every row keeps its line or row number, so that an error can name it.
 """
@@ -13,6 +13,7 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TextIO
 
@@ -47,19 +48,25 @@ def rows_of(path: Path) -> Table:
         return _folder(path)
     ending = path.name.lower().removesuffix(".gz")
     name, source = str(path), path.name
-    if ending.endswith(".jsonl"):
+    if ending.endswith((".jsonl", ".ndjson", ".jsonlines")):
+        if _begins_list(path):  # some tools write one list under this name, too
+            return Table(name, source, "row", _json_list(path))
         return Table(name, source, "line", _json_lines(path))
+    if ending.endswith(".txt"):
+        return Table(name, source, "line", _text_lines(path))
     if ending.endswith(".json"):
         return Table(name, source, "row", _json_list(path))
     if ending.endswith(".csv"):
-        return Table(name, source, "line", _separated(path, ",", csv.QUOTE_MINIMAL))
+        return Table(name, source, "line", _separated(path, None, csv.QUOTE_MINIMAL))
     if ending.endswith(".tsv"):
         # Tab-separated text has no quoting: a quotation mark is part of the text, as FLAN's files need.
         return Table(name, source, "line", _separated(path, "\t", csv.QUOTE_NONE))
     if path.suffix == ".parquet":
         return Table(name, source, "row", columnar.parquet([path]))
     raise InputError(
-        "unknown type of file", file=name, fix="use .jsonl, .json, .csv or .tsv (each also .gz), .parquet, or a folder"
+        "unknown type of file",
+        file=name,
+        fix="use .jsonl, .json, .csv, .tsv or .txt (each also .gz), .parquet, or a folder",
     )
 
 
@@ -135,6 +142,32 @@ def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             yield number, row
 
 
+def _begins_list(path: Path) -> bool:
+    """Whether the first character is that of a list. What cannot be read is an error later, when it is read."""
+    try:
+        with _opened(path) as lines:
+            return lines.file.read(MOST_SPACE).lstrip()[:1] == "["
+    except InputError:
+        return False
+
+
+MOST_SPACE = 1_000  # characters before it
+
+
+def _text_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """A prompt a line; empty lines are left out."""
+    with _opened(path) as lines:
+        empty = 0
+        for line in lines:
+            lines.left = MOST_CHARACTERS
+            text = line.rstrip("\r\n")
+            empty = 0 if text.strip() else empty + 1
+            if empty > MOST_EMPTY:
+                raise lines.too_empty()
+            if not empty:
+                yield lines.number, {"prompt": text}
+
+
 def _json_list(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """The objects of a JSON list, one at a time: the file may be larger than memory."""
     with _opened(path) as lines:
@@ -142,6 +175,9 @@ def _json_list(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if not values.begins("["):
             if not values.at_end():
                 rows = values.next()
+                if isinstance(rows, dict) and values.begins_line():  # one object a line, called .json
+                    yield from _objects(values, rows, path)
+                    return
                 if not values.at_end():
                     raise values.error("Extra data")
                 kind = f"an object with {names(rows)}" if isinstance(rows, dict) else type(rows).__name__
@@ -158,6 +194,16 @@ def _json_list(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             yield number, row
         if not values.at_end():
             raise values.error("Extra data")
+
+
+def _objects(values: _Values, first: dict[str, Any], path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    number, row = 1, first
+    yield number, row
+    while not values.at_end():
+        number, row = number + 1, values.next()
+        if not isinstance(row, dict):
+            raise InputError(f"row {number}: expected an object, found {type(row).__name__}", file=str(path))
+        yield number, row
 
 
 _SPACE = re.compile(r"[ \t\n\r]*")
@@ -196,6 +242,12 @@ class _Values:
         self._skip()
         return self.at == len(self.text)
 
+    def begins_line(self) -> bool:
+        """Whether another object follows, on a line of its own."""
+        before = self.at
+        self._skip()
+        return self.text.startswith("{", self.at) and "\n" in self.text[before : self.at]
+
     def begins(self, mark: str) -> bool:
         """Whether `mark` is next. It is passed."""
         self._skip()
@@ -233,10 +285,13 @@ class _Values:
         )
 
 
-def _separated(path: Path, delimiter: str, quoting: Literal[0, 3]) -> Iterator[tuple[int, dict[str, Any]]]:
+def _separated(path: Path, delimiter: str | None, quoting: Literal[0, 3]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a table; without a `delimiter` it is the one that its first line has."""
+    csv.field_size_limit(MOST_CHARACTERS)  # by default a cell has at most 131,072; `lines` bounds the row
     with _opened(path) as lines:
-        csv.field_size_limit(MOST_CHARACTERS)  # of the process; the module's own is 131,072
-        reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
+        head = list(islice(lines, 1))
+        delimiter = delimiter or _delimiter(head)
+        reader = csv.reader(chain(head, lines), delimiter=delimiter, quoting=quoting, strict=True)
         header: list[str] | None = None
         line, empty = 1, 0
         try:
@@ -263,6 +318,12 @@ def _separated(path: Path, delimiter: str, quoting: Literal[0, 3]) -> Iterator[t
                 line = reader.line_num + 1
         except csv.Error as error:
             raise InputError(f"not readable: {error}", file=str(path), line=line, fix="save it as .jsonl") from None
+
+
+def _delimiter(head: list[str]) -> str:
+    """What separates the names in the first line: spreadsheets write `;` where the comma is the decimal point."""
+    unquoted = re.sub(r'"[^"]*"', "", "".join(head))
+    return max(",;\t", key=unquoted.count)  # of equal ones the first
 
 
 FLAN = ["question", "answer", "rationale"]  # FLAN's chain-of-thought files, which write line breaks as \n

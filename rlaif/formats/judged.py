@@ -6,7 +6,6 @@ wrong label. A judgement that cannot be read becomes an unparsed one, with the r
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ from rlaif.formats.messages import (
     checks_of,
     conversation_messages,
     messages_of,
+    number_of,
     prompt_messages,
     reference_of,
     side_messages,
@@ -48,9 +48,8 @@ OVERALL = "overall"
 MISREAD = "a 10 that may be a 1 read wrongly"
 
 ROW_SHAPES = (
-    "`chosen` and `rejected`; two completions (`completion_a` and `completion_b`, `response_a` and `response_b`, "
-    "`response_0` and `response_1`, `output_1` and `output_2`, `response1` and `response2`); `completions` or "
-    "`answers` (a list); `messages`, `prompt` + `completion`, or a prompt alone"
+    "`chosen` and `rejected`; two completions (`completion_a` and `completion_b`, `response_0` and `response_1`, "
+    "and the like); `completions` or `answers` (a list); `messages`, `prompt` + `completion`, or a prompt alone"
 )
 
 # Two completions by the names of their columns, and what numbers a label calls them by: none where that differs.
@@ -60,7 +59,16 @@ PAIRS: dict[tuple[str, str], tuple[int, int] | None] = {
     ("response_0", "response_1"): (0, 1),  # PKU-SafeRLHF
     ("output_1", "output_2"): (1, 2),  # LLMBar, AlpacaEval
     ("response1", "response2"): (1, 2),  # PandaLM
+    ("conversation_a", "conversation_b"): None,  # Chatbot Arena, with the prompt in both
+    ("answer_0", "answer_1"): (0, 1),  # WebGPT
+    ("response_1", "response_2"): (1, 2),
+    ("completion_1", "completion_2"): (1, 2),
+    ("answer_a", "answer_b"): None,
+    ("answer_1", "answer_2"): (1, 2),
+    ("output_a", "output_b"): None,
 }
+MISSING = "one of its two completions is missing"
+MOST_COMPARISONS = 10_000  # of one row, which chosen and rejected as lists would multiply
 
 
 def records_of(row: dict[str, Any], origin: str, *, turns: str) -> list[Row]:
@@ -68,20 +76,51 @@ def records_of(row: dict[str, Any], origin: str, *, turns: str) -> list[Row]:
 
     Raises UnknownShape and Unusable.
     """
-    fitting = [(what, read) for what, (fits, read) in _JUDGED.items() if fits(row)]
+    fitting = shapes_of(row)
+    if len(fitting) > 1:  # two tables put together leave cells of the other's columns empty
+        row = {name: value for name, value in row.items() if value not in ("", [])}
+        fitting = shapes_of(row)
     if len(fitting) > 1:
-        what = " and as ".join(what for what, _ in fitting)
+        what = " and as ".join(fitting)
         fix = "name the columns that count with `columns`, such as {prompt: ..., chosen: ..., rejected: ...}"
         raise UnknownShape(f"the columns {names(row)} can be read as {what}", fix)
-    return [fitting[0][1](row, origin)] if fitting else _conversations(row, origin, turns)
+    if fitting:
+        return [_JUDGED[fitting[0]][1](row, origin)]
+    completed = any({*pair} <= row.keys() for pair in COMPLETED)
+    if not completed and any(len({*pair} & row.keys()) == 1 for pair in (*PAIRS, *_STATED)):
+        raise Unusable(MISSING)
+    return _conversations(row, origin, turns)
+
+
+# What says of two completions which is the better one. Beside another such column one may change nothing.
+_OF_TWO = re.compile(
+    r"label|winner\w*|preference|preferred|better|choice|prob(ability)?|annotator\d+|(better|safer)_response_id|(score|rating)_?[abAB012]"
+    r"|margin|magnitude|strength"
+)
+
+
+def is_consulted(name: str, row: Mapping[str, Any]) -> bool:
+    """Whether a column is one that the reader of a judged row looks at, though it may change nothing."""
+    if not shapes_of(row):
+        return False
+    sides = {pattern.format(side) for pattern in _SIDE_SCORES for side in ("chosen", "rejected")}
+    return name in sides or _OF_TWO.fullmatch(name) is not None
+
+
+def shapes_of(row: Mapping[str, Any]) -> list[str]:
+    """The shapes with a judgement that a row fits: one, none, or several that cannot be told apart."""
+    return [what for what, (fits, _) in _JUDGED.items() if fits(row)]
 
 
 def _lists_completions(row: Mapping[str, Any]) -> bool:
     return isinstance(row.get("completions"), list) or isinstance(row.get("answers"), list)
 
 
+_STATED = (("chosen", "rejected"), ("chosen_response", "rejected_response"))
+
+
 def _states_chosen(row: Mapping[str, Any]) -> bool:
-    return {"chosen", "rejected"} <= row.keys() or {"chosen_response", "rejected_response"} <= row.keys()
+    return any({*pair} <= row.keys() for pair in _STATED)
 
 
 def _holds_two(row: Mapping[str, Any]) -> bool:
@@ -125,6 +164,8 @@ def _row(
 
 def _conversations(row: dict[str, Any], origin: str, turns: str) -> list[Row]:
     completed = [pair for pair in COMPLETED if {*pair} <= row.keys()]
+    if any(pair[1] != "response" for pair in completed):
+        completed = [pair for pair in completed if pair[1] != "response"]
     written = [name for name in ("messages", "conversations") if name in row]
     if len(written) + len(completed) > 1:
         stated = {tuple(conversation_messages({k: row[k] for k in (*pair, "input") if k in row})) for pair in completed}
@@ -168,6 +209,8 @@ def _stated(row: dict[str, Any], origin: str) -> Row:
     sides = ("chosen", "rejected")
     if "chosen" not in row:  # Argilla's first form
         row = row | {side: row[f"{side}_response"] for side in sides}
+    if all(_is_texts(row[side]) for side in sides):
+        return _stated_lists(row, origin)
     both = [side_messages(row, side) for side in sides]
     for side in both:
         if not side or side[-1].role != "assistant":
@@ -189,22 +232,72 @@ def _stated(row: dict[str, Any], origin: str) -> Row:
     choice: Choice | None = None if problem else "tie" if probability == 0.5 else "A"
     written = [_Written(model, side[-1].content, call) for model, side, call in zip(models, both, calls, strict=True)]
     comparison = _comparison(choice, probability, problem, JUDGE, _name(row, "principle") or PRINCIPLE)
+    if among := _among_others(row, [one.text for one in written]):
+        texts, values, places = among
+        first, second = (number_of(values[place]) for place in places)
+        if first is not None and second is not None and first < second:
+            raise Unusable("its scores say the opposite")
+        written = [_Written(f"completion-{i}", text) for i, text in enumerate(texts, 1)]
+        scores = tuple(_score(i, value) for i, value in enumerate(values) if value is not None)
+        comparison = _between(comparison, *places)
     return _row(row, origin, both[0][:-1], written, comparisons=(comparison,), scores=scores)
 
 
-_SIDE_SCORES = ("score_{}", "{}_score", "{}-rating", "{}_rating", "{}_avg_rating")
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(one, str) for one in value)
+
+
+def _stated_lists(row: dict[str, Any], origin: str) -> Row:
+    """RewardBench 2's right and wrong completions: each right one is preferred to each wrong one."""
+    chosen, rejected = row["chosen"], row["rejected"]
+    if len(chosen) * len(rejected) > MOST_COMPARISONS:
+        problem = f"`chosen` and `rejected` hold {len(chosen)} times {len(rejected)} pairs, over {MOST_COMPARISONS:,}"
+        raise UnknownShape(problem, "give fewer completions of one prompt")
+    texts, models = [*chosen, *rejected], row.get("models")
+    if not (_is_texts(models) and isinstance(models, list) and len(models) == len(texts)):
+        models = ["chosen"] * len(chosen) + ["rejected"] * len(rejected)
+    stated = _comparison("A", None, None, JUDGE, _name(row, "principle") or PRINCIPLE)
+    comparisons = tuple(_between(stated, a, b) for a in range(len(chosen)) for b in range(len(chosen), len(texts)))
+    written = [_Written(writable(model), text) for model, text in zip(models, texts, strict=True)]
+    asked = prompt_messages({name: value for name, value in row.items() if name not in ("chosen", "rejected")})
+    return _row(row, origin, asked, written, comparisons=comparisons)
+
+
+def _between(comparison: Comparison, a: int, b: int) -> Comparison:
+    """The comparison of the first two candidates as one of two others."""
+    orders = tuple(order.model_copy(update={"a": (a, b)[order.a], "b": (a, b)[order.b]}) for order in comparison.orders)
+    return comparison.model_copy(update={"a": a, "b": b, "orders": orders})
+
+
+def _among_others(row: Mapping[str, Any], both: Sequence[str]) -> tuple[list[str], list[Any], tuple[int, int]] | None:
+    """All the completions that chosen and rejected were picked from, with their scores, and the places of the two."""
+    texts, values = row.get("all_generated_responses"), row.get("all_rm_scores")
+    if not (isinstance(texts, list) and _is_texts(texts) and isinstance(values, list) and len(values) == len(texts)):
+        return None
+    bare = [text.strip() for text in texts]
+    if both[0] == both[1] or not all(text.strip() in bare for text in both):
+        return None
+    return texts, values, (bare.index(both[0].strip()), bare.index(both[1].strip()))
+
+
+_SIDE_SCORES = (
+    *("score_{}", "{}_score", "{}-rating", "{}_rating", "{}_avg_rating"),
+    *("rating_{}", "reward_{}", "{}_reward"),
+)
+MARGINS = ("margin", "magnitude", "strength")  # by how much chosen is the better one
 
 
 def _side_scores(row: Mapping[str, Any]) -> tuple[Score, ...]:
     for pattern in _SIDE_SCORES:
         columns = [pattern.format(side) for side in ("chosen", "rejected")]
-        if {*columns} <= row.keys() and any(row[column] is not None for column in columns):
-            return tuple(_score(i, row[column]) for i, column in enumerate(columns))
-    return ()
+        if any(row.get(column) is not None for column in columns):
+            return tuple(_score(i, row.get(column)) for i, column in enumerate(columns))
+    margin = next((row[column] for column in MARGINS if row.get(column) is not None), None)
+    return () if margin is None else (_score(0, margin), _score(1, 0))
 
 
 def _score(candidate: int, value: Any, judge: str = JUDGE, aspect: str | None = None) -> Score:
-    number = _number(value)
+    number = number_of(value)
     problem = None if number is not None else f"no number: {_shown(value)}"
     return Score(candidate=candidate, value=number, judge=judge, aspect=aspect, problem=problem)
 
@@ -214,22 +307,6 @@ def _shown(value: Any) -> str:
     return repr(str(value)[:40])
 
 
-_SPELT = re.compile(r"\s*-?\d+(\.\d+)?([eE][-+]?\d+)?\s*")
-
-
-def _number(value: Any) -> float | None:
-    """A finite number, or text that spells one as JSON does."""
-    if isinstance(value, str) and len(value) <= 400 and _SPELT.fullmatch(value):
-        value = float(value)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        number = float(value)
-    except OverflowError:  # an integer of many digits
-        return None
-    return number if math.isfinite(number) else None
-
-
 def _probability(row: Mapping[str, Any]) -> tuple[float | None, str | None]:
     """That the first (or chosen) is the better one, where a column says so; or why it cannot be read."""
     column = next((name for name in ("probability", "prob") if row.get(name) is not None), None)
@@ -237,7 +314,7 @@ def _probability(row: Mapping[str, Any]) -> tuple[float | None, str | None]:
         column = "label"
     if column is None:
         return None, None
-    number = _number(row[column])
+    number = number_of(row[column])
     if number is None or not 0 <= number <= 1:
         return None, f"`{column}` is no probability: {_shown(row[column])}"
     return number, None
@@ -262,9 +339,9 @@ def _comparison(
 # ---------------------------------------------------------------- two completions with a label
 
 _WINNERS: dict[str, Choice] = {
-    **dict.fromkeys(("a", "model_a", "model_1"), "A"),
-    **dict.fromkeys(("b", "model_b", "model_2"), "B"),
-    **dict.fromkeys(("tie", "tie (bothbad)", "both_bad", "bothbad"), "tie"),
+    **dict.fromkeys(("a", "model_a", "model_1", "response_a", "completion_a"), "A"),
+    **dict.fromkeys(("b", "model_b", "model_2", "response_b", "completion_b"), "B"),
+    **dict.fromkeys(("tie", "tie (bothbad)", "both_bad", "bothbad", "draw"), "tie"),
 }
 _ONE_HOT: dict[str, Choice] = {"winner_model_a": "A", "winner_model_b": "B", "winner_tie": "tie"}
 
@@ -277,16 +354,32 @@ def _pair(row: dict[str, Any], origin: str) -> Row:
     if not {"prompt", "messages", "conversations", "instruction", "question"} & row.keys() and "input" in row:
         row = row | {"prompt": row["input"]}  # LLMBar
     pair = pairs[0]
-    # A spreadsheet turns the texts "True" and "12" into other types: they are texts all the same.
-    texts = {name: str(row[name]) if isinstance(row[name], bool | int | float) else row[name] for name in pair}
-    both = [side_messages(row | texts, name) for name in pair]
+    both = [side_messages(row, name) for name in pair]
     for side in both:
         if not side or side[-1].role != "assistant":
             raise Unusable("no assistant turn at the end")
     if both[0][:-1] != both[1][:-1]:
         raise Unusable("the two answer different prompts")
     written = [_Written(model, side[-1].content) for model, side in zip(_models_of_two(row), both, strict=True)]
-    return _row(row, origin, both[0][:-1], written, comparisons=tuple(_verdicts(row, PAIRS[pair])))
+    scores, verdicts = _scores_of_two(row, pair), _verdicts(row, pair)
+    values = [score.value for score in scores]
+    if len(values) == 2 and None not in values:
+        better = preferred(0.5 + (values[0] > values[1]) - (values[0] < values[1]))  # type: ignore[operator]
+        if not verdicts:  # WebGPT states nothing else
+            verdicts = [_comparison(better, None, None, JUDGE, _name(row, "principle") or PRINCIPLE)]
+        elif {one.verdict for one in verdicts} == {"B" if better == "A" else "A"} and better != "tie":
+            raise Unusable("its scores say the opposite")
+    return _row(row, origin, both[0][:-1], written, comparisons=tuple(verdicts), scores=scores)
+
+
+def _scores_of_two(row: Mapping[str, Any], pair: tuple[str, str]) -> tuple[Score, ...]:
+    """The scores of the two, whose columns end as those of the completions do."""
+    ends = [name[-1] for name in pair]
+    for pattern in ("score_{}", "rating_{}", "score{}"):
+        columns = [pattern.format(end) for end in ends]
+        if all(row.get(column) is not None for column in columns):
+            return tuple(_score(i, row[column]) for i, column in enumerate(columns))
+    return ()
 
 
 def _models_of_two(row: Mapping[str, Any]) -> list[str]:
@@ -297,37 +390,51 @@ def _models_of_two(row: Mapping[str, Any]) -> list[str]:
     return [name or f"completion-{i}" for i, name in enumerate(named, 1)]
 
 
-def _verdicts(row: Mapping[str, Any], numbers: tuple[int, int] | None) -> list[Comparison]:
+LABELS = ("label", "winner")
+OTHER_LABELS = ("preferred", "better", "choice")  # read where no other column is a label
+
+
+def _verdicts(row: Mapping[str, Any], pair: tuple[str, str]) -> list[Comparison]:
     """Every judgement of the two that the row states, in the order of its columns."""
+    numbers = PAIRS[pair]
+    # A label may be the name of the better one's column.
+    row = {name: _place(value, pair) for name, value in row.items()}
+    labels = LABELS if {*LABELS, "preference", *_ONE_HOT} & row.keys() else OTHER_LABELS
     verdicts: list[Comparison] = []
-    principle = _name(row, "principle") or PRINCIPLE
+    principle, judge = _name(row, "principle") or PRINCIPLE, _name(row, "judge") or JUDGE
     probability, problem = _probability(row)
     if probability is not None or problem is not None:
         verdicts.append(
-            _comparison(None if probability is None else preferred(probability), probability, problem, JUDGE, principle)
+            _comparison(None if probability is None else preferred(probability), probability, problem, judge, principle)
         )
     if {*_ONE_HOT} <= row.keys():
-        chosen = [choice for column, choice in _ONE_HOT.items() if _number(row[column]) == 1]
+        chosen = [choice for column, choice in _ONE_HOT.items() if number_of(row[column]) == 1]
         one = chosen[0] if len(chosen) == 1 else None
-        verdicts.append(_comparison(one, None, None if one else f"{len(chosen)} of the three won", JUDGE, principle))
+        verdicts.append(_comparison(one, None, None if one else f"{len(chosen)} of the three won", judge, principle))
     for column in row:
-        if column in ("label", "winner"):
-            verdicts.append(_labelled(column, row[column], numbers, JUDGE, principle))
+        if column in labels:
+            verdicts.append(_labelled(column, row[column], numbers, judge, principle))
         elif column == "preference":  # AlpacaEval: from 1, the first, to 2, the second; 0 where neither
             verdicts.append(_graded(row[column], principle))
         elif re.fullmatch(r"annotator\d+", column):
             verdicts.append(_labelled(column, row[column], numbers, column, principle))
         elif column in ("better_response_id", "safer_response_id"):
             verdicts.append(_labelled(column, row[column], numbers, JUDGE, column.removesuffix("_response_id")))
-    by_file = [one for one in verdicts if one.judge == JUDGE and one.principle == principle]
+    by_file = [one for one in verdicts if one.judge == judge and one.principle == principle]
     if len(by_file) > 1:
         fix = "name the one that counts with `columns: {label: ...}` or `columns: {probability: ...}`"
         raise UnknownShape(f"the columns {names(row)} hold {len(by_file)} labels of the two completions", fix)
     return verdicts
 
 
+def _place(value: Any, pair: tuple[str, str]) -> Any:
+    return "ab"[pair.index(value)] if isinstance(value, str) and value in pair else value
+
+
 def _graded(value: Any, principle: str) -> Comparison:
-    number = _number(value)
+    number = number_of(value)
+    if (named := _WINNERS.get(str(value).strip().lower())) is not None:
+        return _comparison(named, None, None, JUDGE, principle)
     if number == 0:
         return _comparison("tie", None, None, JUDGE, principle)
     if number is None or not 1 <= number <= 2:
@@ -342,7 +449,7 @@ def _labelled(column: str, value: Any, numbers: tuple[int, int] | None, judge: s
 
     Raises UnknownShape for a number where nothing tells which of the two it means.
     """
-    number = _number(value)
+    number = number_of(value)
     if number is None:
         choice = _WINNERS.get(str(value).strip().lower())
         problem = None if choice else f"no label: {_shown(value)}"
@@ -367,21 +474,48 @@ def _listed(row: dict[str, Any], origin: str) -> Row:
     if column == "completions" and isinstance(row.get("answers"), list):
         fix = "name one of them with `columns: {completions: ...}`"
         raise UnknownShape("both `completions` and `answers` hold a list", fix)
-    entries = row[column]
     messages = prompt_messages({k: v for k, v in row.items() if k != column})
     while messages and messages[-1].role == "assistant":
         messages.pop()
+    row = _without_missing(row, column)
+    entries = row[column]
     written = [_entry(row, entry, i, column) for i, entry in enumerate(entries)]
     if not written:
         raise Unusable("no completion")
     if column == "completions" and any(isinstance(e, dict) and ("annotations" in e) for e in entries):
         ratings, scores = _annotated([entry if isinstance(entry, dict) else {} for entry in entries])
         return _row(row, origin, messages, written, ratings=tuple(ratings), scores=tuple(scores))
-    ranks, given = _beside(row, entries, ("ranks", "rank")), _beside(row, entries, ("scores", "score"))
+    ranks, given = _beside(row, entries, ("ranks", "rank")), _beside(row, entries, ("scores", *ENTRY_SCORES))
     judge = _name(row, "judge") or JUDGE
     rankings = () if ranks is None else (_ranking(ranks, judge, _name(row, "principle")),)
-    scored = tuple(_score(i, value, judge) for i, value in enumerate(given or ()) if value is not None)
+    aspects = [_name(entry, "aspect") if isinstance(entry, dict) else None for entry in entries]
+    scored = tuple(_score(i, value, judge, aspects[i]) for i, value in enumerate(given or ()) if value is not None)
     return _row(row, origin, messages, written, rankings=rankings, scores=scored)
+
+
+ENTRY_SCORES = ("score", "pm_score", "rating", "reward")  # within a completion; the first that one has counts
+BESIDE = ("ranks", "scores", "models")  # lists with a value for each completion
+
+
+def missing_completions(row: Mapping[str, Any]) -> int:
+    """How many completions of a list are null, and left out."""
+    listed: list[Any] = next((row[name] for name in ("completions", "answers") if isinstance(row.get(name), list)), [])
+    return sum(map(_is_missing, listed))
+
+
+def _is_missing(entry: Any) -> bool:
+    return entry is None or (isinstance(entry, dict) and any(name in entry for name in _WORDS) and not any(
+        entry.get(name) is not None for name in _WORDS))  # fmt: skip
+
+
+def _without_missing(row: dict[str, Any], column: str) -> dict[str, Any]:
+    """The row without the completions that are null, and without what stands beside them in other lists."""
+    gone = {i for i, entry in enumerate(row[column]) if _is_missing(entry)}
+    if not gone:
+        return row
+    count = len(row[column])
+    lists = [name for name in (column, *BESIDE) if isinstance(row.get(name), list) and len(row[name]) == count]
+    return row | {name: [value for i, value in enumerate(row[name]) if i not in gone] for name in lists}
 
 
 _WORDS = ("text", "completion", "answer", "response", "content")
@@ -392,8 +526,8 @@ def _entry(row: Mapping[str, Any], entry: Any, index: int, column: str) -> _Writ
     models = row.get("models")
     listed = models[index] if isinstance(models, list) and len(models) == len(row[column]) else None
     sampler = writable(listed) if isinstance(listed, str) and listed else f"completion-{index + 1}"
-    if isinstance(entry, str):
-        return _Written(sampler, entry)
+    if isinstance(entry, str | int | float):
+        return _Written(sampler, text_of(entry, column))
     if isinstance(entry, list):  # TRL's conversational form
         turns = messages_of(entry, column)
         if [turn.role for turn in turns] != ["assistant"]:
@@ -404,25 +538,30 @@ def _entry(row: Mapping[str, Any], entry: Any, index: int, column: str) -> _Writ
         what = names(entry) if isinstance(entry, dict) else type(entry).__name__
         fix = f"each is a text, or an object with one of {', '.join(f'`{name}`' for name in _WORDS)}"
         raise UnknownShape(f"`{column}` holds {what}", fix)
+    if columns == ["content"] and "role" in entry:
+        return _entry(row, [entry], index, column)
     return _Written(_name(entry, "model") or sampler, text_of(entry[columns[0]], columns[0]), _name(entry, "call"))
 
 
-def _beside(row: Mapping[str, Any], entries: Sequence[Any], columns: tuple[str, str]) -> list[Any] | None:
+def _beside(row: Mapping[str, Any], entries: Sequence[Any], columns: tuple[str, ...]) -> list[Any] | None:
     """A value for each completion, from a list beside them or from within each; None where no row has one."""
-    for column in columns:
+    for column in columns[:2]:
         if isinstance(listed := row.get(column), list):
             if len(listed) != len(entries):
                 problem = f"`{column}` holds {len(listed)} for {len(entries)} completions"
                 raise UnknownShape(problem, "give one for each, null where there is none")
             return listed
-    inside = [entry.get(columns[1]) if isinstance(entry, dict) else None for entry in entries]
-    return inside if any(value is not None for value in inside) else None
+    for column in columns[1:]:
+        inside = [entry.get(column) if isinstance(entry, dict) else None for entry in entries]
+        if any(value is not None for value in inside):
+            return inside
+    return None
 
 
 def _ranking(ranks: Sequence[Any], judge: str, principle: str | None) -> Ranking:
     """1 is the best; equal ranks are tied."""
     shown = tuple(range(len(ranks)))
-    numbers = [_number(rank) for rank in ranks]
+    numbers = [number_of(rank) for rank in ranks]
     if None in numbers:
         problem = f"no rank: {_shown(ranks[numbers.index(None)])}"
         return Ranking(order=None, shown=shown, judge=judge, principle=principle, problem=problem)
@@ -513,7 +652,7 @@ def _overall(candidate: int, entry: Mapping[str, Any], ratings: Sequence[Rating]
     the mean rating was at most 2. Here a 10 is read as 10 where the critique says so or the mean is above 4, as 1 where
     the critique says so or the mean is at most 2, and is unparsed otherwise.
     """
-    number = _number(entry["overall_score"])
+    number = number_of(entry["overall_score"])
     problem = None
     if number is None or not 1 <= number <= 10:
         problem = f"no score from 1 to 10: {_shown(entry['overall_score'])}"
@@ -521,7 +660,7 @@ def _overall(candidate: int, entry: Mapping[str, Any], ratings: Sequence[Rating]
         matches = _OVERALL_WORDS.findall(_name(entry, "critique") or "")
         stated = {float(value) for value, out_of in matches if out_of in ("", "10") and 1 <= float(value) <= 10}
         rated = [rating.value for rating in ratings if rating.value is not None]
-        mean = sum(rated) / len(rated) if rated else _number(entry.get("fine-grained_score"))
+        mean = sum(rated) / len(rated) if rated else number_of(entry.get("fine-grained_score"))
         if len(stated) == 1:
             number = stated.pop()
         elif mean is None or 2 < mean <= 4:

@@ -7,6 +7,7 @@ is the reason that the dropped row is counted under.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -38,14 +39,21 @@ class UnknownShape(Exception):
         self.fix = fix
 
 
+# In lower case.
 _ROLES: dict[str, Role] = {
     "system": "system",
+    "developer": "system",  # OpenAI's later word
     "user": "user",
     "human": "user",  # ShareGPT
     "prompter": "user",  # Open Assistant
     "assistant": "assistant",
     "gpt": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",  # Gemini and Gemma
+    "bot": "assistant",
+    "ai": "assistant",
 }
+SYSTEM = "system"  # the column of a system message
 
 
 def prompt_messages(row: dict[str, Any]) -> list[Message]:
@@ -92,16 +100,23 @@ def _conversation_messages(row: dict[str, Any]) -> list[Message]:
     raise unknown(row, CONVERSATION_SHAPES, "under one of these sets of names")
 
 
-# A prompt and its one completion, by the names of their columns.
-COMPLETED = (("prompt", "completion"), ("instruction", "output"), ("question", "answer"))
+# A prompt and its one completion, by the names of their columns. The first that a row has counts.
+COMPLETED = (
+    ("prompt", "completion"),
+    ("instruction", "output"),
+    ("question", "answer"),
+    ("prompt", "response"),  # HelpSteer
+    ("instruction", "response"),  # Dolly
+    ("question", "response"),  # OpenOrca
+)
 
 
 def _after_system(row: dict[str, Any], messages: list[Message]) -> list[Message]:
     """The messages with the text of a `system` column in front, where none stands."""
-    text = row.get("system")
+    text = row.get(SYSTEM)
     if text is None or (isinstance(text, str) and not text.strip()) or not messages or messages[0].role == "system":
         return messages
-    return [Message(role="system", content=text_of(text, "system")), *messages]
+    return [Message(role="system", content=text_of(text, SYSTEM)), *messages]
 
 
 _TURN = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")
@@ -133,7 +148,7 @@ def side_messages(row: dict[str, Any], name: str) -> list[Message]:
     value = row[name]
     if isinstance(value, str) and _TURN.match(value):
         return _after_system(row, transcript(value))
-    side = [_message(value, name)] if isinstance(value, dict) else messages_of(value, name, role="assistant")
+    side = messages_of(value, name, role="assistant")
     if not side:
         raise Unusable("no assistant turn at the end")
     if side[0].role != "assistant":
@@ -183,15 +198,43 @@ def _instruction(row: dict[str, Any]) -> str:
 def messages_of(value: Any, name: str, role: Role = "user") -> list[Message]:
     """Text as one message of `role`, or messages written either as role and content or as from and value.
 
-    Raises UnknownShape for a value of another type, and Unusable for a turn by an unknown role.
+    A table may hold the messages as JSON. Raises UnknownShape for a value of another type, and Unusable for a turn by
+    an unknown role.
     """
     if value is None:
         return []
+    if isinstance(value, str) and (written := messages_in(value, name)) is not None:
+        value = written
+    if is_message(value):
+        value = [value]
     if not isinstance(value, list):
         text = text_of(value, name)
         # Older fine-tuning files spell the end token out; as text it would be taught letter by letter.
         return [Message(role=role, content=text.removesuffix("<|endoftext|>") if role == "assistant" else text)]
     return [_message(item, name) for item in value]
+
+
+# How messages begin that were written as text: as JSON, or as Python or numpy show them.
+_AS_TEXT = re.compile(r"""\s*\[?\s*\{\s*(["'])(?:role|content|from|value)\1\s*:""")
+
+
+def messages_in(text: str, name: str) -> list[dict[str, Any]] | None:
+    """The messages that a text holds as JSON; None of any other text. Raises UnknownShape for Python's spelling."""
+    if text.lstrip()[:1] not in ("[", "{") or (begins := _AS_TEXT.match(text)) is None:
+        return None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        if begins[1] == "'" and text.rstrip()[-1:] in ("]", "}"):
+            fix = "write them with `json.dumps`, or save the file as .jsonl or .parquet"
+            raise UnknownShape(f"`{name}` holds messages as Python shows them, not as JSON", fix) from None
+        return None
+    messages = value if isinstance(value, list) else [value]
+    return messages if all(map(is_message, messages)) else None
+
+
+def is_message(item: Any) -> bool:
+    return isinstance(item, dict) and ({"role", "content"} <= item.keys() or {"from", "value"} <= item.keys())
 
 
 def _message(item: Any, name: str) -> Message:
@@ -202,18 +245,60 @@ def _message(item: Any, name: str) -> Message:
             f"`{name}` holds a message with {held}", "a message has `role` and `content`, or `from` and `value`"
         )
     role, content = item[fields[0]], item[fields[1]]
-    if not isinstance(role, str) or role not in _ROLES:
+    known = _ROLES.get(role.strip().lower()) if isinstance(role, str) else None
+    if known is None:
         raise Unusable(f"a turn by {str(role)[:40]!r}")
-    if not isinstance(content, str):
+    return Message(role=known, content=_content(content))
+
+
+_TEXT_PARTS = (None, "text", "input_text", "output_text")
+
+
+def _content(content: Any) -> str:
+    """The text of a turn, which may be in parts. Raises Unusable where a part is an image or the like."""
+    if isinstance(content, dict):
+        content = [content]
+    if isinstance(content, list):
+        for part in content:
+            kind = part.get("type") if isinstance(part, dict) else None
+            if kind not in _TEXT_PARTS:
+                raise Unusable(f"a turn with a part of the type {str(kind)[:40]!r}")
+        content = [part.get("text") if isinstance(part, dict) else part for part in content]
+        if not content or not all(isinstance(text, str) for text in content):
+            raise Unusable("a turn that is not text")
+        return "".join(content)
+    if not _is_textual(content):
         raise Unusable("a turn that is not text")
-    return Message(role=_ROLES[role], content=content)
+    return str(content)
 
 
 def text_of(value: Any, name: str) -> str:
-    """The value, where it is text. Raises UnknownShape, naming the column, where it is not."""
-    if not isinstance(value, str):
-        raise UnknownShape(f"`{name}` holds {type(value).__name__}", "it must be text, or a list of messages")
-    return value
+    """The value as text: a spreadsheet turns "12" and "True" into other types. Raises UnknownShape for other values."""
+    if not _is_textual(value):
+        raise UnknownShape(f"`{name}` holds {_KINDS.get(type(value), type(value).__name__)}", _TEXT_FIX)
+    return str(value)
+
+
+def _is_textual(value: Any) -> bool:
+    return isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
+
+
+_TEXT_FIX = "it must be text, or a list of messages; name a part of it by its path, such as `columns: {prompt: a.b}`"
+_KINDS: dict[type, str] = {dict: "keys and values", list: "a list"}
+_SPELT = re.compile(r"\s*-?\d+(\.\d+)?([eE][-+]?\d+)?\s*")
+
+
+def number_of(value: Any) -> float | None:
+    """A finite number, or text that spells one as JSON does; None for anything else."""
+    if isinstance(value, str) and len(value) <= 400 and _SPELT.fullmatch(value):
+        value = float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:  # an integer of many digits
+        return None
+    return number if math.isfinite(number) else None
 
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")

@@ -239,8 +239,8 @@ def test_a_table_of_many_columns_is_read_in_linear_time(columns: int, tmp_path: 
 TABLES: dict[str, tuple[str, bytes, str]] = {
     "a cell longer than the limit": (
         "x.csv",
-        b"prompt\n" + b"a" * 17_000_000 + b"\n",
-        r"x\.csv:2: the row has more than 16,000,000",
+        b"prompt\n" + b"a" * 16_000_001 + b"\n",
+        r"x\.csv:2: the row has more than 16,000,000 characters",
     ),
     "a quote that never ends": ("x.csv", b'prompt\n"' + b"a\n" * 100_000, r"x\.csv:2: not readable"),
     "NUL in a name": ("x.csv", b"pro\0mpt\nhello\n", "no known shape"),
@@ -300,7 +300,11 @@ LISTS: dict[str, tuple[str, str]] = {
     "a number of 5,000 digits": (f'[{{"prompt": {"1" * 5000}}}]', r"x\.json:1: not valid JSON: .*4300 digits"),
     "an object": ('{"data": [], "version": 1}', "expected a list of objects, found an object with `data`, `version`"),
     "a text": ('"text"', "expected a list of objects, found str"),
-    "lines": ('{"prompt": "a"}\n{"prompt": "b"}\n', r"x\.json:2: not valid JSON: Extra data.*is called \.jsonl"),
+    "two in a line": ('{"prompt": "a"} {"prompt": "b"}', r"x\.json:1: not valid JSON: Extra data.*is called \.jsonl"),
+    "lines, and one that is none": (
+        '{"prompt": "a"}\n{"prompt": "b"}\nx',
+        r"x\.json:3: not valid JSON: Expecting value",
+    ),
     "100,000 brackets": ("[" * 100_000, "not valid JSON|expected an object"),
     "100,000 objects in each other": ('[{"a":' + '{"a":' * 100_000, "not valid JSON: .*recursion"),
     "nothing": ("", "there are no rows"),

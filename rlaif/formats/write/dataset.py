@@ -43,6 +43,7 @@ class DatasetWriter:
         self.count, self.folder = 0, folder
         self._shape, self._prompts, self._batch = shape, 0, list[dict[str, Any]]()
         self._file = ExitStack()
+        self._own: list[str] = []  # columns beside the shape's: those that travelled with the prompts
         self._writer: Any = None  # Arrow's, from the first rows on
 
     def __enter__(self) -> DatasetWriter:
@@ -62,22 +63,53 @@ class DatasetWriter:
         self._prompts += self.count > before
 
     def _write(self) -> None:
-        import pyarrow.parquet
-
         if self._writer is None:
-            data = self._parquet.parent
-            data.mkdir(parents=True, exist_ok=True)
-            for file in (self.folder / "README.md", self._parquet):  # from a run that was killed
-                for left in file.parent.glob(f".{file.name}.[0-9]*.tmp"):
-                    left.unlink()
-            self._file.callback(self._temporary.unlink, missing_ok=True)
-            os.close(new_file(self._temporary))
-            self._schema = _schema(self._shape)
-            # Without statistics: nobody reads the least and the greatest text of every column and batch.
-            writer = pyarrow.parquet.ParquetWriter(self._temporary, self._schema, write_statistics=False)
-            self._writer = self._file.enter_context(writer)
+            self._open()
+        own = {name: None for row in self._batch for name in row if name not in self._shape.columns}
+        if new := [name for name in own if name not in self._own]:
+            self._widen(new)
         self._writer.write_table(_table(self._batch, self._schema))
         self._batch.clear()
+
+    def _open(self) -> None:
+        import pyarrow.parquet
+
+        data = self._parquet.parent
+        data.mkdir(parents=True, exist_ok=True)
+        for file in (self.folder / "README.md", self._parquet):  # from a run that was killed
+            for left in file.parent.glob(f".{file.name}.[0-9]*.tmp"):
+                left.unlink()
+        self._file.callback(self._temporary.unlink, missing_ok=True)
+        os.close(new_file(self._temporary))
+        self._schema = _schema(self._shape)
+        # Without statistics: nobody reads the least and the greatest text of every column and batch.
+        writer = pyarrow.parquet.ParquetWriter(self._temporary, self._schema, write_statistics=False)
+        self._writer = self._file.enter_context(writer)
+
+    def _widen(self, names: Sequence[str]) -> None:
+        """Add columns of the prompts' own file, as text; in the rows before they are null."""
+        import pyarrow
+        import pyarrow.parquet
+
+        self._own += names
+        schema = self._schema
+        for name in names:
+            schema = schema.append(pyarrow.field(name, pyarrow.string()))
+        self._schema, narrow = schema, self._temporary.with_suffix(".narrow.tmp")
+        self._writer.close()
+        os.replace(self._temporary, narrow)
+        os.close(new_file(self._temporary))
+        try:
+            self._writer = pyarrow.parquet.ParquetWriter(self._temporary, schema, write_statistics=False)
+            self._file.enter_context(self._writer)
+            with pyarrow.parquet.ParquetFile(narrow) as before:
+                for batch in before.iter_batches(BATCH):
+                    table = pyarrow.Table.from_batches([batch])
+                    for name in names:
+                        table = table.append_column(name, pyarrow.nulls(len(table), pyarrow.string()))
+                    self._writer.write_table(table)
+        finally:
+            narrow.unlink()
 
     def finish(self, card: CardFacts) -> int:
         """Put the data set in its place, with its card; returns how many rows it has.

@@ -9,6 +9,7 @@ from itertools import groupby
 from rlaif.formats.judged import records_of
 from rlaif.formats.messages import UnknownShape, Unusable
 from rlaif.formats.write.shape import Fields
+from rlaif.formats.write.turns import kept
 from rlaif.records import Preference
 
 UNHELD = "text that the shape cannot hold"  # such as a system message in a transcript, or a turn's mark inside a turn
@@ -29,7 +30,8 @@ def by_prompt(
         rows = []
         for preference in group:
             number += 1
-            rows.append(make(preference, number))
+            row = make(preference, number)
+            rows.append(None if row is None else kept(preference.prompt, row))
         whole = [row for row in rows if row is not None]
         if len(whole) == len(rows):
             yield from whole

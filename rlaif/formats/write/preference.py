@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from rlaif.formats.write.shape import MESSAGES, ORIGIN, PREFERENCE_TRAINING, Fields, Shape, numbers, texts
-from rlaif.formats.write.turns import completion_turn, turns
+from rlaif.formats.write.turns import completion_turn, kept, turns
 from rlaif.records import Preference
 
 
 def preference_rows(preferences: Iterable[Preference]) -> Iterator[Fields]:
     """TRL's conversational form with the prompt apart, so that the loss covers the completions and nothing else."""
     for preference in preferences:
-        yield {
+        made: Fields = {
             "prompt": turns(preference.prompt.messages),
             "chosen": [completion_turn(preference.chosen)],
             "rejected": [completion_turn(preference.rejected)],
@@ -30,6 +30,7 @@ def preference_rows(preferences: Iterable[Preference]) -> Iterator[Fields]:
             "chosen_call": preference.chosen.completion.call,
             "rejected_call": preference.rejected.completion.call,
         }
+        yield kept(preference.prompt, made)
 
 
 PREFERENCE = Shape(

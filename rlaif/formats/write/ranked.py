@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from rlaif.formats.write.shape import INTEGER, MESSAGES, NUMBER, ORIGIN, Fields, Shape, texts
-from rlaif.formats.write.turns import turns
+from rlaif.formats.write.turns import kept, turns
 from rlaif.records import Row
 
 
@@ -18,7 +18,7 @@ def ranked_rows(rows: Iterable[Row], weights: Mapping[str, float]) -> Iterator[F
     for row in rows:
         scores = [_score(row, index, weights) for index in range(len(row.candidates))]
         ranks = _ranks(row, scores)
-        yield {
+        made: Fields = {
             "prompt": turns(row.prompt.messages),
             "completions": [
                 {
@@ -34,6 +34,7 @@ def ranked_rows(rows: Iterable[Row], weights: Mapping[str, float]) -> Iterator[F
             "split": row.prompt.split,
             "source": row.prompt.source,
         }
+        yield kept(row.prompt, made)
 
 
 def _score(row: Row, candidate: int, weights: Mapping[str, float]) -> float | None:

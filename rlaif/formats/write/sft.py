@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from rlaif.formats.write.shape import MESSAGES, ORIGIN, Fields, Shape, numbers, texts
-from rlaif.formats.write.turns import completion_turn, turns
+from rlaif.formats.write.turns import completion_turn, kept, turns
 from rlaif.records import Candidate, Preference, Prompt, Row
 
 
@@ -32,7 +32,7 @@ def sft_rows(items: Iterable[Preference | Row]) -> Iterator[Fields]:
 
 
 def _sft_row(prompt: Prompt, candidate: Candidate, score: float | None) -> Fields:
-    return {
+    made: Fields = {
         "messages": [*turns(prompt.messages), completion_turn(candidate)],
         "prompt_id": prompt.id,
         "split": prompt.split,
@@ -41,6 +41,7 @@ def _sft_row(prompt: Prompt, candidate: Candidate, score: float | None) -> Field
         "call": candidate.completion.call,
         "score": score,
     }
+    return kept(prompt, made)
 
 
 SFT = Shape(

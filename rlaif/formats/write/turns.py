@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
-from rlaif.records import Candidate, Message
+from rlaif.records import Candidate, Message, Prompt
 
 _SPEAKERS = {"system": "System", "user": "Human", "assistant": "Assistant"}
+
+
+def kept(prompt: Prompt, row: dict[str, Any]) -> dict[str, Any]:
+    """The row with the columns of the prompt's own file that travel with it; `own_...` where a name is taken."""
+    if not prompt.kept:
+        return row
+    return row | {(f"own_{name}" if name in row else name): value for name, value in prompt.kept.items()}
 
 
 def turns(messages: Iterable[Message]) -> list[dict[str, str]]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from rlaif.formats.judged import OVERALL
 from rlaif.formats.write.shape import INTEGER, MESSAGES, NUMBER, TEXT, ColumnType, Fields, Shape, texts
-from rlaif.formats.write.turns import turns
+from rlaif.formats.write.turns import kept, turns
 from rlaif.records import Rating, Row
 
 
@@ -19,7 +19,7 @@ def ultrafeedback_rows(rows: Iterable[Row], weights: Mapping[str, float]) -> Ite
     with the reason beside it.
     """
     for row in rows:
-        yield {
+        made: Fields = {
             "source": row.prompt.source,
             "instruction": row.prompt.text,
             "prompt": turns(row.prompt.messages),
@@ -43,6 +43,7 @@ def ultrafeedback_rows(rows: Iterable[Row], weights: Mapping[str, float]) -> Ite
             "prompt_id": row.prompt.id,
             "split": row.prompt.split,
         }
+        yield kept(row.prompt, made)
 
 
 def _critique(words: str) -> str:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from rlaif.config import DataStage, Step
-from rlaif.formats import ReadResult, Table, each_row, named, read_conversations, read_preferences, rows_of
+from rlaif.formats import Column, ReadResult, Table, each_row, named, read_conversations, read_preferences, rows_of
+from rlaif.formats.published import LABEL
 from rlaif.generate.pairing import Pairing
 from rlaif.pipeline.manifest import StageRecord
 from rlaif.pipeline.spool import Spool
@@ -42,11 +43,12 @@ class Data(TableStage[DataStage]):
             if settings.turns == "all":
                 problem = "with preferences only the last turn is trained on"
                 raise opening.pipeline.error(step, problem, ("turns",), "remove `turns`")
-            preferences = self._kept(read_preferences(self._source()))
+            preferences = self._kept(read_preferences(self._source()), opening)
             self._digest = digest([preference.id for preference in preferences])
             opening.made[self.name] = Made(preferences=preferences)
         else:
-            conversations = self._kept(read_conversations(self._source(), turns=settings.turns or "all"))
+            read = read_conversations(self._source(), turns=settings.turns or "all")
+            conversations = self._kept(read, opening)
             self._digest = digest([[[m.role, m.content] for m in c.messages] for c in conversations])
             opening.made[self.name] = Made(conversations=conversations)
 
@@ -55,9 +57,16 @@ class Data(TableStage[DataStage]):
         if settings.columns is None and settings.system is None:
             return source
         table = source if isinstance(source, Table) else rows_of(source)
-        return named(table, settings.columns.named() if settings.columns else {}, settings.system)
+        columns = settings.columns.named() if settings.columns else {}
+        return named(table, {ours: Column(*theirs) for ours, theirs in columns.items()}, settings.system, settings.keep)
 
-    def _kept(self, result: ReadResult[Any]) -> list[Any]:
+    def _tell(self, told: Mapping[str, int], opening: Opening) -> None:
+        """What a person should know of the rows that were read, as notes with their counts."""
+        for what, count in told.items():
+            opening.note(f"{self.name}: {what} ({count:,} {'time' if count == 1 else 'times'})")
+
+    def _kept(self, result: ReadResult[Any], opening: Opening) -> list[Any]:
+        self._tell(result.told, opening)
         usable = [item for item in result.items if item.split != "held-out" or self.settings.keeps_held_out]
         kept = usable[: self.settings.take]
         counts = {"held-out": len(result.items) - len(usable), "not taken": len(usable) - len(kept)}
@@ -67,10 +76,11 @@ class Data(TableStage[DataStage]):
 
     def _rows(self, readers: Sequence[Step], opening: Opening) -> Made:
         """Rows with candidates and the file's judgements of them, kept on disk."""
-        settings, unusable = self.settings, Counter[str]()
+        settings, unusable, told = self.settings, Counter[str](), Counter[str]()
         kept, dropped, stated = Spool(Row), Counter[str](), StatedJudgements()
         read = 0
-        for row in each_row(self._source(), unusable, turns=settings.turns or "last"):
+        turns = settings.turns or "last"
+        for row in each_row(self._source(), unusable, turns=turns, told=told, keep=settings.keep):
             read += 1
             bare = [message for message in row.prompt.messages if message.role != "system"]
             if not settings.keeps_held_out and "held-out" in (row.prompt.split, split_of(prompt_id(bare))):
@@ -82,6 +92,7 @@ class Data(TableStage[DataStage]):
             else:
                 kept.append(row)
                 stated.add(row)
+        self._tell(told, opening)
         if not kept:
             reasons = ", ".join(f"{count} {reason}" for reason, count in (dropped + unusable).items())
             fix = None
@@ -122,11 +133,15 @@ class StatedJudgements:
     def __init__(self) -> None:
         self.rows = 0
         self.weights: dict[str, float] = {}  # of its ratings' aspects, all equal
+        self._labels_only = False  # good or bad, of each candidate
         self._facts: Counter[str] = Counter()
 
     def add(self, row: Row) -> None:
         self.rows += 1
         self.weights |= dict.fromkeys((rating.aspect for rating in row.ratings), 1.0)
+        if self.rows == 1 and row.scores and not row.comparisons:
+            self._labels_only = True
+        self._labels_only &= all(score.aspect == LABEL for score in row.scores) and not row.comparisons
         self._facts["candidates"] += len(row.candidates)
         self._facts["unparsed"] += sum(comparison.verdict is None for comparison in row.comparisons)
         for what in ("comparisons", "ratings", "rankings", "scores"):
@@ -141,7 +156,9 @@ class StatedJudgements:
 
     @property
     def rule(self) -> str:
-        """The default pairing rule."""
+        """The default pairing rule. Of good and bad ones, every two of them tell as much."""
+        if self._labels_only:
+            return "all"
         return "compared" if self._facts["comparisons"] else "zephyr"
 
     def problem(self, rule: str | None) -> str | None:

@@ -21,7 +21,7 @@ class PromptSource(TableStage[PromptsStage]):
     def __init__(self, step: Step, settings: PromptsStage, opening: Opening) -> None:
         super().__init__(step, settings, opening)
         unusable: Counter[str] = Counter()
-        read = Spool(Prompt, each_prompt(source_of(settings), unusable, column=settings.column))
+        read = Spool(Prompt, each_prompt(source_of(settings), unusable, column=settings.column, keep=settings.keep))
         prompts = ReadPrompts(read, unusable, read)
 
         def error(problem: str) -> InputError:
