@@ -65,6 +65,8 @@ async def train_alone(pipeline: Pipeline, out: Path, progress: Progress) -> dict
     with any other content, which is left alone.
     """
     opening = open_stages(pipeline)
+    for note in opening.notes:
+        progress.warn(note)
     data, step = pipeline.steps
     stage = opening.stages[step.name]
     assert isinstance(stage, Train)
