@@ -118,7 +118,7 @@ def keyed(base_url: str, key: str) -> OpenAIEngine:
 PLACES: dict[str, Callable[[str], Answer]] = {
     "a completion": lambda form: Answer(completion(f"before {form} after")),
     "a refusal": lambda form: Answer({"choices": [{"message": {"refusal": f"no {form}"}, "finish_reason": "stop"}]}),
-    "a reason": lambda form: Answer(completion("x", finish_reason=f"no {form}")),
+    "a reason": lambda form: Answer(completion("", finish_reason=f"no {form}")),
     "an error": lambda form: Answer({"error": {"message": f"wrong key {form}", "code": form}}, status=401),
     "an error in words": lambda form: Answer(f"<p>wrong key {form}</p>", status=500),
     "an error in broken JSON": lambda form: Answer('{"error": {"message": "wrong key ' + form, status=403),
