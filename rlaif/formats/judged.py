@@ -6,7 +6,6 @@ wrong label. A judgement that cannot be read becomes an unparsed one, with the r
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -214,11 +213,12 @@ def _shown(value: Any) -> str:
     return repr(str(value)[:40])
 
 
+MOST_SCORE = 1e100  # of a score, up or down: differences and weighted sums of such are finite
 _SPELT = re.compile(r"\s*-?\d+(\.\d+)?([eE][-+]?\d+)?\s*")
 
 
 def _number(value: Any) -> float | None:
-    """A finite number, or text that spells one as JSON does."""
+    """A number of at most MOST_SCORE up or down, or text that spells one as JSON does."""
     if isinstance(value, str) and len(value) <= 400 and _SPELT.fullmatch(value):
         value = float(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -227,7 +227,7 @@ def _number(value: Any) -> float | None:
         number = float(value)
     except OverflowError:  # an integer of many digits
         return None
-    return number if math.isfinite(number) else None
+    return number if abs(number) <= MOST_SCORE else None  # of NaN, too
 
 
 def _probability(row: Mapping[str, Any]) -> tuple[float | None, str | None]:
