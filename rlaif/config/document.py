@@ -6,6 +6,7 @@ error that names file, line and key, and the fix.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -142,8 +143,8 @@ class _Loader(yaml.SafeLoader):
             problem = f"{node.tag.rpartition(':')[2]!r} is no type of value here"
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
         try:
-            if node.tag in _NUMBERS and len(node.value) > MOST_DIGITS:
-                raise ValueError  # one in base 60 takes the square of its length
+            if node.tag in _NUMBERS and (len(node.value) > MOST_DIGITS or _OTHER_BASE.fullmatch(node.value)):
+                raise ValueError
             value = super().construct_object(node, deep)
             if isinstance(value, int) and value.bit_length() > 64:
                 raise ValueError
@@ -153,6 +154,7 @@ class _Loader(yaml.SafeLoader):
         return value
 
 
+_OTHER_BASE = re.compile(r".*:.*|[-+]?0[0-7_]+", re.DOTALL)  # YAML 1.1 reads 1:30 as 90, and 010 as 8
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 _UNUSED = {f"tag:yaml.org,2002:{kind}" for kind in ("binary", "set", "omap", "pairs")}  # no JSON holds their values
 

@@ -298,14 +298,20 @@ def _data_files(folder: Path) -> list[Path]:
         names = [file["filename"] for file in files]
         if not (folder / "dataset_info.json").is_file():
             raise ValueError("dataset_info.json is missing")
-        if not all(isinstance(name, str) and Path(name).name == name and "\0" not in name for name in names):
+        if not all(isinstance(name, str) and _is_inside(name) for name in names):
             raise ValueError("a data file is named that is not in the folder")
+        if repeated(names) is not None:
+            raise ValueError("a data file is named twice")
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", file=str(state)) from None
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         problem = f"the folder cannot be loaded: {_state_problem(error)}"
         raise InputError(problem, file=str(state), fix="save the data set again with `save_to_disk`") from None
     return [folder / name for name in names]
+
+
+def _is_inside(name: str) -> bool:
+    return Path(name).name == name and "\0" not in name and len(name) <= 255
 
 
 def _state_problem(error: Exception) -> str:

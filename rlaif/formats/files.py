@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TextIO
 
 from rlaif.errors import InputError, WorkError
-from rlaif.files import opened
+from rlaif.files import opened, why
 from rlaif.formats import columnar
 from rlaif.records import writable
 
@@ -45,7 +45,11 @@ def names(row: Iterable[Any]) -> str:
 def rows_of(path: Path) -> Table:
     """The rows of a file or folder, read lazily. Raises InputError for an unknown type of file."""
     if path.is_dir():
-        return _folder(path)
+        try:
+            return _folder(path)
+        except OSError as error:
+            problem = f"the folder cannot be read: {why(error)}"
+            raise InputError(problem, file=str(path), fix="name the file to read") from None
     ending = path.name.lower().removesuffix(".gz")
     name, source = str(path), path.name
     if ending.endswith((".jsonl", ".ndjson", ".jsonlines")):
@@ -358,7 +362,8 @@ def _folder(path: Path) -> Table:
 
 def _only(splits: list[str], path: Path, kind: str) -> str:
     if len(splits) != 1:
-        problem = f"the folder holds {len(splits)} splits: {', '.join(splits)}"
+        shown = [split[:80] for split in splits[:8]] + (["..."] if len(splits) > 8 else [])
+        problem = f"the folder holds {len(splits):,} splits: {', '.join(shown)}"
         raise InputError(problem, file=str(path), fix=f"name {kind} inside it")
     return splits[0]
 

@@ -288,8 +288,11 @@ _KINDS: dict[type, str] = {dict: "keys and values", list: "a list"}
 _SPELT = re.compile(r"\s*-?\d+(\.\d+)?([eE][-+]?\d+)?\s*")
 
 
+MOST_SCORE = 1e100  # of a score, up or down: differences and weighted sums of such are finite
+
+
 def number_of(value: Any) -> float | None:
-    """A finite number, or text that spells one as JSON does; None for anything else."""
+    """A number of at most MOST_SCORE up or down, or text that spells one as JSON does; None for anything else."""
     if isinstance(value, str) and len(value) <= 400 and _SPELT.fullmatch(value):
         value = float(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -298,7 +301,7 @@ def number_of(value: Any) -> float | None:
         number = float(value)
     except OverflowError:  # an integer of many digits
         return None
-    return number if math.isfinite(number) else None
+    return number if abs(number) <= MOST_SCORE else None  # NaN is not
 
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")

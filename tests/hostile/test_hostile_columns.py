@@ -610,6 +610,13 @@ def test_an_integer_beyond_floats_is_no_score_and_no_rating(tmp_path: Path) -> N
     assert row.scores[0].value is None and "no number" in (row.scores[0].problem or "")
 
 
+def test_scores_whose_difference_is_no_number_are_no_scores(tmp_path: Path) -> None:
+    row = {"prompt": "q", "completions": ["a", "b", "c"], "scores": [1e308, -1e308, 1e100]}
+    (read,) = judged(jsonl(tmp_path / "x.jsonl", row))
+    assert [score.value for score in read.scores] == [None, None, 1e100]
+    assert "no number: '1e+308'" in (read.scores[0].problem or "")
+
+
 # ---------------------------------------------------------------- gold pairs and people's labels
 
 PAIR = {"id": "one", "category": "c", "prompt": "What is 2 + 2?", "better": "Four.", "worse": "Five."}

@@ -96,6 +96,8 @@ YAML: dict[str, tuple[str | bytes, str]] = {
     "an integer of 10,000 digits": (f"seed: {'1' * 10_000}\n", r"p\.yaml:1: .*is not a usable int"),
     "an integer of 300 KB": (f"seed: {'1' * 300_000}\n", r"p\.yaml:1: .*is not a usable int"),
     "base 60 of 600 KB": (f"seed: 1{':1' * 300_000}\n", r"p\.yaml:1: .*is not a usable int"),
+    "base 60": ("seed: 1:30\n", r"p\.yaml:1: .*'1:30' is not a usable int"),
+    "base 8": ("seed: 010\n", r"p\.yaml:1: .*'010' is not a usable int"),
     "base 60 with a point": (f"seed: 1{':1' * 100_000}.5\n", r"p\.yaml:1: .*is not a usable float"),
     "base 2 of 1 MB": (f"seed: 0b{'1' * 1_000_000}\n", r"p\.yaml:1: .*is not a usable int"),
     "base 16 of 1 MB": (f"seed: 0x{'f' * 1_000_000}\n", r"p\.yaml:1: .*is not a usable int"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import os
@@ -374,6 +375,11 @@ SAVED: dict[str, tuple[Callable[[Path], None], str]] = {
     "a data file that is a number": (file_named(5), "a data file is named that is not in the folder"),
     "a data file that is missing": (file_named("other.arrow"), "other.arrow: cannot be read: No such file"),
     "a data file that is the folder": (file_named(".."), "a data file is named that is not in|Is a directory"),
+    "a data file with a long name": (file_named("x" * 5000), "a data file is named that is not in the folder"),
+    "a data file 20,000 times": (
+        state(_data_files=[{"filename": "data-00000-of-00001.arrow"}] * 20_000),
+        "a data file is named twice",
+    ),
     "data files that are a text": (state(_data_files="data.arrow"), "its state names no data files"),
     "a state that is a list": (lambda folder: (folder / "state.json").write_text("[]") and None, "names no data files"),
     "a state that is no JSON": (lambda folder: (folder / "state.json").write_text("{") and None, "state is not JSON"),
@@ -414,6 +420,21 @@ SAVED: dict[str, tuple[Callable[[Path], None], str]] = {
         "two columns are called",
     ),
 }
+
+
+def test_a_folder_of_thousands_of_splits_names_a_few(tmp_path: Path) -> None:
+    for number in range(3000):
+        (tmp_path / f"split{number}.parquet").touch()
+    assert "holds 3,000 splits: split0, split1, " in refused(read_prompts, tmp_path)
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def listed(*_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(tmp_path))
+
+    monkeypatch.setattr(Path, "iterdir", listed)
+    message = refused(read_prompts, tmp_path)
+    assert message == f"{tmp_path}: the folder cannot be read: permission denied. Fix: name the file to read"
 
 
 @pytest.mark.parametrize("what", SAVED)
