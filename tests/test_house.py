@@ -435,8 +435,8 @@ def test_no_file_names_a_machine_or_a_package_host() -> None:
     swept = 0
     for path in repository_files():
         data = path.read_bytes()
-        if b"\0" in data:
-            continue  # weights
+        if b"\0" in data or path.parent.parent.name == "seeds":
+            continue  # weights, and what fuzzers found
         swept += 1
         text = data.decode("utf-8")
         for hit in MACHINE.finditer(text):
