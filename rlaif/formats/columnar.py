@@ -52,7 +52,7 @@ def parquet(paths: Sequence[Path]) -> Iterator[Numbered]:
             for number_of_group, group in enumerate(row_groups(columns.file.fileno())):
                 read = columns.worth(group)
                 rows = columns.rows_at_a_time(group, read.chunks)
-                for batch in table.reader.iter_batches(rows, [number_of_group], column_indices=read.indices):
+                for batch in columns.batches(table, number_of_group, read, rows):
                     for row in columns.python(batch, number, read.instead):
                         number += 1
                         yield number, row
@@ -161,13 +161,24 @@ class _Columns:
         rows = max(1, group.rows)
         values = [-(-chunk.values // rows) for chunk in chunks]
         mean = sum(chunk.unpacked // rows + each * LEVELS for chunk, each in zip(chunks, values, strict=True))
-        largest = sum(chunk.repeated * each for chunk, each in zip(chunks, values, strict=True))
+        largest = sum(
+            chunk.repeated * each for chunk, each in zip(chunks, values, strict=True) if not _repeats_in_lists(chunk)
+        )
         at_a_time = min(BATCH, max(1, MOST_OF_BATCH // max(1, mean, largest)))
         while at_a_time > 1 and sum(_densest(chunk, at_a_time) for chunk in chunks) > MOST_OF_PAGES:
             at_a_time //= 2
         return at_a_time
 
-    def python(self, batch: pyarrow.RecordBatch, before: int, instead: Mapping[str, bytes]) -> Iterator[dict[str, Any]]:
+    def batches(self, table: Any, group: int, read: _Read, rows: int) -> Iterator[pyarrow.RecordBatch]:
+        """The batches of a row group. Values that could fill the memory in the lists of one row stay numbers of their
+        dictionary, until it is known how many there are."""
+        import pyarrow.parquet
+
+        if names := [chunk.name for chunk in read.chunks if _repeats_in_lists(chunk)]:
+            table = pyarrow.parquet.ParquetFile(self.file, metadata=table.metadata, read_dictionary=names)
+        yield from table.reader.iter_batches(rows, [group], column_indices=read.indices)
+
+    def python(self, batch: pyarrow.RecordBatch, before: int, instead: dict[str, bytes]) -> Iterator[dict[str, Any]]:
         """The rows of a batch, with what stands instead of columns; `before` rows of the data set came earlier."""
         import pyarrow.compute
 
@@ -222,6 +233,10 @@ def repeated(names: Iterable[str]) -> str | None:
 def _held(chunk: Chunk) -> int:
     """The most bytes of a column's pages that are in memory at once; those of a dictionary are there twice."""
     return max((size for _, size in chunk.pages), default=0) + 2 * chunk.dictionary
+
+
+def _repeats_in_lists(chunk: Chunk) -> bool:
+    return len(chunk.path) > 1 and chunk.coded * chunk.repeated > MUCH_UNPACKED and chunk.dictionary > 0
 
 
 def _densest(chunk: Chunk, values: int) -> int:

@@ -18,6 +18,7 @@ MOST_FOOTER = 64_000_000  # bytes; one of a thousand row groups of 20 columns ha
 HEADERS = (256, 64_000, 1_000_000)  # bytes that are read for the header of a page, which may quote two of its values
 BYTE_ARRAY, BYTE_ARRAYS = 6, (6, 7)  # the types of texts and bytes
 DELTA_BYTE_ARRAY = 7  # the encoding in which each value can be the one before it
+CODED = (2, 8)  # the encodings by numbers of a dictionary
 DICTIONARY_PAGE = 2
 DICTIONARY, DATA, DATA_V2 = 7, 5, 8  # the fields of a page's header that say more of it, by its kind
 CODECS = {0: None, 1: "snappy", 2: "gzip", 4: "brotli", 6: "zstd", 7: "lz4_raw"}
@@ -45,6 +46,7 @@ class Chunk(NamedTuple):
     packed: int
     repeated: int
     dictionary: int  # bytes of it
+    coded: int  # values that are numbers of it
     pages: list[tuple[int, int]]  # the values and bytes, unpacked, of each
 
 
@@ -85,6 +87,7 @@ def _chunk(about: dict[int, Any], leaf: dict[int, Any], descriptor: int) -> Chun
         packed=max(1, about[7]),
         repeated=repeated,
         dictionary=first.unpacked if first else 0,
+        coded=sum(page.values for page in pages if page.kind != DICTIONARY_PAGE and page.encoding in CODED),
         pages=[(page.values, page.unpacked) for page in pages if page.kind != DICTIONARY_PAGE],
     )
 

@@ -223,9 +223,9 @@ def test_a_text_that_is_too_large_and_used_is_named(how: dict[str, Any], name: s
 def test_many_votes_over_few_prompts_are_read(dictionary: bool, tmp_path: Path) -> None:
     count = 1_100_000
     prompts = pyarrow.DictionaryArray.from_arrays(
-        pyarrow.array([i % 700 for i in range(count)], pyarrow.int32()), [f"prompt {i}" for i in range(700)]
+        pyarrow.array([i * 700 // count for i in range(count)], pyarrow.int32()), [f"prompt {i}" for i in range(700)]
     )
-    table = pyarrow.table({"prompt": prompts if dictionary else prompts.cast(pyarrow.string())}).sort_by("prompt")
+    table = pyarrow.table({"prompt": prompts if dictionary else prompts.cast(pyarrow.string())})
     pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
     assert (tmp_path / "x.parquet").stat().st_size < count / 8
     assert sum(1 for _ in parquet([tmp_path / "x.parquet"])) == count
@@ -247,7 +247,7 @@ def test_values_that_follow_each_other_are_read_many_at_a_time(tmp_path: Path) -
     pyarrow.parquet.write_table(pyarrow.table({"prompt": texts}), tmp_path / "x.parquet", **how)
     with (tmp_path / "x.parquet").open("rb") as file:
         (group,) = row_groups(file.fileno())
-    assert group.chunks[0].unpacked > 10 * group.chunks[0].repeated > 10_000
+    assert group.chunks[0].unpacked > 5 * group.chunks[0].repeated > 10_000
     assert [row["prompt"] for _, row in parquet([tmp_path / "x.parquet"])] == texts
 
 
