@@ -47,10 +47,11 @@ def _manifest(folder: RunFolder) -> dict[str, Any]:
 
 
 def _holding(stages: Iterable[Mapping[str, Any]], what: Literal["rows", "preferences"]) -> list[dict[str, Any]]:
-    """The stages whose files hold rows, or preferences."""
+    """The stages with files that hold rows, or preferences."""
     from rlaif.pipeline.stages import STAGES  # late: `rlaif status` does without the stages
 
-    return [dict(stage) for stage in stages if stage["kind"] in STAGES and STAGES[stage["kind"]].holds == what]
+    held = {kind for kind, stage in STAGES.items() if stage.holds == what}
+    return [dict(stage) for stage in stages if stage["kind"] in held and stage["file"]]
 
 
 def _row_files(folder: RunFolder) -> list[Path]:
@@ -58,7 +59,7 @@ def _row_files(folder: RunFolder) -> list[Path]:
     finished = _holding(_manifest(folder)["stages"], "rows")
     partial = sorted((folder.path / "stages").glob("[0-9][0-9]-*.partial.jsonl"))
     under_way = [path.with_name(path.name.replace(".partial", "")) for path in partial]
-    return [folder.path / stage["file"] for stage in finished if stage["file"]] or under_way
+    return [folder.path / stage["file"] for stage in finished] or under_way
 
 
 def rows(folder: RunFolder, stage: str | None = None) -> Iterator[Row]:

@@ -350,6 +350,14 @@ def test_a_strange_manifest_is_a_sentence(name: str, place: Place) -> None:
     assert {name for name in before if not name.startswith("stages/.")} <= set(content(place.run))
 
 
+def test_stages_without_their_files_are_a_sentence(place: Place) -> None:
+    stages = json.loads((place.run / "manifest.json").read_text())["stages"]
+    edited(place, stages=[stage | {"file": None} if stage["kind"] == "pair" else stage for stage in stages])
+    assert rlaif(place.project, "show", "runs/echo", "1").code == 0
+    done = rlaif(place.project, "export", "runs/echo", "--format", "binarized", "--to", "new.jsonl")
+    assert refused(done, "no data set 'binarized'"), done
+
+
 # ---------------------------------------------------------------- where a run is told to be
 
 
