@@ -17,6 +17,7 @@ from inside import rlaif
 from rlaif.config import Pipeline, document, read_pipeline
 from rlaif.constitution import read_constitution
 from rlaif.errors import InputError
+from rlaif.judges.verifiers import Check
 from rlaif.principles import read_principles
 from rlaif.rubric import read_rubric
 
@@ -441,8 +442,6 @@ CHECKS: dict[str, tuple[object, str, str]] = {
 
 @pytest.mark.parametrize("what", CHECKS)
 def test_a_check_ends(what: str) -> None:
-    from rlaif.judges.verifiers import Check
-
     given, completion, words = CHECKS[what]
     started = time.process_time()
     outcome = Check.model_validate(given).check(completion, prompt="q", reference=None)
@@ -486,3 +485,30 @@ def test_a_check_that_is_none_is_a_sentence(what: str, project: Path) -> None:
     done = rlaif(project, "plan", "echo.yaml")
     assert done.code == 2 and re.search(words, done.err), done.err
     assert re.search(r"echo\.yaml:\d+: ", done.err) and not WORDS_OF_LIBRARIES.search(done.err)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "x{1000000000}",
+        "[a-z]{200000}",
+        "(?:ab){1000000,}",
+        "(?:(?:(?:a{200}){200}){200}){200}",
+        "(?:a{1000}(?#()){1000}",
+        "(?:a{1000}[(]){1000}",
+        "(?x)(?:a{1000}#(\n){1000}",
+        "(?V1)(?:a{1000}[a[b]c(]){1000}",
+    ],
+)
+def test_a_pattern_whose_counts_fill_the_memory_is_refused(pattern: str) -> None:
+    """The library writes counts out while it compiles a pattern, which nothing ends."""
+    for check in ({"regex": {"pattern": pattern}}, {"json_schema": {"schema": {"pattern": pattern}}}):
+        with pytest.raises(ValueError, match="the counts of the pattern ask for more than 100,000 characters"):
+            Check.model_validate(check)
+
+
+@pytest.mark.parametrize(
+    "pattern", [r"\d{4}-\d{2}-\d{2}", r"(?i)(?:[A-F0-9]{8}-){3}x{5,}", "x{0,1000000000}", r"\(a{90000}"]
+)
+def test_a_pattern_with_counts_is_a_pattern(pattern: str) -> None:
+    assert Check.model_validate({"regex": {"pattern": pattern}}).regex

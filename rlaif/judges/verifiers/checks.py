@@ -157,6 +157,10 @@ class Regex(Verifier):
 
 
 MOST_PATTERN = 10_000  # characters; compiling one has no time limit
+MOST_REPEATED = 100_000  # characters that its counts ask for, as `(ab{10}){20}` asks for 220: they are written out
+_PIECE = re.compile(
+    r"\(\?\#[^)]*\)|\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|(?P<open>\()|(?P<close>\))|\{(?P<count>\d+)(?:,\d*)?\}|.", re.DOTALL
+)
 
 
 def check_pattern(pattern: str) -> None:
@@ -165,10 +169,33 @@ def check_pattern(pattern: str) -> None:
 
     if len(pattern) > MOST_PATTERN:
         raise ValueError(f"the pattern has more than {MOST_PATTERN:,} characters")
+    if _repeated(pattern) > MOST_REPEATED:
+        raise ValueError(f"the counts of the pattern ask for more than {MOST_REPEATED:,} characters")
     try:
         regex.compile(pattern)
     except (regex.error, RecursionError, OverflowError, MemoryError) as error:
         raise ValueError(f"not a regular expression: {error}") from None
+
+
+def _repeated(pattern: str) -> int:
+    """At least the characters that a pattern asks for by its counts."""
+    # Comments at line ends and sets in sets hide brackets: there all counts may be nested.
+    unclear = re.search(r"\(\?[A-Za-z0-9-]*(?:x|V1)[A-Za-z0-9-]*[:)]", pattern) is not None
+    before, last, product = [0], 0, 1
+    for piece in _PIECE.finditer(pattern):
+        if piece["count"]:
+            times = max(1, int(piece["count"][:10]))
+            last, product = last * times, product * times
+        elif piece["close"]:
+            last += before.pop()
+            before = before or [0]
+        else:
+            before[-1] += last
+            last = 1
+            if piece["open"]:
+                before.append(0)
+                last = 0
+    return product if unclear else sum(before) + last
 
 
 def searched(pattern: str, text: str, *, whole: bool = False) -> bool | None:
