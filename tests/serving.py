@@ -93,6 +93,8 @@ def _choice(index: int, reply: Reply, top: int) -> dict[str, Any]:
         content: list[dict[str, Any]] = [{"token": "", "logprob": value} for value in reply.token_logprobs]
         for first in content[:1]:  # engines do not tell the texts of their tokens
             first["token"] = reply.text
+            value = (reply.alternatives or {}).get(reply.text)
+            first["logprob"] = first["logprob"] if value is None else value
         if content and reply.alternatives:
             known = [(value, name) for name, value in reply.alternatives.items() if value is not None]
             content[0]["top_logprobs"] = [

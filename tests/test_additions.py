@@ -238,7 +238,7 @@ class Parrot:
                 '    "parrot": _parrot,\n',
             ),
             (
-                "    return OpenAIEngine(name, spec, api_key(spec), wires)\n",
+                "    return OpenAIEngine(name, spec, api_key(spec), wires, extra_of(name, spec))\n",
                 "\n\ndef _parrot(name, spec, wires):\n"
                 "    from rlaif.engines.parrot import Parrot\n\n    return Parrot(name)\n",
             ),

@@ -86,7 +86,8 @@ class _Read(NamedTuple):
 def _left_out(reason: str) -> bytes:
     """What stands instead of a value that is not read. An error over a value that is no text says what its type is
     called: here, the reason."""
-    return type(reason, (bytes,), {})()
+    left_out: bytes = type(reason, (bytes,), {})()
+    return left_out
 
 
 class _Columns:

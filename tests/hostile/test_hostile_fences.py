@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokeniz
 from tokenizers import models as tokenizer_models
 from transformers import PreTrainedTokenizerFast
 
-from rlaif.config import CompareStage, Rater
+from rlaif.config import CompareStage, RankStage, Rater
 from rlaif.constitution import Constitution, Principle
 from rlaif.engines.chat import Chat
 from rlaif.errors import EngineError
@@ -72,8 +72,9 @@ def compared(prompt: str, text: str) -> str:
 
 
 def ranked(prompt: str, text: str) -> str:
+    stage = RankStage.model_validate({"model": "m", "constitution": "c.yaml"})
     row = row_of(prompt, [text, OTHER])
-    return ranking.ranking_prompt(row, ranking.shown_at(row), PRINCIPLE, FILES["rank"]).messages[0].content
+    return ranking.ranking_prompt(row, ranking.shown_at(row), PRINCIPLE, stage, FILES["rank"]).messages[0].content
 
 
 def critiqued(prompt: str, text: str) -> str:

@@ -782,6 +782,7 @@ DOORS = {
     "rlaif/screen.py",
     "rlaif/cli/terminal.py",
     "rlaif/cli/ending.py",  # one sentence in ASCII, where there is no memory to load the screen
+    "rlaif/templates/apart.py",  # to the process that it started
     "rlaif/train/__main__.py",
     "rlaif/tiny/build/__main__.py",
 }

@@ -182,7 +182,7 @@ _HIGHS = re.compile(
     r"|grade) (?:likert )?(?:scale|system|rating)\b"
     rf"|(?:\b(?:{_GIVEN}|all|both|each|given|everything)\b|^)\W{{0,3}}(?:(?:are|is|given|both|all|here|each"
     rf"|they|it|were|was|[()]) ?){{0,3}}out of (?:a (?:possible |total of |maximum of ))?(?P<h3>{_N})\b"
-    rf"|\bmax(?:imum|\.)?(?: possible)?(?: {_GIVEN})?(?: is| =|:|of)? ?(?P<h4>{_N})\b"
+    rf"|\bmax(?:imum|\.)?(?: possible)?(?: {_GIVEN})?(?= is| =|:|of| ?\d)(?: is| =|:|of)? ?(?P<h4>{_N})\b"
     rf"|\b(?:highest|top|best|full)(?: possible)? {_GIVEN}(?: (?:i|you|could|can|possible|give|get"
     rf"|to))*(?: is| =|:|of) ?(?P<h5>{_N})\b"
     rf"|(?<![\w.])(?P<h6>{_N}) (?:is|being|=|as) the (?:maximum|limit|ceiling)\b"
