@@ -436,6 +436,16 @@ CHECKS: dict[str, tuple[object, str, str]] = {
         "a" * 60 + "b",
         "took more|not there",
     ),
+    "objects that must differ": (
+        {"json_schema": {"schema": {"uniqueItems": True}}},
+        "[" + ",".join(f'{{"a":{n}}}' for n in [*range(9_000), 8_999]) + "]",
+        "two of its items are the same",
+    ),
+    "a long list held against ten thousand keywords": (
+        {"json_schema": {"schema": {"allOf": [{"uniqueItems": True}] * 9_900}}},
+        str(list(range(9_999))),
+        "could not be held",
+    ),
     "deep JSON": ({"json_schema": {"schema": {"type": "array"}}}, "[" * 100_000, "not readable as JSON"),
 }
 
@@ -512,3 +522,20 @@ def test_a_pattern_whose_counts_fill_the_memory_is_refused(pattern: str) -> None
 )
 def test_a_pattern_with_counts_is_a_pattern(pattern: str) -> None:
     assert Check.model_validate({"regex": {"pattern": pattern}}).regex
+
+
+@pytest.mark.parametrize(
+    ("items", "differ"),
+    [
+        ("[1, true]", True),
+        ("[1, 1.0]", False),
+        ("[true, [1], [true], [[1]]]", True),
+        ('[{"a": 1, "b": [2]}, {"b": [2.0], "a": 1}]', False),
+        ('[{}, [], "", null, false, 0]', True),
+        ('[[1], "1", {"1": 1}]', True),
+        ("[null, null]", False),
+    ],
+)
+def test_items_differ_as_json_does(items: str, differ: bool) -> None:
+    unique = Check.model_validate({"json_schema": {"schema": {"uniqueItems": True}}})
+    assert unique.check(items, prompt="q", reference=None).passed is differ

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from functools import cached_property
@@ -272,7 +273,8 @@ class _OutOfTime(Exception):
 
 MOST_KEYWORDS = 10_000  # of a schema
 MOST_STEPS = 50_000  # keywords held against values, a second or two; a schema of 25 lines can ask for 2^25 of them
-MOST_UNIQUE = 10_000  # items that must differ: where they have no order, each is compared with each
+MOST_UNIQUE = 10_000  # items that must differ
+SCHEMA_SECONDS = 3.0  # of processor time: one step may walk through a whole completion
 
 
 def _bounded() -> Any:
@@ -280,10 +282,11 @@ def _bounded() -> Any:
     import jsonschema
 
     steps = itertools.count(1)
+    ends = time.process_time() + SCHEMA_SECONDS
 
     def counted(keyword: Callable[..., Any]) -> Callable[..., Any]:
         def step(validator: Any, value: Any, instance: Any, schema: Any) -> Any:
-            if next(steps) > MOST_STEPS:
+            if next(steps) > MOST_STEPS or time.process_time() > ends:
                 raise _OutOfTime
             return keyword(validator, value, instance, schema)
 
@@ -295,11 +298,23 @@ def _bounded() -> Any:
 
 
 def _unique_items(validator: Any, wanted: Any, instance: Any, schema: Any) -> Iterator[Any]:
+    """jsonschema compares each item with each where they have no order."""
     import jsonschema
 
-    if isinstance(instance, list) and len(instance) > MOST_UNIQUE:
-        raise _OutOfTime
-    yield from jsonschema.Draft202012Validator.VALIDATORS["uniqueItems"](validator, wanted, instance, schema) or ()
+    if wanted is True and isinstance(instance, list):
+        if len(instance) > MOST_UNIQUE:
+            raise _OutOfTime
+        if len(set(map(_frozen, instance))) < len(instance):
+            yield jsonschema.ValidationError("two of its items are the same")
+
+
+def _frozen(value: Any) -> Any:
+    """A JSON value of which equal ones are found at once: 1 is 1.0 and is not true."""
+    if isinstance(value, dict):
+        return frozenset((key, _frozen(item)) for key, item in value.items())
+    if isinstance(value, list):
+        return tuple(map(_frozen, value))
+    return (bool, value) if isinstance(value, bool) else value
 
 
 def _pattern(validator: Any, pattern: str, instance: Any, schema: Any) -> Iterator[Any]:
