@@ -326,7 +326,7 @@ def test_messages_survive_parquet(tmp_path: Path) -> None:
         ("a.json", '[{"prompt": "q"}, {"a": 1}]', None, "row 2: no known shape has the columns `a`"),
         ("a.csv", 'prompt,note\n"two\nlines",1\nonly\n', 4, "the row has 1 cells, the first row has 2"),
         ("a.csv", 'prompt\n"never closed\n', 2, "not readable: unexpected end of data"),
-        ("a.csv", f"prompt\n\n{'long' * 50_000}\n", 3, "not readable: field larger than field limit"),
+        ("a.csv", f"prompt\n\n{'long' * 5_000_000}\n", 3, "the row has more than 16,000,000 characters"),
         ("a.csv", "prompt,prompt\nq,r\n", 1, "two columns are called 'prompt'"),
         ("a.csv", "prompt\n", None, "there are no rows"),
         ("a.tsv", "one\ttwo\nq\tr\n", 2, "the columns `one`, `two`"),
