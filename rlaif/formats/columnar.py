@@ -86,8 +86,8 @@ class _Read(NamedTuple):
 def _left_out(reason: str) -> bytes:
     """What stands instead of a value that is not read. An error over a value that is no text says what its type is
     called: here, the reason."""
-    left_out: bytes = type(reason, (bytes,), {})()
-    return left_out
+    stands: type[bytes] = type(reason, (bytes,), {})
+    return stands()
 
 
 class _Columns:
@@ -219,9 +219,10 @@ class _Columns:
         yield from (row | instead for row in rows) if instead else rows
 
     def with_json(self, row: dict[str, Any], decoders: Mapping[str, Decode], number: int) -> dict[str, Any]:
-        """The row with those columns decoded that hold JSON as text."""
+        """The row with those columns decoded that hold JSON as text; bytes stand instead of what was left out."""
+        there = {name: decode for name, decode in decoders.items() if not isinstance(row[name], bytes)}
         try:
-            return row | {name: decode(row[name]) for name, decode in decoders.items()}
+            return row | {name: decode(row[name]) for name, decode in there.items()}
         except (ValueError, RecursionError) as error:
             raise self.error(f"row {number}: not valid JSON: {_reason(error)}") from None
 

@@ -240,6 +240,16 @@ def test_the_largest_value_of_a_dictionary_is_found(compression: str, tmp_path: 
     assert group.chunks[0].repeated == 50_000
 
 
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+@pytest.mark.parametrize("checksum", [False, True], ids=["plain", "with checksums"])
+def test_pages_of_any_version_are_read(checksum: bool, version: str, tmp_path: Path) -> None:
+    texts = [f"{i} {'x' * (i % 300)}" for i in range(20_000)]
+    how: dict[str, Any] = {"write_page_checksum": checksum, "data_page_version": version, "data_page_size": 10_000}
+    table = pyarrow.table({"prompt": texts, "turns": [[text, "b"] for text in texts]})
+    pyarrow.parquet.write_table(table, tmp_path / "x.parquet", dictionary_pagesize_limit=50_000, **how)
+    assert [row for _, row in parquet([tmp_path / "x.parquet"])] == table.to_pylist()
+
+
 def test_values_that_follow_each_other_are_read_many_at_a_time(tmp_path: Path) -> None:
     """Each can be the one before it, but not more than its page."""
     texts = [f"{i} {'x' * 2000}" for i in range(10_000)]

@@ -484,7 +484,7 @@ def apart(code: str, cwd: Path) -> tuple[str, int]:
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         preexec_fn=limit,
         check=False,
     )
@@ -573,13 +573,14 @@ WORST: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "one text of 2 MB, each after the other": ("x.parquet", prefixes, ""),
     "one text of 10 MB in each row": ("x.parquet", a_smaller, "so they repeat a few"),
     "texts of 1 MB in ten columns of each row": ("x.parquet", many_columns, "so they repeat a few"),
-    "texts of 10 MB behind a million small ones": ("x.parquet", uneven, "no row could be used|^$"),
+    "texts of 10 MB behind a million small ones": ("x.parquet", uneven, ""),
     "lists of nothing before one of 100,000 texts of 1 MB": ("x.parquet", an_uneven_list, "no row could be used"),
     "one text of 600 MB": ("x.parquet", a_page, "`prompt` holds pages that unpack to 600,0.* bytes"),
 }
 
 
 @pytest.mark.lab
+@pytest.mark.timeout(180)
 @pytest.mark.parametrize("what", WORST)
 def test_the_worst_stay_under_a_gigabyte(what: str, tmp_path: Path) -> None:
     name, make, words = WORST[what]
