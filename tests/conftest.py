@@ -69,14 +69,14 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-MANY = 24  # hostile attempts of one test, above which half of them are the lab's
+MANY = 16  # hostile attempts of one test, above which three of four are the lab's
 
 
 @pytest.hookimpl(tryfirst=True)  # before those that are marked are left out
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Half of a large table of hostile attempts, chosen by their names, runs in `make lab` alone.
+    """Three quarters of a large table of hostile attempts, chosen by their names, run in `make lab` alone.
 
-    Such a table tries one guard in many ways: its half fails with the guard as the whole does.
+    Such a table tries one guard in many ways: a quarter of it fails with the guard as the whole does.
     """
     tables: dict[tuple[Path, str], list[pytest.Item]] = defaultdict(list)
     for item in items:
@@ -84,5 +84,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             tables[item.path, getattr(item, "originalname", item.name)].append(item)
     for table in tables.values():
         for item in table if len(table) > MANY else ():
-            if zlib.crc32(item.name.encode()) % 2:
+            if zlib.crc32(item.name.encode()) % 4:
                 item.add_marker(pytest.mark.lab)
