@@ -10,12 +10,14 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from typing import IO, Any, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from rich import console, segment, text
-from rich.markdown import Markdown as RichMarkdown
 
 from rlaif.visible import visible
+
+if TYPE_CHECKING:
+    from rich.markdown import Markdown
 
 
 class Text(text.Text):
@@ -67,8 +69,10 @@ class Console(console.Console):
                 yield segment.Segment(visible(part.text), style)
 
 
-def markdown(source: str) -> RichMarkdown:
-    return RichMarkdown(visible(source), hyperlinks=False)
+def markdown(source: str) -> Markdown:
+    from rich.markdown import Markdown  # a run shows none, and its parser takes a tenth of a start
+
+    return Markdown(visible(source), hyperlinks=False)
 
 
 class Guard:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from rlaif.judges.replies.words import NUMERALS, SWAPS, VOID
 
@@ -83,6 +84,11 @@ def spans_the_scale(text: str, low: int, high: int) -> bool:
 
 def _legend_as_asked(text: str, low: int, high: int) -> str:
     """The text without what says that its numbers are on the scale that was asked for."""
+    return _says_as_asked(low, high).sub(" ", text)
+
+
+@lru_cache(maxsize=64)
+def _says_as_asked(low: int, high: int) -> re.Pattern[str]:
     n = rf"(?:{low}|{NUMERALS[low - 1] if 0 < low <= 10 else low})"
     m = rf"(?:{high}|{NUMERALS[high - 1] if 0 < high <= 10 else high})"
     between = (
@@ -96,7 +102,7 @@ def _legend_as_asked(text: str, low: int, high: int) -> str:
         rf"|\b\d{{1,3}} ?(?:=|:|-|–|\(|\bis\b|\bbeing\b|\bmeans\b|\bfor\b) ?(?:the )?(?:{_GOOD}|{_BAD}|fair"
         r"|average|mediocre|ok(?:ay)?|acceptable|medium|satisfactory|adequate|so-so|neutral|decent|moderate)\b"
     )
-    return re.sub(known, " ", text, flags=re.IGNORECASE)
+    return re.compile(known, re.IGNORECASE)
 
 
 # ---------------------------------------------------------------- legends: `1 = worst, 5 = best`
@@ -191,6 +197,11 @@ _HIGHS = re.compile(
     rf"|\b{_GIVEN} (?:of )?up to (?P<h7>{_N})\b|\( ?/ ?(?P<h8>\d{{1,4}}) ?\)",
     re.IGNORECASE | re.MULTILINE,
 )
+# One of them stands in whatever it matches: most replies hold none, and need not be searched.
+_OF_HIGHS = (
+    "scale", "point", "star", "level", "grade", "out of", "(of", "( of", "max", "limit", "ceiling", "highest", "top",
+    "best", "full", "up to", "/",
+)  # fmt: skip
 _UNITS = re.compile(
     r"\b(?:ratings?|scores?|marks?|numbers)\b[^.\n]{0,20}\b(?:in|as)(?: an?)? percent(?:ages?)?\b"
     r"|\bin (?:tenths|fifths|quarters|halves)\b"
@@ -205,8 +216,12 @@ def _other_measure(text: str, low: int, high: int) -> bool:
         a, b = (_number(n) for n in match.groups() if n is not None)
         if (a, b) != (low, high):
             return True
-    highs = (next(n for n in match.groups() if n is not None) for match in _HIGHS.finditer(text))
-    return any(_number(n) != high for n in highs) or _UNITS.search(text) is not None
+    words = text.lower()
+    if any(word in words for word in _OF_HIGHS):
+        highs = (next(n for n in match.groups() if n is not None) for match in _HIGHS.finditer(text))
+        if any(_number(n) != high for n in highs):
+            return True
+    return _UNITS.search(text) is not None
 
 
 # ---------------------------------------------------------------- changes after a number
