@@ -87,6 +87,24 @@ class StoreError(WorkError):
     """The call store cannot be read or written."""
 
 
+INTERRUPTED = 130  # the exit code after Ctrl-C, as a shell knows it
+
+
+def shortened(text: str, most: int = 80) -> str:
+    """The beginning of a text, with dots where it was longer."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def shown(value: Any) -> str:
+    """A value as an error shows it."""
+    return shortened("nothing" if value is None else repr(value))
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a library's error, shortened; its kind where it says nothing."""
+    return shortened(str(error).strip().partition("\n")[0], 200).rstrip(".") or type(error).__name__
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """`did you mean ...` with the closest known names, or the whole list, if it is short, when none is close."""
     known = sorted(known)

@@ -12,8 +12,8 @@ import shutil
 import unicodedata
 from pathlib import Path
 
-from rlaif.errors import InputError
-from rlaif.files import MOST_WRITTEN, read_whole
+from rlaif.errors import InputError, first_line, shortened
+from rlaif.files import MOST_WRITTEN, read_whole, why
 
 PACKAGE = Path(__file__).parent
 SHIPPED = {"tiny": "", "gold": "audits"}  # folders that users do not edit, and where they lie in the package
@@ -98,13 +98,11 @@ def read_text(path: Path) -> str:
 
 
 def _short(path: str | Path) -> str:
-    text = str(path)
-    return repr(text if len(text) <= 120 else text[:117] + "...")
+    return repr(shortened(str(path), 120))
 
 
 def _reason(error: Exception) -> str:
-    reason = getattr(error, "strerror", None) or str(error).rstrip(".")
-    return reason[:1].lower() + reason[1:]
+    return why(error) if isinstance(error, OSError) else first_line(error)
 
 
 def _suggestion(path: Path, root: Path | None) -> str:

@@ -15,9 +15,8 @@ import typer
 from rlaif.cli import judges, look, projects, runs, store, terminal, training
 from rlaif.cli.ending import too_little
 from rlaif.cli.options import grouped
-from rlaif.errors import RlaifError
+from rlaif.errors import INTERRUPTED, RlaifError
 from rlaif.pipeline.loop import RareCollections
-from rlaif.pipeline.outcome import INTERRUPTED
 from rlaif.screen import guarded
 from rlaif.version import __version__
 

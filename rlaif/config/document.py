@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 
-from rlaif.errors import InputError, nearest, plainly
+from rlaif.errors import InputError, nearest, plainly, shown
 from rlaif.records import oneline
 from rlaif.resources import find, read_text
 
@@ -203,12 +203,6 @@ def _collect_lines(
     elif isinstance(node, yaml.SequenceNode):
         for index, child in enumerate(node.value):
             _collect_lines(child, (*position, index), lines, path, above)
-
-
-def shown(value: Any) -> str:
-    """A value as an error shows it."""
-    text = "nothing" if value is None else repr(value)
-    return text if len(text) < 80 else text[:77] + "..."
 
 
 def validated(model: type[Checked], value: Any, document: Document, position: Position) -> Checked:

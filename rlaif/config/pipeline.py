@@ -18,7 +18,6 @@ from rlaif.config.document import (
     dotted,
     load_value,
     read_yaml,
-    shown,
     validated,
 )
 from rlaif.config.models import ENGINES, LocalModel, ModelSpec, OpenAIModel
@@ -27,7 +26,7 @@ from rlaif.config.stages import (
     Rest,
     StageSettings,
 )
-from rlaif.errors import InputError, nearest
+from rlaif.errors import InputError, nearest, shown
 from rlaif.resources import find
 
 

@@ -87,20 +87,20 @@ class Chat:
 
         `render` is transformers' `render_jinja_template`.
         """
-        return self.template.marked(self._shown(messages).messages, render)
+        return self.template.marked(self._conversation(messages).messages, render)
 
     def _rendered(self, conversations: Sequence[tuple[Sequence[Message], bool]]) -> list[str | TemplateFailure]:
         """Each conversation as text, with a generation prompt or without; or why the template refuses it."""
         shown: list[Conversation | TemplateFailure] = []
         for messages, opens in conversations:
             try:
-                shown.append(self._shown(messages, opens))
+                shown.append(self._conversation(messages, opens))
             except TemplateFailure as failed:
                 shown.append(failed)
         rendered = iter(self.template.render([part for part in shown if isinstance(part, Conversation)]))
         return [part if isinstance(part, TemplateFailure) else next(rendered) for part in shown]
 
-    def _shown(self, messages: Sequence[Message], opens: bool = False) -> Conversation:
+    def _conversation(self, messages: Sequence[Message], opens: bool = False) -> Conversation:
         turns = [{"role": m.role, "content": self.defused(m.content)} for m in one_system(messages)]
         return Conversation(turns, opens)
 

@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from rlaif.engines import vetting
-from rlaif.errors import InputError, WorkError
+from rlaif.errors import InputError, WorkError, first_line
 
 # Every file that can change a model's answer. A trainer's state and arguments cannot.
 ANSWER_FILES = (
@@ -46,9 +46,8 @@ def model_folder(path: str, revision: str | None = None) -> Path:
         return Path(snapshot_download(path, revision=revision, allow_patterns=list(ANSWER_FILES)))
     except (OSError, ValueError) as error:
         # The hub's messages run over many lines; the first holds the reason.
-        reason = str(error).strip().partition("\n")[0].rstrip(".")
         raise WorkError(
-            f"{path!r} is not a folder here and cannot be fetched from the hub: {reason}",
+            f"{path!r} is not a folder here and cannot be fetched from the hub: {first_line(error)}",
             fix="check the name and the network, or give a folder",
         ) from None
 

@@ -37,7 +37,7 @@ from rlaif.engines.identity import model_files, model_folder, weights_digest
 from rlaif.engines.protocol import Logprobs, Reply, Request
 from rlaif.engines.vetting import failing, loading, no_number
 from rlaif.engines.worker import Worker
-from rlaif.errors import EngineError, InputError
+from rlaif.errors import EngineError, InputError, first_line
 from rlaif.records import FinishReason, Usage
 
 Result = TypeVar("Result")
@@ -274,7 +274,7 @@ class _Model:
                 self._grammars[schema] = self._compiler.compile_json_schema(schema, any_whitespace=False)
             except RuntimeError as error:
                 # The prefix, `[12:00:00] file.cc:1: `, would make every message different.
-                reason = re.sub(r"^\[[\d:]+\] \S+: ", "", _first_line(error))
+                reason = re.sub(r"^\[[\d:]+\] \S+: ", "", first_line(error))
                 raise EngineError(f"the JSON schema cannot be compiled: {reason}", cause="schema") from None
         return self._grammars[schema]
 
@@ -630,7 +630,3 @@ def quietly() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0].rstrip(".")

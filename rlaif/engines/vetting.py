@@ -20,8 +20,8 @@ from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
-from rlaif.errors import EngineError, InputError, RlaifError, WorkError
-from rlaif.files import opened, read_whole
+from rlaif.errors import EngineError, InputError, RlaifError, WorkError, first_line, shortened, shown
+from rlaif.files import opened, read_whole, why
 
 CONFIG, INDEX, ADAPTER = "config.json", "model.safetensors.index.json", "adapter_config.json"
 GENERATION = "generation_config.json"
@@ -161,7 +161,7 @@ def _config(stamp: Stamp) -> dict[str, Any]:
             for value in _listed(part.get(key)):
                 whole = isinstance(value, float) and value.is_integer()  # as some configurations write it
                 if value is not None and ((type(value) is not int and not whole) or not least <= value <= high):
-                    problem = f"expected a whole number from {least} to {high:,}, found {_shown(value)}"
+                    problem = f"expected a whole number from {least} to {high:,}, found {shown(value)}"
                     raise stamp.refused(problem, key=key, fix="give the number that the weights were trained with")
     return config
 
@@ -197,7 +197,7 @@ def _vet_ends(stamp: Stamp, rows: int | None) -> None:
     tokens = rows or SIZES["vocab_size"][1]
     for end in _listed(_json_object(stamp).get("eos_token_id")):
         if end is not None and (type(end) is not int or not 0 <= end < tokens):
-            problem = f"expected one of the model's {tokens:,} tokens, found {_shown(end)}"
+            problem = f"expected one of the model's {tokens:,} tokens, found {shown(end)}"
             raise stamp.refused(problem, key="eos_token_id", fix="give the id of the token that ends a completion")
 
 
@@ -229,10 +229,10 @@ def _vet_index(stamp: Stamp) -> None:
     folder = stamp.path.parent
     for name in shards:
         if Path(name).name != name or "\0" in name or not name.endswith(".safetensors"):
-            raise stamp.refused(f"it names {_shown(name)}, which is no weights file of this folder", key="weight_map")
+            raise stamp.refused(f"it names {shown(name)}, which is no weights file of this folder", key="weight_map")
     missing = [name for name in shards if not (folder / name).exists()]
     if missing and not (folder / WHOLE).exists():
-        problem = f"{len(missing)} of {len(shards)} weights files are missing, the first is {_shown(missing[0])}"
+        problem = f"{len(missing)} of {len(shards)} weights files are missing, the first is {shown(missing[0])}"
         raise InputError(problem, file=str(folder), fix="download the model again: it was cut short")
 
 
@@ -242,7 +242,7 @@ def _decoded(stamp: Stamp, kind: Any) -> Any:
         _refuse_nested(stamp, data := read_whole(stamp.path, MOST_TEXT))
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise stamp.refused(f"it cannot be read: {_shown(str(error), quoted=False)}") from None
+        raise stamp.refused(f"it cannot be read: {first_line(error)}") from None
     except OSError as error:
         raise _unreadable(error, stamp.path) from None
 
@@ -371,9 +371,9 @@ def _vet_weights(stamp: Stamp, quantised: bool) -> None:
     for first, last, name in sorted((*_place(stamp, name, tensor), name) for name, tensor in tensors.items()):
         dtype, shape = tensors[name]["dtype"], tensors[name]["shape"]
         if not quantised and dtype in NO_WEIGHTS and name.endswith(".weight") and len(shape) > 1:
-            raise stamp.refused(f"the tensor {_shown(name)} holds {dtype}, which are no weights", fix=SAVE)
+            raise stamp.refused(f"the tensor {shown(name)} holds {dtype}, which are no weights", fix=SAVE)
         if first != end:
-            raise stamp.refused(f"the tensor {_shown(name)} begins at byte {first:,} of the data, and {end:,} is due")
+            raise stamp.refused(f"the tensor {shown(name)} begins at byte {first:,} of the data, and {end:,} is due")
         end = last
     if end != stamp.size - began:
         raise stamp.refused(f"its tensors take {end:,} bytes, and it has {max(0, stamp.size - began):,} for them")
@@ -423,13 +423,13 @@ def _place(stamp: Stamp, name: str, tensor: Any) -> tuple[int, int]:
     try:
         dtype, shape, (first, last) = tensor["dtype"], tensor["shape"], tensor["data_offsets"]
     except (TypeError, KeyError, ValueError):
-        raise stamp.refused(f"the tensor {_shown(name)} has no dtype, shape or place") from None
+        raise stamp.refused(f"the tensor {shown(name)} has no dtype, shape or place") from None
     if not isinstance(dtype, str) or dtype not in BITS:
-        raise stamp.refused(f"the tensor {_shown(name)} is of the unknown kind {_shown(dtype)}")
+        raise stamp.refused(f"the tensor {shown(name)} is of the unknown kind {shown(dtype)}")
     if not isinstance(shape, list) or len(shape) > MOST_DIMENSIONS or not all(map(_is_count, (*shape, first, last))):
-        raise stamp.refused(f"the tensor {_shown(name)} has an impossible shape or place")
+        raise stamp.refused(f"the tensor {shown(name)} has an impossible shape or place")
     if (last - first) * 8 != math.prod(shape) * BITS[dtype]:
-        raise stamp.refused(f"the tensor {_shown(name)} has {last - first:,} bytes, which is not what its shape needs")
+        raise stamp.refused(f"the tensor {shown(name)} has {last - first:,} bytes, which is not what its shape needs")
     return first, last
 
 
@@ -516,7 +516,7 @@ def reason(error: BaseException) -> str:
     """A library's error in some words: the first line of its message that says something."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = " ".join(lines[: 1 + (bool(lines) and lines[0].endswith(":"))]).rstrip(".:, ")
-    text = _shown(said, quoted=False)
+    text = shortened(said, 160)
     kind = type(error).__name__
     if isinstance(error, LookupError | TypeError | AttributeError | ArithmeticError | NotImplementedError):
         # It says what broke in the library, and not why.
@@ -524,16 +524,8 @@ def reason(error: BaseException) -> str:
     return text or kind
 
 
-def _shown(value: Any, *, quoted: bool = True) -> str:
-    """A stranger's value in an error: short, and without line ends and control characters."""
-    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(value)[:1000])
-    text = text if len(text) <= 160 else f"{text[:157]}..."
-    return repr(text) if quoted and isinstance(value, str) else text
-
-
 def _unreadable(error: OSError, file: Path) -> InputError:
-    why = error.strerror or str(error)
-    return InputError(f"cannot be read: {why[:1].lower()}{why[1:]}", file=str(file), fix=FETCH)
+    return InputError(f"cannot be read: {why(error)}", file=str(file), fix=FETCH)
 
 
 def _stamp(file: Path) -> Stamp:

@@ -35,7 +35,7 @@ from rlaif.engines.identity import has_reward_head, model_files, model_folder, w
 from rlaif.engines.protocol import Logprobs, Reply, Request
 from rlaif.engines.vetting import json_object, loading, no_number
 from rlaif.engines.worker import Worker
-from rlaif.errors import EngineError, InputError, nearest
+from rlaif.errors import EngineError, InputError, first_line, nearest
 from rlaif.records import FinishReason, Usage, digest
 
 Result = TypeVar("Result")
@@ -458,4 +458,4 @@ def _reason(error: Exception) -> str:
     if callable(listed) and (problems := listed()):
         where = ".".join(str(part) for part in problems[0]["loc"])
         return f"{where}: {problems[0]['msg']}" if where else str(problems[0]["msg"])
-    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+    return first_line(error)

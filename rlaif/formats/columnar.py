@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rlaif.errors import InputError
+from rlaif.errors import InputError, first_line
 from rlaif.files import MOST_RECORDED, opened, read_whole
 from rlaif.formats.footer import Chunk, Group, row_groups
 
@@ -114,7 +114,7 @@ class _Columns:
             error,
             pyarrow.ArrowException | OSError | ValueError | LookupError | TypeError | OverflowError | RecursionError,
         ):
-            raise self.error(f"not readable as {self.kind}: {_reason(error)}", "copy or download it again") from None
+            raise self.error(f"not readable as {self.kind}: {first_line(error)}", "copy or download it again") from None
         if isinstance(error, MemoryError):
             raise self.error(f"not readable as {self.kind}: a part of it is larger than the memory") from None
 
@@ -224,7 +224,7 @@ class _Columns:
         try:
             return row | {name: decode(row[name]) for name, decode in there.items()}
         except (ValueError, RecursionError) as error:
-            raise self.error(f"row {number}: not valid JSON: {_reason(error)}") from None
+            raise self.error(f"row {number}: not valid JSON: {first_line(error)}") from None
 
 
 def repeated(names: Iterable[str]) -> str | None:
@@ -254,10 +254,6 @@ def _densest(chunk: Chunk, values: int) -> int:
     return most
 
 
-def _reason(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(".")
-
-
 def _unreadable(batch: pyarrow.RecordBatch, error: Exception) -> tuple[int, str, str]:
     """The first value that Python cannot hold, by its row in the batch from 1 and its column, and why."""
     for row in range(batch.num_rows):
@@ -266,8 +262,8 @@ def _unreadable(batch: pyarrow.RecordBatch, error: Exception) -> tuple[int, str,
                 column[row].as_py()
             except Exception as of_value:
                 unicode = isinstance(of_value, UnicodeDecodeError)
-                return row + 1, name, "not UTF-8 text" if unicode else _reason(of_value)
-    return 1, batch.schema.names[0], _reason(error)
+                return row + 1, name, "not UTF-8 text" if unicode else first_line(of_value)
+    return 1, batch.schema.names[0], first_line(error)
 
 
 VALUE_BYTES = 64  # of a small object and the place that holds it

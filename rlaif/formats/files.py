@@ -17,7 +17,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TextIO
 
-from rlaif.errors import InputError, WorkError
+from rlaif.errors import InputError, WorkError, first_line
 from rlaif.files import opened, why
 from rlaif.formats import columnar
 from rlaif.records import writable
@@ -386,7 +386,7 @@ def read_hub(identifier: str, split: str = "train", revision: str | None = None)
             fix="check the network and HF_HUB_OFFLINE, or download the data set and name it with `path`",
         ) from None
     except (datasets.exceptions.DatasetsError, FileNotFoundError, ValueError) as error:
-        problem = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        problem = first_line(error)
         raise InputError(
             f"the data set {identifier!r} (split {split!r}, {revision or 'newest'}) cannot be loaded: {problem}",
             key="hub",

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from rlaif.errors import EngineError
+from rlaif.errors import INTERRUPTED, EngineError
 
-INTERRUPTED = 130
 LASTING = frozenset({"too-long", "template", "verb", "schema"})  # causes of failure that a retry does not change
 
 

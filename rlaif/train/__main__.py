@@ -19,14 +19,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from rlaif.errors import InputError, RlaifError
+from rlaif.errors import INTERRUPTED, InputError, RlaifError
 from rlaif.train import job as jobs
 from rlaif.train import rewards
 from rlaif.train.examples import RewardFunction
 from rlaif.train.job import Job, RewardModel
 from rlaif.visible import visible, visible_line
-
-INTERRUPTED = 130
 
 
 class _Parser(argparse.ArgumentParser):

@@ -35,7 +35,7 @@ from pydantic import ValidationError
 from rlaif.config import TRAINERS, DPOSettings, PPOSettings, RMSettings, SFTSettings, Training
 from rlaif.engines.identity import ANSWER_FILES, weights_digest
 from rlaif.engines.vetting import is_failure
-from rlaif.errors import InputError, RlaifError, WorkError, plainly
+from rlaif.errors import InputError, RlaifError, WorkError, first_line, plainly
 from rlaif.files import FULL, json_of, lock, text_of, why, write_json, write_text
 from rlaif.judges.verifiers import Check
 from rlaif.records import Message, Split, digest
@@ -356,7 +356,7 @@ def read_job(folder: Path) -> Job:
         )
         _check_unchanged(job, read, file)
     except (AttributeError, KeyError, TypeError, ValidationError) as error:
-        problem = plainly(error.errors()[0]) if isinstance(error, ValidationError) else str(error).splitlines()[0]
+        problem = plainly(error.errors()[0]) if isinstance(error, ValidationError) else first_line(error)
         raise InputError(f"the job cannot be read: {problem}", file=file, fix="write it again") from None
     return job
 
