@@ -57,7 +57,7 @@ def read_whole(path: Path, most: int) -> bytes:
     with opened(path) as file:
         data = file.read(most + 1)
     if len(data) > most:
-        raise OSError(errno.EFBIG, f"it is larger than {most // 1_000_000} MB")
+        raise OSError(errno.EOVERFLOW, f"it is larger than {most // 1_000_000} MB")
     return data
 
 

@@ -292,7 +292,7 @@ def read_lines(path: Path) -> Iterator[bytes]:
                 if line.endswith(b"\n"):
                     yield line
                 elif len(line) == MOST_OF_ROW:
-                    raise OSError(errno.EFBIG, f"a line has more than {MOST_OF_ROW // 1_000_000} MB")
+                    raise OSError(errno.EOVERFLOW, f"a line has more than {MOST_OF_ROW // 1_000_000} MB")
     except OSError as error:
         fix = "run the pipeline again: its calls are cached"
         raise WorkError(f"the file cannot be read: {why(error)}", file=str(path), fix=fix) from None

@@ -337,6 +337,12 @@ STRANGE: dict[str, bytes | Callable[[dict[str, Any]], Any]] = {
 }  # fmt: skip
 
 
+def test_a_manifest_that_is_too_large_is_no_full_disk(place: Place) -> None:
+    (place.run / "manifest.json").write_bytes(STRANGE["huge"])
+    done = rlaif(place.project, "status", "runs/echo")
+    assert done.code == 1 and "cannot be read: it is larger than 16 MB. Fix: " in done.err, done
+
+
 @pytest.mark.parametrize("name", STRANGE)
 def test_a_strange_manifest_is_a_sentence(name: str, place: Place) -> None:
     manifest, strange = place.run / "manifest.json", STRANGE[name]
