@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from rich.padding import Padding
+
 from rlaif.cli.tables import Column, table
 from rlaif.cli.terminal import brief
 from rlaif.screen import Console, Text, line
@@ -81,32 +83,37 @@ def _print_candidate(console: Console, index: int, candidate: Candidate, prefere
 
 def _print_thinking(console: Console, completion: Completion) -> None:
     if completion.thinking is not None:
-        console.print(line("    it thought:", style="dim"))
+        _inset(console, line("it thought:", style="dim"))
         console.print(Text(completion.thinking, style="dim"))
+
+
+def _inset(console: Console, text: Text, columns: int = 4) -> None:
+    """Print text that keeps its distance from the left on every line that it takes."""
+    console.print(Padding(text, (0, 0, 0, columns), expand=False))
 
 
 def _print_rating(console: Console, rating: Rating) -> None:
     value = f"unparsed, {rating.problem}" if rating.problem else "N/A" if rating.na else str(rating.value)
     value += f" ({', '.join(rating.types)})" if rating.types else ""
     words = f"   {rating.judge}, place {rating.position}: {brief(rating.raw, 160)}" if rating.raw else ""
-    console.print(line(f"    {rating.aspect} {value}", (words, "dim")))
+    _inset(console, line(f"{rating.aspect} {value}", (words, "dim")))
 
 
 def _print_score(console: Console, score: Score) -> None:
     value = f"none, {score.problem}" if score.value is None else f"{score.value:g}"
-    console.print(line(f"    {score.aspect or 'score'} {value}", (f"   {score.judge}", "dim")))
+    _inset(console, line(f"{score.aspect or 'score'} {value}", (f"   {score.judge}", "dim")))
 
 
 def _print_revision(console: Console, revision: Revision) -> None:
-    heading = f"    revision {revision.number} under {revision.principle}"
-    console.print(line((heading, "bold"), (f"  {revision.critique.model}", "dim")))
+    heading = f"revision {revision.number} under {revision.principle}"
+    _inset(console, line((heading, "bold"), (f"  {revision.critique.model}", "dim")))
     _print_thinking(console, revision.critique)
-    console.print(Text(f"      critique  {revision.critique.text}", style="dim"))
+    _inset(console, Text(f"critique  {revision.critique.text}", style="dim"), 6)
     if revision.completion is not None:
         _print_thinking(console, revision.completion)
-        console.print(Text(f"      revised   {revision.completion.text}"))
+        _inset(console, Text(f"revised   {revision.completion.text}"), 6)
     if revision.problem is not None:
-        console.print(line(f"      {revision.problem}", style="yellow"))
+        _inset(console, line(revision.problem, style="yellow"), 6)
 
 
 def _print_comparison(console: Console, comparison: Comparison, *, juror: bool = False) -> None:
@@ -127,9 +134,9 @@ def _print_comparison(console: Console, comparison: Comparison, *, juror: bool =
     for order in comparison.orders:
         words = f"said '{brief(order.raw, 40)}'" if order.problem is None else order.problem
         chance = "" if order.probability is None else f", first with probability {order.probability:.2f}"
-        console.print(line(f"    [{order.a + 1}] before [{order.b + 1}]: {words}{chance}", style="dim"))
+        _inset(console, line(f"[{order.a + 1}] before [{order.b + 1}]: {words}{chance}", style="dim"))
         for reason in visible(order.reasons or "").split("\n"):
-            console.print(Text(f"      {brief(reason, 160)}", style="dim"))
+            _inset(console, Text(brief(reason, 160), style="dim"), 6)
 
 
 def _print_ranking(console: Console, ranking: Ranking) -> None:
