@@ -193,7 +193,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_holds_the_package_and_the_content_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
-        held = {name for name in archive.namelist() if not re.match(r"rlaif-[\d.]+\.dist-info/", name)}
+        held = {name for name in archive.namelist() if not re.match(r"rlaif_kit-[\d.]+\.dist-info/", name)}
         (licence,) = [name for name in archive.namelist() if name.endswith("/LICENSE")]
         assert archive.read(licence) == (ROOT / "LICENSE").read_bytes()
     package = {path.relative_to(ROOT).as_posix() for path in shipped("rlaif")}

@@ -30,4 +30,4 @@ def test_an_engine_that_is_not_installed_names_its_extra(tmp_path: Path, run_cli
     (tmp_path / "judged.yaml").write_text(PIPELINE)
     for command in ("plan", "run"):
         code, _, err = run_cli(command, "judged.yaml")
-        assert code == 2 and "vllm is not installed" in err and "pip install 'rlaif[vllm]'" in err
+        assert code == 2 and "vllm is not installed" in err and "pip install 'rlaif-kit[vllm]'" in err

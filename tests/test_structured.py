@@ -71,7 +71,7 @@ def test_json_asked_of_a_model_in_this_process_needs_xgrammar_before_anything_ru
         line = file.read_text().splitlines().index("      answers: json") + 1
         code, _, err = run_cli(command, str(file))
         said = err.replace("\n", "")
-        assert code == 2 and f"{file.name}:{line}: " in said and "pip install 'rlaif[schema]'" in said
+        assert code == 2 and f"{file.name}:{line}: " in said and "pip install 'rlaif-kit[schema]'" in said
     assert not Path("runs/structured/stages").exists()
     pipeline.write_text(pipeline.read_text().replace("answers: json", "answers: lines"))
     assert run_cli("plan", str(pipeline))[0] == 0

@@ -508,7 +508,7 @@ def test_a_schema_that_cannot_be_used_is_refused(schema: str, words: str) -> Non
 
 def test_without_jsonschema_the_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jsonschema", None)  # what Python itself puts there for "cannot be imported"
-    with pytest.raises(ValidationError, match="pip install jsonschema"):
+    with pytest.raises(ValidationError, match=r"pip install 'rlaif-kit\[verify\]'"):
         check("json_schema: {schema: {type: object}}")
 
 

@@ -14,6 +14,7 @@ from rlaif.engines.protocol import Engine
 from rlaif.engines.wire import Extra, Wires
 from rlaif.errors import InputError
 from rlaif.resources import find
+from rlaif.version import install
 
 
 def _transformers(name: str, spec: ModelSpec, wires: Wires) -> Engine:
@@ -74,7 +75,7 @@ def _source(spec: LocalModel) -> str:
 def _require(*packages: str, extra: str, why: str) -> None:
     missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if missing:
-        raise InputError(f"{why}, but {' and '.join(missing)} is not installed", fix=f"pip install 'rlaif[{extra}]'")
+        raise InputError(f"{why}, but {' and '.join(missing)} is not installed", fix=install(extra))
 
 
 def concurrency_of(specs: Mapping[str, ModelSpec]) -> dict[str, int]:

@@ -39,6 +39,7 @@ from rlaif.engines.vetting import failing, loading, no_number
 from rlaif.engines.worker import Worker
 from rlaif.errors import EngineError, InputError, first_line
 from rlaif.records import FinishReason, Usage
+from rlaif.version import install
 
 Result = TypeVar("Result")
 
@@ -288,7 +289,7 @@ class _Model:
                 "a JSON schema for a transformers model needs xgrammar, which is not installed",
                 cause="schema",
                 fatal=True,  # so that it is not stored as a failure: the call succeeds once xgrammar is installed
-                fix="pip install 'rlaif[schema]', or have the judge answer in lines (`answers: lines`)",
+                fix=f"{install('schema')}, or have the judge answer in lines (`answers: lines`)",
             ) from None
         ends = sorted(self.ends)
         read = xgrammar.TokenizerInfo.from_huggingface(self.tokenizer, vocab_size=self.vocabulary, stop_token_ids=ends)

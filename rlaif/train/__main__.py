@@ -24,6 +24,7 @@ from rlaif.train import job as jobs
 from rlaif.train import rewards
 from rlaif.train.examples import RewardFunction
 from rlaif.train.job import Job, RewardModel
+from rlaif.version import install
 from rlaif.visible import visible, visible_line
 
 
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RlaifError as error:
         return _failed(str(error), error.exit_code)
     except ImportError as error:
-        return _failed(f"{error}. Fix: pip install 'rlaif[train]'", 2)
+        return _failed(f"{error}. Fix: {install('train')}", 2)
     except BrokenPipeError:  # the reader of the pipe is gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -24,6 +24,7 @@ from rlaif.judges.verifiers import ifeval
 from rlaif.judges.verifiers.languages import LANGUAGES, language_of
 from rlaif.judges.verifiers.stated import alternatives, final_choice, final_number, final_text
 from rlaif.records import Record
+from rlaif.version import install
 
 PATTERN_SECONDS = 1.0  # time limit of a pattern on one completion; useful patterns take milliseconds
 AtLeastOne = Annotated[int, Field(ge=1)]
@@ -224,7 +225,7 @@ class JSONSchema(Verifier):
         try:
             import jsonschema
         except ImportError:
-            raise ValueError("a JSON schema needs the jsonschema package: pip install jsonschema") from None
+            raise ValueError(f"a JSON schema needs the jsonschema package: {install('verify')}") from None
         try:
             keywords = list(itertools.islice(_keywords(schema), MOST_KEYWORDS + 1))
             if len(keywords) > MOST_KEYWORDS:

@@ -18,6 +18,7 @@ from rlaif.pipeline.stages.judging import JudgingStage, RatedBy
 from rlaif.pipeline.stages.stage import Opening
 from rlaif.records import Comparison, Prompt, Row, Verdict, preferred
 from rlaif.rubric import read_rubric
+from rlaif.version import install
 
 if TYPE_CHECKING:
     from rlaif.audits.figures import Decide
@@ -103,7 +104,7 @@ def check_schema(step: Step, rater: Rater, opening: Opening, *key: str) -> None:
         return
     if isinstance(opening.pipeline.models.get(rater.model), TransformersModel):
         problem = f"the model {rater.model!r} needs xgrammar to answer in JSON, which is not installed"
-        fix = "pip install 'rlaif[schema]', or have it answer in lines (`answers: lines`)"
+        fix = f"{install('schema')}, or have it answer in lines (`answers: lines`)"
         raise opening.pipeline.error(step, problem, (*key, "answers"), fix)
 
 
