@@ -11,32 +11,47 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import zlib
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 MARKED = (Path(__file__).parent.parent / "prompts/chat/tiny.jinja").read_text(encoding="utf-8")
 
 
-def make_random_model(folder: Path, *, seed: int = 0, template: str | None = MARKED) -> Path:
-    """A Llama of a few thousand random weights with a byte-level tokenizer and a marked chat template."""
+SPECIAL = ("<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
+
+
+def make_random_model(
+    folder: Path,
+    *,
+    seed: int = 0,
+    template: str | None = MARKED,
+    special: Sequence[str] = SPECIAL,
+    config: Any = None,
+) -> Path:
+    """A model of a few thousand random weights, a Llama without `config`, with a byte-level tokenizer.
+
+    It has a marked chat template, and the tokens of `special` before those of the bytes.
+    """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
-    special = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: i for i, token in enumerate(special + alphabet)}
+    vocabulary = {token: i for i, token in enumerate([*special, *alphabet])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|end|>", additional_special_tokens=special[2:]
-    )
+    named = {"pad_token": "<|pad|>", "eos_token": "<|end|>", "bos_token": "<|begin|>"}
+    named = {name: token for name, token in named.items() if token in special}
+    others = [token for token in special if token not in named.values()]
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, additional_special_tokens=others, **named)
     if template is not None:
         fast.chat_template = template
     torch.manual_seed(seed)
-    config = LlamaConfig(
+    config = config or LlamaConfig(
         vocab_size=len(vocabulary),
         hidden_size=64,
         intermediate_size=96,
@@ -45,12 +60,12 @@ def make_random_model(folder: Path, *, seed: int = 0, template: str | None = MAR
         num_key_value_heads=2,
         max_position_embeddings=512,
         tie_word_embeddings=True,
-        pad_token_id=0,
-        eos_token_id=1,
+        pad_token_id=fast.pad_token_id,
+        eos_token_id=fast.eos_token_id,
         bos_token_id=None,
         initializer_range=0.3,
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     fast.save_pretrained(folder)
     return folder
 

@@ -195,7 +195,7 @@ def test_the_policy_becomes_the_optimum_of_the_regularised_problem(
 
     Of two tokens the first earns through what it leads to, and only completions without an end token are penalised.
     """
-    settings = settings_of(**TOY, max_tokens=max_tokens, missing_eos_penalty=penalty, iterations=60, gae_lambda=1.0)
+    settings = settings_of(**TOY, max_tokens=max_tokens, missing_eos_penalty=penalty, iterations=90, gae_lambda=1.0)
     prompts = [PromptOnly(user("a")), PromptOnly(user("b"))]
     train_ppo(settings, toy / "base", toy / "reward", prompts, from_table, tmp_path, lambda _: None)
     everything = list(completions(max_tokens))

@@ -23,6 +23,7 @@ import pytest
 pytest.importorskip("trl")
 
 import torch
+from conftest import make_random_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from trl import DPOConfig, RewardConfig, SFTConfig
@@ -196,19 +197,31 @@ def test_a_reward_model_is_trained_and_read_at_the_end_token(
     asyncio.run(engine.close())
 
 
-def test_a_reward_model_keeps_the_tokens_of_its_base(random_model: Path, tmp_path: Path) -> None:
-    """What fills a batch up in training must not be saved: as a special token it would split the words that hold it."""
-    base = tmp_path / "base"
-    tokenizer = AutoTokenizer.from_pretrained(random_model)
-    tokenizer.pad_token = None
-    tokenizer.eos_token, tokenizer.additional_special_tokens = "<|end|>", []
+@pytest.mark.parametrize("end_pads", [False, True], ids=["no padding token", "padding is the end token"])
+def test_a_reward_model_orders_a_padded_batch_as_single_texts(tmp_path: Path, end_pads: bool) -> None:
+    """Case 4 of training, in plain transformers: the base's one special token is its end token.
+
+    What pads must not be a token of texts: as a special token it would split the words that hold it.
+    """
+    base = make_random_model(tmp_path / "base", special=["<|end|>"])
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    assert tokenizer.all_special_tokens == ["<|end|>"]
+    tokenizer.pad_token = "<|end|>" if end_pads else None
     tokenizer.save_pretrained(base)
-    AutoModelForCausalLM.from_pretrained(random_model).save_pretrained(base)
     train("rm", base, tmp_path / "rm", examples=PAIRS, batch_size=24)
-    before, after = (AutoTokenizer.from_pretrained(folder) for folder in (base, tmp_path / "rm"))
-    assert after.pad_token is None and after.all_special_tokens == before.all_special_tokens
-    for text in ("a<|pad|>b !", *(pair.chosen for pair in PAIRS)):
+    net = AutoModelForSequenceClassification.from_pretrained(tmp_path / "rm", dtype=torch.float32).eval()
+    after, before = AutoTokenizer.from_pretrained(tmp_path / "rm"), AutoTokenizer.from_pretrained(base)
+    assert after.pad_token != after.eos_token and net.config.pad_token_id == after.pad_token_id
+    for text in ("a<pad>b !", *(pair.chosen for pair in PAIRS)):
         assert after(text)["input_ids"] == before(text)["input_ids"]
+    texts = [f"{words * times}<|end|>" for words, times in (("so ", 1), ("and so on ", 3), ("no! ", 7))]
+    with torch.no_grad():
+        alone = torch.stack([net(**after(text, return_tensors="pt")).logits[0, 0] for text in texts])
+        for side in ("right", "left"):
+            after.padding_side = side
+            together = net(**after(texts, return_tensors="pt", padding=True)).logits[:, 0]
+            assert together.tolist() == pytest.approx(alone.tolist(), abs=1e-4)
+    assert alone.std() > 0.05  # a head that read nothing would pass too
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
@@ -304,6 +317,39 @@ def test_accumulated_batches_are_one_batch(random_model: Path, tmp_path: Path) -
 
 
 # ---------------------------------------------------------------- repeated and resumed
+
+
+@pytest.mark.parametrize("method", RATES)
+def test_a_step_of_uneven_batches_weighs_every_row_alike(random_model: Path, tmp_path: Path, method: str) -> None:
+    """Case 17 of training: 5 rows in batches of 2, 2 and 1 are one step, as in one batch."""
+    learnt: list[Any] = (DEMONSTRATIONS if method == "sft" else PAIRS)[:5]
+    steps: dict[int, Steps] = {2: [], 5: []}
+    for size, reported in steps.items():
+        train(method, random_model, tmp_path / str(size), reported.append, learnt, batch_size=size, accumulate=4)
+    assert len(steps[2]) == len(steps[5]) == 1
+    assert steps[2][0] == pytest.approx(steps[5][0], rel=1e-4)
+
+
+@METHODS
+def test_validation_does_not_depend_on_its_batch_size(random_model: Path, tmp_path: Path, method: str) -> None:
+    """Case 5 of training: 9 rows are counted as rows, or as their tokens, where a last batch is smaller."""
+    uneven = [replace(pair, chosen=pair.chosen + " and so on" * (i % 4)) for i, pair in enumerate(PAIRS[:9])]
+    held: list[Any] = uneven if method != "sft" else [
+        Demonstration(pair.prompt + (assistant(pair.chosen),)) for pair in uneven
+    ]  # fmt: skip
+    found = [
+        train(method, random_model, tmp_path / str(size), examples=[*held, *validation(held)], batch_size=size,
+              learning_rate=1e-12).metrics
+        for size in (8, 2, 9)
+    ]  # fmt: skip
+    validated = [{name: value for name, value in one.items() if name.startswith("validation")} for one in found]
+    assert validated[0] == pytest.approx(validated[2], rel=1e-4) and validated[1] == pytest.approx(
+        validated[2], rel=1e-4
+    )
+    if method == "rm":
+        assert (validated[2]["validation_accuracy"] * 9) == pytest.approx(
+            round(validated[2]["validation_accuracy"] * 9)
+        )
 
 
 @METHODS

@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import transformers
+from torch.nn.modules.dropout import _DropoutNd
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -23,12 +25,14 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from rlaif.engines.chat import end_tokens
 from rlaif.engines.identity import model_files, weights_digest
 from rlaif.engines.transformers import load_config, load_net, load_tokenizer, not_finite, refuse_diverged
 from rlaif.errors import InputError, WorkError
 from rlaif.train.tokens import Counts
 
 FINAL = "final"  # the trained model's folder inside its job's
+NEW_PADDING = "<|padding|>"  # of a reward model whose base has no special token to pad with
 
 
 class TrainResult(NamedTuple):
@@ -67,7 +71,30 @@ def load_reward(base: Path, seed: int) -> tuple[PreTrainedModel, PreTrainedToken
     Raises InputError as `load` does.
     """
     transformers.set_seed(seed)
-    return _loaded(AutoModelForSequenceClassification, base, num_labels=1)
+    model, tokenizer = _loaded(AutoModelForSequenceClassification, base, num_labels=1)
+    _pad_apart(model, tokenizer)
+    return model, tokenizer
+
+
+def _pad_apart(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give the tokenizer and the model the same padding token, which is no end token.
+
+    transformers reads a score at the last token that is not the padding token, and every sequence that a reward model
+    scores ends with an end token. Only a special token will do: any other would become one, and split the words that
+    hold it. Without one, a new token is added.
+    """
+    ends = {*end_ids(model, tokenizer)}
+    rows = model.get_input_embeddings().num_embeddings
+    named = [number for token, number in tokenizer.get_added_vocab().items() if "pad" in token]  # as Llama 3 has
+    usual = (tokenizer.pad_token_id, *named, tokenizer.unk_token_id, tokenizer.bos_token_id)
+    fill = next((token for token in usual if token is not None and token not in ends and token < rows), None)
+    if fill is not None:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(fill)
+    else:
+        tokenizer.add_special_tokens({"pad_token": NEW_PADDING})
+        if tokenizer.pad_token_id >= rows:
+            model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
 
 
 def _loaded(kind: Any, base: Path, **options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -90,8 +117,9 @@ def load_value_model(folder: Path, tokenizer: PreTrainedTokenizerBase) -> PreTra
     model, loading = load_net(AutoModelForSequenceClassification, folder, load_config(folder), torch.float32)
     if loading["missing_keys"] or getattr(model, "num_labels", None) != 1 or not hasattr(model, "score"):
         raise InputError("the model has no head with one score", file=str(folder), fix="name a trained reward model")
+    theirs = {token: number for token, number in own.get_vocab().items() if token != NEW_PADDING}
     pairs = {
-        "vocabulary": (own.get_vocab(), tokenizer.get_vocab()),
+        "vocabulary": (theirs, tokenizer.get_vocab()),
         "end token": (own.eos_token, tokenizer.eos_token),
         "chat template": (own.chat_template, tokenizer.chat_template),
     }
@@ -118,6 +146,37 @@ def flat_value_model(folder: Path) -> PreTrainedModel:
     head: Any = model.score
     torch.nn.init.zeros_(head.weight)
     return model
+
+
+def end_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that end a completion: those that the model's settings name, and the tokenizer's."""
+    named = (getattr(model, "generation_config", None) or model.config.get_text_config()).eos_token_id
+    return sorted(end_tokens(named, tokenizer, Path(model.name_or_path)))
+
+
+@contextmanager
+def still(model: Any) -> Iterator[None]:
+    """No dropout, of modules or of functions, in training: a log-ratio to a reference would be noise.
+
+    A function takes its probability from an attribute of its module, or from the configuration, by names that hold
+    `drop`: OPT's `dropout`, GPT-2's `attn_pdrop`, Llama's `attention_dropout`. All are 0 inside and restored after it.
+    """
+    owners = [*model.modules(), model.config]
+    if model.config.get_text_config() is not model.config:
+        owners.append(model.config.get_text_config())
+    before = [
+        (owner, name, value)
+        for owner in owners
+        for name, value in vars(owner).items()
+        if isinstance(value, float) and ("drop" in name or (name == "p" and isinstance(owner, _DropoutNd)))
+    ]
+    try:
+        for owner, name, _ in before:
+            setattr(owner, name, 0.0)
+        yield
+    finally:
+        for owner, name, value in before:
+            setattr(owner, name, value)
 
 
 def refuse_missing_weights(folder: Path, loading: Mapping[str, Any], *, new_head: bool = False) -> None:
@@ -178,9 +237,13 @@ def save(
     if not_finite(model):
         raise WorkError("the trained weights are not finite", fix="lower `learning_rate`")
     if model.can_generate():
-        # The base model's sampling defaults are not kept: the pipeline sets how its models are sampled.
-        ends = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-        model.generation_config = GenerationConfig(**ends)
+        ends = end_ids(model, tokenizer)
+        # Of the base model's sampling defaults only its end tokens are kept: the pipeline sets how models are sampled.
+        model.generation_config = GenerationConfig(
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=ends[0] if len(ends) == 1 else ends,
+            pad_token_id=tokenizer.pad_token_id,
+        )
     model.config.use_cache = True  # the base trainer disables it, and without it sampling is quadratic
     model.save_pretrained(final)
     tokenizer.save_pretrained(final)

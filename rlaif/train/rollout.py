@@ -18,7 +18,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from rlaif.engines.chat import Chat
 from rlaif.records import Message, writable
-from rlaif.train import tokens
+from rlaif.train import models, tokens
 from rlaif.train.examples import PromptOnly
 from rlaif.train.tokens import Counts
 
@@ -125,14 +125,15 @@ def draw(
     Replaces the model's `generation_config`; leaves torch's random state unchanged.
     """
     # `generate` takes unset options from the model's own configuration, so that is replaced.
-    model.generation_config = _plain_sampling(tokenizer, max_tokens)
+    ends = models.end_ids(model, tokenizer)
+    model.generation_config = _plain_sampling(ends, _pad_id(tokenizer), max_tokens)
     given = pad([(prompt.ids, []) for prompt in prompts], _pad_id(tokenizer), model.device)
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.no_grad():
         torch.manual_seed(random.Random(f"rollout {seed} {iteration}").getrandbits(63))
         generate: Any = model.generate
         written = generate(input_ids=given.ids, attention_mask=given.attended.long())[:, given.ids.shape[1] :]
-    return [_rollout(tokenizer, *row) for row in zip(prompts, written.tolist(), strict=True)]
+    return [_rollout(tokenizer, ends, *row) for row in zip(prompts, written.tolist(), strict=True)]
 
 
 def pad(rows: Sequence[tuple[list[int], list[int]]], pad_id: int, device: torch.device) -> Padded:
@@ -151,7 +152,7 @@ def batch(rollouts: Sequence[Rollout], tokenizer: PreTrainedTokenizerBase, devic
     return pad([(rollout.prompt.ids, rollout.ids) for rollout in rollouts], _pad_id(tokenizer), device)
 
 
-def _plain_sampling(tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> GenerationConfig:
+def _plain_sampling(ends: list[int], pad_id: int, max_tokens: int) -> GenerationConfig:
     config: Any = GenerationConfig
     made: GenerationConfig = config(
         do_sample=True,
@@ -159,8 +160,8 @@ def _plain_sampling(tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Gene
         top_p=1.0,
         top_k=0,
         max_new_tokens=max_tokens,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=_pad_id(tokenizer),
+        eos_token_id=ends,
+        pad_token_id=pad_id,
         # A diverged policy still samples, and its log-probabilities show the problem. Without this, a device-side
         # assertion would end the process.
         remove_invalid_values=True,
@@ -168,12 +169,14 @@ def _plain_sampling(tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Gene
     return made
 
 
-def _rollout(tokenizer: PreTrainedTokenizerBase, prompt: PolicyPrompt, written: list[int]) -> Rollout:
-    """The tokens through the end token. `generate` pads rows that have ended to the length of the longest."""
-    ended = tokenizer.eos_token_id in written
-    ids = written[: written.index(tokenizer.eos_token_id) + 1] if ended else written
+def _rollout(
+    tokenizer: PreTrainedTokenizerBase, ends: Sequence[int], prompt: PolicyPrompt, written: list[int]
+) -> Rollout:
+    """The tokens through the first end token. `generate` pads rows that have ended to the length of the longest."""
+    length = next((i for i, token in enumerate(written, 1) if token in ends), None)
+    ids = written[:length]
     text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return Rollout(prompt, ids, ended, writable(str(text)).strip())
+    return Rollout(prompt, ids, length is not None, writable(str(text)).strip())
 
 
 def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -6,14 +6,14 @@ with their masks, so its templating, truncation and masking are not used.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import logging
 import math
+import operator
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,7 +39,7 @@ from rlaif.train.tokens import Counts
 Columns = Mapping[str, list[Any]]
 
 SMALL = 100_000_000  # parameters; below, activations fit in memory and recomputing them only costs time
-REPORTED = ("loss", "learning_rate", "grad_norm")
+REPORTED = ("loss", "aux_loss", "learning_rate", "grad_norm")
 REPORTED_DPO = ("rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected")
 REPORTED_RM = ("accuracy", "margin", "mean_reward")
 VALIDATED = {
@@ -152,17 +152,73 @@ class _Ours:
     def create_model_card(self, *_: Any, **__: Any) -> None: ...
 
 
-class _SFT(_Ours, SFTTrainer):
-    pass
+class _Weighed:
+    """Means over rows, where TRL takes the mean of its batches' means: rows of a smaller last batch would weigh more.
+
+    So a step of several batches has the loss and the gradient of one batch, and what validation measures does not
+    depend on its batch size. The load-balancing loss of a mixture of experts, which TRL adds, is reported apart.
+    """
+
+    model: Any
+    _metrics: Any
+    _weights: list[int]
+    _step_weight: float
+    router_aux_loss_coef = 0.0
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._weights = []  # of the batches since the last log
+
+    def weight(self, inputs: Any) -> int:
+        """What a batch counts: its pairs, of which it holds chosen and rejected."""
+        return len(inputs["input_ids"]) // 2
+
+    def get_batch_samples(self, *arguments: Any, **named: Any) -> Any:
+        batches, items = super().get_batch_samples(*arguments, **named)  # type: ignore[misc]
+        self._step_weight = sum(map(self.weight, batches)) / max(1, len(batches))
+        return batches, items
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        training, weight = self.model.training, self.weight(inputs)
+        self._weights.append(weight)
+        computed = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[misc]
+        loss, *outputs = computed if return_outputs else (computed,)
+        if not training:
+            self._metrics["eval"]["loss"].append(loss.item())
+        elif num_items_in_batch is None:  # else it is a share of the step's sum already
+            loss = loss * (weight / self._step_weight)
+        return (loss, *outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        for name, values in metrics.items():
+            if len(values) == len(self._weights) and sum(self._weights):
+                metrics[name] = [sum(map(operator.mul, values, self._weights)) / sum(self._weights)]
+        self._weights.clear()
+        if "aux_loss" in metrics:
+            term = self.router_aux_loss_coef * metrics["aux_loss"][0]
+            if "loss" in logs:
+                logs["loss"] -= term
+            if "loss" in metrics:
+                metrics["loss"][0] -= term
+        super().log(logs, start_time)  # type: ignore[misc]
 
 
-class _DPO(_Ours, DPOTrainer):
+class _SFT(_Weighed, _Ours, SFTTrainer):
+    def weight(self, inputs: Any) -> int:
+        """The tokens trained on; the first of a row is predicted by nothing."""
+        return int((inputs["labels"][:, 1:] != -100).sum())
+
+
+class _DPO(_Weighed, _Ours, DPOTrainer):
     def _prepare_dataset(self, dataset: datasets.Dataset, *_: Any) -> datasets.Dataset:
         """Skipped: the rows are token ids already, and DPOTrainer has no setting for that."""
         return dataset
 
 
-class _Reward(_Ours, RewardTrainer):
+class _Reward(_Weighed, _Ours, RewardTrainer):
     pass
 
 
@@ -183,14 +239,16 @@ def share_of_rate(schedule: str, warmup: int, steps: int) -> Callable[[int], flo
 class _Steps(transformers.TrainerCallback):
     """Reports each step, stops on a loss that is not finite, and marks complete checkpoints."""
 
-    def __init__(self, on_step: OnStep) -> None:
-        self.on_step = on_step
+    def __init__(self, on_step: OnStep, first: Callable[[float], None] | None) -> None:
+        self.on_step, self.first = on_step, first
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         if logs is None or "loss" not in logs:
             return
         if not math.isfinite(logs["loss"]):
             raise WorkError(f"the loss is {logs['loss']} at step {state.global_step}", fix="lower `learning_rate`")
+        if self.first is not None and state.global_step == 1:
+            self.first(logs["loss"])
         steps = {"step": state.global_step, "steps": state.max_steps}
         self.on_step(
             {**steps, **{name: logs[name] for name in (*REPORTED, *REPORTED_DPO, *REPORTED_RM) if name in logs}}
@@ -218,10 +276,10 @@ def learn(
     """
     kind, config, own = _METHODS[type(settings)]
     fields = common_fields(settings, folder, model.num_parameters()) | own(settings)
-    reading = _filling(tokenizer) if isinstance(settings, RMSettings) else tokenizer
-    trainer = _trainer(kind, configured(config, fields), model, reading, data, on_step)
-    run(trainer)
-    metrics = evaluate(trainer)
+    with _config_kept(model), nullcontext() if isinstance(settings, SFTSettings) else models.still(model):
+        trainer = _trainer(kind, configured(config, fields), model, tokenizer, data, on_step)
+        run(trainer)
+        metrics = evaluate(trainer)
     trained = trainer.accelerator.unwrap_model(trainer.model)
     steps = int(trainer.state.global_step)
     return models.save(trained, tokenizer, folder, data.counts, steps=steps, metrics=metrics, began=began)
@@ -243,25 +301,36 @@ def _trainer(kind: type, config: Any, model: Any, tokenizer: Any, data: Tokenize
         processing_class=tokenizer,
         train_dataset=datasets.Dataset.from_dict(dict(data.train)),
         eval_dataset=datasets.Dataset.from_dict(dict(data.validation)) if any(data.validation.values()) else None,
-        callbacks=[_Steps(on_step)],
+        callbacks=[_Steps(on_step, first_of_dpo if isinstance(config, DPOConfig) else None)],
     )
     trainer.remove_callback(transformers.PrinterCallback)
     return trainer
 
 
-def _filling(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """The tokenizer for a reward trainer: its padding token is not the end token.
+@contextmanager
+def _config_kept(model: PreTrainedModel) -> Iterator[None]:
+    """Set back what TRL sets of a mixture of experts: a saved `output_router_logits` would break its sampling."""
+    config: Any = model.config.get_text_config()
+    names = [name for name in ("output_router_logits", "router_aux_loss_coef") if hasattr(config, name)]
+    before = {name: getattr(config, name) for name in names}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(config, name, value)
 
-    transformers reads a score at the last token that is not the padding token, and every sequence here ends with the
-    end token. Any other token will do. It is set on a copy: in the saved tokenizer it would become a special token.
+
+def first_of_dpo(loss: float) -> None:
+    """Raise WorkError when the first loss of DPO is not ln 2: policy and reference are the same model before a step.
+
+    The tolerance is bfloat16's.
     """
-    if tokenizer.pad_token_id not in (None, tokenizer.eos_token_id):
-        return tokenizer
-    filling = copy.deepcopy(tokenizer)
-    others = (tokenizer.unk_token_id, tokenizer.bos_token_id, *range(2))
-    fill = next(token for token in others if token not in (None, tokenizer.eos_token_id))
-    filling.pad_token = filling.convert_ids_to_tokens(fill)
-    return filling
+    if abs(loss - math.log(2)) > 0.02:
+        raise WorkError(
+            f"the first loss of DPO is {loss:.4f} and must be ln 2, {math.log(2):.4f}: the model gives a text another "
+            "probability each time",
+            fix="report the architecture of the base model; SFT and reward models do not depend on this",
+        )
 
 
 # ---------------------------------------------------------------- run
