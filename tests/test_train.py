@@ -23,8 +23,9 @@ import pytest
 pytest.importorskip("trl")
 
 import torch
-from conftest import make_random_model
+from conftest import MARKED, SPECIAL, make_random_model
 from safetensors.torch import load_file, save_file
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from trl import DPOConfig, RewardConfig, SFTConfig
 
@@ -544,3 +545,45 @@ def test_a_loss_that_is_no_number_ends_the_training(random_model: Path, tmp_path
     model.save_pretrained(base)
     with pytest.raises(WorkError, match="the loss is (nan|inf) at step 1.*learning_rate"):
         train("sft", base, tmp_path / "out")
+
+
+# ---------------------------------------------------------------- what a base's tokenizer and window ask for
+
+
+@pytest.mark.parametrize("name", ["zephyr", "chatml", "own", "decides"])
+def test_a_given_template_begins_as_the_tokenizer_begins_its_texts(tmp_path: Path, name: str) -> None:
+    """Case 6 of training: Mistral, Llama and Gemma saw no text without their BOS."""
+    base = make_random_model(tmp_path / "base", special=[*SPECIAL, "<|begin|>"], template=None)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|begin|> $A", special_tokens=[("<|begin|>", tokenizer.bos_token_id)]
+    )
+    tokenizer.save_pretrained(base)
+    assert AutoTokenizer.from_pretrained(base)("a")["input_ids"][0] == tokenizer.bos_token_id
+    given = {"own": MARKED, "decides": "{#- bos_token: none -#}" + MARKED}.get(name)
+    text = find(f"prompts/chat/{name}.jinja").read_text(encoding="utf-8") if given is None else given
+    record = train("sft", base, tmp_path / "out", template=text)
+    trained = AutoTokenizer.from_pretrained(tmp_path / "out")
+    asked = [{"role": "user", "content": "what is 1?"}]
+    ids = trained.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
+    wanted = 0 if name == "decides" else 1
+    assert ids.count(trained.bos_token_id) == wanted and (ids[0] == trained.bos_token_id) == bool(wanted)
+    assert len(record.notes) == wanted and all("begins with <|begin|>" in note for note in record.notes)
+
+
+def test_a_template_stays_as_it_is_where_the_tokenizer_adds_no_bos(random_model: Path, tmp_path: Path) -> None:
+    base = make_random_model(tmp_path / "base", special=[*SPECIAL, "<|begin|>"])
+    record = train("sft", base, tmp_path / "out", template=MARKED)
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == MARKED and record.notes == []
+
+
+@METHODS
+def test_rows_are_no_longer_than_the_models_context(random_model: Path, tmp_path: Path, method: str) -> None:
+    """Case 9 of training: 512 positions, whatever `max_length` says."""
+    long = "what is this? " * 45
+    learnt: list[Any] = [Demonstration((user(long), assistant(f"it is {i}"))) for i in range(4)]
+    if method != "sft":
+        learnt = [PreferencePair((user(long),), f"it is {i}", "no idea") for i in range(4)]
+    record = train(method, random_model, tmp_path / "out", examples=learnt, max_length=2000)
+    assert (record.kept, record.cut) == (4, 4)
+    assert record.notes == ["the model's context has 512 tokens, and `max_length` 2000: rows were too long"]

@@ -222,12 +222,12 @@ def test_a_pair_whose_tokens_are_the_same_is_dropped_and_counted(random_model: P
 
 def test_nothing_to_train_on_is_an_error_with_the_reason(random_model: Path) -> None:
     with pytest.raises(InputError, match="no rows"):
-        Counts().check(100)
+        Counts().check(100, 100)
     _, counts = sft.tokenize(chat(random_model, "tiny"), [demonstration(USER, assistant(OK))] * 3, 5)
     with pytest.raises(
         WorkError, match=r"none of the 3 rows can be trained on \(3 too-long\).*raise `max_length` \(now 5\)"
     ):
-        counts.check(5)
+        counts.check(5, 5)
 
 
 # ---------------------------------------------------------------- refused

@@ -86,6 +86,8 @@ async def train_alone(pipeline: Pipeline, out: Path, progress: Progress) -> dict
             progress.begin(step.name, "train")
             record = await stage.train(training, opening.made, reward, progress)
             progress.end(step.name, f"{record['kept']:,} rows")
+            for note in record.get("notes", ()):
+                progress.warn(note)
     finally:
         out.with_name(f".{out.name}.lock").unlink(missing_ok=True)
         lock.close()

@@ -36,8 +36,9 @@ def train_dpo(
     with trl.quietly():
         model, tokenizer = models.load(base)
         chat = tokens.trainable_chat(tokenizer)
-        train, counts = tokenize(chat, pairs, settings.max_length)
-        counts.check(settings.max_length)
-        held, held_counts = tokenize(chat, validation, settings.max_length)
+        max_length = models.fitting(model, settings.max_length)
+        train, counts = tokenize(chat, pairs, max_length)
+        counts.check(max_length, settings.max_length)
+        held, held_counts = tokenize(chat, validation, max_length)
         counts.add(held_counts)
         return trl.learn(settings, model, tokenizer, trl.TokenizedData(train, held, counts), folder, on_step, began)

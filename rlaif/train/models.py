@@ -29,7 +29,7 @@ from rlaif.engines.chat import end_tokens
 from rlaif.engines.identity import model_files, weights_digest
 from rlaif.engines.transformers import load_config, load_net, load_tokenizer, not_finite, refuse_diverged
 from rlaif.errors import InputError, WorkError
-from rlaif.train.tokens import Counts
+from rlaif.train.tokens import Counts, beginning
 
 FINAL = "final"  # the trained model's folder inside its job's
 NEW_PADDING = "<|padding|>"  # of a reward model whose base has no special token to pad with
@@ -38,7 +38,8 @@ NEW_PADDING = "<|padding|>"  # of a reward model whose base has no special token
 class TrainResult(NamedTuple):
     """The record of a training, saved as `training.json` beside the model.
 
-    `seconds` are of this call, `steps` and `metrics` of the whole training; `kept`, `cut` and `dropped` count examples.
+    `seconds` are of this call, `steps` and `metrics` of the whole training; `kept`, `cut` and `dropped` count examples;
+    `notes` are warnings.
     """
 
     steps: int
@@ -47,6 +48,7 @@ class TrainResult(NamedTuple):
     kept: int
     cut: int
     dropped: dict[str, int]
+    notes: list[str]
 
 
 # ---------------------------------------------------------------- load
@@ -59,7 +61,7 @@ def load(base: Path, template: str | None = None) -> tuple[PreTrainedModel, PreT
     """
     model, tokenizer = _loaded(AutoModelForCausalLM, base)
     if template is not None:
-        tokenizer.chat_template = template
+        tokenizer.chat_template = beginning(tokenizer, template)
     if tokenizer.pad_token is None or tokenizer.pad_token_id >= model.config.get_text_config().vocab_size:
         tokenizer.pad_token = tokenizer.eos_token  # padding only: masks come from the rows' lengths
     return model, tokenizer
@@ -95,6 +97,12 @@ def _pad_apart(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
         if tokenizer.pad_token_id >= rows:
             model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+
+
+def fitting(model: Any, max_length: int) -> int:
+    """The most tokens of a row: `max_length`, or the model's context length where that is shorter."""
+    window: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return max_length if window is None else min(max_length, window)
 
 
 def _loaded(kind: Any, base: Path, **options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -248,7 +256,7 @@ def save(
     model.save_pretrained(final)
     tokenizer.save_pretrained(final)
     seconds = time.monotonic() - began
-    result = TrainResult(steps, seconds, metrics, counts.kept, counts.cut, dict(counts.dropped))
+    result = TrainResult(steps, seconds, metrics, counts.kept, counts.cut, dict(counts.dropped), counts.notes)
     record = result._asdict() | {"weights": weights_digest(final)}
     (final / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return result

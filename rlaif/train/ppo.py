@@ -64,8 +64,9 @@ def train_ppo(
         policy, tokenizer = models.load(base)
         value_model = _value_model(base, value_init, tokenizer)
         chat = tokens.trainable_chat(tokenizer)
-        policy_prompts, counts = rollout.tokenize(chat, prompts, settings.max_length - settings.max_tokens)
-        counts.check(settings.max_length)
+        max_length = models.fitting(policy, settings.max_length)
+        policy_prompts, counts = rollout.tokenize(chat, prompts, max_length - settings.max_tokens)
+        counts.check(max_length, settings.max_length)
         learner = Learner(settings, policy, value_model, tokenizer)
         if checkpoint := models.newest_checkpoint(folder):
             learner.restore(checkpoint)

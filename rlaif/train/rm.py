@@ -38,9 +38,10 @@ def train_rm(
     with trl.quietly():
         model, tokenizer = models.load_reward(base, settings.seed)
         chat = tokens.trainable_chat(tokenizer)
-        train, counts = tokenize(chat, pairs, settings.max_length)
-        counts.check(settings.max_length)
-        held, held_counts = tokenize(chat, validation, settings.max_length)
+        max_length = models.fitting(model, settings.max_length)
+        train, counts = tokenize(chat, pairs, max_length)
+        counts.check(max_length, settings.max_length)
+        held, held_counts = tokenize(chat, validation, max_length)
         counts.add(held_counts)
         data = trl.TokenizedData(_whole(train), _whole(held), counts)
         return trl.learn(settings, model, tokenizer, data, folder, on_step, began)

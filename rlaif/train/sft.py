@@ -40,10 +40,15 @@ def train_sft(
         model, tokenizer = models.load(base, template)
         chat = tokens.trainable_chat(tokenizer, settings.template)
         tokens.require_marks(chat)
-        train, counts = tokenize(chat, examples, settings.max_length)
-        counts.check(settings.max_length)
-        held, held_counts = tokenize(chat, validation, settings.max_length)
+        max_length = models.fitting(model, settings.max_length)
+        train, counts = tokenize(chat, examples, max_length)
+        counts.check(max_length, settings.max_length)
+        held, held_counts = tokenize(chat, validation, max_length)
         counts.add(held_counts)
+        if template not in (None, tokenizer.chat_template):
+            counts.notes.append(
+                f"the chat template begins with {tokenizer.bos_token}, as the tokenizer begins its texts"
+            )
         return trl.learn(settings, model, tokenizer, trl.TokenizedData(train, held, counts), folder, on_step, began)
 
 

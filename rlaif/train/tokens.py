@@ -25,26 +25,37 @@ MARKED = "a template that marks the assistant's turns, such as prompts/chat/chat
 
 
 class Counts:
-    """The number of rows kept, of those with a truncated prompt, and of those dropped, by reason."""
+    """The number of rows kept, of those with a truncated prompt, and of those dropped, by reason; and what to tell."""
 
     def __init__(self) -> None:
         self.kept, self.cut = 0, 0
         self.dropped: Counter[str] = Counter()
+        self.notes: list[str] = []
 
     def add(self, other: Counts) -> None:
         """Add the counts of another split."""
         self.kept, self.cut = self.kept + other.kept, self.cut + other.cut
         self.dropped += other.dropped
 
-    def check(self, max_length: int) -> None:
-        """Raise InputError when there were no rows, WorkError when none is left."""
+    def check(self, max_length: int, asked: int) -> None:
+        """Raise InputError when there were no rows, WorkError when none is left.
+
+        A note tells when rows were too long for the model's context, `max_length`, which is less than was asked for.
+        """
         total = self.kept + self.dropped.total()
         if not total:
             raise InputError("there is nothing to train on: no rows", fix="check the stage that the data comes from")
         if not self.kept:
             reasons = ", ".join(f"{n} {reason}" for reason, n in self.dropped.most_common())
-            fix = f"raise `max_length` (now {max_length})" if self.dropped["too-long"] else "check the completions"
+            fix = "check the completions"
+            if self.dropped["too-long"]:
+                window = f"give shorter rows: the model's context has {max_length} tokens"
+                fix = f"raise `max_length` (now {asked})" if max_length == asked else window
             raise WorkError(f"none of the {total} rows can be trained on ({reasons})", fix=fix)
+        if max_length < asked and (self.cut or self.dropped["too-long"]):
+            self.notes.append(
+                f"the model's context has {max_length} tokens, and `max_length` {asked}: rows were too long"
+            )
 
 
 class Segment(NamedTuple):
@@ -66,6 +77,19 @@ def trainable_chat(tokenizer: PreTrainedTokenizerBase, file: str | None = None) 
     if not tokenizer.eos_token:
         raise InputError("the base model's tokenizer has no end token", fix="set its `eos_token`")
     return Chat(tokenizer, file, ends=frozenset({_end_id(tokenizer)}), limit=None)
+
+
+def beginning(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
+    """The template, after the tokenizer's BOS where the tokenizer begins its texts with it and the template does not.
+
+    The base model saw every text begin with it: without it a model loses most of what it knows (Gemma, Mistral, Llama).
+    A template that names `bos_token`, if only in a comment, decides for itself.
+    """
+    begin = tokenizer.bos_token
+    if begin is None or "bos_token" in template or begin in template:
+        return template
+    adds: list[int] = tokenizer("a")["input_ids"]
+    return "{{- bos_token -}}\n" + template if adds[:1] == [tokenizer.bos_token_id] else template
 
 
 def _end_id(tokenizer: PreTrainedTokenizerBase) -> int:

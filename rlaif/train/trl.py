@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-import operator
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -193,9 +192,11 @@ class _Weighed:
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         metrics = self._metrics["train" if self.model.training else "eval"]
+        total = sum(self._weights)
         for name, values in metrics.items():
-            if len(values) == len(self._weights) and sum(self._weights):
-                metrics[name] = [sum(map(operator.mul, values, self._weights)) / sum(self._weights)]
+            if len(values) == len(self._weights) and total > 0:
+                weighed = (value * weight for value, weight in zip(values, self._weights, strict=True))
+                metrics[name] = [sum(weighed) / total]
         self._weights.clear()
         if "aux_loss" in metrics:
             term = self.router_aux_loss_coef * metrics["aux_loss"][0]

@@ -145,6 +145,8 @@ class Train(TableStage[TrainStage]):
         reward = self.reward(work.session, work.made)
         training = self.job(work.session, survey, work.folder.model(self.trained), reward)
         record = await self.train(training, work.made, reward, work.progress)
+        for note in record.get("notes", ()):  # a model of an earlier version has none
+            work.note(f"{self.name}: {note}")
         self._add_to(work.session, training.out)
         work.made[self.name] = Made(model=self.trained, report=record)
         work.manifest.digests[f"model {self.trained}"] = work.session.engines[self.trained].identity
