@@ -565,7 +565,7 @@ def test_the_trained_policy_loads_and_says_what_its_training_was(whole: Whole, r
     }
     record = json.loads((out / "training.json").read_text(encoding="utf-8"))
     assert record == vars(result) and record["weights"] == weights_digest(out)
-    assert {"steps", "seconds", "metrics", "kept", "cut", "dropped", "weights"} == set(record)
+    assert {"steps", "seconds", "metrics", "kept", "cut", "dropped", "notes", "weights"} == set(record)
     assert (out / "key").read_text() == "the inputs' digest"
 
 

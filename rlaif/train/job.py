@@ -50,6 +50,7 @@ from rlaif.train.examples import (
 from rlaif.version import __version__
 
 FORMAT = 1
+TRAINING = 2  # raised when a change here makes another model of the same inputs
 PACKAGES = ("torch", "transformers", "trl", "accelerate")  # a trained model depends on their versions
 IRRELEVANT = {"base", "name", "data", "reward", "checkpoint_steps"}  # they do not change the weights
 BATCH = 1000  # examples in memory while Parquet is written or read
@@ -127,6 +128,7 @@ def training_key(settings: Training, base: str, examples: str, template: str | N
             "lessons": examples,
             "template": template,
             "versions": _versions(),
+            "training": TRAINING,
         }
     )
 
