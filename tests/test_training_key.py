@@ -83,18 +83,18 @@ ALL_PROMPTS = [PromptOnly(ASKED[:1]), PromptOnly(ASKED, "validation"), PromptOnl
 @pytest.mark.parametrize(
     ("method", "examples", "golden"),
     [
-        ("sft", WHOLE, "7251a18bde117472235988b2ce271284"),
-        ("sft", LAST, "70cd08fd73eee209deaa7c1b50010373"),
-        ("sft", [], "5946a452ca261dcd9a519c7d91ac8639"),
-        ("rm", PAIRS, "f326d99dc9b824ea54cda934fd152cb1"),
-        ("dpo", PAIRS, "f824507a5d5134eb80eaa4ef699ef7dd"),
-        ("ppo", ALL_PROMPTS, "8e5ae0a418167de4dd58095eac590244"),
+        ("sft", WHOLE, "411bda42cb3efa288fd305be38f1e86b"),
+        ("sft", LAST, "751b3bf55c1f71a5174faad21c80a612"),
+        ("sft", [], "fa61c9ac28117f004cdd77c92f3b5ce8"),
+        ("rm", PAIRS, "ed40567ec71523add50009018d9ae8b4"),
+        ("dpo", PAIRS, "8fb5aad18f4dc2588bcbba2ae340fabe"),
+        ("ppo", ALL_PROMPTS, "9a7425af782806ec40bb419fe7bde0ca"),
     ],
 )
 def test_a_model_that_was_trained_before_is_found_again(
     method: str, examples: Sequence[Example], golden: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A key that changes trains every model of every project anew. These are of the first release's code."""
+    """A key that changes trains every model of every project anew. These are of `job.TRAINING` 2."""
     monkeypatch.setattr(job, "versions", lambda *packages: {"torch": "1"})
     monkeypatch.setattr(job, "__version__", "0")
     given = {"template": "a template" if method == "sft" else None, "reward": "identity" if method == "ppo" else None}
