@@ -76,6 +76,7 @@ def audit(
             stage=scope.stage,
         )
         audited = auditing.open_audited(pipeline, step, scope.gold, scope.take, STORE)
+        terminal.print_shipped(console, pipeline.shipped)
         terminal.print_notes(console, audited.notes)
         with terminal.progress(console, "rlaif audit", as_json=as_json) as progress:
             report = run_to_end(auditing.audit_judge(audited, probes=scope.probes, progress=progress))

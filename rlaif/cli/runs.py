@@ -25,13 +25,15 @@ def plan(pipeline: PipelinePath, overrides: Overrides = None, out: Out = None, a
     from rlaif.pipeline.loop import run_to_end
     from rlaif.pipeline.start import open_plan
 
-    planning = open_plan(read_pipeline(pipeline, overrides or []), out)
+    checked = read_pipeline(pipeline, overrides or [])
+    planning = open_plan(checked, out)
     result = run_to_end(planning.make())
     if as_json:
         terminal.print_json(result | {"notes": planning.notes})
     else:
         console = terminal.console()
         results.print_plan(console, result)
+        terminal.print_shipped(console, checked.shipped)
         terminal.print_notes(console, planning.notes)
 
 
@@ -127,6 +129,7 @@ def execute(checked: Pipeline, out: Path | None, title: str, *, as_json: bool, r
     console = terminal.console(stderr=as_json)
     progress = terminal.progress(console, title, as_json=as_json)
     run = open_run(checked, out, progress, retry_failed=retry_failed)
+    terminal.print_shipped(console, checked.shipped)
     terminal.print_notes(console, run.manifest.notes)
     with progress:
         state = run_to_end(run.execute())

@@ -43,6 +43,12 @@ def print_notes(console: Console, notes: Sequence[str]) -> None:
         console.print(line(f"note: {note}", style="yellow"))
 
 
+def print_shipped(console: Console, names: Sequence[str]) -> None:
+    """The files of a pipeline that no project has: whoever edits one has to know which is used."""
+    if names:
+        console.print(line(f"from the package: {', '.join(names)}", style="dim"))
+
+
 def brief(text: str, limit: int) -> str:
     """The beginning of a text in one line of at most `limit` characters."""
     text = visible_line(text)

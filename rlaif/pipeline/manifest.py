@@ -154,6 +154,7 @@ class Manifest:
             {
                 "name": self._pipeline.name,
                 "pipeline": self._pipeline.document.path,
+                "from_package": self._pipeline.shipped,
                 "state": state,
                 "started": self._started,
                 "seconds": round(time.time() - self._started, 2),

@@ -162,6 +162,7 @@ class Plan:
         budget = self.pipeline.budget
         return {
             "name": self.pipeline.name,
+            "from_package": self.pipeline.shipped,
             "stages": stages,
             "calls": self._by_model(),
             "budget_left": None if budget is None else budget - self.session.ledger.spent,

@@ -146,7 +146,7 @@ class Run:
         self.events.write("run", name=self.pipeline.name, rlaif=__version__)
         self._remove_leftovers()
         self.manifest.write("running")  # lists its files before they are written
-        resolved = yaml.safe_dump(self.pipeline.resolved(), sort_keys=False)
+        resolved = yaml.safe_dump(self.pipeline.resolved(self.folder.path), sort_keys=False)
         write_text(self.folder.path / "pipeline.yaml", resolved)
         for stage in self.stages.values():
             self.manifest.digests |= stage.input_digests()
