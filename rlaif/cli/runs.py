@@ -5,16 +5,18 @@ from __future__ import annotations
 import sys
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rlaif.cli import results, rows, terminal
 from rlaif.cli.options import AsJson, Out, Overrides, PipelinePath, RunPath
+from rlaif.errors import InputError
 from rlaif.resources import given_path
 
 if TYPE_CHECKING:
     from rlaif.config import Pipeline
+    from rlaif.pipeline.browse import Shown
 
 FIRST_ROWS = 20  # that `rlaif show` lists
 
@@ -73,28 +75,41 @@ def show(
     stage: Annotated[
         str | None, typer.Option("--stage", help="A stage's name \\[default: the last with rows].")
     ] = None,
+    dropped: Annotated[bool, typer.Option("--dropped", help="List only rows that gave no data.")] = False,
+    tied: Annotated[bool, typer.Option("--tied", help="List only rows with a tie.")] = False,
+    unparsed: Annotated[bool, typer.Option("--unparsed", help="List only rows with an unparsed judgement.")] = False,
+    search: Annotated[
+        str, typer.Option("--search", metavar="TEXT", help="List only rows in which this stands, whatever its case.")
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
     """Show one row with its whole lineage; without ROW, list the first rows."""
     from rlaif.pipeline import browse
     from rlaif.pipeline.folder import RunFolder
 
-    folder = RunFolder.existing(run)
+    folder, wanted = RunFolder.existing(run), browse.Wanted(dropped, tied, unparsed, search)
     if row is None:
-        table = browse.rows(folder, stage)
+        table = browse.listed(folder, stage, wanted)
         if as_json:
-            terminal.print_json([one.model_dump(mode="json") for one in table])
+            terminal.print_json([_as_json(shown) for shown in table])
         else:
-            rows.print_rows(terminal.console(), list(islice(table, FIRST_ROWS)))
+            first = list(islice(table, FIRST_ROWS))
+            others = sum(1 for _ in table) if any(wanted) or not first else browse.rows_after(folder, first[-1])
+            rows.print_rows(terminal.console(), first, others)
         return
-    chosen = browse.row(folder, row, stage)
-    preferences = browse.preferences(folder, chosen)
+    if any(wanted):
+        raise InputError("--dropped, --tied, --unparsed and --search list rows", fix="leave out ROW, or the filters")
+    shown = browse.row(folder, row, stage)
+    preferences = browse.preferences(folder, shown)
     if as_json:
-        made = [preference.model_dump(mode="json") for preference in preferences]
-        lineage = {"preferences": made, "requests": browse.requests(chosen)}
-        terminal.print_json(chosen.model_dump(mode="json") | lineage)
+        made = [preference.model_dump(mode="json") for _, preference in preferences]
+        terminal.print_json(_as_json(shown) | {"preferences": made, "requests": browse.requests(shown.row)})
     else:
-        rows.print_row(terminal.console(), chosen, preferences)
+        rows.print_row(terminal.console(), shown.row, preferences)
+
+
+def _as_json(shown: Shown) -> dict[str, Any]:
+    return shown.row.model_dump(mode="json") | {"row": shown.number, "stage": shown.stage, "why": list(shown.why)}
 
 
 def export(
@@ -106,16 +121,19 @@ def export(
     to: Annotated[
         Path,
         typer.Option(
-            "--to", parser=given_path, metavar="<path>", help="A new folder, or a file whose name ends in .jsonl."
+            "--to",
+            parser=given_path,
+            metavar="<path>",
+            help="A new folder, or a file whose name ends in .jsonl, .jsonl.gz, .csv or .parquet.",
         ),
     ],
 ) -> None:
-    """Write one of a run's data sets to another place: a `datasets` folder with its card, or one JSON Lines file."""
+    """Write one of a run's data sets to another place: a `datasets` folder with its card, or one file."""
     from rlaif.pipeline import browse
     from rlaif.pipeline.folder import RunFolder
 
     folder = RunFolder.existing(run)
-    count = browse.export(folder, form, to, jsonl=to.suffix == ".jsonl")
+    count = browse.export(folder, form, to)
     state = browse.status(folder)["state"]
     terminal.say(f"{count} rows in {to}" + ("" if state == "done" else f"; the run is {state}, more rows may follow"))
 

@@ -28,6 +28,7 @@ from rlaif.config.stages import (
     StageSettings,
 )
 from rlaif.errors import InputError, nearest, shown
+from rlaif.records import digest
 from rlaif.resources import find, find_in, places_of, seen_from
 
 
@@ -90,6 +91,13 @@ class Pipeline:
     def shipped(self) -> list[str]:
         """The files that it names and only the package has, as they are named."""
         return list(self.document.shipped)
+
+    def origin(self, folder: Path) -> str:
+        """Where it was read, as seen from its run folder: of a pipeline of the command line, what was asked."""
+        document = self.document
+        if document.path == COMMAND_LINE:
+            return f"asked {digest(document.value)}"
+        return f"file {seen_from(folder, Path(document.path))}"
 
     def resolved(self, folder: Path) -> dict[str, Any]:
         """The pipeline with every default and source, as saved in `folder`; reading it gives the same pipeline.

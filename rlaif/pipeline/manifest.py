@@ -6,11 +6,11 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from math import inf
-from typing import Any
+from typing import Any, NamedTuple
 
 from rlaif.config import Pipeline
 from rlaif.pipeline.folder import RunFolder, made_before
+from rlaif.pipeline.recorded import cost_of, paid_of, prices_of
 from rlaif.pipeline.session import Session
 from rlaif.records import Row
 from rlaif.train import job
@@ -78,6 +78,13 @@ class StageRecord:
         return f"{self.out:,}" + (f" (dropped: {dropped})" if dropped else "") + facts
 
 
+class Earlier(NamedTuple):
+    """A stage of an earlier start: its record, and the digests of the data sets and the model that it made."""
+
+    record: dict[str, Any]
+    digests: dict[str, str]
+
+
 class Manifest:
     """The record of one execution, written into the run folder after each stage."""
 
@@ -88,6 +95,8 @@ class Manifest:
         self.digests: dict[str, str] = {}
         self.audits: dict[str, dict[str, Any]] = {}  # of judges with a gate, by stage
         self.failures: dict[str, dict[str, Any]] = {}  # rows, by cause
+        self.reasons: list[str] = []  # why the run is not done, apart from failed rows
+        self.earlier: dict[str, Earlier] = {}  # of earlier starts, by the stage's name: what this one has not reached
         self.state = "running"
         self.before = folder.manifest() or {}
         self.made = made_before(self.before)  # files and data sets made by runs of this pipeline
@@ -98,6 +107,21 @@ class Manifest:
         """Count a failed row, or a failed prompt of a measure."""
         group = self.failures.setdefault(cause, {"count": 0, "example": message, "row": prompt_id})
         group["count"] += 1
+
+    def keep_earlier(self, name: str, kind: str, made: set[str]) -> None:
+        """Keep what earlier starts recorded of a stage, and the digests of what it `made`, until this one reaches it.
+
+        So a start that fails hides nothing that is finished.
+        """
+        digests = self.before.get("digests", {})
+        for record in self.before.get("stages", ()):
+            if (record["name"], record["kind"]) == (name, kind):
+                self.earlier[name] = Earlier(record, {one: digests[one] for one in made & digests.keys()})
+
+    def reached(self, record: StageRecord) -> None:
+        """Add a stage's record, in place of that of an earlier start."""
+        self.records.append(record.checked())
+        self.earlier.pop(record.name, None)
 
     def calls(self, stage: str | None = None) -> dict[str, Any]:
         """Each model's calls. `cost` is of this run's calls, `cost_of_data` of all calls behind the data."""
@@ -138,8 +162,6 @@ class Manifest:
 
     def _paid(self) -> dict[str, tuple[int, int]]:
         """Tokens read and written that all executions paid for, by the model's identity: a store may be lost."""
-        if self._pipeline.budget is None:  # nobody counts
-            return _noted(self.before)
         paid = dict(self._paid_before)
         for name, tally in self._session.ledger.by_model().items():
             read, written = paid.get(identity := self._session.engines[name].identity, (0, 0))
@@ -148,26 +170,34 @@ class Manifest:
 
     def write(self, state: str) -> None:
         self.state = state
+        digests = {name: value for earlier in self.earlier.values() for name, value in earlier.digests.items()}
+        ledger = self._session.ledger
         engines = self._session.engines.items()
         capabilities = {name: learnt for name, engine in engines if (learnt := getattr(engine, "capabilities", None))}
         self._folder.write_manifest(
             {
                 "name": self._pipeline.name,
                 "pipeline": self._pipeline.document.path,
+                "origin": self._folder.origin_of(self._pipeline.origin(self._folder.path), self.before),
                 "from_package": self._pipeline.shipped,
                 "state": state,
                 "started": self._started,
                 "seconds": round(time.time() - self._started, 2),
                 "versions": {"rlaif": __version__, **job.versions("datasets", "pyreqwest", *job.PACKAGES)},
                 "made": sorted(self.made),
-                "digests": dict(sorted(self.digests.items())),
-                "stages": [self._priced(record) for record in self.records],
+                "digests": dict(sorted((digests | self.digests).items())),
+                "stages": [
+                    *(self._priced(record) for record in self.records),
+                    *(earlier.record | {"earlier": True} for earlier in self.earlier.values()),
+                ],
                 "calls": self.calls(),
+                "cost_of_all_starts": _rounded(ledger.spent) if self.prices else None,
                 "prices": self.prices,
                 "paid": self._paid(),
                 "notes": self.notes,
                 "capabilities": self.before.get("capabilities", {}) | capabilities,
                 "failures": self.failures,
+                "reasons": self.reasons,
             }
             | ({"audits": self.audits} if self.audits else {})
         )
@@ -176,43 +206,24 @@ class Manifest:
 def count_spent(
     pipeline: Pipeline, session: Session, manifest: Mapping[str, Any]
 ) -> tuple[dict[str, dict[str, float]], dict[str, tuple[int, int]]]:
-    """Give the session's ledger the cost of a run's earlier executions; returns prices and tokens by model identity.
+    """Give the session's ledger the cost of a run's earlier starts; returns prices and tokens by model identity.
 
     They include the prices of models in earlier versions of the pipeline, whose cost counts too. The tokens are those
-    that the store knows under the run's name, or the manifest, whichever are more: each can be lost alone.
+    of the manifest; with a budget, or after a kill, which the manifest has not seen, those that the store knows under
+    the run's name where they are more: each can be lost alone.
     """
-    known = {identity: price for identity, price in manifest.get("prices", {}).items() if _is_price(price)}
-    prices: dict[str, dict[str, float]] = known | {
+    prices = prices_of(manifest) | {
         session.engines[name].identity: price.model_dump() for name, price in session.prices.items()
     }
-    if pipeline.budget is None:
-        return prices, {}
-    spent, noted = session.store.spent(pipeline.name), _noted(manifest)
+    noted = paid_of(manifest)
+    exact = prices and (pipeline.budget is not None or manifest.get("state") == "running")
+    spent = session.store.spent(pipeline.name) if exact else {}
     paid: dict[str, tuple[int, int]] = {}
     for identity in (spent.keys() | noted.keys()) & prices.keys():
         (read, written), (read_before, written_before) = spent.get(identity, (0, 0)), noted.get(identity, (0, 0))
         paid[identity] = (max(read, read_before), max(written, written_before))
-    total = sum(
-        read * prices[identity]["prompt"] + written * prices[identity]["completion"]
-        for identity, (read, written) in paid.items()
-    )
-    session.ledger.before(total / 1e6)
+    session.ledger.before(cost_of(paid, prices))
     return prices, paid
-
-
-def _noted(manifest: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
-    """The tokens that a manifest says were paid for; what is none is left out."""
-    return {
-        identity: (tokens[0], tokens[1])
-        for identity, tokens in manifest.get("paid", {}).items()
-        if isinstance(tokens, list) and len(tokens) == 2 and all(type(count) is int and count >= 0 for count in tokens)
-    }
-
-
-def _is_price(price: object) -> bool:
-    return isinstance(price, dict) and all(
-        isinstance(price.get(key), int | float) and 0 <= price[key] < inf for key in ("prompt", "completion")
-    )
 
 
 def _rounded(cost: float | None) -> float | None:

@@ -60,7 +60,6 @@ class Run:
         )
         self.interrupts = Interrupts(self.work)
         self.events = EventLog(folder.path)
-        self.stopped: str | None = None  # why the run ended before its last stage
 
     def _note(self, text: str) -> None:
         self.work.note(text)
@@ -94,16 +93,19 @@ class Run:
                     break
                 self.manifest.write("running")
             stopped = self.session.scheduler.stopped
-            self.manifest.write("stopped" if stopped else "incomplete" if self.manifest.failures else "done")
+            self.manifest.reasons += [stopped.message] if stopped else []
+            short = self.manifest.failures or self.manifest.reasons
+            self.manifest.write("stopped" if stopped else "incomplete" if short else "done")
         except BaseException as error:
             interrupted = isinstance(error, KeyboardInterrupt | asyncio.CancelledError)
             with suppress(RlaifError, OSError):  # replies in flight are counted in the manifest
                 await self.session.scheduler.close()
+            if isinstance(error, OSError) and error.errno is not None and not isinstance(error, BrokenPipeError):
+                error = _of_the_system(error, self.folder)
+            self.manifest.reasons += [] if interrupted else [str(error) or type(error).__name__]
             with suppress(OSError):  # a full disk must not hide the error
                 self.manifest.write("interrupted" if interrupted else "failed")
-            if isinstance(error, OSError) and error.errno is not None and not isinstance(error, BrokenPipeError):
-                raise _of_the_system(error, self.folder) from None
-            raise
+            raise error from None
         finally:
             watching.cancel()
             self.events.write("ended", state=self.manifest.state, calls=self.manifest.calls())
@@ -121,7 +123,7 @@ class Run:
         if scheduler.stopped and not (head.finishes and self._has_rows(head)):
             return False
         if head.needs_most and (share := self._failed_share()) > TOLERATED:
-            self.stopped = f"{head.name} was not started: {share:.0%} of the rows failed"
+            self.manifest.reasons.append(f"{head.name} was not started: {share:.0%} of the rows failed")
             return False
         if not scheduler.stopped:
             with self.interrupts.watched(gentle=True, blocks=False), suppress(Stopped):
@@ -175,6 +177,11 @@ class Run:
         sets = {f"dataset/{dataset_name(stage.name, shape)}" for stage in stages for shape in stage.writes}
         made = self.folder.remove_made(self.manifest.before, files | sets)
         self.manifest.made = made | files  # a data set is added when it is written
+        for stage in stages:
+            datasets = {f"dataset {dataset_name(stage.name, shape)}" for shape in stage.writes}
+            self.manifest.keep_earlier(
+                stage.name, stage.settings.kind, datasets | {f"model {stage.settings.model_made}"}
+            )
 
     # ------------------------------------------------------------ stages
 
@@ -204,7 +211,7 @@ class Run:
         self.progress.begin(stage.name, stage.settings.kind)
         record = await stage.run(self.work)
         record.seconds = time.monotonic() - began
-        self.manifest.records.append(record.checked())
+        self.manifest.reached(record)
         self.events.write("stage", **record.as_dict())
         self.progress.end(stage.name, record.outcome(stage.outcome(record.as_dict())))
 
@@ -232,8 +239,9 @@ class Run:
                         if row.failure is not None:
                             self.manifest.fail(row.prompt.id, str(row.cause), row.failure)
                     counted = counts[stage.name]
-                    counted.add(row, failed_before, stage.count(row, counted.facts))
-                    writers[stage.name].append(row, index)
+                    dropped = stage.count(row, counted.facts)
+                    counted.add(row, failed_before, dropped)
+                    writers[stage.name].append(row.model_copy(update={"dropped": dropped}), index)
                 self.progress.advance(row.cause)
 
         models = {model for stage in stages for model in stage.models}
@@ -252,7 +260,7 @@ class Run:
             record.streamed = True
             await stage.finish(done, counted, self.work)
             record.seconds = time.monotonic() - began if stage is stages[-1] else None
-            self.manifest.records.append(record)
+            self.manifest.reached(record)
             records.append(record)
             failed_before, entered = counted.failed, counted.rows
         self._streamed(title, stages, records)
