@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from itertools import islice
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rlaif.cli import results, rows, terminal
-from rlaif.cli.options import AsJson, Out, Overrides, PipelinePath, RunPath
+from rlaif.cli.ending import Handled, leave_soon
+from rlaif.cli.options import AsJson, Out, Overrides, PipelinePath, RetryFailed, RunPath
 from rlaif.errors import InputError
 from rlaif.resources import given_path
+from rlaif.screen import diverted, line
 
 if TYPE_CHECKING:
     from rlaif.config import Pipeline
@@ -43,9 +46,7 @@ def run(
     pipeline: PipelinePath,
     overrides: Overrides = None,
     out: Out = None,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Retry the calls that failed in an earlier run.")
-    ] = False,
+    retry_failed: RetryFailed = False,
     as_json: AsJson = False,
 ) -> None:
     """Run a pipeline. Run it again after a crash, an edit or with more prompts: only what changed is computed."""
@@ -138,6 +139,10 @@ def export(
     terminal.say(f"{count} rows in {to}" + ("" if state == "done" else f"; the run is {state}, more rows may follow"))
 
 
+def size_of(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
 def execute(checked: Pipeline, out: Path | None, title: str, *, as_json: bool, retry_failed: bool) -> None:
     """Run a pipeline, show it, and exit with the code of its final state unless it is done."""
     from rlaif.pipeline.loop import run_to_end
@@ -149,8 +154,22 @@ def execute(checked: Pipeline, out: Path | None, title: str, *, as_json: bool, r
     run = open_run(checked, out, progress, retry_failed=retry_failed)
     terminal.print_shipped(console, checked.shipped)
     terminal.print_notes(console, run.manifest.notes)
-    with progress:
-        state = run_to_end(run.execute())
+    printed = size_of(run.folder.libraries)
+
+    def say() -> None:
+        console.show_cursor()
+        terminal.print_error(terminal.INTERRUPTION)
+
+    def leave(*_: object) -> None:
+        leave_soon(say)
+
+    run.interrupts.hurry = leave
+    try:
+        with Handled({signal.SIGINT: leave}), progress, diverted(run.folder.libraries):
+            state = run_to_end(run.execute())
+    finally:
+        if size_of(run.folder.libraries) > printed:
+            console.print(line(f"what libraries printed is in {run.folder.libraries}", style="dim"))
     if as_json:
         terminal.print_json(run.folder.manifest())
     else:

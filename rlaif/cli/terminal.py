@@ -55,8 +55,16 @@ def brief(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def fail(message: str, code: int) -> NoReturn:
-    """Print an error in one line and exit."""
+INTERRUPTION = "interrupted; finished work is kept, run the same command again to continue"
+
+
+def print_error(message: str) -> None:
+    """Print an error in one line."""
     to = Console(stderr=True, soft_wrap=True, highlight=False)
     to.print(Text.assemble(("error: ", "bold red"), " ".join(visible(message).split("\n"))))
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """Print an error in one line and exit."""
+    print_error(message)
     sys.exit(code)

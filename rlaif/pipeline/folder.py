@@ -2,6 +2,7 @@
 
     pipeline.yaml        the resolved pipeline, with every default
     events.jsonl         events with their time, a JSON object a line
+    libraries.log        what libraries printed, if they did
     manifest.json        digests, versions, counts in / out / dropped by reason, calls, cost, seconds
     stages/NN-NAME.jsonl one file for each row or pair stage, a row a line
     dataset/             preferences, SFT data and UltraFeedback-shaped data, each a `datasets` folder with a card
@@ -41,6 +42,7 @@ LINE = 2**26  # bytes of a stage's first line at most, where it has to be read t
 _OWN = {
     ".lock",
     "events.jsonl",
+    "libraries.log",
     ".manifest.json.tmp",
     ".pipeline.yaml.tmp",
     "pipeline.yaml",
@@ -50,7 +52,7 @@ _OWN = {
     "report",
 }
 _FOLDERS = ("stages", "dataset", "models", "report")
-_FILES = (".lock", "events.jsonl", "manifest.json", "pipeline.yaml")
+_FILES = (".lock", "events.jsonl", "libraries.log", "manifest.json", "pipeline.yaml")
 
 
 def hold(path: Path, where: Path) -> IO[bytes]:
@@ -199,6 +201,10 @@ class RunFolder:
 
     def model(self, name: str) -> Path:
         return self.path / "models" / name
+
+    @property
+    def libraries(self) -> Path:
+        return self.path / "libraries.log"
 
     def stage(self, number: int, name: str) -> Path:
         return self.path / "stages" / f"{number:02d}-{name}.jsonl"

@@ -26,6 +26,9 @@ class RowCounts:
         self.models: set[str] = set()  # named in the rows
         self.dropped: Counter[str] = Counter()  # rows that did not fail and are dropped, by reason
         self.facts: Counter[str] = Counter(dict.fromkeys(facts, 0))
+        self.problems: Counter[str] = Counter()  # why judgements are unparsed, of the first rows that have any
+        self.unparsed_row = ""  # the first of them
+        self._unparsed = 0
 
     def add(self, row: Row, failed_before: bool, reason: str | None) -> None:
         """Count a row; `reason` is the drop reason of a row that did not fail."""
@@ -37,6 +40,21 @@ class RowCounts:
             self.dropped[reason] += 1
         else:
             self.out += row.failure is None
+        if self.facts["unparsed"] > self._unparsed and len(self.problems) < MOST_PROBLEMS:
+            self._unparsed = self.facts["unparsed"]
+            self.problems.update(row.unparsed()[-1:])
+            self.unparsed_row = self.unparsed_row or row.prompt.id
+
+    def example(self) -> str:
+        """The commonest problem of the unparsed judgements, with a row that has one."""
+        if not self.problems:
+            return ""
+        problem, _ = self.problems.most_common(1)[0]
+        return f", most often because {problem}; for example in row {self.unparsed_row}"
+
+
+MOST_PROBLEMS = 1000
+JUDGEMENTS = ("ratings", "scores", "comparisons", "rankings")  # the facts that count a stage's judgements
 
 
 @dataclass
@@ -59,6 +77,20 @@ class StageRecord:
         if self.given != self.out + self.dropped.total():
             raise AssertionError(f"stage {self.name}: {self.given} in, {self.out} out, {dict(self.dropped)} dropped")
         return self
+
+    def shortfall(self, example: str = "") -> str | None:
+        """Why nothing, or next to nothing, came of the stage; None where that is not so."""
+        facts = self.facts
+        judged, unparsed = sum(facts.get(what, 0) for what in JUDGEMENTS), facts.get("unparsed", 0)
+        if 2 * unparsed > judged > 0:
+            next_step = "`rlaif show RUN --unparsed` lists such rows, and `rlaif run --retry-failed` asks once more"
+            return f"{self.name}: {unparsed:,} of {judged:,} judgements are unparsed{example}. {next_step}"
+        if facts.get("candidates") and facts.get("cut") == facts["candidates"]:
+            return f"{self.name}: every completion was cut at `max_tokens`: raise it"
+        if self.given and facts.get("preferences") == 0:
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.dropped.most_common())
+            return f"{self.name}: no preference was made of {self.given:,} rows ({reasons})"
+        return None
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -118,10 +150,12 @@ class Manifest:
             if (record["name"], record["kind"]) == (name, kind):
                 self.earlier[name] = Earlier(record, {one: digests[one] for one in made & digests.keys()})
 
-    def reached(self, record: StageRecord) -> None:
-        """Add a stage's record, in place of that of an earlier start."""
+    def reached(self, record: StageRecord, example: str = "") -> None:
+        """Add a stage's record, in place of that of an earlier start; `example` is of an unparsed judgement."""
         self.records.append(record.checked())
         self.earlier.pop(record.name, None)
+        if shortfall := record.shortfall(example):
+            self.reasons.append(shortfall)
 
     def calls(self, stage: str | None = None) -> dict[str, Any]:
         """Each model's calls. `cost` is of this run's calls, `cost_of_data` of all calls behind the data."""

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from rlaif.config import LocalModel, Pipeline
+from rlaif.engines.scheduler import AT_ONCE, GRACE
 from rlaif.errors import InputError, RlaifError, Stopped, WorkError
 from rlaif.files import FULL, why, write_text
 from rlaif.pipeline.datasets import dataset_name
@@ -98,8 +99,9 @@ class Run:
             self.manifest.write("stopped" if stopped else "incomplete" if short else "done")
         except BaseException as error:
             interrupted = isinstance(error, KeyboardInterrupt | asyncio.CancelledError)
+            self.interrupts.heard += interrupted and not self.interrupts.heard  # a stage that blocks heard it itself
             with suppress(RlaifError, OSError):  # replies in flight are counted in the manifest
-                await self.session.scheduler.close()
+                await self.session.scheduler.close(AT_ONCE if interrupted else GRACE)
             if isinstance(error, OSError) and error.errno is not None and not isinstance(error, BrokenPipeError):
                 error = _of_the_system(error, self.folder)
             self.manifest.reasons += [] if interrupted else [str(error) or type(error).__name__]
@@ -260,7 +262,7 @@ class Run:
             record.streamed = True
             await stage.finish(done, counted, self.work)
             record.seconds = time.monotonic() - began if stage is stages[-1] else None
-            self.manifest.reached(record)
+            self.manifest.reached(record, counted.example())
             records.append(record)
             failed_before, entered = counted.failed, counted.rows
         self._streamed(title, stages, records)

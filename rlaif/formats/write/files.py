@@ -15,7 +15,6 @@ from typing import Any, TextIO
 from rlaif.errors import InputError
 from rlaif.files import new_file
 
-
 FORMS = (".jsonl.gz", ".jsonl", ".csv", ".parquet")
 OTHER_FILES = (
     ".json",
