@@ -83,7 +83,7 @@ class StageRecord:
         facts = self.facts
         judged, unparsed = sum(facts.get(what, 0) for what in JUDGEMENTS), facts.get("unparsed", 0)
         if 2 * unparsed > judged > 0:
-            next_step = "`rlaif show RUN --unparsed` lists such rows, and `rlaif run --retry-failed` asks once more"
+            next_step = "`rlaif show RUN --unparsed` lists such rows, and `--retry-failed` asks once more"
             return f"{self.name}: {unparsed:,} of {judged:,} judgements are unparsed{example}. {next_step}"
         if facts.get("candidates") and facts.get("cut") == facts["candidates"]:
             return f"{self.name}: every completion was cut at `max_tokens`: raise it"

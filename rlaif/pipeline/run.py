@@ -146,7 +146,7 @@ class Run:
     # ------------------------------------------------------------ before the first call
 
     def _begin(self) -> None:
-        self._check_disk()
+        _check_disk(self.work, self.stages.values())
         self.events.write("run", name=self.pipeline.name, rlaif=__version__)
         self._remove_leftovers()
         self.manifest.write("running")  # lists its files before they are written
@@ -160,17 +160,6 @@ class Run:
         for name, spec in self.pipeline.models.items():
             if isinstance(spec, LocalModel):
                 self.manifest.digests[f"model {name}"] = self.session.engines[name].identity
-
-    def _check_disk(self) -> None:
-        """Raise WorkError on a nearly full disk; warn when the run may fill it."""
-        rows = sum(len(made.prompts.kept) for made in self.work.made.values() if made.prompts)
-        need = rows * sum(stage.holds == "rows" for stage in self.stages.values()) * BYTES_A_ROW
-        free = min(room(self.folder.path), room(self.session.store.path.parent))
-        space = f"{free / 2**20:,.0f} MB are free on the disk of {str(self.folder.path)!r}"
-        if free < LEAST_ROOM:
-            raise WorkError(f"{space}, too little to start", fix="free some space, or give another folder with --out")
-        if free < need:
-            self.work.note(f"{space}, and the run may write {need / 2**20:,.0f} MB")
 
     def _remove_leftovers(self) -> None:
         """Remove files of earlier versions of this pipeline that this one does not make."""
@@ -298,6 +287,18 @@ class Run:
             if time.monotonic() - written >= EVERY:
                 written = time.monotonic()
                 self.events.write("progress", **pulse._asdict(), failures=self.manifest.failures)
+
+
+def _check_disk(work: Work, stages: Iterable[Stage[Any]]) -> None:
+    """Raise WorkError on a nearly full disk; warn when the run may fill it."""
+    rows = sum(len(made.prompts.kept) for made in work.made.values() if made.prompts)
+    need = rows * sum(stage.holds == "rows" for stage in stages) * BYTES_A_ROW
+    free = min(room(work.folder.path), room(work.session.store.path.parent))
+    space = f"{free / 2**20:,.0f} MB are free on the disk of {str(work.folder.path)!r}"
+    if free < LEAST_ROOM:
+        raise WorkError(f"{space}, too little to start", fix="free some space, or give another folder with --out")
+    if free < need:
+        work.note(f"{space}, and the run may write {need / 2**20:,.0f} MB")
 
 
 def _refuse_foreign(stages: Iterable[Stage[Any]], folder: RunFolder, made: set[str]) -> None:
