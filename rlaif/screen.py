@@ -146,8 +146,13 @@ def diverted(path: Path) -> Iterator[None]:
     finally:
         with suppress(OSError):  # its disk is full: what libraries print is no reason to fail
             log.close()
-        if path.stat().st_size == 0:
-            path.unlink()
+        remove_empty(path)
+
+
+def remove_empty(log: Path) -> None:
+    with suppress(OSError):  # it is gone already
+        if log.stat().st_size == 0:
+            log.unlink()
 
 
 class _Log(Guard):

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -17,7 +16,7 @@ from typing import Any
 import pytest
 from echo import RUBRIC, Echo, write_project, write_prompts
 from serving import serve
-from test_faults import ended, slowly, start, until
+from test_faults import interrupt_twice, slowly, start, until
 from test_formats import jsonl
 from test_run import Cli, asked, count, manifest, models, run_cli, url  # noqa: F401 - the fixtures
 
@@ -172,7 +171,7 @@ def test_unparsed_judgements_are_no_success_and_are_asked_for_again(tmp_path: Pa
     with serve(engines) as url:
         write_project(tmp_path, url, prompts=6)
         code, out, _ = run_cli("run", "echo.yaml")
-        assert code == 1 and "rate: 48 of 48 judgements are unparsed, most often because" in out
+        assert code == 1 and "rate: 48 of 48 judgements are unparsed, most often: " in out
         assert (
             "for example in row" in out and "--retry-failed" in out and "pair: no preference was made of 6 rows" in out
         )
@@ -439,11 +438,7 @@ def test_two_ctrl_c_leave_within_a_second(tmp_path: Path, models: dict[str, Echo
     slowly(models["judge"], 30.0)
     process = start(tmp_path, "run", "echo.yaml")
     until(lambda: count(models)["two"] >= 20, 60.0)
-    time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
-    time.sleep(0.5)
-    began = time.monotonic()
-    process.send_signal(signal.SIGINT)
-    code, out = ended(process)
-    assert code == 130 and time.monotonic() - began < 1.0, time.monotonic() - began
+    time.sleep(1.0)
+    code, out, seconds = interrupt_twice(process)
+    assert code == 130 and seconds < 1.0, seconds
     assert "finished work is kept" in out and manifest(tmp_path / "runs/echo")["state"] == "interrupted"

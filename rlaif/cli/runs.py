@@ -15,7 +15,7 @@ from rlaif.cli.ending import Handled, leave_soon
 from rlaif.cli.options import AsJson, Out, Overrides, PipelinePath, RetryFailed, RunPath
 from rlaif.errors import InputError
 from rlaif.resources import given_path
-from rlaif.screen import diverted, line
+from rlaif.screen import diverted, line, remove_empty
 
 if TYPE_CHECKING:
     from rlaif.config import Pipeline
@@ -158,6 +158,7 @@ def execute(checked: Pipeline, out: Path | None, title: str, *, as_json: bool, r
 
     def say() -> None:
         console.show_cursor()
+        remove_empty(run.folder.libraries)
         terminal.print_error(terminal.INTERRUPTION)
 
     def leave(*_: object) -> None:

@@ -46,11 +46,12 @@ class RowCounts:
             self.unparsed_row = self.unparsed_row or row.prompt.id
 
     def example(self) -> str:
-        """The commonest problem of the unparsed judgements, with a row that has one."""
+        """The commonest problem of the unparsed judgements, with a row that has one, and what can be done."""
         if not self.problems:
             return ""
         problem, _ = self.problems.most_common(1)[0]
-        return f", most often because {problem}; for example in row {self.unparsed_row}"
+        next_step = "`rlaif show RUN --unparsed` lists such rows, and `--retry-failed` asks once more"
+        return f", most often: {problem}; for example in row {self.unparsed_row}. {next_step}"
 
 
 MOST_PROBLEMS = 1000
@@ -83,8 +84,7 @@ class StageRecord:
         facts = self.facts
         judged, unparsed = sum(facts.get(what, 0) for what in JUDGEMENTS), facts.get("unparsed", 0)
         if 2 * unparsed > judged > 0:
-            next_step = "`rlaif show RUN --unparsed` lists such rows, and `--retry-failed` asks once more"
-            return f"{self.name}: {unparsed:,} of {judged:,} judgements are unparsed{example}. {next_step}"
+            return f"{self.name}: {unparsed:,} of {judged:,} judgements are unparsed{example}"
         if facts.get("candidates") and facts.get("cut") == facts["candidates"]:
             return f"{self.name}: every completion was cut at `max_tokens`: raise it"
         if self.given and facts.get("preferences") == 0:
