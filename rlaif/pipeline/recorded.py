@@ -103,7 +103,7 @@ def paid_of(manifest: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
     return {
         identity: (tokens[0], tokens[1])
         for identity, tokens in manifest.get("paid", {}).items()
-        if isinstance(tokens, list) and len(tokens) == 2 and all(type(count) is int and count >= 0 for count in tokens)
+        if isinstance(tokens, list) and len(tokens) == 2 and all(_is(count, (int,)) and count >= 0 for count in tokens)
     }
 
 
@@ -115,5 +115,5 @@ def cost_of(paid: Mapping[str, tuple[int, int]], prices: Mapping[str, Mapping[st
 
 def _is_price(price: object) -> bool:
     return isinstance(price, dict) and all(
-        isinstance(price.get(key), int | float) and 0 <= price[key] < inf for key in ("prompt", "completion")
+        _is(price.get(key), (int, float)) and 0 <= price[key] < inf for key in ("prompt", "completion")
     )
