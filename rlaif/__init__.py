@@ -37,8 +37,8 @@ def run(
     default `runs/NAME` of the current folder. With `retry_failed` the calls that failed in an earlier run are retried,
     and unparsed judgements asked for once more; with `quiet` no progress is printed.
 
-    A run that stops early, has failed rows or made nothing returns too: see `.state`. Raises InputError for wrong input,
-    before anything is made, WorkError and EngineError for work that failed.
+    A run that stops early, has failed rows or made nothing returns too: see `.state`. Raises InputError for wrong
+    input, before anything is made, WorkError and EngineError for work that failed.
     """
     from rlaif.pipeline.interface import run
 
