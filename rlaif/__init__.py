@@ -34,11 +34,11 @@ def run(
 
     Run again after a crash, an edit or with more prompts, and only what changed is computed. `overrides` change keys of
     the file, `__` standing for a dot: `seed=1`, `stages__prompts__prompts__take=50`. `out` is the run folder, by
-    default `runs/NAME` of the current folder. With `retry_failed` the calls that failed in an earlier run are retried;
-    with `quiet` no progress is printed.
+    default `runs/NAME` of the current folder. With `retry_failed` the calls that failed in an earlier run are retried,
+    and unparsed judgements asked for once more; with `quiet` no progress is printed.
 
-    A run that stops early or has failed rows returns too: see `.state`. Raises InputError for wrong input, before
-    anything is made, WorkError and EngineError for work that failed.
+    A run that stops early, has failed rows or made nothing returns too: see `.state`. Raises InputError for wrong
+    input, before anything is made, WorkError and EngineError for work that failed.
     """
     from rlaif.pipeline.interface import run
 

@@ -190,6 +190,11 @@ class Judgement(Record):
         calls: tuple[str, ...] = self.calls  # type: ignore[attr-defined]
         return calls
 
+    def unread(self) -> str | None:
+        """Why it is unparsed; None where it could be read."""
+        problem: str | None = self.problem  # type: ignore[attr-defined]
+        return problem
+
 
 class Rating(Judgement):
     """A judge's rating of one candidate under one aspect: an integer in the rubric's range, N/A, or unparsed."""
@@ -275,6 +280,9 @@ class Revision(Judgement):
     def paid_calls(self) -> tuple[str, ...]:
         return tuple(written.call for written in (self.critique, self.completion) if written is not None)
 
+    def unread(self) -> None:
+        """A chain that broke off judges nothing."""
+
 
 Choice = Literal["A", "B", "tie"]
 
@@ -336,6 +344,12 @@ class Comparison(Judgement):
 
     def paid_calls(self) -> tuple[str, ...]:
         return tuple(call for member in self.members for order in member.orders for call in order.calls)
+
+    def unread(self) -> str | None:
+        if self.verdict is not None:
+            return None
+        problems = (order.problem for member in self.members for order in member.orders)
+        return next(filter(None, problems), "it names neither completion")
 
     @property
     def members(self) -> tuple[Comparison, ...]:
@@ -440,11 +454,16 @@ class Row(Record):
     scores: tuple[Score, ...] = ()
     failure: str | None = None  # why the row was not completed
     cause: str | None = None  # the word that failures are grouped by
+    dropped: str | None = None  # why the stage whose file it stands in makes no data of it, though it did not fail
 
     def judgements(self) -> Iterator[Judgement]:
         """All judgements of its candidates."""
         for name in JUDGEMENTS:
             yield from getattr(self, name)
+
+    def unparsed(self) -> list[str]:
+        """Why its unparsed judgements are unparsed."""
+        return [problem for judgement in self.judgements() if (problem := judgement.unread()) is not None]
 
     def models(self) -> set[str]:
         """The models that wrote or judged its candidates."""

@@ -1,4 +1,4 @@
-"""Where files are found: the current folder first, then what ships with the package.
+"""Where files are found: beside the pipeline that names them, then in the current folder, then in the package.
 
 A path that does not exist is an error that names the nearest files; it is never taken for text or a hub id. In a
 checkout the content folders lie beside the package; in a wheel they are packed inside it, under `bundled/`.
@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import os
 import shutil
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from rlaif.errors import InputError, first_line, shortened
 from rlaif.files import MOST_WRITTEN, read_whole, why
@@ -33,8 +36,7 @@ def bundled(first: str) -> Path | None:
 def copy_out(target: Path) -> list[Path]:
     """Copy the bundled pipelines, prompts and constitutions into a new or empty folder, for editing.
 
-    There they take precedence over the bundled ones, because the current folder is searched first. Raises InputError
-    when `target` holds anything.
+    A pipeline in it finds them before the bundled ones. Raises InputError when `target` holds anything.
     """
     try:
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -67,22 +69,52 @@ def given_path(path: str | Path) -> Path:
     raise InputError(f"the path {_short(text)} cannot be used: {problem}", fix="name another file or folder")
 
 
-def find(path: str, *, file: str | None = None, line: int | None = None, key: str | None = None) -> Path:
-    """The file or folder that `path` names. `file`, `line` and `key` say where it was written, for the error.
+class Found(NamedTuple):
+    path: Path
+    shipped: bool  # only the package has it
 
-    Raises InputError when neither the current folder nor the package has it.
+
+def find(path: str, *, file: str | None = None, line: int | None = None, key: str | None = None) -> Path:
+    """The file or folder that `path` names, in the current folder or else in the package.
+
+    `file`, `line` and `key` say where it was written, for the error. Raises InputError when neither has it.
     """
+    return find_in((Path(),), path, file=file, line=line, key=key).path
+
+
+def find_in(
+    folders: Sequence[Path], path: str, *, file: str | None = None, line: int | None = None, key: str | None = None
+) -> Found:
+    """As `find`, in the first of these folders that has it, or else in the package."""
     try:
-        here = Path(path).expanduser()
-        if path and here.exists():
-            return here
-        root = None if here.is_absolute() else bundled(here.parts[0] if here.parts else "")
-        if root is not None and (root / here).exists():
-            return root / here
-        problem, fix = f"there is no file or folder {_short(path)}", _suggestion(here, root)
+        named = Path(path).expanduser()
+        here = (folder / named for folder in folders)
+        if path and (there := next((place for place in here if place.exists()), None)) is not None:
+            return Found(there, shipped=False)
+        root = None if named.is_absolute() else bundled(named.parts[0] if named.parts else "")
+        if root is not None and (root / named).exists():
+            return Found(root / named, shipped=True)
+        problem, fix = (
+            f"there is no file or folder {_short(path)}",
+            _suggestion(named, [*folders, *filter(None, [root])]),
+        )
     except (OSError, RuntimeError, ValueError) as error:  # too long, not allowed, `~` of an unknown user, or with a NUL
         problem, fix = f"the path {_short(path)} cannot be used: {_reason(error)}", "name another file or folder"
     raise InputError(problem, file=file, line=line, key=key, fix=fix)
+
+
+def places_of(pipeline: Path) -> tuple[Path, ...]:
+    """The folders beside a pipeline file: its own, and the one above where its own is called `pipelines`.
+
+    So the files of a project are found whatever the current folder is, in the layout that `rlaif init` makes.
+    """
+    own = pipeline.parent
+    return (own, own / os.pardir) if own.resolve().name == "pipelines" else (own,)
+
+
+def seen_from(folder: Path, path: Path) -> str:
+    """`path` relative to `folder`. A link in the path's last part stays one."""
+    return os.path.relpath(os.path.join(os.path.realpath(path.parent), path.name), os.path.realpath(folder))
 
 
 def read_text(path: Path) -> str:
@@ -105,8 +137,8 @@ def _reason(error: Exception) -> str:
     return why(error) if isinstance(error, OSError) else first_line(error)
 
 
-def _suggestion(path: Path, root: Path | None) -> str:
-    folders = [folder for folder in (path.parent, root / path.parent if root else None) if folder and folder.is_dir()]
+def _suggestion(path: Path, roots: Sequence[Path]) -> str:
+    folders = [folder for root in roots if (folder := root / path.parent).is_dir()]
     children = (child.name for folder in folders for child in itertools.islice(folder.iterdir(), MOST_NAMES))
     names = sorted({name for name in children if not name.startswith(".")})
     close = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)

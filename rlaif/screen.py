@@ -6,14 +6,17 @@ A console renders only visible text; `Text` becomes visible when it is made, so 
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from typing import IO, TYPE_CHECKING, Any, cast
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, TextIO, cast
 
 from rich import console, segment, text
 
+from rlaif.files import regular
 from rlaif.visible import visible
 
 if TYPE_CHECKING:
@@ -54,6 +57,18 @@ class Console(console.Console):
     def file(self, file: IO[str]) -> None:
         self._file = file
 
+    @property
+    def size(self) -> console.ConsoleDimensions:
+        """The size of the terminal that it writes to, whatever the standard streams are."""
+        if self._width is None and self.is_terminal:
+            with suppress(OSError, ValueError):
+                return console.ConsoleDimensions(*os.get_terminal_size(self.file.fileno()))
+        return super().size
+
+    @size.setter
+    def size(self, size: tuple[int, int]) -> None:
+        self._width, self._height = size
+
     def render_str(self, text: str, **settings: Any) -> text.Text:
         return super().render_str(visible(text), **settings)
 
@@ -88,6 +103,10 @@ class Guard:
         self._stream.write(moves + visible(written[len(moves) :]))
         return len(written)
 
+    def become(self, stream: IO[str]) -> None:
+        """From now on, write to another stream."""
+        self._stream = self.rich_proxied_file = stream
+
     def writelines(self, lines: Iterable[str]) -> None:
         for line in lines:
             self.write(line)
@@ -111,3 +130,64 @@ def guarded() -> Iterator[None]:
     """Whatever is printed inside, by whomever, is made visible."""
     with redirect_stdout(Guard(sys.stdout)), redirect_stderr(Guard(sys.stderr)):
         yield
+
+
+@contextmanager
+def diverted(path: Path) -> Iterator[None]:
+    """What others print inside, also processes that they start, is appended to a file, while consoles write on.
+
+    A file that stays empty is removed again. Raises OSError.
+    """
+    descriptor = regular(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW)
+    log = open(descriptor, "a", 1, "utf-8", "backslashreplace")  # noqa: SIM115 - closed below, where it may fail
+    try:
+        with _diverted("stdout", 1, log), _diverted("stderr", 2, log):
+            yield
+    finally:
+        with suppress(OSError):  # its disk is full: what libraries print is no reason to fail
+            log.close()
+        remove_empty(path)
+
+
+def remove_empty(log: Path) -> None:
+    with suppress(OSError):  # it is gone already
+        if log.stat().st_size == 0:
+            log.unlink()
+
+
+class _Log(Guard):
+    """A standard stream whose text goes to a log; `rich_proxied_file` is where consoles write meanwhile."""
+
+    def write(self, written: str) -> int:
+        with suppress(OSError):
+            super().write(written)
+        return len(written)
+
+
+@contextmanager
+def _diverted(name: str, number: int, log: IO[str]) -> Iterator[None]:
+    """A standard stream, in this program and with its number for the whole process, as the log."""
+    before, diverting = getattr(sys, name), _Log(log)
+    stream = unguarded(before)
+    try:
+        ours = stream.fileno() == number
+    except (OSError, ValueError):  # a test's stream, or a notebook's, has no number
+        ours = False
+    kept = None
+    if ours:
+        stream.flush()
+        encoding = cast(TextIO, stream).encoding
+        kept = open(os.dup(number), "w", 1, encoding, "backslashreplace")  # noqa: SIM115 - closed below
+        os.dup2(log.fileno(), number)
+    diverting.rich_proxied_file = kept or stream
+    setattr(sys, name, diverting)
+    try:
+        yield
+    finally:
+        setattr(sys, name, before)
+        diverting.become(stream)  # a library's log handler may hold it
+        if kept is not None:
+            stream.flush()
+            os.dup2(kept.fileno(), number)
+            with suppress(OSError):  # the reader of a pipe is gone
+                kept.close()

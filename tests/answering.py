@@ -19,6 +19,9 @@ class Answering(ABC):
     async def sample(self, asks: Sequence[Ask]) -> list[list[Completion]]:
         answers = []
         for ask in asks:
+            if ask.retries:
+                answers.append([])
+                continue
             self.asks.append(ask)
             answers.append(self.answer(ask))
         return answers

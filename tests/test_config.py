@@ -124,9 +124,9 @@ def test_a_secret_in_an_override_is_not_repeated(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", [None, "pipelines/quickstart.yaml", "pipelines/ultrafeedback.yaml"])
 def test_a_saved_pipeline_reads_back_to_the_same(tmp_path: Path, path: str | None) -> None:
     first = read(tmp_path) if path is None else read_pipeline(path)
-    (tmp_path / "saved.yaml").write_text(yaml.safe_dump(first.resolved(), sort_keys=False))
+    (tmp_path / "saved.yaml").write_text(yaml.safe_dump(first.resolved(tmp_path), sort_keys=False))
     again = read_pipeline(str(tmp_path / "saved.yaml"))
-    assert again.resolved() == first.resolved()
+    assert again.resolved(tmp_path) == first.resolved(tmp_path)
     assert (again.name, again.seed, again.models) == (first.name, first.seed, first.models)
     assert shape(again) == shape(first)
 

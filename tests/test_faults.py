@@ -86,6 +86,26 @@ def slowly(model: Echo, seconds: float) -> None:
     model.sample = slow  # type: ignore[method-assign]
 
 
+def interrupt_twice(process: subprocess.Popen[str]) -> tuple[int, str, float]:
+    """Press Ctrl-C, and once that is heard again: the exit code, what was printed, and how long the second took."""
+    assert process.stdout is not None
+    process.send_signal(signal.SIGINT)
+    said = ""
+    while "press Ctrl-C again" not in said:
+        assert (line := process.stdout.readline()), said
+        said += line
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    said += process.stdout.read()
+    return process.wait(), said, time.monotonic() - began
+
+
+def only_unread(code: int, found: dict[str, Any]) -> bool:
+    """Whether every row went through, though a judge whose replies nobody can read made nothing of them."""
+    told = [reason.partition(" are unparsed")[1] or reason for reason in found["reasons"]]
+    return code == 1 and not found["failures"] and told[0] == " are unparsed" and "no preference" in told[1]
+
+
 # ---------------------------------------------------------------- stopping
 
 
@@ -144,13 +164,8 @@ def test_two_ctrl_c_leave_at_once_and_lose_nothing_that_arrived(
     process = start(tmp_path, "run", "echo.yaml")
     until(lambda: count(models)["two"] >= 20)
     time.sleep(0.3)
-    process.send_signal(signal.SIGINT)
-    time.sleep(0.3)
-    began = time.monotonic()
-    process.send_signal(signal.SIGINT)
-    until(lambda: process.poll() is not None, 14.0)  # what was sent has ten seconds to arrive
-    code, out = ended(process)
-    assert code == 130 and "interrupted" in out and "Traceback" not in out and time.monotonic() - began < 14
+    code, out, seconds = interrupt_twice(process)
+    assert code == 130 and "interrupted" in out and "Traceback" not in out and seconds < 2
     store = CallStore(tmp_path / folder.STORE, read_only=True)
     kept = len(store)
     store.close()
@@ -195,8 +210,9 @@ def test_samples_that_nobody_asked_for_are_on_the_bill(tmp_path: Path, run_cli: 
     generous = Answer(lambda body: completion(*(f"seed {body['seed']} {i}" for i in range(body.get("n", 1) + 3))))
     with scripted([Answer({"data": []})] * 3 + [Answer(completion("x"))] * 3 + [generous]) as script:
         write_project(tmp_path, script.base_url, prompts=4)
-        assert run_cli("run", "echo.yaml", "stages.rate.rate.reask=0")[0] == 0
-    assert manifest(tmp_path / "runs/echo")["calls"]["two"]["completion_tokens"] == 4 * 5 * 5
+        code, _, _ = run_cli("run", "echo.yaml", "stages.rate.rate.reask=0")
+    found = manifest(tmp_path / "runs/echo")
+    assert only_unread(code, found) and found["calls"]["two"]["completion_tokens"] == 4 * 5 * 5
 
 
 def test_a_budget_remembers_what_another_model_cost(
@@ -248,8 +264,8 @@ def test_a_server_that_hangs_is_left_after_the_timeout(tmp_path: Path, run_cli: 
         began = time.monotonic()
         settings = [f"models.{name}.timeout=1" for name in ("one", "two", "judge")]
         code, _, _ = run_cli("run", "echo.yaml", *settings, "stages.rate.rate.reask=0")
-    assert code == 0 and time.monotonic() - began < 20
     found = manifest(tmp_path / "runs/echo")
+    assert only_unread(code, found) and time.monotonic() - began < 20
     assert sum(calls["retries"].get("timeout", 0) for calls in found["calls"].values()) == 1
 
 
@@ -278,7 +294,7 @@ def test_a_server_that_lists_no_model_is_said_to(tmp_path: Path, run_cli: Cli) -
     with scripted([*[Answer({"data": []})] * 3, fine]) as script:
         write_project(tmp_path, script.base_url, prompts=1)
         code, out, _ = run_cli("run", "echo.yaml", "stages.rate.rate.reask=0")
-    assert code == 0 and "the model of one; it lists none" in out
+    assert only_unread(code, manifest(tmp_path / "runs/echo")) and "the model of one; it lists none" in out
 
 
 def test_a_model_that_its_server_does_not_list_is_a_note(tmp_path: Path, run_cli: Cli, monkeypatch: Any) -> None:
@@ -289,8 +305,13 @@ def test_a_model_that_its_server_does_not_list_is_a_note(tmp_path: Path, run_cli
         write_project(tmp_path, script.base_url, prompts=3)
         keyed = [f"models.{name}.api_key_env=PLANTED_KEY" for name in ("one", "two", "judge")]
         code, out, _ = run_cli("run", "echo.yaml", *keyed, "stages.rate.rate.reask=0")
-    notes = manifest(tmp_path / "runs/echo")["notes"]
-    assert code == 0 and len(notes) == 3 and "does not list 'one', the model of one; it lists other of ***" in out
+    found = manifest(tmp_path / "runs/echo")
+    notes = found["notes"]
+    assert (
+        only_unread(code, found)
+        and len(notes) == 3
+        and "does not list 'one', the model of one; it lists other of ***" in out
+    )
     assert SECRET not in str(notes) + out
 
 
@@ -319,7 +340,7 @@ def test_nothing_a_server_says_is_a_traceback(name: str, tmp_path: Path, run_cli
     with scripted([*ready, *[ODD[name]] * 6, Answer(odd)]) as script:
         write_project(tmp_path, script.base_url, prompts=3)
         code, _, err = run_cli("run", "echo.yaml", "stages.rate.rate.reask=0")
-    assert code == 0 and "Traceback" not in err and manifest(tmp_path / "runs/echo")["state"] == "done"
+    assert only_unread(code, manifest(tmp_path / "runs/echo")) and "Traceback" not in err
 
 
 def test_a_host_that_cannot_be_is_a_sentence(tmp_path: Path, run_cli: Cli, url: str) -> None:

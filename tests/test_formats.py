@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow
 import pytest
 import yaml
 
@@ -27,9 +28,11 @@ from rlaif.formats import (
     sft_rows,
     ultrafeedback_rows,
     write_dataset,
-    write_jsonl,
+    write_file,
 )
 from rlaif.formats.reading import Conversation
+from rlaif.formats.write.dataset import PARQUET
+from rlaif.formats.write.files import FORMS
 from rlaif.records import Candidate, Completion, Message, Preference, Prompt, Rating, Revision, Row, Score
 
 Rows = list[dict[str, Any]]
@@ -588,12 +591,13 @@ def test_the_schema_does_not_depend_on_the_rows(tmp_path: Path) -> None:
 def test_equal_rows_give_equal_bytes(tmp_path: Path, shape: str) -> None:
     def digests(folder: Path) -> dict[str, str]:
         write_dataset(SHAPES[shape], iter(shapes(3)[shape]), folder, facts(3, tie=2))
-        write_jsonl(shapes(3)[shape], folder / "rows.jsonl")
+        for form in FORMS:
+            write_file(folder / PARQUET, folder / f"rows{form}", form)
         files = (path for path in folder.rglob("*") if path.is_file())
         return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
     first, second = digests(tmp_path / "one"), digests(tmp_path / "two")
-    assert len(first) == 3
+    assert len(first) == 2 + len(FORMS) == 6
     assert first == second
 
 
@@ -624,22 +628,27 @@ def test_counts_that_do_not_add_up_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
-    def broken() -> Iterable[dict[str, Any]]:
-        yield {"a": 2}
-        raise KeyboardInterrupt
-
-    write_jsonl([{"a": 1}], tmp_path / "rows.jsonl")
-    with pytest.raises(KeyboardInterrupt):
-        write_jsonl(broken(), tmp_path / "rows.jsonl")
-    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
-    assert (tmp_path / "rows.jsonl").read_text(encoding="utf-8") == '{"a": 1}\n'
+    write_dataset(SHAPES["sft"], shapes(3)["sft"], tmp_path / "sft", facts(3))
+    (tmp_path / "damaged").write_bytes((tmp_path / "sft" / PARQUET).read_bytes()[:-100])
+    for form in FORMS[:3]:
+        write_file(tmp_path / "sft" / PARQUET, tmp_path / f"rows{form}", form)
+        before = (tmp_path / f"rows{form}").read_bytes()
+        with pytest.raises(pyarrow.ArrowException):
+            write_file(tmp_path / "damaged", tmp_path / f"rows{form}", form)
+        assert (tmp_path / f"rows{form}").read_bytes() == before and before
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "damaged",
+        *(f"rows{f}" for f in sorted(FORMS[:3])),
+        "sft",
+    ]
 
 
 def test_half_a_surrogate_pair_can_be_written(tmp_path: Path) -> None:
     row = revised_row("cut \ud83d")
     write_dataset(SHAPES["sft"], sft_rows([row]), tmp_path, facts(1))
-    write_jsonl(sft_rows([row]), tmp_path / "rows.jsonl")
-    for path in (tmp_path / "data" / "train-00000-of-00001.parquet", tmp_path / "rows.jsonl"):
+    for form in FORMS:
+        write_file(tmp_path / PARQUET, tmp_path / f"rows{form}", form)
+    for path in (tmp_path / PARQUET, *(tmp_path / f"rows{form}" for form in FORMS)):
         assert read_conversations(path).items[0].messages[-1].content == "cut \ufffd"
 
 

@@ -365,7 +365,7 @@ def test_scores_are_a_heads_and_what_a_policy_implies(tmp_path: Path, run_cli: C
     planned = json.loads(run_cli("plan", "scored.yaml", "--json")[1])
     assert [one["state"] for one in planned["stages"] if one["kind"] == "score"] == ["to score"] * 2
     code, out, err = run_cli("run", "scored.yaml")
-    assert code == 0, out + err
+    assert code == 1 and "every completion was cut" in out, out + err  # as a model of random weights writes
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "policy")
     causal = {
         name: transformers.AutoModelForCausalLM.from_pretrained(tmp_path / name).eval()
@@ -431,7 +431,8 @@ def verifying(folder: Path, run_cli: Cli, stages: str) -> None:  # noqa: F811
         text = COMPARED.format(models=models, names="one, two", stages=stages)
         (folder / "people.yaml").write_text(text.replace("[one, two],", "[one, two], per_prompt: 2,"))
         code, out, err = run_cli("run", "people.yaml")
-        assert code == 0, out + err
+        tied = "passing" in stages and "pair" in stages  # what passes every check scores alike
+    assert code == int(tied), out + err
 
 
 CHECKS = "checks: [{length: {min_words: 4}}, {length: {max_words: 7}}]"
@@ -513,11 +514,12 @@ def paired(preset: str, how: str, folder: Path, run_cli: Cli) -> tuple[int, str]
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_is_its_rule_by_another_name(preset: str, tmp_path: Path, run_cli: Cli) -> None:  # noqa: F811
-    assert paired(preset, f"preset: {preset}", tmp_path, run_cli) == (0, "")
+    none = preset == "rlaif"  # its judge takes whichever it reads first: every comparison is a tie
+    assert paired(preset, f"preset: {preset}", tmp_path, run_cli) == (int(none), "")
     facts = stage(tmp_path / "runs/people", "pair")
     assert facts["rule"] == PRESETS[preset]
     made = (tmp_path / "runs/people/stages/04-pair.jsonl").read_text()
-    assert made or preset == "rlaif"
+    assert bool(made) is not none
     text = (tmp_path / "people.yaml").read_text().replace(f"preset: {preset}", f"rule: {PRESETS[preset]}")
     (tmp_path / "people.yaml").write_text(text)
     assert run_cli("run", "people.yaml")[0] == 0  # from the store: nobody is there any more

@@ -30,9 +30,10 @@ from rlaif.formats import (
     soft_rows,
     ultrafeedback_rows,
     write_dataset,
-    write_jsonl,
+    write_file,
 )
 from rlaif.formats.judged import MISREAD
+from rlaif.formats.write.dataset import PARQUET
 from rlaif.records import (
     Candidate,
     Comparison,
@@ -445,10 +446,10 @@ def preferences(draw: st.DrawFn) -> Preference:
 def written(made: Iterable[dict[str, Any]], shape: str, folder: Path, parquet: bool) -> Iterator[Row]:
     """Through a file and back."""
     listed = list(made)
+    write_dataset(SHAPES[shape], listed, folder, facts(1))
     if parquet:
-        write_dataset(SHAPES[shape], listed, folder, facts(1))
         return each_row(folder, Counter())
-    write_jsonl(listed, folder / "rows.jsonl")
+    write_file(folder / PARQUET, folder / "rows.jsonl", ".jsonl")
     return each_row(folder / "rows.jsonl", Counter())
 
 

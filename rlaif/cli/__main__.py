@@ -1,5 +1,5 @@
 """`python -m rlaif.cli`."""
 
-from rlaif.cli.app import main
+from rlaif.cli import main
 
 main()

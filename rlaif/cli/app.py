@@ -90,5 +90,5 @@ def _main() -> NoReturn:
         path = f": {error.filename}" if error.filename else ""
         terminal.fail(f"{error.strerror or error}{path}; finished work is kept", 1)
     if code == INTERRUPTED:  # typer turns Ctrl-C into this code
-        terminal.fail("interrupted; finished work is kept, run the same command again to continue", INTERRUPTED)
+        terminal.fail(terminal.INTERRUPTION, INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)

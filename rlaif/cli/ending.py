@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 INTERRUPTED: int = 128 + signal.SIGINT
 ENDING: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+PATIENCE = 0.6  # seconds after a second Ctrl-C in which the process may end by itself
 NO_MEMORY = ("Cannot allocate memory", "can't start new thread", "failed to map segment")  # as libraries say it
 
 
@@ -48,13 +49,16 @@ class Ending:
     The code is 128 and the signal's number, as a shell has it. Too little memory, or too few files, is one line.
     """
 
+    code = INTERRUPTED
+    hurried = False  # nothing is waited for, not even the interpreter's own end
+
     def __init__(self) -> None:
-        self.code = INTERRUPTED
+        Ending.code, Ending.hurried = INTERRUPTED, False
         self._handled = Handled(dict.fromkeys(ENDING[1:], self._interrupt))
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         """The work ends as on Ctrl-C: whoever hears of that hears of this, once."""
-        self.code = 128 + number
+        Ending.code = 128 + number
         heard = signal.getsignal(signal.SIGINT)
         if getattr(heard, "__name__", "") == "_sighandler_noop":  # asyncio's loop hears of an arrival alone
             os.kill(os.getpid(), signal.SIGINT)
@@ -68,6 +72,8 @@ class Ending:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self._handled.__exit__()
+        if Ending.hurried and isinstance(error, KeyboardInterrupt | SystemExit):
+            _end()
         if isinstance(error, KeyboardInterrupt):
             sys.exit(self.code)
         if isinstance(error, SystemExit) and error.code == INTERRUPTED:
@@ -76,6 +82,39 @@ class Ending:
             sys.stderr.write(f"error: {ascii(sentence)[1:-1]}\n")
             sys.stderr.flush()
             os._exit(1)  # without memory, libraries crash as they are taken down
+
+
+def _end() -> NoReturn:
+    """End the process without its threads, and with the processes that an engine started."""
+    processes = sys.modules.get("multiprocessing")
+    for child in processes.active_children() if processes else ():
+        child.kill()
+    for stream in (sys.stdout, sys.stderr):
+        try:  # noqa: SIM105 - contextlib is not loaded yet where this module is
+            stream.flush()
+        except (OSError, ValueError):  # closed, or its reader is gone
+            pass
+    os._exit(Ending.code)
+
+
+def leave_soon(say: Callable[[], object]) -> None:
+    """End the process within a second, whatever its threads compute; before that, `say` what there is to say.
+
+    What is finished is on disk: a kill loses no more.
+    """
+    import threading
+
+    Ending.hurried = True
+
+    def end() -> None:
+        try:
+            say()
+        finally:
+            _end()
+
+    timer = threading.Timer(PATIENCE, end)
+    timer.daemon = True  # a process that ends by itself does not wait for it
+    timer.start()
 
 
 def leave(number: int, frame: FrameType | None) -> NoReturn:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from rlaif.cli import terminal
-from rlaif.cli.options import AnyOut, AsJson, AuditOptions, JudgeOptions, JudgeSettings
+from rlaif.cli.options import AnyOut, AsJson, AuditOptions, JudgeOptions, JudgeSettings, RetryFailed
 from rlaif.cli.runs import execute
 from rlaif.resources import given_path
 
@@ -23,6 +23,7 @@ def judge(
     settings: JudgeSettings = None,
     pair: Annotated[str | None, typer.Option("--pair", help="The rule that makes preferences.")] = None,
     out: Annotated[Path, AnyOut(help="The run folder.")] = Path("runs/judged"),
+    retry_failed: RetryFailed = False,
     as_json: AsJson = False,
 ) -> None:
     """Judge an existing data set, in any published shape, and make preferences of it."""
@@ -38,7 +39,7 @@ def judge(
         name=out.name,
         pair=pair,
     )
-    execute(pipeline, out, f"rlaif judge {data}", as_json=as_json, retry_failed=False)
+    execute(pipeline, out, f"rlaif judge {data}", as_json=as_json, retry_failed=retry_failed)
 
 
 def audit(
@@ -62,10 +63,11 @@ def audit(
     from rlaif.screen import markdown
 
     auditing.check_audit_options(judge, options.given() | scope.given() | {"settings": " ".join(settings or [])})
-    auditing.refuse_foreign(out)  # before any call is paid for
     console = terminal.console(stderr=as_json)
     if auditing.is_run(judge):
-        report = auditing.audit_run(RunFolder(given_path(judge)), scope.stage, scope.labels)
+        folder = RunFolder(given_path(judge))
+        auditing.refuse_another(out, of := auditing.audited_run(folder, scope.stage, scope.labels))
+        report = auditing.audit_run(folder, scope.stage, scope.labels)
     else:
         pipeline, step = auditing.judge_of(
             judge,
@@ -75,11 +77,13 @@ def audit(
             key_variable=options.key_env,
             stage=scope.stage,
         )
+        auditing.refuse_another(out, of := auditing.audited_in(pipeline, step, scope.gold))  # before a call is paid for
         audited = auditing.open_audited(pipeline, step, scope.gold, scope.take, STORE)
+        terminal.print_shipped(console, pipeline.shipped)
         terminal.print_notes(console, audited.notes)
         with terminal.progress(console, "rlaif audit", as_json=as_json) as progress:
             report = run_to_end(auditing.audit_judge(audited, probes=scope.probes, progress=progress))
-    auditing.write_audit(report, out)
+    auditing.write_audit(report, out, of)
     if as_json:
         terminal.print_json(report)
     else:

@@ -26,6 +26,10 @@ JudgeSettings = Annotated[
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", parser=given_path, help="A run folder, e.g. runs/quickstart.")]
 AnyOut = partial(typer.Option, "--out", parser=given_path, metavar="<path>")
 Out = Annotated[Path | None, AnyOut(help="The run folder \\[default: runs/NAME of the pipeline].")]
+RetryFailed = Annotated[
+    bool,
+    typer.Option("--retry-failed", help="Retry the calls that failed in an earlier run, and ask for unparsed again."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script instead of text for a person.")]
 
 

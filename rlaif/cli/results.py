@@ -60,14 +60,17 @@ def print_status(console: Console, manifest: dict[str, Any]) -> None:
         seconds = "" if stage["seconds"] is None else f"{stage['seconds']:.1f}"
         made = stage.get("preferences", stage["out"])
         out = f"{stage['out']:,}" + (f"\n{made:,} preferences" if made != stage["out"] else "")
-        rows.append((line(stage["name"]), f"{stage['in']:,}", out, dropped, seconds))
+        name = line(stage["name"], (", of an earlier start", "dim") if stage.get("earlier") else "")
+        rows.append((name, f"{stage['in']:,}", out, dropped, seconds))
     rows += [(line(name), "", f"{count:,} so far", "", "") for name, count in manifest["under_way"].items()]
     columns = (Column("stage", text=True), Column("in"), Column("out"), Column("dropped", text=True), Column("seconds"))
     console.print(table(columns, rows, console.width))
     if manifest["calls"]:
         console.print()
         console.print(_made_calls(manifest["calls"], console.width))
-    print_failures(console, manifest["failures"])
+    if (cost := manifest.get("cost_of_all_starts")) is not None:
+        console.print(f"cost of all starts: {cost:.4f}", highlight=False)
+    print_shortfalls(console, manifest)
 
 
 def _made_calls(calls: Mapping[str, Mapping[str, Any]], width: int) -> RenderableType:
@@ -87,24 +90,27 @@ def print_result(console: Console, run: Run, path: Path) -> None:
         print_summary(console, run.summary)
     tallies = run.session.ledger.by_model().values()
     sent, cached = sum(tally.sent for tally in tallies), sum(tally.cached for tally in tallies)
-    console.print(f"\n{sent:,} calls made, {cached:,} cached", style="dim", highlight=False)
+    manifest = run.folder.manifest() or {}
+    cost = manifest.get("cost_of_all_starts")
+    whole = "" if cost is None else f"; cost of all starts: {cost:.4f}"
+    console.print(f"\n{sent:,} calls made, {cached:,} cached{whole}", style="dim", highlight=False)
     if (path / "dataset").is_dir():
         names = ", ".join(sorted(entry.name for entry in (path / "dataset").iterdir()))
         console.print(f"data sets in {path / 'dataset'}: {names}", style="dim", highlight=False, soft_wrap=True)
-    print_failures(console, run.manifest.failures)
-    if run.stopped:
-        console.print(run.stopped, style="yellow")
-    if why := run.session.scheduler.stopped:
-        console.print(line(f"stopped: {why.message}", style="yellow"))
+    print_shortfalls(console, manifest)
     if advice := next_step(run.manifest.failures, run.session.scheduler.stopped):
         console.print(Text(advice, style="yellow"))
 
 
-def print_failures(console: Console, failures: dict[str, Any]) -> None:
+def print_shortfalls(console: Console, manifest: dict[str, Any]) -> None:
+    """Why a run is not done: its failed rows by cause, and whatever else is missing."""
+    failures = manifest["failures"]
     for cause, group in sorted(failures.items()):
         rows = "row" if group["count"] == 1 else "rows"
         message = f"{group['count']} {rows} failed ({cause}), for example {group['row']}: {group['example']}"
         console.print(line(message, style="yellow"))
+    for reason in manifest.get("reasons", ()):
+        console.print(line(f"{manifest['state']}: {reason}", style="yellow"))
 
 
 def print_training(console: Console, record: dict[str, Any], out: Path) -> None:

@@ -13,6 +13,7 @@ from rlaif.screen import Console, Text, line
 from rlaif.visible import visible
 
 if TYPE_CHECKING:
+    from rlaif.pipeline.browse import Shown
     from rlaif.records import (
         Candidate,
         Comparison,
@@ -30,21 +31,30 @@ if TYPE_CHECKING:
 KNOWN = frozenset({"candidates", "ratings", "scores", "revisions", "comparisons", "rankings"})
 
 
-def print_rows(console: Console, rows: Sequence[Row]) -> None:
+def print_rows(console: Console, rows: Sequence[Shown], others: int) -> None:
+    """The first rows in brief, and that there are `others`."""
+    if not rows:
+        console.print("no row", style="dim")
+        return
     cells = [
-        (str(number), row.prompt.id, "failed" if row.failure else str(len(row.candidates)), brief(row.prompt.text, 200))
-        for number, row in enumerate(rows, start=1)
+        (str(number), row.prompt.id, str(len(row.candidates)), ", ".join(why), brief(row.prompt.text, 200))
+        for number, _, row, why in rows
     ]
-    columns = (Column("row"), Column("prompt id"), Column("candidates"), Column("prompt", text=True))
-    console.print(table(columns, cells, console.width))
+    headings = (Column("row"), Column("prompt id"), Column("candidates"), Column("no data", text=True))
+    console.print(table((*headings, Column("prompt", text=True)), cells, console.width))
+    if others:
+        text = f"the first {len(rows)} of {len(rows) + others:,} rows; `rlaif show RUN ROW` shows any one"
+        console.print(
+            f"\n{text}, and --search TEXT, --dropped, --tied and --unparsed choose", style="dim", highlight=False
+        )
 
 
-def print_row(console: Console, row: Row, preferences: Sequence[Preference]) -> None:
+def print_row(console: Console, row: Row, preferences: Sequence[tuple[str, Preference]]) -> None:
     source = ", ".join(filter(None, (row.prompt.split, row.prompt.source)))
     console.print(line((f"prompt {row.prompt.id}", "bold"), (f"  {source}", "dim")))
     console.print(Text(row.prompt.text))
     for index, candidate in enumerate(row.candidates):
-        _print_candidate(console, index, candidate, preferences)
+        _print_candidate(console, index, candidate, [preference for _, preference in preferences])
         for rating in (one for one in row.ratings if one.candidate == index):
             _print_rating(console, rating)
         for score in (one for one in row.scores if one.candidate == index):
@@ -57,12 +67,15 @@ def print_row(console: Console, row: Row, preferences: Sequence[Preference]) -> 
         _print_ranking(console, ranking)
     for text in _other_records(row):
         console.print(text)
-    if row.failure:
-        console.print(Text(f"\nfailed: {row.failure}", style="yellow"))
+    if row.failure or row.dropped:
+        why = f"failed: {row.failure}" if row.failure else f"dropped: {row.dropped}"
+        console.print(Text(f"\n{why}", style="yellow"))
     places = {candidate.completion.call: position for position, candidate in enumerate(row.candidates, start=1)}
-    for preference in preferences:
+    several = len({stage for stage, _ in preferences}) > 1
+    for stage, preference in preferences:
         better, worse = (places.get(c.completion.call, "?") for c in (preference.chosen, preference.rejected))
-        made = f"{preference.rule}: [{better}] preferred to [{worse}], margin {preference.margin:.2f}"
+        made = f"{stage}, {preference.rule}" if several else preference.rule
+        made += f": [{better}] preferred to [{worse}], margin {preference.margin:.2f}"
         console.print()
         console.print(line(made, style="dim"))
 

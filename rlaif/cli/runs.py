@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rlaif.cli import results, rows, terminal
-from rlaif.cli.options import AsJson, Out, Overrides, PipelinePath, RunPath
+from rlaif.cli.ending import Handled, leave_soon
+from rlaif.cli.options import AsJson, Out, Overrides, PipelinePath, RetryFailed, RunPath
+from rlaif.errors import InputError
 from rlaif.resources import given_path
+from rlaif.screen import diverted, line, remove_empty
 
 if TYPE_CHECKING:
     from rlaif.config import Pipeline
+    from rlaif.pipeline.browse import Shown
 
 FIRST_ROWS = 20  # that `rlaif show` lists
 
@@ -25,13 +30,15 @@ def plan(pipeline: PipelinePath, overrides: Overrides = None, out: Out = None, a
     from rlaif.pipeline.loop import run_to_end
     from rlaif.pipeline.start import open_plan
 
-    planning = open_plan(read_pipeline(pipeline, overrides or []), out)
+    checked = read_pipeline(pipeline, overrides or [])
+    planning = open_plan(checked, out)
     result = run_to_end(planning.make())
     if as_json:
         terminal.print_json(result | {"notes": planning.notes})
     else:
         console = terminal.console()
         results.print_plan(console, result)
+        terminal.print_shipped(console, checked.shipped)
         terminal.print_notes(console, planning.notes)
 
 
@@ -39,9 +46,7 @@ def run(
     pipeline: PipelinePath,
     overrides: Overrides = None,
     out: Out = None,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Retry the calls that failed in an earlier run.")
-    ] = False,
+    retry_failed: RetryFailed = False,
     as_json: AsJson = False,
 ) -> None:
     """Run a pipeline. Run it again after a crash, an edit or with more prompts: only what changed is computed."""
@@ -71,28 +76,41 @@ def show(
     stage: Annotated[
         str | None, typer.Option("--stage", help="A stage's name \\[default: the last with rows].")
     ] = None,
+    dropped: Annotated[bool, typer.Option("--dropped", help="List only rows that gave no data.")] = False,
+    tied: Annotated[bool, typer.Option("--tied", help="List only rows with a tie.")] = False,
+    unparsed: Annotated[bool, typer.Option("--unparsed", help="List only rows with an unparsed judgement.")] = False,
+    search: Annotated[
+        str, typer.Option("--search", metavar="TEXT", help="List only rows in which this stands, whatever its case.")
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
     """Show one row with its whole lineage; without ROW, list the first rows."""
     from rlaif.pipeline import browse
     from rlaif.pipeline.folder import RunFolder
 
-    folder = RunFolder.existing(run)
+    folder, wanted = RunFolder.existing(run), browse.Wanted(dropped, tied, unparsed, search)
     if row is None:
-        table = browse.rows(folder, stage)
+        table = browse.listed(folder, stage, wanted)
         if as_json:
-            terminal.print_json([one.model_dump(mode="json") for one in table])
+            terminal.print_json([_as_json(shown) for shown in table])
         else:
-            rows.print_rows(terminal.console(), list(islice(table, FIRST_ROWS)))
+            first = list(islice(table, FIRST_ROWS))
+            others = sum(1 for _ in table) if any(wanted) or not first else browse.rows_after(folder, first[-1])
+            rows.print_rows(terminal.console(), first, others)
         return
-    chosen = browse.row(folder, row, stage)
-    preferences = browse.preferences(folder, chosen)
+    if any(wanted):
+        raise InputError("--dropped, --tied, --unparsed and --search list rows", fix="leave out ROW, or the filters")
+    shown = browse.row(folder, row, stage)
+    preferences = browse.preferences(folder, shown)
     if as_json:
-        made = [preference.model_dump(mode="json") for preference in preferences]
-        lineage = {"preferences": made, "requests": browse.requests(chosen)}
-        terminal.print_json(chosen.model_dump(mode="json") | lineage)
+        made = [preference.model_dump(mode="json") for _, preference in preferences]
+        terminal.print_json(_as_json(shown) | {"preferences": made, "requests": browse.requests(shown.row)})
     else:
-        rows.print_row(terminal.console(), chosen, preferences)
+        rows.print_row(terminal.console(), shown.row, preferences)
+
+
+def _as_json(shown: Shown) -> dict[str, Any]:
+    return shown.row.model_dump(mode="json") | {"row": shown.number, "stage": shown.stage, "why": list(shown.why)}
 
 
 def export(
@@ -104,18 +122,25 @@ def export(
     to: Annotated[
         Path,
         typer.Option(
-            "--to", parser=given_path, metavar="<path>", help="A new folder, or a file whose name ends in .jsonl."
+            "--to",
+            parser=given_path,
+            metavar="<path>",
+            help="A new folder, or a file whose name ends in .jsonl, .jsonl.gz, .csv or .parquet.",
         ),
     ],
 ) -> None:
-    """Write one of a run's data sets to another place: a `datasets` folder with its card, or one JSON Lines file."""
+    """Write one of a run's data sets to another place: a `datasets` folder with its card, or one file."""
     from rlaif.pipeline import browse
     from rlaif.pipeline.folder import RunFolder
 
     folder = RunFolder.existing(run)
-    count = browse.export(folder, form, to, jsonl=to.suffix == ".jsonl")
+    count = browse.export(folder, form, to)
     state = browse.status(folder)["state"]
     terminal.say(f"{count} rows in {to}" + ("" if state == "done" else f"; the run is {state}, more rows may follow"))
+
+
+def size_of(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def execute(checked: Pipeline, out: Path | None, title: str, *, as_json: bool, retry_failed: bool) -> None:
@@ -127,9 +152,25 @@ def execute(checked: Pipeline, out: Path | None, title: str, *, as_json: bool, r
     console = terminal.console(stderr=as_json)
     progress = terminal.progress(console, title, as_json=as_json)
     run = open_run(checked, out, progress, retry_failed=retry_failed)
+    terminal.print_shipped(console, checked.shipped)
     terminal.print_notes(console, run.manifest.notes)
-    with progress:
-        state = run_to_end(run.execute())
+    printed = size_of(run.folder.libraries)
+
+    def say() -> None:
+        console.show_cursor()
+        remove_empty(run.folder.libraries)
+        terminal.print_error(terminal.INTERRUPTION)
+
+    def leave(*_: object) -> None:
+        leave_soon(say)
+
+    run.interrupts.hurry = leave
+    try:
+        with Handled({signal.SIGINT: leave}), progress, diverted(run.folder.libraries):
+            state = run_to_end(run.execute())
+    finally:
+        if size_of(run.folder.libraries) > printed:
+            console.print(line(f"what libraries printed is in {run.folder.libraries}", style="dim"))
     if as_json:
         terminal.print_json(run.folder.manifest())
     else:

@@ -43,14 +43,28 @@ def print_notes(console: Console, notes: Sequence[str]) -> None:
         console.print(line(f"note: {note}", style="yellow"))
 
 
+def print_shipped(console: Console, names: Sequence[str]) -> None:
+    """The files of a pipeline that no project has: whoever edits one has to know which is used."""
+    if names:
+        console.print(line(f"from the package: {', '.join(names)}", style="dim"))
+
+
 def brief(text: str, limit: int) -> str:
     """The beginning of a text in one line of at most `limit` characters."""
     text = visible_line(text)
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def fail(message: str, code: int) -> NoReturn:
-    """Print an error in one line and exit."""
+INTERRUPTION = "interrupted; finished work is kept, run the same command again to continue"
+
+
+def print_error(message: str) -> None:
+    """Print an error in one line."""
     to = Console(stderr=True, soft_wrap=True, highlight=False)
     to.print(Text.assemble(("error: ", "bold red"), " ".join(visible(message).split("\n"))))
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """Print an error in one line and exit."""
+    print_error(message)
     sys.exit(code)

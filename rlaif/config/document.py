@@ -9,14 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 
 from rlaif.errors import InputError, nearest, plainly, shown
 from rlaif.records import oneline
-from rlaif.resources import find, read_text
+from rlaif.resources import find, find_in, read_text, seen_from
 
 Position = tuple[str | int, ...]
 Checked = TypeVar("Checked", bound=BaseModel)
@@ -29,6 +29,11 @@ OneOrSeveral = BeforeValidator(lambda value: (value,) if isinstance(value, str) 
 class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
 
+    def put(self, position: Position, value: Any) -> Self:
+        """These settings with another value at a position."""
+        key, below = str(position[0]), position[1:]
+        return self.model_copy(update={key: getattr(self, key).put(below, value) if below else value})
+
 
 class Document:
     """A YAML file as plain values, with the line of each key and item."""
@@ -36,6 +41,8 @@ class Document:
     def __init__(self, path: str, value: Any, lines: dict[Position, int]) -> None:
         self.path, self.value, self.lines = path, value, lines
         self.overridden: dict[Position, str] = {}  # set on the command line: the key as it was written there
+        self.beside: tuple[Path, ...] = ()  # folders in which the files that it names are looked for first
+        self.shipped: dict[str, None] = {}  # the names that only the package has, in order
 
     def line(self, position: Position) -> int | None:
         """The line of `position`, or of the nearest part of it that was written."""
@@ -50,8 +57,32 @@ class Document:
                 return {"file": COMMAND_LINE, "key": ".".join([written, *map(str, position[end:])])}
         return {"file": self.path, "line": self.line(position), "key": dotted(position) or None}
 
+    def path_from_here(self, path: str, position: Position) -> str:
+        """The path of a file or folder that is named at `position`, as it is found from the current folder.
+
+        Looked for beside this document, then in the current folder, then in the package; one that was typed on the
+        command line in the current folder first. Raises InputError.
+        """
+        where = self.where(position)
+        here = Path()
+        folders = (here, *self.beside) if where["file"] == COMMAND_LINE else (*self.beside, here)
+        found = find_in(folders, path, **where)
+        if found.shipped:
+            self.shipped[path] = None
+            return path
+        named = Path(path).expanduser()
+        as_written = found.path == named or (".." not in named.parts and _same(found.path, named))
+        return path if as_written else seen_from(here, found.path)
+
     def error(self, message: str, position: Position, fix: str | None = None) -> InputError:
         return InputError(message, **self.where(position), fix=fix)
+
+
+def _same(path: Path, other: Path) -> bool:
+    try:
+        return path.samefile(other)
+    except OSError:  # the other is not there
+        return False
 
 
 COMMAND_LINE = "command line"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rlaif.config.document import (
@@ -27,7 +28,8 @@ from rlaif.config.stages import (
     StageSettings,
 )
 from rlaif.errors import InputError, nearest, shown
-from rlaif.resources import find
+from rlaif.records import digest
+from rlaif.resources import find, find_in, places_of, seen_from
 
 
 class Step:
@@ -85,20 +87,46 @@ class Pipeline:
         position: Position = ("stages", step.number - 1, step.stage.kind, *key)
         return self.document.error(message, position, fix)
 
-    def resolved(self) -> dict[str, Any]:
-        """The pipeline with every default and source, as saved in the run folder; reading it gives the same pipeline.
+    @property
+    def shipped(self) -> list[str]:
+        """The files that it names and only the package has, as they are named."""
+        return list(self.document.shipped)
 
-        Settings that a stage leaves to its models stay unset.
+    def origin(self, folder: Path) -> str:
+        """Where it was read, as seen from its run folder: of a pipeline of the command line, what was asked."""
+        document = self.document
+        if document.path == COMMAND_LINE:
+            return f"asked {digest(document.value)}"
+        return f"file {seen_from(folder, Path(document.path))}"
+
+    def resolved(self, folder: Path) -> dict[str, Any]:
+        """The pipeline with every default and source, as saved in `folder`; reading it gives the same pipeline.
+
+        Paths are relative to `folder`, so that they name the same files wherever it is read. Settings that a stage
+        leaves to its models stay unset.
         """
+
+        def seen(path: str) -> str:
+            fixed = path in self.document.shipped or Path(path).is_absolute() or path.startswith("~")
+            return path if fixed else seen_from(folder, Path(path))
+
+        def spec_of(spec: ModelSpec) -> dict[str, Any]:
+            if isinstance(spec, LocalModel) and spec.path is not None:
+                spec = spec.put(("path",), seen(spec.path))
+            return spec.model_dump(mode="json", exclude_none=True)
+
+        def stage_of(step: Step) -> dict[str, Any]:
+            stage = step.stage
+            for path, key in stage.named_files():
+                stage = stage.put(key, seen(path))
+            return {stage.kind: stage.written_out(step.name, [source.name for source in step.sources])}
+
         return {
             "name": self.name,
             "seed": self.seed,
             **({} if self.budget is None else {"budget": self.budget}),
-            "models": {name: spec.model_dump(mode="json", exclude_none=True) for name, spec in self.models.items()},
-            "stages": [
-                {step.stage.kind: step.stage.written_out(step.name, [source.name for source in step.sources])}
-                for step in self.steps
-            ],
+            "models": {name: spec_of(spec) for name, spec in self.models.items()},
+            "stages": [stage_of(step) for step in self.steps],
         }
 
 
@@ -107,7 +135,12 @@ def read_pipeline(path: str, overrides: Sequence[str] = (), values: Mapping[str,
 
     `overrides` are `key.key=value` as the command line gives them, `values` the same as plain Python values.
     """
-    document = read_yaml(find(path))
+    found = find_in((Path(),), path)
+    document = read_yaml(found.path)
+    if found.shipped:
+        document.shipped[path] = None
+    else:
+        document.beside = places_of(found.path)
     for override in overrides:
         _apply(document, *_parsed(override))
     for written, value in (values or {}).items():
@@ -142,7 +175,7 @@ def judging_pipeline(document: Document) -> Pipeline:
     (kind, settings), position = next(iter(document.value["stages"][0].items())), ("stages", 0)
     stage = validated(STAGES[kind], settings, document, (*position, kind))
     _check_models(stage, _Earlier(), models, document, (*position, kind))
-    _check_files(stage, document, (*position, kind))
+    stage = _with_files(stage, document, (*position, kind))
     return Pipeline(document, document.value["name"], 0, models, [Step(1, kind, stage, [])])
 
 
@@ -250,9 +283,9 @@ def _read_models(document: Document) -> dict[str, ModelSpec]:
             )
         spec = validated(ENGINES[engine], value, document, position)
         if isinstance(spec, LocalModel) and spec.path is not None:
-            where = document.where((*position, "path"))
-            if not find(spec.path, **where).is_dir():
-                raise InputError(f"{spec.path!r} is a file", **where, fix="give a model's folder")
+            spec = spec.put(("path",), document.path_from_here(spec.path, (*position, "path")))
+            if not find(str(spec.path)).is_dir():
+                raise document.error(f"{spec.path!r} is a file", (*position, "path"), "give a model's folder")
         models[name] = spec
     return models
 
@@ -280,9 +313,9 @@ def _read_steps(document: Document, models: dict[str, ModelSpec]) -> list[Step]:
         if names[index] in earlier.by_name:
             raise document.error(f"two stages are called {names[index]!r}", position, "give each its own `name`")
         _check_models(stage, earlier, models, document, position)
-        step = Step(index + 1, names[index], stage, _sources(stage, earlier, document, position))
+        sources = _sources(stage, earlier, document, position)
+        step = Step(index + 1, names[index], _with_files(stage, document, position), sources)
         _check_sense(step, earlier, models, document, position)
-        _check_files(stage, document, position)
         earlier.add(step)
     return list(earlier.by_name.values())
 
@@ -398,7 +431,9 @@ def _sources(stage: StageSettings, earlier: _Earlier, document: Document, positi
     return chosen
 
 
-def _check_files(stage: StageSettings, document: Document, position: Position) -> None:
-    """Raise InputError for a path of a stage that does not exist."""
+def _with_files(stage: StageSettings, document: Document, position: Position) -> StageSettings:
+    """The stage with its paths as they are found from the current folder. Raises InputError for one that is not."""
     for path, key in stage.named_files():
-        find(path, **document.where((*position, *key)))
+        if (found := document.path_from_here(path, (*position, *key))) != path:
+            stage = stage.put(key, found)
+    return stage

@@ -7,8 +7,9 @@ sampling parameters. The sampler gets an `Ask`. There are no context variables: 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, count
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from rlaif.config.models import SamplingSettings
@@ -16,6 +17,16 @@ from rlaif.errors import EngineError
 from rlaif.records import Completion, Message, Sampling
 
 Result = TypeVar("Result")
+RETRIED = 101  # the attempts from here on are those of `--retry-failed`, above any `reask`
+
+
+class Declined(Exception):
+    """An attempt of `--retry-failed` that no run has made and this one does not make."""
+
+
+def attempts(tries: int) -> Iterator[int]:
+    """The attempts at a readable reply: `tries` of them, then those of `--retry-failed`, until one is Declined."""
+    return chain(range(tries), count(RETRIED))
 
 
 class Ask(NamedTuple):
@@ -30,6 +41,11 @@ class Ask(NamedTuple):
     stage: str = ""  # the stage that pays for the calls
     row: int = 0  # the row that needs them; lower rows go first
 
+    @property
+    def retries(self) -> bool:
+        """Whether only `--retry-failed` makes the calls; without it they come from the store, or not at all."""
+        return self.attempt >= RETRIED
+
 
 class Sampler(Protocol):
     """What stages need of a scheduler. A plan uses one that counts and sends nothing."""
@@ -37,7 +53,8 @@ class Sampler(Protocol):
     async def sample(self, asks: Sequence[Ask]) -> list[list[Completion]]:
         """The completions of each ask, in order: looked up together, sent concurrently.
 
-        Raises EngineError when one fails; the others are stored by then.
+        None for an ask that `retries` where it is not to be made. Raises EngineError when one fails; the others are
+        stored by then.
         """
         ...
 
@@ -55,14 +72,17 @@ class Asker:
     async def several(
         self, messages: Sequence[Message], n: int, *, attempt: int = 0, json_schema: Mapping[str, Any] | None = None
     ) -> list[Completion]:
-        """`n` completions of `messages`. Raises EngineError."""
+        """`n` completions of `messages`. Raises EngineError, and Declined for an attempt that is not to be made."""
         ask = Ask(self.model, messages, self.sampling, n, attempt, json_schema, self.stage, self.row)
-        return (await self.sampler.sample([ask]))[0]
+        (completions,) = await self.sampler.sample([ask])
+        if ask.retries and not completions:
+            raise Declined
+        return completions
 
     async def one(
         self, messages: Sequence[Message], *, attempt: int = 0, json_schema: Mapping[str, Any] | None = None
     ) -> Completion:
-        """One completion of `messages`. Raises EngineError."""
+        """One completion of `messages`, as `several`."""
         return (await self.several(messages, 1, attempt=attempt, json_schema=json_schema))[0]
 
     def sampled(self, **changed: Any) -> Asker:

@@ -23,12 +23,13 @@ from rlaif.engines.protocol import REFUSES, Engine, Local, Reply, Request, Serve
 from rlaif.engines.thinking import marked, parted
 from rlaif.engines.traffic import Arrivals, Traffic, wrong_count
 from rlaif.errors import EngineError, Stopped
-from rlaif.records import Completion, Sampling, Usage
+from rlaif.records import Completion, Sampling, Usage, digest_text
 from rlaif.store import Answers, Call, CallStore, Failure, Wasted, call_keys
 
 LINGER = 0.02  # seconds that an in-process batch waits for more requests
 PROBE = (120, 48)  # prompt and completion tokens of a probe, at most
 GRACE = 10.0  # seconds that `close` waits for requests in flight
+AT_ONCE = 0.2  # and where a person does not want to wait: for replies that have just arrived
 # Transient failures: not about the request itself, so not recorded, and the next run tries again.
 PASSING = frozenset(
     {
@@ -64,9 +65,9 @@ class Scheduler:
     """Answers requests for samples from the store or an engine. `engines` may grow as models are trained.
 
     `concurrency` limits the requests in flight to each server, by URL. With `retry_failed`, calls that failed in an
-    earlier run are retried; without, they fail again from the store. `used` names the models whose servers are checked
-    before the first call. `on_note` gets each note for the user. `thinking` says, by model, what becomes of its
-    thinking; it is stripped where it says nothing.
+    earlier run are retried, and unreadable replies asked for once more; without, they come from the store as they are.
+    `used` names the models whose servers are checked before the first call. `on_note` gets each note for the user.
+    `thinking` says, by model, what becomes of its thinking; it is stripped where it says nothing.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Scheduler:
         self._store, self._engines, self._retry_failed = store, engines, retry_failed
         self._thinking = {} if thinking is None else thinking
         self._thought: set[str] = set()  # models whose thinking was told of
+        self._retried: set[tuple[str, int, str, str]] = set()  # what was asked again because nobody could read a reply
         self.ledger = ledger or Ledger()
         self.traffic = Traffic(self.ledger, concurrency)
         self.stopped: Stopped | None = None  # why nothing more is sent
@@ -125,6 +127,7 @@ class Scheduler:
         while flying := {order.done for wanted in keys for key in wanted if (order := self._in_flight.get(key))}:
             await asyncio.wait(flying)  # the same call is in flight for another row
         cached = self._store.find([key for wanted in keys for key in wanted])
+        keys = [wanted if self._to_make(ask, wanted, cached) else [] for ask, wanted in zip(asks, keys, strict=True)]
         answers: Answers = {}
         orders: list[_Order] = []
         errors: list[BaseException] = []
@@ -150,6 +153,16 @@ class Scheduler:
             [self._completion(ask.model, key, answers[key]) for key in wanted]
             for ask, wanted in zip(asks, keys, strict=True)
         ]
+
+    def _to_make(self, ask: Ask, keys: Sequence[str], cached: Mapping[str, object]) -> bool:
+        """Whether an ask is answered: one of `--retry-failed` from the store, or once in a run that retries."""
+        if not ask.retries or all(key in cached for key in keys):
+            return True
+        alike = (ask.stage, ask.row, ask.model, digest_text("\x1f".join(message.content for message in ask.messages)))
+        if not self._retry_failed or alike in self._retried:
+            return False
+        self._retried.add(alike)
+        return True
 
     def _completion(self, model: str, key: str, answer: Mapping[str, Any]) -> Completion:
         """A stored answer as a completion, without the model's thinking. Raises EngineError where there may be none."""
@@ -198,8 +211,8 @@ class Scheduler:
         tally.causes[cause] += len(failed)
         raise EngineError(message, cause=cause)
 
-    async def close(self) -> None:
-        """Drop unsent requests, wait `GRACE` seconds for those in flight, and store their replies."""
+    async def close(self, grace: float = GRACE) -> None:
+        """Drop unsent requests, wait `grace` seconds for those in flight, and store their replies."""
         for order in list(self._in_flight.values()):
             if not order.sent:
                 order.done.cancel()
@@ -208,7 +221,7 @@ class Scheduler:
         for probe in probes:
             probe.cancel()
         await _ended(probes)
-        await _ended(self._asking, timeout=GRACE)
+        await _ended(self._asking, timeout=grace)
         for task in self._asking:
             task.cancel()
         await _ended(self._asking)

@@ -20,7 +20,7 @@ from rlaif.formats.write import SHAPES
 from rlaif.formats.write.binarized import binarized_rows
 from rlaif.formats.write.card import CardFacts
 from rlaif.formats.write.dataset import write_dataset
-from rlaif.formats.write.files import write_jsonl
+from rlaif.formats.write.files import file_form, write_file
 from rlaif.formats.write.hh import hh_rows
 from rlaif.formats.write.preference import preference_rows
 from rlaif.formats.write.ranked import ranked_rows
@@ -41,6 +41,7 @@ __all__ = [
     "Table",
     "binarized_rows",
     "each_prompt",
+    "file_form",
     "each_row",
     "hh_rows",
     "named",
@@ -56,5 +57,5 @@ __all__ = [
     "soft_rows",
     "ultrafeedback_rows",
     "write_dataset",
-    "write_jsonl",
+    "write_file",
 ]

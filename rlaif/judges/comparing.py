@@ -104,13 +104,14 @@ async def _ask(row: Row, order: tuple[int, int], principle: Principle, judge: _J
     First-token probabilities do not depend on a seed, so soft verdicts without reasons are not re-asked.
     """
     stage = judge.stage
-    tries = stage.reask + 1 if stage.reasons or stage.verdicts == "hard" else 1
     messages = comparison_prompt(row, order, principle, stage, judge.template)
+    if stage.verdicts == "soft" and not stage.reasons:
+        return await _ask_once(order, messages, judge, 0)
 
     async def once(asker: Asker, attempt: int) -> Verdict:
         return await _ask_once(order, messages, judge._replace(asker=asker), attempt)
 
-    return await first_readable(once, judge.asker, tries)
+    return await first_readable(once, judge.asker, stage.reask + 1)
 
 
 async def _ask_once(order: tuple[int, int], messages: Sequence[Message], judge: _Judge, attempt: int) -> Verdict:

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from rlaif.config import Rater
-from rlaif.engines.asking import Asker, together
+from rlaif.engines.asking import Asker, Declined, attempts, together
 from rlaif.judges.fences import fence_mark
 from rlaif.judges.replies import Reading, read_reply, read_score
 from rlaif.records import (
@@ -239,10 +239,13 @@ async def _answered(
     Ratings of two replies are never mixed: they would be two judgements.
     """
     ratings: list[Rating] = []
-    for attempt in range(rater.reask + 1):
-        reply = await warmed(asker, attempt).one(
-            judge_prompt.messages, attempt=attempt, json_schema=judge_prompt.json_schema
-        )
+    for attempt in attempts(rater.reask + 1):
+        try:
+            reply = await warmed(asker, attempt).one(
+                judge_prompt.messages, attempt=attempt, json_schema=judge_prompt.json_schema
+            )
+        except Declined:
+            break
         read = _bound(reply, judge_prompt, aspect, rubric, rater)
         if not ratings or _readable(read) > _readable(ratings):
             ratings = read
@@ -257,13 +260,16 @@ def warmed(asker: Asker, attempt: int) -> Asker:
 
 
 async def first_readable(once: Callable[[Asker, int], Awaitable[Judged]], asker: Asker, tries: int) -> Judged:
-    """The first judgement of at most `tries` that can be read; the first one when none can. Raises EngineError.
+    """The first judgement of `tries`, and of `--retry-failed`, that can be read; the first one when none can.
 
-    `once` asks for one, with the asker of that attempt.
+    `once` asks for one, with the asker of that attempt. Raises EngineError.
     """
     first: Judged | None = None
-    for attempt in range(tries):
-        judgement = await once(warmed(asker, attempt), attempt)
+    for attempt in attempts(tries):
+        try:
+            judgement = await once(warmed(asker, attempt), attempt)
+        except Declined:
+            break
         if judgement.problem is None:
             return judgement
         first = first or judgement

@@ -202,20 +202,35 @@ def audit_run(folder: RunFolder, stage: str | None, labels: str | None) -> dict[
     return _report(f"{judge} in the run {folder.path.name}", how, figures)
 
 
-def refuse_foreign(out: Path) -> None:
-    """Raise InputError where an audit would replace what no audit wrote."""
+def audited_in(pipeline: Pipeline, step: Step, gold: str | None) -> str:
+    """What tells an audit of a judge from other audits: how the judge is reached and asked, and on which pairs."""
+    models = {use.model: pipeline.models[use.model].model_dump(mode="json") for use in step.stage.models_used()}
+    return digest({"models": models, "stage": step.stage.model_dump(mode="json"), "gold": gold})
+
+
+def audited_run(folder: RunFolder, stage: str | None, labels: str | None) -> str:
+    """The same of an audit of a run."""
+    return digest({"run": str(folder.path.resolve()), "stage": stage, "labels": labels})
+
+
+def refuse_another(out: Path, of: str) -> None:
+    """Raise InputError where an audit would replace another, or what no audit wrote. `of` says what is audited."""
     if os.path.lexists(out) and not out.is_dir():
         raise InputError(f"{str(out)!r} is a file", key="--out", fix="name a folder")
     files = [out / "audit.json", out / "audit.md"]
-    if (json_of(files[0]) or {}).keys() >= {"judge", "findings"}:
+    there = json_of(files[0]) or {}
+    if there.keys() >= {"judge", "findings"}:
+        if there.get("of", of) != of:
+            problem = f"the folder holds another audit, of {there['judge']}"
+            raise InputError(problem, file=str(out), key="--out", fix="name another, or remove this one")
         return
     for file in files:
         if os.path.lexists(file):
             raise InputError("the file is there, and no audit made it", file=str(file), key="--out", fix="move it")
 
 
-def write_audit(audited: Mapping[str, Any], out: Path) -> None:
+def write_audit(audited: Mapping[str, Any], out: Path, of: str) -> None:
     """Write audit.json and audit.md into the folder `out`."""
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "audit.json", dict(audited))
+    write_json(out / "audit.json", dict(audited) | {"of": of})
     write_text(out / "audit.md", markdown(audited))

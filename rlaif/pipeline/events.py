@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,8 @@ from rlaif.files import new_file, opened, regular
 from rlaif.visible import finite, visible_json
 
 EVERY = 10.0  # seconds between two lines on a stage's progress
+WINDOW, LONGEST = 10.0, 300.0  # seconds over which a rate is computed: of a fast server, and of a slow one
+ENOUGH = 10  # calls
 APPENDED = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
 
 
@@ -70,9 +73,9 @@ class Pulse(NamedTuple):
 
     def text(self) -> str:
         """One line of text."""
-        digits = 0 if self.calls_per_second >= 10 else 1
+        calls = self.calls_per_second
         parts = [
-            f"{self.calls_per_second:,.{digits}f} calls/s",
+            f"{calls * 60:.1f} calls/min" if 0 < calls < 1 else f"{calls:,.{0 if calls >= 10 else 1}f} calls/s",
             f"{self.tokens_per_second:,.0f} tokens/s",
             f"{self.in_flight} of {self.limit} in flight: {self.why}",
         ]
@@ -86,19 +89,29 @@ class Pulse(NamedTuple):
 
 
 class Meter:
-    """Computes rates from the ledger and the endpoints between two reads."""
+    """Computes rates from the ledger and the endpoints, over the last seconds in which enough calls were answered."""
 
     def __init__(self, ledger: Ledger, budget: float | None, priced: bool) -> None:
         self._ledger, self._budget, self._priced = ledger, budget, priced
-        self._time, self._sent, self._tokens = time.monotonic(), 0, 0
+        self._reads: deque[tuple[float, int, int]] = deque([(time.monotonic(), 0, 0)])  # time, calls, tokens written
+
+    def _rates(self, sent: int, tokens: int) -> tuple[float, float]:
+        """Calls and tokens a second: over `WINDOW`, or longer where fewer than `ENOUGH` calls were answered in it."""
+        now = time.monotonic()
+        while len(self._reads) > 1 and now - self._reads[1][0] >= LONGEST:
+            self._reads.popleft()
+        since, sent_then, tokens_then = next(
+            (read for read in reversed(self._reads) if now - read[0] >= WINDOW and sent - read[1] >= ENOUGH),
+            self._reads[0],
+        )
+        self._reads.append((now, sent, tokens))
+        elapsed = max(now - since, 1e-6)
+        return (sent - sent_then) / elapsed, (tokens - tokens_then) / elapsed
 
     def read(self, endpoints: Sequence[Endpoint]) -> Pulse | None:
-        """The pulse since the last read; None when no server is used."""
-        now, tallies = time.monotonic(), self._ledger.by_model().values()
-        sent, tokens = sum(t.sent for t in tallies), sum(t.completion_tokens for t in tallies)
-        elapsed = max(now - self._time, 1e-6)
-        rates = (sent - self._sent) / elapsed, (tokens - self._tokens) / elapsed
-        self._time, self._sent, self._tokens = now, sent, tokens
+        """The current pulse; None when no server is used."""
+        tallies = self._ledger.by_model().values()
+        rates = self._rates(sum(t.sent for t in tallies), sum(t.completion_tokens for t in tallies))
         if not endpoints:
             return None
         busiest = max(endpoints, key=lambda endpoint: endpoint.load)

@@ -2,6 +2,7 @@
 
     pipeline.yaml        the resolved pipeline, with every default
     events.jsonl         events with their time, a JSON object a line
+    libraries.log        what libraries printed, if they did
     manifest.json        digests, versions, counts in / out / dropped by reason, calls, cost, seconds
     stages/NN-NAME.jsonl one file for each row or pair stage, a row a line
     dataset/             preferences, SFT data and UltraFeedback-shaped data, each a `datasets` folder with a card
@@ -41,6 +42,7 @@ LINE = 2**26  # bytes of a stage's first line at most, where it has to be read t
 _OWN = {
     ".lock",
     "events.jsonl",
+    "libraries.log",
     ".manifest.json.tmp",
     ".pipeline.yaml.tmp",
     "pipeline.yaml",
@@ -50,7 +52,7 @@ _OWN = {
     "report",
 }
 _FOLDERS = ("stages", "dataset", "models", "report")
-_FILES = (".lock", "events.jsonl", "manifest.json", "pipeline.yaml")
+_FILES = (".lock", "events.jsonl", "libraries.log", "manifest.json", "pipeline.yaml")
 
 
 def hold(path: Path, where: Path) -> IO[bytes]:
@@ -78,8 +80,8 @@ class RunFolder:
         self._lock: IO[bytes] | None = None
 
     @classmethod
-    def create(cls, path: Path, pipeline_name: str) -> RunFolder:
-        """The folder, created if missing, and locked.
+    def create(cls, path: Path, pipeline_name: str, origin: str | None = None) -> RunFolder:
+        """The folder, created if missing, and locked. `origin` says where the pipeline was read, as its `origin` does.
 
         Raises InputError for a folder of another run or with other content, WorkError while another process runs in it.
         """
@@ -98,6 +100,8 @@ class RunFolder:
                 f"{str(path)!r} is the folder of another run, {manifest['name']!r}",
                 fix=f"give another folder with --out, or name this pipeline {manifest['name']!r}",
             )
+        if manifest is not None and origin is not None:
+            folder._refuse_another(origin, manifest)
         folder._refuse_strangers()
         folder._lock = hold(path / ".lock", path)
         return folder
@@ -129,6 +133,28 @@ class RunFolder:
             return False
         except OSError:
             return True
+
+    @staticmethod
+    def origin_of(origin: str, before: Mapping[str, Any]) -> str:
+        """The origin that a manifest keeps: that of the run, also where its own copy of the pipeline is run again."""
+        return str(before.get("origin", origin)) if origin == _ITS_COPY else origin
+
+    def _refuse_another(self, origin: str, manifest: Mapping[str, Any]) -> None:
+        """Raise InputError for a pipeline that is not the run's own, though it has the same name.
+
+        One whose file is gone was moved here; one with the same text is a copy.
+        """
+        before = manifest.get("origin")
+        if before is None or self.origin_of(origin, manifest) == before:
+            return
+        kind, _, name = before.partition(" ")
+        if kind == "asked" or origin.startswith("asked "):
+            problem = f"{short(self.path)} holds what was asked with other arguments"
+            raise InputError(problem, fix="name another folder with --out, or remove that one")
+        text, own = text_of(self.path / name), text_of(self.path / origin.partition(" ")[2])
+        if text not in (None, own):
+            problem = f"{short(self.path)} is the run of another pipeline of this name, {short(self.path / name)}"
+            raise InputError(problem, fix="give this pipeline another `name`, or another folder with --out")
 
     def _refuse_strangers(self) -> None:
         """Raise InputError for a link, or for a folder or a file in the other's place, where the run would write."""
@@ -175,6 +201,10 @@ class RunFolder:
 
     def model(self, name: str) -> Path:
         return self.path / "models" / name
+
+    @property
+    def libraries(self) -> Path:
+        return self.path / "libraries.log"
 
     def stage(self, number: int, name: str) -> Path:
         return self.path / "stages" / f"{number:02d}-{name}.jsonl"
@@ -274,6 +304,7 @@ def _is_rows(path: Path) -> bool:
         return False
 
 
+_ITS_COPY = "file pipeline.yaml"
 _ANEW = "delete it and run the pipeline again: all calls are cached"
 _MADE = re.compile(
     r"stages/\d+-[A-Za-z0-9][\w.-]*\.jsonl|dataset/[A-Za-z0-9][\w.-]*", re.ASCII

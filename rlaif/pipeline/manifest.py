@@ -6,11 +6,11 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from math import inf
-from typing import Any
+from typing import Any, NamedTuple
 
 from rlaif.config import Pipeline
 from rlaif.pipeline.folder import RunFolder, made_before
+from rlaif.pipeline.recorded import cost_of, paid_of, prices_of
 from rlaif.pipeline.session import Session
 from rlaif.records import Row
 from rlaif.train import job
@@ -26,6 +26,9 @@ class RowCounts:
         self.models: set[str] = set()  # named in the rows
         self.dropped: Counter[str] = Counter()  # rows that did not fail and are dropped, by reason
         self.facts: Counter[str] = Counter(dict.fromkeys(facts, 0))
+        self.problems: Counter[str] = Counter()  # why judgements are unparsed, of the first rows that have any
+        self.unparsed_row = ""  # the first of them
+        self._unparsed = 0
 
     def add(self, row: Row, failed_before: bool, reason: str | None) -> None:
         """Count a row; `reason` is the drop reason of a row that did not fail."""
@@ -37,6 +40,22 @@ class RowCounts:
             self.dropped[reason] += 1
         else:
             self.out += row.failure is None
+        if self.facts["unparsed"] > self._unparsed and len(self.problems) < MOST_PROBLEMS:
+            self._unparsed = self.facts["unparsed"]
+            self.problems.update(row.unparsed()[-1:])
+            self.unparsed_row = self.unparsed_row or row.prompt.id
+
+    def example(self) -> str:
+        """The commonest problem of the unparsed judgements, with a row that has one, and what can be done."""
+        if not self.problems:
+            return ""
+        problem, _ = self.problems.most_common(1)[0]
+        next_step = "`rlaif show RUN --unparsed` lists such rows, and `--retry-failed` asks once more"
+        return f", most often: {problem}; for example in row {self.unparsed_row}. {next_step}"
+
+
+MOST_PROBLEMS = 1000
+JUDGEMENTS = ("ratings", "scores", "comparisons", "rankings")  # the facts that count a stage's judgements
 
 
 @dataclass
@@ -60,6 +79,19 @@ class StageRecord:
             raise AssertionError(f"stage {self.name}: {self.given} in, {self.out} out, {dict(self.dropped)} dropped")
         return self
 
+    def shortfall(self, example: str = "") -> str | None:
+        """Why nothing, or next to nothing, came of the stage; None where that is not so."""
+        facts = self.facts
+        judged, unparsed = sum(facts.get(what, 0) for what in JUDGEMENTS), facts.get("unparsed", 0)
+        if 2 * unparsed > judged > 0:
+            return f"{self.name}: {unparsed:,} of {judged:,} judgements are unparsed{example}"
+        if facts.get("candidates") and facts.get("cut") == facts["candidates"]:
+            return f"{self.name}: every completion was cut at `max_tokens`: raise it"
+        if self.given and facts.get("preferences") == 0:
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.dropped.most_common())
+            return f"{self.name}: no preference was made of {self.given:,} rows ({reasons})"
+        return None
+
     def as_dict(self) -> dict[str, Any]:
         return {
             "name": self.name,
@@ -78,6 +110,13 @@ class StageRecord:
         return f"{self.out:,}" + (f" (dropped: {dropped})" if dropped else "") + facts
 
 
+class Earlier(NamedTuple):
+    """A stage of an earlier start: its record, and the digests of the data sets and the model that it made."""
+
+    record: dict[str, Any]
+    digests: dict[str, str]
+
+
 class Manifest:
     """The record of one execution, written into the run folder after each stage."""
 
@@ -88,6 +127,8 @@ class Manifest:
         self.digests: dict[str, str] = {}
         self.audits: dict[str, dict[str, Any]] = {}  # of judges with a gate, by stage
         self.failures: dict[str, dict[str, Any]] = {}  # rows, by cause
+        self.reasons: list[str] = []  # why the run is not done, apart from failed rows
+        self.earlier: dict[str, Earlier] = {}  # of earlier starts, by the stage's name: what this one has not reached
         self.state = "running"
         self.before = folder.manifest() or {}
         self.made = made_before(self.before)  # files and data sets made by runs of this pipeline
@@ -98,6 +139,23 @@ class Manifest:
         """Count a failed row, or a failed prompt of a measure."""
         group = self.failures.setdefault(cause, {"count": 0, "example": message, "row": prompt_id})
         group["count"] += 1
+
+    def keep_earlier(self, name: str, kind: str, made: set[str]) -> None:
+        """Keep what earlier starts recorded of a stage, and the digests of what it `made`, until this one reaches it.
+
+        So a start that fails hides nothing that is finished.
+        """
+        digests = self.before.get("digests", {})
+        for record in self.before.get("stages", ()):
+            if (record["name"], record["kind"]) == (name, kind):
+                self.earlier[name] = Earlier(record, {one: digests[one] for one in made & digests.keys()})
+
+    def reached(self, record: StageRecord, example: str = "") -> None:
+        """Add a stage's record, in place of that of an earlier start; `example` is of an unparsed judgement."""
+        self.records.append(record.checked())
+        self.earlier.pop(record.name, None)
+        if shortfall := record.shortfall(example):
+            self.reasons.append(shortfall)
 
     def calls(self, stage: str | None = None) -> dict[str, Any]:
         """Each model's calls. `cost` is of this run's calls, `cost_of_data` of all calls behind the data."""
@@ -138,8 +196,6 @@ class Manifest:
 
     def _paid(self) -> dict[str, tuple[int, int]]:
         """Tokens read and written that all executions paid for, by the model's identity: a store may be lost."""
-        if self._pipeline.budget is None:  # nobody counts
-            return _noted(self.before)
         paid = dict(self._paid_before)
         for name, tally in self._session.ledger.by_model().items():
             read, written = paid.get(identity := self._session.engines[name].identity, (0, 0))
@@ -148,25 +204,34 @@ class Manifest:
 
     def write(self, state: str) -> None:
         self.state = state
+        digests = {name: value for earlier in self.earlier.values() for name, value in earlier.digests.items()}
+        ledger = self._session.ledger
         engines = self._session.engines.items()
         capabilities = {name: learnt for name, engine in engines if (learnt := getattr(engine, "capabilities", None))}
         self._folder.write_manifest(
             {
                 "name": self._pipeline.name,
                 "pipeline": self._pipeline.document.path,
+                "origin": self._folder.origin_of(self._pipeline.origin(self._folder.path), self.before),
+                "from_package": self._pipeline.shipped,
                 "state": state,
                 "started": self._started,
                 "seconds": round(time.time() - self._started, 2),
                 "versions": {"rlaif": __version__, **job.versions("datasets", "pyreqwest", *job.PACKAGES)},
                 "made": sorted(self.made),
-                "digests": dict(sorted(self.digests.items())),
-                "stages": [self._priced(record) for record in self.records],
+                "digests": dict(sorted((digests | self.digests).items())),
+                "stages": [
+                    *(self._priced(record) for record in self.records),
+                    *(earlier.record | {"earlier": True} for earlier in self.earlier.values()),
+                ],
                 "calls": self.calls(),
+                "cost_of_all_starts": _rounded(ledger.spent) if self.prices else None,
                 "prices": self.prices,
                 "paid": self._paid(),
                 "notes": self.notes,
                 "capabilities": self.before.get("capabilities", {}) | capabilities,
                 "failures": self.failures,
+                "reasons": self.reasons,
             }
             | ({"audits": self.audits} if self.audits else {})
         )
@@ -175,43 +240,24 @@ class Manifest:
 def count_spent(
     pipeline: Pipeline, session: Session, manifest: Mapping[str, Any]
 ) -> tuple[dict[str, dict[str, float]], dict[str, tuple[int, int]]]:
-    """Give the session's ledger the cost of a run's earlier executions; returns prices and tokens by model identity.
+    """Give the session's ledger the cost of a run's earlier starts; returns prices and tokens by model identity.
 
     They include the prices of models in earlier versions of the pipeline, whose cost counts too. The tokens are those
-    that the store knows under the run's name, or the manifest, whichever are more: each can be lost alone.
+    of the manifest; with a budget, or after a kill, which the manifest has not seen, those that the store knows under
+    the run's name where they are more: each can be lost alone.
     """
-    known = {identity: price for identity, price in manifest.get("prices", {}).items() if _is_price(price)}
-    prices: dict[str, dict[str, float]] = known | {
+    prices = prices_of(manifest) | {
         session.engines[name].identity: price.model_dump() for name, price in session.prices.items()
     }
-    if pipeline.budget is None:
-        return prices, {}
-    spent, noted = session.store.spent(pipeline.name), _noted(manifest)
+    noted = paid_of(manifest)
+    exact = prices and (pipeline.budget is not None or manifest.get("state") == "running")
+    spent = session.store.spent(pipeline.name) if exact else {}
     paid: dict[str, tuple[int, int]] = {}
     for identity in (spent.keys() | noted.keys()) & prices.keys():
         (read, written), (read_before, written_before) = spent.get(identity, (0, 0)), noted.get(identity, (0, 0))
         paid[identity] = (max(read, read_before), max(written, written_before))
-    total = sum(
-        read * prices[identity]["prompt"] + written * prices[identity]["completion"]
-        for identity, (read, written) in paid.items()
-    )
-    session.ledger.before(total / 1e6)
+    session.ledger.before(cost_of(paid, prices))
     return prices, paid
-
-
-def _noted(manifest: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
-    """The tokens that a manifest says were paid for; what is none is left out."""
-    return {
-        identity: (tokens[0], tokens[1])
-        for identity, tokens in manifest.get("paid", {}).items()
-        if isinstance(tokens, list) and len(tokens) == 2 and all(type(count) is int and count >= 0 for count in tokens)
-    }
-
-
-def _is_price(price: object) -> bool:
-    return isinstance(price, dict) and all(
-        isinstance(price.get(key), int | float) and 0 <= price[key] < inf for key in ("prompt", "completion")
-    )
 
 
 def _rounded(cost: float | None) -> float | None:

@@ -66,6 +66,8 @@ class Counting:
 
     def _answered(self, ask: Ask) -> list[Completion]:
         stored = self._stored(ask)
+        if ask.retries and len(stored) < ask.n:
+            return []
         if not ask.attempt or len(stored) == ask.n:  # re-asks cannot be predicted
             calls, paid = self._new(ask, stored)
             if calls:
@@ -162,6 +164,7 @@ class Plan:
         budget = self.pipeline.budget
         return {
             "name": self.pipeline.name,
+            "from_package": self.pipeline.shipped,
             "stages": stages,
             "calls": self._by_model(),
             "budget_left": None if budget is None else budget - self.session.ledger.spent,

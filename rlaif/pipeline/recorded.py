@@ -1,9 +1,13 @@
-"""What a manifest must hold to be read: the keys and types that its readers rely on. It may be a stranger's."""
+"""What a manifest must hold to be read: the keys and types that its readers rely on; and what it says was paid.
+
+It may be a stranger's.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from math import inf
 from typing import Any
 
 _REQUIRED: dict[str, tuple[type, ...]] = {
@@ -25,7 +29,14 @@ _OF_STAGE: dict[str, tuple[type, ...]] = {
     "seconds": (int, float, type(None)),
     "file": (str, type(None)),
 }
-_OPTIONAL_OF_STAGE: dict[str, tuple[type, ...]] = {"preferences": (int,), "weights": (dict, type(None))}
+_OPTIONAL_OF_STAGE: dict[str, tuple[type, ...]] = {
+    "preferences": (int,),
+    "weights": (dict, type(None)),
+    "rule": (str,),
+    "basis": (str,),
+    "judge": (str,),
+    "min_margin": (int, float),
+}
 _OF_CALLS: dict[str, tuple[type, ...]] = {
     "sent": (int,),
     "cached": (int,),
@@ -41,6 +52,9 @@ _OPTIONAL: dict[str, tuple[type, ...]] = {
     "paid": (dict,),
     "capabilities": (dict,),
     "notes": (list,),
+    "reasons": (list,),
+    "origin": (str,),
+    "cost_of_all_starts": (int, float, type(None)),
     "made": (list,),
 }
 _FILE = re.compile(r"(stages|report)/[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -77,3 +91,29 @@ def _typed(
 def _is(value: object, kinds: tuple[type, ...]) -> bool:
     """Whether a value is of one of the types; a whole number has at most 64 bits, so that a float can hold it."""
     return isinstance(value, kinds) and not (isinstance(value, int) and value.bit_length() > 64)
+
+
+def prices_of(manifest: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """The prices that a manifest states, by the model's identity; what is none is left out."""
+    return {identity: price for identity, price in manifest.get("prices", {}).items() if _is_price(price)}
+
+
+def paid_of(manifest: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """The tokens that a manifest says were paid for; what is none is left out."""
+    return {
+        identity: (tokens[0], tokens[1])
+        for identity, tokens in manifest.get("paid", {}).items()
+        if isinstance(tokens, list) and len(tokens) == 2 and all(_is(count, (int,)) and count >= 0 for count in tokens)
+    }
+
+
+def cost_of(paid: Mapping[str, tuple[int, int]], prices: Mapping[str, Mapping[str, float]]) -> float:
+    """The cost of tokens read and written, by the model's identity; of those with a price."""
+    known = ((tokens, prices[identity]) for identity, tokens in paid.items() if identity in prices)
+    return sum(read * price["prompt"] + written * price["completion"] for (read, written), price in known) / 1e6
+
+
+def _is_price(price: object) -> bool:
+    return isinstance(price, dict) and all(
+        _is(price.get(key), (int, float)) and 0 <= price[key] < inf for key in ("prompt", "completion")
+    )

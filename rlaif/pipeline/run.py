@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from rlaif.config import LocalModel, Pipeline
+from rlaif.engines.scheduler import AT_ONCE, GRACE
 from rlaif.errors import InputError, RlaifError, Stopped, WorkError
 from rlaif.files import FULL, why, write_text
 from rlaif.pipeline.datasets import dataset_name
@@ -60,7 +61,6 @@ class Run:
         )
         self.interrupts = Interrupts(self.work)
         self.events = EventLog(folder.path)
-        self.stopped: str | None = None  # why the run ended before its last stage
 
     def _note(self, text: str) -> None:
         self.work.note(text)
@@ -94,16 +94,20 @@ class Run:
                     break
                 self.manifest.write("running")
             stopped = self.session.scheduler.stopped
-            self.manifest.write("stopped" if stopped else "incomplete" if self.manifest.failures else "done")
+            self.manifest.reasons += [stopped.message] if stopped else []
+            short = self.manifest.failures or self.manifest.reasons
+            self.manifest.write("stopped" if stopped else "incomplete" if short else "done")
         except BaseException as error:
             interrupted = isinstance(error, KeyboardInterrupt | asyncio.CancelledError)
+            self.interrupts.heard += interrupted and not self.interrupts.heard  # a stage that blocks heard it itself
             with suppress(RlaifError, OSError):  # replies in flight are counted in the manifest
-                await self.session.scheduler.close()
+                await self.session.scheduler.close(AT_ONCE if interrupted else GRACE)
+            if isinstance(error, OSError) and error.errno is not None and not isinstance(error, BrokenPipeError):
+                error = _of_the_system(error, self.folder)
+            self.manifest.reasons += [] if interrupted else [str(error) or type(error).__name__]
             with suppress(OSError):  # a full disk must not hide the error
                 self.manifest.write("interrupted" if interrupted else "failed")
-            if isinstance(error, OSError) and error.errno is not None and not isinstance(error, BrokenPipeError):
-                raise _of_the_system(error, self.folder) from None
-            raise
+            raise error from None
         finally:
             watching.cancel()
             self.events.write("ended", state=self.manifest.state, calls=self.manifest.calls())
@@ -121,7 +125,7 @@ class Run:
         if scheduler.stopped and not (head.finishes and self._has_rows(head)):
             return False
         if head.needs_most and (share := self._failed_share()) > TOLERATED:
-            self.stopped = f"{head.name} was not started: {share:.0%} of the rows failed"
+            self.manifest.reasons.append(f"{head.name} was not started: {share:.0%} of the rows failed")
             return False
         if not scheduler.stopped:
             with self.interrupts.watched(gentle=True, blocks=False), suppress(Stopped):
@@ -142,11 +146,11 @@ class Run:
     # ------------------------------------------------------------ before the first call
 
     def _begin(self) -> None:
-        self._check_disk()
+        _check_disk(self.work, self.stages.values())
         self.events.write("run", name=self.pipeline.name, rlaif=__version__)
         self._remove_leftovers()
         self.manifest.write("running")  # lists its files before they are written
-        resolved = yaml.safe_dump(self.pipeline.resolved(), sort_keys=False)
+        resolved = yaml.safe_dump(self.pipeline.resolved(self.folder.path), sort_keys=False)
         write_text(self.folder.path / "pipeline.yaml", resolved)
         for stage in self.stages.values():
             self.manifest.digests |= stage.input_digests()
@@ -157,17 +161,6 @@ class Run:
             if isinstance(spec, LocalModel):
                 self.manifest.digests[f"model {name}"] = self.session.engines[name].identity
 
-    def _check_disk(self) -> None:
-        """Raise WorkError on a nearly full disk; warn when the run may fill it."""
-        rows = sum(len(made.prompts.kept) for made in self.work.made.values() if made.prompts)
-        need = rows * sum(stage.holds == "rows" for stage in self.stages.values()) * BYTES_A_ROW
-        free = min(room(self.folder.path), room(self.session.store.path.parent))
-        space = f"{free / 2**20:,.0f} MB are free on the disk of {str(self.folder.path)!r}"
-        if free < LEAST_ROOM:
-            raise WorkError(f"{space}, too little to start", fix="free some space, or give another folder with --out")
-        if free < need:
-            self.work.note(f"{space}, and the run may write {need / 2**20:,.0f} MB")
-
     def _remove_leftovers(self) -> None:
         """Remove files of earlier versions of this pipeline that this one does not make."""
         stages = self.stages.values()
@@ -175,6 +168,11 @@ class Run:
         sets = {f"dataset/{dataset_name(stage.name, shape)}" for stage in stages for shape in stage.writes}
         made = self.folder.remove_made(self.manifest.before, files | sets)
         self.manifest.made = made | files  # a data set is added when it is written
+        for stage in stages:
+            datasets = {f"dataset {dataset_name(stage.name, shape)}" for shape in stage.writes}
+            self.manifest.keep_earlier(
+                stage.name, stage.settings.kind, datasets | {f"model {stage.settings.model_made}"}
+            )
 
     # ------------------------------------------------------------ stages
 
@@ -204,7 +202,7 @@ class Run:
         self.progress.begin(stage.name, stage.settings.kind)
         record = await stage.run(self.work)
         record.seconds = time.monotonic() - began
-        self.manifest.records.append(record.checked())
+        self.manifest.reached(record)
         self.events.write("stage", **record.as_dict())
         self.progress.end(stage.name, record.outcome(stage.outcome(record.as_dict())))
 
@@ -232,8 +230,9 @@ class Run:
                         if row.failure is not None:
                             self.manifest.fail(row.prompt.id, str(row.cause), row.failure)
                     counted = counts[stage.name]
-                    counted.add(row, failed_before, stage.count(row, counted.facts))
-                    writers[stage.name].append(row, index)
+                    dropped = stage.count(row, counted.facts)
+                    counted.add(row, failed_before, dropped)
+                    writers[stage.name].append(row.model_copy(update={"dropped": dropped}), index)
                 self.progress.advance(row.cause)
 
         models = {model for stage in stages for model in stage.models}
@@ -252,7 +251,7 @@ class Run:
             record.streamed = True
             await stage.finish(done, counted, self.work)
             record.seconds = time.monotonic() - began if stage is stages[-1] else None
-            self.manifest.records.append(record)
+            self.manifest.reached(record, counted.example())
             records.append(record)
             failed_before, entered = counted.failed, counted.rows
         self._streamed(title, stages, records)
@@ -288,6 +287,18 @@ class Run:
             if time.monotonic() - written >= EVERY:
                 written = time.monotonic()
                 self.events.write("progress", **pulse._asdict(), failures=self.manifest.failures)
+
+
+def _check_disk(work: Work, stages: Iterable[Stage[Any]]) -> None:
+    """Raise WorkError on a nearly full disk; warn when the run may fill it."""
+    rows = sum(len(made.prompts.kept) for made in work.made.values() if made.prompts)
+    need = rows * sum(stage.holds == "rows" for stage in stages) * BYTES_A_ROW
+    free = min(room(work.folder.path), room(work.session.store.path.parent))
+    space = f"{free / 2**20:,.0f} MB are free on the disk of {str(work.folder.path)!r}"
+    if free < LEAST_ROOM:
+        raise WorkError(f"{space}, too little to start", fix="free some space, or give another folder with --out")
+    if free < need:
+        work.note(f"{space}, and the run may write {need / 2**20:,.0f} MB")
 
 
 def _refuse_foreign(stages: Iterable[Stage[Any]], folder: RunFolder, made: set[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rlaif.errors import Stopped
@@ -16,16 +16,22 @@ class Interrupts:
     """Ends the stage that runs.
 
     The first interruption of a gentle stage stops sending and keeps what is finished; the second ends it immediately.
-    Any other stage ends at the first: a trainer resumes from its checkpoint.
+    Any other stage ends at the first: a trainer resumes from its checkpoint. At each after the first, `hurry` is called
+    too: what computes in another thread cannot be cancelled.
     """
 
     def __init__(self, work: Work) -> None:
         self._work = work
+        self.hurry: Callable[[], None] = lambda: None
+        self.heard = 0
         self._task: asyncio.Task[object] | None = None
         self._gentle = False
 
     def interrupt(self) -> None:
         """Called in the run's event loop."""
+        self.heard += 1
+        if self.heard > 1:
+            self.hurry()
         scheduler = self._work.session.scheduler
         if self._gentle and scheduler.stopped is None:
             scheduler.stop(Stopped("interrupted", cause="interrupted"))

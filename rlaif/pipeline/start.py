@@ -28,7 +28,8 @@ def open_run(pipeline: Pipeline, out: Path | None, progress: Progress, *, retry_
     """
     opening = open_stages(pipeline)
     with ExitStack() as opened:  # closed again if the run cannot be built
-        folder = RunFolder.create(folder_of(pipeline, out), pipeline.name)
+        path = folder_of(pipeline, out)
+        folder = RunFolder.create(path, pipeline.name, pipeline.origin(path))
         opened.callback(folder.close)
         store = CallStore(STORE, run=pipeline.name)
         opened.callback(store.close)

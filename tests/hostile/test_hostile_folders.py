@@ -142,6 +142,7 @@ KEPT: dict[str, Callable[[Place], None]] = {
     "a file in report": file("report/notes.md"),
     "a report of another tool": file("report/summary.json"),
     "models/d.old": file("models/d.old/thesis.txt"),
+    "a log of somebody's": file("libraries.log"),
     "a model of somebody's": file("models/d/model.safetensors"),
     "a file in the run": file("thesis.txt"),
     "a folder in the run": file("mine/thesis.txt"),
@@ -177,6 +178,8 @@ STOPS: dict[str, tuple[Callable[[Place], None], str]] = {
     "the manifest is a link": (link("manifest.json", "manifest.json"), "manifest.json"),
     "the pipeline is a link": (link("pipeline.yaml", "thesis.txt"), "it is a link"),
     "the events are a link": (link("events.jsonl", "events.jsonl"), "it is a link"),
+    "the log is a link": (link("libraries.log", "thesis.txt"), "it is a link"),
+    "the log is a pipe": (instead("libraries.log", os.mkfifo), "it is no file"),
     "the lock is a link": (link(".lock", "thesis.txt"), "it is a link"),
     "the lock has content": (file(".lock"), "not a lock"),
     "the lock is a pipe": (instead(".lock", os.mkfifo), "it is no file"),
@@ -333,6 +336,17 @@ STRANGE: dict[str, bytes | Callable[[dict[str, Any]], Any]] = {
     "a list for capabilities": lambda m: m | {"capabilities": []},
     "an object for notes": lambda m: m | {"notes": {}},
     "an object for made": lambda m: m | {"made": {}},
+    "an object for reasons": lambda m: m | {"reasons": {}},
+    "a number for an origin": lambda m: m | {"origin": 7},
+    "an origin that is a device": lambda m: m | {"origin": "file ../../../../../../../../dev/zero"},
+    "an origin that no path can be": lambda m: m | {"origin": "file \0"},
+    "an origin without a file": lambda m: m | {"origin": "file"},
+    "a list for a rule": lambda m: m | {"stages": [s | {"rule": []} for s in m["stages"]]},
+    "a number of 400 digits for a margin": lambda m: m | {"stages": [s | {"min_margin": 10**400} for s in m["stages"]]},
+    "a number of 400 digits for what was paid": lambda m: m
+    | {"paid": {"x": [10**400, 1]}, "prices": {"x": {"prompt": 0.5, "completion": 1}}},
+    "a number of 400 digits for a price": lambda m: m
+    | {"paid": {"x": [1, 1]}, "prices": {"x": {"prompt": 10**400, "completion": 0.5}}},
     "null everywhere": lambda m: dict.fromkeys(m) | {"format": 1},
 }  # fmt: skip
 
@@ -350,7 +364,7 @@ def test_a_strange_manifest_is_a_sentence(name: str, place: Place) -> None:
         strange if isinstance(strange, bytes) else json.dumps(strange(json.loads(manifest.read_text()))).encode()
     )
     before = content(place.run)
-    for command in (["status", "runs/echo"], ["run", "echo.yaml"]):
+    for command in (["status", "runs/echo"], ["show", "runs/echo", "--dropped"], ["run", "echo.yaml"]):
         done = rlaif(place.project, *command)
         assert done.code == 0 or refused(done), done
     assert {name for name in before if not name.startswith("stages/.")} <= set(content(place.run))

@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +18,16 @@ from rlaif.formats import Column, ReadResult, Table, each_row, named, read_conve
 from rlaif.formats.published import LABEL
 from rlaif.generate.pairing import Pairing
 from rlaif.pipeline.manifest import StageRecord
-from rlaif.pipeline.spool import Spool
+from rlaif.pipeline.spool import RowWriter, Spool
 from rlaif.pipeline.stages.files import record_of, source_of
 from rlaif.pipeline.stages.stage import Made, Opening, Planning, TableStage, Work, unparsed
 from rlaif.records import Row, digest, prompt_id, split_of
 
 
 class Data(TableStage[DataStage]):
+    holds = "rows"  # where it gives rows and no stage passes them through, whose file would have them
     stated: StatedJudgements | None = None  # the judgements in its file, if it gives rows
+    _kept_here = False
 
     def __init__(self, step: Step, settings: DataStage, opening: Opening) -> None:
         super().__init__(step, settings, opening)
@@ -36,6 +40,7 @@ class Data(TableStage[DataStage]):
                 problem = f"the stage {self.name!r} is judged by {judging[0].name} and trained on unchanged here"
                 raise opening.pipeline.error(reader, problem, reader.stage.source_key, apart)
             opening.made[self.name] = self._rows(judging, opening)
+            self._kept_here = not any(reader.stage.streams for reader in judging)
         elif preferring := learning.get("preferences"):
             if "demonstrations" in learning:
                 problem = f"the stage {self.name!r} is read as demonstrations by sft and as preferences here"
@@ -121,6 +126,14 @@ class Data(TableStage[DataStage]):
         return unparsed(facts, "ratings")
 
     async def run(self, work: Work) -> StageRecord:
+        made = work.made[self.name]
+        if self._kept_here and made.rows is not None:
+            writer = RowWriter(Row, work.file(self.step))
+            with closing(writer):
+                for row in made.rows:
+                    writer.append(row)
+                work.made[self.name] = replace(made, rows=writer.finish())
+            self.read.file = f"stages/{work.file(self.step).name}"
         return self.read
 
     async def plan(self, planning: Planning) -> dict[str, Any]:

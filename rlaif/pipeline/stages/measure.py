@@ -100,6 +100,8 @@ class Measuring(TableStage[MeasureStage]):
                 summary["key"] = key
             write_json(path, summary)
         work.made[self.name] = Made(report=summary)
+        if judge := summary.get("judge"):
+            self.read.facts |= {"ratings": judge["rated"] + judge["unparsed"], "unparsed": judge["unparsed"]}
         return self.read
 
     def key(self, session: Session) -> str:

@@ -76,6 +76,9 @@ class Pair(TableStage[PairStage]):
             "mean_margin": round(fmean(margins), 4) if margins else None,
             "basis": pairing.basis,
             **({"weights": dict(pairing.weights)} if pairing.weights else {}),
+            **({"judge": pairing.judge} if pairing.judge else {}),
+            **({"min_margin": pairing.min_margin} if pairing.min_margin else {}),
+            **({"balance": self.settings.balance} if self.settings.balance else {}),
         }
         return StageRecord(
             self.name, self.settings.kind, self.source.name, len(rows), len(rows) - dropped.total(), dropped,

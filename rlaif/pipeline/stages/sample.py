@@ -10,13 +10,17 @@ from rlaif.config import SampleStage, Step
 from rlaif.engines.asking import Asking
 from rlaif.errors import nearest
 from rlaif.generate.sampling import sample
-from rlaif.pipeline.stages.stage import Opening, RowStage
+from rlaif.pipeline.manifest import RowCounts
+from rlaif.pipeline.spool import Stored
+from rlaif.pipeline.stages.stage import Opening, RowStage, Work
 from rlaif.principles import Mixture, read_principles
 from rlaif.records import Row, digest
 
+MANY_CUT = 0.1  # share of cut completions above which the user is warned
+
 
 class Sample(RowStage[SampleStage]):
-    facts = ("candidates",)
+    facts = ("candidates", "cut")
     judges = False
 
     def __init__(self, step: Step, settings: SampleStage, opening: Opening) -> None:
@@ -39,9 +43,18 @@ class Sample(RowStage[SampleStage]):
 
     def count(self, row: Row, facts: Counter[str]) -> None:
         facts["candidates"] += len(row.candidates)
+        facts["cut"] += sum(candidate.completion.finish_reason == "length" for candidate in row.candidates)
 
     def outcome(self, facts: Mapping[str, Any]) -> str:
-        return ""
+        return f", {facts['cut']:,} completions cut" if facts["cut"] else ""
+
+    async def finish(self, rows: Stored[Row], counts: RowCounts, work: Work) -> None:
+        cut, made = counts.facts["cut"], counts.facts["candidates"]
+        if MANY_CUT * made < cut < made:
+            work.note(
+                f"{self.name}: {cut:,} of {made:,} completions were cut at `max_tokens`: raise it, since a cut one "
+                "enters no pair"
+            )
 
     def made_with(self) -> dict[str, str]:
         return {} if self._mixture is None else {"principles": digest(self._mixture._asdict())}
