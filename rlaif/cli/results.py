@@ -25,8 +25,9 @@ def print_plan(console: Console, plan: dict[str, Any]) -> None:
         calls = [f"{m}: {n['calls']:,} calls, {n['paid']:,} cached" for m, n in stage.get("calls", {}).items()]
         work = stage.get("state") or "\n".join(calls)
         count = f"at most {stage['at_most']:,}" if "at_most" in stage else f"{stage['rows']:,}"
-        stages.append((stage["stage"], stage["from"] or "", count, work))
-    columns = (Column("stage", text=True), Column("reads", text=True), Column("rows"), Column("work", text=True))
+        stages.append((stage["stage"], stage["from"] or "", count, work, "\n".join(stage["makes"])))
+    headings = (Column("rows"), Column("work", text=True), Column("makes", text=True))
+    columns = (Column("stage", text=True), Column("reads", text=True), *headings)
     console.print(table(columns, stages, console.width, f"plan of {plan['name']}"))
     if plan["calls"]:
         console.print()

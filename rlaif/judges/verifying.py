@@ -38,6 +38,13 @@ def verified(row: Row, checks: Sequence[Check], keep: str) -> Row:
     )
 
 
+def unverified(row: Row) -> dict[int, str]:
+    """The candidates of a verified row that did not pass every check, with the reason."""
+    missed = [score for score in row.scores if score.judge == VERIFIER and score.value != 1.0]
+    reasons = {score.candidate: "not checkable" for score in missed}
+    return reasons | {score.candidate: "failed a check" for score in missed if score.value is not None}
+
+
 def outcomes_of(checks: Sequence[Check], prompt: Prompt, completion: str) -> list[Outcome]:
     """The outcome of each check, given the prompt and its references."""
     known = prompt.reference

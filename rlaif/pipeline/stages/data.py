@@ -23,6 +23,7 @@ from rlaif.records import Row, digest, prompt_id, split_of
 
 
 class Data(TableStage[DataStage]):
+    to_continue = "put a stage after it that trains on it, as `train`, or judges it, as `rate`"
     stated: StatedJudgements | None = None  # the judgements in its file, if it gives rows
 
     def __init__(self, step: Step, settings: DataStage, opening: Opening) -> None:

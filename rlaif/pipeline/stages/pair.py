@@ -66,7 +66,7 @@ class Pair(TableStage[PairStage]):
         failed = {"failed": counts.failed} if counts and counts.failed else {}
         with closing(writer):
             work.manifest.digests |= write_datasets(
-                work.dataset(self, len(rows), counts, all_made_with(self.step, work.stages)),
+                work.dataset(self, len(rows), counts, all_made_with(self.step.line(), work.stages)),
                 pieces(),
                 {"ultrafeedback": failed, "preference": dropped, "sft": dropped},
             )

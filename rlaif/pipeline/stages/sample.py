@@ -9,13 +9,15 @@ from typing import Any
 from rlaif.config import SampleStage, Step
 from rlaif.engines.asking import Asking
 from rlaif.errors import nearest
+from rlaif.generate.keeping import Choice, choose
 from rlaif.generate.sampling import sample
+from rlaif.pipeline.stages.keeping import Keeping
 from rlaif.pipeline.stages.stage import Opening, RowStage
 from rlaif.principles import Mixture, read_principles
 from rlaif.records import Row, digest
 
 
-class Sample(RowStage[SampleStage]):
+class Sample(Keeping[SampleStage], RowStage[SampleStage]):
     facts = ("candidates",)
     judges = False
 
@@ -37,8 +39,12 @@ class Sample(RowStage[SampleStage]):
     async def row(self, row: Row, asking: Asking) -> Row:
         return await sample(row, self.settings, asking, self._mixture)
 
-    def count(self, row: Row, facts: Counter[str]) -> None:
+    def choose(self, row: Row) -> Choice:
+        return choose(row)
+
+    def count(self, row: Row, facts: Counter[str]) -> str | None:
         facts["candidates"] += len(row.candidates)
+        return self.unkept(row)
 
     def outcome(self, facts: Mapping[str, Any]) -> str:
         return ""
