@@ -52,15 +52,25 @@ def _planned_calls(calls: Mapping[str, Mapping[str, Any]], width: int) -> Render
     return table((Column("model", text=True), *map(Column, figures)), rows, width, "calls")
 
 
+MADE = ("preferences", "demonstrations")  # by prompts that are not dropped
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
 def print_status(console: Console, manifest: dict[str, Any]) -> None:
     style = {"done": "green", "running": "cyan"}.get(manifest["state"], "yellow")
     console.print(line(f"{manifest['name']}: ", (manifest["state"], style), f", {manifest['seconds']:.0f} s"))
     rows: list[tuple[str | Text, ...]] = []
     for stage in manifest["stages"]:
-        dropped = "\n".join(line(f"{count:,} {reason}").plain for reason, count in stage["dropped"].items())
+        lost = [f"{count:,} {reason}" for reason, count in stage["dropped"].items()]
+        if (left_out := stage.get("left_out", {})) != stage["dropped"]:
+            lost += [f"{_counted(count, 'completion')}: {reason}" for reason, count in left_out.items()]
+        dropped = "\n".join(line(each).plain for each in lost)
         seconds = "" if stage["seconds"] is None else f"{stage['seconds']:.1f}"
-        made = stage.get("preferences", stage["out"])
-        out = f"{stage['out']:,}" + (f"\n{made:,} preferences" if made != stage["out"] else "")
+        made = [f"{stage[what]:,} {what}" for what in MADE if stage.get(what, stage["out"]) != stage["out"]]
+        out = "\n".join([f"{stage['out']:,}", *made])
         rows.append((line(stage["name"]), f"{stage['in']:,}", out, dropped, seconds))
     rows += [(line(name), "", f"{count:,} so far", "", "") for name, count in manifest["under_way"].items()]
     columns = (Column("stage", text=True), Column("in"), Column("out"), Column("dropped", text=True), Column("seconds"))

@@ -153,14 +153,17 @@ def requests(row: Row) -> dict[str, Any]:
 def export(folder: RunFolder, form: str, target: Path, jsonl: bool) -> int:
     """Write one of the run's data sets to `target`, as a folder or one JSON Lines file; returns its number of rows.
 
-    A data set that the run wrote is copied; other shapes are made from the preferences of a `pair` stage. Raises
-    InputError or WorkError.
+    A data set that the run wrote is copied; other shapes are made from the preferences of a `pair` stage. `form` is a
+    data set's name, or its shape where the run has one of that shape. Raises InputError or WorkError.
     """
     import pyarrow.parquet
 
     manifest = _manifest(folder)
     made = sorted(name.removeprefix("dataset ") for name in manifest["digests"] if name.startswith("dataset "))
     others = _made_when_exported(manifest["stages"])
+    if form not in [*made, *others]:
+        of_shape = [name for name in [*made, *others] if form in SHAPES and name.endswith(f"-{form}")]
+        form = of_shape[0] if len(of_shape) == 1 else form
     if form not in [*made, *others]:
         fix = f"it has {', '.join([*made, *others])}" if made else "`rlaif status` shows its progress"
         raise InputError(f"the run has no data set {form!r}", fix=fix)

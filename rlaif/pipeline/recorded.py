@@ -25,7 +25,12 @@ _OF_STAGE: dict[str, tuple[type, ...]] = {
     "seconds": (int, float, type(None)),
     "file": (str, type(None)),
 }
-_OPTIONAL_OF_STAGE: dict[str, tuple[type, ...]] = {"preferences": (int,), "weights": (dict, type(None))}
+_OPTIONAL_OF_STAGE: dict[str, tuple[type, ...]] = {
+    "preferences": (int,),
+    "demonstrations": (int,),
+    "left_out": (dict,),
+    "weights": (dict, type(None)),
+}
 _OF_CALLS: dict[str, tuple[type, ...]] = {
     "sent": (int,),
     "cached": (int,),
@@ -60,7 +65,7 @@ def is_manifest(value: Mapping[str, Any]) -> bool:
 def _is_stage(stage: Mapping[str, Any]) -> bool:
     return (
         _typed(stage, _OF_STAGE, _OPTIONAL_OF_STAGE)
-        and all(_is(count, (int,)) for count in stage["dropped"].values())
+        and all(_is(count, (int,)) for count in (*stage["dropped"].values(), *stage.get("left_out", {}).values()))
         and all(_is(weight, (int, float)) for weight in (stage.get("weights") or {}).values())
         and (stage["file"] is None or _FILE.fullmatch(stage["file"]) is not None)
     )
