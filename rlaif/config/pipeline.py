@@ -388,7 +388,8 @@ def _sources(stage: StageSettings, earlier: _Earlier, document: Document, positi
         if stage.needs_fresh:  # a pipeline that samples judges its samples, not a file of demonstrations
             made = earlier.nearest(kind for kind in reads if not STAGES[kind].from_file)
             nearest_step = made if made is not None or earlier.sampled else nearest_step
-        if nearest_step is None and (judged := earlier.nearest(reads)) is not None:
+        judged = earlier.nearest(reads) if stage.takes == "demonstrations" else None
+        if nearest_step is None and judged is not None:
             problem = "no stage before it says which completions are SFT data"
             fix = f"name one, such as `data: {judged.name}`" if judged.stage.demonstrates else _keeping(judged)
             raise document.error(problem, key, fix)

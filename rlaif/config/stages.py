@@ -250,6 +250,7 @@ class DataStage(FileStage):
 
     kind = "data"
     from_file = True
+    unless_judged = True
     columns: Columns | None = None
     system: Text | None = None  # for conversations without a system message
     turns: Literal["all", "last"] | None = None  # the assistant turns that are trained on or judged

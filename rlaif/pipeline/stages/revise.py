@@ -11,10 +11,10 @@ from rlaif.constitution import read_constitution
 from rlaif.engines.asking import Asking
 from rlaif.formats import sft_rows
 from rlaif.generate import revising
-from rlaif.generate.revising import Reviser, revise, unrevised
+from rlaif.generate.revising import Reviser, revise, revised, unrevised
 from rlaif.pipeline.rehearsal import REHEARSED, read_template
 from rlaif.pipeline.stages.stage import Opening, RowStage
-from rlaif.records import Candidate, Kept, Row
+from rlaif.records import Kept, Row
 
 
 class Revise(RowStage[ReviseStage]):
@@ -47,9 +47,7 @@ class Revise(RowStage[ReviseStage]):
         }
 
     def kept(self, row: Row) -> Iterator[Kept]:
-        for index in range(len(row.candidates)):
-            if (end := row.last_revision(index)) is not None:
-                yield Kept(prompt=row.prompt, candidate=Candidate(sampler=end.model, completion=end))
+        return revised(row)
 
     def data(self, row: Row, shape: str) -> Iterable[dict[str, Any]] | str:
         return unrevised(row) or sft_rows(self.kept(row))

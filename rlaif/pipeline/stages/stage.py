@@ -205,6 +205,7 @@ class Stage(ABC, Generic[Settings]):
     def __init__(self, step: Step, settings: Settings, opening: Opening) -> None:
         self.step, self.settings, self.name = step, settings, step.name
         self.record: StageRecord | None = None  # of the files that it read when opened
+        self.removed: Counter[str] = Counter()  # candidates that it took out of the rows, by reason
 
     @property
     def source(self) -> Step:
@@ -291,16 +292,14 @@ def all_made_with(steps: Iterable[Step], stages: Mapping[str, Stage[Any]]) -> di
 
 
 def write_data(stage: Stage[Any], rows: Reiterable[Row], counts: RowCounts, work: Work) -> dict[str, Any]:
-    """Write the data sets of a stage's rows; returns the facts of its SFT data, for its record."""
-    if not stage.writes:
-        return {}
+    """Write the data sets of a stage's rows; returns its facts of single completions, for its record."""
     dropped = {shape: Counter[str]() for shape in stage.writes}
-    demonstrations, left_out = 0, Counter[str]()
+    demonstrations, left_out = 0, Counter(stage.removed)
 
     def pieces() -> Iterator[Piece]:
         nonlocal demonstrations
         for row in rows:
-            if row.failure is None:
+            if row.failure is None and "sft" in stage.writes:
                 left_out.update(stage.left_out(row))
             for shape in stage.writes:
                 made = "failed" if row.failure is not None else stage.data(row, shape)
@@ -311,15 +310,17 @@ def write_data(stage: Stage[Any], rows: Reiterable[Row], counts: RowCounts, work
                 demonstrations += len(made) if shape == "sft" else 0
                 yield shape, made
 
-    made_with = all_made_with((stage.step, *stage.step.line()), work.stages)
-    of = work.dataset(stage, len(rows), counts, made_with)
-    work.manifest.digests |= write_datasets(of, pieces(), dropped, {"sft": left_out})
+    if stage.writes:
+        made_with = all_made_with((stage.step, *stage.step.line()), work.stages)
+        of = work.dataset(stage, len(rows), counts, made_with)
+        work.manifest.digests |= write_datasets(of, pieces(), dropped, {"sft": left_out})
+    told = dict(sorted(left_out.items()))
     if "sft" not in stage.writes:
-        return {}
+        return {"left_out": told} if stage.removed else {}
     if not demonstrations:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(dropped["sft"].items()))
         work.note(f"{stage.name}: no completion became SFT data ({reasons or 'there is no prompt'})")
-    return {"demonstrations": demonstrations, "left_out": dict(sorted(left_out.items()))}
+    return {"demonstrations": demonstrations, "left_out": told}
 
 
 class RowStage(Stage[Settings]):

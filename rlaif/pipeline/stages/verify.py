@@ -14,10 +14,8 @@ from rlaif.generate.keeping import Choice, choose
 from rlaif.generate.pairing import Pairing
 from rlaif.judges.verifiers import Check
 from rlaif.judges.verifying import VERIFIER, own_checks, unverified, verified, without
-from rlaif.pipeline.manifest import RowCounts
-from rlaif.pipeline.spool import Stored
 from rlaif.pipeline.stages.keeping import Keeping
-from rlaif.pipeline.stages.stage import Opening, RowStage, Work, unparsed
+from rlaif.pipeline.stages.stage import Opening, RowStage, unparsed
 from rlaif.records import Prompt, Row, oneline
 
 
@@ -28,18 +26,18 @@ class Verify(Keeping[VerifyStage], RowStage[VerifyStage]):
     def __init__(self, step: Step, settings: VerifyStage, opening: Opening) -> None:
         super().__init__(step, settings, opening)
         self.checks = open_checks(step, settings.checks, (), opening)
-        self._removed: Counter[str] = Counter()  # candidates that no later stage sees, by reason
 
     async def row(self, row: Row, asking: Asking) -> Row:
         row = verified(row, self.checks)
-        if self.settings.keep == "all" or not self.is_judged:  # SFT data takes those that pass, whoever is in the row
+        if self.settings.keep == "all":
             return row
         failing = unverified(row)
-        self._removed.update(failing.values())
+        self.removed.update(failing.values())
         return without(row, failing)
 
     def choose(self, row: Row) -> Choice:
-        return choose(row, unverified(row))
+        choice = choose(row, unverified(row))
+        return choice if row.candidates else choice._replace(reason="no candidate passed")
 
     def unpairable(self, rule: str | None) -> str | None:
         if self.settings.keep == "all":
@@ -52,10 +50,6 @@ class Verify(Keeping[VerifyStage], RowStage[VerifyStage]):
         facts["failed_checks"] += sum(score.value == 0.0 for score in row.scores)
         facts["not_checkable"] += sum(score.value is None for score in row.scores)
         return self.unkept(row)
-
-    async def finish(self, rows: Stored[Row], counts: RowCounts, work: Work) -> dict[str, Any]:
-        facts = await super().finish(rows, counts, work)
-        return facts | ({"left_out": dict(sorted(self._removed.items()))} if self._removed else {})
 
     def outcome(self, facts: Mapping[str, Any]) -> str:
         failed = facts["failed_checks"]
