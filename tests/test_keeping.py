@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ class Writer(Echo):
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    judge = Echo("judge", unreadable="number 5.")
+    judge = Echo("judge", unreadable="number 6.")
     with serve({"one": Writer("one"), "two": Writer("two"), "judge": judge}) as base_url:
         yield base_url
 
@@ -114,10 +115,14 @@ CHOICES: dict[str, tuple[tuple[Text, ...], dict[int, float] | None, Keep, list[i
     "unparsed": (("a", "b"), {1: 3}, Keep(best=2), [1], {"unparsed": 1}, None),
     "below": (("a", "b"), {0: 3.5, 1: 4}, Keep(at_least=4), [1], {"below 4": 1}, None),
     "all below": (("a", "b"), {0: 3, 1: 1}, Keep(best=1, at_least=4), [], {"below 4": 2}, "below 4"),
-    "the furthest": ((("a", "length"), "b"), {1: 1}, Keep(at_least=4), [], {"cut at max_tokens": 1, "below 4": 1}, "below 4"),
+    "the furthest": (
+        (("a", "length"), "b"), {1: 1}, Keep(at_least=4), [], {"cut at max_tokens": 1, "below 4": 1}, "below 4",
+    ),
     "best": (("a", "b", "c"), {0: 1, 1: 5, 2: 3}, Keep(best=1), [1], {"not the best": 2}, None),
     "best two": (("a", "b", "c"), {0: 1, 1: 5, 2: 3}, Keep(best=2), [1, 2], {"not among the best 2": 1}, None),
-    "the same is one of the best": (("a", "a", "b"), {0: 5, 1: 5, 2: 3}, Keep(best=2), [0, 2], {"identical text": 1}, None),
+    "one text, one of the best": (
+        ("a", "a", "b"), {0: 5, 1: 5, 2: 3}, Keep(best=2), [0, 2], {"identical text": 1}, None,
+    ),
     "below zero": (("a", "b"), {0: -3, 1: -1}, Keep(best=1, at_least=-2), [1], {"below -2": 1}, None),
 }  # fmt: skip
 
@@ -343,7 +348,7 @@ def test_ratings_are_a_data_set(tmp_path: Path, url: str) -> None:
                 "two",
             )
         else:
-            assert row["score"] is None and "number 5." in user["content"]
+            assert row["score"] is None and "number 6." in user["content"]
     assert sum(row["score"] is None for row in made) == 4 and {row["finish_reason"] for row in made} == {
         "stop",
         "length",
@@ -372,30 +377,59 @@ def test_a_file_of_single_completions_is_rated(tmp_path: Path, url: str) -> None
 
 NOTHING = "the pipeline ends here, and makes no data, no model and no report. Fix: "
 PAIRED = "put a `pair` stage after it"
+UNSAID = r"no stage before it says which completions are SFT data\. Fix: "
+KEEP = r"give 'rate' a `keep`, such as `keep: \{best: 1\}`"
+TIED = "the stage 'verify' keeps only completions that pass every check, so all of them tie"
+NAMED = SFT.replace("name: mine", "name: mine, data: rate")
 WRONG = {
-    "prompts alone": (["prompts: {path: prompts.jsonl}"], rf"kept\.yaml:7: `stages\.0\.prompts`: {NOTHING}put a `sample`"),
-    "data alone": (["data: {path: hello.jsonl}"], rf"`stages\.0\.data`: {NOTHING}put a stage after it that trains"),
+    "prompts alone": (
+        ["prompts: {path: prompts.jsonl}"],
+        rf"kept\.yaml:7: `stages\.0\.prompts`: {NOTHING}put a `sample` stage after it",
+    ),
+    "data alone": (
+        ["data: {path: hello.jsonl}"],
+        rf"`stages\.0\.data`: {NOTHING}put a stage after it that trains on it, as `train`, or judges it, as `rate`",
+    ),
     "comparisons": ([SAMPLE, COMPARE], rf"`stages\.2\.compare`: {NOTHING}{PAIRED}"),
     "rankings": ([SAMPLE, COMPARE.replace("compare", "rank")], rf"`stages\.2\.rank`: {NOTHING}{PAIRED}"),
-    "pairs of survivors": ([SAMPLE, BRIEF, "pair: {}"], r"`stages\.3\.pair`: the stage 'verify' keeps only completions that pass every check, so all of them tie\. Fix: judge its completions with `rate` or `compare` in between"),
-    "no rating so high": ([SAMPLE, keep(RATE, "{at_least: 6}")], r"`stages\.2\.rate\.keep\.at_least`: no completion is rated 6: the rubric's scale is 1 to 5"),
-    "keeps nothing": ([SAMPLE, keep(RATE, "{best: 0}")], r"`stages\.2\.rate\.keep\.best`: expected a number greater than 0"),
-    "keeps what": ([SAMPLE, keep(RATE, "best")], r"`stages\.2\.rate\.keep`: say which completions to keep, such as `keep: \{best: 1, at_least: 4\}`"),
+    "pairs of survivors": (
+        [SAMPLE, BRIEF, "pair: {}"],
+        rf"`stages\.3\.pair`: {TIED}\. Fix: judge its completions with `rate` or `compare` in between",
+    ),
+    "no rating so high": (
+        [SAMPLE, keep(RATE, "{at_least: 6}")],
+        r"`stages\.2\.rate\.keep\.at_least`: no completion is rated 6: the rubric's scale is 1 to 5",
+    ),
+    "keeps nothing": (
+        [SAMPLE, keep(RATE, "{best: 0}")],
+        r"`stages\.2\.rate\.keep\.best`: expected a number greater than 0",
+    ),
+    "keeps what": (
+        [SAMPLE, keep(RATE, "best")],
+        r"`stages\.2\.rate\.keep`: say which completions to keep, such as `keep: \{best: 1, at_least: 4\}`",
+    ),
     "keeps in no way": ([SAMPLE, keep(RATE, "{}")], r"`stages\.2\.rate\.keep`: say which completions to keep"),
-    "no number": ([SAMPLE, keep(RATE, "{at_least: .nan}")], r"`stages\.2\.rate\.keep\.at_least`: expected a finite number"),
-    "trained on what": ([SAMPLE, RATE, SFT], r"`stages\.3\.train\.sft\.data`: no stage before it says which completions are SFT data\. Fix: give 'rate' a `keep`, such as `keep: \{best: 1\}`"),
-    "trained on this": ([SAMPLE, RATE, SFT.replace("name: mine", "name: mine, data: rate")], r"`stages\.3\.train\.sft\.data`: the stage 'rate' does not say which of its completions are SFT data\. Fix: give 'rate' a `keep`"),
-    "trained on judged samples": ([SAMPLE, COMPARE, SFT], r"no stage before it says which completions are SFT data\. Fix: name one, such as `data: sample`"),
-    "trained on nothing": (["prompts: {path: prompts.jsonl}", SFT], r"no earlier stage of kind data or sample or .* Fix: put a `sample` stage before it"),
-}  # fmt: skip
+    "no number": (
+        [SAMPLE, keep(RATE, "{at_least: .nan}")],
+        r"`stages\.2\.rate\.keep\.at_least`: expected a finite number",
+    ),
+    "trained on what": ([SAMPLE, RATE, SFT], rf"`stages\.3\.train\.sft\.data`: {UNSAID}{KEEP}"),
+    "trained on this": (
+        [SAMPLE, RATE, NAMED],
+        rf"`stages\.3\.train\.sft\.data`: the stage 'rate' does not say .* are SFT data\. Fix: {KEEP}",
+    ),
+    "trained on judged samples": ([SAMPLE, COMPARE, SFT], rf"{UNSAID}name one, such as `data: sample`"),
+    "trained on nothing": (
+        ["prompts: {path: prompts.jsonl}", SFT],
+        r"no earlier stage of kind data or sample or .* Fix: put a `sample` stage before it",
+    ),
+}
 
 
 @pytest.mark.parametrize(("stages", "said"), WRONG.values(), ids=WRONG)
 def test_a_pipeline_that_makes_nothing_of_use_is_an_error(
     tmp_path: Path, url: str, random_model: Path, stages: list[str], said: str
 ) -> None:
-    import re
-
     pair = {"prompt": "Hi.", "completion": "Hello."}
     (tmp_path / "hello.jsonl").write_text(json.dumps(pair))
     write(tmp_path, url, *stages, models=BASE.format(random_model) if any("train" in s for s in stages) else "")
