@@ -506,6 +506,14 @@ class Row(Record):
 JUDGEMENTS = tuple(name for name, about in Row.model_fields.items() if about.default == () and name != "candidates")
 
 
+class Kept(Record):
+    """A prompt with a completion to learn, and its judge's score, where there is one."""
+
+    prompt: Prompt
+    candidate: Candidate
+    score: float | None = None
+
+
 class Preference(Record):
     """A prompt with a chosen and a rejected candidate, and their origin."""
 
@@ -529,6 +537,11 @@ class Preference(Record):
     @property
     def margin(self) -> float:
         return self.score_chosen - self.score_rejected
+
+    @property
+    def learnt(self) -> Kept:
+        """Its chosen completion as one to learn."""
+        return Kept(prompt=self.prompt, candidate=self.chosen, score=self.score_chosen)
 
 
 class Sampling(Record):

@@ -33,6 +33,7 @@ from rlaif.formats import (
 from rlaif.formats.reading import Conversation
 from rlaif.formats.write.dataset import PARQUET
 from rlaif.formats.write.files import FORMS
+from rlaif.generate.revising import revised
 from rlaif.records import Candidate, Completion, Message, Preference, Prompt, Rating, Revision, Row, Score
 
 Rows = list[dict[str, Any]]
@@ -507,10 +508,10 @@ def test_sft_rows_of_preferences_and_of_revisions() -> None:
     (once,) = sft_rows([example_preference(0), example_preference(0)])
     assert [m["content"] for m in once["messages"]] == ["Question 0?", "Yes 0."]
     assert (once["model"], once["call"], once["score"]) == ("large", "call-large-Yes 0.", 4.5)
-    (last,) = sft_rows([revised_row("No.", "Never.")])
+    (last,) = sft_rows(revised(revised_row("No.", "Never.")))
     assert [m["content"] for m in last["messages"]] == ["Question 0?", "Never."]
     assert (last["model"], last["call"], last["score"]) == ("reviser", "call-Never.", None)
-    assert list(sft_rows([example_row(0)])) == []  # nothing was revised
+    assert list(revised(example_row(0))) == []
 
 
 def test_ultrafeedback_rows_say_what_is_unparsed() -> None:
@@ -578,8 +579,8 @@ def test_a_written_data_set_loads_as_it_was(tmp_path: Path, shape: str) -> None:
 
 def test_the_schema_does_not_depend_on_the_rows(tmp_path: Path) -> None:
     """A column that happens to hold only None keeps its type, so two runs' data sets can be joined."""
-    row = revised_row("No.")
-    bare = row.model_copy(update={"prompt": row.prompt.model_copy(update={"source": None})})
+    (kept,) = revised(revised_row("No."))
+    bare = kept.model_copy(update={"prompt": kept.prompt.model_copy(update={"source": None})})
     for name, one in (("full", example_preference(0)), ("bare", bare)):
         write_dataset(SHAPES["sft"], sft_rows([one]), tmp_path / name, facts(1))
     parts = [datasets.Dataset.from_parquet(str(p), cache_dir=str(tmp_path)) for p in tmp_path.glob("*/data/*.parquet")]
@@ -644,8 +645,8 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 def test_half_a_surrogate_pair_can_be_written(tmp_path: Path) -> None:
-    row = revised_row("cut \ud83d")
-    write_dataset(SHAPES["sft"], sft_rows([row]), tmp_path, facts(1))
+    kept = [*revised(revised_row("cut \ud83d"))]
+    write_dataset(SHAPES["sft"], sft_rows(kept), tmp_path, facts(1))
     for form in FORMS:
         write_file(tmp_path / PARQUET, tmp_path / f"rows{form}", form)
     for path in (tmp_path / PARQUET, *(tmp_path / f"rows{form}" for form in FORMS)):

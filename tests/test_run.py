@@ -185,10 +185,10 @@ def test_a_run_removes_nothing_that_is_not_its_own(tmp_path: Path, run_cli: Cli,
     path.write_text(path.read_text().partition("  - rate:")[0])
     assert run_cli("run", "echo.yaml")[0] == 0
     assert [file for file in kept if not file.exists()] == [] and path.exists()
-    assert sorted(p.name for p in (folder / "dataset").iterdir()) == ["linked", "mine", "preference"]
+    assert sorted(p.name for p in (folder / "dataset").iterdir()) == ["linked", "mine", "preference", "sample-sft"]
     assert [p.name for p in (folder / "dataset/preference").iterdir()] == ["notes.txt"]
     assert sorted(p.name for p in (folder / "stages").iterdir()) == ["02-sample.jsonl", "07-mine.jsonl", "notes.jsonl"]
-    assert json.loads(manifest_file.read_text())["made"] == ["stages/02-sample.jsonl"]
+    assert json.loads(manifest_file.read_text())["made"] == ["dataset/sample-sft", "stages/02-sample.jsonl"]
 
 
 def test_the_resolved_pipeline_runs_again_without_a_call(

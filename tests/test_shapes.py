@@ -11,4 +11,4 @@ from rlaif.formats import SHAPES, Shape
 def test_a_shape_is_complete(name: str, shape: Shape) -> None:
     assert shape.name == name and shape.about
     assert shape.columns["prompt_id"] == "string"  # by which the rows of a prompt are counted
-    assert shape.from_preferences or shape.from_rows or shape.from_revised
+    assert shape.from_preferences or shape.from_rows

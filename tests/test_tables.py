@@ -56,16 +56,24 @@ def a_plan() -> Case:
         for i, (name, call) in enumerate(calls.items())
     }
     stages: list[dict[str, Any]] = [
-        {"stage": "red-team-and-benign-prompts", "from": None, "rows": 7_654_321},
-        {"stage": "sample", "from": "red-team-and-benign-prompts", "rows": 7_654_321, "calls": calls},
-        {"stage": "pair", "from": "sample", "rows": 7_654_321, "at_most": 7_654_321},
-        {"stage": "dpo", "from": "pair + demonstrations", "rows": 7_654_321,
+        {"stage": "red-team-and-benign-prompts", "from": None, "rows": 7_654_321, "makes": []},
+        {"stage": "sample", "from": "red-team-and-benign-prompts", "rows": 7_654_321, "calls": calls, "makes": []},
+        {"stage": "pair", "from": "sample", "rows": 7_654_321, "at_most": 7_654_321,
+         "makes": ["dataset/preference", "dataset/sft"]},
+        {"stage": "dpo", "from": "pair + demonstrations", "rows": 7_654_321, "makes": ["models/dpo"],
          "state": "to train, on rows that are not all known yet"},
     ]  # fmt: skip
     plan = {"name": "ultrafeedback", "stages": stages, "calls": needs, "budget_left": 99.5, "last_run_seconds": 4711.0}
     words = [word for need in needs.values() for word in map(number, list(need.values())[:4])]
     words += [stage["stage"] for stage in stages] + list(needs) + ["7,654,321"] * 4 + ["12345.6789"] * 3
-    return lambda console: results.print_plan(console, plan), words + ["demonstrations", "known", "most", "99.5000"]
+    return lambda console: results.print_plan(console, plan), words + [
+        "demonstrations",
+        "known",
+        "most",
+        "99.5000",
+        "dataset/preference",
+        "models/dpo",
+    ]
 
 
 def a_status() -> Case:

@@ -25,8 +25,9 @@ def print_plan(console: Console, plan: dict[str, Any]) -> None:
         calls = [f"{m}: {n['calls']:,} calls, {n['paid']:,} cached" for m, n in stage.get("calls", {}).items()]
         work = stage.get("state") or "\n".join(calls)
         count = f"at most {stage['at_most']:,}" if "at_most" in stage else f"{stage['rows']:,}"
-        stages.append((stage["stage"], stage["from"] or "", count, work))
-    columns = (Column("stage", text=True), Column("reads", text=True), Column("rows"), Column("work", text=True))
+        stages.append((stage["stage"], stage["from"] or "", count, work, "\n".join(stage["makes"])))
+    headings = (Column("rows"), Column("work", text=True), Column("makes", text=True))
+    columns = (Column("stage", text=True), Column("reads", text=True), *headings)
     console.print(table(columns, stages, console.width, f"plan of {plan['name']}"))
     if plan["calls"]:
         console.print()
@@ -51,15 +52,25 @@ def _planned_calls(calls: Mapping[str, Mapping[str, Any]], width: int) -> Render
     return table((Column("model", text=True), *map(Column, figures)), rows, width, "calls")
 
 
+MADE = ("preferences", "demonstrations")  # by prompts that are not dropped
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
 def print_status(console: Console, manifest: dict[str, Any]) -> None:
     style = {"done": "green", "running": "cyan"}.get(manifest["state"], "yellow")
     console.print(line(f"{manifest['name']}: ", (manifest["state"], style), f", {manifest['seconds']:.0f} s"))
     rows: list[tuple[str | Text, ...]] = []
     for stage in manifest["stages"]:
-        dropped = "\n".join(line(f"{count:,} {reason}").plain for reason, count in stage["dropped"].items())
+        lost = [f"{count:,} {reason}" for reason, count in stage["dropped"].items()]
+        if (left_out := stage.get("left_out", {})) != stage["dropped"]:
+            lost += [f"{_counted(count, 'completion')}: {reason}" for reason, count in left_out.items()]
+        dropped = "\n".join(line(each).plain for each in lost)
         seconds = "" if stage["seconds"] is None else f"{stage['seconds']:.1f}"
-        made = stage.get("preferences", stage["out"])
-        out = f"{stage['out']:,}" + (f"\n{made:,} preferences" if made != stage["out"] else "")
+        made = [f"{stage[what]:,} {what}" for what in MADE if stage.get(what, stage["out"]) != stage["out"]]
+        out = "\n".join([f"{stage['out']:,}", *made])
         name = line(stage["name"], (", of an earlier start", "dim") if stage.get("earlier") else "")
         rows.append((name, f"{stage['in']:,}", out, dropped, seconds))
     rows += [(line(name), "", f"{count:,} so far", "", "") for name, count in manifest["under_way"].items()]

@@ -328,6 +328,7 @@ class _Earlier:
         self.by_kind: dict[str, list[Step]] = {}
         self.trained: dict[str, bool] = {}  # the models that they make, and whether each scores
         self.sampled = False  # whether any samples
+        self.demonstrating: dict[str, Step] = {}  # those whose completions are SFT data, in their order
 
     def add(self, step: Step) -> None:
         self.by_name[step.name] = step
@@ -335,6 +336,12 @@ class _Earlier:
         self.sampled = self.sampled or bool(step.stage.candidates)
         if step.stage.model_made is not None:
             self.trained[step.stage.model_made] = step.stage.model_scores
+        if step.stage.takes == "rows":
+            for source in step.sources:
+                if source.stage.unless_judged:
+                    self.demonstrating.pop(source.name, None)
+        if step.stage.demonstrates:
+            self.demonstrating[step.name] = step
 
     def of_kinds(self, kinds: Iterable[str]) -> list[Step]:
         """The steps of any of these kinds, in their order."""
@@ -409,9 +416,16 @@ def _sources(stage: StageSettings, earlier: _Earlier, document: Document, positi
     kinds = " or ".join(reads)
     if not wanted:
         nearest_step = earlier.nearest(reads)
+        if stage.takes == "demonstrations":
+            nearest_step = next(reversed(earlier.demonstrating.values()), None)
         if stage.needs_fresh:  # a pipeline that samples judges its samples, not a file of demonstrations
             made = earlier.nearest(kind for kind in reads if not STAGES[kind].from_file)
             nearest_step = made if made is not None or earlier.sampled else nearest_step
+        judged = earlier.nearest(reads) if stage.takes == "demonstrations" else None
+        if nearest_step is None and judged is not None:
+            problem = "no stage before it says which completions are SFT data"
+            fix = f"name one, such as `data: {judged.name}`" if judged.stage.demonstrates else _keeping(judged)
+            raise document.error(problem, key, fix)
         if nearest_step is None:
             first = next((kind for kind in reads if not STAGES[kind].from_file), reads[0])
             raise document.error(
@@ -425,10 +439,17 @@ def _sources(stage: StageSettings, earlier: _Earlier, document: Document, positi
             fitting = [s.name for s in earlier.of_kinds(reads)]
             problem = f"no earlier stage of kind {kinds} is called {name!r}"
             raise document.error(problem, key, nearest(name, fitting) if fitting else None)
+        if stage.takes == "demonstrations" and not step.stage.demonstrates:
+            problem = f"the stage {name!r} does not say which of its completions are SFT data"
+            raise document.error(problem, key, _keeping(step))
         chosen.append(step)
     if len({step.name for step in chosen}) < len(chosen):
         raise document.error("a stage is named twice", key, "name each once")
     return chosen
+
+
+def _keeping(judging: Step) -> str:
+    return f"give {judging.name!r} a `keep`, such as `keep: {{best: 1}}`"
 
 
 def _with_files(stage: StageSettings, document: Document, position: Position) -> StageSettings:

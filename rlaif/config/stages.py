@@ -50,6 +50,7 @@ class StageSettings(Settings):
     from_file: ClassVar[bool] = False  # its output comes from a file
     once: ClassVar[bool] = False  # at most one per pipeline
     needs_fresh: ClassVar[bool] = True  # without `from`, a stage's output is preferred to a file's
+    unless_judged: ClassVar[bool] = False  # its completions are SFT data where no later stage judges them
 
     name: Name | None = None
     source: Name | None = Field(default=None, alias="from")
@@ -92,6 +93,11 @@ class StageSettings(Settings):
     @property
     def keeps_held_out(self) -> bool:
         """Whether its output includes held-out prompts."""
+        return False
+
+    @property
+    def demonstrates(self) -> bool:
+        """Whether it says which completions are SFT data."""
         return False
 
     @property
@@ -244,10 +250,15 @@ class DataStage(FileStage):
 
     kind = "data"
     from_file = True
+    unless_judged = True
     columns: Columns | None = None
     system: Text | None = None  # for conversations without a system message
     turns: Literal["all", "last"] | None = None  # the assistant turns that are trained on or judged
     held_out: Literal["drop", "keep"] = "drop"  # rows on held-out prompts; `keep` only if nothing is trained on them
+
+    @property
+    def demonstrates(self) -> bool:
+        return True
 
     @property
     def keeps_held_out(self) -> bool:
@@ -281,6 +292,7 @@ class SampleStage(StageSettings):
 
     kind = "sample"
     streams = True
+    unless_judged = True
     reads = ("prompts",)
     models: tuple[SamplerSettings, ...] = Field(min_length=1)
     per_prompt: int = Field(default=1, gt=0, le=10_000)  # completions from each sampler
@@ -288,6 +300,10 @@ class SampleStage(StageSettings):
     principles: str | None = None  # a file of system prompts, of which each completion draws one
     mixture: Name | None = None  # of them, as the file names it
     sampling: SamplingSettings = SamplingSettings()
+
+    @property
+    def demonstrates(self) -> bool:
+        return True
 
     @property
     def candidates(self) -> int:
@@ -391,14 +407,36 @@ class Rater(Settings):
         return self
 
 
+class Keep(Settings):
+    """Which judged completions of a prompt are SFT data: those `at_least` so good, and of these the `best`."""
+
+    best: int | None = Field(default=None, gt=0)
+    at_least: float | None = Field(default=None, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _says_which(cls, value: Any) -> Any:
+        if not isinstance(value, dict | Keep) or value == {}:
+            raise ValueError("say which completions to keep, such as `keep: {best: 1, at_least: 4}`")
+        return value
+
+
 class RateStage(Rater, StageSettings):
-    """Row stage: ratings, or expected scores. Reading another rate stage, it adds to that one's."""
+    """Row stage: ratings, or expected scores. Reading another rate stage, it adds to that one's.
+
+    `keep` makes SFT data of it, and takes no candidate from the stages that read it.
+    """
 
     kind = "rate"
     streams = True
     reads = ("sample", "verify", "rate", "data")
 
     require: Gate = None
+    keep: Keep | None = None
+
+    @property
+    def demonstrates(self) -> bool:
+        return self.keep is not None
 
     def models_used(self) -> list[Use]:
         return _used(self, "model")
@@ -419,6 +457,10 @@ class ReviseStage(StageSettings):
     critique_template: str = "prompts/critique.jinja"
     revision_template: str = "prompts/revise.jinja"
     sampling: RevisionSampling = RevisionSampling()
+
+    @property
+    def demonstrates(self) -> bool:
+        return True
 
     def models_used(self) -> list[Use]:
         return _used(self, "model")
@@ -549,7 +591,7 @@ class RankStage(StageSettings):
 class ScoreStage(StageSettings):
     """Table stage: a float for each candidate, from a reward model, or implied by a policy against its reference.
 
-    The implicit reward is beta * (log pi - log ref) of the completion, as DPO defines it.
+    The implicit reward is beta * (log pi - log ref) of the completion, as DPO defines it. `keep` is as of a rate stage.
     """
 
     kind = "score"
@@ -558,6 +600,11 @@ class ScoreStage(StageSettings):
     policy: Name | None = None
     reference: Name | None = None
     beta: float = Field(default=0.1, gt=0)
+    keep: Keep | None = None
+
+    @property
+    def demonstrates(self) -> bool:
+        return self.keep is not None
 
     @model_validator(mode="after")
     def _one_judge(self) -> ScoreStage:
@@ -581,9 +628,14 @@ class VerifyStage(StageSettings):
 
     kind = "verify"
     streams = True
+    unless_judged = True
     reads = ("sample", "data")
     checks: tuple[dict[str, Any], ...] = ()
     keep: Literal["all", "passing"] = "all"
+
+    @property
+    def demonstrates(self) -> bool:
+        return True
 
 
 class PersonStage(StageSettings):

@@ -74,7 +74,7 @@ class SFTSettings(TrainerSettings):
 
     method = "sft"
     takes = "demonstrations"
-    reads = ("data", "revise")
+    reads = ("data", "sample", "verify", "rate", "score", "revise")
     learning_rate: LearningRate = 2e-5
     template: str | None = None  # marks assistant turns; by default the base model's own
 

@@ -24,6 +24,7 @@ from rlaif.formats.write.files import file_form, write_file
 from rlaif.formats.write.hh import hh_rows
 from rlaif.formats.write.preference import preference_rows
 from rlaif.formats.write.ranked import ranked_rows
+from rlaif.formats.write.rated import rated_rows
 from rlaif.formats.write.rewardbench import rewardbench_rows
 from rlaif.formats.write.sft import sft_rows
 from rlaif.formats.write.shape import Shape
@@ -47,6 +48,7 @@ __all__ = [
     "named",
     "preference_rows",
     "ranked_rows",
+    "rated_rows",
     "read_conversations",
     "read_hub",
     "read_preferences",

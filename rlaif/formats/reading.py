@@ -360,6 +360,8 @@ def _each(source: Path | Table, make: Make[Item], how: Reading, read_as: ReadAs)
         if not reasons:
             raise InputError("there are no rows", file=table.name, fix="the file is empty: name another, or fill it")
         fix = f"`rlaif look {table.name}` shows how its rows are read"
+        if "fewer than two candidates" in dropped:
+            fix = f"a preference is between two completions of one prompt; {fix}"
         raise InputError(f"no row could be used ({reasons})", file=table.name, fix=fix)
 
 

@@ -6,6 +6,7 @@ without replacement until all were drawn. Revision k rewrites revision k - 1. Ev
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from rlaif.config import ReviseStage
@@ -13,7 +14,7 @@ from rlaif.constitution import Constitution, Principle
 from rlaif.engines.asking import Asker, together
 from rlaif.judges.fences import fence_mark
 from rlaif.judges.replies import unusable
-from rlaif.records import Message, Prompt, Revision, Row
+from rlaif.records import Candidate, Kept, Message, Prompt, Revision, Row
 from rlaif.templates import Template
 
 OFFERED_CRITIQUE = {"principle", "prompt", "completion", "mark"}
@@ -38,6 +39,13 @@ def unrevised(row: Row) -> str | None:
         return None
     problems = [revision.problem for revision in row.revisions if revision.problem is not None]
     return problems[0] if problems else "empty completion"
+
+
+def revised(row: Row) -> Iterator[Kept]:
+    """The last revision of each candidate that has one."""
+    for index in range(len(row.candidates)):
+        if (end := row.last_revision(index)) is not None:
+            yield Kept(prompt=row.prompt, candidate=Candidate(sampler=end.model, completion=end))
 
 
 async def revise(row: Row, stage: ReviseStage, reviser: Reviser, asker: Asker) -> Row:

@@ -6,36 +6,55 @@ A stage's checks apply to every prompt; a prompt may have checks of its own, as 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from pydantic import ValidationError
 
 from rlaif.errors import EngineError, plainly
-from rlaif.judges.verifiers import Check, Outcome, all_pass
+from rlaif.judges.verifiers import Check, Outcome
 from rlaif.records import Prompt, Row, Score, oneline
 
 VERIFIER = "verifier"  # the judge of such scores
 
 
-def verified(row: Row, checks: Sequence[Check], keep: str) -> Row:
-    """`row` with a score of 1 or 0 for each candidate and check; with `keep: passing` only candidates that pass all.
+def verified(row: Row, checks: Sequence[Check]) -> Row:
+    """`row` with a score of 1 or 0 for each candidate and check.
 
     A check that does not apply to a candidate (no reference, two final numbers) gives a score without a value, and does
     not count as passed. Raises EngineError when the prompt's own checks cannot be read.
     """
     all_checks = (*checks, *own_checks(row.prompt))
-    outcomes = [outcomes_of(all_checks, row.prompt, candidate.completion.text) for candidate in row.candidates]
-    kept = [i for i, of_one in enumerate(outcomes) if keep == "all" or not of_one or all_pass(of_one) == 1.0]
+    scores = (
+        _score(index, number, check, outcome)
+        for index, candidate in enumerate(row.candidates)
+        for number, (check, outcome) in enumerate(
+            zip(all_checks, outcomes_of(all_checks, row.prompt, candidate.completion.text), strict=True), start=1
+        )
+    )
+    return row.model_copy(update={"scores": tuple(scores)})
+
+
+def without(row: Row, removed: Collection[int]) -> Row:
+    """A verified row without some of its candidates, and their scores."""
+    kept = [index for index in range(len(row.candidates)) if index not in removed]
+    places = {index: place for place, index in enumerate(kept)}
     return row.model_copy(
         update={
-            "candidates": tuple(row.candidates[i] for i in kept),
+            "candidates": tuple(row.candidates[index] for index in kept),
             "scores": tuple(
-                _score(position, number, check, outcome)
-                for position, i in enumerate(kept)
-                for number, (check, outcome) in enumerate(zip(all_checks, outcomes[i], strict=True), start=1)
+                score.model_copy(update={"candidate": places[score.candidate]})
+                for score in row.scores
+                if score.candidate in places
             ),
         }
     )
+
+
+def unverified(row: Row) -> dict[int, str]:
+    """The candidates of a verified row that did not pass every check, with the reason."""
+    missed = [score for score in row.scores if score.judge == VERIFIER and score.value != 1.0]
+    reasons = {score.candidate: "not checkable" for score in missed}
+    return reasons | {score.candidate: "failed a check" for score in missed if score.value is not None}
 
 
 def outcomes_of(checks: Sequence[Check], prompt: Prompt, completion: str) -> list[Outcome]:

@@ -1,4 +1,4 @@
-"""Writes the data sets of `pair` and `revise` stages, each with its card."""
+"""Writes the data sets of stages, each with its card."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 from rlaif.config import ModelSpec
 from rlaif.formats import CardFacts, preference_rows, sft_rows, ultrafeedback_rows, write
 from rlaif.formats.write.dataset import PARQUET, DatasetWriter
-from rlaif.generate.revising import unrevised
 from rlaif.pipeline.folder import remove_dataset
 from rlaif.records import Preference, Row
 
@@ -31,11 +30,6 @@ def preference_pieces(
     yield "sft", sft_rows(preferences)
 
 
-def revision_pieces(rows: Iterable[Row]) -> Iterator[Piece]:
-    """The last revision of every completion as SFT data."""
-    return (("sft", sft_rows([row])) for row in rows if unrevised(row) is None)
-
-
 class DatasetOf(NamedTuple):
     """The data sets of one stage: their folder, the number of prompts, and the origins for their cards.
 
@@ -52,11 +46,16 @@ class DatasetOf(NamedTuple):
     record: Callable[[], None]  # makes the record durable
 
 
-def write_datasets(of: DatasetOf, pieces: Iterable[Piece], dropped: Mapping[str, Mapping[str, int]]) -> dict[str, str]:
+def write_datasets(
+    of: DatasetOf,
+    pieces: Iterable[Piece],
+    dropped: Mapping[str, Mapping[str, int]],
+    left_out: Mapping[str, Mapping[str, int]] | None = None,
+) -> dict[str, str]:
     """Write the data sets of a stage in one pass; returns the digest of each file. An empty one is not written.
 
-    `dropped` counts for each the prompts without a row, by reason, and is read after all pieces. Raises WorkError when
-    the counts do not add up.
+    `dropped` counts for each the prompts without a row, by reason, and `left_out` the completions; both are read after
+    all pieces. Raises WorkError when the counts do not add up.
     """
     names = {shape: f"dataset/{dataset_name(of.stage, shape)}" for shape in of.shapes}
     folders = {shape: of.folder.parent / name for shape, name in names.items()}
@@ -72,7 +71,8 @@ def write_datasets(of: DatasetOf, pieces: Iterable[Piece], dropped: Mapping[str,
             writers[shape].extend(rows)
         for shape, writer in writers.items():
             if writer.count:
-                writer.finish(CardFacts(writer.folder.name, of.prompts, dropped[shape], stand_for, of.digests))
+                left = (left_out or {}).get(shape, {})
+                writer.finish(CardFacts(writer.folder.name, of.prompts, dropped[shape], stand_for, of.digests, left))
                 with open(writer.folder / PARQUET, "rb") as file:
                     written[f"dataset {writer.folder.name}"] = hashlib.file_digest(file, "sha256").hexdigest()[:32]
             else:

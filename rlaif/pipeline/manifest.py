@@ -107,7 +107,13 @@ class StageRecord:
     def outcome(self, facts: str = "") -> str:
         """The outcome in one line; `facts` is the stage's own addition."""
         dropped = ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.dropped.items()))
-        return f"{self.out:,}" + (f" (dropped: {dropped})" if dropped else "") + facts
+        kept = self.facts.get("demonstrations", self.out)
+        return (
+            f"{self.out:,}"
+            + (f" (dropped: {dropped})" if dropped else "")
+            + facts
+            + (f", {kept:,} demonstrations" if kept != self.out else "")
+        )
 
 
 class Earlier(NamedTuple):

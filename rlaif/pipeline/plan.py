@@ -176,7 +176,7 @@ class Plan:
 
     def _about(self, stage: Stage[Any]) -> dict[str, Any]:
         reads = " + ".join(source.name for source in stage.step.sources)
-        return {"stage": stage.name, "kind": stage.settings.kind, "from": reads or None}
+        return {"stage": stage.name, "kind": stage.settings.kind, "from": reads or None, "makes": stage.makes}
 
     async def _rows(self, stages: Sequence[RowStage[Any]]) -> list[dict[str, Any]]:
         """Every row through the stages of a group; known rows go to disk for later stages."""
@@ -193,7 +193,7 @@ class Plan:
                 unknown[stage.name] += not known
                 kept[stage.name].append(row if known else origin.model_copy(update={"failure": UNPAID}))
         for stage in stages:
-            self.made[stage.name] = Made(rows=kept[stage.name], unknown=unknown[stage.name])
+            self.made[stage.name] = stage.made_of(kept[stage.name], unknown=unknown[stage.name])
         return [self._about(stage) | {"rows": len(kept[stage.name]), "calls": self._calls(stage)} for stage in stages]
 
     async def _through(self, stage: RowStage[Any], row: Row, known: bool) -> tuple[Row, bool]:

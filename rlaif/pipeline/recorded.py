@@ -31,6 +31,8 @@ _OF_STAGE: dict[str, tuple[type, ...]] = {
 }
 _OPTIONAL_OF_STAGE: dict[str, tuple[type, ...]] = {
     "preferences": (int,),
+    "demonstrations": (int,),
+    "left_out": (dict,),
     "weights": (dict, type(None)),
     "rule": (str,),
     "basis": (str,),
@@ -74,7 +76,7 @@ def is_manifest(value: Mapping[str, Any]) -> bool:
 def _is_stage(stage: Mapping[str, Any]) -> bool:
     return (
         _typed(stage, _OF_STAGE, _OPTIONAL_OF_STAGE)
-        and all(_is(count, (int,)) for count in stage["dropped"].values())
+        and all(_is(count, (int,)) for count in (*stage["dropped"].values(), *stage.get("left_out", {}).values()))
         and all(_is(weight, (int, float)) for weight in (stage.get("weights") or {}).values())
         and (stage["file"] is None or _FILE.fullmatch(stage["file"]) is not None)
     )

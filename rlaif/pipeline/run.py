@@ -20,7 +20,6 @@ from rlaif.config import LocalModel, Pipeline
 from rlaif.engines.scheduler import AT_ONCE, GRACE
 from rlaif.errors import InputError, RlaifError, Stopped, WorkError
 from rlaif.files import FULL, why, write_text
-from rlaif.pipeline.datasets import dataset_name
 from rlaif.pipeline.events import EVERY, EventLog, Meter
 from rlaif.pipeline.folder import RunFolder, is_foreign, leads_away, made_before
 from rlaif.pipeline.manifest import Manifest, RowCounts, StageRecord
@@ -28,7 +27,7 @@ from rlaif.pipeline.progress import Progress
 from rlaif.pipeline.session import Session
 from rlaif.pipeline.signals import Interrupts
 from rlaif.pipeline.spool import RowWriter, room
-from rlaif.pipeline.stages import Made, Opening, RowStage, Stage, TableStage, Work
+from rlaif.pipeline.stages import Opening, RowStage, Stage, TableStage, Work
 from rlaif.pipeline.stages.stage import first, groups, row_record, starting_rows
 from rlaif.records import Row
 from rlaif.store import CallStore
@@ -165,7 +164,7 @@ class Run:
         """Remove files of earlier versions of this pipeline that this one does not make."""
         stages = self.stages.values()
         files = {f"stages/{self.work.file(stage.step).name}" for stage in stages if stage.holds is not None}
-        sets = {f"dataset/{dataset_name(stage.name, shape)}" for stage in stages for shape in stage.writes}
+        sets = {name for stage in stages for name in stage.data_sets}
         made = self.folder.remove_made(self.manifest.before, files | sets)
         self.manifest.made = made | files  # a data set is added when it is written
         for stage in stages:
@@ -246,10 +245,10 @@ class Run:
         records = []
         for stage in stages:
             done, counted = writers[stage.name].finish(), counts[stage.name]
-            self.work.made[stage.name] = Made(rows=done, counts=counted)
+            self.work.made[stage.name] = stage.made_of(done, counted)
             record = row_record(stage, counted, failed_before, entered, self.work)
             record.streamed = True
-            await stage.finish(done, counted, self.work)
+            record.facts |= await stage.finish(done, counted, self.work)
             record.seconds = time.monotonic() - began if stage is stages[-1] else None
             self.manifest.reached(record, counted.example())
             records.append(record)
@@ -308,7 +307,7 @@ def _refuse_foreign(stages: Iterable[Stage[Any]], folder: RunFolder, made: set[s
         stage.check_folder(folder)
         if stage.holds is not None:
             folder.refuse_stage(folder.stage(stage.step.number, stage.name), made)
-        for name in (f"dataset/{dataset_name(stage.name, shape)}" for shape in stage.writes):
+        for name in stage.data_sets:
             path = folder.path / name
             if leads_away(path) or (name not in made and is_foreign(path, lost=lost)):
                 raise InputError("the folder is there, and no run made it", file=str(path), fix="move it")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rlaif.formats import Conversation, StatedPreference
-from rlaif.records import Message, Preference, Prompt, Row, Split, canonical
+from rlaif.records import Kept, Message, Preference, Prompt, Split, canonical
 
 # Called after each step with its metrics, `step` and `steps` included. An exception ends the training.
 OnStep = Callable[[dict[str, float]], None]
@@ -63,14 +63,13 @@ def of_conversations(items: Iterable[Conversation]) -> Iterator[Demonstration]:
         yield Demonstration(item.messages, item.turns, item.split)
 
 
-def of_revisions(rows: Iterable[Row]) -> Iterator[Demonstration]:
-    """Each prompt with the last revision of each candidate that has one."""
-    for row in rows:
-        for candidate in range(len(row.candidates)):
-            revision = row.last_revision(candidate)
-            if revision is not None:
-                answer = Message(role="assistant", content=revision.text)
-                yield Demonstration((*row.prompt.messages, answer), "all", row.prompt.split)
+def of_kept(items: Iterable[Kept]) -> Iterator[Demonstration]:
+    """Each prompt with its completion, which alone is trained on: earlier turns are the prompt's."""
+    for item in items:
+        messages = item.prompt.messages
+        answer = Message(role="assistant", content=item.candidate.completion.text)
+        earlier = any(message.role == "assistant" for message in messages)
+        yield Demonstration((*messages, answer), "last" if earlier else "all", item.prompt.split)
 
 
 def of_preferences(items: Iterable[Preference]) -> Iterator[PreferencePair]:

@@ -7,6 +7,7 @@ from rlaif.formats.write.binarized import BINARIZED
 from rlaif.formats.write.hh import HH
 from rlaif.formats.write.preference import PREFERENCE
 from rlaif.formats.write.ranked import RANKED
+from rlaif.formats.write.rated import RATED
 from rlaif.formats.write.rewardbench import REWARDBENCH
 from rlaif.formats.write.sft import SFT
 from rlaif.formats.write.shape import Shape
@@ -22,4 +23,5 @@ SHAPES: dict[str, Shape] = {
     "rewardbench": REWARDBENCH,
     "soft": SOFT,
     "ranked": RANKED,
+    "rated": RATED,
 }

@@ -13,13 +13,14 @@ from rlaif.visible import code, prose, visible_line
 
 class CardFacts(NamedTuple):
     """What a card says besides its columns. `dropped` counts prompts by reason, `models` maps a name to the model
-    behind it, `digests` maps the constitution, rubric and templates to their digests."""
+    behind it, `digests` maps the constitution, rubric and templates to their digests. `left_out` counts completions."""
 
     name: str
     prompts_in: int
     dropped: Mapping[str, int]
     models: Mapping[str, str]
     digests: Mapping[str, str]
+    left_out: Mapping[str, int] = {}
 
 
 def card_text(shape: Shape, rows: int, prompts_out: int, facts: CardFacts) -> str:
@@ -28,7 +29,9 @@ def card_text(shape: Shape, rows: int, prompts_out: int, facts: CardFacts) -> st
         "tags": ["rlaif", "synthetic", shape.name],
         "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*.parquet"}]}],
     }
-    reasons = "".join(f"\n  - {prose(reason)}: {count}" for reason, count in sorted(facts.dropped.items()))
+    dropped = f"- prompts dropped: {_counted(facts.dropped)}"
+    if facts.left_out:
+        dropped += f"\n- completions left out: {_counted(facts.left_out)}"
     models = _bullets(f"{code(model)}: {code(identity)}" for model, identity in sorted(facts.models.items()))
     digests = _bullets(f"{prose(what)}: {code(value)}" for what, value in sorted(facts.digests.items()))
     return f"""\
@@ -45,7 +48,7 @@ The completions are models' words, unchecked by people; the prompts keep the lic
 - rows: {rows}
 - prompts in: {facts.prompts_in}
 - prompts out: {prompts_out}
-- prompts dropped: {sum(facts.dropped.values())}{reasons}
+{dropped}
 
 ## Models
 
@@ -68,6 +71,12 @@ from datasets import load_dataset
 data = load_dataset("path/to/this/folder", split="train")
 {shape.training}```
 """
+
+
+def _counted(reasons: Mapping[str, int]) -> str:
+    return str(sum(reasons.values())) + "".join(
+        f"\n  - {prose(reason)}: {count}" for reason, count in sorted(reasons.items())
+    )
 
 
 def _bullets(lines: Iterable[str]) -> str:

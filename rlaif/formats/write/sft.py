@@ -6,42 +6,33 @@ from collections.abc import Iterable, Iterator
 
 from rlaif.formats.write.shape import MESSAGES, ORIGIN, Fields, Shape, numbers, texts
 from rlaif.formats.write.turns import completion_turn, kept, turns
-from rlaif.records import Candidate, Preference, Prompt, Row
+from rlaif.records import Kept, Preference
 
 
-def sft_rows(items: Iterable[Preference | Row]) -> Iterator[Fields]:
-    """Demonstrations: a preference gives its chosen completion, a row the last revision of each of its candidates.
-
-    The same completion to a prompt is given once.
-    """
+def sft_rows(items: Iterable[Preference | Kept]) -> Iterator[Fields]:
+    """Demonstrations; a preference gives its chosen completion. The same completion to a prompt is given once."""
     seen: set[str] = set()
     prompt = None  # the rows of a prompt follow one another
     for item in items:
         if item.prompt.id != prompt:
             prompt, seen = item.prompt.id, set()
-        scored: list[tuple[Candidate, float | None]]
-        if isinstance(item, Preference):
-            scored = [(item.chosen, item.score_chosen)]
-        else:
-            ends = [item.last_revision(index) for index in range(len(item.candidates))]
-            scored = [(Candidate(sampler=end.model, completion=end), None) for end in ends if end is not None]
-        for candidate, score in scored:
-            if candidate.completion.text not in seen:
-                seen.add(candidate.completion.text)
-                yield _sft_row(item.prompt, candidate, score)
+        one = item.learnt if isinstance(item, Preference) else item
+        if one.candidate.completion.text not in seen:
+            seen.add(one.candidate.completion.text)
+            yield _sft_row(one)
 
 
-def _sft_row(prompt: Prompt, candidate: Candidate, score: float | None) -> Fields:
+def _sft_row(of: Kept) -> Fields:
     made: Fields = {
-        "messages": [*turns(prompt.messages), completion_turn(candidate)],
-        "prompt_id": prompt.id,
-        "split": prompt.split,
-        "source": prompt.source,
-        "model": candidate.sampler,
-        "call": candidate.completion.call,
-        "score": score,
+        "messages": [*turns(of.prompt.messages), completion_turn(of.candidate)],
+        "prompt_id": of.prompt.id,
+        "split": of.prompt.split,
+        "source": of.prompt.source,
+        "model": of.candidate.sampler,
+        "call": of.candidate.completion.call,
+        "score": of.score,
     }
-    return kept(prompt, made)
+    return kept(of.prompt, made)
 
 
 SFT = Shape(
@@ -56,5 +47,4 @@ from trl import SFTTrainer
 SFTTrainer(model="path/to/model", train_dataset=data).train()
 """,
     from_preferences=lambda preferences, _: sft_rows(preferences),
-    from_revised=sft_rows,
 )

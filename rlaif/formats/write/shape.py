@@ -38,8 +38,8 @@ class Shape:
     """A data set that can be written. The functions `from_...` make its rows; at least one of them is given.
 
     `from_preferences` counts the prompts that it drops, by reason. `from_rows` takes the weights of the aspects.
-    `from_revised` takes rows with revisions. `columns` fixes the schema: inferred from the rows, a column that happens
-    to hold only None would change its type. `about`, `columns_told` and `training` (Python code) stand in the card.
+    `columns` fixes the schema: inferred from the rows, a column that happens to hold only None would change its type.
+    `about`, `columns_told` and `training` (Python code) stand in the card.
     """
 
     name: str
@@ -49,4 +49,3 @@ class Shape:
     training: str = ""
     from_preferences: Callable[[Iterable[Preference], Counter[str]], Iterator[Fields]] | None = None
     from_rows: Callable[[Iterable[Row], Mapping[str, float]], Iterator[Fields]] | None = None
-    from_revised: Callable[[Iterable[Row]], Iterator[Fields]] | None = None

@@ -26,12 +26,15 @@ from rlaif.records import Preference, Row
 def export(folder: RunFolder, form: str, target: Path) -> int:
     """Write one of the run's data sets to `target`, a folder or the file that its name ends like; returns its rows.
 
-    A data set that the run wrote is copied; other shapes are made from the preferences of a `pair` stage. Raises
-    InputError or WorkError.
+    A data set that the run wrote is copied; other shapes are made from the preferences of a `pair` stage. `form`
+    is a data set's name, or its shape where the run has one of that shape. Raises InputError or WorkError.
     """
     manifest = manifest_of(folder)
     made = sorted(name.removeprefix("dataset ") for name in manifest["digests"] if name.startswith("dataset "))
     others = _made_when_exported(manifest["stages"])
+    if form not in [*made, *others]:
+        of_shape = [name for name in [*made, *others] if form in SHAPES and name.endswith(f"-{form}")]
+        form = of_shape[0] if len(of_shape) == 1 else form
     if form not in [*made, *others]:
         fix = f"it has {', '.join([*made, *others])}" if made else "`rlaif status` shows its progress"
         raise InputError(f"the run has no data set {form!r}", fix=fix)

@@ -53,4 +53,8 @@ def open_stages(pipeline: Pipeline) -> Opening:
     opening.check_models()
     for step in pipeline.steps:
         opening.stages[step.name] = STAGES[step.stage.kind](step, step.stage, opening)
+    if not any(stage.makes for stage in opening.stages.values()):
+        last = opening.stages[pipeline.steps[-1].name]
+        problem = "the pipeline ends here, and makes no data, no model and no report"
+        raise pipeline.error(last.step, problem, fix=last.to_continue)
     return opening

@@ -26,6 +26,7 @@ from rlaif.records import Row, digest, prompt_id, split_of
 
 class Data(TableStage[DataStage]):
     holds = "rows"  # where it gives rows and no stage passes them through, whose file would have them
+    to_continue = "put a stage after it that trains on it, as `train`, or judges it, as `rate`"
     stated: StatedJudgements | None = None  # the judgements in its file, if it gives rows
     _kept_here = False
 

@@ -15,6 +15,10 @@ from rlaif.pipeline.stages.stage import Made, Planning, TableStage, Work, starti
 
 
 class Elo(TableStage[EloStage]):
+    @property
+    def makes(self) -> list[str]:
+        return [f"report/{self.name}.json"]
+
     def check_folder(self, folder: RunFolder) -> None:
         folder.refuse_report(f"{self.name}.json", "elo")
 

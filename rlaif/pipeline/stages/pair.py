@@ -40,9 +40,9 @@ class Pair(TableStage[PairStage]):
         super().__init__(step, settings, opening)
         judging = opening.stages[self.source.name]
         if problem := judging.unpairable(settings.rule):
-            fix = "judge its completions with `rate` or `compare` first"
+            fix = "judge its completions with `rate` or `compare` in between"
             problem = f"the stage {self.source.name!r} {problem}"
-            raise opening.pipeline.error(step, problem, ("rule",), fix)
+            raise opening.pipeline.error(step, problem, ("rule",) if settings.rule else (), fix)
         fitting = judging.pairing()
         assert fitting is not None, "a pair stage reads judgements"
         self.how = fitting._replace(rule=settings.rule or fitting.rule, min_margin=settings.min_margin)
@@ -66,7 +66,7 @@ class Pair(TableStage[PairStage]):
         failed = {"failed": counts.failed} if counts and counts.failed else {}
         with closing(writer):
             work.manifest.digests |= write_datasets(
-                work.dataset(self, len(rows), counts, all_made_with(self.step, work.stages)),
+                work.dataset(self, len(rows), counts, all_made_with(self.step.line(), work.stages)),
                 pieces(),
                 {"ultrafeedback": failed, "preference": dropped, "sft": dropped},
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 from rlaif.config import PersonStage, Step
 from rlaif.engines.asking import Asking
@@ -34,6 +35,7 @@ class Person(RowStage[PersonStage]):
             return Pairing("compared", "comparisons")
         return Pairing("zephyr", "ratings", dict.fromkeys(self._labels.aspects(), 1.0))
 
-    async def finish(self, rows: Stored[Row], counts: RowCounts, work: Work) -> None:
+    async def finish(self, rows: Stored[Row], counts: RowCounts, work: Work) -> dict[str, Any]:
         if missed := self._labels.unused():
             work.note(f"{self.name}: {missed:,} of {self._labels.total:,} labels name no candidate here")
+        return await super().finish(rows, counts, work)

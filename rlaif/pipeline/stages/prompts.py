@@ -18,6 +18,8 @@ from rlaif.records import Prompt
 
 
 class PromptSource(TableStage[PromptsStage]):
+    to_continue = "put a `sample` stage after it"
+
     def __init__(self, step: Step, settings: PromptsStage, opening: Opening) -> None:
         super().__init__(step, settings, opening)
         unusable: Counter[str] = Counter()

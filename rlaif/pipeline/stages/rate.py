@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rlaif.config import Rater, RateStage, Step, TextCheck, TransformersModel, unchecked
 from rlaif.engines.asking import Asker, Asking, together
+from rlaif.formats import rated_rows
+from rlaif.generate.keeping import ALL, NONE, Choice, choose
 from rlaif.generate.pairing import Pairing, candidate_scores
 from rlaif.judges import rating
 from rlaif.judges.rating import Judge, rate
 from rlaif.pipeline.rehearsal import REHEARSED, read_template
 from rlaif.pipeline.stages.judging import JudgingStage, RatedBy
+from rlaif.pipeline.stages.keeping import Keeping
 from rlaif.pipeline.stages.stage import Opening
 from rlaif.records import Comparison, Prompt, Row, Verdict, preferred
 from rlaif.rubric import read_rubric
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
     from rlaif.audits.figures import Decide
 
 
-class Rate(JudgingStage[RateStage]):
+class Rate(Keeping[RateStage], JudgingStage[RateStage]):
     facts = ("ratings", "unparsed", "not_applicable", "scores")
 
     def __init__(self, step: Step, settings: RateStage, opening: Opening) -> None:
@@ -34,6 +37,9 @@ class Rate(JudgingStage[RateStage]):
         self.judge = open_judge(settings, opening.text_check(settings.model))
         self._aspects = frozenset(self.judge.rubric.weights())
         self._check_rubric(opening)
+        self._check_keep(opening)
+        if not self.is_judged:
+            self.writes = (*self.writes, "rated")
 
     def _check_count(self, opening: Opening) -> None:
         """Raise InputError for more candidates than a tiny model was trained to rate at once."""
@@ -62,11 +68,29 @@ class Rate(JudgingStage[RateStage]):
                 fix = f"give it another `id` in one of the rubrics, or read the unrated candidates with `from: {alone}`"
                 raise opening.pipeline.error(self.step, problem, ("rubric",), fix)
 
+    def _check_keep(self, opening: Opening) -> None:
+        """Raise InputError for a rating that no completion can reach."""
+        scale, keep = self.judge.rubric.scale, self.settings.keep
+        if keep is not None and keep.at_least is not None and keep.at_least > scale.high:
+            problem = f"no completion is rated {keep.at_least:g}: the rubric's scale is {scale.low} to {scale.high}"
+            raise opening.pipeline.error(self.step, problem, ("keep", "at_least"), "give a number on the scale")
+
     async def row(self, row: Row, asking: Asking) -> Row:
         asker = asking.asker(self.settings.model, self.settings.sampling)
         return await rate(row, self.settings, self.judge, asker)
 
-    def count(self, row: Row, facts: Counter[str]) -> None:
+    def score_of(self, row: Row) -> Mapping[int, float]:
+        return self.pairing().scores(row)
+
+    def choose(self, row: Row) -> Choice:
+        return choose(row, scores=self.score_of(row), keep=self.settings.keep or ALL)
+
+    def data(self, row: Row, shape: str) -> Iterable[dict[str, Any]] | str:
+        if shape == "sft":
+            return super().data(row, shape)
+        return list(rated_rows([row], self.judge.rubric.weights())) or NONE
+
+    def count(self, row: Row, facts: Counter[str]) -> str | None:
         ratings = [rating for rating in row.ratings if rating.aspect in self._aspects]  # without earlier stages' ones
         scores = [score for score in row.scores if score.aspect in self._aspects]
         facts["ratings"] += len(ratings)
@@ -74,6 +98,7 @@ class Rate(JudgingStage[RateStage]):
         facts["scores"] += len(scores)
         problems = [*(rating.problem for rating in ratings), *(score.problem for score in scores)]
         facts["unparsed"] += sum(problem is not None for problem in problems)
+        return self.unkept(row)
 
     def made_with(self) -> dict[str, str]:
         return self.judge.digests()

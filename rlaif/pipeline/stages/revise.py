@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 from rlaif.config import ReviseStage, Step, TextCheck, unchecked
 from rlaif.constitution import read_constitution
 from rlaif.engines.asking import Asking
+from rlaif.formats import sft_rows
 from rlaif.generate import revising
-from rlaif.generate.revising import Reviser, revise, unrevised
-from rlaif.pipeline.datasets import revision_pieces, write_datasets
-from rlaif.pipeline.manifest import RowCounts
+from rlaif.generate.revising import Reviser, revise, revised, unrevised
 from rlaif.pipeline.rehearsal import REHEARSED, read_template
-from rlaif.pipeline.spool import Stored
-from rlaif.pipeline.stages.stage import Opening, RowStage, Work
-from rlaif.records import Row
+from rlaif.pipeline.stages.stage import Opening, RowStage
+from rlaif.records import Kept, Row
 
 
 class Revise(RowStage[ReviseStage]):
@@ -46,12 +46,11 @@ class Revise(RowStage[ReviseStage]):
             "revision template": self.reviser.revision.digest,
         }
 
-    async def finish(self, rows: Stored[Row], counts: RowCounts, work: Work) -> None:
-        dropped = counts.dropped + Counter({"failed": counts.failed})
-        pieces = revision_pieces(rows)
-        work.manifest.digests |= write_datasets(
-            work.dataset(self, len(rows), counts, self.made_with()), pieces, {"sft": +dropped}
-        )
+    def kept(self, row: Row) -> Iterator[Kept]:
+        return revised(row)
+
+    def data(self, row: Row, shape: str) -> Iterable[dict[str, Any]] | str:
+        return unrevised(row) or sft_rows(self.kept(row))
 
 
 def open_reviser(stage: ReviseStage, check: TextCheck = unchecked) -> Reviser:

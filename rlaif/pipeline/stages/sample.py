@@ -9,9 +9,11 @@ from typing import Any
 from rlaif.config import SampleStage, Step
 from rlaif.engines.asking import Asking
 from rlaif.errors import nearest
+from rlaif.generate.keeping import Choice, choose
 from rlaif.generate.sampling import sample
 from rlaif.pipeline.manifest import RowCounts
 from rlaif.pipeline.spool import Stored
+from rlaif.pipeline.stages.keeping import Keeping
 from rlaif.pipeline.stages.stage import Opening, RowStage, Work
 from rlaif.principles import Mixture, read_principles
 from rlaif.records import Row, digest
@@ -19,7 +21,7 @@ from rlaif.records import Row, digest
 MANY_CUT = 0.1  # share of cut completions above which the user is warned
 
 
-class Sample(RowStage[SampleStage]):
+class Sample(Keeping[SampleStage], RowStage[SampleStage]):
     facts = ("candidates", "cut")
     judges = False
 
@@ -41,9 +43,13 @@ class Sample(RowStage[SampleStage]):
     async def row(self, row: Row, asking: Asking) -> Row:
         return await sample(row, self.settings, asking, self._mixture)
 
-    def count(self, row: Row, facts: Counter[str]) -> None:
+    def choose(self, row: Row) -> Choice:
+        return choose(row)
+
+    def count(self, row: Row, facts: Counter[str]) -> str | None:
         facts["candidates"] += len(row.candidates)
         facts["cut"] += sum(candidate.completion.finish_reason == "length" for candidate in row.candidates)
+        return self.unkept(row)
 
     def outcome(self, facts: Mapping[str, Any]) -> str:
         return f", {facts['cut']:,} completions cut" if facts["cut"] else ""
@@ -53,7 +59,7 @@ class Sample(RowStage[SampleStage]):
         if MANY_CUT * made < cut < made:
             work.note(
                 f"{self.name}: {cut:,} of {made:,} completions were cut at `max_tokens`: raise it, since a cut one "
-                "enters no pair"
+                "becomes no data"
             )
 
     def made_with(self) -> dict[str, str]:

@@ -21,13 +21,13 @@ from rlaif.engines.open import api_key, keyless
 from rlaif.errors import EngineError, Stopped
 from rlaif.formats import Conversation, StatedPreference
 from rlaif.generate.pairing import Pairing
-from rlaif.pipeline.datasets import DatasetOf
+from rlaif.pipeline.datasets import DatasetOf, Piece, dataset_name, write_datasets
 from rlaif.pipeline.folder import RunFolder
 from rlaif.pipeline.manifest import Manifest, RowCounts, StageRecord
 from rlaif.pipeline.progress import Progress
 from rlaif.pipeline.session import Session
 from rlaif.pipeline.spool import Stored
-from rlaif.records import Preference, Prompt, Row, oneline
+from rlaif.records import Kept, Preference, Prompt, Row, oneline
 from rlaif.resources import find
 from rlaif.tiny.lexicon import Lexicon, listed
 
@@ -72,6 +72,7 @@ class Made:
     rows: Reiterable[Row] | None = None
     preferences: Reiterable[Preference | StatedPreference] | None = None
     conversations: Reiterable[Conversation] | None = None
+    kept: Callable[[], Iterator[Kept]] | None = None  # those of its completions that are SFT data
     model: str | None = None  # the name of a trained one, which is a model of the session from then on
     report: Mapping[str, Any] | None = None
     stated: bool = False  # its rows have judgements from a file, which a later judge must not see
@@ -87,6 +88,10 @@ class Opening:
         self.stages: dict[str, Stage[Any]] = {}
         self.made: dict[str, Made] = {}  # by the name of the stage
         self._lexicons: dict[str, Lexicon | None] = {}
+        self._readers: dict[Step, list[Step]] = {}
+        for step in pipeline.steps:
+            for source in step.sources:
+                self._readers.setdefault(source, []).append(step)
         self.notes: list[str] = []  # warnings, shown before anything is paid for
 
     def check_models(self) -> None:
@@ -108,7 +113,7 @@ class Opening:
 
     def readers(self, step: Step) -> list[Step]:
         """The later steps that read this one."""
-        return [later for later in self.pipeline.steps if step in later.sources]
+        return self._readers.get(step, [])
 
     def note(self, text: str) -> None:
         if text not in self.notes:
@@ -188,7 +193,8 @@ class Stage(ABC, Generic[Settings]):
     """A stage of one pipeline. The constructor reads and checks its files and raises InputError."""
 
     holds: ClassVar[str | None] = None  # the content of its file under stages/: rows or preferences
-    writes: ClassVar[tuple[str, ...]] = ()  # the shapes of its data sets
+    writes: tuple[str, ...] = ()  # the shapes of its data sets
+    to_continue: ClassVar[str] = "put a `pair` stage after it"  # what makes data of its results, where it makes none
     gentle: ClassVar[bool] = False  # the first Ctrl-C stops sending and keeps what is finished
     blocks: ClassVar[bool] = False  # it blocks the event loop, so a signal has to interrupt it
     trains: ClassVar[bool] = False
@@ -199,6 +205,7 @@ class Stage(ABC, Generic[Settings]):
     def __init__(self, step: Step, settings: Settings, opening: Opening) -> None:
         self.step, self.settings, self.name = step, settings, step.name
         self.record: StageRecord | None = None  # of the files that it read when opened
+        self.removed: Counter[str] = Counter()  # candidates that it took out of the rows, by reason
 
     @property
     def source(self) -> Step:
@@ -231,6 +238,38 @@ class Stage(ABC, Generic[Settings]):
         """The audit's figures on gold pairs, and a sentence for each unmet requirement."""
         raise NotImplementedError
 
+    @property
+    def data_sets(self) -> list[str]:
+        """The folders of its data sets, in the run folder."""
+        return [f"dataset/{dataset_name(self.name, shape)}" for shape in self.writes]
+
+    @property
+    def makes(self) -> list[str]:
+        """What a run keeps of it for use: data sets, a model, a report; a stage that makes none serves later ones."""
+        model = self.settings.model_made
+        models = [] if model is None else [f"models/{model}"]
+        return self.data_sets + models + ([] if self.reports is None else [f"report/{self.reports}"])
+
+    def kept(self, row: Row) -> Iterable[Kept]:
+        """The completions of a row without a failure that are SFT data."""
+        return ()
+
+    def data(self, row: Row, shape: str) -> Iterable[dict[str, Any]] | str:
+        """The rows of one of its data sets that a row without a failure gives, or why it gives none."""
+        raise NotImplementedError
+
+    def left_out(self, row: Row) -> Mapping[str, int]:
+        """The completions of a row without a failure that are not SFT data, by reason."""
+        return {}
+
+    def made_of(self, rows: Reiterable[Row], counts: RowCounts | None = None, unknown: int = 0) -> Made:
+        """What it made, given its rows."""
+
+        def kept() -> Iterator[Kept]:
+            return (kept for row in rows if row.failure is None for kept in self.kept(row))
+
+        return Made(rows=rows, kept=kept if "sft" in self.writes else None, counts=counts, unknown=unknown)
+
     def made_with(self) -> dict[str, str]:
         """Digests of its constitution, rubric, templates and the like, by name."""
         return {}
@@ -243,14 +282,45 @@ class Stage(ABC, Generic[Settings]):
         return {}
 
 
-def all_made_with(step: Step, stages: Mapping[str, Stage[Any]]) -> dict[str, str]:
-    """`made_with` of the stages behind a step's rows, the nearest first."""
-    assert step.source is not None
-    made, before = stages[step.source.name].made_with(), step.source.source
-    while before is not None:
-        made |= {f"{what} of {before.name}": value for what, value in stages[before.name].made_with().items()}
-        before = before.source
+def all_made_with(steps: Iterable[Step], stages: Mapping[str, Stage[Any]]) -> dict[str, str]:
+    """`made_with` of the stages behind some rows, the nearest first."""
+    nearest, *before = steps
+    made = stages[nearest.name].made_with()
+    for step in before:
+        made |= {f"{what} of {step.name}": value for what, value in stages[step.name].made_with().items()}
     return made
+
+
+def write_data(stage: Stage[Any], rows: Reiterable[Row], counts: RowCounts, work: Work) -> dict[str, Any]:
+    """Write the data sets of a stage's rows; returns its facts of single completions, for its record."""
+    dropped = {shape: Counter[str]() for shape in stage.writes}
+    demonstrations, left_out = 0, Counter(stage.removed)
+
+    def pieces() -> Iterator[Piece]:
+        nonlocal demonstrations
+        for row in rows:
+            if row.failure is None and "sft" in stage.writes:
+                left_out.update(stage.left_out(row))
+            for shape in stage.writes:
+                made = "failed" if row.failure is not None else stage.data(row, shape)
+                if isinstance(made, str):
+                    dropped[shape][made] += 1
+                    continue
+                made = list(made)
+                demonstrations += len(made) if shape == "sft" else 0
+                yield shape, made
+
+    if stage.writes:
+        made_with = all_made_with((stage.step, *stage.step.line()), work.stages)
+        of = work.dataset(stage, len(rows), counts, made_with)
+        work.manifest.digests |= write_datasets(of, pieces(), dropped, {"sft": left_out})
+    told = dict(sorted(left_out.items()))
+    if "sft" not in stage.writes:
+        return {"left_out": told} if stage.removed else {}
+    if not demonstrations:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(dropped["sft"].items()))
+        work.note(f"{stage.name}: no completion became SFT data ({reasons or 'there is no prompt'})")
+    return {"demonstrations": demonstrations, "left_out": told}
 
 
 class RowStage(Stage[Settings]):
@@ -284,8 +354,9 @@ class RowStage(Stage[Settings]):
         """The summary of its facts, after the number of rows."""
         return unparsed(facts, "ratings")
 
-    async def finish(self, rows: Stored[Row], counts: RowCounts, work: Work) -> None:
-        """Called after all rows."""
+    async def finish(self, rows: Stored[Row], counts: RowCounts, work: Work) -> dict[str, Any]:
+        """Called after all rows; returns further facts for its record."""
+        return write_data(self, rows, counts, work)
 
     async def through(self, row: Row, asking: Asking) -> Row:
         """The row after the stage; an error of this row alone is recorded in it.

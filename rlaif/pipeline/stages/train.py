@@ -73,8 +73,8 @@ class Train(TableStage[TrainStage]):
         elif made.conversations is not None:
             yield from examples.of_conversations(made.conversations)
         else:
-            assert made.rows is not None
-            yield from examples.of_revisions(made.rows)
+            assert made.kept is not None
+            yield from examples.of_kept(made.kept())
 
     def survey(self, made: Mapping[str, Made], *, complete: bool = True) -> Survey:
         """The examples counted and digested. Raises WorkError when a source of `complete` examples gave none."""

@@ -10,14 +10,16 @@ from rlaif.config import Step, VerifyStage
 from rlaif.config.document import Position, validated
 from rlaif.engines.asking import Asking
 from rlaif.errors import EngineError
+from rlaif.generate.keeping import Choice, choose
 from rlaif.generate.pairing import Pairing
 from rlaif.judges.verifiers import Check
-from rlaif.judges.verifying import VERIFIER, own_checks, verified
+from rlaif.judges.verifying import VERIFIER, own_checks, unverified, verified, without
+from rlaif.pipeline.stages.keeping import Keeping
 from rlaif.pipeline.stages.stage import Opening, RowStage, unparsed
 from rlaif.records import Prompt, Row, oneline
 
 
-class Verify(RowStage[VerifyStage]):
+class Verify(Keeping[VerifyStage], RowStage[VerifyStage]):
     reads_words = True
     facts = ("candidates", "passed", "failed_checks", "not_checkable")
 
@@ -26,13 +28,28 @@ class Verify(RowStage[VerifyStage]):
         self.checks = open_checks(step, settings.checks, (), opening)
 
     async def row(self, row: Row, asking: Asking) -> Row:
-        return verified(row, self.checks, self.settings.keep)
+        row = verified(row, self.checks)
+        if self.settings.keep == "all":
+            return row
+        failing = unverified(row)
+        self.removed.update(failing.values())
+        return without(row, failing)
 
-    def count(self, row: Row, facts: Counter[str]) -> None:
+    def choose(self, row: Row) -> Choice:
+        choice = choose(row, unverified(row))
+        return choice if row.candidates else choice._replace(reason="no candidate passed")
+
+    def unpairable(self, rule: str | None) -> str | None:
+        if self.settings.keep == "all":
+            return None
+        return "keeps only completions that pass every check, so all of them tie"
+
+    def count(self, row: Row, facts: Counter[str]) -> str | None:
         facts["candidates"] += len(row.candidates)
         facts["passed"] += sum(score.value == 1.0 for score in row.scores)
         facts["failed_checks"] += sum(score.value == 0.0 for score in row.scores)
         facts["not_checkable"] += sum(score.value is None for score in row.scores)
+        return self.unkept(row)
 
     def outcome(self, facts: Mapping[str, Any]) -> str:
         failed = facts["failed_checks"]
