@@ -52,7 +52,7 @@ def run(
 
 
 def status(run: RunPath, as_json: AsJson = False) -> None:
-    """Show how far a run is, and its failures by cause."""
+    """Show how far a run is, its failures by cause, and its notes."""
     from rlaif.pipeline import browse
     from rlaif.pipeline.folder import RunFolder
 
@@ -60,7 +60,9 @@ def status(run: RunPath, as_json: AsJson = False) -> None:
     if as_json:
         terminal.print_json(manifest)
     else:
-        results.print_status(terminal.console(), manifest)
+        console = terminal.console()
+        results.print_status(console, manifest)
+        terminal.print_notes(console, manifest.get("notes", []))
 
 
 def show(
