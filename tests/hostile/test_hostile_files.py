@@ -25,7 +25,7 @@ from echo import write_project
 from rlaif.audits.goldset import read_gold
 from rlaif.config import read_pipeline
 from rlaif.constitution import read_constitution
-from rlaif.errors import RlaifError
+from rlaif.errors import InputError, RlaifError
 from rlaif.files import json_of, text_of
 from rlaif.formats import read_prompts
 from rlaif.judges.person import read_labels
@@ -526,9 +526,8 @@ def a_long_list(path: Path) -> None:
     parquet(path, {"prompt": pyarrow.ListArray.from_arrays(pyarrow.array([0, count], pyarrow.int32()), values)})
 
 
-def many_rows(path: Path) -> None:
+def many_rows(path: Path, count: int = 10**8) -> None:
     """A text 10^8 times."""
-    count = 10**8
     text = pyarrow.DictionaryArray.from_arrays(pyarrow.array(bytearray(count), pyarrow.uint8()), ["hello"])
     parquet(path, {"prompt": text}, row_group_size=count)
 
@@ -588,6 +587,15 @@ def test_the_worst_stay_under_a_gigabyte(what: str, tmp_path: Path) -> None:
     said, memory = apart(READ.format(path=name), tmp_path)
     assert said.startswith("InputError" if words else "") and re.search(words, said), said
     assert memory < 1000
+
+
+@pytest.mark.parametrize("count", [10**7], ids=["10^7 rows of one text"])
+def test_millions_of_rows_of_one_text_are_refused_unread(count: int, tmp_path: Path) -> None:
+    many_rows(tmp_path / "x.parquet", count)
+    began = time.process_time()
+    with pytest.raises(InputError, match=rf"x\.parquet: {count:,} rows in .* so they repeat a few\. Fix: keep each"):
+        read_prompts(tmp_path / "x.parquet")
+    assert time.process_time() - began < 2
 
 
 @pytest.mark.parametrize("name", ["x.jsonl", "x.json", "x.csv"])

@@ -142,6 +142,12 @@ def test_a_key_that_a_server_repeats_is_masked(form: str, place: str) -> None:
         assert text.startswith("before ") and text.endswith(" after")
 
 
+@pytest.mark.parametrize("form", ["in JSON escapes", "in large JSON escapes", "in JSON escapes here and there"])
+def test_a_key_in_escapes_of_broken_json_is_masked(form: str) -> None:
+    """These three are never left to the lab."""
+    test_a_key_that_a_server_repeats_is_masked(form, "an error in broken JSON")
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("key", [name for name in KEYS if name != "of 13 characters"])
 def test_a_key_of_any_length_is_masked_in_every_form(key: str, form: str) -> None:

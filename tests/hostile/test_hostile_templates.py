@@ -215,6 +215,13 @@ def test_a_chat_template_ends_by_the_clock(name: str, hurried: None, tokenizer: 
     assert re.search(r"takes more than \d+ seconds.*Fix: ", refused("chat", SLOW[name], tokenizer))
 
 
+@pytest.mark.parametrize("power", ["10 ** (10 ** 10)", "(9 ** (9 ** 9)) % 2", "2 ** (messages | length * 10 ** 9)"])
+def test_pow_in_a_chat_template_ends_within_seconds(power: str, hurried: None, tokenizer: Any) -> None:
+    began = time.monotonic()
+    assert re.search(r"takes more than|needs more than|digits", refused("chat", "{{ " + power + " }}", tokenizer))
+    assert time.monotonic() - began < SECONDS
+
+
 # Every third one as a chat template too: a process that renders those takes a second to start again.
 @pytest.mark.parametrize(
     ("name", "kind"), [*((name, "prompt") for name in LARGE), *((name, "chat") for name in list(LARGE)[1::3])]
