@@ -12,11 +12,13 @@ import sys
 TYPE_CHECKING = False  # `typing` would be loaded for it
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from threading import Timer
     from types import FrameType, TracebackType
     from typing import Any, NoReturn
 
 INTERRUPTED: int = 128 + signal.SIGINT
 ENDING: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+AGAIN = 0.01  # seconds after which a lost interruption comes again
 NO_MEMORY = ("Cannot allocate memory", "can't start new thread", "failed to map segment")  # as libraries say it
 
 
@@ -46,10 +48,15 @@ class Ending:
     """A block that is a process's whole work: what a person does to end it is an exit code, and never a traceback.
 
     The code is 128 and the signal's number, as a shell has it. Too little memory, or too few files, is one line.
+
+    Compiled code that cannot hand an exception on prints it and goes on, also a KeyboardInterrupt, as do finalisers.
+    Here such an interruption comes again once that code has returned.
     """
 
     def __init__(self) -> None:
         self.code = INTERRUPTED
+        self._again: Timer | None = None
+        self._printing: tuple[Any, Any] = sys.unraisablehook, sys.excepthook
         self._handled = Handled(dict.fromkeys(ENDING[1:], self._interrupt))
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
@@ -63,11 +70,30 @@ class Ending:
         else:  # it is ignored, as in a job that a script started in the background
             raise KeyboardInterrupt
 
+    def _is_heard(self, lost: object) -> bool:
+        """Whether what is about to be printed is an interruption."""
+        if lost is not KeyboardInterrupt:
+            return False
+        from threading import Timer
+
+        self._again = Timer(AGAIN, os.kill, (os.getpid(), self.code - 128))
+        self._again.daemon = True
+        self._again.start()
+        return True
+
     def __enter__(self) -> None:
+        unraisable, uncaught = self._printing
+        sys.unraisablehook = lambda lost: None if self._is_heard(lost.exc_type) else unraisable(lost)
+        sys.excepthook = lambda kind, *more: None if self._is_heard(kind) else uncaught(kind, *more)
         self._handled.__enter__()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if self._again is not None:
+            self._again.cancel()
         self._handled.__exit__()
+        sys.unraisablehook, sys.excepthook = self._printing
+        if self._again is not None and error is None:
+            sys.exit(self.code)
         if isinstance(error, KeyboardInterrupt):
             sys.exit(self.code)
         if isinstance(error, SystemExit) and error.code == INTERRUPTED:

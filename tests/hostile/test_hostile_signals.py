@@ -5,6 +5,7 @@ finished work kept.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import json
 import os
 import resource
@@ -261,6 +262,67 @@ def test_a_signal_while_the_one_before_is_attended_to() -> None:
         time.sleep(5)
     assert exit_.value.code == 143
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def interrupt() -> None:
+    os.kill(os.getpid(), signal.SIGHUP)
+    time.sleep(5)
+
+
+class Finalised:
+    def __del__(self) -> None:
+        interrupt()
+
+
+def printed(work: Callable[[], object]) -> None:
+    """As C's PyErr_Print has it, which pydantic's patterns come to."""
+    try:
+        work()
+    except KeyboardInterrupt as error:
+        sys.excepthook(type(error), error, None)
+
+
+LOSERS: dict[str, Callable[[], object]] = {
+    "a finaliser": lambda: Finalised() and None,
+    "a callback of compiled code": ctypes.CFUNCTYPE(None)(interrupt),
+    "what prints an exception and goes on": lambda: printed(interrupt),
+}
+
+
+@pytest.mark.parametrize("loser", LOSERS)
+@pytest.mark.parametrize("rest", [5.0, 0.0], ids=["with work to do", "at the end"])
+def test_an_interruption_that_compiled_code_loses_comes_again(loser: str, rest: float, capfd: Any) -> None:
+    before = sys.unraisablehook, sys.excepthook
+    began = time.monotonic()
+    with pytest.raises(SystemExit) as exit_, Ending():
+        LOSERS[loser]()
+        time.sleep(rest)
+    assert exit_.value.code == 129 and time.monotonic() - began < 4
+    assert (sys.unraisablehook, sys.excepthook) == before and capfd.readouterr() == ("", "")
+
+
+@pytest.mark.lab
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", ENDINGS)
+def test_a_signal_at_any_moment_ends_a_plan(name: str, project: Path, started: Any) -> None:
+    """By the process's own time: in its imports, in the checks of the file, in what it prints."""
+    number, code = ENDINGS[name]
+    interrupted = 0
+    for moment in range(30):
+        process = started(project, "plan", "echo.yaml")
+        while process.poll() is None and cpu_of(process) < 0.08 + moment / 20:
+            time.sleep(0.005)
+        process.send_signal(number)
+        got, out, err = ended(process)
+        assert got in (code, 0, -number) and (got or "tokens" in out) and err in ("", INTERRUPTED_LINE)
+        interrupted += got == code
+    assert interrupted >= 10
+
+
+def cpu_of(process: subprocess.Popen[str]) -> float:
+    """Seconds of the processor that a process has used."""
+    user, system = Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def test_sigterm_ends_a_job_whose_ctrl_c_is_ignored() -> None:

@@ -86,6 +86,7 @@ class Opening:
         self.pipeline = pipeline
         self.stages: dict[str, Stage[Any]] = {}
         self.made: dict[str, Made] = {}  # by the name of the stage
+        self.read: dict[str, ReadPrompts] = {}  # by what names a file and how it is read
         self._lexicons: dict[str, Lexicon | None] = {}
         self.notes: list[str] = []  # warnings, shown before anything is paid for
 
