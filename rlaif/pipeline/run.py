@@ -94,13 +94,15 @@ class Run:
                     break
                 self.manifest.write("running")
             stopped = self.session.scheduler.stopped
-            self._conclude("stopped" if stopped else "incomplete" if self.manifest.failures else "done")
+            self.session.scheduler.note_masked()
+            self.manifest.write("stopped" if stopped else "incomplete" if self.manifest.failures else "done")
         except BaseException as error:
             interrupted = isinstance(error, KeyboardInterrupt | asyncio.CancelledError)
             with suppress(RlaifError, OSError):  # replies in flight are counted in the manifest
                 await self.session.scheduler.close()
+                self.session.scheduler.note_masked()
             with suppress(OSError):  # a full disk must not hide the error
-                self._conclude("interrupted" if interrupted else "failed")
+                self.manifest.write("interrupted" if interrupted else "failed")
             if isinstance(error, OSError) and error.errno is not None and not isinstance(error, BrokenPipeError):
                 raise _of_the_system(error, self.folder) from None
             raise
@@ -109,10 +111,6 @@ class Run:
             self.events.write("ended", state=self.manifest.state, calls=self.manifest.calls())
             await self.close()
         return self.manifest.state
-
-    def _conclude(self, state: str) -> None:
-        self.session.scheduler.note_masked()
-        self.manifest.write(state)
 
     async def close(self) -> None:
         await self.session.close()
