@@ -219,7 +219,7 @@ def test_a_text_that_is_too_large_and_used_is_named(how: dict[str, Any], name: s
     assert f"row 1: `{name}` holds a text of 17,000,0" in message and "more than 16,000,000" in message
 
 
-@pytest.mark.parametrize("dictionary", [True, False])
+@pytest.mark.parametrize("dictionary", [False, pytest.param(True, marks=pytest.mark.lab)])
 def test_many_votes_over_few_prompts_are_read(dictionary: bool, tmp_path: Path) -> None:
     count = 1_100_000
     prompts = pyarrow.DictionaryArray.from_arrays(

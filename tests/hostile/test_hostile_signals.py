@@ -393,7 +393,7 @@ def data_of(project: Path) -> dict[str, bytes]:
     return {path.parent.name + path.name: path.read_bytes() for path in (project / "runs/echo/dataset").rglob("*.*")}
 
 
-@pytest.mark.parametrize("kilobytes", [4, 48, *slow(1, 8, 24, 64)])
+@pytest.mark.parametrize("kilobytes", [4, *slow(1, 8, 24, 48, 64)])
 def test_a_disk_that_fills_is_a_sentence_and_loses_nothing(
     kilobytes: int, project: Path, server: Server, started: Any
 ) -> None:
@@ -407,7 +407,7 @@ def test_a_disk_that_fills_is_a_sentence_and_loses_nothing(
     assert lost + server.asked() >= 6 * PROMPTS >= server.asked()
 
 
-@pytest.mark.parametrize("kilobytes", [34, 48, *slow(2, 10, 16, 24, 40, 64)])
+@pytest.mark.parametrize("kilobytes", [48, *slow(2, 10, 16, 24, 34, 40, 64)])
 def test_a_disk_that_fills_while_files_are_written_repeats_no_call(
     kilobytes: int, project: Path, server: Server, started: Any
 ) -> None:
@@ -426,7 +426,7 @@ def test_a_disk_that_fills_while_files_are_written_repeats_no_call(
 
 
 @pytest.mark.parametrize(
-    ("shape", "target"), [("sft", "o1"), ("hh", "o1.jsonl"), *slow(("sft", "o1.jsonl"), ("hh", "o1"))]
+    ("shape", "target"), [("hh", "o1.jsonl"), *slow(("sft", "o1"), ("sft", "o1.jsonl"), ("hh", "o1"))]
 )
 def test_an_export_onto_a_full_disk_leaves_nothing(shape: str, target: str, finished: Path, started: Any) -> None:
     before = sorted(finished.iterdir())
