@@ -113,7 +113,7 @@ class Scheduler:
         self._waiting.clear()
 
     def note_masked(self) -> None:
-        """Note how many completions held a key, once all of them have arrived."""
+        """Note how many completions held a key so far: when all have arrived, or nothing more is waited for."""
         for model, count in (+self._masked).items():
             of = f"{count:,} completion{'s' if count > 1 else ''} of the model {model!r}"
             self.note(f"a key stood in {of}, and is masked as {MASK}")
@@ -223,6 +223,7 @@ class Scheduler:
             task.cancel()
         await _ended(self._asking)
         await _ended(self._storing)  # never cut short: these replies have arrived
+        self.note_masked()
         for order in list(self._in_flight.values()):
             order.done.cancel()
 

@@ -100,7 +100,6 @@ class Run:
             interrupted = isinstance(error, KeyboardInterrupt | asyncio.CancelledError)
             with suppress(RlaifError, OSError):  # replies in flight are counted in the manifest
                 await self.session.scheduler.close()
-                self.session.scheduler.note_masked()
             with suppress(OSError):  # a full disk must not hide the error
                 self.manifest.write("interrupted" if interrupted else "failed")
             if isinstance(error, OSError) and error.errno is not None and not isinstance(error, BrokenPipeError):
