@@ -112,6 +112,7 @@ class _Answer(TypedDict, total=False):
     token_logprobs: list[float] | None
     alternatives: dict[str, float | None] | None
     thinking: str | None
+    masked: bool | None  # whether a key in it was masked
 
 
 _ANSWERS, _OBJECTS = msgspec.json.Decoder(_Answer), msgspec.json.Decoder(dict[str, Any])

@@ -84,7 +84,7 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-MANY = 16  # hostile attempts of one test, above which three of four are the lab's
+MANY = 8  # hostile attempts of one test, above which three of four are the lab's
 
 
 @pytest.hookimpl(tryfirst=True)  # before those that are marked are left out

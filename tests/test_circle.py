@@ -240,7 +240,7 @@ def test_the_score_ppo_reads_is_the_score_of_the_trained_reward_model(rlhf: dict
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
     chat = tokens.trainable_chat(AutoTokenizer.from_pretrained(folder))
     for (prompt, completion), score in zip(items, read, strict=True):
-        before, after = tokens.completion(chat, prompt, completion)
+        ((before, after),) = tokens.completions(chat, [(prompt, completion)])
         assert after[-1] == chat.tokenizer.eos_token_id
         with torch.no_grad():
             alone = model(input_ids=torch.tensor([before + after])).logits.item()

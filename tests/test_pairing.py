@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -98,6 +99,20 @@ def test_all_pairs_are_every_two_that_score_differently() -> None:
 @pytest.mark.parametrize("rule", ["zephyr", "best-worst", "all"])
 def test_what_gives_no_preference_is_counted_by_reason(rule: str, given_row: Row, reason: str) -> None:
     assert chosen_rejected(rule, given_row) == reason
+
+
+@pytest.mark.parametrize("count", [140, 2_000])
+@pytest.mark.parametrize("rule", ["all", "k-wise", "best-worst", "zephyr"])
+def test_many_candidates_are_paired_soon_up_to_a_bound(rule: str, count: int) -> None:
+    many, began = row(*((f"text {i}", 5 if i == 7 else 1 + i % 4) for i in range(count))), time.process_time()
+    result = pair_rows([many], Pairing(rule, weights=WEIGHTS))
+    assert time.process_time() - began < 5
+    if rule in ("best-worst", "zephyr"):
+        assert [p.chosen.completion.text for p in result.preferences] == ["text 7"]
+    elif count == 140:
+        assert 7_000 < len(result.preferences) < 10_000 and not result.dropped
+    else:
+        assert result.dropped == {"more than 10,000 pairs": 1}
 
 
 def test_a_small_margin_is_its_own_reason() -> None:

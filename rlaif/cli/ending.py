@@ -12,12 +12,14 @@ import sys
 TYPE_CHECKING = False  # `typing` would be loaded for it
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from threading import Timer
     from types import FrameType, TracebackType
     from typing import Any, NoReturn
 
 INTERRUPTED: int = 128 + signal.SIGINT
 ENDING: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PATIENCE = 0.6  # seconds after a second Ctrl-C in which the process may end by itself
+AGAIN = 0.01  # seconds after which a lost interruption comes again
 NO_MEMORY = ("Cannot allocate memory", "can't start new thread", "failed to map segment")  # as libraries say it
 
 
@@ -47,6 +49,9 @@ class Ending:
     """A block that is a process's whole work: what a person does to end it is an exit code, and never a traceback.
 
     The code is 128 and the signal's number, as a shell has it. Too little memory, or too few files, is one line.
+
+    Compiled code that cannot hand an exception on prints it and goes on, also a KeyboardInterrupt, as do finalisers.
+    Here such an interruption comes again once that code has returned.
     """
 
     code = INTERRUPTED
@@ -54,6 +59,8 @@ class Ending:
 
     def __init__(self) -> None:
         Ending.code, Ending.hurried = INTERRUPTED, False
+        self._again: Timer | None = None
+        self._printing: tuple[Any, Any] = sys.unraisablehook, sys.excepthook
         self._handled = Handled(dict.fromkeys(ENDING[1:], self._interrupt))
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
@@ -67,13 +74,32 @@ class Ending:
         else:  # it is ignored, as in a job that a script started in the background
             raise KeyboardInterrupt
 
+    def _is_heard(self, lost: object) -> bool:
+        """Whether what is about to be printed is an interruption."""
+        if lost is not KeyboardInterrupt:
+            return False
+        from threading import Timer
+
+        self._again = Timer(AGAIN, os.kill, (os.getpid(), self.code - 128))
+        self._again.daemon = True
+        self._again.start()
+        return True
+
     def __enter__(self) -> None:
+        unraisable, uncaught = self._printing
+        sys.unraisablehook = lambda lost: None if self._is_heard(lost.exc_type) else unraisable(lost)
+        sys.excepthook = lambda kind, *more: None if self._is_heard(kind) else uncaught(kind, *more)
         self._handled.__enter__()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if self._again is not None:
+            self._again.cancel()
         self._handled.__exit__()
         if Ending.hurried and isinstance(error, KeyboardInterrupt | SystemExit):
             _end()
+        sys.unraisablehook, sys.excepthook = self._printing
+        if self._again is not None and error is None:
+            sys.exit(self.code)
         if isinstance(error, KeyboardInterrupt):
             sys.exit(self.code)
         if isinstance(error, SystemExit) and error.code == INTERRUPTED:
@@ -126,7 +152,10 @@ def too_little(error: BaseException) -> str | None:
     """What the system had too little of for the program to work, in a sentence; None for any other error."""
     words = " ".join(str(error).split())
     if isinstance(error, MemoryError) or any(sign in words for sign in NO_MEMORY):
-        problem, fix = "there is not enough memory", "raise the limit (`ulimit -v`), or free some memory"
+        problem, fix = (
+            "there is not enough memory",
+            "raise the limit (`ulimit -v`, or `ulimit -u` for threads), or free some memory",
+        )
     elif "Too many open files" in words:
         problem, fix = "too many files are open", "raise the limit (`ulimit -n`)"
     elif isinstance(error, ImportError) and not str(error.name).startswith("rlaif"):

@@ -57,7 +57,7 @@ def run(
 
 
 def status(run: RunPath, as_json: AsJson = False) -> None:
-    """Show how far a run is, and its failures by cause."""
+    """Show how far a run is, its failures by cause, and its notes."""
     from rlaif.pipeline import browse
     from rlaif.pipeline.folder import RunFolder
 
@@ -65,7 +65,9 @@ def status(run: RunPath, as_json: AsJson = False) -> None:
     if as_json:
         terminal.print_json(manifest)
     else:
-        results.print_status(terminal.console(), manifest)
+        console = terminal.console()
+        results.print_status(console, manifest)
+        terminal.print_notes(console, manifest.get("notes", []))
 
 
 def show(

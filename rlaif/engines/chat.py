@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from rlaif.engines.protocol import Request
 from rlaif.errors import EngineError, InputError
 from rlaif.records import Message, digest, one_system
 from rlaif.templates import ChatTemplate, Conversation, TemplateFailure
+from rlaif.templates.chat import Marked, Shown
 
 MOST_DEFUSINGS = 16  # of one message; one is enough for what was not made to resist
 OTHER_TEMPLATE = "put one into the folder as chat_template.jinja, such as prompts/chat/tiny.jinja"
@@ -69,7 +70,7 @@ class Chat:
             raise InputError(problem, file=self.file, line=line, fix=OTHER_TEMPLATE) from None
         if not prompt.strip():
             raise InputError("the chat template writes nothing", file=self.file, fix=OTHER_TEMPLATE)
-        full = self._rendered([((*question, Message(role="assistant", content=words)), False)])[0]
+        (full,) = self.rendered([((*question, Message(role="assistant", content=words)), False)])
         if isinstance(full, TemplateFailure):
             full = ""
         self.continues_plainly = words not in full
@@ -77,30 +78,41 @@ class Chat:
 
     def render(self, messages: Sequence[Message], *, generation_prompt: bool = False) -> str:
         """The messages as text. Raises TemplateFailure when the template refuses them."""
-        (text,) = self._rendered([(messages, generation_prompt)])
+        (text,) = self.rendered([(messages, generation_prompt)])
         if isinstance(text, TemplateFailure):
             raise text
         return text
 
-    def marked(self, messages: Sequence[Message], render: Callable[..., Any]) -> tuple[str, list[tuple[int, int]]]:
-        """The messages as text, and the spans that the template marks as the assistant's. Raises TemplateFailure.
+    def rendered(self, conversations: Sequence[tuple[Sequence[Message], bool]]) -> list[str | TemplateFailure]:
+        """Each conversation as text, with a generation prompt or without; or why the template refuses it."""
+        return self._shown(conversations, self.template.render)
+
+    def marked(
+        self, conversations: Sequence[Sequence[Message]], render: Callable[..., Any]
+    ) -> list[Marked | TemplateFailure]:
+        """Each conversation as text with the spans that the template marks as the assistant's; or why it refuses it.
 
         `render` is transformers' `render_jinja_template`.
         """
-        return self.template.marked(self._conversation(messages).messages, render)
+        whole = [(messages, False) for messages in conversations]
+        return self._shown(whole, lambda parts: self.template.marked(parts, render))
 
-    def _rendered(self, conversations: Sequence[tuple[Sequence[Message], bool]]) -> list[str | TemplateFailure]:
-        """Each conversation as text, with a generation prompt or without; or why the template refuses it."""
-        shown: list[Conversation | TemplateFailure] = []
+    def _shown(
+        self,
+        conversations: Sequence[tuple[Sequence[Message], bool]],
+        show: Callable[[Sequence[Conversation]], list[Shown | TemplateFailure]],
+    ) -> list[Shown | TemplateFailure]:
+        """What `show` makes of each conversation whose messages can be defused, all of them at once."""
+        parts: list[Conversation | TemplateFailure] = []
         for messages, opens in conversations:
             try:
-                shown.append(self._conversation(messages, opens))
+                parts.append(self._conversation(messages, opens))
             except TemplateFailure as failed:
-                shown.append(failed)
-        rendered = iter(self.template.render([part for part in shown if isinstance(part, Conversation)]))
-        return [part if isinstance(part, TemplateFailure) else next(rendered) for part in shown]
+                parts.append(failed)
+        shown = iter(show([part for part in parts if isinstance(part, Conversation)]))
+        return [part if isinstance(part, TemplateFailure) else next(shown) for part in parts]
 
-    def _conversation(self, messages: Sequence[Message], opens: bool = False) -> Conversation:
+    def _conversation(self, messages: Sequence[Message], opens: bool) -> Conversation:
         turns = [{"role": m.role, "content": self.defused(m.content)} for m in one_system(messages)]
         return Conversation(turns, opens)
 
@@ -142,7 +154,7 @@ class Chat:
 
     def prompts(self, requests: Sequence[Request]) -> list[list[int] | EngineError]:
         """Each request's prompt as tokens, or its error."""
-        texts = self._rendered([(request.messages, True) for request in requests])
+        texts = self.rendered([(request.messages, True) for request in requests])
         encoded = iter(self.encode([text for text in texts if isinstance(text, str)]))
         prompts: list[list[int] | EngineError] = [
             next(encoded) if isinstance(text, str) else _refused(text) for text in texts
@@ -171,31 +183,22 @@ class Chat:
 
         Or the item's error.
         """
-        texts = self._written(items)
+        texts = self.written(items)
         encoded = iter(self.encode([part for text in texts if isinstance(text, tuple) for part in text]))
         return [
             self._completed(*text, next(encoded), next(encoded)) if isinstance(text, tuple) else _refused(text)
             for text in texts
         ]
 
-    def written(self, messages: Sequence[Message], completion: str) -> tuple[str, str]:
-        """The prompt as it is sampled from, and prompt with completion, as text.
-
-        Raises TemplateFailure when the template refuses them.
-        """
-        (text,) = self._written([(tuple(messages), completion)])
-        if isinstance(text, TemplateFailure):
-            raise text
-        return text
-
-    def _written(self, items: Sequence[Item]) -> list[tuple[str, str] | TemplateFailure]:
-        prompts = self._rendered([(messages, True) for messages, _ in items])
+    def written(self, items: Sequence[Item]) -> list[tuple[str, str] | TemplateFailure]:
+        """Each item's prompt as it is sampled from, and prompt with completion, as text; or why it is refused."""
+        prompts = self.rendered([(messages, True) for messages, _ in items])
         if self.continues_plainly:
             end = self.tokenizer.decode([min(self.ends)])
             wholes = [self._continued(prompt, words, end) for prompt, (_, words) in zip(prompts, items, strict=True)]
         else:
             answered = [((*messages, Message(role="assistant", content=words)), False) for messages, words in items]
-            wholes = self._rendered(answered)
+            wholes = self.rendered(answered)
         return list(map(_both, prompts, wholes))
 
     def _continued(self, prompt: str | TemplateFailure, words: str, end: str) -> str | TemplateFailure:
@@ -207,13 +210,14 @@ class Chat:
         except TemplateFailure as failed:
             return failed
 
-    def pieces(self, text: str, edges: Sequence[int]) -> list[list[int]]:
-        """The tokens between `edges`, where the text before each edge is tokenized as it would be alone.
+    def pieces(self, texts: Sequence[tuple[str, Sequence[int]]]) -> list[list[list[int]]]:
+        """For each text the tokens between its edges, where what is before an edge is tokenized as it would be alone.
 
-        `edges` are ascending positions in `text`. A tokenizer may merge characters across an edge. A prompt ends at the
-        edge, so the merge is undone: the piece after the edge is tokenized separately.
+        Edges are ascending positions in their text. A tokenizer may merge characters across an edge. A prompt ends at
+        the edge, so the merge is undone: the piece after the edge is tokenized separately.
         """
-        return self._apart(text, edges, self.encode([text[:edge] for edge in edges]))
+        heads = iter(self.encode([text[:edge] for text, edges in texts for edge in edges]))
+        return [self._apart(text, edges, list(islice(heads, len(edges)))) for text, edges in texts]
 
     def _apart(self, text: str, edges: Sequence[int], heads: Sequence[list[int]]) -> list[list[int]]:
         """The pieces of `text`, whose `heads` are the tokens up to each edge."""

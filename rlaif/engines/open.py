@@ -11,6 +11,7 @@ from rlaif.config import LocalModel, ModelSpec, OpenAIModel, SamplingSettings, T
 from rlaif.config.models import VARIABLE
 from rlaif.config.models import TokenPrice as Price
 from rlaif.engines.protocol import Engine
+from rlaif.engines.secrets import may_be_a_word
 from rlaif.engines.wire import Extra, Wires
 from rlaif.errors import InputError
 from rlaif.resources import find
@@ -118,11 +119,19 @@ def extra_of(name: str, spec: OpenAIModel) -> Extra:
     return Extra(headers, query, tuple(dict.fromkeys(secrets)))
 
 
-def keyless(specs: Iterable[ModelSpec]) -> list[str]:
-    """A note for each key variable that is not set: the server may need no key, or the name is mistyped."""
-    variables = dict.fromkeys(spec.api_key_env for spec in specs if isinstance(spec, OpenAIModel) and spec.api_key_env)
-    return [
+def notes_on_keys(specs: Iterable[ModelSpec]) -> list[str]:
+    """A note for each key variable that is not set, which may be mistyped, or whose key is too short to be masked."""
+    served = [spec for spec in specs if isinstance(spec, OpenAIModel)]
+    unset = [
         f"the environment variable {variable} is not set, so its server is called without a key"
-        for variable in variables
+        for variable in dict.fromkeys(spec.api_key_env for spec in served if spec.api_key_env)
         if not os.environ.get(variable)
     ]
+    keys = {spec.key_variable: api_key(spec) for spec in served if spec.key_variable}
+    short = [
+        f"the key in {variable} has {len(key)} characters and may be a word: it is masked in errors, and stays in "
+        "completions that repeat it"
+        for variable, key in keys.items()
+        if may_be_a_word(key)
+    ]
+    return unset + short

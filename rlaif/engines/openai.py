@@ -379,6 +379,7 @@ class OpenAIEngine:
             reason = "content_filter"
         if sampling.stop and "stop" in self._without:
             text = _stopped(text, sampling.stop)
+        said = (text, thinking)
         text, thinking = self._secrets.masked(text), self._secrets.masked(thinking)
         thought, answer, clear = parted(text)
         has_text = bool(text) if self.spec.thinking == "keep" or not clear else bool(answer)
@@ -413,6 +414,7 @@ class OpenAIEngine:
             token_logprobs=token_logprobs,
             alternatives=alternatives,
             thinking=thinking or None,
+            masked=(text, thinking) != said,
         )
 
     def _reason(self, choice: _Choice, usage: Usage, sampling: Sampling) -> FinishReason | EngineError:

@@ -47,7 +47,7 @@ class Reply(Record):
     """One verified sample.
 
     `thinking` is what a server sent apart from the text, which may begin with thinking of its own. `alternatives` are
-    those of the token that the text without its thinking begins with.
+    those of the token that the text without its thinking begins with. `masked`: a key in it was masked.
     """
 
     text: Arrived
@@ -56,6 +56,7 @@ class Reply(Record):
     token_logprobs: tuple[float, ...] | None = None
     alternatives: dict[str, float | None] | None = None
     thinking: Arrived | None = None
+    masked: bool = False
 
 
 class Logprobs(NamedTuple):

@@ -11,6 +11,7 @@ unsent requests are dropped.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,6 +21,7 @@ from rlaif.config.models import Thinking
 from rlaif.engines.asking import Ask, gravest
 from rlaif.engines.ledger import Ledger
 from rlaif.engines.protocol import REFUSES, Engine, Local, Reply, Request, Served
+from rlaif.engines.secrets import MASK
 from rlaif.engines.thinking import marked, parted
 from rlaif.engines.traffic import Arrivals, Traffic, wrong_count
 from rlaif.errors import EngineError, Stopped
@@ -86,6 +88,7 @@ class Scheduler:
         self._thinking = {} if thinking is None else thinking
         self._thought: set[str] = set()  # models whose thinking was told of
         self._retried: set[tuple[str, int, str, str]] = set()  # what was asked again because nobody could read a reply
+        self._masked: Counter[str] = Counter()  # completions in which a key was masked, by model
         self.ledger = ledger or Ledger()
         self.traffic = Traffic(self.ledger, concurrency)
         self.stopped: Stopped | None = None  # why nothing more is sent
@@ -110,6 +113,12 @@ class Scheduler:
             for order in queue:
                 _fail(order, why)
         self._waiting.clear()
+
+    def note_masked(self) -> None:
+        """Note how many completions held a key so far: when all have arrived, or nothing more is waited for."""
+        for model, count in (+self._masked).items():
+            of = f"{count:,} completion{'s' if count > 1 else ''} of the model {model!r}"
+            self.note(f"a key stood in {of}, and is masked as {MASK}")
 
     async def sample(self, asks: Sequence[Ask]) -> list[list[Completion]]:
         """The completions of each ask, in order, from the store where they are cached.
@@ -166,6 +175,7 @@ class Scheduler:
 
     def _completion(self, model: str, key: str, answer: Mapping[str, Any]) -> Completion:
         """A stored answer as a completion, without the model's thinking. Raises EngineError where there may be none."""
+        self._masked[model] += bool(answer.get("masked"))
         completion = stored_completion(model, key, answer, self._thinking.get(model, "strip"))
         if completion.thinking is not None and model not in self._thought:
             self._thought.add(model)
@@ -226,6 +236,7 @@ class Scheduler:
             task.cancel()
         await _ended(self._asking)
         await _ended(self._storing)  # never cut short: these replies have arrived
+        self.note_masked()
         for order in list(self._in_flight.values()):
             order.done.cancel()
 
@@ -506,7 +517,7 @@ def stored_completion(model: str, key: str, answer: Mapping[str, Any], thinking:
 
     Raises EngineError for one with thinking where that is to `fail`.
     """
-    fields = {name: value for name, value in answer.items() if value is not None}
+    fields = {name: value for name, value in answer.items() if value is not None and name != "masked"}
     text, apart = fields["text"], fields.get("thinking")
     if apart is None and not marked(text):
         return Completion(model=model, call=key, **fields)
@@ -537,6 +548,8 @@ def _answer(reply: Reply) -> dict[str, Any]:
         kept["alternatives"] = reply.alternatives
     if reply.thinking is not None:
         kept["thinking"] = reply.thinking
+    if reply.masked:
+        kept["masked"] = True
     return kept
 
 

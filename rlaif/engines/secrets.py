@@ -6,7 +6,7 @@ HTML, base64 or hexadecimal write them, also over several lines. All of these be
 A key is a *secret* unless it is a placeholder, for a server that needs none: a well-known one (`EMPTY`,
 `token-abc123`), or one too short to be told from a word or a number (fewer than LEAST characters; fewer than ENOUGH
 that are letters alone or digits alone, as `internal` and `12345678`). A placeholder may be an ordinary word: it is
-masked in errors, where nothing is lost, and stays in completions, which are data.
+masked in errors, where nothing is lost, and stays in completions, which are data. A run notes a short one.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ LEAST, ENOUGH = 6, 16  # characters of a secret: of letters and digits, and of a
 SPELT = 16  # letters and digits that are found whatever stands between them; fewer may be there by chance
 HEAD, RUN = 8, 5  # characters of a written form by which it is found; letters and digits at least
 PLACEHOLDERS = frozenset(
-    "anything changeme dummy-key fake-key lm-studio local-key no-key-required no_key_required not-needed not-required "
-    "not_needed password placeholder sk-dummy sk-fake sk-no-key-required sk-placeholder sk-test sk-xxxx test-key "
-    "token-abc123 unused-key whatever your-api-key your_api_key".split()
+    "anything changeme dummy dummy-key empty fake-key lm-studio local-key no-key-required no_key_required none "
+    "not-needed not-required not_needed null ollama password placeholder sk-dummy sk-fake sk-no-key-required "
+    "sk-placeholder sk-test sk-xxxx test test-key token-abc123 unused-key whatever x your-api-key your_api_key".split()
 )
 PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 
@@ -57,6 +57,11 @@ def is_secret(key: str) -> bool:
     return len(key) >= ENOUGH or (
         any(map(str.isdigit, key)) and any(map(str.isalpha, key))
     )  # else `internal`, `12345678`
+
+
+def may_be_a_word(key: str) -> bool:
+    """Whether a key is too short to be told from a word, and none of the well-known placeholders."""
+    return not is_secret(key) and key.lower() not in PLACEHOLDERS
 
 
 class Secrets:

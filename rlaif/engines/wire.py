@@ -140,10 +140,15 @@ class Wire:
     async def _sent(
         self, method: str, url: Url | str, body: bytes | None, deadline: timedelta, most: int, *, keys: bool = True
     ) -> Arrival:
-        """One request and its answer, wherever that leads. Raises pyreqwest's exceptions, Unreached or TooLong."""
+        """One request and its answer, wherever that leads. Raises pyreqwest's exceptions, Unreached or TooLong.
+
+        Raises MemoryError where the client's threads cannot be started.
+        """
         try:
             request = self._opened(keys).request(method, url).timeout(deadline)
         except (ValueError, RuntimeError) as error:  # no host can have this name, or no more files can be opened
+            if "thread" in str(error):
+                raise MemoryError(str(error)) from None
             raise Unreached(str(error)) from None
         if body is not None:
             request = request.body_bytes(body)

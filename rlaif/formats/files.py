@@ -123,6 +123,26 @@ class _Lines:
         return InputError(f"more than {MOST_EMPTY:,} empty lines in a row", file=self.name, line=self.number)
 
 
+class _Twice(Exception):
+    """An object of JSON has a key twice, of which Python's reader would keep the last."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+
+    def error(self, name: str, line: int) -> InputError:
+        return InputError(f"the key {names([self.key])} is written twice", file=name, line=line, fix="keep one of them")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    read = dict(pairs)
+    if len(read) < len(pairs):
+        raise _Twice(str(columnar.repeated(key for key, _ in pairs)))
+    return read
+
+
+_decoder = json.JSONDecoder(object_pairs_hook=_once)
+
+
 def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     with _opened(path) as lines:
         read, most, empty = lines.file.readline, MOST_CHARACTERS + 1, 0
@@ -136,7 +156,9 @@ def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 continue
             empty = 0
             try:
-                row = json.loads(line)
+                row = _decoder.decode(line)
+            except _Twice as twice:
+                raise twice.error(str(path), number) from None
             except (ValueError, RecursionError) as error:
                 at = f"{error.msg} at column {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else error
                 problem = f"not valid JSON: {at}"
@@ -211,7 +233,6 @@ def _objects(values: _Values, first: dict[str, Any], path: Path) -> Iterator[tup
 
 
 _SPACE = re.compile(r"[ \t\n\r]*")
-_decoder = json.JSONDecoder()
 
 
 class _Values:
@@ -265,6 +286,8 @@ class _Values:
         while True:
             try:
                 value, end = _decoder.raw_decode(self.text, self.at)
+            except _Twice as twice:
+                raise twice.error(self.name, self.line + self.text.count("\n", 0, self.at)) from None
             except (ValueError, RecursionError) as error:
                 if len(self.text) - self.at > MOST_CHARACTERS:
                     raise self.error(f"the value has more than {MOST_CHARACTERS:,} characters") from None

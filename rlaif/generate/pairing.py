@@ -7,7 +7,8 @@ picks the pairs:
   scores as high as the best, the prompt gives no preference;
 - `random-lower`: the same, drawn only among those that score lower;
 - `best-worst`: the best against the lowest;
-- `all`: every two that score differently, which suits a reward model (InstructGPT, arXiv 2203.02155, 3.5);
+- `all`: every two that score differently, which suits a reward model (InstructGPT, arXiv 2203.02155, 3.5); a prompt
+  with more than MOST_PAIRS of them is dropped;
 - `k-wise`: as `all`, for prompts whose candidates all have a score, which also give rows of the `ranked` shape;
 - `compared`: as a judge preferred one of two, with its probability.
 """
@@ -17,11 +18,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, islice
 from statistics import fmean, pstdev
 from typing import NamedTuple
 
 from rlaif.records import Comparison, Preference, Row, hashed_order, unit_interval
+
+# Pairs of one prompt: every two of 140 candidates. Beyond, a prompt would fill the disk and outweigh all others.
+MOST_PAIRS = 10_000
 
 
 class Pairing(NamedTuple):
@@ -165,28 +169,9 @@ def _by_scores(row: Row, whole: Sequence[int], pairing: Pairing) -> list[Prefere
     scored = _distinct(row, {i: scores[i] for i in whole if i in scores})
     if isinstance(scored, str):
         return scored
-    apart = {(i, j): scored[i] - scored[j] for i in scored for j in scored if scored[i] > scored[j]}
-    if not apart:
-        return "tie"
-    best = max(scored, key=lambda i: (scored[i], -i))
-    if rule == "zephyr":
-        others = sorted(i for i in scored if i != best)
-        calls = [row.candidates[i].completion.call for i in others]
-        drawn = best, others[hashed_order(calls, "zephyr", row.prompt.id)[0]]
-        if drawn not in apart:
-            return "tie"
-        apart = {drawn: apart[drawn]}
-    elif rule not in ("all", "k-wise"):
-        apart = {(i, j): margin for (i, j), margin in apart.items() if i == best}
-    apart = {pair: margin for pair, margin in apart.items() if margin >= pairing.min_margin}
-    if not apart:
-        return "margin too small"
-    picked = sorted(apart)
-    if rule == "best-worst":
-        picked = [max(apart, key=lambda pair: (apart[pair], -pair[1]))]
-    elif rule == "random-lower":
-        calls = [row.candidates[rejected].completion.call for _, rejected in picked]
-        picked = [picked[hashed_order(calls, "zephyr", row.prompt.id)[0]]]
+    picked = _picked(row, scored, rule, pairing.min_margin)
+    if isinstance(picked, str):
+        return picked
     return [
         Preference(
             prompt=row.prompt,
@@ -198,6 +183,39 @@ def _by_scores(row: Row, whole: Sequence[int], pairing: Pairing) -> list[Prefere
         )
         for chosen, rejected in picked
     ]
+
+
+def _picked(row: Row, scored: Mapping[int, float], rule: str, min_margin: float) -> list[tuple[int, int]] | str:
+    """The pairs of a higher and a lower score that the rule picks, at least one, or the drop reason."""
+    ranked = sorted(scored, key=lambda i: (-scored[i], i))
+    best, *others = ranked
+    if scored[best] == scored[ranked[-1]]:
+        return "tie"
+    every = rule in ("all", "k-wise")
+    pairs: Iterable[tuple[int, int]] = combinations(ranked, 2) if every else ((best, other) for other in others)
+    if rule == "zephyr":
+        others.sort()
+        drawn = others[_drawn(row, others)]
+        if scored[drawn] == scored[best]:
+            return "tie"
+        pairs = [(best, drawn)]
+    apart = ((i, j) for i, j in pairs if scored[i] > scored[j] and scored[i] - scored[j] >= min_margin)
+    picked = sorted(islice(apart, MOST_PAIRS + 1) if every else apart)
+    if not picked:
+        return "margin too small"
+    if every and len(picked) > MOST_PAIRS:
+        return f"more than {MOST_PAIRS:,} pairs"
+    if rule == "best-worst":
+        return [max(picked, key=lambda pair: (scored[best] - scored[pair[1]], -pair[1]))]
+    if rule == "random-lower":
+        return [picked[_drawn(row, [rejected for _, rejected in picked])]]
+    return picked
+
+
+def _drawn(row: Row, candidates: Sequence[int]) -> int:
+    """The place of one of the candidates, drawn by hash."""
+    calls = [row.candidates[i].completion.call for i in candidates]
+    return hashed_order(calls, "zephyr", row.prompt.id)[0]
 
 
 def noise(rows: Iterable[Row], pairing: Pairing) -> float | None:

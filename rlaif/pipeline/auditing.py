@@ -12,7 +12,7 @@ from rlaif.audits.figures import Decide, judged, of_judged, of_ratings, probes_o
 from rlaif.audits.findings import findings, markdown, verdict
 from rlaif.audits.goldset import WORLD, GoldPair
 from rlaif.config import Pipeline, Step, judging_pipeline, read_pipeline
-from rlaif.engines.open import keyless
+from rlaif.engines.open import notes_on_keys
 from rlaif.errors import InputError, nearest
 from rlaif.files import json_of, write_json, write_text
 from rlaif.generate.pairing import candidate_scores
@@ -116,7 +116,7 @@ def open_audited(pipeline: Pipeline, step: Step, gold: str | None, take: int | N
     session = Session(models, CallStore(store, run="audit"), seed=pipeline.seed)
     decide = stage.decide(session.asking("audit"), gold)
     name = " + ".join(models[model].called for model in stage.models)
-    return Audited(name, stage.how(), decide, pairs, gold, session, [*keyless(models.values()), *opening.notes])
+    return Audited(name, stage.how(), decide, pairs, gold, session, [*notes_on_keys(models.values()), *opening.notes])
 
 
 def cost_of(session: Session, verdicts: int) -> dict[str, int | float | None]:

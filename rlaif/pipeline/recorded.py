@@ -67,7 +67,7 @@ def is_manifest(value: Mapping[str, Any]) -> bool:
     return (
         _typed(value, _REQUIRED, _OPTIONAL)
         and all(isinstance(stage, dict) and _is_stage(stage) for stage in value["stages"])
-        and all(isinstance(digest, str) for digest in value["digests"].values())
+        and all(isinstance(text, str) for text in (*value["digests"].values(), *value.get("notes", ())))
         and all(isinstance(calls, dict) and _typed(calls, _OF_CALLS) for calls in value["calls"].values())
         and all(isinstance(group, dict) and _typed(group, _OF_FAILURES) for group in value["failures"].values())
     )

@@ -20,6 +20,7 @@ from rlaif.config import LocalModel, Pipeline
 from rlaif.engines.scheduler import AT_ONCE, GRACE
 from rlaif.errors import InputError, RlaifError, Stopped, WorkError
 from rlaif.files import FULL, why, write_text
+from rlaif.pipeline.datasets import dataset_name
 from rlaif.pipeline.events import EVERY, EventLog, Meter
 from rlaif.pipeline.folder import RunFolder, is_foreign, leads_away, made_before
 from rlaif.pipeline.manifest import Manifest, RowCounts, StageRecord
@@ -93,6 +94,7 @@ class Run:
                     break
                 self.manifest.write("running")
             stopped = self.session.scheduler.stopped
+            self.session.scheduler.note_masked()
             self.manifest.reasons += [stopped.message] if stopped else []
             short = self.manifest.failures or self.manifest.reasons
             self.manifest.write("stopped" if stopped else "incomplete" if short else "done")

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import compress
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from rlaif.templates.apart import Apart, Reply
+from rlaif.templates.apart import NO_REPLY, Apart, Reply
 from rlaif.templates.bounds import MOST_WORK, cost, size, within
 from rlaif.templates.environments import chatting, parsed
 from rlaif.templates.failures import TemplateFailure, failure
 
 Marked = tuple[str, list[tuple[int, int]]]
+Shown = TypeVar("Shown", str, Marked)
 
 
 class Conversation(NamedTuple):
@@ -37,31 +38,41 @@ class ChatTemplate:
 
     def render(self, conversations: Sequence[Conversation]) -> list[str | TemplateFailure]:
         """Each conversation as text, as transformers renders it; or why it was not rendered."""
-        costly = [not self._is_cheap(conversation) for conversation in conversations]
-        apart = iter(self._apart.render([self._item(conversation) for conversation in compress(conversations, costly)]))
-        return [
-            _text_of(next(apart)) if is_costly else self._rendered(conversation)
-            for conversation, is_costly in zip(conversations, costly, strict=True)
-        ]
+        return self._each(conversations, self._rendered, _text_of, marks=False)
 
-    def marked(self, messages: list[dict[str, str]], render: Callable[..., Any]) -> Marked:
-        """The conversation as text, and the spans in it that the template marks. Raises TemplateFailure.
+    def marked(
+        self, conversations: Sequence[Conversation], render: Callable[..., Any]
+    ) -> list[Marked | TemplateFailure]:
+        """Each conversation as text with the spans in it that the template marks; or why it was not rendered.
 
         `render` is transformers' own function; only engines and trainers import transformers.
         """
-        conversation = Conversation(messages)
-        if not self._is_cheap(conversation, marks=True):
-            (reply,) = self._apart.render([self._item(conversation, marks=True)])
-            text = _text_of(reply)
-            if isinstance(text, TemplateFailure):
-                raise text
-            return text, _spans(reply, len(text))
+        return self._each(conversations, lambda each: self._marked(each, render), _marked_of, marks=True)
+
+    def _each(
+        self,
+        conversations: Sequence[Conversation],
+        here: Callable[[Conversation], Shown | TemplateFailure],
+        there: Callable[[Reply | TemplateFailure], Shown | TemplateFailure],
+        *,
+        marks: bool,
+    ) -> list[Shown | TemplateFailure]:
+        """Each conversation rendered `here` where that is cheap, else by the other process, all of them at once."""
+        costly = [not self._is_cheap(conversation, marks=marks) for conversation in conversations]
+        items = [self._item(conversation, marks=marks) for conversation in compress(conversations, costly)]
+        apart = iter(self._apart.render(items))
+        return [
+            there(next(apart)) if is_costly else here(conversation)
+            for conversation, is_costly in zip(conversations, costly, strict=True)
+        ]
+
+    def _marked(self, conversation: Conversation, render: Callable[..., Any]) -> Marked | TemplateFailure:
         try:
             texts, spans = render(
-                [messages], chat_template=self.source, return_assistant_tokens_mask=True, **self._names()
+                [conversation.messages], chat_template=self.source, return_assistant_tokens_mask=True, **self._names()
             )
         except Exception as error:  # any error that the template's own code raises
-            raise failure(error) from None
+            return failure(error)
         return texts[0], spans[0]
 
     def _rendered(self, conversation: Conversation) -> str | TemplateFailure:
@@ -75,13 +86,13 @@ class ChatTemplate:
         except Exception as error:  # any error that the template's own code raises
             return failure(error)
 
-    def _is_cheap(self, conversation: Conversation, *, marks: bool = False) -> bool:
+    def _is_cheap(self, conversation: Conversation, *, marks: bool) -> bool:
         if self._cost is None:
             return False
         messages = conversation.messages
         return self._cost.of({"messages": messages}, self._beside + size(messages), marks=marks) <= MOST_WORK
 
-    def _item(self, conversation: Conversation, *, marks: bool = False) -> dict[str, Any]:
+    def _item(self, conversation: Conversation, *, marks: bool) -> dict[str, Any]:
         messages, generation_prompt = conversation
         return {"messages": messages, "generation_prompt": generation_prompt, "marks": marks, "names": self._names()}
 
@@ -107,13 +118,15 @@ def _text_of(reply: Reply | TemplateFailure) -> str | TemplateFailure:
     return reply if isinstance(reply, TemplateFailure) else str(reply["text"])
 
 
-def _spans(reply: Reply | TemplateFailure, length: int) -> list[tuple[int, int]]:
-    """The marked spans, checked: a template may have taken over who wrote the reply."""
-    spans = [] if isinstance(reply, TemplateFailure) else reply.get("spans")
+def _marked_of(reply: Reply | TemplateFailure) -> Marked | TemplateFailure:
+    """The text with its marked spans, checked: a template may have taken over who wrote the reply."""
+    if isinstance(reply, TemplateFailure):
+        return reply
+    text = str(reply["text"])
     try:
-        read = [(int(start), int(end)) for start, end in spans or ()]
+        spans = [(int(start), int(end)) for start, end in reply.get("spans") or ()]
     except (TypeError, ValueError):
-        read = [(-1, -1)]
-    if any(not 0 <= start <= end <= length for start, end in read):
-        raise TemplateFailure("the process that renders it wrote what is no reply", exceeded=True)
-    return read
+        spans = [(-1, -1)]
+    if all(0 <= start <= end <= len(text) for start, end in spans):
+        return text, spans
+    return TemplateFailure(NO_REPLY, exceeded=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from rlaif.engines.chat import Chat
 from rlaif.train import tokens
 from rlaif.train.examples import PreferencePair
 from rlaif.train.tokens import Counts
+
+Ids = tuple[list[int], list[int]]
 
 
 def tokenize(chat: Chat, pairs: Iterable[PreferencePair], max_length: int) -> tuple[dict[str, list[list[int]]], Counts]:
@@ -17,9 +19,7 @@ def tokenize(chat: Chat, pairs: Iterable[PreferencePair], max_length: int) -> tu
     """
     counts = Counts()
     columns: dict[str, list[list[int]]] = {"prompt_ids": [], "chosen_ids": [], "rejected_ids": []}
-    for pair in pairs:
-        whole, chosen = tokens.completion(chat, pair.prompt, pair.chosen)
-        _, rejected = tokens.completion(chat, pair.prompt, pair.rejected)
+    for pair, (whole, chosen), (_, rejected) in _read(chat, pairs):
         prompt = tokens.cut(chat, whole, max_length - max(len(chosen), len(rejected)))
         if tokens.broken(chat, pair.chosen) or tokens.broken(chat, pair.rejected):
             counts.dropped["end-token-inside"] += 1
@@ -33,3 +33,11 @@ def tokenize(chat: Chat, pairs: Iterable[PreferencePair], max_length: int) -> tu
             for column, ids in zip(columns.values(), (prompt, chosen, rejected), strict=True):
                 column.append(ids)
     return columns, counts
+
+
+def _read(chat: Chat, pairs: Iterable[PreferencePair]) -> Iterator[tuple[PreferencePair, Ids, Ids]]:
+    """Each pair, and its prompt with the chosen and with the rejected completion as ids."""
+    for batch in tokens.batches(pairs):
+        items = [(pair.prompt, words) for pair in batch for words in (pair.chosen, pair.rejected)]
+        read = iter(tokens.completions(chat, items))
+        yield from zip(batch, read, read, strict=True)

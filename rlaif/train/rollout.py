@@ -85,15 +85,15 @@ def tokenize(chat: Chat, prompts: Iterable[PromptOnly], room: int) -> tuple[list
     """
     counts = Counts()
     kept = []
-    for prompt in prompts:
-        whole = tokens.prompt(chat, prompt.messages)
-        ids = tokens.cut(chat, whole, room)
-        if ids is None:
-            counts.dropped["too-long"] += 1
-        else:
-            counts.kept += 1
-            counts.cut += ids is not whole
-            kept.append(PolicyPrompt(prompt.messages, ids))
+    for batch in tokens.batches(prompt.messages for prompt in prompts):
+        for messages, whole in zip(batch, tokens.prompts(chat, batch), strict=True):
+            ids = tokens.cut(chat, whole, room)
+            if ids is None:
+                counts.dropped["too-long"] += 1
+            else:
+                counts.kept += 1
+                counts.cut += ids is not whole
+                kept.append(PolicyPrompt(messages, ids))
     return kept, counts
 
 

@@ -6,7 +6,7 @@ It is the mean negative log-likelihood of those tokens; all others are context.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from rlaif.config import SFTSettings
@@ -61,8 +61,7 @@ def tokenize(
     """
     counts = Counts()
     columns: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
-    for number, example in enumerate(examples, 1):
-        opening, *rest = _segments(chat, example, number)
+    for example, (opening, *rest) in _read(chat, examples):
         if any(tokens.broken(chat, text) for text in _learnt(example)):
             counts.dropped["end-token-inside"] += 1
             continue
@@ -80,16 +79,26 @@ def tokenize(
     return columns, counts
 
 
-def _segments(chat: Chat, example: Demonstration, number: int) -> list[Segment]:
-    messages = example.messages
-    if not messages or messages[-1].role != "assistant":
-        raise InputError(
-            f"conversation {number} does not end with an assistant turn", fix="complete it or leave it out"
-        )
-    if example.turns == "last":
-        prompt, completion = tokens.completion(chat, messages[:-1], messages[-1].content)
-        return [Segment(prompt, False), Segment(completion, True)]
-    return tokens.conversation(chat, messages)
+def _read(chat: Chat, examples: Iterable[Demonstration]) -> Iterator[tuple[Demonstration, list[Segment]]]:
+    for batch in tokens.batches(_complete(examples)):
+        last = [example.messages for example in batch if example.turns == "last"]
+        completions = iter(tokens.completions(chat, [(messages[:-1], messages[-1].content) for messages in last]))
+        conversations = iter(tokens.conversations(chat, [each.messages for each in batch if each.turns == "all"]))
+        for example in batch:
+            yield example, _last_alone(*next(completions)) if example.turns == "last" else next(conversations)
+
+
+def _complete(examples: Iterable[Demonstration]) -> Iterator[Demonstration]:
+    for number, example in enumerate(examples, 1):
+        if not example.messages or example.messages[-1].role != "assistant":
+            raise InputError(
+                f"conversation {number} does not end with an assistant turn", fix="complete it or leave it out"
+            )
+        yield example
+
+
+def _last_alone(prompt: list[int], completion: list[int]) -> list[Segment]:
+    return [Segment(prompt, False), Segment(completion, True)]
 
 
 def _learnt(example: Demonstration) -> list[str]:

@@ -10,16 +10,23 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import NamedTuple, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from rlaif.engines.chat import Chat
+from rlaif.engines.chat import Chat, Item
 from rlaif.errors import InputError, WorkError
 from rlaif.records import Message
 from rlaif.templates import TemplateFailure
+from rlaif.templates.chat import Marked
+
+ROWS_AT_ONCE = 64  # each a few times in memory as text; the other process gets them in a few messages
+
+Row = TypeVar("Row")
+Shown = TypeVar("Shown", str, Marked, tuple[str, str])
 
 MARKED = "a template that marks the assistant's turns, such as prompts/chat/chatml.jinja"
 
@@ -104,39 +111,63 @@ def require_marks(chat: Chat) -> None:
         raise _error(chat, "the chat template marks no assistant turn with `{% generation %}`", f"give {MARKED}")
 
 
-def conversation(chat: Chat, messages: Sequence[Message]) -> list[Segment]:
-    """A conversation's tokens through the last assistant turn; the assistant's turns are trained on.
+def batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """The rows, as many at a time as are rendered and tokenized together."""
+    stream = iter(rows)
+    while batch := list(islice(stream, ROWS_AT_ONCE)):
+        yield batch
+
+
+def conversations(chat: Chat, talks: Sequence[Sequence[Message]]) -> list[list[Segment]]:
+    """Each conversation's tokens through the last assistant turn; the assistant's turns are trained on.
 
     Raises InputError for a template that refuses the messages, leaves a turn or its end token unmarked, or opens a turn
     differently from its generation prompt.
     """
-    text, spans = _marked(chat, messages)
-    turns = [i for i, message in enumerate(messages) if message.role == "assistant"]
-    if len(spans) != len(turns):
-        raise _error(chat, f"the chat template marks {len(spans)} of {len(turns)} assistant turns", f"use {MARKED}")
+    asked = [[talk[:i] for i, message in enumerate(talk) if message.role == "assistant"] for talk in talks]
+    prompts = iter(chat.rendered([(messages, True) for each in asked for messages in each]))
+    marked = chat.marked(talks, render_jinja_template)
+    texts = [
+        _checked_turns(chat, _accepted(chat, talk, shown), list(zip(each, prompts, strict=False)))
+        for talk, shown, each in zip(talks, marked, asked, strict=True)
+    ]
+    return [[Segment(ids, i % 2 == 1) for i, ids in enumerate(pieces)] for pieces in chat.pieces(texts)]
+
+
+def _checked_turns(
+    chat: Chat, marked: Marked, asked: Sequence[tuple[Sequence[Message], str | TemplateFailure]]
+) -> tuple[str, list[int]]:
+    """A conversation as text, and the edges of its assistant turns. `asked` has what is before each, as it is asked."""
+    text, spans = marked
+    if len(spans) != len(asked):
+        raise _error(chat, f"the chat template marks {len(spans)} of {len(asked)} assistant turns", f"use {MARKED}")
     stop = str(chat.tokenizer.eos_token)
-    for turn, (start, end) in zip(turns, spans, strict=True):
-        _check_prompt(chat, _prompt_text(chat, messages[:turn]), text[:start])
+    for (messages, prompt), (start, end) in zip(asked, spans, strict=True):
+        _check_prompt(chat, _accepted(chat, messages, prompt), text[:start])
         if not text[start:end].endswith(stop):
             raise _error(
                 chat,
                 f"a marked turn does not end with the end token {stop!r}, so the model never learns to stop",
                 "put the end token, and nothing after it, before `{% endgeneration %}`",
             )
-    edges = [edge for span in spans for edge in span]
-    return [Segment(ids, i % 2 == 1) for i, ids in enumerate(chat.pieces(text, edges))]
+    return text, [edge for span in spans for edge in span]
 
 
-def completion(chat: Chat, prompt: Sequence[Message], words: str) -> tuple[list[int], list[int]]:
-    """The tokens of a prompt, and those of its completion with the end token.
+def completions(chat: Chat, items: Sequence[Item]) -> list[tuple[list[int], list[int]]]:
+    """For each item the tokens of its prompt, and those of its completion with the end token.
 
     Raises InputError for a template that refuses the messages, opens a turn differently from its generation prompt, or
     does not write the words unchanged and then the end token.
     """
-    try:
-        prompt_text, text = chat.written(prompt, words)
-    except TemplateFailure as error:
-        raise _refusal(chat, [*prompt, Message(role="assistant", content=words)], error) from None
+    texts = [
+        _checked_words(chat, words, *_accepted(chat, [*prompt, Message(role="assistant", content=words)], written))
+        for (prompt, words), written in zip(items, chat.written(items), strict=True)
+    ]
+    return [(before, after) for before, after in chat.pieces(texts)]
+
+
+def _checked_words(chat: Chat, words: str, prompt_text: str, text: str) -> tuple[str, list[int]]:
+    """A prompt and its completion as text, and the edges of the completion."""
     _check_prompt(chat, prompt_text, text[: len(prompt_text)])
     stop = str(chat.tokenizer.eos_token)
     end = text.rfind(stop, len(prompt_text))
@@ -147,16 +178,15 @@ def completion(chat: Chat, prompt: Sequence[Message], words: str) -> tuple[list[
             f"the chat template does not write the assistant's words unchanged, then the end token {stop!r}",
             f"first train it with `rlaif train sft` and `template=`, {MARKED}",
         )
-    before, after = chat.pieces(text, [len(prompt_text), end + len(stop)])
-    return before, after
+    return text, [len(prompt_text), end + len(stop)]
 
 
-def prompt(chat: Chat, messages: Sequence[Message]) -> list[int]:
-    """The tokens of a prompt, which do not depend on what follows it.
+def prompts(chat: Chat, conversations: Sequence[tuple[Message, ...]]) -> list[list[int]]:
+    """The tokens of each prompt, which do not depend on what follows it.
 
-    Raises InputError as `completion` does.
+    Raises InputError as `completions` does.
     """
-    return completion(chat, messages, "x")[0]
+    return [prompt for prompt, _ in completions(chat, [(messages, "x") for messages in conversations])]
 
 
 def cut(chat: Chat, prompt: list[int], room: int) -> list[int] | None:
@@ -178,19 +208,14 @@ def broken(chat: Chat, words: str) -> bool:
     return str(chat.tokenizer.eos_token) in words
 
 
-def _prompt_text(chat: Chat, messages: Sequence[Message]) -> str:
-    try:
-        return chat.render(messages, generation_prompt=True)
-    except TemplateFailure as error:
-        raise _refusal(chat, messages, error) from None
-
-
-def _marked(chat: Chat, messages: Sequence[Message]) -> tuple[str, list[tuple[int, int]]]:
-    """A conversation as text, and the spans that the template marks as the assistant's."""
-    try:
-        return chat.marked(messages, render_jinja_template)
-    except TemplateFailure as error:
-        raise _refusal(chat, messages, error) from None
+def _accepted(chat: Chat, messages: Sequence[Message], shown: Shown | TemplateFailure) -> Shown:
+    """What the template made of the messages. Raises InputError when it refused them."""
+    if not isinstance(shown, TemplateFailure):
+        return shown
+    roles = ", ".join(message.role for message in messages)
+    raise _error(
+        chat, f"the chat template refuses a conversation of {roles}: {shown}", "use a template that takes these roles"
+    )
 
 
 def _check_prompt(chat: Chat, prompt_text: str, before: str) -> None:
@@ -200,13 +225,6 @@ def _check_prompt(chat: Chat, prompt_text: str, before: str) -> None:
             f"the chat template asks with {prompt_text[-40:]!r} but trains after {before[-40:]!r}",
             "make `add_generation_prompt` open the turn exactly as an assistant's turn opens",
         )
-
-
-def _refusal(chat: Chat, messages: Sequence[Message], error: TemplateFailure) -> InputError:
-    roles = ", ".join(message.role for message in messages)
-    return _error(
-        chat, f"the chat template refuses a conversation of {roles}: {error}", "use a template that takes these roles"
-    )
 
 
 def _error(chat: Chat, message: str, fix: str) -> InputError:

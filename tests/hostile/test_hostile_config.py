@@ -18,6 +18,7 @@ from rlaif.config import Pipeline, document, read_pipeline
 from rlaif.constitution import read_constitution
 from rlaif.errors import InputError
 from rlaif.judges.verifiers import Check
+from rlaif.pipeline.stages import prompts
 from rlaif.principles import read_principles
 from rlaif.rubric import read_rubric
 
@@ -286,6 +287,22 @@ def test_the_command_plans_1_000_pair_stages(project: Path) -> None:
     done = rlaif(project, "plan", "p.yaml", "--json")
     assert done.code == 0 and len(json.loads(done.out)["stages"]) == 1_003
     assert time.process_time() - started < 10
+
+
+def test_a_file_that_500_stages_name_is_read_once(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+    each = prompts.each_prompt
+    monkeypatch.setattr(prompts, "each_prompt", lambda path, *more, **by: read.append(path) or each(path, *more, **by))
+    (project / "prompts.jsonl").write_text("".join(f'{{"prompt": "number {i}"}}\n' for i in range(50)))
+    stages = "".join(
+        f"  - prompts: {{path: prompts.jsonl, name: p{i}, split: {split}}}\n"
+        for i, split in enumerate(["all", "train", "validation", "[train, validation]"] * 125)
+    )
+    written(PLAIN + stages + "  - prompts: {path: prompts.jsonl, column: prompt, name: other}\n")
+    done = rlaif(project, "plan", "p.yaml", "--json")
+    rows = {stage["stage"]: stage["rows"] for stage in json.loads(done.out)["stages"]}
+    assert rows["p0"] == rows["p4"] == 50 > rows["p1"] == rows["p5"] and rows["p1"] + rows["p2"] == rows["p3"]
+    assert len(read) == 2
 
 
 def test_a_line_of_2_000_stages_is_checked_in_seconds() -> None:

@@ -233,7 +233,8 @@ def test_no_completion_that_is_trained_on_or_scored_opens_a_turn(spelt: str) -> 
     assert not isinstance(row, EngineError)
     assert [n for n in row.ids if n < len(NAMES)] == [3, 1, 4, 1]
     talk = [*question, Message(role="assistant", content=SPELT[spelt])]
-    learnt = [n for segment in tokens.conversation(chat, talk) if segment.learnt for n in segment.ids]
+    (segments,) = tokens.conversations(chat, [talk])
+    learnt = [n for segment in segments if segment.learnt for n in segment.ids]
     assert [n for n in learnt if n < len(NAMES)] == [1]
 
 

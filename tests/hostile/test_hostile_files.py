@@ -25,7 +25,7 @@ from echo import write_project
 from rlaif.audits.goldset import read_gold
 from rlaif.config import read_pipeline
 from rlaif.constitution import read_constitution
-from rlaif.errors import RlaifError
+from rlaif.errors import InputError, RlaifError
 from rlaif.files import json_of, text_of
 from rlaif.formats import read_prompts
 from rlaif.judges.person import read_labels
@@ -526,9 +526,8 @@ def a_long_list(path: Path) -> None:
     parquet(path, {"prompt": pyarrow.ListArray.from_arrays(pyarrow.array([0, count], pyarrow.int32()), values)})
 
 
-def many_rows(path: Path) -> None:
+def many_rows(path: Path, count: int = 10**8) -> None:
     """A text 10^8 times."""
-    count = 10**8
     text = pyarrow.DictionaryArray.from_arrays(pyarrow.array(bytearray(count), pyarrow.uint8()), ["hello"])
     parquet(path, {"prompt": text}, row_group_size=count)
 
@@ -588,6 +587,36 @@ def test_the_worst_stay_under_a_gigabyte(what: str, tmp_path: Path) -> None:
     said, memory = apart(READ.format(path=name), tmp_path)
     assert said.startswith("InputError" if words else "") and re.search(words, said), said
     assert memory < 1000
+
+
+TWICE = {
+    "a line": ("x.jsonl", '{"prompt": "a"}\n{"prompt": "b", "prompt": "c"}\n', 2, "prompt"),
+    "a line, once in escapes": ("x.jsonl", '{"prompt": "b", "pr\\u006fmpt": "c"}\n', 1, "prompt"),
+    "a line, within": ("x.jsonl", '\n{"prompt": [{"role": "user", "content": "b", "role": "user"}]}\n', 2, "role"),
+    "a list": ("x.json", '[{"prompt": "a"},\n {"prompt": "b",\n "prompt": "c"}]', 2, "prompt"),
+    "a long list": ("x.json", "[" + f'{{"prompt": "{"a" * 999}"}},\n' * 1_100 + '{"a": 1, "a": 2}]', 1_101, "a"),
+    "an object a line": ("x.json", '{"prompt": "a"}\n{"prompt": "b", "prompt": "b"}', 2, "prompt"),
+    "an odd key": ("x.jsonl", r'{"\u001b[31m\u202e": 1, "\u001b[31m\u202e": 2}', 1, r"\x1b[31m\u202e"),
+}
+
+
+@pytest.mark.parametrize("name", TWICE)
+def test_a_key_that_is_written_twice_is_an_error_with_its_line(name: str, tmp_path: Path) -> None:
+    file, text, line, key = TWICE[name]
+    (tmp_path / file).write_text(text, encoding="utf-8")
+    with pytest.raises(InputError) as error:
+        read_prompts(tmp_path / file)
+    said = f"{tmp_path / file}:{line}: the key `{key}` is written twice. Fix: keep one of them"
+    assert str(error.value) == said
+
+
+@pytest.mark.parametrize("count", [10**7], ids=["10^7 rows of one text"])
+def test_millions_of_rows_of_one_text_are_refused_unread(count: int, tmp_path: Path) -> None:
+    many_rows(tmp_path / "x.parquet", count)
+    began = time.process_time()
+    with pytest.raises(InputError, match=rf"x\.parquet: {count:,} rows in .* so they repeat a few\. Fix: keep each"):
+        read_prompts(tmp_path / "x.parquet")
+    assert time.process_time() - began < 2
 
 
 @pytest.mark.parametrize("name", ["x.jsonl", "x.json", "x.csv"])

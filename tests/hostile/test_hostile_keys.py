@@ -142,6 +142,12 @@ def test_a_key_that_a_server_repeats_is_masked(form: str, place: str) -> None:
         assert text.startswith("before ") and text.endswith(" after")
 
 
+@pytest.mark.parametrize("form", ["in JSON escapes", "in large JSON escapes", "in JSON escapes here and there"])
+def test_a_key_in_escapes_of_broken_json_is_masked(form: str) -> None:
+    """These three are never left to the lab."""
+    test_a_key_that_a_server_repeats_is_masked(form, "an error in broken JSON")
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("key", [name for name in KEYS if name != "of 13 characters"])
 def test_a_key_of_any_length_is_masked_in_every_form(key: str, form: str) -> None:
@@ -216,6 +222,43 @@ def test_keys_of_other_models_of_the_run_are_masked_too(tmp_path: Path, monkeypa
     assert done.code == 0
     for where, text in everything_in(tmp_path):
         assert not any(f"sk-of-{name}-12345" in text for name in names), where
+
+
+@pytest.mark.parametrize(
+    ("key", "noted"),
+    [("a7Xk", "4 characters and may be a word"), ("internal", "8 characters"), ("EMPTY", None), ("sk-12345", None)],
+)
+def test_a_key_that_is_too_short_to_be_masked_is_noted(
+    key: str, noted: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHORT_KEY", key)
+    write_project(tmp_path, "http://127.0.0.1:9", prompts=1)
+    file = tmp_path / "echo.yaml"
+    file.write_text(file.read_text().replace("base_url:", "api_key_env: SHORT_KEY, base_url:"))
+    told = rlaif(tmp_path, "plan", "echo.yaml", "--json")
+    assert told.code == 0, told.err
+    notes = [note for note in json.loads(told.out)["notes"] if "SHORT_KEY" in note]
+    assert len(notes) == (noted is not None) and all(f"the key in SHORT_KEY has {noted}" in note for note in notes)
+    assert not any(key in note for note in notes)
+
+
+def test_completions_that_held_a_key_are_counted_in_a_note_that_a_later_run_repeats(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PLANTED_KEY", KEY)
+    with scripted([Answer({"data": []})] * 3 + [Answer(lambda body: _choices(body, KEY))]) as script:
+        write_project(tmp_path, script.base_url, prompts=3)
+        file = tmp_path / "echo.yaml"
+        file.write_text(file.read_text().replace("base_url:", "api_key_env: PLANTED_KEY, base_url:"))
+        done = [rlaif(tmp_path, "run", "echo.yaml", "stages.rate.rate.reask=0")]
+    done += [rlaif(tmp_path, "run", "echo.yaml", "stages.rate.rate.reask=0"), rlaif(tmp_path, "status", "runs/echo")]
+    manifest = json.loads((tmp_path / "runs/echo/manifest.json").read_text())
+    held = sum(call["cached"] for call in manifest["calls"].values())
+    notes = [note for note in manifest["notes"] if "is masked as ***" in note]
+    counts = [int(re.search(r"a key stood in (\d+) completions? of the model '\w+'", note)[1]) for note in notes]  # type: ignore[index]
+    assert sum(counts) == held > 0
+    for one in done:
+        assert one.code == 0 and all(note in " ".join((one.out + one.err).split()) for note in notes), one.err
 
 
 def test_openai_s_organisation_and_project_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:

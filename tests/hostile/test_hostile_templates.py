@@ -43,7 +43,8 @@ from rlaif.resources import bundled
 from rlaif.rubric import Aspect, Rubric, Scale
 from rlaif.templates import ChatTemplate, Conversation, Template, TemplateFailure, apart, bounds, environments
 from rlaif.templates.apart import Apart
-from rlaif.train import tokens
+from rlaif.train import pairs, rollout, sft, tokens
+from rlaif.train.examples import Demonstration, PreferencePair, PromptOnly
 
 SECONDS = 20.0  # of the clock, on a machine that does other work; alone it is three
 SENTENCE = re.compile(r"[^\n]+\n?")
@@ -212,6 +213,13 @@ def test_a_judge_prompt_ends_by_the_clock(name: str, hurried: None, tokenizer: A
 @pytest.mark.parametrize("name", list(SLOW)[1:2])
 def test_a_chat_template_ends_by_the_clock(name: str, hurried: None, tokenizer: Any) -> None:
     assert re.search(r"takes more than \d+ seconds.*Fix: ", refused("chat", SLOW[name], tokenizer))
+
+
+@pytest.mark.parametrize("power", ["10 ** (10 ** 10)", "(9 ** (9 ** 9)) % 2", "2 ** (messages | length * 10 ** 9)"])
+def test_pow_in_a_chat_template_ends_within_seconds(power: str, hurried: None, tokenizer: Any) -> None:
+    began = time.monotonic()
+    assert re.search(r"takes more than|needs more than|digits", refused("chat", "{{ " + power + " }}", tokenizer))
+    assert time.monotonic() - began < SECONDS
 
 
 # Every third one as a chat template too: a process that renders those takes a second to start again.
@@ -510,7 +518,7 @@ def test_a_template_that_turns_costly_on_a_training_row_is_a_sentence(tokenizer:
     chat = tokens.trainable_chat(tokenizer, "sft.jinja")
     talk = [Message(role="user", content="slow"), Message(role="assistant", content="ok")]
     with pytest.raises(InputError, match=r"^sft\.jinja.*takes more than"):
-        tokens.conversation(chat, talk)
+        tokens.conversations(chat, [talk])
 
 
 @pytest.mark.parametrize("method", ["sft", "dpo", "rm"])
@@ -523,6 +531,26 @@ def test_a_training_renders_no_costly_template_in_its_own_process(
     (folder / "chat_template.jinja").write_text(costly)
     record = train(method, folder, tmp_path / "out", template=costly if method == "sft" else None, epochs=0.2)
     assert record.kept and not handed
+
+
+@pytest.mark.parametrize("method", ["conversations", "last turns", "pairs", "prompts"])
+def test_a_training_hands_over_many_conversations_in_one_message(
+    method: str, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer.chat_template = "{% set unknown = 1 %}" + MARKED
+    chat = tokens.trainable_chat(tokenizer)
+    asked, ask = [], apart._Process.ask
+    monkeypatch.setattr(apart._Process, "ask", lambda process, *what: asked.append(what[1]) or ask(process, *what))
+    asks = [(Message(role="user", content=f"number {n}"),) for n in range(150)]
+    talks = [(*prompt, Message(role="assistant", content="ok")) for prompt in asks]
+    _, counts = {
+        "conversations": lambda: sft.tokenize(chat, map(Demonstration, talks), 500),
+        "last turns": lambda: sft.tokenize(chat, (Demonstration(talk, turns="last") for talk in talks), 500),
+        "pairs": lambda: pairs.tokenize(chat, (PreferencePair(prompt, "yes", "no") for prompt in asks), 500),
+        "prompts": lambda: rollout.tokenize(chat, map(PromptOnly, asks), 500),
+    }[method]()
+    assert counts.kept == 150 and sum(map(len, asked)) == 150 * (4 if method == "pairs" else 2)
+    assert len(asked) <= 8
 
 
 # ---------------------------------------------------------------- what people legitimately have
@@ -563,7 +591,8 @@ def test_the_other_process_renders_as_transformers_does(name: str, opens: bool, 
         texts, spans = wanted(
             [messages], chat_template=template.source, return_assistant_tokens_mask=True, **tokenizer.special_tokens_map
         )
-        assert template.marked(messages, lambda *_: pytest.fail("rendered here")) == (texts[0], spans[0])
+        told = template.marked([Conversation(messages)], lambda *_: pytest.fail("rendered here"))
+        assert told == [(texts[0], spans[0])]
 
 
 def test_a_judge_prompt_is_the_same_in_either_process() -> None:
@@ -622,7 +651,10 @@ DISGUISED = {
 }
 
 
-@pytest.mark.parametrize("name", DISGUISED)
+COSTLIEST = "an empty list, written and listed"  # ten seconds, and of the kind of the one before it
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.lab] * (n == COSTLIEST)) for n in DISGUISED])
 def test_what_only_looks_simple_is_not_computed_here(name: str, handed: list[tuple[str, Any]]) -> None:
     given = {"x": "\\'\"" * 900}
     for kind in (environments.prompting, environments.chatting):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from rlaif.config import PromptsStage, Step
@@ -22,15 +23,13 @@ class PromptSource(TableStage[PromptsStage]):
 
     def __init__(self, step: Step, settings: PromptsStage, opening: Opening) -> None:
         super().__init__(step, settings, opening)
-        unusable: Counter[str] = Counter()
-        read = Spool(Prompt, each_prompt(source_of(settings), unusable, column=settings.column, keep=settings.keep))
-        prompts = ReadPrompts(read, unusable, read)
+        prompts = _read_once(settings, opening)
 
         def error(problem: str) -> InputError:
             return opening.pipeline.error(step, problem)
 
         kept, self.record = of_split(prompts, step, settings.split, settings.take, error)
-        self.made = opening.made[self.name] = Made(prompts=ReadPrompts(read, unusable, kept))
+        self.made = opening.made[self.name] = Made(prompts=replace(prompts, kept=kept))
 
     def input_digests(self) -> dict[str, str]:
         assert self.made.prompts is not None
@@ -41,6 +40,16 @@ class PromptSource(TableStage[PromptsStage]):
 
     async def plan(self, planning: Planning) -> dict[str, Any]:
         return {"rows": self.read.out}
+
+
+def _read_once(settings: PromptsStage, opening: Opening) -> ReadPrompts:
+    """The prompts of the file, which several stages may name."""
+    named = settings.model_dump_json(include={"path", "hub", "hub_split", "revision", "column", "keep"})
+    if named not in opening.read:
+        unusable = Counter[str]()
+        read = Spool(Prompt, each_prompt(source_of(settings), unusable, column=settings.column, keep=settings.keep))
+        opening.read[named] = ReadPrompts(read, unusable, read)
+    return opening.read[named]
 
 
 def of_split(

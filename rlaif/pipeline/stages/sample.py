@@ -54,13 +54,14 @@ class Sample(Keeping[SampleStage], RowStage[SampleStage]):
     def outcome(self, facts: Mapping[str, Any]) -> str:
         return f", {facts['cut']:,} completions cut" if facts["cut"] else ""
 
-    async def finish(self, rows: Stored[Row], counts: RowCounts, work: Work) -> None:
+    async def finish(self, rows: Stored[Row], counts: RowCounts, work: Work) -> dict[str, Any]:
         cut, made = counts.facts["cut"], counts.facts["candidates"]
         if MANY_CUT * made < cut < made:
             work.note(
                 f"{self.name}: {cut:,} of {made:,} completions were cut at `max_tokens`: raise it, since a cut one "
                 "becomes no data"
             )
+        return await super().finish(rows, counts, work)
 
     def made_with(self) -> dict[str, str]:
         return {} if self._mixture is None else {"principles": digest(self._mixture._asdict())}

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 from rlaif.config import LocalModel, OpenAIModel, Pipeline, StageSettings, Step, TextCheck, unchecked
 from rlaif.engines.asking import Asking
 from rlaif.engines.identity import has_reward_head
-from rlaif.engines.open import api_key, keyless
+from rlaif.engines.open import api_key, notes_on_keys
 from rlaif.errors import EngineError, Stopped
 from rlaif.formats import Conversation, StatedPreference
 from rlaif.generate.pairing import Pairing
@@ -87,6 +87,7 @@ class Opening:
         self.pipeline = pipeline
         self.stages: dict[str, Stage[Any]] = {}
         self.made: dict[str, Made] = {}  # by the name of the stage
+        self.read: dict[str, ReadPrompts] = {}  # by what names a file and how it is read
         self._lexicons: dict[str, Lexicon | None] = {}
         self._readers: dict[Step, list[Step]] = {}
         for step in pipeline.steps:
@@ -100,7 +101,7 @@ class Opening:
         for spec in specs.values():
             if isinstance(spec, OpenAIModel):
                 api_key(spec)
-        self.notes += keyless(specs.values())
+        self.notes += notes_on_keys(specs.values())
         folders = {name: find(spec.path) for name, spec in specs.items() if isinstance(spec, LocalModel) and spec.path}
         for step in self.pipeline.steps:
             for model, key, role in step.stage.models_used():
