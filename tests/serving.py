@@ -172,7 +172,7 @@ class Script:
 
     answers: Sequence[Answer]
     base_url: str = ""
-    requests: list[dict[str, Any]] = field(default_factory=list)  # {"path": ..., "headers": ..., "body": ...}
+    requests: list[dict[str, Any]] = field(default_factory=list)  # path, headers, body, and the body as `raw` bytes
     connections: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -182,8 +182,9 @@ class Script:
         try:
             head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
             headers = {k.lower(): v for k, v in (line.split(": ", 1) for line in head[1:] if line)}
-            body = json.loads(await reader.readexactly(int(headers.get("content-length", 0))) or b"{}")
-            self.requests.append({"path": head[0].split()[1], "headers": headers, "body": body})
+            raw = await reader.readexactly(int(headers.get("content-length", 0)))
+            body = json.loads(raw or b"{}")
+            self.requests.append({"path": head[0].split()[1], "headers": headers, "body": body, "raw": raw})
             number = len(self.requests) - 1
             await self._answer(self.answers[min(number, len(self.answers) - 1)], body, writer)
         except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):

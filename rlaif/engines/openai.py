@@ -44,6 +44,7 @@ from rlaif.engines.wire import (
     CutShort,
     Extra,
     Misled,
+    Opens,
     TooLong,
     Unreached,
     Wire,
@@ -497,7 +498,7 @@ class OpenAIEngine:
     def _wire(self, server: str) -> Wire:
         wire = self._wire_to.get(server)
         if wire is None:
-            wire = self._wire_to[server] = self._wires.to(server, self._key, self._extra)
+            wire = self._wire_to[server] = self._wires.to(server, self._key, self._extra, _opens(self.spec))
         return wire
 
     def _left_out(self) -> frozenset[str]:
@@ -696,6 +697,8 @@ class OpenAIEngine:
                 f"if you trust {server}, name the file of its certificate's authority in the environment variable "
                 "SSL_CERT_FILE"
             )
+        if words.startswith("the sign-in"):
+            fix = "sign in (`az login`), or set AZURE_OPENAI_API_KEY or AZURE_OPENAI_AD_TOKEN"
         if variable := proxy_of(server):
             fix += f"; requests go through the proxy in {variable}: check it, or name the host in NO_PROXY"
         return self._error(f"cannot reach {server}: {error}", "connection", retryable=True, fix=fix, lost=lost)
@@ -784,6 +787,15 @@ class OpenAIEngine:
 
 
 PROBE = Sampling(temperature=1.0, max_tokens=16)
+
+
+def _opens(spec: OpenAIModel) -> Opens:
+    """What opens the wires of a model: the lean client, or the `openai` package, which takes half a second to load."""
+    if spec.client == "lean":
+        return Wire
+    from rlaif.engines.sdk import opens
+
+    return opens(spec)
 
 
 def _turns(messages: Sequence[Message], fold: bool) -> list[dict[str, str]]:
