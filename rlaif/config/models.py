@@ -145,6 +145,7 @@ class TokenPrice(Settings):
 
     prompt: float = Field(ge=0)
     completion: float = Field(ge=0)
+    batch: float = Field(default=1, ge=0, le=1)  # the share of these that a call in a batch costs
 
 
 class RateLimits(Settings):

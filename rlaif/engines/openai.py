@@ -37,6 +37,7 @@ from rlaif.engines.thinking import parted
 from rlaif.engines.wire import (
     MB,
     MOST,
+    NO_KEY,
     NOTHING,
     REDIRECTS,
     Arrival,
@@ -205,6 +206,9 @@ class OpenAIEngine:
         self._wires, self._owned = wires or Wires(), wires is None
         self._wire_to: dict[str, Wire] = {}
         self._secrets = self._wires.secrets
+        for secret in (api_key, *extra.secrets):  # also where no request is sent, and answers come from a file
+            if secret != NO_KEY:
+                self._secrets.add(secret)
         self._tokens_per_byte = 0.0  # the highest that the server has reported
 
     @cached_property
@@ -266,12 +270,10 @@ class OpenAIEngine:
             arrived = await self._wire(server).get("/models", min(self.spec.timeout, 30.0), LISTED)
         except (TimeoutError, TooLong):
             return None
-        except Misled as error:
-            raise self._misled(server, error) from None
-        except (Unreached, Broken, CutShort) as error:
-            raise self._unreached(server, error) from None
+        except (Misled, Unreached, Broken, CutShort) as error:
+            raise self.went_wrong(server, error) from None
         if arrived.status in (401, 403):
-            raise self._forbidden(arrived, self._server_message(refusals.said(arrived.body)), server)
+            raise self.went_wrong(server, arrived)
         try:
             if arrived.status != 200:
                 return None
@@ -339,14 +341,45 @@ class OpenAIEngine:
         return math.ceil(size * (self._tokens_per_byte or 1 / BYTES_PER_TOKEN))
 
     async def post(self, request: Request, server: str) -> list[Reply | EngineError]:
-        indices = request.indices
-        seed = request.sampling.seed + request.attempt * ATTEMPT_STRIDE + request.salt * EMPTY_STRIDE + indices[0]
-        sent = _Sent(request.messages, request.sampling, len(indices), seed, request.json_schema, server)
         try:
-            answer = await self._send(sent)
+            answer = await self._send(_sent(request, server))
         except EngineError as error:
-            return [error] * len(indices)
-        choices = answer.choices or []
+            return [error] * len(request.indices)
+        return self._replies(request, answer)
+
+    def filed(self, request: Request) -> tuple[dict[str, Any], frozenset[str]]:
+        """The body that `post` sends of a request, for a file of many, and what it leaves out."""
+        without = self._left_out()
+        body = self._body(_sent(request, self.urls[0]), without)
+        return (body if self.spec.azure is None else body | {"model": self.spec.azure.deployment}), without
+
+    def received(
+        self, request: Request, without: frozenset[str], status: int, body: bytes
+    ) -> list[Reply | EngineError]:
+        """As `post`, of an answer that comes from a file. What it refuses of the request is left out from then on."""
+        sent, arrived = _sent(request, self.urls[0]), Arrival(status, {}, body)
+        try:
+            if fields := self._refused_fields(arrived, self._body(sent, without), sent, without):
+                words = refusals.said(body).words
+                self._refuses(fields, words)
+                raise self._error(f"the server refuses it: {self._shown(words)}", "refused", retryable=True)
+            answer = self._accepted(self._answered(arrived, sent.server), sent)
+        except EngineError as error:
+            return [error] * len(request.indices)
+        replies = self._replies(request, answer)
+        if self.capabilities.get("n") is False and "n" not in without:
+            self._refuses(["n"], "it returned fewer samples than were asked for")
+        return replies
+
+    def went_wrong(self, server: str, what: Exception | Arrival) -> EngineError:
+        """The error for a request beside the completions, as for a file, that failed or was refused."""
+        if isinstance(what, Arrival):
+            return self._forbidden(what, self._server_message(refusals.said(what.body)), server)
+        return self._misled(server, what) if isinstance(what, Misled) else self._unreached(server, what)
+
+    def _replies(self, request: Request, answer: _Answer) -> list[Reply | EngineError]:
+        """The verified samples of an answer, or what is wrong with each."""
+        indices, choices = request.indices, answer.choices or []
         choices.sort(key=lambda choice: choice.index)
         del choices[len(indices) :]  # not requested; their tokens were paid for and are counted
         usages = _shared(choices, answer.usage)
@@ -495,6 +528,10 @@ class OpenAIEngine:
             arrived = await self._otherwise(arrived, fields, sent, without)
         return self._accepted(arrived, sent)
 
+    def wire_by(self, opens: Opens) -> Wire:
+        """A wire to the first server, opened otherwise than the requests for completions are."""
+        return self._wires.to(self.urls[0], self._key, self._extra, opens)
+
     def _wire(self, server: str) -> Wire:
         wire = self._wire_to.get(server)
         if wire is None:
@@ -574,6 +611,10 @@ class OpenAIEngine:
         except CutShort as error:
             problem = f"the server's answer broke off ({error})"
             raise self._error(problem, "bad-body", retryable=True, lost=True) from None
+        return self._answered(arrived, server)
+
+    def _answered(self, arrived: Arrival, server: str) -> _Answer | Arrival:
+        """What arrived as an answer, or as it is where it is none. Raises EngineError for one that cannot be read."""
         if arrived.status != 200:
             return arrived
         answer = self._read(arrived.body, server)
@@ -796,6 +837,11 @@ def _opens(spec: OpenAIModel) -> Opens:
     from rlaif.engines.sdk import opens
 
     return opens(spec)
+
+
+def _sent(request: Request, server: str) -> _Sent:
+    seed = request.sampling.seed + request.attempt * ATTEMPT_STRIDE + request.salt * EMPTY_STRIDE + request.indices[0]
+    return _Sent(request.messages, request.sampling, len(request.indices), seed, request.json_schema, server)
 
 
 def _turns(messages: Sequence[Message], fold: bool) -> list[dict[str, str]]:

@@ -11,11 +11,11 @@ import asyncio
 import importlib
 import os
 import zlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from rlaif.config import Azure, OpenAIModel
 from rlaif.engines.wire import (
@@ -120,6 +120,31 @@ class SdkWire(Wire):
         except (httpx2.TransportError, httpx2.InvalidURL) as error:
             raise _on_the_way(error) from None
 
+    async def resource(
+        self, ask: Callable[[AsyncOpenAI, Any], Any], timeout: float, most: int, to: BinaryIO | None = None
+    ) -> Arrival:
+        """What one of the package's resources answers, such as its files: `ask` gets the client and what each of its
+        methods takes. A 200 is written `to` a file where one is given. Raises as `post`."""
+        import httpx2
+        import openai
+
+        within = openai.Timeout(timeout, connect=CONNECT_TIMEOUT.total_seconds())
+        given = {"extra_headers": self.headers(), "extra_query": dict(self._extra.query), "timeout": within}
+        try:
+            async with ask(self.client(), given) as streamed:
+                answer: Response = streamed.http_response
+                if to is None:
+                    return Arrival(answer.status_code, {}, await self._whole(answer, most))
+                async for piece in _pieces(answer, most):
+                    to.write(piece)
+                return Arrival(answer.status_code, {}, b"")
+        except _Refusal as refusal:
+            return refusal.arrival
+        except openai.APIConnectionError as error:
+            raise _on_the_way(error.__cause__ or error) from None
+        except httpx2.TransportError as error:
+            raise _on_the_way(error) from None
+
     def client(self) -> AsyncOpenAI:
         """The package's client, opened when it is first used."""
         if self._sdk is None:
@@ -169,23 +194,12 @@ class SdkWire(Wire):
 
     async def _whole(self, answer: Response, most: int) -> bytes:
         """The whole body, decompressed. Raises CutShort or TooLong."""
-        encoding = answer.headers.get("content-encoding", "identity").strip().lower()
-        if encoding not in ("identity", "gzip", "deflate"):
-            raise CutShort(f"it is encoded as {encoding[:40]!r}, which was not asked for")
-        packed = None if encoding == "identity" else zlib.decompressobj(GZIP_OR_ZLIB)
         body = bytearray()
         async with AsyncExitStack() as held:
-            async for piece in answer.aiter_raw():
-                try:
-                    body += piece if packed is None else packed.decompress(piece, most + 1 - len(body))
-                except zlib.error as error:
-                    raise CutShort(first_line(error)) from None
-                if len(body) > most:
-                    raise too_long(most)
+            async for piece in _pieces(answer, most):
+                body += piece
                 if len(body) >= FIRST > len(body) - len(piece):
                     await held.enter_async_context(self._long)
-        if packed is not None and not packed.eof:
-            raise CutShort("unexpected end of file in what is compressed")
         return bytes(body)
 
     def _signing_in(self, azure: Azure) -> Callable[[], Awaitable[str]]:
@@ -217,6 +231,25 @@ class SdkWire(Wire):
             await sdk.close()
         if other is not None:
             await other.aclose()
+
+
+async def _pieces(answer: Response, most: int) -> AsyncIterator[bytes]:
+    """A body, decompressed, of at most so many bytes. Raises CutShort or TooLong."""
+    encoding = answer.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("identity", "gzip", "deflate"):
+        raise CutShort(f"it is encoded as {encoding[:40]!r}, which was not asked for")
+    packed, read = None if encoding == "identity" else zlib.decompressobj(GZIP_OR_ZLIB), 0
+    async for piece in answer.aiter_raw():
+        try:
+            plain = piece if packed is None else packed.decompress(piece, most + 1 - read)
+        except zlib.error as error:
+            raise CutShort(first_line(error)) from None
+        read += len(plain)
+        if read > most:
+            raise too_long(most)
+        yield plain
+    if packed is not None and not packed.eof:
+        raise CutShort("unexpected end of file in what is compressed")
 
 
 class _Refusal(Exception):

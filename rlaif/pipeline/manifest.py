@@ -10,6 +10,7 @@ from math import inf
 from typing import Any
 
 from rlaif.config import Pipeline
+from rlaif.pipeline import batched
 from rlaif.pipeline.folder import RunFolder, made_before
 from rlaif.pipeline.session import Session
 from rlaif.records import Row
@@ -92,7 +93,7 @@ class Manifest:
         self.before = folder.manifest() or {}
         self.made = made_before(self.before)  # files and data sets made by runs of this pipeline
         self._started = time.time()
-        self.prices, self._paid_before = count_spent(pipeline, session, self.before)
+        self.prices, self._paid_before = count_spent(pipeline, session, folder, self.before)
 
     def fail(self, prompt_id: str, cause: str, message: str) -> None:
         """Count a failed row, or a failed prompt of a measure."""
@@ -173,12 +174,13 @@ class Manifest:
 
 
 def count_spent(
-    pipeline: Pipeline, session: Session, manifest: Mapping[str, Any]
+    pipeline: Pipeline, session: Session, folder: RunFolder, manifest: Mapping[str, Any]
 ) -> tuple[dict[str, dict[str, float]], dict[str, tuple[int, int]]]:
     """Give the session's ledger the cost of a run's earlier executions; returns prices and tokens by model identity.
 
     They include the prices of models in earlier versions of the pipeline, whose cost counts too. The tokens are those
-    that the store knows under the run's name, or the manifest, whichever are more: each can be lost alone.
+    that the store knows under the run's name, or the manifest, whichever are more: each can be lost alone. What the
+    folder knows to be paid in batches counts at their price.
     """
     known = {identity: price for identity, price in manifest.get("prices", {}).items() if _is_price(price)}
     prices: dict[str, dict[str, float]] = known | {
@@ -195,6 +197,11 @@ def count_spent(
         read * prices[identity]["prompt"] + written * prices[identity]["completion"]
         for identity, (read, written) in paid.items()
     )
+    for identity, (read, written) in batched.paid(folder.path).items():
+        if (price := prices.get(identity)) is not None:
+            all_read, all_written = paid.get(identity, (0, 0))
+            full = min(read, all_read) * price["prompt"] + min(written, all_written) * price["completion"]
+            total -= full * (1 - price.get("batch", 1))
     session.ledger.before(total / 1e6)
     return prices, paid
 
@@ -209,8 +216,11 @@ def _noted(manifest: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
 
 
 def _is_price(price: object) -> bool:
-    return isinstance(price, dict) and all(
-        isinstance(price.get(key), int | float) and 0 <= price[key] < inf for key in ("prompt", "completion")
+    return (
+        isinstance(price, dict)
+        and all(isinstance(price.get(key), int | float) and 0 <= price[key] < inf for key in ("prompt", "completion"))
+        and isinstance(share := price.get("batch", 1), int | float)
+        and 0 <= share <= 1
     )
 
 

@@ -126,7 +126,7 @@ class Run:
         if not scheduler.stopped:
             with self.interrupts.watched(gentle=True, blocks=False), suppress(Stopped):
                 await self._gates(head)
-            if scheduler.stopped:
+            if self._waits() or scheduler.stopped:
                 return False
         next_models = [
             use.model
@@ -137,7 +137,16 @@ class Run:
         await self.session.unload_all_but(next_models, to_train=head.trains)
         with self.interrupts.watched(gentle=head.gentle, blocks=head.blocks), suppress(Stopped):
             await (self._stream(group) if isinstance(group, list) else self._table(group))
+        self._waits()
         return True
+
+    def _waits(self) -> bool:
+        """Whether calls wait for a batch: no later stage runs then, but those that finish what there is."""
+        scheduler = self.session.scheduler
+        if scheduler.collected:
+            fix = "`rlaif batch` says what they wait for"
+            scheduler.stop(Stopped("calls wait for a batch", cause="batch", fix=fix))
+        return scheduler.collected > 0
 
     # ------------------------------------------------------------ before the first call
 
@@ -228,13 +237,14 @@ class Run:
                         try:
                             row = await stage.through(row, self.session.asking(stage.name, index))
                         except Stopped:
-                            return  # the next run repeats the row, with its calls cached
+                            break  # the next run repeats the row, with its calls cached
                         if row.failure is not None:
                             self.manifest.fail(row.prompt.id, str(row.cause), row.failure)
                     counted = counts[stage.name]
                     counted.add(row, failed_before, stage.count(row, counted.facts))
                     writers[stage.name].append(row, index)
-                self.progress.advance(row.cause)
+                else:
+                    self.progress.advance(row.cause)
 
         models = {model for stage in stages for model in stage.models}
         try:
