@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from datetime import date
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -184,6 +185,8 @@ class Azure(Settings):
                 if not (value := os.environ.get(variable, "").strip()):
                     raise ValueError(f"state `{key}`, or set {variable}")
                 filled[key] = value
+        if isinstance(filled["api_version"], date):  # as YAML reads one without quotes
+            filled["api_version"] = filled["api_version"].isoformat()
         return filled
 
     @field_validator("endpoint", mode="before")  # before: pydantic's own error would show the value

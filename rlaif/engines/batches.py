@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast
 
 import msgspec
 
@@ -24,13 +24,15 @@ ANSWER = 4 * MB  # bytes of what is said of files and batches
 RESULTS = 16_000 * MB  # of a file of results
 PAGES, A_PAGE = 20, 100  # of the list of batches that is searched
 
+# Ids are a provider's, and become parts of addresses.
+Id = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][\w.:-]{0,199}\Z")]
 Read = TypeVar("Read", bound=msgspec.Struct)
 
 
 class _File(msgspec.Struct):
     """What is read of a provider's words; the rest is left alone."""
 
-    id: str
+    id: Id
 
 
 class _Counts(msgspec.Struct):
@@ -51,19 +53,13 @@ class _Problems(msgspec.Struct):
 class Batch(msgspec.Struct):
     """A file of requests under way. The two files of results are there once it has ended, as far as there are any."""
 
-    id: str
+    id: Id
     status: str
     input_file_id: str | None = None
-    output_file_id: str | None = None
-    error_file_id: str | None = None
+    output_file_id: Id | None = None
+    error_file_id: Id | None = None
     request_counts: _Counts | None = None
     errors: _Problems | None = None
-
-    @property
-    def problem(self) -> str:
-        """Why all of it failed, in the provider's words."""
-        said = [one for one in (self.errors.data if self.errors else None) or () if one.message]
-        return "; ".join(f"{one.message}{f' (line {one.line})' if one.line else ''}" for one in said[:3])
 
 
 class _Page(msgspec.Struct):
@@ -95,6 +91,12 @@ class Provider:
 
     async def state(self, batch_id: str) -> Batch:
         return await self._read(lambda api, how: api.batches.retrieve(batch_id, **how), Batch)
+
+    def problem(self, batch: Batch) -> str:
+        """Why all of a batch failed, in the provider's words; empty where it did not."""
+        said = [one for one in (batch.errors.data if batch.errors else None) or () if one.message]
+        words = "; ".join(f"{one.message}{f' (line {one.line})' if one.line else ''}" for one in said[:3])
+        return self._engine.shown(words)
 
     async def of_file(self, file_id: str) -> Batch | None:
         """The batch that was made of a file; None where none was. Raises EngineError."""

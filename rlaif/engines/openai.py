@@ -282,7 +282,7 @@ class OpenAIEngine:
             return None
         # All names but ours are only shown, and a list may be long.
         return [self.model] * (self.model in names) + [
-            self._shown(name) for name in names[:LISTED_NAMES] if name != self.model
+            self.shown(name) for name in names[:LISTED_NAMES] if name != self.model
         ]
 
     async def probe(self, server: str) -> list[Usage]:
@@ -362,7 +362,7 @@ class OpenAIEngine:
             if fields := self._refused_fields(arrived, self._body(sent, without), sent, without):
                 words = refusals.said(body).words
                 self._refuses(fields, words)
-                raise self._error(f"the server refuses it: {self._shown(words)}", "refused", retryable=True)
+                raise self._error(f"the server refuses it: {self.shown(words)}", "refused", retryable=True)
             answer = self._accepted(self._answered(arrived, sent.server), sent)
         except EngineError as error:
             return [error] * len(request.indices)
@@ -457,13 +457,13 @@ class OpenAIEngine:
             return reason
         if (said or "").strip().lower() in GAVE_UP or (choice.error and not choice.message):
             words = refusals.said_by({"error": choice.error}).words if choice.error else ""
-            ended = f"the server ended a completion with {self._shown(str(said))!r}"
-            ended += f": {self._shown(words)}" if words else ""
+            ended = f"the server ended a completion with {self.shown(str(said))!r}"
+            ended += f": {self.shown(words)}" if words else ""
             return self._error(ended, "bad-body", retryable=True, usage=usage)
         if said:
             self._tell(
                 f"finish {said}",
-                f"the server of {self.name!r} ends completions with {self._shown(said)!r}, which is unknown here: "
+                f"the server of {self.name!r} ends completions with {self.shown(said)!r}, which is unknown here: "
                 "they are kept as finished",
             )
         return "length" if usage.completion_tokens >= sampling.max_tokens + self.spec.thinking_tokens else "stop"
@@ -491,7 +491,7 @@ class OpenAIEngine:
             return self._error(problem, "no-content", fix=fix, usage=usage)
         problem = "the server returned an empty completion"
         if choice.finish_reason and choice.finish_reason.lower() not in FINISH_REASONS:
-            problem += f" (it ended with {self._shown(choice.finish_reason)!r})"
+            problem += f" (it ended with {self.shown(choice.finish_reason)!r})"
         return self._error(problem, "empty", retryable=True, usage=usage)
 
     def _alternatives(
@@ -594,7 +594,7 @@ class OpenAIEngine:
         wire = self._wire(server)
         most = _most(sampling.max_tokens + self.spec.thinking_tokens, bool(sampling.alternatives), sent.samples)
         try:
-            arrived = await wire.post("/chat/completions", _encoded(body), self.spec.timeout, most)
+            arrived = await wire.post("/chat/completions", encoded(body), self.spec.timeout, most)
         except TimeoutError:
             problem = f"no answer within {self.spec.timeout:g} s"
             raise self._error(problem, "timeout", retryable=True, fix="raise `timeout`", lost=True) from None
@@ -628,7 +628,7 @@ class OpenAIEngine:
             told = refusals.said(arrived.body)
             if arrived.status not in (200, 400, 403, 422, 451) or not refusals.FILTERED.search(told.all):
                 raise self._refused(arrived, sent)
-            words = f": {self._shown(told.words)}"
+            words = f": {self.shown(told.words)}"
             usage: _Tokens | None = None
         elif arrived.choices is None:
             raise self._error("the server's answer holds no `choices`", "bad-body", retryable=True, lost=True)
@@ -686,7 +686,7 @@ class OpenAIEngine:
         if "n" in fields:
             self.capabilities["n"] = False
         ways = ", ".join(f"`{field}` ({OTHERWISE[field]})" for field in fields)
-        self._tell(ways, f"the server of {self.name!r} refuses {ways}; it says: {self._shown(words)}")
+        self._tell(ways, f"the server of {self.name!r} refuses {ways}; it says: {self.shown(words)}")
 
     def _read(self, body: bytes, server: str) -> _Answer:
         try:
@@ -719,7 +719,7 @@ class OpenAIEngine:
         text = body[: 8 * FIRST_WORDS].decode("utf-8", "replace")
         if not text.strip() or text.lstrip()[0] in "{[":
             return None
-        words = f"({self._shown(text)[:FIRST_WORDS]!r}, at {server}/chat/completions)"
+        words = f"({self.shown(text)[:FIRST_WORDS]!r}, at {server}/chat/completions)"
         if _HTML.match(text):
             return f"is a page, not JSON {words}", self._other_address(server)
         if _STREAM.match(text):
@@ -802,9 +802,9 @@ class OpenAIEngine:
         """The server's words on one line, with its code where they leave it out."""
         code = told.code.split(" ")[0]
         coded = code and not code.isdigit() and code not in told.words
-        return self._shown(f"{told.words or 'nothing'}{f' ({code})' if coded else ''}")
+        return self.shown(f"{told.words or 'nothing'}{f' ({code})' if coded else ''}")
 
-    def _shown(self, words: str) -> str:
+    def shown(self, words: str) -> str:
         """A server's words on one short line, without a key, nor half a key where they are cut."""
         return oneline(self._secrets.masked_error(writable(words[: refusals.READ])))[:SHOWN].rstrip(".")
 
@@ -899,7 +899,8 @@ def _stopped(text: str, stops: Sequence[str]) -> str:
     return text[: min(ends)].rstrip() if ends else text
 
 
-def _encoded(body: dict[str, Any]) -> bytes:
+def encoded(body: dict[str, Any]) -> bytes:
+    """A body, or a line of a file of them, as JSON."""
     try:
         return msgspec.json.encode(body)
     except UnicodeEncodeError:  # half a surrogate pair: written as an escape, which every server reads

@@ -22,6 +22,7 @@ from rlaif.engines.wire import (
     CONNECT_TIMEOUT,
     ERROR,
     FIRST,
+    GZIP_OR_ZLIB,
     NO_KEY,
     OPENAI_HEADERS,
     Arrival,
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
 
 SCOPE = "https://cognitiveservices.azure.com/.default"  # of a sign-in at Azure
 SIGN_IN = "azure.identity"  # a module of azure-identity, which nothing here depends on
-GZIP_OR_ZLIB = 47  # of zlib, as its documentation has it
 CUSTOM_HEADERS = "OPENAI_CUSTOM_HEADERS"
 
 

@@ -39,6 +39,7 @@ HOPS = 10  # redirects that one request follows, as reqwest and the `openai` pac
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 FRESH = frozenset({301, 302, 303})  # after these a request is made anew, by GET, as browsers do
 MB = 1_000_000
+GZIP_OR_ZLIB = 47  # for zlib: whichever of the two it meets
 FIRST = 256_000  # bytes of an answer that are read at once; nearly every answer is shorter
 LONG = 4  # answers of one server that are read beyond FIRST at a time, so that many cannot fill the memory together
 MOST = 64 * MB  # bytes of an answer, whatever was asked: half a million tokens with their log-probabilities

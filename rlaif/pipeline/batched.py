@@ -39,7 +39,7 @@ class Sent(msgspec.Struct):
         return self.keys[0]
 
     def asked(self) -> Request:
-        return Request.model_validate(self.request)
+        return Request.model_validate(self.request)  # with what was unset then unset
 
 
 class Entry(msgspec.Struct):

@@ -49,7 +49,10 @@ class Batching:
         batched = Batched(run.folder.path)
         wave = Wave(batched)
         run.session.scheduler.collect(wave)
-        state = await run.execute()
+        try:
+            state = await run.execute()
+        finally:
+            wave.close()
         stopped = run.session.scheduler.stopped
         if stopped is None or stopped.cause == "batch":  # else it was interrupted, and the wave is not whole
             wave.finish()
@@ -101,9 +104,9 @@ class Batching:
                 await provider.download(file_id, batched.results(entry))
             if batched.results(entry).stat().st_size:
                 await take_in(session, batched, [entry], [batched.results(entry)], self.outcome)
-        if batch.problem:
+        if problem := provider.problem(batch):
             self.failed = True
-            self._progress.warn(f"the batch of {entry.name} failed: {visible_line(batch.problem)[:300]}")
+            self._progress.warn(f"the batch of {entry.name} failed: {problem}")
         entry.over = True
         batched.save()
 

@@ -6,24 +6,24 @@ Nothing about it is trusted: lines may be missing, twice there, of others, cut o
 
 from __future__ import annotations
 
-import gzip
-import shutil
+import errno
 import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import msgspec
 
+from rlaif.engines.batches import RESULTS
 from rlaif.engines.openai import OpenAIEngine
 from rlaif.engines.protocol import Reply
 from rlaif.engines.scheduler import lasts, paid_call
 from rlaif.engines.traffic import OTHER_SEED, unbilled
-from rlaif.engines.wire import MOST
+from rlaif.engines.wire import GZIP_OR_ZLIB, MB, MOST
 from rlaif.errors import EngineError, InputError, shortened
 from rlaif.files import opened, why
 from rlaif.pipeline.batched import Batched, Entry, Sent
@@ -53,14 +53,14 @@ class _Line(msgspec.Struct):
 
     @property
     def is_result(self) -> bool:
-        return self.response is not None or self.error != b"null"
+        return self.response is not None or bytes(self.error) != b"null"
 
     def answer(self) -> tuple[int, bytes] | None:
         """Status and body as of a server's answer; None where there is none, as for a request that expired."""
         if self.response is None:
             return None
-        body = self.response.body
-        return self.response.status_code, bytes(self.error if body == b"null" else body)
+        body = bytes(self.response.body)
+        return self.response.status_code, bytes(self.error) if body == b"null" else body
 
     def expired(self) -> str:
         """Why there is no answer, in a word."""
@@ -152,13 +152,26 @@ def _plain(path: Path) -> BinaryIO:
             return file
         file.seek(0)
         plain = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115 - closed with the others
-        with file, gzip.GzipFile(fileobj=file) as packed, suppress(EOFError):  # of one that is cut, what is whole
-            shutil.copyfileobj(packed, plain)
+        with file:
+            _unpack(file, plain)
     except (OSError, zlib.error) as error:
-        problem = f"it cannot be read: {why(error) if isinstance(error, OSError) and error.errno else 'it is no gzip'}"
+        problem = f"it cannot be read: {why(error) if isinstance(error, OSError) else 'it is no gzip'}"
         raise InputError(problem, file=str(path), fix="give a file of results") from None
     plain.seek(0)
     return plain
+
+
+def _unpack(file: BinaryIO, plain: BinaryIO) -> None:
+    """Of a file that is cut, what is there. Raises OSError for too much, and zlib.error for what is no gzip."""
+    unpacking = zlib.decompressobj(GZIP_OR_ZLIB)
+    for piece in iter(lambda: file.read(MB), b""):
+        while piece:
+            plain.write(unpacking.decompress(piece, MB))
+            piece = unpacking.unconsumed_tail
+            if unpacking.eof:  # one part of several, as `cat` puts them together
+                piece, unpacking = unpacking.unused_data, zlib.decompressobj(GZIP_OR_ZLIB)
+            if plain.tell() > RESULTS:
+                raise OSError(errno.EOVERFLOW, f"it unpacks to more than {RESULTS // MB:,} MB")
 
 
 async def take_in(

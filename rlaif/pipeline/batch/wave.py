@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from rlaif.engines.batches import path_of
-from rlaif.engines.openai import OpenAIEngine
+from rlaif.engines.openai import OpenAIEngine, encoded
 from rlaif.engines.protocol import Request, Served
 from rlaif.files import new_file
 from rlaif.pipeline.batched import Batched, Entry, Sent
@@ -48,9 +48,9 @@ class _Making:
 
     def close(self) -> None:
         for file in self._files:
-            file.flush()
-            os.fsync(file.fileno())
-            file.close()
+            with file:
+                file.flush()
+                os.fsync(file.fileno())
 
     def entry(self, name: str, model: str, identity: str) -> Entry:
         digest = f"{self._sum % 2**128:032x}"
@@ -77,10 +77,11 @@ class Wave:
         self.under_way += sum(key in self._under_way for key in new.values())
         for part in self._parts(engine, request, {i: key for i, key in new.items() if key not in self._under_way}):
             body, without = engine.filed(part)
-            sent = Sent([key_of[index] for index in part.indices], part.model_dump(mode="json"), sorted(without))
+            asked = part.model_dump(mode="json", exclude_unset=True)  # what is unset was not sent
+            sent = Sent([key_of[index] for index in part.indices], asked, sorted(without))
             line = {"custom_id": sent.custom_id, "method": "POST", "url": path_of(engine), "body": body}
             most = len(part.indices) * (part.sampling.max_tokens + engine.thinking_tokens)
-            self._append(engine, msgspec.json.encode(line) + b"\n", sent, (engine.estimate(part), most))
+            self._append(engine, encoded(line) + b"\n", sent, (engine.estimate(part), most))
 
     def _parts(self, engine: OpenAIEngine, request: Request, keys: dict[int, str]) -> Iterator[Request]:
         """The request for these of its calls, as the server can take it; one whose answer was of no use has a new seed,
@@ -97,14 +98,20 @@ class Wave:
             making.append(_Making(self._folder, f"{engine.name}-{len(making) + 1}"))
         making[-1].append(line, sent, tokens)
 
+    def close(self) -> None:
+        for making in self._making.values():
+            for one in making:
+                one.close()
+
     def finish(self) -> None:
-        """Put the files in their place. Where the same ones wait to be sent already, these stay; others are replaced,
-        and their calls kept, since results may come of them yet."""
+        """Put the closed files in their place.
+
+        Where the same ones wait to be sent already, these stay; others are replaced, and their calls kept, since
+        results may come of them yet.
+        """
         written = self._batched.written()
         stay: list[Entry] = []
         for (model, identity), making in self._making.items():
-            for one in making:
-                one.close()
             before = [entry for entry in written if (entry.model, entry.identity) == (model, identity)]
             if sorted(e.digest for e in before) == sorted(one.entry("", model, identity).digest for one in making):
                 stay += before
