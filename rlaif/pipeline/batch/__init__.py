@@ -104,6 +104,7 @@ class Batching:
                 await provider.download(file_id, batched.results(entry))
             if batched.results(entry).stat().st_size:
                 await take_in(session, batched, [entry], [batched.results(entry)], self.outcome)
+            batched.results(entry).unlink()  # a server's words, in which no key is masked
         if problem := provider.problem(batch):
             self.failed = True
             self._progress.warn(f"the batch of {entry.name} failed: {problem}")
