@@ -117,6 +117,13 @@ class Scheduler:
         self._collect = into
         self._remind_all()
 
+    def settled(self) -> Stopped | None:
+        """Called after a stage: why no later one runs. Where calls were collected, they have to be answered first."""
+        if self.collected:
+            fix = "`rlaif batch` says what they wait for"
+            self.stop(Stopped("calls wait for a batch", cause="batch", fix=fix))
+        return self.stopped
+
     async def sample(self, asks: Sequence[Ask]) -> list[list[Completion]]:
         """The completions of each ask, in order, from the store where they are cached.
 

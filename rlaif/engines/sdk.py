@@ -11,8 +11,8 @@ import asyncio
 import importlib
 import os
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, contextmanager
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -39,13 +39,13 @@ from rlaif.errors import InputError, first_line
 from rlaif.version import __version__
 
 if TYPE_CHECKING:
-    from httpx2 import AsyncClient, Response
-    from openai import AsyncOpenAI
+    from openai import AsyncOpenAI, DefaultAsyncHttpxClient
     from pyreqwest.http import Url
 
 SCOPE = "https://cognitiveservices.azure.com/.default"  # of a sign-in at Azure
 SIGN_IN = "azure.identity"  # a module of azure-identity, which nothing here depends on
 CUSTOM_HEADERS = "OPENAI_CUSTOM_HEADERS"
+Response = Any  # of the HTTP library below the package, which is no dependency of ours: its errors are known by name
 
 
 def opens(spec: OpenAIModel) -> Opens:
@@ -67,83 +67,62 @@ class SdkWire(Wire):
         if azure is not None and not self._token and key == NO_KEY and not extra.secrets:
             self._sign_in = self._signing_in(azure)
         self._sdk: AsyncOpenAI | None = None
-        self._other: AsyncClient | None = None  # without keys
+        self._other: DefaultAsyncHttpxClient | None = None  # without keys
 
     async def _sent(
         self, method: str, url: Url | str, body: bytes | None, deadline: timedelta, most: int, *, keys: bool = True
     ) -> Arrival:
         """As of any wire. Raises TimeoutError, Unreached, Broken, CutShort or TooLong."""
-        import httpx2
-
         send = self._signed if keys else self._unsigned
         async with asyncio.timeout(deadline.total_seconds()):
             try:
-                answer = await send(method, str(url), body, deadline)
+                with _as_of_a_wire():
+                    answer = await send(method, str(url), body, deadline)
+                    try:
+                        return Arrival(answer.status_code, {}, await self._whole(answer, most))
+                    finally:
+                        await answer.aclose()
             except _Refusal as refusal:
                 return refusal.arrival
-            try:
-                return Arrival(answer.status_code, {}, await self._whole(answer, most))
-            except httpx2.RemoteProtocolError as error:
-                raise CutShort(first_line(error)) from None
-            except httpx2.TransportError as error:
-                raise _on_the_way(error) from None
-            finally:
-                await answer.aclose()
 
     async def _signed(self, method: str, url: str, body: bytes | None, deadline: timedelta) -> Response:
         """An answer, not read yet, to a request that the package made. The address is whole, so it stays as it is."""
-        import httpx2
         import openai
 
         timeout = openai.Timeout(deadline.total_seconds(), connect=CONNECT_TIMEOUT.total_seconds())
-        how: Any = {"cast_to": httpx2.Response, "stream": True, "stream_cls": openai.AsyncStream[Any],
+        how: Any = {"cast_to": object, "stream": True, "stream_cls": openai.AsyncStream[object],
                     "options": {"timeout": timeout, "headers": self.headers()}}  # fmt: skip
         sdk = self.client()
-        try:
-            sending = sdk.get(url, **how) if method == "GET" else sdk.post(url, content=body, **how)
-            answer: Response = await sending
-        except openai.APIConnectionError as error:
-            raise _on_the_way(error.__cause__ or error) from None
-        except (httpx2.InvalidURL, UnicodeError) as error:
-            raise Unreached(first_line(error)) from None
-        return answer
+        stream = await (sdk.get(url, **how) if method == "GET" else sdk.post(url, content=body, **how))
+        return stream.response
 
     async def _unsigned(self, method: str, url: str, body: bytes | None, deadline: timedelta) -> Response:
         """As `_signed`, for another origin, which gets no key."""
-        import httpx2
-
         if self._other is None:
             self._other = self._http(self._plain | {"User-Agent": f"rlaif/{__version__}"})
-        try:
-            request = self._other.build_request(method, url, content=body, timeout=deadline.total_seconds())
-            return await self._other.send(request, stream=True)
-        except (httpx2.TransportError, httpx2.InvalidURL) as error:
-            raise _on_the_way(error) from None
+        request = self._other.build_request(method, url, content=body, timeout=deadline.total_seconds())
+        return await self._other.send(request, stream=True)
 
     async def resource(
         self, ask: Callable[[AsyncOpenAI, Any], Any], timeout: float, most: int, to: BinaryIO | None = None
     ) -> Arrival:
         """What one of the package's resources answers, such as its files: `ask` gets the client and what each of its
         methods takes. A 200 is written `to` a file where one is given. Raises as `post`."""
-        import httpx2
         import openai
 
         within = openai.Timeout(timeout, connect=CONNECT_TIMEOUT.total_seconds())
         given = {"extra_headers": self.headers(), "extra_query": dict(self._extra.query), "timeout": within}
         try:
-            async with ask(self.client(), given) as streamed:
-                answer: Response = streamed.http_response
-                if to is None:
-                    return Arrival(answer.status_code, {}, await self._whole(answer, most))
-                async for piece in _pieces(answer, most):
-                    to.write(piece)
-                return Arrival(answer.status_code, {}, b"")
+            with _as_of_a_wire():
+                async with ask(self.client(), given) as streamed:
+                    answer: Response = streamed.http_response
+                    if to is None:
+                        return Arrival(answer.status_code, {}, await self._whole(answer, most))
+                    async for piece in _pieces(answer, most):
+                        to.write(piece)
+                    return Arrival(answer.status_code, {}, b"")
         except _Refusal as refusal:
             return refusal.arrival
-        except openai.APIConnectionError as error:
-            raise _on_the_way(error.__cause__ or error) from None
-        except httpx2.TransportError as error:
-            raise _on_the_way(error) from None
 
     def client(self) -> AsyncOpenAI:
         """The package's client, opened when it is first used."""
@@ -172,7 +151,7 @@ class SdkWire(Wire):
         unkeyed = {"Authorization" if self._azure is None else "api-key": openai.Omit()}
         return (unkeyed if self._key == NO_KEY and self._extra.secrets else {}) | dict(self._extra.headers)
 
-    def _http(self, headers: Mapping[str, str]) -> AsyncClient:
+    def _http(self, headers: Mapping[str, str]) -> DefaultAsyncHttpxClient:
         """A client of the package's defaults (proxies, certificates) that follows no redirect."""
         import openai
 
@@ -265,14 +244,33 @@ def _of_environment() -> list[str]:
     return [*(os.environ.get(name, "") for name in OPENAI_HEADERS), *(line.partition(":")[2].strip() for line in lines)]
 
 
+@contextmanager
+def _as_of_a_wire() -> Iterator[None]:
+    """Make an error of a wire of what the package raises, or the HTTP library below it."""
+    import openai
+
+    try:
+        yield
+    except openai.APIConnectionError as error:
+        raise _on_the_way(error.__cause__ or error) from None
+    except Exception as error:
+        if {"TransportError", "InvalidURL", "UnicodeError"} & _kinds(error):
+            raise _on_the_way(error) from None
+        raise
+
+
 def _on_the_way(error: BaseException) -> Exception:
     """What became of a request: no answer in time, one that is no HTTP, an end after it left, or it never left."""
-    import httpx2
-
-    if isinstance(error, httpx2.ReadTimeout | httpx2.WriteTimeout | httpx2.PoolTimeout):
+    kinds, words = _kinds(error), first_line(error)
+    if kinds & {"ReadTimeout", "WriteTimeout", "PoolTimeout"}:
         return TimeoutError()
-    if isinstance(error, httpx2.RemoteProtocolError) and "disconnected" not in str(error):
-        return CutShort("it is no HTTP")  # its own words repeat those of the server as Python writes them
-    if isinstance(error, httpx2.ReadError | httpx2.WriteError | httpx2.CloseError | httpx2.RemoteProtocolError):
-        return Broken(first_line(error))
-    return Unreached(first_line(error))
+    if "RemoteProtocolError" in kinds and "disconnected" not in words:
+        # Other words than those of an end repeat the server's, as Python writes them.
+        return CutShort(words if words.startswith("peer closed") else "it is no HTTP")
+    if kinds & {"ReadError", "WriteError", "CloseError", "RemoteProtocolError"}:
+        return Broken(words)
+    return Unreached(words)
+
+
+def _kinds(error: BaseException) -> set[str]:
+    return {kind.__name__ for kind in type(error).__mro__}

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -24,6 +24,10 @@ FOLDER, STATE = "batch", "batches.json"
 FORMAT = 1
 MOST_STATE = 256_000_000  # bytes
 MOST_LINE = 256_000_000  # of the calls of one request: a prompt
+
+
+# A file's name, in a folder that somebody else may have made.
+Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,120}\Z")]
 
 
 class Sent(msgspec.Struct):
@@ -45,7 +49,7 @@ class Sent(msgspec.Struct):
 class Entry(msgspec.Struct):
     """A file of requests. It is `over` when its results were read, or its requests written into a new file."""
 
-    name: str
+    name: Name
     model: str  # its name in the pipeline
     identity: str
     requests: int

@@ -126,7 +126,7 @@ class Run:
         if not scheduler.stopped:
             with self.interrupts.watched(gentle=True, blocks=False), suppress(Stopped):
                 await self._gates(head)
-            if self._waits() or scheduler.stopped:
+            if scheduler.settled():
                 return False
         next_models = [
             use.model
@@ -137,16 +137,8 @@ class Run:
         await self.session.unload_all_but(next_models, to_train=head.trains)
         with self.interrupts.watched(gentle=head.gentle, blocks=head.blocks), suppress(Stopped):
             await (self._stream(group) if isinstance(group, list) else self._table(group))
-        self._waits()
+        scheduler.settled()
         return True
-
-    def _waits(self) -> bool:
-        """Whether calls wait for a batch: no later stage runs then, but those that finish what there is."""
-        scheduler = self.session.scheduler
-        if scheduler.collected:
-            fix = "`rlaif batch` says what they wait for"
-            scheduler.stop(Stopped("calls wait for a batch", cause="batch", fix=fix))
-        return scheduler.collected > 0
 
     # ------------------------------------------------------------ before the first call
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -106,13 +107,28 @@ def test_a_bomb_of_gzip_is_bounded(project: Path, monkeypatch: pytest.MonkeyPatc
 def test_what_is_no_file_is_a_sentence(kind: str, project: Path) -> None:
     path = project / "odd.jsonl"
     if kind == "pipe":
-        import os
-
         os.mkfifo(path)
     else:
         path.mkdir()
     done = rlaif(project, "batch", "echo.yaml", "--results", "odd.jsonl")
     assert done.code == 2 and "it cannot be read" in done.err and done.err.count("\n") == 1
+
+
+def test_a_folder_of_somebody_else_leads_nowhere(project: Path) -> None:
+    """Neither by a name that leads away, nor by a link."""
+    mine = project / "mine.jsonl"
+    mine.write_text("mine")
+    state = project / "runs/echo/batch/batches.json"
+    told = json.loads(state.read_text())
+    told["entries"][0] |= {"name": "../../../mine", "over": True}
+    state.write_text(json.dumps(told))
+    done = rlaif(project, "batch", "echo.yaml")
+    assert done.code == 1 and "batches.json: it is damaged" in done.err and mine.read_text() == "mine"
+    state.unlink()
+    (project / "elsewhere").mkdir()
+    (project / "runs/echo/batch/.wave").symlink_to(project / "elsewhere")
+    assert rlaif(project, "batch", "echo.yaml").code == 0
+    assert list((project / "elsewhere").iterdir()) == [] and mine.read_text() == "mine"
 
 
 # ---------------------------------------------------------------- the provider

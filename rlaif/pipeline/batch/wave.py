@@ -12,6 +12,7 @@ import os
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -63,6 +64,8 @@ class Wave:
     def __init__(self, batched: Batched) -> None:
         self._batched, self._state = batched, batched.state
         self._folder = batched.path / MAKING
+        with suppress(OSError):  # a link that somebody put there; a folder is none
+            self._folder.unlink()
         shutil.rmtree(self._folder, ignore_errors=True)
         self._under_way = {key for entry in batched.under_way() for sent in batched.sent(entry) for key in sent.keys}
         self._seen: set[str] = set()
