@@ -53,7 +53,9 @@ class Run:
     ) -> None:
         self.pipeline, self.folder, self.progress = opening.pipeline, folder, progress
         self.stages = opening.stages
-        self.session = session_of(self.pipeline, store, retry_failed=retry_failed, note=self._note)
+        self.session = session_of(
+            self.pipeline, store, retry_failed=retry_failed, note=lambda text: self.work.note(text)
+        )
         self.manifest = Manifest(self.pipeline, folder, self.session, opening.notes)
         self.work = Work(
             self.pipeline, self.session, folder, self.manifest, progress, dict(opening.made), opening.stages
@@ -61,9 +63,6 @@ class Run:
         self.interrupts = Interrupts(self.work)
         self.events = EventLog(folder.path)
         self.stopped: str | None = None  # why the run ended before its last stage
-
-    def _note(self, text: str) -> None:
-        self.work.note(text)
 
     @property
     def summary(self) -> dict[str, Any] | None:
