@@ -57,7 +57,7 @@ class Run:
             self.pipeline, store, retry_failed=retry_failed, note=lambda text: self.work.note(text)
         )
         self.manifest = Manifest(self.pipeline, folder, self.session, opening.notes)
-        self.work = Work(
+        self.work: Work = Work(
             self.pipeline, self.session, folder, self.manifest, progress, dict(opening.made), opening.stages
         )
         self.interrupts = Interrupts(self.work)
