@@ -379,6 +379,22 @@ def test_a_killed_process_sends_nothing_twice(project: Path, provider: Provider)
     assert len(contents) == len(set(contents)) == 2
 
 
+def test_another_process_that_wrote_meanwhile_is_not_overwritten(
+    project: Path, provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = wave.Wave.close
+
+    def close(self: wave.Wave) -> None:
+        closed(self)
+        monkeypatch.setattr(wave.Wave, "close", closed)
+        told(project, "--submit")  # the other process, between this one's run and its files
+
+    monkeypatch.setattr(wave.Wave, "close", close)
+    done = rlaif(project, "batch", "echo.yaml", "--submit")
+    assert done.code == 1 and "another process changed the batches of this run meanwhile" in done.err
+    assert len(provider.batches) == 2 and len(told(project, "--submit")["under_way"]) == 2
+
+
 # ---------------------------------------------------------------- money
 
 

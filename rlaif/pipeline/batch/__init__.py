@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rlaif.config import Pipeline
+from rlaif.config import OpenAIModel, Pipeline
 from rlaif.engines.batches import ENDED, Batch, Provider
 from rlaif.engines.openai import OpenAIEngine
 from rlaif.errors import InputError, WorkError
@@ -46,8 +47,7 @@ class Batching:
         """
         await self._in_session(lambda session, batched: self._take(session, batched, results))
         run = self.run = open_run(self._pipeline, self._out, self._progress, retry_failed=retry_failed, batches=True)
-        batched = Batched(run.folder.path)
-        wave = Wave(batched)
+        wave = Wave(Batched(run.folder.path))
         run.session.scheduler.collect(wave)
         try:
             state = await run.execute()
@@ -55,8 +55,7 @@ class Batching:
             wave.close()
         stopped = run.session.scheduler.stopped
         if stopped is None or stopped.cause == "batch":  # else it was interrupted, and the wave is not whole
-            wave.finish()
-            await self._in_session(self._submit if submit else _tidy)
+            await self._in_session(partial(self._finish, wave, submit))
         return self._told(state, Batched(run.folder.path), wave.under_way)
 
     async def _in_session(self, work: Callable[[Session, Batched], Any]) -> None:
@@ -113,9 +112,18 @@ class Batching:
 
     # ------------------------------------------------------------ requests
 
+    async def _finish(self, wave: Wave, submit: bool, session: Session, batched: Batched) -> None:
+        wave.finish(batched)
+        for entry in [entry for entry in batched.state.entries if entry.over]:
+            keys = {key for sent in batched.sent(entry) for key in sent.keys}
+            if len(session.store.get(keys).keys() | session.store.failures(keys).keys()) == len(keys):
+                batched.remove(entry)  # all of its calls are answered, or failed for good
+                batched.save()
+        if submit:
+            await self._submit(session, batched)
+
     async def _submit(self, session: Session, batched: Batched) -> None:
         """Send what was written. Each id is on disk before the next request."""
-        await _tidy(session, batched)
         for entry in batched.written():
             self._check_budget(session, batched, entry)
             provider = _provider(session, entry)
@@ -141,8 +149,8 @@ class Batching:
 
     def most(self, session: Session, entry: Entry) -> float | None:
         """The most that a file may cost, at the price of a batch."""
-        price = session.specs[entry.model].price if entry.model in session.specs else None  # type: ignore[union-attr]
-        cost = session.ledger.cost(entry.model, *entry.most_tokens)
+        spec, cost = session.specs.get(entry.model), session.ledger.cost(entry.model, *entry.most_tokens)
+        price = spec.price if isinstance(spec, OpenAIModel) else None
         return None if price is None or cost is None else cost * price.batch
 
     def _told(self, state: str, batched: Batched, under_way: int) -> dict[str, Any]:
@@ -167,15 +175,6 @@ class Batching:
             "waiting_calls": under_way,
             "written": written,
         }
-
-
-async def _tidy(session: Session, batched: Batched) -> None:
-    """Remove the files of what is over once all of its calls are answered, or failed for good."""
-    for entry in [entry for entry in batched.state.entries if entry.over]:
-        keys = {key for sent in batched.sent(entry) for key in sent.keys}
-        if len(session.store.get(keys).keys() | session.store.failures(keys).keys()) == len(keys):
-            batched.remove(entry)
-            batched.save()
 
 
 def _progress_of(batch: Batch | None) -> dict[str, Any]:

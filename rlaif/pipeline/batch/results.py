@@ -226,6 +226,8 @@ class _Taking:
         wasted = [Wasted(self._engine.identity, usage.prompt_tokens, usage.completion_tokens) for usage in spent]
         stored = await self._session.store.put(calls, failures, wasted)
         self._outcome.stored += len(stored)
+        for key in stored:
+            self._batched.state.salts.pop(key, None)
         self._waiting.clear()
         spent += [Usage(**usage) for answer in stored.values() if (usage := answer.get("usage"))]
         read, written = self._batched.state.paid.get(self._engine.identity, (0, 0))

@@ -20,6 +20,7 @@ import msgspec
 from rlaif.engines.batches import path_of
 from rlaif.engines.openai import OpenAIEngine, encoded
 from rlaif.engines.protocol import Request, Served
+from rlaif.errors import WorkError
 from rlaif.files import new_file
 from rlaif.pipeline.batched import Batched, Entry, Sent
 
@@ -62,7 +63,7 @@ class Wave:
     """Collects requests, for `Scheduler.collect`; `finish` puts their files into the folder."""
 
     def __init__(self, batched: Batched) -> None:
-        self._batched, self._state = batched, batched.state
+        self._state = batched.state
         self._folder = batched.path / MAKING
         with suppress(OSError):  # a link that somebody put there; a folder is none
             self._folder.unlink()
@@ -106,13 +107,16 @@ class Wave:
             for one in making:
                 one.close()
 
-    def finish(self) -> None:
-        """Put the closed files in their place.
+    def finish(self, batched: Batched) -> None:
+        """Put the closed files in their place, in a folder that is locked: nobody else may have worked there meanwhile.
 
         Where the same ones wait to be sent already, these stay; others are replaced, and their calls kept, since
         results may come of them yet.
         """
-        written = self._batched.written()
+        if batched.state != self._state:
+            problem = "another process changed the batches of this run meanwhile"
+            raise WorkError(problem, file=str(batched.path), fix="run the same command again")
+        state, written = batched.state, batched.written()
         stay: list[Entry] = []
         for (model, identity), making in self._making.items():
             before = [entry for entry in written if (entry.model, entry.identity) == (model, identity)]
@@ -120,15 +124,15 @@ class Wave:
                 stay += before
                 continue
             for one in making:
-                number = self._state.last[model] = self._state.last.get(model, 0) + 1
+                number = state.last[model] = state.last.get(model, 0) + 1
                 entry = one.entry(f"{model}-{number:03d}", model, identity)
-                os.replace(one.paths[1], self._batched.calls(entry))
-                os.replace(one.paths[0], self._batched.requests(entry))
-                self._state.entries.append(entry)
+                os.replace(one.paths[1], batched.calls(entry))
+                os.replace(one.paths[0], batched.requests(entry))
+                state.entries.append(entry)
         for entry in written:
             entry.over |= entry not in stay
-        self._batched.save()
-        for entry in self._state.entries:
+        batched.save()
+        for entry in state.entries:
             if entry.over:
-                self._batched.requests(entry).unlink(missing_ok=True)
+                batched.requests(entry).unlink(missing_ok=True)
         shutil.rmtree(self._folder, ignore_errors=True)
