@@ -105,40 +105,55 @@ def _choice(index: int, reply: Reply, top: int) -> dict[str, Any]:
     return {"index": index, "message": message, "finish_reason": reply.finish_reason, "logprobs": logprobs}
 
 
-def _application(engines: Mapping[str, Engine]) -> Starlette:
-    batchers = {name: _Batcher(engine) for name, engine in engines.items()}
+class Chat:
+    """Engines behind the OpenAI protocol, whatever brings the requests; counts them."""
 
-    async def models(_: HttpRequest) -> JSONResponse:
-        return JSONResponse({"object": "list", "data": [{"id": name, "object": "model"} for name in engines]})
+    def __init__(self, engines: Mapping[str, Engine]) -> None:
+        self.names = list(engines)
+        self._batchers = {name: _Batcher(engine) for name, engine in engines.items()}
+        self.asked = 0
 
-    async def chat(http: HttpRequest) -> JSONResponse:
-        body = await http.json()
-        if body["model"] not in batchers:
-            return JSONResponse({"error": {"message": f"the model `{body['model']}` does not exist"}}, 404)
-        answers = await asyncio.gather(*(batchers[body["model"]].ask(request) for request in _requests(body)))
+    async def answer(self, body: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+        """Status and body of the answer to a request's body."""
+        self.asked += 1
+        if body["model"] not in self._batchers:
+            return 404, {"error": {"message": f"the model `{body['model']}` does not exist"}}
+        answers = await asyncio.gather(*(self._batchers[body["model"]].ask(request) for request in _requests(body)))
         replies = []
         for reply in (reply for answer in answers for reply in answer):
             if isinstance(reply, EngineError):
-                return JSONResponse({"error": {"message": reply.message, "code": reply.cause}}, 400)
+                return 400, {"error": {"message": reply.message, "code": reply.cause}}
             replies.append(reply)
         usage = {
             "prompt_tokens": replies[0].usage.prompt_tokens,
             "completion_tokens": sum(reply.usage.completion_tokens for reply in replies),
         }
         choices = [_choice(i, reply, body.get("top_logprobs") or 0) for i, reply in enumerate(replies)]
-        return JSONResponse({"object": "chat.completion", "model": body["model"], "choices": choices, "usage": usage})
+        return 200, {"object": "chat.completion", "model": body["model"], "choices": choices, "usage": usage}
 
-    return Starlette(
-        routes=[Route("/v1/models", models), Route("/v1/chat/completions", chat, methods=["POST"])],
-    )
+    def routes(self) -> list[Route]:
+        async def models(_: HttpRequest) -> JSONResponse:
+            return JSONResponse({"object": "list", "data": [{"id": name, "object": "model"} for name in self.names]})
+
+        async def chat(http: HttpRequest) -> JSONResponse:
+            status, answer = await self.answer(await http.json())
+            return JSONResponse(answer, status)
+
+        return [Route("/v1/models", models), Route("/v1/chat/completions", chat, methods=["POST"])]
 
 
 @contextlib.contextmanager
 def serve(engines: Mapping[str, Engine], port: int = 0) -> Iterator[str]:
     """Serve `engines` under their names; gives the base URL. The engines stay the caller's to close."""
-    config = uvicorn.Config(
-        _application(engines), log_config=None, lifespan="off", ws="none", timeout_graceful_shutdown=5
-    )
+    with served(Chat(engines).routes(), port) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def served(routes: Sequence[Route], port: int = 0) -> Iterator[str]:
+    """Serve an application of these routes; gives the base URL."""
+    application = Starlette(routes=list(routes))
+    config = uvicorn.Config(application, log_config=None, lifespan="off", ws="none", timeout_graceful_shutdown=5)
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", port)) as listening:
         thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])), name="serve")
@@ -172,7 +187,7 @@ class Script:
 
     answers: Sequence[Answer]
     base_url: str = ""
-    requests: list[dict[str, Any]] = field(default_factory=list)  # {"path": ..., "headers": ..., "body": ...}
+    requests: list[dict[str, Any]] = field(default_factory=list)  # path, headers, body, and the body as `raw` bytes
     connections: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -182,8 +197,9 @@ class Script:
         try:
             head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
             headers = {k.lower(): v for k, v in (line.split(": ", 1) for line in head[1:] if line)}
-            body = json.loads(await reader.readexactly(int(headers.get("content-length", 0))) or b"{}")
-            self.requests.append({"path": head[0].split()[1], "headers": headers, "body": body})
+            raw = await reader.readexactly(int(headers.get("content-length", 0)))
+            body = json.loads(raw or b"{}")
+            self.requests.append({"path": head[0].split()[1], "headers": headers, "body": body, "raw": raw})
             number = len(self.requests) - 1
             await self._answer(self.answers[min(number, len(self.answers) - 1)], body, writer)
         except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):

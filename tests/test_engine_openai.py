@@ -30,6 +30,14 @@ from rlaif.errors import EngineError
 from rlaif.records import Message, Sampling, Usage
 
 KEY = "sk-very-secret-0123456789"
+CLIENT = "lean"  # what sends the requests of the engines that `make` makes
+
+
+@pytest.fixture(autouse=True, params=["lean", "sdk"])
+def each_client(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Whatever holds of one client holds of the other: the transport is below all that is tested here."""
+    monkeypatch.setattr("test_engine_openai.CLIENT", request.param)
+    return str(request.param)
 
 
 def ask(text: str = "hi", *, indices: tuple[int, ...] = (0,), **sampling: object) -> Request:
@@ -39,7 +47,7 @@ def ask(text: str = "hi", *, indices: tuple[int, ...] = (0,), **sampling: object
 
 def make(base_url: str | tuple[str, ...], **settings: Any) -> OpenAIEngine:
     spec = OpenAIModel.model_validate(
-        {"engine": "openai", "model": "tiny", "base_url": base_url, "retries": 2, **settings}
+        {"engine": "openai", "client": CLIENT, "model": "tiny", "base_url": base_url, "retries": 2} | settings
     )
     return OpenAIEngine("judge", spec, KEY)
 
@@ -209,9 +217,9 @@ def test_everything_asked_for_is_sent() -> None:
         assert not {"stop", "logprobs", "top_logprobs", "response_format"} & set(script.requests[0]["body"])
 
 
-def test_it_speaks_as_the_official_client_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_speaks_as_the_official_client_does(monkeypatch: pytest.MonkeyPatch, each_client: str) -> None:
     """Path, key and body are those of the `openai` package, asked the same."""
-    monkeypatch.setenv("OPENAI_ORG_ID", "org-1")  # goes to OpenAI, and to nobody else
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-1")  # of the lean client goes to OpenAI, and to nobody else
     schema = {"type": "object", "properties": {"b": {"type": "integer"}, "a": {"type": "string"}}}
     with scripted([Answer(completion("x", "y", logprobs=top_logprobs(A=0.5)))]) as script:
         stated = {"temperature": 1.0, "top_p": 1.0, "stop": ("s",), "alternatives": ("A",), "seed": 7}
@@ -245,7 +253,7 @@ def test_it_speaks_as_the_official_client_does(monkeypatch: pytest.MonkeyPatch) 
     assert list(ours["body"]["response_format"]["json_schema"]["schema"]["properties"]) == ["b", "a"]
     for header in ("authorization", "content-type"):
         assert ours["headers"][header] == theirs["headers"][header]
-    assert "openai-organization" not in ours["headers"]
+    assert ("openai-organization" in ours["headers"]) == (each_client == "sdk")
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 408, 409, 422, 429, 500, 503])

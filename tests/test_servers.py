@@ -601,21 +601,25 @@ def https(folder: Path) -> Iterator[str]:
         server.server_close()
 
 
+@pytest.mark.parametrize("client", ["lean", "sdk"])
 def test_a_certificate_that_is_not_trusted_is_named_with_the_fix(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    client: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with https(tmp_path) as url:
-        error = bad(make(url, retries=0), ask())
+        error = bad(make(url, retries=0, client=client), ask())
         assert error.cause == "connection" and "certificate" in error.message and "SSL_CERT_FILE" in str(error.fix)
         monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "certificate.pem"))
-        assert good(make(url), ask())[0].text == "fine"
+        assert good(make(url, client=client), ask())[0].text == "fine"
 
 
-def test_a_proxy_that_does_not_answer_is_named_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("client", ["lean", "sdk"])
+def test_a_proxy_that_does_not_answer_is_named_without_its_password(
+    client: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("no_proxy", "NO_PROXY", "http_proxy", "HTTP_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HTTP_PROXY", "http://me:secret-word-99@127.0.0.1:9")
-    error = bad(make("http://model.example/v1", retries=0), ask())
+    error = bad(make("http://model.example/v1", retries=0, client=client), ask())
     assert "HTTP_PROXY" in str(error.fix) and "NO_PROXY" in str(error.fix)
     assert "secret-word-99" not in str(error)
 

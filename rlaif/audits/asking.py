@@ -10,7 +10,7 @@ from rlaif.audits.figures import Decide, figures, probe, rule
 from rlaif.audits.goldset import WORLD, GoldPair, of_world, read_gold
 from rlaif.audits.probes import Probe
 from rlaif.config import Require
-from rlaif.errors import InputError
+from rlaif.errors import InputError, Stopped
 from rlaif.records import hashed_order
 from rlaif.resources import find
 
@@ -53,18 +53,24 @@ async def audit(
 
 async def _each(work: Sequence[Coroutine[Any, Any, Result]], advance: Callable[[], None]) -> list[Result]:
     """The results in order, a bounded number in flight. The first error ends them all: what concerns one pair alone was
-    caught before."""
-    slots = asyncio.Semaphore(IN_FLIGHT)
+    caught before. Once a call is not sent, the others still say what they need: it may be collected."""
+    slots, stopped = asyncio.Semaphore(IN_FLIGHT), list[Stopped]()
+    results: dict[int, Result] = {}
 
-    async def one(item: Coroutine[Any, Any, Result]) -> Result:
-        async with slots:
-            result = await item
+    async def one(number: int, item: Coroutine[Any, Any, Result]) -> None:
+        try:
+            async with slots:
+                results[number] = await item
+        except Stopped as error:
+            stopped.append(error)
         advance()
-        return result
 
-    tasks = [asyncio.create_task(one(item)) for item in work]
+    tasks = [asyncio.create_task(one(number, item)) for number, item in enumerate(work)]
     try:
-        return list(await asyncio.gather(*tasks))
+        await asyncio.gather(*tasks)
+        if stopped:
+            raise stopped[0]
+        return [results[number] for number in range(len(work))]
     finally:
         for task in tasks:
             task.cancel()

@@ -25,7 +25,7 @@ from rlaif.audits.probes import (
     self_preference,
     verbosity,
 )
-from rlaif.errors import EngineError
+from rlaif.errors import EngineError, Stopped
 from rlaif.records import Choice, Comparison, Prompt, Rating, Row, unit_interval
 from rlaif.statistics import (
     Interval,
@@ -100,11 +100,11 @@ def _of_better(ruling: Ruling) -> Choice | None:
 async def _compared(
     prompt: Prompt, texts: tuple[str, str], principle: str | None, decide: Decide
 ) -> Comparison | EngineError:
-    """The comparison, or the error of a call that failed for this pair alone. Raises EngineError where it is fatal."""
+    """The comparison, or the error of a call that failed for this pair alone. Raises any other EngineError."""
     try:
         return await decide(prompt, texts, principle)
     except EngineError as error:
-        if error.fatal:
+        if error.fatal or isinstance(error, Stopped):
             raise
         return error
 

@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from rlaif.cli import judges, look, projects, runs, store, terminal, training
+from rlaif.cli import batches, judges, look, projects, runs, store, terminal, training
 from rlaif.cli.ending import too_little
 from rlaif.cli.options import grouped
 from rlaif.errors import INTERRUPTED, RlaifError
@@ -43,6 +43,7 @@ app.command()(projects.init)
 app.command()(look.look)
 app.command()(runs.plan)
 app.command()(runs.run)
+app.command()(batches.batch)
 app.command()(grouped(judges.judge))
 app.command()(grouped(judges.audit))
 app.command()(training.train)

@@ -17,6 +17,7 @@ from rlaif.config.document import (
 )
 from rlaif.config.models import (
     ENGINES,
+    Azure,
     LocalModel,
     ModelSpec,
     OpenAIModel,
@@ -73,6 +74,7 @@ __all__ = [
     "checked",
     "judging_pipeline",
     "load_value",
+    "Azure",
     "BestOf",
     "CompareStage",
     "DPOSettings",

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+from datetime import date
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
-from rlaif.config.document import Settings
+from rlaif.config.document import NAME, Settings
 from rlaif.records import Sampling, canonical
 
 
@@ -145,6 +146,7 @@ class TokenPrice(Settings):
 
     prompt: float = Field(ge=0)
     completion: float = Field(ge=0)
+    batch: float = Field(default=1, ge=0, le=1)  # the share of these that a call in a batch costs
 
 
 class RateLimits(Settings):
@@ -154,6 +156,59 @@ class RateLimits(Settings):
     tokens_per_minute: float | None = Field(default=None, gt=0)
 
 
+def plain_url(url: Any, example: str) -> str:
+    """An address as it is kept, without a slash at its end. Raises ValueError, which does not show it."""
+    parts = urlsplit(url) if isinstance(url, str) else urlsplit("")
+    odd = parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0
+    if odd or "@" in parts.netloc or re.search(r"[?#\s]", url):
+        raise ValueError(
+            f"expected a URL such as {example}, without user name or key, `?` or `#`: it is saved with the run"
+        )
+    return str(url).rstrip("/")
+
+
+class Azure(Settings):
+    """A deployment of Azure OpenAI. What the file leaves out comes from the `openai` package's variables."""
+
+    deployment: str = Field(pattern=NAME)
+    endpoint: str
+    api_version: str = Field(min_length=1, max_length=100)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_environment(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        filled = dict(given)
+        for key, variable in (("endpoint", AZURE_ENDPOINT), ("api_version", "OPENAI_API_VERSION")):
+            if filled.get(key) is None:
+                if not (value := os.environ.get(variable, "").strip()):
+                    raise ValueError(f"state `{key}`, or set {variable}")
+                filled[key] = value
+        if isinstance(filled["api_version"], date):  # as YAML reads one without quotes
+            filled["api_version"] = filled["api_version"].isoformat()
+        return filled
+
+    @field_validator("endpoint", mode="before")  # before: pydantic's own error would show the value
+    @classmethod
+    def _is_url(cls, given: Any) -> str:
+        return plain_url(given, "https://NAME.openai.azure.com")
+
+    @property
+    def base_url(self) -> str:
+        """The address under which the package finds the deployment."""
+        return f"{self.endpoint}/openai/deployments/{self.deployment}"
+
+    @property
+    def trusted(self) -> bool:
+        """Whether the endpoint may get the credentials of Azure that the environment holds: it is Azure's own, or the
+        environment names it."""
+        named = os.environ.get(AZURE_ENDPOINT, "").strip().rstrip("/")
+        return self.endpoint == named or (urlsplit(self.endpoint).hostname or "").endswith(AZURE_HOSTS)
+
+
+AZURE_ENDPOINT = "AZURE_OPENAI_ENDPOINT"
+AZURE_HOSTS = (".azure.com", ".azure.us", ".azure.cn")
 OPENAI = "https://api.openai.com"
 # What a request may leave out, and what only this program may set: the others would change what an answer is read as.
 Omissible = Literal["seed", "n", "top_p", "temperature", "max_tokens", "stop", "response_format"]
@@ -174,6 +229,8 @@ class OpenAIModel(Model):
     """
 
     engine: Literal["openai"]
+    client: Literal["lean", "sdk"] = "lean"  # what sends its requests; never a part of a call's key
+    azure: Azure | None = None
     model: str
     base_url: str | tuple[str, ...] = f"{OPENAI}/v1"
     api_key_env: str | None = None  # the variable's name; the key itself is never in a file
@@ -192,6 +249,31 @@ class OpenAIModel(Model):
     query: dict[str, str] = {}  # as `headers`, in the address
     max_tokens_name: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     system: Literal["own", "fold"] = "own"  # a system message is a message of its own, or begins the user's
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_the_package(cls, given: Any) -> Any:
+        """With `client: sdk`, what the package's variables say of the server is as if the file said it."""
+        if not isinstance(given, dict):
+            return given
+        sdk, azure = given.get("client") == "sdk", given.get("azure")
+        if azure is not None and not sdk:
+            raise ValueError("`azure` needs `client: sdk`")
+        if azure is not None:
+            try:
+                base_url = Azure.model_validate(azure).base_url
+            except ValidationError:
+                return given  # its own field says what is wrong
+            if given.get("base_url", base_url) != base_url:
+                raise ValueError("give either `azure` or `base_url`")
+            return given | {"base_url": base_url}
+        url = os.environ.get("OPENAI_BASE_URL", "").strip()
+        if sdk and url and given.get("base_url") is None:
+            try:
+                return {"api_key_env": "OPENAI_API_KEY"} | given | {"base_url": plain_url(url, f"{OPENAI}/v1")}
+            except ValueError as error:
+                raise ValueError(f"OPENAI_BASE_URL: {error}") from None
+        return given
 
     @field_validator("extra_body")
     @classmethod
@@ -238,15 +320,7 @@ class OpenAIModel(Model):
         urls = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, list | tuple) else ()
         if not urls or not all(isinstance(url, str) for url in urls):
             raise ValueError("expected a URL, or a list of URLs")
-        for url in urls:
-            parts = urlsplit(url)
-            odd = parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0
-            if odd or "@" in parts.netloc or re.search(r"[?#\s]", url):
-                raise ValueError(
-                    "expected a URL such as http://127.0.0.1:8000/v1, without user name or key, `?` or `#`: "
-                    "it is saved with the run"
-                )
-        plain = tuple(url.rstrip("/") for url in urls)
+        plain = tuple(plain_url(url, "http://127.0.0.1:8000/v1") for url in urls)
         if len(set(plain)) < len(plain):
             raise ValueError("a URL is given twice")
         return plain[0] if isinstance(given, str) else plain
@@ -274,10 +348,12 @@ class OpenAIModel(Model):
 
     @property
     def key_variable(self) -> str | None:
-        """The environment variable that holds the key: the one named, or OpenAI's own for OpenAI alone.
+        """The environment variable that holds the key: the one named, or that of OpenAI or Azure for themselves alone.
 
         Any other server gets a key only if the pipeline file names its variable, so that no key goes to a wrong server.
         """
+        if self.azure is not None:
+            return self.api_key_env or ("AZURE_OPENAI_API_KEY" if self.azure.trusted else None)
         hosts = {f"{parts.scheme}://{parts.hostname}" for parts in map(urlsplit, self.base_urls)}
         return self.api_key_env or ("OPENAI_API_KEY" if hosts == {OPENAI} else None)
 

@@ -37,6 +37,7 @@ from rlaif.engines.thinking import parted
 from rlaif.engines.wire import (
     MB,
     MOST,
+    NO_KEY,
     NOTHING,
     REDIRECTS,
     Arrival,
@@ -44,6 +45,7 @@ from rlaif.engines.wire import (
     CutShort,
     Extra,
     Misled,
+    Opens,
     TooLong,
     Unreached,
     Wire,
@@ -204,6 +206,9 @@ class OpenAIEngine:
         self._wires, self._owned = wires or Wires(), wires is None
         self._wire_to: dict[str, Wire] = {}
         self._secrets = self._wires.secrets
+        for secret in (api_key, *extra.secrets):  # also where no request is sent, and answers come from a file
+            if secret != NO_KEY:
+                self._secrets.add(secret)
         self._tokens_per_byte = 0.0  # the highest that the server has reported
 
     @cached_property
@@ -265,12 +270,10 @@ class OpenAIEngine:
             arrived = await self._wire(server).get("/models", min(self.spec.timeout, 30.0), LISTED)
         except (TimeoutError, TooLong):
             return None
-        except Misled as error:
-            raise self._misled(server, error) from None
-        except (Unreached, Broken, CutShort) as error:
-            raise self._unreached(server, error) from None
+        except (Misled, Unreached, Broken, CutShort) as error:
+            raise self.went_wrong(server, error) from None
         if arrived.status in (401, 403):
-            raise self._forbidden(arrived, self._server_message(refusals.said(arrived.body)), server)
+            raise self.went_wrong(server, arrived)
         try:
             if arrived.status != 200:
                 return None
@@ -279,7 +282,7 @@ class OpenAIEngine:
             return None
         # All names but ours are only shown, and a list may be long.
         return [self.model] * (self.model in names) + [
-            self._shown(name) for name in names[:LISTED_NAMES] if name != self.model
+            self.shown(name) for name in names[:LISTED_NAMES] if name != self.model
         ]
 
     async def probe(self, server: str) -> list[Usage]:
@@ -338,14 +341,45 @@ class OpenAIEngine:
         return math.ceil(size * (self._tokens_per_byte or 1 / BYTES_PER_TOKEN))
 
     async def post(self, request: Request, server: str) -> list[Reply | EngineError]:
-        indices = request.indices
-        seed = request.sampling.seed + request.attempt * ATTEMPT_STRIDE + request.salt * EMPTY_STRIDE + indices[0]
-        sent = _Sent(request.messages, request.sampling, len(indices), seed, request.json_schema, server)
         try:
-            answer = await self._send(sent)
+            answer = await self._send(_sent(request, server))
         except EngineError as error:
-            return [error] * len(indices)
-        choices = answer.choices or []
+            return [error] * len(request.indices)
+        return self._replies(request, answer)
+
+    def filed(self, request: Request) -> tuple[dict[str, Any], frozenset[str]]:
+        """The body that `post` sends of a request, for a file of many, and what it leaves out."""
+        without = self._left_out()
+        body = self._body(_sent(request, self.urls[0]), without)
+        return (body if self.spec.azure is None else body | {"model": self.spec.azure.deployment}), without
+
+    def received(
+        self, request: Request, without: frozenset[str], status: int, body: bytes
+    ) -> list[Reply | EngineError]:
+        """As `post`, of an answer that comes from a file. What it refuses of the request is left out from then on."""
+        sent, arrived = _sent(request, self.urls[0]), Arrival(status, {}, body)
+        try:
+            if fields := self._refused_fields(arrived, self._body(sent, without), sent, without):
+                words = refusals.said(body).words
+                self._refuses(fields, words)
+                raise self._error(f"the server refuses it: {self.shown(words)}", "refused", retryable=True)
+            answer = self._accepted(self._answered(arrived, sent.server), sent)
+        except EngineError as error:
+            return [error] * len(request.indices)
+        replies = self._replies(request, answer)
+        if self.capabilities.get("n") is False and "n" not in without:
+            self._refuses(["n"], "it returned fewer samples than were asked for")
+        return replies
+
+    def went_wrong(self, server: str, what: Exception | Arrival) -> EngineError:
+        """The error for a request beside the completions, as for a file, that failed or was refused."""
+        if isinstance(what, Arrival):
+            return self._forbidden(what, self._server_message(refusals.said(what.body)), server)
+        return self._misled(server, what) if isinstance(what, Misled) else self._unreached(server, what)
+
+    def _replies(self, request: Request, answer: _Answer) -> list[Reply | EngineError]:
+        """The verified samples of an answer, or what is wrong with each."""
+        indices, choices = request.indices, answer.choices or []
         choices.sort(key=lambda choice: choice.index)
         del choices[len(indices) :]  # not requested; their tokens were paid for and are counted
         usages = _shared(choices, answer.usage)
@@ -425,13 +459,13 @@ class OpenAIEngine:
             return reason
         if (said or "").strip().lower() in GAVE_UP or (choice.error and not choice.message):
             words = refusals.said_by({"error": choice.error}).words if choice.error else ""
-            ended = f"the server ended a completion with {self._shown(str(said))!r}"
-            ended += f": {self._shown(words)}" if words else ""
+            ended = f"the server ended a completion with {self.shown(str(said))!r}"
+            ended += f": {self.shown(words)}" if words else ""
             return self._error(ended, "bad-body", retryable=True, usage=usage)
         if said:
             self._tell(
                 f"finish {said}",
-                f"the server of {self.name!r} ends completions with {self._shown(said)!r}, which is unknown here: "
+                f"the server of {self.name!r} ends completions with {self.shown(said)!r}, which is unknown here: "
                 "they are kept as finished",
             )
         return "length" if usage.completion_tokens >= sampling.max_tokens + self.spec.thinking_tokens else "stop"
@@ -459,7 +493,7 @@ class OpenAIEngine:
             return self._error(problem, "no-content", fix=fix, usage=usage)
         problem = "the server returned an empty completion"
         if choice.finish_reason and choice.finish_reason.lower() not in FINISH_REASONS:
-            problem += f" (it ended with {self._shown(choice.finish_reason)!r})"
+            problem += f" (it ended with {self.shown(choice.finish_reason)!r})"
         return self._error(problem, "empty", retryable=True, usage=usage)
 
     def _alternatives(
@@ -496,10 +530,14 @@ class OpenAIEngine:
             arrived = await self._otherwise(arrived, fields, sent, without)
         return self._accepted(arrived, sent)
 
+    def wire_by(self, opens: Opens) -> Wire:
+        """A wire to the first server, opened otherwise than the requests for completions are."""
+        return self._wires.to(self.urls[0], self._key, self._extra, opens)
+
     def _wire(self, server: str) -> Wire:
         wire = self._wire_to.get(server)
         if wire is None:
-            wire = self._wire_to[server] = self._wires.to(server, self._key, self._extra)
+            wire = self._wire_to[server] = self._wires.to(server, self._key, self._extra, _opens(self.spec))
         return wire
 
     def _left_out(self) -> frozenset[str]:
@@ -558,7 +596,7 @@ class OpenAIEngine:
         wire = self._wire(server)
         most = _most(sampling.max_tokens + self.spec.thinking_tokens, bool(sampling.alternatives), sent.samples)
         try:
-            arrived = await wire.post("/chat/completions", _encoded(body), self.spec.timeout, most)
+            arrived = await wire.post("/chat/completions", encoded(body), self.spec.timeout, most)
         except TimeoutError:
             problem = f"no answer within {self.spec.timeout:g} s"
             raise self._error(problem, "timeout", retryable=True, fix="raise `timeout`", lost=True) from None
@@ -575,6 +613,10 @@ class OpenAIEngine:
         except CutShort as error:
             problem = f"the server's answer broke off ({error})"
             raise self._error(problem, "bad-body", retryable=True, lost=True) from None
+        return self._answered(arrived, server)
+
+    def _answered(self, arrived: Arrival, server: str) -> _Answer | Arrival:
+        """What arrived as an answer, or as it is where it is none. Raises EngineError for one that cannot be read."""
         if arrived.status != 200:
             return arrived
         answer = self._read(arrived.body, server)
@@ -588,7 +630,7 @@ class OpenAIEngine:
             told = refusals.said(arrived.body)
             if arrived.status not in (200, 400, 403, 422, 451) or not refusals.FILTERED.search(told.all):
                 raise self._refused(arrived, sent)
-            words = f": {self._shown(told.words)}"
+            words = f": {self.shown(told.words)}"
             usage: _Tokens | None = None
         elif arrived.choices is None:
             raise self._error("the server's answer holds no `choices`", "bad-body", retryable=True, lost=True)
@@ -646,7 +688,7 @@ class OpenAIEngine:
         if "n" in fields:
             self.capabilities["n"] = False
         ways = ", ".join(f"`{field}` ({OTHERWISE[field]})" for field in fields)
-        self._tell(ways, f"the server of {self.name!r} refuses {ways}; it says: {self._shown(words)}")
+        self._tell(ways, f"the server of {self.name!r} refuses {ways}; it says: {self.shown(words)}")
 
     def _read(self, body: bytes, server: str) -> _Answer:
         try:
@@ -679,7 +721,7 @@ class OpenAIEngine:
         text = body[: 8 * FIRST_WORDS].decode("utf-8", "replace")
         if not text.strip() or text.lstrip()[0] in "{[":
             return None
-        words = f"({self._shown(text)[:FIRST_WORDS]!r}, at {server}/chat/completions)"
+        words = f"({self.shown(text)[:FIRST_WORDS]!r}, at {server}/chat/completions)"
         if _HTML.match(text):
             return f"is a page, not JSON {words}", self._other_address(server)
         if _STREAM.match(text):
@@ -698,6 +740,8 @@ class OpenAIEngine:
                 f"if you trust {server}, name the file of its certificate's authority in the environment variable "
                 "SSL_CERT_FILE"
             )
+        if words.startswith("the sign-in"):
+            fix = "sign in (`az login`), or set AZURE_OPENAI_API_KEY or AZURE_OPENAI_AD_TOKEN"
         if variable := proxy_of(server):
             fix += f"; requests go through the proxy in {variable}: check it, or name the host in NO_PROXY"
         return self._error(f"cannot reach {server}: {error}", "connection", retryable=True, fix=fix, lost=lost)
@@ -760,9 +804,9 @@ class OpenAIEngine:
         """The server's words on one line, with its code where they leave it out."""
         code = told.code.split(" ")[0]
         coded = code and not code.isdigit() and code not in told.words
-        return self._shown(f"{told.words or 'nothing'}{f' ({code})' if coded else ''}")
+        return self.shown(f"{told.words or 'nothing'}{f' ({code})' if coded else ''}")
 
-    def _shown(self, words: str) -> str:
+    def shown(self, words: str) -> str:
         """A server's words on one short line, without a key, nor half a key where they are cut."""
         return oneline(self._secrets.masked_error(writable(words[: refusals.READ])))[:SHOWN].rstrip(".")
 
@@ -786,6 +830,20 @@ class OpenAIEngine:
 
 
 PROBE = Sampling(temperature=1.0, max_tokens=16)
+
+
+def _opens(spec: OpenAIModel) -> Opens:
+    """What opens the wires of a model: the lean client, or the `openai` package, which takes half a second to load."""
+    if spec.client == "lean":
+        return Wire
+    from rlaif.engines.sdk import opens
+
+    return opens(spec)
+
+
+def _sent(request: Request, server: str) -> _Sent:
+    seed = request.sampling.seed + request.attempt * ATTEMPT_STRIDE + request.salt * EMPTY_STRIDE + request.indices[0]
+    return _Sent(request.messages, request.sampling, len(request.indices), seed, request.json_schema, server)
 
 
 def _turns(messages: Sequence[Message], fold: bool) -> list[dict[str, str]]:
@@ -843,7 +901,8 @@ def _stopped(text: str, stops: Sequence[str]) -> str:
     return text[: min(ends)].rstrip() if ends else text
 
 
-def _encoded(body: dict[str, Any]) -> bytes:
+def encoded(body: dict[str, Any]) -> bytes:
+    """A body, or a line of a file of them, as JSON."""
     try:
         return msgspec.json.encode(body)
     except UnicodeEncodeError:  # half a surrogate pair: written as an escape, which every server reads

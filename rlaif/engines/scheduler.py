@@ -49,6 +49,7 @@ PASSING = frozenset(
 )
 
 Result = TypeVar("Result")
+Collect = Callable[[Served, Request, Sequence[str]], None]  # takes a request to a server, with the keys of its calls
 
 
 @dataclass(eq=False)
@@ -93,6 +94,8 @@ class Scheduler:
         self.traffic = Traffic(self.ledger, concurrency)
         self.stopped: Stopped | None = None  # why nothing more is sent
         self._used, self.note = used, on_note
+        self.collected = 0  # requests that were given to `collect`
+        self._collect: Collect | None = None
         self._checked: asyncio.Task[None] | None = None
         self._probes: dict[str, asyncio.Task[None]] = {}  # by url
         self._in_flight: dict[str, _Order] = {}
@@ -119,6 +122,18 @@ class Scheduler:
         for model, count in (+self._masked).items():
             of = f"{count:,} completion{'s' if count > 1 else ''} of the model {model!r}"
             self.note(f"a key stood in {of}, and is masked as {MASK}")
+
+    def collect(self, into: Collect) -> None:
+        """Send nothing to servers: give what is missing to `into`, and let whatever needs it fail as `Stopped`."""
+        self._collect = into
+        self._remind_all()
+
+    def settled(self) -> Stopped | None:
+        """Called after a stage: why no later one runs. Where calls were collected, they have to be answered first."""
+        if self.collected:
+            fix = "`rlaif batch` says what they wait for"
+            self.stop(Stopped("calls wait for a batch", cause="batch", fix=fix))
+        return self.stopped
 
     async def sample(self, asks: Sequence[Ask]) -> list[list[Completion]]:
         """The completions of each ask, in order, from the store where they are cached.
@@ -257,6 +272,10 @@ class Scheduler:
             stage=ask.stage,
             row=ask.row,
         )
+        if self._collect is not None and not engine.in_process:
+            self.collected += 1
+            self._collect(cast(Served, engine), request, keys)
+            raise Stopped(f"a call of {ask.model!r} waits for a batch", cause="batch")
         order = _Order(engine, request, keys, asyncio.get_running_loop().create_future())
         self._in_flight.update(dict.fromkeys(keys, order))
         order.done.add_done_callback(lambda _: self._forget(order))
@@ -293,12 +312,11 @@ class Scheduler:
             self.ledger.tally(engine.name, request.stage),
             dict(zip(request.indices, order.keys, strict=True)),
         )
-        readable = {"model": engine.name} | _readable(request)
         calls = []
         for index, reply in replies:
             tally.pay(reply.usage)
             tally.cut += reply.finish_reason == "length"
-            calls.append(Call(key_of[index], engine.identity, readable | {"index": index}, _answer(reply)))
+            calls.append(paid_call(engine, key_of[index], request, index, reply))
         for usage in wasted:
             tally.pay(usage, discarded=True)
         return await self._store.put(calls, [], [_wasted(engine, usage) for usage in (*wasted, *unknown)])
@@ -318,7 +336,7 @@ class Scheduler:
                 lasting = [
                     Failure(key, order.engine.identity, r.cause, str(r))
                     for key, r in zip(order.keys, arrived, strict=True)
-                    if isinstance(r, EngineError) and not (r.fatal or r.early) and r.cause not in PASSING
+                    if isinstance(r, EngineError) and lasts(r)
                 ]
                 await self._store.put([], lasting)
         except Exception as error:
@@ -366,9 +384,7 @@ class Scheduler:
 
         Raises the error of a model none of whose servers answers, unless its calls may all be cached.
         """
-        for engine in self._engines.values():
-            if not engine.in_process:
-                self._remind(cast(Served, engine))
+        self._remind_all()
         engines = [engine for name, engine in self._engines.items() if self._used is None or name in self._used]
         served = [cast(Served, engine) for engine in engines if not engine.in_process]
         servers = [(engine, url) for engine in served for url in engine.urls]
@@ -391,7 +407,12 @@ class Scheduler:
                 errors[0].fatal = True
             raise errors[0]
 
-    def _remind(self, engine: Served) -> None:
+    def _remind_all(self) -> None:
+        for engine in self._engines.values():
+            if not engine.in_process:
+                self.remind(cast(Served, engine))
+
+    def remind(self, engine: Served) -> None:
         """Give a model what an earlier run found out about what its server refuses, and keep what this one does."""
 
         def tell(line: str) -> None:
@@ -533,6 +554,17 @@ def stored_completion(model: str, key: str, answer: Mapping[str, Any], thinking:
     if parts.thinking is not None:
         fields.pop("token_logprobs", None)  # they are the thinking's, too
     return Completion(model=model, call=key, **(fields | {"text": parts.answer, "thinking": thought or None}))
+
+
+def lasts(error: EngineError) -> bool:
+    """Whether a call that failed so is recorded, and sent again only with `--retry-failed`."""
+    return not (error.fatal or error.early) and error.cause not in PASSING
+
+
+def paid_call(engine: Engine, key: str, request: Request, index: int, reply: Reply) -> Call:
+    """One sample of a request as the store keeps it."""
+    readable = {"model": engine.name} | _readable(request) | {"index": index}
+    return Call(key, engine.identity, readable, _answer(reply))
 
 
 def _answer(reply: Reply) -> dict[str, Any]:

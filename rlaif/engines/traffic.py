@@ -433,7 +433,7 @@ class Traffic:
                 gone = self._observe(engine, endpoint, request, arrived, time.monotonic() - began, trial)
                 trial = False
                 errors = [sample for sample in arrived if isinstance(sample, EngineError)]
-                reservation.lost = lost = _unbilled(arrived) or any(error.lost for error in errors)
+                reservation.lost = lost = unbilled(arrived) or any(error.lost for error in errors)
                 wasted = [error.usage for error in errors if error.usage is not None]
                 unknown = [Usage(prompt_tokens=estimate, completion_tokens=most)] if lost else []
                 await self._keep(endpoint, request, arrived, wasted, unknown, keep)
@@ -581,7 +581,7 @@ class Traffic:
         await self._rest(max(waits, default=0.0))
 
 
-def _unbilled(arrived: Arrivals) -> bool:
+def unbilled(arrived: Arrivals) -> bool:
     """Whether there are replies without token counts: they may have cost as much as was reserved."""
     usages = [sample.usage for sample in arrived if sample.usage is not None]
     if all(isinstance(one, Reply) and one.finish_reason == "content_filter" and not one.text for one in arrived):

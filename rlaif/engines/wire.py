@@ -3,7 +3,8 @@
 The `openai` package's client builds a model object for every request and every answer, which costs several times as
 much as the request. Over Rust's `reqwest` a request costs 50 microseconds of processor time where aiohttp's costs 135
 (benchmarks/RESULTS.md). The package's conventions are kept: paths under the base URL, a bearer key, organisation and
-project from the environment, proxies from the environment, compressed answers, redirects.
+project from the environment, proxies from the environment, compressed answers, redirects. `sdk.SdkWire` is the same
+over the package itself.
 
 A server is not trusted: its answer is read only up to a bound, which counts what is decompressed, and a redirect to
 another origin (scheme, host or port) carries no key.
@@ -14,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlencode, urlsplit
@@ -38,6 +39,7 @@ HOPS = 10  # redirects that one request follows, as reqwest and the `openai` pac
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 FRESH = frozenset({301, 302, 303})  # after these a request is made anew, by GET, as browsers do
 MB = 1_000_000
+GZIP_OR_ZLIB = 47  # for zlib: whichever of the two it meets
 FIRST = 256_000  # bytes of an answer that are read at once; nearly every answer is shorter
 LONG = 4  # answers of one server that are read beyond FIRST at a time, so that many cannot fill the memory together
 MOST = 64 * MB  # bytes of an answer, whatever was asked: half a million tokens with their log-probabilities
@@ -78,6 +80,10 @@ class TooLong(Exception):
     """The answer is longer than its bound. The message names it."""
 
 
+def too_long(most: int) -> TooLong:
+    return TooLong(f"it is longer than {most / MB:.3g} MB")
+
+
 class Misled(Exception):
     """A redirect that is not followed. The message says where it leads."""
 
@@ -98,6 +104,7 @@ class Wire:
             name: value for name, value in self._keys.items() if name.lower() not in map(str.lower, extra.headers)
         }
         self._keys |= extra.headers
+        self.hide: Callable[[str], None] = lambda _: None  # is told a secret that comes later, as of a sign-in
         self._clients: dict[bool, Client] = {}  # by whether they send the keys
         self._deadlines: dict[float, timedelta] = {}
         self._long = asyncio.Semaphore(LONG)
@@ -170,7 +177,7 @@ class Wire:
                 rest = await answer.body_reader.read(most + 1 - FIRST)
                 body += bytes(rest or b"")
         if len(body) > most:
-            raise TooLong(f"it is longer than {most / MB:.3g} MB")
+            raise too_long(most)
         return body
 
     async def _followed(
@@ -218,6 +225,9 @@ class Wire:
             await client.close()
 
 
+Opens = Callable[[str, str, Extra], Wire]
+
+
 class Wires:
     """One wire for each server and key: models on one server share its connections. `secrets` are all their keys."""
 
@@ -225,11 +235,12 @@ class Wires:
         self.secrets = Secrets()
         self._wires: dict[tuple[str, ...], Wire] = {}
 
-    def to(self, base_url: str, key: str, extra: Extra = NOTHING) -> Wire:
-        name = (base_url, key, *map(repr, extra))
+    def to(self, base_url: str, key: str, extra: Extra = NOTHING, opens: Opens = Wire) -> Wire:
+        name = (base_url, key, *map(repr, extra), repr(opens))
         wire = self._wires.get(name)
         if wire is None:
-            wire = self._wires[name] = Wire(base_url, key, extra)
+            wire = self._wires[name] = opens(base_url, key, extra)
+            wire.hide = self.secrets.add
             for secret in wire.secrets:
                 self.secrets.add(secret)
         return wire

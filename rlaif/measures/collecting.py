@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from rlaif.config import MeasureStage
-from rlaif.engines.asking import Ask, Asking
+from rlaif.engines.asking import Ask, Asking, together
 from rlaif.engines.protocol import Engine
 from rlaif.errors import EngineError, Stopped
 from rlaif.judges.rating import Judge, rate
@@ -103,7 +103,14 @@ async def collect(setting: Setting) -> list[Measured]:
 
         return pick
 
-    measured = [await _measured(name, sampled(name), setting) for name in setting.stage.models]
+    measured, stopped = [], list[Stopped]()
+    for name in setting.stage.models:
+        try:
+            measured.append(await _measured(name, sampled(name), setting))
+        except Stopped as error:  # the other models still say which calls they need: these may be collected
+            stopped.append(error)
+    if stopped:
+        raise stopped[0]
     if setting.stage.best_of and setting.reward:
         best = await best_of(setting, setting.reward)
         measured.append(await _measured(setting.stage.best_of.name, best, setting))
@@ -121,7 +128,7 @@ async def best_of(setting: Setting, reward: Engine) -> Pick:
         *(setting.several(best.model, prompt, best.n) for prompt in setting.prompts), return_exceptions=True
     )
     errors = [outcome for outcome in sampled if isinstance(outcome, BaseException)]
-    if grave := next((e for e in errors if not isinstance(e, EngineError) or e.fatal), None):
+    if grave := next((e for e in errors if not isinstance(e, EngineError) or e.fatal or isinstance(e, Stopped)), None):
         raise grave
     known = [(p, outcome) for p, outcome in zip(setting.prompts, sampled, strict=True) if isinstance(outcome, list)]
     scores = iter(await reward.score([(prompt.messages, c.text) for prompt, outcome in known for c in outcome]))
@@ -160,7 +167,7 @@ async def _measured(name: str, pick: Pick, setting: Setting) -> Measured:
             setting.on_done()
 
     prompts, reward, gold = setting.prompts, setting.reward, setting.gold
-    results = await asyncio.gather(*(one(prompt) for prompt in prompts))
+    results = await together(*(one(prompt) for prompt in prompts))
     truths = [gold(p.text, c.text) if gold and c else None for p, (c, _, _) in zip(prompts, results, strict=True)]
     there = [(p.messages, c.text) for p, (c, _, _) in zip(prompts, results, strict=True) if c is not None]
     scored = iter([s if isinstance(s, float) else None for s in await reward.score(there)] if reward else [])

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from rlaif.config import Pipeline
+from rlaif.pipeline import batched
 from rlaif.pipeline.folder import RunFolder, made_before
 from rlaif.pipeline.recorded import cost_of, paid_of, prices_of
 from rlaif.pipeline.session import Session
@@ -139,7 +140,7 @@ class Manifest:
         self.before = folder.manifest() or {}
         self.made = made_before(self.before)  # files and data sets made by runs of this pipeline
         self._started = time.time()
-        self.prices, self._paid_before = count_spent(pipeline, session, self.before)
+        self.prices, self._paid_before = count_spent(pipeline, session, folder, self.before)
 
     def fail(self, prompt_id: str, cause: str, message: str) -> None:
         """Count a failed row, or a failed prompt of a measure."""
@@ -244,25 +245,25 @@ class Manifest:
 
 
 def count_spent(
-    pipeline: Pipeline, session: Session, manifest: Mapping[str, Any]
+    pipeline: Pipeline, session: Session, folder: RunFolder, manifest: Mapping[str, Any]
 ) -> tuple[dict[str, dict[str, float]], dict[str, tuple[int, int]]]:
     """Give the session's ledger the cost of a run's earlier starts; returns prices and tokens by model identity.
 
     They include the prices of models in earlier versions of the pipeline, whose cost counts too. The tokens are those
-    of the manifest; with a budget, or after a kill, which the manifest has not seen, those that the store knows under
-    the run's name where they are more: each can be lost alone.
+    of the manifest; with a budget, after a kill, which the manifest has not seen, or after batches, those that the
+    store knows under the run's name where they are more: each can be lost alone.
     """
     prices = prices_of(manifest) | {
         session.engines[name].identity: price.model_dump() for name, price in session.prices.items()
     }
-    noted = paid_of(manifest)
-    exact = prices and (pipeline.budget is not None or manifest.get("state") == "running")
+    noted, in_batches = paid_of(manifest), batched.paid(folder.path)
+    exact = prices and (pipeline.budget is not None or manifest.get("state") == "running" or in_batches)
     spent = session.store.spent(pipeline.name) if exact else {}
     paid: dict[str, tuple[int, int]] = {}
     for identity in (spent.keys() | noted.keys()) & prices.keys():
         (read, written), (read_before, written_before) = spent.get(identity, (0, 0)), noted.get(identity, (0, 0))
         paid[identity] = (max(read, read_before), max(written, written_before))
-    session.ledger.before(cost_of(paid, prices))
+    session.ledger.before(cost_of(paid, prices, in_batches))
     return prices, paid
 
 

@@ -137,7 +137,7 @@ class Plan:
         self.folder, self.stages, self.notes = folder, opening.stages, opening.notes
         self.made: dict[str, Made] = dict(opening.made)
         self.session = session_of(self.pipeline, store)
-        count_spent(self.pipeline, self.session, folder.manifest() or {})
+        count_spent(self.pipeline, self.session, folder, folder.manifest() or {})
         self.needs: Needs = {}
         self._assuming = Counting(self.session, self.needs)
         self._refusing = Counting(self.session, self.needs, assumes=False)

@@ -109,13 +109,29 @@ def paid_of(manifest: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
     }
 
 
-def cost_of(paid: Mapping[str, tuple[int, int]], prices: Mapping[str, Mapping[str, float]]) -> float:
-    """The cost of tokens read and written, by the model's identity; of those with a price."""
-    known = ((tokens, prices[identity]) for identity, tokens in paid.items() if identity in prices)
-    return sum(read * price["prompt"] + written * price["completion"] for (read, written), price in known) / 1e6
+def cost_of(
+    paid: Mapping[str, tuple[int, int]],
+    prices: Mapping[str, Mapping[str, float]],
+    in_batches: Mapping[str, tuple[int, int]],
+) -> float:
+    """The cost of tokens read and written, by the model's identity; of those with a price.
+
+    Those of them that were paid `in_batches` cost a share of it.
+    """
+    cost = 0.0
+    for identity, (read, written) in paid.items():
+        if (price := prices.get(identity)) is not None:
+            cost += read * price["prompt"] + written * price["completion"]
+            read_so, written_so = in_batches.get(identity, (0, 0))
+            full = min(read_so, read) * price["prompt"] + min(written_so, written) * price["completion"]
+            cost -= full * (1 - price.get("batch", 1))
+    return cost / 1e6
 
 
 def _is_price(price: object) -> bool:
-    return isinstance(price, dict) and all(
-        _is(price.get(key), (int, float)) and 0 <= price[key] < inf for key in ("prompt", "completion")
+    return (
+        isinstance(price, dict)
+        and all(_is(price.get(key), (int, float)) and 0 <= price[key] < inf for key in ("prompt", "completion"))
+        and _is(share := price.get("batch", 1), (int, float))
+        and 0 <= share <= 1
     )

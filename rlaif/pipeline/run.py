@@ -54,16 +54,15 @@ class Run:
     ) -> None:
         self.pipeline, self.folder, self.progress = opening.pipeline, folder, progress
         self.stages = opening.stages
-        self.session = session_of(self.pipeline, store, retry_failed=retry_failed, note=self._note)
+        self.session = session_of(
+            self.pipeline, store, retry_failed=retry_failed, note=lambda text: self.work.note(text)
+        )
         self.manifest = Manifest(self.pipeline, folder, self.session, opening.notes)
-        self.work = Work(
+        self.work: Work = Work(
             self.pipeline, self.session, folder, self.manifest, progress, dict(opening.made), opening.stages
         )
         self.interrupts = Interrupts(self.work)
         self.events = EventLog(folder.path)
-
-    def _note(self, text: str) -> None:
-        self.work.note(text)
 
     @property
     def summary(self) -> dict[str, Any] | None:
@@ -131,7 +130,7 @@ class Run:
         if not scheduler.stopped:
             with self.interrupts.watched(gentle=True, blocks=False), suppress(Stopped):
                 await self._gates(head)
-            if scheduler.stopped:
+            if scheduler.settled():
                 return False
         next_models = [
             use.model
@@ -142,6 +141,7 @@ class Run:
         await self.session.unload_all_but(next_models, to_train=head.trains)
         with self.interrupts.watched(gentle=head.gentle, blocks=head.blocks), suppress(Stopped):
             await (self._stream(group) if isinstance(group, list) else self._table(group))
+        scheduler.settled()
         return True
 
     # ------------------------------------------------------------ before the first call
@@ -227,14 +227,15 @@ class Run:
                         try:
                             row = await stage.through(row, self.session.asking(stage.name, index))
                         except Stopped:
-                            return  # the next run repeats the row, with its calls cached
+                            break  # the next run repeats the row, with its calls cached
                         if row.failure is not None:
                             self.manifest.fail(row.prompt.id, str(row.cause), row.failure)
                     counted = counts[stage.name]
                     dropped = stage.count(row, counted.facts)
                     counted.add(row, failed_before, dropped)
                     writers[stage.name].append(row.model_copy(update={"dropped": dropped}), index)
-                self.progress.advance(row.cause)
+                else:
+                    self.progress.advance(row.cause)
 
         models = {model for stage in stages for model in stage.models}
         try:

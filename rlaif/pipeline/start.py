@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from rlaif.config import Pipeline
+from rlaif.pipeline import batched
 from rlaif.pipeline.folder import STORE, RunFolder
 from rlaif.pipeline.plan import Plan
 from rlaif.pipeline.progress import Progress
@@ -21,8 +22,10 @@ def folder_of(pipeline: Pipeline, out: Path | None) -> Path:
     return out if out is not None else Path("runs") / pipeline.name
 
 
-def open_run(pipeline: Pipeline, out: Path | None, progress: Progress, *, retry_failed: bool = False) -> Run:
-    """A run ready to execute, its folder locked.
+def open_run(
+    pipeline: Pipeline, out: Path | None, progress: Progress, *, retry_failed: bool = False, batches: bool = False
+) -> Run:
+    """A run ready to execute, its folder locked. Only one that is for `batches` goes beside batches under way.
 
     Raises InputError before anything is written, WorkError while another process runs in the folder.
     """
@@ -31,6 +34,8 @@ def open_run(pipeline: Pipeline, out: Path | None, progress: Progress, *, retry_
         path = folder_of(pipeline, out)
         folder = RunFolder.create(path, pipeline.name, pipeline.origin(path))
         opened.callback(folder.close)
+        if not batches:
+            batched.refuse_under_way(folder.path, pipeline.document.path)
         store = CallStore(STORE, run=pipeline.name)
         opened.callback(store.close)
         run = Run(opening, folder, store, progress, retry_failed=retry_failed)

@@ -19,7 +19,7 @@ import pytest
 from echo import write_project
 from inside import rlaif
 from serving import Answer, Spoken, completion, scripted, speaking, spoken
-from test_engine_openai import KEY, ask, bad, good, make, run
+from test_engine_openai import KEY, ask, bad, each_client, good, make, run  # noqa: F401 - a fixture
 
 from rlaif.engines import traffic, wire
 from rlaif.errors import EngineError
@@ -92,8 +92,15 @@ FLOODS: dict[str, Spoken] = {
 }
 
 
+def of_the_package(each_client: str, name: str, others: str) -> None:  # noqa: F811
+    """Leave a case out whose outcome is the HTTP of the `openai` package's own."""
+    if each_client == "sdk" and any(other in name for other in others.split(", ")):
+        pytest.skip("the package's HTTP is of another mind")
+
+
 @pytest.mark.parametrize("flood", FLOODS)
-def test_a_flood_is_stopped_at_a_bound_that_is_named(flood: str) -> None:
+def test_a_flood_is_stopped_at_a_bound_that_is_named(flood: str, each_client: str) -> None:  # noqa: F811
+    of_the_package(each_client, flood, "brotli, zstd, ten bytes")  # not asked for, so not read; read, one by one
     with speaking(FLOODS[flood]) as speaker:
         began = time.monotonic()
         error = bad(make(speaker.base_url, timeout=30), ask())
@@ -225,7 +232,8 @@ ODD_HTTP: dict[str, Spoken] = {
 
 
 @pytest.mark.parametrize("odd", ODD_HTTP)
-def test_what_is_no_http_is_a_sentence(odd: str) -> None:
+def test_what_is_no_http_is_a_sentence(odd: str, each_client: str) -> None:  # noqa: F811
+    of_the_package(each_client, odd, "another kind, folded header")  # read as they are meant
     with speaking(ODD_HTTP[odd]) as speaker:
         error = bad(make(speaker.base_url, timeout=5, retries=0), ask())
     assert "the server's answer broke off (" in sentence(error) and not error.fatal
@@ -469,7 +477,8 @@ def test_a_redirect_to_what_is_no_web_address_is_a_sentence(to: str, status: int
 @pytest.mark.parametrize(
     "to", ["http://", "//", "http://[::bad", "http://a b/", "http://%zz/", "http://:80", "\xff\xfe", "http://x:99999/"]
 )
-def test_a_redirect_that_cannot_be_read_is_a_sentence(to: str) -> None:
+def test_a_redirect_that_cannot_be_read_is_a_sentence(to: str, each_client: str) -> None:  # noqa: F811
+    of_the_package(each_client, to, "\xff\xfe")  # read as an address
     with speaking(redirect(to)) as speaker:
         error = bad(make(speaker.base_url, timeout=5), ask())
     assert "the server answered 307" in sentence(error) and "base_url" in str(error)

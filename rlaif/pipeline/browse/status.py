@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from rlaif.errors import StoreError, WorkError
 from rlaif.files import json_of
+from rlaif.pipeline import batched
 from rlaif.pipeline.folder import STORE, RunFolder, read_lines
 from rlaif.pipeline.recorded import cost_of, prices_of
 from rlaif.store import CallStore
@@ -17,7 +18,7 @@ def status(folder: RunFolder) -> dict[str, Any]:
     """The manifest, with row counts of unfinished stages; its state is `running` only while a process runs."""
     manifest = manifest_of(folder)
     if manifest["state"] == "running":
-        manifest["cost_of_all_starts"] = _cost_so_far(manifest)
+        manifest["cost_of_all_starts"] = _cost_so_far(manifest, batched.paid(folder.path))
         if not folder.in_use():
             manifest["state"] = "killed"
     known = {stage["name"] for stage in manifest["stages"] if not stage.get("earlier")}
@@ -29,7 +30,7 @@ def status(folder: RunFolder) -> dict[str, Any]:
     return manifest | {"under_way": under_way}
 
 
-def _cost_so_far(manifest: Mapping[str, Any]) -> float | None:
+def _cost_so_far(manifest: Mapping[str, Any], in_batches: Mapping[str, tuple[int, int]]) -> float | None:
     """The cost of all starts by this project's call store, which knows of calls that the manifest does not yet."""
     written: float | None = manifest.get("cost_of_all_starts")
     if written is None:
@@ -37,7 +38,7 @@ def _cost_so_far(manifest: Mapping[str, Any]) -> float | None:
     try:
         store = CallStore(STORE, read_only=True)
         try:
-            known = cost_of(store.spent(manifest["name"]), prices_of(manifest))
+            known = cost_of(store.spent(manifest["name"]), prices_of(manifest), in_batches)
         finally:
             store.close()
     except StoreError:
