@@ -84,6 +84,16 @@ WORDS = {  # the field, what is asked, and servers' words for their refusal
         ),
     ),
     "n of llama.cpp": ("n", {"indices": (0, 1, 2)}, says("Only one completion choice is allowed", lambda b: "n" in b)),
+    "n of llama.cpp's slots": (
+        "n",
+        {"indices": tuple(range(6))},
+        says(
+            "Field 'n': Value must be between 1 <= value <= 4, but got 6",
+            lambda b: b.get("n", 1) > 4,
+            code=400,
+            type="invalid_request_error",
+        ),
+    ),
     "n of groq": ("n", {"indices": (0, 1)}, says("'n' : number must be at most 1", lambda b: b.get("n", 1) > 1)),
     "n of an unknown server": ("n", {"indices": (0, 1)}, says("n > 1 is not supported", lambda b: b.get("n", 1) > 1)),
     "temperature of OpenAI": (
@@ -524,6 +534,7 @@ def test_an_account_without_credit_stops_the_run(answer: Answer) -> None:
     ("status", "words"),
     [
         (400, "This model's maximum context length is 4096 tokens. However, your messages resulted in 5000 tokens."),
+        (400, "request (61 tokens) exceeds the available context size (10 tokens), try increasing it"),  # of llama.cpp
         (400, "the request exceeds the available context size. try increasing the context size"),
         (500, "the request exceeds the available context size"),
         (400, "prompt is too long: 210000 tokens > 200000 maximum"),
