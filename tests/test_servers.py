@@ -156,6 +156,17 @@ WORDS = {  # the field, what is asked, and servers' words for their refusal
         {"alternatives": ("1",)},
         says("top_logprobs must be less than or equal to 5", lambda b: b.get("top_logprobs", 0) > 5),
     ),
+    "top_logprobs of vLLM": (
+        "top_logprobs",
+        {"alternatives": ("1",)},
+        says(
+            "Requested sample logprobs of 20, which is greater than max allowed: 5 (parameter=logprobs, value=20)",
+            lambda b: b.get("top_logprobs", 0) > 5,
+            type="BadRequestError",
+            param="logprobs",
+            code=400,
+        ),
+    ),
     "system of Gemma": (
         "system",
         {"system": True},
@@ -552,8 +563,15 @@ def test_a_context_that_is_too_long_is_known_in_todays_wordings(status: int, wor
     assert error.cause == "too-long" and words.rstrip(".") in str(error) and "shorten the prompt" in str(error.fix)
 
 
-def test_max_tokens_that_fill_the_context_are_every_requests_fault() -> None:
-    words = "This model's maximum context length is 512 tokens. However, you requested 612 tokens"
+@pytest.mark.parametrize(
+    "words",
+    [
+        "This model's maximum context length is 512 tokens. However, you requested 612 tokens",
+        "max_tokens=600 cannot be greater than max_model_len=512. Please request fewer output tokens. "
+        "(parameter=max_tokens, value=600)",  # of vLLM
+    ],
+)
+def test_max_tokens_that_fill_the_context_are_every_requests_fault(words: str) -> None:
     with scripted([Answer({"error": {"message": words}}, status=400)]) as script:
         error = bad(make(script.base_url), ask(max_tokens=600))
     assert error.cause == "max-tokens" and "lower `max_tokens`" in str(error.fix)
@@ -662,12 +680,23 @@ def talking(body: Body, *, judge: str = "1", logprobs: Any = None) -> Body:
     return completion(*(f"text {number} {body.get('seed')}" for number in range(body.get("n") or 1)))
 
 
-def test_soft_verdicts_without_log_probabilities_stop_within_ten(tmp_path: Path) -> None:
-    with scripted([Answer(talking)]) as script:
+def refusing_logprobs(body: Body) -> Body | Answer:
+    """As vLLM, started with `--max-logprobs 0`."""
+    if asked := body.get("top_logprobs", 0):
+        words = f"Requested sample logprobs of {asked}, which is greater than max allowed: 0 (parameter=logprobs)"
+        return Answer({"error": {"message": words, "param": "logprobs", "code": 400}}, status=400)
+    return talking(body)
+
+
+@pytest.mark.parametrize("server", [talking, refusing_logprobs])
+def test_soft_verdicts_without_log_probabilities_stop_within_ten(
+    server: Callable[[Body], Body | Answer], tmp_path: Path
+) -> None:
+    with scripted([Answer(server)]) as script:
         done = ran(tmp_path, script.base_url, COMPARED, KIND="soft")
         judged = sum("logprobs" in request["body"] for request in script.requests)
     assert done.code == 1 and "verdicts: hard" in done.out + done.err
-    assert judged <= traffic.FIRST
+    assert judged <= traffic.FIRST + (server is refusing_logprobs)  # with fewer of them, once
     with scripted([Answer(talking)]) as script:
         assert ran(tmp_path, script.base_url, COMPARED, prompts=8, KIND="hard").code == 0
 

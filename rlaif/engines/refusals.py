@@ -37,6 +37,7 @@ TOO_LONG = _any(
 _CONTEXT = _any(r"(?:context (?:length|window|size)|max_model_len|model length)\D{0,30}?(\d{2,9})")
 # Of a prompt that is longer than the context by itself: llama.cpp does not count `max_tokens`.
 _PROMPT_ALONE = _any(r"request \(\d+ tokens\) exceeds the available context size")
+LOGPROBS = _any(r"log_?probs\b|log[- ]probabilit")
 _TOO_MANY = _any(
     r"max_(?:completion_|new_)?tokens\W{0,3}(?: is)? too (?:large|high|big)|at most \d+ (?:completion|output) tokens",
     r"max_(?:completion_|new_)?tokens.{0,60}(?:exceed|<=|≤|less than|at most|maximum|greater than the)",
@@ -62,7 +63,7 @@ _NAMES = {
         r"multiple (?:completion|choice|candidate|output|sample)",
         r"(?:parameter|argument|field|supplied|inputs?)s?:? n\b|best_of|num_return_sequences",
     ),
-    "top_logprobs": _any(r"top_logprobs"),
+    "top_logprobs": _any(r"top_logprobs|\blogprobs of \d+"),
     "seed": _any(r"\bseed\b"),
     "temperature": _any(r"\btemperature\b"),
     "top_p": _any(r"\btop_p\b"),
