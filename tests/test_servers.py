@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from echo import write_prompts
 from inside import Done, rlaif
-from serving import Answer, Script, completion, scripted, top_logprobs
+from serving import Answer, Script, completion, scripted, serve, top_logprobs
 from test_engine_openai import ask, bad, good, make, probe
 
 from rlaif.config import OpenAIModel
@@ -638,6 +638,12 @@ def test_a_certificate_that_is_not_trusted_is_named_with_the_fix(
         assert error.cause == "connection" and "certificate" in error.message and "SSL_CERT_FILE" in str(error.fix)
         monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "certificate.pem"))
         assert good(make(url), ask())[0].text == "fine"
+
+
+def test_a_server_without_https_is_told_as_that() -> None:
+    with serve({}) as url:
+        error = bad(make(url.replace("http:", "https:"), retries=0), ask())
+    assert error.cause == "connection" and f"try {url}" in str(error.fix)
 
 
 def test_a_proxy_that_does_not_answer_is_named_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:

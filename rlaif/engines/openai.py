@@ -693,7 +693,9 @@ class OpenAIEngine:
 
     def _unreached(self, server: str, error: Exception, *, lost: bool = False) -> EngineError:
         fix, words = f"is the server running at {server}?", str(error)
-        if re.search(r"certificate|self.signed|unknown ?issuer|tls|ssl", words, re.IGNORECASE):
+        if server.startswith("https:") and "InvalidContentType" in words:  # rustls, of an answer without TLS
+            fix = f"does the server speak HTTPS? try http{server.removeprefix('https')}"
+        elif re.search(r"certificate|self.signed|unknown ?issuer|tls|ssl", words, re.IGNORECASE):
             fix = (
                 f"if you trust {server}, name the file of its certificate's authority in the environment variable "
                 "SSL_CERT_FILE"
