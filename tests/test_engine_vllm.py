@@ -314,9 +314,10 @@ def test_a_reward_head_is_left_to_the_transformers_engine(base: VLLMEngine, tmp_
     with pytest.raises(EngineError, match="engine: transformers") as caught:
         asyncio.run(base.score([(user("hi"), "five")]))
     assert caught.value.cause == "verb" and caught.value.fatal
-    (tmp_path / "config.json").write_text('{"architectures": ["LlamaForSequenceClassification"]}')
-    (tmp_path / "model.safetensors").write_bytes(b"")
-    with closing(in_vllm("reward", tmp_path)) as reward, pytest.raises(EngineError, match="engine: transformers"):
+    folder = shutil.copytree(find("tiny/base"), tmp_path / "reward")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": ["LlamaForSequenceClassification"]}))
+    with closing(in_vllm("reward", folder)) as reward, pytest.raises(EngineError, match="engine: transformers"):
         asyncio.run(reward.sample([ask()]))
 
 
