@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_engine_openai import probe, run
 
 from rlaif.config import OpenAIModel
 from rlaif.engines.asking import Asker
@@ -314,9 +315,10 @@ def test_a_reward_head_is_left_to_the_transformers_engine(base: VLLMEngine, tmp_
     with pytest.raises(EngineError, match="engine: transformers") as caught:
         asyncio.run(base.score([(user("hi"), "five")]))
     assert caught.value.cause == "verb" and caught.value.fatal
-    (tmp_path / "config.json").write_text('{"architectures": ["LlamaForSequenceClassification"]}')
-    (tmp_path / "model.safetensors").write_bytes(b"")
-    with closing(in_vllm("reward", tmp_path)) as reward, pytest.raises(EngineError, match="engine: transformers"):
+    folder = shutil.copytree(find("tiny/base"), tmp_path / "reward")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": ["LlamaForSequenceClassification"]}))
+    with closing(in_vllm("reward", folder)) as reward, pytest.raises(EngineError, match="engine: transformers"):
         asyncio.run(reward.sample([ask()]))
 
 
@@ -411,18 +413,9 @@ def served(base_url: str) -> OpenAIEngine:
 
 
 def ask_server(base_url: str, *requests: Request) -> list[list[Reply]]:
-    """In one event loop, which the client is bound to, with the probe that comes before every first request."""
-
-    async def run() -> list[list[Reply | EngineError]]:
-        engine = served(base_url)
-        try:
-            await engine.probe()
-            assert engine.capabilities["seed"] is True
-            return await engine.sample(requests)
-        finally:
-            await engine.close()
-
-    results = asyncio.run(run())
+    """As a run asks, after the probe that comes before every first request."""
+    assert probe(served(base_url)) is True
+    results = run(served(base_url), *requests)
     for reply in (reply for arrived in results for reply in arrived):
         if isinstance(reply, EngineError):
             raise reply

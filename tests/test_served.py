@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import runpy
 from pathlib import Path
 from typing import Any
 
 import pytest
+from echo import Echo
+from inside import rlaif
 from serving import serve
 from test_run import Cli, run_cli  # noqa: F401 - the fixture
 
+from rlaif import load
 from rlaif.engines.transformers import TransformersEngine
 from rlaif.records import Row
 from rlaif.resources import find
@@ -117,3 +121,19 @@ def test_principles_are_applied_alike_in_process_and_behind_a_server(tmp_path: P
     (served_words, served), (local_words, local) = tables
     assert served_words == local_words and len(local_words) >= 30
     assert served == [p if p is None else pytest.approx(p, abs=1e-3) for p in local] and len(local) >= 5
+
+
+def test_what_of_a_runs_replies_was_read_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The pipeline and the command of benchmarks/real."""
+    folder = Path(__file__).parents[1] / "benchmarks" / "real"
+    with serve({"my-model": Echo("m")}) as url:
+        done = rlaif(tmp_path, "run", str(folder / "pipeline.yaml"), f"models.model.base_url={url}")
+    assert done.code == 0, done.out + done.err
+    runpy.run_path(str(folder / "readable.py"))["main"]([str(tmp_path / "runs" / "real")])
+    lines = capsys.readouterr().out.splitlines()
+    read = {cells[1].strip(" `"): cells[2:4] for line in lines if len(cells := line.split("|")) == 6}
+    rows = load(tmp_path / "runs" / "real")
+    verdicts = [order for row in rows.rows_of("hard") for c in row.comparisons for order in c.orders]
+    assert read["hard"][0].strip() == str(len(verdicts)) and all(order.problem for order in verdicts)
+    assert read["hard"][1].startswith(" 0 [0, ") and read["rate"][1].startswith(" 100 [")
+    assert {"sample", "first", "revise", "soft"} <= read.keys()

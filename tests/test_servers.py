@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from echo import write_prompts
 from inside import Done, rlaif
-from serving import Answer, Script, completion, scripted, top_logprobs
+from serving import Answer, Script, completion, scripted, serve, top_logprobs
 from test_engine_openai import ask, bad, good, make, probe
 
 from rlaif.config import OpenAIModel
@@ -84,6 +84,16 @@ WORDS = {  # the field, what is asked, and servers' words for their refusal
         ),
     ),
     "n of llama.cpp": ("n", {"indices": (0, 1, 2)}, says("Only one completion choice is allowed", lambda b: "n" in b)),
+    "n of llama.cpp's slots": (
+        "n",
+        {"indices": tuple(range(6))},
+        says(
+            "Field 'n': Value must be between 1 <= value <= 4, but got 6",
+            lambda b: b.get("n", 1) > 4,
+            code=400,
+            type="invalid_request_error",
+        ),
+    ),
     "n of groq": ("n", {"indices": (0, 1)}, says("'n' : number must be at most 1", lambda b: b.get("n", 1) > 1)),
     "n of an unknown server": ("n", {"indices": (0, 1)}, says("n > 1 is not supported", lambda b: b.get("n", 1) > 1)),
     "temperature of OpenAI": (
@@ -145,6 +155,17 @@ WORDS = {  # the field, what is asked, and servers' words for their refusal
         "top_logprobs",
         {"alternatives": ("1",)},
         says("top_logprobs must be less than or equal to 5", lambda b: b.get("top_logprobs", 0) > 5),
+    ),
+    "top_logprobs of vLLM": (
+        "top_logprobs",
+        {"alternatives": ("1",)},
+        says(
+            "Requested sample logprobs of 20, which is greater than max allowed: 5 (parameter=logprobs, value=20)",
+            lambda b: b.get("top_logprobs", 0) > 5,
+            type="BadRequestError",
+            param="logprobs",
+            code=400,
+        ),
     ),
     "system of Gemma": (
         "system",
@@ -524,6 +545,7 @@ def test_an_account_without_credit_stops_the_run(answer: Answer) -> None:
     ("status", "words"),
     [
         (400, "This model's maximum context length is 4096 tokens. However, your messages resulted in 5000 tokens."),
+        (400, "request (61 tokens) exceeds the available context size (10 tokens), try increasing it"),  # of llama.cpp
         (400, "the request exceeds the available context size. try increasing the context size"),
         (500, "the request exceeds the available context size"),
         (400, "prompt is too long: 210000 tokens > 200000 maximum"),
@@ -541,8 +563,15 @@ def test_a_context_that_is_too_long_is_known_in_todays_wordings(status: int, wor
     assert error.cause == "too-long" and words.rstrip(".") in str(error) and "shorten the prompt" in str(error.fix)
 
 
-def test_max_tokens_that_fill_the_context_are_every_requests_fault() -> None:
-    words = "This model's maximum context length is 512 tokens. However, you requested 612 tokens"
+@pytest.mark.parametrize(
+    "words",
+    [
+        "This model's maximum context length is 512 tokens. However, you requested 612 tokens",
+        "max_tokens=600 cannot be greater than max_model_len=512. Please request fewer output tokens. "
+        "(parameter=max_tokens, value=600)",  # of vLLM
+    ],
+)
+def test_max_tokens_that_fill_the_context_are_every_requests_fault(words: str) -> None:
     with scripted([Answer({"error": {"message": words}}, status=400)]) as script:
         error = bad(make(script.base_url), ask(max_tokens=600))
     assert error.cause == "max-tokens" and "lower `max_tokens`" in str(error.fix)
@@ -612,6 +641,12 @@ def test_a_certificate_that_is_not_trusted_is_named_with_the_fix(
         assert good(make(url, client=client), ask())[0].text == "fine"
 
 
+def test_a_server_without_https_is_told_as_that() -> None:
+    with serve({}) as url:
+        error = bad(make(url.replace("http:", "https:"), retries=0), ask())
+    assert error.cause == "connection" and f"try {url}" in str(error.fix)
+
+
 @pytest.mark.parametrize("client", ["lean", "sdk"])
 def test_a_proxy_that_does_not_answer_is_named_without_its_password(
     client: str, monkeypatch: pytest.MonkeyPatch
@@ -655,12 +690,23 @@ def talking(body: Body, *, judge: str = "1", logprobs: Any = None) -> Body:
     return completion(*(f"text {number} {body.get('seed')}" for number in range(body.get("n") or 1)))
 
 
-def test_soft_verdicts_without_log_probabilities_stop_within_ten(tmp_path: Path) -> None:
-    with scripted([Answer(talking)]) as script:
+def refusing_logprobs(body: Body) -> Body | Answer:
+    """As vLLM, started with `--max-logprobs 0`."""
+    if asked := body.get("top_logprobs", 0):
+        words = f"Requested sample logprobs of {asked}, which is greater than max allowed: 0 (parameter=logprobs)"
+        return Answer({"error": {"message": words, "param": "logprobs", "code": 400}}, status=400)
+    return talking(body)
+
+
+@pytest.mark.parametrize("server", [talking, refusing_logprobs])
+def test_soft_verdicts_without_log_probabilities_stop_within_ten(
+    server: Callable[[Body], Body | Answer], tmp_path: Path
+) -> None:
+    with scripted([Answer(server)]) as script:
         done = ran(tmp_path, script.base_url, COMPARED, KIND="soft")
         judged = sum("logprobs" in request["body"] for request in script.requests)
     assert done.code == 1 and "verdicts: hard" in done.out + done.err
-    assert judged <= traffic.FIRST
+    assert judged <= traffic.FIRST + (server is refusing_logprobs)  # with fewer of them, once
     with scripted([Answer(talking)]) as script:
         assert ran(tmp_path, script.base_url, COMPARED, prompts=8, KIND="hard").code == 0
 

@@ -69,6 +69,7 @@ MOST_PER_BYTE = 4.0  # prompt tokens that an estimate counts for a byte: a serve
 # Bytes of an answer that no honest server exceeds: in any case, for each token, and for each of its alternatives.
 BASE, EACH_TOKEN, EACH_ALTERNATIVE = 2 * MB, 1_000, 500
 LISTED, LISTED_NAMES = 16 * MB, 20  # bytes of a list of models, and those of its names that are shown at most
+WITHOUT_LOGPROBS = "state `verdicts: hard`, or other `answers`, or use a server that reports them (vLLM does)"
 SHOWN = 300  # characters of a server's words in a message
 FIRST_WORDS = 100  # characters of a body that is no JSON
 NOT_ACCEPTED = frozenset({400, 422, 501})  # statuses with which servers refuse a field
@@ -427,7 +428,7 @@ class OpenAIEngine:
                 return self._error(
                     "the server returned no log-probabilities",
                     "no-logprobs",
-                    fix="state `verdicts: hard`, or other `answers`, or use a server that reports them (vLLM does)",
+                    fix=WITHOUT_LOGPROBS,
                     usage=usage,
                 )
         if request.json_schema is not None and reason == "stop":
@@ -669,6 +670,7 @@ class OpenAIEngine:
                     return again
                 arrived, fields = again, self._refused_fields(again, body, sent, without)
             words, tried = refusals.said(arrived.body).words, list[str]()
+            fields = [field for field in fields if field not in self._tried]  # meanwhile, in vain
             while fields:
                 tried += fields
                 changed = without | set(tried)
@@ -735,7 +737,9 @@ class OpenAIEngine:
 
     def _unreached(self, server: str, error: Exception, *, lost: bool = False) -> EngineError:
         fix, words = f"is the server running at {server}?", str(error)
-        if re.search(r"certificate|self.signed|unknown ?issuer|tls|ssl", words, re.IGNORECASE):
+        if server.startswith("https:") and "InvalidContentType" in words:  # rustls, of an answer without TLS
+            fix = f"does the server speak HTTPS? try http{server.removeprefix('https')}"
+        elif re.search(r"certificate|self.signed|unknown ?issuer|tls|ssl", words, re.IGNORECASE):
             fix = (
                 f"if you trust {server}, name the file of its certificate's authority in the environment variable "
                 "SSL_CERT_FILE"
@@ -763,6 +767,8 @@ class OpenAIEngine:
             return self._too_long(answered, told, sent)
         if status in (400, 422) and refusals.too_many_tokens(told.words):
             return self._error(answered, "max-tokens", fix="lower `max_tokens`")
+        if status in NOT_ACCEPTED and sent.sampling.alternatives and refusals.LOGPROBS.search(told.words):
+            return self._error(answered, "no-logprobs", fix=WITHOUT_LOGPROBS)
         if status in RETRIED_STATUS or status >= 500 or status == 200:
             cause = "rate-limit" if status == 429 else "overloaded" if status == 503 else "server"
             slower = "state `limits:`, or lower `concurrency`" if status == 429 else None

@@ -35,6 +35,9 @@ TOO_LONG = _any(
 )
 # The model's context, where the words tell it: no prompt can have an answer of as many tokens.
 _CONTEXT = _any(r"(?:context (?:length|window|size)|max_model_len|model length)\D{0,30}?(\d{2,9})")
+# Of a prompt that is longer than the context by itself: llama.cpp does not count `max_tokens`.
+_PROMPT_ALONE = _any(r"request \(\d+ tokens\) exceeds the available context size")
+LOGPROBS = _any(r"log_?probs\b|log[- ]probabilit")
 _TOO_MANY = _any(
     r"max_(?:completion_|new_)?tokens\W{0,3}(?: is)? too (?:large|high|big)|at most \d+ (?:completion|output) tokens",
     r"max_(?:completion_|new_)?tokens.{0,60}(?:exceed|<=|≤|less than|at most|maximum|greater than the)",
@@ -60,7 +63,7 @@ _NAMES = {
         r"multiple (?:completion|choice|candidate|output|sample)",
         r"(?:parameter|argument|field|supplied|inputs?)s?:? n\b|best_of|num_return_sequences",
     ),
-    "top_logprobs": _any(r"top_logprobs"),
+    "top_logprobs": _any(r"top_logprobs|\blogprobs of \d+"),
     "seed": _any(r"\bseed\b"),
     "temperature": _any(r"\btemperature\b"),
     "top_p": _any(r"\btop_p\b"),
@@ -124,8 +127,8 @@ def said_by(body: Mapping[str, Any]) -> Said:
 
 
 def context_of(words: str) -> int | None:
-    """The context length that the words tell; None where they tell none."""
-    found = _CONTEXT.search(words)
+    """The context length that the words hold `max_tokens` against; None where they tell none."""
+    found = None if _PROMPT_ALONE.search(words) else _CONTEXT.search(words)
     return int(found[1]) if found else None
 
 
