@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from rlaif.judges.replies.patterns import Pattern
 from rlaif.judges.replies.words import (
     CORRECTION,
     CUT,
@@ -27,17 +28,17 @@ from rlaif.judges.replies.words import (
 RankGroups = tuple[tuple[int, ...], ...]  # groups of numbers, best first; those in one group are tied
 
 _NAME = r"[*_]*(?:(?:completion|text|response|answer|candidate|output)[ \t]*#?)?\[?"
-_NUMBER = re.compile(rf"{_NAME}(\d{{1,4}})\]?[*_]*", re.IGNORECASE)
+_NUMBER = Pattern(rf"{_NAME}(\d{{1,4}})\]?[*_]*", re.IGNORECASE)
 _ITEM = rf"{_NAME}\d{{1,4}}\]?[*_]*"
-_CHAIN = re.compile(rf"{_ITEM}(?:[ \t]*[>=≻][ \t]*{_ITEM})+", re.IGNORECASE)
-_LIST = re.compile(rf"\[?{_ITEM}(?:[ \t]*,[ \t]*{_ITEM})*\]?", re.IGNORECASE)
-_KEY = re.compile(
+_CHAIN = Pattern(rf"{_ITEM}(?:[ \t]*[>=≻][ \t]*{_ITEM})+", re.IGNORECASE)
+_LIST = Pattern(rf"\[?{_ITEM}(?:[ \t]*,[ \t]*{_ITEM})*\]?", re.IGNORECASE)
+_KEY = Pattern(
     r"[ \t#*_•-]*(?:(?:so|thus|therefore|my|the|final|overall)\b,?[ \t]*)*\branking\b[*_]*"
     r"(?:[ \t]*\(?,?(?:from )?best (?:first|to worst)\)?)?[*_]*(?:[ \t]*[:=][*_]*[ \t]*|[ \t]+is:?[ \t]+)",
     re.IGNORECASE,
 )
 _PLACES = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
-_PLACE = re.compile(
+_PLACE = Pattern(
     rf"[ \t*_•-]*(?:(?P<digits>\d{{1,2}})(?:st|nd|rd|th)|(?P<word>{'|'.join(_PLACES)}))(?:[ \t]+place)?"
     rf"[*_]*[ \t]*[:–—-][*_]*[ \t]*{_NAME}(?P<k>\d{{1,4}})\]?[*_]*(?P<tail>[^\n]*)",
     re.IGNORECASE,
@@ -47,7 +48,7 @@ _WORSE = (
     r"|most (?:harmful|toxic|wrong|flawed|biased|dangerous|offensive))"
 )
 _BEST = r"(?:best|strongest|top|highest|winner|most helpful)"
-_WORST_FIRST = re.compile(
+_WORST_FIRST = Pattern(
     rf"\b{_WORSE}\W+(?:first|to)\b|\b{_WORSE}\b[^.\n]{{0,30}}\b(?:first|to (?:the )?{_BEST}|at the (?:top"
     r"|start|beginning|left|front|head))\b"
     r"|\bupside[- ]down\b|\bgreater[- ]than\b|\b(?:sign|symbol|arrow)\b|\b(?:losers?|failures?) first\b"
@@ -68,17 +69,17 @@ _WORST_FIRST = re.compile(
     r"|problems|harm|toxicity)\b|\bby (?:errors|harmfulness|toxicity|severity)\b",
     re.IGNORECASE,
 )
-_ENDS_SAY = re.compile(
+_ENDS_SAY = Pattern(
     rf"\b(?:last|final|rightmost)\b[^.\n>]{{0,15}}\b(?:is|being|was)\b (?:the )?{_BEST}\b|\b(?:first"
     rf"|leftmost)\b[^.\n>]{{0,15}}\b(?:is|being|was)\b (?:the )?{_WORSE}\b",
     re.IGNORECASE,
 )
-_SIGN = re.compile(
+_SIGN = Pattern(
     r"(?<![-=<\w/\"'])[>≻](?=\s)(?<!^>)|[\"'“(][>≻][\"'”)]|\w [>≻] \w[^.\n]{0,20}\b(?:means?|says?|reads?|is"
     r"|stands|denotes)\b|^\s*[>≻]\s*(?:=|:|means|is|stands|reads|denotes)"
 )
-_RANKED = re.compile(rf"{_ITEM}[ \t]*[>=≻][ \t]*{_ITEM}", re.IGNORECASE)
-_EXTREMES = re.compile(
+_RANKED = Pattern(rf"{_ITEM}[ \t]*[>=≻][ \t]*{_ITEM}", re.IGNORECASE)
+_EXTREMES = Pattern(
     r"(?:\b(?:completion|text|response|answer|candidate|output) #?|(?<![\w.#>=-]) ?)(?P<k>\d{1,4}),? (?:is"
     r"|was|being|as) (?:clearly |by far |easily )?(?:the )?(?:very )?(?:(?P<best>best|strongest|winner)"
     r"|(?P<worst>worst|weakest))(?! (?:in|at|on|of (?:the )?(?:first|second))\b)\b"
@@ -86,9 +87,9 @@ _EXTREMES = re.compile(
     r"|response|answer))?(?: is|:) (?:completion |text |response |answer )?#?(?P<k2>\d{1,4})(?!\d|\.\d)(?!,| and)\b",
     re.IGNORECASE,
 )
-_REASONS = re.compile(r"reason|rational|expla|justif|analys|thought|critique|feedback|summary", re.IGNORECASE)
-_BEST_FIRST = re.compile(r"\W*(?:from )?(?:best (?:first|to worst)|descending)\W*", re.IGNORECASE)
-_ENDS = re.compile(r"best|worst|first|last|top|bottom", re.IGNORECASE)
+_REASONS = Pattern(r"reason|rational|expla|justif|analys|thought|critique|feedback|summary", re.IGNORECASE)
+_BEST_FIRST = Pattern(r"\W*(?:from )?(?:best (?:first|to worst)|descending)\W*", re.IGNORECASE)
+_ENDS = Pattern(r"best|worst|first|last|top|bottom", re.IGNORECASE)
 
 
 def read_ranking(text: str, n: int, *, cut: bool = False) -> tuple[RankGroups | None, str | None]:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from rlaif.judges.replies.patterns import Pattern
 from rlaif.judges.replies.scales import changed, explains_otherwise, on_another_scale, spans_the_scale, void
 from rlaif.judges.replies.words import (
     CORRECTION,
@@ -60,20 +61,21 @@ def read_reply(
 # ---------------------------------------------------------------- JSON
 
 _NAMED = r"(?:text|completion|response|answer|candidate|output)"
-_KEY = re.compile(rf"(?:{_NAMED}[ _]?)?\[?(\d{{1,4}})\]?")
+_KEY = Pattern(rf"(?:{_NAMED}[ _]?)?\[?(\d{{1,4}})\]?")
 _INDEX = ("completion", "text", "index", "number")
-_ABOUT = re.compile(
+_ABOUT = Pattern(
     rf"{_NAMED}|number|index|shown|original|position|source|target|\bref|which|about|\b(?:id|for|of|no|key"
     r"|name|label)\b"
 )
 _PLACES = ("a", "first", "one", "b", "second", "two", "c", "third", "three", "d", "fourth", "four")
 _PLACE = rf"(?:(?P<number>\d{{1,4}})|(?P<place>{'|'.join(_PLACES)}))"
-_ONE = re.compile(rf"\W*(?:the )?(?P<noun>{_NAMED})?[ _]?(?:no\.? ?|number )?\W*{_PLACE}(?: (?:one|{_NAMED}))?\W*")
-_IS_ONE = re.compile(
+_ONE = Pattern(rf"\W*(?:the )?(?P<noun>{_NAMED})?[ _]?(?:no\.? ?|number )?\W*{_PLACE}(?: (?:one|{_NAMED}))?\W*")
+_IS_ONE = Pattern(
     r"\b(?:this|it|that|here)(?: (?:is|was|means|concerns)|'s) (?:about |for |really "
-    rf"|actually )?(?:the )?{_NAMED} #?{_PLACE}\b(?! (?:is|has|does|was)\b)"
+    rf"|actually )?(?:the )?{_NAMED} #?{_PLACE}\b(?! (?:is|has|does|was)\b)",
+    words="this|it|that|here",
 )
-_HEADED = re.compile(
+_HEADED = Pattern(
     rf"\W*(?:(?:(?:rating|score) )?(?:for|of|on|about|re) (?:{_NAMED} )?|{_NAMED} )#?{_PLACE}\s*(?:[:)\]–—-]|$)"
 )
 _WRAPPERS = ("ratings", "completions", "evaluations", "evaluation", "results", "judgments", "judgements")
@@ -181,7 +183,7 @@ def _json_reading(item: Any, low: int, high: int, na: bool, types: Sequence[str]
     return reading._replace(raw=told) if reading.problem is None and isinstance(told, str) else reading
 
 
-_QUALITY = re.compile(r"\w+(?:ness|ity|cy|nce|style|tone|depth|detail|grammar|spelling|coverage|logic|safety)")
+_QUALITY = Pattern(r"\w+(?:ness|ity|cy|nce|style|tone|depth|detail|grammar|spelling|coverage|logic|safety)")
 _KNOWN = ("rating", "type", "types", "confidence", "certainty", "probability", "weight")
 
 
@@ -219,44 +221,43 @@ def _reading(number: Number, raw: str, na: bool) -> Reading:
 
 # A block opens with its number in brackets, or with the completion's name as UltraFeedback's judge heads it
 # (`#### Output for Text 1`, its templates). A bare `1.` may be a list of anything and opens none.
-_BLOCK = re.compile(
+_BLOCK = Pattern(
     r"^[ \t]*(?:(?:[-*•]|\d{1,2}[.)](?=[ \t]+\[))[ \t]+)?(?:#{1,6}[ \t]*)?[*_]{0,3}"
     rf"(?:\[(?P<bracket>\d{{1,4}})\]"
     rf"|(?:output[ \t]+for[ \t]+)?{_NAMED}[ \t]*#?(?P<open>\[)?(?P<named>\d{{1,4}})(?(open)\])"
     r"(?![\w.])(?=[ \t]*[*_]{0,3}[ \t]*(?:[:|(→\r\n]|[-–—][ \t]|$)))[*_]{0,3}",
     re.MULTILINE | re.IGNORECASE,
 )
-_ANOTHER = re.compile(r"[ \t]*(?:[,/&+-]|and\b|or\b)?[ \t]*\[\d|[ \t]*(?:,|/|&|and\b|or\b)[ \t]*\d", re.IGNORECASE)
+_ANOTHER = Pattern(r"[ \t]*(?:[,/&+-]|and\b|or\b)?[ \t]*\[\d|[ \t]*(?:,|/|&|and\b|or\b)[ \t]*\d", re.IGNORECASE)
 _BRACKETS = r"(?:[ \t]*\([^()\n]{1,30}\))?"
-_KEYED = re.compile(rf"\brating\b[*_]*{_BRACKETS}[*_]*[ \t]*[:=]", re.IGNORECASE)
-_RATING = re.compile(
+_KEYED = Pattern(rf"\brating\b[*_]*{_BRACKETS}[*_]*[ \t]*[:=]", re.IGNORECASE)
+_RATING = Pattern(
     rf"\brating\b[*_]*{_BRACKETS}[*_]*(?:[ \t]*[:=][*_]*[ \t]*|[ \t]*(?=[*_`\"'\[(]*[+-]?\d))", re.IGNORECASE
 )
-_MENTION = re.compile(
+_MENTION = Pattern(
     r"\brating[ \t]+(?:of|is|to|was|as)[ \t]+[*_]*(\d{1,4})(?!\d)|(?<![\d/.])(\d{1,4})[ \t]*(?:/"
     r"|out of)[ \t]*(\d{1,4})(?![\d/])",
     re.IGNORECASE,
+    words="rating|/|out of",
 )
-_VALUE = re.compile(r"\A[^\w\n]*\w+(?:\.0+\b)?[*_]*(?:[ \t]*\(?(?:/|out of)[ \t]*[*_]*\d+\)?)?", re.IGNORECASE)
-_HEAD = re.compile(r"[ \t*_]*(?:[:|→]|[-–—][ \t])?[ \t*_]*")
-_STARTS = re.compile(r"[\s*_#|•(-]*(?:(?:my|the|overall|final|and|so)\b[\s*_]*)*", re.IGNORECASE)
+_VALUE = Pattern(r"\A[^\w\n]*\w+(?:\.0+\b)?[*_]*(?:[ \t]*\(?(?:/|out of)[ \t]*[*_]*\d+\)?)?", re.IGNORECASE)
+_HEAD = Pattern(r"[ \t*_]*(?:[:|→]|[-–—][ \t])?[ \t*_]*")
+_STARTS = Pattern(r"[\s*_#|•(-]*(?:(?:my|the|overall|final|and|so)\b[\s*_]*)*", re.IGNORECASE)
 # Words before `rating 4` that make it a rating of something else, or no rating.
-_SOME = re.compile(
+_SOME = Pattern(
     r"\b(?:an?|the|of|any|this|that|its|no|not|for|with|another|some|every|max\w*|min\w*|highest|lowest|top|best|worst"
     r"|human|users?|average|mean)[ \t*_]*$",
     re.IGNORECASE,
 )
-_SUMMARY = re.compile(
+_SUMMARY = Pattern(
     r"^\W*(?:final(?:ly)?|summary|in sum|to sum up|ratings|scores|overall|totals?"
     r"|results?)\b(?![*_ \t]*rating\b)[^\n]*\d"
     rf"|\[\d{{1,4}}\]\W{{0,4}}(?:rating\W{{0,4}})?\d|\b{_NAMED}[ \t]*\[?\d{{1,4}}\]?[ \t]*(?:[:=]|->"
     rf"|→)[ \t]*[*_]*(?:rating\W{{0,4}})?\d",
     re.IGNORECASE | re.MULTILINE,
 )
-_TYPES = re.compile(r"^[ \t*_#-]*types?[*_]*[ \t]*:[*_ \t]*(.*)$", re.IGNORECASE | re.MULTILINE)
-_OTHERS = re.compile(
-    rf"\[\d|\b{_NAMED}s?[ \t]*\[?\d|\b(?:first|second|third|fourth|former|latter|other)\b", re.IGNORECASE
-)
+_TYPES = Pattern(r"^[ \t*_#-]*types?[*_]*[ \t]*:[*_ \t]*(.*)$", re.IGNORECASE | re.MULTILINE, words="type")
+_OTHERS = Pattern(rf"\[\d|\b{_NAMED}s?[ \t]*\[?\d|\b(?:first|second|third|fourth|former|latter|other)\b", re.IGNORECASE)
 
 
 def read_lines(
@@ -374,8 +375,8 @@ def _block_reading(
 
 # ---------------------------------------------------------------- a table
 
-_COLUMN = re.compile(rf"(?:{_NAMED}s?|no\.?|number|index|#)(?:[ ]*(?:no\.?|number|#))?", re.IGNORECASE)
-_RULE = re.compile(r":?-{2,}:?")
+_COLUMN = Pattern(rf"(?:{_NAMED}s?|no\.?|number|index|#)(?:[ ]*(?:no\.?|number|#))?", re.IGNORECASE)
+_RULE = Pattern(r":?-{2,}:?")
 
 
 def _table(text: str) -> list[list[str]]:

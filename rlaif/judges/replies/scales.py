@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
+from rlaif.judges.replies.patterns import DIGITS, Pattern
 from rlaif.judges.replies.words import NUMERALS, SWAPS, VOID
 
 MOST_OF_AN_INTRODUCTION = 400  # characters: what is longer holds reasons
@@ -32,7 +33,7 @@ def on_another_scale(text: str, low: int, high: int) -> str | None:
 
 # ---------------------------------------------------------------- introductions
 
-_MEASURES = re.compile(
+_MEASURES = Pattern(
     r"\b(?:ratings?|scores?|marks|grades?|points|stars|numbers|scales?|digits|likert)\b|\d ?=|= ?\d"
     r"|\bwould\b[^.\n]*\d|\d[^.\n]*\bwould\b",
     re.IGNORECASE,
@@ -50,7 +51,7 @@ _AS_ASKED = frozenset(
         " careful consideration carefully it"
     ).split()
 )
-_QUALITY_NAME = re.compile(r"\w+(?:ness|ity|cy|nce|ing|tone|style)")
+_QUALITY_NAME = Pattern(r"\w+(?:ness|ity|cy|nce|ing|tone|style)")
 
 
 def explains_otherwise(before: str, low: int, high: int) -> bool:
@@ -65,7 +66,7 @@ def explains_otherwise(before: str, low: int, high: int) -> bool:
     return False
 
 
-_OWN_NUMBERS = re.compile(
+_OWN_NUMBERS = Pattern(
     r"\[\[?\d{1,9}\]?\]|\b(?:texts?|completions?|responses?|answers?|candidates?|outputs?) #?\d{1,9}"
     r"|\b(?:rating|score)\b\W{0,6}\d{1,9}(?: ?/ ?\d{1,9})?|^[ \t]{0,8}\d{1,9}[.)]\s"
     r"|(?<!\d)\d{1,9} ?(?:/|out of|of) ?\d{1,9}",
@@ -75,6 +76,8 @@ _OWN_NUMBERS = re.compile(
 
 def spans_the_scale(text: str, low: int, high: int) -> bool:
     """Whether a sentence names both ends of the scale, and does not say of them what was asked: it is a legend."""
+    if str(low) not in text or str(high) not in text:
+        return False
     plain = _OWN_NUMBERS.sub(" ", _legend_as_asked(text, low, high))
     for sentence in re.split(r"[.!?](?=\s)|\n", plain):
         if {str(low), str(high)} <= set(re.findall(r"(?<![\w.,-])\d+(?![\w.,]?\d)", sentence)):
@@ -88,7 +91,7 @@ def _legend_as_asked(text: str, low: int, high: int) -> str:
 
 
 @lru_cache(maxsize=64)
-def _says_as_asked(low: int, high: int) -> re.Pattern[str]:
+def _says_as_asked(low: int, high: int) -> Pattern:
     n = rf"(?:{low}|{NUMERALS[low - 1] if 0 < low <= 10 else low})"
     m = rf"(?:{high}|{NUMERALS[high - 1] if 0 < high <= 10 else high})"
     between = (
@@ -102,7 +105,7 @@ def _says_as_asked(low: int, high: int) -> re.Pattern[str]:
         rf"|\b\d{{1,3}} ?(?:=|:|-|–|\(|\bis\b|\bbeing\b|\bmeans\b|\bfor\b) ?(?:the )?(?:{_GOOD}|{_BAD}|fair"
         r"|average|mediocre|ok(?:ay)?|acceptable|medium|satisfactory|adequate|so-so|neutral|decent|moderate)\b"
     )
-    return re.compile(known, re.IGNORECASE)
+    return Pattern(known, re.IGNORECASE)
 
 
 # ---------------------------------------------------------------- legends: `1 = worst, 5 = best`
@@ -116,24 +119,31 @@ _BAD = (
     r"|hopeless|horrible|dreadful|failing|fail(?:s|ed|ure)?|insufficient|abysmal|harmful|minimum"
 )
 _QUALITY = rf"(?:(?P<good>{_GOOD})|(?P<bad>{_BAD}))"
-_LEGEND = re.compile(
+_QUALITY_WORDS = (
+    "best|excellent|perfect|outstanding|great|good|ideal|flawless|faultless|superb|top|strongest|highest|harmless"
+    "|exemplary|exceptional|brilliant|first|fully|maximum|worst|terrible|awful|poor|bad|useless|unusable|unacceptable"
+    "|weak|lowest|hopeless|horrible|dreadful|fail|insufficient|abysmal|harmful|minimum"
+)
+_LEGEND = Pattern(
     r"(?<![\w.\[#/])(?P<n>\d{1,4})(?:st|nd|rd|th)?\)?[*_\"']{0,3}[ \t]?(?:=|:|\(|\||[-–—]|->|→|(?:means?"
     r"|being|is|as|for|stands? for|denotes|would be"
     rf"|indicates|meaning|equals)\b)[ \t]?[*_\"']{{0,3}}(?:(?:the|an?|considered|for)[ \t])?{_QUALITY}\b",
     re.IGNORECASE,
+    words=_QUALITY_WORDS,
 )
 # `5 for poor`, where the verb stood before: `Here 1 stands for excellent and 5 for poor`; `best = 1`, `worst (5)`.
-_TURNED = re.compile(
+_TURNED = Pattern(
     rf"\b{_QUALITY}[ \t]?(?:=|:|\(|\b(?:is|at|gets|being|means)\b)[ \t]?(?P<n>\d{{1,4}})\b(?![ \t]*(?:/|out\b"
     r"|%|\.\d|[a-z]))",
     re.IGNORECASE,
+    words=_QUALITY_WORDS,
 )
-_NAMES_ONE = re.compile(
+_NAMES_ONE = Pattern(
     r"(?:text|completion|response|answer|candidate|output|option|assistant|one|rating|score|verdict|number"
     r"|no\.|out of|and)\W{0,6}$",
     re.IGNORECASE,
 )
-_MORE_IS_WORSE = re.compile(
+_MORE_IS_WORSE = Pattern(
     r"\b(?:low(?:er|est)?|small(?:er|est)?|fewer)(?: (?:numbers?|ratings?|scores?|values?|marks?|grades?"
     r"|points|figures?))?"
     r"(?:,| is| are| means?| =|, the| the)+ (?:\w+ )?(?:better|best|good)\b"
@@ -156,6 +166,10 @@ _MORE_IS_WORSE = re.compile(
     r"(?:errors?|mistakes?|flaws?|faults?|problems|harm(?:ful)?|bad|badly|wrong|toxic(?:ity)?|severity"
     r"|penalt\w+|demerits?|ranks?|places?)\b",
     re.IGNORECASE,
+    words=(
+        "low|small|fewer|high|greater|large|bigger|rating|score|number|mark|less is more|golf|badness|revers|"
+        "invert|flip|inverse|upside down|school|german"
+    ),
 )
 
 
@@ -177,13 +191,14 @@ def _less_is_better(text: str, low: int, high: int) -> bool:
 # ---------------------------------------------------------------- other scales
 
 _GIVEN = r"(?:ratings?|scores?|marks?|points?|grades?|stars?|numbers?|rated|scored|graded|marked)"
-_RANGES = re.compile(
+_RANGES = Pattern(
     rf"\bscale\b\W{{0,3}}(?:of |from |is |between |runs? |running )*(?P<a>{_N})[ \t]*(?:to|and|-|–)[ \t]*(?P<b>{_N})\b"
     rf"|(?<![\w.,])(?P<a2>{_N})[ \t]?(?:-|–|to)[ \t]?(?P<b2>{_N})[ -](?:point )?(?:scale|range)\b"
     rf"|\b{_GIVEN}\b\W{{1,3}}(?:\w+\W+){{0,4}}?(?:from|between) (?P<a3>{_N}) (?:to|and|-|–) (?P<b3>{_N})\b",
     re.IGNORECASE,
+    words="scale|range|from |between ",
 )
-_HIGHS = re.compile(
+_HIGHS = Pattern(
     rf"\bscale (?:up )?to (?P<h1>{_N})\b|(?<![\w.])(?P<h2>{_N})[- ](?:point|star|level"
     r"|grade) (?:likert )?(?:scale|system|rating)\b"
     rf"|(?:\b(?:{_GIVEN}|all|both|each|given|everything)\b|^)\W{{0,3}}(?:(?:are|is|given|both|all|here|each"
@@ -196,17 +211,17 @@ _HIGHS = re.compile(
     rf"|\bscale of (?P<h11>{_N})\b(?! ?(?:to|-|–|and|through)\b)|\b[x\d] ?/ ?(?P<h12>\d{{1,4}})\)"
     rf"|\b{_GIVEN} (?:of )?up to (?P<h7>{_N})\b|\( ?/ ?(?P<h8>\d{{1,4}}) ?\)",
     re.IGNORECASE | re.MULTILINE,
+    words="scale|point|star|level|grade|out of|(of|( of|max|limit|ceiling|highest|top|best|full|up to|/",
 )
-# One of them stands in whatever it matches: most replies hold none, and need not be searched.
-_OF_HIGHS = (
-    "scale", "point", "star", "level", "grade", "out of", "(of", "( of", "max", "limit", "ceiling", "highest", "top",
-    "best", "full", "up to", "/",
-)  # fmt: skip
-_UNITS = re.compile(
+_UNITS = Pattern(
     r"\b(?:ratings?|scores?|marks?|numbers)\b[^.\n]{0,20}\b(?:in|as)(?: an?)? percent(?:ages?)?\b"
     r"|\bin (?:tenths|fifths|quarters|halves)\b"
     r"|\b(?:to be|must be|should be) (?:divided|halved|doubled|multiplied|rescaled|normali[sz]ed|subtracted)\b",
     re.IGNORECASE,
+    words=(
+        "rating|score|mark|numbers|tenths|fifths|quarters|halves|divided|halved|doubled|multiplied|rescaled|"
+        "normali|subtracted"
+    ),
 )
 
 
@@ -216,10 +231,8 @@ def _other_measure(text: str, low: int, high: int) -> bool:
         a, b = (_number(n) for n in match.groups() if n is not None)
         if (a, b) != (low, high):
             return True
-    words = text.lower()
-    if any(word in words for word in _OF_HIGHS):
-        highs = (next(n for n in match.groups() if n is not None) for match in _HIGHS.finditer(text))
-        if any(_number(n) != high for n in highs):
+    for match in _HIGHS.finditer(text):
+        if _number(next(n for n in match.groups() if n is not None)) != high:
             return True
     return _UNITS.search(text) is not None
 
@@ -227,28 +240,30 @@ def _other_measure(text: str, low: int, high: int) -> bool:
 # ---------------------------------------------------------------- changes after a number
 
 # A number that may be a value: at the end of a clause, or with points, and not one that counts or numbers something.
-_VALUE = re.compile(
+_VALUE = Pattern(
     rf"(?<![\w.,/:])[-+−]?(?P<n>\d{{1,4}}|(?:(?<=minus )|(?<=plus )|(?<=less )|(?<=by ))one|one(?= points?\b)"
     rf"|{'|'.join(list(_WORDS)[1:])})(?:(?P<points> (?:\w+ )?(?:points?|marks?|stars?))\b|(?= (?:more|less"
     r"|for|because|of course|due|since|off|after|before|instead|it is|now|then|seems|would|feels|looks"
     r"|sounds|in the end)\b)"
     r"|(?=[ \t*_]*(?:[.!;,)\]]+(?:\s|$)|$|\n|[-–—+−]\s|=|\(|->|→)))",
     re.IGNORECASE,
+    words="|".join((DIGITS, *_WORDS)),
 )
-_COUNTS = re.compile(
+_COUNTS = Pattern(
     r"(?:\b(?:steps?|chapters?|sections?|items?|lines?|paragraphs?|parts?|pages?|questions?|points?|examples?"
     r"|figures?|tables?|numbers?|no\.|reasons?"
     r"|texts?|completions?|responses?|answers?|candidates?|outputs?|options?|versions?|days?|years?|grade"
     r"|level|and|or|than|equals?|by|is|on|of|in|to|at|with|from|be)|[=+*×^-]) ?[(\[#]?$|^[ \t]*$|\d, ?$",
     re.IGNORECASE,
 )
-_A_POINT = re.compile(
+_A_POINT = Pattern(
     r"\b(?:los(?:es?|ing)|costs?|forfeits?|takes?|taking|minus|less|deducts?|dock|drops?|gains?|earns?|plus"
     r"|adds?|adding)\b[^.\n]{0,20}\b(?:an?|half an?|another) (?:\w+ )?(?:points?|marks?|stars?)\b"
     r"|\b(?:points?|marks?) (?:off|less|deducted)\b|\w-points? (?:penalty|deduction|reduction|bonus)",
     re.IGNORECASE,
+    words="point|mark|star",
 )
-_CHANGE = re.compile(
+_CHANGE = Pattern(
     r"\b(?:penalt(?:y|ies)|penali[sz](?:ed?|ing)|deduct(?:s|ed|ing|ions?)?|subtract(?:s|ed|ing|ions?)?|minus"
     r"|plus|dock(?:s|ed|ing)?|knock(?:s|ed|ing)?"
     r"|bonus|less|adjust(?:s|ed|ing|ments?)?|capped|caps?|reduc(?:es?|ed|ing)|lower(?:s|ed|ing)?|rais(?:es?"
@@ -260,8 +275,12 @@ _CHANGE = re.compile(
     r"|[-+−=]|->|→",
     re.IGNORECASE,
 )
-_WAS_TAKEN = re.compile(r"\b(?:deducted|took|taken|subtracted|docked|lost|knocked)\b", re.IGNORECASE)
-_SCALED = re.compile(r"\b(?:halved|doubled|tripled)\b", re.IGNORECASE)
+_WAS_TAKEN = Pattern(
+    r"\b(?:deducted|took|taken|subtracted|docked|lost|knocked)\b",
+    re.IGNORECASE,
+    words="deducted|took|taken|subtracted|docked|lost|knocked",
+)
+_SCALED = Pattern(r"\b(?:halved|doubled|tripled)\b", re.IGNORECASE, words="halved|doubled|tripled")
 
 
 def changed(after: str, value: int, low: int, high: int) -> bool:
@@ -271,6 +290,8 @@ def changed(after: str, value: int, low: int, high: int) -> bool:
     """
     if _SCALED.search(after):
         return True
+    if not (_VALUE.may_match(after) or _A_POINT.may_match(after)):
+        return False
     for sentence in re.split(r"[.!?](?=\s)|\n", _legend_as_asked(after, low, high)):
         explains = _WAS_TAKEN.search(sentence) is not None
         numbers = [

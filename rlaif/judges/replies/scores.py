@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from rlaif.judges.replies.patterns import Pattern
 from rlaif.judges.replies.scales import changed, spans_the_scale, void
 from rlaif.judges.replies.words import (
     CUT,
@@ -30,19 +31,21 @@ from rlaif.judges.replies.words import (
     whole,
 )
 
-_FIELD = re.compile(r"(?:overall|final|total)?[ _-]*(?:score|rating)")
-_KEY = re.compile(
+_FIELD = Pattern(r"(?:overall|final|total)?[ _-]*(?:score|rating)")
+_KEY = Pattern(
     r"(?:(?<=[.!?;][ \t])|^(?![ \t]*>)[ \t#*_•-]*)(?:(?:so|thus|therefore|my|the|an?|overall|final|total)\b,?[ \t]*)*"
     r"(?:(?:\b(?:score|rating)|\boverall)\b[*_]*(?:[ \t]*\([^()\n]{1,30}\))?[*_]*(?:[ \t]*[:=][*_]*\s*"
     rf"|[ \t]+(?:is:?[ \t]+)?(?=[*_\[]*\d))|{RESULT})",
     re.IGNORECASE | re.MULTILINE,
+    words="score|rating|overall|[result]",
 )
-_BOXED = re.compile(r"\d{1,3}(?:\.0)?")
-_BRACKETS = re.compile(r"\[\[[^\[\]\n]{1,12}\]\]")
-_LONE = re.compile(r"^[ \t*_]*\d{1,3}[ \t]*(?:/|out of)[ \t]*\d{1,3}[ \t*_.]*$", re.MULTILINE | re.IGNORECASE)
-_MENTION = re.compile(
+_BOXED = Pattern(r"\d{1,3}(?:\.0)?")
+_BRACKETS = Pattern(r"\[\[[^\[\]\n]{1,12}\]\]")
+_LONE = Pattern(r"^[ \t*_]*\d{1,3}[ \t]*(?:/|out of)[ \t]*\d{1,3}[ \t*_.]*$", re.MULTILINE | re.IGNORECASE)
+_MENTION = Pattern(
     r"(\d{1,4})[ \t]*(?:/|out of)[ \t]*\d|\b(?:score|rating)\b\W{0,4}(?:(?:of|is|to|as|should be)\W+)?(\d{1,4})",
     re.IGNORECASE,
+    words="score|rating|/|out of",
 )
 
 
@@ -88,7 +91,7 @@ def read_score(text: str, low: int, high: int, *, cut: bool = False) -> Reading:
     return Reading(value, text)
 
 
-_NUMBER = re.compile(r"[^\w\n]*\w+(?:\.0+\b)?(?:[ \t]*\(?(?:/|out of)[ \t]*\d+\)?)?[\])*_]*", re.IGNORECASE)
+_NUMBER = Pattern(r"[^\w\n]*\w+(?:\.0+\b)?(?:[ \t]*\(?(?:/|out of)[ \t]*\d+\)?)?[\])*_]*", re.IGNORECASE)
 
 
 def _given(heard: str, low: int, high: int) -> tuple[list[Number], int]:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from rlaif.judges.replies.patterns import Pattern
 from rlaif.records import Completion
 
 CUT = "the reply was cut at max_tokens"
@@ -41,9 +42,9 @@ def unusable(what: str, completion: Completion) -> str | None:
 # ---------------------------------------------------------------- the reply without its thinking
 
 _BLOCK = r"(?:think(?:ing)?|thoughts?|reasoning|reflection|scratchpad)"
-_THINKING = re.compile(rf"\s*<{_BLOCK}>", re.IGNORECASE)
-_THOUGHT = re.compile(rf"</{_BLOCK}>", re.IGNORECASE)
-_FENCE = re.compile(r"```[ \t]{0,4}\w{0,20}[ \t]{0,4}\r?\n")
+_THINKING = Pattern(rf"\s*<{_BLOCK}>", re.IGNORECASE)
+_THOUGHT = Pattern(rf"</{_BLOCK}>", re.IGNORECASE)
+_FENCE = Pattern(r"```[ \t]{0,4}\w{0,20}[ \t]{0,4}\r?\n")
 _WIDE = str.maketrans({chr(sign + 0xFEE0): chr(sign) for sign in b"0123456789:/=>[]()*|"})
 
 
@@ -90,13 +91,14 @@ def quoted(text: str, at: int) -> bool:
     )
 
 
-_QUOTES = re.compile(
+_QUOTES = Pattern(
     r"```.*?(?:```|\Z)|`[^`\n]*`|^[ \t]*>[^\n]*|“[^”]*(?:”|\Z)|«[^»]*(?:»|\Z)|„[^“”]*(?:[“”]|\Z)|「[^」]*(?:」"
     r"|\Z)|\"[^\"]*(?:\"|\Z)"
     r"|(?<![\w)])'[^'\n]{1,400}'(?!\w)|‘[^’\n]{1,400}’(?!\w)",
     re.DOTALL | re.MULTILINE,
+    words="\"|'|>|`|«|‘|“|„|「",
 )
-_A_NAME = re.compile(r"\W*(?:\w{1,12} )?[(\[#]?\w{1,2}\W*")  # `"Output (a)" is better`
+_A_NAME = Pattern(r"\W*(?:\w{1,12} )?[(\[#]?\w{1,2}\W*")  # `"Output (a)" is better`
 
 
 def unquoted(text: str) -> str:
@@ -109,7 +111,7 @@ def _crossed(quotation: str) -> str:
 
 
 _ENDS = (".", "!", "?", ";", ")", "]", "。", "！", "？")
-_FOLLOWS = re.compile(r"\b(?:following|follows|below|namely)\b", re.IGNORECASE)
+_FOLLOWS = Pattern(r"\b(?:following|follows|below|namely)\b", re.IGNORECASE)
 
 
 def aside(text: str, at: int) -> bool:
@@ -143,10 +145,10 @@ def headed(text: str, at: int) -> bool:
 
 
 RESULT = r"\[RESULT\](?:[ \t]*:)?\s*"  # as Prometheus ends its feedback (arXiv 2310.08491)
-_BOXED = re.compile(r"\$?\\{1,2}boxed\{(?:\\{1,2}text\{)?([^{}\n]{1,20})\}{1,2}\$?(?=[ \t.*_$]*\Z|[ \t.*_$]*\n)")
+_BOXED = Pattern(r"\$?\\{1,2}boxed\{(?:\\{1,2}text\{)?([^{}\n]{1,20})\}{1,2}\$?(?=[ \t.*_$]*\Z|[ \t.*_$]*\n)")
 
 
-def unboxed(text: str, answer: re.Pattern[str], form: str = "[[{}]]") -> str:
+def unboxed(text: str, answer: Pattern, form: str = "[[{}]]") -> str:
     r"""The text with `form` for each `\boxed{...}` of an answer that ends a line: reasoning models answer so."""
     if "boxed{" not in text:
         return text
@@ -156,7 +158,7 @@ def unboxed(text: str, answer: re.Pattern[str], form: str = "[[{}]]") -> str:
 # ---------------------------------------------------------------- a JSON object and the words around it
 
 # Keys beside an answer with which a judge changes it, or says what it means.
-OVERRIDES = re.compile(
+OVERRIDES = Pattern(
     r"final|adjust|revis|correct|updat|amend|actual|\btrue|\breal|\bnew\b|\bnet\b|\bafter|effective|overall"
     r"|total|swap|revers|invert"
     r"|meaning|means|order|direction|scale|legend|polarity|penal|deduct|minus|bonus|second|reconsider|instead"
@@ -169,7 +171,7 @@ OVERRIDES = re.compile(
 )
 
 
-OBJECT = re.compile(r"\{\s*[\"'}]|\{\s*\Z")  # braces of code or of mathematics hold no answer
+OBJECT = Pattern(r"\{\s*[\"'}]|\{\s*\Z")  # braces of code or of mathematics hold no answer
 
 
 def whole(value: Any) -> Any:
@@ -187,21 +189,22 @@ def overridden(item: dict[str, Any], field: str) -> bool:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=lambda pairs: _unique(pairs))
-_OPENING = re.compile(r"```[ \t]{0,4}\w{0,20}$")
-_CLOSING = re.compile(r"```")
-_HARMLESS = re.compile(
+_OPENING = Pattern(r"```[ \t]{0,4}\w{0,20}$")
+_CLOSING = Pattern(r"```")
+_HARMLESS = Pattern(
     r"\bin (?:the|your|this) (?:(?:requested|required|specified|given|json) )*format\b|\bas (?:asked"
     r"|requested|instructed)\b"
     r"|\blet me know\b[^.!?\n\d{}]*",
     re.IGNORECASE,
+    words="format|as asked|as requested|as instructed|let me know",
 )
-_INTRODUCES = re.compile(
+_INTRODUCES = Pattern(
     r"^(?:sure,? )?here\W|^\W*sure\W|\b(?:my|ratings?|evaluations?|assessments?|json|results?|verdict|answer"
     r"|judge?ments?|object|scores?|ranking|scale|best (?:first|to worst))\b",
     re.IGNORECASE,
 )
 # Words with which a judge reports what somebody else wrote, or what a reply would look like.
-REPORTS = re.compile(
+REPORTS = Pattern(
     r"\b(?:say(?:s|ing)?|said|writes?|wrote|written|writing|reads|contain(?:s|ing)?|claim(?:s|ed|ing)|quot\w+|inject\w*"
     r"|demand(?:s|ed|ing)?|asks|ask(?:ed|ing)? (?:for|that)|instruct\w*|tell(?:s|ing)?|told|tr(?:ies|ied"
     r"|ying)|example|e\.g\.|format"
@@ -211,7 +214,7 @@ REPORTS = re.compile(
     r"|never|cannot|can't|n't|isn't|wasn't|another judge|previous\w*|earlier|at first|initial(?:ly)?)\b",
     re.IGNORECASE,
 )
-_DENIES = re.compile(r"\bnot\b|\bopposite\b|\bunlike\b", re.IGNORECASE)
+_DENIES = Pattern(r"\bnot\b|\bopposite\b|\bunlike\b", re.IGNORECASE)
 _AGAIN = r"(?:thoughts?|reading|look|inspection|glance|reflection|consideration|examination|analysis|thinking)"
 _CORRECTS = (
     r"actually|correction|(?:up)?on (?:reflection|re-?reading|reconsideration|re-?examination"
@@ -225,7 +228,7 @@ _CORRECTS = (
     r"|update[ds]?|revised|no(?=[,.;!])|not(?=[.!])|nope|just kidding"
 )
 # At the beginning of a clause, so that `it actually answers` corrects nothing.
-CORRECTION = re.compile(
+CORRECTION = Pattern(
     rf"(?:^|[.!?;,:(\n–—-])[ \t*_]{{0,8}}(?:but |and )?(?:{_CORRECTS})\b|\bshould (?:be|read|say|have been"
     r"|have read|have said)\b"
     r"|\bchang(?:e|ed|ing) (?:it|that|this|my|the|to)\b|\b(?:take|took|taking) (?:it|that) back\b"
@@ -234,8 +237,18 @@ CORRECTION = re.compile(
     r"|reconsider\w*|take (?:it|that|this) back|withdraw|retract|spoke too)\b"
     r"|\b(?:changed|change|changing) my mind\b",
     re.IGNORECASE,
+    words=(
+        "actually|correction|stand corrected|i correct|me correct|on re|on second |on third |on final |on last |"
+        "on closer |on further |on careful |on another |on more |on deeper |on a |re-read|reread|reconsider|"
+        "rethink|re-think|rethought|re-thought|recheck|re-check|thinking |looking |reading |hindsight|"
+        "second thought|scratch |strike |disregard |ignore |forget |discard |withdrawn|retracted|my bad|hold on|"
+        "hang on|let me |think again|ah|oh|yet|wait|sorry|oops|hmm|rather|really|make that|make it|i mean|"
+        "my mistake|apologies|edit|update|revise|no,|no.|no;|no!|not.|not!|nope|just kidding|should |change |"
+        "changed |changing |take |took |taking |i'd |i would |i will |i'll |i lower|i raise|i downgrade|i upgrade|"
+        "i deduct|i subtract|is more like|i no longer|i was |i misread|i misjudged|i withdraw|i retract|i spoke"
+    ),
 )
-SWAPS = re.compile(
+SWAPS = Pattern(
     r"\b(?:swap|exchang|revers)\w*(?: \w+)? (?:the two|them|these|those|two|ratings|scores|numbers|verdicts?"
     r"|completions?|texts?|\W?\d)"
     r"|\bmixed (?:\w+ ){0,3}up\b|\b(?:other|wrong) way a?round\b|\bwrong (?:order|number|one|letter)\b"
@@ -246,16 +259,24 @@ SWAPS = re.compile(
     r"|these) (?:\w+ )?(?:reversed|switched|flipped|swapped|inverted|confused|wrong)\b|\b(?:numbers|labels"
     r"|names|texts|two) (?:are|were|got) (?:\w+ )?(?:reversed|switched|flipped|swapped|inverted|exchanged)\b",
     re.IGNORECASE,
+    words=(
+        "swap|exchang|revers|mixed |wrong|typo|mistyped|vice versa|backwards|opposite|other way |confused|"
+        "switched|flipped|inverted"
+    ),
 )
-_AFTERTHOUGHT = re.compile(
+_AFTERTHOUGHT = Pattern(
     rf"\b(?:{_CORRECTS}|but|however|instead|not|except|wrong|mistakes?|errors?|opposite|unlike)\b|[\d{{}}]",
     re.IGNORECASE,
 )
-VOID = re.compile(
+VOID = Pattern(
     r"\b(?:disregard|ignore|discard) (?:the|this|these|that|my|all)\b|\bplaceholders?\b|\bdummy\b|\b(?:wrong"
     r"|other) (?:texts|completions)\b"
     r"|\bi (?:decline|refuse) to\b|\bin reverse\b|\b(?:are|were) (?:only |just )?(?:examples|guesses)\b",
     re.IGNORECASE,
+    words=(
+        "disregard|ignore|discard|placeholder|dummy|wrong|other text|other completions|decline|refuse|reverse|"
+        "example|guesses"
+    ),
 )
 
 
@@ -308,7 +329,7 @@ def find_object(text: str) -> tuple[Any, str] | str:
 # ---------------------------------------------------------------- a number
 
 NUMERALS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-_NUMBER = re.compile(
+_NUMBER = Pattern(
     rf"""[*_`"'\[(]*
     (?:(?P<digits>[+-]?\d{{1,9}}(?:\.0{{1,9}}(?!\d))?)|(?P<word>(?:{"|".join(NUMERALS)})\b)
     |(?P<na>(?:n/a|n\.a\.|na|not\ applicable)(?!\w)))
@@ -318,14 +339,14 @@ _NUMBER = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 # `4 or 5`, `4 - 5`, `4.5` and `4 minus` are not 4.
-_CLOSES = re.compile(r"\s*$|\s*[.;:!,)|]+(?=\s|$)|\s+[-–—]+\s|\s+\(|\s+(?:because|since|as|for|due)\b", re.IGNORECASE)
-_HEDGE = re.compile(
+_CLOSES = Pattern(r"\s*$|\s*[.;:!,)|]+(?=\s|$)|\s+[-–—]+\s|\s+\(|\s+(?:because|since|as|for|due)\b", re.IGNORECASE)
+_HEDGE = Pattern(
     r"[\s*_(]*(?:(?:or|to|and|maybe|perhaps|possibly|probably|if|but|out|of|not|no|minus|plus|half|though"
     r"|although|almost"
     r"|nearly|actually|wait|rather|approximately|about|on a scale)\b|[+-]?\d|[½¼¾~<>≈])",
     re.IGNORECASE,
 )
-_OTHER_SCALE = re.compile(r"\bscale\b|\bout of\b|\bpercent|[%½¼¾]", re.IGNORECASE)
+_OTHER_SCALE = Pattern(r"\bscale\b|\bout of\b|\bpercent|[%½¼¾]", re.IGNORECASE, words="scale|out of|percent|%|½|¼|¾")
 
 
 def other_scale(words: str, low: int, high: int) -> bool:
@@ -373,7 +394,7 @@ def leading_number(line: str, low: int, high: int) -> Number:
     return Number(value, None, tail, of=of, word=word is not None)
 
 
-_VALUED = re.compile(rf"\d|\b(?:{'|'.join(NUMERALS)}|higher|lower)\b", re.IGNORECASE)
+_VALUED = Pattern(rf"\d|\b(?:{'|'.join(NUMERALS)}|higher|lower)\b", re.IGNORECASE)
 
 
 def takes_back(text: str) -> bool:
