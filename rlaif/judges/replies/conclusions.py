@@ -224,8 +224,10 @@ def _patterns(offered: tuple[str, ...]) -> _Patterns:
         ),
         chosen=Pattern(
             rf"\b(?i:(?:i|we)(?P<mid>(?:'(?:d|ll|m|ve))?{_WORDS}) (?:{_CHOOSE})) {one}(?!\w| and\b| or\b)",
-            words="prefer|choose|chose|pick|select|favo|recommend|go with|going with|vote for|opt for|opted for"
-            "|went with|switch to|side with",
+            words=(
+                "prefer|choose|chose|pick|select|favo|recommend|go with|going with|vote for|opt for|opted for|"
+                "went with|switch to|side with"
+            ),
         ),
         named=Pattern(
             rf"\b(?i:(?:the|my)(?P<mid>{_WORDS}) (?:(?P<good>{_GOOD}|pick|choice|vote|preference|verdict"
@@ -233,7 +235,7 @@ def _patterns(offered: tuple[str, ...]) -> _Patterns:
             rf"|goes for)(?P<mid2>{_WORDS}))(?::|,)? {one}(?!\w| and\b| or\b)",
             words=f"{_QUALITIES}|pick|choice|vote|verdict|decision|favo",
         ),
-        joined=Pattern(rf"(?:{pair[0]}|{pair[1]}),? (?:and|or|nor) $"),
+        joined=Pattern(rf"(?:{pair[0]}|{pair[1]}),? (?:and|or|nor) $", words=" and | or | nor "),
         other=Pattern(rf" (?i:than|to|over) (?:{other}|(?i:the other)\b)"),
         tied=Pattern(
             r"\b(?i:(?:it is|it's|this is|that's|is|are|call it|as|calls? for|ends? in) (?:a |an )?(?:clear "

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import cached_property
 
-DIGITS = "0|1|2|3|4|5|6|7|8|9"
+DIGITS = "0123456789"
 _END = sys.maxsize
 _ANY_DIGIT = re.compile(r"\d")
 
@@ -44,10 +44,10 @@ class Pattern:
         return False
 
     def search(self, text: str, start: int = 0, end: int = _END) -> re.Match[str] | None:
-        return self.compiled.search(text, start, end) if self.may_match(text) else None
+        return self.compiled.search(text, start, end) if self.may_match(text[start:end]) else None
 
     def finditer(self, text: str, start: int = 0, end: int = _END) -> Iterator[re.Match[str]]:
-        return self.compiled.finditer(text, start, end) if self.may_match(text) else iter(())
+        return self.compiled.finditer(text, start, end) if self.may_match(text[start:end]) else iter(())
 
     def sub(self, instead: str | Callable[[re.Match[str]], str], text: str, count: int = 0) -> str:
         return self.compiled.sub(instead, text, count) if self.may_match(text) else text

@@ -73,7 +73,7 @@ _ONE = Pattern(rf"\W*(?:the )?(?P<noun>{_NAMED})?[ _]?(?:no\.? ?|number )?\W*{_P
 _IS_ONE = Pattern(
     r"\b(?:this|it|that|here)(?: (?:is|was|means|concerns)|'s) (?:about |for |really "
     rf"|actually )?(?:the )?{_NAMED} #?{_PLACE}\b(?! (?:is|has|does|was)\b)",
-    words="this|it|that|here",
+    words="text |completion |response |answer |candidate |output ",
 )
 _HEADED = Pattern(
     rf"\W*(?:(?:(?:rating|score) )?(?:for|of|on|about|re) (?:{_NAMED} )?|{_NAMED} )#?{_PLACE}\s*(?:[:)\]–—-]|$)"
@@ -238,7 +238,7 @@ _MENTION = Pattern(
     r"\brating[ \t]+(?:of|is|to|was|as)[ \t]+[*_]*(\d{1,4})(?!\d)|(?<![\d/.])(\d{1,4})[ \t]*(?:/"
     r"|out of)[ \t]*(\d{1,4})(?![\d/])",
     re.IGNORECASE,
-    words="rating|/|out of",
+    words="rating |rating\t|/|out of",
 )
 _VALUE = Pattern(r"\A[^\w\n]*\w+(?:\.0+\b)?[*_]*(?:[ \t]*\(?(?:/|out of)[ \t]*[*_]*\d+\)?)?", re.IGNORECASE)
 _HEAD = Pattern(r"[ \t*_]*(?:[:|→]|[-–—][ \t])?[ \t*_]*")
@@ -255,6 +255,10 @@ _SUMMARY = Pattern(
     rf"|\[\d{{1,4}}\]\W{{0,4}}(?:rating\W{{0,4}})?\d|\b{_NAMED}[ \t]*\[?\d{{1,4}}\]?[ \t]*(?:[:=]|->"
     rf"|→)[ \t]*[*_]*(?:rating\W{{0,4}})?\d",
     re.IGNORECASE | re.MULTILINE,
+    words=(
+        "final|summary|in sum|to sum up|ratings|scores|overall|total|result|]|text|completion|response|answer|"
+        "candidate|output"
+    ),
 )
 _TYPES = Pattern(r"^[ \t*_#-]*types?[*_]*[ \t]*:[*_ \t]*(.*)$", re.IGNORECASE | re.MULTILINE, words="type")
 _OTHERS = Pattern(rf"\[\d|\b{_NAMED}s?[ \t]*\[?\d|\b(?:first|second|third|fourth|former|latter|other)\b", re.IGNORECASE)

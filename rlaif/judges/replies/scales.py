@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from functools import lru_cache
 
 from rlaif.judges.replies.patterns import DIGITS, Pattern
@@ -10,6 +11,7 @@ from rlaif.judges.replies.words import NUMERALS, SWAPS, VOID
 
 MOST_OF_AN_INTRODUCTION = 400  # characters: what is longer holds reasons
 _WORDS = {word: number for number, word in enumerate(NUMERALS, start=1)} | {"twenty": 20, "hundred": 100}
+_NUMBERS = (*DIGITS, *_WORDS)  # what a number begins with
 _N = rf"(?:\d{{1,4}}|{'|'.join(_WORDS)})"
 
 
@@ -138,6 +140,7 @@ _TURNED = Pattern(
     re.IGNORECASE,
     words=_QUALITY_WORDS,
 )
+_HAS_DIGIT = Pattern(r"\d")
 _NAMES_ONE = Pattern(
     r"(?:text|completion|response|answer|candidate|output|option|assistant|one|rating|score|verdict|number"
     r"|no\.|out of|and)\W{0,6}$",
@@ -167,8 +170,9 @@ _MORE_IS_WORSE = Pattern(
     r"|penalt\w+|demerits?|ranks?|places?)\b",
     re.IGNORECASE,
     words=(
-        "low|small|fewer|high|greater|large|bigger|rating|score|number|mark|less is more|golf|badness|revers|"
-        "invert|flip|inverse|upside down|school|german"
+        "better|best|good|worse|worst|bad|poor| count| tall| add|win|less is more|golf|revers|invert|flip|inverse|"
+        "upside down|school|german|error|mistake|flaw|fault|problem|harm|wrong|toxic|severity|penalt|demerit|rank|"
+        "place"
     ),
 )
 
@@ -177,15 +181,24 @@ def _less_is_better(text: str, low: int, high: int) -> bool:
     """Whether the text says that its lower numbers are the better ones, or explains numbers off the scale."""
     good: set[int] = set()
     bad: set[int] = set()
-    for pattern in (_LEGEND, _TURNED):
-        for match in pattern.finditer(text):
-            if not _NAMES_ONE.search(text[max(0, match.start() - 24) : match.start()]):
-                (good if match["good"] else bad).add(int(match["n"]))
+    for match in _legends(text):
+        if not _NAMES_ONE.search(text[max(0, match.start() - 24) : match.start()]):
+            (good if match["good"] else bad).add(int(match["n"]))
     if any(not low <= n <= high for n in good | bad):
         return True
     if good and (min(good) <= low or (bad and min(good) < max(bad))):
         return True
     return (bool(bad) and max(bad) >= high) or _MORE_IS_WORSE.search(text) is not None
+
+
+def _legends(text: str) -> Iterator[re.Match[str]]:
+    """Where a line says what a number means."""
+    end = -1
+    for line in text.split("\n"):
+        start, end = end + 1, end + 1 + len(line)
+        if _HAS_DIGIT.search(line):
+            yield from _LEGEND.finditer(text, start, end)
+            yield from _TURNED.finditer(text, start, end)
 
 
 # ---------------------------------------------------------------- other scales
@@ -196,7 +209,7 @@ _RANGES = Pattern(
     rf"|(?<![\w.,])(?P<a2>{_N})[ \t]?(?:-|–|to)[ \t]?(?P<b2>{_N})[ -](?:point )?(?:scale|range)\b"
     rf"|\b{_GIVEN}\b\W{{1,3}}(?:\w+\W+){{0,4}}?(?:from|between) (?P<a3>{_N}) (?:to|and|-|–) (?P<b3>{_N})\b",
     re.IGNORECASE,
-    words="scale|range|from |between ",
+    words="|".join(("scale", "range", *(f"{word} {n}" for word in ("from", "between") for n in _NUMBERS))),
 )
 _HIGHS = Pattern(
     rf"\bscale (?:up )?to (?P<h1>{_N})\b|(?<![\w.])(?P<h2>{_N})[- ](?:point|star|level"
@@ -218,10 +231,7 @@ _UNITS = Pattern(
     r"|\bin (?:tenths|fifths|quarters|halves)\b"
     r"|\b(?:to be|must be|should be) (?:divided|halved|doubled|multiplied|rescaled|normali[sz]ed|subtracted)\b",
     re.IGNORECASE,
-    words=(
-        "rating|score|mark|numbers|tenths|fifths|quarters|halves|divided|halved|doubled|multiplied|rescaled|"
-        "normali|subtracted"
-    ),
+    words="percent|tenths|fifths|quarters|halves|divided|halved|doubled|multiplied|rescaled|normali|subtracted",
 )
 
 
@@ -247,7 +257,7 @@ _VALUE = Pattern(
     r"|sounds|in the end)\b)"
     r"|(?=[ \t*_]*(?:[.!;,)\]]+(?:\s|$)|$|\n|[-–—+−]\s|=|\(|->|→)))",
     re.IGNORECASE,
-    words="|".join((DIGITS, *_WORDS)),
+    words="|".join(_NUMBERS),
 )
 _COUNTS = Pattern(
     r"(?:\b(?:steps?|chapters?|sections?|items?|lines?|paragraphs?|parts?|pages?|questions?|points?|examples?"

@@ -103,7 +103,7 @@ _NAMES_THE_WORSE = Pattern(
     r" (?:the )?(?:\w+ ){0,4}(?:worse|worst|weaker|weakest|loser|less|least|inferior|to reject|to avoid"
     r"|rejected|losing|poorer|bad)\b",
     re.IGNORECASE,
-    words="worse|worst|weak|los|less|least|inferior|reject|avoid|poorer|bad",
+    words="worse|worst|weaker|weakest|loser|losing|less|least|inferior|reject|to avoid|poorer|bad",
 )
 _BECAUSE = Pattern(r"because|since|as", re.IGNORECASE)
 _UNSAID = Pattern(

@@ -168,6 +168,12 @@ OVERRIDES = Pattern(
     r"|\bmax|out.of|lower.is|higher.is|\b(?:score|rating|grade|marks?|points?|stars?|level|verdict|winner"
     r"|ranking|percent)",
     re.IGNORECASE,
+    words=(
+        "final|adjust|revis|correct|updat|amend|actual|true|real|new|net|after|effective|overall|total|swap|revers|"
+        "invert|mean|order|direction|scale|legend|polarity|penal|deduct|minus|bonus|second|reconsider|instead|"
+        "overrid|overrul|severity|difference|unit|of|percent|prelim|provisional|tentative|draft|cend|sort|chang|"
+        "should|result|max|out|lower|higher|score|rating|grade|mark|point|star|level|verdict|winner|ranking"
+    ),
 )
 
 
@@ -238,14 +244,16 @@ CORRECTION = Pattern(
     r"|\b(?:changed|change|changing) my mind\b",
     re.IGNORECASE,
     words=(
-        "actually|correction|stand corrected|i correct|me correct|on re|on second |on third |on final |on last |"
-        "on closer |on further |on careful |on another |on more |on deeper |on a |re-read|reread|reconsider|"
-        "rethink|re-think|rethought|re-thought|recheck|re-check|thinking |looking |reading |hindsight|"
-        "second thought|scratch |strike |disregard |ignore |forget |discard |withdrawn|retracted|my bad|hold on|"
-        "hang on|let me |think again|ah|oh|yet|wait|sorry|oops|hmm|rather|really|make that|make it|i mean|"
-        "my mistake|apologies|edit|update|revise|no,|no.|no;|no!|not.|not!|nope|just kidding|should |change |"
-        "changed |changing |take |took |taking |i'd |i would |i will |i'll |i lower|i raise|i downgrade|i upgrade|"
-        "i deduct|i subtract|is more like|i no longer|i was |i misread|i misjudged|i withdraw|i retract|i spoke"
+        "actually|correction|stand corrected|i correct|me correct|on reflection|on reconsideration|on re-|on reread|"
+        "on reexam|on second |on third |on final |on last |on closer |on further |on careful |on another |on more |"
+        "on deeper |on a second |on a third |on a final |on a last |on a closer |on a further |on a careful |"
+        "on a another |on a more |on a deeper |re-read|reread|reconsider|rethink|re-think|rethought|re-thought|"
+        "recheck|re-check|thinking |looking |reading |hindsight|second thought|scratch |strike |disregard |ignore |"
+        "forget |discard |withdrawn|retracted|my bad|hold on|hang on|let me |think again|ah|oh|yet|wait|sorry|oops|"
+        "hmm|rather|really|make that|make it|i mean|my mistake|apologies|edit|update|revise|no,|no.|no;|no!|not.|"
+        "not!|nope|just kidding|should |change |changed |changing |take |took |taking |i'd |i would |i will |i'll |"
+        "i lower|i raise|i downgrade|i upgrade|i deduct|i subtract|is more like|i no longer|i was |i misread|"
+        "i misjudged|i withdraw|i retract|i spoke"
     ),
 )
 SWAPS = Pattern(
@@ -260,8 +268,8 @@ SWAPS = Pattern(
     r"|names|texts|two) (?:are|were|got) (?:\w+ )?(?:reversed|switched|flipped|swapped|inverted|exchanged)\b",
     re.IGNORECASE,
     words=(
-        "swap|exchang|revers|mixed |wrong|typo|mistyped|vice versa|backwards|opposite|other way |confused|"
-        "switched|flipped|inverted"
+        "swap|exchang|revers|mixed |wrong|typo|mistyped|vice versa|backwards|opposite|other way |confused|switched|"
+        "flipped|inverted"
     ),
 )
 _AFTERTHOUGHT = Pattern(
