@@ -5,21 +5,17 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from rlaif.judges.replies.objects import NOTHING, OBJECT, find_object, overridden
 from rlaif.judges.replies.patterns import Pattern
+from rlaif.judges.replies.second_thoughts import CORRECTION, SWAPS
 from rlaif.judges.replies.words import (
-    CORRECTION,
     CUT,
     MOST_CHARACTERS,
     MOST_MARKS,
-    NOTHING,
-    OBJECT,
-    SWAPS,
     TOO_LONG,
-    find_object,
     foreign,
     headed,
     narrow,
-    overridden,
     quoted,
     spoken,
     unboxed,

@@ -11,10 +11,11 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from rlaif.judges.replies.objects import find_object, overridden, whole
 from rlaif.judges.replies.patterns import Pattern
 from rlaif.judges.replies.scales import changed, explains_otherwise, on_another_scale, spans_the_scale, void
+from rlaif.judges.replies.second_thoughts import CORRECTION, corrections, takes_back
 from rlaif.judges.replies.words import (
-    CORRECTION,
     CUT,
     MOST_CHARACTERS,
     MOST_MARKS,
@@ -23,17 +24,12 @@ from rlaif.judges.replies.words import (
     Number,
     Reading,
     aside,
-    corrections,
-    find_object,
     foreign,
     leading_number,
     narrow,
     other_scale,
-    overridden,
     quoted,
     spoken,
-    takes_back,
-    whole,
 )
 
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 from rlaif.judges.replies.patterns import DIGITS, Pattern
-from rlaif.judges.replies.words import NUMERALS, SWAPS, VOID
+from rlaif.judges.replies.second_thoughts import SWAPS, VOID
+from rlaif.judges.replies.words import NUMERALS
 
 MOST_OF_AN_INTRODUCTION = 400  # characters: what is longer holds reasons
 _WORDS = {word: number for number, word in enumerate(NUMERALS, start=1)} | {"twenty": 20, "hundred": 100}

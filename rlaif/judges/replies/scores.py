@@ -4,31 +4,28 @@ from __future__ import annotations
 
 import re
 
+from rlaif.judges.replies.objects import OBJECT, find_object, overridden, whole
 from rlaif.judges.replies.patterns import Pattern
 from rlaif.judges.replies.scales import changed, spans_the_scale, void
+from rlaif.judges.replies.second_thoughts import takes_back
 from rlaif.judges.replies.words import (
     CUT,
     MOST_CHARACTERS,
     MOST_MARKS,
-    OBJECT,
     RESULT,
     TOO_LONG,
     TOO_MANY,
     Number,
     Reading,
     aside,
-    find_object,
     foreign,
     headed,
     leading_number,
     narrow,
     other_scale,
-    overridden,
     quoted,
     spoken,
-    takes_back,
     unboxed,
-    whole,
 )
 
 _FIELD = Pattern(r"(?:overall|final|total)?[ _-]*(?:score|rating)")

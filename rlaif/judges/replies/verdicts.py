@@ -12,21 +12,18 @@ from itertools import accumulate
 from typing import Any
 
 from rlaif.judges.replies.conclusions import concluded, speaks_against
+from rlaif.judges.replies.objects import OBJECT, find_object, overridden
 from rlaif.judges.replies.patterns import Pattern
+from rlaif.judges.replies.second_thoughts import CORRECTION, SWAPS
 from rlaif.judges.replies.words import (
-    CORRECTION,
     CUT,
     MOST_CHARACTERS,
     MOST_MARKS,
-    OBJECT,
     RESULT,
-    SWAPS,
     TOO_LONG,
     aside,
-    find_object,
     foreign,
     narrow,
-    overridden,
     quoted,
     spoken,
     unboxed,

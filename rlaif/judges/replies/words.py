@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rlaif.judges.replies.patterns import Pattern
 from rlaif.records import Completion
@@ -111,6 +109,22 @@ def _crossed(quotation: str) -> str:
 
 
 _ENDS = (".", "!", "?", ";", ")", "]", "。", "！", "？")
+INTRODUCES = Pattern(
+    r"^(?:sure,? )?here\W|^\W*sure\W|\b(?:my|ratings?|evaluations?|assessments?|json|results?|verdict|answer"
+    r"|judge?ments?|object|scores?|ranking|scale|best (?:first|to worst))\b",
+    re.IGNORECASE,
+)
+# Words with which a judge reports what somebody else wrote, or what a reply would look like.
+REPORTS = Pattern(
+    r"\b(?:say(?:s|ing)?|said|writes?|wrote|written|writing|reads|contain(?:s|ing)?|claim(?:s|ed|ing)|quot\w+|inject\w*"
+    r"|demand(?:s|ed|ing)?|asks|ask(?:ed|ing)? (?:for|that)|instruct\w*|tell(?:s|ing)?|told|tr(?:ies|ied"
+    r"|ying)|example|e\.g\.|format"
+    r"|template|schema|pretend\w*|imitat\w+|fake\w*|smuggl\w+|suggest\w*|insist\w*|plead\w*|beg(?:s|ged|ging)?"
+    r"|order(?:s|ed|ing)|ignor\w+|(?:its|their) own (?:rating|score|verdict|mark|word|ranking)s?|attempt\w*"
+    r"|embed\w*|(?<!\bi )would|could|should|might|must|if|unless|instead of"
+    r"|never|cannot|can't|n't|isn't|wasn't|another judge|previous\w*|earlier|at first|initial(?:ly)?)\b",
+    re.IGNORECASE,
+)
 _FOLLOWS = Pattern(r"\b(?:following|follows|below|namely)\b", re.IGNORECASE)
 
 
@@ -134,14 +148,14 @@ def foreign(text: str, at: int) -> bool:
         return False
     announced = led.endswith((":", "：")) or _FOLLOWS.search(re.split(r"[.!?](?=\s)", led)[-1])
     if announced and led.strip(" #*_[]:0123456789"):
-        return _INTRODUCES.search(led) is None or REPORTS.search(led) is not None
+        return INTRODUCES.search(led) is None or REPORTS.search(led) is not None
     return not led.endswith(_ENDS) and REPORTS.search(led) is not None
 
 
 def headed(text: str, at: int) -> bool:
     """Whether the line of index `at` is under a heading of something else, such as `Clarity` above `7/10`."""
     led = text[: text.rfind("\n", 0, at) + 1].rstrip().rpartition("\n")[2].rstrip(" \t*_`")
-    return bool(led) and not led.endswith(_ENDS) and _INTRODUCES.search(led) is None
+    return bool(led) and not led.endswith(_ENDS) and INTRODUCES.search(led) is None
 
 
 RESULT = r"\[RESULT\](?:[ \t]*:)?\s*"  # as Prometheus ends its feedback (arXiv 2310.08491)
@@ -153,185 +167,6 @@ def unboxed(text: str, answer: Pattern, form: str = "[[{}]]") -> str:
     if "boxed{" not in text:
         return text
     return _BOXED.sub(lambda found: form.format(found[1]) if answer.fullmatch(found[1]) else found[0], text)
-
-
-# ---------------------------------------------------------------- a JSON object and the words around it
-
-# Keys beside an answer with which a judge changes it, or says what it means.
-OVERRIDES = Pattern(
-    r"final|adjust|revis|correct|updat|amend|actual|\btrue|\breal|\bnew\b|\bnet\b|\bafter|effective|overall"
-    r"|total|swap|revers|invert"
-    r"|meaning|means|order|direction|scale|legend|polarity|penal|deduct|minus|bonus|second|reconsider|instead"
-    r"|overrid|overrul"
-    r"|severity|difference|\bunit|\bof$|percent|prelim|provisional|tentative|\bdraft|descend|ascend|\bsort"
-    r"|chang|should|\bresult"
-    r"|\bmax|out.of|lower.is|higher.is|\b(?:score|rating|grade|marks?|points?|stars?|level|verdict|winner"
-    r"|ranking|percent)",
-    re.IGNORECASE,
-    words=(
-        "final|adjust|revis|correct|updat|amend|actual|true|real|new|net|after|effective|overall|total|swap|revers|"
-        "invert|mean|order|direction|scale|legend|polarity|penal|deduct|minus|bonus|second|reconsider|instead|"
-        "overrid|overrul|severity|difference|unit|of|percent|prelim|provisional|tentative|draft|cend|sort|chang|"
-        "should|result|max|out|lower|higher|score|rating|grade|mark|point|star|level|verdict|winner|ranking"
-    ),
-)
-
-
-OBJECT = Pattern(r"\{\s*[\"'}]|\{\s*\Z")  # braces of code or of mathematics hold no answer
-
-
-def whole(value: Any) -> Any:
-    """A JSON number such as 4.0 as the whole number it equals; anything else as it is."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-NOTHING: tuple[Any, ...] = (None, "", [], {})  # values of a field that say nothing
-
-
-def overridden(item: dict[str, Any], field: str) -> bool:
-    """Whether another field of a JSON object may change what `field` says."""
-    others = [key for key, value in item.items() if key != field and value not in NOTHING]
-    return any(OVERRIDES.search(key.replace("_", " ")) for key in others)
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=lambda pairs: _unique(pairs))
-_OPENING = Pattern(r"```[ \t]{0,4}\w{0,20}$")
-_CLOSING = Pattern(r"```")
-_HARMLESS = Pattern(
-    r"\bin (?:the|your|this) (?:(?:requested|required|specified|given|json) )*format\b|\bas (?:asked"
-    r"|requested|instructed)\b"
-    r"|\blet me know\b[^.!?\n\d{}]*",
-    re.IGNORECASE,
-    words="format|as asked|as requested|as instructed|let me know",
-)
-_INTRODUCES = Pattern(
-    r"^(?:sure,? )?here\W|^\W*sure\W|\b(?:my|ratings?|evaluations?|assessments?|json|results?|verdict|answer"
-    r"|judge?ments?|object|scores?|ranking|scale|best (?:first|to worst))\b",
-    re.IGNORECASE,
-)
-# Words with which a judge reports what somebody else wrote, or what a reply would look like.
-REPORTS = Pattern(
-    r"\b(?:say(?:s|ing)?|said|writes?|wrote|written|writing|reads|contain(?:s|ing)?|claim(?:s|ed|ing)|quot\w+|inject\w*"
-    r"|demand(?:s|ed|ing)?|asks|ask(?:ed|ing)? (?:for|that)|instruct\w*|tell(?:s|ing)?|told|tr(?:ies|ied"
-    r"|ying)|example|e\.g\.|format"
-    r"|template|schema|pretend\w*|imitat\w+|fake\w*|smuggl\w+|suggest\w*|insist\w*|plead\w*|beg(?:s|ged|ging)?"
-    r"|order(?:s|ed|ing)|ignor\w+|(?:its|their) own (?:rating|score|verdict|mark|word|ranking)s?|attempt\w*"
-    r"|embed\w*|(?<!\bi )would|could|should|might|must|if|unless|instead of"
-    r"|never|cannot|can't|n't|isn't|wasn't|another judge|previous\w*|earlier|at first|initial(?:ly)?)\b",
-    re.IGNORECASE,
-)
-_DENIES = Pattern(r"\bnot\b|\bopposite\b|\bunlike\b", re.IGNORECASE)
-_AGAIN = r"(?:thoughts?|reading|look|inspection|glance|reflection|consideration|examination|analysis|thinking)"
-_CORRECTS = (
-    r"actually|correction|(?:up)?on (?:reflection|re-?reading|reconsideration|re-?examination"
-    rf"|(?:a )?(?:second|third|final|last|closer|further|careful|another|more|deeper) {_AGAIN})"
-    r"|(?:having|after) (?:re-?read|reconsider|re-?think|re-?thought|re-?check)\w*|(?:thinking|looking"
-    r"|reading) (?:\w+ ){0,2}(?:again|over)|in hindsight|second thoughts?"
-    r"|(?:scratch|strike|disregard|ignore|forget|discard) (?:that|this|it|the above|what)|withdrawn|retracted"
-    r"|i stand corrected|my bad|(?:hold|hang) on|let me think|(?:i )?think(?:ing)? again|ah|oh|yet|wait|sorry"
-    r"|oops|hmm+|rather(?! than)|really"
-    r"|make (?:that|it)|i mean|i meant|let me (?:revise|correct|change|reconsider)|my mistake|apologies|edit(?:ed)?"
-    r"|update[ds]?|revised|no(?=[,.;!])|not(?=[.!])|nope|just kidding"
-)
-# At the beginning of a clause, so that `it actually answers` corrects nothing.
-CORRECTION = Pattern(
-    rf"(?:^|[.!?;,:(\n–—-])[ \t*_]{{0,8}}(?:but |and )?(?:{_CORRECTS})\b|\bshould (?:be|read|say|have been"
-    r"|have read|have said)\b"
-    r"|\bchang(?:e|ed|ing) (?:it|that|this|my|the|to)\b|\b(?:take|took|taking) (?:it|that) back\b"
-    r"|\bi(?:'d| would| will|'ll)? (?:lower|raise|revise|correct|downgrade|upgrade|take|deduct|subtract)\b"
-    r"|\bis (?:really|more like|rather)\b|\bi (?:no longer|was (?:wrong|mistaken|too)|misread|misjudged"
-    r"|reconsider\w*|take (?:it|that|this) back|withdraw|retract|spoke too)\b"
-    r"|\b(?:changed|change|changing) my mind\b",
-    re.IGNORECASE,
-    words=(
-        "actually|correction|corrected|i correct|me correct|on reflection|on reconsideration|on re-|on reread|"
-        "on reexam|on second |on third |on final |on last |on closer |on further |on careful |on another |on more |"
-        "on deeper |on a second |on a third |on a final |on a last |on a closer |on a further |on a careful |"
-        "on a another |on a more |on a deeper |re-read|reread|reconsider|rethink|re-think|rethought|re-thought|"
-        "recheck|re-check|thinking |looking |reading |hindsight|second thought|scratch |strike |disregard |ignore |"
-        "forget |discard |withdrawn|retracted|my bad|hold on|hang on|let me |think again|ah|oh|yet|wait|sorry|oops|"
-        "hmm|rather|really|make that|make it|i mean|my mistake|apologies|edit|update|revise|no,|no.|no;|no!|not.|"
-        "not!|nope|just kidding|should |change |changed |changing |take |took |taking |i'd |i would |i will |i'll |"
-        "i lower|i raise|i downgrade|i upgrade|i deduct|i subtract|i take|is more like|i no longer|i was |i misread|"
-        "i misjudged|i withdraw|i retract|i spoke"
-    ),
-)
-SWAPS = Pattern(
-    r"\b(?:swap|exchang|revers)\w*(?: \w+)? (?:the two|them|these|those|two|ratings|scores|numbers|verdicts?"
-    r"|completions?|texts?|\W?\d)"
-    r"|\bmixed (?:\w+ ){0,3}up\b|\b(?:other|wrong) way a?round\b|\bwrong (?:order|number|one|letter)\b"
-    r"|\btypo\b|\bmistyped\b|\bvice versa\b|\bbackwards\b|\bthe (?:reverse|opposite|other way round) (?:is"
-    r"|holds|applies)\b"
-    r"|\b(?:verdict|answer|choice|order|result|decision) (?:is|should be|must be) the (?:reverse|opposite)\b"
-    r"|\bconfused (?:the two|them|these|one)\b|\b(?:got|had|have|has) (?:it|that|them|this"
-    r"|these) (?:\w+ )?(?:reversed|switched|flipped|swapped|inverted|confused|wrong)\b|\b(?:numbers|labels"
-    r"|names|texts|two) (?:are|were|got) (?:\w+ )?(?:reversed|switched|flipped|swapped|inverted|exchanged)\b",
-    re.IGNORECASE,
-    words=(
-        "swap|exchang|revers|mixed |wrong|typo|mistyped|vice versa|backwards|opposite|other way |confused|switched|"
-        "flipped|inverted"
-    ),
-)
-_AFTERTHOUGHT = Pattern(
-    rf"\b(?:{_CORRECTS}|but|however|instead|not|except|wrong|mistakes?|errors?|opposite|unlike)\b|[\d{{}}]",
-    re.IGNORECASE,
-)
-VOID = Pattern(
-    r"\b(?:disregard|ignore|discard) (?:the|this|these|that|my|all)\b|\bplaceholders?\b|\bdummy\b|\b(?:wrong"
-    r"|other) (?:texts|completions)\b"
-    r"|\bi (?:decline|refuse) to\b|\bin reverse\b|\b(?:are|were) (?:only |just )?(?:examples|guesses)\b",
-    re.IGNORECASE,
-    words=(
-        "disregard|ignore|discard|placeholder|dummy|wrong|other text|other completions|decline|refuse|reverse|"
-        "example|guesses"
-    ),
-)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object, keys in lower case. Raises ValueError for a repeated key: such a reply is ambiguous."""
-    if len({key.strip().lower() for key, _ in pairs}) < len(pairs):
-        raise ValueError("a key stands twice")
-    return {key.strip().lower(): value for key, value in pairs}
-
-
-def find_object(text: str) -> tuple[Any, str] | str:
-    """The one JSON value of a reply, keys in lower case, and the words before it; or the problem.
-
-    Plain words around it are accepted. A second object, words that make the object somebody else's or an example, and
-    a correction are not: the reply would then be ambiguous.
-    """
-    start = text.find("{")
-    if start < 0:
-        return "not readable as JSON (no object)"
-    if (before := text[:start].rstrip()).endswith("["):
-        start = len(before) - 1
-    try:
-        value, end = _DECODER.raw_decode(text, start)
-    except RecursionError:
-        return "not readable as JSON (nested too deep)"
-    except json.JSONDecodeError as error:
-        return f"not readable as JSON ({error})"
-    except ValueError as error:  # a key that stands twice, or a whole number that Python refuses to read
-        return f"not readable as JSON ({'a number is too long' if 'limit' in str(error) else error})"
-    before, after = text[:start].rstrip(), text[end:]
-    if re.match(r"[ \t]*[^\s`]", after):
-        return "the sentence goes on behind the object"
-    after = after.lstrip()
-    opening, closing = _OPENING.search(before), _CLOSING.match(after)
-    if opening is not None and closing is not None:
-        before, after = before[: opening.start()], after[closing.end() :]
-    before, after = _HARMLESS.sub("", before).rstrip(), _HARMLESS.sub("", after)
-    last = before.rpartition("\n")[2]
-    if quoted(before, len(before)):
-        return "the object stands in words that quote it"
-    if REPORTS.search(last) or (
-        last and not last.endswith((".", "!")) and (_DENIES.search(last) or not _INTRODUCES.search(last))
-    ):
-        return "the words before the object do not introduce it as the judge's own"
-    if any(pattern.search(after) for pattern in (_AFTERTHOUGHT, REPORTS, SWAPS, VOID)):
-        return "the words after the object may take it back"
-    return value, before
 
 
 # ---------------------------------------------------------------- a number
@@ -400,16 +235,3 @@ def leading_number(line: str, low: int, high: int) -> Number:
     if not low <= value <= high:
         return Number(None, f"the rating {value} is outside {low} to {high}", tail)
     return Number(value, None, tail, of=of, word=word is not None)
-
-
-_VALUED = Pattern(rf"\d|\b(?:{'|'.join(NUMERALS)}|higher|lower)\b", re.IGNORECASE)
-
-
-def takes_back(text: str) -> bool:
-    """Whether the text holds a correction with a number, such as `Actually, 3`."""
-    return any(_VALUED.search(text, end, end + 60) for end in corrections(text))
-
-
-def corrections(text: str) -> Iterator[int]:
-    """Where the words end that begin a correction."""
-    return (match.end() for match in CORRECTION.finditer(text))
