@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from rlaif.judges.replies.patterns import Pattern
-from rlaif.judges.replies.second_thoughts import CORRECTS, SWAPS, VOID
-from rlaif.judges.replies.words import INTRODUCES, REPORTS, quoted
+from rlaif.judges.replies.second_thoughts import CORRECTS, SWAPS, VOID, revokes
+from rlaif.judges.replies.words import INTRODUCES, NAMED, REPORTS, leading_number, measures_bad, quoted
 
 # Keys beside an answer with which a judge changes it, or says what it means.
 OVERRIDES = Pattern(
@@ -41,10 +42,68 @@ def whole(value: Any) -> Any:
 NOTHING: tuple[Any, ...] = (None, "", [], {})  # values of a field that say nothing
 
 
-def overridden(item: dict[str, Any], field: str) -> bool:
-    """Whether another field of a JSON object may change what `field` says."""
-    others = [key for key, value in item.items() if key != field and value not in NOTHING]
-    return any(OVERRIDES.search(key.replace("_", " ")) for key in others)
+# Fields whose numbers are about something else than quality as a whole, by their names.
+ABOUT = Pattern(
+    rf"{NAMED}|number|index|shown|original|position|source|target|\bref|which|about|\b(?:id|for|of|no|key|name|label)\b"
+)
+_QUALITY = Pattern(r"\w+(?:ness|ity|cy|nce|style|tone|depth|detail|grammar|spelling|coverage|logic|safety)")
+KNOWN = ("type", "types", "confidence", "certainty", "probability", "weight", "margin", "strength")
+_BOUND = Pattern(
+    r"\bmax|\bout\b|\bof$|limit|\bbest\b|highest|upper|ceiling|denominator|possible|\bscale|\brange|\btop\b|\bfull\b"
+    r"|\bbounds?\b"
+)
+_MEASURE = Pattern(r"measure|criteri|metric|\bbasis|\bby\b|\bcount|\bmean|\bwhat\b")
+MOST_OF_A_FIGURE = 30  # characters: what is longer are words
+
+
+def overridden(item: dict[str, Any], field: str, scale: tuple[int, int] | None = None) -> bool:
+    """Whether another field of a JSON object may change what `field` says, or may be meant in its place.
+
+    With the `scale` of a number, a figure under a name that is not known to be of something else may be.
+    """
+    for key, value in item.items():
+        name = key.replace("_", " ")
+        if key == field or value in NOTHING or (scale and _BOUND.search(name) and _figures(value) in _ends(*scale)):
+            continue
+        if OVERRIDES.search(name) or (isinstance(value, bool) and not (name == "tie" and not value)):
+            return True
+        if isinstance(value, str) and len(value) < MOST_OF_A_FIGURE and _MEASURE.search(name) and measures_bad(value):
+            return True
+        bound = _BOUND.search(name) is not None and _figures(value) != []
+        if scale and (bound or any(_may_be_meant(*leaf) for leaf in _leaves(key, value))):
+            return True
+    return False
+
+
+def _ends(low: int, high: int) -> tuple[list[str], ...]:
+    """The figures of a field that states the scale as it was asked for: `"max": 5`, `"scale": "1-5"`."""
+    return [str(high)], [str(low), str(high)]
+
+
+def _figures(value: Any) -> list[str]:
+    written = str(value)
+    return re.findall(r"\d+", written) if len(written) < MOST_OF_A_FIGURE else []
+
+
+def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """The values in a JSON value that hold no others, each with the nearest name."""
+    waiting = [(key, value)]
+    while waiting:
+        name, one = waiting.pop()
+        if isinstance(one, dict):
+            waiting += one.items()
+        elif isinstance(one, list):
+            waiting += ((name, other) for other in one)
+        else:
+            yield name, one
+
+
+def _may_be_meant(key: str, value: Any) -> bool:
+    """Whether a field beside a number holds one that may be meant in its place; one of a quality's name is not."""
+    if key in KNOWN or ABOUT.search(key.replace("_", " ")) or _QUALITY.fullmatch(key):
+        return False
+    number = leading_number(value, 0, 0) if isinstance(value, str) else None
+    return isinstance(value, (int, float)) or (number is not None and number.numeric and not number.tail.strip(" ."))
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=lambda pairs: _unique(pairs))
@@ -105,6 +164,6 @@ def find_object(text: str) -> tuple[Any, str] | str:
         last and not last.endswith((".", "!")) and (_DENIES.search(last) or not INTRODUCES.search(last))
     ):
         return "the words before the object do not introduce it as the judge's own"
-    if any(pattern.search(after) for pattern in (_AFTERTHOUGHT, REPORTS, SWAPS, VOID)):
+    if any(pattern.search(after) for pattern in (_AFTERTHOUGHT, REPORTS, SWAPS, VOID)) or revokes(after):
         return "the words after the object may take it back"
     return value, before

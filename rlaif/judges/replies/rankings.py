@@ -7,8 +7,9 @@ from typing import Any
 
 from rlaif.judges.replies.objects import NOTHING, OBJECT, find_object, overridden
 from rlaif.judges.replies.patterns import Pattern
-from rlaif.judges.replies.second_thoughts import CORRECTION, SWAPS
+from rlaif.judges.replies.second_thoughts import withdraws
 from rlaif.judges.replies.words import (
+    BAD,
     CUT,
     MOST_CHARACTERS,
     MOST_MARKS,
@@ -55,6 +56,8 @@ _WORST_FIRST = Pattern(
     r"|rank|principle|goodness|use|excellence|help|hon|harmless|accura|correct|clar|polite|kind))"
     rf"|\b(?:from|starting (?:with|from|at)|beginning with|begins with|starts with) (?:the )?{_WORSE}\b"
     r"|\b(?:ascending|increasing|rising|improving|upwards?)\b|\bbottom[- ](?:to|up)\b"
+    rf"|\b(?:from|first|1st|top|leftmost|leads|(?:begins|starts) with)\b[^.\n]{{0,40}}\b(?:most|worst|greatest|highest"
+    rf"|largest)(?: number of| count of| amount of)?(?: the)? {BAD}"
     rf"|\b{_BEST}\b[^.\n>]{{0,20}}\b(?:last|at the (?:end|bottom|right|back))\b"
     r"|\b(?:in|the) reversed?\b|\breversed? (?:order|ranking)\b|\binverted order\b|\bbackwards\b"
     r"|[>≻]\W{0,3}(?:\w+ ){0,3}?(?:means?|is|as|stands? for|reads?|denotes|indicates|signif\w+|="
@@ -64,6 +67,12 @@ _WORST_FIRST = Pattern(
     r"|\bby (?:the |their )?(?:number|count|level|degree|amount|severity) of (?:errors|mistakes|flaws|faults"
     r"|problems|harm|toxicity)\b|\bby (?:errors|harmfulness|toxicity|severity)\b",
     re.IGNORECASE,
+)
+_PAIRED = Pattern(
+    rf"{_NAME}(?P<k>\d{{1,4}})\]?[*_]* (?:is|was|seems) (?:\w+ ){{0,2}}?(?:(?P<better>better|stronger|superior"
+    rf"|preferable)|(?P<worse>worse|weaker|inferior)) (?:than|to) (?:the )?{_NAME}(?P<other>\d{{1,4}})(?![\w.]*\w)",
+    re.IGNORECASE,
+    words="better|stronger|superior|preferable|worse|weaker|inferior",
 )
 _ENDS_SAY = Pattern(
     rf"\b(?:last|final|rightmost)\b[^.\n>]{{0,15}}\b(?:is|being|was)\b (?:the )?{_BEST}\b|\b(?:first"
@@ -123,10 +132,10 @@ def read_ranking(text: str, n: int, *, cut: bool = False) -> tuple[RankGroups | 
     after = heard[max(end, last) :]
     if _WORST_FIRST.search(whole.replace("_", " ")) or _ENDS_SAY.search(after):
         return None, "an order from worst to best"
-    if _redefined(heard) or any(not _agrees(one, ranking) for one in _EXTREMES.finditer(whole)):
+    if _redefined(heard) or _contradicted(whole, ranking):
         return None, "the words around the ranking may say something else"
     others = (_ordered(chain[0]) for chain in _CHAIN.finditer(after) if chain[0].count(">") == len(ranking) - 1)
-    if CORRECTION.search(after) or SWAPS.search(after) or any(other != ranking for other in others):
+    if withdraws(after) or any(other != ranking for other in others):
         return None, "the words after the ranking may take it back"
     return ranking, None
 
@@ -134,6 +143,16 @@ def read_ranking(text: str, n: int, *, cut: bool = False) -> tuple[RankGroups | 
 def _redefined(heard: str) -> bool:
     """Whether a `>` stands among words: they may say what it means."""
     return any(_SIGN.search(line) for line in heard.split("\n") if not _RANKED.search(line))
+
+
+def _contradicted(text: str, ranking: RankGroups) -> bool:
+    """Whether the reply says of two of them, or of the best or worst one, what the ranking does not say."""
+    place = {k: at for at, group in enumerate(ranking) for k in group}
+    for match in _PAIRED.finditer(text):
+        k, other = place.get(int(match["k"])), place.get(int(match["other"]))
+        if k is not None and other is not None and not (k < other if match["better"] else k > other):
+            return True
+    return any(not _agrees(one, ranking) for one in _EXTREMES.finditer(text))
 
 
 def _agrees(match: re.Match[str], ranking: RankGroups) -> bool:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from rlaif.judges.replies.objects import find_object, overridden, whole
+from rlaif.judges.replies.objects import ABOUT, find_object, overridden, whole
 from rlaif.judges.replies.patterns import Pattern
 from rlaif.judges.replies.scales import changed, explains_otherwise, on_another_scale, spans_the_scale, void
 from rlaif.judges.replies.second_thoughts import CORRECTION, corrections, takes_back
@@ -19,6 +19,7 @@ from rlaif.judges.replies.words import (
     CUT,
     MOST_CHARACTERS,
     MOST_MARKS,
+    NAMED,
     TOO_LONG,
     TOO_MANY,
     Number,
@@ -56,23 +57,18 @@ def read_reply(
 
 # ---------------------------------------------------------------- JSON
 
-_NAMED = r"(?:text|completion|response|answer|candidate|output)"
-_KEY = Pattern(rf"(?:{_NAMED}[ _]?)?\[?(\d{{1,4}})\]?")
+_KEY = Pattern(rf"(?:{NAMED}[ _]?)?\[?(\d{{1,4}})\]?")
 _INDEX = ("completion", "text", "index", "number")
-_ABOUT = Pattern(
-    rf"{_NAMED}|number|index|shown|original|position|source|target|\bref|which|about|\b(?:id|for|of|no|key"
-    r"|name|label)\b"
-)
 _PLACES = ("a", "first", "one", "b", "second", "two", "c", "third", "three", "d", "fourth", "four")
 _PLACE = rf"(?:(?P<number>\d{{1,4}})|(?P<place>{'|'.join(_PLACES)}))"
-_ONE = Pattern(rf"\W*(?:the )?(?P<noun>{_NAMED})?[ _]?(?:no\.? ?|number )?\W*{_PLACE}(?: (?:one|{_NAMED}))?\W*")
+_ONE = Pattern(rf"\W*(?:the )?(?P<noun>{NAMED})?[ _]?(?:no\.? ?|number )?\W*{_PLACE}(?: (?:one|{NAMED}))?\W*")
 _IS_ONE = Pattern(
     r"\b(?:this|it|that|here)(?: (?:is|was|means|concerns)|'s) (?:about |for |really "
-    rf"|actually )?(?:the )?{_NAMED} #?{_PLACE}\b(?! (?:is|has|does|was)\b)",
+    rf"|actually )?(?:the )?{NAMED} #?{_PLACE}\b(?! (?:is|has|does|was)\b)",
     words="text |completion |response |answer |candidate |output ",
 )
 _HEADED = Pattern(
-    rf"\W*(?:(?:(?:rating|score) )?(?:for|of|on|about|re) (?:{_NAMED} )?|{_NAMED} )#?{_PLACE}\s*(?:[:)\]–—-]|$)"
+    rf"\W*(?:(?:(?:rating|score) )?(?:for|of|on|about|re) (?:{NAMED} )?|{NAMED} )#?{_PLACE}\s*(?:[:)\]–—-]|$)"
 )
 _WRAPPERS = ("ratings", "completions", "evaluations", "evaluation", "results", "judgments", "judgements")
 
@@ -129,7 +125,7 @@ def _names_another(item: dict[str, Any], k: int) -> bool:
     for key, value in item.items():
         written = str(value).strip().lower() if isinstance(value, (int, str)) and key != "rating" else ""
         named = _ONE.fullmatch(written)
-        if named is not None and not (named["noun"] or _ABOUT.search(key.replace("_", " "))):
+        if named is not None and not (named["noun"] or ABOUT.search(key.replace("_", " "))):
             named = None  # a number of something else
         said = (named, _HEADED.match(written), *_IS_ONE.finditer(written))
         if any(_place(one) != k for one in said if one is not None):
@@ -156,7 +152,7 @@ def _json_reading(item: Any, low: int, high: int, na: bool, types: Sequence[str]
     raw = json.dumps(item, ensure_ascii=False)
     if not isinstance(item, dict) or "rating" not in item:
         return Reading(None, raw, "no whole-number rating")
-    if overridden(item, "rating") or any(_may_rate(key, value) for key, value in item.items()):
+    if overridden(item, "rating", (low, high)):
         return Reading(None, raw, "several fields that may be the rating")
     value = whole(item["rating"])
     if not isinstance(value, (int, str)):
@@ -177,18 +173,6 @@ def _json_reading(item: Any, low: int, high: int, na: bool, types: Sequence[str]
     reading = _reading(number, raw, na)._replace(types=named, note=note)
     told = item.get("rationale")
     return reading._replace(raw=told) if reading.problem is None and isinstance(told, str) else reading
-
-
-_QUALITY = Pattern(r"\w+(?:ness|ity|cy|nce|style|tone|depth|detail|grammar|spelling|coverage|logic|safety)")
-_KNOWN = ("rating", "type", "types", "confidence", "certainty", "probability", "weight")
-
-
-def _may_rate(key: str, value: Any) -> bool:
-    """Whether a field beside the rating holds a number that may be the rating too; one of a quality's name is not."""
-    if key in _KNOWN or _ABOUT.search(key.replace("_", " ")) or _QUALITY.fullmatch(key):
-        return False
-    number = leading_number(value, 0, 0) if isinstance(value, str) else None
-    return isinstance(value, (int, float)) or (number is not None and number.numeric and not number.tail.strip(" ."))
 
 
 def _json_types(item: dict[str, Any], offered: Sequence[str]) -> tuple[tuple[str, ...], str | None]:
@@ -220,7 +204,7 @@ def _reading(number: Number, raw: str, na: bool) -> Reading:
 _BLOCK = Pattern(
     r"^[ \t]*(?:(?:[-*•]|\d{1,2}[.)](?=[ \t]+\[))[ \t]+)?(?:#{1,6}[ \t]*)?[*_]{0,3}"
     rf"(?:\[(?P<bracket>\d{{1,4}})\]"
-    rf"|(?:output[ \t]+for[ \t]+)?{_NAMED}[ \t]*#?(?P<open>\[)?(?P<named>\d{{1,4}})(?(open)\])"
+    rf"|(?:output[ \t]+for[ \t]+)?{NAMED}[ \t]*#?(?P<open>\[)?(?P<named>\d{{1,4}})(?(open)\])"
     r"(?![\w.])(?=[ \t]*[*_]{0,3}[ \t]*(?:[:|(→\r\n]|[-–—][ \t]|$)))[*_]{0,3}",
     re.MULTILINE | re.IGNORECASE,
 )
@@ -248,7 +232,7 @@ _SOME = Pattern(
 _SUMMARY = Pattern(
     r"^\W*(?:final(?:ly)?|summary|in sum|to sum up|ratings|scores|overall|totals?"
     r"|results?)\b(?![*_ \t]*rating\b)[^\n]*\d"
-    rf"|\[\d{{1,4}}\]\W{{0,4}}(?:rating\W{{0,4}})?\d|\b{_NAMED}[ \t]*\[?\d{{1,4}}\]?[ \t]*(?:[:=]|->"
+    rf"|\[\d{{1,4}}\]\W{{0,4}}(?:rating\W{{0,4}})?\d|\b{NAMED}[ \t]*\[?\d{{1,4}}\]?[ \t]*(?:[:=]|->"
     rf"|→)[ \t]*[*_]*(?:rating\W{{0,4}})?\d",
     re.IGNORECASE | re.MULTILINE,
     words=(
@@ -257,7 +241,7 @@ _SUMMARY = Pattern(
     ),
 )
 _TYPES = Pattern(r"^[ \t*_#-]*types?[*_]*[ \t]*:[*_ \t]*(.*)$", re.IGNORECASE | re.MULTILINE, words="type")
-_OTHERS = Pattern(rf"\[\d|\b{_NAMED}s?[ \t]*\[?\d|\b(?:first|second|third|fourth|former|latter|other)\b", re.IGNORECASE)
+_OTHERS = Pattern(rf"\[\d|\b{NAMED}s?[ \t]*\[?\d|\b(?:first|second|third|fourth|former|latter|other)\b", re.IGNORECASE)
 
 
 def read_lines(
@@ -375,7 +359,7 @@ def _block_reading(
 
 # ---------------------------------------------------------------- a table
 
-_COLUMN = Pattern(rf"(?:{_NAMED}s?|no\.?|number|index|#)(?:[ ]*(?:no\.?|number|#))?", re.IGNORECASE)
+_COLUMN = Pattern(rf"(?:{NAMED}s?|no\.?|number|index|#)(?:[ ]*(?:no\.?|number|#))?", re.IGNORECASE)
 _RULE = Pattern(r":?-{2,}:?")
 
 

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 from rlaif.judges.replies.patterns import DIGITS, Pattern
-from rlaif.judges.replies.second_thoughts import SWAPS, VOID
-from rlaif.judges.replies.words import NUMERALS
+from rlaif.judges.replies.second_thoughts import SWAPS, VOID, revokes
+from rlaif.judges.replies.words import BAD, NUMERALS, measures_bad
 
 MOST_OF_AN_INTRODUCTION = 400  # characters: what is longer holds reasons
 _WORDS = {word: number for number, word in enumerate(NUMERALS, start=1)} | {"twenty": 20, "hundred": 100}
 _NUMBERS = (*DIGITS, *_WORDS)  # what a number begins with
-_N = rf"(?:\d{{1,4}}|{'|'.join(_WORDS)})"
+_NAMES = "|".join(_WORDS)
+_N = rf"(?:\d{{1,4}}|{_NAMES})"
 
 
 def _number(written: str) -> int:
@@ -22,7 +23,7 @@ def _number(written: str) -> int:
 
 def void(text: str, low: int, high: int) -> str | None:
     """Why none of a reply's numbers counts: it withdraws them, or uses another scale; else None."""
-    if VOID.search(text) or SWAPS.search(text):
+    if VOID.search(text) or SWAPS.search(text) or revokes(text):
         return "the reply takes its numbers back"
     return on_another_scale(text, low, high)
 
@@ -61,6 +62,8 @@ def explains_otherwise(before: str, low: int, high: int) -> bool:
     """Whether an introduction to ratings says something of their numbers that is not known to be as asked."""
     if len(before) > MOST_OF_AN_INTRODUCTION:
         return False  # reasons, and no introduction
+    if measures_bad(before.rstrip().rpartition("\n")[2]):
+        return True
     for sentence in re.split(r"[.!?](?=\s|$)|\n", _legend_as_asked(before, low, high)):
         if _MEASURES.search(sentence):
             words = re.findall(r"[a-z']+|\d+", sentence.lower())
@@ -147,6 +150,9 @@ _NAMES_ONE = Pattern(
     r"|no\.|out of|and)\W{0,6}$",
     re.IGNORECASE,
 )
+# `Rating 1 is the best`, but not `completion 1 is the best` or `Rating: 1`.
+_CALLED = Pattern(r"\b(?:rating|score|mark|grade|number) (?:of )?$", re.IGNORECASE)
+_MEANS = Pattern(r"=|\b(?:is|means?|being|stands? for|denotes|indicates)\b", re.IGNORECASE)
 _MORE_IS_WORSE = Pattern(
     r"\b(?:low(?:er|est)?|small(?:er|est)?|fewer)(?: (?:numbers?|ratings?|scores?|values?|marks?|grades?"
     r"|points|figures?))?"
@@ -158,6 +164,8 @@ _MORE_IS_WORSE = Pattern(
     r"|merits?|strengths?|good))"
     r"|\b(?:low(?:er|est)?|smaller|smallest) (?:numbers?|ratings?|scores?|marks?)? ?wins?\b|\bless is more\b"
     r"|\bgolf\b|\bbadness\b"
+    rf"|\b(?:it|this|that|each|they|these|which|here)(?: \w+)?(?: is| are| was)?(?: the| a)? (?:counts?|tall(?:y|ies)"
+    rf"|totals?|measures?|number|sum)(?: of)?(?: the| all| how many)? {BAD}\W*$"
     r"|\bthe (?:lower|smaller|fewer)\b[^.;\n]{0,24}, the better\b|\bthe (?:higher|greater|larger"
     r"|more)\b[^.;\n]{0,24}, the worse\b"
     r"|\b(?:revers|invert|flip)\w+ (?:\w+ )?(?:scale|scoring|rating|grading|numbers)\b|\binverse (?:scale"
@@ -173,7 +181,7 @@ _MORE_IS_WORSE = Pattern(
     words=(
         "better|best|good|worse|worst|bad|poor| count| tall| add|win|less is more|golf|revers|invert|flip|inverse|"
         "upside down|school|german|error|mistake|flaw|fault|problem|harm|wrong|toxic|severity|penalt|demerit|rank|"
-        "place"
+        "place|bias|badness|violation|defect|weakness|falsehood|danger"
     ),
 )
 
@@ -183,7 +191,8 @@ def _less_is_better(text: str, low: int, high: int) -> bool:
     good: set[int] = set()
     bad: set[int] = set()
     for match in _legends(text):
-        if not _NAMES_ONE.search(text[max(0, match.start() - 24) : match.start()]):
+        before = text[max(0, match.start() - 24) : match.start()]
+        if not _NAMES_ONE.search(before) or (_CALLED.search(before) and _MEANS.search(match[0])):
             (good if match["good"] else bad).add(int(match["n"]))
     if any(not low <= n <= high for n in good | bad):
         return True
@@ -216,16 +225,22 @@ _HIGHS = Pattern(
     rf"\bscale (?:up )?to (?P<h1>{_N})\b|(?<![\w.])(?P<h2>{_N})[- ](?:point|star|level"
     r"|grade) (?:likert )?(?:scale|system|rating)\b"
     rf"|(?:\b(?:{_GIVEN}|all|both|each|given|everything)\b|^)\W{{0,3}}(?:(?:are|is|given|both|all|here|each"
-    rf"|they|it|were|was|[()]) ?){{0,3}}out of (?:a (?:possible |total of |maximum of ))?(?P<h3>{_N})\b"
+    rf"|they|it|were|was|[()]) ?){{0,3}}out of (?:a (?:possible |total of |maximum of )?)?(?P<h3>{_N})\b"
     rf"|\bmax(?:imum|\.)?(?: possible)?(?: {_GIVEN})?(?= is| =|:|of| ?\d)(?: is| =|:|of)? ?(?P<h4>{_N})\b"
     rf"|\b(?:highest|top|best|full)(?: possible)? {_GIVEN}(?: (?:i|you|could|can|possible|give|get"
     rf"|to))*(?: is| =|:|of) ?(?P<h5>{_N})\b"
+    rf"|\b(?:highest|greatest|largest|best|top) (?:possible|limit|bound)(?: is| =|:|of)* ?(?P<h13>{_N})\b"
+    r"|\b(?:perfect|flawless|ideal|faultless|best possible) (?:\w+ )?(?:would |could |might |can |will )?(?:get|be|have"
+    rf"|score|receive|earn|deserve|reach)s? (?:a |an )?(?P<h14>{_N})\b|^\W*(?:{_NAMES}) (?:out )?of (?P<h15>{_NAMES})\W*$"
     rf"|(?<![\w.])(?P<h6>{_N}) (?:is|being|=|as) the (?:maximum|limit|ceiling)\b"
     rf"|\bwith (?P<h9>{_N}) (?:as|being) the (?:highest|top|best|maximum)\b|\( ?(?:out )?of (?P<h10>{_N}) ?\)"
     rf"|\bscale of (?P<h11>{_N})\b(?! ?(?:to|-|–|and|through)\b)|\b[x\d] ?/ ?(?P<h12>\d{{1,4}})\)"
     rf"|\b{_GIVEN} (?:of )?up to (?P<h7>{_N})\b|\( ?/ ?(?P<h8>\d{{1,4}}) ?\)",
     re.IGNORECASE | re.MULTILINE,
-    words="scale|point|star|level|grade|out of|(of|( of|max|limit|ceiling|highest|top|best|full|up to|/",
+    words=(
+        "scale|point|star|level|grade|out of|(of|( of|max|limit|ceiling|highest|top|best|full|up to|/|possible|bound|"
+        "perfect|flawless|ideal|faultless| of "
+    ),
 )
 _UNITS = Pattern(
     r"\b(?:ratings?|scores?|marks?|numbers)\b[^.\n]{0,20}\b(?:in|as)(?: an?)? percent(?:ages?)?\b"

@@ -121,7 +121,7 @@ def _field(heard: str, text: str, low: int, high: int) -> Reading:
         return Reading(None, text, parsed)
     value, before = parsed
     fields = [key for key in value if _FIELD.fullmatch(key)] if isinstance(value, dict) else []
-    if len(fields) != 1 or _given(before, low, high)[0] or overridden(value, fields[0]):
+    if len(fields) != 1 or _given(before, low, high)[0] or overridden(value, fields[0], (low, high)):
         return Reading(None, text, "expected one score")
     if problem := void(
         "\n".join([before, *(str(other) for other in value.values() if isinstance(other, str))]), low, high

@@ -12,9 +12,9 @@ from itertools import accumulate
 from typing import Any
 
 from rlaif.judges.replies.conclusions import concluded, speaks_against
-from rlaif.judges.replies.objects import OBJECT, find_object, overridden
+from rlaif.judges.replies.objects import KNOWN, OBJECT, find_object, overridden
 from rlaif.judges.replies.patterns import Pattern
-from rlaif.judges.replies.second_thoughts import CORRECTION, SWAPS
+from rlaif.judges.replies.second_thoughts import revokes, withdraws
 from rlaif.judges.replies.words import (
     CUT,
     MOST_CHARACTERS,
@@ -76,6 +76,7 @@ _CONCLUDES = Pattern(
 _BRACKETS = Pattern(r"\[\[[^\[\]\n]{1,12}\]\]")
 _COMPARED = Pattern(r"\[\[([^\[\]\n<>=]{1,16})(>{1,3}|<{1,3}|={1,2})([^\[\]\n<>=]{1,16})\]\]")
 _RESULT_LETTER = Pattern(rf"({RESULT})([AB])(?=[ \t.*_]*$)", re.MULTILINE)
+_LOSES = Pattern(r"los[et]|losing|worse|worst|reject|weak|inferior|bad", re.IGNORECASE)
 _A_TEXT = Pattern(rf"{_NAMED}|\W*\d|texts?\b|first|second|[ab]$", re.IGNORECASE)
 # After a verdict: a last word under another keyword.
 _FINAL = Pattern(
@@ -150,8 +151,7 @@ def read_choice(
         return None, "the verdict may name the worse one"
     after = heard[end:]
     if after.strip(" \n.*_)]") and (
-        CORRECTION.search(after)
-        or SWAPS.search(after)
+        withdraws(after)
         or _prefers_other(after, choice, offered)
         or any(_chosen(label.match(after, m.end()), offered) not in (choice, None) for m in _FINAL.finditer(after))
         or _names_other(after, choice, label, offered)
@@ -182,18 +182,29 @@ def _names_other(after: str, choice: Choice, label: Pattern, offered: Sequence[s
 def _field(item: dict[str, Any], label: Pattern, offered: Sequence[str]) -> Choice | None:
     """The verdict of a JSON object: one field that names it, and no other that changes or contradicts it."""
     fields = [key for key in item if key in _FIELDS]
-    if len(fields) != 1 or overridden(item, fields[0]):
+    others = {key: value for key, value in item.items() if key not in fields}
+    if not fields or overridden(others, ""):
         return None
-    choice = _chosen(label.fullmatch(str(item[fields[0]]).strip()), offered)
+    choices = {_chosen(label.fullmatch(str(item[field]).strip()), offered) for field in fields}
+    choice = choices.pop()
     later = list(item)[list(item).index(fields[0]) + 1 :]
-    for key, value in item.items():
-        if key == fields[0] or not isinstance(value, str):
+    for key, value in others.items():
+        named = label.fullmatch(str(value).strip()) if isinstance(value, (int, str)) else None
+        same = named is None or _says_the_same(key, _chosen(named, offered), choice)
+        if key not in KNOWN and (not same or (named is not None and _A_TEXT.match(key))):
+            return None  # it names another, or says which text is which
+        if not isinstance(value, str):
             continue
-        if _A_TEXT.match(key) and label.fullmatch(value.strip()):
-            return None  # it says which text is which
-        if concluded(value, offered)[0] not in (choice, None) or (key in later and CORRECTION.search(value)):
+        if concluded(value, offered)[0] not in (choice, None) or revokes(value):
             return None
-    return choice
+        if key in later and withdraws(value):
+            return None
+    return None if choices else choice
+
+
+def _says_the_same(key: str, named: Choice | None, choice: Choice | None) -> bool:
+    """Whether a field that names one of the verdicts says what the verdict says: `"loser": "2"` is verdict 1."""
+    return named is not None and (named != choice if _LOSES.search(key) and named != "tie" else named == choice)
 
 
 @lru_cache(maxsize=16)

@@ -108,6 +108,20 @@ def _crossed(quotation: str) -> str:
     return quotation if len(quotation) < 30 and _A_NAME.fullmatch(quotation) else "¤" * len(quotation)
 
 
+NAMED = r"(?:text|completion|response|answer|candidate|output)"  # what a completion is called
+# What a judge may count or measure instead of quality.
+BAD = (
+    r"(?:(?:errors?|mistakes?|flaws?|faults?|problems?|defects?|violations?|weakness(?:es)?|harms?|harmful(?:ness)?|toxic(?:ity)?"
+    r"|bias(?:es)?|badness|severity|wrong(?:ness)?|demerits?|falsehoods?|danger(?:ousness)?)\b)"
+)
+_NAMES_BAD = Pattern(
+    rf"\b{BAD}",
+    re.IGNORECASE,
+    words=(
+        "error|mistake|flaw|fault|problem|defect|violation|weakness|harm|toxic|bias|badness|severity|wrong|demerit|"
+        "falsehood|danger"
+    ),
+)
 _ENDS = (".", "!", "?", ";", ")", "]", "。", "！", "？")
 INTRODUCES = Pattern(
     r"^(?:sure,? )?here\W|^\W*sure\W|\b(?:my|ratings?|evaluations?|assessments?|json|results?|verdict|answer"
@@ -155,7 +169,12 @@ def foreign(text: str, at: int) -> bool:
 def headed(text: str, at: int) -> bool:
     """Whether the line of index `at` is under a heading of something else, such as `Clarity` above `7/10`."""
     led = text[: text.rfind("\n", 0, at) + 1].rstrip().rpartition("\n")[2].rstrip(" \t*_`")
-    return bool(led) and not led.endswith(_ENDS) and INTRODUCES.search(led) is None
+    return bool(led) and ((not led.endswith(_ENDS) and INTRODUCES.search(led) is None) or measures_bad(led))
+
+
+def measures_bad(heading: str) -> bool:
+    """Whether a line that is no sentence names something bad, by which what follows is counted or ordered."""
+    return not heading.rstrip().endswith((".", "!", ";", "。", "！")) and _NAMES_BAD.search(heading) is not None
 
 
 RESULT = r"\[RESULT\](?:[ \t]*:)?\s*"  # as Prometheus ends its feedback (arXiv 2310.08491)
