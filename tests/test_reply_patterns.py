@@ -21,15 +21,16 @@ from rlaif.judges.replies.patterns import DIGITS, Pattern
 from rlaif.judges.replies.scales import _says_as_asked
 from rlaif.judges.replies.verdicts import _label
 
-MODULES = ("conclusions", "rankings", "ratings", "scales", "scores", "verdicts", "words")
+MODULES = ("conclusions", "objects", "rankings", "ratings", "scales", "scores", "second_thoughts", "verdicts", "words")
 MOST_WAYS = 4_000  # texts that a part of a pattern may stand for, to be listed
 
 
 def patterns() -> Iterator[tuple[str, Pattern]]:
     for name in MODULES:
         for attribute, value in vars(importlib.import_module(f"rlaif.judges.replies.{name}")).items():
-            if isinstance(value, Pattern):
-                yield f"{name}.{attribute}", value
+            for pattern in value if isinstance(value, tuple) else (value,):
+                if isinstance(pattern, Pattern):
+                    yield f"{name}.{attribute}", pattern
     for offered in (("1", "2", "tie"), ("A", "B"), ("Output (a)", "Output (b)", "tie")):
         yield from zip(_patterns(offered)._fields, _patterns(offered), strict=True)
         yield "verdicts.label", _label(offered)

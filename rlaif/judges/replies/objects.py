@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from rlaif.judges.replies.patterns import Pattern
-from rlaif.judges.replies.second_thoughts import CORRECTS, SWAPS, VOID, revokes
+from rlaif.judges.replies.second_thoughts import CORRECTS, SWAPS, VOID, WORTHLESS, revokes
 from rlaif.judges.replies.words import INTRODUCES, NAMED, REPORTS, leading_number, measures_bad, quoted
 
 # Keys beside an answer with which a judge changes it, or says what it means.
@@ -49,10 +49,11 @@ ABOUT = Pattern(
 _QUALITY = Pattern(r"\w+(?:ness|ity|cy|nce|style|tone|depth|detail|grammar|spelling|coverage|logic|safety)")
 KNOWN = ("type", "types", "confidence", "certainty", "probability", "weight", "margin", "strength")
 _BOUND = Pattern(
-    r"\bmax|\bout\b|\bof$|limit|\bbest\b|highest|upper|ceiling|denominator|possible|\bscale|\brange|\btop\b|\bfull\b"
+    r"\bmin|lowest|\bmax|\bout\b|\bof$|limit|\bbest\b|highest|upper|ceiling|denominator|possible|\bscale|\brange|\btop\b|\bfull\b"
     r"|\bbounds?\b"
 )
-_MEASURE = Pattern(r"measure|criteri|metric|\bbasis|\bby\b|\bcount|\bmean|\bwhat\b")
+_MEASURE = Pattern(r"measure|criteri|metric|\bbasis|\bby\b|\bcount|\bmean|\bwhat\b|\bkind|\btitle|\bsort")
+_STATE = Pattern(r"status|\bstate|valid|standing|\bflag")
 MOST_OF_A_FIGURE = 30  # characters: what is longer are words
 
 
@@ -69,6 +70,8 @@ def overridden(item: dict[str, Any], field: str, scale: tuple[int, int] | None =
             return True
         if isinstance(value, str) and len(value) < MOST_OF_A_FIGURE and _MEASURE.search(name) and measures_bad(value):
             return True
+        if isinstance(value, str) and _STATE.search(name) and WORTHLESS.fullmatch(value):
+            return True
         bound = _BOUND.search(name) is not None and _figures(value) != []
         if scale and (bound or any(_may_be_meant(*leaf) for leaf in _leaves(key, value))):
             return True
@@ -77,7 +80,7 @@ def overridden(item: dict[str, Any], field: str, scale: tuple[int, int] | None =
 
 def _ends(low: int, high: int) -> tuple[list[str], ...]:
     """The figures of a field that states the scale as it was asked for: `"max": 5`, `"scale": "1-5"`."""
-    return [str(high)], [str(low), str(high)]
+    return [str(high)], [str(low), str(high)], [str(low)]
 
 
 def _figures(value: Any) -> list[str]:
@@ -98,9 +101,13 @@ def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
             yield name, one
 
 
+def _of_something_else(key: str) -> bool:
+    return key in KNOWN or ABOUT.search(key.replace("_", " ")) is not None or _QUALITY.fullmatch(key) is not None
+
+
 def _may_be_meant(key: str, value: Any) -> bool:
     """Whether a field beside a number holds one that may be meant in its place; one of a quality's name is not."""
-    if key in KNOWN or ABOUT.search(key.replace("_", " ")) or _QUALITY.fullmatch(key):
+    if _of_something_else(key):
         return False
     number = leading_number(value, 0, 0) if isinstance(value, str) else None
     return isinstance(value, (int, float)) or (number is not None and number.numeric and not number.tail.strip(" ."))
@@ -164,6 +171,6 @@ def find_object(text: str) -> tuple[Any, str] | str:
         last and not last.endswith((".", "!")) and (_DENIES.search(last) or not INTRODUCES.search(last))
     ):
         return "the words before the object do not introduce it as the judge's own"
-    if any(pattern.search(after) for pattern in (_AFTERTHOUGHT, REPORTS, SWAPS, VOID)) or revokes(after):
+    if any(pattern.search(after) for pattern in (_AFTERTHOUGHT, REPORTS, SWAPS, VOID)) or revokes(after, alone=True):
         return "the words after the object may take it back"
     return value, before

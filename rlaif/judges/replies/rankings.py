@@ -16,6 +16,8 @@ from rlaif.judges.replies.words import (
     TOO_LONG,
     foreign,
     headed,
+    heading,
+    measures_bad,
     narrow,
     quoted,
     spoken,
@@ -205,15 +207,22 @@ def _given(heard: str) -> tuple[list[RankGroups | None], int]:
         if chain or listed:
             clear = not quoted(heard, at) and not line.lstrip().startswith(("`", '"'))
             clear = clear and not foreign(heard, at) and (key is not None or not headed(heard, at))
+            clear = clear and not measures_bad(heading(heard, at))
             given.append(_ordered(body) if clear else None)
             end = at + len(line)
         elif keyed and body:
             given.append(None)
         elif ranked := _PLACE.fullmatch(line):
             rank = int(ranked["digits"]) if ranked["digits"] else _PLACES.index(ranked["word"].lower()) + 1
+            if not places and measures_bad(heading(heard, at)):
+                given.append(None)
             alone = re.match(r"[ \t\r.]*$|[ \t]*[.,;:][ \t]+\D|[ \t]+[-–—(]|[ \t]+because\b", ranked["tail"])
             unclear = (
-                rank in places or not alone or quoted(heard, at) or re.match(r"[ \t,]*(?:and|or)\b", ranked["tail"])
+                rank in places
+                or (not places and measures_bad(heading(heard, at)))
+                or not alone
+                or quoted(heard, at)
+                or re.match(r"[ \t,]*(?:and|or)\b", ranked["tail"])
             )
             places[rank] = None if unclear else int(ranked["k"])
             end = at + len(line)

@@ -14,7 +14,7 @@ from typing import Any
 from rlaif.judges.replies.objects import ABOUT, find_object, overridden, whole
 from rlaif.judges.replies.patterns import Pattern
 from rlaif.judges.replies.scales import changed, explains_otherwise, on_another_scale, spans_the_scale, void
-from rlaif.judges.replies.second_thoughts import CORRECTION, corrections, takes_back
+from rlaif.judges.replies.second_thoughts import CORRECTION, corrections, revokes, takes_back
 from rlaif.judges.replies.words import (
     CUT,
     MOST_CHARACTERS,
@@ -393,7 +393,7 @@ def _read_table(
     if None in numbers or sorted(indices) != list(range(1, n + 1)):
         return unclear(f"expected the numbers 1 to {n} once each, found {', '.join(map(str, indices)) or 'none'}")
     around = "\n".join(line for line in heard.split("\n") if not line.strip().startswith("|"))
-    if _RATING.search(around) or CORRECTION.search(around) or void(around, low, high):
+    if _RATING.search(around) or CORRECTION.search(around) or void(around, low, high) or revokes(around, alone=True):
         return unclear("the words around the table may say something else")
     if quoted(heard, heard.index("|")) or foreign(heard, heard.index("|")):
         return unclear("the table stands in words that quote it")

@@ -144,6 +144,12 @@ _TURNED = Pattern(
     re.IGNORECASE,
     words=_QUALITY_WORDS,
 )
+# `A five means useless`
+_WORDED = Pattern(
+    rf"\ban? (?P<n>{_NAMES}) (?:means|stands for|is|being|denotes) (?:the |an? )?{_QUALITY}\b",
+    re.IGNORECASE,
+    words=" means | stands for | is | being | denotes ",
+)
 _HAS_DIGIT = Pattern(r"\d")
 _NAMES_ONE = Pattern(
     r"(?:text|completion|response|answer|candidate|output|option|assistant|one|rating|score|verdict|number"
@@ -193,7 +199,7 @@ def _less_is_better(text: str, low: int, high: int) -> bool:
     for match in _legends(text):
         before = text[max(0, match.start() - 24) : match.start()]
         if not _NAMES_ONE.search(before) or (_CALLED.search(before) and _MEANS.search(match[0])):
-            (good if match["good"] else bad).add(int(match["n"]))
+            (good if match["good"] else bad).add(_number(match["n"]))
     if any(not low <= n <= high for n in good | bad):
         return True
     if good and (min(good) <= low or (bad and min(good) < max(bad))):
@@ -203,6 +209,7 @@ def _less_is_better(text: str, low: int, high: int) -> bool:
 
 def _legends(text: str) -> Iterator[re.Match[str]]:
     """Where a line says what a number means."""
+    yield from _WORDED.finditer(text)
     end = -1
     for line in text.split("\n"):
         start, end = end + 1, end + 1 + len(line)
@@ -229,9 +236,13 @@ _HIGHS = Pattern(
     rf"|\bmax(?:imum|\.)?(?: possible)?(?: {_GIVEN})?(?= is| =|:|of| ?\d)(?: is| =|:|of)? ?(?P<h4>{_N})\b"
     rf"|\b(?:highest|top|best|full)(?: possible)? {_GIVEN}(?: (?:i|you|could|can|possible|give|get"
     rf"|to))*(?: is| =|:|of) ?(?P<h5>{_N})\b"
+    rf"|\b(?:earns?|gets?|scores?|receives?|deserves?) {_N} of (?:a |the )?(?:possible )?(?P<h16>{_N})\b"
+    r"|\b(?:best|highest|perfect|full|top|most|maximum)(?: \w+)? (?:would|could|can|may|might) (?:be|get|score)"
+    rf" (?P<h17>{_N})\b"
     rf"|\b(?:highest|greatest|largest|best|top) (?:possible|limit|bound)(?: is| =|:|of)* ?(?P<h13>{_N})\b"
     r"|\b(?:perfect|flawless|ideal|faultless|best possible) (?:\w+ )?(?:would |could |might |can |will )?(?:get|be|have"
-    rf"|score|receive|earn|deserve|reach)s? (?:a |an )?(?P<h14>{_N})\b|^\W*(?:{_NAMES}) (?:out )?of (?P<h15>{_NAMES})\W*$"
+    rf"|score|receive|earn|deserve|reach)s? (?:a |an )?(?P<h14>{_N})\b"
+    rf"|^\W*(?:{_NAMES}) (?:out )?of (?P<h15>{_NAMES})\W*$"
     rf"|(?<![\w.])(?P<h6>{_N}) (?:is|being|=|as) the (?:maximum|limit|ceiling)\b"
     rf"|\bwith (?P<h9>{_N}) (?:as|being) the (?:highest|top|best|maximum)\b|\( ?(?:out )?of (?P<h10>{_N}) ?\)"
     rf"|\bscale of (?P<h11>{_N})\b(?! ?(?:to|-|–|and|through)\b)|\b[x\d] ?/ ?(?P<h12>\d{{1,4}})\)"

@@ -20,7 +20,9 @@ from rlaif.judges.replies.words import (
     aside,
     foreign,
     headed,
+    heading,
     leading_number,
+    measures_bad,
     narrow,
     other_scale,
     quoted,
@@ -106,7 +108,8 @@ def _given(heard: str, low: int, high: int) -> tuple[list[Number], int]:
             continue
         if start in starts and other_scale(heard[at:start], low, high):
             number = Number(None, "a score on another scale", number.tail)
-        if any((quoted(heard, at), foreign(heard, at), foreign(heard, start), start in lone and headed(heard, at))):
+        elsewhere = foreign(heard, at) or foreign(heard, start) or measures_bad(heading(heard, at))
+        if quoted(heard, at) or elsewhere or (start in lone and headed(heard, at)):
             number = Number(None, "a score that is not given in its own place", number.tail)
         given.append(number)
         ended = _NUMBER.match(heard, start)

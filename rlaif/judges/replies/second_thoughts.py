@@ -74,18 +74,21 @@ VOID = Pattern(
 # ---------------------------------------------------------------- what it says of its own answer as a whole
 
 _ONE = r"(?:verdict|choice|decision|judge?ment|rating|score|ranking|mark|grade|pick)"
-# By names that no completion's content has: `this rating`, `the line above`, `all of these scores`.
+# By names that no completion's content has: `this rating`, `the final verdict`, `all of these scores`.
 _MINE = (
     rf"(?:(?:this|that|these|those|the|my|both|all|each|any|no|which|such)(?: (?:of|the|my|these|those|above|final"
     rf"|previous|first|given|stated|last|preceding))* {_ONE}s?(?: (?:above|given|stated|here|i gave))?"
-    r"|(?:the|this|that|these|those) (?:above|preceding|previous) (?:line|table|list|number|answer|result|figure"
-    r"|order)s?|(?:line|table|list|number|answer|result|figure|order)s? above"
-    r"|(?:my|these|those|both) (?:number|figure|answer|list|table|order)s?"
     rf"|(?:everything|all|nothing|any|most|much|either|each)(?: of)? (?:the above|these|those|this|that)(?: {_ONE}s?)?)"
+)
+# By names of what a completion may hold too: `the line above`, `these numbers`.
+_THING = r"(?:line|sentence|table|list|number|letter|answer|result|figure|order)"
+_THERE = (
+    rf"(?:(?:the|this|that|these|those) (?:above|preceding|previous) {_THING}s?|{_THING}s? above"
+    rf"|(?:my|these|those|both) {_THING}s?)"
 )
 _WAS = r"(?:is|are|was|were|has been|have been|should be|must be|may be|might be|being)"
 _NOT = r"(?:n't| not| never| no longer)"
-_IT = rf"(?:{_MINE}|(?:it|this|that|these|those|them)\b(?=\W*$|[.!;,)]))"
+_IT = rf"(?:{_MINE}|{_THERE}|(?:it|this|that|these|those|them)\b(?=\W*$|[.!;,)]))"
 _INDEED = (
     r"(?:(?:in fact|simply|clearly|just|only|completely|plainly|probably|now|therefore|thus|hence|also|of course"
     r"|actually|really|all|both|perhaps|not|merely?|entirely|quite|an?|my|the|pure|complete|random|first|rough) )*"
@@ -105,6 +108,7 @@ _USES = "use|trust|rely on|count|take|accept|follow|believe|read|record|heed|be 
 _DOUBTS = (
     "reject|disown|doubt|overrule|overturn|cancel|revoke|regret|dispute|distrust|disagree with|made up|invented|guessed"
 )
+_UNDO = "reverse|invert|flip|swap|turn|read|ignore|disregard|forget|skip|drop|delete|strike"
 _GONE = "withdrawn|retracted|void|overturned|revoked|cancelled|canceled|overruled"
 
 
@@ -112,17 +116,24 @@ def _denied(words: str) -> str:
     return "|".join(f"{no} {word}" for no in ("n't", "not", "never", "no longer") for word in words.split("|"))
 
 
+WORTHLESS = Pattern(rf"\W*{_INDEED}(?:{_WORTHLESS}|{_GONE})\W*", re.IGNORECASE)  # as the value of a field
 _REVOKES = tuple(
     Pattern(pattern, re.IGNORECASE | re.MULTILINE, words=words)
     for pattern, words in (
         (rf"\b{_MINE} {_WAS} {_INDEED}(?:{_WORTHLESS})\b", _WORTHLESS),
         (rf"\b{_MINE} {_WAS}{_NOT} (?:{_VALID})\b", _denied(_VALID)),
+        (rf"\b{_THERE} {_WAS}{_NOT} (?:mine|my|meant|final|what i)\b", _denied("mine|my|meant|final|what i")),
         (rf"\b{_MINE} (?:do|does|did|can|could|will|should|must){_NOT} (?:{_HOLDS})\b", _denied(_HOLDS)),
         (
             rf"\bnone of (?:the above|these|those|my|it)(?: {_ONE}s?)? (?:\w+ )?{_WAS} (?:{_VALID})\b",
             "none of ",
         ),
-        (rf"\bi (?:\w+ )?(?:{_DOUBTS}) {_MINE}\b", _DOUBTS),
+        (rf"\bi (?:\w+ )?(?:{_DOUBTS}) (?:{_MINE}|{_THERE})\b", _DOUBTS),
+        (
+            r"\bi (?!(?:\w+ )?(?:give|gave|assign\w*|base|based|stand|chose|choose|set|settle\w*|award\w*|think|believe"
+            rf"|hold|keep|kept|confirm\w*|explain\w*|justif\w+)\b)(?:\w+ ){{1,2}}?(?:{_MINE}|{_THERE})\b",
+            "i ",
+        ),
         (rf"\bi(?: do| did| can| could| would| will)?{_NOT} (?:{_MEANS}) {_IT}", _denied(_MEANS)),
         (rf"\b(?:do|should|must|may|can){_NOT} (?:{_USES}) {_IT}", _denied(_USES)),
         (rf"\b{_MINE} (?:should|must|may|can){_NOT} (?:{_USES})\b", _denied(_USES)),
@@ -144,29 +155,67 @@ _REVOKES = tuple(
         ),
         (
             r"\bslip of the (?:pen|tongue|keyboard|finger)\b|\bthe (?:number|letter|name|one) should have been\b"
-            r"|\b(?:i (?:\w+ )?(?:mean|meant|believe|think)|^\W*(?:please )?(?:do|take|read)|[.!?] (?:please )?(?:do|take"
-            r"|read)) the (?:opposite|reverse)\b|\bthe (?:opposite|reverse) of (?:what i|my)\b",
+            r"|\b(?:i (?:\w+ )?(?:mean|meant|believe|think)|^\W*(?:please )?(?:do|take|read)|[.!?] (?:please )?(?:do"
+            r"|take|read)) the (?:opposite|reverse)\b|\bthe (?:opposite|reverse) of (?:what i|my)\b",
             "slip of the |the opposite|the reverse|should have been",
         ),
     )
 )
-# The same of a verdict or a ranking, in the sentence after it: in a rating's, `this` is the completion.
-_DISOWNS = Pattern(
-    rf"\A\W*(?:this|that|it|which|these)(?: answer| one| number)? {_WAS}"
-    rf"(?:{_NOT} (?:{_VALID})| {_INDEED}(?:{_WORTHLESS}))\b",
+_THERE_IS_WRONG = Pattern(
+    rf"\b{_THERE} {_WAS}(?:{_NOT} (?:{_VALID})| {_INDEED}(?:{_WORTHLESS}))\b",
+    re.IGNORECASE,
+    words=_WORTHLESS + "|" + _denied(_VALID),
+)
+# After a verdict or a ranking, a sentence that is about the judge or its answer must be known to uphold it: what else
+# may be said of an answer has no end.
+_ITSELF = Pattern(
+    rf"\b(?:this|that|these|those|the|my|its|no|such|any)(?: \w+)? (?:{_ONE}|preference)s?\b(?! of the)"
+    r"|\b(?:my|these) (?:order|answer|line|number)s?\b|\b(?:this|that) (?:order|answer|line|number)\b"
+    rf"|\b(?:the|wrote|written|stated|said|{_THING}s?) above\b(?!-)"
+    r"(?! (?:principle|criteri|reason|point|comparison|analysis|instruction|question|prompt|rule|consideration))"
+    rf"|\b(?:i|i'm|i've|i'd)\b|^\W*(?:not|don't|do not|never|none|please|{_UNDO}) "
+    rf"|\A\W*(?:this|that|it|which|these) (?:\w+ )?(?:contradict|{_WAS}(?:{_NOT} (?:{_VALID})"
+    rf"| {_INDEED}(?:{_WORTHLESS}))\b)",
+    re.IGNORECASE,
+)
+_UPHOLDS = Pattern(
+    r"\b(?:i(?:'m|'ve)? (?:\w+ly |have |am |also |therefore )*(?:prefer(?:red)?|choose|chose|chosen|pick(?:ed)?"
+    r"|liked?|find|found|think|believe|consider(?:ed)?|values?|weigh(?:ed)?|gave|give|see|saw|based?|judged?|rank(?:ed)?|rated?|put|placed?"
+    r"|favou?r(?:ed)?|select(?:ed)?|stand by|confident|sure|certain|noticed?|checked|compared|read|looked)\b"
+    rf"|(?:this|that|the|my|both)(?: \w+)? (?:{_ONE}|preference)s? (?:\w+ly )?(?:holds?|stands?|rests?|follows?"
+    r"|reflects?|comes?|(?:is|was|are|were) (?:\w+ly )?(?:based|clear|final|firm|because|for|due|easy|close|unanimous"
+    r"|correct|sound|right|in line))\b)",
+    re.IGNORECASE,
+)
+_DENIES = Pattern(
+    rf"\b(?:not|n't|never|no|none|nor|contradict\w*|{_WORTHLESS}|{_DOUBTS}|{_GONE}|withdraw\w*|retract\w*|worse|wrong)\b|n't\b",
     re.IGNORECASE,
 )
 
 
-def revokes(text: str) -> bool:
-    """Whether the reply says of its own answer that it does not hold, in words with which it quotes nobody."""
-    return any(pattern.search(text) and pattern.search(unquoted(text)) for pattern in _REVOKES)
+def _disowned(after: str) -> bool:
+    """Whether a sentence after a verdict or a ranking is about the judge or its answer, and may not uphold it."""
+    for sentence in re.split(r"[.!?;](?=\s)|\n", unquoted(after)):
+        itself = _ITSELF.search(sentence)
+        if itself and (_UPHOLDS.search(sentence) is None or _DENIES.search(sentence)):
+            return True
+    return False
 
 
-def withdraws(after: str) -> bool:
-    """Whether the words after a verdict or a ranking take it back."""
-    thoughts = (CORRECTION, SWAPS, VOID, _DISOWNS)
-    return any(pattern.search(after) for pattern in thoughts) or revokes(after)
+def revokes(text: str, *, alone: bool = False) -> bool:
+    """Whether the reply says of its own answer that it does not hold, in words with which it quotes nobody.
+
+    `alone`: the text is no reason for a rating, in which `the line above` is the completion's.
+    """
+    patterns = (*_REVOKES, _THERE_IS_WRONG) if alone else _REVOKES
+    return any(pattern.search(text) and pattern.search(unquoted(text)) for pattern in patterns)
+
+
+def withdraws(after: str, *, formal: bool = True) -> bool:
+    """Whether the words after a verdict or a ranking take it back; those after one in a sentence are of its kind."""
+    found = any(pattern.search(after) for pattern in (CORRECTION, SWAPS, VOID))
+    found = found or revokes(after, alone=True)
+    return found or (formal and _disowned(after))
 
 
 _VALUED = Pattern(rf"\d|\b(?:{'|'.join(NUMERALS)}|higher|lower)\b", re.IGNORECASE)

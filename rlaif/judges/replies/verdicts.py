@@ -11,7 +11,7 @@ from functools import lru_cache
 from itertools import accumulate
 from typing import Any
 
-from rlaif.judges.replies.conclusions import concluded, speaks_against
+from rlaif.judges.replies.conclusions import concluded, names, speaks_against
 from rlaif.judges.replies.objects import KNOWN, OBJECT, find_object, overridden
 from rlaif.judges.replies.patterns import Pattern
 from rlaif.judges.replies.second_thoughts import revokes, withdraws
@@ -50,6 +50,7 @@ _KEY = Pattern(
 )
 _SAYS_AGAIN = Pattern(r"[ \t]*:[ \t*_]*(?=\[\[)")  # `My final verdict is tie: [[C]]`
 _STATES = Pattern(r" (?:is|wins|was)\b")  # `Verdict: completion 2 is better.`
+MOST_OF_A_NAME = 40  # characters
 _FIELDS = ("verdict", "choice", "winner", "preference", "preferred", "better", "decision")
 _TIES = (
     r"(?:(?:it(?:'s|[ \t]+is)[ \t]+)?an?[ \t]+)?(?:tie|draw)|equal|equally[ \t]+(?:good|bad)"
@@ -86,6 +87,7 @@ _FINAL = Pattern(
     words="final|answer|overall|update|revised|correct|new|adjusted|result|actual|in the end|ultimately",
 )
 _A_LABEL_HERE = Pattern(r"(?:^|(?<=[\s:,;(]))(?=\S)", re.MULTILINE)
+_NOT = Pattern(r"\b(?:not|n't|never)[ \t]+", re.IGNORECASE)
 _LIST_ITEM = Pattern(r"\d[.)][ \t]+\w")
 _ENDS_A_CLAUSE = Pattern(r"[ \t*_]*(?:[.!;)](?:\s|$)|$| (?:it is|then|instead|after all|now)\b)", re.MULTILINE)
 _WITH_IT = Pattern(
@@ -97,7 +99,8 @@ _WITH_IT = Pattern(
 )
 _NAMES_THE_WORSE = Pattern(
     r"\b(?:verdicts?|numbers?|letters?|choice|labels?|i)\b (?:\w+ ){0,3}(?:names?|naming|gives?|is|are|marks?"
-    r"|stands? for|means?|denotes?|indicates?|picks?|pick out|states?|refers? to|write|list)"
+    r"|stands? for|means?|denotes?|indicates?|picks?|pick out|states?|refers? to|write|list|chose|choose"
+    r"|picked|selected)"
     r" (?:the )?(?:\w+ ){0,4}(?:worse|worst|weaker|weakest|loser|less|least|inferior|to reject|to avoid"
     r"|rejected|losing|poorer|bad)\b",
     re.IGNORECASE,
@@ -151,14 +154,24 @@ def read_choice(
         return None, "the verdict may name the worse one"
     after = heard[end:]
     if after.strip(" \n.*_)]") and (
-        withdraws(after)
+        withdraws(after, formal=bool(choices))
         or _prefers_other(after, choice, offered)
         or any(_chosen(label.match(after, m.end()), offered) not in (choice, None) for m in _FINAL.finditer(after))
+        or _denies(after, choice, label, offered)
         or _names_other(after, choice, label, offered)
         or (choices and speaks_against(heard, choice, offered, end))
     ):
         return None, "the words after the verdict may take it back"
     return choice, None
+
+
+def _denies(after: str, choice: Choice, label: Pattern, offered: Sequence[str]) -> bool:
+    """Whether the words after a verdict deny it by its name: `It is not 2.`"""
+    named = (label.match(after, match.end()) for match in _NOT.finditer(after))
+    return any(
+        found is not None and _chosen(found, offered) == choice and _ENDS_A_CLAUSE.match(after, found.end())
+        for found in named
+    )
 
 
 def _names_other(after: str, choice: Choice, label: Pattern, offered: Sequence[str]) -> bool:
@@ -189,22 +202,31 @@ def _field(item: dict[str, Any], label: Pattern, offered: Sequence[str]) -> Choi
     choice = choices.pop()
     later = list(item)[list(item).index(fields[0]) + 1 :]
     for key, value in others.items():
-        named = label.fullmatch(str(value).strip()) if isinstance(value, (int, str)) else None
-        same = named is None or _says_the_same(key, _chosen(named, offered), choice)
+        named = _named(value, label, offered)
+        same = named is None or (named != choice if _LOSES.search(key) and named != "tie" else named == choice)
         if key not in KNOWN and (not same or (named is not None and _A_TEXT.match(key))):
             return None  # it names another, or says which text is which
         if not isinstance(value, str):
             continue
-        if concluded(value, offered)[0] not in (choice, None) or revokes(value):
+        if concluded(value, offered)[0] not in (choice, None) or revokes(value) or _NAMES_THE_WORSE.search(value):
             return None
         if key in later and withdraws(value):
             return None
     return None if choices else choice
 
 
-def _says_the_same(key: str, named: Choice | None, choice: Choice | None) -> bool:
-    """Whether a field that names one of the verdicts says what the verdict says: `"loser": "2"` is verdict 1."""
-    return named is not None and (named != choice if _LOSES.search(key) and named != "tie" else named == choice)
+def _named(value: Any, label: Pattern, offered: Sequence[str]) -> Choice | None:
+    """The verdict or the candidate that the value of a field names: `"2"`, `"Completion 2"`, `"the second"`."""
+    if not isinstance(value, (int, str)):
+        return None
+    written = str(value).strip()
+    given = _chosen(label.fullmatch(written), offered)
+    if given is not None:
+        return given
+    for choice, name in zip(("A", "B"), names(tuple(offered)), strict=True):
+        if len(written) < MOST_OF_A_NAME and re.fullmatch(name, written):
+            return "A" if choice == "A" else "B"
+    return None
 
 
 @lru_cache(maxsize=16)
@@ -331,6 +353,8 @@ def _prefers_other(after: str, choice: Choice, offered: Sequence[str]) -> bool:
         re.search(
             rf"(?:{_NAMED}[ \t]+)?\b(?:{other})\b[ \t]+(?:is|seems|looks)[ \t]+(?:\w+[ \t]+){{0,2}}{better}\b"
             rf"|\b(?:prefer|choose|pick|go with)\b[ \t]+(?:{_NAMED}[ \t]+)?(?:{other})\b"
+            rf"|\b(?:preference|vote|choice|verdict|decision|pick)[ \t]+(?:is|goes|was|would be)[ \t]+"
+            rf"(?:for[ \t]+|to[ \t]+)?(?:{_NAMED}[ \t]+)?(?:{other})\b"
             rf"|\bit depends\b{'' if choice == 'tie' else no_tie}",
             after,
             re.IGNORECASE,

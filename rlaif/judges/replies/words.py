@@ -168,13 +168,18 @@ def foreign(text: str, at: int) -> bool:
 
 def headed(text: str, at: int) -> bool:
     """Whether the line of index `at` is under a heading of something else, such as `Clarity` above `7/10`."""
-    led = text[: text.rfind("\n", 0, at) + 1].rstrip().rpartition("\n")[2].rstrip(" \t*_`")
+    led = heading(text, at)
     return bool(led) and ((not led.endswith(_ENDS) and INTRODUCES.search(led) is None) or measures_bad(led))
 
 
-def measures_bad(heading: str) -> bool:
+def heading(text: str, at: int) -> str:
+    """The line above that of index `at`, without empty ones and marks of emphasis."""
+    return text[: text.rfind("\n", 0, at) + 1].rstrip().rpartition("\n")[2].rstrip(" \t*_`")
+
+
+def measures_bad(title: str) -> bool:
     """Whether a line that is no sentence names something bad, by which what follows is counted or ordered."""
-    return not heading.rstrip().endswith((".", "!", ";", "。", "！")) and _NAMES_BAD.search(heading) is not None
+    return not title.rstrip().endswith((".", "!", ";", "。", "！")) and _NAMES_BAD.search(title) is not None
 
 
 RESULT = r"\[RESULT\](?:[ \t]*:)?\s*"  # as Prometheus ends its feedback (arXiv 2310.08491)
