@@ -95,8 +95,11 @@ def without(words: tuple[str, ...], items: Iterable[tuple[Any, Any]], before: se
             before = again if value[0] else before | again
         else:
             before = {""} if before else before
-        if len(before) > MOST_WAYS:
-            before = {""}
+        for length in (16, 8, 4, 0):  # what is forgotten of a text's beginning cannot prove anything
+            if len(before) > MOST_WAYS:
+                before = {text[len(text) - length :] for text in before if len(text) > length} | {
+                    text for text in before if len(text) <= length
+                }
     return before
 
 

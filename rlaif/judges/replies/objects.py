@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 from rlaif.judges.replies.patterns import Pattern
 from rlaif.judges.replies.second_thoughts import CORRECTS, SWAPS, VOID, WORTHLESS, revokes
@@ -54,7 +55,24 @@ _BOUND = Pattern(
 )
 _MEASURE = Pattern(r"measure|criteri|metric|\bbasis|\bby\b|\bcount|\bmean|\bwhat\b|\bkind|\btitle|\bsort")
 _STATE = Pattern(r"status|\bstate|valid|standing|\bflag")
+MOST_OF_A_NAME = 100  # characters
 MOST_OF_A_FIGURE = 30  # characters: what is longer are words
+
+
+class _Name(NamedTuple):
+    """What the name of a field says of the fields beside it."""
+
+    overrides: bool
+    bounds: bool
+    measures: bool
+    states: bool
+
+
+@lru_cache(maxsize=256)
+def _told_by(name: str) -> _Name:
+    name = name.replace("_", " ")
+    patterns = (OVERRIDES, _BOUND, _MEASURE, _STATE)
+    return _Name(*(pattern.search(name) is not None for pattern in patterns))
 
 
 def overridden(item: dict[str, Any], field: str, scale: tuple[int, int] | None = None) -> bool:
@@ -63,17 +81,21 @@ def overridden(item: dict[str, Any], field: str, scale: tuple[int, int] | None =
     With the `scale` of a number, a figure under a name that is not known to be of something else may be.
     """
     for key, value in item.items():
-        name = key.replace("_", " ")
-        if key == field or value in NOTHING or (scale and _BOUND.search(name) and _figures(value) in _ends(*scale)):
+        if key == field or value in NOTHING:
             continue
-        if OVERRIDES.search(name) or (isinstance(value, bool) and not (name == "tie" and not value)):
+        if len(key) > MOST_OF_A_NAME:  # it may say anything
             return True
-        if isinstance(value, str) and len(value) < MOST_OF_A_FIGURE and _MEASURE.search(name) and measures_bad(value):
+        told = _told_by(key)
+        if scale and told.bounds and _figures(value) in _ends(*scale):
+            continue
+        if told.overrides or (isinstance(value, bool) and not (key == "tie" and not value)):
             return True
-        if isinstance(value, str) and _STATE.search(name) and WORTHLESS.fullmatch(value):
+        if isinstance(value, str) and (
+            (told.measures and len(value) < MOST_OF_A_FIGURE and measures_bad(value))
+            or (told.states and WORTHLESS.fullmatch(value))
+        ):
             return True
-        bound = _BOUND.search(name) is not None and _figures(value) != []
-        if scale and (bound or any(_may_be_meant(*leaf) for leaf in _leaves(key, value))):
+        if scale and ((told.bounds and _figures(value)) or any(_may_be_meant(*leaf) for leaf in _leaves(key, value))):
             return True
     return False
 

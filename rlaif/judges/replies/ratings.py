@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from rlaif.judges.replies.objects import ABOUT, find_object, overridden, whole
 from rlaif.judges.replies.patterns import Pattern
@@ -286,8 +286,8 @@ def read_lines(
     bodies = [
         (k, heard[start:end].strip(), heard[after:end]) for (k, start, after), end in zip(marks, ends, strict=True)
     ]
-    compact = not any(_KEYED.search(body) for _, _, body in bodies)
-    readings = {k: _block_reading(block, body, low, high, na, types, compact) for k, block, body in bodies}
+    whole = _Whole(compact=not any(_KEYED.search(body) for _, _, body in bodies), corrects=CORRECTION.may_match(heard))
+    readings = {k: _block_reading(block, body, low, high, na, types, whole) for k, block, body in bodies}
     if cut:
         readings[numbers[-1]] = Reading(None, readings[numbers[-1]].raw, CUT)
     return [readings[k + 1] for k in range(n)]
@@ -303,12 +303,19 @@ def _mixes_up(text: str) -> bool:
     return any(_OTHERS.search(text[end : end + 60].partition("\n")[0]) for end in corrections(text))
 
 
+class _Whole(NamedTuple):
+    """What is known of a reply when its blocks are read."""
+
+    compact: bool  # without any `Rating:`
+    corrects: bool  # with words that may begin a correction
+
+
 def _block_reading(
-    block: str, body: str, low: int, high: int, na: bool, types: Sequence[str], compact: bool
+    block: str, body: str, low: int, high: int, na: bool, types: Sequence[str], whole: _Whole
 ) -> Reading:
     """The rating of one block, `body` being what follows the number that opened it.
 
-    Only in a reply that is `compact` throughout, without any `Rating:`, may a rating end a line of other words.
+    Only in a reply that is compact throughout may a rating end a line of other words.
     """
     head = _HEAD.match(body)
     body = body[head.end() if head else 0 :]
@@ -324,7 +331,7 @@ def _block_reading(
         number = leading_number(body[match.end() :].partition("\n")[0], low, high)
         before = body[: match.start()].rpartition("\n")[2]
         begins = _STARTS.fullmatch(re.split(r"[.;!?|,–—]|\s-\s", before)[-1]) is not None
-        last = compact and not number.tail.strip(" \t\r.!*_)")
+        last = whole.compact and not number.tail.strip(" \t\r.!*_)")
         if aside(body, match.start()):
             continue
         formal = begins or (last and not _SOME.search(before))
@@ -348,7 +355,7 @@ def _block_reading(
     if len({(number.value, number.na) for number in given}) > 1 or (value is not None and mentioned - {value}):
         return Reading(None, block, "several ratings that differ")
     rest = _VALUE.sub("", body[after:], count=1)
-    if takes_back(body[after:]) or (value is not None and changed(rest, value, low, high)):
+    if (whole.corrects and takes_back(body[after:])) or (value is not None and changed(rest, value, low, high)):
         return Reading(None, block, "the words after the rating may take it back")
     written = {match[1].strip() for match in _TYPES.finditer(body)}
     named, note = read_types(written.pop(), types) if len(written) == 1 else ((), None)

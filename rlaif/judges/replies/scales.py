@@ -148,9 +148,9 @@ _TURNED = Pattern(
 _WORDED = Pattern(
     rf"\ban? (?P<n>{_NAMES}) (?:means|stands for|is|being|denotes) (?:the |an? )?{_QUALITY}\b",
     re.IGNORECASE,
-    words=" means | stands for | is | being | denotes ",
+    words="|".join(f"{a} {n} " for a in ("a", "an") for n in _WORDS),
 )
-_HAS_DIGIT = Pattern(r"\d")
+_HAS_DIGIT = Pattern(r"\D*\d")
 _NAMES_ONE = Pattern(
     r"(?:text|completion|response|answer|candidate|output|option|assistant|one|rating|score|verdict|number"
     r"|no\.|out of|and)\W{0,6}$",
@@ -213,7 +213,7 @@ def _legends(text: str) -> Iterator[re.Match[str]]:
     end = -1
     for line in text.split("\n"):
         start, end = end + 1, end + 1 + len(line)
-        if _HAS_DIGIT.search(line):
+        if _HAS_DIGIT.match(line):
             yield from _LEGEND.finditer(text, start, end)
             yield from _TURNED.finditer(text, start, end)
 
@@ -236,21 +236,28 @@ _HIGHS = Pattern(
     rf"|\bmax(?:imum|\.)?(?: possible)?(?: {_GIVEN})?(?= is| =|:|of| ?\d)(?: is| =|:|of)? ?(?P<h4>{_N})\b"
     rf"|\b(?:highest|top|best|full)(?: possible)? {_GIVEN}(?: (?:i|you|could|can|possible|give|get"
     rf"|to))*(?: is| =|:|of) ?(?P<h5>{_N})\b"
-    rf"|\b(?:earns?|gets?|scores?|receives?|deserves?) {_N} of (?:a |the )?(?:possible )?(?P<h16>{_N})\b"
-    r"|\b(?:best|highest|perfect|full|top|most|maximum)(?: \w+)? (?:would|could|can|may|might) (?:be|get|score)"
-    rf" (?P<h17>{_N})\b"
-    rf"|\b(?:highest|greatest|largest|best|top) (?:possible|limit|bound)(?: is| =|:|of)* ?(?P<h13>{_N})\b"
-    r"|\b(?:perfect|flawless|ideal|faultless|best possible) (?:\w+ )?(?:would |could |might |can |will )?(?:get|be|have"
-    rf"|score|receive|earn|deserve|reach)s? (?:a |an )?(?P<h14>{_N})\b"
-    rf"|^\W*(?:{_NAMES}) (?:out )?of (?P<h15>{_NAMES})\W*$"
     rf"|(?<![\w.])(?P<h6>{_N}) (?:is|being|=|as) the (?:maximum|limit|ceiling)\b"
     rf"|\bwith (?P<h9>{_N}) (?:as|being) the (?:highest|top|best|maximum)\b|\( ?(?:out )?of (?P<h10>{_N}) ?\)"
     rf"|\bscale of (?P<h11>{_N})\b(?! ?(?:to|-|–|and|through)\b)|\b[x\d] ?/ ?(?P<h12>\d{{1,4}})\)"
     rf"|\b{_GIVEN} (?:of )?up to (?P<h7>{_N})\b|\( ?/ ?(?P<h8>\d{{1,4}}) ?\)",
     re.IGNORECASE | re.MULTILINE,
-    words=(
-        "scale|point|star|level|grade|out of|(of|( of|max|limit|ceiling|highest|top|best|full|up to|/|possible|bound|"
-        "perfect|flawless|ideal|faultless| of "
+    words="scale|point|star|level|grade|out of|(of|( of|max|limit|ceiling|highest|top|best|full|up to|/",
+)
+# `It earns 7 of 20`, `The highest possible is 100`, `A perfect text would get 20`
+_TOLD_HIGHS = Pattern(
+    rf"\b(?:earns?|gets?|scores?|receives?|deserves?) {_N} of (?:a |the )?(?:possible )?(?P<h1>{_N})\b"
+    r"|\b(?:best|highest|perfect|full|top|most|maximum)(?: \w+)? (?:would|could|can|may|might) (?:be|get|score)"
+    rf" (?P<h2>{_N})\b"
+    rf"|\b(?:highest|greatest|largest|best|top) (?:possible|limit|bound)(?: is| =|:|of)* ?(?P<h3>{_N})\b"
+    r"|\b(?:perfect|flawless|ideal|faultless|best possible) (?:\w+ )?(?:would |could |might |can |will )?(?:get|be|have"
+    rf"|score|receive|earn|deserve|reach)s? (?:a |an )?(?P<h4>{_N})\b"
+    rf"|^\W*(?:{_NAMES}) (?:out )?of (?P<h5>{_NAMES})\W*$",
+    re.IGNORECASE | re.MULTILINE,
+    words="|".join(
+        (" possible", " limit", " bound", "perfect", "flawless", "ideal", "faultless")
+        + tuple(f"{n} of " for n in _NUMBERS)
+        + tuple(f"{may} {be} " for may in ("would", "could", "can", "may", "might") for be in ("be", "get", "score"))
+        + tuple(f"of {n}" for n in _WORDS)
     ),
 )
 _UNITS = Pattern(
@@ -268,9 +275,10 @@ def _other_measure(text: str, low: int, high: int) -> bool:
         a, b = (_number(n) for n in match.groups() if n is not None)
         if (a, b) != (low, high):
             return True
-    for match in _HIGHS.finditer(text):
-        if _number(next(n for n in match.groups() if n is not None)) != high:
-            return True
+    for pattern in (_HIGHS, _TOLD_HIGHS):
+        for match in pattern.finditer(text):
+            if _number(next(n for n in match.groups() if n is not None)) != high:
+                return True
     return _UNITS.search(text) is not None
 
 

@@ -31,16 +31,13 @@ CORRECTION = Pattern(
     r"|\b(?:changed|change|changing) my mind\b",
     re.IGNORECASE,
     words=(
-        "actually|correction|corrected|i correct|me correct|on reflection|on reconsideration|on re-|on reread|"
-        "on reexam|on second |on third |on final |on last |on closer |on further |on careful |on another |on more |"
-        "on deeper |on a second |on a third |on a final |on a last |on a closer |on a further |on a careful |"
-        "on a another |on a more |on a deeper |re-read|reread|reconsider|rethink|re-think|rethought|re-thought|"
-        "recheck|re-check|thinking |looking |reading |hindsight|second thought|scratch |strike |disregard |ignore |"
-        "forget |discard |withdrawn|retracted|my bad|hold on|hang on|let me |think again|ah|oh|yet|wait|sorry|oops|"
-        "hmm|rather|really|make that|make it|i mean|my mistake|apologies|edit|update|revise|no,|no.|no;|no!|not.|"
-        "not!|nope|just kidding|should |change |changed |changing |take |took |taking |i'd |i would |i will |i'll |"
-        "i lower|i raise|i downgrade|i upgrade|i deduct|i subtract|i take|is more like|i no longer|i was |i misread|"
-        "i misjudged|i withdraw|i retract|i spoke"
+        "actually|correction|corrected|i correct|me correct|thought|reading|reread|re-read|look|inspection|glance|"
+        "reflection|reconsider|consideration|examination|analysis|think|recheck|re-check|hindsight|scratch |strike |"
+        "disregard |ignore |forget |discard |withdrawn|retracted|my bad|hold on|hang on|let me |ah|oh|yet|wait|sorry|"
+        "oops|hmm|rather|really|make that|make it|i mean|my mistake|apologies|edit|update|revise|no,|no.|no;|no!|"
+        "not.|not!|nope|just kidding|should |change |changed |changing |take |took |taking |i'd |i would |i will |"
+        "i'll |i lower|i raise|i downgrade|i upgrade|i deduct|i subtract|i take|is more like|i no longer|i was |"
+        "i misread|i misjudged|i withdraw|i retract|i spoke"
     ),
 )
 SWAPS = Pattern(
