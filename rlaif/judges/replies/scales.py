@@ -210,6 +210,8 @@ def _less_is_better(text: str, low: int, high: int) -> bool:
 def _legends(text: str) -> Iterator[re.Match[str]]:
     """Where a line says what a number means."""
     yield from _WORDED.finditer(text)
+    if not _LEGEND.may_match(text):
+        return
     end = -1
     for line in text.split("\n"):
         start, end = end + 1, end + 1 + len(line)

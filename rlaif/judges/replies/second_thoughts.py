@@ -85,6 +85,8 @@ _THERE = (
 )
 _WAS = r"(?:is|are|was|were|has been|have been|should be|must be|may be|might be|being)"
 _NOT = r"(?:n't| not| never| no longer)"
+_NOTS = ("n't", "not", "never", "no longer")
+_DENIAL = Pattern("|".join(_NOTS), words="|".join(_NOTS))
 _IT = rf"(?:{_MINE}|{_THERE}|(?:it|this|that|these|those|them)\b(?=\W*$|[.!;,)]))"
 _INDEED = (
     r"(?:(?:in fact|simply|clearly|just|only|completely|plainly|probably|now|therefore|thus|hence|also|of course"
@@ -102,6 +104,7 @@ _VALID = (
 _HOLDS = "hold|stand|count|apply|be used|be trusted|be right|reflect my|reflect what|say what|mean what"
 _MEANS = "stand by|mean|meant|believe in|believe|trust|follow|endorse|agree with|hold"
 _USES = "use|trust|rely on|count|take|accept|follow|believe|read|record|heed|be used|be trusted"
+_HOLDS_OR_IS_USED = f"{_HOLDS}|{_USES}"
 _DOUBTS = (
     "reject|disown|doubt|overrule|overturn|cancel|revoke|regret|dispute|distrust|disagree with|made up|invented|guessed"
 )
@@ -110,7 +113,7 @@ _GONE = "withdrawn|retracted|void|overturned|revoked|cancelled|canceled|overrule
 
 
 def _denied(words: str) -> str:
-    return "|".join(f"{no} {word}" for no in ("n't", "not", "never", "no longer") for word in words.split("|"))
+    return "|".join(f"{no} {word}" for no in _NOTS for word in words.split("|"))
 
 
 WORTHLESS = Pattern(rf"\W*{_INDEED}(?:{_WORTHLESS}|{_GONE})\W*", re.IGNORECASE)  # as the value of a field
@@ -118,32 +121,19 @@ _REVOKES = tuple(
     Pattern(pattern, re.IGNORECASE | re.MULTILINE, words=words)
     for pattern, words in (
         (rf"\b{_MINE} {_WAS} {_INDEED}(?:{_WORTHLESS})\b", _WORTHLESS),
-        (rf"\b{_MINE} {_WAS}{_NOT} (?:{_VALID})\b", _denied(_VALID)),
-        (rf"\b{_THERE} {_WAS}{_NOT} (?:mine|my|meant|final|what i)\b", _denied("mine|my|meant|final|what i")),
-        (rf"\b{_MINE} (?:do|does|did|can|could|will|should|must){_NOT} (?:{_HOLDS})\b", _denied(_HOLDS)),
-        (
-            rf"\bnone of (?:the above|these|those|my|it)(?: {_ONE}s?)? (?:\w+ )?{_WAS} (?:{_VALID})\b",
-            "none of ",
-        ),
+        (rf"\bnone of (?:the above|these|those|my|it)(?: {_ONE}s?)? (?:\w+ )?{_WAS} (?:{_VALID})\b", "none of "),
         (rf"\bi (?:\w+ )?(?:{_DOUBTS}) (?:{_MINE}|{_THERE})\b", _DOUBTS),
         (
             r"\bi (?!(?:\w+ )?(?:give|gave|assign\w*|base|based|stand|chose|choose|set|settle\w*|award\w*|think|believe"
             rf"|hold|keep|kept|confirm\w*|explain\w*|justif\w+)\b)(?:\w+ ){{1,2}}?(?:{_MINE}|{_THERE})\b",
             "i ",
         ),
-        (rf"\bi(?: do| did| can| could| would| will)?{_NOT} (?:{_MEANS}) {_IT}", _denied(_MEANS)),
-        (rf"\b(?:do|should|must|may|can){_NOT} (?:{_USES}) {_IT}", _denied(_USES)),
-        (rf"\b{_MINE} (?:should|must|may|can){_NOT} (?:{_USES})\b", _denied(_USES)),
         (rf"\b{_ONE}s? (?:is |was |are |were )?(?:{_GONE})\b", _GONE),
         (rf"\bi made (?:{_IT}|{_MINE}|(?:the|this|that) number|it|this|that|them|these) up\b", "i made "),
         (
             rf"\b(?:this|that|it|above) {_WAS} (?:the |an? )?{_ONE} (?:of|by|from) (?:the|an?|another|some) (?:\w+ )?"
             r"(?:judge|user|prompt|template|completion|model|text)\b",
-            "|".join(
-                f"{one} {of}"
-                for one in "verdict|choice|decision|ment|rating|score|ranking|mark|grade|pick".split("|")
-                for of in ("of", "by", "from")
-            ),
+            "judge|user|prompt|template|completion|model|text",
         ),
         (
             r"\bi (?:said|wrote|gave|put|chose|picked|named) (?:\S+ )?(?:only |just )?to "
@@ -158,10 +148,23 @@ _REVOKES = tuple(
         ),
     )
 )
+_DISAVOWS = tuple(  # by a denial: `This rating is not mine`
+    Pattern(pattern, re.IGNORECASE, words=_denied(words))
+    for pattern, words in (
+        (rf"\b{_MINE} {_WAS}{_NOT} (?:{_VALID})\b", _VALID),
+        (rf"\b{_THERE} {_WAS}{_NOT} (?:mine|my|meant|final|what i)\b", "mine|my|meant|final|what i"),
+        (
+            rf"\b{_MINE} (?:do|does|did|can|could|will|should|must|may){_NOT} (?:{_HOLDS}|{_USES})\b",
+            f"{_HOLDS}|{_USES}",
+        ),
+        (rf"\bi(?: do| did| can| could| would| will)?{_NOT} (?:{_MEANS}) {_IT}", _MEANS),
+        (rf"\b(?:do|should|must|may|can){_NOT} (?:{_USES}) {_IT}", _USES),
+    )
+)
 _THERE_IS_WRONG = Pattern(
     rf"\b{_THERE} {_WAS}(?:{_NOT} (?:{_VALID})| {_INDEED}(?:{_WORTHLESS}))\b",
     re.IGNORECASE,
-    words=_WORTHLESS + "|" + _denied(_VALID),
+    words=f"{_WORTHLESS}|{_denied(_VALID)}",
 )
 # After a verdict or a ranking, a sentence that is about the judge or its answer must be known to uphold it: what else
 # may be said of an answer has no end.
@@ -204,7 +207,8 @@ def revokes(text: str, *, alone: bool = False) -> bool:
 
     `alone`: the text is no reason for a rating, in which `the line above` is the completion's.
     """
-    patterns = (*_REVOKES, _THERE_IS_WRONG) if alone else _REVOKES
+    disavows = _DISAVOWS if _DENIAL.may_match(text) else ()
+    patterns = (*_REVOKES, *disavows, *((_THERE_IS_WRONG,) if alone else ()))
     return any(pattern.search(text) and pattern.search(unquoted(text)) for pattern in patterns)
 
 
