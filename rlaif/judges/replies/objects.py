@@ -54,7 +54,7 @@ _BOUND = Pattern(
     r"|\bbounds?\b"
 )
 _MEASURE = Pattern(r"measure|criteri|metric|\bbasis|\bby\b|\bcount|\bmean|\bwhat\b|\bkind|\btitle|\bsort")
-_STATE = Pattern(r"status|\bstate|valid|standing|\bflag")
+_STATE = Pattern(r"status|\bstate|valid|standing|\bflag|trust|reliab|usab")
 MOST_OF_A_NAME = 100  # characters
 MOST_OF_A_FIGURE = 30  # characters: what is longer are words
 
@@ -95,7 +95,7 @@ def overridden(item: dict[str, Any], field: str, scale: tuple[int, int] | None =
             or (told.states and WORTHLESS.fullmatch(value))
         ):
             return True
-        if scale and ((told.bounds and _figures(value)) or any(_may_be_meant(*leaf) for leaf in _leaves(key, value))):
+        if scale and ((told.bounds and _figures(value)) or any(_may_be_meant(*leaf) for leaf in leaves(key, value))):
             return True
     return False
 
@@ -110,7 +110,7 @@ def _figures(value: Any) -> list[str]:
     return re.findall(r"\d+", written) if len(written) < MOST_OF_A_FIGURE else []
 
 
-def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+def leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
     """The values in a JSON value that hold no others, each with the nearest name."""
     waiting = [(key, value)]
     while waiting:

@@ -7,7 +7,7 @@ from typing import Any
 
 from rlaif.judges.replies.objects import NOTHING, OBJECT, find_object, overridden
 from rlaif.judges.replies.patterns import Pattern
-from rlaif.judges.replies.second_thoughts import withdraws
+from rlaif.judges.replies.second_thoughts import revokes, withdraws
 from rlaif.judges.replies.words import (
     BAD,
     CUT,
@@ -54,6 +54,9 @@ _WORST_FIRST = Pattern(
     rf"|\b{_WORSE}\b[^.\n]{{0,12}}\b(?:leads|heads|tops|opens)\b|\bmost (?!(?:help|hon|accura|correct|clear"
     r"|polite|kind|use|harmless|relevant|complete|convinc|suit))\w+ (?:one )?(?:comes? )?first\b"
     r"|\bfrom (?:the )?(?:bad|low|last|weak|right|poor|lower|smallest)\b|\bmore [^.\n]{0,30}\bfirst\b"
+    r"|\brank(?:ing|ed|s)? by (?!(?:(?:the|their|overall|your|given|stated|above) )*(?:quality|preference|merit|how"
+    r"|rank|principle|use|excellence|help|hon|harmless|accura|correct|clar|relevan|complet|truth|safe|criteri|rubric|instruct"
+    r"|aspect|\w+ness|me\b))"
     r"|\border of (?!(?:(?:the|decreasing|descending|overall|their|my) )*(?:quality|preference|merit|how well"
     r"|rank|principle|goodness|use|excellence|help|hon|harmless|accura|correct|clar|polite|kind))"
     rf"|\b(?:from|starting (?:with|from|at)|beginning with|begins with|starts with) (?:the )?{_WORSE}\b"
@@ -71,10 +74,11 @@ _WORST_FIRST = Pattern(
     re.IGNORECASE,
 )
 _PAIRED = Pattern(
-    rf"{_NAME}(?P<k>\d{{1,4}})\]?[*_]* (?:is|was|seems) (?:\w+ ){{0,2}}?(?:(?P<better>better|stronger|superior"
-    rf"|preferable)|(?P<worse>worse|weaker|inferior)) (?:than|to) (?:the )?{_NAME}(?P<other>\d{{1,4}})(?![\w.]*\w)",
+    rf"{_NAME}(?P<k>\d{{1,4}})\]?[*_]* (?:(?:is|was|seems) (?:\w+ ){{0,2}}?(?:(?P<better>better|stronger|superior"
+    r"|preferable)|(?P<worse>worse|weaker|inferior)) (?:than|to)|(?P<beats>beats|outperforms|surpasses|outdoes))"
+    rf" (?:the )?{_NAME}(?P<other>\d{{1,4}})(?![\w.]*\w)",
     re.IGNORECASE,
-    words="better|stronger|superior|preferable|worse|weaker|inferior",
+    words="better|stronger|superior|preferable|worse|weaker|inferior|beats|outperforms|surpasses|outdoes",
 )
 _ENDS_SAY = Pattern(
     rf"\b(?:last|final|rightmost)\b[^.\n>]{{0,15}}\b(?:is|being|was)\b (?:the )?{_BEST}\b|\b(?:first"
@@ -134,7 +138,7 @@ def read_ranking(text: str, n: int, *, cut: bool = False) -> tuple[RankGroups | 
     after = heard[max(end, last) :]
     if _WORST_FIRST.search(whole.replace("_", " ")) or _ENDS_SAY.search(after):
         return None, "an order from worst to best"
-    if _redefined(heard) or _contradicted(whole, ranking):
+    if _redefined(heard) or revokes(heard) or _contradicted(whole, ranking):
         return None, "the words around the ranking may say something else"
     others = (_ordered(chain[0]) for chain in _CHAIN.finditer(after) if chain[0].count(">") == len(ranking) - 1)
     if withdraws(after) or any(other != ranking for other in others):
@@ -152,7 +156,7 @@ def _contradicted(text: str, ranking: RankGroups) -> bool:
     place = {k: at for at, group in enumerate(ranking) for k in group}
     for match in _PAIRED.finditer(text):
         k, other = place.get(int(match["k"])), place.get(int(match["other"]))
-        if k is not None and other is not None and not (k < other if match["better"] else k > other):
+        if k is not None and other is not None and not (k < other if match["better"] or match["beats"] else k > other):
             return True
     return any(not _agrees(one, ranking) for one in _EXTREMES.finditer(text))
 

@@ -237,7 +237,7 @@ _HIGHS = Pattern(
     rf"|they|it|were|was|[()]) ?){{0,3}}out of (?:a (?:possible |total of |maximum of )?)?(?P<h3>{_N})\b"
     rf"|\bmax(?:imum|\.)?(?: possible)?(?: {_GIVEN})?(?= is| =|:|of| ?\d)(?: is| =|:|of)? ?(?P<h4>{_N})\b"
     rf"|\b(?:highest|top|best|full)(?: possible)? {_GIVEN}(?: (?:i|you|could|can|possible|give|get"
-    rf"|to))*(?: is| =|:|of) ?(?P<h5>{_N})\b"
+    rf"|to))*(?: is| are| =|:|of) ?(?P<h5>{_N})\b"
     rf"|(?<![\w.])(?P<h6>{_N}) (?:is|being|=|as) the (?:maximum|limit|ceiling)\b"
     rf"|\bwith (?P<h9>{_N}) (?:as|being) the (?:highest|top|best|maximum)\b|\( ?(?:out )?of (?P<h10>{_N}) ?\)"
     rf"|\bscale of (?P<h11>{_N})\b(?! ?(?:to|-|–|and|through)\b)|\b[x\d] ?/ ?(?P<h12>\d{{1,4}})\)"
@@ -253,10 +253,11 @@ _TOLD_HIGHS = Pattern(
     rf"|\b(?:highest|greatest|largest|best|top) (?:possible|limit|bound)(?: is| =|:|of)* ?(?P<h3>{_N})\b"
     r"|\b(?:perfect|flawless|ideal|faultless|best possible) (?:\w+ )?(?:would |could |might |can |will )?(?:get|be|have"
     rf"|score|receive|earn|deserve|reach)s? (?:a |an )?(?P<h4>{_N})\b"
+    rf"|\b(?:ceiling|limit|upper bound) (?:is|was|=|of) (?P<h6>{_N})\b"
     rf"|^\W*(?:{_NAMES}) (?:out )?of (?P<h5>{_NAMES})\W*$",
     re.IGNORECASE | re.MULTILINE,
     words="|".join(
-        (" possible", " limit", " bound", "perfect", "flawless", "ideal", "faultless")
+        (" possible", "limit", "bound", "ceiling", "perfect", "flawless", "ideal", "faultless")
         + tuple(f"{n} of " for n in _NUMBERS)
         + tuple(f"{may} {be} " for may in ("would", "could", "can", "may", "might") for be in ("be", "get", "score"))
         + tuple(f"of {n}" for n in _WORDS)

@@ -74,7 +74,8 @@ _ONE = r"(?:verdict|choice|decision|judge?ment|rating|score|ranking|mark|grade|p
 # By names that no completion's content has: `this rating`, `the final verdict`, `all of these scores`.
 _MINE = (
     rf"(?:(?:this|that|these|those|the|my|both|all|each|any|no|which|such)(?: (?:of|the|my|these|those|above|final"
-    rf"|previous|first|given|stated|last|preceding))* {_ONE}s?(?: (?:above|given|stated|here|i gave))?"
+    rf"|previous|first|given|stated|last|preceding))* {_ONE}s?"
+    r"(?: (?:above|below|given|stated|here|i (?:just )?gave|that follows))?"
     rf"|(?:everything|all|nothing|any|most|much|either|each)(?: of)? (?:the above|these|those|this|that)(?: {_ONE}s?)?)"
 )
 # By names of what a completion may hold too: `the line above`, `these numbers`.
@@ -95,7 +96,7 @@ _INDEED = (
 _WORTHLESS = (
     "wrong|incorrect|false|invalid|void|null|mistake|mistaken|untrue|withdrawn|retracted|overturned|overruled|reversed"
     "|inverted|revoked|cancelled|canceled|rejected|nonsense|meaningless|made up|invented|random|arbitrary|fake|guess"
-    "|guesses|joke|test|slip|lie|typo|error|example|examples|sample|draft|opposite|reverse"
+    "|guesses|joke|test|slip|lie|typo|error|example|examples|sample|draft|opposite|reverse|placeholder|placeholders"
 )
 _VALID = (
     "valid|mine|my|final|right|correct|meant|real|serious|reliable|true|binding|sound|tenable|justified|what i"
@@ -108,6 +109,7 @@ _HOLDS_OR_IS_USED = f"{_HOLDS}|{_USES}"
 _DOUBTS = (
     "reject|disown|doubt|overrule|overturn|cancel|revoke|regret|dispute|distrust|disagree with|made up|invented|guessed"
 )
+_DROPPED = "disregarded|ignored|discarded|thrown|deleted|removed|dropped|forgotten|skipped|treated|read from"
 _UNDO = "reverse|invert|flip|swap|turn|read|ignore|disregard|forget|skip|drop|delete|strike"
 _GONE = "withdrawn|retracted|void|overturned|revoked|cancelled|canceled|overruled"
 
@@ -116,11 +118,12 @@ def _denied(words: str) -> str:
     return "|".join(f"{no} {word}" for no in _NOTS for word in words.split("|"))
 
 
-WORTHLESS = Pattern(rf"\W*{_INDEED}(?:{_WORTHLESS}|{_GONE})\W*", re.IGNORECASE)  # as the value of a field
+WORTHLESS = Pattern(rf"\W*{_INDEED}(?:{_WORTHLESS}|{_GONE}|no|none)\W*", re.IGNORECASE)  # as the value of a field
 _REVOKES = tuple(
     Pattern(pattern, re.IGNORECASE | re.MULTILINE, words=words)
     for pattern, words in (
         (rf"\b{_MINE} {_WAS} {_INDEED}(?:{_WORTHLESS})\b", _WORTHLESS),
+        (rf"\b{_MINE} (?:should|must|may|can|is to|are to) be (?:{_DROPPED})\b", _DROPPED),
         (rf"\bnone of (?:the above|these|those|my|it)(?: {_ONE}s?)? (?:\w+ )?{_WAS} (?:{_VALID})\b", "none of "),
         (rf"\bi (?:\w+ )?(?:{_DOUBTS}) (?:{_MINE}|{_THERE})\b", _DOUBTS),
         (
@@ -174,7 +177,7 @@ _ITSELF = Pattern(
     rf"|\b(?:the|wrote|written|stated|said|{_THING}s?) above\b(?!-)"
     r"(?! (?:principle|criteri|reason|point|comparison|analysis|instruction|question|prompt|rule|consideration))"
     rf"|\b(?:i|i'm|i've|i'd)\b|^\W*(?:not|don't|do not|never|none|please|{_UNDO}) "
-    rf"|\A\W*(?:this|that|it|which|these) (?:\w+ )?(?:contradict|{_WAS}(?:{_NOT} (?:{_VALID})"
+    rf"|\A\W*(?:\w+, )?(?:this|that|it|which|these) (?:\w+ )?(?:contradict|{_WAS}(?:{_NOT} (?:{_VALID})"
     rf"| {_INDEED}(?:{_WORTHLESS}))\b)",
     re.IGNORECASE,
 )

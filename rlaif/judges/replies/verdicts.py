@@ -12,7 +12,7 @@ from itertools import accumulate
 from typing import Any
 
 from rlaif.judges.replies.conclusions import concluded, names, speaks_against
-from rlaif.judges.replies.objects import KNOWN, OBJECT, find_object, overridden
+from rlaif.judges.replies.objects import KNOWN, OBJECT, find_object, leaves, overridden
 from rlaif.judges.replies.patterns import Pattern
 from rlaif.judges.replies.second_thoughts import revokes, withdraws
 from rlaif.judges.replies.words import (
@@ -77,7 +77,7 @@ _CONCLUDES = Pattern(
 _BRACKETS = Pattern(r"\[\[[^\[\]\n]{1,12}\]\]")
 _COMPARED = Pattern(r"\[\[([^\[\]\n<>=]{1,16})(>{1,3}|<{1,3}|={1,2})([^\[\]\n<>=]{1,16})\]\]")
 _RESULT_LETTER = Pattern(rf"({RESULT})([AB])(?=[ \t.*_]*$)", re.MULTILINE)
-_LOSES = Pattern(r"los[et]|losing|worse|worst|reject|weak|inferior|bad", re.IGNORECASE)
+_LOSES = Pattern(r"los[et]|losing|less|least|poor|worse|worst|reject|weak|inferior|bad", re.IGNORECASE)
 _A_TEXT = Pattern(rf"{_NAMED}|\W*\d|texts?\b|first|second|[ab]$", re.IGNORECASE)
 # After a verdict: a last word under another keyword.
 _FINAL = Pattern(
@@ -150,7 +150,7 @@ def read_choice(
         choice, end = concluded(heard, offered)
     if choice is None:
         return None, f"no verdict in a place of its own: expected {', '.join(offered)}"
-    if _NAMES_THE_WORSE.search(heard):
+    if _NAMES_THE_WORSE.search(heard) or (choices and revokes(heard)):
         return None, "the verdict may name the worse one"
     after = heard[end:]
     if after.strip(" \n.*_)]") and (
@@ -201,7 +201,7 @@ def _field(item: dict[str, Any], label: Pattern, offered: Sequence[str]) -> Choi
     choices = {_chosen(label.fullmatch(str(item[field]).strip()), offered) for field in fields}
     choice = choices.pop()
     later = list(item)[list(item).index(fields[0]) + 1 :]
-    for key, value in others.items():
+    for key, value in (leaf for name, held in others.items() for leaf in leaves(name, held)):
         named = _named(value, label, offered)
         same = named is None or (named != choice if _LOSES.search(key) and named != "tie" else named == choice)
         if key not in KNOWN and (not same or (named is not None and _A_TEXT.match(key))):
@@ -355,9 +355,11 @@ def _prefers_other(after: str, choice: Choice, offered: Sequence[str]) -> bool:
             rf"|\b(?:prefer|choose|pick|go with)\b[ \t]+(?:{_NAMED}[ \t]+)?(?:{other})\b"
             rf"|\b(?:preference|vote|choice|verdict|decision|pick)[ \t]+(?:is|goes|was|would be)[ \t]+"
             rf"(?:for[ \t]+|to[ \t]+)?(?:{_NAMED}[ \t]+)?(?:{other})\b"
+            rf"|\bthe other(?: one| {_NAMED})?(?:,[^,.\n]{{1,30}},)? (?:is|was|seems) (?:\w+ )?{better}\b"
+            rf"|\b(?:in fact|rather|no|actually|truly|it is|make it),? the other(?: one| {_NAMED})?\W*$"
             rf"|\bit depends\b{'' if choice == 'tie' else no_tie}",
             after,
-            re.IGNORECASE,
+            re.IGNORECASE | re.MULTILINE,
         )
         is not None
     )

@@ -217,8 +217,10 @@ _OTHER_SCALE = Pattern(r"\bscale\b|\bout of\b|\bpercent|[%½¼¾]", re.IGNORECAS
 
 
 def other_scale(words: str, low: int, high: int) -> bool:
-    """Whether the brackets after a keyword, as in `Rating (1-10): 4`, hold another scale than low to high."""
+    """Whether the brackets after a keyword, as in `Rating (1-10): 4`, hold another scale or a count of errors."""
     numbers = re.findall(r"\d+", words)
+    if measures_bad(words):
+        return True
     return bool(numbers) and numbers not in ([str(low), str(high)], [str(high)])
 
 
