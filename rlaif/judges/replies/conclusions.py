@@ -13,6 +13,7 @@ from functools import lru_cache
 from itertools import islice
 from typing import NamedTuple
 
+from rlaif.judges.replies.patterns import Pattern
 from rlaif.judges.replies.words import MOST_MARKS, MOST_OF_A_SENTENCE, unquoted
 from rlaif.records import Choice
 
@@ -56,12 +57,16 @@ def speaks_against(text: str, choice: Choice, offered: Sequence[str], start: int
 
 
 # Where a judge says that a text speaks to it, an unquoted conclusion may be that text's.
-_SMUGGLED = re.compile(
+_SMUGGLED = Pattern(
     r"\binject(?:s|ed|ion)\b|\bmanipulat\w+|\binfluence (?:me|the judge|my)\b|\b(?:to|tells?|asks|orders"
     r"|addresses|begs) (?:me|the judge)\b(?! (?:that|more|like|clear|as|to be|the))"
     r"|\b(?:note|message|appeal|plea) to (?:me|the judge)\b|\bi (?:ignore|disregard|set aside"
     r"|leave aside) (?:this|that|it)\b|\b(?:is|be) disregarded\b",
     re.IGNORECASE,
+    words=(
+        "inject|manipulat|influence |to me|to the judge|tell me|tells me|tell the judge|tells the judge|asks |"
+        "orders |addresses |begs |i ignore |i disregard |i set aside |i leave aside |disregarded"
+    ),
 )
 
 
@@ -75,21 +80,23 @@ class _Sentence(NamedTuple):
     end: int
 
 
-_END = re.compile(
-    r"(?<!\be\.g)(?<!\bi\.e)(?<!\bvs)[.!?][\"')\]*_`]{0,4}(?=\s|$)|\n[ \t\r]*\n|\n(?=[ \t]*(?:[-*•#|]"
+_END = Pattern(
+    r"[.!?](?<!\be\.g.)(?<!\bi\.e.)(?<!\bvs.)[\"')\]*_`]{0,4}(?=\s|$)|\n[ \t\r]*\n|\n(?=[ \t]*(?:[-*•#|]"
     r"|\d+[.)][ \t]))|:[ \t*_]*\n"
 )
 # A sentence that shows what follows, as a colon does: `It has this line.`
-_SHOWS = re.compile(
+_SHOWS = Pattern(
     r"\b(?:this|these|following)\b[^.:]{0,20}\b(?:lines?|sentences?|words|text|note|message|claims?|remarks?)\W*$",
     re.IGNORECASE,
+    words="line|sentence|word|text|note|message|claim|remark",
 )
 # One after whose colon somebody else may speak, to the end of the paragraph: `Its text is: I am the best. ...`
-_TELLS = re.compile(
+_TELLS = Pattern(
     r"\b(?:is|are|reads?|says?|said|writes?|wrote|ends?|states?|goes|begins|adds|concludes|contains?|claims?): \S",
     re.IGNORECASE,
+    words=": ",
 )
-_MARKS = re.compile(r"[*`]+|(?<!\w)_+|_+(?!\w)")
+_MARKS = Pattern(r"[*`]+|(?<!\w)_+|_+(?!\w)", words="*|`|_")
 
 
 def _sentences(text: str, start: int) -> Iterator[_Sentence]:
@@ -151,13 +158,14 @@ def names(offered: tuple[str, ...]) -> tuple[str, str]:
 
 
 def _either(pair: tuple[str, str], tag: str) -> str:
-    return rf"(?:(?P<a{tag}>{pair[0]})|(?P<b{tag}>{pair[1]}))"
+    return rf"(?!\B\w)(?:(?P<a{tag}>{pair[0]})|(?P<b{tag}>{pair[1]}))"  # not in the middle of a word
 
 
 # ---------------------------------------------------------------- statements
 
 _GOOD = r"better|best|superior|preferable|preferred|stronger|strongest|winner|winning"
 _BAD = r"worse|worst|inferior|weaker|weakest|loser|losing"
+_QUALITIES = "better|best|superior|prefer|strong|winn|worse|worst|inferior|weak|los"  # in all of these
 _IS = {"is", "was", "are", "remains", "proves", "emerges", "stands", "comes", "turns", "be", "being", "as"}
 _HEDGES = {
     "seems", "appears", "looks", "may", "might", "could", "can", "should", "would", "perhaps", "maybe", "possibly",
@@ -178,7 +186,7 @@ _ADVERBS = {
     "'ve",
 }  # fmt: skip
 _BETWEEN = _IS | _HEDGES | _DENIALS | _ADVERBS
-_UNREAL = re.compile(r"\bif\b|\bhad\b")  # `would be better if`
+_UNREAL = Pattern(r"\bif\b|\bhad\b")  # `would be better if`
 _WORDS = r"(?:,? [a-z']{1,14},?){0,8}?"
 _CHOOSE = (
     r"prefer|preferred|choose|chose|chosen|pick|picked|select|selected|favou?r|recommend|go with|going with|vote for"
@@ -187,13 +195,13 @@ _CHOOSE = (
 
 
 class _Patterns(NamedTuple):
-    quality: re.Pattern[str]  # X is better (than Y)
-    beats: re.Pattern[str]  # X wins, X outperforms Y
-    chosen: re.Pattern[str]  # I prefer X (over Y)
-    named: re.Pattern[str]  # the better output is X
-    other: re.Pattern[str]  # than Y
-    tied: re.Pattern[str]
-    joined: re.Pattern[str]
+    quality: Pattern  # X is better (than Y)
+    beats: Pattern  # X wins, X outperforms Y
+    chosen: Pattern  # I prefer X (over Y)
+    named: Pattern  # the better output is X
+    other: Pattern  # than Y
+    tied: Pattern
+    joined: Pattern
 
 
 @lru_cache(maxsize=16)
@@ -202,32 +210,40 @@ def _patterns(offered: tuple[str, ...]) -> _Patterns:
     one, other = _either(pair, ""), _either(pair, "2")
     noun = rf"(?:{_JUDGED}|one|quality|fit|overall|of the two|here)"
     return _Patterns(
-        quality=re.compile(
+        quality=Pattern(
             rf"{one}(?P<mid>{_WORDS}) (?i:(?P<good>{_GOOD})|(?P<bad>{_BAD})|(?P<even>as good as)"
-            r"|(?P<part>more \w+))(?![\w-])"
+            r"|(?P<part>more \w+))(?![\w-])",
+            words=f"{_QUALITIES}|as good as|more ",
         ),
-        beats=re.compile(
+        beats=Pattern(
             rf"{one}(?P<mid>{_WORDS}) (?i:(?P<good>wins out|wins?|won|prevails|beats it|takes the (?:win|lead"
             r"|prize)|has the edge|comes out ahead|should win|gets my vote|takes it|deserves (?:it|the win"
             rf"|to win|the preference|my vote)|(?:outperforms|beats|surpasses|outdoes) (?:{other}"
-            r"|the other(?: one)?))|(?P<bad>loses|lost))(?!\w)"
+            r"|the other(?: one)?))|(?P<bad>loses|lost))(?!\w)",
+            words="win|won|prevails|beats|takes|edge|ahead|vote|deserves|outperforms|surpasses|outdoes|loses|lost",
         ),
-        chosen=re.compile(
-            rf"\b(?i:(?:i|we)(?P<mid>(?:'(?:d|ll|m|ve))?{_WORDS}) (?:{_CHOOSE})) {one}(?!\w| and\b| or\b)"
+        chosen=Pattern(
+            rf"\b(?i:(?:i|we)(?P<mid>(?:'(?:d|ll|m|ve))?{_WORDS}) (?:{_CHOOSE})) {one}(?!\w| and\b| or\b)",
+            words=(
+                "prefer|choose|chose|pick|select|favo|recommend|go with|going with|vote for|opt for|opted for|"
+                "went with|switch to|side with"
+            ),
         ),
-        named=re.compile(
+        named=Pattern(
             rf"\b(?i:(?:the|my)(?P<mid>{_WORDS}) (?:(?P<good>{_GOOD}|pick|choice|vote|preference|verdict"
             rf"|decision|favou?rite)|(?P<bad>{_BAD})) (?:{noun} ){{0,3}}(?:is|was|goes to"
-            rf"|goes for)(?P<mid2>{_WORDS}))(?::|,)? {one}(?!\w| and\b| or\b)"
+            rf"|goes for)(?P<mid2>{_WORDS}))(?::|,)? {one}(?!\w| and\b| or\b)",
+            words=f"{_QUALITIES}|pick|choice|vote|verdict|decision|favo",
         ),
-        joined=re.compile(rf"(?:{pair[0]}|{pair[1]}),? (?:and|or|nor) $"),
-        other=re.compile(rf" (?i:than|to|over) (?:{other}|(?i:the other)\b)"),
-        tied=re.compile(
+        joined=Pattern(rf"(?:{pair[0]}|{pair[1]}),? (?:and|or|nor) $", words=" and | or | nor "),
+        other=Pattern(rf" (?i:than|to|over) (?:{other}|(?i:the other)\b)"),
+        tied=Pattern(
             r"\b(?i:(?:it is|it's|this is|that's|is|are|call it|as|calls? for|ends? in) (?:a |an )?(?:clear "
             r"|dead |perfect )?(?:tied?|draw)\b|equally (?!likely)\w+|neither (?:(?:of (?:them|the two)"
             rf"|{_JUDGED}|one|\S+ \S+ nor \S+ \S+) )?(?:is|can be considered|was) (?:\w+ ){{0,2}}(?:better"
             r"|best|superior)|no (?:clear |real )?(?:winner|preference|better)|(?:cannot|can't|unable to"
-            r"|hard to|impossible to) (?:decide|choose|tell|say)|just as good|on a par|toss-?up)"
+            r"|hard to|impossible to) (?:decide|choose|tell|say)|just as good|on a par|toss-?up)",
+            words=" tie| draw|equally |neither |no |cannot |can't |unable to|hard to|impossible to|as good|par|toss",
         ),
     )
 
@@ -253,7 +269,7 @@ def _of_sentence(sentence: _Sentence, patterns: _Patterns) -> Iterator[Said]:
     yield from (said for _, said in sorted(found, key=lambda one: one[0]))
 
 
-def _stated(match: re.Match[str], pattern: re.Pattern[str], sentence: _Sentence, patterns: _Patterns) -> Said | None:
+def _stated(match: re.Match[str], pattern: Pattern, sentence: _Sentence, patterns: _Patterns) -> Said | None:
     """What one match says; None where it says nothing of the candidate as a whole."""
     groups, before = match.groupdict(), sentence.words[: match.start()]
     between = set(re.findall(r"[a-z']+", f"{groups['mid']} {groups.get('mid2') or ''}".lower()))
@@ -311,7 +327,7 @@ def _against(compared: re.Match[str] | None) -> Choice | None:
 
 # ---------------------------------------------------------------- the words after a statement
 
-_SAME = re.compile(
+_SAME = Pattern(
     rf"(?: (?:{_JUDGED}|one|fit|match|quality|performer|work|winner|result|executor|pick))?(?: of the (?:two"
     r"|pair|both)(?: \w+)?)?(?: (?:overall|here|again|indeed|altogether|after all|in the end))?"
     r"(?:,? (?:for|to|at|in|under|according to|based on|given|on|of|between) (?:"
@@ -326,14 +342,14 @@ _SAME = re.compile(
     r")(?! of\b| and\b)(?=[\s.,;:!)(—–-]|$)|,? by (?:far|a (?:\w+ ){0,2}margin)\b){0,3}",
     re.IGNORECASE,
 )
-_PLAIN = re.compile(
+_PLAIN = Pattern(
     r"[.!)\]\"' ]*$|[,;:]? ?(?:because|since|as|due to|thanks to|given|with|while|whereas|although|though"
     r"|even though|in that|owing to)\b|,? by \w+ing\b|,? for (?:its|their|the reasons?|\w+ing|several|these"
     r"|two|three|being|this reason)\b"
     r"|,? and\b| ?[,;:.—–(]| -+ |,? which\b|,? so\b|\. ",
     re.IGNORECASE,
 )
-_HOLDS_BACK = re.compile(
+_HOLDS_BACK = Pattern(
     r"\b(?:said|says|it is said|they say|allegedly|supposedly|or so)\b|\bwhich (?:\w+ ){0,4}means?\b"
     r"|^[ ,;:(—–-]*(?:(?:and|or|so|then) )*(?:or|if|unless|except|maybe|perhaps|possibly|probably|not sure"
     r"|only|provided|assuming|depending|as long as|in case|but(?! (?:only )?(?:slightly|marginally|just|not by)))\b"
@@ -359,7 +375,7 @@ def _tail(rest: str) -> str:
 
 # ---------------------------------------------------------------- the words before a statement
 
-_MAKES = re.compile(
+_MAKES = Pattern(
     r"\b(?:makes?|making|made|finds?|found|consider|deem|declare|judge|rate|rank|see|regard|think|believe)(?: that)? $",
     re.IGNORECASE,
 )
@@ -372,20 +388,20 @@ _MARKED = (
     r"|taken together|on second (?:reading|thoughts?|look)|on reflection|in my (?:opinion|view|judge?ment"
     r"|assessment|evaluation)|if i (?:have|had) to choose"
 )
-_LEADS = re.compile(
+_LEADS = Pattern(
     rf"(?:[\W_]*(?:\d+[.)] )?(?:{_MARKED}|yes|and|then|again|clearly|obviously|in (?:this|that|the given"
     r"|these) (?:case|context|instance|situation|comparison|scenario)s?|here|indeed|in (?:contrast"
     r"|comparison|fact|general|addition)|on the other hand|by contrast|comparatively|generally|evidently"
     r"|additionally|moreover|furthermore|however|but|explanation|reasoning|evaluation|answer)\b[,:;]?)*[\W_]*",
     re.IGNORECASE,
 )
-_CONCLUDES = re.compile(rf"\b(?:{_MARKED})\b", re.IGNORECASE)
+_CONCLUDES = Pattern(rf"\b(?:{_MARKED})\b", re.IGNORECASE)
 _ADV = (
     r"(?:(?:therefore|thus|hence|can|have|has|had|must|would|will|also|do|then|now|strongly|firmly|am|to|'ve|'d"
     r"|safely|confidently|finally|ultimately|to the|come|came|reached?|arrived|at|leads? me|leading me|honestly"
     r"|still) ?){0,5}"
 )
-_DECIDES = re.compile(
+_DECIDES = Pattern(
     r"(?:^|[,;:—–] ?|\b(?:and|so|but|therefore|thus|hence|,) ?|[.!] )(?:(?:that|this|which|it"
     rf"|my [\w ]{{1,80}}?) )?(?P<who>(?:i|we) ?{_ADV}(?:the )?(?:conclu\w+|determin\w+|decid\w+|decision"
     r"|believe|think|find|found|say|judge\w*|consider\w*|feel|hold|agree|opinion|confident|convinced|argue"
@@ -398,13 +414,13 @@ _DECIDES = re.compile(
     r"|this (?:means|shows|implies|makes)|which (?:means|makes)|making|makes)(?: (?:that|:))?,? ?$",
     re.IGNORECASE,
 )
-_DENIES = re.compile(
+_DENIES = Pattern(
     r"\b(?:not|n't|never|cannot|no|hardly|doubt\w*|disagree\w*|deny|denies|false|untrue|wrong|mistake\w*"
     r"|incorrect\w*|far from|reject\w*|refus\w*|rather than|instead of|without|against|opposite|contrary"
     r"|neither|nor)\b[^,;:]*$|n't\b[^,;:]*$",
     re.IGNORECASE,
 )
-_REPORTS = re.compile(
+_REPORTS = Pattern(
     r"\b(?:says?|said|saying|writes?|wrote|written|claims?|claim(?:ed|ing)|argu(?:es?|ed|ing)|insist\w*"
     r"|assert\w*|tells?|told|demand\w*|asks?|asked|according to|pretend\w*|suggest\w*|announc\w*|declar(?:es"
     r"|ed)|promis\w*|boast\w*|maintain\w*|inject\w*|quot(?:es?|ed|ing)|reads|ends|ending|contains?|containing"
@@ -412,7 +428,7 @@ _REPORTS = re.compile(
     r"|orders?|begs?|pleads?|writes|repeats?|adds|concludes|example|e\.g|imagine|pretending|mention(?:s|ed|ing))\b",
     re.IGNORECASE,
 )
-_CONDITIONS = re.compile(
+_CONDITIONS = Pattern(
     r"\b(?:if|unless|had|were|should|suppos\w+|assum\w+|provid(?:ed|ing) that|granted that|in case|whenever"
     r"|until|otherwise|depending|hypothetical\w*|would|could|might|perhaps|maybe|possibly|probably|arguably"
     r"|one (?:may|might|could)|some (?:may|might|would|could|people|readers|users)|someone|somebody|others?"
@@ -420,7 +436,7 @@ _CONDITIONS = re.compile(
     r"|earlier|previously)\b",
     re.IGNORECASE,
 )
-_OPENS = re.compile(
+_OPENS = Pattern(
     r"^(?:after|based on|given|considering|taking|since|because|as|while|although|though|even though|despite"
     r"|in light of|in view of|having|upon|by|when (?:evaluat|compar|consider|review|assess|look|judg)\w+"
     r"|from (?:the|this|my)|overall|with (?:this|that|these|all)|due to|in (?:evaluat|compar|review|consider"
@@ -428,12 +444,12 @@ _OPENS = re.compile(
     r"|it's worth|whereas|for (?:this|these|the|that)|i|we|however|therefore|unlike|compared|\w+ing|in accordance)\b",
     re.IGNORECASE,
 )
-_LINKS = re.compile(
+_LINKS = Pattern(
     r"(?:[;—–]|\. |,? \b(?:so|thus|therefore|hence|but|and therefore|and thus|and hence|and so|making"
     r"|and as such|meaning|consequently)\b|,? \band\b),? ?$",
     re.IGNORECASE,
 )
-_OF_ONE = re.compile(
+_OF_ONE = Pattern(
     r"(?:^|[,;] ?)(?:in terms of|as for|as far as|regarding|with regards? to|with respect to|concerning"
     r"|when it comes to|on|for|to|in|from|at|under)\b(?! accordance| contrast| comparison|(?: (?:this|that"
     r"|these|the|my|balance|comparing|evaluating|reviewing|considering|assessing) ?(?:case|context|instance"
@@ -441,11 +457,11 @@ _OF_ONE = re.compile(
     r"|instruction|above|two|task|prompt)?))[^,;]*, ?$|(?:^|[,;] ?)\w+(?:ally|wise),? ?$",
     re.IGNORECASE,
 )
-_OFFERS = re.compile(
+_OFFERS = Pattern(
     r"\b(?:possible|options?|alternatives?|either|could|might|may|would|hypothes\w+|claims?|statements?|examples?)\b",
     re.IGNORECASE,
 )
-_INTRODUCES = re.compile(
+_INTRODUCES = Pattern(
     r"\b(?:verdict|decision|conclusion|answer|judge?ment|explanation|reason(?:s|ing)?|evaluation|comparison"
     r"|analysis|summary|result|overall|final|therefore|assessment|preference|choice|conclude|opinion|review"
     r"|response)\b",

@@ -5,20 +5,20 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from rlaif.judges.replies.objects import NOTHING, OBJECT, find_object, overridden
+from rlaif.judges.replies.patterns import Pattern
+from rlaif.judges.replies.second_thoughts import revokes, withdraws
 from rlaif.judges.replies.words import (
-    CORRECTION,
+    BAD,
     CUT,
     MOST_CHARACTERS,
     MOST_MARKS,
-    NOTHING,
-    OBJECT,
-    SWAPS,
     TOO_LONG,
-    find_object,
     foreign,
     headed,
+    heading,
+    measures_bad,
     narrow,
-    overridden,
     quoted,
     spoken,
     unboxed,
@@ -27,17 +27,17 @@ from rlaif.judges.replies.words import (
 RankGroups = tuple[tuple[int, ...], ...]  # groups of numbers, best first; those in one group are tied
 
 _NAME = r"[*_]*(?:(?:completion|text|response|answer|candidate|output)[ \t]*#?)?\[?"
-_NUMBER = re.compile(rf"{_NAME}(\d{{1,4}})\]?[*_]*", re.IGNORECASE)
+_NUMBER = Pattern(rf"{_NAME}(\d{{1,4}})\]?[*_]*", re.IGNORECASE)
 _ITEM = rf"{_NAME}\d{{1,4}}\]?[*_]*"
-_CHAIN = re.compile(rf"{_ITEM}(?:[ \t]*[>=≻][ \t]*{_ITEM})+", re.IGNORECASE)
-_LIST = re.compile(rf"\[?{_ITEM}(?:[ \t]*,[ \t]*{_ITEM})*\]?", re.IGNORECASE)
-_KEY = re.compile(
+_CHAIN = Pattern(rf"{_ITEM}(?:[ \t]*[>=≻][ \t]*{_ITEM})+", re.IGNORECASE)
+_LIST = Pattern(rf"\[?{_ITEM}(?:[ \t]*,[ \t]*{_ITEM})*\]?", re.IGNORECASE)
+_KEY = Pattern(
     r"[ \t#*_•-]*(?:(?:so|thus|therefore|my|the|final|overall)\b,?[ \t]*)*\branking\b[*_]*"
     r"(?:[ \t]*\(?,?(?:from )?best (?:first|to worst)\)?)?[*_]*(?:[ \t]*[:=][*_]*[ \t]*|[ \t]+is:?[ \t]+)",
     re.IGNORECASE,
 )
 _PLACES = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
-_PLACE = re.compile(
+_PLACE = Pattern(
     rf"[ \t*_•-]*(?:(?P<digits>\d{{1,2}})(?:st|nd|rd|th)|(?P<word>{'|'.join(_PLACES)}))(?:[ \t]+place)?"
     rf"[*_]*[ \t]*[:–—-][*_]*[ \t]*{_NAME}(?P<k>\d{{1,4}})\]?[*_]*(?P<tail>[^\n]*)",
     re.IGNORECASE,
@@ -47,17 +47,22 @@ _WORSE = (
     r"|most (?:harmful|toxic|wrong|flawed|biased|dangerous|offensive))"
 )
 _BEST = r"(?:best|strongest|top|highest|winner|most helpful)"
-_WORST_FIRST = re.compile(
+_WORST_FIRST = Pattern(
     rf"\b{_WORSE}\W+(?:first|to)\b|\b{_WORSE}\b[^.\n]{{0,30}}\b(?:first|to (?:the )?{_BEST}|at the (?:top"
     r"|start|beginning|left|front|head))\b"
     r"|\bupside[- ]down\b|\bgreater[- ]than\b|\b(?:sign|symbol|arrow)\b|\b(?:losers?|failures?) first\b"
     rf"|\b{_WORSE}\b[^.\n]{{0,12}}\b(?:leads|heads|tops|opens)\b|\bmost (?!(?:help|hon|accura|correct|clear"
     r"|polite|kind|use|harmless|relevant|complete|convinc|suit))\w+ (?:one )?(?:comes? )?first\b"
     r"|\bfrom (?:the )?(?:bad|low|last|weak|right|poor|lower|smallest)\b|\bmore [^.\n]{0,30}\bfirst\b"
+    r"|\brank(?:ing|ed|s)? by (?!(?:(?:the|their|overall|your|given|stated|above) )*(?:quality|preference|merit|how"
+    r"|rank|principle|use|excellence|help|hon|harmless|accura|correct|clar|relevan|complet|truth|safe|criteri|rubric|instruct"
+    r"|aspect|\w+ness|me\b))"
     r"|\border of (?!(?:(?:the|decreasing|descending|overall|their|my) )*(?:quality|preference|merit|how well"
     r"|rank|principle|goodness|use|excellence|help|hon|harmless|accura|correct|clar|polite|kind))"
     rf"|\b(?:from|starting (?:with|from|at)|beginning with|begins with|starts with) (?:the )?{_WORSE}\b"
     r"|\b(?:ascending|increasing|rising|improving|upwards?)\b|\bbottom[- ](?:to|up)\b"
+    rf"|\b(?:from|first|1st|top|leftmost|leads|(?:begins|starts) with)\b[^.\n]{{0,40}}\b(?:most|worst|greatest|highest"
+    rf"|largest)(?: number of| count of| amount of)?(?: the)? {BAD}"
     rf"|\b{_BEST}\b[^.\n>]{{0,20}}\b(?:last|at the (?:end|bottom|right|back))\b"
     r"|\b(?:in|the) reversed?\b|\breversed? (?:order|ranking)\b|\binverted order\b|\bbackwards\b"
     r"|[>≻]\W{0,3}(?:\w+ ){0,3}?(?:means?|is|as|stands? for|reads?|denotes|indicates|signif\w+|="
@@ -68,17 +73,24 @@ _WORST_FIRST = re.compile(
     r"|problems|harm|toxicity)\b|\bby (?:errors|harmfulness|toxicity|severity)\b",
     re.IGNORECASE,
 )
-_ENDS_SAY = re.compile(
+_PAIRED = Pattern(
+    rf"{_NAME}(?P<k>\d{{1,4}})\]?[*_]* (?:(?:is|was|seems) (?:\w+ ){{0,2}}?(?:(?P<better>better|stronger|superior"
+    r"|preferable)|(?P<worse>worse|weaker|inferior)) (?:than|to)|(?P<beats>beats|outperforms|surpasses|outdoes))"
+    rf" (?:the )?{_NAME}(?P<other>\d{{1,4}})(?![\w.]*\w)",
+    re.IGNORECASE,
+    words="better|stronger|superior|preferable|worse|weaker|inferior|beats|outperforms|surpasses|outdoes",
+)
+_ENDS_SAY = Pattern(
     rf"\b(?:last|final|rightmost)\b[^.\n>]{{0,15}}\b(?:is|being|was)\b (?:the )?{_BEST}\b|\b(?:first"
     rf"|leftmost)\b[^.\n>]{{0,15}}\b(?:is|being|was)\b (?:the )?{_WORSE}\b",
     re.IGNORECASE,
 )
-_SIGN = re.compile(
+_SIGN = Pattern(
     r"(?<![-=<\w/\"'])[>≻](?=\s)(?<!^>)|[\"'“(][>≻][\"'”)]|\w [>≻] \w[^.\n]{0,20}\b(?:means?|says?|reads?|is"
     r"|stands|denotes)\b|^\s*[>≻]\s*(?:=|:|means|is|stands|reads|denotes)"
 )
-_RANKED = re.compile(rf"{_ITEM}[ \t]*[>=≻][ \t]*{_ITEM}", re.IGNORECASE)
-_EXTREMES = re.compile(
+_RANKED = Pattern(rf"{_ITEM}[ \t]*[>=≻][ \t]*{_ITEM}", re.IGNORECASE)
+_EXTREMES = Pattern(
     r"(?:\b(?:completion|text|response|answer|candidate|output) #?|(?<![\w.#>=-]) ?)(?P<k>\d{1,4}),? (?:is"
     r"|was|being|as) (?:clearly |by far |easily )?(?:the )?(?:very )?(?:(?P<best>best|strongest|winner)"
     r"|(?P<worst>worst|weakest))(?! (?:in|at|on|of (?:the )?(?:first|second))\b)\b"
@@ -86,9 +98,9 @@ _EXTREMES = re.compile(
     r"|response|answer))?(?: is|:) (?:completion |text |response |answer )?#?(?P<k2>\d{1,4})(?!\d|\.\d)(?!,| and)\b",
     re.IGNORECASE,
 )
-_REASONS = re.compile(r"reason|rational|expla|justif|analys|thought|critique|feedback|summary", re.IGNORECASE)
-_BEST_FIRST = re.compile(r"\W*(?:from )?(?:best (?:first|to worst)|descending)\W*", re.IGNORECASE)
-_ENDS = re.compile(r"best|worst|first|last|top|bottom", re.IGNORECASE)
+_REASONS = Pattern(r"reason|rational|expla|justif|analys|thought|critique|feedback|summary", re.IGNORECASE)
+_BEST_FIRST = Pattern(r"\W*(?:from )?(?:best (?:first|to worst)|descending)\W*", re.IGNORECASE)
+_ENDS = Pattern(r"best|worst|first|last|top|bottom", re.IGNORECASE)
 
 
 def read_ranking(text: str, n: int, *, cut: bool = False) -> tuple[RankGroups | None, str | None]:
@@ -126,10 +138,10 @@ def read_ranking(text: str, n: int, *, cut: bool = False) -> tuple[RankGroups | 
     after = heard[max(end, last) :]
     if _WORST_FIRST.search(whole.replace("_", " ")) or _ENDS_SAY.search(after):
         return None, "an order from worst to best"
-    if _redefined(heard) or any(not _agrees(one, ranking) for one in _EXTREMES.finditer(whole)):
+    if _redefined(heard) or revokes(heard) or _contradicted(whole, ranking):
         return None, "the words around the ranking may say something else"
     others = (_ordered(chain[0]) for chain in _CHAIN.finditer(after) if chain[0].count(">") == len(ranking) - 1)
-    if CORRECTION.search(after) or SWAPS.search(after) or any(other != ranking for other in others):
+    if withdraws(after) or any(other != ranking for other in others):
         return None, "the words after the ranking may take it back"
     return ranking, None
 
@@ -137,6 +149,16 @@ def read_ranking(text: str, n: int, *, cut: bool = False) -> tuple[RankGroups | 
 def _redefined(heard: str) -> bool:
     """Whether a `>` stands among words: they may say what it means."""
     return any(_SIGN.search(line) for line in heard.split("\n") if not _RANKED.search(line))
+
+
+def _contradicted(text: str, ranking: RankGroups) -> bool:
+    """Whether the reply says of two of them, or of the best or worst one, what the ranking does not say."""
+    place = {k: at for at, group in enumerate(ranking) for k in group}
+    for match in _PAIRED.finditer(text):
+        k, other = place.get(int(match["k"])), place.get(int(match["other"]))
+        if k is not None and other is not None and not (k < other if match["better"] or match["beats"] else k > other):
+            return True
+    return any(not _agrees(one, ranking) for one in _EXTREMES.finditer(text))
 
 
 def _agrees(match: re.Match[str], ranking: RankGroups) -> bool:
@@ -189,15 +211,22 @@ def _given(heard: str) -> tuple[list[RankGroups | None], int]:
         if chain or listed:
             clear = not quoted(heard, at) and not line.lstrip().startswith(("`", '"'))
             clear = clear and not foreign(heard, at) and (key is not None or not headed(heard, at))
+            clear = clear and not measures_bad(heading(heard, at))
             given.append(_ordered(body) if clear else None)
             end = at + len(line)
         elif keyed and body:
             given.append(None)
         elif ranked := _PLACE.fullmatch(line):
             rank = int(ranked["digits"]) if ranked["digits"] else _PLACES.index(ranked["word"].lower()) + 1
+            if not places and measures_bad(heading(heard, at)):
+                given.append(None)
             alone = re.match(r"[ \t\r.]*$|[ \t]*[.,;:][ \t]+\D|[ \t]+[-–—(]|[ \t]+because\b", ranked["tail"])
             unclear = (
-                rank in places or not alone or quoted(heard, at) or re.match(r"[ \t,]*(?:and|or)\b", ranked["tail"])
+                rank in places
+                or (not places and measures_bad(heading(heard, at)))
+                or not alone
+                or quoted(heard, at)
+                or re.match(r"[ \t,]*(?:and|or)\b", ranked["tail"])
             )
             places[rank] = None if unclear else int(ranked["k"])
             end = at + len(line)

@@ -9,30 +9,28 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+from rlaif.judges.replies.objects import ABOUT, find_object, overridden, whole
+from rlaif.judges.replies.patterns import Pattern
 from rlaif.judges.replies.scales import changed, explains_otherwise, on_another_scale, spans_the_scale, void
+from rlaif.judges.replies.second_thoughts import CORRECTION, corrections, revokes, takes_back
 from rlaif.judges.replies.words import (
-    CORRECTION,
     CUT,
     MOST_CHARACTERS,
     MOST_MARKS,
+    NAMED,
     TOO_LONG,
     TOO_MANY,
     Number,
     Reading,
     aside,
-    corrections,
-    find_object,
     foreign,
     leading_number,
     narrow,
     other_scale,
-    overridden,
     quoted,
     spoken,
-    takes_back,
-    whole,
 )
 
 
@@ -59,22 +57,18 @@ def read_reply(
 
 # ---------------------------------------------------------------- JSON
 
-_NAMED = r"(?:text|completion|response|answer|candidate|output)"
-_KEY = re.compile(rf"(?:{_NAMED}[ _]?)?\[?(\d{{1,4}})\]?")
+_KEY = Pattern(rf"(?:{NAMED}[ _]?)?\[?(\d{{1,4}})\]?")
 _INDEX = ("completion", "text", "index", "number")
-_ABOUT = re.compile(
-    rf"{_NAMED}|number|index|shown|original|position|source|target|\bref|which|about|\b(?:id|for|of|no|key"
-    r"|name|label)\b"
-)
 _PLACES = ("a", "first", "one", "b", "second", "two", "c", "third", "three", "d", "fourth", "four")
 _PLACE = rf"(?:(?P<number>\d{{1,4}})|(?P<place>{'|'.join(_PLACES)}))"
-_ONE = re.compile(rf"\W*(?:the )?(?P<noun>{_NAMED})?[ _]?(?:no\.? ?|number )?\W*{_PLACE}(?: (?:one|{_NAMED}))?\W*")
-_IS_ONE = re.compile(
+_ONE = Pattern(rf"\W*(?:the )?(?P<noun>{NAMED})?[ _]?(?:no\.? ?|number )?\W*{_PLACE}(?: (?:one|{NAMED}))?\W*")
+_IS_ONE = Pattern(
     r"\b(?:this|it|that|here)(?: (?:is|was|means|concerns)|'s) (?:about |for |really "
-    rf"|actually )?(?:the )?{_NAMED} #?{_PLACE}\b(?! (?:is|has|does|was)\b)"
+    rf"|actually )?(?:the )?{NAMED} #?{_PLACE}\b(?! (?:is|has|does|was)\b)",
+    words="text |completion |response |answer |candidate |output ",
 )
-_HEADED = re.compile(
-    rf"\W*(?:(?:(?:rating|score) )?(?:for|of|on|about|re) (?:{_NAMED} )?|{_NAMED} )#?{_PLACE}\s*(?:[:)\]–—-]|$)"
+_HEADED = Pattern(
+    rf"\W*(?:(?:(?:rating|score) )?(?:for|of|on|about|re) (?:{NAMED} )?|{NAMED} )#?{_PLACE}\s*(?:[:)\]–—-]|$)"
 )
 _WRAPPERS = ("ratings", "completions", "evaluations", "evaluation", "results", "judgments", "judgements")
 
@@ -131,7 +125,7 @@ def _names_another(item: dict[str, Any], k: int) -> bool:
     for key, value in item.items():
         written = str(value).strip().lower() if isinstance(value, (int, str)) and key != "rating" else ""
         named = _ONE.fullmatch(written)
-        if named is not None and not (named["noun"] or _ABOUT.search(key.replace("_", " "))):
+        if named is not None and not (named["noun"] or ABOUT.search(key.replace("_", " "))):
             named = None  # a number of something else
         said = (named, _HEADED.match(written), *_IS_ONE.finditer(written))
         if any(_place(one) != k for one in said if one is not None):
@@ -158,7 +152,7 @@ def _json_reading(item: Any, low: int, high: int, na: bool, types: Sequence[str]
     raw = json.dumps(item, ensure_ascii=False)
     if not isinstance(item, dict) or "rating" not in item:
         return Reading(None, raw, "no whole-number rating")
-    if overridden(item, "rating") or any(_may_rate(key, value) for key, value in item.items()):
+    if overridden(item, "rating", (low, high)):
         return Reading(None, raw, "several fields that may be the rating")
     value = whole(item["rating"])
     if not isinstance(value, (int, str)):
@@ -179,18 +173,6 @@ def _json_reading(item: Any, low: int, high: int, na: bool, types: Sequence[str]
     reading = _reading(number, raw, na)._replace(types=named, note=note)
     told = item.get("rationale")
     return reading._replace(raw=told) if reading.problem is None and isinstance(told, str) else reading
-
-
-_QUALITY = re.compile(r"\w+(?:ness|ity|cy|nce|style|tone|depth|detail|grammar|spelling|coverage|logic|safety)")
-_KNOWN = ("rating", "type", "types", "confidence", "certainty", "probability", "weight")
-
-
-def _may_rate(key: str, value: Any) -> bool:
-    """Whether a field beside the rating holds a number that may be the rating too; one of a quality's name is not."""
-    if key in _KNOWN or _ABOUT.search(key.replace("_", " ")) or _QUALITY.fullmatch(key):
-        return False
-    number = leading_number(value, 0, 0) if isinstance(value, str) else None
-    return isinstance(value, (int, float)) or (number is not None and number.numeric and not number.tail.strip(" ."))
 
 
 def _json_types(item: dict[str, Any], offered: Sequence[str]) -> tuple[tuple[str, ...], str | None]:
@@ -219,44 +201,47 @@ def _reading(number: Number, raw: str, na: bool) -> Reading:
 
 # A block opens with its number in brackets, or with the completion's name as UltraFeedback's judge heads it
 # (`#### Output for Text 1`, its templates). A bare `1.` may be a list of anything and opens none.
-_BLOCK = re.compile(
+_BLOCK = Pattern(
     r"^[ \t]*(?:(?:[-*•]|\d{1,2}[.)](?=[ \t]+\[))[ \t]+)?(?:#{1,6}[ \t]*)?[*_]{0,3}"
     rf"(?:\[(?P<bracket>\d{{1,4}})\]"
-    rf"|(?:output[ \t]+for[ \t]+)?{_NAMED}[ \t]*#?(?P<open>\[)?(?P<named>\d{{1,4}})(?(open)\])"
+    rf"|(?:output[ \t]+for[ \t]+)?{NAMED}[ \t]*#?(?P<open>\[)?(?P<named>\d{{1,4}})(?(open)\])"
     r"(?![\w.])(?=[ \t]*[*_]{0,3}[ \t]*(?:[:|(→\r\n]|[-–—][ \t]|$)))[*_]{0,3}",
     re.MULTILINE | re.IGNORECASE,
 )
-_ANOTHER = re.compile(r"[ \t]*(?:[,/&+-]|and\b|or\b)?[ \t]*\[\d|[ \t]*(?:,|/|&|and\b|or\b)[ \t]*\d", re.IGNORECASE)
+_ANOTHER = Pattern(r"[ \t]*(?:[,/&+-]|and\b|or\b)?[ \t]*\[\d|[ \t]*(?:,|/|&|and\b|or\b)[ \t]*\d", re.IGNORECASE)
 _BRACKETS = r"(?:[ \t]*\([^()\n]{1,30}\))?"
-_KEYED = re.compile(rf"\brating\b[*_]*{_BRACKETS}[*_]*[ \t]*[:=]", re.IGNORECASE)
-_RATING = re.compile(
+_KEYED = Pattern(rf"\brating\b[*_]*{_BRACKETS}[*_]*[ \t]*[:=]", re.IGNORECASE)
+_RATING = Pattern(
     rf"\brating\b[*_]*{_BRACKETS}[*_]*(?:[ \t]*[:=][*_]*[ \t]*|[ \t]*(?=[*_`\"'\[(]*[+-]?\d))", re.IGNORECASE
 )
-_MENTION = re.compile(
+_MENTION = Pattern(
     r"\brating[ \t]+(?:of|is|to|was|as)[ \t]+[*_]*(\d{1,4})(?!\d)|(?<![\d/.])(\d{1,4})[ \t]*(?:/"
     r"|out of)[ \t]*(\d{1,4})(?![\d/])",
     re.IGNORECASE,
+    words="rating |rating\t|/|out of",
 )
-_VALUE = re.compile(r"\A[^\w\n]*\w+(?:\.0+\b)?[*_]*(?:[ \t]*\(?(?:/|out of)[ \t]*[*_]*\d+\)?)?", re.IGNORECASE)
-_HEAD = re.compile(r"[ \t*_]*(?:[:|→]|[-–—][ \t])?[ \t*_]*")
-_STARTS = re.compile(r"[\s*_#|•(-]*(?:(?:my|the|overall|final|and|so)\b[\s*_]*)*", re.IGNORECASE)
+_VALUE = Pattern(r"\A[^\w\n]*\w+(?:\.0+\b)?[*_]*(?:[ \t]*\(?(?:/|out of)[ \t]*[*_]*\d+\)?)?", re.IGNORECASE)
+_HEAD = Pattern(r"[ \t*_]*(?:[:|→]|[-–—][ \t])?[ \t*_]*")
+_STARTS = Pattern(r"[\s*_#|•(-]*(?:(?:my|the|overall|final|and|so)\b[\s*_]*)*", re.IGNORECASE)
 # Words before `rating 4` that make it a rating of something else, or no rating.
-_SOME = re.compile(
+_SOME = Pattern(
     r"\b(?:an?|the|of|any|this|that|its|no|not|for|with|another|some|every|max\w*|min\w*|highest|lowest|top|best|worst"
     r"|human|users?|average|mean)[ \t*_]*$",
     re.IGNORECASE,
 )
-_SUMMARY = re.compile(
+_SUMMARY = Pattern(
     r"^\W*(?:final(?:ly)?|summary|in sum|to sum up|ratings|scores|overall|totals?"
     r"|results?)\b(?![*_ \t]*rating\b)[^\n]*\d"
-    rf"|\[\d{{1,4}}\]\W{{0,4}}(?:rating\W{{0,4}})?\d|\b{_NAMED}[ \t]*\[?\d{{1,4}}\]?[ \t]*(?:[:=]|->"
+    rf"|\[\d{{1,4}}\]\W{{0,4}}(?:rating\W{{0,4}})?\d|\b{NAMED}[ \t]*\[?\d{{1,4}}\]?[ \t]*(?:[:=]|->"
     rf"|→)[ \t]*[*_]*(?:rating\W{{0,4}})?\d",
     re.IGNORECASE | re.MULTILINE,
+    words=(
+        "final|summary|in sum|to sum up|ratings|scores|overall|total|result|]|text|completion|response|answer|"
+        "candidate|output"
+    ),
 )
-_TYPES = re.compile(r"^[ \t*_#-]*types?[*_]*[ \t]*:[*_ \t]*(.*)$", re.IGNORECASE | re.MULTILINE)
-_OTHERS = re.compile(
-    rf"\[\d|\b{_NAMED}s?[ \t]*\[?\d|\b(?:first|second|third|fourth|former|latter|other)\b", re.IGNORECASE
-)
+_TYPES = Pattern(r"^[ \t*_#-]*types?[*_]*[ \t]*:[*_ \t]*(.*)$", re.IGNORECASE | re.MULTILINE, words="type")
+_OTHERS = Pattern(rf"\[\d|\b{NAMED}s?[ \t]*\[?\d|\b(?:first|second|third|fourth|former|latter|other)\b", re.IGNORECASE)
 
 
 def read_lines(
@@ -301,8 +286,8 @@ def read_lines(
     bodies = [
         (k, heard[start:end].strip(), heard[after:end]) for (k, start, after), end in zip(marks, ends, strict=True)
     ]
-    compact = not any(_KEYED.search(body) for _, _, body in bodies)
-    readings = {k: _block_reading(block, body, low, high, na, types, compact) for k, block, body in bodies}
+    whole = _Whole(compact=not any(_KEYED.search(body) for _, _, body in bodies), corrects=CORRECTION.may_match(heard))
+    readings = {k: _block_reading(block, body, low, high, na, types, whole) for k, block, body in bodies}
     if cut:
         readings[numbers[-1]] = Reading(None, readings[numbers[-1]].raw, CUT)
     return [readings[k + 1] for k in range(n)]
@@ -318,12 +303,19 @@ def _mixes_up(text: str) -> bool:
     return any(_OTHERS.search(text[end : end + 60].partition("\n")[0]) for end in corrections(text))
 
 
+class _Whole(NamedTuple):
+    """What is known of a reply when its blocks are read."""
+
+    compact: bool  # without any `Rating:`
+    corrects: bool  # with words that may begin a correction
+
+
 def _block_reading(
-    block: str, body: str, low: int, high: int, na: bool, types: Sequence[str], compact: bool
+    block: str, body: str, low: int, high: int, na: bool, types: Sequence[str], whole: _Whole
 ) -> Reading:
     """The rating of one block, `body` being what follows the number that opened it.
 
-    Only in a reply that is `compact` throughout, without any `Rating:`, may a rating end a line of other words.
+    Only in a reply that is compact throughout may a rating end a line of other words.
     """
     head = _HEAD.match(body)
     body = body[head.end() if head else 0 :]
@@ -339,7 +331,7 @@ def _block_reading(
         number = leading_number(body[match.end() :].partition("\n")[0], low, high)
         before = body[: match.start()].rpartition("\n")[2]
         begins = _STARTS.fullmatch(re.split(r"[.;!?|,–—]|\s-\s", before)[-1]) is not None
-        last = compact and not number.tail.strip(" \t\r.!*_)")
+        last = whole.compact and not number.tail.strip(" \t\r.!*_)")
         if aside(body, match.start()):
             continue
         formal = begins or (last and not _SOME.search(before))
@@ -363,7 +355,7 @@ def _block_reading(
     if len({(number.value, number.na) for number in given}) > 1 or (value is not None and mentioned - {value}):
         return Reading(None, block, "several ratings that differ")
     rest = _VALUE.sub("", body[after:], count=1)
-    if takes_back(body[after:]) or (value is not None and changed(rest, value, low, high)):
+    if (whole.corrects and takes_back(body[after:])) or (value is not None and changed(rest, value, low, high)):
         return Reading(None, block, "the words after the rating may take it back")
     written = {match[1].strip() for match in _TYPES.finditer(body)}
     named, note = read_types(written.pop(), types) if len(written) == 1 else ((), None)
@@ -374,8 +366,8 @@ def _block_reading(
 
 # ---------------------------------------------------------------- a table
 
-_COLUMN = re.compile(rf"(?:{_NAMED}s?|no\.?|number|index|#)(?:[ ]*(?:no\.?|number|#))?", re.IGNORECASE)
-_RULE = re.compile(r":?-{2,}:?")
+_COLUMN = Pattern(rf"(?:{NAMED}s?|no\.?|number|index|#)(?:[ ]*(?:no\.?|number|#))?", re.IGNORECASE)
+_RULE = Pattern(r":?-{2,}:?")
 
 
 def _table(text: str) -> list[list[str]]:
@@ -408,7 +400,7 @@ def _read_table(
     if None in numbers or sorted(indices) != list(range(1, n + 1)):
         return unclear(f"expected the numbers 1 to {n} once each, found {', '.join(map(str, indices)) or 'none'}")
     around = "\n".join(line for line in heard.split("\n") if not line.strip().startswith("|"))
-    if _RATING.search(around) or CORRECTION.search(around) or void(around, low, high):
+    if _RATING.search(around) or CORRECTION.search(around) or void(around, low, high) or revokes(around, alone=True):
         return unclear("the words around the table may say something else")
     if quoted(heard, heard.index("|")) or foreign(heard, heard.index("|")):
         return unclear("the table stands in words that quote it")

@@ -4,45 +4,47 @@ from __future__ import annotations
 
 import re
 
+from rlaif.judges.replies.objects import OBJECT, find_object, overridden, whole
+from rlaif.judges.replies.patterns import Pattern
 from rlaif.judges.replies.scales import changed, spans_the_scale, void
+from rlaif.judges.replies.second_thoughts import takes_back
 from rlaif.judges.replies.words import (
     CUT,
     MOST_CHARACTERS,
     MOST_MARKS,
-    OBJECT,
     RESULT,
     TOO_LONG,
     TOO_MANY,
     Number,
     Reading,
     aside,
-    find_object,
     foreign,
     headed,
+    heading,
     leading_number,
+    measures_bad,
     narrow,
     other_scale,
-    overridden,
     quoted,
     spoken,
-    takes_back,
     unboxed,
-    whole,
 )
 
-_FIELD = re.compile(r"(?:overall|final|total)?[ _-]*(?:score|rating)")
-_KEY = re.compile(
+_FIELD = Pattern(r"(?:overall|final|total)?[ _-]*(?:score|rating)")
+_KEY = Pattern(
     r"(?:(?<=[.!?;][ \t])|^(?![ \t]*>)[ \t#*_•-]*)(?:(?:so|thus|therefore|my|the|an?|overall|final|total)\b,?[ \t]*)*"
     r"(?:(?:\b(?:score|rating)|\boverall)\b[*_]*(?:[ \t]*\([^()\n]{1,30}\))?[*_]*(?:[ \t]*[:=][*_]*\s*"
     rf"|[ \t]+(?:is:?[ \t]+)?(?=[*_\[]*\d))|{RESULT})",
     re.IGNORECASE | re.MULTILINE,
+    words="score|rating|overall|[result]",
 )
-_BOXED = re.compile(r"\d{1,3}(?:\.0)?")
-_BRACKETS = re.compile(r"\[\[[^\[\]\n]{1,12}\]\]")
-_LONE = re.compile(r"^[ \t*_]*\d{1,3}[ \t]*(?:/|out of)[ \t]*\d{1,3}[ \t*_.]*$", re.MULTILINE | re.IGNORECASE)
-_MENTION = re.compile(
+_BOXED = Pattern(r"\d{1,3}(?:\.0)?")
+_BRACKETS = Pattern(r"\[\[[^\[\]\n]{1,12}\]\]")
+_LONE = Pattern(r"^[ \t*_]*\d{1,3}[ \t]*(?:/|out of)[ \t]*\d{1,3}[ \t*_.]*$", re.MULTILINE | re.IGNORECASE)
+_MENTION = Pattern(
     r"(\d{1,4})[ \t]*(?:/|out of)[ \t]*\d|\b(?:score|rating)\b\W{0,4}(?:(?:of|is|to|as|should be)\W+)?(\d{1,4})",
     re.IGNORECASE,
+    words="score|rating|/|out of",
 )
 
 
@@ -88,7 +90,7 @@ def read_score(text: str, low: int, high: int, *, cut: bool = False) -> Reading:
     return Reading(value, text)
 
 
-_NUMBER = re.compile(r"[^\w\n]*\w+(?:\.0+\b)?(?:[ \t]*\(?(?:/|out of)[ \t]*\d+\)?)?[\])*_]*", re.IGNORECASE)
+_NUMBER = Pattern(r"[^\w\n]*\w+(?:\.0+\b)?(?:[ \t]*\(?(?:/|out of)[ \t]*\d+\)?)?[\])*_]*", re.IGNORECASE)
 
 
 def _given(heard: str, low: int, high: int) -> tuple[list[Number], int]:
@@ -106,7 +108,8 @@ def _given(heard: str, low: int, high: int) -> tuple[list[Number], int]:
             continue
         if start in starts and other_scale(heard[at:start], low, high):
             number = Number(None, "a score on another scale", number.tail)
-        if any((quoted(heard, at), foreign(heard, at), foreign(heard, start), start in lone and headed(heard, at))):
+        elsewhere = foreign(heard, at) or foreign(heard, start) or measures_bad(heading(heard, at))
+        if quoted(heard, at) or elsewhere or (start in lone and headed(heard, at)):
             number = Number(None, "a score that is not given in its own place", number.tail)
         given.append(number)
         ended = _NUMBER.match(heard, start)
@@ -121,7 +124,7 @@ def _field(heard: str, text: str, low: int, high: int) -> Reading:
         return Reading(None, text, parsed)
     value, before = parsed
     fields = [key for key in value if _FIELD.fullmatch(key)] if isinstance(value, dict) else []
-    if len(fields) != 1 or _given(before, low, high)[0] or overridden(value, fields[0]):
+    if len(fields) != 1 or _given(before, low, high)[0] or overridden(value, fields[0], (low, high)):
         return Reading(None, text, "expected one score")
     if problem := void(
         "\n".join([before, *(str(other) for other in value.values() if isinstance(other, str))]), low, high

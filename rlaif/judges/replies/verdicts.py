@@ -7,24 +7,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import accumulate
 from typing import Any
 
-from rlaif.judges.replies.conclusions import concluded, speaks_against
+from rlaif.judges.replies.conclusions import concluded, names, speaks_against
+from rlaif.judges.replies.objects import KNOWN, OBJECT, find_object, leaves, overridden
+from rlaif.judges.replies.patterns import Pattern
+from rlaif.judges.replies.second_thoughts import revokes, withdraws
 from rlaif.judges.replies.words import (
-    CORRECTION,
     CUT,
     MOST_CHARACTERS,
     MOST_MARKS,
-    OBJECT,
     RESULT,
-    SWAPS,
     TOO_LONG,
     aside,
-    find_object,
     foreign,
     narrow,
-    overridden,
     quoted,
     spoken,
     unboxed,
@@ -40,13 +39,18 @@ _KEYWORD = (
 # No two of these words begin alike and `based on ...` stands once: a thousand of them can be read in one way only.
 _LEADS = r"(?:(?:so|thus|therefore|hence|overall|finally|in conclusion|in summary|to conclude|my|the|final)\b,?[ \t]*)*"
 # At the beginning of a line or sentence, with nothing before it but words that lead up to a verdict.
-_KEY = re.compile(
+_KEY = Pattern(
     rf"(?:(?<=[.!?;][ \t])|^(?![ \t]*>)[ \t#*_•-]*){_LEADS}(?:based on [^.,:\n]{{1,60}}\b,?[ \t]*{_LEADS})?"
     rf"(?:\b{_KEYWORD}\b[*_]*(?:[ \t]*(?:[:=]|→)[*_]*\s*|[ \t]+is(?:[ \t]+that)?[ \t]*:?[ \t]*)|{RESULT})",
     re.IGNORECASE | re.MULTILINE,
+    words=(
+        "verdict|choice|decision|preference|winner|judgement|judgment|pick|better|prefer|best|stronger|superior|"
+        "winning|[result]"
+    ),
 )
-_SAYS_AGAIN = re.compile(r"[ \t]*:[ \t*_]*(?=\[\[)")  # `My final verdict is tie: [[C]]`
-_STATES = re.compile(r" (?:is|wins|was)\b")  # `Verdict: completion 2 is better.`
+_SAYS_AGAIN = Pattern(r"[ \t]*:[ \t*_]*(?=\[\[)")  # `My final verdict is tie: [[C]]`
+_STATES = Pattern(r" (?:is|wins|was)\b")  # `Verdict: completion 2 is better.`
+MOST_OF_A_NAME = 40  # characters
 _FIELDS = ("verdict", "choice", "winner", "preference", "preferred", "better", "decision")
 _TIES = (
     r"(?:(?:it(?:'s|[ \t]+is)[ \t]+)?an?[ \t]+)?(?:tie|draw)|equal|equally[ \t]+(?:good|bad)"
@@ -54,51 +58,56 @@ _TIES = (
 )
 _LAST = r"[*_`\])\"']*"
 # What may follow a verdict on its line: the end, or reasons that do not go on to qualify it.
-_REASONS = re.compile(
+_REASONS = Pattern(
     r"[ \t\r.!*_]*$|,?[ \t]+(?:because|since|as)\b|[ \t]*[.,;][ \t]+|[ \t]+[-–—][ \t]+|[ \t]+\(", re.IGNORECASE
 )
-_QUALIFIES = re.compile(
+_QUALIFIES = Pattern(
     r"[ \t(]*(?:or|and|not|no|but|if|unless|though|although|is|by|maybe|perhaps|possibly|also|then|both"
     r"|neither)\b|[^\n]*"
     r"\b(?:or (?:maybe|perhaps|rather|possibly|even)|unless|depends|on the other hand|not sure|unsure"
     r"|scratch that|were it not|would|almost|nearly)\b",
     re.IGNORECASE,
 )
-_CONCLUDES = re.compile(
+_CONCLUDES = Pattern(
     r"\b(?:therefore|thus|hence|in conclusion|i (?:choose|prefer|pick)|my (?:final |last )?(?:call|word|say"
     r"|ruling|pick|judge?ment))\b"
     r"|\bfinal (?:call|word|ruling)\b|\b(?:better|superior|on a par|tied?|equal(?:ly good)?):\W*$",
     re.IGNORECASE,
 )
-_BRACKETS = re.compile(r"\[\[[^\[\]\n]{1,12}\]\]")
-_COMPARED = re.compile(r"\[\[([^\[\]\n<>=]{1,16})(>{1,3}|<{1,3}|={1,2})([^\[\]\n<>=]{1,16})\]\]")
-_RESULT_LETTER = re.compile(rf"({RESULT})([AB])(?=[ \t.*_]*$)", re.MULTILINE)
-_A_TEXT = re.compile(rf"{_NAMED}|\W*\d|texts?\b|first|second|[ab]$", re.IGNORECASE)
+_BRACKETS = Pattern(r"\[\[[^\[\]\n]{1,12}\]\]")
+_COMPARED = Pattern(r"\[\[([^\[\]\n<>=]{1,16})(>{1,3}|<{1,3}|={1,2})([^\[\]\n<>=]{1,16})\]\]")
+_RESULT_LETTER = Pattern(rf"({RESULT})([AB])(?=[ \t.*_]*$)", re.MULTILINE)
+_LOSES = Pattern(r"los[et]|losing|less|least|poor|worse|worst|reject|weak|inferior|bad", re.IGNORECASE)
+_A_TEXT = Pattern(rf"{_NAMED}|\W*\d|texts?\b|first|second|[ab]$", re.IGNORECASE)
 # After a verdict: a last word under another keyword.
-_FINAL = re.compile(
+_FINAL = Pattern(
     r"\b(?:final(?:ly)?|answer|overall|updated?|revised|corrected|new|adjusted|result|actual(?:ly)?|correct"
     r"|in the end|ultimately)\b[^:=\n]{0,30}[:=][*_]*[ \t]*(?=\S)",
     re.IGNORECASE,
+    words="final|answer|overall|update|revised|correct|new|adjusted|result|actual|in the end|ultimately",
 )
-_A_LABEL_HERE = re.compile(r"(?:^|(?<=[\s:,;(]))(?=\S)", re.MULTILINE)
-_LIST_ITEM = re.compile(r"\d[.)][ \t]+\w")
-_ENDS_A_CLAUSE = re.compile(r"[ \t*_]*(?:[.!;)](?:\s|$)|$| (?:it is|then|instead|after all|now)\b)", re.MULTILINE)
-_WITH_IT = re.compile(
+_A_LABEL_HERE = Pattern(r"(?:^|(?<=[\s:,;(]))(?=\S)", re.MULTILINE)
+_NOT = Pattern(r"\b(?:not|n't|never)[ \t]+", re.IGNORECASE)
+_LIST_ITEM = Pattern(r"\d[.)][ \t]+\w")
+_ENDS_A_CLAUSE = Pattern(r"[ \t*_]*(?:[.!;)](?:\s|$)|$| (?:it is|then|instead|after all|now)\b)", re.MULTILINE)
+_WITH_IT = Pattern(
     r"\b(?:than|over|unlike|to|of|and|or|in|with|by|from|for|against|beats|outperforms|while|nor|as|does|did"
     r"|both|about|says?|between|versus|vs\.?"
     r"|completion|text|response|answer|option|candidate|assistant|output|step|chapter|section|item|line|part"
     r"|point|example) $",
     re.IGNORECASE,
 )
-_NAMES_THE_WORSE = re.compile(
+_NAMES_THE_WORSE = Pattern(
     r"\b(?:verdicts?|numbers?|letters?|choice|labels?|i)\b (?:\w+ ){0,3}(?:names?|naming|gives?|is|are|marks?"
-    r"|stands? for|means?|denotes?|indicates?|picks?|pick out|states?|refers? to|write|list)"
+    r"|stands? for|means?|denotes?|indicates?|picks?|pick out|states?|refers? to|write|list|chose|choose"
+    r"|picked|selected)"
     r" (?:the )?(?:\w+ ){0,4}(?:worse|worst|weaker|weakest|loser|less|least|inferior|to reject|to avoid"
     r"|rejected|losing|poorer|bad)\b",
     re.IGNORECASE,
+    words="worse|worst|weaker|weakest|loser|losing|less|least|inferior|reject|to avoid|poorer|bad",
 )
-_BECAUSE = re.compile(r"because|since|as", re.IGNORECASE)
-_UNSAID = re.compile(
+_BECAUSE = Pattern(r"because|since|as", re.IGNORECASE)
+_UNSAID = Pattern(
     r"^\W*\d|\b(?:worse|worst|not|reject\w*|weak\w*|least|los(?:es?|ers?|ing)|bad|avoid|inferior|never|n't)\b",
     re.IGNORECASE,
 )
@@ -120,7 +129,7 @@ def read_choice(
     heard = narrow(spoken(text)).strip()
     if len(heard) > MOST_CHARACTERS:
         return None, TOO_LONG
-    label = _label(offered)
+    label = _label(tuple(offered))
     heard = _compared(unboxed(heard, label), label, offered)
     choices: set[Choice | None] = set()
     end = 0
@@ -141,14 +150,14 @@ def read_choice(
         choice, end = concluded(heard, offered)
     if choice is None:
         return None, f"no verdict in a place of its own: expected {', '.join(offered)}"
-    if _NAMES_THE_WORSE.search(heard):
+    if _NAMES_THE_WORSE.search(heard) or (choices and revokes(heard)):
         return None, "the verdict may name the worse one"
     after = heard[end:]
     if after.strip(" \n.*_)]") and (
-        CORRECTION.search(after)
-        or SWAPS.search(after)
+        withdraws(after, formal=bool(choices))
         or _prefers_other(after, choice, offered)
         or any(_chosen(label.match(after, m.end()), offered) not in (choice, None) for m in _FINAL.finditer(after))
+        or _denies(after, choice, label, offered)
         or _names_other(after, choice, label, offered)
         or (choices and speaks_against(heard, choice, offered, end))
     ):
@@ -156,7 +165,16 @@ def read_choice(
     return choice, None
 
 
-def _names_other(after: str, choice: Choice, label: re.Pattern[str], offered: Sequence[str]) -> bool:
+def _denies(after: str, choice: Choice, label: Pattern, offered: Sequence[str]) -> bool:
+    """Whether the words after a verdict deny it by its name: `It is not 2.`"""
+    named = (label.match(after, match.end()) for match in _NOT.finditer(after))
+    return any(
+        found is not None and _chosen(found, offered) == choice and _ENDS_A_CLAUSE.match(after, found.end())
+        for found in named
+    )
+
+
+def _names_other(after: str, choice: Choice, label: Pattern, offered: Sequence[str]) -> bool:
     """Whether the words after a verdict give the other one where a verdict could stand: `So 2 it is.`, `Not 1, 2.`"""
     if any(re.fullmatch("[a-z]", name) for name in offered[:2]):
         return False  # `a` is a word
@@ -174,34 +192,55 @@ def _names_other(after: str, choice: Choice, label: re.Pattern[str], offered: Se
     return False
 
 
-def _field(item: dict[str, Any], label: re.Pattern[str], offered: Sequence[str]) -> Choice | None:
+def _field(item: dict[str, Any], label: Pattern, offered: Sequence[str]) -> Choice | None:
     """The verdict of a JSON object: one field that names it, and no other that changes or contradicts it."""
     fields = [key for key in item if key in _FIELDS]
-    if len(fields) != 1 or overridden(item, fields[0]):
+    others = {key: value for key, value in item.items() if key not in fields}
+    if not fields or overridden(others, ""):
         return None
-    choice = _chosen(label.fullmatch(str(item[fields[0]]).strip()), offered)
+    choices = {_chosen(label.fullmatch(str(item[field]).strip()), offered) for field in fields}
+    choice = choices.pop()
     later = list(item)[list(item).index(fields[0]) + 1 :]
-    for key, value in item.items():
-        if key == fields[0] or not isinstance(value, str):
+    for key, value in (leaf for name, held in others.items() for leaf in leaves(name, held)):
+        named = _named(value, label, offered)
+        same = named is None or (named != choice if _LOSES.search(key) and named != "tie" else named == choice)
+        if key not in KNOWN and (not same or (named is not None and _A_TEXT.match(key))):
+            return None  # it names another, or says which text is which
+        if not isinstance(value, str):
             continue
-        if _A_TEXT.match(key) and label.fullmatch(value.strip()):
-            return None  # it says which text is which
-        if concluded(value, offered)[0] not in (choice, None) or (key in later and CORRECTION.search(value)):
+        if concluded(value, offered)[0] not in (choice, None) or revokes(value) or _NAMES_THE_WORSE.search(value):
             return None
-    return choice
+        if key in later and withdraws(value):
+            return None
+    return None if choices else choice
 
 
-def _label(offered: Sequence[str]) -> re.Pattern[str]:
+def _named(value: Any, label: Pattern, offered: Sequence[str]) -> Choice | None:
+    """The verdict or the candidate that the value of a field names: `"2"`, `"Completion 2"`, `"the second"`."""
+    if not isinstance(value, (int, str)):
+        return None
+    written = str(value).strip()
+    given = _chosen(label.fullmatch(written), offered)
+    if given is not None:
+        return given
+    for choice, name in zip(("A", "B"), names(tuple(offered)), strict=True):
+        if len(written) < MOST_OF_A_NAME and re.fullmatch(name, written):
+            return "A" if choice == "A" else "B"
+    return None
+
+
+@lru_cache(maxsize=16)
+def _label(offered: tuple[str, ...]) -> Pattern:
     """What says one of the verdicts. Letters are capitals, since `a` is a word."""
     two = "|".join(map(re.escape, offered[:2]))
     ties = "|".join([*(re.escape(name) + r"\b" for name in offered[2:]), rf"(?i:{_TIES})\b"])
-    return re.compile(
+    return Pattern(
         rf"[*_`\"'(\[]{{0,8}}(?:(?i:{_NAMED})(?:[ \t]+#?|#|[ \t]+(?i:no\.|number)[ \t]*))?[*_`\"'(\[]{{0,8}}"
         rf"(?:(?<![\w.])(?P<first>{two})(?![\w.]*\w)|(?P<tie>{ties})){_LAST}"
     )
 
 
-def _compared(heard: str, label: re.Pattern[str], offered: Sequence[str]) -> str:
+def _compared(heard: str, label: Pattern, offered: Sequence[str]) -> str:
     """The reply with `[[A>>B]]` as `[[A]]`, and `[[A=B]]` as a tie: Arena-Hard's verdicts (arXiv 2406.11939)."""
 
     def better(match: re.Match[str]) -> str:
@@ -216,7 +255,7 @@ def _compared(heard: str, label: re.Pattern[str], offered: Sequence[str]) -> str
     return _RESULT_LETTER.sub(lambda m: m[1] + offered["AB".index(m[2])], heard) if "[RESULT]" in heard else heard
 
 
-def _place(name: str, label: re.Pattern[str], offered: Sequence[str]) -> Choice | None:
+def _place(name: str, label: Pattern, offered: Sequence[str]) -> Choice | None:
     """The candidate that a name stands for; A and B stand for the first and the second, whatever is offered."""
     found = _chosen(label.fullmatch(name.strip()), offered)
     return found or ("A" if name.strip() == "A" else "B" if name.strip() == "B" else None)
@@ -230,7 +269,7 @@ def _chosen(match: re.Match[str] | None, offered: Sequence[str]) -> Choice | Non
     return "A" if match["first"] == offered[0] else "B"
 
 
-def _given(heard: str, label: re.Pattern[str], offered: Sequence[str]) -> tuple[set[Choice | None], int]:
+def _given(heard: str, label: Pattern, offered: Sequence[str]) -> tuple[set[Choice | None], int]:
     """Every verdict in a formal position, None for one that is not clear, and where the last of them ends."""
     choices: set[Choice | None] = set()
     end = 0
@@ -278,7 +317,7 @@ def _given(heard: str, label: re.Pattern[str], offered: Sequence[str]) -> tuple[
     return choices, end
 
 
-def _ends_there(rest: str, label: re.Pattern[str]) -> bool:
+def _ends_there(rest: str, label: Pattern) -> bool:
     """Whether the rest of a line ends a verdict, or gives reasons that neither qualify it nor name the other."""
     reasons = _REASONS.match(rest)
     if reasons is None or _QUALIFIES.match(rest[reasons.end() :]):
@@ -314,9 +353,13 @@ def _prefers_other(after: str, choice: Choice, offered: Sequence[str]) -> bool:
         re.search(
             rf"(?:{_NAMED}[ \t]+)?\b(?:{other})\b[ \t]+(?:is|seems|looks)[ \t]+(?:\w+[ \t]+){{0,2}}{better}\b"
             rf"|\b(?:prefer|choose|pick|go with)\b[ \t]+(?:{_NAMED}[ \t]+)?(?:{other})\b"
+            rf"|\b(?:preference|vote|choice|verdict|decision|pick)[ \t]+(?:is|goes|was|would be)[ \t]+"
+            rf"(?:for[ \t]+|to[ \t]+)?(?:{_NAMED}[ \t]+)?(?:{other})\b"
+            rf"|\bthe other(?: one| {_NAMED})?(?:,[^,.\n]{{1,30}},)? (?:is|was|seems) (?:\w+ )?{better}\b"
+            rf"|\b(?:in fact|rather|no|actually|truly|it is|make it),? the other(?: one| {_NAMED})?\W*$"
             rf"|\bit depends\b{'' if choice == 'tie' else no_tie}",
             after,
-            re.IGNORECASE,
+            re.IGNORECASE | re.MULTILINE,
         )
         is not None
     )
