@@ -128,6 +128,12 @@ _TURNED = re.compile(
     r"|%|\.\d|[a-z]))",
     re.IGNORECASE,
 )
+# `Rating: 5 (worst)`: what a judge says of its own number, and no more.
+_OF_ITS_OWN = re.compile(
+    rf"\b(?:rating|score)\b\W{{0,6}}(?P<n>\d{{1,4}})\b(?: ?(?:/|out of) ?\d{{1,4}})?\W{{0,4}}"
+    rf"(?:the )?{_QUALITY}(?: possible)?(?=[ \t*_]*(?:[)\].;]|\n|$))",
+    re.IGNORECASE,
+)
 _NAMES_ONE = re.compile(
     r"(?:text|completion|response|answer|candidate|output|option|assistant|one|rating|score|verdict|number"
     r"|no\.|out of|and)\W{0,6}$",
@@ -167,6 +173,9 @@ def _less_is_better(text: str, low: int, high: int) -> bool:
         for match in pattern.finditer(text):
             if not _NAMES_ONE.search(text[max(0, match.start() - 24) : match.start()]):
                 (good if match["good"] else bad).add(int(match["n"]))
+    for match in _OF_ITS_OWN.finditer(text):
+        if int(match["n"]) == (low if match["good"] else high):
+            return True
     if any(not low <= n <= high for n in good | bad):
         return True
     if good and (min(good) <= low or (bad and min(good) < max(bad))):
