@@ -505,6 +505,21 @@ def test_an_error_in_a_200_is_shown_in_the_servers_words() -> None:
 
 
 @pytest.mark.parametrize(
+    "body",
+    [
+        {"success": False, "message": "model is loading"},
+        {"errors": [{"message": "model is loading"}]},
+        {"choices": None, "detail": "model is loading"},
+        {"message": {"role": "assistant", "content": "model is loading"}, "done": True},  # Ollama's own protocol
+    ],
+)
+def test_an_answer_without_choices_is_shown_in_the_servers_words(body: Body) -> None:
+    with scripted([Answer(body)]) as script:
+        error = bad(make(script.base_url, retries=0), ask())
+    assert "holds no `choices`: " in str(error) and "model is loading" in str(error)
+
+
+@pytest.mark.parametrize(
     "answer",
     [
         Answer({"error": {"message": "Insufficient credits", "code": 402}}, status=402),
