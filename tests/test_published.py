@@ -31,6 +31,7 @@ from rlaif.formats import (
     rows_of,
     write_dataset,
 )
+from rlaif.formats.published import CHOSEN_AND_REJECTED
 from rlaif.generate.pairing import Pairing, preferences_of
 from rlaif.pipeline.stages import open_stages
 from rlaif.records import Candidate, Completion, Message, Preference, Prompt, Row
@@ -185,6 +186,25 @@ def test_completions_that_are_labelled_alone_are_put_together(tmp_path: Path) ->
     learnt = read_conversations(path)
     assert [c.messages[-1].content for c in learnt.items] == [GOOD]
     assert learnt.dropped == {"labelled as bad": 2, "duplicate": 1}
+
+
+@pytest.mark.parametrize(("better", "worse"), CHOSEN_AND_REJECTED)
+def test_chosen_and_rejected_by_other_names(better: str, worse: str, tmp_path: Path) -> None:
+    assert pairs(file(tmp_path, {"prompt": ASKED, better: GOOD, worse: BAD})) == [(GOOD, BAD)]
+    with pytest.raises(InputError, match=r"give `prompt` beside `chosen`, or name its column: `columns: \{prompt"):
+        pairs(file(tmp_path, {"asked": ASKED, better: GOOD, worse: BAD}))
+
+
+@pytest.mark.parametrize(
+    ("good", "bad"), [(1, -1), ("Good", "bad"), ("thumbs_up", "thumbs_down"), ("chosen", "rejected"), (1.0, 0.0)]
+)
+def test_labels_by_other_words(good: object, bad: object, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": ASKED, "response": BAD, "label": bad},
+        {"prompt": ASKED, "response": GOOD, "label": good},
+    ]
+    assert pairs(file(tmp_path, *rows)) == [(GOOD, BAD)]
+    assert read_conversations(file(tmp_path, *rows)).dropped == {"labelled as bad": 1}
 
 
 @pytest.mark.parametrize("name", ["openbmb/UltraFeedback", "berkeley-nest/Nectar", "nvidia/HelpSteer2 (default)"])
@@ -436,6 +456,7 @@ def test_a_column_of_its_own_may_come_late(tmp_path: Path) -> None:
         ("x.txt", "a horse\n\n  b, \"c\" \r\n", ["a horse", '  b, "c" ']),
         ("x.csv", "prompt;team\n\"a; b\";1\nc, d;2\n", ["a; b", "c, d"]),
         ("x.csv", "prompt\tteam\na, b\t1\n", ["a, b"]),
+        ("x.csv", "prompt|team\na, b|1\n", ["a, b"]),
         ("x.csv", "prompt\na; b\n", ["a; b"]),
         ("x.csv", "prompt,team\n" + "a" * 200_000 + ",1\n", ["a" * 200_000]),
         ("x.jsonl", '[{"prompt": "a"},\n {"prompt": "b"}]\n', ["a", "b"]),
@@ -445,6 +466,24 @@ def test_a_column_of_its_own_may_come_late(tmp_path: Path) -> None:
 def test_files_as_people_have_them(name: str, text: str, prompts: list[str], tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(text.encode())
     assert [prompt.messages[0].content for prompt in read_prompts(tmp_path / name).items] == prompts
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "problem", "fix"),
+    [
+        ("x.jsonl", '"a horse"\n', "x.jsonl:1: expected an object, found str", "is called .txt"),
+        ("x.json", '["a horse"]', "row 1: expected an object, found str", "is called .txt"),
+        ("x.json", '{"prompt": "a"}\n{"prompt": "b"}\n7\n', "row 3: expected an object, found int", "is called .txt"),
+        ("x.json", '{"data": [{"prompt": "a"}]}', "found an object with `data`", "keep only the list of rows"),
+    ],
+)
+def test_a_file_of_something_else_is_named_with_the_fix(
+    name: str, text: str, problem: str, fix: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError) as caught:
+        read_prompts(tmp_path / name)
+    assert problem in str(caught.value) and fix in str(caught.value.fix)
 
 
 @pytest.mark.parametrize("name", ["x.jsonl", "x.ndjson", "x.json", "x.csv", "x.tsv", "x.txt"])

@@ -31,6 +31,7 @@ FLAGGED: dict[tuple[int, int], str] = {}
 # Not flagged.
 OTHERS = {
     (3617, 0): "three names of two words each, in capital letters and without a common word: we do not tell a language",
+    (3456, 1): "a hundred English names in capital letters: we tell English, the paper's checkers do not",
 }
 
 # Type, how many, and how many of them were followed strictly and loosely by the paper's checkers.
@@ -125,14 +126,15 @@ def test_every_outcome_is_the_papers_but_for_those_listed(judged: list[Judged]) 
     assert [sum(j.theirs[loose] for j in others) for loose in (0, 1)] == [451, 462]
     assert differing(flagged) == set(FLAGGED)
     assert differing(others) == set(OTHERS)
-    # None of what differs is claimed to have failed: it could not be judged.
-    assert [j.ours for j in others if (j.key, j.place) in OTHERS] == [(None, None)]
-    assert [sum(j.ours[loose] is True for j in others) for loose in (0, 1)] == [451 - len(OTHERS), 462 - len(OTHERS)]
+    # None of what differs is claimed to have failed.
+    found = {(j.key, j.place): j.ours for j in others if (j.key, j.place) in OTHERS}
+    assert found == {(3617, 0): (None, None), (3456, 1): (True, True)}
+    assert [sum(j.ours[loose] is True for j in others) for loose in (0, 1)] == [451, 462]
 
 
 def test_all_languages_agree(judged: list[Judged]) -> None:
-    languages = [j for j in judged if j.identifier == "language:response_language"]
-    assert [j.ours for j in languages] == [(True, True)] * 19
+    told = [j for j in judged if j.identifier == "language:response_language"]
+    assert [j.ours for j in told] == [(True, True)] * 19
 
 
 def test_prompts_whose_instructions_are_all_followed(judged: list[Judged]) -> None:
@@ -151,24 +153,25 @@ def test_prompts_whose_instructions_are_all_followed(judged: list[Judged]) -> No
 
 def test_totals_by_type(judged: list[Judged]) -> None:
     table = {name: tuple(map(int, counts)) for name, *counts in map(str.split, TABLE.strip().splitlines())}
-    untold = Counter(j.identifier for j in judged if (j.key, j.place) in OTHERS)
     found = {}
     for name in table:
         ones = [j for j in judged if j.identifier == name]
-        followed = [sum(j.ours[loose] is True for j in ones) + untold[name] for loose in (0, 1)]
-        found[name] = (len(ones), *followed)
+        as_listed = [j.theirs if (j.key, j.place) in OTHERS else j.ours for j in ones]
+        found[name] = (len(ones), *(sum(pair[loose] is True for pair in as_listed) for loose in (0, 1)))
     assert found == table
     assert sum(n for n, _, _ in table.values()) == len(judged) == 588
 
 
 def test_english_is_told_on_other_models_completions() -> None:
-    """Of 7,228 completions of at least 15 words to English prompts 97.5 % are told as English, 2.2 % not told; the 23
-    left are partly in other languages."""
+    """Of 7,228 completions of at least 15 words to English prompts 98.2 % are told as English, 1.6 % not told; the 16
+    left are in other languages or words of several. Of 818 shorter ones, more than half are told."""
     found: Counter[str | None] = Counter()
+    short: Counter[str | None] = Counter()
     for path in sorted((DATA.parent / "alpaca_eval" / "outputs").glob("*.jsonl.gz")):
         for line in gzip.decompress(path.read_bytes()).decode().split("\n"):
-            if line and len((text := json.loads(line)["output"]).split()) >= 15:
-                found[language_of(text)] += 1
-    assert found.total() == 7228
-    assert found["en"] / found.total() > 0.97
-    assert found.total() - found["en"] - found[None] < 30
+            if line and (text := json.loads(line)["output"]):
+                (found if len(text.split()) >= 15 else short)[language_of(text)] += 1
+    assert found.total() == 7228 and short.total() == 818
+    assert found["en"] / found.total() > 0.98 and short["en"] / short.total() > 0.5
+    assert found.total() - found["en"] - found[None] < 20
+    assert short.total() - short["en"] - short[None] < 10

@@ -6,11 +6,14 @@ A refusal is answered the other way once and told; what cannot pass stops the ru
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
+import re
 import shutil
 import ssl
 import subprocess
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -523,6 +526,21 @@ def test_an_error_in_a_200_is_shown_in_the_servers_words() -> None:
 
 
 @pytest.mark.parametrize(
+    "body",
+    [
+        {"success": False, "message": "model is loading"},
+        {"errors": [{"message": "model is loading"}]},
+        {"choices": None, "detail": "model is loading"},
+        {"message": {"role": "assistant", "content": "model is loading"}, "done": True},  # Ollama's own protocol
+    ],
+)
+def test_an_answer_without_choices_is_shown_in_the_servers_words(body: Body) -> None:
+    with scripted([Answer(body)]) as script:
+        error = bad(make(script.base_url, retries=0), ask())
+    assert "holds no `choices`: " in str(error) and "model is loading" in str(error)
+
+
+@pytest.mark.parametrize(
     "answer",
     [
         Answer({"error": {"message": "Insufficient credits", "code": 402}}, status=402),
@@ -800,3 +818,45 @@ def test_a_run_of_defaults_on_a_server_of_three_fields_ends_done(tmp_path: Path)
     for field in ("max_tokens", "temperature", "response_format", "system"):
         assert seen.count(field) <= traffic.FIRST
         assert any(f"`{field}`" in note for note in manifest["notes"]), manifest["notes"]
+
+
+def test_the_shipped_pipeline_of_ultrafeedback_on_a_server_of_three_fields_ends_done(tmp_path: Path) -> None:
+    """Seven models of a server that accepts `model`, `messages` and `max_completion_tokens`: one text a request."""
+    refused: Counter[tuple[str, str]] = Counter()
+    texts = itertools.count()
+
+    def answer(body: Body) -> Body | Answer:
+        if "messages" not in body:
+            return {"data": []}
+        if odd := sorted(body.keys() - {"model", "messages", "max_completion_tokens"}):
+            refused[body["model"], odd[0]] += 1
+            return Answer({"error": {"message": f"Unrecognized request argument supplied: {odd[0]}"}}, status=400)
+        asked = body["messages"][-1]["content"]
+        if body["model"] != "judge":
+            return completion(f"Text {next(texts)} of {body['model']}.")
+        if "Overall score:" in asked:
+            return completion(f"It could be longer.\n\nOverall score: {5 + len(asked) % 3}")
+        shown = re.findall(r"<completion (\d) \S+>\s*Text (\d+) ", asked)
+        return completion(json.dumps({n: {"rationale": "Fair.", "rating": 1 + int(text) % 5} for n, text in shown}))
+
+    names = (*(f"model-{letter}" for letter in "abcdef"), "judge")
+    with scripted([Answer(answer)]) as script:
+        moved = [f"models.{name}.base_url={script.base_url}" for name in names]
+        done = rlaif(tmp_path, "run", "pipelines/ultrafeedback.yaml", *moved)
+        assert done.code == 0, done.out + done.err
+        sent = len(script.requests)
+    manifest = json.loads((tmp_path / "runs/ultrafeedback/manifest.json").read_text())
+    assert manifest["failures"] in ([], {})
+    assert [stage["in"] for stage in manifest["stages"]] == [24] * 5
+    pairs = manifest["stages"][-1]
+    assert pairs["out"] > 12 and pairs["out"] + pairs["dropped"].get("tie", 0) == 24
+    made = sum(calls["sent"] for calls in manifest["calls"].values())
+    assert 24 * (4 + 4 + 4) <= made <= 24 * (4 + 4 + 4) + 3  # samples, critiques, aspects; and the probe of a seed
+    assert sent - made <= sum(refused.values()) + 2 * len(names)  # and the lists of models
+    assert max(refused.values()) <= traffic.FIRST
+    for name in names:
+        assert {field for model, field in refused if model == name} >= {"max_tokens", "temperature"}
+        assert manifest["capabilities"][name]["refuses max_tokens"] is True
+    for form, rows in {"ultrafeedback": 24, "preference": pairs["out"]}.items():
+        assert rlaif(tmp_path, "export", "runs/ultrafeedback", "--format", form, "--to", f"{form}.jsonl").code == 0
+        assert len((tmp_path / f"{form}.jsonl").read_text().splitlines()) == rows

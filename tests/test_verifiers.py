@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import re
+import subprocess
 import sys
 import time
 from fractions import Fraction
@@ -16,7 +18,7 @@ from pydantic import ValidationError
 from rlaif.config import read_named_set
 from rlaif.config.document import Settings
 from rlaif.errors import InputError
-from rlaif.judges.verifiers import KINDS, Check, Outcome, all_pass, checks_of_ifeval, share_passed, verify
+from rlaif.judges.verifiers import KINDS, Check, Outcome, all_pass, checks_of_ifeval, languages, share_passed, verify
 from rlaif.judges.verifiers.ifeval import INSTRUCTIONS, count_sentences, follows, instruction, loosened
 from rlaif.judges.verifiers.languages import LANGUAGES, language_of
 from rlaif.judges.verifiers.stated import alternatives, final_choice, final_number, final_text
@@ -420,9 +422,60 @@ SENTENCES = {
 }
 
 
-def test_every_language_is_told() -> None:
-    assert {code: language_of(text) for code, text in SENTENCES.items()} == {code: code for code in SENTENCES}
-    assert set(SENTENCES) == set(LANGUAGES)
+def test_a_sentence_is_told_in_small_letters_and_in_capitals() -> None:
+    for code, text in SENTENCES.items():
+        assert language_of(text) == language_of(text.upper()) == code
+        assert text.upper() == text or language_of(f"iPad: {text.upper()}") == code
+
+
+def test_the_model_is_loaded_once_a_text_is_told() -> None:
+    code = (
+        "import sys; from rlaif.judges.verifiers import Check, verify\n"
+        "checks = [Check.model_validate({'language': {'is': 'de'}})]\n"
+        "print('py3langid' in sys.modules, 'numpy' in sys.modules)\n"
+        "print(verify(checks, '', 'Das ist ein Haus und es ist alt.', None)[0].passed, 'py3langid' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False", "True", "True"]
+
+
+def test_languages_are_those_of_the_model_and_of_the_page() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "judges.md").read_text(encoding="utf-8")
+    [listed] = re.findall(r"^`ace`, .+?(?=\n\n)", page, re.MULTILINE | re.DOTALL)
+    assert tuple(re.findall(r"`(\w+)`", listed)) == LANGUAGES
+    labels = set(languages._identifier().labels)
+    assert labels == {*LANGUAGES, *languages._VARIETIES, languages.NO_LANGUAGE}
+    assert set(languages._VARIETIES.values()) <= set(LANGUAGES)
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("Ich gehe.", "de"),
+        ("你好", "zh"),  # the model tells Cantonese
+        ("我哋琴日同哥哥去咗街市。", "zh"),
+        ("ازيك عامل ايه النهاردة", "ar"),  # of Egypt
+        (
+            "- Holiday markets, November 28th\n- National Parks, December 1st\n- New Year in the United States",
+            "en",
+        ),  # Pidgin, it says
+        ("Yesterday we WENT to the market. " + "SO IT WAS! " * 9, "en"),
+        ("Hier ist sie; sie zählt alles zusammen:\n\n```\nfor i in range(10):\n    total += i\n```", "de"),
+        ("\u0301" * 50 + " Das ist ein Haus und es ist alt.", "de"),
+        ("\ud800 Das ist ein Haus und es ist alt.", "de"),
+    ],
+)
+def test_a_text_is_told(text: str, code: str) -> None:
+    assert language_of(text) == code
+
+
+def test_a_long_text_is_told_by_pieces_from_its_beginning_to_its_end() -> None:
+    started = time.process_time()
+    english, german = (f"{SENTENCES[code]} " * 10_000 for code in ("en", "de"))
+    assert language_of(english) == "en" and language_of(german) == "de"
+    assert language_of(english[:100_000] + german) == "de" and language_of(german + english[:100_000]) == "de"
+    assert language_of("\u0316\u0301" * 500_000) is None  # putting these in order takes time by the square
+    assert time.process_time() - started < 3
 
 
 @pytest.mark.parametrize(
@@ -435,6 +488,12 @@ def test_every_language_is_told() -> None:
         "vi kan det som har",
         "zorp blik " * 20 + "och inte",
         "| a | e | o |\n| i | z | y |",
+        "Yes.",
+        "def f(x):\n    return x + 1\n",
+        "#F5F5DC, #E6E6FA, #D3D3D7, #C9C9C3, #B7B7BD",  # of no language, the model says
+        "😻🐱🤩🙌",
+        "Namaste, aap kaise hain? Main theek hoon.",
+        "a" * 5_000,
     ],
 )
 def test_a_language_that_cannot_be_told_is_not_guessed(text: str) -> None:
@@ -539,7 +598,8 @@ class _File(Settings):
         ("{regex: {pattern: a, must: find}}", "'match', 'search' or 'not'"),
         ("{length: {}}", "give at least one bound"),
         ("{length: {min_words: 3, max_words: 2}}", "`min_words` is above `max_words`"),
-        ("{language: {is: xx}}", "the language 'xx' cannot be told"),
+        ("{language: {is: xx}}", "the language 'xx' cannot be told: use one of the 131 languages"),
+        ("{language: {is: no}}", "write 'no', in quotes, for Norwegian"),
         ("{ifeval: {id: 'keywords:exist'}}", "'keywords:exist': did you mean `keywords:existence`"),
         ("{ifeval: {id: 'keywords:existence'}}", "keywords:existence needs the argument `keywords`"),
     ],

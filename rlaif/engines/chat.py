@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rlaif.engines.protocol import Request
+from rlaif.engines.thinking import left_open, marks_among
 from rlaif.errors import EngineError, InputError
 from rlaif.records import Message, digest, one_system
 from rlaif.templates import ChatTemplate, Conversation, TemplateFailure
@@ -51,6 +52,11 @@ class Chat:
         self.file = None if file is None else str(file)
         special = special_tokens(tokenizer)
         self.markers, self._rewritten = markers(special), rewritten(tokenizer, special)
+        self._thinks_in = marks_among(special)
+        added = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self._unshown = added.union(tokenizer.all_special_ids).difference(
+            tokenizer.convert_tokens_to_ids(sorted(self._thinks_in))
+        )
         self._learn_template()
         if turns := self._turn_tokens():
             self.markers, self._rewritten = markers(special | turns), rewritten(tokenizer, special | turns)
@@ -74,6 +80,7 @@ class Chat:
         if isinstance(full, TemplateFailure):
             full = ""
         self.continues_plainly = words not in full
+        self._opened, self._closing = left_open(prompt)
         self._before_text = " " if self.continues_plainly or full[len(prompt) :].startswith(" ") else ""
 
     def render(self, messages: Sequence[Message], *, generation_prompt: bool = False) -> str:
@@ -150,11 +157,29 @@ class Chat:
         return ids
 
     def text(self, tokens: Any) -> str:
-        return str(self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        """The text without special tokens, except those by which thinking is told from the answer."""
+        if self._thinks_in:
+            tokens = [token for token in map(int, tokens) if token not in self._unshown]
+        skipped = not self._thinks_in
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=skipped, clean_up_tokenization_spaces=False))
+
+    def said(self, tokens: Any, request: Request) -> str:
+        """What the model wrote after a prompt, with the mark by which the template had opened its thinking."""
+        return ("" if self._without_thinking(request) else self._opened) + self.text(tokens)
+
+    def _without_thinking(self, request: Request) -> bool:
+        """Whether the first token is the answer's: that of a schema, or the one whose alternatives are asked for."""
+        return request.json_schema is not None or bool(request.sampling.alternatives)
 
     def prompts(self, requests: Sequence[Request]) -> list[list[int] | EngineError]:
-        """Each request's prompt as tokens, or its error."""
+        """Each request's prompt as tokens, or its error. Thinking that the template opens is closed for some."""
         texts = self.rendered([(request.messages, True) for request in requests])
+        if self._opened:
+            closing = f"\n{self._closing}\n\n"
+            texts = [
+                text + closing if isinstance(text, str) and self._without_thinking(request) else text
+                for text, request in zip(texts, requests, strict=True)
+            ]
         encoded = iter(self.encode([text for text in texts if isinstance(text, str)]))
         prompts: list[list[int] | EngineError] = [
             next(encoded) if isinstance(text, str) else _refused(text) for text in texts

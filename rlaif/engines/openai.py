@@ -623,6 +623,10 @@ class OpenAIEngine:
         answer = self._read(arrived.body, server)
         if answer.error and not answer.choices:
             return arrived._replace(status=_status(answer.error) or 200)
+        if answer.choices is None:
+            words = self._shown(refusals.said(arrived.body).words)
+            problem = f"the server's answer holds no `choices`: {words}"
+            raise self._error(problem, "bad-body", retryable=True, lost=True)
         return answer
 
     def _accepted(self, arrived: _Answer | Arrival, sent: _Sent) -> _Answer:
@@ -633,8 +637,6 @@ class OpenAIEngine:
                 raise self._refused(arrived, sent)
             words = f": {self.shown(told.words)}"
             usage: _Tokens | None = None
-        elif arrived.choices is None:
-            raise self._error("the server's answer holds no `choices`", "bad-body", retryable=True, lost=True)
         elif arrived.choices:
             return arrived
         else:

@@ -536,7 +536,7 @@ def _fail(order: _Order, error: BaseException) -> None:
 def stored_completion(model: str, key: str, answer: Mapping[str, Any], thinking: Thinking = "strip") -> Completion:
     """A stored answer as a completion; `model` is the model's name in this pipeline.
 
-    Raises EngineError for one with thinking where that is to `fail`.
+    Raises EngineError for one with thinking where that is to `fail`, and for one that was cut before its answer.
     """
     fields = {name: value for name, value in answer.items() if value is not None and name != "masked"}
     text, apart = fields["text"], fields.get("thinking")
@@ -552,6 +552,9 @@ def stored_completion(model: str, key: str, answer: Mapping[str, Any], thinking:
         fix = "state `thinking: strip` for the model, or switch its thinking off"
         raise EngineError(f"the model {model!r} thinks before it answers", cause="thinking", fix=fix)
     if parts.thinking is not None:
+        if not parts.answer and fields["finish_reason"] == "length":
+            fix = "raise `max_tokens`: a model of this process thinks within them"
+            raise EngineError(f"the model {model!r} still thinks where its tokens end", cause="cut-thinking", fix=fix)
         fields.pop("token_logprobs", None)  # they are the thinking's, too
     return Completion(model=model, call=key, **(fields | {"text": parts.answer, "thinking": thought or None}))
 

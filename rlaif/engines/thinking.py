@@ -8,6 +8,7 @@ is quoted in the thinking may hold the marks, too.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import NamedTuple
 
 _NAMES = r"think(?:ing)?|thoughts?|reason(?:ing)?|reflection|seed:think|analysis"
@@ -37,6 +38,34 @@ _MARK = re.compile(
 _NAMED = re.compile(r"(?:[`'\"“«]|\b(?:the|a|an|closing|opening|literal|this|that)) ?\Z", re.IGNORECASE)
 _CLOSES = re.compile(r"[ \t]*(?:[\r\n{]|$)")
 _ENDS = re.compile(r"(?:^|[\n.!?…。！？)\]}*])[ \t]*$")
+
+
+# The template of a generation prompt opens the thinking with one of these, and closes it with what stands beside it.
+_OPENED = [
+    (re.compile(rf"({opening})\s*\Z", re.I), closing)
+    for opening, closing in (
+        (rf"<(?:{_NAMES})>", ""),
+        (r"\[think\]", "[/THINK]"),
+        (r"◁think▷", "◁/think▷"),
+        (r"<\|begin_of_thought\|>", "<|end_of_thought|>"),
+        (r"<\|start_thinking\|>", "<|END_THINKING|>"),
+    )
+]
+_CHANNELS = frozenset(("<|channel|>", "<|message|>", "<|end|>", "<|start|>"))
+
+
+def left_open(prompt: str) -> tuple[str, str]:
+    """The mark at the end of a prompt by which its template opens the thinking, and what closes it; empty without."""
+    for pattern, closing in _OPENED:
+        if opened := pattern.search(prompt):
+            return opened[1], closing or opened[1].replace("<", "</")
+    return "", ""
+
+
+def marks_among(tokens: Collection[str]) -> set[str]:
+    """The tokens of a vocabulary by which thinking is told from the answer."""
+    marks = {token for token in tokens if _MARK.match(token)}
+    return marks | (_CHANNELS & {*tokens} if "<|channel|>" in marks else set())
 
 
 class Parts(NamedTuple):

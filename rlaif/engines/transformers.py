@@ -233,7 +233,7 @@ class _Model:
         )[:, ids.shape[1] :]
         kept = [tokens[:length] for tokens, length in zip(written.tolist(), stops.lengths.tolist(), strict=True)]
         ended = [bool(tokens) and tokens[-1] in self.ends for tokens in kept]
-        texts = [self.chat.text(tokens) for tokens in kept]
+        texts = [self.chat.said(tokens, row.request) for tokens, row in zip(kept, batch, strict=True)]
         chosen = draw.logprobs.tolist() if draw.logprobs is not None else None
         first = draw.first.tolist() if draw.first is not None else None
         lost = draw.lost.tolist()

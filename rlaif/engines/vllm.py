@@ -295,7 +295,7 @@ class _Model:
             )
         tokens, sampling = list(one.token_ids), row.request.sampling
         ended = bool(tokens) and tokens[-1] in self.ends
-        text, cut = before_stop(self.chat.text(tokens), sampling.stop)
+        text, cut = before_stop(self.chat.said(tokens, row.request), sampling.stop)
         reason: FinishReason = "stop" if cut or ended or one.finish_reason == "stop" else "length"
         named = {name: None if token is None else first[token] for name, token in row.alternatives.items()}
         if any(map(math.isnan, chosen)) or any(map(math.isnan, first.values())):

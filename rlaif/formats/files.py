@@ -164,8 +164,12 @@ def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 problem = f"not valid JSON: {at}"
                 raise InputError(problem, file=str(path), line=number, fix="put one object on each line") from None
             if not isinstance(row, dict):
-                raise InputError(f"expected an object, found {type(row).__name__}", file=str(path), line=number)
+                problem = f"expected an object, found {type(row).__name__}"
+                raise InputError(problem, file=str(path), line=number, fix=AN_OBJECT)
             yield number, row
+
+
+AN_OBJECT = 'write each row as an object, {"prompt": "..."}; a file of bare prompts, one on each line, is called .txt'
 
 
 def _begins_list(path: Path) -> bool:
@@ -207,7 +211,8 @@ def _json_list(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 if not values.at_end():
                     raise values.error("Extra data")
                 kind = f"an object with {names(rows)}" if isinstance(rows, dict) else type(rows).__name__
-                raise InputError(f"expected a list of objects, found {kind}", file=str(path))
+                fix = "keep only the list of rows, [{...}, {...}], or one object on each line of a .jsonl file"
+                raise InputError(f"expected a list of objects, found {kind}", file=str(path), fix=fix)
             return
         number = 0
         while not values.begins("]"):
@@ -216,7 +221,8 @@ def _json_list(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             number += 1
             row = values.next()
             if not isinstance(row, dict):
-                raise InputError(f"row {number}: expected an object, found {type(row).__name__}", file=str(path))
+                problem = f"row {number}: expected an object, found {type(row).__name__}"
+                raise InputError(problem, file=str(path), fix=AN_OBJECT)
             yield number, row
         if not values.at_end():
             raise values.error("Extra data")
@@ -228,7 +234,8 @@ def _objects(values: _Values, first: dict[str, Any], path: Path) -> Iterator[tup
     while not values.at_end():
         number, row = number + 1, values.next()
         if not isinstance(row, dict):
-            raise InputError(f"row {number}: expected an object, found {type(row).__name__}", file=str(path))
+            problem = f"row {number}: expected an object, found {type(row).__name__}"
+            raise InputError(problem, file=str(path), fix=AN_OBJECT)
         yield number, row
 
 
@@ -350,7 +357,7 @@ def _separated(path: Path, delimiter: str | None, quoting: Literal[0, 3]) -> Ite
 def _delimiter(head: list[str]) -> str:
     """What separates the names in the first line: spreadsheets write `;` where the comma is the decimal point."""
     unquoted = re.sub(r'"[^"]*"', "", "".join(head))
-    return max(",;\t", key=unquoted.count)  # of equal ones the first
+    return max(",;\t|", key=unquoted.count)  # of equal ones the first
 
 
 FLAN = ["question", "answer", "rationale"]  # FLAN's chain-of-thought files, which write line breaks as \n

@@ -158,7 +158,7 @@ def side_messages(row: dict[str, Any], name: str) -> list[Message]:
     try:
         prompt = prompt_messages(row)
     except UnknownShape:
-        raise unknown(row, PREFERENCE_SHAPES, "under these names") from None
+        raise unknown(row, f"`prompt` beside `{name}`", "or name its column: `columns: {prompt: ...}`") from None
     while prompt and prompt[-1].role == "assistant" and not prompt[-1].content:
         prompt.pop()  # a transcript that ends where the assistant begins
     if prompt and prompt[-1].role == "assistant":

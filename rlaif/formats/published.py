@@ -292,8 +292,9 @@ def _are_scores(name: str) -> Callable[[Fields], bool]:
     return fits
 
 
-def _rename(theirs: str, ours: str) -> Callable[[Fields], Fields]:
-    return lambda row: _renamed(row, {theirs: ours})
+def _rename(theirs: str, ours: str, *more: str) -> Callable[[Fields], Fields]:
+    names = dict(zip((theirs, *more[::2]), (ours, *more[1::2]), strict=True))
+    return lambda row: _renamed(row, names)
 
 
 def _question(row: Fields) -> bool:
@@ -312,6 +313,10 @@ def _bare_input(row: Fields) -> bool:
 
 
 # In the order in which they are tried. Several may fit a row, the later ones what the earlier made of it.
+CHOSEN_AND_REJECTED = (
+    ("response_j", "response_k"), ("win", "lose"), ("winner", "loser"), ("better", "worse"), ("positive", "negative"),
+    ("preferred", "dispreferred"),
+)  # fmt: skip
 PUBLISHED: tuple[Published, ...] = (
     Published("labels", "steps with labels", _labels_steps, _refuse_steps),
     Published("label", "steps with labels", _is_steps, _refuse_steps),
@@ -357,11 +362,14 @@ PUBLISHED: tuple[Published, ...] = (
     ),
     Published("ratings", "scores called `ratings`", _are_scores("ratings"), _rename("ratings", "scores")),
     Published("rewards", "scores called `rewards`", _are_scores("rewards"), _rename("rewards", "scores")),
-    Published(
-        "response_j",
-        "the better one called `response_j`",
-        _has("response_j", "response_k"),
-        lambda row: _renamed(row, {"response_j": "chosen", "response_k": "rejected"}),
+    *(
+        Published(
+            better,
+            f"the better one called `{better}`",
+            _has(better, worse),
+            _rename(better, "chosen", worse, "rejected"),
+        )
+        for better, worse in CHOSEN_AND_REJECTED
     ),
     Published("kto_tag", "a label called `kto_tag`", _first("kto_tag", "label"), _rename("kto_tag", "label")),
     Published(
@@ -410,7 +418,8 @@ LABEL = "label"  # the aspect of a score that says good (1) or bad (0)
 ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 SCORES = ("score", "rating", "reward")
 _GOOD: dict[Any, bool] = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
-_GOOD |= {"good": True, "bad": False, "desirable": True, "undesirable": False}
+_GOOD |= {"good": True, "bad": False, "desirable": True, "undesirable": False, "-1": False, "-1.0": False}
+_GOOD |= {"chosen": True, "rejected": False, "accepted": True, "thumbs_up": True, "thumbs_down": False}
 
 
 def good(value: Any) -> bool | None:

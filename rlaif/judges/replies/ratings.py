@@ -138,10 +138,12 @@ def _place(match: re.Match[str]) -> int:
 
 
 def _words(value: Any) -> Iterator[str]:
-    """Every text in a JSON value but its keys."""
+    """Every text in a JSON value but its keys; a short one beside a rating is what that number means."""
     waiting = [value]
     while waiting:
         one = waiting.pop()
+        if isinstance(one, dict) and "rating" in one:
+            yield from (f"Rating: {one['rating']} ({v})" for v in one.values() if isinstance(v, str) and len(v) <= 40)
         if isinstance(one, str):
             yield one
         elif isinstance(one, (dict, list)):

@@ -151,6 +151,13 @@ _WORDED = Pattern(
     words="|".join(f"{a} {n} " for a in ("a", "an") for n in _WORDS),
 )
 _HAS_DIGIT = Pattern(r"\D*\d")
+# `Rating: 5 (worst)`: what a judge says of its own number, and no more.
+_OF_ITS_OWN = Pattern(
+    rf"\b(?:rating|score)\b\W{{0,6}}(?P<n>\d{{1,4}})\b(?: ?(?:/|out of) ?\d{{1,4}})?\W{{0,4}}"
+    rf"(?:the )?{_QUALITY}(?: possible)?(?=[ \t*_]*(?:[)\].;]|\n|$))",
+    re.IGNORECASE,
+    words="rating|score",
+)
 _NAMES_ONE = Pattern(
     r"(?:text|completion|response|answer|candidate|output|option|assistant|one|rating|score|verdict|number"
     r"|no\.|out of|and)\W{0,6}$",
@@ -200,6 +207,9 @@ def _less_is_better(text: str, low: int, high: int) -> bool:
         before = text[max(0, match.start() - 24) : match.start()]
         if not _NAMES_ONE.search(before) or (_CALLED.search(before) and _MEANS.search(match[0])):
             (good if match["good"] else bad).add(_number(match["n"]))
+    for match in _OF_ITS_OWN.finditer(text):
+        if int(match["n"]) == (low if match["good"] else high):
+            return True
     if any(not low <= n <= high for n in good | bad):
         return True
     if good and (min(good) <= low or (bad and min(good) < max(bad))):

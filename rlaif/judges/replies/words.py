@@ -185,12 +185,22 @@ def measures_bad(title: str) -> bool:
 RESULT = r"\[RESULT\](?:[ \t]*:)?\s*"  # as Prometheus ends its feedback (arXiv 2310.08491)
 _BOXED = Pattern(r"\$?\\{1,2}boxed\{(?:\\{1,2}text\{)?([^{}\n]{1,20})\}{1,2}\$?(?=[ \t.*_$]*\Z|[ \t.*_$]*\n)")
 
+_TAGGED = Pattern(
+    r"^[ \t]*<(?P<tag>(?:final[_-]?)?(?:answer|verdict|choice|decision|preference|winner|score|rating|ranking))>"
+    r"\s{0,4}([^<\n]{1,60}?)\s{0,4}</(?P=tag)>(?=[ \t]*$)",
+    re.IGNORECASE | re.MULTILINE,
+    words="</",
+)
+
 
 def unboxed(text: str, answer: Pattern, form: str = "[[{}]]") -> str:
-    r"""The text with `form` for each `\boxed{...}` of an answer that ends a line: reasoning models answer so."""
-    if "boxed{" not in text:
-        return text
-    return _BOXED.sub(lambda found: form.format(found[1]) if answer.fullmatch(found[1]) else found[0], text)
+    r"""The text with `form` for each `\boxed{...}` of an answer that ends a line, and each `<answer>...</answer>`."""
+
+    def given(found: re.Match[str]) -> str:
+        inner = found[found.re.groups]
+        return form.format(inner) if answer.fullmatch(inner) else found[0]
+
+    return _TAGGED.sub(given, _BOXED.sub(given, text))
 
 
 # ---------------------------------------------------------------- a number

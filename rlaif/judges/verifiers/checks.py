@@ -19,9 +19,9 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from rlaif.config import Settings, Text
-from rlaif.errors import InputError, nearest
+from rlaif.errors import InputError
 from rlaif.judges.verifiers import ifeval
-from rlaif.judges.verifiers.languages import LANGUAGES, language_of
+from rlaif.judges.verifiers.languages import LanguageCode, language_of
 from rlaif.judges.verifiers.stated import alternatives, final_choice, final_number, final_text
 from rlaif.records import Record
 from rlaif.version import install
@@ -405,16 +405,9 @@ class Length(Verifier):
 
 
 class Language(Verifier):
-    """The language of the completion as a whole; `languages` says which can be recognised, and how well."""
+    """The language of the completion as a whole."""
 
-    code: str = Field(alias="is")
-
-    @field_validator("code")
-    @classmethod
-    def _known(cls, code: str) -> str:
-        if code not in LANGUAGES:
-            raise ValueError(f"the language {code!r} cannot be told: {nearest(code, LANGUAGES)}")
-        return code
+    code: LanguageCode = Field(alias="is")
 
     def check(self, completion: str, *, prompt: str, reference: str | None) -> Outcome:
         language = language_of(completion)

@@ -12,11 +12,11 @@ import json
 import re
 from typing import Any, Literal, NamedTuple
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from rlaif.config import Settings, Text
 from rlaif.errors import nearest, plainly
-from rlaif.judges.verifiers.languages import LANGUAGES, language_of
+from rlaif.judges.verifiers.languages import LanguageCode, language_of
 
 Relation = Literal["less than", "at least"]
 Count = Field(ge=0)
@@ -98,14 +98,7 @@ def _in_language(text: str, wanted: str) -> Followed:
 
 
 class ResponseLanguage(Instruction):
-    language: str
-
-    @field_validator("language")
-    @classmethod
-    def _known(cls, language: str) -> str:
-        if language not in LANGUAGES:
-            raise ValueError(f"the language {language!r} cannot be told: {nearest(language, LANGUAGES)}")
-        return language
+    language: LanguageCode
 
     def follows(self, text: str) -> Followed:
         return _in_language(text, self.language)
