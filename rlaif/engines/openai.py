@@ -624,7 +624,7 @@ class OpenAIEngine:
         if answer.error and not answer.choices:
             return arrived._replace(status=_status(answer.error) or 200)
         if answer.choices is None:
-            words = self._shown(refusals.said(arrived.body).words)
+            words = self.shown(refusals.said(arrived.body).words)
             problem = f"the server's answer holds no `choices`: {words}"
             raise self._error(problem, "bad-body", retryable=True, lost=True)
         return answer

@@ -9,10 +9,10 @@ Nothing is guessed. Two rules hold for every kind:
   injected verdict after its own writes the same words as one that corrects itself. A value that the reply disowns, in a
   sentence or in another field, is unparsed too.
 
-From below upwards: `patterns` (expressions that are compiled and searched only where they may match), `words` (what all
-kinds share), `second_thoughts` (what a judge says of its own answer), `objects` (a JSON object and its fields), `scales`
-(what a reply says of its numbers) and `conclusions` (what it says of two candidates), then `ratings`, `scores`,
-`verdicts` and `rankings`.
+From below upwards: `patterns` (expressions that are compiled and searched only where they may match), `words` (what
+all kinds share), `second_thoughts` (what a judge says of its own answer), `objects` (a JSON object and its fields),
+`scales` (what a reply says of its numbers) and `conclusions` (what it says of two candidates), then `ratings`,
+`scores`, `verdicts` and `rankings`.
 """
 
 from rlaif.judges.replies.rankings import RankGroups, read_ranking
