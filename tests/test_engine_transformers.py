@@ -410,7 +410,7 @@ def test_a_schema_without_xgrammar_says_what_to_install_and_is_asked_again_once_
     with monkeypatch.context() as without:
         without.setitem(sys.modules, "xgrammar", None)
         with pytest.raises(
-            EngineError, match=r"needs xgrammar.*pip install 'rlaif\[schema\]'.*`answers: lines`"
+            EngineError, match=r"needs xgrammar.*pip install 'rlaif-kit\[schema\]'.*`answers: lines`"
         ) as raised:
             asyncio.run(ask_for_it())
         assert raised.value.fatal
