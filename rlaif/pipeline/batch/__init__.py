@@ -16,10 +16,10 @@ from typing import Any
 from rlaif.config import OpenAIModel, Pipeline
 from rlaif.engines.batches import ENDED, Batch, Provider
 from rlaif.engines.openai import OpenAIEngine
-from rlaif.errors import InputError, WorkError
+from rlaif.errors import EngineError, InputError, WorkError
 from rlaif.pipeline.batch.results import Outcome, take_in
 from rlaif.pipeline.batch.wave import Wave
-from rlaif.pipeline.batched import Batched, Entry
+from rlaif.pipeline.batched import STATE, Batched, Entry
 from rlaif.pipeline.folder import STORE, RunFolder
 from rlaif.pipeline.manifest import count_spent
 from rlaif.pipeline.progress import Progress
@@ -94,7 +94,15 @@ class Batching:
         """Ask for a batch, and take its results in once it has ended."""
         assert entry.batch_id is not None
         provider = _provider(session, entry)
-        batch = self.states[entry.name] = await provider.state(entry.batch_id)
+        try:
+            batch = self.states[entry.name] = await provider.state(entry.batch_id)
+        except EngineError as error:
+            if error.cause != "http-404":
+                raise
+            way = f"remove `{entry.name}` from the entries of {batched.path / STATE}: its calls are paid for again then"
+            raise WorkError(
+                error.message, fix=f"use the key that sent {entry.batch_id}; to give it up, {way}"
+            ) from None
         if batch.status not in ENDED:
             return
         batched.results(entry).unlink(missing_ok=True)
