@@ -640,6 +640,7 @@ stages:
   - prompts: {{path: prompts.jsonl, split: all}}
   - sample: {{models: [a, b, c, d, e], sampling: {{max_tokens: 32}}}}
   - compare: {{model: judge, constitution: constitutions/overall.yaml, pairs: all}}
+  - pair: {{rule: all}}
 """
 
 

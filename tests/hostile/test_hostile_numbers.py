@@ -147,7 +147,7 @@ stages:
   - {judging}
 """
 JUDGING = {
-    "compare": "compare: {model: judge, constitution: constitutions/tiny.yaml}",
+    "compare": "compare: {model: judge, constitution: constitutions/tiny.yaml}\n  - pair: {}",
     "expected": "rate: {model: judge, rubric: rubric.yaml, answers: expected}",
 }
 FOUR = 4

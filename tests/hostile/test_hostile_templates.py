@@ -263,10 +263,13 @@ def test_only_the_row_that_costs_too_much_fails(hurried: None) -> None:
 TEMPLATES = {
     "rate": ("rate: {model: judge, rubric: rubric.yaml, template: t.jinja}", "aspect scale prompt completions"),
     "compare": (
-        "compare: {model: judge, constitution: c.yaml, template: t.jinja}",
+        "compare: {model: judge, constitution: c.yaml, template: t.jinja}\n  - pair: {}",
         "principle prompt completions ending",
     ),
-    "rank": ("rank: {model: judge, constitution: c.yaml, template: t.jinja}", "principle prompt completions"),
+    "rank": (
+        "rank: {model: judge, constitution: c.yaml, template: t.jinja}\n  - pair: {}",
+        "principle prompt completions",
+    ),
     "critique": (
         "revise: {model: judge, constitution: c.yaml, critique_template: t.jinja}",
         "principle prompt completion",
