@@ -72,10 +72,10 @@ def audited(run_cli: Cli, url: str) -> Audited:  # noqa: F811
             arguments = ("--no-probes", *arguments)
         key = (name, *arguments)
         if key not in FOUND:
-            code, out, err = run_cli("audit", url, "--model", name, "--json", *arguments)
+            code, out, err = run_cli("audit", url, "--model", name, "--json", "--out", name, *arguments)
             assert code == 0, err
-            FOUND[key] = json.loads(out) | {"report": Path("audit/audit.md").read_text()}
-            assert json.loads(Path("audit/audit.json").read_text()) == json.loads(out)
+            FOUND[key] = json.loads(out) | {"report": Path(name, "audit.md").read_text()}
+            assert json.loads(Path(name, "audit.json").read_text()) == json.loads(out)
         return FOUND[key]
 
     return call
@@ -371,7 +371,8 @@ def test_what_was_asked_is_counted_and_priced(
     assert again["figures"] == found["figures"] and again["verdict"] == found["verdict"]
     code, out, err = run_cli("audit", "p.yaml", "--take", "30", "--no-probes", "--json", "--stage", "loud", "votes=1")
     assert code == 2 and "command line: `votes`: unknown key" in err
-    code, out, err = run_cli("audit", "p.yaml", "--take", "30", "--no-probes", "--json", "--stage", "loud")
+    loud = ("--stage", "loud", "--out", "loud")
+    code, out, err = run_cli("audit", "p.yaml", "--take", "30", "--no-probes", "--json", *loud)
     assert code == 0 and json.loads(out)["judge"] == "fair" and "hard verdicts" in json.loads(out)["asked"]
 
 
@@ -535,7 +536,7 @@ def test_a_rater_is_audited_in_both_orders(tmp_path: Path, run_cli: Cli) -> None
     found = {}
     with serve({"plain": plain, "placing": placing, "mumbling": mumbling}) as url:
         for name in ("plain", "placing", "mumbling"):
-            arguments = ("--method", "rate", "--take", "60", "--no-probes", "--json", "reask=0")
+            arguments = ("--method", "rate", "--take", "60", "--no-probes", "--json", "--out", name, "reask=0")
             code, out, err = run_cli("audit", url, "--model", name, *arguments)
             assert code == 0, err
             found[name] = json.loads(out)

@@ -66,7 +66,7 @@ def audit(
     console = terminal.console(stderr=as_json)
     if auditing.is_run(judge):
         folder = RunFolder(given_path(judge))
-        auditing.refuse_another(out, of := auditing.audited_run(folder, scope.stage, scope.labels))
+        auditing.refuse_another(out, of := auditing.audited_run(folder, scope.stage))
         report = auditing.audit_run(folder, scope.stage, scope.labels)
     else:
         pipeline, step = auditing.judge_of(
@@ -83,7 +83,8 @@ def audit(
         terminal.print_notes(console, audited.notes)
         with terminal.progress(console, "rlaif audit", as_json=as_json) as progress:
             report = run_to_end(auditing.audit_judge(audited, probes=scope.probes, progress=progress))
-    auditing.write_audit(report, out, of)
+    report["of"] = of
+    auditing.write_audit(report, out)
     if as_json:
         terminal.print_json(report)
     else:
