@@ -79,7 +79,8 @@ def audit(
         )
         auditing.refuse_another(out, of := auditing.audited_in(pipeline, step, scope.gold))  # before a call is paid for
         audited = auditing.open_audited(pipeline, step, scope.gold, scope.take, STORE)
-        terminal.print_shipped(console, pipeline.shipped)
+        if not as_json:
+            terminal.print_shipped(console, pipeline.shipped)
         terminal.print_notes(console, audited.notes)
         with terminal.progress(console, "rlaif audit", as_json=as_json) as progress:
             report = run_to_end(auditing.audit_judge(audited, probes=scope.probes, progress=progress))
