@@ -138,8 +138,11 @@ def test_a_second_judge_and_a_second_audit_leave_the_firsts_alone(
     by = ["--by", url, "--model", "judge", "--method", "rate", "rubric=rubric.yaml"]
     assert run_cli("judge", "a.jsonl", *by)[0] == 0
     code, _, err = run_cli("judge", "b.jsonl", *by)
-    assert code == 2 and "runs/judged' holds what was asked with other arguments" in err and "--out" in err
-    assert run_cli("judge", "a.jsonl", *by)[0] == 0 and run_cli("judge", "b.jsonl", *by, "--out", "runs/b")[0] == 0
+    assert code == 2 and "runs/judged' holds what another judge, or other data, gave" in err and "--out" in err
+    assert (
+        run_cli("judge", "a.jsonl", *by, "reask=0")[0] == 0
+        and run_cli("judge", "b.jsonl", *by, "--out", "runs/b")[0] == 0
+    )
     assert run_cli("audit", "runs/judged")[0] == 0
     before = (tmp_path / "audit/audit.json").read_bytes()
     code, _, err = run_cli("audit", "runs/b")

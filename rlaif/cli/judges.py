@@ -66,7 +66,7 @@ def audit(
     console = terminal.console(stderr=as_json)
     if auditing.is_run(judge):
         folder = RunFolder(given_path(judge))
-        auditing.refuse_another(out, of := auditing.audited_run(folder, scope.stage, scope.labels))
+        auditing.refuse_another(out, of := auditing.audited_run(folder, scope.stage))
         report = auditing.audit_run(folder, scope.stage, scope.labels)
     else:
         pipeline, step = auditing.judge_of(
@@ -79,11 +79,13 @@ def audit(
         )
         auditing.refuse_another(out, of := auditing.audited_in(pipeline, step, scope.gold))  # before a call is paid for
         audited = auditing.open_audited(pipeline, step, scope.gold, scope.take, STORE)
-        terminal.print_shipped(console, pipeline.shipped)
+        if not as_json:
+            terminal.print_shipped(console, pipeline.shipped)
         terminal.print_notes(console, audited.notes)
         with terminal.progress(console, "rlaif audit", as_json=as_json) as progress:
             report = run_to_end(auditing.audit_judge(audited, probes=scope.probes, progress=progress))
-    auditing.write_audit(report, out, of)
+    report["of"] = of
+    auditing.write_audit(report, out)
     if as_json:
         terminal.print_json(report)
     else:

@@ -154,7 +154,8 @@ def execute(checked: Pipeline, out: Path | None, title: str, *, as_json: bool, r
     console = terminal.console(stderr=as_json)
     progress = terminal.progress(console, title, as_json=as_json)
     run = open_run(checked, out, progress, retry_failed=retry_failed)
-    terminal.print_shipped(console, checked.shipped)
+    if not as_json:
+        terminal.print_shipped(console, checked.shipped)
     terminal.print_notes(console, run.manifest.notes)
     printed = size_of(run.folder.libraries)
 

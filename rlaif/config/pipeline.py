@@ -93,10 +93,10 @@ class Pipeline:
         return list(self.document.shipped)
 
     def origin(self, folder: Path) -> str:
-        """Where it was read, as seen from its run folder: of a pipeline of the command line, what was asked."""
+        """Where it was read, as seen from its run folder: of one of the command line, its models and its data."""
         document = self.document
         if document.path == COMMAND_LINE:
-            return f"asked {digest(document.value)}"
+            return f"asked {digest([document.value['models'], document.value['stages'][0]])}"
         return f"file {seen_from(folder, Path(document.path))}"
 
     def resolved(self, folder: Path) -> dict[str, Any]:

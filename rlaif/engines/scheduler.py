@@ -236,8 +236,8 @@ class Scheduler:
         tally.causes[cause] += len(failed)
         raise EngineError(message, cause=cause)
 
-    async def close(self, grace: float = GRACE) -> None:
-        """Drop unsent requests, wait `grace` seconds for those in flight, and store their replies."""
+    async def close(self, *, at_once: bool = False) -> None:
+        """Drop unsent requests, wait `GRACE` seconds for those in flight (or `AT_ONCE`), and store their replies."""
         for order in list(self._in_flight.values()):
             if not order.sent:
                 order.done.cancel()
@@ -246,7 +246,7 @@ class Scheduler:
         for probe in probes:
             probe.cancel()
         await _ended(probes)
-        await _ended(self._asking, timeout=grace)
+        await _ended(self._asking, timeout=AT_ONCE if at_once else GRACE)
         for task in self._asking:
             task.cancel()
         await _ended(self._asking)

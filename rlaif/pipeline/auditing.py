@@ -203,14 +203,17 @@ def audit_run(folder: RunFolder, stage: str | None, labels: str | None) -> dict[
 
 
 def audited_in(pipeline: Pipeline, step: Step, gold: str | None) -> str:
-    """What tells an audit of a judge from other audits: how the judge is reached and asked, and on which pairs."""
+    """What tells an audit from that of another judge: its models, its stage, and on which pairs it is asked.
+
+    An audit with other settings of the same judge takes the place of the one before.
+    """
     models = {use.model: pipeline.models[use.model].model_dump(mode="json") for use in step.stage.models_used()}
-    return digest({"models": models, "stage": step.stage.model_dump(mode="json"), "gold": gold})
+    return digest({"models": models, "stage": step.name, "gold": gold})
 
 
-def audited_run(folder: RunFolder, stage: str | None, labels: str | None) -> str:
+def audited_run(folder: RunFolder, stage: str | None) -> str:
     """The same of an audit of a run."""
-    return digest({"run": str(folder.path.resolve()), "stage": stage, "labels": labels})
+    return digest({"run": str(folder.path.resolve()), "stage": stage})
 
 
 def refuse_another(out: Path, of: str) -> None:
@@ -229,8 +232,8 @@ def refuse_another(out: Path, of: str) -> None:
             raise InputError("the file is there, and no audit made it", file=str(file), key="--out", fix="move it")
 
 
-def write_audit(audited: Mapping[str, Any], out: Path, of: str) -> None:
+def write_audit(audited: Mapping[str, Any], out: Path) -> None:
     """Write audit.json and audit.md into the folder `out`."""
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "audit.json", dict(audited) | {"of": of})
+    write_json(out / "audit.json", dict(audited))
     write_text(out / "audit.md", markdown(audited))

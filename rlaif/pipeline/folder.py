@@ -151,7 +151,7 @@ class RunFolder:
             return
         kind, _, name = before.partition(" ")
         if kind == "asked" or origin.startswith("asked "):
-            problem = f"{short(self.path)} holds what was asked with other arguments"
+            problem = f"{short(self.path)} holds what another judge, or other data, gave"
             raise InputError(problem, fix="name another folder with --out, or remove that one")
         text, own = text_of(self.path / name), text_of(self.path / origin.partition(" ")[2])
         if text not in (None, own):

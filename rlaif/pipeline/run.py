@@ -17,7 +17,6 @@ from typing import Any
 import yaml
 
 from rlaif.config import LocalModel, Pipeline
-from rlaif.engines.scheduler import AT_ONCE, GRACE
 from rlaif.errors import InputError, RlaifError, Stopped, WorkError
 from rlaif.files import FULL, why, write_text
 from rlaif.pipeline.datasets import dataset_name
@@ -101,7 +100,7 @@ class Run:
             interrupted = isinstance(error, KeyboardInterrupt | asyncio.CancelledError)
             self.interrupts.heard += interrupted and not self.interrupts.heard  # a stage that blocks heard it itself
             with suppress(RlaifError, OSError):  # replies in flight are counted in the manifest
-                await self.session.scheduler.close(AT_ONCE if interrupted else GRACE)
+                await self.session.scheduler.close(at_once=interrupted)
             if isinstance(error, OSError) and error.errno is not None and not isinstance(error, BrokenPipeError):
                 error = _of_the_system(error, self.folder)
             self.manifest.reasons += [] if interrupted else [str(error) or type(error).__name__]
