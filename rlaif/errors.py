@@ -41,7 +41,8 @@ class RlaifError(Exception):
         where = ":".join(str(part) for part in (self.file, self.line) if part is not None)
         parts = [part for part in (where, f"`{self.key}`" if self.key else "", self.message) if part]
         text = ": ".join(parts)
-        return visible(f"{text}. Fix: {self.fix}" if self.fix else text).replace("\n", r"\n")
+        end = "" if text.endswith("...") else "."
+        return visible(f"{text}{end} Fix: {self.fix}" if self.fix else text).replace("\n", r"\n")
 
 
 class InputError(RlaifError):

@@ -581,6 +581,18 @@ def test_a_context_that_is_too_long_is_known_in_todays_wordings(status: int, wor
     assert error.cause == "too-long" and words.rstrip(".") in str(error) and "shorten the prompt" in str(error.fix)
 
 
+def test_a_servers_words_that_are_cut_end_in_dots() -> None:
+    """A number cut in the middle is another number."""
+    words = (
+        "This model's maximum context length is 2048 tokens. However, you requested 8 output tokens and your prompt "
+        "contains at least 2041 input tokens, for a total of at least 2049 tokens. Please reduce the length of the "
+        "input prompt or the number of requested output tokens. (parameter=input_tokens, value=2041)"
+    )  # of vLLM
+    with scripted([Answer({"error": {"message": words, "param": "input_tokens"}}, status=400)]) as script:
+        error = bad(make(script.base_url), ask())
+    assert error.cause == "too-long" and words[:280] in error.message and "... Fix: " in str(error)
+
+
 @pytest.mark.parametrize(
     "words",
     [

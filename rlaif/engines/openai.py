@@ -52,7 +52,7 @@ from rlaif.engines.wire import (
     Wires,
     proxy_of,
 )
-from rlaif.errors import EngineError
+from rlaif.errors import EngineError, shortened
 from rlaif.records import FinishReason, Message, Sampling, Usage, digest, logprob_problem, one_system, oneline, writable
 
 Item = tuple[tuple[Message, ...], str]
@@ -725,7 +725,7 @@ class OpenAIEngine:
         text = body[: 8 * FIRST_WORDS].decode("utf-8", "replace")
         if not text.strip() or text.lstrip()[0] in "{[":
             return None
-        words = f"({self.shown(text)[:FIRST_WORDS]!r}, at {server}/chat/completions)"
+        words = f"({shortened(self.shown(text), FIRST_WORDS)!r}, at {server}/chat/completions)"
         if _HTML.match(text):
             return f"is a page, not JSON {words}", self._other_address(server)
         if _STREAM.match(text):
@@ -816,7 +816,7 @@ class OpenAIEngine:
 
     def shown(self, words: str) -> str:
         """A server's words on one short line, without a key, nor half a key where they are cut."""
-        return oneline(self._secrets.masked_error(writable(words[: refusals.READ])))[:SHOWN].rstrip(".")
+        return shortened(oneline(self._secrets.masked_error(writable(words[: refusals.READ]))).rstrip("."), SHOWN)
 
     def _error(
         self,
