@@ -92,7 +92,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Three quarters of a large table of hostile attempts, chosen by their names, run in `make lab` alone.
 
     Such a table tries one guard in many ways: a quarter of it fails with the guard as the whole does. So do three
-    quarters of the tests that the lean client passes and that `client: sdk`, a transport below the same engine, repeats.
+    quarters of the tests of the lean client that `client: sdk`, a transport below the same engine, repeats.
     """
     tables: dict[tuple[Path, str], list[pytest.Item]] = defaultdict(list)
     for item in items:
