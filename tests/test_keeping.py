@@ -60,10 +60,10 @@ def write(folder: Path, url: str, *stages: str, models: str = "") -> None:
     (folder / "kept.yaml").write_text(f"name: kept\nmodels:\n{servers}{models}stages:\n{lines}")
 
 
-def run(folder: Path, *arguments: str) -> dict[str, Any]:
+def run(folder: Path, *arguments: str, code: int = 0) -> dict[str, Any]:
     """Run the pipeline; its stages by name, with what was printed."""
     done = rlaif(folder, "run", "kept.yaml", *arguments)
-    assert done.code == 0, done.err
+    assert done.code == code, done
     stages = {stage["name"]: stage for stage in json.loads((folder / "runs/kept/manifest.json").read_text())["stages"]}
     return stages | {"printed": done.out + done.err}
 
@@ -275,7 +275,7 @@ def test_what_a_judge_reads_is_no_sft_data_of_its_own(tmp_path: Path, url: str) 
 def test_nothing_but_cut_completions_is_told(tmp_path: Path, url: str) -> None:
     write(tmp_path, url, "prompts: {path: long.jsonl, split: all}", SAMPLE)
     (tmp_path / "long.jsonl").write_text('{"prompt": "Say something about number 3."}')
-    stages = run(tmp_path)
+    stages = run(tmp_path, code=1)
     assert "sample: no completion became SFT data (1 cut at max_tokens)" in " ".join(stages["printed"].split())
     assert not (tmp_path / "runs/kept/dataset/sample-sft").exists()
 
@@ -366,7 +366,7 @@ def test_a_file_of_single_completions_is_rated(tmp_path: Path, url: str) -> None
     run(tmp_path)
     assert [row["score"] for row in data(tmp_path, "rate-rated")] == [2, 3, 5]
     write(tmp_path, url, "data: {path: single.jsonl, held_out: keep}", RATE, "pair: {}")
-    run(tmp_path)  # as `rlaif judge` makes it: no pair, and yet the ratings
+    run(tmp_path, code=1)  # as `rlaif judge` makes it: no pair, and yet the ratings
     done = rlaif(tmp_path, "export", "runs/kept", "--format", "rated", "--to", "single-rated.jsonl")
     assert done.code == 0, done.err
     exported = [json.loads(line) for line in (tmp_path / "single-rated.jsonl").read_text().splitlines()]

@@ -18,6 +18,7 @@ from rich.console import Console
 from rlaif.cli import results, rows, summaries
 from rlaif.cli.options import AuditOptions, JudgeOptions, grouped
 from rlaif.cli.tables import Column, table
+from rlaif.pipeline.browse.rows import Shown
 from rlaif.records import Candidate, Completion, Message, Prompt, Record, Row
 from rlaif.screen import Text
 from rlaif.store import Holding
@@ -133,7 +134,8 @@ def some_rows() -> Case:
     texts = [f"why does {model} answer question {i} so ?" for i, model in enumerate(MODELS)]
     made = [Row(prompt=Prompt(messages=(Message(role="user", content=text),))) for text in texts]
     words = [word for row, text in zip(made, texts, strict=True) for word in (row.prompt.id, *text.split())]
-    return lambda console: rows.print_rows(console, made), words
+    shown = [Shown(number, "pair", row, ("tied", "unparsed")) for number, row in enumerate(made, 1)]
+    return lambda console: rows.print_rows(console, shown, 7_654_321), [*words, "tied,", "unparsed", "7,654,321"]
 
 
 def a_training() -> Case:

@@ -200,7 +200,8 @@ def thoughtful(form: str) -> Any:
             return {"data": [{"id": "m"}]}
         assert SECRET not in json.dumps(body)  # in no prompt
         if "response_format" in body:
-            texts = [json.dumps({str(k): {"rationale": "x", "rating": 5 - k} for k in (1, 2)})]
+            shown = body["response_format"]["json_schema"]["schema"]["properties"]
+            texts = [json.dumps({key: {"rationale": "x", "rating": 5 - int(key)} for key in shown})]
         elif len(body["messages"]) > 1:  # after its reasons
             texts = ["1"]
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -154,9 +155,10 @@ def execute(checked: Pipeline, out: Path | None, title: str, *, as_json: bool, r
     console = terminal.console(stderr=as_json)
     progress = terminal.progress(console, title, as_json=as_json)
     run = open_run(checked, out, progress, retry_failed=retry_failed)
-    if not as_json:
-        terminal.print_shipped(console, checked.shipped)
-    terminal.print_notes(console, run.manifest.notes)
+    with suppress(OSError):  # the run continues, and its outcome cannot be printed either, which says so
+        if not as_json:
+            terminal.print_shipped(console, checked.shipped)
+        terminal.print_notes(console, run.manifest.notes)
     printed = size_of(run.folder.libraries)
 
     def say() -> None:

@@ -68,6 +68,9 @@ FORMS: dict[str, Callable[[str], str]] = {
 }
 
 
+UNREAD = "incomplete: pair: no preference was made"  # what a judge that only repeats keys comes to
+
+
 def shown(text: str, key: str) -> bool:
     """Whether a text holds a key, in any of the forms or in several at once."""
     plain = text
@@ -219,7 +222,7 @@ def test_keys_of_other_models_of_the_run_are_masked_too(tmp_path: Path, monkeypa
         write_project(tmp_path, script.base_url, prompts=2)
         given = [f"models.{name}.api_key_env=KEY_OF_{name}" for name in names]
         done = rlaif(tmp_path, "run", "echo.yaml", *given, "stages.rate.rate.reask=0")
-    assert done.code == 0
+    assert done.code == 1 and UNREAD in done.out
     for where, text in everything_in(tmp_path):
         assert not any(f"sk-of-{name}-12345" in text for name in names), where
 
@@ -257,8 +260,9 @@ def test_completions_that_held_a_key_are_counted_in_a_note_that_a_later_run_repe
     notes = [note for note in manifest["notes"] if "is masked as ***" in note]
     counts = [int(re.search(r"a key stood in (\d+) completions? of the model '\w+'", note)[1]) for note in notes]  # type: ignore[index]
     assert sum(counts) == held > 0
+    assert [one.code for one in done] == [1, 1, 0] and UNREAD in done[0].out
     for one in done:
-        assert one.code == 0 and all(note in " ".join((one.out + one.err).split()) for note in notes), one.err
+        assert all(note in " ".join((one.out + one.err).split()) for note in notes), one.err
 
 
 def test_openai_s_organisation_and_project_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -423,7 +427,8 @@ def test_a_run_whose_completions_hold_the_key_in_every_form_keeps_it_nowhere(
             re.sub(r"model: (\w+), base_url", r"model: \1, api_key_env: PLANTED_KEY, base_url", file.read_text())
         )
         done = [rlaif(tmp_path, "run", "echo.yaml", "stages.rate.rate.reask=0")]
-        assert done[0].code == 0 and any("Bearer" in request["headers"]["authorization"] for request in script.requests)
+        assert done[0].code == 1 and UNREAD in done[0].out
+        assert any("Bearer" in request["headers"]["authorization"] for request in script.requests)
         done += [rlaif(tmp_path, *look) for look in LOOKS]
     for one in done:
         assert not shown(one.out + one.err, secret) and "Traceback" not in one.err

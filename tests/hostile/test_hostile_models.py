@@ -728,7 +728,7 @@ def test_rows_that_fail_poison_neither_the_run_nor_the_next(stranger: Path, run_
         assert code == 1 and "not-finite" in out + err and "Traceback" not in out + err, (out, err)
     (stranger / WEIGHTS).write_bytes(whole)
     code, out, err = run_cli("run", "p.yaml", "--out", "again")
-    assert code == 0, (out, err)
+    assert code == 1 and "every completion was cut" in out and "not-finite" not in out + err, (out, err)
 
 
 def test_a_training_that_diverges_says_so_and_leaves_no_model(stranger: Path, run_cli: Cli) -> None:  # noqa: F811

@@ -146,14 +146,17 @@ def _read(raw: bytes) -> _Line | None:
 def _plain(path: Path) -> BinaryIO:
     """A file of results, unpacked where it is compressed: it is read here and there. Raises InputError."""
     try:
-        file = opened(path)
-        if file.read(2) != b"\x1f\x8b":
+        with ExitStack() as opening:
+            file = opening.enter_context(opened(path))
+            packed = file.read(2) == b"\x1f\x8b"
             file.seek(0)
-            return file
-        file.seek(0)
-        plain = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115 - closed with the others
-        with file:
+            if not packed:
+                opening.pop_all()
+                return file
+            plain = cast(BinaryIO, opening.enter_context(tempfile.TemporaryFile()))
             _unpack(file, plain)
+            opening.pop_all()
+            file.close()
     except (OSError, zlib.error) as error:
         problem = f"it cannot be read: {why(error) if isinstance(error, OSError) else 'it is no gzip'}"
         raise InputError(problem, file=str(path), fix="give a file of results") from None
