@@ -353,6 +353,44 @@ def test_a_batch_that_fails_as_a_whole_is_told(project: Path, provider: Provider
     assert len(written(project)["one-002.jsonl"]) == PROMPTS
 
 
+def test_a_file_that_is_gone_is_written_again(project: Path) -> None:
+    told(project)
+    (folder(project) / "one-001.jsonl").unlink()
+    assert [one["file"] for one in told(project, "--submit")["under_way"]] == ["two-001", "one-002"]
+
+
+KEY = "sk-batch-0123456789abcdef"
+
+
+def test_a_provider_that_repeats_the_key_gets_it_nowhere(
+    project: Path, provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MINE", KEY)
+    keyed = [f"models.{name}.api_key_env=MINE" for name in engines()]
+    printed = [json.dumps(told(project, *keyed, "--submit"))]
+    provider.batches["batch_1"]["status"] = KEY
+    provider.end("batch_2", lambda lines: [line | {"response": None, "error": {"code": KEY}} for line in lines])
+    for arguments in (["--json"], []):
+        done = rlaif(project, "batch", "echo.yaml", *keyed, *arguments)
+        printed += [done.out, done.err]
+    assert "***" in printed[1] and KEY not in "".join(printed)
+    assert not [path for path in project.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
+
+
+def test_results_that_cannot_be_taken_in_do_not_stay(project: Path, provider: Provider) -> None:
+    told(project, "--submit")
+    provider.end("batch_1")
+    provider.files[provider.batches["batch_1"]["output_file_id"]] = b"no results"
+    done = rlaif(project, "batch", "echo.yaml")
+    assert done.code == 2 and "it holds no line of results" in done.err
+    assert not list(folder(project).glob("*.results.jsonl"))
+
+
+def test_what_a_run_notes_before_it_begins_is_told(project: Path) -> None:
+    done = rlaif(project, "batch", "echo.yaml", "models.one.api_key_env=RLAIF_UNSET")
+    assert "the environment variable RLAIF_UNSET is not set" in " ".join((done.out + done.err).split())
+
+
 def test_results_that_are_lost_at_the_provider_are_an_error(project: Path, provider: Provider) -> None:
     told(project, "--submit")
     del provider.batches["batch_1"]

@@ -263,6 +263,8 @@ def test_the_best_by_a_reward_model_becomes_sft_data(tmp_path: Path, url: str, r
     for row in rows(tmp_path, "stages/03-score.jsonl"):
         if row.prompt.id in kept:
             assert kept[row.prompt.id]["score"] == max(s.value for s in row.scores if s.value is not None)
+    (dropped,) = json.loads(rlaif(tmp_path, "show", "runs/kept", "--dropped", "--json").out)
+    assert (dropped["stage"], dropped["why"]) == ("score", ["cut at max_tokens"])
 
 
 def test_what_a_judge_reads_is_no_sft_data_of_its_own(tmp_path: Path, url: str) -> None:
@@ -275,9 +277,26 @@ def test_what_a_judge_reads_is_no_sft_data_of_its_own(tmp_path: Path, url: str) 
 def test_nothing_but_cut_completions_is_told(tmp_path: Path, url: str) -> None:
     write(tmp_path, url, "prompts: {path: long.jsonl, split: all}", SAMPLE)
     (tmp_path / "long.jsonl").write_text('{"prompt": "Say something about number 3."}')
-    stages = run(tmp_path, code=1)
-    assert "sample: no completion became SFT data (1 cut at max_tokens)" in " ".join(stages["printed"].split())
+    done = rlaif(tmp_path, "run", "kept.yaml")
+    assert done.code == 1 and "sample: every completion was cut at `max_tokens`: raise it" in done.out + done.err
     assert not (tmp_path / "runs/kept/dataset/sample-sft").exists()
+
+
+def test_what_was_not_checked_has_not_passed(tmp_path: Path, url: str) -> None:
+    write(tmp_path, url, "prompts: {path: mixed.jsonl, split: all}", SAMPLE, "verify: {}")
+    prompts = [{"prompt": "Say something."}, {"prompt": "Say more.", "checks": [{"length": {"max_words": 99}}]}]
+    (tmp_path / "mixed.jsonl").write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
+    assert run(tmp_path)["verify"]["dropped"] == {"nothing to check": 1}
+    assert {row["messages"][0]["content"] for row in data(tmp_path, "verify-sft")} == {"Say more."}
+
+
+def test_a_run_of_which_nothing_is_kept_is_not_done(tmp_path: Path, url: str) -> None:
+    write(tmp_path, url, SAMPLE, "verify: {checks: [{length: {min_words: 500}}]}")
+    done = rlaif(tmp_path, "run", "kept.yaml")
+    dropped = f"{PROMPTS - HELD_OUT - 1} failed a check, 1 cut at max_tokens"
+    reason = f"verify: no completion of {PROMPTS - HELD_OUT} rows became SFT data ({dropped})"
+    assert done.code == 1 and reason in " ".join((done.out + done.err).split())
+    assert json.loads((tmp_path / "runs/kept/manifest.json").read_text())["reasons"] == [reason]
 
 
 # ---------------------------------------------------------------- trained on in the same pipeline
@@ -366,7 +385,7 @@ def test_a_file_of_single_completions_is_rated(tmp_path: Path, url: str) -> None
     run(tmp_path)
     assert [row["score"] for row in data(tmp_path, "rate-rated")] == [2, 3, 5]
     write(tmp_path, url, "data: {path: single.jsonl, held_out: keep}", RATE, "pair: {}")
-    run(tmp_path, code=1)  # as `rlaif judge` makes it: no pair, and yet the ratings
+    assert rlaif(tmp_path, "run", "kept.yaml").code == 1  # as `rlaif judge` makes it: no pair, and yet the ratings
     done = rlaif(tmp_path, "export", "runs/kept", "--format", "rated", "--to", "single-rated.jsonl")
     assert done.code == 0, done.err
     exported = [json.loads(line) for line in (tmp_path / "single-rated.jsonl").read_text().splitlines()]

@@ -311,11 +311,22 @@ def test_a_run_of_data_and_pairs_is_shown(tmp_path: Path, run_cli: Cli) -> None:
     assert listed("--search", "rigi") == [2] and listed("--search", "SPOON", "--dropped") == [3]
     out = run_cli("show", "runs/stated", "--dropped")[1]
     assert [line.split()[3] for line in out.splitlines() if "Name a" in line] == ["tie", "unparsed"]
+    assert listed("--search", "completion_a") == [] == listed("--search", "verdict")  # names of fields
+    assert json.loads(run_cli("show", "runs/stated", "2", "--json")[1])["why"] == ["tie"]
     out = run_cli("show", "runs/stated", "1")[1]
     assert "chosen" in out and "compared: [1] preferred to [2]" in out
     code, _, err = run_cli("show", "runs/stated", "1", "--tied")
     assert code == 2 and "list rows" in err
     assert "no row" in run_cli("show", "runs/stated", "--search", "xylophone")[1]
+
+
+def test_a_search_finds_quotes_and_line_ends(tmp_path: Path, run_cli: Cli) -> None:
+    said = {"completion_a": 'He said "no".\nThen he left.'}
+    jsonl(tmp_path / "pairs.jsonl", [PAIRS[0] | said, *PAIRS[1:]])
+    (tmp_path / "stated.yaml").write_text(STATED)
+    assert run_cli("run", "stated.yaml")[0] == 0
+    for words in ('said "no"', 'No".\nthen'):
+        assert [row["row"] for row in json.loads(run_cli("show", "runs/stated", "--json", "--search", words)[1])] == [1]
 
 
 def test_show_says_when_it_stops(tmp_path: Path, run_cli: Cli, url: str) -> None:

@@ -251,6 +251,26 @@ def test_no_credential_of_azure_goes_to_another_server(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
+    ("endpoint", "trusted"),
+    [
+        ("https://name.openai.azure.com", True),
+        ("https://name.cognitiveservices.azure.us", True),
+        ("https://name.services.ai.azure.com", True),
+        ("http://name.openai.azure.com", False),  # where nothing is encrypted
+        ("https://somebody.westeurope.cloudapp.azure.com", False),  # a machine that anybody may rent
+        ("https://openai.azure.com.example.org", False),
+    ],
+)
+def test_only_azure_s_own_services_get_its_credentials(
+    endpoint: str, trusted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AZURE_OPENAI_API_KEY", KEY)
+    spec = opened(client="sdk", azure={**AZURE, "endpoint": endpoint}).spec
+    assert spec.azure is not None and spec.azure.trusted is trusted
+    assert spec.key_variable == ("AZURE_OPENAI_API_KEY" if trusted else None)
+
+
+@pytest.mark.parametrize(
     ("model", "said"),
     [
         ("client: sdk, azure: {deployment: d, api_version: v}", "state `endpoint`, or set AZURE_OPENAI_ENDPOINT"),

@@ -52,6 +52,8 @@ def batch(
     console = terminal.console(stderr=as_json)
     progress = terminal.progress(console, f"rlaif batch {pipeline}", as_json=as_json)
     batching = Batching(checked, out, progress)
+    if not as_json:
+        terminal.print_shipped(console, checked.shipped)
     with progress:
         told = run_to_end(batching.step(results or [], submit=submit, retry_failed=retry_failed))
     assert batching.run is not None

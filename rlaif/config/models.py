@@ -203,12 +203,17 @@ class Azure(Settings):
     def trusted(self) -> bool:
         """Whether the endpoint may get the credentials of Azure that the environment holds: it is Azure's own, or the
         environment names it."""
-        named = os.environ.get(AZURE_ENDPOINT, "").strip().rstrip("/")
-        return self.endpoint == named or (urlsplit(self.endpoint).hostname or "").endswith(AZURE_HOSTS)
+        named, parts = os.environ.get(AZURE_ENDPOINT, "").strip().rstrip("/"), urlsplit(self.endpoint)
+        return self.endpoint == named or (parts.scheme == "https" and (parts.hostname or "").endswith(AZURE_HOSTS))
 
 
 AZURE_ENDPOINT = "AZURE_OPENAI_ENDPOINT"
-AZURE_HOSTS = (".azure.com", ".azure.us", ".azure.cn")
+# Of its services for models alone: under `cloudapp.azure.com` are the machines of whoever rents one.
+AZURE_HOSTS = tuple(
+    f".{service}.azure.{cloud}"
+    for service in ("openai", "cognitiveservices", "services.ai")
+    for cloud in ("com", "us", "cn")
+)
 OPENAI = "https://api.openai.com"
 # What a request may leave out, and what only this program may set: the others would change what an answer is read as.
 Omissible = Literal["seed", "n", "top_p", "temperature", "max_tokens", "stop", "response_format"]

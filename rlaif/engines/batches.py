@@ -16,6 +16,7 @@ from rlaif.engines import sdk
 from rlaif.engines.openai import OpenAIEngine
 from rlaif.engines.wire import MB, Broken, CutShort, Misled, TooLong, Unreached
 from rlaif.errors import EngineError
+from rlaif.files import opened
 
 ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
 WINDOW = "24h"  # the only one that there is
@@ -76,7 +77,7 @@ class Provider:
 
     async def upload(self, path: Path) -> str:
         """The id that a file of requests gets there. Raises EngineError."""
-        with open(path, "rb") as file:
+        with opened(path) as file:
             given = (path.name, file, "application/jsonl")
             return (await self._read(lambda api, how: api.files.create(file=given, purpose="batch", **how), _File)).id
 
@@ -116,7 +117,7 @@ class Provider:
             await self._asked(lambda api, how: api.files.content(file_id, **how), RESULTS, file)
 
     async def _read(self, ask: Callable[[Any, dict[str, Any]], Any], kind: type[Read]) -> Read:
-        body = await self._asked(ask, ANSWER)
+        body = self._engine.masked(await self._asked(ask, ANSWER))
         with suppress(ValueError, RecursionError):
             return msgspec.json.decode(body, type=kind)
         raise self._engine.went_wrong(self._server, CutShort("what it says of files and batches cannot be read"))

@@ -814,6 +814,10 @@ class OpenAIEngine:
         coded = code and not code.isdigit() and code not in told.words
         return self.shown(f"{told.words or 'nothing'}{f' ({code})' if coded else ''}")
 
+    def masked(self, body: bytes) -> bytes:
+        """What a server says beside completions, without a secret: an id or a state may be one that it repeats."""
+        return self._secrets.masked(body.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
+
     def shown(self, words: str) -> str:
         """A server's words on one short line, without a key, nor half a key where they are cut."""
         return shortened(oneline(self._secrets.masked_error(writable(words[: refusals.READ]))).rstrip("."), SHOWN)

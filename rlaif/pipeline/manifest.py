@@ -88,9 +88,11 @@ class StageRecord:
             return f"{self.name}: {unparsed:,} of {judged:,} judgements are unparsed{example}"
         if facts.get("candidates") and facts.get("cut") == facts["candidates"]:
             return f"{self.name}: every completion was cut at `max_tokens`: raise it"
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.dropped.most_common())
         if self.given and facts.get("preferences") == 0:
-            reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.dropped.most_common())
             return f"{self.name}: no preference was made of {self.given:,} rows ({reasons})"
+        if self.given and facts.get("demonstrations") == 0 and not self.dropped["not reached"]:
+            return f"{self.name}: no completion of {self.given:,} rows became SFT data ({reasons})"
         return None
 
     def as_dict(self) -> dict[str, Any]:

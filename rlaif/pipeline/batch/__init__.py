@@ -47,6 +47,8 @@ class Batching:
         """
         await self._in_session(lambda session, batched: self._take(session, batched, results))
         run = self.run = open_run(self._pipeline, self._out, self._progress, retry_failed=retry_failed, batches=True)
+        for note in run.manifest.notes:  # of its files and keys; later ones are told as they come
+            self._progress.warn(note)
         wave = Wave(Batched(run.folder.path))
         run.session.scheduler.collect(wave)
         try:
@@ -105,13 +107,15 @@ class Batching:
             ) from None
         if batch.status not in ENDED:
             return
-        batched.results(entry).unlink(missing_ok=True)
-        if files := list(filter(None, (batch.output_file_id, batch.error_file_id))):
-            for file_id in files:
-                await provider.download(file_id, batched.results(entry))
-            if batched.results(entry).stat().st_size:
-                await take_in(session, batched, [entry], [batched.results(entry)], self.outcome)
-            batched.results(entry).unlink()  # a server's words, in which no key is masked
+        results = batched.results(entry)
+        results.unlink(missing_ok=True)
+        try:
+            for file_id in filter(None, (batch.output_file_id, batch.error_file_id)):
+                await provider.download(file_id, results)
+            if results.exists() and results.stat().st_size:
+                await take_in(session, batched, [entry], [results], self.outcome)
+        finally:
+            results.unlink(missing_ok=True)  # a server's words, in which no key is masked
         if problem := provider.problem(batch):
             self.failed = True
             self._progress.warn(f"the batch of {entry.name} failed: {problem}")

@@ -145,23 +145,21 @@ def _read(raw: bytes) -> _Line | None:
 
 def _plain(path: Path) -> BinaryIO:
     """A file of results, unpacked where it is compressed: it is read here and there. Raises InputError."""
-    try:
-        with ExitStack() as opening:
-            file = opening.enter_context(opened(path))
-            packed = file.read(2) == b"\x1f\x8b"
-            file.seek(0)
-            if not packed:
-                opening.pop_all()
-                return file
-            plain = cast(BinaryIO, opening.enter_context(tempfile.TemporaryFile()))
-            _unpack(file, plain)
-            opening.pop_all()
-            file.close()
-    except (OSError, zlib.error) as error:
-        problem = f"it cannot be read: {why(error) if isinstance(error, OSError) else 'it is no gzip'}"
-        raise InputError(problem, file=str(path), fix="give a file of results") from None
-    plain.seek(0)
-    return plain
+    with ExitStack() as held:
+        try:
+            file = held.enter_context(opened(path))
+            if file.read(2) == b"\x1f\x8b":
+                plain = held.enter_context(cast(BinaryIO, tempfile.TemporaryFile()))  # noqa: SIM115
+                file.seek(0)
+                _unpack(file, plain)
+                file.close()
+                file = plain
+        except (OSError, zlib.error) as error:
+            problem = f"it cannot be read: {why(error) if isinstance(error, OSError) else 'it is no gzip'}"
+            raise InputError(problem, file=str(path), fix="give a file of results") from None
+        held.pop_all()
+    file.seek(0)
+    return file
 
 
 def _unpack(file: BinaryIO, plain: BinaryIO) -> None:
@@ -245,7 +243,7 @@ class _Taking:
         if not fresh:
             return
         if answer is None:
-            self._outcome.again[line.expired()] += len(fresh)
+            self._outcome.again[self._engine.shown(line.expired())] += len(fresh)
             return
         arrived = self._engine.received(request, frozenset(sent.without), *answer)
         lost = unbilled(arrived) or any(one.lost for one in arrived if isinstance(one, EngineError))

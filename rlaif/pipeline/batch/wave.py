@@ -120,7 +120,8 @@ class Wave:
         stay: list[Entry] = []
         for (model, identity), making in self._making.items():
             before = [entry for entry in written if (entry.model, entry.identity) == (model, identity)]
-            if sorted(e.digest for e in before) == sorted(one.entry("", model, identity).digest for one in making):
+            alike = sorted(e.digest for e in before) == sorted(one.entry("", model, identity).digest for one in making)
+            if alike and all(batched.requests(entry).is_file() for entry in before):
                 stay += before
                 continue
             for one in making:

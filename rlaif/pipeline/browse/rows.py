@@ -47,8 +47,17 @@ class Wanted(NamedTuple):
             (not self.dropped or bool(shown.why))
             and (not self.tied or tied)
             and (not self.unparsed or bool(row.unparsed()))
-            and (not self.search or self.search.casefold() in row.model_dump_json(exclude_none=True).casefold())
+            and (not self.search or _says(row.model_dump(), self.search.casefold()))
         )
+
+
+def _says(value: object, words: str) -> bool:
+    """Whether the words, in small letters, stand in a text of a record: not in the names of its fields."""
+    if isinstance(value, dict):
+        return any(_says(item, words) for item in value.values())
+    if isinstance(value, list | tuple):
+        return any(_says(item, words) for item in value)
+    return isinstance(value, str) and words in value.casefold()
 
 
 def rows(folder: RunFolder, stage: str | None = None) -> Iterator[Row]:
@@ -118,10 +127,15 @@ def rows_after(folder: RunFolder, shown: Shown) -> int:
 
 
 def row(folder: RunFolder, wanted: str, stage: str | None = None) -> Shown:
-    """The row whose prompt id begins with `wanted`, or the row with this number.
+    """The row whose prompt id begins with `wanted`, or the row with this number, with why it gave no data.
 
     It is taken from the last stage that has it, unless `stage` names one. Raises InputError.
     """
+    shown = _found(folder, wanted, stage)
+    return shown._replace(why=tuple(_reasons(shown.row, _pairings(folder, shown.stage))))
+
+
+def _found(folder: RunFolder, wanted: str, stage: str | None) -> Shown:
     if wanted.isdecimal() and len(wanted) < 8:
         for shown in _numbered(folder, stage):
             if shown.number == int(wanted):

@@ -52,7 +52,8 @@ class Sample(Keeping[SampleStage], RowStage[SampleStage]):
         return self.unkept(row)
 
     def outcome(self, facts: Mapping[str, Any]) -> str:
-        return f", {facts['cut']:,} completions cut" if facts["cut"] else ""
+        cut = facts["cut"]
+        return f", {cut:,} completion{'s' if cut > 1 else ''} cut" if cut else ""
 
     async def finish(self, rows: Stored[Row], counts: RowCounts, work: Work) -> dict[str, Any]:
         cut, made = counts.facts["cut"], counts.facts["candidates"]

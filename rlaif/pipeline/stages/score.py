@@ -29,8 +29,9 @@ class Scoring(Keeping[ScoreStage], TableStage[ScoreStage]):
         work.progress.total(len(rows))
         with closing(writer):
             async for row in score(rows, self.settings, work.session.engines):
-                writer.append(row)
-                counts.add(row, row.failure is not None, self.unkept(row))
+                dropped = self.unkept(row)
+                writer.append(row.model_copy(update={"dropped": dropped}))
+                counts.add(row, row.failure is not None, dropped)
                 self._count(row, counts.facts)
                 work.progress.advance(row.cause)
             done = writer.finish()

@@ -318,9 +318,6 @@ def write_data(stage: Stage[Any], rows: Reiterable[Row], counts: RowCounts, work
     told = dict(sorted(left_out.items()))
     if "sft" not in stage.writes:
         return {"left_out": told} if stage.removed else {}
-    if not demonstrations:
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(dropped["sft"].items()))
-        work.note(f"{stage.name}: no completion became SFT data ({reasons or 'there is no prompt'})")
     return {"demonstrations": demonstrations, "left_out": told}
 
 

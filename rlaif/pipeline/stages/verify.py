@@ -36,7 +36,10 @@ class Verify(Keeping[VerifyStage], RowStage[VerifyStage]):
         return without(row, failing)
 
     def choose(self, row: Row) -> Choice:
-        choice = choose(row, unverified(row))
+        unfit = unverified(row)
+        if not any(score.judge == VERIFIER for score in row.scores):  # where only other prompts have checks
+            unfit = dict.fromkeys(range(len(row.candidates)), "nothing to check")
+        choice = choose(row, unfit)
         return choice if row.candidates else choice._replace(reason="no candidate passed")
 
     def unpairable(self, rule: str | None) -> str | None:
