@@ -501,7 +501,8 @@ def test_a_wave_before_any_completion_does_not_say_that_none_became_data(project
     pipeline = (project / "echo.yaml").read_text()
     (project / "echo.yaml").write_text(pipeline[: pipeline.index("  - rate:")])
     told(project)
-    assert not json.loads((project / "runs/echo/manifest.json").read_text())["notes"]
+    manifest = json.loads((project / "runs/echo/manifest.json").read_text())
+    assert not manifest["notes"] and manifest["reasons"] == ["calls wait for a batch"]
 
 
 def test_another_pipeline_of_the_name_takes_in_no_results(project: Path) -> None:

@@ -60,10 +60,10 @@ def write(folder: Path, url: str, *stages: str, models: str = "") -> None:
     (folder / "kept.yaml").write_text(f"name: kept\nmodels:\n{servers}{models}stages:\n{lines}")
 
 
-def run(folder: Path, *arguments: str) -> dict[str, Any]:
+def run(folder: Path, *arguments: str, code: int = 0) -> dict[str, Any]:
     """Run the pipeline; its stages by name, with what was printed."""
     done = rlaif(folder, "run", "kept.yaml", *arguments)
-    assert done.code == 0, done.err
+    assert done.code == code, done.err
     stages = {stage["name"]: stage for stage in json.loads((folder / "runs/kept/manifest.json").read_text())["stages"]}
     return stages | {"printed": done.out + done.err}
 
@@ -275,9 +275,16 @@ def test_what_a_judge_reads_is_no_sft_data_of_its_own(tmp_path: Path, url: str) 
 def test_nothing_but_cut_completions_is_told(tmp_path: Path, url: str) -> None:
     write(tmp_path, url, "prompts: {path: long.jsonl, split: all}", SAMPLE)
     (tmp_path / "long.jsonl").write_text('{"prompt": "Say something about number 3."}')
-    stages = run(tmp_path)
-    assert "sample: no completion became SFT data (1 cut at max_tokens)" in " ".join(stages["printed"].split())
+    stages = run(tmp_path, code=1)
+    assert "incomplete: sample: every completion was cut at `max_tokens`" in " ".join(stages["printed"].split())
     assert not (tmp_path / "runs/kept/dataset/sample-sft").exists()
+
+
+def test_a_run_whose_checks_nothing_passes_is_not_done(tmp_path: Path, url: str) -> None:
+    write(tmp_path, url, SAMPLE, "verify: {checks: [length: {min_words: 1000}]}")
+    stages = run(tmp_path, code=1)
+    told = f"incomplete: verify: no SFT data was made of {stages['verify']['in']} rows ("
+    assert told in " ".join(stages["printed"].split()) and "failed a check)" in stages["printed"]
 
 
 # ---------------------------------------------------------------- trained on in the same pipeline

@@ -318,9 +318,6 @@ def write_data(stage: Stage[Any], rows: Reiterable[Row], counts: RowCounts, work
     told = dict(sorted(left_out.items()))
     if "sft" not in stage.writes:
         return {"left_out": told} if stage.removed else {}
-    if not demonstrations and (len(rows) or work.session.scheduler.settled() is None):  # else no row came this far yet
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(dropped["sft"].items()))
-        work.note(f"{stage.name}: no completion became SFT data ({reasons or 'no prompt came so far'})")
     return {"demonstrations": demonstrations, "left_out": told}
 
 
