@@ -373,7 +373,7 @@ def test_a_file_of_single_completions_is_rated(tmp_path: Path, url: str) -> None
     run(tmp_path)
     assert [row["score"] for row in data(tmp_path, "rate-rated")] == [2, 3, 5]
     write(tmp_path, url, "data: {path: single.jsonl, held_out: keep}", RATE, "pair: {}")
-    run(tmp_path)  # as `rlaif judge` makes it: no pair, and yet the ratings
+    run(tmp_path, code=1)  # as `rlaif judge` makes it: no pair, and yet the ratings
     done = rlaif(tmp_path, "export", "runs/kept", "--format", "rated", "--to", "single-rated.jsonl")
     assert done.code == 0, done.err
     exported = [json.loads(line) for line in (tmp_path / "single-rated.jsonl").read_text().splitlines()]
