@@ -528,6 +528,31 @@ def test_a_batch_of_azure_goes_to_its_endpoint(tmp_path: Path, monkeypatch: pyte
 # ---------------------------------------------------------------- wrong inputs
 
 
+def test_results_that_are_given_twice_miss_each_request_once(project: Path) -> None:
+    told(project)
+    half = by_hand(project, lambda lines: [line for number, line in enumerate(lines) if number % 2])
+    assert told(project, *half)["results"]["missing"] == PROMPTS
+    assert told(project, *half)["results"]["missing"] == PROMPTS  # which the next files hold again
+
+
+def test_a_wave_before_any_completion_does_not_say_that_none_became_data(project: Path) -> None:
+    pipeline = (project / "echo.yaml").read_text()
+    (project / "echo.yaml").write_text(pipeline[: pipeline.index("  - rate:")])
+    told(project)
+    manifest = json.loads((project / "runs/echo/manifest.json").read_text())
+    assert not manifest["notes"] and manifest["reasons"] == ["calls wait for a batch"]
+
+
+def test_another_pipeline_of_the_name_takes_in_no_results(project: Path) -> None:
+    told(project)
+    results = by_hand(project)
+    (project / "another.yaml").write_text((project / "echo.yaml").read_text() + "# another\n")
+    done = rlaif(project, "batch", "another.yaml", *results)
+    assert done.code == 2 and "is the run of another pipeline of this name, 'echo.yaml'" in done.err
+    assert not keys_of(project) and len(written(project)) == 2
+    assert told(project, *results)["results"]["stored"] == 4 * PROMPTS
+
+
 def test_what_is_no_file_of_results_is_a_sentence(project: Path, tmp_path: Path) -> None:
     def said(*arguments: str) -> Done:
         done = rlaif(project, "batch", "echo.yaml", *arguments)

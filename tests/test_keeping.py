@@ -294,7 +294,7 @@ def test_a_run_of_which_nothing_is_kept_is_not_done(tmp_path: Path, url: str) ->
     write(tmp_path, url, SAMPLE, "verify: {checks: [{length: {min_words: 500}}]}")
     done = rlaif(tmp_path, "run", "kept.yaml")
     dropped = f"{PROMPTS - HELD_OUT - 1} failed a check, 1 cut at max_tokens"
-    reason = f"verify: no completion of {PROMPTS - HELD_OUT} rows became SFT data ({dropped})"
+    reason = f"verify: no SFT data was made of {PROMPTS - HELD_OUT} rows ({dropped})"
     assert done.code == 1 and reason in " ".join((done.out + done.err).split())
     assert json.loads((tmp_path / "runs/kept/manifest.json").read_text())["reasons"] == [reason]
 

@@ -515,6 +515,7 @@ def test_look_shows_what_a_data_set_is(tmp_path: Path, run_cli: Cli) -> None:  #
         f"{ASKED} 0",
     ):
         assert part in shown, out
+    assert "[1] preferred" in shown and "said ''" not in shown  # a file's own judgement has no words
     code, out, err = run_cli("look", "file.jsonl", "--json")
     assert code == 0 and json.loads(out)["no_preference"] == {"tie": 1}
     assert json.loads(out)["example"]["candidates"][0]["completion"]["text"] == GOOD

@@ -456,3 +456,8 @@ def test_two_ctrl_c_leave_within_a_second(tmp_path: Path, models: dict[str, Echo
     code, out, seconds = interrupt_twice(process)
     assert code == 130 and seconds < 1.0, seconds
     assert "finished work is kept" in out and manifest(tmp_path / "runs/echo")["state"] == "interrupted"
+
+
+def test_without_a_command_there_is_help_and_no_empty_error(tmp_path: Path, run_cli: Cli) -> None:
+    code, out, err = run_cli()
+    assert code == 2 and "Start with:" in out + err and "error:" not in out + err

@@ -81,6 +81,8 @@ def _main() -> NoReturn:
         terminal.fail(str(error), error.exit_code)
     except typer.TyperException as error:  # the command line itself is wrong
         message = error.format_message() if hasattr(error, "format_message") else str(error)
+        if not message:  # without a command, its help was printed
+            sys.exit(2)
         terminal.fail(f"{message.rstrip('.')}. Fix: see `rlaif --help`", 2)
     except BrokenPipeError:  # the reader of the pipe has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

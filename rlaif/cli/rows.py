@@ -145,6 +145,8 @@ def _print_comparison(console: Console, comparison: Comparison, *, juror: bool =
     for member in comparison.jury:
         _print_comparison(console, member, juror=True)
     for order in comparison.orders:
+        if not order.raw and order.problem is None:  # of a file's own judgement nobody said a word
+            continue
         words = f"said '{brief(order.raw, 40)}'" if order.problem is None else order.problem
         chance = "" if order.probability is None else f", first with probability {order.probability:.2f}"
         _inset(console, line(f"[{order.a + 1}] before [{order.b + 1}]: {words}{chance}", style="dim"))

@@ -155,7 +155,8 @@ class RunFolder:
             raise InputError(problem, fix="name another folder with --out, or remove that one")
         text, own = text_of(self.path / name), text_of(self.path / origin.partition(" ")[2])
         if text not in (None, own):
-            problem = f"{short(self.path)} is the run of another pipeline of this name, {short(self.path / name)}"
+            other = short(Path(os.path.normpath(self.path / name)))
+            problem = f"{short(self.path)} is the run of another pipeline of this name, {other}"
             raise InputError(problem, fix="give this pipeline another `name`, or another folder with --out")
 
     def _refuse_strangers(self) -> None:

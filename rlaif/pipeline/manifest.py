@@ -88,11 +88,12 @@ class StageRecord:
             return f"{self.name}: {unparsed:,} of {judged:,} judgements are unparsed{example}"
         if facts.get("candidates") and facts.get("cut") == facts["candidates"]:
             return f"{self.name}: every completion was cut at `max_tokens`: raise it"
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.dropped.most_common())
-        if self.given and facts.get("preferences") == 0:
-            return f"{self.name}: no preference was made of {self.given:,} rows ({reasons})"
-        if self.given and facts.get("demonstrations") == 0 and not self.dropped["not reached"]:
-            return f"{self.name}: no completion of {self.given:,} rows became SFT data ({reasons})"
+        reached = self.given - self.dropped["not reached"]
+        for what, made in (("preferences", "preference"), ("demonstrations", "SFT data")):
+            if reached and facts.get(what) == 0:
+                lost = self.dropped or Counter(facts.get("left_out", {}))
+                reasons = ", ".join(f"{count:,} {reason}" for reason, count in lost.most_common())
+                return f"{self.name}: no {made} was made of {reached:,} rows ({reasons})"
         return None
 
     def as_dict(self) -> dict[str, Any]:

@@ -62,7 +62,8 @@ class Batching:
 
     async def _in_session(self, work: Callable[[Session, Batched], Any]) -> None:
         """Do `work` in the locked run folder, with the models and the store."""
-        folder = RunFolder.create(folder_of(self._pipeline, self._out), self._pipeline.name)
+        path = folder_of(self._pipeline, self._out)
+        folder = RunFolder.create(path, self._pipeline.name, self._pipeline.origin(path))
         try:
             store = CallStore(STORE, run=self._pipeline.name)
             async with session_of(self._pipeline, store, note=self._progress.warn) as session:

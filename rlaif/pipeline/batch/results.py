@@ -181,20 +181,23 @@ async def take_in(
     """Store what files of results answer of the requests of `entries`, the newest of which are read first."""
     with ExitStack() as held:
         files = _Files(paths, outcome, held)
+        there: set[str] = set()
+        missing: set[str] = set()  # some of which another file may hold, too
         for entry in reversed(entries):
             engine = session.engines.get(entry.model)
             if not isinstance(engine, OpenAIEngine) or engine.identity != entry.identity:
                 continue  # of a model that the pipeline names no more: its results stay unknown
             session.scheduler.remind(engine)
             taking = _Taking(session, batched, engine, outcome)
-            without = 0
+            without: set[str] = set()
             for sent in batched.sent(entry):
                 line = files.pop(sent.custom_id)
-                without += line is None
+                (there if line else without).add(sent.custom_id)
                 if line is not None:
                     await taking.add(sent, line)
             await taking.finish()
-            outcome.missing += without if taking.any else 0
+            missing |= without if taking.any else set()
+        outcome.missing += len(missing - there)
         outcome.unknown += len(files)
 
 
