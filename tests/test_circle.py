@@ -265,6 +265,7 @@ def test_a_source_that_gives_nothing_stops_its_trainer_and_says_where_it_went(tm
     assert (revise["in"], revise["out"]) == (5, 0) and revise["dropped"]["critique: cut at max_tokens"] >= 4
 
 
+@pytest.mark.lab
 def test_killed_trainings_go_on_to_the_same_models(rlhf: dict[str, Any], project: Path, tmp_path: Path) -> None:
     """SIGKILL once a stage has written two checkpoints, in a copy of the project that lacks its model: first one stage,
     then the next."""

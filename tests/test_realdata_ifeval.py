@@ -162,6 +162,7 @@ def test_totals_by_type(judged: list[Judged]) -> None:
     assert sum(n for n, _, _ in table.values()) == len(judged) == 588
 
 
+@pytest.mark.lab
 def test_english_is_told_on_other_models_completions() -> None:
     """Of 7,228 completions of at least 15 words to English prompts 98.2 % are told as English, 1.6 % not told; the 16
     left are in other languages or words of several. Of 818 shorter ones, more than half are told."""
