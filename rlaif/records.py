@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from json.encoder import encode_basestring
 from math import fsum
@@ -484,22 +485,28 @@ class Row(Record):
 
         An aspect that does not apply is left out of the mean.
         """
-        ratings = {r.aspect: r for r in self.ratings if r.candidate == candidate}
-        total, mass = 0.0, 0.0
-        for aspect, weight in weights.items():
-            rating = ratings.get(aspect)
-            if rating is not None and rating.na:
-                continue
-            if rating is None or rating.value is None:
-                return None
-            total, mass = total + weight * rating.value, mass + weight
-        # Rounded, so that equal means with different rounding errors tie.
-        return round(total / mass, 9) if mass else None
+        ratings = (rating for rating in self.ratings if rating.candidate == candidate)
+        return weighted_mean({rating.aspect: NA if rating.na else rating.value for rating in ratings}, weights)
 
     def last_revision(self, candidate: int) -> Completion | None:
         """The last revision of a candidate's chain; None without one, or when the chain broke off."""
         chain = [revision for revision in self.revisions if revision.candidate == candidate]
         return chain[-1].completion if chain and chain[-1].problem is None else None
+
+
+NA = math.nan  # stands for the value of an aspect that does not apply
+
+
+def weighted_mean(values: Mapping[str, float | None], weights: Mapping[str, float]) -> float | None:
+    """The mean of the values of the weighted aspects, without those that are NA; None as of `Row.score`."""
+    total, mass = 0.0, 0.0
+    for aspect, weight in weights.items():
+        if (value := values.get(aspect)) is None:
+            return None
+        if not math.isnan(value):
+            total, mass = total + weight * value, mass + weight
+    # Rounded, so that equal means with different rounding errors tie.
+    return round(total / mass, 9) if mass else None
 
 
 # The fields of a row that hold judgements: all tuples except its candidates.

@@ -94,10 +94,8 @@ def find_in(
         root = None if named.is_absolute() else bundled(named.parts[0] if named.parts else "")
         if root is not None and (root / named).exists():
             return Found(root / named, shipped=True)
-        problem, fix = (
-            f"there is no file or folder {_short(path)}",
-            _suggestion(named, [*folders, *filter(None, [root])]),
-        )
+        problem = f"there is no file or folder {_short(path)}"
+        fix = _suggestion(named, [*folders, *filter(None, [root])])
     except (OSError, RuntimeError, ValueError) as error:  # too long, not allowed, `~` of an unknown user, or with a NUL
         problem, fix = f"the path {_short(path)} cannot be used: {_reason(error)}", "name another file or folder"
     raise InputError(problem, file=file, line=line, key=key, fix=fix)

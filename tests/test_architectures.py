@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,13 @@ from test_ppo import settings_of as ppo_settings
 from test_train import PAIRS, Steps, train
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from rlaif.errors import InputError
+from rlaif.errors import InputError, WorkError
 from rlaif.records import Message
+from rlaif.train import models, rollout
 from rlaif.train.examples import PromptOnly
 from rlaif.train.pairs import tokenize as tokenize_pairs
 from rlaif.train.ppo import train_ppo
+from rlaif.train.rollout import PolicyPrompt
 from rlaif.train.tokens import trainable_chat
 
 SPECIALS = [*SPECIAL, "<|stop|>"]  # an end token beside the tokenizer's
@@ -127,8 +130,31 @@ def test_an_architecture_without_a_classifier_is_refused_in_a_sentence(tmp_path:
         train("rm", base_of("Granite", tmp_path / "base"), tmp_path / "rm", examples=PAIRS)
 
 
+def test_a_first_loss_of_dpo_that_is_not_ln_2_ends_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Case 3 of training: OPT drops out by a function, which TRL leaves on."""
+    monkeypatch.setitem(ARCHITECTURES, "OPT", ARCHITECTURES["OPT"] | {"dropout": 0.6})
+    base = base_of("OPT", tmp_path / "base")
+    monkeypatch.setattr(models, "still", lambda _: nullcontext())
+    with pytest.raises(WorkError, match=r"the first loss of DPO is \d\.\d+ and must be ln 2"):
+        train("dpo", base, tmp_path / "dpo", batch_size=12, beta=5)
+
+
+def test_a_rollout_ends_at_the_first_of_any_end_token(tmp_path: Path) -> None:
+    """Case 2 of training: of 256 completions that end by chance, some end at each."""
+    model, tokenizer = models.load(base_of("Llama", tmp_path / "base"))
+    asked = (Message(role="user", content="1?"),)
+    prompts = [PolicyPrompt(asked, tokenizer("1?")["input_ids"])] * 256
+    drawn = rollout.draw(model, tokenizer, prompts, max_tokens=20, seed=0, iteration=0)
+    assert {one.ids[-1] for one in drawn if one.ended} == {1, STOP}
+    for one in drawn:
+        ends = [place for place, token in enumerate(one.ids) if token in (1, STOP)]
+        assert ends == ([len(one.ids) - 1] if one.ended else [])
+
+
 @CLASSIFIERS
-def test_ppos_first_ratio_is_1_and_its_rollouts_stop_at_any_end_token(name: str, tmp_path: Path) -> None:
+def test_ppos_first_ratio_is_1_and_every_end_token_is_saved(name: str, tmp_path: Path) -> None:
     base = base_of(name, tmp_path / "base")
     texts: list[str] = []
 

@@ -208,11 +208,15 @@ def test_a_reward_model_orders_a_padded_batch_as_single_texts(tmp_path: Path, en
     tokenizer = AutoTokenizer.from_pretrained(base)
     assert tokenizer.all_special_tokens == ["<|end|>"]
     tokenizer.pad_token = "<|end|>" if end_pads else None
+    tokenizer.add_tokens("a pad")  # a token of texts
+    wider: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    wider.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    wider.save_pretrained(base)
     tokenizer.save_pretrained(base)
     train("rm", base, tmp_path / "rm", examples=PAIRS, batch_size=24)
     net = AutoModelForSequenceClassification.from_pretrained(tmp_path / "rm", dtype=torch.float32).eval()
     after, before = AutoTokenizer.from_pretrained(tmp_path / "rm"), AutoTokenizer.from_pretrained(base)
-    assert after.pad_token != after.eos_token and net.config.pad_token_id == after.pad_token_id
+    assert after.pad_token not in (after.eos_token, "a pad") and net.config.pad_token_id == after.pad_token_id
     for text in ("a<pad>b !", *(pair.chosen for pair in PAIRS)):
         assert after(text)["input_ids"] == before(text)["input_ids"]
     texts = [f"{words * times}<|end|>" for words, times in (("so ", 1), ("and so on ", 3), ("no! ", 7))]

@@ -175,7 +175,7 @@ def _on_words(figures: Mapping[str, Any]) -> Iterable[Finding]:
             f", for example: {example}" if example else ""
         )
         grade = "bad" if unparsed["low"] > 0.2 else "care"
-        do = "`verdicts: hard` where the server gives no log-probabilities; a larger `max_tokens` where it is cut"
+        do = "`verdicts: hard` where the server gives no log-probabilities; `reasons: true` where it is cut"
         yield Finding(grade, "unparsed", says, do)
     calibration = figures.get("calibration")
     if calibration is not None and calibration["ece"]["low"] > 0.05:

@@ -152,10 +152,8 @@ def too_little(error: BaseException) -> str | None:
     """What the system had too little of for the program to work, in a sentence; None for any other error."""
     words = " ".join(str(error).split())
     if isinstance(error, MemoryError) or any(sign in words for sign in NO_MEMORY):
-        problem, fix = (
-            "there is not enough memory",
-            "raise the limit (`ulimit -v`, or `ulimit -u` for threads), or free some memory",
-        )
+        problem = "there is not enough memory"
+        fix = "raise the limit (`ulimit -v`, or `ulimit -u` for threads), or free some memory"
     elif "Too many open files" in words:
         problem, fix = "too many files are open", "raise the limit (`ulimit -n`)"
     elif isinstance(error, ImportError) and not str(error.name).startswith("rlaif"):

@@ -56,7 +56,7 @@ class RowCounts:
 
 
 MOST_PROBLEMS = 1000
-JUDGEMENTS = ("ratings", "scores", "comparisons", "rankings")  # the facts that count a stage's judgements
+JUDGED = ("ratings", "scores", "comparisons", "rankings")  # the facts that count a stage's judgements
 
 
 @dataclass
@@ -83,7 +83,7 @@ class StageRecord:
     def shortfall(self, example: str = "") -> str | None:
         """Why nothing, or next to nothing, came of the stage; None where that is not so."""
         facts = self.facts
-        judged, unparsed = sum(facts.get(what, 0) for what in JUDGEMENTS), facts.get("unparsed", 0)
+        judged, unparsed = sum(facts.get(what, 0) for what in JUDGED), facts.get("unparsed", 0)
         if 2 * unparsed > judged > 0:
             return f"{self.name}: {unparsed:,} of {judged:,} judgements are unparsed{example}"
         if facts.get("candidates") and facts.get("cut") == facts["candidates"]:

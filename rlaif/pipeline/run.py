@@ -98,7 +98,8 @@ class Run:
             self.manifest.write("stopped" if stopped else "incomplete" if short else "done")
         except BaseException as error:
             interrupted = isinstance(error, KeyboardInterrupt | asyncio.CancelledError)
-            self.interrupts.heard += interrupted and not self.interrupts.heard  # a stage that blocks heard it itself
+            if interrupted and not self.interrupts.heard:
+                self.interrupts.heard = 1  # a stage that blocks heard it itself
             with suppress(RlaifError, OSError):  # replies in flight are counted in the manifest
                 await self.session.scheduler.close(at_once=interrupted)
             if isinstance(error, OSError) and error.errno is not None and not isinstance(error, BrokenPipeError):

@@ -87,7 +87,8 @@ def _pad_apart(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
     """
     ends = {*end_ids(model, tokenizer)}
     rows = model.get_input_embeddings().num_embeddings
-    named = [number for token, number in tokenizer.get_added_vocab().items() if "pad" in token]  # as Llama 3 has
+    added = tokenizer.added_tokens_decoder.items()
+    named = [number for number, token in added if token.special and "pad" in token.content]  # as Llama 3 has
     usual = (tokenizer.pad_token_id, *named, tokenizer.unk_token_id, tokenizer.bos_token_id)
     fill = next((token for token in usual if token is not None and token not in ends and token < rows), None)
     if fill is not None:
@@ -125,9 +126,9 @@ def load_value_model(folder: Path, tokenizer: PreTrainedTokenizerBase) -> PreTra
     model, loading = load_net(AutoModelForSequenceClassification, folder, load_config(folder), torch.float32)
     if loading["missing_keys"] or getattr(model, "num_labels", None) != 1 or not hasattr(model, "score"):
         raise InputError("the model has no head with one score", file=str(folder), fix="name a trained reward model")
-    theirs = {token: number for token, number in own.get_vocab().items() if token != NEW_PADDING}
+    tokens = {token: number for token, number in own.get_vocab().items() if token != NEW_PADDING}
     pairs = {
-        "vocabulary": (theirs, tokenizer.get_vocab()),
+        "vocabulary": (tokens, tokenizer.get_vocab()),
         "end token": (own.eos_token, tokenizer.eos_token),
         "chat template": (own.chat_template, tokenizer.chat_template),
     }

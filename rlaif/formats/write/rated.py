@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 
 from rlaif.formats.write.shape import MESSAGES, NUMBER, ORIGIN, TEXT, ColumnType, Fields, Shape, numbers, texts
 from rlaif.formats.write.turns import completion_turn, kept, turns
-from rlaif.records import Rating, Row, Score
+from rlaif.records import NA, Rating, Row, Score, weighted_mean
 
 
 def rated_rows(rows: Iterable[Row], weights: Mapping[str, float]) -> Iterator[Fields]:
@@ -24,7 +24,7 @@ def rated_rows(rows: Iterable[Row], weights: Mapping[str, float]) -> Iterator[Fi
             made: Fields = {
                 "prompt": turns(row.prompt.messages),
                 "completion": [completion_turn(candidate)],
-                "score": _mean(ratings, weights),
+                "score": weighted_mean({r["aspect"]: NA if r["na"] else r["rating"] for r in ratings}, weights),
                 "ratings": ratings,
                 "prompt_id": row.prompt.id,
                 "split": row.prompt.split,
@@ -46,16 +46,6 @@ def _rating(given: Rating | Score) -> Fields:
         "judge": given.judge,
         "call": next(iter(given.paid_calls()), None),
     }
-
-
-def _mean(ratings: Sequence[Fields], weights: Mapping[str, float]) -> float | None:
-    """None where an aspect is missing or unparsed, or none applies, as `Row.score`."""
-    known = {rating["aspect"]: rating for rating in ratings if rating["aspect"] in weights and not rating["na"]}
-    missing = weights.keys() - {rating["aspect"] for rating in ratings}
-    if missing or not known or any(rating["rating"] is None for rating in known.values()):
-        return None
-    total: float = sum(weights[aspect] * rating["rating"] for aspect, rating in known.items())
-    return round(total / sum(weights[aspect] for aspect in known), 9)
 
 
 _RATING: ColumnType = texts("aspect", "rationale", "problem", "judge", "call") | {"rating": NUMBER, "na": "bool"}

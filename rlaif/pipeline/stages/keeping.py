@@ -34,12 +34,16 @@ class Keeping(Stage[Settings]):
         return {}
 
     def kept(self, row: Row) -> Iterator[Kept]:
+        return self._kept(row, self.choose(row))
+
+    def _kept(self, row: Row, choice: Choice) -> Iterator[Kept]:
         scores = self.score_of(row)
-        for index in self.choose(row).kept:
+        for index in choice.kept:
             yield Kept(prompt=row.prompt, candidate=row.candidates[index], score=scores.get(index))
 
     def data(self, row: Row, shape: str) -> Iterable[dict[str, Any]] | str:
-        return self.choose(row).reason or sft_rows(self.kept(row))
+        choice = self.choose(row)
+        return choice.reason or sft_rows(self._kept(row, choice))
 
     def left_out(self, row: Row) -> Mapping[str, int]:
         return self.choose(row).left_out
