@@ -83,18 +83,18 @@ ALL_PROMPTS = [PromptOnly(ASKED[:1]), PromptOnly(ASKED, "validation"), PromptOnl
 @pytest.mark.parametrize(
     ("method", "examples", "golden"),
     [
-        ("sft", WHOLE, "411bda42cb3efa288fd305be38f1e86b"),
-        ("sft", LAST, "751b3bf55c1f71a5174faad21c80a612"),
-        ("sft", [], "fa61c9ac28117f004cdd77c92f3b5ce8"),
-        ("rm", PAIRS, "ed40567ec71523add50009018d9ae8b4"),
-        ("dpo", PAIRS, "8fb5aad18f4dc2588bcbba2ae340fabe"),
-        ("ppo", ALL_PROMPTS, "9a7425af782806ec40bb419fe7bde0ca"),
+        ("sft", WHOLE, "8dab79a163b6c3ef8d34744c068db9fd"),
+        ("sft", LAST, "bf41ab48154583ec271935d4945b5cbd"),
+        ("sft", [], "7ba766744596353e43741c91b3aa3493"),
+        ("rm", PAIRS, "c60ea03291f620355517f96e1cf5606d"),
+        ("dpo", PAIRS, "e3c76600998c85ea39cb887181a8d085"),
+        ("ppo", ALL_PROMPTS, "ae4f762105ac05244bf5087754f6f2a1"),
     ],
 )
 def test_a_model_that_was_trained_before_is_found_again(
     method: str, examples: Sequence[Example], golden: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A key that changes trains every model of every project anew. These are of `job.TRAINING` 2."""
+    """A key that changes trains every model of every project anew. These are of `job.TRAINING` 3."""
     monkeypatch.setattr(job, "versions", lambda *packages: {"torch": "1"})
     monkeypatch.setattr(job, "__version__", "0")
     given = {"template": "a template" if method == "sft" else None, "reward": "identity" if method == "ppo" else None}

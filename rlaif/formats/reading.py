@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from math import fsum
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
@@ -102,6 +103,8 @@ class StatedPreference(Record):
     prompt: Prompt
     chosen: str
     rejected: str
+    margin: float | None = None  # by how much chosen is the better one, in the unit of the file
+    probability: float | None = None  # that chosen is the better one
 
     @property
     def id(self) -> str:
@@ -245,7 +248,8 @@ def stated_preferences(row: Row) -> list[StatedPreference]:
         elif chosen == rejected:
             reasons.append("identical texts")
         else:
-            made.append(StatedPreference(prompt=row.prompt, chosen=chosen, rejected=rejected))
+            how_much = {"margin": _margin(row, *pair), "probability": _probability(row, *pair)}
+            made.append(StatedPreference(prompt=row.prompt, chosen=chosen, rejected=rejected, **how_much))
     if not made:
         raise Unusable(reasons[0] if reasons else "tie")
     return made
@@ -264,6 +268,21 @@ def _agreed(row: Row, a: int, b: int) -> tuple[int, int] | str:
     if len(verdicts) > 1:
         return "its labels disagree"
     return "tie" if verdicts == {"tie"} else (a, b) if verdicts == {"A"} else (b, a)
+
+
+def _margin(row: Row, chosen: int, rejected: int) -> float | None:
+    """By how much the row's ratings or scores set the two apart; None where they do not, or say the opposite."""
+    values = _values(row) if row.ratings or row.scores else {}
+    if chosen not in values or rejected not in values or values[chosen] <= values[rejected]:
+        return None
+    return values[chosen] - values[rejected]
+
+
+def _probability(row: Row, chosen: int, rejected: int) -> float | None:
+    """That chosen is the better one: the mean of the probabilities that the row's comparisons of the two give."""
+    of_a = [(one.a, one.probability) for one in row.comparisons if {one.a, one.b} == {chosen, rejected}]
+    given = [p if a == chosen else 1 - p for a, p in of_a if p is not None]
+    return fsum(given) / len(given) if given else None
 
 
 def _apart(row: Row) -> list[tuple[int, int] | str]:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from rlaif.config import DPOSettings
 from rlaif.train import models, tokens, trl
 from rlaif.train.examples import OnStep, PreferencePair
 from rlaif.train.models import TrainResult
-from rlaif.train.pairs import tokenize
+from rlaif.train.pairs import IDS, tokenize
 
 
 def train_dpo(
@@ -41,4 +42,9 @@ def train_dpo(
         counts.check(max_length, settings.max_length)
         held, held_counts = tokenize(chat, validation, max_length)
         counts.add(held_counts)
-        return trl.learn(settings, model, tokenizer, trl.TokenizedData(train, held, counts), folder, on_step, began)
+        data = trl.TokenizedData(_ids(train), _ids(held), counts)
+        return trl.learn(settings, model, tokenizer, data, folder, on_step, began)
+
+
+def _ids(columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    return {name: columns[name] for name in IDS}

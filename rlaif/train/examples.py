@@ -31,12 +31,15 @@ class Demonstration:
 
 @dataclass(frozen=True, slots=True)
 class PreferencePair:
-    """A prompt with a chosen and a rejected completion."""
+    """A prompt with a chosen and a rejected completion, and what is known of how far they are apart."""
 
     prompt: tuple[Message, ...]
     chosen: str
     rejected: str
     split: Split = "train"
+    margin: float | None = None  # the chosen one's score less the rejected one's, in the unit of its judge
+    probability: float | None = None  # that chosen is the better one
+    source: str | None = None  # the data set, or the file, that its prompt is from
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +79,16 @@ def of_preferences(items: Iterable[Preference]) -> Iterator[PreferencePair]:
     """Preferences that a pair stage made."""
     for item in items:
         texts = item.chosen.completion.text, item.rejected.completion.text
-        yield PreferencePair(item.prompt.messages, *texts, item.prompt.split)
+        yield PreferencePair(
+            item.prompt.messages, *texts, item.prompt.split, item.margin, item.probability, item.prompt.source
+        )
 
 
 def of_stated_preferences(items: Iterable[StatedPreference]) -> Iterator[PreferencePair]:
     """Preferences that a file states."""
     for item in items:
-        yield PreferencePair(item.prompt.messages, item.chosen, item.rejected, item.split)
+        known = item.split, item.margin, item.probability, item.prompt.source
+        yield PreferencePair(item.prompt.messages, item.chosen, item.rejected, *known)
 
 
 def of_prompts(items: Iterable[Prompt]) -> Iterator[PromptOnly]:
@@ -128,7 +134,9 @@ class Survey:
 def _plain(example: Example) -> list[Any]:
     """The part of an example that is trained on, as JSON. Its form enters the key of every trained model."""
     if isinstance(example, PreferencePair):
-        return [_turns(example.prompt), example.chosen, example.rejected]
+        known = {"margin": example.margin, "probability": example.probability}
+        stated = {name: value for name, value in known.items() if value is not None}
+        return [_turns(example.prompt), example.chosen, example.rejected, *([stated] if stated else [])]
     if isinstance(example, Demonstration) and example.turns == "last":
         return [_turns(example.messages[:-1]), example.messages[-1].content]
     return _turns(example.messages)

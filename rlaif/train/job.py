@@ -50,9 +50,10 @@ from rlaif.train.examples import (
 from rlaif.version import __version__
 
 FORMAT = 1
-TRAINING = 2  # raised when a change here makes another model of the same inputs
+TRAINING = 3  # raised when a change here makes another model of the same inputs
 PACKAGES = ("torch", "transformers", "trl", "accelerate")  # a trained model depends on their versions
 IRRELEVANT = {"base", "name", "data", "reward", "checkpoint_steps"}  # they do not change the weights
+_OF_PAIR = ("chosen", "rejected", "margin", "probability", "source")
 BATCH = 1000  # examples in memory while Parquet is written or read
 NO_KEY = ""  # of a job whose removal was interrupted
 _BEGINNINGS = {"lock", ".key.tmp"}  # in a folder that was interrupted before its key was written
@@ -306,11 +307,14 @@ def _write_data(job: Job, examples: Iterable[Example]) -> None:
 def _schema(takes: str) -> Any:
     import pyarrow
 
-    text = pyarrow.string()
+    text, number = pyarrow.string(), pyarrow.float64()
     messages = pyarrow.list_(pyarrow.struct([("role", text), ("content", text)]))
     fields = {
         "demonstrations": [("messages", messages), ("turns", text)],
-        "preferences": [("prompt", messages), ("chosen", text), ("rejected", text)],
+        "preferences": [
+            *(("prompt", messages), ("chosen", text), ("rejected", text)),
+            *(("margin", number), ("probability", number), ("source", text)),
+        ],
         "prompts": [("messages", messages), ("reference", pyarrow.list_(text)), ("checks", text)],
     }
     return pyarrow.schema(fields[takes])
@@ -318,7 +322,8 @@ def _schema(takes: str) -> Any:
 
 def _row(example: Example) -> dict[str, Any]:
     if isinstance(example, PreferencePair):
-        return {"prompt": _turns(example.prompt), "chosen": example.chosen, "rejected": example.rejected}
+        known = {name: getattr(example, name) for name in _OF_PAIR}
+        return {"prompt": _turns(example.prompt)} | known
     if isinstance(example, Demonstration):
         return {"messages": _turns(example.messages), "turns": example.turns}
     checks = json.dumps(example.checks)  # as text: their shapes differ
@@ -399,7 +404,7 @@ def _read_examples(file: Path, takes: str, split: Split) -> Iterator[Example]:
 def _example(row: Mapping[str, Any], takes: str, split: Split) -> Example:
     messages = tuple(Message(**turn) for turn in row["prompt" if takes == "preferences" else "messages"])
     if takes == "preferences":
-        return PreferencePair(messages, row["chosen"], row["rejected"], split)
+        return PreferencePair(messages, split=split, **{name: row[name] for name in _OF_PAIR})
     if takes == "demonstrations":
         return Demonstration(messages, row["turns"], split)
     return PromptOnly(messages, split, tuple(row["reference"]), tuple(json.loads(row["checks"])))
