@@ -377,13 +377,15 @@ def test_a_provider_that_repeats_the_key_gets_it_nowhere(
     assert not [path for path in project.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
 
 
-def test_results_that_cannot_be_taken_in_do_not_stay(project: Path, provider: Provider) -> None:
+def test_results_that_cannot_be_taken_in_do_not_stay_and_are_asked_again(project: Path, provider: Provider) -> None:
     told(project, "--submit")
     provider.end("batch_1")
     provider.files[provider.batches["batch_1"]["output_file_id"]] = b"no results"
     done = rlaif(project, "batch", "echo.yaml")
-    assert done.code == 2 and "it holds no line of results" in done.err
+    assert done.code == 1 and "the batch of one-001 failed: its results: it holds no line" in " ".join(done.out.split())
     assert not list(folder(project).glob("*.results.jsonl"))
+    assert len(written(project)["one-002.jsonl"]) == PROMPTS
+    assert rlaif(project, "batch", "echo.yaml").code == 0, "it is told once, not at every start"
 
 
 def test_what_a_run_notes_before_it_begins_is_told(project: Path) -> None:

@@ -11,7 +11,8 @@ import typer
 
 from rlaif.cli import results as results_
 from rlaif.cli import terminal
-from rlaif.cli.options import AsJson, Out, Overrides, PipelinePath
+from rlaif.cli.options import AsJson, Out, Overrides, PipelinePath, RetryFailed
+from rlaif.cli.runs import attended
 from rlaif.resources import given_path
 from rlaif.screen import Console, line
 
@@ -34,9 +35,7 @@ def batch(
         bool, typer.Option("--submit", help="Send the files to the models' servers, as batches.")
     ] = False,
     out: Out = None,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Write the calls that failed in an earlier run, too.")
-    ] = False,
+    retry_failed: RetryFailed = False,
     as_json: AsJson = False,
 ) -> None:
     """Run a pipeline with its calls to servers in files, for half the price at many providers. Repeat until it is done.
@@ -54,16 +53,16 @@ def batch(
     batching = Batching(checked, out, progress)
     if not as_json:
         terminal.print_shipped(console, checked.shipped)
-    with progress:
-        told = run_to_end(batching.step(results or [], submit=submit, retry_failed=retry_failed))
-    assert batching.run is not None
+    run = run_to_end(batching.begin(results or [], retry_failed=retry_failed))
+    with attended(console, run, progress):
+        told = run_to_end(batching.advance(run, submit=submit))
     if as_json:
         terminal.print_json(told)
     else:
         print_batch(console, told, pipeline)
         if told["state"] == "done":
-            results_.print_result(console, batching.run, batching.run.folder.path)
-    stopped = batching.run.session.scheduler.stopped
+            results_.print_result(console, run, run.folder.path)
+    stopped = run.session.scheduler.stopped
     waits = stopped is not None and stopped.cause == "batch"
     if code := int(batching.failed) or (0 if waits else exit_code(told["state"], stopped)):
         sys.exit(code)

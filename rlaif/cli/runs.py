@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import signal
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,11 +17,13 @@ from rlaif.cli.ending import Handled, leave_soon
 from rlaif.cli.options import AsJson, Out, Overrides, PipelinePath, RetryFailed, RunPath
 from rlaif.errors import InputError
 from rlaif.resources import given_path
-from rlaif.screen import diverted, line, remove_empty
+from rlaif.screen import Console, diverted, line, remove_empty
 
 if TYPE_CHECKING:
     from rlaif.config import Pipeline
     from rlaif.pipeline.browse import Shown
+    from rlaif.pipeline.progress import Silent
+    from rlaif.pipeline.run import Run
 
 FIRST_ROWS = 20  # that `rlaif show` lists
 
@@ -142,6 +145,29 @@ def export(
     terminal.say(f"{count} rows in {to}" + ("" if state == "done" else f"; the run is {state}, more rows may follow"))
 
 
+@contextmanager
+def attended(console: Console, run: Run, progress: Silent) -> Iterator[None]:
+    """A run with its progress on the screen. What libraries print goes to a file; a second Ctrl-C ends it at once."""
+    libraries = run.folder.libraries
+    printed = size_of(libraries)
+
+    def say() -> None:
+        console.show_cursor()
+        remove_empty(libraries)
+        terminal.print_error(terminal.INTERRUPTION)
+
+    def leave(*_: object) -> None:
+        leave_soon(say)
+
+    run.interrupts.hurry = leave
+    try:
+        with Handled({signal.SIGINT: leave}), progress, diverted(libraries):
+            yield
+    finally:
+        if size_of(libraries) > printed:
+            console.print(line(f"what libraries printed is in {libraries}", style="dim"))
+
+
 def size_of(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
@@ -159,23 +185,8 @@ def execute(checked: Pipeline, out: Path | None, title: str, *, as_json: bool, r
         if not as_json:
             terminal.print_shipped(console, checked.shipped)
         terminal.print_notes(console, run.manifest.notes)
-    printed = size_of(run.folder.libraries)
-
-    def say() -> None:
-        console.show_cursor()
-        remove_empty(run.folder.libraries)
-        terminal.print_error(terminal.INTERRUPTION)
-
-    def leave(*_: object) -> None:
-        leave_soon(say)
-
-    run.interrupts.hurry = leave
-    try:
-        with Handled({signal.SIGINT: leave}), progress, diverted(run.folder.libraries):
-            state = run_to_end(run.execute())
-    finally:
-        if size_of(run.folder.libraries) > printed:
-            console.print(line(f"what libraries printed is in {run.folder.libraries}", style="dim"))
+    with attended(console, run, progress):
+        state = run_to_end(run.execute())
     if as_json:
         terminal.print_json(run.folder.manifest())
     else:

@@ -37,18 +37,21 @@ class Batching:
         self._pipeline, self._out, self._progress = pipeline, out, progress
         self.outcome = Outcome()
         self.states: dict[str, Batch] = {}  # of files under way, by name
-        self.run: Run | None = None
         self.failed = False  # a whole batch, or calls for good
 
-    async def step(self, results: Sequence[Path], *, submit: bool, retry_failed: bool) -> dict[str, Any]:
-        """Take in results, and write what is to be asked next; with `submit`, send it. Raises RlaifError.
+    async def begin(self, results: Sequence[Path], *, retry_failed: bool) -> Run:
+        """Take in results, and open the run that they are of. Raises RlaifError."""
+        await self._in_session(lambda session, batched: self._take(session, batched, results))
+        run = open_run(self._pipeline, self._out, self._progress, retry_failed=retry_failed, batches=True)
+        for note in run.manifest.notes:  # of its files and keys; later ones are told as they come
+            self._progress.warn(note)
+        return run
+
+    async def advance(self, run: Run, *, submit: bool) -> dict[str, Any]:
+        """Run as far as answers reach, and write what is to be asked next; with `submit`, send it. Raises RlaifError.
 
         Returns what there is to tell.
         """
-        await self._in_session(lambda session, batched: self._take(session, batched, results))
-        run = self.run = open_run(self._pipeline, self._out, self._progress, retry_failed=retry_failed, batches=True)
-        for note in run.manifest.notes:  # of its files and keys; later ones are told as they come
-            self._progress.warn(note)
         wave = Wave(Batched(run.folder.path))
         run.session.scheduler.collect(wave)
         try:
@@ -58,7 +61,7 @@ class Batching:
         stopped = run.session.scheduler.stopped
         if stopped is None or stopped.cause == "batch":  # else it was interrupted, and the wave is not whole
             await self._in_session(partial(self._finish, wave, submit))
-        return self._told(state, Batched(run.folder.path), wave.under_way)
+        return self._told(run, state, Batched(run.folder.path), wave.under_way)
 
     async def _in_session(self, work: Callable[[Session, Batched], Any]) -> None:
         """Do `work` in the locked run folder, with the models and the store."""
@@ -108,16 +111,18 @@ class Batching:
             ) from None
         if batch.status not in ENDED:
             return
-        results = batched.results(entry)
+        results, problem = batched.results(entry), provider.problem(batch)
         results.unlink(missing_ok=True)
         try:
             for file_id in filter(None, (batch.output_file_id, batch.error_file_id)):
                 await provider.download(file_id, results)
             if results.exists() and results.stat().st_size:
                 await take_in(session, batched, [entry], [results], self.outcome)
+        except InputError as error:  # no results: the batch is over all the same, and its calls are asked again
+            problem = problem or f"its results: {error.message}"
         finally:
             results.unlink(missing_ok=True)  # a server's words, in which no key is masked
-        if problem := provider.problem(batch):
+        if problem:
             self.failed = True
             self._progress.warn(f"the batch of {entry.name} failed: {problem}")
         entry.over = True
@@ -166,9 +171,8 @@ class Batching:
         price = spec.price if isinstance(spec, OpenAIModel) else None
         return None if price is None or cost is None else cost * price.batch
 
-    def _told(self, state: str, batched: Batched, under_way: int) -> dict[str, Any]:
-        assert self.run is not None
-        session = self.run.session
+    def _told(self, run: Run, state: str, batched: Batched, under_way: int) -> dict[str, Any]:
+        session = run.session
         waiting = [
             {"file": entry.name, "model": entry.model, "batch": entry.batch_id, "calls": entry.calls}
             | _progress_of(self.states.get(entry.name))
@@ -181,7 +185,7 @@ class Batching:
         ]  # fmt: skip
         outcome = asdict(self.outcome) | {"failed": dict(self.outcome.failed), "again": dict(self.outcome.again)}
         return {
-            "run": str(self.run.folder.path),
+            "run": str(run.folder.path),
             "state": state,
             "results": outcome,
             "under_way": waiting,
