@@ -40,7 +40,8 @@ def copy_out(target: Path) -> list[Path]:
     """
     try:
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            raise InputError(f"{str(target)!r} exists and is not empty", fix="name a new folder")
+            there = "exists and is not empty" if target.is_dir() else "is a file"
+            raise InputError(f"{str(target)!r} {there}", fix="name a new folder")
         copied = []
         for name in CONTENT:
             if (root := bundled(name)) is not None:

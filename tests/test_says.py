@@ -458,6 +458,18 @@ def test_two_ctrl_c_leave_within_a_second(tmp_path: Path, models: dict[str, Echo
     assert "finished work is kept" in out and manifest(tmp_path / "runs/echo")["state"] == "interrupted"
 
 
+def test_a_plan_names_the_models_whose_price_it_does_not_know(project: Path, run_cli: Cli) -> None:
+    code, out, _ = run_cli("plan", str(project / "pipelines/echo.yaml"))
+    sentence = "to pay, without re-asks and without the calls of one, two (no `price`)"
+    assert code == 0 and sentence in " ".join(out.split())
+    _, out, _ = run_cli(
+        "plan",
+        str(project / "pipelines/echo.yaml"),
+        *(f"models.{name}.price={{prompt: 1, completion: 2}}" for name in ("one", "two")),
+    )
+    assert "without re-asks" in out and "no `price`" not in out
+
+
 def test_without_a_command_there_is_help_and_no_empty_error(tmp_path: Path, run_cli: Cli) -> None:
     code, out, err = run_cli()
     assert code == 2 and "Start with:" in out + err and "error:" not in out + err

@@ -54,6 +54,7 @@ def a_plan() -> Case:
     calls = {name: {"calls": 1_000_003 + i, "paid": 1_000_001} for i, name in enumerate(MODELS[:3])}
     needs = {
         name: {**call, "prompt_tokens": 812_345_678 + i, "max_completion_tokens": 4_712_345_678, "max_cost": 12345.6789}
+        | {"unpriced": False}
         for i, (name, call) in enumerate(calls.items())
     }
     stages: list[dict[str, Any]] = [

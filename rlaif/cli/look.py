@@ -34,7 +34,8 @@ def look(
 
 def _print(console: Console, found: Look) -> None:
     console.print(line((found.name, "bold")))
-    counts = [f"{found.rows:,} rows", f"{found.prompts:,} prompts", f"{found.completions:,} completions"]
+    counts = [terminal.counted(found.rows, "row"), terminal.counted(found.prompts, "prompt")]
+    counts += [terminal.counted(found.completions, "completion")]
     counts += [f"{count:,} {kind}" for kind, count in found.judgements.items()]
     console.print(line(", ".join(counts)))
     _print_counts(console, "shape", found.shapes)

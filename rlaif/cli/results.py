@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import RenderableType
 
+from rlaif.cli import terminal
 from rlaif.cli.summaries import print_summary
 from rlaif.cli.tables import Column, table
 from rlaif.pipeline.outcome import next_step
@@ -33,8 +34,10 @@ def print_plan(console: Console, plan: dict[str, Any]) -> None:
         console.print()
         console.print(_planned_calls(plan["calls"], console.width))
     if costs := [need["max_cost"] for need in plan["calls"].values() if need["max_cost"] is not None]:
+        unknown = [model for model, need in plan["calls"].items() if need["unpriced"] and need["calls"] > need["paid"]]
+        without = f" and without the calls of {', '.join(unknown)} (no `price`)" if unknown else ""
         left = f"; the budget leaves {plan['budget_left']:.4f}" if plan["budget_left"] is not None else ""
-        console.print(f"\nat most {sum(costs):.4f} to pay, without re-asks{left}", highlight=False)
+        console.print(line(f"at most {sum(costs):.4f} to pay, without re-asks{without}{left}"), highlight=False)
     if plan["last_run_seconds"]:
         console.print(f"\nthe last run took {plan['last_run_seconds']:.0f} s", style="dim")
     console.print("nothing was sent", style="dim")
@@ -55,10 +58,6 @@ def _planned_calls(calls: Mapping[str, Mapping[str, Any]], width: int) -> Render
 MADE = ("preferences", "demonstrations")  # by prompts that are not dropped
 
 
-def _counted(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
-
-
 def print_status(console: Console, manifest: dict[str, Any]) -> None:
     style = {"done": "green", "running": "cyan"}.get(manifest["state"], "yellow")
     console.print(line(f"{manifest['name']}: ", (manifest["state"], style), f", {manifest['seconds']:.0f} s"))
@@ -66,7 +65,7 @@ def print_status(console: Console, manifest: dict[str, Any]) -> None:
     for stage in manifest["stages"]:
         lost = [f"{count:,} {reason}" for reason, count in stage["dropped"].items()]
         if (left_out := stage.get("left_out", {})) != stage["dropped"]:
-            lost += [f"{_counted(count, 'completion')}: {reason}" for reason, count in left_out.items()]
+            lost += [f"{terminal.counted(count, 'completion')}: {reason}" for reason, count in left_out.items()]
         dropped = "\n".join(line(each).plain for each in lost)
         seconds = "" if stage["seconds"] is None else f"{stage['seconds']:.1f}"
         made = [f"{stage[what]:,} {what}" for what in MADE if stage.get(what, stage["out"]) != stage["out"]]

@@ -55,6 +55,11 @@ def brief(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+def counted(count: int, what: str) -> str:
+    """A number of things that make their plural with an s."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
 INTERRUPTION = "interrupted; finished work is kept, run the same command again to continue"
 
 

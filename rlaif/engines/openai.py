@@ -369,7 +369,8 @@ class OpenAIEngine:
             return [error] * len(request.indices)
         replies = self._replies(request, answer)
         if self.capabilities.get("n") is False and "n" not in without:
-            self._refuses(["n"], "it returned fewer samples than were asked for")
+            told = f"the server of {self.name!r} answers `n` with fewer samples than were asked for"
+            self._do_without(["n"], f"{told}: {OTHERWISE['n']}")
         return replies
 
     def went_wrong(self, server: str, what: Exception | Arrival) -> EngineError:
@@ -687,12 +688,15 @@ class OpenAIEngine:
 
     def _refuses(self, fields: Sequence[str], words: str) -> None:
         """Record what the server refuses, and tell it."""
+        ways = ", ".join(f"`{field}` ({OTHERWISE[field]})" for field in fields)
+        self._do_without(fields, f"the server of {self.name!r} refuses {ways}; it says: {self.shown(words)}")
+
+    def _do_without(self, fields: Sequence[str], told: str) -> None:
         for field in fields:
             self.capabilities[f"{REFUSES}{field}"] = True
         if "n" in fields:
             self.capabilities["n"] = False
-        ways = ", ".join(f"`{field}` ({OTHERWISE[field]})" for field in fields)
-        self._tell(ways, f"the server of {self.name!r} refuses {ways}; it says: {self.shown(words)}")
+        self._tell(", ".join(fields), told)
 
     def _read(self, body: bytes, server: str) -> _Answer:
         try:

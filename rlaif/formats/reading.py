@@ -378,7 +378,7 @@ def _each(source: Path | Table, make: Make[Item], how: Reading, read_as: ReadAs)
         reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
         if not reasons:
             raise InputError("there are no rows", file=table.name, fix="the file is empty: name another, or fill it")
-        fix = f"`rlaif look {table.name}` shows how its rows are read"
+        fix = "mend them, or name the columns that count with `columns`"
         if "fewer than two candidates" in dropped:
             fix = f"a preference is between two completions of one prompt; {fix}"
         raise InputError(f"no row could be used ({reasons})", file=table.name, fix=fix)

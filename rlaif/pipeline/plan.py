@@ -238,7 +238,15 @@ class Plan:
                 total = totals.setdefault(model, Need())
                 for what, count in need.items():
                     total[what] += count
-        return {model: dict(need) | {"max_cost": self._cost(model, need)} for model, need in totals.items()}
+        return {
+            model: dict(need) | {"max_cost": self._cost(model, need), "unpriced": self._unpriced(model)}
+            for model, need in totals.items()
+        }
+
+    def _unpriced(self, model: str) -> bool:
+        """Whether its server may charge what nobody stated."""
+        spec = self.session.specs.get(model)
+        return isinstance(spec, OpenAIModel) and spec.price is None
 
     def _cost(self, model: str, need: Need) -> float | None:
         spec = self.session.specs.get(model)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from rlaif.errors import InputError, nearest
 from rlaif.generate.pairing import Pairing, length_balance, preferences_of
+from rlaif.judges.verifying import VERIFIER
 from rlaif.pipeline.browse.status import holding, manifest_of
 from rlaif.pipeline.folder import STORE, RunFolder, read_lines, read_records
 from rlaif.records import Preference, Row
@@ -46,9 +47,14 @@ class Wanted(NamedTuple):
         return (
             (not self.dropped or bool(shown.why))
             and (not self.tied or tied)
-            and (not self.unparsed or bool(row.unparsed()))
+            and (not self.unparsed or _is_unparsed(row))
             and (not self.search or _says(row.model_dump(), self.search.casefold()))
         )
+
+
+def _is_unparsed(row: Row) -> bool:
+    """Whether a judge's reply could not be read. What a check in code cannot decide is no reply."""
+    return any(one.unread() is not None for one in row.judgements() if VERIFIER not in one.models())
 
 
 def _says(value: object, words: str) -> bool:
