@@ -23,8 +23,9 @@ from test_run import Cli, asked, count, manifest, models, run_cli, url  # noqa: 
 from rlaif.engines.ledger import Ledger
 from rlaif.engines.traffic import Endpoint
 from rlaif.formats import each_row
-from rlaif.pipeline import events
-from rlaif.records import Usage
+from rlaif.judges.verifying import VERIFIER
+from rlaif.pipeline import browse, events
+from rlaif.records import Score, Usage
 
 ROOT = Path(__file__).parent.parent
 NAMES = ("one", "two", "judge")
@@ -456,6 +457,22 @@ def test_two_ctrl_c_leave_within_a_second(tmp_path: Path, models: dict[str, Echo
     code, out, seconds = interrupt_twice(process)
     assert code == 130 and seconds < 1.0, seconds
     assert "finished work is kept" in out and manifest(tmp_path / "runs/echo")["state"] == "interrupted"
+
+
+def test_what_a_check_cannot_decide_is_no_unparsed_reply(tmp_path: Path) -> None:
+    rows = each_row(jsonl(tmp_path / "rows.jsonl", [{"prompt": "Hi?", "completion": "Hello."}]), Counter())
+    (row,) = rows
+    undecided = Score(candidate=0, value=None, judge=VERIFIER, problem="no reference to compare with")
+    unread = undecided.model_copy(update={"judge": "judge"})
+    for score, listed in ((undecided, False), (unread, True)):
+        shown = browse.Shown(1, "verify", row.model_copy(update={"scores": (score,)}))
+        assert browse.Wanted(unparsed=True).has(shown) is listed
+
+
+def test_a_folder_for_init_that_is_a_file_is_said_to_be_one(tmp_path: Path, run_cli: Cli) -> None:
+    (tmp_path / "project").touch()
+    code, _, err = run_cli("init", str(tmp_path / "project"))
+    assert code == 2 and "project' is a file. Fix: name a new folder" in err
 
 
 def test_a_plan_names_the_models_whose_price_it_does_not_know(project: Path, run_cli: Cli) -> None:
