@@ -98,12 +98,13 @@ def print_result(console: Console, run: Run, path: Path) -> None:
     console.print()
     if run.summary:
         print_summary(console, run.summary)
+        console.print()
     tallies = run.session.ledger.by_model().values()
     sent, cached = sum(tally.sent for tally in tallies), sum(tally.cached for tally in tallies)
     manifest = run.folder.manifest() or {}
     cost = manifest.get("cost_of_all_starts")
     whole = "" if cost is None else f"; cost of all starts: {cost:.4f}"
-    console.print(f"\n{sent:,} calls made, {cached:,} cached{whole}", style="dim", highlight=False)
+    console.print(f"{sent:,} calls made, {cached:,} cached{whole}", style="dim", highlight=False)
     if (path / "dataset").is_dir():
         names = ", ".join(sorted(entry.name for entry in (path / "dataset").iterdir()))
         console.print(f"data sets in {path / 'dataset'}: {names}", style="dim", highlight=False, soft_wrap=True)
