@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from rlaif.engines.protocol import Logprobs, Reply, Request
 from rlaif.engines.scheduler import Scheduler
 from rlaif.errors import EngineError
 from rlaif.judges.rating import Judge
+from rlaif.judges.verifiers import Check
 from rlaif.measures import measure
 from rlaif.measures.collecting import Gold, Setting
 from rlaif.records import Message, Prompt
@@ -101,6 +103,34 @@ def test_gold_length_and_kl_by_hand() -> None:
     # four tokens, each one nat likelier under the new model: KL 4 against its parent; the first has no parent
     assert models["new"]["kl"]["mean"] == pytest.approx(4.0) and models["new"]["kl"]["against"] == "old"
     assert "kl" not in models["old"]
+
+
+LONG = Check.model_validate({"length": {"min_words": 3}})
+SAYS_C = {"regex": {"pattern": "c"}}
+
+
+def test_checks_passed_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model of two words passes neither check; one of four passes both, and on the last prompt, silent, none."""
+    own = [prompt.model_copy(update={"checks": (SAYS_C,)}) for prompt in PROMPTS[:4]] + PROMPTS[4:]
+    monkeypatch.setattr(sys.modules[__name__], "PROMPTS", own)
+    new = Says("new", "a b c d", -0.5, silent_on=PROMPTS[-1].text)
+    models = by_name(measured(Says("old", "a b", -1.5), new, checks=(LONG,), failing=1))
+    assert (models["old"]["checks"]["mean"], models["old"]["checks"]["n"]) == (0.0, 8)
+    assert (models["new"]["checks"]["mean"], models["new"]["checks"]["n"]) == (1.0, 7)
+    assert models["new"]["all_checks"]["mean"] == 1.0 and models["new"]["checks_difference"]["mean"] == 1.0
+    half = by_name(
+        measured(Says("old", "a b c", -1.0), checks=(LONG, Check.model_validate({"regex": {"pattern": "d"}})))
+    )
+    assert half["old"]["checks"]["mean"] == pytest.approx((4 * 2 / 3 + 4 / 2) / 8)  # two of three, and one of two
+    assert half["old"]["all_checks"]["mean"] == 0.0
+    monkeypatch.setattr(sys.modules[__name__], "PROMPTS", PROMPTS[4:])
+    assert "checks" not in by_name(measured(Says("old", "a b", -1.5)))["old"]
+
+
+def test_a_check_that_does_not_apply_is_counted() -> None:
+    number = Check.model_validate({"numeric": {}})  # these prompts have no reference
+    figures = by_name(measured(Says("old", "it is 4", -1.5), checks=(number,)))["old"]
+    assert (figures["checks"], figures["all_checks"], figures["unchecked"]) == (None, None, 8)
 
 
 class Varied(Echo):

@@ -816,6 +816,7 @@ class MeasureStage(StageSettings):
     reward: Name | None = None  # a reward model, whose scores are reported too
     best_of: BestOf | None = None
     rate: Rater | None = None  # the judge, whose pointwise ratings give the win rate
+    checks: tuple[dict[str, Any], ...] | None = None  # in code, of every prompt; a prompt's own are always reported
     sampling: MeasureSampling = MeasureSampling()
 
     @model_validator(mode="after")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
-from rlaif.measures import divergence, ended, gold, incomplete, judged, length, reward, safety
+from rlaif.measures import checked, divergence, ended, gold, incomplete, judged, length, reward, safety
 from rlaif.measures.collecting import Measured, Setting, collect
 from rlaif.measures.lines import Figures, Line, as_dict
 from rlaif.statistics import pair_accuracy
@@ -26,6 +26,7 @@ class Measure(NamedTuple):
 
 MEASURES: dict[str, Measure] = {  # in the order of the table
     "gold": Measure(gold.figures, gold.lines),
+    "checked": Measure(checked.figures, checked.lines),
     "judged": Measure(judged.figures, judged.lines),
     "length": Measure(length.figures, length.lines),
     "ended": Measure(ended.figures, ended.lines),

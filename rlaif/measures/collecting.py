@@ -16,6 +16,7 @@ from rlaif.engines.asking import Ask, Asking, together
 from rlaif.engines.protocol import Engine
 from rlaif.errors import EngineError, Stopped
 from rlaif.judges.rating import Judge, rate
+from rlaif.judges.verifiers import Check
 from rlaif.records import Candidate, Completion, Prompt, Row, Sampling
 
 
@@ -73,6 +74,7 @@ class Setting:
     engines: Mapping[str, Engine]
     parents: Mapping[str, str] = field(default_factory=dict)
     judge: Judge | None = None
+    checks: Sequence[Check] = ()  # of every prompt, beside its own
     gold: Gold | None = None
     on_done: Callable[[], None] = lambda: None
     failures: list[Failure] = field(default_factory=list)

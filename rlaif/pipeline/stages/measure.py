@@ -22,6 +22,7 @@ from rlaif.pipeline.session import Session
 from rlaif.pipeline.stages.prompts import digest_of_ids, of_split
 from rlaif.pipeline.stages.rate import check_schema, open_judge
 from rlaif.pipeline.stages.stage import Made, Opening, Planning, Reiterable, TableStage, Work
+from rlaif.pipeline.stages.verify import open_checks
 from rlaif.records import Message, Prompt, digest
 from rlaif.train import job
 from rlaif.version import __version__
@@ -44,8 +45,11 @@ class Measuring(TableStage[MeasureStage]):
         self._error = partial(opening.pipeline.error, step)
         self.gold = _gold(settings)
         self._chosen: Reiterable[Prompt] | None = None
+        checked = settings.checks is not None
         if opening.made[self.source.name].prompts is not None:  # else a stage makes them as the pipeline runs
             self._choose(opening.made)
+            checked = checked or any(prompt.checks for prompt in self.prompts)
+        self.checks = open_checks(step, settings.checks or (), (), opening) if checked else ()
 
     def _choose(self, made: Mapping[str, Made]) -> None:
         """The prompts of its split: only here are held-out prompts kept. Raises InputError where there is none."""
@@ -73,7 +77,14 @@ class Measuring(TableStage[MeasureStage]):
 
     def _setting(self, session: Session, asking: Asking) -> Setting:
         return Setting(
-            self.settings, list(self.prompts), asking, session.engines, session.parents, self.judge, self.gold
+            self.settings,
+            list(self.prompts),
+            asking,
+            session.engines,
+            session.parents,
+            self.judge,
+            self.checks,
+            self.gold,
         )
 
     async def run(self, work: Work) -> StageRecord:
@@ -114,7 +125,10 @@ class Measuring(TableStage[MeasureStage]):
         models = {*sampled, *([stage.rate.model] if stage.rate else []), *([stage.reward] if stage.reward else [])}
         models |= {parent for name, parent in session.parents.items() if name in models}
         shown = judge is not None and any(aspect.knowledge for aspect in judge.rubric.aspects)
-        known = {"known": [list(p.reference) for p in self.prompts]} if shown else {}
+        checked = bool(self.checks) or any(prompt.checks for prompt in self.prompts)
+        known: dict[str, Any] = {"known": [list(p.reference) for p in self.prompts]} if shown or checked else {}
+        if checked:
+            known["checks"] = [list(prompt.checks) for prompt in self.prompts]
         return digest(
             known
             | {
