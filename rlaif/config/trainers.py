@@ -14,6 +14,7 @@ from rlaif.records import Split
 
 LearningRate = Annotated[float, Field(gt=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # the range of every random generator
+TemplateArgument = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,99}$")]
 Takes = Literal["demonstrations", "preferences", "prompts"]
 
 
@@ -30,6 +31,10 @@ class Training(Settings):
     name: Name
     # The stages with its data, one or several; by default the nearest of the right kind.
     data: Annotated[tuple[Name, ...], OneOrSeveral, Field(min_length=1)] | None = None
+    template: str | None = None  # a file; by default the base model's own
+    template_arguments: dict[TemplateArgument, bool | int | float | str] = {}  # such as {enable_thinking: false}
+    # A system message: as the template has it, put before the first user's words, or its row left out.
+    system: Literal["keep", "merge", "skip"] = "keep"
     learning_rate: LearningRate
     max_length: int = Field(default=1024, gt=0)
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -46,7 +51,7 @@ class Training(Settings):
     @property
     def chat_template(self) -> str | None:
         """The file of a chat template of its own."""
-        return None
+        return self.template
 
     @property
     def reward_model(self) -> str | None:
@@ -62,6 +67,8 @@ class Training(Settings):
 class TrainerSettings(Training):
     """The settings of trainers on a data set. One epoch is one pass over its training split."""
 
+    # Of a row over `max_length`: its prompt is cut from the left where half of it stays, or it is dropped, or refused.
+    excess_length: Literal["truncate", "drop", "raise"] = "truncate"
     epochs: float = Field(default=1.0, gt=0)
     batch_size: int = Field(default=16, gt=0)
     accumulate: int = Field(default=1, gt=0)
@@ -76,11 +83,6 @@ class SFTSettings(TrainerSettings):
     takes = "demonstrations"
     reads = ("data", "sample", "verify", "rate", "score", "revise")
     learning_rate: LearningRate = 2e-5
-    template: str | None = None  # marks assistant turns; by default the base model's own
-
-    @property
-    def chat_template(self) -> str | None:
-        return self.template
 
 
 class DPOSettings(TrainerSettings):

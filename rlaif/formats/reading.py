@@ -48,6 +48,7 @@ from rlaif.formats.published import (
     present,
     without_nan,
 )
+from rlaif.formats.teaching import masked_turns, untaught
 from rlaif.records import Message, Prompt, Record, Row, Split, digest, prompt_id, split_of, writable
 
 Turns = Literal["all", "last"]
@@ -59,6 +60,8 @@ class Conversation(Record):
     messages: tuple[Message, ...]
     source: str | None = None
     turns: Turns = "all"  # which of the assistant's turns are learnt
+    masked: tuple[int, ...] = ()  # the places of those that its file excepts
+    assigned: Split | None = None  # its split, where that does not follow from its prompts
 
     @model_validator(mode="after")
     def _answers_a_prompt(self) -> Conversation:
@@ -85,6 +88,8 @@ class Conversation(Record):
         Training on a conversation teaches every assistant turn, or the last alone, and each is an answer to the turns
         before it; and a held-out prompt may be kept without the system message under which it is answered here.
         """
+        if self.assigned is not None:
+            return self.assigned
         splits = {split_of(prompt_id(messages)) for messages in self._prompts()}
         return next(split for split in _MOST_WITHHELD_FIRST if split in splits)
 
@@ -105,6 +110,7 @@ class StatedPreference(Record):
     rejected: str
     margin: float | None = None  # by how much chosen is the better one, in the unit of the file
     probability: float | None = None  # that chosen is the better one
+    assigned: Split | None = None  # its split, where that does not follow from its prompt
 
     @property
     def id(self) -> str:
@@ -112,7 +118,7 @@ class StatedPreference(Record):
 
     @property
     def split(self) -> Split:
-        return self.prompt.split
+        return self.assigned or self.prompt.split
 
 
 _MOST_WITHHELD_FIRST: tuple[Split, ...] = ("held-out", "validation", "train")
@@ -206,7 +212,12 @@ def read_conversations(source: Path | Table, *, turns: Turns = "all") -> ReadRes
         if not messages[-1].content.strip():
             raise Unusable("empty completion")
         check_turns(messages[:-1], [messages[-1].content])
-        return [Conversation(messages=tuple(messages), source=origin, turns=turns)]
+        masked = masked_turns(row, messages)
+        if turns == "last" and len(messages) - 1 in masked:
+            raise Unusable("not to be trained on")
+        return [
+            Conversation(messages=tuple(messages), source=origin, turns=turns, masked=masked if turns == "all" else ())
+        ]
 
     return _read(source, make)
 
@@ -248,8 +259,9 @@ def stated_preferences(row: Row) -> list[StatedPreference]:
         elif chosen == rejected:
             reasons.append("identical texts")
         else:
-            how_much = {"margin": _margin(row, *pair), "probability": _probability(row, *pair)}
-            made.append(StatedPreference(prompt=row.prompt, chosen=chosen, rejected=rejected, **how_much))
+            margin, probability = _margin(row, *pair), _probability(row, *pair)
+            texts: dict[str, Any] = {"prompt": row.prompt, "chosen": chosen, "rejected": rejected}
+            made.append(StatedPreference(**texts, margin=margin, probability=probability))
     if not made:
         raise Unusable(reasons[0] if reasons else "tie")
     return made
@@ -356,6 +368,7 @@ def _each(source: Path | Table, make: Make[Item], how: Reading, read_as: ReadAs)
                 items = [_kept(item, raw, how.keep) for item in _made(row, raw, origin, make)]
                 if read_as in ("conversations", "rows"):
                     unused.count(row, raw, origin)
+                    how.told.update(untaught(row) if read_as == "conversations" else ())
                 if missing_count := missing_completions(row) if read_as == "rows" else 0:
                     how.told["a completion of a list is null and is left out"] += missing_count
             except Unusable as reason:

@@ -22,11 +22,15 @@ RewardFunction = Callable[[Sequence[tuple[Message, ...]], Sequence[str]], list[f
 
 @dataclass(frozen=True, slots=True)
 class Demonstration:
-    """A conversation that ends with an assistant turn. `turns` are the assistant turns that are trained on."""
+    """A conversation that ends with an assistant turn. `turns` are the assistant turns that are trained on.
+
+    Of all of them, those at the places `masked` among the messages are context only.
+    """
 
     messages: tuple[Message, ...]
     turns: Literal["all", "last"] = "all"
     split: Split = "train"
+    masked: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +67,7 @@ Example = Demonstration | PreferencePair | PromptOnly
 def of_conversations(items: Iterable[Conversation]) -> Iterator[Demonstration]:
     """The conversations, in order."""
     for item in items:
-        yield Demonstration(item.messages, item.turns, item.split)
+        yield Demonstration(item.messages, item.turns, item.split, item.masked)
 
 
 def of_kept(items: Iterable[Kept]) -> Iterator[Demonstration]:
@@ -139,6 +143,8 @@ def _plain(example: Example) -> list[Any]:
         return [_turns(example.prompt), example.chosen, example.rejected, *([stated] if stated else [])]
     if isinstance(example, Demonstration) and example.turns == "last":
         return [_turns(example.messages[:-1]), example.messages[-1].content]
+    if isinstance(example, Demonstration) and example.masked:
+        return [_turns(example.messages), {"masked": list(example.masked)}]
     return _turns(example.messages)
 
 

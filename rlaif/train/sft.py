@@ -6,7 +6,7 @@ It is the mean negative log-likelihood of those tokens; all others are context.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from rlaif.config import SFTSettings
@@ -15,7 +15,7 @@ from rlaif.errors import InputError
 from rlaif.train import models, tokens, trl
 from rlaif.train.examples import Demonstration, OnStep
 from rlaif.train.models import TrainResult
-from rlaif.train.tokens import Counts, Segment
+from rlaif.train.tokens import Counts, Excess, Segment
 
 NOT_LEARNT = -100
 
@@ -38,12 +38,11 @@ def train_sft(
     began = time.monotonic()
     with trl.quietly():
         model, tokenizer = models.load(base, template)
-        chat = tokens.trainable_chat(tokenizer, settings.template)
-        tokens.require_marks(chat)
+        chat = models.trained_chat(settings, model, tokenizer)
         max_length = models.fitting(model, settings.max_length)
-        train, counts = tokenize(chat, examples, max_length)
+        train, counts = tokenize(chat, examples, max_length, settings.excess_length, settings.system)
         counts.check(max_length, settings.max_length)
-        held, held_counts = tokenize(chat, validation, max_length)
+        held, held_counts = tokenize(chat, validation, max_length, settings.excess_length, settings.system)
         counts.add(held_counts)
         if template not in (None, tokenizer.chat_template):
             counts.notes.append(
@@ -53,22 +52,28 @@ def train_sft(
 
 
 def tokenize(
-    chat: Chat, examples: Iterable[Demonstration], max_length: int
+    chat: Chat,
+    examples: Iterable[Demonstration],
+    max_length: int,
+    excess: Excess = "truncate",
+    system: str = "keep",
 ) -> tuple[dict[str, list[list[int]]], Counts]:
     """Each conversation as ids and labels. The first prompt may be truncated from the left; trained tokens never are.
 
-    Raises InputError for a conversation that does not end with an assistant turn, or that the template refuses.
+    `excess` and `system` are the trainer's settings `excess_length` and `system`.
+
+    Raises InputError for a conversation that does not end with an assistant turn, or that the template refuses, and for
+    one whose length is refused.
     """
     counts = Counts()
     columns: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
-    for example, (opening, *rest) in _read(chat, examples):
-        if any(tokens.broken(chat, text) for text in _learnt(example)):
-            counts.dropped["end-token-inside"] += 1
-            continue
-        prompt = tokens.cut(chat, opening.ids, max_length - sum(len(segment.ids) for segment in rest))
+    kept = tokens.numbered(examples, lambda example: example.messages, system, counts)
+    for number, example, segments in read(chat, kept):
+        prompt, reason = fate(chat, example, segments, max_length, excess, number)
         if prompt is None:
-            counts.dropped["too-long"] += 1
+            counts.dropped[reason] += 1
             continue
+        opening, *rest = segments
         counts.kept += 1
         counts.cut += prompt is not opening.ids
         labels = [NOT_LEARNT] * len(prompt)
@@ -79,29 +84,64 @@ def tokenize(
     return columns, counts
 
 
-def _read(chat: Chat, examples: Iterable[Demonstration]) -> Iterator[tuple[Demonstration, list[Segment]]]:
+def fate(
+    chat: Chat,
+    example: Demonstration,
+    segments: Sequence[Segment],
+    max_length: int,
+    excess: Excess,
+    number: int,
+) -> tuple[list[int] | None, str]:
+    """The first prompt as the conversation is trained on; None with the reason when it is dropped."""
+    if any(tokens.broken(chat, text) for text in _learnt(example)):
+        return None, "end-token-inside"
+    opening, *rest = segments
+    return tokens.fitted(chat, opening.ids, max_length - sum(len(s.ids) for s in rest), excess, number), "too-long"
+
+
+def read(
+    chat: Chat, examples: Iterable[tuple[int, Demonstration]]
+) -> Iterator[tuple[int, Demonstration, list[Segment]]]:
+    """Each conversation with its number, as segments of tokens through the last turn that is trained on."""
     for batch in tokens.batches(_complete(examples)):
-        last = [example.messages for example in batch if example.turns == "last"]
-        completions = iter(tokens.completions(chat, [(messages[:-1], messages[-1].content) for messages in last]))
-        conversations = iter(tokens.conversations(chat, [each.messages for each in batch if each.turns == "all"]))
-        for example in batch:
-            yield example, _last_alone(*next(completions)) if example.turns == "last" else next(conversations)
+        last = [(number, each.messages) for number, each in batch if each.turns == "last"]
+        whole = [(number, each.messages) for number, each in batch if each.turns == "all"]
+        items = [(messages[:-1], messages[-1].content) for _, messages in last]
+        completions = iter(tokens.completions(chat, items, [number for number, _ in last]))
+        talks = [messages for _, messages in whole]
+        conversations = iter(tokens.conversations(chat, talks, [number for number, _ in whole]))
+        for number, example in batch:
+            if example.turns == "last":
+                yield number, example, _last_alone(*next(completions))
+            else:
+                yield number, example, _masked(example, next(conversations))
 
 
-def _complete(examples: Iterable[Demonstration]) -> Iterator[Demonstration]:
-    for number, example in enumerate(examples, 1):
+def _complete(examples: Iterable[tuple[int, Demonstration]]) -> Iterator[tuple[int, Demonstration]]:
+    for number, example in examples:
         if not example.messages or example.messages[-1].role != "assistant":
             raise InputError(
                 f"conversation {number} does not end with an assistant turn", fix="complete it or leave it out"
             )
-        yield example
+        yield number, example
 
 
 def _last_alone(prompt: list[int], completion: list[int]) -> list[Segment]:
     return [Segment(prompt, False), Segment(completion, True)]
 
 
+def _masked(example: Demonstration, segments: list[Segment]) -> list[Segment]:
+    """The segments through the last turn that is trained on; the turns that are not are context."""
+    if not example.masked:
+        return segments
+    turns = [i for i, message in enumerate(example.messages) if message.role == "assistant"]
+    learnt = [segment.learnt and turns[i // 2] not in example.masked for i, segment in enumerate(segments)]
+    through = max(i for i, is_learnt in enumerate(learnt) if is_learnt) + 1
+    return [Segment(segment.ids, learnt[i]) for i, segment in enumerate(segments[:through])]
+
+
 def _learnt(example: Demonstration) -> list[str]:
     if example.turns == "last":
         return [example.messages[-1].content]
-    return [message.content for message in example.messages if message.role == "assistant"]
+    turns = enumerate(example.messages)
+    return [message.content for i, message in turns if message.role == "assistant" and i not in example.masked]
