@@ -21,6 +21,17 @@ def train(
     ],
     out: Annotated[Path, AnyOut(help="The folder of the trained model.")],
     reward: Annotated[str | None, typer.Option("--reward", help="The reward model, for ppo: a folder.")] = None,
+    validation: Annotated[
+        str | None, typer.Option("--validation", help="A file to validate on, instead of a twentieth of the data.")
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option("--split", help="all: train on every row; by default a fifth is held out, by its prompts' hash."),
+    ] = None,
+    turns: Annotated[
+        str | None,
+        typer.Option("--turns", help="The assistant turns that sft trains on: all or last \\[default: all]."),
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Argument(metavar="KEY=VALUE", help="Settings of the trainer, e.g. epochs=2 learning_rate=1e-5."),
@@ -30,7 +41,8 @@ def train(
     """Train one model on existing data. After an interruption the same command resumes."""
     from rlaif.pipeline.alone import one_trainer, train_alone
 
-    pipeline = one_trainer(method, base, data, method, settings or [], reward)
+    read = {"validation": validation, "split": split, "turns": turns}
+    pipeline = one_trainer(method, base, data, method, settings or [], reward, read)
     console = terminal.console(stderr=as_json)
     with terminal.progress(console, f"rlaif train {method}", as_json=as_json) as progress:
         record = asyncio.run(train_alone(pipeline, out, progress))

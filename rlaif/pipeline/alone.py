@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,19 @@ from rlaif.store import CallStore
 from rlaif.train import job
 
 
-def one_trainer(method: str, base: str, data: str, name: str, settings: Sequence[str], reward: str | None) -> Pipeline:
+def one_trainer(
+    method: str,
+    base: str,
+    data: str,
+    name: str,
+    settings: Sequence[str],
+    reward: str | None,
+    read: Mapping[str, str | None] | None = None,
+) -> Pipeline:
     """A pipeline that trains one model on one file, from the command line.
 
-    `settings` are the trainer's own, as key=value. Raises InputError whose keys are those of the command line.
+    `settings` are the trainer's own, as key=value; `read` says how the file is read: `split`, `validation`, `turns`.
+    Raises InputError whose keys are those of the command line.
     """
     if method not in TRAINERS:
         raise InputError(f"there is no trainer {method!r}", fix=nearest(method, TRAINERS))
@@ -39,6 +48,11 @@ def one_trainer(method: str, base: str, data: str, name: str, settings: Sequence
     given: dict[Position, str] = {("models", "base", "path"): "--base", ("stages", 0, reads, "path"): "--data"}
     given[("stages", 1, "train", method, "base")] = "--base"
     given[("stages", 1, "train", method, "reward")] = "--reward"
+    reading = {key: value for key, value in (read or {}).items() if value is not None}
+    for key in reading:
+        given[("stages", 0, reads, key)] = f"--{key}"
+        if reads == "prompts":
+            raise InputError(f"{method} trains on prompts, without --{key}", fix=f"remove --{key}")
     if reward is not None:
         models["reward"] = {"engine": "transformers", "path": reward}
         given[("models", "reward", "path")] = "--reward"
@@ -52,7 +66,7 @@ def one_trainer(method: str, base: str, data: str, name: str, settings: Sequence
         except InputError as error:
             raise InputError(error.message, file=COMMAND_LINE, key=key, fix=error.fix) from None
         given[("stages", 1, "train", method, key)] = key
-    stages: list[dict[str, Any]] = [{reads: {"path": data}}, {"train": {method: trainer}}]
+    stages: list[dict[str, Any]] = [{reads: {"path": data} | reading}, {"train": {method: trainer}}]
     document = Document(COMMAND_LINE, {"name": "train", "models": models, "stages": stages}, {})
     document.overridden = given
     return checked(document)

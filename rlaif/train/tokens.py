@@ -89,7 +89,7 @@ def trainable_chat(
     template = tokenizer.chat_template
     if not isinstance(template, str):
         problem = "several chat templates" if template else "no chat template"
-        raise InputError(f"the base model has {problem}", key="template", fix=f"give {MARKED}")
+        raise InputError(f"the base model has {problem}", key="template", fix=f"give `template`: {MARKED}")
     if not tokenizer.eos_token:
         raise InputError("the base model's tokenizer has no end token", fix="set its `eos_token`")
     chat = Chat(tokenizer, file, ends=ends or frozenset({_end_id(tokenizer)}), limit=None)
@@ -274,7 +274,7 @@ def _checked_words(chat: Chat, words: str, prompt_text: str, text: str) -> tuple
         raise _error(
             chat,
             f"the chat template does not write the assistant's words unchanged, then the end token {_named(chat)}",
-            f"give {MARKED}",
+            f"give `template`: {MARKED}",
         )
     return text, [len(prompt_text), end]
 
