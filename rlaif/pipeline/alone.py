@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rlaif.config import COMMAND_LINE, TRAINERS, Document, Pipeline, checked, load_value
 from rlaif.config.document import Position
@@ -15,9 +15,12 @@ from rlaif.pipeline.folder import hold
 from rlaif.pipeline.progress import Progress
 from rlaif.pipeline.run import session_of
 from rlaif.pipeline.stages import open_stages
-from rlaif.pipeline.stages.train import Train
+from rlaif.pipeline.stages.train import Train, weights_folder
 from rlaif.store import CallStore
 from rlaif.train import job
+
+if TYPE_CHECKING:
+    from rlaif.train.check import Check
 
 
 def one_trainer(
@@ -70,6 +73,34 @@ def one_trainer(
     document = Document(COMMAND_LINE, {"name": "train", "models": models, "stages": stages}, {})
     document.overridden = given
     return checked(document)
+
+
+def check_alone(pipeline: Pipeline) -> Checked:
+    """What the one model of `pipeline` would be trained on, without its weights.
+
+    Raises InputError as the training would.
+    """
+    from rlaif.train.check import check
+
+    opening = open_stages(pipeline)
+    data, step = pipeline.steps
+    stage = opening.stages[step.name]
+    assert isinstance(stage, Train)
+    examples = list(stage.examples(opening.made))
+    base = weights_folder(pipeline.models[stage.trainer.base])
+    made = check(stage.trainer, base, examples, stage.template)
+    withheld = Counter(str(example.split) for example in examples if example.split in stage.trainer.unused)
+    read = opening.stages[data.name].read
+    return Checked(made, read.given, dict(read.dropped + withheld), opening.notes)
+
+
+class Checked(NamedTuple):
+    """A check, with the number of rows in the file, those that the trainer does not get by reason, and notes."""
+
+    made: Check
+    read: int
+    withheld: dict[str, int]
+    notes: list[str]
 
 
 async def train_alone(pipeline: Pipeline, out: Path, progress: Progress) -> dict[str, Any]:

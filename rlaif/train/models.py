@@ -30,6 +30,7 @@ from rlaif.engines.chat import Chat, end_tokens
 from rlaif.engines.identity import model_files, weights_digest
 from rlaif.engines.transformers import load_config, load_net, load_tokenizer, not_finite, refuse_diverged
 from rlaif.errors import InputError, WorkError
+from rlaif.train import tokens
 from rlaif.train.tokens import Counts, beginning, chat_of
 
 FINAL = "final"  # the trained model's folder inside its job's
@@ -118,8 +119,7 @@ def trained_chat(settings: Training, model: Any, tokenizer: PreTrainedTokenizerB
 
 def fitting(model: Any, max_length: int) -> int:
     """The most tokens of a row: `max_length`, or the model's context length where that is shorter."""
-    window: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return max_length if window is None else min(max_length, window)
+    return tokens.within_context(model.config, max_length)
 
 
 def _loaded(kind: Any, base: Path, **options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

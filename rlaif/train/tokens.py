@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count, islice
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
@@ -121,6 +121,12 @@ def beginning(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
         return template
     adds: list[int] = tokenizer("a")["input_ids"]
     return "{{- bos_token -}}\n" + template if adds[:1] == [tokenizer.bos_token_id] else template
+
+
+def within_context(config: Any, max_length: int) -> int:
+    """The most tokens of a row of a model with this configuration."""
+    window: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return max_length if window is None else min(max_length, window)
 
 
 def _end_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -279,12 +285,14 @@ def _checked_words(chat: Chat, words: str, prompt_text: str, text: str) -> tuple
     return text, [len(prompt_text), end]
 
 
-def prompts(chat: Chat, conversations: Sequence[tuple[Message, ...]]) -> list[list[int]]:
+def prompts(
+    chat: Chat, conversations: Sequence[tuple[Message, ...]], numbers: Iterable[int] | None = None
+) -> list[list[int]]:
     """The tokens of each prompt, which do not depend on what follows it.
 
     Raises InputError as `completions` does.
     """
-    return [prompt for prompt, _ in completions(chat, [(messages, "x") for messages in conversations])]
+    return [prompt for prompt, _ in completions(chat, [(messages, "x") for messages in conversations], numbers)]
 
 
 def cut(chat: Chat, prompt: list[int], room: int) -> list[int] | None:
