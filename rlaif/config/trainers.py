@@ -83,6 +83,7 @@ class SFTSettings(TrainerSettings):
     takes = "demonstrations"
     reads = ("data", "sample", "verify", "rate", "score", "revise")
     learning_rate: LearningRate = 2e-5
+    packing: bool = False  # several rows in one sequence of `max_length` tokens; `batch_size` then counts sequences
 
 
 class DPOSettings(TrainerSettings):

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from rlaif.config import SFTSettings
-from rlaif.train import models, trl
+from rlaif.train import models, packing, trl
 from rlaif.train.demonstrations import tokenize
 from rlaif.train.examples import Demonstration, OnStep
 from rlaif.train.models import TrainResult
@@ -34,14 +34,20 @@ def train_sft(
     began = time.monotonic()
     with trl.quietly():
         model, tokenizer = models.load(base, template)
+        begins = template not in (None, tokenizer.chat_template)
         chat = models.trained_chat(settings, model, tokenizer)
         max_length = models.fitting(model, settings.max_length)
         train, counts = tokenize(chat, examples, max_length, settings.excess_length, settings.system)
         counts.check(max_length, settings.max_length)
         held, held_counts = tokenize(chat, validation, max_length, settings.excess_length, settings.system)
         counts.add(held_counts)
-        if template not in (None, tokenizer.chat_template):
+        if begins:
             counts.notes.append(
                 f"the chat template begins with {tokenizer.bos_token}, as the tokenizer begins its texts"
             )
+        if settings.packing:
+            train, held = (packing.packed(columns, max_length) for columns in (train, held))
+            filled = sum(map(len, train["input_ids"])) / (max_length * len(train["input_ids"]))
+            told = f"{counts.kept - held_counts.kept:,} rows in {len(train['input_ids']):,} sequences"
+            counts.notes.append(f"packed: {told} of up to {max_length:,} tokens, {filled:.0%} full")
         return trl.learn(settings, model, tokenizer, trl.TokenizedData(train, held, counts), folder, on_step, began)
