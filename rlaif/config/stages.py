@@ -270,6 +270,16 @@ class DataStage(FileStage):
     # The rows to validate on: a file, or a split of the data set on the hub. By default the hash chooses a twentieth.
     validation: str | None = None
 
+    plain_text: str | None = None  # the column of texts of no conversation, which `sft` learns whole
+
+    @model_validator(mode="after")
+    def _text_alone(self) -> DataStage:
+        if self.plain_text is not None:
+            for name in ("columns", "system", "turns"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"`plain_text` is of no conversation, and `{name}` of one; remove one of them")
+        return self
+
     @model_validator(mode="after")
     def _all_or_held_out(self) -> DataStage:
         if self.split == "all" and self.held_out == "keep":

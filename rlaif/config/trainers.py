@@ -13,6 +13,7 @@ from rlaif.config.document import Name, OneOrSeveral, Settings
 from rlaif.records import Split
 
 LearningRate = Annotated[float, Field(gt=0, le=1)]
+Mix = Annotated[dict[Name, Annotated[float, Field(ge=0, allow_inf_nan=False)]], Field(min_length=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # the range of every random generator
 TemplateArgument = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,99}$")]
 Takes = Literal["demonstrations", "preferences", "prompts"]
@@ -54,6 +55,11 @@ class Training(Settings):
         return self.template
 
     @property
+    def mixes(self) -> bool:
+        """Whether it has to know which stage each row is from."""
+        return False
+
+    @property
     def reward_model(self) -> str | None:
         """The model whose score is the reward."""
         return None
@@ -84,6 +90,40 @@ class SFTSettings(TrainerSettings):
     reads = ("data", "sample", "verify", "rate", "score", "revise")
     learning_rate: LearningRate = 2e-5
     packing: bool = False  # several rows in one sequence of `max_length` tokens; `batch_size` then counts sequences
+    # The share of each stage of `data`, by rows or by tokens; by default all rows once an epoch.
+    mix: Mix | None = None
+    mix_by: Literal["rows", "tokens"] = "rows"
+    mix_decay: Mix | None = None  # another mixture for the last steps
+    decay: float = Field(default=0.1, gt=0, le=1)  # the share of the steps in which it holds
+
+    @model_validator(mode="before")
+    @classmethod
+    def _data_of_the_mixture(cls, values: Any) -> Any:
+        """Without `data`, the stages that the mixtures name."""
+        if not isinstance(values, dict) or values.get("data") is not None:
+            return values
+        mixes = [values[key] for key in ("mix", "mix_decay") if isinstance(values.get(key), dict)]
+        named = list(dict.fromkeys(name for mix in mixes for name in mix))
+        return values | {"data": named} if named else values
+
+    @model_validator(mode="after")
+    def _mixtures_of_the_data(self) -> SFTSettings:
+        if self.mix is None and self.mix_decay is not None:
+            raise ValueError("`mix_decay` is the mixture after `mix`; give that, too")
+        for key, mix in (("mix", self.mix), ("mix_decay", self.mix_decay)):
+            if mix is not None and not any(mix.values()):
+                raise ValueError(f"`{key}` gives no stage a share")
+            for name in mix or ():
+                if name not in (self.data or ()):
+                    raise ValueError(f"`{key}` names {name!r}, which `data` does not; add it there")
+        named = {*(self.mix or ()), *(self.mix_decay or ())}
+        if self.mix is not None and (left := next((name for name in self.data or () if name not in named), None)):
+            raise ValueError(f"`data` names {left!r}, which has no share; give it one in `mix`, or remove it")
+        return self
+
+    @property
+    def mixes(self) -> bool:
+        return self.mix is not None
 
 
 class DPOSettings(TrainerSettings):

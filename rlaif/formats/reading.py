@@ -35,6 +35,7 @@ from rlaif.formats.messages import (
     number_of,
     prompt_messages,
     reference_of,
+    text_of,
     unknown,
 )
 from rlaif.formats.published import (
@@ -102,6 +103,22 @@ class Conversation(Record):
                         yield messages
 
 
+class PlainText(Record):
+    """A text of no conversation, learnt whole as in pre-training."""
+
+    text: str
+    source: str | None = None
+    assigned: Split | None = None  # its split, where that does not follow from its words
+
+    @property
+    def id(self) -> str:
+        return digest(self.text, length=16)
+
+    @property
+    def split(self) -> Split:
+        return self.assigned or split_of(self.id)
+
+
 class StatedPreference(Record):
     """A prompt with a chosen and a rejected completion, as somebody else's file states it."""
 
@@ -122,7 +139,7 @@ class StatedPreference(Record):
 
 
 _MOST_WITHHELD_FIRST: tuple[Split, ...] = ("held-out", "validation", "train")
-Item = TypeVar("Item", Prompt, Conversation, StatedPreference, Row)
+Item = TypeVar("Item", Prompt, Conversation, PlainText, StatedPreference, Row)
 Make = Callable[[dict[str, Any], str], list[Item]]
 
 
@@ -220,6 +237,22 @@ def read_conversations(source: Path | Table, *, turns: Turns = "all") -> ReadRes
         ]
 
     return _read(source, make)
+
+
+def read_texts(source: Path | Table, column: str) -> ReadResult[PlainText]:
+    """The texts in a column of a file. Raises InputError as `read_prompts`."""
+    table = source if isinstance(source, Table) else rows_of(source)
+
+    def make(row: dict[str, Any], origin: str) -> list[PlainText]:
+        if column not in row:
+            raise UnknownShape(f"there is no column {column!r}, only {names(row)}", nearest(column, map(str, row)))
+        if row[column] is None or not (text := text_of(row[column], column)).strip():
+            raise Unusable("empty text")
+        check_turns([Message(role="user", content=text)])
+        return [PlainText(text=text, source=origin)]
+
+    how = Reading(Counter(), Counter())
+    return ReadResult(list(_each(_with_path(table, column), make, how, "column")), dict(how.dropped))
 
 
 def read_preferences(source: Path | Table) -> ReadResult[StatedPreference]:
@@ -427,7 +460,7 @@ _KNOWN = frozenset(
 
 def _kept(item: Item, raw: Mapping[str, Any], keep: Sequence[str]) -> Item:
     """The item with the row's own id and the columns to keep, in its prompt."""
-    if isinstance(item, Conversation):
+    if isinstance(item, Conversation | PlainText):
         return item
     own = {writable(name): _as_text(raw[name]) for name in ("id", *keep) if name in raw}
     if not any(value is not None for value in own.values()) and not keep:
@@ -520,7 +553,7 @@ def states_judgement(name: Any, value: Any) -> bool:
     )
 
 
-def _identity(item: Prompt | Conversation | StatedPreference | Row) -> str:
+def _identity(item: Prompt | Conversation | PlainText | StatedPreference | Row) -> str:
     """Rows with the same candidates and the same judgements have the same identity, in any file."""
     if not isinstance(item, Row):
         return item.id

@@ -179,6 +179,8 @@ def _demonstrations(
         length = sum(len(segment.ids) for segment in segments)
         learnt = sum(len(segment.ids) for segment in segments if segment.learnt)
         pieces = _prompt_pieces(chat, opening.ids, prompt)
+        if opening.learnt:  # a plain text, which becomes several rows where it is too long
+            pieces = [_piece(chat, "learnt", opening.ids)]
         pieces += [_piece(chat, _state(segment.learnt and prompt is not None), segment.ids) for segment in rest]
         fate = _counted(made, opening.ids, prompt, reason, length)
         if prompt is not None:

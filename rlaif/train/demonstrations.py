@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from rlaif.engines.chat import Chat
 from rlaif.errors import InputError
@@ -11,6 +12,7 @@ from rlaif.train.examples import Demonstration
 from rlaif.train.tokens import Counts, Excess, Segment
 
 NOT_LEARNT = -100
+PART = "part"  # the column of the stage that a row is from
 
 
 def tokenize(
@@ -19,8 +21,10 @@ def tokenize(
     max_length: int,
     excess: Excess = "truncate",
     system: str = "keep",
-) -> tuple[dict[str, list[list[int]]], Counts]:
+) -> tuple[dict[str, list[Any]], Counts]:
     """Each conversation as ids and labels. The first prompt may be truncated from the left; trained tokens never are.
+
+    A plain text that is too long becomes several rows. `PART` names the stage that a row of a mixture is from.
 
     `excess` and `system` are the trainer's settings `excess_length` and `system`.
 
@@ -28,9 +32,15 @@ def tokenize(
     one whose length is refused.
     """
     counts = Counts()
-    columns: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
+    columns: dict[str, list[Any]] = {"input_ids": [], "labels": [], PART: []}
     kept = tokens.numbered(examples, lambda example: example.messages, system, counts)
     for number, example, segments in read(chat, kept):
+        if example.turns == "text" and (excess == "truncate" or len(segments[0].ids) <= max_length):
+            counts.kept += 1
+            ids = segments[0].ids
+            for start in range(0, len(ids), max_length):
+                _add(columns, example, ids[start : start + max_length], ids[start : start + max_length])
+            continue
         prompt, reason = fate(chat, example, segments, max_length, excess, number)
         if prompt is None:
             counts.dropped[reason] += 1
@@ -41,9 +51,14 @@ def tokenize(
         labels = [NOT_LEARNT] * len(prompt)
         for ids, learnt in rest:
             labels += ids if learnt else [NOT_LEARNT] * len(ids)
-        columns["input_ids"].append(prompt + [token for segment in rest for token in segment.ids])
-        columns["labels"].append(labels)
+        _add(columns, example, prompt + [token for segment in rest for token in segment.ids], labels)
     return columns, counts
+
+
+def _add(columns: dict[str, list[Any]], example: Demonstration, ids: list[int], labels: list[int]) -> None:
+    columns["input_ids"].append(ids)
+    columns["labels"].append(labels)
+    columns[PART].append(example.part)
 
 
 def fate(
@@ -68,6 +83,7 @@ def read(
     for batch in tokens.batches(_complete(examples)):
         last = [(number, each.messages) for number, each in batch if each.turns == "last"]
         whole = [(number, each.messages) for number, each in batch if each.turns == "all"]
+        plain = iter(tokens.texts(chat, [each.messages[0].content for _, each in batch if each.turns == "text"]))
         items = [(messages[:-1], messages[-1].content) for _, messages in last]
         completions = iter(tokens.completions(chat, items, [number for number, _ in last]))
         talks = [messages for _, messages in whole]
@@ -75,6 +91,8 @@ def read(
         for number, example in batch:
             if example.turns == "last":
                 yield number, example, _last_alone(*next(completions))
+            elif example.turns == "text":
+                yield number, example, [Segment(next(plain), True)]
             else:
                 yield number, example, _masked(example, next(conversations))
 
@@ -103,6 +121,9 @@ def _masked(example: Demonstration, segments: list[Segment]) -> list[Segment]:
 
 
 def _learnt(example: Demonstration) -> list[str]:
+    """The words that the end token must not stand in. In a plain text it is text, as in messages that are read."""
+    if example.turns == "text":
+        return []
     if example.turns == "last":
         return [example.messages[-1].content]
     turns = enumerate(example.messages)

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from rlaif.config import SFTSettings
-from rlaif.train import models, packing, trl
+from rlaif.train import models, trl
+from rlaif.train.arranging import arranged, validating
 from rlaif.train.demonstrations import tokenize
 from rlaif.train.examples import Demonstration, OnStep
 from rlaif.train.models import TrainResult
@@ -45,9 +46,6 @@ def train_sft(
             counts.notes.append(
                 f"the chat template begins with {tokenizer.bos_token}, as the tokenizer begins its texts"
             )
-        if settings.packing:
-            train, held = (packing.packed(columns, max_length) for columns in (train, held))
-            filled = sum(map(len, train["input_ids"])) / (max_length * len(train["input_ids"]))
-            told = f"{counts.kept - held_counts.kept:,} rows in {len(train['input_ids']):,} sequences"
-            counts.notes.append(f"packed: {told} of up to {max_length:,} tokens, {filled:.0%} full")
+        train = arranged(settings, train, max_length, counts.notes)
+        held = validating(settings, held, max_length)
         return trl.learn(settings, model, tokenizer, trl.TokenizedData(train, held, counts), folder, on_step, began)

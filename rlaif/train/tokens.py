@@ -285,6 +285,17 @@ def _checked_words(chat: Chat, words: str, prompt_text: str, text: str) -> tuple
     return text, [len(prompt_text), end]
 
 
+def texts(chat: Chat, plain: Sequence[str]) -> list[list[int]]:
+    """The tokens of each plain text, after the BOS that the tokenizer begins its texts with, if any; an end token last.
+
+    Special tokens that a text spells are text, as in messages.
+    """
+    tokenizer = chat.tokenizer
+    bos = tokenizer.bos_token_id
+    begin = [bos] if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else []
+    return [[*begin, *ids, _end_id(tokenizer)] for ids in chat.encode([chat.defused(text) for text in plain])]
+
+
 def prompts(
     chat: Chat, conversations: Sequence[tuple[Message, ...]], numbers: Iterable[int] | None = None
 ) -> list[list[int]]:

@@ -101,7 +101,10 @@ def _recompute(on: bool) -> dict[str, Any]:
 
 
 def sft_fields(settings: SFTSettings) -> dict[str, Any]:
-    return {"dataset_kwargs": {"skip_prepare_dataset": True}, "packing": False, "loss_type": "nll"}
+    fields = {"dataset_kwargs": {"skip_prepare_dataset": True}, "packing": False, "loss_type": "nll"}
+    if settings.mixes:  # the rows are those of all epochs, in order
+        fields |= {"num_train_epochs": 1.0, "train_sampling_strategy": "sequential"}
+    return fields
 
 
 def dpo_fields(settings: DPOSettings) -> dict[str, Any]:

@@ -15,7 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from rlaif.config import DataStage, Step
-from rlaif.formats import Column, ReadResult, Table, each_row, named, read_conversations, read_preferences, rows_of
+from rlaif.formats import (
+    Column,
+    PlainText,
+    ReadResult,
+    Table,
+    each_row,
+    named,
+    read_conversations,
+    read_preferences,
+    read_texts,
+    rows_of,
+)
 from rlaif.formats.published import LABEL
 from rlaif.generate.pairing import Pairing
 from rlaif.pipeline.manifest import StageRecord
@@ -37,7 +48,14 @@ class Data(TableStage[DataStage]):
         judging = [reader for reader in readers if reader.stage.takes == "rows"]
         learning = {reader.stage.takes: reader for reader in readers if reader.stage.takes != "rows"}
         apart = "name a `pair` stage, or read the file in a `data` stage of its own"
-        if judging:
+        if settings.plain_text is not None:
+            if other := next((reader for reader in readers if reader.stage.takes != "demonstrations"), None):
+                problem = f"the stage {self.name!r} holds plain text, which {other.name!r} cannot use"
+                raise opening.pipeline.error(step, problem, ("plain_text",), "only `sft` trains on it")
+            texts = self._kept(partial(read_texts, column=settings.plain_text), opening)
+            self._digest = digest([text.id for text in texts])
+            opening.made[self.name] = Made(texts=texts)
+        elif judging:
             if settings.split == "all" or settings.validation is not None:
                 key = "split" if settings.split == "all" else "validation"
                 problem = f"the stage {self.name!r} is judged by {judging[0].name}, and `{key}` is for rows to train on"
@@ -92,8 +110,8 @@ class Data(TableStage[DataStage]):
             unusable.update(other.dropped)
             self._tell(other.told, opening)
             validating = other.items
-            asked = {item.prompt.id for item in validating}
-            apart = [item for item in items if item.prompt.id not in asked]
+            asked = {_asked(item) for item in validating}
+            apart = [item for item in items if _asked(item) not in asked]
             dropped["prompt in the validation file"] = len(items) - len(apart)
             items = apart
         read_rows = len(result.items) + len(validating)
@@ -236,6 +254,11 @@ class StatedJudgements:
 
     def facts(self) -> dict[str, int]:
         return dict(+self._facts)
+
+
+def _asked(item: Any) -> str:
+    """The id of the prompt of a row, or of its text."""
+    return item.id if isinstance(item, PlainText) else item.prompt.id
 
 
 def _digest_of_rows(rows: Iterable[Row]) -> str:
