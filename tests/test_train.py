@@ -461,8 +461,10 @@ def test_a_given_template_is_saved_with_the_model_and_a_base_without_one_needs_i
     again = train("sft", tmp_path / "out", tmp_path / "again", examples=DEMONSTRATIONS, batch_size=24)
     assert again.kept == 24
     unmarked = text.replace("{%- generation -%}", "").replace("{%- endgeneration -%}", "")
+    asks_otherwise = unmarked.replace(r"+ '<|assistant|>\n' -}}", r"+ '<|assistant|>:\n' -}}")
     with pytest.raises(InputError, match="^mine.jinja: the chat template marks no assistant turn"):
-        job.write_job(made := Job(sft_settings(template="mine.jinja"), bare, tmp_path / "unmarked", "k", unmarked), [])
+        made = Job(sft_settings(template="mine.jinja"), bare, tmp_path / "unmarked", "k", asks_otherwise)
+        job.write_job(made, DEMONSTRATIONS)
         job.train(made.folder, print)
 
 

@@ -236,14 +236,14 @@ def test_nothing_to_train_on_is_an_error_with_the_reason(random_model: Path) -> 
 def refused(model: Path, text: str, messages: list[Message]) -> str:
     with pytest.raises(InputError) as error:
         talk = chat(model, text)
-        tokens.require_marks(talk)
         tokens.conversations(talk, [messages])
     assert error.value.file == "here.jinja" and error.value.fix
     return error.value.message
 
 
-def test_a_template_without_marks_is_refused(random_model: Path) -> None:
+def test_a_template_without_marks_that_does_not_go_on_from_its_prompt_is_refused(random_model: Path) -> None:
     bare = template("tiny").replace("{% generation %}", "").replace("{% endgeneration %}", "")
+    bare = bare.replace("<|assistant|>{% endif -%}", "<|assistant|>:{% endif -%}")
     assert "marks no assistant turn" in refused(random_model, bare, [USER, assistant(OK)])
 
 

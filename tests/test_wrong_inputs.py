@@ -350,7 +350,7 @@ TRAINING: dict[str, tuple[list[str], int, str]] = {
     "folder that is there": (["dpo", *TRAIN[:-1], "."], 2, r"the folder exists already. Fix: remove it, or name another with --out"),
     "folder under a file": (["dpo", *TRAIN[:-1], "pairs.jsonl/x"], 2, r"'pairs.jsonl/x' cannot be written"),
     "checkpoints of nobody": (["dpo", *TRAIN[:-1], "mine"], 2, r"mine\.partial: the folder is not an unfinished training"),
-    "base without a chat template": (["dpo", "--base", "tiny/base", "--data", "pairs.jsonl", "--out", "out"], 2, r"Fix: first train it with `rlaif train sft` and `template=`"),
+    "base without a chat template": (["dpo", "--base", "tiny/base", "--data", "pairs.jsonl", "--out", "out"], 2, r"Fix: give `template`: a template that marks"),
 }  # fmt: skip
 
 

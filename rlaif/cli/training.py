@@ -9,7 +9,9 @@ from typing import Annotated
 import typer
 
 from rlaif.cli import results, terminal
+from rlaif.cli.checks import show_check
 from rlaif.cli.options import AnyOut, AsJson
+from rlaif.errors import InputError
 
 
 def train(
@@ -19,8 +21,22 @@ def train(
         str,
         typer.Option("--data", help="A file of what it takes: conversations (sft), preferences (rm, dpo) or prompts."),
     ],
-    out: Annotated[Path, AnyOut(help="The folder of the trained model.")],
+    out: Annotated[Path | None, AnyOut(help="The folder of the trained model.")] = None,
     reward: Annotated[str | None, typer.Option("--reward", help="The reward model, for ppo: a folder.")] = None,
+    validation: Annotated[
+        str | None, typer.Option("--validation", help="A file to validate on, instead of a twentieth of the data.")
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option("--split", help="all: train on every row; by default a fifth is held out, by its prompts' hash."),
+    ] = None,
+    turns: Annotated[
+        str | None,
+        typer.Option("--turns", help="The assistant turns that sft trains on: all or last \\[default: all]."),
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only show what would be trained on, token by token; loads no weights.")
+    ] = False,
     settings: Annotated[
         list[str] | None,
         typer.Argument(metavar="KEY=VALUE", help="Settings of the trainer, e.g. epochs=2 learning_rate=1e-5."),
@@ -28,9 +44,15 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train one model on existing data. After an interruption the same command resumes."""
-    from rlaif.pipeline.alone import one_trainer, train_alone
+    from rlaif.pipeline.alone import check_alone, one_trainer, train_alone
 
-    pipeline = one_trainer(method, base, data, method, settings or [], reward)
+    read = {"validation": validation, "split": split, "turns": turns}
+    pipeline = one_trainer(method, base, data, method, settings or [], reward, read)
+    if check:
+        show_check(check_alone(pipeline), data, as_json=as_json)
+        return
+    if out is None:
+        raise InputError("a training needs the folder of its model", key="--out", fix="give --out FOLDER, or --check")
     console = terminal.console(stderr=as_json)
     with terminal.progress(console, f"rlaif train {method}", as_json=as_json) as progress:
         record = asyncio.run(train_alone(pipeline, out, progress))

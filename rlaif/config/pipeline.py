@@ -327,6 +327,7 @@ class _Earlier:
         self.by_name: dict[str, Step] = {}  # in their order
         self.by_kind: dict[str, list[Step]] = {}
         self.trained: dict[str, bool] = {}  # the models that they make, and whether each scores
+        self.withheld_nothing: set[str] = set()  # the models that rest on data of which nothing was withheld
         self.sampled = False  # whether any samples
         self.demonstrating: dict[str, Step] = {}  # those whose completions are SFT data, in their order
 
@@ -336,6 +337,10 @@ class _Earlier:
         self.sampled = self.sampled or bool(step.stage.candidates)
         if step.stage.model_made is not None:
             self.trained[step.stage.model_made] = step.stage.model_scores
+            bases = {use.model for use in step.stage.models_used()}
+            sources = step.ancestors()
+            if bases & self.withheld_nothing or any(source.stage.withholds_nothing for source in sources):
+                self.withheld_nothing.add(step.stage.model_made)
         if step.stage.takes == "rows":
             for source in step.sources:
                 if source.stage.unless_judged:
@@ -381,6 +386,12 @@ def _check_sense(
     sampled = Rest(step.sampled.name, step.sampled.stage) if step.sampled else None
     if sense := stage.check(rests_on, sampled, models):
         raise document.error(sense.problem, (*position, *sense.key), sense.fix)
+    if learnt := next((name for name in stage.models_measured if name in earlier.withheld_nothing), None):
+        problem = f"{learnt!r} was trained on every row of a file (`split: all`), whatever is held out here"
+        fix = (
+            "remove `split: all` from its `data` stage, or measure it in a pipeline of its own on prompts it never saw"
+        )
+        raise document.error(problem, (*position, "models"), fix)
     if stage.model_made is not None and (stage.model_made in models or stage.model_made in earlier.trained):
         key = (*stage.source_key[:-1], "name")
         raise document.error(f"there is already a model called {stage.model_made!r}", (*position, *key))

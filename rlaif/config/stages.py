@@ -96,6 +96,16 @@ class StageSettings(Settings):
         return False
 
     @property
+    def withholds_nothing(self) -> bool:
+        """Whether training rows in its output may be on prompts that are held out elsewhere."""
+        return False
+
+    @property
+    def models_measured(self) -> tuple[str, ...]:
+        """The models that it measures on prompts that nothing may have been trained on."""
+        return ()
+
+    @property
     def demonstrates(self) -> bool:
         """Whether it says which completions are SFT data."""
         return False
@@ -255,10 +265,37 @@ class DataStage(FileStage):
     system: Text | None = None  # for conversations without a system message
     turns: Literal["all", "last"] | None = None  # the assistant turns that are trained on or judged
     held_out: Literal["drop", "keep"] = "drop"  # rows on held-out prompts; `keep` only if nothing is trained on them
+    # Rows that are trained on: those that the hash of their prompts leaves, or all of them.
+    split: Literal["hash", "all"] = "hash"
+    # The rows to validate on: a file, or a split of the data set on the hub. By default the hash chooses a twentieth.
+    validation: str | None = None
+
+    plain_text: str | None = None  # the column of texts of no conversation, which `sft` learns whole
+
+    @model_validator(mode="after")
+    def _text_alone(self) -> DataStage:
+        if self.plain_text is not None:
+            for name in ("columns", "system", "turns"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"`plain_text` is of no conversation, and `{name}` of one; remove one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _all_or_held_out(self) -> DataStage:
+        if self.split == "all" and self.held_out == "keep":
+            raise ValueError("`split: all` trains on every row, and `held_out: keep` forbids training; remove one")
+        return self
+
+    def named_files(self) -> list[tuple[str, Position]]:
+        return super().named_files() + (_given(self, "validation") if self.hub is None else [])
 
     @property
     def demonstrates(self) -> bool:
         return True
+
+    @property
+    def withholds_nothing(self) -> bool:
+        return self.split == "all"
 
     @property
     def keeps_held_out(self) -> bool:
@@ -834,6 +871,10 @@ class MeasureStage(StageSettings):
     @property
     def takes(self) -> Takes:
         return "prompts"
+
+    @property
+    def models_measured(self) -> tuple[str, ...]:
+        return self.models
 
     def models_used(self) -> list[Use]:
         return [

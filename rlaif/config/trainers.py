@@ -13,7 +13,9 @@ from rlaif.config.document import Name, OneOrSeveral, Settings
 from rlaif.records import Split
 
 LearningRate = Annotated[float, Field(gt=0, le=1)]
+Mix = Annotated[dict[Name, Annotated[float, Field(ge=0, allow_inf_nan=False)]], Field(min_length=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # the range of every random generator
+TemplateArgument = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,99}$")]
 Takes = Literal["demonstrations", "preferences", "prompts"]
 
 
@@ -30,6 +32,10 @@ class Training(Settings):
     name: Name
     # The stages with its data, one or several; by default the nearest of the right kind.
     data: Annotated[tuple[Name, ...], OneOrSeveral, Field(min_length=1)] | None = None
+    template: str | None = None  # a file; by default the base model's own
+    template_arguments: dict[TemplateArgument, bool | int | float | str] = {}  # such as {enable_thinking: false}
+    # A system message: as the template has it, put before the first user's words, or its row left out.
+    system: Literal["keep", "merge", "skip"] = "keep"
     learning_rate: LearningRate
     max_length: int = Field(default=1024, gt=0)
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -46,7 +52,12 @@ class Training(Settings):
     @property
     def chat_template(self) -> str | None:
         """The file of a chat template of its own."""
-        return None
+        return self.template
+
+    @property
+    def mixes(self) -> bool:
+        """Whether it has to know which stage each row is from."""
+        return False
 
     @property
     def reward_model(self) -> str | None:
@@ -62,6 +73,8 @@ class Training(Settings):
 class TrainerSettings(Training):
     """The settings of trainers on a data set. One epoch is one pass over its training split."""
 
+    # Of a row over `max_length`: its prompt is cut from the left where half of it stays, or it is dropped, or refused.
+    excess_length: Literal["truncate", "drop", "raise"] = "truncate"
     epochs: float = Field(default=1.0, gt=0)
     batch_size: int = Field(default=16, gt=0)
     accumulate: int = Field(default=1, gt=0)
@@ -76,11 +89,41 @@ class SFTSettings(TrainerSettings):
     takes = "demonstrations"
     reads = ("data", "sample", "verify", "rate", "score", "revise")
     learning_rate: LearningRate = 2e-5
-    template: str | None = None  # marks assistant turns; by default the base model's own
+    packing: bool = False  # several rows in one sequence of `max_length` tokens; `batch_size` then counts sequences
+    # The share of each stage of `data`, by rows or by tokens; by default all rows once an epoch.
+    mix: Mix | None = None
+    mix_by: Literal["rows", "tokens"] = "rows"
+    mix_decay: Mix | None = None  # another mixture for the last steps
+    decay: float = Field(default=0.1, gt=0, le=1)  # the share of the steps in which it holds
+
+    @model_validator(mode="before")
+    @classmethod
+    def _data_of_the_mixture(cls, values: Any) -> Any:
+        """Without `data`, the stages that the mixtures name."""
+        if not isinstance(values, dict) or values.get("data") is not None:
+            return values
+        mixes = [values[key] for key in ("mix", "mix_decay") if isinstance(values.get(key), dict)]
+        named = list(dict.fromkeys(name for mix in mixes for name in mix))
+        return values | {"data": named} if named else values
+
+    @model_validator(mode="after")
+    def _mixtures_of_the_data(self) -> SFTSettings:
+        if self.mix is None and self.mix_decay is not None:
+            raise ValueError("`mix_decay` is the mixture after `mix`; give that, too")
+        for key, mix in (("mix", self.mix), ("mix_decay", self.mix_decay)):
+            if mix is not None and not any(mix.values()):
+                raise ValueError(f"`{key}` gives no stage a share")
+            for name in mix or ():
+                if name not in (self.data or ()):
+                    raise ValueError(f"`{key}` names {name!r}, which `data` does not; add it there")
+        named = {*(self.mix or ()), *(self.mix_decay or ())}
+        if self.mix is not None and (left := next((name for name in self.data or () if name not in named), None)):
+            raise ValueError(f"`data` names {left!r}, which has no share; give it one in `mix`, or remove it")
+        return self
 
     @property
-    def chat_template(self) -> str | None:
-        return self.template
+    def mixes(self) -> bool:
+        return self.mix is not None
 
 
 class DPOSettings(TrainerSettings):

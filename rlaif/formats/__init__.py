@@ -8,6 +8,7 @@ from rlaif.formats.columns import Column, named
 from rlaif.formats.files import Table, read_hub, rows_of
 from rlaif.formats.reading import (
     Conversation,
+    PlainText,
     ReadResult,
     StatedPreference,
     each_prompt,
@@ -15,6 +16,7 @@ from rlaif.formats.reading import (
     read_conversations,
     read_preferences,
     read_prompts,
+    read_texts,
 )
 from rlaif.formats.write import SHAPES
 from rlaif.formats.write.binarized import binarized_rows
@@ -36,6 +38,7 @@ __all__ = [
     "CardFacts",
     "Column",
     "Conversation",
+    "PlainText",
     "ReadResult",
     "Shape",
     "StatedPreference",
@@ -53,6 +56,7 @@ __all__ = [
     "read_hub",
     "read_preferences",
     "read_prompts",
+    "read_texts",
     "rewardbench_rows",
     "rows_of",
     "sft_rows",

@@ -244,6 +244,8 @@ def _message(item: Any, name: str) -> Message:
         raise UnknownShape(
             f"`{name}` holds a message with {held}", "a message has `role` and `content`, or `from` and `value`"
         )
+    if item.get("tool_calls") or item.get("function_call"):
+        raise Unusable("a turn with tool calls")
     role, content = item[fields[0]], item[fields[1]]
     known = _ROLES.get(role.strip().lower()) if isinstance(role, str) else None
     if known is None:

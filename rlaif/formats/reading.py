@@ -35,6 +35,7 @@ from rlaif.formats.messages import (
     number_of,
     prompt_messages,
     reference_of,
+    text_of,
     unknown,
 )
 from rlaif.formats.published import (
@@ -48,6 +49,7 @@ from rlaif.formats.published import (
     present,
     without_nan,
 )
+from rlaif.formats.teaching import masked_turns, untaught
 from rlaif.records import Message, Prompt, Record, Row, Split, digest, prompt_id, split_of, writable
 
 Turns = Literal["all", "last"]
@@ -59,6 +61,8 @@ class Conversation(Record):
     messages: tuple[Message, ...]
     source: str | None = None
     turns: Turns = "all"  # which of the assistant's turns are learnt
+    masked: tuple[int, ...] = ()  # the places of those that its file excepts
+    assigned: Split | None = None  # its split, where that does not follow from its prompts
 
     @model_validator(mode="after")
     def _answers_a_prompt(self) -> Conversation:
@@ -85,6 +89,8 @@ class Conversation(Record):
         Training on a conversation teaches every assistant turn, or the last alone, and each is an answer to the turns
         before it; and a held-out prompt may be kept without the system message under which it is answered here.
         """
+        if self.assigned is not None:
+            return self.assigned
         splits = {split_of(prompt_id(messages)) for messages in self._prompts()}
         return next(split for split in _MOST_WITHHELD_FIRST if split in splits)
 
@@ -97,6 +103,22 @@ class Conversation(Record):
                         yield messages
 
 
+class PlainText(Record):
+    """A text of no conversation, learnt whole as in pre-training."""
+
+    text: str
+    source: str | None = None
+    assigned: Split | None = None  # its split, where that does not follow from its words
+
+    @property
+    def id(self) -> str:
+        return digest(self.text, length=16)
+
+    @property
+    def split(self) -> Split:
+        return self.assigned or split_of(self.id)
+
+
 class StatedPreference(Record):
     """A prompt with a chosen and a rejected completion, as somebody else's file states it."""
 
@@ -105,6 +127,7 @@ class StatedPreference(Record):
     rejected: str
     margin: float | None = None  # by how much chosen is the better one, in the unit of the file
     probability: float | None = None  # that chosen is the better one
+    assigned: Split | None = None  # its split, where that does not follow from its prompt
 
     @property
     def id(self) -> str:
@@ -112,11 +135,11 @@ class StatedPreference(Record):
 
     @property
     def split(self) -> Split:
-        return self.prompt.split
+        return self.assigned or self.prompt.split
 
 
 _MOST_WITHHELD_FIRST: tuple[Split, ...] = ("held-out", "validation", "train")
-Item = TypeVar("Item", Prompt, Conversation, StatedPreference, Row)
+Item = TypeVar("Item", Prompt, Conversation, PlainText, StatedPreference, Row)
 Make = Callable[[dict[str, Any], str], list[Item]]
 
 
@@ -206,9 +229,30 @@ def read_conversations(source: Path | Table, *, turns: Turns = "all") -> ReadRes
         if not messages[-1].content.strip():
             raise Unusable("empty completion")
         check_turns(messages[:-1], [messages[-1].content])
-        return [Conversation(messages=tuple(messages), source=origin, turns=turns)]
+        masked = masked_turns(row, messages)
+        if turns == "last" and len(messages) - 1 in masked:
+            raise Unusable("not to be trained on")
+        return [
+            Conversation(messages=tuple(messages), source=origin, turns=turns, masked=masked if turns == "all" else ())
+        ]
 
     return _read(source, make)
+
+
+def read_texts(source: Path | Table, column: str) -> ReadResult[PlainText]:
+    """The texts in a column of a file. Raises InputError as `read_prompts`."""
+    table = source if isinstance(source, Table) else rows_of(source)
+
+    def make(row: dict[str, Any], origin: str) -> list[PlainText]:
+        if column not in row:
+            raise UnknownShape(f"there is no column {column!r}, only {names(row)}", nearest(column, map(str, row)))
+        if row[column] is None or not (text := text_of(row[column], column)).strip():
+            raise Unusable("empty text")
+        check_turns([Message(role="user", content=text)])
+        return [PlainText(text=text, source=origin)]
+
+    how = Reading(Counter(), Counter())
+    return ReadResult(list(_each(_with_path(table, column), make, how, "column")), dict(how.dropped))
 
 
 def read_preferences(source: Path | Table) -> ReadResult[StatedPreference]:
@@ -248,8 +292,9 @@ def stated_preferences(row: Row) -> list[StatedPreference]:
         elif chosen == rejected:
             reasons.append("identical texts")
         else:
-            how_much = {"margin": _margin(row, *pair), "probability": _probability(row, *pair)}
-            made.append(StatedPreference(prompt=row.prompt, chosen=chosen, rejected=rejected, **how_much))
+            margin, probability = _margin(row, *pair), _probability(row, *pair)
+            texts: dict[str, Any] = {"prompt": row.prompt, "chosen": chosen, "rejected": rejected}
+            made.append(StatedPreference(**texts, margin=margin, probability=probability))
     if not made:
         raise Unusable(reasons[0] if reasons else "tie")
     return made
@@ -356,6 +401,7 @@ def _each(source: Path | Table, make: Make[Item], how: Reading, read_as: ReadAs)
                 items = [_kept(item, raw, how.keep) for item in _made(row, raw, origin, make)]
                 if read_as in ("conversations", "rows"):
                     unused.count(row, raw, origin)
+                    how.told.update(untaught(row) if read_as == "conversations" else ())
                 if missing_count := missing_completions(row) if read_as == "rows" else 0:
                     how.told["a completion of a list is null and is left out"] += missing_count
             except Unusable as reason:
@@ -414,7 +460,7 @@ _KNOWN = frozenset(
 
 def _kept(item: Item, raw: Mapping[str, Any], keep: Sequence[str]) -> Item:
     """The item with the row's own id and the columns to keep, in its prompt."""
-    if isinstance(item, Conversation):
+    if isinstance(item, Conversation | PlainText):
         return item
     own = {writable(name): _as_text(raw[name]) for name in ("id", *keep) if name in raw}
     if not any(value is not None for value in own.values()) and not keep:
@@ -507,7 +553,7 @@ def states_judgement(name: Any, value: Any) -> bool:
     )
 
 
-def _identity(item: Prompt | Conversation | StatedPreference | Row) -> str:
+def _identity(item: Prompt | Conversation | PlainText | StatedPreference | Row) -> str:
     """Rows with the same candidates and the same judgements have the same identity, in any file."""
     if not isinstance(item, Row):
         return item.id

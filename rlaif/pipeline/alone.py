@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rlaif.config import COMMAND_LINE, TRAINERS, Document, Pipeline, checked, load_value
 from rlaif.config.document import Position
@@ -15,15 +15,27 @@ from rlaif.pipeline.folder import hold
 from rlaif.pipeline.progress import Progress
 from rlaif.pipeline.run import session_of
 from rlaif.pipeline.stages import open_stages
-from rlaif.pipeline.stages.train import Train
+from rlaif.pipeline.stages.train import Train, weights_folder
 from rlaif.store import CallStore
 from rlaif.train import job
 
+if TYPE_CHECKING:
+    from rlaif.train.check import Check
 
-def one_trainer(method: str, base: str, data: str, name: str, settings: Sequence[str], reward: str | None) -> Pipeline:
+
+def one_trainer(
+    method: str,
+    base: str,
+    data: str,
+    name: str,
+    settings: Sequence[str],
+    reward: str | None,
+    read: Mapping[str, str | None] | None = None,
+) -> Pipeline:
     """A pipeline that trains one model on one file, from the command line.
 
-    `settings` are the trainer's own, as key=value. Raises InputError whose keys are those of the command line.
+    `settings` are the trainer's own, as key=value; `read` says how the file is read: `split`, `validation`, `turns`.
+    Raises InputError whose keys are those of the command line.
     """
     if method not in TRAINERS:
         raise InputError(f"there is no trainer {method!r}", fix=nearest(method, TRAINERS))
@@ -39,6 +51,11 @@ def one_trainer(method: str, base: str, data: str, name: str, settings: Sequence
     given: dict[Position, str] = {("models", "base", "path"): "--base", ("stages", 0, reads, "path"): "--data"}
     given[("stages", 1, "train", method, "base")] = "--base"
     given[("stages", 1, "train", method, "reward")] = "--reward"
+    reading = {key: value for key, value in (read or {}).items() if value is not None}
+    for key in reading:
+        given[("stages", 0, reads, key)] = f"--{key}"
+        if reads == "prompts":
+            raise InputError(f"{method} trains on prompts, without --{key}", fix=f"remove --{key}")
     if reward is not None:
         models["reward"] = {"engine": "transformers", "path": reward}
         given[("models", "reward", "path")] = "--reward"
@@ -52,10 +69,38 @@ def one_trainer(method: str, base: str, data: str, name: str, settings: Sequence
         except InputError as error:
             raise InputError(error.message, file=COMMAND_LINE, key=key, fix=error.fix) from None
         given[("stages", 1, "train", method, key)] = key
-    stages: list[dict[str, Any]] = [{reads: {"path": data}}, {"train": {method: trainer}}]
+    stages: list[dict[str, Any]] = [{reads: {"path": data} | reading}, {"train": {method: trainer}}]
     document = Document(COMMAND_LINE, {"name": "train", "models": models, "stages": stages}, {})
     document.overridden = given
     return checked(document)
+
+
+def check_alone(pipeline: Pipeline) -> Checked:
+    """What the one model of `pipeline` would be trained on, without its weights.
+
+    Raises InputError as the training would.
+    """
+    from rlaif.train.check import check
+
+    opening = open_stages(pipeline)
+    data, step = pipeline.steps
+    stage = opening.stages[step.name]
+    assert isinstance(stage, Train)
+    examples = list(stage.examples(opening.made))
+    base = weights_folder(pipeline.models[stage.trainer.base])
+    made = check(stage.trainer, base, examples, stage.template)
+    withheld = Counter(str(example.split) for example in examples if example.split in stage.trainer.unused)
+    read = opening.stages[data.name].read
+    return Checked(made, read.given, dict(read.dropped + withheld), opening.notes)
+
+
+class Checked(NamedTuple):
+    """A check, with the number of rows in the file, those that the trainer does not get by reason, and notes."""
+
+    made: Check
+    read: int
+    withheld: dict[str, int]
+    notes: list[str]
 
 
 async def train_alone(pipeline: Pipeline, out: Path, progress: Progress) -> dict[str, Any]:

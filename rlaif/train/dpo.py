@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rlaif.config import DPOSettings
-from rlaif.train import models, tokens, trl
+from rlaif.train import models, trl
 from rlaif.train.examples import OnStep, PreferencePair
 from rlaif.train.models import TrainResult
 from rlaif.train.pairs import IDS, tokenize
@@ -26,8 +26,9 @@ def train_dpo(
     validation: Iterable[PreferencePair],
     folder: Path,
     on_step: OnStep,
+    template: str | None = None,
 ) -> TrainResult:
-    """Train `base` on `pairs` in a job's `folder`.
+    """Train `base` on `pairs` in a job's `folder`, with `template` as its chat template, if given.
 
     Called again with the same arguments after an interruption, it resumes from its last checkpoint, and reports steps
     since then a second time. Raises InputError for an unusable base model or template, WorkError when no pair
@@ -35,12 +36,12 @@ def train_dpo(
     """
     began = time.monotonic()
     with trl.quietly():
-        model, tokenizer = models.load(base)
-        chat = tokens.trainable_chat(tokenizer)
+        model, tokenizer = models.load(base, template)
+        chat = models.trained_chat(settings, model, tokenizer)
         max_length = models.fitting(model, settings.max_length)
-        train, counts = tokenize(chat, pairs, max_length)
+        train, counts = tokenize(chat, pairs, max_length, settings.excess_length, settings.system)
         counts.check(max_length, settings.max_length)
-        held, held_counts = tokenize(chat, validation, max_length)
+        held, held_counts = tokenize(chat, validation, max_length, settings.excess_length, settings.system)
         counts.add(held_counts)
         data = trl.TokenizedData(_ids(train), _ids(held), counts)
         return trl.learn(settings, model, tokenizer, data, folder, on_step, began)

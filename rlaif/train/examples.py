@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rlaif.formats import Conversation, StatedPreference
+from rlaif.formats import Conversation, PlainText, StatedPreference
 from rlaif.records import Kept, Message, Preference, Prompt, Split, canonical
 
 # Called after each step with its metrics, `step` and `steps` included. An exception ends the training.
@@ -22,11 +22,17 @@ RewardFunction = Callable[[Sequence[tuple[Message, ...]], Sequence[str]], list[f
 
 @dataclass(frozen=True, slots=True)
 class Demonstration:
-    """A conversation that ends with an assistant turn. `turns` are the assistant turns that are trained on."""
+    """A conversation that ends with an assistant turn. `turns` are the assistant turns that are trained on.
+
+    Of all of them, those at the places `masked` among the messages are context only. With `text`, the one message is
+    plain text of no conversation, which is learnt whole.
+    """
 
     messages: tuple[Message, ...]
-    turns: Literal["all", "last"] = "all"
+    turns: Literal["all", "last", "text"] = "all"
     split: Split = "train"
+    masked: tuple[int, ...] = ()
+    part: str | None = None  # of a mixture: the stage that it is from
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +69,13 @@ Example = Demonstration | PreferencePair | PromptOnly
 def of_conversations(items: Iterable[Conversation]) -> Iterator[Demonstration]:
     """The conversations, in order."""
     for item in items:
-        yield Demonstration(item.messages, item.turns, item.split)
+        yield Demonstration(item.messages, item.turns, item.split, item.masked)
+
+
+def of_texts(items: Iterable[PlainText]) -> Iterator[Demonstration]:
+    """Plain texts, in order."""
+    for item in items:
+        yield Demonstration((Message(role="assistant", content=item.text),), "text", item.split)
 
 
 def of_kept(items: Iterable[Kept]) -> Iterator[Demonstration]:
@@ -137,8 +149,13 @@ def _plain(example: Example) -> list[Any]:
         known = {"margin": example.margin, "probability": example.probability}
         stated = {name: value for name, value in known.items() if value is not None}
         return [_turns(example.prompt), example.chosen, example.rejected, *([stated] if stated else [])]
-    if isinstance(example, Demonstration) and example.turns == "last":
-        return [_turns(example.messages[:-1]), example.messages[-1].content]
+    if isinstance(example, Demonstration):
+        told: dict[str, Any] = {"masked": list(example.masked)} if example.masked else {}
+        told |= {"part": example.part} if example.part is not None else {}
+        told |= {"turns": "text"} if example.turns == "text" else {}
+        if example.turns == "last":
+            return [_turns(example.messages[:-1]), example.messages[-1].content, *([told] if told else [])]
+        return [_turns(example.messages), told] if told else _turns(example.messages)
     return _turns(example.messages)
 
 

@@ -310,7 +310,12 @@ def _schema(takes: str) -> Any:
     text, number = pyarrow.string(), pyarrow.float64()
     messages = pyarrow.list_(pyarrow.struct([("role", text), ("content", text)]))
     fields = {
-        "demonstrations": [("messages", messages), ("turns", text)],
+        "demonstrations": [
+            ("messages", messages),
+            ("turns", text),
+            ("masked", pyarrow.list_(pyarrow.int32())),
+            ("part", text),
+        ],
         "preferences": [
             *(("prompt", messages), ("chosen", text), ("rejected", text)),
             *(("margin", number), ("probability", number), ("source", text)),
@@ -325,7 +330,8 @@ def _row(example: Example) -> dict[str, Any]:
         known = {name: getattr(example, name) for name in _OF_PAIR}
         return {"prompt": _turns(example.prompt)} | known
     if isinstance(example, Demonstration):
-        return {"messages": _turns(example.messages), "turns": example.turns}
+        told = {"turns": example.turns, "masked": list(example.masked), "part": example.part}
+        return {"messages": _turns(example.messages)} | told
     checks = json.dumps(example.checks)  # as text: their shapes differ
     return {"messages": _turns(example.messages), "reference": list(example.reference), "checks": checks}
 
@@ -406,7 +412,7 @@ def _example(row: Mapping[str, Any], takes: str, split: Split) -> Example:
     if takes == "preferences":
         return PreferencePair(messages, split=split, **{name: row[name] for name in _OF_PAIR})
     if takes == "demonstrations":
-        return Demonstration(messages, row["turns"], split)
+        return Demonstration(messages, row["turns"], split, tuple(row["masked"]), row["part"])
     return PromptOnly(messages, split, tuple(row["reference"]), tuple(json.loads(row["checks"])))
 
 
@@ -481,14 +487,16 @@ def _rm(job: Job, on_step: OnStep, reward: RewardFunction | None) -> None:
     from rlaif.train.rm import train_rm
 
     assert isinstance(job.settings, RMSettings)
-    train_rm(job.settings, job.base, job.examples("train"), job.examples("validation"), job.folder, on_step)
+    validation = job.examples("validation")
+    train_rm(job.settings, job.base, job.examples("train"), validation, job.folder, on_step, job.template)
 
 
 def _dpo(job: Job, on_step: OnStep, reward: RewardFunction | None) -> None:
     from rlaif.train.dpo import train_dpo
 
     assert isinstance(job.settings, DPOSettings)
-    train_dpo(job.settings, job.base, job.examples("train"), job.examples("validation"), job.folder, on_step)
+    validation = job.examples("validation")
+    train_dpo(job.settings, job.base, job.examples("train"), validation, job.folder, on_step, job.template)
 
 
 def _ppo(job: Job, on_step: OnStep, reward: RewardFunction | None) -> None:
@@ -496,7 +504,7 @@ def _ppo(job: Job, on_step: OnStep, reward: RewardFunction | None) -> None:
 
     assert isinstance(job.settings, PPOSettings) and reward is not None
     value_init = None if job.reward is None else job.reward.folder
-    train_ppo(job.settings, job.base, value_init, job.examples("train"), reward, job.folder, on_step)
+    train_ppo(job.settings, job.base, value_init, job.examples("train"), reward, job.folder, on_step, job.template)
 
 
 _METHODS: dict[str, Callable[[Job, OnStep, RewardFunction | None], None]] = {

@@ -25,11 +25,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from rlaif.engines.chat import end_tokens
+from rlaif.config import Training
+from rlaif.engines.chat import Chat, end_tokens
 from rlaif.engines.identity import model_files, weights_digest
 from rlaif.engines.transformers import load_config, load_net, load_tokenizer, not_finite, refuse_diverged
 from rlaif.errors import InputError, WorkError
-from rlaif.train.tokens import Counts, beginning
+from rlaif.train import tokens
+from rlaif.train.tokens import Counts, beginning, chat_of
 
 FINAL = "final"  # the trained model's folder inside its job's
 NEW_PADDING = "<|padding|>"  # of a reward model whose base has no special token to pad with
@@ -67,13 +69,15 @@ def load(base: Path, template: str | None = None) -> tuple[PreTrainedModel, PreT
     return model, tokenizer
 
 
-def load_reward(base: Path, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_reward(base: Path, seed: int, template: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The base model in float32 with a score head, initialised from `seed` if it has none, and its tokenizer.
 
-    Raises InputError as `load` does.
+    Its chat template is `template`, if given. Raises InputError as `load` does.
     """
     transformers.set_seed(seed)
     model, tokenizer = _loaded(AutoModelForSequenceClassification, base, num_labels=1)
+    if template is not None:
+        tokenizer.chat_template = beginning(tokenizer, template)
     _pad_apart(model, tokenizer)
     return model, tokenizer
 
@@ -100,10 +104,22 @@ def _pad_apart(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
 
 
+def trained_chat(settings: Training, model: Any, tokenizer: PreTrainedTokenizerBase) -> Chat:
+    """The chat of a loaded model as the trainer's settings have it.
+
+    A token that ends the template's turns is an end token of the model from here on, and will be saved as one.
+    Raises InputError as `tokens.trainable_chat`.
+    """
+    configs = [model.config.get_text_config(), *filter(None, [getattr(model, "generation_config", None)])]
+    chat = chat_of(settings, tokenizer, configs[-1].eos_token_id, Path(model.name_or_path))
+    for config in configs:
+        config.eos_token_id = min(chat.ends) if len(chat.ends) == 1 else sorted(chat.ends)
+    return chat
+
+
 def fitting(model: Any, max_length: int) -> int:
     """The most tokens of a row: `max_length`, or the model's context length where that is shorter."""
-    window: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return max_length if window is None else min(max_length, window)
+    return tokens.within_context(model.config, max_length)
 
 
 def _loaded(kind: Any, base: Path, **options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

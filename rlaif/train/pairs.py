@@ -8,30 +8,30 @@ from typing import Any
 from rlaif.engines.chat import Chat
 from rlaif.train import tokens
 from rlaif.train.examples import PreferencePair
-from rlaif.train.tokens import Counts
+from rlaif.train.tokens import Counts, Excess
 
 IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
 KNOWN = ("margin", "probability", "source")
 Ids = tuple[list[int], list[int]]
 
 
-def tokenize(chat: Chat, pairs: Iterable[PreferencePair], max_length: int) -> tuple[dict[str, list[Any]], Counts]:
+def tokenize(
+    chat: Chat, pairs: Iterable[PreferencePair], max_length: int, excess: Excess = "truncate", system: str = "keep"
+) -> tuple[dict[str, list[Any]], Counts]:
     """Each pair as ids, with its `margin`, `probability` and `source`, which may be None.
 
-    The prompt may be truncated from the left, the same for both completions.
+    The prompt may be truncated from the left, the same for both completions; `excess` and `system` are the trainer's
+    settings `excess_length` and `system`.
 
-    Raises InputError for a template that refuses a pair's messages.
+    Raises InputError for a template that refuses a pair's messages, and for a pair whose length is refused.
     """
     counts = Counts()
     columns: dict[str, list[Any]] = {name: [] for name in (*IDS, *KNOWN)}
-    for pair, (whole, chosen), (_, rejected) in _read(chat, pairs):
-        prompt = tokens.cut(chat, whole, max_length - max(len(chosen), len(rejected)))
-        if tokens.broken(chat, pair.chosen) or tokens.broken(chat, pair.rejected):
-            counts.dropped["end-token-inside"] += 1
-        elif chosen == rejected:
-            counts.dropped["identical"] += 1
-        elif prompt is None:
-            counts.dropped["too-long"] += 1
+    kept = tokens.numbered(pairs, lambda pair: pair.prompt, system, counts)
+    for number, pair, (whole, chosen), (_, rejected) in read(chat, kept):
+        prompt, reason = fate(chat, pair, whole, chosen, rejected, max_length, excess, number)
+        if prompt is None:
+            counts.dropped[reason] += 1
         else:
             counts.kept += 1
             counts.cut += prompt is not whole
@@ -41,9 +41,28 @@ def tokenize(chat: Chat, pairs: Iterable[PreferencePair], max_length: int) -> tu
     return columns, counts
 
 
-def _read(chat: Chat, pairs: Iterable[PreferencePair]) -> Iterator[tuple[PreferencePair, Ids, Ids]]:
-    """Each pair, and its prompt with the chosen and with the rejected completion as ids."""
+def fate(
+    chat: Chat,
+    pair: PreferencePair,
+    whole: list[int],
+    chosen: list[int],
+    rejected: list[int],
+    max_length: int,
+    excess: Excess,
+    number: int,
+) -> tuple[list[int] | None, str]:
+    """The prompt as the pair is trained on; None with the reason when it is dropped."""
+    if tokens.broken(chat, pair.chosen) or tokens.broken(chat, pair.rejected):
+        return None, "end-token-inside"
+    if chosen == rejected:
+        return None, "identical"
+    return tokens.fitted(chat, whole, max_length - max(len(chosen), len(rejected)), excess, number), "too-long"
+
+
+def read(chat: Chat, pairs: Iterable[tuple[int, PreferencePair]]) -> Iterator[tuple[int, PreferencePair, Ids, Ids]]:
+    """Each pair with its number, and its prompt with the chosen and with the rejected completion as ids."""
     for batch in tokens.batches(pairs):
-        items = [(pair.prompt, words) for pair in batch for words in (pair.chosen, pair.rejected)]
-        read = iter(tokens.completions(chat, items))
-        yield from zip(batch, read, read, strict=True)
+        items = [(pair.prompt, words) for _, pair in batch for words in (pair.chosen, pair.rejected)]
+        sides = iter(tokens.completions(chat, items, [number for number, _ in batch for _ in range(2)]))
+        for (number, pair), chosen, rejected in zip(batch, sides, sides, strict=True):
+            yield number, pair, chosen, rejected

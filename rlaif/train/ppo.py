@@ -29,7 +29,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlaif.config import PPOSettings
 from rlaif.engines.transformers import quietly
 from rlaif.errors import WorkError
-from rlaif.train import models, ppo_math, rollout, tokens
+from rlaif.train import models, ppo_math, rollout
 from rlaif.train.examples import OnStep, PromptOnly, RewardFunction
 from rlaif.train.models import TrainResult
 from rlaif.train.rollout import Padded, Rollout
@@ -47,6 +47,7 @@ def train_ppo(
     reward: RewardFunction,
     folder: Path,
     on_step: OnStep,
+    template: str | None = None,
 ) -> TrainResult:
     """Train `base` to earn `reward` on `prompts` in a job's `folder`. A step is an iteration.
 
@@ -61,9 +62,9 @@ def train_ppo(
     """
     began = time.monotonic()
     with quietly():
-        policy, tokenizer = models.load(base)
+        policy, tokenizer = models.load(base, template)
+        chat = models.trained_chat(settings, policy, tokenizer)
         value_model = _value_model(base, value_init, tokenizer)
-        chat = tokens.trainable_chat(tokenizer)
         max_length = models.fitting(policy, settings.max_length)
         policy_prompts, counts = rollout.tokenize(chat, prompts, max_length - settings.max_tokens)
         counts.check(max_length, settings.max_length)

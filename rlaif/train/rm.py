@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from rlaif.config import RMSettings
-from rlaif.train import models, tokens, trl
+from rlaif.train import models, trl
 from rlaif.train.examples import OnStep, PreferencePair
 from rlaif.train.models import TrainResult
 from rlaif.train.pairs import tokenize
@@ -27,8 +27,9 @@ def train_rm(
     validation: Iterable[PreferencePair],
     folder: Path,
     on_step: OnStep,
+    template: str | None = None,
 ) -> TrainResult:
-    """Train a reward model that starts from `base` on `pairs` in a job's `folder`.
+    """Train a reward model that starts from `base`, with `template` if given, on `pairs` in a job's `folder`.
 
     Its metrics include the accuracy on the validation pairs, if any. Called again with the same arguments after an
     interruption, it resumes from its last checkpoint, and reports steps since then a second time. Raises InputError for
@@ -36,12 +37,12 @@ def train_rm(
     """
     began = time.monotonic()
     with trl.quietly():
-        model, tokenizer = models.load_reward(base, settings.seed)
-        chat = tokens.trainable_chat(tokenizer)
+        model, tokenizer = models.load_reward(base, settings.seed, template)
+        chat = models.trained_chat(settings, model, tokenizer)
         max_length = models.fitting(model, settings.max_length)
-        train, counts = tokenize(chat, pairs, max_length)
+        train, counts = tokenize(chat, pairs, max_length, settings.excess_length, settings.system)
         counts.check(max_length, settings.max_length)
-        held, held_counts = tokenize(chat, validation, max_length)
+        held, held_counts = tokenize(chat, validation, max_length, settings.excess_length, settings.system)
         counts.add(held_counts)
         data = trl.TokenizedData(_whole(train), _whole(held), counts)
         return trl.learn(settings, model, tokenizer, data, folder, on_step, began)

@@ -10,21 +10,25 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import count, islice
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from rlaif.engines.chat import Chat, Item
+from rlaif.config import Training
+from rlaif.engines.chat import Chat, Item, end_tokens
 from rlaif.errors import InputError, WorkError
 from rlaif.records import Message
 from rlaif.templates import TemplateFailure
 from rlaif.templates.chat import Marked
+from rlaif.train import chats
 
 ROWS_AT_ONCE = 64  # each a few times in memory as text; the other process gets them in a few messages
 
+Excess = Literal["truncate", "drop", "raise"]
 Row = TypeVar("Row")
 Shown = TypeVar("Shown", str, Marked, tuple[str, str])
 
@@ -72,18 +76,38 @@ class Segment(NamedTuple):
     learnt: bool
 
 
-def trainable_chat(tokenizer: PreTrainedTokenizerBase, file: str | None = None) -> Chat:
+def trainable_chat(
+    tokenizer: PreTrainedTokenizerBase, file: str | None = None, ends: frozenset[int] | None = None
+) -> Chat:
     """The tokenizer with its chat template. `file` names the template in errors.
+
+    `ends` are the tokens that end a completion, by default the tokenizer's end token. Where the template ends a turn
+    with another token, that is one, too.
 
     Raises InputError for a tokenizer without a chat template, with several, or without an end token.
     """
     template = tokenizer.chat_template
     if not isinstance(template, str):
         problem = "several chat templates" if template else "no chat template"
-        raise InputError(f"the base model has {problem}", key="template", fix=f"give {MARKED}")
+        raise InputError(f"the base model has {problem}", key="template", fix=f"give `template`: {MARKED}")
     if not tokenizer.eos_token:
         raise InputError("the base model's tokenizer has no end token", fix="set its `eos_token`")
-    return Chat(tokenizer, file, ends=frozenset({_end_id(tokenizer)}), limit=None)
+    chat = Chat(tokenizer, file, ends=ends or frozenset({_end_id(tokenizer)}), limit=None)
+    if (closing := chats.closing_token(chat)) is not None:
+        chat.ends |= {closing}
+    return chat
+
+
+def chat_of(
+    settings: Training, tokenizer: PreTrainedTokenizerBase, named: int | Sequence[int] | None, folder: Path
+) -> Chat:
+    """The base's chat as the trainer's settings have it, which become part of the tokenizer's template.
+
+    `named` are the end tokens in the model's settings. Raises InputError as `trainable_chat`.
+    """
+    chats.adapt(settings, tokenizer)
+    ends = end_tokens(named, tokenizer, folder) if tokenizer.eos_token else None
+    return trainable_chat(tokenizer, settings.template, ends)
 
 
 def beginning(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
@@ -99,16 +123,37 @@ def beginning(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
     return "{{- bos_token -}}\n" + template if adds[:1] == [tokenizer.bos_token_id] else template
 
 
+def within_context(config: Any, max_length: int) -> int:
+    """The most tokens of a row of a model with this configuration."""
+    window: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return max_length if window is None else min(max_length, window)
+
+
 def _end_id(tokenizer: PreTrainedTokenizerBase) -> int:
     end = tokenizer.eos_token_id
     assert isinstance(end, int), "a tokenizer with an end token has its id"
     return end
 
 
-def require_marks(chat: Chat) -> None:
-    """Raise InputError when the template does not mark the assistant's turns."""
-    if not re.search(r"\{%-?\s*generation\s*-?%\}", chat.template.source):
-        raise _error(chat, "the chat template marks no assistant turn with `{% generation %}`", f"give {MARKED}")
+def is_marked(chat: Chat) -> bool:
+    """Whether the template marks the assistant's turns."""
+    return bool(re.search(r"\{%-?\s*generation\s*-?%\}", chat.template.source))
+
+
+def stops(chat: Chat) -> list[str]:
+    """The end tokens as text, longer ones first."""
+    return sorted(map(str, chat.tokenizer.convert_ids_to_tokens(sorted(chat.ends))), key=len, reverse=True)
+
+
+def numbered(
+    rows: Iterable[Row], messages_of: Callable[[Row], Sequence[Message]], system: str, counts: Counts
+) -> Iterator[tuple[int, Row]]:
+    """The rows with their numbers from 1. With `system` as `skip`, those with a system message are dropped."""
+    for number, row in enumerate(rows, 1):
+        if system == "skip" and any(message.role == "system" for message in messages_of(row)):
+            counts.dropped["system-message"] += 1
+        else:
+            yield number, row
 
 
 def batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
@@ -118,75 +163,147 @@ def batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
         yield batch
 
 
-def conversations(chat: Chat, talks: Sequence[Sequence[Message]]) -> list[list[Segment]]:
+def conversations(
+    chat: Chat, talks: Sequence[Sequence[Message]], numbers: Iterable[int] | None = None
+) -> list[list[Segment]]:
     """Each conversation's tokens through the last assistant turn; the assistant's turns are trained on.
+
+    They are those that the template marks. Without marks they are what follows the prompt of each turn, where the whole
+    conversation begins with each of these prompts. `numbers` are those of the rows, for errors, by default from 1.
 
     Raises InputError for a template that refuses the messages, leaves a turn or its end token unmarked, or opens a turn
     differently from its generation prompt.
     """
     asked = [[talk[:i] for i, message in enumerate(talk) if message.role == "assistant"] for talk in talks]
     prompts = iter(chat.rendered([(messages, True) for each in asked for messages in each]))
-    marked = chat.marked(talks, render_jinja_template)
+    if is_marked(chat):
+        marked = chat.marked(talks, render_jinja_template)
+    else:
+        marked = [_bare(text) for text in chat.rendered([(talk, False) for talk in talks])]
+    check = _checked_turns if is_marked(chat) else _found_turns
     texts = [
-        _checked_turns(chat, _accepted(chat, talk, shown), list(zip(each, prompts, strict=False)))
-        for talk, shown, each in zip(talks, marked, asked, strict=True)
+        check(chat, _accepted(chat, talk, shown, number), list(zip(each, prompts, strict=False)), talk, number)
+        for number, talk, shown, each in zip(numbers or count(1), talks, marked, asked, strict=False)
     ]
     return [[Segment(ids, i % 2 == 1) for i, ids in enumerate(pieces)] for pieces in chat.pieces(texts)]
 
 
+Asked = Sequence[tuple[Sequence[Message], str | TemplateFailure]]  # what is before each turn, and how it is asked
+
+
+def _bare(text: str | TemplateFailure) -> Marked | TemplateFailure:
+    return text if isinstance(text, TemplateFailure) else (text, [])
+
+
 def _checked_turns(
-    chat: Chat, marked: Marked, asked: Sequence[tuple[Sequence[Message], str | TemplateFailure]]
+    chat: Chat, marked: Marked, asked: Asked, talk: Sequence[Message], number: int
 ) -> tuple[str, list[int]]:
-    """A conversation as text, and the edges of its assistant turns. `asked` has what is before each, as it is asked."""
+    """A conversation as text, and the edges of its marked turns."""
     text, spans = marked
     if len(spans) != len(asked):
         raise _error(chat, f"the chat template marks {len(spans)} of {len(asked)} assistant turns", f"use {MARKED}")
-    stop = str(chat.tokenizer.eos_token)
+    ending = tuple(stops(chat))
     for (messages, prompt), (start, end) in zip(asked, spans, strict=True):
-        _check_prompt(chat, _accepted(chat, messages, prompt), text[:start])
-        if not text[start:end].endswith(stop):
+        _check_prompt(chat, _accepted(chat, messages, prompt, number), text[:start])
+        if not text[start:end].endswith(ending):
             raise _error(
                 chat,
-                f"a marked turn does not end with the end token {stop!r}, so the model never learns to stop",
+                f"a marked turn does not end with the end token {_named(chat)}, so the model never learns to stop",
                 "put the end token, and nothing after it, before `{% endgeneration %}`",
             )
     return text, [edge for span in spans for edge in span]
 
 
-def completions(chat: Chat, items: Sequence[Item]) -> list[tuple[list[int], list[int]]]:
+def _found_turns(
+    chat: Chat, marked: Marked, asked: Asked, talk: Sequence[Message], number: int
+) -> tuple[str, list[int]]:
+    """A conversation as text, and the edges of its turns by the prompts that it begins with."""
+    text, _ = marked
+    edges: list[int] = []
+    for messages, prompt in asked:
+        asked_with = _accepted(chat, messages, prompt, number)
+        end = None
+        if text.startswith(asked_with) and not chat.continues_plainly:
+            end = _end_of(chat, talk[len(messages)].content, text, len(asked_with))
+        if end is None:
+            raise _error(
+                chat,
+                "the chat template marks no assistant turn with `{% generation %}`, and does not write a conversation "
+                "as its prompts and the words after them",
+                f"give {_suggested(chat)}, or train the last turn alone with `turns: last`",
+            )
+        edges += [len(asked_with), end]
+    return text, edges
+
+
+def _suggested(chat: Chat) -> str:
+    nearest = chats.nearest_shipped(chat)
+    return MARKED if nearest is None else f"`template: {nearest}`, which marks the turns of a format like this one"
+
+
+def _end_of(chat: Chat, words: str, text: str, start: int) -> int | None:
+    """Where a turn ends that begins at `start`: after `words`, unchanged but for white space, and an end token.
+
+    None when the text does not go on like that.
+    """
+    words = chat.defused(words).strip()
+    at = start + len(text[start:]) - len(text[start:].lstrip())
+    if not text.startswith(words, at):
+        return None
+    after = text[at + len(words) :]
+    at = len(text) - len(after.lstrip())
+    return next((at + len(stop) for stop in stops(chat) if text.startswith(stop, at)), None)
+
+
+def completions(
+    chat: Chat, items: Sequence[Item], numbers: Iterable[int] | None = None
+) -> list[tuple[list[int], list[int]]]:
     """For each item the tokens of its prompt, and those of its completion with the end token.
+
+    `numbers` are those of the rows, for errors, by default from 1.
 
     Raises InputError for a template that refuses the messages, opens a turn differently from its generation prompt, or
     does not write the words unchanged and then the end token.
     """
-    texts = [
-        _checked_words(chat, words, *_accepted(chat, [*prompt, Message(role="assistant", content=words)], written))
-        for (prompt, words), written in zip(items, chat.written(items), strict=True)
-    ]
+    texts = []
+    for number, (prompt, words), written in zip(numbers or count(1), items, chat.written(items), strict=False):
+        whole = [*prompt, Message(role="assistant", content=words)]
+        texts.append(_checked_words(chat, words, *_accepted(chat, whole, written, number)))
     return [(before, after) for before, after in chat.pieces(texts)]
 
 
 def _checked_words(chat: Chat, words: str, prompt_text: str, text: str) -> tuple[str, list[int]]:
     """A prompt and its completion as text, and the edges of the completion."""
     _check_prompt(chat, prompt_text, text[: len(prompt_text)])
-    stop = str(chat.tokenizer.eos_token)
-    end = text.rfind(stop, len(prompt_text))
-    written = text[len(prompt_text) : max(end, 0)].strip()
-    if chat.continues_plainly or written != chat.defused(words).strip():
+    end = None if chat.continues_plainly else _end_of(chat, words, text, len(prompt_text))
+    if end is None:
         raise _error(
             chat,
-            f"the chat template does not write the assistant's words unchanged, then the end token {stop!r}",
-            f"first train it with `rlaif train sft` and `template=`, {MARKED}",
+            f"the chat template does not write the assistant's words unchanged, then the end token {_named(chat)}",
+            f"give `template`: {MARKED}",
         )
-    return text, [len(prompt_text), end + len(stop)]
+    return text, [len(prompt_text), end]
 
 
-def prompts(chat: Chat, conversations: Sequence[tuple[Message, ...]]) -> list[list[int]]:
+def texts(chat: Chat, plain: Sequence[str]) -> list[list[int]]:
+    """The tokens of each plain text, after the BOS that the tokenizer begins its texts with, if any; an end token last.
+
+    Special tokens that a text spells are text, as in messages.
+    """
+    tokenizer = chat.tokenizer
+    bos = tokenizer.bos_token_id
+    begin = [bos] if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else []
+    return [[*begin, *ids, _end_id(tokenizer)] for ids in chat.encode([chat.defused(text) for text in plain])]
+
+
+def prompts(
+    chat: Chat, conversations: Sequence[tuple[Message, ...]], numbers: Iterable[int] | None = None
+) -> list[list[int]]:
     """The tokens of each prompt, which do not depend on what follows it.
 
     Raises InputError as `completions` does.
     """
-    return [prompt for prompt, _ in completions(chat, [(messages, "x") for messages in conversations])]
+    return [prompt for prompt, _ in completions(chat, [(messages, "x") for messages in conversations], numbers)]
 
 
 def cut(chat: Chat, prompt: list[int], room: int) -> list[int] | None:
@@ -203,19 +320,39 @@ def cut(chat: Chat, prompt: list[int], room: int) -> list[int] | None:
     return head + prompt[len(prompt) - room + len(head) :]
 
 
+def fitted(chat: Chat, prompt: list[int], room: int, excess: Excess, number: int) -> list[int] | None:
+    """The prompt of row `number` as it fits into `room` tokens, by `excess_length`; None for a row that is dropped.
+
+    Raises InputError where excess is refused.
+    """
+    if len(prompt) <= room or excess == "truncate":
+        return cut(chat, prompt, room)
+    if excess == "raise":
+        problem = f"row {number} has {len(prompt) - room:,} tokens more than `max_length` allows"
+        raise InputError(problem, fix="raise `max_length`, or set `excess_length` to `truncate` or `drop`")
+    return None
+
+
 def broken(chat: Chat, words: str) -> bool:
-    """Whether the words spell the end token themselves."""
-    return str(chat.tokenizer.eos_token) in words
+    """Whether the words spell an end token themselves."""
+    return any(stop in words for stop in stops(chat))
 
 
-def _accepted(chat: Chat, messages: Sequence[Message], shown: Shown | TemplateFailure) -> Shown:
-    """What the template made of the messages. Raises InputError when it refused them."""
+def _named(chat: Chat) -> str:
+    """The end tokens, for a person."""
+    return " or ".join(map(repr, reversed(stops(chat))))
+
+
+def _accepted(chat: Chat, messages: Sequence[Message], shown: Shown | TemplateFailure, number: int) -> Shown:
+    """What the template made of the messages of row `number`. Raises InputError when it refused them."""
     if not isinstance(shown, TemplateFailure):
         return shown
     roles = ", ".join(message.role for message in messages)
-    raise _error(
-        chat, f"the chat template refuses a conversation of {roles}: {shown}", "use a template that takes these roles"
-    )
+    where = f"row {number}, which begins {messages[0].content[:40]!r}" if messages else f"row {number}"
+    fix = "use a template that takes these roles"
+    if any(message.role == "system" for message in messages):
+        fix += ", or set `system: merge` (the message goes before the user's) or `system: skip` (leave such rows out)"
+    raise _error(chat, f"the chat template refuses a conversation of {roles} ({where}): {shown}", fix)
 
 
 def _check_prompt(chat: Chat, prompt_text: str, before: str) -> None:

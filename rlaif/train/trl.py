@@ -13,6 +13,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +31,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 from rlaif.config import DPOSettings, RMSettings, SFTSettings, TrainerSettings
 from rlaif.engines.transformers import quietly as transformers_quietly
 from rlaif.errors import InputError, WorkError
-from rlaif.train import models
+from rlaif.train import models, packing
 from rlaif.train.examples import OnStep
 from rlaif.train.models import TrainResult
 from rlaif.train.tokens import Counts
@@ -100,7 +101,10 @@ def _recompute(on: bool) -> dict[str, Any]:
 
 
 def sft_fields(settings: SFTSettings) -> dict[str, Any]:
-    return {"dataset_kwargs": {"skip_prepare_dataset": True}, "packing": False, "loss_type": "nll"}
+    fields = {"dataset_kwargs": {"skip_prepare_dataset": True}, "packing": False, "loss_type": "nll"}
+    if settings.mixes:  # the rows are those of all epochs, in order
+        fields |= {"num_train_epochs": 1.0, "train_sampling_strategy": "sequential"}
+    return fields
 
 
 def dpo_fields(settings: DPOSettings) -> dict[str, Any]:
@@ -219,6 +223,16 @@ class _DPO(_Weighed, _Ours, DPOTrainer):
         return dataset
 
 
+class _Packing(transformers.TrainerCallback):
+    """Proves, before the first step, that the rows of a sequence do not see one another."""
+
+    def __init__(self, sequences: Columns, pad: int) -> None:
+        self.sequences, self.pad = sequences, pad
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        packing.prove(model, self.sequences, self.pad)
+
+
 class _Reward(_Weighed, _Ours, RewardTrainer):
     pass
 
@@ -305,6 +319,10 @@ def _trainer(kind: type, config: Any, model: Any, tokenizer: Any, data: Tokenize
         callbacks=[_Steps(on_step, first_of_dpo if isinstance(config, DPOConfig) else None)],
     )
     trainer.remove_callback(transformers.PrinterCallback)
+    if "seq_lengths" in data.train:
+        pad = int(tokenizer.pad_token_id)
+        trainer.data_collator = partial(packing.collated, pad=pad)
+        trainer.add_callback(_Packing(data.train, pad))
     return trainer
 
 

@@ -7,21 +7,33 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rlaif.config import DataStage, Step
-from rlaif.formats import Column, ReadResult, Table, each_row, named, read_conversations, read_preferences, rows_of
+from rlaif.formats import (
+    Column,
+    PlainText,
+    ReadResult,
+    Table,
+    each_row,
+    named,
+    read_conversations,
+    read_preferences,
+    read_texts,
+    rows_of,
+)
 from rlaif.formats.published import LABEL
 from rlaif.generate.pairing import Pairing
 from rlaif.pipeline.manifest import StageRecord
 from rlaif.pipeline.spool import RowWriter, Spool
 from rlaif.pipeline.stages.files import record_of, source_of
 from rlaif.pipeline.stages.stage import Made, Opening, Planning, TableStage, Work, unparsed
-from rlaif.records import Row, digest, prompt_id, split_of
+from rlaif.records import Row, Split, digest, prompt_id, split_of
 
 
 class Data(TableStage[DataStage]):
@@ -36,7 +48,18 @@ class Data(TableStage[DataStage]):
         judging = [reader for reader in readers if reader.stage.takes == "rows"]
         learning = {reader.stage.takes: reader for reader in readers if reader.stage.takes != "rows"}
         apart = "name a `pair` stage, or read the file in a `data` stage of its own"
-        if judging:
+        if settings.plain_text is not None:
+            if other := next((reader for reader in readers if reader.stage.takes != "demonstrations"), None):
+                problem = f"the stage {self.name!r} holds plain text, which {other.name!r} cannot use"
+                raise opening.pipeline.error(step, problem, ("plain_text",), "only `sft` trains on it")
+            texts = self._kept(partial(read_texts, column=settings.plain_text), opening)
+            self._digest = digest([text.id for text in texts])
+            opening.made[self.name] = Made(texts=texts)
+        elif judging:
+            if settings.split == "all" or settings.validation is not None:
+                key = "split" if settings.split == "all" else "validation"
+                problem = f"the stage {self.name!r} is judged by {judging[0].name}, and `{key}` is for rows to train on"
+                raise opening.pipeline.error(step, problem, (key,), f"remove `{key}`")
             for reader in learning.values():
                 problem = f"the stage {self.name!r} is judged by {judging[0].name} and trained on unchanged here"
                 raise opening.pipeline.error(reader, problem, reader.stage.source_key, apart)
@@ -49,17 +72,22 @@ class Data(TableStage[DataStage]):
             if settings.turns == "all":
                 problem = "with preferences only the last turn is trained on"
                 raise opening.pipeline.error(step, problem, ("turns",), "remove `turns`")
-            preferences = self._kept(read_preferences(self._source()), opening)
+            preferences = self._kept(read_preferences, opening)
             self._digest = digest([preference.id for preference in preferences])
             opening.made[self.name] = Made(preferences=preferences)
         else:
-            read = read_conversations(self._source(), turns=settings.turns or "all")
-            conversations = self._kept(read, opening)
+            conversations = self._kept(partial(read_conversations, turns=settings.turns or "all"), opening)
             self._digest = digest([[[m.role, m.content] for m in c.messages] for c in conversations])
             opening.made[self.name] = Made(conversations=conversations)
 
-    def _source(self) -> Path | Table:
-        source, settings = source_of(self.settings), self.settings
+    def _source(self, validation: bool = False) -> Path | Table:
+        """The rows of the file, or of that to validate on, under the names that the readers know."""
+        settings = self.settings
+        if validation:
+            other = {"path": settings.validation} if settings.hub is None else {"hub_split": settings.validation}
+            source = source_of(settings.model_copy(update=other))
+        else:
+            source = source_of(settings)
         if settings.columns is None and settings.system is None:
             return source
         table = source if isinstance(source, Table) else rows_of(source)
@@ -71,14 +99,56 @@ class Data(TableStage[DataStage]):
         for what, count in told.items():
             opening.note(f"{self.name}: {what} ({count:,} {'time' if count == 1 else 'times'})")
 
-    def _kept(self, result: ReadResult[Any], opening: Opening) -> list[Any]:
+    def _kept(self, read: Callable[[Path | Table], ReadResult[Any]], opening: Opening) -> list[Any]:
+        """The rows to train and to validate on, of both files where there are two."""
+        result = read(self._source())
+        items, dropped, unusable = result.items, Counter[str](), Counter(result.dropped)
         self._tell(result.told, opening)
-        usable = [item for item in result.items if item.split != "held-out" or self.settings.keeps_held_out]
+        validating: list[Any] = []
+        if self.settings.validation is not None:
+            other = read(self._source(validation=True))
+            unusable.update(other.dropped)
+            self._tell(other.told, opening)
+            validating = other.items
+            asked = {_asked(item) for item in validating}
+            apart = [item for item in items if _asked(item) not in asked]
+            dropped["prompt in the validation file"] = len(items) - len(apart)
+            items = apart
+        read_rows = len(result.items) + len(validating)
+        usable, held_out = self._assigned(items, "train")
         kept = usable[: self.settings.take]
-        counts = {"held-out": len(result.items) - len(usable), "not taken": len(usable) - len(kept)}
-        dropped = Counter({reason: count for reason, count in counts.items() if count})
-        self.record = record_of(self.step, len(result.items), result.dropped, len(kept), dropped)
+        validating, also_held_out = self._assigned(validating, "validation")
+        dropped.update({"held-out": held_out + also_held_out, "not taken": len(usable) - len(kept)})
+        self._check_left(kept, dropped, opening)
+        kept += validating
+        self.record = record_of(self.step, read_rows, unusable, len(kept), +dropped)
         return kept
+
+    def _assigned(self, items: Sequence[Any], role: Split) -> tuple[list[Any], int]:
+        """The rows that are not held out, and how many are.
+
+        They have the `role` of their file where another file has the other role, or where all rows are used.
+        """
+        settings = self.settings
+        if settings.split == "hash":
+            usable = [item for item in items if item.split != "held-out" or settings.keeps_held_out]
+        else:
+            usable = list(items)
+        if settings.split == "all" or settings.validation is not None:
+            usable = [item.model_copy(update={"assigned": role}) for item in usable]
+        return usable, len(items) - len(usable)
+
+    def _check_left(self, kept: Sequence[Any], dropped: Counter[str], opening: Opening) -> None:
+        """Raise InputError when a trainer reads the rows and none of them is for training."""
+        if self.settings.split == "all" or any(item.split == "train" for item in kept):
+            return
+        if not any(reader.stage.model_made for reader in opening.readers(self.step)):
+            return
+        counts = {"held out": dropped["held-out"], "for validation": len(kept)}
+        where = " and ".join(f"{count:,} {what}" for what, count in counts.items() if count)
+        problem = f"none of the {sum(counts.values()):,} rows is for training: {where}, by the hash of their prompts"
+        fix = "give more rows, or `split: all` to train on every row (`--split all` of `rlaif train`)"
+        raise opening.pipeline.error(self.step, problem, ("path",) if self.settings.hub is None else ("hub",), fix)
 
     def _rows(self, readers: Sequence[Step], opening: Opening) -> Made:
         """Rows with candidates and the file's judgements of them, kept on disk."""
@@ -184,6 +254,11 @@ class StatedJudgements:
 
     def facts(self) -> dict[str, int]:
         return dict(+self._facts)
+
+
+def _asked(item: Any) -> str:
+    """The id of the prompt of a row, or of its text."""
+    return item.id if isinstance(item, PlainText) else item.prompt.id
 
 
 def _digest_of_rows(rows: Iterable[Row]) -> str:

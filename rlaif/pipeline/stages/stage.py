@@ -19,7 +19,7 @@ from rlaif.engines.asking import Asking
 from rlaif.engines.identity import has_reward_head
 from rlaif.engines.open import api_key, notes_on_keys
 from rlaif.errors import EngineError, Stopped
-from rlaif.formats import Conversation, StatedPreference
+from rlaif.formats import Conversation, PlainText, StatedPreference
 from rlaif.generate.pairing import Pairing
 from rlaif.pipeline.datasets import DatasetOf, Piece, dataset_name, write_datasets
 from rlaif.pipeline.folder import RunFolder
@@ -72,6 +72,7 @@ class Made:
     rows: Reiterable[Row] | None = None
     preferences: Reiterable[Preference | StatedPreference] | None = None
     conversations: Reiterable[Conversation] | None = None
+    texts: Reiterable[PlainText] | None = None  # of no conversation
     kept: Callable[[], Iterator[Kept]] | None = None  # those of its completions that are SFT data
     model: str | None = None  # the name of a trained one, which is a model of the session from then on
     report: Mapping[str, Any] | None = None

@@ -9,6 +9,7 @@ import asyncio
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +27,7 @@ from rlaif.pipeline.stages.stage import Made, Opening, Planning, TableStage, Wor
 from rlaif.pipeline.stages.verify import open_checks
 from rlaif.resources import find, read_text
 from rlaif.train import examples, job, rewards
-from rlaif.train.examples import Example, RewardFunction, Survey
+from rlaif.train.examples import Demonstration, Example, RewardFunction, Survey
 from rlaif.train.job import Job, RewardModel
 
 
@@ -57,7 +58,14 @@ class Train(TableStage[TrainStage]):
     def examples(self, made: Mapping[str, Made]) -> Iterator[Example]:
         """The examples of its sources, one at a time."""
         for source in self.step.sources:
-            yield from self._given(made[source.name])
+            yield from self._of(source, made)
+
+    def _of(self, source: Step, made: Mapping[str, Made]) -> Iterator[Example]:
+        """The examples of one source, with its name where they are mixed."""
+        for example in self._given(made[source.name]):
+            if self.trainer.mixes and isinstance(example, Demonstration):
+                example = replace(example, part=source.name)
+            yield example
 
     def _given(self, made: Made) -> Iterator[Example]:
         """The examples in what one stage made."""
@@ -72,6 +80,8 @@ class Train(TableStage[TrainStage]):
                     yield from examples.of_preferences([preference])
         elif made.conversations is not None:
             yield from examples.of_conversations(made.conversations)
+        elif made.texts is not None:
+            yield from examples.of_texts(made.texts)
         else:
             assert made.kept is not None
             yield from examples.of_kept(made.kept())
@@ -80,7 +90,7 @@ class Train(TableStage[TrainStage]):
         """The examples counted and digested. Raises WorkError when a source of `complete` examples gave none."""
         survey = Survey(self.trainer.unused)
         for source in self.step.sources:
-            if not survey.add(self._given(made[source.name])) and complete:
+            if not survey.add(self._of(source, made)) and complete:
                 raise WorkError(
                     f"stage {source.name!r} gave nothing to train {self.name!r} on",
                     fix="`rlaif status` shows what was dropped and why",

@@ -1,0 +1,166 @@
+"""`rlaif train --check`: what would be trained on is shown as the trainer tokenizes it, without any weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("trl")
+
+from test_chat_templates import talk
+from test_run import Cli, run_cli  # noqa: F401 - the fixture
+from test_train import settings_of
+from test_train_tokens import chat
+
+from rlaif.config import TRAINERS, Training
+from rlaif.errors import InputError
+from rlaif.train import pairs, sft
+from rlaif.train.check import Check, Piece, check
+from rlaif.train.examples import Demonstration, Example, PreferencePair, PromptOnly
+
+END = "<|end|>"
+
+
+@pytest.fixture(scope="module")
+def weightless(random_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The base model without its weights."""
+    folder = shutil.copytree(random_model, tmp_path_factory.mktemp("weightless") / "base")
+    (folder / "model.safetensors").unlink()
+    return folder
+
+
+def pieces(made: Check, row: int = 0) -> dict[str, list[tuple[str, str]]]:
+    """The pieces of a row's sides, each with its tokens joined."""
+    return {name: [(p.state, "".join(p.tokens)) for p in side] for name, side in made.rows[row].sides.items()}
+
+
+def ppo(**changed: Any) -> Training:
+    checks = [{"length": {"max_words": 3}}]
+    return TRAINERS["ppo"].model_validate({"base": "b", "name": "n", "checks": checks} | changed)
+
+
+def test_a_conversation_is_shown_as_it_is_learnt(weightless: Path) -> None:
+    turns = tuple(talk("s:s", "u:hi", "a:ok", "u:yo", "a:y"))
+    made = check(settings_of("sft"), weightless, [Demonstration(turns, masked=(2,)), Demonstration(turns, "last")])
+    asked = f"<|system|> s{END}<|user|> hi{END}<|assistant|>"
+    between = f"<|user|> yo{END}<|assistant|>"
+    assert pieces(made)["conversation"] == [
+        ("context", asked), ("context", f" ok{END}"), ("context", between), ("learnt", f" y{END}")
+    ]  # fmt: skip
+    assert pieces(made, 1)["conversation"] == [("context", asked + f" ok{END}" + between), ("learnt", f" y{END}")]
+    assert made.rows[0].sides["conversation"][-1] == Piece("learnt", [" ", "y", END])
+    assert (made.kept, made.learnt, made.lengths) == (2, 6, [23, 23]) and made.tokens == 46
+
+
+def test_a_preference_and_a_prompt_are_shown_and_counted(weightless: Path) -> None:
+    hi = tuple(talk("u:hi"))
+    made = check(settings_of("dpo"), weightless, [PreferencePair(hi, "ok", "y"), PreferencePair(hi, "a", "bb")])
+    assert pieces(made) == {
+        "prompt": [("context", f"<|user|> hi{END}<|assistant|>")],
+        "chosen": [("learnt", f" ok{END}")],
+        "rejected": [("learnt", f" y{END}")],
+    }
+    assert (made.longer_chosen, made.longer_rejected, made.learnt, made.tokens) == (1, 1, 14, 14 + 4 * 6)
+    made = check(ppo(max_length=8, max_tokens=4), weightless, [PromptOnly(hi), PromptOnly(tuple(talk("u:hi there")))])
+    assert made.fates == {"train": {"cut": 1, "too-long": 1}}
+    assert pieces(made) == {"prompt": [("cut", "<|user|> "), ("context", f"hi{END}<|assistant|>")]}
+    assert made.steps is None
+
+
+def test_the_counts_are_those_of_the_trainer(weightless: Path, random_model: Path) -> None:
+    rows: list[Example] = [Demonstration(tuple(talk("u:" + "hi " * n, f"a:ok{n}"))) for n in range(1, 12)]
+    rows += [Demonstration(tuple(talk("u:hi", f"a:a{END}b"))), Demonstration(tuple(talk("s:s", "u:hi", "a:ok")))]
+    two: list[Example] = [PreferencePair(row.messages[:1], f"ok{i}", "y") for i, row in enumerate(rows[:11])]  # type: ignore[union-attr]
+    for method, given, tokenize in (("sft", rows, sft.tokenize), ("rm", two, pairs.tokenize)):
+        made = check(settings_of(method, max_length=20, system="skip"), weightless, given)
+        any_tokenize: Any = tokenize
+        _, counts = any_tokenize(chat(random_model, "tiny"), given, 20, "truncate", "skip")
+        fates = dict(made.fates["train"])
+        assert (made.kept, fates.pop("cut")) == (counts.kept, counts.cut) and counts.cut > 2
+        assert fates.pop("trained on") == counts.kept - counts.cut and fates == counts.dropped
+        assert sum(count for *_, count in made.histogram()) == len(made.lengths)
+        assert made.steps == -(-counts.kept // 4)
+
+
+def test_a_row_that_the_trainer_refuses_is_refused(weightless: Path) -> None:
+    rows = [Demonstration(tuple(talk("u:hi", "a:ok"))), Demonstration(tuple(talk("u:hi there", "a:ok")))]
+    with pytest.raises(InputError, match="row 2 has 6 tokens more than"):
+        check(settings_of("sft", max_length=10, excess_length="raise"), weightless, rows)
+
+
+def test_the_context_of_the_model_and_its_end_tokens_are_told(weightless: Path, tmp_path: Path) -> None:
+    base = shutil.copytree(weightless, tmp_path / "base")
+    settings = json.loads((base / "generation_config.json").read_text())
+    (base / "generation_config.json").write_text(json.dumps(settings | {"eos_token_id": [1, 3]}))
+    made = check(settings_of("sft", max_length=5000), base, [Demonstration(tuple(talk("u:hi", "a:ok")))])
+    assert (made.max_length, made.asked) == (512, 5000) and set(made.ends) == {END, "<|user|>"}
+
+
+@pytest.mark.parametrize(
+    ("lengths", "first"), [([5], (5, 5, 1)), ([0, 119], (0, 9, 1)), ([1000, 1011], (1000, 1000, 1))]
+)
+def test_the_bins_of_a_histogram_are_round_and_hold_every_length(
+    lengths: list[int], first: tuple[int, int, int]
+) -> None:
+    made = Check("sft", "t", True, [], 10, 10, lengths=lengths)
+    bins = made.histogram()
+    assert bins[0] == first and sum(count for *_, count in bins) == len(lengths) and len(bins) <= 13
+    assert all(after[0] == before[1] + 1 for before, after in zip(bins, bins[1:], strict=False))
+
+
+def demonstrations(folder: Path) -> None:
+    rows = [{"prompt": f"what is {i}?\n" + "please " * i, "completion": f"it is {i}"} for i in range(20)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_the_command_shows_rows_lengths_and_what_is_dropped(
+    weightless: Path,
+    tmp_path: Path,
+    run_cli: Cli,  # noqa: F811
+) -> None:
+    demonstrations(tmp_path)
+    arguments = ["sft", "--base", str(weightless), "--data", "rows.jsonl", "--check", "--split", "all", "max_length=70"]
+    code, out, err = run_cli("train", *arguments)
+    assert code == 0, err
+    lines = [line.rstrip() for line in out.splitlines()]
+    assert "sft on rows.jsonl: 20 rows" in lines and "max_length        70" in lines
+    assert "for training      15, 8 of them with a prompt cut from the left; dropped: 5 too-long" in lines
+    assert any("█" in line and "max_length 70" in line for line in lines)
+    start = lines.index("row 1 for training: trained on, 24 tokens")
+    tokens = ["<|user|>", " ", *"what", " ", *"is", " ", "0", "?", "⏎"]
+    assert lines[start + 1].strip() == "·".join(tokens)
+    end = next(line for line in lines[start:] if line.startswith("  + "))
+    assert end.strip() == "+ " + "·".join([" ", *"it", " ", *"is", " ", "0", END])
+    assert any(line.startswith("  - <|user|>") for line in lines)
+    dropped = next(i for i, line in enumerate(lines) if line.endswith("dropped, too-long, 131 tokens"))
+    assert not any(line.startswith("  + ") for line in lines[dropped:])
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_the_command_as_json_and_without_a_folder(weightless: Path, tmp_path: Path, run_cli: Cli) -> None:  # noqa: F811
+    demonstrations(tmp_path)
+    arguments = ["sft", "--base", str(weightless), "--data", "rows.jsonl"]
+    code, out, err = run_cli("train", *arguments, "--check", "--json", "--split", "all")
+    assert code == 0, err
+    told = json.loads(out)
+    assert (told["read"], told["withheld"], told["rows"], told["kept"]) == (20, {}, {"train": {"trained on": 20}}, 20)
+    states = [piece["state"] for piece in told["shown"][0]["sides"]["conversation"]]
+    assert states == ["context", "learnt"] and told["end_tokens"] == [END]
+    code, _, err = run_cli("train", *arguments)
+    assert code == 2 and "give --out FOLDER, or --check" in err
+
+
+def test_a_message_of_the_file_reaches_no_screen_as_codes(
+    weightless: Path,
+    tmp_path: Path,
+    run_cli: Cli,  # noqa: F811
+) -> None:
+    row = {"prompt": "\x1b[31mred\x07", "completion": "[bold]no[/bold]\x1b]0;t\x07"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    arguments = ["sft", "--base", str(weightless), "--data", "rows.jsonl", "--check", "--split", "all"]
+    code, out, err = run_cli("train", *arguments)
+    assert code == 0 and "\x1b" not in out and "\x07" not in out and "[·b·o·l·d·]" in out, err
