@@ -29,6 +29,7 @@ from rlaif.engines.chat import end_tokens
 from rlaif.engines.identity import model_files, weights_digest
 from rlaif.engines.transformers import load_config, load_net, load_tokenizer, not_finite, refuse_diverged
 from rlaif.errors import InputError, WorkError
+from rlaif.records import digest
 from rlaif.train.tokens import Counts, beginning
 
 FINAL = "final"  # the trained model's folder inside its job's
@@ -98,6 +99,12 @@ def _pad_apart(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
         if tokenizer.pad_token_id >= rows:
             model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+
+
+def computed_by(folder: Path, dtype: str) -> str:
+    """The digest of all that decides what the model in `folder` computes of given tokens, up to the order of sums."""
+    device = getattr(torch.accelerator.current_accelerator(), "type", "cpu")
+    return digest([weights_digest(folder), dtype, device, torch.__version__, transformers.__version__])
 
 
 def fitting(model: Any, max_length: int) -> int:
