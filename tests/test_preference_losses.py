@@ -180,7 +180,8 @@ def test_what_trl_has_is_trls(random_model: Path, tmp_path: Path, changed: dict[
     data = trl.TokenizedData(rows, {}, Counts())
     with trl.quietly():
         kept = References("0" * 32, tmp_path)
-        trainer = trl._trainer(trl._DPO, config, model, tokenizer, data, print, preferences=asked, references=kept)
+        own = {"preferences": asked, "references": kept, "evaluated": {}, "notes": []}
+        trainer = trl._trainer(trl._DPO, config, model, tokenizer, data, print, **own)
     torch.manual_seed(0)
     with torch.no_grad():
         for weight in model.parameters():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from rlaif.train.examples import OnStep, PreferencePair
 from rlaif.train.models import TrainResult
 from rlaif.train.pairs import IDS, tokenize
 from rlaif.train.references import References
+from rlaif.train.rm_evaluation import ScoredPair, evaluation
 
 KEPT = "references"  # the folder in its job's that keeps the reference's log-probabilities
 
@@ -50,9 +52,22 @@ def train_dpo(
         data = trl.TokenizedData(_columns(settings, train), _columns(settings, held), counts)
         by = models.computed_by(base, settings.dtype)
         kept = None if settings.reference_free else References(by, folder / KEPT, shared)
-        return trl.learn(
-            settings, model, tokenizer, data, folder, on_step, began, preferences=settings, references=kept
-        )
+        evaluated = dict[int, tuple[float, float]]()
+        own = {"preferences": settings, "references": kept, "evaluated": evaluated, "notes": counts.notes}
+        finish = partial(_evaluation, held, evaluated)
+        return trl.learn(settings, model, tokenizer, data, folder, on_step, began, finish, **own)
+
+
+def _evaluation(held: dict[str, list[Any]], rewards: dict[int, tuple[float, float]], _: Any) -> dict[str, Any]:
+    """The figures on validation pairs, whose scores are their implicit rewards; nothing without such pairs."""
+    if not rewards:
+        return {}
+    columns = zip(*(held[name] for name in (*IDS, "margin", "source")), strict=True)
+    pairs = [
+        ScoredPair(str(prompt), *rewards[row], len(chosen), len(rejected), margin, source)
+        for row, (prompt, chosen, rejected, margin, source) in enumerate(columns)
+    ]
+    return {"validation": evaluation(pairs, scale=1.0)}
 
 
 def _columns(settings: DPOSettings, read: dict[str, list[Any]]) -> dict[str, list[Any]]:

@@ -13,6 +13,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,9 +33,10 @@ from trl.trainer.utils import add_fused_lm_head
 from rlaif.config import DPOSettings, RMSettings, SFTSettings, TrainerSettings
 from rlaif.engines.transformers import quietly as transformers_quietly
 from rlaif.errors import InputError, WorkError
-from rlaif.train import models, preference_losses
+from rlaif.train import alarms, models, preference_losses
 from rlaif.train.examples import OnStep
 from rlaif.train.models import TrainResult
+from rlaif.train.ordering import LikeLengths
 from rlaif.train.preference_losses import Completions, token_weights
 from rlaif.train.references import Completion, LogProbs, References
 from rlaif.train.tokens import Counts
@@ -43,7 +45,7 @@ Columns = Mapping[str, list[Any]]
 
 SMALL = 100_000_000  # parameters; below, activations fit in memory and recomputing them only costs time
 REPORTED = ("loss", "aux_loss", "learning_rate", "grad_norm")
-REPORTED_DPO = preference_losses.REPORTED
+REPORTED_DPO = (*preference_losses.REPORTED, "padding", alarms.COLLAPSE)
 REPORTED_RM = ("accuracy", "margin", "mean_reward")
 VALIDATED = {
     "eval_loss": "validation_loss",
@@ -232,13 +234,24 @@ class _DPO(_Weighed, _Ours, DPOTrainer):
     """TRL's trainer of DPO with the losses of `preference_losses`, and a reference that is computed once and kept.
 
     Of TRL are the batches, the log-probabilities without logits in memory, and what adapters and processes need.
+    `evaluated` gets the implicit rewards, chosen and rejected, of each validation row by its number, and `notes` what
+    the figures of the whole training warn of.
     """
 
-    def __init__(self, *, preferences: DPOSettings, references: References | None, **named: Any) -> None:
-        self.preferences, self.references = preferences, references
-        self.evaluated: dict[int, tuple[float, float]] = {}  # a validation row's implicit rewards
+    def __init__(
+        self,
+        *,
+        preferences: DPOSettings,
+        references: References | None,
+        evaluated: dict[int, tuple[float, float]],
+        notes: list[str],
+        callbacks: list[Any],
+        **named: Any,
+    ) -> None:
+        self.preferences, self.references, self.evaluated = preferences, references, evaluated
         padding = named["processing_class"].pad_token_id
-        super().__init__(data_collator=_Pairs(pad_token_id=padding), **named)
+        watched = [_Watch(notes, grouped=preferences.group_by_length), *callbacks]
+        super().__init__(data_collator=_Pairs(pad_token_id=padding), callbacks=watched, **named)
         model = self.accelerator.unwrap_model(self.model)
         # TRL asks for entropy and others of each token, which nothing here reads.
         add_fused_lm_head(getattr(model, "get_base_model", lambda: model)(), outputs=("log_probs",))
@@ -252,6 +265,17 @@ class _DPO(_Weighed, _Ours, DPOTrainer):
             super()._set_signature_columns_if_needed()  # type: ignore[no-untyped-call]
             columns: Any = self._signature_columns
             columns.extend(_OF_PAIR)
+
+    def _get_train_sampler(self, train_dataset: datasets.Dataset | None = None) -> Any:
+        """The base trainer's random order, except where another order of the same rows saves padding."""
+        rows: Any = self.train_dataset if train_dataset is None else train_dataset
+        batches = self.args.gradient_accumulation_steps * self.accelerator.num_processes
+        if batches == 1 and not self.preferences.group_by_length:
+            return super()._get_train_sampler(train_dataset)
+        columns = zip(rows["prompt_ids"], rows["chosen_ids"], rows["rejected_ids"], strict=True)
+        lengths = [len(prompt) + max(len(chosen), len(rejected)) for prompt, chosen, rejected in columns]
+        step = self.args.per_device_train_batch_size * batches
+        return LikeLengths(lengths, step, self.args.seed, grouped=self.preferences.group_by_length)
 
     # ------------------------------------------------------------ the reference
 
@@ -353,6 +377,10 @@ class _DPO(_Weighed, _Ours, DPOTrainer):
     def _note(self, inputs: Any, noted: Mapping[str, Any]) -> None:
         """Add the means over the pairs of all processes to the metrics, and note a validation row's rewards."""
         gather = self.accelerator.gather
+        taken = gather(inputs["attention_mask"].sum())
+        if self.model.training:
+            self._total_train_tokens += int(taken.sum())
+        self._metrics[self._mode]["num_tokens"] = [self._total_train_tokens]
         padding = 1 - inputs["attention_mask"].float().mean()
         table = torch.stack([*noted.values(), padding.expand(len(inputs["row"]))], 1)
         rows = gather(table).tolist()
@@ -363,6 +391,27 @@ class _DPO(_Weighed, _Ours, DPOTrainer):
             places = [names.index(f"rewards/{side}") for side in _SIDES]
             for number, row in zip(gather(inputs["row"]).tolist(), rows, strict=True):
                 self.evaluated[number] = (row[places[0]], row[places[1]])
+
+
+class _Watch(transformers.TrainerCallback):
+    """Raises the alarm of a step, and notes what the whole training warns of."""
+
+    def __init__(self, notes: list[str], *, grouped: bool) -> None:
+        self.notes, self.grouped = notes, grouped
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        if logs is None or "loss" not in logs:
+            return
+        first, last = (
+            list(islice((entry for entry in entries if "loss" in entry), alarms.WINDOW))
+            for entries in (state.log_history, reversed(state.log_history))
+        )
+        if (found := alarms.fall(first, last[::-1])) is not None:
+            logs[alarms.COLLAPSE] = found
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        steps = [entry for entry in state.log_history if "loss" in entry]
+        self.notes += alarms.notes(steps, grouped=self.grouped)
 
 
 def _completions(dataset: datasets.Dataset, *, shared: bool) -> dict[str, list[Completion]]:
@@ -432,14 +481,16 @@ def learn(
     folder: Path,
     on_step: OnStep,
     began: float,
+    finish: Callable[[Any], dict[str, Any]] | None = None,
     **own: Any,
 ) -> TrainResult:
     """Train `model` by the method of `settings`, from the last checkpoint in the job's `folder`, and save it.
 
     Rows are token ids. SFT: `input_ids` and `labels`, where -100 is ignored. DPO: `prompt_ids`, `chosen_ids` and
     `rejected_ids`, with a number `row` and, for soft labels, a `probability`. Reward model: `chosen_ids` and
-    `rejected_ids`, each a prompt and a completion. `began` is `time.monotonic()` at the start of the training; `own`
-    are further arguments of the method's trainer. Raises WorkError for a loss that is not finite, InputError when
+    `rejected_ids`, each a prompt and a completion. `began` is `time.monotonic()` at the start of the training. `finish`
+    gets the trained model before it is saved; what it returns is the evaluation in the record. `own` are further
+    arguments of the method's trainer. Raises WorkError for a loss that is not finite, InputError when
     several GPUs are visible.
     """
     kind, config, fields_of = _METHODS[type(settings)]
@@ -450,7 +501,10 @@ def learn(
         metrics = evaluate(trainer)
     trained = trainer.accelerator.unwrap_model(trainer.model)
     steps = int(trainer.state.global_step)
-    return models.save(trained, tokenizer, folder, data.counts, steps=steps, metrics=metrics, began=began)
+    told = {} if finish is None else finish(trained)
+    return models.save(
+        trained, tokenizer, folder, data.counts, steps=steps, metrics=metrics, began=began, evaluation=told
+    )
 
 
 _METHODS: dict[type, tuple[type, type, Callable[[Any], dict[str, Any]]]] = {
@@ -518,6 +572,8 @@ def evaluate(trainer: Any) -> dict[str, float]:
     """First and last training loss, and the validation metrics, if there are validation rows."""
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     metrics = {"first_loss": losses[0], "last_loss": losses[-1]}
+    if padding := [entry["padding"] for entry in trainer.state.log_history if "padding" in entry]:
+        metrics["padding"] = sum(padding) / len(padding)  # the share of the tokens in batches
     if trainer.eval_dataset is not None:
         validated = trainer.evaluate()
         metrics |= {ours: float(validated[theirs]) for theirs, ours in VALIDATED.items() if theirs in validated}
