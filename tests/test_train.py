@@ -34,7 +34,7 @@ from rlaif.engines.transformers import TransformersEngine
 from rlaif.errors import InputError, WorkError
 from rlaif.records import Message
 from rlaif.resources import find
-from rlaif.train import job, models, trl
+from rlaif.train import job, models, preference_losses, trl
 from rlaif.train.examples import Demonstration, Example, OnStep, PreferencePair
 from rlaif.train.job import Job
 from rlaif.train.pairs import tokenize as tokenize_pairs
@@ -273,7 +273,7 @@ def test_the_loss_falls_and_every_step_is_reported(whole: Callable[[str], Whole]
     reported |= {
         "sft": set[str](),
         "rm": {"accuracy", "margin", "mean_reward"},
-        "dpo": {"rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected"},
+        "dpo": set(preference_losses.REPORTED),
     }[method]
     assert set(steps[0]) == reported
     if method != "sft":

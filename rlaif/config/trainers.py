@@ -126,14 +126,58 @@ class SFTSettings(TrainerSettings):
         return self.mix is not None
 
 
+Loss = Literal["sigmoid", "ipo", "robust", "sigmoid_norm", "simpo"]  # by TRL's names, where it has them
+BETAS: dict[str, float] = {"sigmoid": 0.1, "ipo": 0.1, "robust": 0.1, "sigmoid_norm": 5.0, "simpo": 2.0}
+
+
 class DPOSettings(TrainerSettings):
-    """Direct preference optimisation against the frozen base."""
+    """Direct preference optimisation, against the frozen base unless the loss is reference-free.
+
+    `train.preference_losses` has the losses with their formulas and sources.
+    """
 
     method = "dpo"
     takes = "preferences"
     reads = ("data", "pair")
     learning_rate: LearningRate = 5e-7
-    beta: float = Field(default=0.1, gt=0)
+    loss: Loss = "sigmoid"
+    beta: float = Field(default=BETAS["sigmoid"], gt=0)  # by default that of the loss in BETAS
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)  # the share of pairs that are the wrong way round
+    soft_labels: bool = False  # how much each pair counts for either side is its probability
+    gamma_beta_ratio: float | None = Field(default=None, ge=0)  # of simpo, whose default is 0.5
+    ld_alpha: float | None = Field(default=None, ge=0, le=1)  # weight of tokens beyond the shorter one's length
+    sft_weight: float = Field(default=0.0, ge=0)  # of the chosen one's negative log-likelihood per token
+    group_by_length: bool = False  # steps of pairs of like lengths, for less padding
+
+    @property
+    def reference_free(self) -> bool:
+        """Whether the loss needs no reference."""
+        return self.loss == "simpo"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_loss(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        loss = values.get("loss", "sigmoid")
+        own: dict[str, Any] = {"beta": BETAS[loss]} if isinstance(loss, str) and loss in BETAS else {}
+        return own | ({"gamma_beta_ratio": 0.5} if loss == "simpo" else {}) | values
+
+    @model_validator(mode="after")
+    def _settings_fit_the_loss(self) -> DPOSettings:
+        if self.soft_labels and self.label_smoothing:
+            raise ValueError("`soft_labels` and `label_smoothing` both say how sure the labels are: give one of them")
+        if self.loss == "robust" and not self.label_smoothing:
+            raise ValueError("`loss: robust` is `sigmoid` without a `label_smoothing` between 0 and 0.5: give it")
+        if self.loss == "ipo" and self.label_smoothing:
+            raise ValueError("`label_smoothing` is of the logistic losses, and `loss: ipo` is a square: remove it")
+        if self.loss in ("ipo", "robust") and self.soft_labels:
+            raise ValueError(f"`loss: {self.loss}` takes no `soft_labels`: use sigmoid, sigmoid_norm or simpo")
+        if self.loss != "simpo" and self.gamma_beta_ratio is not None:
+            raise ValueError(f"`gamma_beta_ratio` is of `loss: simpo`, and the loss is {self.loss}: remove it")
+        if self.loss not in ("sigmoid", "robust") and self.ld_alpha is not None:
+            raise ValueError(f"`loss: {self.loss}` is length-averaged already, so `ld_alpha` has no place: remove it")
+        return self
 
 
 class RMSettings(TrainerSettings):

@@ -11,7 +11,7 @@ from rlaif.config import COMMAND_LINE, TRAINERS, Document, Pipeline, checked, lo
 from rlaif.config.document import Position
 from rlaif.config.pipeline import split_setting
 from rlaif.errors import InputError, nearest
-from rlaif.pipeline.folder import hold
+from rlaif.pipeline.folder import REFERENCES, hold
 from rlaif.pipeline.progress import Progress
 from rlaif.pipeline.run import session_of
 from rlaif.pipeline.stages import open_stages
@@ -106,8 +106,9 @@ class Checked(NamedTuple):
 async def train_alone(pipeline: Pipeline, out: Path, progress: Progress) -> dict[str, Any]:
     """Train the one model of `pipeline` into `out` and return the record of its training.
 
-    Called again, it resumes after an interruption, and does nothing if nothing changed. Raises InputError for a folder
-    with any other content, which is left alone.
+    Called again, it resumes after an interruption, and does nothing if nothing changed. Trainings into folders side by
+    side share the log-probabilities of their base models in `.references` there. Raises InputError for a folder with
+    any other content, which is left alone.
     """
     opening = open_stages(pipeline)
     for note in opening.notes:
@@ -125,7 +126,7 @@ async def train_alone(pipeline: Pipeline, out: Path, progress: Progress) -> dict
     try:
         async with session_of(pipeline, CallStore(Path(":memory:"))) as session:
             survey, reward = stage.survey(opening.made), stage.reward(session, opening.made)
-            training = stage.job(session, survey, out, reward)
+            training = stage.job(session, survey, out, reward, out.with_name(REFERENCES.name))
             if out.exists() and job.finished(out, training.key) is None:
                 raise _occupied(out)
             progress.begin(step.name, "train")

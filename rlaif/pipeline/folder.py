@@ -10,7 +10,8 @@
     report/summary.json  the measure
     batch/               files of requests for a provider's batches, and what became of them (see `batched`)
 
-The call store is in `runs/` of the current folder, shared by all runs of a project wherever their folders are.
+The call store is in `runs/` of the current folder, shared by all runs of a project wherever their folders are; so are
+the log-probabilities of base models that DPO refers to.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from rlaif.records import Record
 Kind = TypeVar("Kind", bound=Record)
 
 STORE = Path("runs/calls.sqlite")
+REFERENCES = Path("runs/.references")  # log-probabilities of base models, which trainings share; a cache
 MANIFEST_FORMAT = 1
 LINE = 2**26  # bytes of a stage's first line at most, where it has to be read to know whose it is
 # Files of a run whose manifest is lost, or was not written yet when the run was killed.

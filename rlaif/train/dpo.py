@@ -1,22 +1,28 @@
-"""Direct preference optimisation (Rafailov et al. 2023, arXiv 2305.18290), equation 7.
+"""Direct preference optimisation (Rafailov et al. 2023, arXiv 2305.18290) and its family.
 
-The loss of a pair is -log sigmoid(beta * (log-ratio of chosen - log-ratio of rejected)), where a log-ratio is
-log policy(completion | prompt) - log reference(completion | prompt), summed over the completion's tokens and its end
-token. The reference is the base model, so the first loss is ln 2.
+A pair's loss is a function of its completions' log-probabilities under the policy and, but for SimPO, under the
+reference: the base model, whose log-probabilities `references` keeps. They are of the completion's tokens and its end
+token. `preference_losses` has the formulas.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rlaif.config import DPOSettings
+from rlaif.errors import InputError
 from rlaif.train import models, trl
 from rlaif.train.examples import OnStep, PreferencePair
 from rlaif.train.models import TrainResult
 from rlaif.train.pairs import IDS, tokenize
+from rlaif.train.references import References
+from rlaif.train.rm_evaluation import ScoredPair, evaluation
+
+KEPT = "references"  # the folder in its job's that keeps the reference's log-probabilities
 
 
 def train_dpo(
@@ -27,12 +33,15 @@ def train_dpo(
     folder: Path,
     on_step: OnStep,
     template: str | None = None,
+    shared: Path | None = None,
 ) -> TrainResult:
     """Train `base` on `pairs` in a job's `folder`, with `template` as its chat template, if given.
 
+    Trainings share the reference's log-probabilities in `shared`.
+
     Called again with the same arguments after an interruption, it resumes from its last checkpoint, and reports steps
-    since then a second time. Raises InputError for an unusable base model or template, WorkError when no pair
-    fits or the loss is not finite.
+    since then a second time. Raises InputError for an unusable base model or template and for soft labels without
+    probabilities, WorkError when no pair fits, or when the loss is not finite or the first one not as it must be.
     """
     began = time.monotonic()
     with trl.quietly():
@@ -43,9 +52,35 @@ def train_dpo(
         counts.check(max_length, settings.max_length)
         held, held_counts = tokenize(chat, validation, max_length, settings.excess_length, settings.system)
         counts.add(held_counts)
-        data = trl.TokenizedData(_ids(train), _ids(held), counts)
-        return trl.learn(settings, model, tokenizer, data, folder, on_step, began)
+        data = trl.TokenizedData(_columns(settings, train), _columns(settings, held), counts)
+        by = models.computed_by(base, settings.dtype)
+        kept = None if settings.reference_free else References(by, folder / KEPT, shared)
+        evaluated = dict[int, tuple[float, float]]()
+        own = {"preferences": settings, "references": kept, "evaluated": evaluated, "notes": counts.notes}
+        finish = partial(_evaluation, held, evaluated)
+        return trl.learn(settings, model, tokenizer, data, folder, on_step, began, finish, **own)
 
 
-def _ids(columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    return {name: columns[name] for name in IDS}
+def _evaluation(held: dict[str, list[Any]], rewards: dict[int, tuple[float, float]], _: Any) -> dict[str, Any]:
+    """The figures on validation pairs, whose scores are their implicit rewards; nothing without such pairs."""
+    if not rewards:
+        return {}
+    columns = zip(*(held[name] for name in (*IDS, "margin", "source")), strict=True)
+    pairs = [
+        ScoredPair(str(prompt), *rewards[row], len(chosen), len(rejected), margin, source)
+        for row, (prompt, chosen, rejected, margin, source) in enumerate(columns)
+    ]
+    return {"validation": evaluation(pairs, scale=1.0)}
+
+
+def _columns(settings: DPOSettings, read: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """The columns that the trainer takes. Raises InputError for soft labels of pairs without a probability."""
+    rows = len(read[IDS[0]])
+    columns = {name: read[name] for name in IDS} | {"row": list(range(rows))}
+    if settings.soft_labels:
+        if missing := read["probability"].count(None):
+            problem = f"{missing:,} of {rows:,} pairs have no probability, and `soft_labels` needs it"
+            fix = "pair with verdicts that have probabilities, give a column `probability`, or remove `soft_labels`"
+            raise InputError(problem, key="soft_labels", fix=fix)
+        columns["probability"] = read["probability"]
+    return columns

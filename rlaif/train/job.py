@@ -5,6 +5,7 @@
         job.json                method, settings, base model, chat template, reward; digests of base and data, versions
         data/train.parquet      training examples, one a row
         data/validation.parquet validation examples, where the method uses them
+        references/             of DPO: the base model's log-probabilities, see `train.references`
         checkpoint-N/           after step N
         final/                  the trained model, before it is moved to NAME
         lock                    one process at a time trains here
@@ -59,7 +60,7 @@ NO_KEY = ""  # of a job whose removal was interrupted
 _BEGINNINGS = {"lock", ".key.tmp"}  # in a folder that was interrupted before its key was written
 # All that a training writes into its job's folder, and into its model's; what a kill may have left is among them.
 _OF_JOB = re.compile(
-    r"lock|key|job\.json|data|final|old|error\.txt|\.(key|job\.json|data)\.tmp|checkpoint-\d+|tmp-checkpoint-\d+"
+    r"lock|key|job\.json|data|references|final|old|error\.txt|\.(key|job\.json|data)\.tmp|checkpoint-\d+|tmp-checkpoint-\d+"
     r"|\.DS_Store|Thumbs\.db|\.nfs\w+"  # file browsers and network disks put them there
 )
 _OF_MODEL = (
@@ -81,7 +82,8 @@ class RewardModel:
 class Job:
     """A training without its examples. `key` is its `training_key`, `out` the folder of the trained model.
 
-    The reward of PPO is a model or, without one, checks in code.
+    The reward of PPO is a model or, without one, checks in code. `references` is the folder in which trainings share
+    the log-probabilities of their base models; it changes no model, and need not exist where the job is trained.
     """
 
     settings: Training
@@ -91,6 +93,7 @@ class Job:
     template: str | None = None
     reward: RewardModel | None = None
     checks: tuple[Check, ...] | None = None
+    references: Path | None = None
 
     @property
     def method(self) -> str:
@@ -255,6 +258,7 @@ def _as_json(job: Job) -> dict[str, Any]:
         "template": job.template,
         "reward": None if reward is None else _reward_as_json(reward),
         "checks": None if job.checks is None else [check.model_dump(mode="json") for check in job.checks],
+        "references": None if job.references is None else str(job.references.absolute()),
         "data": _data_digests(job.folder),
         "versions": _versions(),
     }
@@ -366,6 +370,7 @@ def read_job(folder: Path) -> Job:
             template=read["template"],
             reward=None if reward is None else _reward_of(reward),
             checks=None if checks is None else tuple(Check.model_validate(check) for check in checks),
+            references=Path(read["references"]) if read.get("references") else None,  # a job of an earlier version
         )
         _check_unchanged(job, read, file)
     except (AttributeError, KeyError, TypeError, ValidationError) as error:
@@ -495,8 +500,8 @@ def _dpo(job: Job, on_step: OnStep, reward: RewardFunction | None) -> None:
     from rlaif.train.dpo import train_dpo
 
     assert isinstance(job.settings, DPOSettings)
-    validation = job.examples("validation")
-    train_dpo(job.settings, job.base, job.examples("train"), validation, job.folder, on_step, job.template)
+    examples = job.examples("train"), job.examples("validation")
+    train_dpo(job.settings, job.base, *examples, job.folder, on_step, job.template, job.references)
 
 
 def _ppo(job: Job, on_step: OnStep, reward: RewardFunction | None) -> None:

@@ -30,6 +30,7 @@ from rlaif.engines.chat import Chat, end_tokens
 from rlaif.engines.identity import model_files, weights_digest
 from rlaif.engines.transformers import load_config, load_net, load_tokenizer, not_finite, refuse_diverged
 from rlaif.errors import InputError, WorkError
+from rlaif.records import digest
 from rlaif.train import tokens
 from rlaif.train.tokens import Counts, beginning, chat_of
 
@@ -41,7 +42,7 @@ class TrainResult(NamedTuple):
     """The record of a training, saved as `training.json` beside the model.
 
     `seconds` are of this call, `steps` and `metrics` of the whole training; `kept`, `cut` and `dropped` count examples;
-    `notes` are warnings.
+    `notes` are warnings; `evaluation` is what a method tells of its model beside its metrics.
     """
 
     steps: int
@@ -51,6 +52,7 @@ class TrainResult(NamedTuple):
     cut: int
     dropped: dict[str, int]
     notes: list[str]
+    evaluation: dict[str, Any]
 
 
 # ---------------------------------------------------------------- load
@@ -115,6 +117,12 @@ def trained_chat(settings: Training, model: Any, tokenizer: PreTrainedTokenizerB
     for config in configs:
         config.eos_token_id = min(chat.ends) if len(chat.ends) == 1 else sorted(chat.ends)
     return chat
+
+
+def computed_by(folder: Path, dtype: str) -> str:
+    """The digest of all that decides what the model in `folder` computes of given tokens, up to the order of sums."""
+    device = getattr(torch.accelerator.current_accelerator(), "type", "cpu")
+    return digest([weights_digest(folder), dtype, device, torch.__version__, transformers.__version__])
 
 
 def fitting(model: Any, max_length: int) -> int:
@@ -250,6 +258,7 @@ def save(
     steps: int,
     metrics: dict[str, float],
     began: float,
+    evaluation: dict[str, Any] | None = None,
 ) -> TrainResult:
     """Write the model, its tokenizer and `training.json` into `final` of the job's `folder`.
 
@@ -273,7 +282,8 @@ def save(
     model.save_pretrained(final)
     tokenizer.save_pretrained(final)
     seconds = time.monotonic() - began
-    result = TrainResult(steps, seconds, metrics, counts.kept, counts.cut, dict(counts.dropped), counts.notes)
+    counted = counts.kept, counts.cut, dict(counts.dropped), counts.notes
+    result = TrainResult(steps, seconds, metrics, *counted, evaluation or {})
     record = result._asdict() | {"weights": weights_digest(final)}
     (final / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return result

@@ -11,9 +11,10 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,26 +22,31 @@ import datasets
 import torch
 import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl.models.utils import prepare_deepspeed
 from trl.trainer.dpo_config import DPOConfig
-from trl.trainer.dpo_trainer import DPOTrainer
+from trl.trainer.dpo_trainer import DataCollatorForPreference, DPOTrainer
 from trl.trainer.reward_config import RewardConfig
 from trl.trainer.reward_trainer import RewardTrainer
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
+from trl.trainer.utils import add_fused_lm_head
 
 from rlaif.config import DPOSettings, RMSettings, SFTSettings, TrainerSettings
 from rlaif.engines.transformers import quietly as transformers_quietly
 from rlaif.errors import InputError, WorkError
-from rlaif.train import models, packing
+from rlaif.train import alarms, models, packing, preference_losses
 from rlaif.train.examples import OnStep
 from rlaif.train.models import TrainResult
+from rlaif.train.ordering import LikeLengths
+from rlaif.train.preference_losses import Completions, token_weights
+from rlaif.train.references import Completion, LogProbs, References
 from rlaif.train.tokens import Counts
 
 Columns = Mapping[str, list[Any]]
 
 SMALL = 100_000_000  # parameters; below, activations fit in memory and recomputing them only costs time
 REPORTED = ("loss", "aux_loss", "learning_rate", "grad_norm")
-REPORTED_DPO = ("rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected")
+REPORTED_DPO = (*preference_losses.REPORTED, "padding", alarms.COLLAPSE)
 REPORTED_RM = ("accuracy", "margin", "mean_reward")
 VALIDATED = {
     "eval_loss": "validation_loss",
@@ -108,14 +114,9 @@ def sft_fields(settings: SFTSettings) -> dict[str, Any]:
 
 
 def dpo_fields(settings: DPOSettings) -> dict[str, Any]:
-    # The reference is the base model before the first step. Its log-probabilities are precomputed: a quarter less time
-    # than at every step, and one model in memory instead of two.
-    return {
-        "beta": settings.beta,
-        "loss_type": ["sigmoid"],
-        "disable_dropout": True,
-        "precompute_ref_log_probs": True,
-    }
+    # The reference is the base model before the first step. Its log-probabilities are computed there: a quarter less
+    # time than at every step, and one model in memory instead of two. The loss is `preference_losses`'.
+    return {"beta": settings.beta, "disable_dropout": True, "precompute_ref_log_probs": True}
 
 
 def rm_fields(settings: RMSettings) -> dict[str, Any]:
@@ -217,10 +218,223 @@ class _SFT(_Weighed, _Ours, SFTTrainer):
         return int((inputs["labels"][:, 1:] != -100).sum())
 
 
+class _Pairs(DataCollatorForPreference):
+    """Pairs as TRL's batch, those chosen in its first half, with what else the loss needs of each."""
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch: dict[str, Any] = super().torch_call(examples)
+        columns = [name for name in _OF_PAIR if name in examples[0]]
+        return batch | {name: torch.tensor([example[name] for example in examples]) for name in columns}
+
+
+# Columns beside the ids: the row's number, the probability of soft labels, the reference's log-probability of what both
+# completions of a pair are long (for `ld_alpha`).
+_OF_PAIR = ("row", "probability", "ref_chosen_shared_logps", "ref_rejected_shared_logps")
+_SIDES = ("chosen", "rejected")
+AT_ONCE = 4  # completions of a batch for the reference, for each pair of one in training, whose forward keeps far more
+
+
 class _DPO(_Weighed, _Ours, DPOTrainer):
+    """TRL's trainer of DPO with the losses of `preference_losses`, and a reference that is computed once and kept.
+
+    Of TRL are the batches, the log-probabilities without logits in memory, and what adapters and processes need.
+    `evaluated` gets the implicit rewards, chosen and rejected, of each validation row by its number, and `notes` what
+    the figures of the whole training warn of.
+    """
+
+    def __init__(
+        self,
+        *,
+        preferences: DPOSettings,
+        references: References | None,
+        evaluated: dict[int, tuple[float, float]],
+        notes: list[str],
+        callbacks: list[Any],
+        **named: Any,
+    ) -> None:
+        self.preferences, self.references, self.evaluated = preferences, references, evaluated
+        padding = named["processing_class"].pad_token_id
+        watched = [_Watch(notes, grouped=preferences.group_by_length), *callbacks]
+        super().__init__(data_collator=_Pairs(pad_token_id=padding), callbacks=watched, **named)
+        model = self.accelerator.unwrap_model(self.model)
+        # TRL asks for entropy and others of each token, which nothing here reads.
+        add_fused_lm_head(getattr(model, "get_base_model", lambda: model)(), outputs=("log_probs",))
+
     def _prepare_dataset(self, dataset: datasets.Dataset, *_: Any) -> datasets.Dataset:
         """Skipped: the rows are token ids already, and DPOTrainer has no setting for that."""
         return dataset
+
+    def _set_signature_columns_if_needed(self) -> None:
+        if self._signature_columns is None:
+            super()._set_signature_columns_if_needed()  # type: ignore[no-untyped-call]
+            columns: Any = self._signature_columns
+            columns.extend(_OF_PAIR)
+
+    def _get_train_sampler(self, train_dataset: datasets.Dataset | None = None) -> Any:
+        """The base trainer's random order, except where another order of the same rows saves padding."""
+        rows: Any = self.train_dataset if train_dataset is None else train_dataset
+        batches = self.args.gradient_accumulation_steps * self.accelerator.num_processes
+        if batches == 1 and not self.preferences.group_by_length:
+            return super()._get_train_sampler(train_dataset)
+        columns = zip(rows["prompt_ids"], rows["chosen_ids"], rows["rejected_ids"], strict=True)
+        lengths = [len(prompt) + max(len(chosen), len(rejected)) for prompt, chosen, rejected in columns]
+        step = self.args.per_device_train_batch_size * batches
+        return LikeLengths(lengths, step, self.args.seed, grouped=self.preferences.group_by_length)
+
+    # ------------------------------------------------------------ the reference
+
+    def _precompute_ref_logps(self, dataset: datasets.Dataset, *_: Any) -> datasets.Dataset:
+        """The data set with the reference's log-probabilities as columns; as it is, for a loss without reference."""
+        if self.references is None:
+            return dataset
+        columns = _completions(dataset, shared=self.preferences.ld_alpha is not None)
+        logps = self._kept_logps({each.key: each for column in columns.values() for each in column})
+        for name, column in columns.items():
+            dataset = dataset.add_column(name, [logps[each.key] for each in column])
+        return dataset
+
+    def _kept_logps(self, wanted: Mapping[bytes, Completion]) -> LogProbs:
+        """The reference's log-probability of each completion, by key; what was not known is computed and kept."""
+        assert self.references is not None
+        known = self._of_all_processes(self.references.known(wanted))
+        missing = [each for key, each in wanted.items() if key not in known]
+        known |= self._of_all_processes(dict(self._computed_logps(missing)))
+        if self.accelerator.is_main_process:
+            self.references.keep(known)
+        return known
+
+    def _computed_logps(self, completions: Sequence[Completion]) -> Iterator[tuple[bytes, float]]:
+        """This process's share of the reference's log-probabilities, the longest completions first."""
+        size = AT_ONCE * self.args.per_device_train_batch_size
+        ordered = sorted(completions, key=lambda each: -len(each.prompt) - len(each.ids))
+        batches = [ordered[start : start + size] for start in range(0, len(ordered), size)]
+        processes, own = self.accelerator.num_processes, self.accelerator.process_index
+        batches += batches[:1] * (-len(batches) % processes)  # sharded weights need every process in every forward
+        if not batches:
+            return
+        model = self.ref_model or self.model
+        if self.ref_model is None and self.is_deepspeed_enabled:
+            model = prepare_deepspeed(self.model, self.accelerator)
+        model.eval()
+        for batch in batches[own::processes]:
+            empty: list[int] = []
+            rows = [{"prompt_ids": each.prompt, "chosen_ids": each.ids, "rejected_ids": empty} for each in batch]
+            inputs = {name: tensor[: len(batch)].to(self.accelerator.device)
+                      for name, tensor in self.data_collator(rows).items()}  # fmt: skip
+            logps = torch.cat(self.compute_ref_log_probs(model, inputs)).tolist()  # type: ignore[no-untyped-call]
+            yield from zip((each.key for each in batch), logps, strict=True)
+
+    def _of_all_processes(self, values: LogProbs) -> LogProbs:
+        """The union over processes, so that each knows the same."""
+        gathered = self.accelerator.gather_for_metrics([values], use_gather_object=True)
+        return {key: value for each in gathered for key, value in each.items()}
+
+    # ------------------------------------------------------------ the loss
+
+    def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool) -> Any:
+        outputs, pairs = self._forward(model, inputs)
+        probability = inputs.get("probability")
+        batch = preference_losses.scored(self.preferences, pairs, probability)
+        noted = preference_losses.figures(pairs, batch)
+        if self.model.training and self.state.global_step == 0:
+            noted["expected_loss"] = self._first_losses(model, inputs, pairs, probability)
+        self._note(inputs, noted)
+        loss = batch.losses.mean()
+        if self.aux_loss_enabled:
+            loss = loss + self.router_aux_loss_coef * outputs.aux_loss
+            self._metrics[self._mode]["aux_loss"].append(self.accelerator.gather(outputs.aux_loss).mean().item())
+        return (loss, outputs) if return_outputs else loss
+
+    def _forward(self, model: Any, inputs: Any) -> tuple[Any, Completions]:
+        mask = inputs["completion_mask"]
+        asked = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"], "use_cache": False}
+        if self.aux_loss_enabled:
+            asked["output_router_logits"] = True
+        outputs = model(**asked, labels=inputs["input_ids"].masked_fill(mask == 0, -100), fused_lm_head=True)
+        mask = mask[:, 1:]  # the first token is predicted by nothing
+        logps = outputs.log_probs[:, -mask.shape[1] :]  # virtual tokens of an adapter come before
+        counted = logps.sum(1), (logps * token_weights(mask, self.preferences.ld_alpha)).sum(1)
+        return outputs, Completions(*counted, mask.sum(1), *self._reference_of(inputs))
+
+    def _reference_of(self, inputs: Any) -> tuple[Any, Any]:
+        """The reference's log-probabilities of a batch, and as `ld_alpha` counts them."""
+        if self.references is None:
+            return None, None
+        whole = torch.cat([inputs[f"ref_{side}_logps"] for side in _SIDES])
+        if (alpha := self.preferences.ld_alpha) is None:
+            return whole, whole
+        shared = torch.cat([inputs[f"ref_{side}_shared_logps"] for side in _SIDES])
+        return whole, shared + alpha * (whole - shared)
+
+    def _first_losses(self, model: Any, inputs: Any, pairs: Completions, probability: Any) -> Any:
+        """What the losses must be before the first update: those of the reference or, without one, the same again."""
+        if self.references is not None:
+            return preference_losses.first_losses(self.preferences, pairs, probability)
+        with torch.no_grad():
+            again = self._forward(model, inputs)[1]
+        return preference_losses.scored(self.preferences, again, probability).losses
+
+    @property
+    def _mode(self) -> str:
+        return "train" if self.model.training else "eval"
+
+    def _note(self, inputs: Any, noted: Mapping[str, Any]) -> None:
+        """Add the means over the pairs of all processes to the metrics, and note a validation row's rewards."""
+        gather = self.accelerator.gather
+        taken = gather(inputs["attention_mask"].sum())
+        if self.model.training:
+            self._total_train_tokens += int(taken.sum())
+        self._metrics[self._mode]["num_tokens"] = [self._total_train_tokens]
+        padding = 1 - inputs["attention_mask"].float().mean()
+        table = torch.stack([*noted.values(), padding.expand(len(inputs["row"]))], 1)
+        rows = gather(table).tolist()
+        for name, column in zip((*noted, "padding"), zip(*rows, strict=True), strict=True):
+            self._metrics[self._mode][name].append(sum(column) / len(column))
+        if not self.model.training:
+            names = list(noted)
+            places = [names.index(f"rewards/{side}") for side in _SIDES]
+            for number, row in zip(gather(inputs["row"]).tolist(), rows, strict=True):
+                self.evaluated[number] = (row[places[0]], row[places[1]])
+
+
+class _Watch(transformers.TrainerCallback):
+    """Raises the alarm of a step, and notes what the whole training warns of."""
+
+    def __init__(self, notes: list[str], *, grouped: bool) -> None:
+        self.notes, self.grouped = notes, grouped
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        if logs is None or "loss" not in logs:
+            return
+        first, last = (
+            list(islice((entry for entry in entries if "loss" in entry), alarms.WINDOW))
+            for entries in (state.log_history, reversed(state.log_history))
+        )
+        if (found := alarms.fall(first, last[::-1])) is not None:
+            logs[alarms.COLLAPSE] = found
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        steps = [entry for entry in state.log_history if "loss" in entry]
+        self.notes += alarms.notes(steps, grouped=self.grouped)
+
+
+def _completions(dataset: datasets.Dataset, *, shared: bool) -> dict[str, list[Completion]]:
+    """The completions whose reference is needed, by the column that it becomes.
+
+    With `shared`, also what both completions of a pair are long of each.
+    """
+    whole = {
+        side: [Completion(*ids) for ids in zip(dataset["prompt_ids"], dataset[f"{side}_ids"], strict=True)]
+        for side in _SIDES
+    }
+    columns = {f"ref_{side}_logps": column for side, column in whole.items()}
+    if shared:
+        both = [min(len(c.ids), len(r.ids)) for c, r in zip(whole["chosen"], whole["rejected"], strict=True)]
+        for side, column in whole.items():
+            columns[f"ref_{side}_shared_logps"] = [
+                each.begins(length) for each, length in zip(column, both, strict=True)
+            ]
+    return columns
 
 
 class _Packing(transformers.TrainerCallback):
@@ -254,7 +468,7 @@ def share_of_rate(schedule: str, warmup: int, steps: int) -> Callable[[int], flo
 class _Steps(transformers.TrainerCallback):
     """Reports each step, stops on a loss that is not finite, and marks complete checkpoints."""
 
-    def __init__(self, on_step: OnStep, first: Callable[[float], None] | None) -> None:
+    def __init__(self, on_step: OnStep, first: Callable[[float, float], None] | None) -> None:
         self.on_step, self.first = on_step, first
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
@@ -263,7 +477,7 @@ class _Steps(transformers.TrainerCallback):
         if not math.isfinite(logs["loss"]):
             raise WorkError(f"the loss is {logs['loss']} at step {state.global_step}", fix="lower `learning_rate`")
         if self.first is not None and state.global_step == 1:
-            self.first(logs["loss"])
+            self.first(logs["loss"], logs["expected_loss"])
         steps = {"step": state.global_step, "steps": state.max_steps}
         self.on_step(
             {**steps, **{name: logs[name] for name in (*REPORTED, *REPORTED_DPO, *REPORTED_RM) if name in logs}}
@@ -281,23 +495,30 @@ def learn(
     folder: Path,
     on_step: OnStep,
     began: float,
+    finish: Callable[[Any], dict[str, Any]] | None = None,
+    **own: Any,
 ) -> TrainResult:
     """Train `model` by the method of `settings`, from the last checkpoint in the job's `folder`, and save it.
 
     Rows are token ids. SFT: `input_ids` and `labels`, where -100 is ignored. DPO: `prompt_ids`, `chosen_ids` and
-    `rejected_ids`. Reward model: `chosen_ids` and `rejected_ids`, each a prompt and a completion. `began` is
-    `time.monotonic()` at the start of the training. Raises WorkError for a loss that is not finite, InputError when
+    `rejected_ids`, with a number `row` and, for soft labels, a `probability`. Reward model: `chosen_ids` and
+    `rejected_ids`, each a prompt and a completion. `began` is `time.monotonic()` at the start of the training. `finish`
+    gets the trained model before it is saved; what it returns is the evaluation in the record. `own` are further
+    arguments of the method's trainer. Raises WorkError for a loss that is not finite, InputError when
     several GPUs are visible.
     """
-    kind, config, own = _METHODS[type(settings)]
-    fields = common_fields(settings, folder, model.num_parameters()) | own(settings)
+    kind, config, fields_of = _METHODS[type(settings)]
+    fields = common_fields(settings, folder, model.num_parameters()) | fields_of(settings)
     with _config_kept(model), nullcontext() if isinstance(settings, SFTSettings) else models.still(model):
-        trainer = _trainer(kind, configured(config, fields), model, tokenizer, data, on_step)
+        trainer = _trainer(kind, configured(config, fields), model, tokenizer, data, on_step, **own)
         run(trainer)
         metrics = evaluate(trainer)
     trained = trainer.accelerator.unwrap_model(trainer.model)
     steps = int(trainer.state.global_step)
-    return models.save(trained, tokenizer, folder, data.counts, steps=steps, metrics=metrics, began=began)
+    told = {} if finish is None else finish(trained)
+    return models.save(
+        trained, tokenizer, folder, data.counts, steps=steps, metrics=metrics, began=began, evaluation=told
+    )
 
 
 _METHODS: dict[type, tuple[type, type, Callable[[Any], dict[str, Any]]]] = {
@@ -307,7 +528,9 @@ _METHODS: dict[type, tuple[type, type, Callable[[Any], dict[str, Any]]]] = {
 }
 
 
-def _trainer(kind: type, config: Any, model: Any, tokenizer: Any, data: TokenizedData, on_step: OnStep) -> Any:
+def _trainer(
+    kind: type, config: Any, model: Any, tokenizer: Any, data: TokenizedData, on_step: OnStep, **own: Any
+) -> Any:
     if config.n_gpu > 1:
         raise InputError("several GPUs are visible to one process", fix="set CUDA_VISIBLE_DEVICES=0")
     trainer = kind(
@@ -317,6 +540,7 @@ def _trainer(kind: type, config: Any, model: Any, tokenizer: Any, data: Tokenize
         train_dataset=datasets.Dataset.from_dict(dict(data.train)),
         eval_dataset=datasets.Dataset.from_dict(dict(data.validation)) if any(data.validation.values()) else None,
         callbacks=[_Steps(on_step, first_of_dpo if isinstance(config, DPOConfig) else None)],
+        **own,
     )
     trainer.remove_callback(transformers.PrinterCallback)
     if "seq_lengths" in data.train:
@@ -339,15 +563,16 @@ def _config_kept(model: PreTrainedModel) -> Iterator[None]:
             setattr(config, name, value)
 
 
-def first_of_dpo(loss: float) -> None:
-    """Raise WorkError when the first loss of DPO is not ln 2: policy and reference are the same model before a step.
+def first_of_dpo(loss: float, expected: float) -> None:
+    """Raise WorkError when the first loss of DPO is not as expected: policy and reference are one model before a step.
 
     The tolerance is bfloat16's.
     """
-    if abs(loss - math.log(2)) > 0.02:
+    if not abs(loss - expected) <= 0.02 * max(1.0, abs(expected)):
+        value = "ln 2, 0.6931" if math.isclose(expected, math.log(2), abs_tol=1e-4) else f"{expected:.4f}"
         raise WorkError(
-            f"the first loss of DPO is {loss:.4f} and must be ln 2, {math.log(2):.4f}: the model gives a text another "
-            "probability each time",
+            f"the first loss of DPO is {loss:.4f} and must be {value}: the model gives a text another probability each "
+            "time",
             fix="report the architecture of the base model; SFT and reward models do not depend on this",
         )
 
@@ -365,6 +590,8 @@ def evaluate(trainer: Any) -> dict[str, float]:
     """First and last training loss, and the validation metrics, if there are validation rows."""
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     metrics = {"first_loss": losses[0], "last_loss": losses[-1]}
+    if padding := [entry["padding"] for entry in trainer.state.log_history if "padding" in entry]:
+        metrics["padding"] = sum(padding) / len(padding)  # the share of the tokens in batches
     if trainer.eval_dataset is not None:
         validated = trainer.evaluate()
         metrics |= {ours: float(validated[theirs]) for theirs, ours in VALIDATED.items() if theirs in validated}

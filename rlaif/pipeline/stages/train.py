@@ -19,14 +19,14 @@ from rlaif.engines.open import trained_spec
 from rlaif.errors import WorkError
 from rlaif.formats import StatedPreference
 from rlaif.judges.verifiers import Check
-from rlaif.pipeline.folder import RunFolder
+from rlaif.pipeline.folder import REFERENCES, RunFolder
 from rlaif.pipeline.manifest import StageRecord
 from rlaif.pipeline.progress import Progress
 from rlaif.pipeline.session import Session
 from rlaif.pipeline.stages.stage import Made, Opening, Planning, TableStage, Work
 from rlaif.pipeline.stages.verify import open_checks
 from rlaif.resources import find, read_text
-from rlaif.train import examples, job, rewards
+from rlaif.train import alarms, examples, job, rewards
 from rlaif.train.examples import Demonstration, Example, RewardFunction, Survey
 from rlaif.train.job import Job, RewardModel
 
@@ -99,13 +99,18 @@ class Train(TableStage[TrainStage]):
 
     # ------------------------------------------------------------ the job
 
-    def job(self, session: Session, survey: Survey, out: Path, reward: RewardSource | None) -> Job:
-        """The training of the model folder `out`. Raises InputError or WorkError when the base's files are missing."""
+    def job(
+        self, session: Session, survey: Survey, out: Path, reward: RewardSource | None, references: Path = REFERENCES
+    ) -> Job:
+        """The training of the model folder `out`. `references` is as a job's.
+
+        Raises InputError or WorkError when the base's files are missing.
+        """
         folder = weights_folder(session.specs[self.trainer.base])
         identity = None if reward is None else reward.identity
         key = job.training_key(self.trainer, weights_digest(folder), survey.digest, self.template, identity)
         model, checks = (None, None) if reward is None else (reward.model, reward.checks)
-        return Job(self.trainer, folder, out, key, self.template, model, checks)
+        return Job(self.trainer, folder, out, key, self.template, model, checks, references)
 
     def reward(self, session: Session, made: Mapping[str, Made]) -> RewardSource | None:
         """The reward of the trainer; None for one that needs none."""
@@ -128,12 +133,15 @@ class Train(TableStage[TrainStage]):
             job.clear(training.out, training.key)
             progress.note("unchanged, not trained again")
             return record
-        interrupted = threading.Event()
+        interrupted, alarmed = threading.Event(), threading.Event()
 
         def on_step(values: dict[str, float]) -> None:
             if interrupted.is_set():
                 raise KeyboardInterrupt
             progress.metrics(values)
+            if alarms.COLLAPSE in values and not alarmed.is_set():
+                alarmed.set()
+                progress.announce(alarms.sentence(values[alarms.COLLAPSE], int(values["step"])))
 
         def work() -> dict[str, Any]:
             job.write_job(training, self.examples(made))
@@ -166,6 +174,8 @@ class Train(TableStage[TrainStage]):
         dropped = Counter(record["dropped"]) + survey.left_out
         facts = {"steps": record["steps"], "trained_seconds": round(record["seconds"], 2), "cut": record["cut"]}
         facts["metrics"] = {name: round(value, 6) for name, value in record["metrics"].items()}
+        if told := record.get("evaluation"):  # a model of an earlier version has none
+            facts["evaluation"] = told
         reads = " + ".join(source.name for source in self.step.sources)
         return StageRecord(self.name, self.settings.kind, reads, survey.given, record["kept"], dropped, facts=facts)
 
