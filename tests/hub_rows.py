@@ -1,8 +1,17 @@
-"""A row or two of each published data set that is read without `columns`, in its own columns; the words are ours."""
+"""A row or two of each published data set that is read without `columns`, in its own columns; the words are ours.
+
+`python tests/hub_rows.py` writes the table of them in docs/pipeline-file.md. `test_published.py` reads every row, and
+holds what is made of it against what the table says.
+"""
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any, NamedTuple
+
+DOCS = Path(__file__).parent.parent / "docs/pipeline-file.md"
+TABLE = re.compile(r"(?<=\| data set \| one row gives \|\n\|---\|---\|\n)(?:\|.*\n)+")
 
 ASKED, GOOD, BAD, WORSE = "How many legs has a horse?", "Four.", "Three, I think.", "None."
 
@@ -249,3 +258,13 @@ HUB: dict[str, Hub] = {
         "a completion",
     ),
 }  # fmt: skip
+
+
+def put_right(text: str) -> str:
+    """The page with its table made anew."""
+    table = "".join(f"| {name} | {hub.read} |\n" for name, hub in HUB.items())
+    return TABLE.sub(lambda _: table, text)
+
+
+if __name__ == "__main__":
+    DOCS.write_text(put_right(DOCS.read_text(encoding="utf-8")), encoding="utf-8")

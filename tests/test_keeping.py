@@ -110,6 +110,7 @@ CHOICES: dict[str, tuple[tuple[Text, ...], dict[int, float] | None, Keep, list[i
     "empty": (("a", " \n"), None, ALL, [0], {"empty completion": 1}, None),
     "cut": (("a", ("b", "length")), None, ALL, [0], {"cut at max_tokens": 1}, None),
     "filtered": ((("b", "content_filter"),), None, ALL, [], {"content filter": 1}, "content filter"),
+    "filtered away": (("a", ("", "content_filter")), None, ALL, [0], {"content filter": 1}, None),
     "cut and best": ((("a", "length"), "b"), {0: 5, 1: 2}, Keep(best=1), [1], {"cut at max_tokens": 1}, None),
     "same": (("a", "a", "b"), None, ALL, [0, 2], {"identical text": 1}, None),
     "unparsed": (("a", "b"), {1: 3}, Keep(best=2), [1], {"unparsed": 1}, None),

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow.parquet
 import pytest
-from hub_rows import ASKED, BAD, GOOD, HUB, WORSE, said
+from hub_rows import ASKED, BAD, DOCS, GOOD, HUB, TABLE, WORSE, parts, put_right, said
 from test_data_stage import project
 from test_formats import facts, jsonl
 from test_run import Cli, manifest, run_cli  # noqa: F401 - the fixture
@@ -104,9 +104,64 @@ def test_a_data_set_of_the_hub_is_read_as_it_stands(name: str, tmp_path: Path) -
 
 
 def test_the_table_of_the_docs_says_what_is_read() -> None:
-    lines = [f"| {name} | {hub.read} |" for name, hub in HUB.items()]
-    docs = (Path(__file__).parents[1] / "docs/pipeline-file.md").read_text(encoding="utf-8")
-    assert "| data set | one row gives |\n|---|---|\n" + "\n".join(lines) + "\n" in docs
+    text = DOCS.read_text(encoding="utf-8")
+    assert TABLE.search(text) and put_right(text) == text, "run `python tests/hub_rows.py`"
+
+
+def test_a_line_of_the_table_that_is_wrong_would_be_put_right() -> None:
+    text = DOCS.read_text(encoding="utf-8")
+    for wrong in (text.replace("ranked 1, 2, 3 |", "ranked 3, 2, 1 |"), re.sub(r"\| allenai/WildChat .*\n", "", text)):
+        assert wrong != text and put_right(wrong) == text
+
+
+MARGINS = {
+    "HuggingFaceH4/ultrafeedback_binarized": 5.5,
+    "nvidia/HelpSteer2 (preference)": 2.0,
+    "nvidia/HelpSteer3 (preference)": 2.0,
+    "stanfordnlp/SHP": 40.0,
+    "trl-lib/kto-mix-14k": 1.0,
+    "infly/INF-ORM-Preference-Magnitude-80K": 3.0,
+    "Intel/orca_dpo_pairs": None,
+}
+
+
+@pytest.mark.parametrize(("name", "margin"), MARGINS.items())
+def test_how_strongly_a_data_set_prefers_is_the_margin(name: str, margin: float | None, tmp_path: Path) -> None:
+    assert [one.margin for one in read_preferences(file(tmp_path, *HUB[name].rows)).items] == [margin]
+
+
+def test_the_arena_in_a_table_is_the_arena(tmp_path: Path) -> None:
+    """Its turns are lists in JSON, in the cells of a CSV file."""
+    (row,) = HUB["lmsys/lmsys-arena-human-preference-55k"].rows
+    tie = row | {"winner_model_a": 0, "winner_tie": 1}
+    turns = {"prompt": json.dumps([ASKED, "Why?"]), "winner_model_a": 0, "winner_model_b": 1}
+    turns |= {"response_a": json.dumps([GOOD, "Who knows."]), "response_b": json.dumps([GOOD, "To stand."])}
+    path = tmp_path / "train.csv"
+    with path.open("w", newline="") as table:
+        writer = csv.DictWriter(table, row)
+        writer.writeheader()
+        writer.writerows((row, tie | {"prompt": '["Tied?"]'}, row | turns))
+    found, dropped, told = read(path)
+    assert [[one.verdict for one in row.comparisons] for row in found] == [["A"], ["tie"], ["B"]]
+    assert [message.content for message in found[2].prompt.messages] == [ASKED, GOOD, "Why?"]
+    assert pairs(path) == [(GOOD, BAD), ("To stand.", "Who knows.")] and not dropped and not told
+
+
+def test_two_judgements_of_a_row_that_conflict_are_no_preference(tmp_path: Path) -> None:
+    (row,) = HUB["PKU-Alignment/PKU-SafeRLHF"].rows
+    found = read_preferences(file(tmp_path, row, row | {"prompt": "Which?", "safer_response_id": 1}))
+    assert [(one.chosen, one.rejected) for one in found.items] == [(GOOD, BAD)]
+    assert found.dropped == {"its labels disagree": 1}
+
+
+def test_each_of_several_right_completions_is_preferred(tmp_path: Path) -> None:
+    ties = HUB["allenai/reward-bench-2"].rows[0] | {"chosen": [GOOD, "4."], "subset": "Ties", "num_correct": 2}
+    assert pairs(file(tmp_path, ties)) == [(good, bad) for good in (GOOD, "4.") for bad in (BAD, WORSE, "Six.")]
+
+
+def test_siblings_with_ranks_are_conversations_too(tmp_path: Path) -> None:
+    learnt = read_conversations(file(tmp_path, *HUB["OpenAssistant/oasst2"].rows)).items
+    assert [[m.content for m in one.messages] for one in learnt] == [[ASKED, GOOD], [ASKED, BAD]]
 
 
 def test_what_data_sets_say_of_themselves_travels(tmp_path: Path) -> None:
@@ -255,6 +310,8 @@ def test_two_tables_put_together_are_two_tables(tmp_path: Path) -> None:
 
 def test_numbers_are_texts_wherever_a_text_is_asked(tmp_path: Path) -> None:
     assert pairs(file(tmp_path, {"prompt": ASKED, "chosen": 2, "rejected": 3.5})) == [("2", "3.5")]
+    labelled = {"prompt": ASKED, "completion_a": 2, "completion_b": 3.5, "label": "b"}
+    assert pairs(file(tmp_path, labelled)) == [("3.5", "2")]
     assert texts(read(file(tmp_path, {"prompt": 7, "completions": [1, True, "x"]}))[0][0]) == ["1", "True", "x"]
     turns = [{"role": "user", "content": 7}, {"role": "assistant", "content": 4.5}]
     (conversation,) = read_conversations(file(tmp_path, {"messages": turns})).items
@@ -291,6 +348,17 @@ def test_parts_and_roles_by_any_name(tmp_path: Path) -> None:
     assert read_prompts(file(tmp_path, image, {"messages": messages})).dropped == {
         "a turn with a part of the type 'image_url'": 1
     }
+
+
+def test_a_prompt_of_parts_is_their_text_and_a_picture_drops_its_row(tmp_path: Path) -> None:
+    pair = {"prompt": parts(ASKED), "chosen": GOOD, "rejected": BAD}
+    picture = [{"role": "user", "content": [{"type": "image", "text": None, "image": "x"}]}]
+    assert pairs(file(tmp_path, pair)) == [(GOOD, BAD)]
+    (arena,) = HUB["lmarena-ai/arena-human-preference-140k"].rows
+    seen = {side: picture + arena[side][1:] for side in ("conversation_a", "conversation_b")}
+    for whole, with_a_picture in ((pair, {"prompt": picture}), (arena, seen)):
+        (row,), dropped, _ = read(file(tmp_path, whole, whole | with_a_picture))
+        assert row.prompt.text == ASKED and dropped == {"a turn with a part of the type 'image'": 1}
 
 
 @pytest.mark.parametrize(
@@ -428,6 +496,28 @@ def test_own_columns_travel_to_every_export(tmp_path: Path, run_cli: Cli) -> Non
     stages = f"  - data: {{path: {tmp_path}/rows.jsonl, keep: teem}}\n  - pair: {{}}\n"
     with pytest.raises(InputError, match=r"rows\.jsonl:1: `keep`: there is no column 'teem'.*did you mean `team`"):
         open_stages(read_pipeline(project(tmp_path, rows, stages)))
+
+
+def test_own_columns_travel_to_the_exports_of_rows(tmp_path: Path, run_cli: Cli) -> None:  # noqa: F811
+    """Of ratings, of rankings and of soft labels."""
+    attributes = HUB["nvidia/HelpSteer2 (default)"].rows
+    rated = [
+        row | {"prompt": f"{ASKED} {i}", "id": f"row-{i}", "team": "farm"} for i in range(12) for row in attributes
+    ]
+    labelled = [
+        {"prompt": f"{ASKED} {i}", "id": f"row-{i}", "team": "farm", "probability": 0.9}
+        | {"completion_a": GOOD, "completion_b": BAD}
+        for i in range(12)
+    ]
+    for rows, forms in ((rated, ("ultrafeedback", "ranked", "rated")), (labelled, ("soft",))):
+        project(tmp_path, rows, "  - data: {path: rows.jsonl, keep: team}\n  - pair: {}\n")
+        code, _, err = run_cli("run", "data.yaml")
+        assert code == 0, err
+        for form in forms:
+            assert run_cli("export", "runs/data", "--format", form, "--to", f"{form}.jsonl")[0] == 0
+            found = [json.loads(line) for line in (tmp_path / f"{form}.jsonl").read_text().splitlines()]
+            assert {one["team"] for one in found} == {"farm"}
+            assert len({one["id"] for one in found}) > 6 and {one["id"] for one in found} <= {r["id"] for r in rows}
 
 
 def test_a_column_of_its_own_may_come_late(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,11 +16,12 @@ from typing import Any
 
 import pytest
 from echo import RUBRIC, Echo, write_project, write_prompts
-from serving import serve
+from serving import Answer, completion, scripted, serve
 from test_faults import interrupt_twice, slowly, start, until
 from test_formats import jsonl
 from test_run import Cli, asked, count, manifest, models, run_cli, url  # noqa: F401 - the fixtures
 
+from rlaif.constitution import read_constitution
 from rlaif.engines.ledger import Ledger
 from rlaif.engines.traffic import Endpoint
 from rlaif.formats import each_row
@@ -357,6 +359,43 @@ def test_each_branch_shows_its_own_preference(tmp_path: Path, run_cli: Cli, url:
     assert {rule for row in second for rule in row} == {"zephyr"}
     assert both == [one | other for one, other in zip(first, second, strict=True)]
     assert "best, best-worst: [" in run_cli("show", "runs/echo", "1", "--stage", "sample")[1]
+
+
+COMPARED = """\
+name: compared
+models: {{m: {{engine: openai, model: m, base_url: "{url}"}}}}
+stages:
+  - prompts: {{path: prompts.jsonl}}
+  - sample: {{models: [m], per_prompt: 2}}
+  - compare: {{name: first, model: m, constitution: constitutions/overall.yaml, verdicts: hard}}
+  - pair: {{name: best, rule: compared}}
+  - compare: {{name: second, from: sample, model: m, constitution: constitutions/helpful-harmless.yaml, verdicts: hard}}
+  - pair: {{name: other, rule: compared, from: second}}
+"""
+
+
+def test_each_of_two_compares_shows_its_own_preference(tmp_path: Path, run_cli: Cli) -> None:
+    """The judge prefers the later text in both orders; the principle says which compare a preference is of."""
+
+    def answer(body: dict[str, Any]) -> dict[str, Any]:
+        if "messages" not in body:
+            return {"data": []}
+        shown = re.findall(r"<completion (\d) \w+>\ntext (\d+)", body["messages"][-1]["content"])
+        if shown:
+            return completion(max(shown, key=lambda one: int(one[1]))[0])
+        return completion(*(f"text {body['seed'] + number}" for number in range(body.get("n", 1))))
+
+    with scripted([Answer(answer)]) as script:
+        write_prompts(tmp_path, 4)
+        (tmp_path / "compared.yaml").write_text(COMPARED.format(url=script.base_url))
+        code, out, err = run_cli("run", "compared.yaml")
+    assert code == 0, out + err
+    for stage, constitution in (("first", "overall"), ("second", "helpful-harmless")):
+        own = {one.id for one in read_constitution(f"constitutions/{constitution}.yaml").principles}
+        row = json.loads(run_cli("show", "runs/compared", "1", "--stage", stage, "--json")[1])
+        assert len(row["preferences"]) == 1 and row["preferences"][0]["principle"] in own
+    both = json.loads(run_cli("show", "runs/compared", "1", "--stage", "sample", "--json")[1])
+    assert len(both["preferences"]) == 2
 
 
 # ---------------------------------------------------------------- exported as the file that is named

@@ -784,6 +784,33 @@ def test_credit_that_ends_after_20_calls_stops_the_run(tmp_path: Path) -> None:
     assert calls < 20 + 2 * traffic.START  # those in flight
 
 
+SAMPLED = """\
+name: sampled
+models:
+  m: {engine: openai, model: m, base_url: "URL"}
+stages:
+  - prompts: {path: prompts.jsonl, split: all}
+  - sample: {models: [m]}
+"""
+
+
+@pytest.mark.parametrize("form", FILTERS)
+def test_a_prompt_that_a_content_filter_stops_is_a_counted_drop(form: str, tmp_path: Path) -> None:
+    """Under one cause, whatever the form, and asked for once."""
+
+    def answer(body: Body) -> Body | Answer:
+        return FILTERS[form] if "number 2" in str(body.get("messages")) else talking(body)
+
+    with scripted([Answer(answer)]) as script:
+        done = ran(tmp_path, script.base_url, SAMPLED, prompts=4)
+        asked = sum("number 2" in str(request["body"]) for request in script.requests)
+    assert done.code == 0, done
+    manifest = json.loads((tmp_path / "runs/sampled/manifest.json").read_text())
+    sample = manifest["stages"][1]
+    assert sample["dropped"] == {"content filter": 1} and sample["out"] == 3 and not manifest["failures"]
+    assert asked == 1
+
+
 DEFAULTS = """\
 name: defaults
 models:

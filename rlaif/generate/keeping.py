@@ -35,8 +35,8 @@ def choose(
     """
     best, least = keep.best, keep.at_least
     tests: tuple[Callable[[int], str | None], ...] = (
+        lambda index: UNENDED.get(row.candidates[index].completion.finish_reason),  # such as what a filter took
         lambda index: None if row.candidates[index].completion.text.strip() else "empty completion",
-        lambda index: UNENDED.get(row.candidates[index].completion.finish_reason),
         (unfit or {}).get,
         lambda index: None if scores is None or index in scores else "unparsed",
         lambda index: None if scores is None or least is None or scores[index] >= least else f"below {least:g}",

@@ -23,6 +23,9 @@ from rlaif.templates.bounds import MOST_WORK, cost, size, within
 from rlaif.templates.environments import parsed, prompting
 from rlaif.templates.failures import TemplateFailure, failure
 
+PARSES = "close each tag and each block, and use Jinja's own tags, filters and tests"
+RENDERS = "write out the variables, with conditions and loops over them alone"
+
 
 class Template:
     """One Jinja file. `variables` are the names that it uses, `digest` is the SHA-256 of its source."""
@@ -40,9 +43,9 @@ class Template:
                 self.variables = frozenset(meta.find_undeclared_variables(tree))
                 self._compiled = prompting.from_string(source)
         except jinja2.TemplateSyntaxError as error:
-            raise self._error("does not parse", failure(error)) from None
+            raise self._error("does not parse", failure(error), PARSES) from None
         except Exception as error:  # what Python's own compiler says, too
-            raise self._error("cannot be rendered", failure(error)) from None
+            raise self._error("cannot be rendered", failure(error), RENDERS) from None
 
     @classmethod
     def read(cls, path: Path) -> Template:
@@ -81,7 +84,7 @@ class Template:
         try:
             return self._written(values).strip()
         except Exception as error:  # any error that the template's own code raises
-            raise self._error("cannot be rendered", failure(error)) from None
+            raise self._error("cannot be rendered", failure(error), RENDERS) from None
 
     def _written(self, values: Mapping[str, Any]) -> str:
         plain: dict[str, Any] = {}
@@ -97,13 +100,8 @@ class Template:
         text: str = rendered["text"]
         return text
 
-    def _error(self, problem: str, failed: TemplateFailure) -> InputError:
-        return InputError(
-            f"the template {problem}: {failed.message}",
-            file=self.path,
-            line=failed.line,
-            fix="write out the variables, with conditions and loops over them alone" if failed.exceeded else None,
-        )
+    def _error(self, problem: str, failed: TemplateFailure, fix: str) -> InputError:
+        return InputError(f"the template {problem}: {failed.message}", file=self.path, line=failed.line, fix=fix)
 
 
 def _sized(value: Any) -> tuple[Any, int]:

@@ -465,6 +465,26 @@ def test_a_data_files_names_are_shown_escaped_by_every_command_that_follows(tmp_
         held(path.read_text(encoding="utf-8"))
 
 
+STRENGTHS = """\
+name: strengths
+models: {none: {engine: openai, model: m, base_url: "http://127.0.0.1:9/v1"}}
+stages:
+  - data: {path: rows.jsonl, held_out: keep}
+  - elo: {}
+"""
+
+
+def test_a_data_files_models_are_shown_escaped_beside_their_strengths(tmp_path: Path) -> None:
+    two = {"completion_a": "x", "completion_b": "y", "model_a": f"{EVIL}a", "model_b": f"{EVIL}b"}
+    rows = [two | {"prompt": f"q{k}", "label": "ab"[k % 2]} for k in range(8)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "strengths.yaml").write_text(STRENGTHS)
+    done = rlaif(tmp_path, "run", "strengths.yaml")
+    assert done.code == 0, done
+    held(done.out + done.err, f"{SHOWN}a", f"{SHOWN}b")
+    held((tmp_path / "runs/strengths/report/elo.json").read_text(encoding="utf-8"))
+
+
 @pytest.mark.parametrize(
     "attempt", ["CSI clears the screen", "C1 control sequence", "right-to-left override", "separators"]
 )

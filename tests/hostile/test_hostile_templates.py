@@ -197,7 +197,7 @@ def refused(kind: str, source: str, tokenizer: Any) -> str:
     with pytest.raises(InputError) as error:
         rendered(kind, source, tokenizer)
     told = str(error.value)
-    assert SENTENCE.fullmatch(told) and told.startswith("t.jinja:") and len(told) < 500, told
+    assert SENTENCE.fullmatch(told) and told.startswith("t.jinja:") and " Fix: " in told and len(told) < 500, told
     assert "Traceback" not in told and "jinja2" not in told and "0x7" not in told
     return told
 
@@ -315,7 +315,7 @@ def held(folder: Path, call: Callable[[], tuple[int, str, str]], *made: str) -> 
     before = sorted(path.name for path in folder.iterdir())
     code, out, told = call()
     assert code == 2 and "Traceback" not in told + out, told
-    assert re.search(r"t\.jinja(:1)?: the template cannot be rendered: ", told) and told.count("\n") == 1, told
+    assert re.search(r"t\.jinja(:1)?: the template cannot be rendered: .* Fix: ", told) and told.count("\n") == 1, told
     after = sorted(path.name for path in folder.iterdir() if path.name not in made)
     assert after == before
     return told
@@ -339,6 +339,13 @@ def test_plan_runs_no_code_of_a_template_by_any_variable(
 def test_plan_runs_no_code_of_any_kind(name: str, kind: str, tmp_path: Path, run_cli: Cli) -> None:  # noqa: F811
     write_evil_project(tmp_path, kind, CODE[name].replace("X", TEMPLATES[kind][1].split()[0]))
     held(tmp_path, lambda: run_cli("plan", "p.yaml"))
+
+
+@pytest.mark.parametrize("kind", TEMPLATES)
+def test_globals_are_refused_with_file_and_fix(kind: str, tmp_path: Path, run_cli: Cli) -> None:  # noqa: F811
+    write_evil_project(tmp_path, kind, "lipsum.__globals__")
+    told = held(tmp_path, lambda: run_cli("plan", "p.yaml"))
+    assert "an attribute or a method that templates may not reach. Fix: write out the variables" in told, told
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
