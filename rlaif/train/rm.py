@@ -1,23 +1,28 @@
-"""A pairwise reward model (Stiennon et al. 2020, arXiv 2009.01325, section 3.4): a score for a completion to a prompt.
+"""A reward model (Stiennon et al. 2020, arXiv 2009.01325, section 3.4): a score for a completion to a prompt.
 
-The loss of a pair is -log sigmoid(score of chosen - score of rejected), plus `center` times the square of the two
-scores' sum, which keeps scores around zero (Eisenstein et al. 2023, arXiv 2312.09244). The score is read at the
-completion's end token, the last token of each sequence, in training as in use.
+The loss of a pair is -log sigmoid(score of chosen - score of rejected - margin), plus `center` times the square of the
+two scores' sum, which keeps scores around zero (Eisenstein et al. 2023, arXiv 2312.09244). With `soft_labels` a judge's
+probability is the target instead of 1. The score is read at the completion's end token, the last token of each
+sequence, in training as in use.
 
-Labels are hard: a judge's probability decides which pairs exist, not their weight.
+Completions are forwarded in groups (`train.groups`): a pair, or all completions of a prompt, each once, with the loss
+averaged over the prompt's pairs (InstructGPT: Ouyang et al. 2022, arXiv 2203.02155, equation 1).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from rlaif.config import RMSettings
-from rlaif.train import models, tokens, trl
+from rlaif.errors import InputError
+from rlaif.train import groups, models, tokens, trl
 from rlaif.train.examples import OnStep, PreferencePair
+from rlaif.train.groups import Group, Pair, Tokenized
 from rlaif.train.models import TrainResult
-from rlaif.train.pairs import tokenize
+from rlaif.train.tokens import Counts
 
 
 def train_rm(
@@ -32,24 +37,71 @@ def train_rm(
 
     Its metrics include the accuracy on the validation pairs, if any. Called again with the same arguments after an
     interruption, it resumes from its last checkpoint, and reports steps since then a second time. Raises InputError for
-    an unusable base model or template, WorkError when no pair fits or the loss is not finite.
+    an unusable base model or template and for settings that no pair has the columns for, WorkError when no pair fits or
+    the loss is not finite.
     """
     began = time.monotonic()
     with trl.quietly():
         model, tokenizer = models.load_reward(base, settings.seed)
         chat = tokens.trainable_chat(tokenizer)
         max_length = models.fitting(model, settings.max_length)
-        train, counts = tokenize(chat, pairs, max_length)
+        train, counts = groups.tokenize(chat, _grouped(settings, pairs), max_length)
         counts.check(max_length, settings.max_length)
-        held, held_counts = tokenize(chat, validation, max_length)
+        tell_missing(settings, train, counts)
+        held, held_counts = groups.tokenize(chat, _grouped(settings, validation), max_length)
         counts.add(held_counts)
-        data = trl.TokenizedData(_whole(train), _whole(held), counts)
+        data = trl.TokenizedData(columns(settings, train), columns(settings, held), counts)
         return trl.learn(settings, model, tokenizer, data, folder, on_step, began)
 
 
-def _whole(columns: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:
-    """Each completion with its prompt before it: the score is of the whole sequence."""
-    return {
-        side: [prompt + ids for prompt, ids in zip(columns["prompt_ids"], columns[side], strict=True)]
-        for side in ("chosen_ids", "rejected_ids")
+def _grouped(settings: RMSettings, pairs: Iterable[PreferencePair]) -> Iterable[Group]:
+    return groups.of_pairs(pairs) if settings.grouping == "pair" else groups.of_prompts(pairs, settings.group_size)
+
+
+def columns(settings: RMSettings, tokenized: Sequence[Tokenized]) -> dict[str, list[Any]]:
+    """One row for each group, as `rm_math.Collator` takes them."""
+    made: dict[str, list[Any]] = {
+        "sequences": [group.sequences for group in tokenized],
+        "better": [[pair.better for pair in group.pairs] for group in tokenized],
+        "worse": [[pair.worse for pair in group.pairs] for group in tokenized],
+        "margins": [[settings.margin_scale * (pair.margin or 0.0) for pair in group.pairs] for group in tokenized],
+        "targets": [[target(settings, pair) for pair in group.pairs] for group in tokenized],
     }
+    if settings.loss == "plackett_luce":
+        made["order"] = [groups.total_order(group.pairs) or [] for group in tokenized]
+    return made
+
+
+def target(settings: RMSettings, pair: Pair) -> float:
+    """The probability that the better one of a pair is the better one, which the loss aims at.
+
+    A share `label_smoothing` of labels is taken to be wrong: the target moves towards 1/2.
+    """
+    stated = pair.probability if settings.soft_labels and pair.probability is not None else 1.0
+    return stated + settings.label_smoothing * (1 - 2 * stated)
+
+
+def tell_missing(settings: RMSettings, tokenized: Sequence[Tokenized], counts: Counts) -> None:
+    """Note how many pairs lack what a setting reads. Raises InputError when all do."""
+    pairs = [pair for group in tokenized for pair in group.pairs]
+    if settings.margin_scale:
+        without = sum(pair.margin is None for pair in pairs)
+        fix = "use preferences with scores or ratings, or remove `margin_scale`"
+        _tell(counts, without, len(pairs), "margin", "margin_scale", "trained with a margin of 0", fix)
+    if settings.soft_labels:
+        without = sum(pair.probability is None for pair in pairs)
+        fix = "use preferences with a `probability`, such as those of `compare`, or remove `soft_labels`"
+        _tell(counts, without, len(pairs), "probability", "soft_labels", "trained with a hard label", fix)
+    if settings.loss == "plackett_luce":
+        partial = sum(groups.total_order(group.pairs) is None for group in tokenized)
+        if partial:
+            counts.notes.append(
+                f"{partial:,} of {len(tokenized):,} groups have no total order: their loss is that of their pairs"
+            )
+
+
+def _tell(counts: Counts, without: int, pairs: int, what: str, key: str, how: str, fix: str) -> None:
+    if without == pairs:
+        raise InputError(f"no pair has a {what}", key=key, fix=fix)
+    if without:
+        counts.notes.append(f"{without:,} of {pairs:,} pairs have no {what}: {how}")
