@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from collections import Counter
@@ -17,18 +18,23 @@ pytest.importorskip("trl")
 
 import torch
 from pydantic import ValidationError
+from safetensors.torch import load_file
 from test_train import PAIRS, Steps, train, validation
 from torch.nn.functional import logsigmoid
-from transformers import AutoTokenizer, LlamaModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaModel
 
+from rlaif.cli import terminal
+from rlaif.cli.evaluations import brief, print_evaluation
 from rlaif.config import RMSettings
+from rlaif.engines.transformers import TransformersEngine
 from rlaif.errors import InputError
 from rlaif.formats import read_preferences
 from rlaif.generate.pairing import Pairing, preferences_of
 from rlaif.records import Candidate, Comparison, Completion, Message, Prompt, Row, Score, Verdict
-from rlaif.train import groups, rm, rm_math, trl
+from rlaif.train import groups, models, rm, rm_head, rm_math, trl
 from rlaif.train.examples import PreferencePair, of_preferences, of_stated_preferences
 from rlaif.train.groups import Pair, Tokenized
+from rlaif.train.rm_evaluation import ScoredPair, evaluation
 from rlaif.train.tokens import Counts, trainable_chat
 
 ASKED = (Message(role="user", content="which?"),)
@@ -390,3 +396,144 @@ def test_pairs_without_the_column_are_counted_in_a_note(random_model: Path, tmp_
     some = [PreferencePair(p.prompt, p.chosen, p.rejected, probability=0.9 if i else None) for i, p in enumerate(PAIRS)]
     record = train("rm", random_model, tmp_path / "rm", examples=some, soft_labels=True, batch_size=24)
     assert record.notes == ["1 of 24 pairs have no probability: trained with a hard label"]
+
+
+# ---------------------------------------------------------------- the head after training
+
+
+def test_training_completions_have_mean_0_and_deviation_1_and_every_reader_the_same_scores(
+    random_model: Path, tmp_path: Path
+) -> None:
+    """Plain transformers in a padded batch and our engine: nothing beside the weights knows of the bias."""
+    record = train("rm", random_model, tmp_path / "rm", examples=[*PAIRS, *validation(PAIRS[:4])])
+    before = record.evaluation["reference"]
+    assert before["completions"] == 48 and before["shifted"] and before["uneven"] < rm_head.UNEVEN
+    assert abs(before["mean"]) > 0.01 and abs(before["deviation"] - 1) > 0.01
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "rm")
+    net = AutoModelForSequenceClassification.from_pretrained(tmp_path / "rm", dtype=torch.float32).eval()
+    read, _ = groups.tokenize(trainable_chat(tokenizer), groups.of_pairs(PAIRS), 100)
+    sequences = [ids for group in read for ids in group.sequences]
+    padded = tokenizer.pad({"input_ids": sequences}, return_tensors="pt")
+    with torch.no_grad():
+        plain = net(**padded).logits[:, 0]
+    assert plain.mean().item() == pytest.approx(0, abs=1e-4)
+    assert plain.std(unbiased=False).item() == pytest.approx(1, abs=1e-4)
+    engine = TransformersEngine("rm", str(tmp_path / "rm"), device="cpu")
+    chosen = asyncio.run(engine.score([(pair.prompt, pair.chosen) for pair in PAIRS]))
+    asyncio.run(engine.close())
+    assert chosen == pytest.approx(plain[0::2].tolist(), abs=1e-4)
+    value = models.load_value_model(tmp_path / "rm", tokenizer)  # PPO's
+    assert rm_head.scores(value, rm_head.states(value, sequences, 5)) == pytest.approx(plain.tolist(), abs=1e-4)
+
+
+def test_without_normalize_the_head_is_as_it_was_trained(random_model: Path, tmp_path: Path) -> None:
+    for name, normalize in (("as-trained", False), ("normalised", True)):
+        train("rm", random_model, tmp_path / name, normalize=normalize)
+    plain, normalised = (load_file(tmp_path / name / "model.safetensors") for name in ("as-trained", "normalised"))
+    differing = [name for name in plain if not torch.equal(plain[name], normalised[name])]
+    assert differing == ["score.weight"]
+
+
+class Head(torch.nn.Module):
+    """A score head alone, as `rm_head.normalise` changes it."""
+
+    def __init__(self, weight: torch.Tensor, bias: float | None = None) -> None:
+        super().__init__()
+        self.score = torch.nn.Linear(len(weight), 1, bias=bias is not None)
+        self.score.weight.data.copy_(weight[None])
+        if bias is not None:
+            self.score.bias.data.fill_(bias)
+
+
+def random_states(common: float) -> torch.Tensor:
+    """(40, 8) states around a common one, as those of one end token are."""
+    drawn = torch.randn(40, 8, generator=torch.Generator().manual_seed(0))
+    return drawn * 0.1 + common * torch.ones(8)
+
+
+@pytest.mark.parametrize("bias", [None, 3.0])
+def test_a_shift_and_a_scale_change_no_order(bias: float | None) -> None:
+    states, model = random_states(1.0), Head(torch.linspace(-1, 1.04, 8), bias)
+    before = torch.tensor(rm_head.scores(model, states))
+    found = rm_head.normalise(model, states)
+    after = torch.tensor(rm_head.scores(model, states))
+    assert found is not None and found.shifted and found.uneven < 0.1
+    assert (after.mean().item(), after.std(unbiased=False).item()) == pytest.approx((0, 1), abs=1e-5)
+    exact = (before - before.mean()) / before.std(unbiased=False)
+    assert after.tolist() == pytest.approx(exact.tolist(), abs=1e-5 if bias is not None else 0.15)
+
+
+def test_a_mean_that_no_direction_carries_evenly_stays_and_is_told() -> None:
+    states, model = random_states(0.0), Head(torch.ones(8), None)
+    states[:, 0] += 20 * (states[:, 1] > 0)  # two kinds of completions: their mean is that of none
+    found = rm_head.normalise(model, states)
+    assert found is not None and not found.shifted and found.uneven > rm_head.UNEVEN
+    after = torch.tensor(rm_head.scores(model, states))
+    assert after.std(unbiased=False).item() == pytest.approx(1) and after.mean().item() > 0.5
+
+
+def test_scores_that_are_all_the_same_are_not_normalised() -> None:
+    model = Head(torch.zeros(8))
+    assert rm_head.normalise(model, random_states(1.0)) is None
+    assert not model.score.weight.any()
+
+
+# ---------------------------------------------------------------- evaluation
+
+
+def scored(prompt: str, gap: float, *, margin: float | None = None, source: str | None = None) -> ScoredPair:
+    return ScoredPair(prompt, gap, 0.0, 10, 5, margin, source)
+
+
+def test_accuracy_is_by_prompt_by_source_and_by_margin() -> None:
+    pairs = [
+        *(scored(f"a{i}", 1.0, margin=2.0, source="a") for i in range(6)),
+        *(scored(f"b{i}", (1.0, -1.0)[i % 2], margin=0.5, source="b") for i in range(4)),
+        *(scored("many", -1.0, source="b") for _ in range(10)),
+    ]
+    found = evaluation(pairs, 1.0)
+    assert (found["pairs"], found["prompts"]) == (20, 11)
+    assert found["accuracy"]["mean"] == pytest.approx(8 / 11, abs=1e-6) and found["accuracy"]["n"] == 11
+    assert {name: share["mean"] for name, share in found["by_source"].items()} == {"a": 1.0, "b": 0.4}
+    assert [(band["low"], band["high"], band["pairs"]) for band in found["by_margin"]] == [(0.5, 0.5, 4), (2, 2, 6)]
+    assert [band["accuracy"]["mean"] for band in found["by_margin"]] == [0.5, 1.0]
+
+
+def test_calibration_is_on_the_scale_of_the_loss() -> None:
+    """Of pairs at a logit of ln 3 three in four are right: calibrated at their own scale, and not at another."""
+    pairs = [scored(f"{i}", math.log(3) / 2 if i % 4 else -math.log(3) / 2) for i in range(40)]
+    own, other = (evaluation(pairs, scale)["calibration"] for scale in (2.0, 6.0))
+    assert own["ece"]["mean"] == pytest.approx(0, abs=1e-6) and other["ece"]["mean"] > 0.1
+    (filled,) = own["bins"]
+    assert (filled["n"], filled["accuracy"], filled["confidence"]) == (40, 0.75, 0.75)
+
+
+def test_what_length_does_is_told_by_the_labels_and_by_the_model() -> None:
+    """Scores are lengths: the model prefers the longer one always, and the labels in one pair of four."""
+    sides = [(8, 5) if i % 4 == 0 else (5, 8) for i in range(20)]
+    pairs = [ScoredPair(f"{i}", float(a), float(b), a, b) for i, (a, b) in enumerate(sides)]
+    length = evaluation(pairs, 1.0)["length"]
+    assert length["correlation"]["mean"] == pytest.approx(1)
+    assert (length["longer_chosen"]["mean"], length["longer_preferred"]["mean"]) == (0.25, 1.0)
+    flat = [ScoredPair(f"{i}", 0.0, 0.0, 3, 3) for i in range(4)]
+    assert set(evaluation(flat, 1.0)["length"].values()) == {None}
+
+
+def test_the_record_and_the_screen_tell_the_evaluation(
+    random_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held = [
+        PreferencePair(p.prompt, p.chosen, p.rejected, "validation", margin=float(i), source=f"set {i % 2}")
+        for i, p in enumerate(PAIRS[:8])
+    ]
+    record = train("rm", random_model, tmp_path / "rm", examples=[*PAIRS, *held])
+    assert json.loads((tmp_path / "rm/training.json").read_text())["evaluation"] == record.evaluation
+    found = record.evaluation["validation"]
+    assert found["accuracy"]["mean"] == pytest.approx(record.metrics["validation_accuracy"])
+    console = terminal.console()
+    print_evaluation(console, record.evaluation)
+    told = capsys.readouterr().out
+    assert "8 validation pairs of 8 prompts" in told and "source set 1" in told and "margin 6 to 7" in told
+    assert "is chosen in 0% of pairs and preferred by the model in 0%" in " ".join(told.split())
+    assert brief(record.evaluation).startswith("100% [68, 100] of 8 validation pairs right, calibration error")
+    assert brief({}) == ""

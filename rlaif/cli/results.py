@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import RenderableType
 
+from rlaif.cli.evaluations import brief, print_evaluation
 from rlaif.cli.summaries import print_summary
 from rlaif.cli.tables import Column, table
 from rlaif.pipeline.outcome import next_step
@@ -81,6 +82,9 @@ def print_status(console: Console, manifest: dict[str, Any]) -> None:
         console.print(_made_calls(manifest["calls"], console.width))
     if (cost := manifest.get("cost_of_all_starts")) is not None:
         console.print(f"cost of all starts: {cost:.4f}", highlight=False)
+    for stage in manifest["stages"]:
+        if told := brief(stage.get("evaluation", {})):
+            console.print(line(f"{stage['name']}: {told}"))
     print_shortfalls(console, manifest)
 
 
@@ -127,6 +131,7 @@ def print_shortfalls(console: Console, manifest: dict[str, Any]) -> None:
 def print_training(console: Console, record: dict[str, Any], out: Path) -> None:
     metrics = [(name.replace("_", " "), f"{value:.4f}") for name, value in record["metrics"].items()]
     console.print(table((Column("metric", text=True), Column("value")), metrics, console.width))
+    print_evaluation(console, record.get("evaluation", {}))
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in record["dropped"].items())
     used = f"{record['kept']:,} of {record['read']:,} rows used" + (f" (dropped: {reasons})" if reasons else "")
     made = f"{used}, {record['steps']:,} steps; the model is in {out}"

@@ -111,6 +111,7 @@ class RMSettings(TrainerSettings):
     margin_scale: float = Field(default=0.0, ge=0)  # times a pair's margin, subtracted inside the sigmoid
     soft_labels: bool = False  # the target is a pair's probability
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)  # the share of labels taken to be wrong
+    normalize: bool = True  # training completions score 0 on average, with a deviation of 1
 
     @model_validator(mode="after")
     def _one_way_to_say_how_far_apart(self) -> RMSettings:

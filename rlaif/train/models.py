@@ -39,7 +39,7 @@ class TrainResult(NamedTuple):
     """The record of a training, saved as `training.json` beside the model.
 
     `seconds` are of this call, `steps` and `metrics` of the whole training; `kept`, `cut` and `dropped` count examples;
-    `notes` are warnings.
+    `notes` are warnings; `evaluation` is what a method tells of its model beside its metrics.
     """
 
     steps: int
@@ -49,6 +49,7 @@ class TrainResult(NamedTuple):
     cut: int
     dropped: dict[str, int]
     notes: list[str]
+    evaluation: dict[str, Any]
 
 
 # ---------------------------------------------------------------- load
@@ -234,6 +235,7 @@ def save(
     steps: int,
     metrics: dict[str, float],
     began: float,
+    evaluation: dict[str, Any] | None = None,
 ) -> TrainResult:
     """Write the model, its tokenizer and `training.json` into `final` of the job's `folder`.
 
@@ -257,7 +259,8 @@ def save(
     model.save_pretrained(final)
     tokenizer.save_pretrained(final)
     seconds = time.monotonic() - began
-    result = TrainResult(steps, seconds, metrics, counts.kept, counts.cut, dict(counts.dropped), counts.notes)
+    counted = counts.kept, counts.cut, dict(counts.dropped), counts.notes
+    result = TrainResult(steps, seconds, metrics, *counted, evaluation or {})
     record = result._asdict() | {"weights": weights_digest(final)}
     (final / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return result

@@ -6,23 +6,29 @@ probability is the target instead of 1. The score is read at the completion's en
 sequence, in training as in use.
 
 Completions are forwarded in groups (`train.groups`): a pair, or all completions of a prompt, each once, with the loss
-averaged over the prompt's pairs (InstructGPT: Ouyang et al. 2022, arXiv 2203.02155, equation 1).
+averaged over the prompt's pairs (InstructGPT: Ouyang et al. 2022, arXiv 2203.02155, equation 1). The trained model is
+normalised (`train.rm_head`) and evaluated on validation pairs (`train.rm_evaluation`).
 """
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rlaif.config import RMSettings
 from rlaif.errors import InputError
-from rlaif.train import groups, models, tokens, trl
+from rlaif.train import groups, models, rm_head, tokens, trl
 from rlaif.train.examples import OnStep, PreferencePair
 from rlaif.train.groups import Group, Pair, Tokenized
 from rlaif.train.models import TrainResult
+from rlaif.train.rm_evaluation import ScoredPair, evaluation
 from rlaif.train.tokens import Counts
+
+REFERENCE = 512  # completions, at most, whose scores have mean 0 and deviation 1
 
 
 def train_rm(
@@ -51,11 +57,57 @@ def train_rm(
         held, held_counts = groups.tokenize(chat, _grouped(settings, validation), max_length)
         counts.add(held_counts)
         data = trl.TokenizedData(columns(settings, train), columns(settings, held), counts)
-        return trl.learn(settings, model, tokenizer, data, folder, on_step, began)
+        return trl.learn(
+            settings, model, tokenizer, data, folder, on_step, began, partial(finish, settings, train, held, counts)
+        )
 
 
 def _grouped(settings: RMSettings, pairs: Iterable[PreferencePair]) -> Iterable[Group]:
     return groups.of_pairs(pairs) if settings.grouping == "pair" else groups.of_prompts(pairs, settings.group_size)
+
+
+def finish(
+    settings: RMSettings, train: Sequence[Tokenized], held: Sequence[Tokenized], counts: Counts, model: Any
+) -> dict[str, Any]:
+    """Normalise the trained model, if asked to, and evaluate it on the validation pairs, if there are any.
+
+    The reference is a sample of the training completions, chosen and rejected alike, drawn by the seed.
+    """
+    size = 2 * settings.batch_size  # sequences that fit in memory: training forwards as many at least
+    normalised = None
+    if settings.normalize:
+        known = list(dict.fromkeys(tuple(ids) for group in train for ids in group.sequences))
+        drawn = random.Random(settings.seed).sample(known, min(REFERENCE, len(known)))
+        normalised = rm_head.normalise(model, rm_head.states(model, drawn, size))
+        if normalised is None:
+            counts.notes.append("all completions score the same: not normalised")
+        elif not normalised.shifted:
+            counts.notes.append(
+                f"the completions' mean score stays at {normalised.mean / normalised.deviation:.2f}: "
+                "no change of the weights would shift all scores alike"
+            )
+    scale = 1.0 if normalised is None else normalised.deviation
+    reference = None if normalised is None else {name: _rounded(v) for name, v in normalised._asdict().items()}
+    told: dict[str, Any] = {"scale": _rounded(scale), "reference": reference, "validation": None}
+    if held:
+        scores = rm_head.scores(model, rm_head.states(model, [ids for group in held for ids in group.sequences], size))
+        told["validation"] = evaluation(scored_pairs(held, scores), scale)
+    return told
+
+
+def _rounded(value: float) -> float:
+    return round(value, 6) if isinstance(value, float) else value
+
+
+def scored_pairs(tokenized: Sequence[Tokenized], scores: Iterable[float]) -> list[ScoredPair]:
+    """Every pair with the scores of its two; `scores` are those of all sequences in order."""
+    made, left = [], iter(scores)
+    for group in tokenized:
+        own = [next(left) for _ in group.sequences]
+        for pair in group.pairs:
+            both = own[pair.better], own[pair.worse], group.lengths[pair.better], group.lengths[pair.worse]
+            made.append(ScoredPair(group.prompt, *both, pair.margin, pair.source))
+    return made
 
 
 def columns(settings: RMSettings, tokenized: Sequence[Tokenized]) -> dict[str, list[Any]]:
@@ -93,10 +145,10 @@ def tell_missing(settings: RMSettings, tokenized: Sequence[Tokenized], counts: C
         fix = "use preferences with a `probability`, such as those of `compare`, or remove `soft_labels`"
         _tell(counts, without, len(pairs), "probability", "soft_labels", "trained with a hard label", fix)
     if settings.loss == "plackett_luce":
-        partial = sum(groups.total_order(group.pairs) is None for group in tokenized)
-        if partial:
+        unordered = sum(groups.total_order(group.pairs) is None for group in tokenized)
+        if unordered:
             counts.notes.append(
-                f"{partial:,} of {len(tokenized):,} groups have no total order: their loss is that of their pairs"
+                f"{unordered:,} of {len(tokenized):,} groups have no total order: their loss is that of their pairs"
             )
 
 

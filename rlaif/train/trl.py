@@ -306,12 +306,14 @@ def learn(
     folder: Path,
     on_step: OnStep,
     began: float,
+    finish: Callable[[Any], dict[str, Any]] | None = None,
 ) -> TrainResult:
     """Train `model` by the method of `settings`, from the last checkpoint in the job's `folder`, and save it.
 
     Rows are token ids. SFT: `input_ids` and `labels`, where -100 is ignored. DPO: `prompt_ids`, `chosen_ids` and
     `rejected_ids`. Reward model: groups, as `rm_math.Collator` takes them. `began` is
-    `time.monotonic()` at the start of the training. Raises WorkError for a loss that is not finite, InputError when
+    `time.monotonic()` at the start of the training. `finish` gets the trained model before it is saved, and may change
+    it; what it returns is the evaluation in the record. Raises WorkError for a loss that is not finite, InputError when
     several GPUs are visible.
     """
     kind, config, own = _METHODS[type(settings)]
@@ -322,7 +324,10 @@ def learn(
         metrics = evaluate(trainer)
     trained = trainer.accelerator.unwrap_model(trainer.model)
     steps = int(trainer.state.global_step)
-    return models.save(trained, tokenizer, folder, data.counts, steps=steps, metrics=metrics, began=began)
+    told = {} if finish is None else finish(trained)
+    return models.save(
+        trained, tokenizer, folder, data.counts, steps=steps, metrics=metrics, began=began, evaluation=told
+    )
 
 
 _METHODS: dict[type, tuple[type, type, Callable[[Any], dict[str, Any]]]] = {

@@ -156,6 +156,8 @@ class Train(TableStage[TrainStage]):
         dropped = Counter(record["dropped"]) + survey.left_out
         facts = {"steps": record["steps"], "trained_seconds": round(record["seconds"], 2), "cut": record["cut"]}
         facts["metrics"] = {name: round(value, 6) for name, value in record["metrics"].items()}
+        if told := record.get("evaluation"):  # a model of an earlier version has none
+            facts["evaluation"] = told
         reads = " + ".join(source.name for source in self.step.sources)
         return StageRecord(self.name, self.settings.kind, reads, survey.given, record["kept"], dropped, facts=facts)
 
