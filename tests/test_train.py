@@ -37,6 +37,7 @@ from rlaif.resources import find
 from rlaif.train import job, models, preference_losses, trl
 from rlaif.train.examples import Demonstration, Example, OnStep, PreferencePair
 from rlaif.train.job import Job
+from rlaif.train.pairs import IDS
 from rlaif.train.pairs import tokenize as tokenize_pairs
 from rlaif.train.tokens import Counts, trainable_chat
 
@@ -179,12 +180,11 @@ def test_a_reward_model_is_trained_and_read_at_the_end_token(
         tokenizer.save_pretrained(base)
         AutoModelForCausalLM.from_pretrained(random_model).save_pretrained(base)
     steps: Steps = []
-    changed = {"learning_rate": 1e-12, "center": 0.5, "batch_size": 24}
+    changed = {"learning_rate": 1e-12, "center": 0.5, "batch_size": 24, "normalize": False}
     train("rm", base, tmp_path / "rm", steps.append, PAIRS, **changed)
     columns, _ = tokenize_pairs(trainable_chat(AutoTokenizer.from_pretrained(random_model)), PAIRS, 100)
-    sequences = [
-        (prompt + chosen, prompt + rejected) for prompt, chosen, rejected in zip(*columns.values(), strict=True)
-    ]
+    rows = zip(*(columns[name] for name in IDS), strict=True)
+    sequences = [(prompt + chosen, prompt + rejected) for prompt, chosen, rejected in rows]
     assert all(ids[-1] == 1 for pair in sequences for ids in pair)
     scores = torch.tensor([[score(tmp_path / "rm", ids) for ids in pair] for pair in sequences])
     pairwise = -torch.nn.functional.logsigmoid(scores[:, 0] - scores[:, 1]).mean()

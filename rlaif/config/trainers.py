@@ -181,7 +181,10 @@ class DPOSettings(TrainerSettings):
 
 
 class RMSettings(TrainerSettings):
-    """A pairwise reward model. `center` weights the squared sum of a pair's scores, which keeps them around zero."""
+    """A reward model. `center` weights the squared sum of a pair's scores, which keeps them around zero.
+
+    `batch_size` counts groups: pairs, or with `grouping: prompt` prompts with up to `group_size` completions each.
+    """
 
     method = "rm"
     scores = True
@@ -189,6 +192,25 @@ class RMSettings(TrainerSettings):
     reads = ("data", "pair")
     learning_rate: LearningRate = 1e-5
     center: float = Field(default=0.01, ge=0)
+    grouping: Literal["pair", "prompt"] = "pair"  # what is in one group: a completion of a group is forwarded once
+    group_size: int = Field(default=9, ge=2)  # the most completions of a group
+    loss: Literal["pairs", "plackett_luce"] = "pairs"
+    margin_scale: float = Field(default=0.0, ge=0)  # times a pair's margin, subtracted inside the sigmoid
+    soft_labels: bool = False  # the target is a pair's probability
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)  # the share of labels taken to be wrong
+    normalize: bool = True  # training completions score 0 on average, with a deviation of 1
+
+    @model_validator(mode="after")
+    def _one_way_to_say_how_far_apart(self) -> RMSettings:
+        if self.margin_scale and self.soft_labels:
+            raise ValueError("`margin_scale` and `soft_labels` both say how far a pair is apart: give one of them")
+        if self.loss == "plackett_luce":
+            if self.grouping != "prompt":
+                raise ValueError("`loss: plackett_luce` ranks the completions of a prompt: add `grouping: prompt`")
+            for name in ("margin_scale", "soft_labels", "label_smoothing"):
+                if getattr(self, name):
+                    raise ValueError(f"`loss: plackett_luce` ranks, and takes no `{name}`: remove one of them")
+        return self
 
 
 class PPOSettings(Training):

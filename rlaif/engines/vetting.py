@@ -118,6 +118,14 @@ def json_object(file: Path) -> dict[str, Any]:
     return _json_object(_stamp(file))
 
 
+def tensors_of(file: Path) -> tuple[dict[str, Any], int]:
+    """The dtype, shape and place of each tensor of a safetensors file, and where their bytes begin.
+
+    Raises InputError when it is none.
+    """
+    return _tensors(_stamp(file))
+
+
 def refuse_irregular(folder: Path) -> None:
     """Raise InputError for an adapter, and for a pipe, a device or a dead link, which a library would open."""
     if (folder / ADAPTER).exists():
@@ -363,8 +371,7 @@ def _vet_tokenizer_settings(stamp: Stamp) -> None:
 @lru_cache(maxsize=4096)
 def _vet_weights(stamp: Stamp, quantised: bool) -> None:
     """Raise InputError for a file that is no safetensors file, whole and with nothing beside its tensors."""
-    header, began = _header(stamp)
-    tensors = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
+    tensors, began = _tensors(stamp)
     if not tensors:
         raise stamp.refused("it holds no tensor")
     end = 0
@@ -377,6 +384,11 @@ def _vet_weights(stamp: Stamp, quantised: bool) -> None:
         end = last
     if end != stamp.size - began:
         raise stamp.refused(f"its tensors take {end:,} bytes, and it has {max(0, stamp.size - began):,} for them")
+
+
+def _tensors(stamp: Stamp) -> tuple[dict[str, Any], int]:
+    header, began = _header(stamp)
+    return {name: tensor for name, tensor in header.items() if name != "__metadata__"}, began
 
 
 def _header(stamp: Stamp) -> tuple[dict[str, Any], int]:

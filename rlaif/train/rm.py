@@ -1,23 +1,35 @@
-"""A pairwise reward model (Stiennon et al. 2020, arXiv 2009.01325, section 3.4): a score for a completion to a prompt.
+"""A reward model (Stiennon et al. 2020, arXiv 2009.01325, section 3.4): a score for a completion to a prompt.
 
-The loss of a pair is -log sigmoid(score of chosen - score of rejected), plus `center` times the square of the two
-scores' sum, which keeps scores around zero (Eisenstein et al. 2023, arXiv 2312.09244). The score is read at the
-completion's end token, the last token of each sequence, in training as in use.
+The loss of a pair is -log sigmoid(score of chosen - score of rejected - margin), plus `center` times the square of the
+two scores' sum, which keeps scores around zero (Eisenstein et al. 2023, arXiv 2312.09244). With `soft_labels` a judge's
+probability is the target instead of 1. The score is read at the completion's end token, the last token of each
+sequence, in training as in use.
 
-Labels are hard: a judge's probability decides which pairs exist, not their weight.
+Completions are forwarded in groups (`train.groups`): a pair, or all completions of a prompt, each once, with the loss
+averaged over the prompt's pairs (InstructGPT: Ouyang et al. 2022, arXiv 2203.02155, equation 1). The trained model is
+normalised (`train.rm_head`) and evaluated on validation pairs (`train.rm_evaluation`).
 """
 
 from __future__ import annotations
 
+import random
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rlaif.config import RMSettings
-from rlaif.train import models, trl
+from rlaif.engines.chat import Chat
+from rlaif.errors import InputError
+from rlaif.train import groups, models, rm_head, tokens, trl
 from rlaif.train.examples import OnStep, PreferencePair
+from rlaif.train.groups import Pair, Tokenized
 from rlaif.train.models import TrainResult
-from rlaif.train.pairs import tokenize
+from rlaif.train.rm_evaluation import ScoredPair, evaluation
+from rlaif.train.tokens import Counts
+
+REFERENCE = 512  # completions, at most, whose scores have mean 0 and deviation 1
 
 
 def train_rm(
@@ -33,24 +45,122 @@ def train_rm(
 
     Its metrics include the accuracy on the validation pairs, if any. Called again with the same arguments after an
     interruption, it resumes from its last checkpoint, and reports steps since then a second time. Raises InputError for
-    an unusable base model or template, WorkError when no pair fits or the loss is not finite.
+    an unusable base model or template and for settings that no pair has the columns for, WorkError when no pair fits or
+    the loss is not finite.
     """
     began = time.monotonic()
     with trl.quietly():
         model, tokenizer = models.load_reward(base, settings.seed, template)
         chat = models.trained_chat(settings, model, tokenizer)
         max_length = models.fitting(model, settings.max_length)
-        train, counts = tokenize(chat, pairs, max_length, settings.excess_length, settings.system)
+        train, counts = _tokenized(settings, chat, pairs, max_length)
         counts.check(max_length, settings.max_length)
-        held, held_counts = tokenize(chat, validation, max_length, settings.excess_length, settings.system)
+        tell_missing(settings, train, counts)
+        held, held_counts = _tokenized(settings, chat, validation, max_length)
         counts.add(held_counts)
-        data = trl.TokenizedData(_whole(train), _whole(held), counts)
-        return trl.learn(settings, model, tokenizer, data, folder, on_step, began)
+        data = trl.TokenizedData(columns(settings, train), columns(settings, held), counts)
+        return trl.learn(
+            settings, model, tokenizer, data, folder, on_step, began, partial(finish, settings, train, held, counts)
+        )
 
 
-def _whole(columns: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:
-    """Each completion with its prompt before it: the score is of the whole sequence."""
-    return {
-        side: [prompt + ids for prompt, ids in zip(columns["prompt_ids"], columns[side], strict=True)]
-        for side in ("chosen_ids", "rejected_ids")
+def _tokenized(
+    settings: RMSettings, chat: Chat, pairs: Iterable[PreferencePair], max_length: int
+) -> tuple[list[Tokenized], Counts]:
+    counts = Counts()
+    kept = tokens.numbered(pairs, lambda pair: pair.prompt, settings.system, counts)
+    grouped = groups.of_pairs(kept) if settings.grouping == "pair" else groups.of_prompts(kept, settings.group_size)
+    return groups.tokenize(chat, grouped, max_length, counts, settings.excess_length), counts
+
+
+def finish(
+    settings: RMSettings, train: Sequence[Tokenized], held: Sequence[Tokenized], counts: Counts, model: Any
+) -> dict[str, Any]:
+    """Normalise the trained model, if asked to, and evaluate it on the validation pairs, if there are any.
+
+    The reference is a sample of the training completions, chosen and rejected alike, drawn by the seed.
+    """
+    size = 2 * settings.batch_size  # sequences that fit in memory: training forwards as many at least
+    normalised = None
+    if settings.normalize:
+        known = list(dict.fromkeys(tuple(ids) for group in train for ids in group.sequences))
+        drawn = random.Random(settings.seed).sample(known, min(REFERENCE, len(known)))
+        normalised = rm_head.normalise(model, rm_head.states(model, drawn, size))
+        if normalised is None:
+            counts.notes.append("all completions score the same: not normalised")
+        elif not normalised.shifted:
+            counts.notes.append(
+                f"the completions' mean score stays at {normalised.mean / normalised.deviation:.2f}: "
+                "no change of the weights would shift all scores alike"
+            )
+    scale = 1.0 if normalised is None else normalised.deviation
+    reference = None if normalised is None else {name: _rounded(v) for name, v in normalised._asdict().items()}
+    told: dict[str, Any] = {"scale": _rounded(scale), "reference": reference, "validation": None}
+    if held:
+        scores = rm_head.scores(model, rm_head.states(model, [ids for group in held for ids in group.sequences], size))
+        told["validation"] = evaluation(scored_pairs(held, scores), scale)
+    return told
+
+
+def _rounded(value: float) -> float:
+    return round(value, 6) if isinstance(value, float) else value
+
+
+def scored_pairs(tokenized: Sequence[Tokenized], scores: Iterable[float]) -> list[ScoredPair]:
+    """Every pair with the scores of its two; `scores` are those of all sequences in order."""
+    made, left = [], iter(scores)
+    for group in tokenized:
+        own = [next(left) for _ in group.sequences]
+        for pair in group.pairs:
+            both = own[pair.better], own[pair.worse], group.lengths[pair.better], group.lengths[pair.worse]
+            made.append(ScoredPair(group.prompt, *both, pair.margin, pair.source))
+    return made
+
+
+def columns(settings: RMSettings, tokenized: Sequence[Tokenized]) -> dict[str, list[Any]]:
+    """One row for each group, as `rm_math.Collator` takes them."""
+    made: dict[str, list[Any]] = {
+        "sequences": [group.sequences for group in tokenized],
+        "better": [[pair.better for pair in group.pairs] for group in tokenized],
+        "worse": [[pair.worse for pair in group.pairs] for group in tokenized],
+        "margins": [[settings.margin_scale * (pair.margin or 0.0) for pair in group.pairs] for group in tokenized],
+        "targets": [[target(settings, pair) for pair in group.pairs] for group in tokenized],
     }
+    if settings.loss == "plackett_luce":
+        made["order"] = [groups.total_order(group.pairs) or [] for group in tokenized]
+    return made
+
+
+def target(settings: RMSettings, pair: Pair) -> float:
+    """The probability that the better one of a pair is the better one, which the loss aims at.
+
+    A share `label_smoothing` of labels is taken to be wrong: the target moves towards 1/2.
+    """
+    stated = pair.probability if settings.soft_labels and pair.probability is not None else 1.0
+    return stated + settings.label_smoothing * (1 - 2 * stated)
+
+
+def tell_missing(settings: RMSettings, tokenized: Sequence[Tokenized], counts: Counts) -> None:
+    """Note how many pairs lack what a setting reads. Raises InputError when all do."""
+    pairs = [pair for group in tokenized for pair in group.pairs]
+    if settings.margin_scale:
+        without = sum(pair.margin is None for pair in pairs)
+        fix = "use preferences with scores or ratings, or remove `margin_scale`"
+        _tell(counts, without, len(pairs), "margin", "margin_scale", "trained with a margin of 0", fix)
+    if settings.soft_labels:
+        without = sum(pair.probability is None for pair in pairs)
+        fix = "use preferences with a `probability`, such as those of `compare`, or remove `soft_labels`"
+        _tell(counts, without, len(pairs), "probability", "soft_labels", "trained with a hard label", fix)
+    if settings.loss == "plackett_luce":
+        unordered = sum(groups.total_order(group.pairs) is None for group in tokenized)
+        if unordered:
+            counts.notes.append(
+                f"{unordered:,} of {len(tokenized):,} groups have no total order: their loss is that of their pairs"
+            )
+
+
+def _tell(counts: Counts, without: int, pairs: int, what: str, key: str, how: str, fix: str) -> None:
+    if without == pairs:
+        raise InputError(f"no pair has a {what}", key=key, fix=fix)
+    if without:
+        counts.notes.append(f"{without:,} of {pairs:,} pairs have no {what}: {how}")

@@ -34,7 +34,7 @@ from trl.trainer.utils import add_fused_lm_head
 from rlaif.config import DPOSettings, RMSettings, SFTSettings, TrainerSettings
 from rlaif.engines.transformers import quietly as transformers_quietly
 from rlaif.errors import InputError, WorkError
-from rlaif.train import alarms, models, packing, preference_losses
+from rlaif.train import alarms, models, packing, preference_losses, rm_math
 from rlaif.train.examples import OnStep
 from rlaif.train.models import TrainResult
 from rlaif.train.ordering import LikeLengths
@@ -447,8 +447,47 @@ class _Packing(transformers.TrainerCallback):
         packing.prove(model, self.sequences, self.pad)
 
 
-class _Reward(_Weighed, _Ours, RewardTrainer):
-    pass
+class _Grouped:
+    """Groups of completions in place of TRL's pairs. A group of one pair has TRL's loss of it, which a test checks."""
+
+    args: Any
+    model: Any
+    accelerator: Any
+    _metrics: Any
+    _signature_columns: Any
+
+    def __init__(self, *arguments: Any, processing_class: Any, **named: Any) -> None:
+        named |= {
+            "processing_class": processing_class,
+            "data_collator": rm_math.Collator(processing_class.pad_token_id),
+        }
+        super().__init__(*arguments, **named)
+
+    def _prepare_dataset(self, dataset: datasets.Dataset, *_: Any) -> datasets.Dataset:
+        """Skipped: the rows are token ids already."""
+        return dataset
+
+    def _set_signature_columns_if_needed(self) -> None:
+        self._signature_columns = rm_math.COLUMNS
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        outputs = model(input_ids=ids, attention_mask=mask, use_cache=False)
+        loss, figures = rm_math.group_loss(
+            outputs.logits[:, 0].float(), inputs, self.args.center_rewards_coefficient or 0.0
+        )
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        for name, value in figures.items():
+            metrics[name].append(self.accelerator.gather(value).mean().item())
+        return (loss, outputs) if return_outputs else loss
+
+
+class _Reward(_Weighed, _Ours, _Grouped, RewardTrainer):
+    def weight(self, inputs: Any) -> int:
+        """The groups: pairs, or prompts with several."""
+        return int(inputs["groups"])
 
 
 def share_of_rate(schedule: str, warmup: int, steps: int) -> Callable[[int], float]:
@@ -501,9 +540,9 @@ def learn(
     """Train `model` by the method of `settings`, from the last checkpoint in the job's `folder`, and save it.
 
     Rows are token ids. SFT: `input_ids` and `labels`, where -100 is ignored. DPO: `prompt_ids`, `chosen_ids` and
-    `rejected_ids`, with a number `row` and, for soft labels, a `probability`. Reward model: `chosen_ids` and
-    `rejected_ids`, each a prompt and a completion. `began` is `time.monotonic()` at the start of the training. `finish`
-    gets the trained model before it is saved; what it returns is the evaluation in the record. `own` are further
+    `rejected_ids`, with a number `row` and, for soft labels, a `probability`. Reward model: groups, as
+    `rm_math.Collator` takes them. `began` is `time.monotonic()` at the start of the training. `finish` gets the trained
+    model before it is saved, and may change it; what it returns is the evaluation in the record. `own` are further
     arguments of the method's trainer. Raises WorkError for a loss that is not finite, InputError when
     several GPUs are visible.
     """

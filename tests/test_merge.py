@@ -1,0 +1,363 @@
+"""`rlaif merge` on small models: end points, hand-worked sums, norms, memory, and what does not fit together."""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import os
+import shutil
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("transformers")
+
+import torch
+from conftest import SPECIAL, make_random_model
+from inside import rlaif
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+
+from rlaif.engines.identity import weights_digest
+from rlaif.errors import InputError
+from rlaif.train import merge as merging
+from rlaif.train.merge import Weights, merge, merge_of, slerp
+
+Tensors = dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    folder = tmp_path_factory.mktemp("models")
+    return tuple(make_random_model(folder / f"m{seed}", seed=seed) for seed in range(3))  # type: ignore[return-value]
+
+
+def merged(out: Path, method: str, models: list[Path], *weights: float, base: Path | None = None) -> Tensors:
+    merge(merge_of(method, models, weights, base), out)
+    return load_file(out / "model.safetensors")
+
+
+def alike(ours: Tensors, theirs: Tensors) -> bool:
+    """To the bit: a negative zero is no zero."""
+    return ours.keys() == theirs.keys() and all(
+        ours[name].dtype == theirs[name].dtype
+        and torch.equal(ours[name].view(torch.uint8), theirs[name].view(torch.uint8))
+        for name in ours
+    )
+
+
+# ---------------------------------------------------------------- the arithmetic
+
+
+@pytest.mark.parametrize("method", ["linear", "wise", "task", "slerp"])
+def test_end_points_are_the_parents_to_the_bit(method: str, models: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    first, second, _ = models
+    for weight, expected in ((0.0, first), (1.0, second)):
+        given = {"models": [second], "base": first} if method in ("wise", "task") else {"models": [first, second]}
+        made = merged(tmp_path / f"{weight}", method, given["models"], weight, base=given.get("base"))  # type: ignore[arg-type]
+        assert alike(made, load_file(expected / "model.safetensors"))
+
+
+def test_a_zero_of_the_other_model_is_no_term(tmp_path: Path, models: tuple[Path, Path, Path]) -> None:
+    """0 * inf is no number, and 0 + -0 is not -0."""
+    first = shutil.copytree(models[0], tmp_path / "first")
+    tensors = load_file(first / "model.safetensors")
+    name = "model.norm.weight"
+    other = dict(tensors) | {name: torch.full_like(tensors[name], math.inf)}
+    save_file(other, first / "model.safetensors", {"format": "pt"})
+    second = shutil.copytree(models[1], tmp_path / "second")
+    zeros = dict(load_file(second / "model.safetensors")) | {name: torch.full_like(tensors[name], -0.0)}
+    save_file(zeros, second / "model.safetensors", {"format": "pt"})
+    assert alike(merged(tmp_path / "out", "linear", [first, second], 1.0), zeros)
+
+
+@pytest.mark.parametrize(
+    ("method", "count", "weights", "expected"),
+    [
+        ("linear", 3, (0.2, 0.3, 0.5), lambda a, b, c: 0.2 * a + 0.3 * b + 0.5 * c),
+        ("linear", 3, (), lambda a, b, c: (a + b + c) / 3),
+        ("linear", 2, (0.25,), lambda a, b, c: 0.75 * a + 0.25 * b),
+        ("wise", 1, (0.3,), lambda a, b, c: 0.7 * c + 0.3 * a),
+        ("task", 2, (0.5, 2.0), lambda a, b, c: c + 0.5 * (a - c) + 2 * (b - c)),
+        ("task", 2, (), lambda a, b, c: c + (a - c) + (b - c)),
+        ("task", 1, (-1.0,), lambda a, b, c: c - (a - c)),  # what was learnt is unlearnt
+    ],
+)
+def test_sums_by_hand(
+    method: str,
+    count: int,
+    weights: tuple[float, ...],
+    expected: Callable[..., torch.Tensor],
+    models: tuple[Path, Path, Path],
+    tmp_path: Path,
+) -> None:
+    base = models[2] if method in ("wise", "task") else None
+    made = merged(tmp_path / "out", method, list(models[:count]), *weights, base=base)
+    read = [load_file(model / "model.safetensors") for model in models]
+    assert len(made) == len(read[0]) > 10
+    for name in made:
+        torch.testing.assert_close(made[name], expected(*(tensors[name] for tensors in read)))
+
+
+def test_slerp_keeps_the_norm_and_goes_by_the_angle() -> None:
+    a, b = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+    for share in (0.25, 0.5, 0.9):
+        angle = share * math.pi / 2
+        assert slerp(a, b, share).tolist() == pytest.approx([math.cos(angle), math.sin(angle)], abs=1e-6)
+    drawn = torch.randn(2, 500, generator=torch.Generator().manual_seed(0))
+    drawn /= drawn.norm(dim=1, keepdim=True)
+    assert slerp(drawn[0], drawn[1], 0.3).norm().item() == pytest.approx(1, abs=1e-5)
+    assert torch.lerp(drawn[0], drawn[1], 0.3).norm().item() < 0.9  # the straight line does not
+    assert slerp(a, 2 * a, 0.5).tolist() == [1.5, 0]  # parallel
+    assert slerp(a, 0 * a, 0.25).tolist() == [0.75, 0]
+
+
+def test_halves_are_summed_in_single_precision(tmp_path: Path, models: tuple[Path, Path, Path]) -> None:
+    parents = []
+    for number in range(2):
+        folder = shutil.copytree(models[number], tmp_path / f"half{number}")
+        halved = {name: tensor.bfloat16() for name, tensor in load_file(folder / "model.safetensors").items()}
+        save_file(halved, folder / "model.safetensors", {"format": "pt"})
+        parents.append((folder, halved))
+    (first, a), (second, b) = parents
+    for name, tensor in merged(tmp_path / "out", "linear", [first, second], 0.3).items():
+        exact = 0.7 * a[name].double() + 0.3 * b[name].double()
+        assert tensor.dtype == torch.bfloat16
+        torch.testing.assert_close(tensor, exact.float().bfloat16(), rtol=0.008, atol=1e-6)
+    # Beside a wide parent the result is wide, and its end point that parent.
+    assert alike(
+        merged(tmp_path / "wide", "linear", [first, models[1]], 1.0), load_file(models[1] / "model.safetensors")
+    )
+
+
+# ---------------------------------------------------------------- the folder
+
+
+def test_a_merged_model_loads_and_keeps_the_record_of_its_parents(
+    models: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    merged(tmp_path / "out", "linear", list(models[:2]), 0.5)
+    net = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    halves = [AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32) for model in models[:2]]
+    wanted = sum(half.state_dict()["model.embed_tokens.weight"] for half in halves) / 2
+    torch.testing.assert_close(net.state_dict()["lm_head.weight"], wanted)  # tied
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template
+    record = json.loads((tmp_path / "out/merge.json").read_text())
+    assert record["method"] == "linear"
+    assert [(parent["coefficient"], parent["weights"]) for parent in record["parents"]] == [
+        (0.5, weights_digest(model)) for model in models[:2]
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+def test_shards_are_read_and_written(
+    models: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One parent in shards, the other whole; the result in shards of its own, which transformers loads."""
+    sharded = shutil.copytree(models[0], tmp_path / "sharded")
+    os.remove(sharded / "model.safetensors")
+    AutoModelForCausalLM.from_pretrained(models[0], dtype=torch.float32).save_pretrained(
+        sharded, max_shard_size="100KB"
+    )
+    assert len([*sharded.glob("model-*.safetensors")]) > 1
+    monkeypatch.setattr(merging, "SHARD", 50_000)
+    merge(merge_of("linear", [sharded, models[1]], [0.5], None), tmp_path / "out")
+    index = json.loads((tmp_path / "out/model.safetensors.index.json").read_text())
+    files = sorted({*index["weight_map"].values()})
+    assert len(files) > 1 and files == sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
+    sizes = {name: tensor.nbytes for file in files for name, tensor in load_file(tmp_path / "out" / file).items()}
+    assert sizes.keys() == index["weight_map"].keys() and index["metadata"]["total_size"] == sum(sizes.values())
+    monkeypatch.undo()
+    whole = merged(tmp_path / "whole", "linear", list(models[:2]), 0.5)
+    net = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).state_dict()
+    assert all(torch.equal(net[name], tensor) for name, tensor in whole.items())
+
+
+def test_at_most_one_tensor_of_each_model_is_in_memory(
+    models: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted by the tensors that are read and not yet freed, and by their bytes."""
+    alive: dict[int, int] = {}
+    peaks: list[tuple[int, int]] = []
+    read = Weights.read
+
+    def counted(self: Weights, name: str) -> torch.Tensor:
+        gc.collect()
+        tensor = read(self, name)
+        alive[id(tensor)] = tensor.nbytes
+        weakref.finalize(tensor, alive.pop, id(tensor))
+        peaks.append((len(alive), sum(alive.values())))
+        return tensor
+
+    monkeypatch.setattr(Weights, "read", counted)
+    for method, given in (("linear", list(models)), ("slerp", list(models[:2]))):
+        peaks.clear()
+        tensors = merged(tmp_path / method, method, given)
+        largest = max(tensor.nbytes for tensor in tensors.values())
+        assert len(peaks) == len(given) * len(tensors)
+        assert max(count for count, _ in peaks) <= len(given)
+        assert max(size for _, size in peaks) <= len(given) * largest < sum(t.nbytes for t in tensors.values())
+
+
+def test_a_failure_leaves_nothing(
+    models: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, left = Weights.read, [5]
+
+    def failing(self: Weights, name: str) -> torch.Tensor:
+        left[0] -= 1
+        if not left[0]:
+            raise OSError(28, "No space left on device")
+        return read(self, name)
+
+    monkeypatch.setattr(Weights, "read", failing)
+    with pytest.raises(OSError, match="No space"):
+        merged(tmp_path / "out", "linear", list(models[:2]))
+    assert [*tmp_path.iterdir()] == []
+
+
+# ---------------------------------------------------------------- tied weights and what does not fit
+
+
+def test_a_stored_copy_of_tied_embeddings_is_left_out(models: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    storing = shutil.copytree(models[0], tmp_path / "storing")
+    tensors = load_file(storing / "model.safetensors")
+    assert "lm_head.weight" not in tensors
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, storing / "model.safetensors", {"format": "pt"})
+    assert "lm_head.weight" not in merged(tmp_path / "out", "linear", [storing, models[1]])
+    both = merged(tmp_path / "both", "linear", [storing, storing])
+    assert torch.equal(both["lm_head.weight"], both["model.embed_tokens.weight"])
+
+
+def changed(models: tuple[Path, Path, Path], folder: Path, change: Callable[[Tensors], Tensors]) -> Path:
+    made = shutil.copytree(models[1], folder)
+    save_file(change(load_file(made / "model.safetensors")), made / "model.safetensors", {"format": "pt"})
+    return made
+
+
+def with_config(models: tuple[Path, Path, Path], folder: Path, **settings: Any) -> Path:
+    made = shutil.copytree(models[1], folder)
+    config = json.loads((made / "config.json").read_text()) | settings
+    (made / "config.json").write_text(json.dumps(config))
+    return made
+
+
+NORM = "model.norm.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda t: {n: x for n, x in t.items() if n != NORM}, f"lack the tensor '{NORM}', which .*m0 has"),
+        (lambda t: t | {"extra": torch.ones(2)}, "m0: its weights lack the tensor 'extra'"),
+        (lambda t: t | {NORM: torch.ones(3)}, rf"the tensor '{NORM}' has the shape \[3\], and \[64\] in .*m0"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named(
+    change: Callable[[Tensors], Tensors], told: str, models: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=told):
+        merged(tmp_path / "out", "linear", [models[0], changed(models, tmp_path / "other", change)])
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_architecture_or_vocabulary_is_refused(models: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    other = with_config(models, tmp_path / "config", rms_norm_eps=0.1)
+    with pytest.raises(InputError, match="differs from that of .*m0: `rms_norm_eps` is 0.1, not 1e-06"):
+        merged(tmp_path / "out", "linear", [models[0], other])
+    tokens = make_random_model(tmp_path / "tokens", special=[*SPECIAL[:-1], "<|helper|>"])
+    with pytest.raises(InputError, match=r"vocabulary differs from that of .* in 2 tokens, such as '<\|assistant\|>'"):
+        merged(tmp_path / "out", "linear", [models[0], tokens])
+    bare = shutil.copytree(models[1], tmp_path / "bare")
+    os.remove(bare / "tokenizer.json")
+    with pytest.raises(InputError, match="cannot be compared"):
+        merged(tmp_path / "out", "linear", [models[0], bare])
+
+
+def test_what_may_differ_is_told(models: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    """A base model has no chat template and another end token: the last model's are kept."""
+    tuned = with_config(models, tmp_path / "tuned", eos_token_id=[1, 2], attention_dropout_of_mine=0.1)
+    (tuned / "chat_template.jinja").write_text("{{ messages }}")
+    made = merge(merge_of("wise", [tuned], [0.5], models[0]), tmp_path / "out")
+    assert made.notes == [
+        "only one of m0 and tuned states attention_dropout_of_mine in its configuration",
+        "the chat templates of m0 and tuned differ: kept is that of the last model",
+    ]
+    assert (tmp_path / "out/chat_template.jinja").read_text() == "{{ messages }}"
+    assert json.loads((tmp_path / "out/config.json").read_text())["eos_token_id"] == [1, 2]
+
+
+def test_integers_are_kept_where_all_agree(models: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    def with_buffer(folder: Path, value: int) -> Path:
+        return changed(models, folder, lambda tensors: tensors | {"places": torch.tensor([value, 2])})
+
+    parents = [with_buffer(tmp_path / f"i{value}{n}", value) for n, value in enumerate((1, 1, 3))]
+    assert merged(tmp_path / "out", "linear", parents[:2])["places"].tolist() == [1, 2]
+    with pytest.raises(InputError, match="'places' holds integers that differ"):
+        merged(tmp_path / "not", "linear", [parents[0], parents[2]])
+
+
+@pytest.mark.parametrize(
+    ("method", "count", "weights", "based", "told"),
+    [
+        ("soup", 2, (), False, "there is no method 'soup'.*linear, wise, task, slerp"),
+        ("linear", 1, (), False, "`linear` merges two models or more, and 1 are given"),
+        ("slerp", 3, (), False, "`slerp` merges two models, and 3 are given"),
+        ("wise", 2, (), True, "`wise` merges one model, and 2 are given"),
+        ("task", 1, (), False, "`task` needs the model that the others started from"),
+        ("linear", 2, (), True, "`linear` has no base"),
+        ("linear", 3, (0.5,), False, "1 weights are given for 3 models.*give --weight 3 times"),
+        ("linear", 2, (0.5, 0.7), False, "the weights sum to 1.2"),
+        ("slerp", 2, (1.5,), False, "give 0 to 1"),
+        ("linear", 2, (math.nan,), False, "the weight nan is no number"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(
+    method: str, count: int, weights: tuple[float, ...], based: bool, told: str
+) -> None:
+    with pytest.raises(InputError, match=told):
+        merge_of(method, [Path("m")] * count, weights, Path("b") if based else None)
+
+
+def test_a_folder_that_exists_is_left_alone(models: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/mine").touch()
+    with pytest.raises(InputError, match="the folder exists already"):
+        merged(tmp_path / "out", "linear", list(models[:2]))
+    (tmp_path / "out/mine").unlink()
+    merged(tmp_path / "out", "linear", list(models[:2]))  # an empty one holds nothing to lose
+
+
+def test_untied_weights_keep_both_embeddings(tmp_path: Path) -> None:
+    config = LlamaConfig(
+        vocab_size=len(SPECIAL) + 256, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=2, tie_word_embeddings=False, eos_token_id=1, pad_token_id=0,
+        bos_token_id=None,
+    )  # fmt: skip
+    parents = [make_random_model(tmp_path / f"u{seed}", seed=seed, config=config) for seed in range(2)]
+    made = merged(tmp_path / "out", "linear", parents)
+    assert not torch.equal(made["lm_head.weight"], made["model.embed_tokens.weight"])
+    lacking = shutil.copytree(parents[1], tmp_path / "lacking")
+    tensors = load_file(lacking / "model.safetensors")
+    del tensors["lm_head.weight"]
+    save_file(tensors, lacking / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match="lack the tensor 'lm_head.weight'"):
+        merged(tmp_path / "not", "linear", [parents[0], lacking])
+
+
+def test_the_command_merges_tells_and_refuses(models: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    named = [str(model) for model in models[:2]]
+    done = rlaif(tmp_path, "merge", *named, "--weight", "0.25", "--out", "out")
+    assert done.code == 0 and "linear: 0.75 of" in done.out and "the model is in out" in " ".join(done.out.split())
+    again = rlaif(tmp_path, "merge", *named, "--out", "out")
+    assert again.code == 2 and "the folder exists already" in again.err
+    asked = ("--method", "task", "--base", named[0], "--weight", "2", "--out", "task", "--json")
+    record = json.loads(rlaif(tmp_path, "merge", named[1], *asked).out)
+    assert [parent["coefficient"] for parent in record["parents"]] == [-1, 2] and record["notes"] == []
+    missing = rlaif(tmp_path, "merge", "nowhere", named[0], "--out", "third")
+    assert missing.code == 2 and "nowhere" in missing.err
