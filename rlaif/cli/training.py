@@ -20,6 +20,9 @@ def train(
         typer.Option("--data", help="A file of what it takes: conversations (sft), preferences (rm, dpo) or prompts."),
     ],
     out: Annotated[Path, AnyOut(help="The folder of the trained model.")],
+    adapter: Annotated[
+        str | None, typer.Option("--adapter", help="A LoRA adapter over the base: a folder. One may also be the base.")
+    ] = None,
     reward: Annotated[str | None, typer.Option("--reward", help="The reward model, for ppo: a folder.")] = None,
     settings: Annotated[
         list[str] | None,
@@ -30,7 +33,7 @@ def train(
     """Train one model on existing data. After an interruption the same command resumes."""
     from rlaif.pipeline.alone import one_trainer, train_alone
 
-    pipeline = one_trainer(method, base, data, method, settings or [], reward)
+    pipeline = one_trainer(method, base, data, method, settings or [], reward, adapter)
     console = terminal.console(stderr=as_json)
     with terminal.progress(console, f"rlaif train {method}", as_json=as_json) as progress:
         record = asyncio.run(train_alone(pipeline, out, progress))

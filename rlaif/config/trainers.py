@@ -5,7 +5,7 @@ To add a trainer: its settings here with their line in TRAINERS, and `train/NAME
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -14,6 +14,8 @@ from rlaif.records import Split
 
 LearningRate = Annotated[float, Field(gt=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # the range of every random generator
+ModuleName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]{1,200}$")]
+Precision = Literal["auto", "float32", "bfloat16"]
 Takes = Literal["demonstrations", "preferences", "prompts"]
 
 
@@ -32,7 +34,7 @@ class Training(Settings):
     data: Annotated[tuple[Name, ...], OneOrSeveral, Field(min_length=1)] | None = None
     learning_rate: LearningRate
     max_length: int = Field(default=1024, gt=0)
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Precision = "auto"  # computed in; auto: bfloat16 on a GPU that has it, else float32
     checkpoint_steps: int = Field(default=50, gt=0)
     seed: Seed = 0
 
@@ -59,14 +61,48 @@ class Training(Settings):
         return None
 
 
+class LoRASettings(Settings):
+    """A low-rank adapter (Hu et al. 2021, arXiv 2106.09685) in place of the weights. Names and defaults are TRL's."""
+
+    r: int = Field(default=16, gt=0, le=4096)  # its rank
+    alpha: float = Field(default=32, gt=0)  # it is scaled by alpha / r
+    dropout: float = Field(default=0.0, ge=0, lt=1)  # of its input; TRL's is 0.05
+    # The linear layers that get one: all but the head, or those whose names end so.
+    target: Literal["all-linear"] | tuple[ModuleName, ...] = "all-linear"
+    quantized: Literal["4bit"] | None = None  # the frozen base (QLoRA, Dettmers et al. 2023, arXiv 2305.14314)
+
+    @field_validator("target", mode="before")
+    @classmethod
+    def _names(cls, given: Any) -> Any:
+        named = list(given) if isinstance(given, list | tuple) else [given]
+        if not named:
+            raise ValueError("name at least one layer, or leave it out for all linear layers")
+        return "all-linear" if named == ["all-linear"] else named
+
+
 class TrainerSettings(Training):
     """The settings of trainers on a data set. One epoch is one pass over its training split."""
+
+    still: ClassVar[bool] = False  # it trains without dropout
 
     epochs: float = Field(default=1.0, gt=0)
     batch_size: int = Field(default=16, gt=0)
     accumulate: int = Field(default=1, gt=0)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: float = Field(default=0.1, ge=0, lt=1)  # share of the steps
+    # The weights are held in; auto: float32 where they are trained, and what is computed in where they are frozen.
+    weights: Precision = "auto"
+    lora: LoRASettings | None = None
+    save: Literal["adapter", "merged"] = "adapter"  # what is left of a LoRA training
+    recompute: Literal["auto"] | bool = "auto"  # activations in the backward pass; auto: from 100 million parameters
+
+    @model_validator(mode="after")
+    def _of_an_adapter(self) -> Self:
+        if self.lora is None and self.save == "merged":
+            raise ValueError("`save: merged` is of an adapter: give `lora` too, or remove it")
+        if self.lora is not None and self.lora.dropout and self.still:
+            raise ValueError(f"{self.method} trains without dropout, so `lora.dropout` would do nothing: remove it")
+        return self
 
 
 class SFTSettings(TrainerSettings):
@@ -87,6 +123,7 @@ class DPOSettings(TrainerSettings):
     """Direct preference optimisation against the frozen base."""
 
     method = "dpo"
+    still = True
     takes = "preferences"
     reads = ("data", "pair")
     learning_rate: LearningRate = 5e-7
@@ -97,6 +134,7 @@ class RMSettings(TrainerSettings):
     """A pairwise reward model. `center` weights the squared sum of a pair's scores, which keeps them around zero."""
 
     method = "rm"
+    still = True
     scores = True
     takes = "preferences"
     reads = ("data", "pair")

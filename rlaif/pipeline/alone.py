@@ -20,7 +20,15 @@ from rlaif.store import CallStore
 from rlaif.train import job
 
 
-def one_trainer(method: str, base: str, data: str, name: str, settings: Sequence[str], reward: str | None) -> Pipeline:
+def one_trainer(
+    method: str,
+    base: str,
+    data: str,
+    name: str,
+    settings: Sequence[str],
+    reward: str | None,
+    adapter: str | None = None,
+) -> Pipeline:
     """A pipeline that trains one model on one file, from the command line.
 
     `settings` are the trainer's own, as key=value. Raises InputError whose keys are those of the command line.
@@ -34,9 +42,10 @@ def one_trainer(method: str, base: str, data: str, name: str, settings: Sequence
     if not rewarded and reward is not None:
         raise InputError(f"{method} takes no reward model", fix="remove --reward")
     trainer: dict[str, Any] = {"base": "base", "name": name}
-    models = {"base": {"engine": "transformers", "path": base}}
+    models = {"base": {"engine": "transformers", "path": base} | ({} if adapter is None else {"adapter": adapter})}
     reads = "prompts" if TRAINERS[method].takes == "prompts" else "data"
     given: dict[Position, str] = {("models", "base", "path"): "--base", ("stages", 0, reads, "path"): "--data"}
+    given[("models", "base", "adapter")] = "--adapter"
     given[("stages", 1, "train", method, "base")] = "--base"
     given[("stages", 1, "train", method, "reward")] = "--reward"
     if reward is not None:

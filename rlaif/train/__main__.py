@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from rlaif.engines.adapters import Adapted
 from rlaif.errors import INTERRUPTED, InputError, RlaifError
 from rlaif.train import job as jobs
 from rlaif.train import rewards
@@ -117,9 +118,11 @@ def _reward(job: Job) -> Iterator[RewardFunction | None]:
 def _engine(model: RewardModel) -> Any:
     from rlaif.engines.transformers import TransformersEngine
 
+    base, adapter = model.folder if isinstance(model.folder, Adapted) else (model.folder, None)
     return TransformersEngine(
-        "reward", str(model.folder), dtype=model.dtype, device=model.device, batch_size=model.batch_size
-    )
+        "reward", str(base), adapter=None if adapter is None else str(adapter),
+        dtype=model.dtype, device=model.device, batch_size=model.batch_size,
+    )  # fmt: skip
 
 
 def _line(figures: dict[str, float]) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rlaif.config import DPOSettings
+from rlaif.engines.adapters import Source
 from rlaif.train import models, tokens, trl
 from rlaif.train.examples import OnStep, PreferencePair
 from rlaif.train.models import TrainResult
@@ -21,7 +22,7 @@ from rlaif.train.pairs import IDS, tokenize
 
 def train_dpo(
     settings: DPOSettings,
-    base: Path,
+    base: Source,
     pairs: Iterable[PreferencePair],
     validation: Iterable[PreferencePair],
     folder: Path,
@@ -35,7 +36,7 @@ def train_dpo(
     """
     began = time.monotonic()
     with trl.quietly():
-        model, tokenizer = models.load(base)
+        model, tokenizer = models.load(base, settings=settings)
         chat = tokens.trainable_chat(tokenizer)
         max_length = models.fitting(model, settings.max_length)
         train, counts = tokenize(chat, pairs, max_length)

@@ -33,6 +33,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from rlaif.config import TRAINERS, DPOSettings, PPOSettings, RMSettings, SFTSettings, Training
+from rlaif.engines.adapters import Adapted, Source, named
 from rlaif.engines.identity import ANSWER_FILES, weights_digest
 from rlaif.engines.vetting import is_failure
 from rlaif.errors import InputError, RlaifError, WorkError, first_line, plainly
@@ -51,8 +52,8 @@ from rlaif.version import __version__
 
 FORMAT = 1
 TRAINING = 3  # raised when a change here makes another model of the same inputs
-PACKAGES = ("torch", "transformers", "trl", "accelerate")  # a trained model depends on their versions
-IRRELEVANT = {"base", "name", "data", "reward", "checkpoint_steps"}  # they do not change the weights
+PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft")  # a trained model depends on their versions
+IRRELEVANT = {"base", "name", "data", "reward", "checkpoint_steps", "recompute"}  # they do not change the weights
 _OF_PAIR = ("chosen", "rejected", "margin", "probability", "source")
 BATCH = 1000  # examples in memory while Parquet is written or read
 NO_KEY = ""  # of a job whose removal was interrupted
@@ -63,7 +64,8 @@ _OF_JOB = re.compile(
     r"|\.DS_Store|Thumbs\.db|\.nfs\w+"  # file browsers and network disks put them there
 )
 _OF_MODEL = (
-    *ANSWER_FILES, "key", "training.json", "training_args.bin", "README.md", ".DS_Store", "Thumbs.db", ".nfs*"
+    *ANSWER_FILES, "adapter_config.json", "key", "training.json", "training_args.bin", "README.md",
+    ".DS_Store", "Thumbs.db", ".nfs*",
 )  # fmt: skip
 
 
@@ -71,7 +73,7 @@ _OF_MODEL = (
 class RewardModel:
     """The reward model of a training: its folder, and how it runs, which changes its scores."""
 
-    folder: Path
+    folder: Source
     dtype: str = "float32"
     device: str = "auto"
     batch_size: int = 256
@@ -85,7 +87,7 @@ class Job:
     """
 
     settings: Training
-    base: Path
+    base: Source
     out: Path
     key: str
     template: str | None = None
@@ -251,7 +253,7 @@ def _as_json(job: Job) -> dict[str, Any]:
         "key": job.key,
         "method": job.method,
         "settings": job.settings.model_dump(mode="json"),
-        "base": {"folder": str(job.base.absolute()), "weights": weights_digest(job.base)},
+        "base": _folders(job.base),
         "template": job.template,
         "reward": None if reward is None else _reward_as_json(reward),
         "checks": None if job.checks is None else [check.model_dump(mode="json") for check in job.checks],
@@ -261,8 +263,19 @@ def _as_json(job: Job) -> dict[str, Any]:
 
 
 def _reward_as_json(reward: RewardModel) -> dict[str, Any]:
-    folder = reward.folder.absolute()
-    return asdict(reward) | {"folder": str(folder), "weights": weights_digest(folder)}
+    return asdict(reward) | _folders(reward.folder)
+
+
+def _folders(source: Source) -> dict[str, Any]:
+    """A model as JSON: its folder, that of an adapter over it, if any, and the digest of both."""
+    base, adapter = source if isinstance(source, Adapted) else (source, None)
+    over = {} if adapter is None else {"adapter": str(adapter.absolute())}
+    return {"folder": str(base.absolute()), **over, "weights": weights_digest(source)}
+
+
+def _source(read: Mapping[str, Any]) -> Source:
+    base = Path(read["folder"])
+    return Adapted(base, Path(read["adapter"])) if "adapter" in read else base
 
 
 def _data_digests(folder: Path) -> dict[str, str]:
@@ -354,7 +367,7 @@ def read_job(folder: Path) -> Job:
         reward, checks = read["reward"], read["checks"]
         job = Job(
             settings=TRAINERS[read["method"]].model_validate(read["settings"]),
-            base=Path(read["base"]["folder"]),
+            base=_source(read["base"]),
             out=folder.with_name(folder.name.removesuffix(".partial")),
             key=key,
             template=read["template"],
@@ -369,7 +382,7 @@ def read_job(folder: Path) -> Job:
 
 
 def _reward_of(read: Mapping[str, Any]) -> RewardModel:
-    return RewardModel(Path(read["folder"]), read["dtype"], read["device"], read["batch_size"])
+    return RewardModel(_source(read), read["dtype"], read["device"], read["batch_size"])
 
 
 def _check_unchanged(job: Job, read: Mapping[str, Any], file: str) -> None:
@@ -386,10 +399,10 @@ def _check_unchanged(job: Job, read: Mapping[str, Any], file: str) -> None:
     if _data_digests(job.folder) != read.get("data"):
         raise InputError("the examples have changed since the job was written", file=file, fix="write the job again")
     if job.reward is not None and weights_digest(job.reward.folder) != read["reward"]["weights"]:
-        raise InputError("the reward model has changed since the job was written", file=str(job.reward.folder),
+        raise InputError("the reward model has changed since the job was written", file=str(named(job.reward.folder)),
                          fix="write the job again")  # fmt: skip
     if weights_digest(job.base) != read["base"]["weights"]:
-        raise InputError("the base model has changed since the job was written", file=str(job.base),
+        raise InputError("the base model has changed since the job was written", file=str(named(job.base)),
                          fix="write the job again")  # fmt: skip
 
 

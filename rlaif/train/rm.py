@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from rlaif.config import RMSettings
+from rlaif.engines.adapters import Source
 from rlaif.train import models, tokens, trl
 from rlaif.train.examples import OnStep, PreferencePair
 from rlaif.train.models import TrainResult
@@ -22,7 +23,7 @@ from rlaif.train.pairs import tokenize
 
 def train_rm(
     settings: RMSettings,
-    base: Path,
+    base: Source,
     pairs: Iterable[PreferencePair],
     validation: Iterable[PreferencePair],
     folder: Path,
@@ -36,7 +37,7 @@ def train_rm(
     """
     began = time.monotonic()
     with trl.quietly():
-        model, tokenizer = models.load_reward(base, settings.seed)
+        model, tokenizer = models.load_reward(base, settings.seed, settings)
         chat = tokens.trainable_chat(tokenizer)
         max_length = models.fitting(model, settings.max_length)
         train, counts = tokenize(chat, pairs, max_length)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from rlaif.config import SFTSettings
+from rlaif.engines.adapters import Source
 from rlaif.engines.chat import Chat
 from rlaif.errors import InputError
 from rlaif.train import models, tokens, trl
@@ -22,7 +23,7 @@ NOT_LEARNT = -100
 
 def train_sft(
     settings: SFTSettings,
-    base: Path,
+    base: Source,
     examples: Iterable[Demonstration],
     validation: Iterable[Demonstration],
     folder: Path,
@@ -37,7 +38,7 @@ def train_sft(
     """
     began = time.monotonic()
     with trl.quietly():
-        model, tokenizer = models.load(base, template)
+        model, tokenizer = models.load(base, template, settings)
         chat = tokens.trainable_chat(tokenizer, settings.template)
         tokens.require_marks(chat)
         max_length = models.fitting(model, settings.max_length)

@@ -30,7 +30,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 from rlaif.config import DPOSettings, RMSettings, SFTSettings, TrainerSettings
 from rlaif.engines.transformers import quietly as transformers_quietly
 from rlaif.errors import InputError, WorkError
-from rlaif.train import models
+from rlaif.train import lora, models, precision
 from rlaif.train.examples import OnStep
 from rlaif.train.models import TrainResult
 from rlaif.train.tokens import Counts
@@ -64,7 +64,8 @@ class TokenizedData(NamedTuple):
 def common_fields(settings: TrainerSettings, folder: Path, parameters: int) -> dict[str, Any]:
     """The settings of all trainers. Every name must exist in TRL's configurations, which a test checks."""
     schedule = "constant_with_warmup" if settings.schedule == "constant" else settings.schedule
-    return _recompute(parameters >= SMALL) | {
+    recompute = parameters >= SMALL if settings.recompute == "auto" else settings.recompute
+    return _recompute(recompute) | {
         "output_dir": str(folder),
         "num_train_epochs": settings.epochs,
         "per_device_train_batch_size": settings.batch_size,
@@ -77,8 +78,8 @@ def common_fields(settings: TrainerSettings, folder: Path, parameters: int) -> d
         "max_grad_norm": 1.0,
         "max_length": settings.max_length,
         "seed": settings.seed,
-        # Weights and optimiser stay in float32 under bfloat16: its 8 bits of precision would lose a step at 5e-7.
-        "bf16": settings.dtype == "bfloat16",
+        # What it computes in; what the weights are held in is another setting: `train.precision`.
+        "bf16": precision.computed_in(settings) == torch.bfloat16,
         "use_cpu": not torch.accelerator.is_available(),
         "dataloader_pin_memory": torch.accelerator.is_available(),
         "save_strategy": "steps",
@@ -136,6 +137,7 @@ class _Ours:
     """A trainer without telemetry and model card, whose first step has a learning rate above 0."""
 
     args: Any
+    model: Any
     optimizer: Any
     lr_scheduler: Any
 
@@ -145,6 +147,14 @@ class _Ours:
         shares = share_of_rate(args.lr_scheduler_type, args.get_warmup_steps(num_training_steps), num_training_steps)
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, shares)
         return self.lr_scheduler
+
+    def get_optimizer_cls_and_kwargs(self, args: Any, model: Any = None) -> Any:
+        """The base trainer's AdamW, or that of bfloat16 weights, with its settings."""
+        kind, named = super().get_optimizer_cls_and_kwargs(args, model)  # type: ignore[misc]
+        trained = {weight.dtype for weight in self.model.parameters() if weight.requires_grad}
+        if trained != {torch.bfloat16}:
+            return kind, named
+        return precision.RoundedAdamW, {name: named[name] for name in ("lr", "betas", "eps") if name in named}
 
     def _send_telemetry(self) -> None: ...
 
@@ -278,12 +288,18 @@ def learn(
     kind, config, own = _METHODS[type(settings)]
     fields = common_fields(settings, folder, model.num_parameters()) | own(settings)
     with _config_kept(model), nullcontext() if isinstance(settings, SFTSettings) else models.still(model):
-        trainer = _trainer(kind, configured(config, fields), model, tokenizer, data, on_step)
+        adapter = None
+        if settings.lora is not None:
+            adapter = lora.config_of(settings.lora, model, scores=settings.scores)
+        trainer = _trainer(kind, configured(config, fields), model, tokenizer, data, on_step, adapter)
         run(trainer)
         metrics = evaluate(trainer)
     trained = trainer.accelerator.unwrap_model(trainer.model)
     steps = int(trainer.state.global_step)
-    return models.save(trained, tokenizer, folder, data.counts, steps=steps, metrics=metrics, began=began)
+    merged = settings.save == "merged"
+    return models.save(
+        trained, tokenizer, folder, data.counts, steps=steps, metrics=metrics, began=began, merged=merged
+    )
 
 
 _METHODS: dict[type, tuple[type, type, Callable[[Any], dict[str, Any]]]] = {
@@ -293,7 +309,9 @@ _METHODS: dict[type, tuple[type, type, Callable[[Any], dict[str, Any]]]] = {
 }
 
 
-def _trainer(kind: type, config: Any, model: Any, tokenizer: Any, data: TokenizedData, on_step: OnStep) -> Any:
+def _trainer(
+    kind: type, config: Any, model: Any, tokenizer: Any, data: TokenizedData, on_step: OnStep, adapter: Any
+) -> Any:
     if config.n_gpu > 1:
         raise InputError("several GPUs are visible to one process", fix="set CUDA_VISIBLE_DEVICES=0")
     trainer = kind(
@@ -302,6 +320,7 @@ def _trainer(kind: type, config: Any, model: Any, tokenizer: Any, data: Tokenize
         processing_class=tokenizer,
         train_dataset=datasets.Dataset.from_dict(dict(data.train)),
         eval_dataset=datasets.Dataset.from_dict(dict(data.validation)) if any(data.validation.values()) else None,
+        peft_config=adapter,
         callbacks=[_Steps(on_step, first_of_dpo if isinstance(config, DPOConfig) else None)],
     )
     trainer.remove_callback(transformers.PrinterCallback)

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlaif.config import LocalModel, Step, TrainStage, TransformersModel
-from rlaif.engines.identity import model_folder, weights_digest
-from rlaif.engines.open import trained_spec
+from rlaif.config import Step, TrainStage, TransformersModel
+from rlaif.engines.identity import weights_digest
+from rlaif.engines.open import source_of, trained_spec
 from rlaif.errors import WorkError
 from rlaif.formats import StatedPreference
 from rlaif.judges.verifiers import Check
@@ -91,11 +91,11 @@ class Train(TableStage[TrainStage]):
 
     def job(self, session: Session, survey: Survey, out: Path, reward: RewardSource | None) -> Job:
         """The training of the model folder `out`. Raises InputError or WorkError when the base's files are missing."""
-        folder = weights_folder(session.specs[self.trainer.base])
+        base = source_of(session.specs[self.trainer.base])
         identity = None if reward is None else reward.identity
-        key = job.training_key(self.trainer, weights_digest(folder), survey.digest, self.template, identity)
+        key = job.training_key(self.trainer, weights_digest(base), survey.digest, self.template, identity)
         model, checks = (None, None) if reward is None else (reward.model, reward.checks)
-        return Job(self.trainer, folder, out, key, self.template, model, checks)
+        return Job(self.trainer, base, out, key, self.template, model, checks)
 
     def reward(self, session: Session, made: Mapping[str, Made]) -> RewardSource | None:
         """The reward of the trainer; None for one that needs none."""
@@ -186,14 +186,8 @@ class Train(TableStage[TrainStage]):
 def _by_model(session: Session, name: str) -> RewardSource:
     """A reward model for a trainer's thread, which scores through the engine on this event loop."""
     spec, engine = session.specs[name], session.engines[name]
-    model = RewardModel(weights_folder(spec))
+    model = RewardModel(source_of(spec))
     if isinstance(spec, TransformersModel):  # no other engine scores
         model = RewardModel(model.folder, spec.dtype, spec.device, spec.batch_size)
     loop = asyncio.get_running_loop()
     return RewardSource(engine.identity, rewards.by_model(engine, rewards.on_loop(loop)), model=model)
-
-
-def weights_folder(spec: object) -> Path:
-    """The folder of a local model. Raises InputError or WorkError when it cannot be found or fetched."""
-    assert isinstance(spec, LocalModel), "checked as the pipeline was read"
-    return model_folder(spec.hub, spec.revision) if spec.hub else find(str(spec.path))
