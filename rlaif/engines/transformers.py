@@ -23,6 +23,7 @@ import re
 import shutil
 import tempfile
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -623,7 +624,9 @@ def load_net(auto: Any, source: Source, config: Any, dtype: torch.dtype, **how: 
     with loading(folder):
         net, info = auto.from_pretrained(folder, config=config, dtype=dtype, **how)
     for adapter in stacked:
-        with loading(adapter, "the adapter"):
+        with loading(adapter, "the adapter"), warnings.catch_warnings():
+            # peft 0.21 still uses this property's old name.
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
             net = _adapted(net, adapter, info)
     return net, info
 
@@ -638,7 +641,6 @@ def _adapted(net: Any, adapter: Path, info: Any) -> Any:
     state = load_file(adapter / adapters.WEIGHTS)
     if adapters.scores(adapter):
         _make_room_to_pad(net, load_tokenizer(Adapted(Path(net.name_or_path), adapter)))
-    places = {name.removesuffix(".weight") for name, _ in net.named_parameters()}
     wrapped = peft.get_peft_model(net, named)
     loaded = peft.set_peft_model_state_dict(wrapped, state)
     lacking = [key for key in loaded.missing_keys if "lora_" in key or "modules_to_save" in key]
@@ -649,9 +651,8 @@ def _adapted(net: Any, adapter: Path, info: Any) -> Any:
             file=str(adapter),
             fix="give the base model that it was trained on",
         )
-    merged = wrapped.merge_and_unload()
-    brought = {f"{head}.weight" for head in named.modules_to_save or ()} & {f"{place}.weight" for place in places}
-    info["missing_keys"] = set(info["missing_keys"]) - brought
+    merged = wrapped.merge_and_unload().requires_grad_(True)  # which peft had frozen
+    info["missing_keys"] = set(info["missing_keys"]) - {f"{head}.weight" for head in named.modules_to_save or ()}
     if (adapter / "generation_config.json").exists():
         merged.generation_config = GenerationConfig.from_pretrained(adapter)
     return merged

@@ -386,6 +386,8 @@ def quietly() -> Iterator[None]:
         with transformers_quietly(), warnings.catch_warnings():
             # TRL 1.16 still uses this property's old name.
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+            # A checkpoint of an adapter may hold the row of a new padding token; what is saved in the end does not.
+            warnings.filterwarnings("ignore", message="Setting `save_embedding_layers`")
             yield
     finally:
         if not data_bars:
