@@ -10,8 +10,10 @@ import pytest
 pytest.importorskip("trl")
 
 import torch
+from conftest import make_random_model
 from safetensors.torch import load_file
 from test_train import METHODS, Steps, settings_of, train
+from transformers import LlamaConfig
 
 from rlaif.train import precision
 from rlaif.train.precision import RoundedAdamW, rounded
