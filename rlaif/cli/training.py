@@ -28,12 +28,22 @@ def train(
         list[str] | None,
         typer.Argument(metavar="KEY=VALUE", help="Settings of the trainer, e.g. epochs=2 learning_rate=1e-5."),
     ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Say what memory it takes and whether that fits; load and train nothing.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train one model on existing data. After an interruption the same command resumes."""
-    from rlaif.pipeline.alone import one_trainer, train_alone
+    from rlaif.pipeline.alone import one_trainer, plan_alone, train_alone
 
     pipeline = one_trainer(method, base, data, method, settings or [], reward, adapter)
+    if plan:
+        memory = plan_alone(pipeline)
+        if as_json:
+            terminal.print_json(memory)
+        else:
+            results.print_memory(terminal.console(), memory, f"memory of {method}")
+        return
     console = terminal.console(stderr=as_json)
     with terminal.progress(console, f"rlaif train {method}", as_json=as_json) as progress:
         record = asyncio.run(train_alone(pipeline, out, progress))

@@ -10,6 +10,7 @@ from typing import Any
 from rlaif.config import COMMAND_LINE, TRAINERS, Document, Pipeline, checked, load_value
 from rlaif.config.document import Position
 from rlaif.config.pipeline import split_setting
+from rlaif.engines.open import source_of
 from rlaif.errors import InputError, nearest
 from rlaif.pipeline.folder import hold
 from rlaif.pipeline.progress import Progress
@@ -103,6 +104,15 @@ async def train_alone(pipeline: Pipeline, out: Path, progress: Progress) -> dict
     read = opening.stages[data.name].read  # without held-out rows already
     dropped = read.dropped + Counter(record["dropped"]) + survey.left_out
     return record | {"dropped": dict(dropped), "read": read.given}
+
+
+def plan_alone(pipeline: Pipeline) -> dict[str, Any]:
+    """The memory that the one training of `pipeline` takes, told without loading a weight."""
+    opening = open_stages(pipeline)
+    _, step = pipeline.steps
+    stage = opening.stages[step.name]
+    assert isinstance(stage, Train)
+    return stage.memory(source_of(pipeline.models["base"]))
 
 
 def _occupied(out: Path) -> InputError:

@@ -31,7 +31,7 @@ def config_of(settings: LoRASettings, model: PreTrainedModel, *, scores: bool) -
     """
     target: Any = settings.target
     if target != "all-linear":
-        linear = {name for name, module in model.named_modules() if _is_linear(module)}
+        linear = {name for name, module in model.named_modules() if is_linear(module)}
         missing = [t for t in target if not any(f".{name}".endswith(f".{t}") for name in linear)]
         if missing:
             there = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
@@ -49,7 +49,7 @@ def config_of(settings: LoRASettings, model: PreTrainedModel, *, scores: bool) -
     )
 
 
-def _is_linear(module: Any) -> bool:
+def is_linear(module: Any) -> bool:
     return isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from rlaif.config import LocalModel, OpenAIModel, Pipeline, StageSettings, Step, TextCheck, unchecked
+from rlaif.engines.adapters import Source
 from rlaif.engines.asking import Asking
 from rlaif.engines.identity import has_reward_head
 from rlaif.engines.open import api_key, notes_on_keys, source_of
@@ -186,6 +187,7 @@ class Planning(Protocol):
     session: Session
     folder: RunFolder
     made: dict[str, Made]
+    shapes: dict[str, Source]  # of each model that is not trained yet, one with its sizes
 
     def asking(self, stage: str, *, each_once: bool = False) -> Asking: ...
 

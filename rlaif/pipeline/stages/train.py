@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlaif.config import Step, TrainStage, TransformersModel
+from rlaif.engines.adapters import Source
 from rlaif.engines.identity import weights_digest
 from rlaif.engines.open import source_of, trained_spec
 from rlaif.errors import WorkError
@@ -178,9 +179,17 @@ class Train(TableStage[TrainStage]):
             if job.finished(training.out, training.key):
                 self._add_to(session, training.out)
                 return {"rows": survey.given, "state": "unchanged"}
-        session.settings[self.trained] = session.settings[self.trainer.base]
+        base = self.trainer.base
+        session.settings[self.trained] = session.settings[base]
+        planning.shapes[self.trained] = shape = planning.shapes.get(base) or source_of(session.specs[base])
         state = "to train, on rows that are not all known yet" if waits else "to train"
-        return {"rows": survey.given, "state": state}
+        return {"rows": survey.given, "state": state, "memory": self.memory(shape)}
+
+    def memory(self, base: Source) -> dict[str, Any]:
+        """What the training takes of its device's memory. `base` is a model with the sizes of its base."""
+        from rlaif.train import memory
+
+        return memory.plan(base, self.trainer).as_json()
 
 
 def _by_model(session: Session, name: str) -> RewardSource:
