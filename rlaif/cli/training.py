@@ -28,6 +28,9 @@ def train(
         list[str] | None,
         typer.Argument(metavar="KEY=VALUE", help="Settings of the trainer, e.g. epochs=2 learning_rate=1e-5."),
     ] = None,
+    processes: Annotated[
+        int | None, typer.Option("--processes", min=1, help="How many processes share each batch: one for each GPU.")
+    ] = None,
     plan: Annotated[
         bool, typer.Option("--plan", help="Say what memory it takes and whether that fits; load and train nothing.")
     ] = False,
@@ -36,7 +39,8 @@ def train(
     """Train one model on existing data. After an interruption the same command resumes."""
     from rlaif.pipeline.alone import one_trainer, plan_alone, train_alone
 
-    pipeline = one_trainer(method, base, data, method, settings or [], reward, adapter)
+    shared = [] if processes is None else [f"processes={processes}"]
+    pipeline = one_trainer(method, base, data, method, [*(settings or []), *shared], reward, adapter)
     if plan:
         memory = plan_alone(pipeline)
         if as_json:

@@ -96,6 +96,22 @@ class TrainerSettings(Training):
     save: Literal["adapter", "merged"] = "adapter"  # what is left of a LoRA training
     recompute: Literal["auto"] | bool = "auto"  # activations in the backward pass; auto: from 100 million parameters
 
+    processes: int = Field(default=1, gt=0, le=1024)  # that share each batch: one for each GPU
+    launch: str | None = None  # a configuration of accelerate that starts them, such as accelerate/fsdp2.yaml
+
+    @model_validator(mode="after")
+    def _launched(self) -> Self:
+        if self.launch is not None and self.processes == 1:
+            raise ValueError("`launch` says how several processes start: give `processes` too, or remove it")
+        return self
+
+    @model_validator(mode="after")
+    def _shared(self) -> Self:
+        if self.processes > self.batch_size:
+            problem = f"`batch_size` ({self.batch_size}) is less than `processes` ({self.processes})"
+            raise ValueError(f"{problem}: each needs a row, and `accumulate` may be lower for it")
+        return self
+
     @model_validator(mode="after")
     def _of_an_adapter(self) -> Self:
         if self.lora is None and self.save == "merged":

@@ -40,6 +40,7 @@ from rlaif.errors import InputError, RlaifError, WorkError, first_line, plainly
 from rlaif.files import FULL, json_of, lock, text_of, why, write_json, write_text
 from rlaif.judges.verifiers import Check
 from rlaif.records import Message, Split, digest
+from rlaif.train import ranks
 from rlaif.train.examples import (
     Demonstration,
     Example,
@@ -53,7 +54,16 @@ from rlaif.version import __version__
 FORMAT = 1
 TRAINING = 3  # raised when a change here makes another model of the same inputs
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft")  # a trained model depends on their versions
-IRRELEVANT = {"base", "name", "data", "reward", "checkpoint_steps", "recompute"}  # they do not change the weights
+IRRELEVANT = {
+    "base",
+    "name",
+    "data",
+    "reward",
+    "checkpoint_steps",
+    "recompute",
+    "processes",
+    "launch",
+}  # they do not change the weights
 _OF_PAIR = ("chosen", "rejected", "margin", "probability", "source")
 BATCH = 1000  # examples in memory while Parquet is written or read
 NO_KEY = ""  # of a job whose removal was interrupted
@@ -436,6 +446,8 @@ def train(folder: Path, on_step: OnStep, reward: RewardFunction | None = None) -
     WorkError when the training fails, or while another process trains there.
     """
     job = read_job(folder)
+    if not ranks.is_first():
+        return _followed(job, on_step)
     folder = job.folder
     with _held(folder):
         record = finished(job.out, job.key)
@@ -451,6 +463,14 @@ def train(folder: Path, on_step: OnStep, reward: RewardFunction | None = None) -
         _empty(folder)
         shutil.rmtree(folder)
     return record
+
+
+def _followed(job: Job, on_step: OnStep) -> dict[str, Any]:
+    """Train beside the first process, which keeps the folder. Nothing is left to do for a finished model."""
+    record = finished(job.out, job.key)
+    if record is None:
+        _trained(job, on_step, None)
+    return record or {}
 
 
 def _trained(job: Job, on_step: OnStep, reward: RewardFunction | None) -> None:

@@ -77,13 +77,17 @@ def quantization(settings: LoRASettings | None, base: Source) -> dict[str, Any]:
             if torch.accelerator.is_available() else "cpu"}  # fmt: skip
 
 
-def write(model: PeftModel, base: Source, folder: Path, out: Path) -> dict[str, Any]:
+def write(
+    model: PeftModel, base: Source, folder: Path, out: Path, whole: dict[str, torch.Tensor] | None = None
+) -> dict[str, Any]:
     """Save the adapter of `model` in `folder`, from where it moves to `out`. Returns the record of its base.
+
+    `whole` are the weights of a model of which this process holds a part.
 
     peft's own settings name the base by its folder, so that peft finds it too.
     """
     # Rows for a new padding token are no part of the adapter: whoever loads it makes room again.
-    model.save_pretrained(str(folder), save_embedding_layers=False)
+    model.save_pretrained(str(folder), state_dict=whole, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)  # a form that nobody filled in
     settings = json.loads((folder / ADAPTER).read_text())
     settings["base_model_name_or_path"] = str(named(base).absolute())

@@ -251,22 +251,24 @@ def save(
     metrics: dict[str, float],
     began: float,
     merged: bool = False,
+    whole: dict[str, torch.Tensor] | None = None,
 ) -> TrainResult:
     """Write the model, its tokenizer and `training.json` into `final` of the job's `folder`.
 
-    Of a model with an adapter the adapter alone is written; `merged`, the whole model in float32. `began` is
-    `time.monotonic()` at the start of the call. Raises WorkError for weights that are not finite.
+    Of a model with an adapter the adapter alone is written; `merged`, the whole model in float32. `whole` are the
+    weights of a model of which this process holds a part. `began` is `time.monotonic()` at the start of the call.
+    Raises WorkError for weights that are not finite.
     """
     final = folder / FINAL
     if final.is_symlink():
         final.unlink()
     shutil.rmtree(final, ignore_errors=True)
-    if not_finite(model):
+    if not_finite(model) if whole is None else not all(tensor.isfinite().all() for tensor in whole.values()):
         raise WorkError("the trained weights are not finite", fix="lower `learning_rate`")
     base = None
     if isinstance(model, PeftModel):
         adapted, model = model, cast(Any, model.get_base_model())
-        base = lora.write(adapted, model.loaded_from, final, folder.with_suffix(""))
+        base = lora.write(adapted, model.loaded_from, final, folder.with_suffix(""), whole)
         tokenizer.save_pretrained(final)
         if merged:
             model, base = _merged(model, final), None
@@ -280,15 +282,20 @@ def save(
         )
     if base is None:
         model.config.use_cache = True  # the base trainer disables it, and without it sampling is quadratic
-        model.save_pretrained(final)
+        model.save_pretrained(final, state_dict=whole)
     elif model.can_generate():
         model.generation_config.save_pretrained(final)
     tokenizer.save_pretrained(final)
-    seconds = time.monotonic() - began
-    result = TrainResult(steps, seconds, metrics, counts.kept, counts.cut, dict(counts.dropped), counts.notes)
-    record = result._asdict() | ({} if base is None else {"base": base}) | {"weights": weights_digest(final)}
+    made = result(counts, steps=steps, metrics=metrics, began=began)
+    record = made._asdict() | ({} if base is None else {"base": base}) | {"weights": weights_digest(final)}
     (final / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    return result
+    return made
+
+
+def result(counts: Counts, *, steps: int, metrics: dict[str, float], began: float) -> TrainResult:
+    """The record of a training that began at `began`, by `time.monotonic()`."""
+    seconds = time.monotonic() - began
+    return TrainResult(steps, seconds, metrics, counts.kept, counts.cut, dict(counts.dropped), counts.notes)
 
 
 def _merged(base: Any, adapter: Path) -> PreTrainedModel:

@@ -46,7 +46,8 @@ class RoundedAdamW(torch.optim.Optimizer):
     A result is rounded to one of its two bfloat16 neighbours, the nearer the likelier, so that its mean is exact and
     steps smaller than the neighbours' distance add up (Gupta et al. 2015, arXiv 1502.02551; for training in bfloat16
     Zamirai et al. 2020, arXiv 2010.06192). The second moment moves by 1 - beta2 = 0.1 % a step, which to the nearest
-    would always be lost. Draws from torch's generator, whose state a checkpoint keeps.
+    would always be lost. What is drawn depends on the number of the step alone, so that a training resumes exactly, and
+    every process of several draws the same.
     """
 
     def __init__(
@@ -84,17 +85,18 @@ class RoundedAdamW(torch.optim.Optimizer):
         scale = (second / (1 - beta2**taken)).sqrt_().add_(group["eps"])
         moved = weight.float().mul_(1 - group["lr"] * group["weight_decay"])
         moved.addcdiv_(first, scale, value=-group["lr"] / (1 - beta1**taken))
+        draws = torch.Generator(weight.device).manual_seed(int(taken))
         for kept, exact in ((weight, moved), (state["first"], first), (state["second"], second)):
-            kept.copy_(rounded(exact))
+            kept.copy_(rounded(exact, draws))
 
 
-def rounded(exact: Tensor) -> Tensor:
+def rounded(exact: Tensor, draws: torch.Generator) -> Tensor:
     """A float32 tensor in bfloat16, each number at random one of its two neighbours, with the right mean.
 
     bfloat16 is the upper half of a float32's bits: a uniform number is added to the lower half, which is then cut.
     Infinity and NaN stay what they are.
     """
     bits = exact.contiguous().view(torch.int32)
-    noise = torch.randint(0, 1 << 16, exact.shape, dtype=torch.int32, device=exact.device)
+    noise = torch.randint(0, 1 << 16, exact.shape, dtype=torch.int32, device=exact.device, generator=draws)
     near = ((bits + noise) & -(1 << 16)).view(torch.float32)
     return torch.where(torch.isfinite(exact), near, exact).to(torch.bfloat16)

@@ -26,7 +26,7 @@ from rlaif.pipeline.session import Session
 from rlaif.pipeline.stages.stage import Made, Opening, Planning, TableStage, Work
 from rlaif.pipeline.stages.verify import open_checks
 from rlaif.resources import find, read_text
-from rlaif.train import examples, job, rewards
+from rlaif.train import examples, job, processes, rewards
 from rlaif.train.examples import Example, RewardFunction, Survey
 from rlaif.train.job import Job, RewardModel
 
@@ -128,6 +128,10 @@ class Train(TableStage[TrainStage]):
 
         def work() -> dict[str, Any]:
             job.write_job(training, self.examples(made))
+            if (count := getattr(self.trainer, "processes", 1)) > 1:
+                launch = getattr(self.trainer, "launch", None)
+                config = None if launch is None else find(launch)
+                return processes.train(training.folder, training.out, count, on_step, config)
             return job.train(training.folder, on_step, None if reward is None else reward.score)
 
         try:
