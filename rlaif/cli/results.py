@@ -31,6 +31,10 @@ def print_plan(console: Console, plan: dict[str, Any]) -> None:
     headings = (Column("rows"), Column("work", text=True), Column("makes", text=True))
     columns = (Column("stage", text=True), Column("reads", text=True), *headings)
     console.print(table(columns, stages, console.width, f"plan of {plan['name']}"))
+    for stage in plan["stages"]:
+        if "memory" in stage:
+            console.print()
+            print_memory(console, stage["memory"], f"memory of {stage['stage']}")
     if plan["calls"]:
         console.print()
         console.print(_planned_calls(plan["calls"], console.width))
@@ -42,6 +46,24 @@ def print_plan(console: Console, plan: dict[str, Any]) -> None:
     if plan["last_run_seconds"]:
         console.print(f"\nthe last run took {plan['last_run_seconds']:.0f} s", style="dim")
     console.print("nothing was sent", style="dim")
+
+
+def print_memory(console: Console, memory: dict[str, Any], title: str) -> None:
+    """The memory of a training, in parts, and what would take less where it does not fit."""
+    rows: list[tuple[str | Text, ...]] = [(p["name"], _gigabytes(p["size"]), p["meaning"]) for p in memory["parts"]]
+    rows.append((Text("in all", "bold"), Text(_gigabytes(memory["total"]), "bold"), ""))
+    columns = (Column("part", text=True), Column("GB"), Column("", text=True))
+    console.print(table(columns, rows, console.width, title))
+    share = f"{memory['trained']:,} of {memory['parameters']:,} parameters are trained"
+    fits = ("fits", "green") if memory["fits"] else ("does not fit", "red")
+    console.print(line(f"{share}; it ", fits, f" {memory['device']}, which has {_gigabytes(memory['room'])} GB free"))
+    for words, size in memory["cheaper"].items():
+        verdict = ("fits", "green") if size <= memory["room"] else ("does not", "dim")
+        console.print(line(f"  {words}: {_gigabytes(size)} GB, ", verdict))
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:,.2f}"
 
 
 def _planned_calls(calls: Mapping[str, Mapping[str, Any]], width: int) -> RenderableType:

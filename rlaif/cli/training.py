@@ -22,6 +22,9 @@ def train(
         typer.Option("--data", help="A file of what it takes: conversations (sft), preferences (rm, dpo) or prompts."),
     ],
     out: Annotated[Path | None, AnyOut(help="The folder of the trained model.")] = None,
+    adapter: Annotated[
+        str | None, typer.Option("--adapter", help="A LoRA adapter over the base: a folder. One may also be the base.")
+    ] = None,
     reward: Annotated[str | None, typer.Option("--reward", help="The reward model, for ppo: a folder.")] = None,
     validation: Annotated[
         str | None, typer.Option("--validation", help="A file to validate on, instead of a twentieth of the data.")
@@ -41,18 +44,33 @@ def train(
         list[str] | None,
         typer.Argument(metavar="KEY=VALUE", help="Settings of the trainer, e.g. epochs=2 learning_rate=1e-5."),
     ] = None,
+    processes: Annotated[
+        int | None, typer.Option("--processes", min=1, help="How many processes share each batch: one for each GPU.")
+    ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Say what memory it takes and whether that fits; load and train nothing.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train one model on existing data. After an interruption the same command resumes."""
-    from rlaif.pipeline.alone import check_alone, one_trainer, train_alone
+    from rlaif.pipeline.alone import check_alone, one_trainer, plan_alone, train_alone
 
     read = {"validation": validation, "split": split, "turns": turns}
-    pipeline = one_trainer(method, base, data, method, settings or [], reward, read)
+    shared = [] if processes is None else [f"processes={processes}"]
+    pipeline = one_trainer(method, base, data, method, [*(settings or []), *shared], reward, read, adapter)
     if check:
         show_check(check_alone(pipeline), data, as_json=as_json)
         return
+    if plan:
+        memory = plan_alone(pipeline)
+        if as_json:
+            terminal.print_json(memory)
+        else:
+            results.print_memory(terminal.console(), memory, f"memory of {method}")
+        return
     if out is None:
-        raise InputError("a training needs the folder of its model", key="--out", fix="give --out FOLDER, or --check")
+        fix = "give --out FOLDER, or --check or --plan"
+        raise InputError("a training needs the folder of its model", key="--out", fix=fix)
     console = terminal.console(stderr=as_json)
     with terminal.progress(console, f"rlaif train {method}", as_json=as_json) as progress:
         record = asyncio.run(train_alone(pipeline, out, progress))

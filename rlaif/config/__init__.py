@@ -53,6 +53,7 @@ from rlaif.config.stages import (
 from rlaif.config.trainers import (
     TRAINERS,
     DPOSettings,
+    LoRASettings,
     PPOSettings,
     RMSettings,
     SFTSettings,
@@ -81,6 +82,7 @@ __all__ = [
     "DataStage",
     "ENGINES",
     "FileStage",
+    "LoRASettings",
     "LocalModel",
     "MeasureStage",
     "ModelSpec",

@@ -99,11 +99,15 @@ class Model(Settings):
 
 
 class LocalModel(Model):
-    """A model whose weights are here. `path` is a local or bundled folder, `hub` an id on the Hugging Face hub."""
+    """A model whose weights are here. `path` is a local or bundled folder, `hub` an id on the Hugging Face hub.
+
+    `adapter` is the folder of a LoRA adapter over it. An adapter that records its base may be the `path` itself.
+    """
 
     path: str | None = None
     hub: str | None = None
     revision: str | None = None
+    adapter: str | None = None
     sampling: SamplingSettings = SamplingSettings()
 
     @model_validator(mode="after")
@@ -114,13 +118,13 @@ class LocalModel(Model):
 
     @property
     def stands_for(self) -> str:
-        if self.path and Path(self.path).is_absolute():
-            return Path(self.path).name
-        return f"{self.path or self.hub}"
+        base = self.path or self.hub or ""
+        base = Path(base).name if Path(base).is_absolute() else base
+        return f"{base} with {Path(self.adapter).name}" if self.adapter else base
 
     @property
     def called(self) -> str:
-        return Path(self.path or self.hub or "").name
+        return Path(self.adapter or self.path or self.hub or "").name
 
 
 class TransformersModel(LocalModel):

@@ -113,6 +113,8 @@ class Pipeline:
         def spec_of(spec: ModelSpec) -> dict[str, Any]:
             if isinstance(spec, LocalModel) and spec.path is not None:
                 spec = spec.put(("path",), seen(spec.path))
+            if isinstance(spec, LocalModel) and spec.adapter is not None:
+                spec = spec.put(("adapter",), seen(spec.adapter))
             return spec.model_dump(mode="json", exclude_none=True)
 
         def stage_of(step: Step) -> dict[str, Any]:
@@ -282,10 +284,11 @@ def _read_models(document: Document) -> dict[str, ModelSpec]:
                 nearest(str(engine), ENGINES),
             )
         spec = validated(ENGINES[engine], value, document, position)
-        if isinstance(spec, LocalModel) and spec.path is not None:
-            spec = spec.put(("path",), document.path_from_here(spec.path, (*position, "path")))
-            if not find(str(spec.path)).is_dir():
-                raise document.error(f"{spec.path!r} is a file", (*position, "path"), "give a model's folder")
+        for key in ("path", "adapter") if isinstance(spec, LocalModel) else ():
+            if (folder := getattr(spec, key)) is not None:
+                spec = spec.put((key,), document.path_from_here(folder, (*position, key)))
+                if not find(str(getattr(spec, key))).is_dir():
+                    raise document.error(f"{folder!r} is a file", (*position, key), "give a model's folder")
         models[name] = spec
     return models
 

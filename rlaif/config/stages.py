@@ -818,7 +818,7 @@ class _TrainStage(StageSettings):
         return [base, *_used(self.trainer, "reward", under=(self.method,), role="scores")]
 
     def named_files(self) -> list[tuple[str, Position]]:
-        return _given(self.trainer, "template", under=(self.method,))
+        return _given(self.trainer, "template", "launch", under=(self.method,))
 
 
 if TYPE_CHECKING:

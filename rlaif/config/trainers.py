@@ -5,7 +5,7 @@ To add a trainer: its settings here with their line in TRAINERS, and `train/NAME
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -16,6 +16,8 @@ LearningRate = Annotated[float, Field(gt=0, le=1)]
 Mix = Annotated[dict[Name, Annotated[float, Field(ge=0, allow_inf_nan=False)]], Field(min_length=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # the range of every random generator
 TemplateArgument = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,99}$")]
+ModuleName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]{1,200}$")]
+Precision = Literal["auto", "float32", "bfloat16"]
 Takes = Literal["demonstrations", "preferences", "prompts"]
 
 
@@ -38,7 +40,7 @@ class Training(Settings):
     system: Literal["keep", "merge", "skip"] = "keep"
     learning_rate: LearningRate
     max_length: int = Field(default=1024, gt=0)
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Precision = "auto"  # computed in; auto: bfloat16 on a GPU that has it, else float32
     checkpoint_steps: int = Field(default=50, gt=0)
     seed: Seed = 0
 
@@ -70,8 +72,29 @@ class Training(Settings):
         return None
 
 
+class LoRASettings(Settings):
+    """A low-rank adapter (Hu et al. 2021, arXiv 2106.09685) in place of the weights. Names and defaults are TRL's."""
+
+    r: int = Field(default=16, gt=0, le=4096)  # its rank
+    alpha: float = Field(default=32, gt=0)  # it is scaled by alpha / r
+    dropout: float = Field(default=0.0, ge=0, lt=1)  # of its input; TRL's is 0.05
+    # The linear layers that get one: all but the head, or those whose names end so.
+    target: Literal["all-linear"] | tuple[ModuleName, ...] = "all-linear"
+    quantized: Literal["4bit"] | None = None  # the frozen base (QLoRA, Dettmers et al. 2023, arXiv 2305.14314)
+
+    @field_validator("target", mode="before")
+    @classmethod
+    def _names(cls, given: Any) -> Any:
+        named = list(given) if isinstance(given, list | tuple) else [given]
+        if not named:
+            raise ValueError("name at least one layer, or leave it out for all linear layers")
+        return "all-linear" if named == ["all-linear"] else named
+
+
 class TrainerSettings(Training):
     """The settings of trainers on a data set. One epoch is one pass over its training split."""
+
+    still: ClassVar[bool] = False  # it trains without dropout
 
     # Of a row over `max_length`: its prompt is cut from the left where half of it stays, or it is dropped, or refused.
     excess_length: Literal["truncate", "drop", "raise"] = "truncate"
@@ -80,6 +103,35 @@ class TrainerSettings(Training):
     accumulate: int = Field(default=1, gt=0)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: float = Field(default=0.1, ge=0, lt=1)  # share of the steps
+    # The weights are held in; auto: float32 where they are trained, and what is computed in where they are frozen.
+    weights: Precision = "auto"
+    lora: LoRASettings | None = None
+    save: Literal["adapter", "merged"] = "adapter"  # what is left of a LoRA training
+    recompute: Literal["auto"] | bool = "auto"  # activations in the backward pass; auto: from 100 million parameters
+
+    processes: int = Field(default=1, gt=0, le=1024)  # that share each batch: one for each GPU
+    launch: str | None = None  # a configuration of accelerate that starts them, such as accelerate/fsdp2.yaml
+
+    @model_validator(mode="after")
+    def _launched(self) -> Self:
+        if self.launch is not None and self.processes == 1:
+            raise ValueError("`launch` says how several processes start: give `processes` too, or remove it")
+        return self
+
+    @model_validator(mode="after")
+    def _shared(self) -> Self:
+        if self.processes > self.batch_size:
+            problem = f"`batch_size` ({self.batch_size}) is less than `processes` ({self.processes})"
+            raise ValueError(f"{problem}: each needs a row, and `accumulate` may be lower for it")
+        return self
+
+    @model_validator(mode="after")
+    def _of_an_adapter(self) -> Self:
+        if self.lora is None and self.save == "merged":
+            raise ValueError("`save: merged` is of an adapter: give `lora` too, or remove it")
+        if self.lora is not None and self.lora.dropout and self.still:
+            raise ValueError(f"{self.method} trains without dropout, so `lora.dropout` would do nothing: remove it")
+        return self
 
 
 class SFTSettings(TrainerSettings):
@@ -137,6 +189,7 @@ class DPOSettings(TrainerSettings):
     """
 
     method = "dpo"
+    still = True
     takes = "preferences"
     reads = ("data", "pair")
     learning_rate: LearningRate = 5e-7
@@ -187,6 +240,7 @@ class RMSettings(TrainerSettings):
     """
 
     method = "rm"
+    still = True
     scores = True
     takes = "preferences"
     reads = ("data", "pair")

@@ -9,7 +9,8 @@ import hashlib
 from functools import lru_cache
 from pathlib import Path
 
-from rlaif.engines import vetting
+from rlaif.engines import adapters, vetting
+from rlaif.engines.adapters import Source
 from rlaif.errors import InputError, WorkError, first_line
 
 # Every file that can change a model's answer. A trainer's state and arguments cannot.
@@ -52,39 +53,80 @@ def model_folder(path: str, revision: str | None = None) -> Path:
         ) from None
 
 
-def model_files(folder: Path) -> list[Path]:
-    """The files in `folder` that can change an answer. Raises InputError when they are no model that can be loaded."""
-    vetting.refuse_irregular(folder)
-    files = sorted({file for pattern in ANSWER_FILES for file in folder.glob(pattern) if file.is_file()})
+def model_files(source: Source) -> list[Path]:
+    """The files that can change the model's answer. Raises InputError when they are no model that can be loaded."""
+    base, stacked = adapters.layers(source)
+    vetting.refuse_irregular(base)
+    files = _files(base)
     names = {file.name for file in files}
     if "config.json" not in names:
         raise InputError(
-            "config.json is missing, so this is no model", file=str(folder), fix="give a saved model's folder"
+            "config.json is missing, so this is no model", file=str(base), fix="give a saved model's folder"
         )
     if not any(name.endswith(".safetensors") for name in names):
         raise InputError(
             "the folder holds no safetensors weights, and no other format is read",
-            file=str(folder),
+            file=str(base),
             fix="save the model again with `save_pretrained`, which writes safetensors",
         )
     vetting.vet(files)
+    return files + [file for adapter in stacked for file in _adapter_files(adapter, base)]
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted({file for pattern in ANSWER_FILES for file in folder.glob(pattern) if file.is_file()})
+
+
+def _adapter_files(adapter: Path, base: Path) -> list[Path]:
+    """An adapter's files, without its settings: these name a folder, and are digested by what they say."""
+    vetting.refuse_irregular(adapter)
+    files = [file for file in _files(adapter) if file.name != vetting.CONFIG]
+    if [file.name for file in files if file.name.endswith(".safetensors")] != [adapters.WEIGHTS]:
+        raise InputError(
+            f"an adapter's weights are in one file, {adapters.WEIGHTS}, and no other is read",
+            file=str(adapter),
+            fix="save the adapter again with `save_pretrained`, which writes safetensors",
+        )
+    adapters.settings(adapter)
+    vetting.vet(files, base)
     return files
 
 
-def has_reward_head(folder: Path) -> bool:
+def has_reward_head(source: Source) -> bool:
     """Whether the model's configuration names a head that scores. Raises InputError when it cannot be read."""
-    vetting.refuse_irregular(folder)
-    named = vetting.settings_of(folder).get("architectures") or [""]
+    base, stacked = adapters.layers(source)
+    vetting.refuse_irregular(base)
+    if stacked:
+        return adapters.scores(stacked[-1])
+    named = vetting.settings_of(base).get("architectures") or [""]
     return str(named[0]).endswith("ForSequenceClassification")
 
 
-def weights_digest(folder: Path) -> str:
-    """Hex digest over the names and bytes of the weights, configuration, tokenizer and chat template in `folder`.
+def weights_digest(source: Source) -> str:
+    """Hex digest over the names and bytes of the weights, configuration, tokenizer and chat template of a model.
 
-    Raises InputError as `model_files`.
+    That of an adapter is over the digest of its base, and what the adapter's folder holds of these.
+
+    Raises InputError as `model_files`, and for an adapter that was trained over other weights than its base has.
     """
-    total = hashlib.sha256()
-    for file in model_files(folder):
+    base, stacked = adapters.layers(source)
+    model_files(source)  # refuses what cannot be loaded
+    digest = _digest_of(_files(base))
+    for adapter in stacked:
+        if (stated := adapters.stated_weights(adapter)) not in (None, digest):
+            raise InputError(
+                f"the adapter was trained over other weights than those of {base}: their digest was "
+                f"{str(stated)[:12]}, and is {digest[:12]}",
+                file=str(adapter),
+                fix="give the base model that it was trained on, unchanged",
+            )
+        digest = _digest_of(_adapter_files(adapter, base), f"{digest}\n{adapters.settings_text(adapter)}\n")
+    return digest
+
+
+def _digest_of(files: list[Path], beginning: str = "") -> str:
+    total = hashlib.sha256(beginning.encode())
+    for file in files:
         state = file.stat()
         total.update(f"{file.name}\0{_file_digest(file, state.st_size, state.st_mtime_ns)}\n".encode())
     return total.hexdigest()

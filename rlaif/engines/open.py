@@ -10,6 +10,8 @@ from pathlib import Path
 from rlaif.config import LocalModel, ModelSpec, OpenAIModel, SamplingSettings, TransformersModel, VLLMModel
 from rlaif.config.models import VARIABLE
 from rlaif.config.models import TokenPrice as Price
+from rlaif.engines.adapters import Adapted, Source
+from rlaif.engines.identity import model_folder
 from rlaif.engines.protocol import Engine
 from rlaif.engines.secrets import may_be_a_word
 from rlaif.engines.wire import Extra, Wires
@@ -24,8 +26,9 @@ def _transformers(name: str, spec: ModelSpec, wires: Wires) -> Engine:
     from rlaif.engines.transformers import TransformersEngine
 
     return TransformersEngine(
-        name, _source(spec), revision=spec.revision, dtype=spec.dtype, device=spec.device, batch_size=spec.batch_size
-    )
+        name, _source(spec), revision=spec.revision, adapter=_adapter(spec),
+        dtype=spec.dtype, device=spec.device, batch_size=spec.batch_size,
+    )  # fmt: skip
 
 
 def _openai(name: str, spec: ModelSpec, wires: Wires) -> Engine:
@@ -41,8 +44,9 @@ def _vllm(name: str, spec: ModelSpec, wires: Wires) -> Engine:
     from rlaif.engines.vllm import VLLMEngine
 
     return VLLMEngine(
-        name, _source(spec), revision=spec.revision, dtype=spec.dtype, batch_size=spec.batch_size, options=spec.options
-    )
+        name, _source(spec), revision=spec.revision, adapter=_adapter(spec),
+        dtype=spec.dtype, batch_size=spec.batch_size, options=spec.options,
+    )  # fmt: skip
 
 
 _OPEN: dict[str, Callable[[str, ModelSpec, Wires], Engine]] = {
@@ -66,11 +70,23 @@ def trained_spec(path: Path, parent: ModelSpec, *, scores: bool) -> Transformers
     if scores and isinstance(parent, VLLMModel):
         return TransformersModel(engine="transformers", path=str(path))
     sampling = SamplingSettings(**{k: v for k, v in parent.sampling.model_dump().items() if k != "stop"})
-    return parent.model_copy(update={"path": str(path), "hub": None, "revision": None, "sampling": sampling})
+    own = {"path": str(path), "hub": None, "revision": None, "adapter": None, "sampling": sampling}
+    return parent.model_copy(update=own)
+
+
+def source_of(spec: ModelSpec) -> Source:
+    """The folders of a local model. Raises InputError or WorkError when they cannot be found or fetched."""
+    assert isinstance(spec, LocalModel), "checked as the pipeline was read"
+    base = model_folder(spec.hub, spec.revision) if spec.hub else find(str(spec.path))
+    return base if spec.adapter is None else Adapted(base, find(spec.adapter))
 
 
 def _source(spec: LocalModel) -> str:
     return str(find(spec.path).resolve()) if spec.path is not None else str(spec.hub)
+
+
+def _adapter(spec: LocalModel) -> str | None:
+    return str(find(spec.adapter).resolve()) if spec.adapter is not None else None
 
 
 def _require(*packages: str, extra: str, why: str) -> None:

@@ -18,10 +18,14 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 import re
+import shutil
+import tempfile
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -30,10 +34,13 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 import transformers
+from safetensors.torch import load_file
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
+from rlaif.engines import adapters
+from rlaif.engines.adapters import Adapted, Source
 from rlaif.engines.chat import Chat, Completed, Item, before_stop, end_tokens, schema_text, stream, whole
-from rlaif.engines.identity import model_files, model_folder, weights_digest
+from rlaif.engines.identity import has_reward_head, model_files, model_folder, weights_digest
 from rlaif.engines.protocol import Logprobs, Reply, Request
 from rlaif.engines.vetting import failing, loading, no_number
 from rlaif.engines.worker import Worker
@@ -57,23 +64,29 @@ class TransformersEngine:
         path: str,
         *,
         revision: str | None = None,
+        adapter: str | None = None,
         dtype: str = "float32",
         device: str = "auto",
         batch_size: int = 256,
     ) -> None:
-        self.name, self.path, self.revision = name, path, revision
+        self.name, self.path, self.revision, self.adapter = name, path, revision, adapter
         self.dtype, self.device, self.batch_size = dtype, device, batch_size
         self._worker = Worker(name, self._loaded)
 
     @cached_property
+    def source(self) -> Source:
+        base = model_folder(self.path, self.revision)
+        return base if self.adapter is None else Adapted(base, Path(self.adapter))
+
+    @property
     def folder(self) -> Path:
-        return model_folder(self.path, self.revision)
+        return adapters.named(self.source)
 
     @cached_property
     def identity(self) -> str:
         """The weights' digest, and the precision where it is not float32: it changes completions."""
         precision = "" if self.dtype == "float32" else f":{self.dtype}"
-        return f"weights:{weights_digest(self.folder)}{precision}"
+        return f"weights:{weights_digest(self.source)}{precision}"
 
     async def probe(self) -> None:
         """Load the model."""
@@ -96,7 +109,7 @@ class TransformersEngine:
 
     def _loaded(self) -> _Model:
         with loading(self.folder), quietly():
-            return _Model(self.folder, self.dtype, self.device, self.batch_size)
+            return _Model(self.source, self.dtype, self.device, self.batch_size)
 
     async def _work(self, verb: Callable[[_Model, threading.Event], Result]) -> Result:
         """Run `verb` in the engine's thread. Cancelling the caller ends it after the current batch."""
@@ -135,14 +148,15 @@ class _Row:
 class _Model:
     """Weights, tokenizer and chat template, and the three verbs in plain blocking code."""
 
-    def __init__(self, folder: Path, dtype: str, device: str, batch_size: int) -> None:
+    def __init__(self, source: Source, dtype: str, device: str, batch_size: int) -> None:
+        folder = adapters.named(source)
         self.folder, self.batch_size = folder, batch_size
-        model_files(folder)  # refuses what cannot be loaded
+        model_files(source)  # refuses what cannot be loaded
         self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-        self.net = _load(folder, dtype).to(self.device).eval()
+        self.net = _load(source, dtype).to(self.device).eval()
         refuse_diverged(self.net, folder)
         self.is_reward = hasattr(self.net, "score")
-        self.tokenizer = load_tokenizer(folder)
+        self.tokenizer = load_tokenizer(source)
         text_config = self.net.config.get_text_config()
         self.vocabulary: int = text_config.vocab_size
         named = getattr(self.net, "generation_config", None) and self.net.generation_config.eos_token_id
@@ -543,25 +557,24 @@ def _descending(values: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(np.sort(values.numpy(), axis=-1)).flip(-1)
 
 
-def _load(folder: Path, dtype: str) -> Any:
+def _load(source: Source, dtype: str) -> Any:
     """The model that its config names, loaded. Raises InputError, also for missing weights, which transformers would
     initialise at random."""
-    config = load_config(folder)
-    architecture = (config.architectures or ["ForCausalLM"])[0]
+    config = load_config(source)
     auto: Any = transformers.AutoModelForCausalLM
-    if architecture.endswith("ForSequenceClassification"):
+    if has_reward_head(source):
         if config.num_labels != 1:
             raise InputError(
                 f"a reward model has one output, this classifier has {config.num_labels}",
-                file=str(folder),
+                file=str(adapters.named(source)),
                 fix="name a model trained with `num_labels=1`",
             )
         auto = transformers.AutoModelForSequenceClassification
-    net, info = load_net(auto, folder, config, getattr(torch, dtype))
+    net, info = load_net(auto, source, config, getattr(torch, dtype))
     if missing := sorted(info["missing_keys"]):
         raise InputError(
             f"the weights lack {len(missing)} tensors, the first is {missing[0]}",
-            file=str(folder),
+            file=str(adapters.named(source)),
             fix="save the whole model",
         )
     return net
@@ -572,8 +585,11 @@ def _load(folder: Path, dtype: str) -> Any:
 SHIPPED_ATTENTION = ("eager", "sdpa", None)  # any other may be compiled, or code that is fetched from the hub
 
 
-def load_config(folder: Path, **options: Any) -> Any:
-    """The configuration of the model in `folder`, with an attention that ships with torch."""
+def load_config(source: Source, **options: Any) -> Any:
+    """The configuration of the model's base, with an attention that ships with torch."""
+    folder, stacked = adapters.layers(source)
+    if stacked and adapters.scores(stacked[-1]):
+        options = {"num_labels": 1} | options
     with loading(folder / "config.json", "the configuration"):
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, **options)
         stated = config._attn_implementation
@@ -583,17 +599,101 @@ def load_config(folder: Path, **options: Any) -> Any:
         return config
 
 
-def load_tokenizer(folder: Path) -> Any:
+def load_tokenizer(source: Source) -> Any:
+    """The tokenizer of the last adapter that has one, or the base's."""
+    base, stacked = adapters.layers(source)
+    own = [folder for folder in stacked if (folder / "tokenizer_config.json").exists()]
+    folder = own[-1] if own else base
     with loading(folder, "the tokenizer"):
-        return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        if not own:
+            return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        # The folder has no configuration, from which the tokenizer's class is taken.
+        config = load_config(base)
+        return transformers.AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False)
 
 
-def load_net(auto: Any, folder: Path, config: Any, dtype: torch.dtype) -> tuple[Any, Any]:
-    """The network of the class that `auto` chooses by `config`, and transformers' record of its loading."""
-    how = {"use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
+def load_net(auto: Any, source: Source, config: Any, dtype: torch.dtype, **how: Any) -> tuple[Any, Any]:
+    """The network of the class that `auto` chooses by `config`, and transformers' record of its loading.
+
+    Adapters are added to the weights, which are then those of a plain model. `how` goes to `from_pretrained`.
+    """
+    how |= {"use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
+    folder, stacked = adapters.layers(source)
+    if stacked:
+        weights_digest(source)  # refuses an adapter over another base
     with loading(folder):
         net, info = auto.from_pretrained(folder, config=config, dtype=dtype, **how)
-        return net, info
+    for adapter in stacked:
+        with loading(adapter, "the adapter"), warnings.catch_warnings():
+            # peft 0.21 still uses this property's old name.
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+            net = _adapted(net, adapter, info)
+    return net, info
+
+
+def _adapted(net: Any, adapter: Path, info: Any) -> Any:
+    """The network with the adapter added to its weights; the heads that it brings are no longer missing in `info`.
+
+    Raises InputError for an adapter that does not fit.
+    """
+    peft = _peft()
+    named = peft.LoraConfig(**adapters.settings(adapter))
+    state = load_file(adapter / adapters.WEIGHTS)
+    if adapters.scores(adapter):
+        _make_room_to_pad(net, load_tokenizer(Adapted(Path(net.name_or_path), adapter)))
+    wrapped = peft.get_peft_model(net, named)
+    loaded = peft.set_peft_model_state_dict(wrapped, state)
+    lacking = [key for key in loaded.missing_keys if "lora_" in key or "modules_to_save" in key]
+    if strangers := sorted([*loaded.unexpected_keys, *lacking]):
+        raise InputError(
+            f"the adapter does not fit its base model: {len(strangers)} of its tensors have no place there, or are "
+            f"missing, the first is {strangers[0]!r}",
+            file=str(adapter),
+            fix="give the base model that it was trained on",
+        )
+    merged = wrapped.merge_and_unload().requires_grad_(True)  # which peft had frozen
+    info["missing_keys"] = set(info["missing_keys"]) - {f"{head}.weight" for head in named.modules_to_save or ()}
+    if (adapter / "generation_config.json").exists():
+        merged.generation_config = GenerationConfig.from_pretrained(adapter)
+    return merged
+
+
+def merged_folder(source: Source) -> Path:
+    """A folder with the weights of an adapted model as a plain one, in the precision of its base.
+
+    Written once, under its digest, into the user's cache.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    folder = cache / "rlaif" / "merged" / weights_digest(source)
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        written = Path(tempfile.mkdtemp(prefix=".merging-", dir=folder.parent))
+        try:
+            config = load_config(source)
+            with quietly():
+                net, _ = load_net(transformers.AutoModelForCausalLM, source, config, config.dtype or torch.float32)
+                net.save_pretrained(written)
+                load_tokenizer(source).save_pretrained(written)
+            with suppress(OSError):  # another process was faster
+                os.rename(written, folder)
+        finally:
+            shutil.rmtree(written, ignore_errors=True)
+    return folder
+
+
+def _make_room_to_pad(net: Any, tokenizer: Any) -> None:
+    """Give a reward model the row of a padding token that was added to its base, as when it was trained."""
+    if tokenizer.pad_token_id >= net.get_input_embeddings().num_embeddings:
+        net.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    net.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ImportError:
+        raise InputError("an adapter needs peft, which is not installed", fix=install("train")) from None
+    return peft
 
 
 def refuse_diverged(net: Any, folder: Path) -> None:

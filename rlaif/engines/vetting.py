@@ -83,9 +83,12 @@ class Stamp(NamedTuple):
         return InputError(problem, file=str(self.path), key=key, line=line, fix=fix)
 
 
-def vet(files: list[Path]) -> None:
-    """Raise InputError for a model that cannot or must not be loaded. `files` are those that decide its answers."""
-    folder = files[0].parent
+def vet(files: list[Path], base: Path | None = None) -> None:
+    """Raise InputError for a model that cannot or must not be loaded. `files` are those that decide its answers.
+
+    `base` is the folder of the configuration, where it is another: of an adapter.
+    """
+    folder = base or files[0].parent
     config = settings_of(folder)
     quantised, rows = _is_quantised(config, folder), _rows(config)
     decides = GENERATION if GENERATION in {file.name for file in files} else CONFIG  # which end tokens there are
@@ -127,10 +130,7 @@ def tensors_of(file: Path) -> tuple[dict[str, Any], int]:
 
 
 def refuse_irregular(folder: Path) -> None:
-    """Raise InputError for an adapter, and for a pipe, a device or a dead link, which a library would open."""
-    if (folder / ADAPTER).exists():
-        raise InputError("the folder holds an adapter, which is no model by itself", file=str(folder),
-                         fix=f"merge it into its base model and save that, or move {ADAPTER} away")  # fmt: skip
+    """Raise InputError for a pipe, a device or a dead link, which a library would open."""
     try:
         found = [*os.scandir(folder)] if folder.is_dir() else []
         if (templates := folder / "additional_chat_templates").is_dir():

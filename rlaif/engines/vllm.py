@@ -30,6 +30,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+from rlaif.engines import adapters
+from rlaif.engines.adapters import Adapted, Source
 from rlaif.engines.chat import Chat, Item, before_stop, end_tokens, schema_text, stream, whole
 from rlaif.engines.identity import has_reward_head, model_files, model_folder, weights_digest
 from rlaif.engines.protocol import Logprobs, Reply, Request
@@ -87,28 +89,34 @@ class VLLMEngine:
         path: str,
         *,
         revision: str | None = None,
+        adapter: str | None = None,
         dtype: str = "auto",
         batch_size: int = 1024,
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        self.name, self.path, self.revision = name, path, revision
+        self.name, self.path, self.revision, self.adapter = name, path, revision, adapter
         self.dtype, self.batch_size, self.options = dtype, batch_size, dict(options or {})
         self._worker = Worker(name, self._loaded)
 
     @cached_property
+    def source(self) -> Source:
+        base = model_folder(self.path, self.revision)
+        return base if self.adapter is None else Adapted(base, Path(self.adapter))
+
+    @property
     def folder(self) -> Path:
-        return model_folder(self.path, self.revision)
+        return adapters.named(self.source)
 
     @cached_property
     def identity(self) -> str:
         """The weights' digest, and what else decides an answer: this engine, its precision and its options."""
         deciding = {name: value for name, value in self.options.items() if name not in NEUTRAL}
         options = f":{digest(json.dumps(deciding, sort_keys=True, default=str), length=8)}" if deciding else ""
-        return f"weights:{weights_digest(self.folder)}:vllm:{self.dtype}{options}"
+        return f"weights:{weights_digest(self.source)}:vllm:{self.dtype}{options}"
 
     def _loaded(self) -> _Model:
         with loading(self.folder):
-            return _Model(self.name, self.folder, self.dtype, self.batch_size, self.options)
+            return _Model(self.name, _whole_model(self.source), self.dtype, self.batch_size, self.options)
 
     async def probe(self) -> None:
         """Load the model. Raises EngineError or InputError where it cannot be loaded."""
@@ -373,6 +381,19 @@ class _Model:
                 fix="run again with VLLM_LOGGING_LEVEL=INFO to read vLLM's own account",
             ) from None
         return made
+
+
+def _whole_model(source: Source) -> Path:
+    """A folder with the whole model: an adapter's is merged into its base, once, and kept.
+
+    vLLM's own adapters are one over a base, while here each round of training may lie over the one before.
+    """
+    base, stacked = adapters.layers(source)
+    if not stacked:
+        return base
+    from rlaif.engines.transformers import merged_folder
+
+    return merged_folder(source)
 
 
 def _noted(one: Any) -> tuple[Sequence[Any], Sequence[int]]:

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rlaif.config import COMMAND_LINE, TRAINERS, Document, Pipeline, checked, load_value
 from rlaif.config.document import Position
 from rlaif.config.pipeline import split_setting
+from rlaif.engines.open import source_of
 from rlaif.errors import InputError, nearest
 from rlaif.pipeline.folder import REFERENCES, hold
 from rlaif.pipeline.progress import Progress
 from rlaif.pipeline.run import session_of
 from rlaif.pipeline.stages import open_stages
-from rlaif.pipeline.stages.train import Train, weights_folder
+from rlaif.pipeline.stages.train import Train
 from rlaif.store import CallStore
 from rlaif.train import job
 
@@ -31,6 +32,7 @@ def one_trainer(
     settings: Sequence[str],
     reward: str | None,
     read: Mapping[str, str | None] | None = None,
+    adapter: str | None = None,
 ) -> Pipeline:
     """A pipeline that trains one model on one file, from the command line.
 
@@ -46,9 +48,10 @@ def one_trainer(
     if not rewarded and reward is not None:
         raise InputError(f"{method} takes no reward model", fix="remove --reward")
     trainer: dict[str, Any] = {"base": "base", "name": name}
-    models = {"base": {"engine": "transformers", "path": base}}
+    models = {"base": {"engine": "transformers", "path": base} | ({} if adapter is None else {"adapter": adapter})}
     reads = "prompts" if TRAINERS[method].takes == "prompts" else "data"
     given: dict[Position, str] = {("models", "base", "path"): "--base", ("stages", 0, reads, "path"): "--data"}
+    given[("models", "base", "adapter")] = "--adapter"
     given[("stages", 1, "train", method, "base")] = "--base"
     given[("stages", 1, "train", method, "reward")] = "--reward"
     reading = {key: value for key, value in (read or {}).items() if value is not None}
@@ -87,7 +90,7 @@ def check_alone(pipeline: Pipeline) -> Checked:
     stage = opening.stages[step.name]
     assert isinstance(stage, Train)
     examples = list(stage.examples(opening.made))
-    base = weights_folder(pipeline.models[stage.trainer.base])
+    base = source_of(pipeline.models[stage.trainer.base])
     made = check(stage.trainer, base, examples, stage.template)
     withheld = Counter(str(example.split) for example in examples if example.split in stage.trainer.unused)
     read = opening.stages[data.name].read
@@ -140,6 +143,15 @@ async def train_alone(pipeline: Pipeline, out: Path, progress: Progress) -> dict
     read = opening.stages[data.name].read  # without held-out rows already
     dropped = read.dropped + Counter(record["dropped"]) + survey.left_out
     return record | {"dropped": dict(dropped), "read": read.given}
+
+
+def plan_alone(pipeline: Pipeline) -> dict[str, Any]:
+    """The memory that the one training of `pipeline` takes, told without loading a weight."""
+    opening = open_stages(pipeline)
+    _, step = pipeline.steps
+    stage = opening.stages[step.name]
+    assert isinstance(stage, Train)
+    return stage.memory(source_of(pipeline.models["base"]))
 
 
 def _occupied(out: Path) -> InputError:

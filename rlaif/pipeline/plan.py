@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from rlaif.config import OpenAIModel, Pipeline
+from rlaif.engines.adapters import Source
 from rlaif.engines.asking import Ask, Asking
 from rlaif.engines.scheduler import stored_completion
 from rlaif.errors import EngineError
@@ -138,6 +139,7 @@ class Plan:
         self.made: dict[str, Made] = dict(opening.made)
         self.session = session_of(self.pipeline, store)
         count_spent(self.pipeline, self.session, folder, folder.manifest() or {})
+        self.shapes: dict[str, Source] = {}  # of each model that is not trained yet, one with its sizes
         self.needs: Needs = {}
         self._assuming = Counting(self.session, self.needs)
         self._refusing = Counting(self.session, self.needs, assumes=False)

@@ -19,9 +19,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from rlaif.config import TrainerSettings
+from rlaif.engines.adapters import Adapted
 from rlaif.errors import INTERRUPTED, InputError, RlaifError
 from rlaif.train import job as jobs
-from rlaif.train import rewards
+from rlaif.train import processes, ranks, rewards
 from rlaif.train.examples import RewardFunction
 from rlaif.train.job import Job, RewardModel
 from rlaif.version import install
@@ -60,14 +62,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _train(folder: Path, as_json: bool) -> int:
     interrupted = threading.Event()
-    if (ranks := os.environ.get("WORLD_SIZE", "1")) != "1":
-        problem = f"a job is trained by one process, and {ranks} were started"
-        raise InputError(problem, fix="start one, for example with accelerate launch --num_processes 1")
+    processes.leashed()
     job = jobs.read_job(folder)
+    if ranks.count() > 1 and not isinstance(job.settings, TrainerSettings):
+        raise InputError(f"{job.method} is trained by one process, and {ranks.count()} were started", fix="start one")
 
     def on_step(figures: dict[str, float]) -> None:
-        _print(figures if as_json else _line(figures), as_json)
-        if interrupted.is_set():
+        if ranks.is_first():
+            _print(figures if as_json else _line(figures), as_json)
+        if _any(interrupted.is_set()):
             raise KeyboardInterrupt
 
     with _signals_noted(interrupted), _reward(job) as reward:
@@ -75,9 +78,19 @@ def _train(folder: Path, as_json: bool) -> int:
             record = jobs.train(folder, on_step, reward)
         except KeyboardInterrupt:
             return _failed("interrupted; run the same command again to resume from the last checkpoint", INTERRUPTED)
-    done = f"{record['kept']:,} examples, {record['steps']:,} steps; the model is in {job.out}"
-    _print({"model": str(job.out), **record} if as_json else done, as_json)
+    if ranks.is_first():
+        done = f"{record['kept']:,} examples, {record['steps']:,} steps; the model is in {job.out}"
+        _print({"model": str(job.out), **record} if as_json else done, as_json)
     return 0
+
+
+def _any(mine: bool) -> bool:
+    """Whether it is so in any process: all must end after the same step, or those that go on wait for ever."""
+    if ranks.count() == 1:
+        return mine
+    from rlaif.train.trl import in_any
+
+    return in_any(mine)
 
 
 @contextmanager
@@ -117,9 +130,11 @@ def _reward(job: Job) -> Iterator[RewardFunction | None]:
 def _engine(model: RewardModel) -> Any:
     from rlaif.engines.transformers import TransformersEngine
 
+    base, adapter = model.folder if isinstance(model.folder, Adapted) else (model.folder, None)
     return TransformersEngine(
-        "reward", str(model.folder), dtype=model.dtype, device=model.device, batch_size=model.batch_size
-    )
+        "reward", str(base), adapter=None if adapter is None else str(adapter),
+        dtype=model.dtype, device=model.device, batch_size=model.batch_size,
+    )  # fmt: skip
 
 
 def _line(figures: dict[str, float]) -> str:

@@ -10,11 +10,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from math import ceil
-from pathlib import Path
 from statistics import median
 from typing import Any, Literal, NamedTuple
 
 from rlaif.config import PPOSettings, TrainerSettings, Training
+from rlaif.engines.adapters import Source, layers, named
 from rlaif.engines.chat import Chat
 from rlaif.files import json_of
 from rlaif.train import demonstrations, pairs, tokens
@@ -112,8 +112,8 @@ def _round_up(width: float) -> int:
         step *= 10
 
 
-def check(settings: Training, base: Path, examples: Iterable[Example], template: str | None = None) -> Check:
-    """What the examples would be trained on from the model in `base`, with `template` as its chat template, if given.
+def check(settings: Training, base: Source, examples: Iterable[Example], template: str | None = None) -> Check:
+    """What the examples would be trained on from the model `base`, with `template` as its chat template, if given.
 
     Raises InputError as the trainer would, for a template that cannot be used and for a row that is refused.
     """
@@ -122,8 +122,10 @@ def check(settings: Training, base: Path, examples: Iterable[Example], template:
     config, tokenizer = load_config(base), load_tokenizer(base)
     if template is not None:
         tokenizer.chat_template = tokens.beginning(tokenizer, template)
-    named = (json_of(base / "generation_config.json") or {}).get("eos_token_id", config.get_text_config().eos_token_id)
-    chat = tokens.chat_of(settings, tokenizer, named, base)
+    folders = (named(base), layers(base)[0])
+    generating = next(filter(None, (json_of(folder / "generation_config.json") for folder in folders)), {})
+    ends = generating.get("eos_token_id", config.get_text_config().eos_token_id)
+    chat = tokens.chat_of(settings, tokenizer, ends, named(base))
     made = Check(
         settings.method,
         settings.template or "the base model's own",

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rlaif.config import DPOSettings
+from rlaif.engines.adapters import Source
 from rlaif.errors import InputError
 from rlaif.train import models, trl
 from rlaif.train.examples import OnStep, PreferencePair
@@ -27,7 +28,7 @@ KEPT = "references"  # the folder in its job's that keeps the reference's log-pr
 
 def train_dpo(
     settings: DPOSettings,
-    base: Path,
+    base: Source,
     pairs: Iterable[PreferencePair],
     validation: Iterable[PreferencePair],
     folder: Path,
@@ -45,7 +46,7 @@ def train_dpo(
     """
     began = time.monotonic()
     with trl.quietly():
-        model, tokenizer = models.load(base, template)
+        model, tokenizer = models.load(base, template, settings)
         chat = models.trained_chat(settings, model, tokenizer)
         max_length = models.fitting(model, settings.max_length)
         train, counts = tokenize(chat, pairs, max_length, settings.excess_length, settings.system)
@@ -53,7 +54,7 @@ def train_dpo(
         held, held_counts = tokenize(chat, validation, max_length, settings.excess_length, settings.system)
         counts.add(held_counts)
         data = trl.TokenizedData(_columns(settings, train), _columns(settings, held), counts)
-        by = models.computed_by(base, settings.dtype)
+        by = models.computed_by(base, settings)
         kept = None if settings.reference_free else References(by, folder / KEPT, shared)
         evaluated = dict[int, tuple[float, float]]()
         own = {"preferences": settings, "references": kept, "evaluated": evaluated, "notes": counts.notes}

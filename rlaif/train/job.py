@@ -34,12 +34,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from rlaif.config import TRAINERS, DPOSettings, PPOSettings, RMSettings, SFTSettings, Training
+from rlaif.engines.adapters import Adapted, Source, named
 from rlaif.engines.identity import ANSWER_FILES, weights_digest
 from rlaif.engines.vetting import is_failure
 from rlaif.errors import InputError, RlaifError, WorkError, first_line, plainly
 from rlaif.files import FULL, json_of, lock, text_of, why, write_json, write_text
 from rlaif.judges.verifiers import Check
 from rlaif.records import Message, Split, digest
+from rlaif.train import ranks
 from rlaif.train.examples import (
     Demonstration,
     Example,
@@ -52,8 +54,17 @@ from rlaif.version import __version__
 
 FORMAT = 1
 TRAINING = 3  # raised when a change here makes another model of the same inputs
-PACKAGES = ("torch", "transformers", "trl", "accelerate")  # a trained model depends on their versions
-IRRELEVANT = {"base", "name", "data", "reward", "checkpoint_steps"}  # they do not change the weights
+PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft")  # a trained model depends on their versions
+IRRELEVANT = {
+    "base",
+    "name",
+    "data",
+    "reward",
+    "checkpoint_steps",
+    "recompute",
+    "processes",
+    "launch",
+}  # they do not change the weights
 _OF_PAIR = ("chosen", "rejected", "margin", "probability", "source")
 BATCH = 1000  # examples in memory while Parquet is written or read
 NO_KEY = ""  # of a job whose removal was interrupted
@@ -64,7 +75,8 @@ _OF_JOB = re.compile(
     r"|\.DS_Store|Thumbs\.db|\.nfs\w+"  # file browsers and network disks put them there
 )
 _OF_MODEL = (
-    *ANSWER_FILES, "key", "training.json", "training_args.bin", "README.md", ".DS_Store", "Thumbs.db", ".nfs*"
+    *ANSWER_FILES, "adapter_config.json", "key", "training.json", "training_args.bin", "README.md",
+    ".DS_Store", "Thumbs.db", ".nfs*",
 )  # fmt: skip
 
 
@@ -72,7 +84,7 @@ _OF_MODEL = (
 class RewardModel:
     """The reward model of a training: its folder, and how it runs, which changes its scores."""
 
-    folder: Path
+    folder: Source
     dtype: str = "float32"
     device: str = "auto"
     batch_size: int = 256
@@ -87,7 +99,7 @@ class Job:
     """
 
     settings: Training
-    base: Path
+    base: Source
     out: Path
     key: str
     template: str | None = None
@@ -254,7 +266,7 @@ def _as_json(job: Job) -> dict[str, Any]:
         "key": job.key,
         "method": job.method,
         "settings": job.settings.model_dump(mode="json"),
-        "base": {"folder": str(job.base.absolute()), "weights": weights_digest(job.base)},
+        "base": _folders(job.base),
         "template": job.template,
         "reward": None if reward is None else _reward_as_json(reward),
         "checks": None if job.checks is None else [check.model_dump(mode="json") for check in job.checks],
@@ -265,8 +277,19 @@ def _as_json(job: Job) -> dict[str, Any]:
 
 
 def _reward_as_json(reward: RewardModel) -> dict[str, Any]:
-    folder = reward.folder.absolute()
-    return asdict(reward) | {"folder": str(folder), "weights": weights_digest(folder)}
+    return asdict(reward) | _folders(reward.folder)
+
+
+def _folders(source: Source) -> dict[str, Any]:
+    """A model as JSON: its folder, that of an adapter over it, if any, and the digest of both."""
+    base, adapter = source if isinstance(source, Adapted) else (source, None)
+    over = {} if adapter is None else {"adapter": str(adapter.absolute())}
+    return {"folder": str(base.absolute()), **over, "weights": weights_digest(source)}
+
+
+def _source(read: Mapping[str, Any]) -> Source:
+    base = Path(read["folder"])
+    return Adapted(base, Path(read["adapter"])) if "adapter" in read else base
 
 
 def _data_digests(folder: Path) -> dict[str, str]:
@@ -364,7 +387,7 @@ def read_job(folder: Path) -> Job:
         reward, checks = read["reward"], read["checks"]
         job = Job(
             settings=TRAINERS[read["method"]].model_validate(read["settings"]),
-            base=Path(read["base"]["folder"]),
+            base=_source(read["base"]),
             out=folder.with_name(folder.name.removesuffix(".partial")),
             key=key,
             template=read["template"],
@@ -380,7 +403,7 @@ def read_job(folder: Path) -> Job:
 
 
 def _reward_of(read: Mapping[str, Any]) -> RewardModel:
-    return RewardModel(Path(read["folder"]), read["dtype"], read["device"], read["batch_size"])
+    return RewardModel(_source(read), read["dtype"], read["device"], read["batch_size"])
 
 
 def _check_unchanged(job: Job, read: Mapping[str, Any], file: str) -> None:
@@ -397,10 +420,10 @@ def _check_unchanged(job: Job, read: Mapping[str, Any], file: str) -> None:
     if _data_digests(job.folder) != read.get("data"):
         raise InputError("the examples have changed since the job was written", file=file, fix="write the job again")
     if job.reward is not None and weights_digest(job.reward.folder) != read["reward"]["weights"]:
-        raise InputError("the reward model has changed since the job was written", file=str(job.reward.folder),
+        raise InputError("the reward model has changed since the job was written", file=str(named(job.reward.folder)),
                          fix="write the job again")  # fmt: skip
     if weights_digest(job.base) != read["base"]["weights"]:
-        raise InputError("the base model has changed since the job was written", file=str(job.base),
+        raise InputError("the base model has changed since the job was written", file=str(named(job.base)),
                          fix="write the job again")  # fmt: skip
 
 
@@ -434,6 +457,8 @@ def train(folder: Path, on_step: OnStep, reward: RewardFunction | None = None) -
     WorkError when the training fails, or while another process trains there.
     """
     job = read_job(folder)
+    if not ranks.is_first():
+        return _followed(job, on_step)
     folder = job.folder
     with _held(folder):
         record = finished(job.out, job.key)
@@ -449,6 +474,14 @@ def train(folder: Path, on_step: OnStep, reward: RewardFunction | None = None) -
         _empty(folder)
         shutil.rmtree(folder)
     return record
+
+
+def _followed(job: Job, on_step: OnStep) -> dict[str, Any]:
+    """Train beside the first process, which keeps the folder. Nothing is left to do for a finished model."""
+    record = finished(job.out, job.key)
+    if record is None:
+        _trained(job, on_step, None)
+    return record or {}
 
 
 def _trained(job: Job, on_step: OnStep, reward: RewardFunction | None) -> None:

@@ -12,10 +12,11 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import transformers
+from peft import PeftModel
 from torch.nn.modules.dropout import _DropoutNd
 from transformers import (
     AutoModelForCausalLM,
@@ -25,13 +26,14 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from rlaif.config import Training
+from rlaif.config import TrainerSettings, Training
+from rlaif.engines.adapters import Adapted, Source, named
 from rlaif.engines.chat import Chat, end_tokens
 from rlaif.engines.identity import model_files, weights_digest
 from rlaif.engines.transformers import load_config, load_net, load_tokenizer, not_finite, refuse_diverged
 from rlaif.errors import InputError, WorkError
 from rlaif.records import digest
-from rlaif.train import tokens
+from rlaif.train import lora, precision, tokens
 from rlaif.train.tokens import Counts, beginning, chat_of
 
 FINAL = "final"  # the trained model's folder inside its job's
@@ -58,12 +60,15 @@ class TrainResult(NamedTuple):
 # ---------------------------------------------------------------- load
 
 
-def load(base: Path, template: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The base model in float32 and its tokenizer, with `template` as its chat template, if given.
+def load(
+    base: Source, template: str | None = None, settings: Training | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The base model and its tokenizer, with `template` as its chat template, if given.
 
-    Raises InputError for a folder without a complete model in safetensors.
+    Its weights are held in float32, or as `settings` say. Raises InputError for a folder without a complete model in
+    safetensors.
     """
-    model, tokenizer = _loaded(AutoModelForCausalLM, base)
+    model, tokenizer = _loaded(AutoModelForCausalLM, base, settings)
     if template is not None:
         tokenizer.chat_template = beginning(tokenizer, template)
     if tokenizer.pad_token is None or tokenizer.pad_token_id >= model.config.get_text_config().vocab_size:
@@ -71,13 +76,15 @@ def load(base: Path, template: str | None = None) -> tuple[PreTrainedModel, PreT
     return model, tokenizer
 
 
-def load_reward(base: Path, seed: int, template: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The base model in float32 with a score head, initialised from `seed` if it has none, and its tokenizer.
+def load_reward(
+    base: Source, seed: int, template: str | None = None, settings: Training | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The base model with a score head, initialised from `seed` if it has none, and its tokenizer; held as in `load`.
 
     Its chat template is `template`, if given. Raises InputError as `load` does.
     """
     transformers.set_seed(seed)
-    model, tokenizer = _loaded(AutoModelForSequenceClassification, base, num_labels=1)
+    model, tokenizer = _loaded(AutoModelForSequenceClassification, base, settings, num_labels=1)
     if template is not None:
         tokenizer.chat_template = beginning(tokenizer, template)
     _pad_apart(model, tokenizer)
@@ -119,10 +126,12 @@ def trained_chat(settings: Training, model: Any, tokenizer: PreTrainedTokenizerB
     return chat
 
 
-def computed_by(folder: Path, dtype: str) -> str:
-    """The digest of all that decides what the model in `folder` computes of given tokens, up to the order of sums."""
+def computed_by(base: Source, settings: TrainerSettings) -> str:
+    """The digest of all that decides what the base computes of given tokens before it is trained, but for rounding."""
     device = getattr(torch.accelerator.current_accelerator(), "type", "cpu")
-    return digest([weights_digest(folder), dtype, device, torch.__version__, transformers.__version__])
+    held = [str(precision.held_in(settings)), str(precision.computed_in(settings))]
+    held += [settings.lora.quantized or ""] if settings.lora is not None else []
+    return digest([weights_digest(base), *held, device, torch.__version__, transformers.__version__])
 
 
 def fitting(model: Any, max_length: int) -> int:
@@ -130,16 +139,21 @@ def fitting(model: Any, max_length: int) -> int:
     return tokens.within_context(model.config, max_length)
 
 
-def _loaded(kind: Any, base: Path, **options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _loaded(
+    kind: Any, base: Source, settings: Training | None, **options: Any
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     model_files(base)  # refuses what cannot be loaded
     tokenizer = load_tokenizer(base)
-    model, loading = load_net(kind, base, load_config(base, **options), torch.float32)
-    refuse_missing_weights(base, loading, new_head=bool(options))
-    refuse_diverged(model, base)
+    held = torch.float32 if settings is None else precision.held_in(settings)
+    how = lora.quantization(getattr(settings, "lora", None), base)
+    model, loading = load_net(kind, base, load_config(base, **options), held, **how)
+    refuse_missing_weights(named(base), loading, new_head=bool(options))
+    refuse_diverged(model, named(base))
+    model.loaded_from = base
     return model, tokenizer
 
 
-def load_value_model(folder: Path, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+def load_value_model(folder: Source, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """The reward model in `folder` in float32.
 
     Raises InputError when it is not a reward model, or when its tokens differ from those of `tokenizer`, the policy's.
@@ -149,7 +163,9 @@ def load_value_model(folder: Path, tokenizer: PreTrainedTokenizerBase) -> PreTra
     own = load_tokenizer(folder)
     model, loading = load_net(AutoModelForSequenceClassification, folder, load_config(folder), torch.float32)
     if loading["missing_keys"] or getattr(model, "num_labels", None) != 1 or not hasattr(model, "score"):
-        raise InputError("the model has no head with one score", file=str(folder), fix="name a trained reward model")
+        raise InputError(
+            "the model has no head with one score", file=str(named(folder)), fix="name a trained reward model"
+        )
     tokens = {token: number for token, number in own.get_vocab().items() if token != NEW_PADDING}
     pairs = {
         "vocabulary": (tokens, tokenizer.get_vocab()),
@@ -160,14 +176,14 @@ def load_value_model(folder: Path, tokenizer: PreTrainedTokenizerBase) -> PreTra
         raise InputError(
             f"the reward model's {' and '.join(differing)} differ from the base model's, so the value model could not "
             "read the policy's tokens",
-            file=str(folder),
+            file=str(named(folder)),
             fix="train the reward model from the same base model",
         )
-    refuse_diverged(model, folder)
+    refuse_diverged(model, named(folder))
     return model
 
 
-def flat_value_model(folder: Path) -> PreTrainedModel:
+def flat_value_model(folder: Source) -> PreTrainedModel:
     """The model in `folder` in float32 with a new score head of zeros.
 
     Raises InputError for weights that lack tensors of the model.
@@ -175,7 +191,7 @@ def flat_value_model(folder: Path) -> PreTrainedModel:
     model: PreTrainedModel
     config = load_config(folder, num_labels=1)
     model, loading = load_net(AutoModelForSequenceClassification, folder, config, torch.float32)
-    refuse_missing_weights(folder, loading, new_head=True)
+    refuse_missing_weights(named(folder), loading, new_head=True)
     head: Any = model.score
     torch.nn.init.zeros_(head.weight)
     return model
@@ -259,17 +275,28 @@ def save(
     metrics: dict[str, float],
     began: float,
     evaluation: dict[str, Any] | None = None,
+    merged: bool = False,
+    whole: dict[str, torch.Tensor] | None = None,
 ) -> TrainResult:
     """Write the model, its tokenizer and `training.json` into `final` of the job's `folder`.
 
-    `began` is `time.monotonic()` at the start of the call. Raises WorkError for weights that are not finite.
+    Of a model with an adapter the adapter alone is written; `merged`, the whole model in float32. `whole` are the
+    weights of a model of which this process holds a part. `began` is `time.monotonic()` at the start of the call.
+    Raises WorkError for weights that are not finite.
     """
     final = folder / FINAL
     if final.is_symlink():
         final.unlink()
     shutil.rmtree(final, ignore_errors=True)
-    if not_finite(model):
+    if not_finite(model) if whole is None else not all(tensor.isfinite().all() for tensor in whole.values()):
         raise WorkError("the trained weights are not finite", fix="lower `learning_rate`")
+    base = None
+    if isinstance(model, PeftModel):
+        adapted, model = model, cast(Any, model.get_base_model())
+        base = lora.write(adapted, model.loaded_from, final, folder.with_suffix(""), whole)
+        tokenizer.save_pretrained(final)
+        if merged:
+            model, base = _merged(model, final), None
     if model.can_generate():
         ends = end_ids(model, tokenizer)
         # Of the base model's sampling defaults only its end tokens are kept: the pipeline sets how models are sampled.
@@ -278,12 +305,34 @@ def save(
             eos_token_id=ends[0] if len(ends) == 1 else ends,
             pad_token_id=tokenizer.pad_token_id,
         )
-    model.config.use_cache = True  # the base trainer disables it, and without it sampling is quadratic
-    model.save_pretrained(final)
+    if base is None:
+        model.config.use_cache = True  # the base trainer disables it, and without it sampling is quadratic
+        model.save_pretrained(final, state_dict=whole)
+    elif model.can_generate():
+        model.generation_config.save_pretrained(final)
     tokenizer.save_pretrained(final)
-    seconds = time.monotonic() - began
-    counted = counts.kept, counts.cut, dict(counts.dropped), counts.notes
-    result = TrainResult(steps, seconds, metrics, *counted, evaluation or {})
-    record = result._asdict() | {"weights": weights_digest(final)}
+    made = result(counts, steps=steps, metrics=metrics, began=began, evaluation=evaluation)
+    record = made._asdict() | ({} if base is None else {"base": base}) | {"weights": weights_digest(final)}
     (final / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    return result
+    return made
+
+
+def result(
+    counts: Counts, *, steps: int, metrics: dict[str, float], began: float, evaluation: dict[str, Any] | None = None
+) -> TrainResult:
+    """The record of a training that began at `began`, by `time.monotonic()`."""
+    counted = counts.kept, counts.cut, dict(counts.dropped), counts.notes
+    return TrainResult(steps, time.monotonic() - began, metrics, *counted, evaluation or {})
+
+
+def _merged(base: Any, adapter: Path) -> PreTrainedModel:
+    """The model that the trained adapter in a folder makes of its base, whole and in float32; the folder is removed.
+
+    Loaded anew, since the base may have been held in fewer bits.
+    """
+    source = Adapted(named(base.loaded_from), adapter)
+    kind: Any = AutoModelForCausalLM if base.can_generate() else AutoModelForSequenceClassification
+    model: PreTrainedModel
+    model, _ = load_net(kind, source, load_config(source), torch.float32)
+    shutil.rmtree(adapter)
+    return model

@@ -27,9 +27,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlaif.config import PPOSettings
+from rlaif.engines.adapters import Source
 from rlaif.engines.transformers import quietly
 from rlaif.errors import WorkError
-from rlaif.train import models, ppo_math, rollout
+from rlaif.train import models, ppo_math, precision, rollout
 from rlaif.train.examples import OnStep, PromptOnly, RewardFunction
 from rlaif.train.models import TrainResult
 from rlaif.train.rollout import Padded, Rollout
@@ -41,8 +42,8 @@ MAX_GRAD_NORM = 1.0
 
 def train_ppo(
     settings: PPOSettings,
-    base: Path,
-    value_init: Path | None,
+    base: Source,
+    value_init: Source | None,
     prompts: Iterable[PromptOnly],
     reward: RewardFunction,
     folder: Path,
@@ -89,7 +90,7 @@ def train_ppo(
         )
 
 
-def _value_model(base: Path, value_init: Path | None, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+def _value_model(base: Source, value_init: Source | None, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     return models.flat_value_model(base) if value_init is None else models.load_value_model(value_init, tokenizer)
 
 
@@ -335,7 +336,8 @@ class Learner:
 
     def _precision(self) -> torch.autocast:
         # Weights and optimiser stay in float32 under bfloat16: its 8 bits of precision would lose a step at 1e-6.
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.dtype == "bfloat16")
+        in_bfloat16 = precision.computed_in(self.settings) == torch.bfloat16
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=in_bfloat16)
 
 
 # ---------------------------------------------------------------- checkpoints and the record

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from rlaif.config import RMSettings
+from rlaif.engines.adapters import Source
 from rlaif.engines.chat import Chat
 from rlaif.errors import InputError
 from rlaif.train import groups, models, rm_head, tokens, trl
@@ -34,7 +35,7 @@ REFERENCE = 512  # completions, at most, whose scores have mean 0 and deviation 
 
 def train_rm(
     settings: RMSettings,
-    base: Path,
+    base: Source,
     pairs: Iterable[PreferencePair],
     validation: Iterable[PreferencePair],
     folder: Path,
@@ -50,7 +51,7 @@ def train_rm(
     """
     began = time.monotonic()
     with trl.quietly():
-        model, tokenizer = models.load_reward(base, settings.seed, template)
+        model, tokenizer = models.load_reward(base, settings.seed, template, settings)
         chat = models.trained_chat(settings, model, tokenizer)
         max_length = models.fitting(model, settings.max_length)
         train, counts = _tokenized(settings, chat, pairs, max_length)

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from rlaif.config import SFTSettings
+from rlaif.engines.adapters import Source
 from rlaif.train import models, trl
 from rlaif.train.arranging import arranged, validating
 from rlaif.train.demonstrations import tokenize
@@ -19,7 +20,7 @@ from rlaif.train.models import TrainResult
 
 def train_sft(
     settings: SFTSettings,
-    base: Path,
+    base: Source,
     examples: Iterable[Demonstration],
     validation: Iterable[Demonstration],
     folder: Path,
@@ -34,7 +35,7 @@ def train_sft(
     """
     began = time.monotonic()
     with trl.quietly():
-        model, tokenizer = models.load(base, template)
+        model, tokenizer = models.load(base, template, settings)
         begins = template not in (None, tokenizer.chat_template)
         chat = models.trained_chat(settings, model, tokenizer)
         max_length = models.fitting(model, settings.max_length)

@@ -22,6 +22,7 @@ import datasets
 import torch
 import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.trainer_pt_utils import BatchRebalanceSampler
 from trl.models.utils import prepare_deepspeed
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DataCollatorForPreference, DPOTrainer
@@ -34,7 +35,7 @@ from trl.trainer.utils import add_fused_lm_head
 from rlaif.config import DPOSettings, RMSettings, SFTSettings, TrainerSettings
 from rlaif.engines.transformers import quietly as transformers_quietly
 from rlaif.errors import InputError, WorkError
-from rlaif.train import alarms, models, packing, preference_losses, rm_math
+from rlaif.train import alarms, lora, models, packing, precision, preference_losses, ranks, rm_math
 from rlaif.train.examples import OnStep
 from rlaif.train.models import TrainResult
 from rlaif.train.ordering import LikeLengths
@@ -71,11 +72,12 @@ class TokenizedData(NamedTuple):
 def common_fields(settings: TrainerSettings, folder: Path, parameters: int) -> dict[str, Any]:
     """The settings of all trainers. Every name must exist in TRL's configurations, which a test checks."""
     schedule = "constant_with_warmup" if settings.schedule == "constant" else settings.schedule
-    return _recompute(parameters >= SMALL) | {
+    recompute = parameters >= SMALL if settings.recompute == "auto" else settings.recompute
+    return _recompute(recompute) | {
         "output_dir": str(folder),
         "num_train_epochs": settings.epochs,
-        "per_device_train_batch_size": settings.batch_size,
-        "per_device_eval_batch_size": settings.batch_size,
+        "per_device_train_batch_size": math.ceil(settings.batch_size / ranks.count()),
+        "per_device_eval_batch_size": math.ceil(settings.batch_size / ranks.count()),
         "gradient_accumulation_steps": settings.accumulate,
         "learning_rate": settings.learning_rate,
         "lr_scheduler_type": schedule,
@@ -84,8 +86,9 @@ def common_fields(settings: TrainerSettings, folder: Path, parameters: int) -> d
         "max_grad_norm": 1.0,
         "max_length": settings.max_length,
         "seed": settings.seed,
-        # Weights and optimiser stay in float32 under bfloat16: its 8 bits of precision would lose a step at 5e-7.
-        "bf16": settings.dtype == "bfloat16",
+        # What it computes in; what the weights are held in is another setting: `train.precision`.
+        "bf16": precision.computed_in(settings) == torch.bfloat16,
+        "ddp_find_unused_parameters": False,
         "use_cpu": not torch.accelerator.is_available(),
         "dataloader_pin_memory": torch.accelerator.is_available(),
         "save_strategy": "steps",
@@ -141,6 +144,7 @@ class _Ours:
     """A trainer without telemetry and model card, whose first step has a learning rate above 0."""
 
     args: Any
+    model: Any
     optimizer: Any
     lr_scheduler: Any
 
@@ -150,6 +154,14 @@ class _Ours:
         shares = share_of_rate(args.lr_scheduler_type, args.get_warmup_steps(num_training_steps), num_training_steps)
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, shares)
         return self.lr_scheduler
+
+    def get_optimizer_cls_and_kwargs(self, args: Any, model: Any = None) -> Any:
+        """The base trainer's AdamW, or that of bfloat16 weights, with its settings."""
+        kind, named = super().get_optimizer_cls_and_kwargs(args, model)  # type: ignore[misc]
+        trained = {weight.dtype for weight in self.model.parameters() if weight.requires_grad}
+        if trained != {torch.bfloat16}:
+            return kind, named
+        return precision.RoundedAdamW, {name: named[name] for name in ("lr", "betas", "eps") if name in named}
 
     def _send_telemetry(self) -> None: ...
 
@@ -161,17 +173,55 @@ class _Weighed:
 
     So a step of several batches has the loss and the gradient of one batch, and what validation measures does not
     depend on its batch size. The load-balancing loss of a mixture of experts, which TRL adds, is reported apart.
+
+    Of several processes each takes its share of every batch, of whatever size: together they have the loss, the
+    gradient and the metrics of one.
     """
 
+    args: Any
     model: Any
+    state: Any
+    accelerator: Any
+    train_dataset: Any
+    eval_dataset: Any
     _metrics: Any
     _weights: list[int]
+    _due: list[int]
     _step_weight: float
     router_aux_loss_coef = 0.0
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self._weights = []  # of the batches since the last log
+        self._due = []  # of those of this step that are still to come
+        if ranks.count() > 1:  # metrics are means of this process, and put together where they are logged
+            self.accelerator.gather_for_metrics = self.gather_function = _kept_apart
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if ranks.count() == 1:
+            return super()._get_train_sampler(train_dataset)  # type: ignore[misc]
+        rows = len(self.train_dataset if train_dataset is None else train_dataset)
+        return Shares(rows, self._batch_size, epoch=lambda: int(self.state.epoch or 0), seed=torch.initial_seed())
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        if ranks.count() == 1:
+            return super()._get_eval_sampler(eval_dataset)  # type: ignore[misc]
+        return Shares(len(eval_dataset), self._batch_size)
+
+    @property
+    def _batch_size(self) -> int:
+        """The rows at once in all processes."""
+        return int(self.args.total_batch_size)
+
+    def _idle(self, rows: int) -> bool:
+        """Whether the batch at hand is the last of a pass, and holds a row only so that this process has one."""
+        last = self.accelerator.gradient_state.end_of_dataloader
+        return bool(last) and 0 < rows % self._batch_size <= ranks.rank()
+
+    def _get_num_items_in_batch(self, batches: list[Any], device: Any) -> Any:
+        if batches and "labels" in batches[-1] and self._idle(len(self.train_dataset)):
+            batches[-1]["labels"] = torch.full_like(batches[-1]["labels"], -100)
+        return super()._get_num_items_in_batch(batches, device)  # type: ignore[misc]
 
     def weight(self, inputs: Any) -> int:
         """What a batch counts: its pairs, of which it holds chosen and rejected."""
@@ -179,15 +229,20 @@ class _Weighed:
 
     def get_batch_samples(self, *arguments: Any, **named: Any) -> Any:
         batches, items = super().get_batch_samples(*arguments, **named)  # type: ignore[misc]
-        self._step_weight = sum(map(self.weight, batches)) / max(1, len(batches))
+        self._due = list(map(self.weight, batches))
+        if batches and self._idle(len(self.train_dataset)):
+            self._due[-1] = 0
+        self._step_weight = _summed([sum(self._due)])[0] / (ranks.count() * max(1, len(batches)))
         return batches, items
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        training, weight = self.model.training, self.weight(inputs)
+        training = self.model.training
+        weight = self._due.pop(0) if training else 0 if self._idle(len(self.eval_dataset)) else self.weight(inputs)
         self._weights.append(weight)
-        computed = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[misc]
+        with _apart(self.accelerator):
+            computed = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[misc]
         loss, *outputs = computed if return_outputs else (computed,)
         if not training:
             self._metrics["eval"]["loss"].append(loss.item())
@@ -197,11 +252,13 @@ class _Weighed:
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         metrics = self._metrics["train" if self.model.training else "eval"]
-        total = sum(self._weights)
-        for name, values in metrics.items():
-            if len(values) == len(self._weights) and total > 0:
-                weighed = (value * weight for value, weight in zip(values, self._weights, strict=True))
-                metrics[name] = [sum(weighed) / total]
+        means = [name for name, values in metrics.items() if self._weights and len(values) == len(self._weights)]
+        sums = [
+            sum(value * weight for value, weight in zip(metrics[name], self._weights, strict=True)) for name in means
+        ]
+        total, *weighed = _summed([sum(self._weights), *sums])
+        if total > 0:
+            metrics.update((name, [value / total]) for name, value in zip(means, weighed, strict=True))
         self._weights.clear()
         if "aux_loss" in metrics:
             term = self.router_aux_loss_coef * metrics["aux_loss"][0]
@@ -490,6 +547,68 @@ class _Reward(_Weighed, _Ours, _Grouped, RewardTrainer):
         return int(inputs["groups"])
 
 
+class Shares(BatchRebalanceSampler):
+    """This process's rows of every batch, where a batch is shared by several.
+
+    The batches are those of one process: rows in order, or shuffled with a `seed` for each `epoch` as accelerate does.
+    Of a batch with fewer rows than processes, one without a share repeats a row, which counts nothing. Being of this
+    class, it is not shared out again.
+    """
+
+    def __init__(
+        self, rows: int, batch_size: int, epoch: Callable[[], int] = lambda: 0, seed: int | None = None
+    ) -> None:
+        # Not named `batch_size`: accelerate would drop batches of any other size.
+        self.rows, self.size, self.of_epoch, self.first_seed = rows, batch_size, epoch, seed
+
+    def __len__(self) -> int:
+        return math.ceil(self.rows / self.size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = list(range(self.rows))
+        if self.first_seed is not None:
+            generator = torch.Generator().manual_seed(self.first_seed + self.of_epoch())
+            order = torch.randperm(self.rows, generator=generator).tolist()
+        for start in range(0, self.rows, self.size):
+            batch = order[start : start + self.size]
+            yield batch[ranks.rank() :: ranks.count()] or batch[:1]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Ignored: a resumed epoch's sampler is not told."""
+
+
+def _kept_apart(tensors: Any, *_: Any, **__: Any) -> Any:
+    return tensors
+
+
+@contextmanager
+def _apart(accelerator: Any) -> Iterator[None]:
+    """No gathering of metrics inside, of processes whose batches may differ in size."""
+    if ranks.count() == 1:
+        yield
+        return
+    accelerator.gather = _kept_apart
+    try:
+        yield
+    finally:
+        del accelerator.gather
+
+
+def _summed(values: Sequence[float]) -> list[float]:
+    """Each of the values, summed over the processes."""
+    if ranks.count() == 1:
+        return list(values)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    shared = torch.tensor(values, dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(shared)
+    return list(shared.tolist())
+
+
+def in_any(mine: bool) -> bool:
+    """Whether it is so in any of the processes; each must ask."""
+    return _summed([float(mine)])[0] > 0
+
+
 def share_of_rate(schedule: str, warmup: int, steps: int) -> Callable[[int], float]:
     """The share of the learning rate at a step, counted from 0: a linear warm-up, then `schedule`."""
 
@@ -523,6 +642,8 @@ class _Steps(transformers.TrainerCallback):
         )
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if in_any(True) and not ranks.is_first():  # every process has saved its random state
+            return
         models.mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
 
@@ -549,15 +670,29 @@ def learn(
     kind, config, fields_of = _METHODS[type(settings)]
     fields = common_fields(settings, folder, model.num_parameters()) | fields_of(settings)
     with _config_kept(model), nullcontext() if isinstance(settings, SFTSettings) else models.still(model):
-        trainer = _trainer(kind, configured(config, fields), model, tokenizer, data, on_step, **own)
+        if settings.lora is not None:
+            own["peft_config"] = lora.config_of(settings.lora, model, scores=settings.scores)
+        arguments = configured(config, fields)
+        arguments.total_batch_size = settings.batch_size
+        trainer = _trainer(kind, arguments, model, tokenizer, data, on_step, **own)
         run(trainer)
         metrics = evaluate(trainer)
     trained = trainer.accelerator.unwrap_model(trainer.model)
-    steps = int(trainer.state.global_step)
     told = {} if finish is None else finish(trained)
-    return models.save(
-        trained, tokenizer, folder, data.counts, steps=steps, metrics=metrics, began=began, evaluation=told
-    )
+    whole = _whole(trainer)
+    made: dict[str, Any] = {"steps": int(trainer.state.global_step), "metrics": metrics, "began": began}
+    made["evaluation"] = told
+    if not ranks.is_first():
+        return models.result(data.counts, **made)
+    merged = settings.save == "merged"
+    return models.save(trained, tokenizer, folder, data.counts, **made, merged=merged, whole=whole)
+
+
+def _whole(trainer: Any) -> Any:
+    """The weights of a model that lies in shards on several GPUs, gathered by all of them; None of any other."""
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        return trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    return None
 
 
 _METHODS: dict[type, tuple[type, type, Callable[[Any], dict[str, Any]]]] = {
@@ -651,6 +786,8 @@ def quietly() -> Iterator[None]:
         with transformers_quietly(), warnings.catch_warnings():
             # TRL 1.16 still uses this property's old name.
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+            # A checkpoint of an adapter may hold the row of a new padding token; what is saved in the end does not.
+            warnings.filterwarnings("ignore", message="Setting `save_embedding_layers`")
             yield
     finally:
         if not data_bars:

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from rlaif.config import LocalModel, OpenAIModel, Pipeline, StageSettings, Step, TextCheck, unchecked
+from rlaif.engines.adapters import Source
 from rlaif.engines.asking import Asking
 from rlaif.engines.identity import has_reward_head
-from rlaif.engines.open import api_key, notes_on_keys
+from rlaif.engines.open import api_key, notes_on_keys, source_of
 from rlaif.errors import EngineError, Stopped
 from rlaif.formats import Conversation, PlainText, StatedPreference
 from rlaif.generate.pairing import Pairing
@@ -103,7 +104,7 @@ class Opening:
             if isinstance(spec, OpenAIModel):
                 api_key(spec)
         self.notes += notes_on_keys(specs.values())
-        folders = {name: find(spec.path) for name, spec in specs.items() if isinstance(spec, LocalModel) and spec.path}
+        folders = {name: source_of(spec) for name, spec in specs.items() if isinstance(spec, LocalModel) and spec.path}
         for step in self.pipeline.steps:
             for model, key, role in step.stage.models_used():
                 if model not in folders or role == "either":
@@ -187,6 +188,7 @@ class Planning(Protocol):
     session: Session
     folder: RunFolder
     made: dict[str, Made]
+    shapes: dict[str, Source]  # of each model that is not trained yet, one with its sizes
 
     def asking(self, stage: str, *, each_once: bool = False) -> Asking: ...
 

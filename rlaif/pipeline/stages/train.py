@@ -13,9 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlaif.config import LocalModel, Step, TrainStage, TransformersModel
-from rlaif.engines.identity import model_folder, weights_digest
-from rlaif.engines.open import trained_spec
+from rlaif.config import Step, TrainStage, TransformersModel
+from rlaif.engines.adapters import Source
+from rlaif.engines.identity import weights_digest
+from rlaif.engines.open import source_of, trained_spec
 from rlaif.errors import WorkError
 from rlaif.formats import StatedPreference
 from rlaif.judges.verifiers import Check
@@ -26,7 +27,7 @@ from rlaif.pipeline.session import Session
 from rlaif.pipeline.stages.stage import Made, Opening, Planning, TableStage, Work
 from rlaif.pipeline.stages.verify import open_checks
 from rlaif.resources import find, read_text
-from rlaif.train import alarms, examples, job, rewards
+from rlaif.train import alarms, examples, job, processes, rewards
 from rlaif.train.examples import Demonstration, Example, RewardFunction, Survey
 from rlaif.train.job import Job, RewardModel
 
@@ -106,11 +107,11 @@ class Train(TableStage[TrainStage]):
 
         Raises InputError or WorkError when the base's files are missing.
         """
-        folder = weights_folder(session.specs[self.trainer.base])
+        base = source_of(session.specs[self.trainer.base])
         identity = None if reward is None else reward.identity
-        key = job.training_key(self.trainer, weights_digest(folder), survey.digest, self.template, identity)
+        key = job.training_key(self.trainer, weights_digest(base), survey.digest, self.template, identity)
         model, checks = (None, None) if reward is None else (reward.model, reward.checks)
-        return Job(self.trainer, folder, out, key, self.template, model, checks, references)
+        return Job(self.trainer, base, out, key, self.template, model, checks, references)
 
     def reward(self, session: Session, made: Mapping[str, Made]) -> RewardSource | None:
         """The reward of the trainer; None for one that needs none."""
@@ -145,6 +146,10 @@ class Train(TableStage[TrainStage]):
 
         def work() -> dict[str, Any]:
             job.write_job(training, self.examples(made))
+            if (count := getattr(self.trainer, "processes", 1)) > 1:
+                launch = getattr(self.trainer, "launch", None)
+                config = None if launch is None else find(launch)
+                return processes.train(training.folder, training.out, count, on_step, config)
             return job.train(training.folder, on_step, None if reward is None else reward.score)
 
         try:
@@ -198,22 +203,24 @@ class Train(TableStage[TrainStage]):
             if job.finished(training.out, training.key):
                 self._add_to(session, training.out)
                 return {"rows": survey.given, "state": "unchanged"}
-        session.settings[self.trained] = session.settings[self.trainer.base]
+        base = self.trainer.base
+        session.settings[self.trained] = session.settings[base]
+        planning.shapes[self.trained] = shape = planning.shapes.get(base) or source_of(session.specs[base])
         state = "to train, on rows that are not all known yet" if waits else "to train"
-        return {"rows": survey.given, "state": state}
+        return {"rows": survey.given, "state": state, "memory": self.memory(shape)}
+
+    def memory(self, base: Source) -> dict[str, Any]:
+        """What the training takes of its device's memory. `base` is a model with the sizes of its base."""
+        from rlaif.train import memory
+
+        return memory.plan(base, self.trainer).as_json()
 
 
 def _by_model(session: Session, name: str) -> RewardSource:
     """A reward model for a trainer's thread, which scores through the engine on this event loop."""
     spec, engine = session.specs[name], session.engines[name]
-    model = RewardModel(weights_folder(spec))
+    model = RewardModel(source_of(spec))
     if isinstance(spec, TransformersModel):  # no other engine scores
         model = RewardModel(model.folder, spec.dtype, spec.device, spec.batch_size)
     loop = asyncio.get_running_loop()
     return RewardSource(engine.identity, rewards.by_model(engine, rewards.on_loop(loop)), model=model)
-
-
-def weights_folder(spec: object) -> Path:
-    """The folder of a local model. Raises InputError or WorkError when it cannot be found or fetched."""
-    assert isinstance(spec, LocalModel), "checked as the pipeline was read"
-    return model_folder(spec.hub, spec.revision) if spec.hub else find(str(spec.path))

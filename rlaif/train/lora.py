@@ -1,0 +1,98 @@
+"""Low-rank adapters (LoRA, Hu et al. 2021, arXiv 2106.09685) in a training, and on disk.
+
+A linear layer W of a frozen base becomes W + (alpha / r) B A with B of zeros at first, so that the model starts as its
+base and the reference of DPO is the model without the adapter. The base may be a model with an adapter itself: that one
+is added to its weights, and what is trained and saved lies over both. So the adapter's base is the model that was
+named, never its ancestor (alignment-handbook #188).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel
+from transformers import BitsAndBytesConfig, PreTrainedModel
+
+from rlaif.config import LoRASettings
+from rlaif.engines.adapters import RECORD, Source, layers, named, record_of
+from rlaif.engines.identity import weights_digest
+from rlaif.engines.vetting import ADAPTER
+from rlaif.errors import InputError
+
+
+def config_of(settings: LoRASettings, model: PreTrainedModel, *, scores: bool) -> LoraConfig:
+    """peft's settings of an adapter over `model`; a reward model's new head is trained whole.
+
+    Raises InputError for layers that the model does not have.
+    """
+    target: Any = settings.target
+    if target != "all-linear":
+        linear = {name for name, module in model.named_modules() if is_linear(module)}
+        missing = [t for t in target if not any(f".{name}".endswith(f".{t}") for name in linear)]
+        if missing:
+            there = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
+            problem = f"the base model has no linear layer {missing[0]!r}"
+            raise InputError(problem, key="lora.target", fix=f"name some of {there}")
+        target = list(target)
+    alpha: Any = settings.alpha  # peft states a whole number and takes any
+    return LoraConfig(
+        r=settings.r,
+        lora_alpha=alpha,
+        lora_dropout=settings.dropout,
+        target_modules=target,
+        modules_to_save=["score"] if scores else None,
+        task_type="SEQ_CLS" if scores else "CAUSAL_LM",
+    )
+
+
+def is_linear(module: Any) -> bool:
+    return isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def quantization(settings: LoRASettings | None, base: Source) -> dict[str, Any]:
+    """How `from_pretrained` loads a base in 4 bits: NF4, its constants quantised too (QLoRA, arXiv 2305.14314).
+
+    Empty for one that is not quantised. Raises InputError without the package for it, and for an adapted base, whose
+    adapter cannot be added to weights of 4 bits.
+    """
+    if settings is None or settings.quantized is None:
+        return {}
+    if layers(base)[1]:
+        raise InputError("the base model has an adapter, which 4 bits cannot hold", file=str(named(base)),
+                         key="lora.quantized", fix="train that one with `save: merged`, or merge it")  # fmt: skip
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise InputError("`quantized: 4bit` needs bitsandbytes, which is not installed", key="lora.quantized",
+                         fix="pip install 'bitsandbytes>=0.45.1', or remove the setting")  # fmt: skip
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    return {"quantization_config": config, "device_map": {"": torch.accelerator.current_device_index()}
+            if torch.accelerator.is_available() else "cpu"}  # fmt: skip
+
+
+def write(
+    model: PeftModel, base: Source, folder: Path, out: Path, whole: dict[str, torch.Tensor] | None = None
+) -> dict[str, Any]:
+    """Save the adapter of `model` in `folder`, from where it moves to `out`. Returns the record of its base.
+
+    `whole` are the weights of a model of which this process holds a part.
+
+    peft's own settings name the base by its folder, so that peft finds it too.
+    """
+    # Rows for a new padding token are no part of the adapter: whoever loads it makes room again.
+    model.save_pretrained(str(folder), state_dict=whole, save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)  # a form that nobody filled in
+    settings = json.loads((folder / ADAPTER).read_text())
+    settings["base_model_name_or_path"] = str(named(base).absolute())
+    settings["target_modules"] = sorted(settings["target_modules"])  # which peft writes in any order
+    (folder / ADAPTER).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    record = record_of(base, weights_digest(base), out)
+    (folder / RECORD).write_text(json.dumps({"base": record}), encoding="utf-8")
+    return record

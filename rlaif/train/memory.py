@@ -1,0 +1,290 @@
+"""How much memory a training takes, told from its settings and its base's configuration before a weight is loaded.
+
+The model is built without storage, on torch's `meta` device, and its parameters are counted. What a parameter costs
+follows from `train.precision`; what a token of a batch costs follows from what the layers keep for the backward pass
+(Korthikanti et al. 2022, arXiv 2205.05198, section 4, here for attention that keeps no matrix of scores, and gated
+feed-forward layers). Weights, gradients and optimiser are exact. Activations are an estimate, within a quarter of what
+was measured (docs/training/memory.md).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+import transformers
+
+from rlaif.config import LoRASettings, PPOSettings, TrainerSettings, Training
+from rlaif.engines.adapters import Source
+from rlaif.engines.transformers import load_config
+from rlaif.engines.vetting import loading
+from rlaif.train import lora, precision
+
+GB = 10**9
+LIBRARIES = 800_000_000  # Python, torch and the trainers, or a GPU's context; measured
+TILE = (4096, 8192)  # tokens by vocabulary of the logits that TRL's loss has at a time
+BYTES_4BIT = 0.516  # a weight in NF4 with its twice-quantised constants: 4 bits, and 0.127 more (QLoRA, section 3)
+BYTES = {torch.float32: 4, torch.bfloat16: 2}
+_NAMES = {4: "float32", 2: "bfloat16"}
+
+
+class Model(NamedTuple):
+    """The sizes of a model that decide its memory."""
+
+    parameters: int
+    linear: int  # of them in linear layers but the head, which is what 4 bits are for
+    adapted: int  # of an adapter of rank 1 over the layers that the settings name
+    layers: int
+    width: int  # of a hidden state
+    queries: int  # width of all queries of a token, and of all keys
+    keys: int
+    inner: int  # width of a feed-forward layer
+    vocabulary: int
+
+
+class Line(NamedTuple):
+    """One part of the memory, in bytes, and what it is."""
+
+    name: str
+    size: int
+    meaning: str
+
+
+class Plan(NamedTuple):
+    """A training's memory: parameters in all and trained, the parts, the device's memory, and cheaper settings."""
+
+    parameters: int
+    trained: int
+    lines: tuple[Line, ...]
+    device: str
+    room: int  # bytes that are free there, of which a training may take all
+    cheaper: tuple[tuple[str, int], ...] = ()  # settings, and the bytes in all that they would take
+
+    @property
+    def total(self) -> int:
+        return sum(line.size for line in self.lines)
+
+    @property
+    def fits(self) -> bool:
+        return self.total <= self.room
+
+    def as_json(self) -> dict[str, Any]:
+        """In bytes."""
+        return {
+            "parameters": self.parameters, "trained": self.trained,
+            "parts": [line._asdict() for line in self.lines], "total": self.total,
+            "device": self.device, "room": self.room, "fits": self.fits, "cheaper": dict(self.cheaper),
+        }  # fmt: skip
+
+
+# ---------------------------------------------------------------- sizes
+
+
+def sizes(base: Source, settings: Training) -> Model:
+    """The sizes of the base model. Raises InputError for a configuration of no model that can be trained."""
+    config = load_config(base)
+    kind: Any = transformers.AutoModelForCausalLM
+    with loading(config.name_or_path, "the model"), torch.device("meta"):
+        model = kind.from_config(config)
+    text = model.config.get_text_config()
+    linear = dict(_linear(model))
+    head = model.get_output_embeddings()
+    whole = sum(weight.numel() for weight in model.parameters())
+    if settings.scores and head is not None and head.weight is not model.get_input_embeddings().weight:
+        whole -= head.weight.numel()  # in place of which a reward model has one row
+    target = getattr(getattr(settings, "lora", None), "target", "all-linear")
+    named = [m for name, m in linear.items() if target == "all-linear" or name.endswith(tuple(target))]
+    heads = getattr(text, "num_attention_heads", 1)
+    per_head = getattr(text, "head_dim", None) or text.hidden_size // heads
+    return Model(
+        parameters=whole,
+        linear=sum(module.weight.numel() for module in linear.values()),
+        adapted=sum(sum(module.weight.shape) for module in named),
+        layers=text.num_hidden_layers,
+        width=text.hidden_size,
+        queries=heads * per_head,
+        keys=(getattr(text, "num_key_value_heads", None) or heads) * per_head,
+        inner=_inner(linear, text.hidden_size),
+        vocabulary=text.vocab_size,
+    )
+
+
+def _linear(model: Any) -> Iterator[tuple[str, Any]]:
+    head = model.get_output_embeddings()
+    for name, module in model.named_modules():
+        if lora.is_linear(module) and module is not head:
+            yield name, module
+
+
+def _inner(linear: dict[str, Any], width: int) -> int:
+    """The width of the feed-forward layers, by whatever name: the widest of what their layers read or write."""
+    wide = [max(module.weight.shape) for module in linear.values()]
+    return max(wide, default=4 * width)
+
+
+# ---------------------------------------------------------------- memory
+
+
+def plan(base: Source, settings: Training) -> Plan:
+    """The memory of a training, with what would take less where it does not fit."""
+    model, (device, room) = sizes(base, settings), memory_of_device()
+    trained, lines = parts(model, settings)
+    made = Plan(model.parameters, trained, lines, device, room)
+    if made.fits or not isinstance(settings, TrainerSettings):
+        return made
+    others: list[tuple[str, int]] = []
+    for words, changed in _cheaper(settings):
+        total = sum(line.size for line in parts(sizes(base, changed), changed)[1])
+        if total < min([made.total, *(size for _, size in others)]):
+            others.append((words, total))
+    return made._replace(cheaper=tuple(others))
+
+
+def parts(model: Model, settings: Training) -> tuple[int, tuple[Line, ...]]:
+    """The number of trained parameters, and the parts of the memory of a training."""
+    if isinstance(settings, PPOSettings):
+        return _of_ppo(model, settings)
+    assert isinstance(settings, TrainerSettings)
+    held, computed = BYTES[precision.held_in(settings)], BYTES[precision.computed_in(settings)]
+    adapter = settings.lora
+    extra = 0 if adapter is None else model.adapted * adapter.r + (model.width if settings.scores else 0)
+    trained = model.parameters if adapter is None else extra
+    state = held if adapter is None else 2 if adapter.quantized else 4  # TRL holds an adapter over 4 bits in bfloat16
+    frozen = 0 if adapter is None else model.parameters * held
+    if adapter is not None and adapter.quantized:
+        frozen = round(model.linear * BYTES_4BIT) + (model.parameters - model.linear) * 2
+    tokens = settings.batch_size * settings.max_length * (2 if settings.takes == "preferences" else 1)
+    recompute = settings.recompute if settings.recompute != "auto" else model.parameters >= RECOMPUTED_FROM
+    lines = [
+        Line("weights", frozen + trained * state, _weights_said(model, settings, trained, state)),
+        Line("gradients", trained * state, "of what is trained"),
+        Line("optimiser", 2 * trained * state, "AdamW's two moments"),
+    ]
+    if adapter is None and computed < held:
+        lines.append(Line("copies", trained * computed, "of the weights, in bfloat16, while a step is computed"))
+    said = f"{tokens:,} tokens at once" + (", recomputed layer by layer" if recompute else "")
+    kept = activations(model, tokens, computed, recompute=recompute, adapter=adapter is not None)
+    lines += [
+        Line("activations", kept, said),
+        Line("logits", _logits(model, settings, tokens, computed), _logits_said(settings)),
+    ]
+    if settings.method == "dpo":
+        lines.append(Line("reference", 0, "computed before the first step, or the model without its adapter"))
+    lines.append(Line("libraries", LIBRARIES, "about, before a model is loaded"))
+    return trained, tuple(lines)
+
+
+RECOMPUTED_FROM = 100_000_000  # parameters, under `recompute: auto`
+
+
+def _weights_said(model: Model, settings: TrainerSettings, trained: int, state: int) -> str:
+    if settings.lora is None:
+        return f"{trained:,} in {_NAMES[state]}"
+    how = "4 bits" if settings.lora.quantized else str(precision.held_in(settings)).removeprefix("torch.")
+    return f"{model.parameters:,} frozen in {how}, and {trained:,} of the adapter in {_NAMES[state]}"
+
+
+def activations(model: Model, tokens: int, computed: int, *, recompute: bool, adapter: bool = False) -> int:
+    """Bytes that the layers keep for the backward pass. `computed` are the bytes of a number that is computed in.
+
+    Of each token a layer keeps the inputs of its matrix products and of what is not linear: two norms (the input in
+    float32, and the output), queries, keys and values before and after their positions, the attention's output, and
+    gate, up and product of the feed-forward layer. Recomputed, a layer keeps only its input, and one layer at a time
+    the rest.
+    """
+    d, q, k, i = model.width, model.queries, model.keys, model.inner
+    inside = computed * (2 * d + 2 * (q + k) + k + q + 4 * i) + 4 * 4 * d
+    if adapter:  # each adapted layer keeps its input once more, as the adapter computes it
+        inside += computed * (5 * d + q + i)
+    kept = computed * d if recompute else inside
+    outside = 4 * 2 * d  # the embedding, the last norm
+    return tokens * (model.layers * kept + (inside if recompute else 0) + outside)
+
+
+def _logits(model: Model, settings: TrainerSettings, tokens: int, computed: int) -> int:
+    if settings.scores:
+        return tokens * 4
+    tile = min(tokens, TILE[0]) * min(model.vocabulary, TILE[1]) * (computed + 8)
+    head = 0 if settings.lora is not None else model.vocabulary * model.width * 4  # its gradient, summed in float32
+    return tile + head + tokens * model.width * 4
+
+
+def _logits_said(settings: TrainerSettings) -> str:
+    return "one score a sequence" if settings.scores else "a tile at a time, never all of them"
+
+
+def _of_ppo(model: Model, settings: PPOSettings) -> tuple[int, tuple[Line, ...]]:
+    """Policy and value model trained in float32, a reference, and the logits of a minibatch in float32."""
+    computed, trained = BYTES[precision.computed_in(settings)], 2 * model.parameters
+    tokens = settings.minibatch_size * settings.max_length
+    logits = settings.minibatch_size * settings.max_tokens * model.vocabulary * 4
+    return trained, (
+        Line("weights", trained * 4, f"{trained:,} of policy and value model in float32"),
+        Line("gradients", trained * 4, "of what is trained"),
+        Line("optimiser", 2 * trained * 4, "Adam's two moments"),
+        Line("activations", 2 * activations(model, tokens, computed, recompute=False), f"{tokens:,} tokens at once"),
+        Line("logits", 4 * logits, "of policy and reference, with their gradient"),
+        Line("reference", model.parameters * 4, "a copy of the base in float32"),
+        Line("libraries", LIBRARIES, "about, before a model is loaded; the reward model comes on top"),
+    )
+
+
+def _cheaper(settings: TrainerSettings) -> Iterator[tuple[str, TrainerSettings]]:
+    """Settings that take less, as they are written on the command line; each holds those before `alone`."""
+    rows = settings.batch_size * settings.accumulate
+    shared: dict[str, Any] = {}
+    if settings.batch_size > 1:
+        shared = {"batch_size": 1, "accumulate": rows}
+        yield _changed(settings, shared)
+    if settings.recompute is not True:
+        shared |= {"recompute": True}
+        yield _changed(settings, shared)
+    alone: list[dict[str, Any]] = [{"max_length": max(1, settings.max_length // 2)}]
+    if settings.lora is None:
+        alone += [{"weights": "bfloat16", "dtype": "bfloat16"}, {"lora": LoRASettings(), "dtype": "bfloat16"}]
+    if importlib.util.find_spec("bitsandbytes") is not None:
+        alone.append({"lora": LoRASettings(quantized="4bit"), "dtype": "bfloat16"})
+    for change in alone:
+        yield _changed(settings, shared | change)
+
+
+def _changed(settings: TrainerSettings, changed: Mapping[str, Any]) -> tuple[str, TrainerSettings]:
+    words = []
+    for name, value in changed.items():
+        if isinstance(value, LoRASettings):
+            stated = {"r": value.r} | ({"quantized": value.quantized} if value.quantized else {})
+            value = "{" + ", ".join(f"{key}: {one}" for key, one in stated.items()) + "}"
+            words.append(f"'{name}={value}'")
+        else:
+            words.append(f"{name}={str(value).lower()}")
+    return " ".join(words), settings.model_copy(update=dict(changed))
+
+
+# ---------------------------------------------------------------- the device
+
+
+def memory_of_device() -> tuple[str, int]:
+    """The name of the device that a training would take, and the bytes that are free there."""
+    if torch.cuda.is_available():
+        free, _ = torch.cuda.mem_get_info()
+        return torch.cuda.get_device_name(), free
+    return "the CPU", _available()
+
+
+def _available() -> int:
+    """Bytes that this machine can give, by what the kernel says and what the process group may take."""
+    known = []
+    with open("/proc/meminfo", encoding="ascii") as file:
+        stated = dict(line.split(":", 1) for line in file)
+    known.append(int(stated["MemAvailable"].split()[0]) * 1024)
+    try:
+        with (
+            open("/sys/fs/cgroup/memory.max", encoding="ascii") as most,
+            open("/sys/fs/cgroup/memory.current", encoding="ascii") as now,
+        ):
+            known.append(int(most.read()) - int(now.read()))
+    except (OSError, ValueError):  # no control group, or one without a limit
+        pass
+    return max(0, min(known))
