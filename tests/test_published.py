@@ -518,6 +518,8 @@ def test_own_columns_travel_to_the_exports_of_rows(tmp_path: Path, run_cli: Cli)
             found = [json.loads(line) for line in (tmp_path / f"{form}.jsonl").read_text().splitlines()]
             assert {one["team"] for one in found} == {"farm"}
             assert len({one["id"] for one in found}) > 6 and {one["id"] for one in found} <= {r["id"] for r in rows}
+    code, _, err = run_cli("export", "runs/data", "--format", "rated", "--to", "none.jsonl")
+    assert code == 1 and "no row can be written in the shape 'rated'. Fix: export another shape" in err
 
 
 def test_a_column_of_its_own_may_come_late(tmp_path: Path) -> None:

@@ -121,7 +121,8 @@ def _made_over(folder: RunFolder, manifest: dict[str, Any], stage: dict[str, Any
     first = next(made, None)
     if first is None:
         reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
-        raise WorkError(f"no row can be written in the shape {shape.name!r} ({reasons})", fix="export another shape")
+        told = f" ({reasons})" if reasons else ""
+        raise WorkError(f"no row can be written in the shape {shape.name!r}{told}", fix="export another shape")
     card = CardFacts(data.name, stage["in"], dropped, {}, _digests(manifest))
     return write_dataset(shape, chain([first], made), data, card)
 
