@@ -40,6 +40,7 @@ def states(model: Any, sequences: Sequence[Sequence[int]], batch_size: int) -> T
 
     Batches hold sequences of similar length, padded on the right.
     """
+    backbone, _ = _parts(model)
     device, pad = model.device, model.config.get_text_config().pad_token_id
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]), reverse=True)
     found: dict[int, Tensor] = {}
@@ -50,7 +51,7 @@ def states(model: Any, sequences: Sequence[Sequence[int]], batch_size: int) -> T
         rows = [torch.tensor(sequences[i], device=device) for i in places]
         ids = pad_sequence(rows, batch_first=True, padding_value=pad)
         mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-        hidden = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state  # (B, T, D)
+        hidden = backbone(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state  # (B, T, D)
         last = torch.tensor([len(row) - 1 for row in rows], device=device)
         found |= zip(places, hidden[torch.arange(len(rows), device=device), last].float().cpu(), strict=True)
     model.train(training)
@@ -77,24 +78,32 @@ def normalise(model: Any, hidden: Tensor) -> Normalised | None:
     if deviation < 1e-6:
         return None
     uneven = 0.0
-    if model.score.bias is not None:
+    head = _parts(model)[1]
+    if head.bias is not None:
         bias = bias - mean
     else:
         apart = states[1::2] @ _direction(states[::2])  # of completions that it is not fitted on
         uneven = abs(mean) * float(apart.std(unbiased=False)) / deviation
     shifted = uneven <= UNEVEN
-    if shifted and model.score.bias is None:
+    if shifted and head.bias is None:
         weight = weight - mean * _direction(states)
     scale = float((states @ weight + bias).std(unbiased=False))
-    model.score.weight.copy_(weight[None] / scale)
-    if model.score.bias is not None:
-        model.score.bias.fill_(float(bias) / scale)
+    head.weight.copy_(weight[None] / scale)
+    if head.bias is not None:
+        head.bias.fill_(float(bias) / scale)
     return Normalised(mean, deviation, uneven, shifted, len(states))
+
+
+def _parts(model: Any) -> tuple[Any, Any]:
+    """The model below the head, and the head; of a model with adapters the head that is trained."""
+    classifier = model.get_base_model() if hasattr(model, "get_base_model") else model
+    trained = getattr(classifier.score, "modules_to_save", None)
+    return classifier.base_model, classifier.score if trained is None else trained[model.active_adapter]
 
 
 def _head(model: Any) -> tuple[Tensor, Tensor]:
     """(D,) the head's weight and () its bias, 0 without one, in double precision."""
-    head = model.score
+    head = _parts(model)[1]
     bias = torch.zeros(()) if head.bias is None else head.bias[0]
     return head.weight[0].double().cpu(), bias.double().cpu()
 
