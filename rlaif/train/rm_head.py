@@ -40,7 +40,7 @@ def states(model: Any, sequences: Sequence[Sequence[int]], batch_size: int) -> T
 
     Batches hold sequences of similar length, padded on the right.
     """
-    backbone, _ = _parts(model)
+    backbone = _classifier(model).base_model
     device, pad = model.device, model.config.get_text_config().pad_token_id
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]), reverse=True)
     found: dict[int, Tensor] = {}
@@ -78,7 +78,7 @@ def normalise(model: Any, hidden: Tensor) -> Normalised | None:
     if deviation < 1e-6:
         return None
     uneven = 0.0
-    head = _parts(model)[1]
+    head = _score(model)
     if head.bias is not None:
         bias = bias - mean
     else:
@@ -94,16 +94,21 @@ def normalise(model: Any, hidden: Tensor) -> Normalised | None:
     return Normalised(mean, deviation, uneven, shifted, len(states))
 
 
-def _parts(model: Any) -> tuple[Any, Any]:
-    """The model below the head, and the head; of a model with adapters the head that is trained."""
-    classifier = model.get_base_model() if hasattr(model, "get_base_model") else model
-    trained = getattr(classifier.score, "modules_to_save", None)
-    return classifier.base_model, classifier.score if trained is None else trained[model.active_adapter]
+def _classifier(model: Any) -> Any:
+    """The classifier itself, without what peft wraps it in."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _score(model: Any) -> Any:
+    """The head; of a model with adapters the one that is trained."""
+    head = _classifier(model).score
+    trained = getattr(head, "modules_to_save", None)
+    return head if trained is None else trained[model.active_adapter]
 
 
 def _head(model: Any) -> tuple[Tensor, Tensor]:
     """(D,) the head's weight and () its bias, 0 without one, in double precision."""
-    head = _parts(model)[1]
+    head = _score(model)
     bias = torch.zeros(()) if head.bias is None else head.bias[0]
     return head.weight[0].double().cpu(), bias.double().cpu()
 
