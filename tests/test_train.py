@@ -180,7 +180,7 @@ def test_a_reward_model_is_trained_and_read_at_the_end_token(
         tokenizer.save_pretrained(base)
         AutoModelForCausalLM.from_pretrained(random_model).save_pretrained(base)
     steps: Steps = []
-    changed = {"learning_rate": 1e-12, "center": 0.5, "batch_size": 24}
+    changed = {"learning_rate": 1e-12, "center": 0.5, "batch_size": 24, "normalize": False}
     train("rm", base, tmp_path / "rm", steps.append, PAIRS, **changed)
     columns, _ = tokenize_pairs(trainable_chat(AutoTokenizer.from_pretrained(random_model)), PAIRS, 100)
     rows = zip(*(columns[name] for name in IDS), strict=True)
