@@ -8,8 +8,8 @@ prompt (`grouping: prompt`), and in as many pairs at a time. Both learn from the
 completion is forwarded. The two alternate, and the ratio is of their medians.
 
 The second trains on a data set of preferences of a run, at equal sequences forwarded: one epoch of pairs, and as
-many epochs of groups as forward about as much. It tells the accuracy on the pairs of every fourth prompt, which are kept
-from training.
+many epochs of groups as forward about as much. It tells the accuracy on the pairs of every fourth prompt, kept from
+training.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ AT_ONCE = 2  # prompts of a step
 
 
 class Spent:
-    """The sequences that a training forwards with a gradient, and the time from the first one to the last step's end."""
+    """The sequences that a training forwards with a gradient, and the time from the first to the end of the steps."""
 
     def __init__(self) -> None:
         self.sequences, self.began, self.cpu = 0, 0.0, 0.0
