@@ -107,7 +107,8 @@ def test_sft_and_then_dpo_save_what_their_base_says_of_itself(name: str, tmp_pat
 def test_a_reward_models_first_loss_and_scores_are_those_of_plain_transformers(name: str, tmp_path: Path) -> None:
     base = base_of(name, tmp_path / "base")
     steps: Steps = []
-    train("rm", base, tmp_path / "rm", steps.append, PAIRS, batch_size=24, learning_rate=1e-12, center=0)
+    changed = {"batch_size": 24, "learning_rate": 1e-12, "center": 0, "normalize": False}
+    train("rm", base, tmp_path / "rm", steps.append, PAIRS, **changed)
     net = AutoModelForSequenceClassification.from_pretrained(tmp_path / "rm", dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "rm")
     columns, _ = tokenize_pairs(trainable_chat(tokenizer), PAIRS, 100)
@@ -126,8 +127,22 @@ def test_a_reward_models_first_loss_and_scores_are_those_of_plain_transformers(n
 
 def test_an_architecture_without_a_classifier_is_refused_in_a_sentence(tmp_path: Path) -> None:
     """Case 10 of training."""
-    with pytest.raises(InputError, match="architecture that does not do this"):
-        train("rm", base_of("Granite", tmp_path / "base"), tmp_path / "rm", examples=PAIRS)
+    base = base_of("Granite", tmp_path / "base")
+    for load in (lambda: models.load_reward(base, 0), lambda: models.flat_value_model(base)):
+        with pytest.raises(InputError, match="transformers has no classifier for the architecture GraniteForCausalLM"):
+            load()
+
+
+def test_a_classifier_of_one_label_is_a_base_and_one_of_two_is_not(random_model: Path, tmp_path: Path) -> None:
+    """Case 10 of training."""
+    for labels in (1, 2):
+        folder = tmp_path / f"labels-{labels}"
+        net = AutoModelForSequenceClassification.from_pretrained(random_model, num_labels=labels, dtype=torch.float32)
+        net.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(random_model).save_pretrained(folder)
+    train("rm", tmp_path / "labels-1", tmp_path / "rm", examples=PAIRS, batch_size=24)
+    with pytest.raises(InputError, match="a classifier of 2 labels, and a reward model has one score"):
+        train("rm", tmp_path / "labels-2", tmp_path / "not", examples=PAIRS)
 
 
 def test_a_first_loss_of_dpo_that_is_not_ln_2_ends_the_training(

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import os
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +19,7 @@ import pytest
 pytest.importorskip("trl")
 
 import torch
+from inside import rlaif
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from test_train import PAIRS, Steps, train, validation
@@ -37,6 +40,7 @@ from rlaif.train.groups import Pair, Tokenized
 from rlaif.train.rm_evaluation import ScoredPair, evaluation
 from rlaif.train.tokens import Counts, trainable_chat
 
+DATA = Path(os.environ.get("RLAIF_REALDATA", Path(__file__).parents[2] / "shared" / "data"))
 ASKED = (Message(role="user", content="which?"),)
 
 
@@ -538,3 +542,46 @@ def test_the_record_and_the_screen_tell_the_evaluation(
     assert "is chosen in 0% of pairs and preferred by the model in 0%" in " ".join(told.split())
     assert brief(record.evaluation).startswith("100% [68, 100] of 8 validation pairs right, calibration error")
     assert brief({}) == ""
+
+
+def test_a_reward_models_scores_of_stated_preferences_are_written_as_rewardbench_has_them(
+    random_model: Path, tmp_path: Path
+) -> None:
+    train("rm", random_model, tmp_path / "rm", examples=PAIRS, batch_size=24)
+    rows = [
+        {"prompt": f"what is {i}?", "chosen": f"it is {i}", "rejected": "no idea", "subset": ("math", "chat")[i % 2]}
+        for i in range(8)
+    ]
+    (tmp_path / "bench.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "bench.yaml").write_text(
+        "name: bench\nmodels: {rm: {engine: transformers, path: rm}}\n"
+        "stages: [data: {path: bench.jsonl}, score: {reward: rm}, pair: {rule: all}]\n"
+    )
+    assert rlaif(tmp_path, "run", "bench.yaml").code == 0
+    written = rlaif(tmp_path, "export", "runs/bench", "--format", "rewardbench-scores", "--to", "scores.jsonl")
+    assert written.code == 0, written.err
+    found = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
+    assert len(found) >= 6 and {row["subset"] for row in found} == {"math", "chat"}
+    engine = TransformersEngine("rm", str(tmp_path / "rm"), device="cpu")
+    for side in ("chosen", "rejected"):
+        items = [((Message(role="user", content=row["prompt"]),), row[side]) for row in found]
+        scores = asyncio.run(engine.score(items))
+        assert [row[f"scores_{side}"] for row in found] == pytest.approx(scores, abs=1e-4)
+    asyncio.run(engine.close())
+    assert all(row["results"] == float(row["scores_chosen"] > row["scores_rejected"]) for row in found)
+    assert {row["chosen"] for row in found} <= {row["chosen"] for row in rows}
+
+
+@pytest.mark.realdata
+@pytest.mark.skipif(not DATA.is_dir(), reason="no published data here: set RLAIF_REALDATA to its folder")
+def test_the_length_confound_of_published_pairs_is_told(random_model: Path, tmp_path: Path) -> None:
+    """HH-RLHF's harmless pairs reverse the usual bias: the longer one is chosen in 44 % (data/SOURCES.md)."""
+    read = read_preferences(DATA / "hh_rlhf" / "harmless-base-test.jsonl.gz").items
+    short = [pair for pair in of_stated_preferences(read) if len(pair.prompt) == 1]
+    examples = [replace(pair, split="validation" if i % 3 else "train") for i, pair in enumerate(short[:240])]
+    record = train("rm", random_model, tmp_path / "rm", examples=examples, max_length=400, batch_size=16)
+    found = record.evaluation["validation"]
+    longer = found["length"]["longer_chosen"]
+    assert longer["low"] < 0.4425 < longer["high"] and longer["n"] > 100
+    assert found["length"]["longer_preferred"] and found["length"]["correlation"]
+    assert "the longer one is chosen in" in brief(record.evaluation)

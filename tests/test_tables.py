@@ -89,9 +89,11 @@ def a_status() -> Case:
          "seconds": 123456.7}
         for i in range(3)
     ]  # fmt: skip
+    stages[1]["evaluation"] = an_evaluation()
     manifest = {"name": "cai", "state": "killed", "seconds": 5.0, "stages": stages, "calls": calls,
                 "under_way": {"compare": 6_543_210}, "failures": {}}  # fmt: skip
     words = [number(count) for call in calls.values() for count in list(call.values())[:-1]] + ["1234.5678"] * 7
+    words += ["1,234,567", "0.125", "+0.25"]
     words += [*calls, *(stage["name"] for stage in stages), "6,543,210", *["9,876,543", "8,765,432", "123456.7"] * 3]
     words += [word for reason, count in DROPPED.items() for word in (number(count), *reason.split())] * 3
     return lambda console: results.print_status(console, manifest), words
@@ -139,10 +141,24 @@ def some_rows() -> Case:
     return lambda console: rows.print_rows(console, shown, 7_654_321), [*words, "tied,", "unparsed", "7,654,328"]
 
 
+def an_evaluation() -> dict[str, Any]:
+    share = {"mean": 0.25, "low": 0.0, "high": 1.0, "n": 7}
+    length = {"correlation": share, "longer_chosen": share, "longer_preferred": share}
+    found = {
+        "pairs": 1_234_567, "prompts": 345_678, "accuracy": share,
+        "by_source": {"ultrafeedback-of-a-long-name": share, "of another kind": None},
+        "by_margin": [{"low": 0.5, "high": 12.25, "pairs": 12, "accuracy": share}],
+        "calibration": {"ece": share | {"mean": 0.125}}, "length": length,
+    }  # fmt: skip
+    return {"scale": 1.5, "validation": found}
+
+
 def a_training() -> Case:
     metrics = {"validation_accuracy": 0.8125, "final_rewards/margins_of_validation_pairs": 12345.6789}
     record = {"metrics": metrics, "dropped": DROPPED, "kept": 7_654_321, "read": 9_876_543, "steps": 1_234_567}
+    record["evaluation"] = an_evaluation()
     words = ["validation", "accuracy", "0.8125", "rewards/margins", "12345.6789", "7,654,321", "9,876,543"]
+    words += ["1,234,567", "ultrafeedback-of-a-long-name", "25%", "[0,", "100]", "+0.25", "0.125"]
     return lambda console: results.print_training(console, record, Path("models/policy")), words
 
 

@@ -81,14 +81,38 @@ def load_reward(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The base model with a score head, initialised from `seed` if it has none, and its tokenizer; held as in `load`.
 
-    Its chat template is `template`, if given. Raises InputError as `load` does.
+    Its chat template is `template`, if given. Raises InputError as `load` does, and for a base that no head with one
+    score can stand on.
     """
+    model_files(base)  # refuses what cannot be loaded
+    refuse_headless(base)
     transformers.set_seed(seed)
     model, tokenizer = _loaded(AutoModelForSequenceClassification, base, settings, num_labels=1)
     if template is not None:
         tokenizer.chat_template = beginning(tokenizer, template)
     _pad_apart(model, tokenizer)
     return model, tokenizer
+
+
+def refuse_headless(base: Source) -> None:
+    """Raise InputError for a classifier of several labels, and for an architecture without a classifier.
+
+    A head of our own would make a model that nobody else could load.
+    """
+    config = load_config(base)
+    architecture = (config.architectures or [""])[0]
+    if architecture.endswith("ForSequenceClassification") and config.num_labels != 1:
+        raise InputError(
+            f"the base model is a classifier of {config.num_labels} labels, and a reward model has one score",
+            file=str(named(base)),
+            fix="start from the language model that it was trained from, or from a reward model",
+        )
+    if type(config) not in AutoModelForSequenceClassification._model_mapping:
+        raise InputError(
+            f"transformers has no classifier for the architecture {architecture or type(config).__name__}",
+            file=str(named(base)),
+            fix="start from a model of another one, such as Llama, Mistral, Qwen, Gemma, Phi, OPT or Mixtral",
+        )
 
 
 def _pad_apart(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -189,6 +213,7 @@ def flat_value_model(folder: Source) -> PreTrainedModel:
     Raises InputError for weights that lack tensors of the model.
     """
     model: PreTrainedModel
+    refuse_headless(folder)
     config = load_config(folder, num_labels=1)
     model, loading = load_net(AutoModelForSequenceClassification, folder, config, torch.float32)
     refuse_missing_weights(named(folder), loading, new_head=True)

@@ -9,6 +9,7 @@ from rlaif.formats.write.preference import PREFERENCE
 from rlaif.formats.write.ranked import RANKED
 from rlaif.formats.write.rated import RATED
 from rlaif.formats.write.rewardbench import REWARDBENCH
+from rlaif.formats.write.scored import SCORED
 from rlaif.formats.write.sft import SFT
 from rlaif.formats.write.shape import Shape
 from rlaif.formats.write.soft import SOFT
@@ -24,4 +25,5 @@ SHAPES: dict[str, Shape] = {
     "soft": SOFT,
     "ranked": RANKED,
     "rated": RATED,
+    "rewardbench-scores": SCORED,
 }
