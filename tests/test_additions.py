@@ -301,7 +301,7 @@ def train_copy(job, on_step, reward):
         "config/trainers.py": [
             ('    "sft": SFTSettings,\n', '    "copy": CopySettings,\n'),
             (
-                "    beta: float = Field(default=0.1, gt=0)\n",
+                '`ld_alpha` has no place: remove it")\n        return self\n',
                 '\n\nclass CopySettings(TrainerSettings):\n    method = "copy"\n    takes = "demonstrations"\n'
                 '    reads = ("data",)\n    learning_rate: LearningRate = 0.1\n',
             ),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import math
 import os
 import time
@@ -21,6 +23,8 @@ from test_train import PAIRS, Steps, Stopped, logprobs, settings_of, validation,
 from transformers import AutoTokenizer, LlamaModel
 
 from rlaif.errors import InputError, WorkError
+from rlaif.pipeline.alone import one_trainer, train_alone
+from rlaif.pipeline.progress import Silent
 from rlaif.train import job, preference_losses, references, trl
 from rlaif.train.examples import OnStep, PreferencePair
 from rlaif.train.job import Job
@@ -230,6 +234,21 @@ def test_a_job_that_is_resumed_elsewhere_has_its_reference_with_it(random_model:
     train(random_model, tmp_path / "whole", whole.append, epochs=2, checkpoint_steps=1)
     assert whole[1:] == again and weights(tmp_path / "whole") == weights(tmp_path / "out")
     assert {path.name for path in tmp_path.iterdir()} == {"out", "whole", "shared"}
+
+
+def test_rlaif_train_shares_the_reference_between_models_side_by_side(random_model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": pair.prompt[0].content, "chosen": pair.chosen, "rejected": pair.rejected} for pair in PAIRS]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    counted = {}
+    for name, beta in (("a", 0.1), ("b", 0.5)):
+        pipeline = one_trainer("dpo", str(random_model), str(file), name, [f"beta={beta}", "epochs=0.1"], None)
+        with forwards_counted() as forwarded:
+            record = asyncio.run(train_alone(pipeline, tmp_path / "models" / name, Silent()))
+        assert record["evaluation"] == {}  # no prompt of these is of the validation split, whose forwards would count
+        counted[name] = sum(forwarded)
+    assert counted == {"a": 2 * record["kept"], "b": 0}
+    assert {path.name for path in (tmp_path / "models").iterdir()} == {"a", "b", ".references"}
 
 
 # ---------------------------------------------------------------- the folder

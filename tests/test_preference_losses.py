@@ -182,17 +182,18 @@ def test_what_trl_has_is_trls(random_model: Path, tmp_path: Path, changed: dict[
         kept = References("0" * 32, tmp_path)
         own = {"preferences": asked, "references": kept, "evaluated": {}, "notes": []}
         trainer = trl._trainer(trl._DPO, config, model, tokenizer, data, print, **own)
+    trainer.loss_types, trainer.label_smoothing, trainer.ld_alpha = [theirs], asked.label_smoothing, asked.ld_alpha
+    inputs = next(iter(trainer.get_train_dataloader()))
+    read = {name: inputs[name] for name in ("input_ids", "attention_mask", "completion_mask")}
+    with trl.quietly():
+        reference = trainer.compute_ref_log_probs(model, read)
     torch.manual_seed(0)
     with torch.no_grad():
         for weight in model.parameters():
             weight.add_(0.2 * torch.randn_like(weight))
-    inputs = next(iter(trainer.get_train_dataloader()))
     ours = trainer._compute_loss(model, inputs, False).item()
     add_fused_lm_head(model, outputs=("log_probs", "entropy", "mean_logits", "is_top1"))
-    trainer.loss_types, trainer.label_smoothing, trainer.ld_alpha = [theirs], asked.label_smoothing, asked.ld_alpha
-    if asked.ld_alpha is not None:  # TRL's columns have it
-        counted = trainer._reference_of(inputs)[1].chunk(2)
-        inputs |= zip(("ref_chosen_logps", "ref_rejected_logps"), counted, strict=True)
+    inputs |= zip(("ref_chosen_logps", "ref_rejected_logps"), reference, strict=True)
     expected = DPOTrainer._compute_loss(trainer, model, inputs, False).item()
     assert ours == pytest.approx(expected, rel=1e-5)
     assert abs(expected - preference_losses.first_losses(asked, KNOWN, None).item()) > 1e-3  # it has moved
