@@ -86,8 +86,8 @@ def _launched(folder: Path, processes: int, launch: Path) -> list[subprocess.Pop
 def _process(command: Sequence[str], variables: dict[str, Any]) -> subprocess.Popen[str]:
     """A process in a session of its own: a key of the terminal reaches it through this one alone."""
     environment = os.environ | {name: str(value) for name, value in variables.items()} | {LEASH: "1"}
-    return subprocess.Popen(
-        command,  # noqa: S603 - our own
+    return subprocess.Popen(  # noqa: S603 - our own command
+        command,
         env=environment,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -166,7 +166,8 @@ def leashed() -> None:
         return
 
     def wait() -> None:
-        sys.stdin.buffer.read()
+        while os.read(0, 1):  # not by `sys.stdin`, whose lock would abort the interpreter at its end
+            pass
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()

@@ -29,6 +29,7 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from rlaif.config import DPOSettings, RMSettings, SFTSettings, TrainerSettings
+from rlaif.engines.transformers import PEFT_ON_EXPERTS
 from rlaif.engines.transformers import quietly as transformers_quietly
 from rlaif.errors import InputError, WorkError
 from rlaif.train import lora, models, precision, ranks
@@ -275,6 +276,12 @@ class _DPO(_Weighed, _Ours, DPOTrainer):
         """Skipped: the rows are token ids already, and DPOTrainer has no setting for that."""
         return dataset
 
+    def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
+        """Kept in the job's folder, where every process finds what the first has written; TRL's place is its own."""
+        kept = Path(self.args.output_dir)
+        dataset._get_cache_file_path = lambda digest: str(kept / f"reference-{name}-{digest}.arrow")
+        return super()._precompute_ref_logps(dataset, name, batch_size)
+
 
 class _Reward(_Weighed, _Ours, RewardTrainer):
     pass
@@ -506,6 +513,7 @@ def quietly() -> Iterator[None]:
         with transformers_quietly(), warnings.catch_warnings():
             # TRL 1.16 still uses this property's old name.
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+            warnings.filterwarnings("ignore", message=PEFT_ON_EXPERTS)
             # A checkpoint of an adapter may hold the row of a new padding token; what is saved in the end does not.
             warnings.filterwarnings("ignore", message="Setting `save_embedding_layers`")
             yield
