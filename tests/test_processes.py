@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -227,8 +226,9 @@ def test_a_process_ends_with_the_one_that_started_it(tmp_path: Path) -> None:
     )
     assert held.stdout is not None and held.stdin is not None
     assert held.stdout.readline() == b"1\n" and held.poll() is None
-    threading.Timer(0.1, held.stdin.close).start()
+    held.stdin.close()
     assert held.wait(20) == 1
+    held.stdout.close()
 
 
 # ---------------------------------------------------------------- launchers

@@ -118,7 +118,7 @@ def _inner(linear: dict[str, Any], text: Any) -> int:
     """
     experts = getattr(text, "num_experts_per_tok", None) or 1
     stated = (getattr(text, "intermediate_size", None) or 0) * experts
-    return max([stated, *(max(module.weight.shape) for module in linear.values())])
+    return int(max([stated, *(max(module.weight.shape) for module in linear.values())]))
 
 
 # ---------------------------------------------------------------- memory
