@@ -193,8 +193,8 @@ def activations(model: Model, tokens: int, computed: int, *, recompute: bool, ad
     """
     d, q, k, i = model.width, model.queries, model.keys, model.inner
     inside = computed * (2 * d + 2 * (q + k) + k + q + 4 * i) + 4 * 4 * d
-    if adapter:  # each adapted layer keeps its input once more, as the adapter computes it
-        inside += computed * (5 * d + q + i)
+    if adapter:  # each adapted layer keeps its input once more, for the adapter, and its output before that is added
+        inside += computed * (5 * d + q + i) + computed * (2 * d + q + 2 * k + 2 * i)
     kept = computed * d if recompute else inside
     outside = 4 * 2 * d  # the embedding, the last norm
     return tokens * (model.layers * kept + (inside if recompute else 0) + outside)

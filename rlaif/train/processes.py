@@ -57,6 +57,8 @@ def train(folder: Path, out: Path, processes: int, on_step: OnStep, launch: Path
             reader.join(GRACE)
     if raised:
         raise raised[0]
+    if failed is not None and started[failed].returncode == INTERRUPTED:
+        raise KeyboardInterrupt
     if failed is not None:
         raise _error(
             started[failed].returncode, failed, [line for lines in [errors[failed], *errors] for line in lines]
