@@ -50,6 +50,7 @@ from rlaif.version import install
 
 Result = TypeVar("Result")
 
+PEFT_ON_EXPERTS = "The following .*_pattern keys did not match"  # said of experts that have no adapter
 LOGITS_AT_ONCE = 2**27  # float32 logits held while scoring given text: 512 MiB
 
 
@@ -627,6 +628,7 @@ def load_net(auto: Any, source: Source, config: Any, dtype: torch.dtype, **how: 
         with loading(adapter, "the adapter"), warnings.catch_warnings():
             # peft 0.21 still uses this property's old name.
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+            warnings.filterwarnings("ignore", message=PEFT_ON_EXPERTS)
             net = _adapted(net, adapter, info)
     return net, info
 

@@ -23,21 +23,23 @@ from rlaif.engines.identity import weights_digest
 from rlaif.engines.vetting import ADAPTER
 from rlaif.errors import InputError
 
+CONV1D = "Conv1D"  # GPT-2's linear layers, whose weights are transposed
+
 
 def config_of(settings: LoRASettings, model: PreTrainedModel, *, scores: bool) -> LoraConfig:
     """peft's settings of an adapter over `model`; a reward model's new head is trained whole.
 
     Raises InputError for layers that the model does not have.
     """
-    target: Any = settings.target
-    if target != "all-linear":
-        linear = {name for name, module in model.named_modules() if is_linear(module)}
+    # By name: of `all-linear` peft makes adapters of experts as well, which its own loader does not read.
+    linear = sorted(linear_layers(model))
+    target: Any = linear if settings.target == "all-linear" else list(settings.target)
+    if settings.target != "all-linear":
         missing = [t for t in target if not any(f".{name}".endswith(f".{t}") for name in linear)]
         if missing:
             there = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
             problem = f"the base model has no linear layer {missing[0]!r}"
             raise InputError(problem, key="lora.target", fix=f"name some of {there}")
-        target = list(target)
     alpha: Any = settings.alpha  # peft states a whole number and takes any
     return LoraConfig(
         r=settings.r,
@@ -46,11 +48,19 @@ def config_of(settings: LoRASettings, model: PreTrainedModel, *, scores: bool) -
         target_modules=target,
         modules_to_save=["score"] if scores else None,
         task_type="SEQ_CLS" if scores else "CAUSAL_LM",
+        fan_in_fan_out=any(type(module).__name__ == CONV1D for module in model.modules()),
     )
 
 
-def is_linear(module: Any) -> bool:
-    return isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
+def linear_layers(model: Any) -> dict[str, Any]:
+    """The linear layers by name, without a head: of a mixture of experts those that all tokens pass."""
+    heads = (model.get_output_embeddings(), getattr(model, "score", None))
+    named = model.named_modules()
+    return {name: module for name, module in named if _is_linear(module) and not any(module is head for head in heads)}
+
+
+def _is_linear(module: Any) -> bool:
+    return isinstance(module, torch.nn.Linear) or type(module).__name__ == CONV1D
 
 
 def quantization(settings: LoRASettings | None, base: Source) -> dict[str, Any]:
@@ -91,6 +101,8 @@ def write(
     (folder / "README.md").unlink(missing_ok=True)  # a form that nobody filled in
     settings = json.loads((folder / ADAPTER).read_text())
     settings["base_model_name_or_path"] = str(named(base).absolute())
+    if not settings.get("target_parameters"):
+        settings["rank_pattern"], settings["alpha_pattern"] = {}, {}  # peft's, of experts that have no adapter
     settings["target_modules"] = sorted(settings["target_modules"])  # which peft writes in any order
     (folder / ADAPTER).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     record = record_of(base, weights_digest(base), out)

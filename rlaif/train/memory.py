@@ -89,7 +89,7 @@ def sizes(base: Source, settings: Training) -> Model:
     with loading(config.name_or_path, "the model"), torch.device("meta"):
         model = kind.from_config(config)
     text = model.config.get_text_config()
-    linear = dict(_linear(model))
+    linear = lora.linear_layers(model)
     head = model.get_output_embeddings()
     whole = sum(weight.numel() for weight in model.parameters())
     if settings.scores and head is not None and head.weight is not model.get_input_embeddings().weight:
@@ -106,22 +106,19 @@ def sizes(base: Source, settings: Training) -> Model:
         width=text.hidden_size,
         queries=heads * per_head,
         keys=(getattr(text, "num_key_value_heads", None) or heads) * per_head,
-        inner=_inner(linear, text.hidden_size),
+        inner=_inner(linear, text),
         vocabulary=text.vocab_size,
     )
 
 
-def _linear(model: Any) -> Iterator[tuple[str, Any]]:
-    head = model.get_output_embeddings()
-    for name, module in model.named_modules():
-        if lora.is_linear(module) and module is not head:
-            yield name, module
+def _inner(linear: dict[str, Any], text: Any) -> int:
+    """The width of the feed-forward layers, by whatever name: the widest of what their layers read or write.
 
-
-def _inner(linear: dict[str, Any], width: int) -> int:
-    """The width of the feed-forward layers, by whatever name: the widest of what their layers read or write."""
-    wide = [max(module.weight.shape) for module in linear.values()]
-    return max(wide, default=4 * width)
+    Of a mixture of experts it is that of all experts of a token.
+    """
+    experts = getattr(text, "num_experts_per_tok", None) or 1
+    stated = (getattr(text, "intermediate_size", None) or 0) * experts
+    return int(max([stated, *(max(module.weight.shape) for module in linear.values())]))
 
 
 # ---------------------------------------------------------------- memory
@@ -196,8 +193,8 @@ def activations(model: Model, tokens: int, computed: int, *, recompute: bool, ad
     """
     d, q, k, i = model.width, model.queries, model.keys, model.inner
     inside = computed * (2 * d + 2 * (q + k) + k + q + 4 * i) + 4 * 4 * d
-    if adapter:  # each adapted layer keeps its input once more, as the adapter computes it
-        inside += computed * (5 * d + q + i)
+    if adapter:  # each adapted layer keeps its input once more, for the adapter, and its output before that is added
+        inside += computed * (5 * d + q + i) + computed * (2 * d + q + 2 * k + 2 * i)
     kept = computed * d if recompute else inside
     outside = 4 * 2 * d  # the embedding, the last norm
     return tokens * (model.layers * kept + (inside if recompute else 0) + outside)

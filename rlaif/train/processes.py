@@ -47,15 +47,18 @@ def train(folder: Path, out: Path, processes: int, on_step: OnStep, launch: Path
                 raised.append(error)
                 _signal(started, signal.SIGINT)
 
-    readers.append(_reader(started[0].stdout, step))
+    for number, process in enumerate(started):  # all are read: a full pipe would hold its process up
+        readers.append(_reader(process.stdout, step if number == 0 else lambda _: None))
     try:
         failed = _watched(started)
     finally:
         _end(started)
-    for reader in readers:
-        reader.join(GRACE)
+        for reader in readers:
+            reader.join(GRACE)
     if raised:
         raise raised[0]
+    if failed is not None and started[failed].returncode == INTERRUPTED:
+        raise KeyboardInterrupt
     if failed is not None:
         raise _error(
             started[failed].returncode, failed, [line for lines in [errors[failed], *errors] for line in lines]
@@ -99,9 +102,12 @@ def _process(command: Sequence[str], variables: dict[str, Any]) -> subprocess.Po
 
 
 def _reader(stream: IO[str] | None, take: Callable[[str], None]) -> threading.Thread:
+    assert stream is not None
+
     def read() -> None:
-        for line in stream or ():
-            take(line.rstrip("\n"))
+        with stream:
+            for line in stream:
+                take(line.rstrip("\n"))
 
     thread = threading.Thread(target=read, daemon=True)
     thread.start()
@@ -139,6 +145,8 @@ def _end(started: Sequence[subprocess.Popen[str]]) -> None:
     _signal(started, signal.SIGKILL)
     for process in started:
         process.wait()
+        if process.stdin is not None:
+            process.stdin.close()
 
 
 def _signal(started: Sequence[subprocess.Popen[str]], kind: signal.Signals) -> None:
@@ -166,7 +174,8 @@ def leashed() -> None:
         return
 
     def wait() -> None:
-        sys.stdin.buffer.read()
+        while os.read(0, 1):  # not by `sys.stdin`, whose lock would abort the interpreter at its end
+            pass
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()

@@ -33,6 +33,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 from trl.trainer.utils import add_fused_lm_head
 
 from rlaif.config import DPOSettings, RMSettings, SFTSettings, TrainerSettings
+from rlaif.engines.transformers import PEFT_ON_EXPERTS
 from rlaif.engines.transformers import quietly as transformers_quietly
 from rlaif.errors import InputError, WorkError
 from rlaif.train import alarms, lora, models, packing, precision, preference_losses, ranks, rm_math
@@ -198,10 +199,16 @@ class _Weighed:
             self.accelerator.gather_for_metrics = self.gather_function = _kept_apart
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        order = self._order(rows)
         if ranks.count() == 1:
-            return super()._get_train_sampler(train_dataset)  # type: ignore[misc]
-        rows = len(self.train_dataset if train_dataset is None else train_dataset)
-        return Shares(rows, self._batch_size, epoch=lambda: int(self.state.epoch or 0), seed=torch.initial_seed())
+            return super()._get_train_sampler(train_dataset) if order is None else order  # type: ignore[misc]
+        order = Shuffled(len(rows), torch.initial_seed()) if order is None else order
+        return Shares(len(rows), self._batch_size, order, lambda: int(self.state.epoch or 0))
+
+    def _order(self, rows: Any) -> Any:
+        """The order of the training rows, as a sampler; None for the base trainer's."""
+        return None
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         if ranks.count() == 1:
@@ -327,15 +334,14 @@ class _DPO(_Weighed, _Ours, DPOTrainer):
             columns: Any = self._signature_columns
             columns.extend(_OF_PAIR)
 
-    def _get_train_sampler(self, train_dataset: datasets.Dataset | None = None) -> Any:
+    def _order(self, rows: Any) -> Any:
         """The base trainer's random order, except where another order of the same rows saves padding."""
-        rows: Any = self.train_dataset if train_dataset is None else train_dataset
-        batches = self.args.gradient_accumulation_steps * self.accelerator.num_processes
+        batches = self.args.gradient_accumulation_steps
         if batches == 1 and not self.preferences.group_by_length:
-            return super()._get_train_sampler(train_dataset)
+            return None
         columns = zip(rows["prompt_ids"], rows["chosen_ids"], rows["rejected_ids"], strict=True)
         lengths = [len(prompt) + max(len(chosen), len(rejected)) for prompt, chosen, rejected in columns]
-        step = self.args.per_device_train_batch_size * batches
+        step = self._batch_size * batches
         return LikeLengths(lengths, step, self.args.seed, grouped=self.preferences.group_by_length)
 
     # ------------------------------------------------------------ the reference
@@ -353,9 +359,9 @@ class _DPO(_Weighed, _Ours, DPOTrainer):
     def _kept_logps(self, wanted: Mapping[bytes, Completion]) -> LogProbs:
         """The reference's log-probability of each completion, by key; what was not known is computed and kept."""
         assert self.references is not None
-        known = self._of_all_processes(self.references.known(wanted))
+        known = _united(self.references.known(wanted))
         missing = [each for key, each in wanted.items() if key not in known]
-        known |= self._of_all_processes(dict(self._computed_logps(missing)))
+        known |= _united(dict(self._computed_logps(missing)))
         if self.accelerator.is_main_process:
             self.references.keep(known)
         return known
@@ -380,11 +386,6 @@ class _DPO(_Weighed, _Ours, DPOTrainer):
                       for name, tensor in self.data_collator(rows).items()}  # fmt: skip
             logps = torch.cat(self.compute_ref_log_probs(model, inputs)).tolist()  # type: ignore[no-untyped-call]
             yield from zip((each.key for each in batch), logps, strict=True)
-
-    def _of_all_processes(self, values: LogProbs) -> LogProbs:
-        """The union over processes, so that each knows the same."""
-        gathered = self.accelerator.gather_for_metrics([values], use_gather_object=True)
-        return {key: value for each in gathered for key, value in each.items()}
 
     # ------------------------------------------------------------ the loss
 
@@ -438,9 +439,9 @@ class _DPO(_Weighed, _Ours, DPOTrainer):
     def _note(self, inputs: Any, noted: Mapping[str, Any]) -> None:
         """Add the means over the pairs of all processes to the metrics, and note a validation row's rewards."""
         gather = self.accelerator.gather
-        taken = gather(inputs["attention_mask"].sum())
+        (taken,) = _summed([float(inputs["attention_mask"].sum())])
         if self.model.training:
-            self._total_train_tokens += int(taken.sum())
+            self._total_train_tokens += int(taken)
         self._metrics[self._mode]["num_tokens"] = [self._total_train_tokens]
         padding = 1 - inputs["attention_mask"].float().mean()
         table = torch.stack([*noted.values(), padding.expand(len(inputs["row"]))], 1)
@@ -547,28 +548,40 @@ class _Reward(_Weighed, _Ours, _Grouped, RewardTrainer):
         return int(inputs["groups"])
 
 
+class Shuffled:
+    """Row numbers in the order in which accelerate shuffles them for one process."""
+
+    def __init__(self, rows: int, seed: int) -> None:
+        self.rows, self.seed, self.epoch = rows, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        yield from torch.randperm(self.rows, generator=generator).tolist()
+
+
 class Shares(BatchRebalanceSampler):
     """This process's rows of every batch, where a batch is shared by several.
 
-    The batches are those of one process: rows in order, or shuffled with a `seed` for each `epoch` as accelerate does.
+    The batches are those of one process: rows as they stand, or in an `order` that depends on the `epoch`.
     Of a batch with fewer rows than processes, one without a share repeats a row, which counts nothing. Being of this
     class, it is not shared out again.
     """
 
-    def __init__(
-        self, rows: int, batch_size: int, epoch: Callable[[], int] = lambda: 0, seed: int | None = None
-    ) -> None:
+    def __init__(self, rows: int, batch_size: int, order: Any = None, epoch: Callable[[], int] = lambda: 0) -> None:
         # Not named `batch_size`: accelerate would drop batches of any other size.
-        self.rows, self.size, self.of_epoch, self.first_seed = rows, batch_size, epoch, seed
+        self.rows, self.size, self.order, self.of_epoch = rows, batch_size, order, epoch
 
     def __len__(self) -> int:
         return math.ceil(self.rows / self.size)
 
     def __iter__(self) -> Iterator[list[int]]:
         order = list(range(self.rows))
-        if self.first_seed is not None:
-            generator = torch.Generator().manual_seed(self.first_seed + self.of_epoch())
-            order = torch.randperm(self.rows, generator=generator).tolist()
+        if self.order is not None:
+            self.order.set_epoch(self.of_epoch())
+            order = list(self.order)
         for start in range(0, self.rows, self.size):
             batch = order[start : start + self.size]
             yield batch[ranks.rank() :: ranks.count()] or batch[:1]
@@ -602,6 +615,15 @@ def _summed(values: Sequence[float]) -> list[float]:
     shared = torch.tensor(values, dtype=torch.float64, device=device)
     torch.distributed.all_reduce(shared)
     return list(shared.tolist())
+
+
+def _united(values: Mapping[Any, Any]) -> dict[Any, Any]:
+    """The values of all processes."""
+    every: list[Any] = [values]
+    if ranks.count() > 1:
+        every = [None] * ranks.count()
+        torch.distributed.all_gather_object(every, values)
+    return {key: value for each in every for key, value in each.items()}
 
 
 def in_any(mine: bool) -> bool:
@@ -678,6 +700,8 @@ def learn(
         run(trainer)
         metrics = evaluate(trainer)
     trained = trainer.accelerator.unwrap_model(trainer.model)
+    if "evaluated" in own:  # each process has the rewards of its own validation rows
+        own["evaluated"] |= _united(own["evaluated"])
     told = {} if finish is None else finish(trained)
     whole = _whole(trainer)
     made: dict[str, Any] = {"steps": int(trainer.state.global_step), "metrics": metrics, "began": began}
@@ -786,6 +810,7 @@ def quietly() -> Iterator[None]:
         with transformers_quietly(), warnings.catch_warnings():
             # TRL 1.16 still uses this property's old name.
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+            warnings.filterwarnings("ignore", message=PEFT_ON_EXPERTS)
             # A checkpoint of an adapter may hold the row of a new padding token; what is saved in the end does not.
             warnings.filterwarnings("ignore", message="Setting `save_embedding_layers`")
             yield

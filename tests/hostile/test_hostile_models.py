@@ -275,7 +275,7 @@ REFUSED: dict[str, tuple[Edit, str]] = {
     "only-a-bin": (both(removed(WEIGHTS), write("pytorch_model.bin", pickle.dumps(Pickled()))), "no safetensors weights, and no other format is read. Fix: save the model again"),
     "only-a-gguf": (both(removed(WEIGHTS), write("m.gguf", "GGUF")), "no other format is read"),
     "only-a-pt": (both(removed(WEIGHTS), write("model.pt", pickle.dumps(Pickled()))), "no other format is read"),
-    "adapter-in-place-of-a-model": (both(renamed(WEIGHTS, "adapter_model.safetensors"), removed("config.json"), write("adapter_config.json", '{"base_model_name_or_path": "owner/repo"}')), "the folder holds an adapter.* Fix: merge it"),
+    "adapter-in-place-of-a-model": (both(renamed(WEIGHTS, "adapter_model.safetensors"), removed("config.json"), write("adapter_config.json", '{"base_model_name_or_path": "owner/repo"}')), "the folder holds an adapter, and its base model 'owner/repo' is no folder here.* Fix: give the base model too"),
     "adapter-beside-a-model": (write("adapter_config.json", '{"base_model_name_or_path": "owner/repo"}'), "the folder holds an adapter"),
     # the index
     "index-that-leaves-the-folder": (everywhere("../../../../etc/passwd"), INDEX + "`weight_map`: it names '../../../../etc/passwd'"),

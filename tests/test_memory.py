@@ -1,0 +1,179 @@
+"""The memory of a training, told before it: against hand-made sums, peft's own counts, and a measured training."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("trl")
+
+import peft
+import transformers
+from conftest import make_random_model
+from test_train import settings_of
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig
+
+from rlaif.config import TRAINERS
+from rlaif.records import Message
+from rlaif.train import job, lora, memory
+from rlaif.train.examples import Demonstration, PreferencePair
+
+GB = 1e9
+TINY = {"vocab_size": 300, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+@pytest.fixture(scope="module")
+def mistral(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The configuration of Mistral-7B, and no weight."""
+    folder = tmp_path_factory.mktemp("mistral")
+    MistralConfig(architectures=["MistralForCausalLM"]).save_pretrained(folder)
+    return folder
+
+
+def of(base: Path, method: str = "dpo", **changed: Any) -> tuple[memory.Plan, dict[str, float]]:
+    plan = memory.plan(base, settings_of(method, **changed))
+    return plan, {line.name: line.size / GB for line in plan.lines}
+
+
+def test_the_7b_of_zephyr_by_hand(mistral: Path) -> None:
+    """7.24 billion parameters: 16 bytes each with float32 and AdamW, 8 in bfloat16, and 2 under an adapter."""
+    full, parts = of(mistral, dtype="bfloat16")
+    assert full.parameters == full.trained == 7_241_732_096
+    state = ("weights", "gradients", "optimiser")
+    assert sum(parts[name] for name in state) == pytest.approx(7.241732096 * 16, rel=1e-9)  # 116 GB
+    assert parts["copies"] == pytest.approx(14.48, abs=0.01) and parts["reference"] == 0
+    _, parts = of(mistral, weights="bfloat16", dtype="bfloat16")
+    assert sum(parts[name] for name in state) == pytest.approx(58, abs=0.1) and "copies" not in parts
+    plan, parts = of(mistral, lora={"r": 16}, dtype="bfloat16")
+    assert plan.trained == 41_943_040  # 32 layers of r (in + out) for q, k, v, o, gate, up and down, as published
+    assert sum(parts[name] for name in state) == pytest.approx(14.48 + 0.042 * 16, abs=0.01)  # 15 GB
+    plan, parts = of(mistral, lora={"r": 128, "quantized": "4bit"}, dtype="bfloat16", batch_size=1)
+    assert plan.total / GB < 20 and parts["weights"] == pytest.approx(6.98 * 0.516 + 0.262 * 2 + 0.336 * 2, abs=0.02)
+
+
+def test_what_a_token_costs_by_hand(mistral: Path) -> None:
+    """A layer keeps 2 d + 2 (q + k) + k + q + 4 i numbers in what it computes in, and 4 d in float32."""
+    model = memory.sizes(mistral, settings_of("sft"))
+    assert (model.width, model.queries, model.keys, model.inner, model.layers) == (4096, 4096, 1024, 14336, 32)
+    layer = 2 * (2 * 4096 + 2 * (4096 + 1024) + 1024 + 4096 + 4 * 14336) + 4 * 4 * 4096
+    assert memory.activations(model, 10, 2, recompute=False) == 10 * (32 * layer + 8 * 4096)
+    assert memory.activations(model, 10, 2, recompute=True) == 10 * (32 * 2 * 4096 + layer + 8 * 4096)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`", "ignore:The following")  # peft's own
+@pytest.mark.parametrize("name", ["Llama", "GPT2", "Mixtral"])
+def test_parameters_are_those_of_the_model_that_is_loaded(name: str, tmp_path: Path) -> None:
+    sizes = {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 300} if name == "GPT2" else TINY
+    config = getattr(transformers, f"{name}Config")(**sizes)
+    config.save_pretrained(tmp_path)
+    net = AutoModelForCausalLM.from_config(config)
+    plan, _ = of(tmp_path)
+    assert plan.parameters == plan.trained == sum(weight.numel() for weight in net.parameters())
+    settings = settings_of("sft", lora={"r": 3})
+    adapter = lora.config_of(settings.lora, net, scores=False)  # type: ignore[attr-defined]
+    trained, _ = peft.get_peft_model(net, adapter).get_nb_trainable_parameters()
+    assert of(tmp_path, "sft", lora={"r": 3})[0].trained == trained
+
+
+def test_what_does_not_fit_is_told_with_what_would(mistral: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "memory_of_device", lambda: ("a GPU", 80 * 10**9))
+    plan, _ = of(mistral, dtype="bfloat16", batch_size=16, accumulate=2)
+    assert not plan.fits and plan.device == "a GPU"
+    sizes = [size for _, size in plan.cheaper]
+    assert sizes == sorted(sizes, reverse=True) and sizes[0] < plan.total
+    words = [words for words, _ in plan.cheaper]
+    assert words[0] == "batch_size=1 accumulate=32"
+    assert "batch_size=1 accumulate=32 recompute=true weights=bfloat16 dtype=bfloat16" in words
+    fitting = {words: size for words, size in plan.cheaper if size <= plan.room}
+    assert min(fitting.values()) / GB == pytest.approx(17, abs=1) and any("lora={r: 16}" in words for words in fitting)
+    monkeypatch.setattr(memory, "memory_of_device", lambda: ("a GPU", 200 * 10**9))
+    assert of(mistral)[0].fits and of(mistral)[0].cheaper == ()
+
+
+@pytest.mark.parametrize("method", TRAINERS)
+def test_every_trainer_has_a_plan(method: str, mistral: Path) -> None:
+    given = {"base": "base", "name": "trained"} | ({"checks": []} if method == "ppo" else {})
+    settings = TRAINERS[method].model_validate(given)
+    plan = memory.plan(mistral, settings)
+    assert plan.total == sum(line.size for line in plan.lines) > 16 * 7.1e9 and plan.room > 0
+    assert json.loads(json.dumps(plan.as_json()))["total"] == plan.total
+
+
+def test_the_memory_of_this_machine_is_what_it_has_free() -> None:
+    name, room = memory.memory_of_device()
+    assert name and 0 < room < 1e14
+
+
+def test_rlaif_train_tells_it_and_trains_nothing(
+    mistral: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from typer.testing import CliRunner
+
+    from rlaif.cli.app import app
+
+    monkeypatch.chdir(tmp_path)
+    Path("pairs.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"{i}", "chosen": "a", "rejected": "b"}) + "\n" for i in range(4))
+    )
+    base = ["train", "dpo", "--base", str(mistral), "--data", "pairs.jsonl", "--out", "out", "--plan"]
+    monkeypatch.setattr(memory, "memory_of_device", lambda: ("a GPU", 80 * 10**9))
+    said = CliRunner().invoke(app, [*base, "dtype=bfloat16"]).output
+    words = " ".join(said.split())
+    assert "weights 28.97 7,241,732,096 in float32" in words and "does not fit a GPU, which has 80.00 GB free" in words
+    assert "lora={r: 16}" in words and not Path("out").exists() and not Path("out.partial").exists()
+    told = json.loads(CliRunner().invoke(app, [*base, "--json", "dtype=bfloat16"]).output)
+    assert told["fits"] is False and told["parameters"] == 7_241_732_096
+
+
+# ---------------------------------------------------------------- measured
+
+BIG = LlamaConfig(
+    vocab_size=261, hidden_size=512, intermediate_size=1376, num_hidden_layers=6, num_attention_heads=8,
+    pad_token_id=0, eos_token_id=1, initializer_range=0.02, max_position_embeddings=512,
+)  # fmt: skip
+SMALL = LlamaConfig(
+    vocab_size=261, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+    pad_token_id=0, eos_token_id=1, max_position_embeddings=512,
+)  # fmt: skip
+MEASURED = """
+import resource, sys
+from rlaif.train.__main__ import main
+assert main([sys.argv[1]]) == 0
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def measured(config: LlamaConfig, method: str, folder: Path, **changed: Any) -> tuple[int, int]:
+    """The peak of a training's memory, in bytes, and what was told of it but for the libraries."""
+    base = make_random_model(folder / "base", config=config)
+    asked = (Message(role="user", content="q"),)
+    words = [f"{i:02} " + "x" * 100 for i in range(17)]
+    learnt: list[Any] = [Demonstration((*asked, Message(role="assistant", content=word))) for word in words[:16]]
+    if method != "sft":
+        learnt = [PreferencePair(asked, one, other) for one, other in zip(words, words[1:], strict=False)]
+    settings = settings_of(method, batch_size=8, max_length=118, checkpoint_steps=100, **changed)
+    training = job.Job(settings, base, folder / "out", "key")
+    job.write_job(training, learnt)
+    told = memory.plan(base, settings)
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED, str(training.folder)], capture_output=True, text=True, check=True
+    )
+    libraries = next(line.size for line in told.lines if line.name == "libraries")
+    return int(done.stdout.split()[-1]) * 1024, told.total - libraries
+
+
+@pytest.mark.lab
+@pytest.mark.parametrize(
+    ("method", "changed"), [("sft", {}), ("dpo", {}), ("rm", {}), ("dpo", {"lora": {}}), ("sft", {"recompute": True})]
+)
+def test_what_is_told_is_what_is_measured(method: str, changed: dict[str, Any], tmp_path: Path) -> None:
+    """Within a quarter, above a training of next to nothing, which is the libraries'."""
+    nothing, _ = measured(SMALL, "sft", tmp_path / "small")
+    peak, told = measured(BIG, method, tmp_path / "big", **changed)
+    assert nothing < memory.LIBRARIES
+    assert told == pytest.approx(peak - nothing, rel=0.25), (told / 1e6, (peak - nothing) / 1e6)
