@@ -56,6 +56,7 @@ from rlaif.config.trainers import (
     PPOSettings,
     RMSettings,
     SFTSettings,
+    Tracker,
     TrainerSettings,
     Training,
 )
@@ -104,6 +105,7 @@ __all__ = [
     "TRAINERS",
     "Text",
     "TextCheck",
+    "Tracker",
     "TrainStage",
     "TrainerSettings",
     "Training",

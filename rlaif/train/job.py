@@ -5,7 +5,9 @@
         job.json                method, settings, base model, chat template, reward; digests of base and data, versions
         data/train.parquet      training examples, one a row
         data/validation.parquet validation examples, where the method uses them
+        metrics.jsonl           the figures of every step, which go with the model
         checkpoint-N/           after step N
+        best-N/                 the weights of the best step by validation, where it is kept
         final/                  the trained model, before it is moved to NAME
         lock                    one process at a time trains here
 
@@ -47,12 +49,14 @@ from rlaif.train.examples import (
     PromptOnly,
     RewardFunction,
 )
+from rlaif.train.log import METRICS, StepLog
 from rlaif.version import __version__
 
 FORMAT = 1
 TRAINING = 3  # raised when a change here makes another model of the same inputs
 PACKAGES = ("torch", "transformers", "trl", "accelerate")  # a trained model depends on their versions
-IRRELEVANT = {"base", "name", "data", "reward", "checkpoint_steps"}  # they do not change the weights
+# They do not change the weights.
+IRRELEVANT = {"base", "name", "data", "reward", "checkpoint_steps", "report_to", "keep_value_model"}
 _OF_PAIR = ("chosen", "rejected", "margin", "probability", "source")
 BATCH = 1000  # examples in memory while Parquet is written or read
 NO_KEY = ""  # of a job whose removal was interrupted
@@ -60,10 +64,11 @@ _BEGINNINGS = {"lock", ".key.tmp"}  # in a folder that was interrupted before it
 # All that a training writes into its job's folder, and into its model's; what a kill may have left is among them.
 _OF_JOB = re.compile(
     r"lock|key|job\.json|data|final|old|error\.txt|\.(key|job\.json|data)\.tmp|checkpoint-\d+|tmp-checkpoint-\d+"
+    r"|metrics\.jsonl|\.metrics\.jsonl\.tmp|(tmp-)?best-\d+"
     r"|\.DS_Store|Thumbs\.db|\.nfs\w+"  # file browsers and network disks put them there
 )
 _OF_MODEL = (
-    *ANSWER_FILES, "key", "training.json", "training_args.bin", "README.md", ".DS_Store", "Thumbs.db", ".nfs*"
+    *ANSWER_FILES, "key", "training.json", METRICS, "training_args.bin", "README.md", ".DS_Store", "Thumbs.db", ".nfs*"
 )  # fmt: skip
 
 
@@ -120,10 +125,12 @@ def training_key(settings: Training, base: str, examples: str, template: str | N
     `base` is the digest of the base model's weights (how it is sampled does not matter), `examples` a `Survey`'s
     digest, `reward` the identity of the reward, a reward model's precision included.
     """
+    kept_last = getattr(settings, "keep", "last") == "last"  # then it does not matter when there is a validation
+    irrelevant = IRRELEVANT | ({"evaluate_every"} if kept_last else set())
     return digest(
         {
             "trainer": settings.method,
-            "settings": settings.model_dump(mode="json", exclude=IRRELEVANT),
+            "settings": settings.model_dump(mode="json", exclude=irrelevant),
             "base": base,
             "reward": reward,
             "lessons": examples,
@@ -431,6 +438,8 @@ def train(folder: Path, on_step: OnStep, reward: RewardFunction | None = None) -
                 raise InputError("the trained model's folder exists already", file=str(job.out), fix="remove it")
             with _told(folder):
                 _trained(job, on_step, reward)
+            if (folder / METRICS).exists():
+                shutil.copy(folder / METRICS, folder / "final")
             shutil.copy(folder / "key", folder / "final")  # moved together with the weights
             os.replace(folder / "final", job.out)
             record = finished(job.out, job.key)
@@ -445,6 +454,7 @@ def _trained(job: Job, on_step: OnStep, reward: RewardFunction | None) -> None:
     raised: list[BaseException] = []
 
     def step(figures: dict[str, float]) -> None:
+        log.add(figures)
         try:
             on_step(figures)
         except BaseException as error:
@@ -452,7 +462,8 @@ def _trained(job: Job, on_step: OnStep, reward: RewardFunction | None) -> None:
             raise
 
     try:
-        _METHODS[job.method](job, step, reward)
+        with StepLog(job.folder / METRICS) as log:
+            _METHODS[job.method](job, step, reward)
     except (RlaifError, OSError):
         raise
     except BaseException as error:

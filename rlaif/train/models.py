@@ -222,6 +222,14 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
+def with_checkpoint(error: WorkError, folder: Path) -> WorkError:
+    """The error of a training that cannot go on, with the last checkpoint in the job's `folder`."""
+    last = newest_checkpoint(folder)
+    if last is None:
+        return error
+    return WorkError(f"{error.message}; the checkpoint after step {step_of(last)} is kept in {last}", fix=error.fix)
+
+
 # ---------------------------------------------------------------- save
 
 

@@ -30,23 +30,22 @@ from trl.trainer.sft_trainer import SFTTrainer
 from rlaif.config import DPOSettings, RMSettings, SFTSettings, TrainerSettings
 from rlaif.engines.transformers import quietly as transformers_quietly
 from rlaif.errors import InputError, WorkError
-from rlaif.train import models
+from rlaif.train import models, reporting
 from rlaif.train.examples import OnStep
 from rlaif.train.models import TrainResult
+from rlaif.train.schedules import schedule_of
+from rlaif.train.steps import Steps, tokens_before, validations
 from rlaif.train.tokens import Counts
 
 Columns = Mapping[str, list[Any]]
 
 SMALL = 100_000_000  # parameters; below, activations fit in memory and recomputing them only costs time
-REPORTED = ("loss", "aux_loss", "learning_rate", "grad_norm")
-REPORTED_DPO = ("rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected")
-REPORTED_RM = ("accuracy", "margin", "mean_reward")
-VALIDATED = {
-    "eval_loss": "validation_loss",
-    "eval_accuracy": "validation_accuracy",
-    "eval_margin": "validation_margin",
-    "eval_rewards/accuracies": "validation_accuracy",
-    "eval_rewards/margins": "validation_margin",
+EXTREMES: dict[str, Callable[[list[float]], float]] = {"min_reward": min, "max_reward": max}  # of a step's batches
+SCHEDULES = {
+    "cosine": "cosine",
+    "linear": "linear",
+    "constant": "constant_with_warmup",
+    "wsd": "warmup_stable_decay",
 }
 
 
@@ -63,17 +62,17 @@ class TokenizedData(NamedTuple):
 
 def common_fields(settings: TrainerSettings, folder: Path, parameters: int) -> dict[str, Any]:
     """The settings of all trainers. Every name must exist in TRL's configurations, which a test checks."""
-    schedule = "constant_with_warmup" if settings.schedule == "constant" else settings.schedule
     return _recompute(parameters >= SMALL) | {
         "output_dir": str(folder),
         "num_train_epochs": settings.epochs,
+        "max_steps": settings.max_steps or -1,  # without, as many as `num_train_epochs` has
         "per_device_train_batch_size": settings.batch_size,
         "per_device_eval_batch_size": settings.batch_size,
         "gradient_accumulation_steps": settings.accumulate,
         "learning_rate": settings.learning_rate,
-        "lr_scheduler_type": schedule,
+        "lr_scheduler_type": SCHEDULES[settings.schedule],  # a tracker's label: `schedules` has the rates
         "warmup_steps": settings.warmup,  # below 1, so a share of the steps
-        "weight_decay": 0.0,
+        "weight_decay": settings.weight_decay,  # the base trainer leaves out biases and norms
         "max_grad_norm": 1.0,
         "max_length": settings.max_length,
         "seed": settings.seed,
@@ -86,7 +85,8 @@ def common_fields(settings: TrainerSettings, folder: Path, parameters: int) -> d
         "save_total_limit": 2,  # the older one remains while the newer is being written
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
-        "report_to": "none",
+        "include_num_input_tokens_seen": "no",  # TRL counts them
+        "report_to": reporting.usable(settings.report_to),
         "disable_tqdm": True,
     }
 
@@ -133,18 +133,23 @@ def configured(config: type, fields: Mapping[str, Any]) -> Any:
 
 
 class _Ours:
-    """A trainer without telemetry and model card, whose first step has a learning rate above 0."""
+    """A trainer with our schedules, without telemetry and TRL's model card."""
 
     args: Any
     optimizer: Any
     lr_scheduler: Any
+    settings: TrainerSettings
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """The base trainer's schedules, except that its first step has a learning rate of 0."""
-        args = self.args
-        shares = share_of_rate(args.lr_scheduler_type, args.get_warmup_steps(num_training_steps), num_training_steps)
+        """Our schedules: the first step of the base trainer's has a learning rate of 0."""
+        shares = schedule_of(self.settings, num_training_steps).share
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, shares)
         return self.lr_scheduler
+
+    def evaluate(self, *arguments: Any, **named: Any) -> Any:
+        """Validation draws no random number of the training's, so how often there is one changes no weight."""
+        with torch.random.fork_rng(devices=[]):  # data loaders draw a seed on the CPU
+            return super().evaluate(*arguments, **named)  # type: ignore[misc]
 
     def _send_telemetry(self) -> None: ...
 
@@ -194,7 +199,9 @@ class _Weighed:
         metrics = self._metrics["train" if self.model.training else "eval"]
         total = sum(self._weights)
         for name, values in metrics.items():
-            if len(values) == len(self._weights) and total > 0:
+            if name in EXTREMES:
+                metrics[name] = [EXTREMES[name](values)]
+            elif len(values) == len(self._weights) and total > 0:
                 weighed = (value * weight for value, weight in zip(values, self._weights, strict=True))
                 metrics[name] = [sum(weighed) / total]
         self._weights.clear()
@@ -223,42 +230,6 @@ class _Reward(_Weighed, _Ours, RewardTrainer):
     pass
 
 
-def share_of_rate(schedule: str, warmup: int, steps: int) -> Callable[[int], float]:
-    """The share of the learning rate at a step, counted from 0: a linear warm-up, then `schedule`."""
-
-    def share(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        left = 1 - (step - warmup) / max(1, steps - warmup)  # 1 right after the warm-up, 0 after the last step
-        if schedule == "cosine":
-            return 0.5 * (1 - math.cos(math.pi * max(0.0, left)))
-        return max(0.0, left) if schedule == "linear" else 1.0
-
-    return share
-
-
-class _Steps(transformers.TrainerCallback):
-    """Reports each step, stops on a loss that is not finite, and marks complete checkpoints."""
-
-    def __init__(self, on_step: OnStep, first: Callable[[float], None] | None) -> None:
-        self.on_step, self.first = on_step, first
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
-        if logs is None or "loss" not in logs:
-            return
-        if not math.isfinite(logs["loss"]):
-            raise WorkError(f"the loss is {logs['loss']} at step {state.global_step}", fix="lower `learning_rate`")
-        if self.first is not None and state.global_step == 1:
-            self.first(logs["loss"])
-        steps = {"step": state.global_step, "steps": state.max_steps}
-        self.on_step(
-            {**steps, **{name: logs[name] for name in (*REPORTED, *REPORTED_DPO, *REPORTED_RM) if name in logs}}
-        )
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        models.mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
-
-
 def learn(
     settings: TrainerSettings,
     model: PreTrainedModel,
@@ -278,12 +249,14 @@ def learn(
     kind, config, own = _METHODS[type(settings)]
     fields = common_fields(settings, folder, model.num_parameters()) | own(settings)
     with _config_kept(model), nullcontext() if isinstance(settings, SFTSettings) else models.still(model):
-        trainer = _trainer(kind, configured(config, fields), model, tokenizer, data, on_step)
+        trainer = _trainer(kind, configured(config, fields), settings, model, tokenizer, data)
+        steps = Steps(trainer, settings, on_step, first_of_dpo if isinstance(settings, DPOSettings) else None)
+        trainer.add_callback(steps)
         run(trainer)
-        metrics = evaluate(trainer)
+        metrics = evaluate(trainer) | steps.keep()
     trained = trainer.accelerator.unwrap_model(trainer.model)
-    steps = int(trainer.state.global_step)
-    return models.save(trained, tokenizer, folder, data.counts, steps=steps, metrics=metrics, began=began)
+    taken = int(trainer.state.global_step)
+    return models.save(trained, tokenizer, folder, data.counts, steps=taken, metrics=metrics, began=began)
 
 
 _METHODS: dict[type, tuple[type, type, Callable[[Any], dict[str, Any]]]] = {
@@ -293,7 +266,9 @@ _METHODS: dict[type, tuple[type, type, Callable[[Any], dict[str, Any]]]] = {
 }
 
 
-def _trainer(kind: type, config: Any, model: Any, tokenizer: Any, data: TokenizedData, on_step: OnStep) -> Any:
+def _trainer(
+    kind: type, config: Any, settings: TrainerSettings, model: Any, tokenizer: Any, data: TokenizedData
+) -> Any:
     if config.n_gpu > 1:
         raise InputError("several GPUs are visible to one process", fix="set CUDA_VISIBLE_DEVICES=0")
     trainer = kind(
@@ -302,8 +277,8 @@ def _trainer(kind: type, config: Any, model: Any, tokenizer: Any, data: Tokenize
         processing_class=tokenizer,
         train_dataset=datasets.Dataset.from_dict(dict(data.train)),
         eval_dataset=datasets.Dataset.from_dict(dict(data.validation)) if any(data.validation.values()) else None,
-        callbacks=[_Steps(on_step, first_of_dpo if isinstance(config, DPOConfig) else None)],
     )
+    trainer.settings = settings
     trainer.remove_callback(transformers.PrinterCallback)
     return trainer
 
@@ -340,16 +315,18 @@ def first_of_dpo(loss: float) -> None:
 def run(trainer: Any) -> None:
     """Train to the end, from the newest complete checkpoint, if any."""
     checkpoint = models.newest_checkpoint(Path(trainer.args.output_dir))
+    if checkpoint is not None:
+        trainer._total_train_tokens = tokens_before(checkpoint)  # TRL counts from 0 again
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
 
 def evaluate(trainer: Any) -> dict[str, float]:
-    """First and last training loss, and the validation metrics, if there are validation rows."""
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    """First and last training loss, and the validation after the last step, if there are validation rows."""
+    history = trainer.state.log_history
+    losses = [entry["loss"] for entry in history if "loss" in entry]
     metrics = {"first_loss": losses[0], "last_loss": losses[-1]}
     if trainer.eval_dataset is not None:
-        validated = trainer.evaluate()
-        metrics |= {ours: float(validated[theirs]) for theirs, ours in VALIDATED.items() if theirs in validated}
+        metrics |= validations(history)[trainer.state.global_step] | {"validation_rows": len(trainer.eval_dataset)}
     return metrics
 
 
