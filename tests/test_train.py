@@ -430,6 +430,7 @@ def test_the_trained_model_loads_with_its_template_and_stops_at_its_end_token(
     assert model.dtype == torch.float32 and model.config.use_cache
     assert weights(out) != weights(random_model)
     assert {path.name for path in out.iterdir()} == {
+        "README.md",
         "chat_template.jinja",
         "config.json",
         "generation_config.json",
@@ -439,6 +440,7 @@ def test_the_trained_model_loads_with_its_template_and_stops_at_its_end_token(
         "tokenizer.json",
         "tokenizer_config.json",
         "training.json",
+        "training.png",
     }
 
 

@@ -24,6 +24,7 @@ from rlaif.train import job as jobs
 from rlaif.train import rewards
 from rlaif.train.examples import RewardFunction
 from rlaif.train.job import Job, RewardModel
+from rlaif.train.pace import Pace, about
 from rlaif.version import install
 from rlaif.visible import visible, visible_line
 
@@ -64,9 +65,11 @@ def _train(folder: Path, as_json: bool) -> int:
         problem = f"a job is trained by one process, and {ranks} were started"
         raise InputError(problem, fix="start one, for example with accelerate launch --num_processes 1")
     job = jobs.read_job(folder)
+    pace = Pace()
 
     def on_step(figures: dict[str, float]) -> None:
-        _print(figures if as_json else _line(figures), as_json)
+        left = pace.left(figures["step"], figures["steps"])
+        _print(figures if as_json else _line(figures, left), as_json)
         if interrupted.is_set():
             raise KeyboardInterrupt
 
@@ -122,9 +125,18 @@ def _engine(model: RewardModel) -> Any:
     )
 
 
-def _line(figures: dict[str, float]) -> str:
-    shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items() if name not in ("step", "steps"))
-    return f"step {figures['step']:.0f} of {figures['steps']:.0f}: {shown}"
+# Of the figures of a step, those of a line; all are in metrics.jsonl.
+SHOWN = (
+    *("loss", "score", "kl", "learning_rate", "grad_norm", "accuracy", "margin", "rewards/accuracies"),
+    *("rewards/margins", "rewards/chosen", "rewards/rejected", "ended", "length", "entropy"),
+    *("validation_loss", "validation_accuracy"),
+)
+
+
+def _line(figures: dict[str, float], left: float | None) -> str:
+    shown = ", ".join(f"{name} {figures[name]:.4g}" for name in SHOWN if name in figures)
+    rest = "" if left is None else f"; {about(left)}"
+    return f"step {figures['step']:.0f} of {figures['steps']:.0f}: {shown}{rest}"
 
 
 def _print(line: Any, as_json: bool) -> None:

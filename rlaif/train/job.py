@@ -6,6 +6,7 @@
         data/train.parquet      training examples, one a row
         data/validation.parquet validation examples, where the method uses them
         metrics.jsonl           the figures of every step, which go with the model
+        runs/                   the same for TensorBoard, if asked for
         checkpoint-N/           after step N
         best-N/                 the weights of the best step by validation, where it is kept
         final/                  the trained model, before it is moved to NAME
@@ -23,6 +24,7 @@ import os
 import re
 import shutil
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -41,6 +43,7 @@ from rlaif.errors import InputError, RlaifError, WorkError, first_line, plainly
 from rlaif.files import FULL, json_of, lock, text_of, why, write_json, write_text
 from rlaif.judges.verifiers import Check
 from rlaif.records import Message, Split, digest
+from rlaif.train.card import CARD, Facts, base_of, card_of
 from rlaif.train.examples import (
     Demonstration,
     Example,
@@ -50,7 +53,9 @@ from rlaif.train.examples import (
     RewardFunction,
 )
 from rlaif.train.log import METRICS, StepLog
-from rlaif.version import __version__
+from rlaif.train.plots import PICTURE, draw
+from rlaif.train.reporting import TRACKED
+from rlaif.version import __version__, install
 
 FORMAT = 1
 TRAINING = 3  # raised when a change here makes another model of the same inputs
@@ -64,12 +69,15 @@ _BEGINNINGS = {"lock", ".key.tmp"}  # in a folder that was interrupted before it
 # All that a training writes into its job's folder, and into its model's; what a kill may have left is among them.
 _OF_JOB = re.compile(
     r"lock|key|job\.json|data|final|old|error\.txt|\.(key|job\.json|data)\.tmp|checkpoint-\d+|tmp-checkpoint-\d+"
-    r"|metrics\.jsonl|\.metrics\.jsonl\.tmp|(tmp-)?best-\d+"
+    r"|metrics\.jsonl|\.metrics\.jsonl\.tmp|(tmp-)?best-\d+|runs"
     r"|\.DS_Store|Thumbs\.db|\.nfs\w+"  # file browsers and network disks put them there
 )
 _OF_MODEL = (
-    *ANSWER_FILES, "key", "training.json", METRICS, "training_args.bin", "README.md", ".DS_Store", "Thumbs.db", ".nfs*"
+    *ANSWER_FILES, "key", "training.json", METRICS, PICTURE, "training_args.bin", CARD, ".DS_Store", "Thumbs.db",
+    ".nfs*"
 )  # fmt: skip
+# Folders in a model's, and what lies in them: PPO's value model, and what TensorBoard reads.
+_IN_MODEL = {"value": ANSWER_FILES, TRACKED: ("*tfevents*",)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,11 +225,19 @@ def refuse_foreign(out: Path) -> None:
 
 def _refuse_replaced(out: Path) -> None:
     """Raise InputError for a model's folder that also holds what no training wrote: it would go with the model."""
-    for path in out.iterdir() if out.is_dir() and not out.is_symlink() else ():
-        ours = path.is_file() and any(fnmatch(path.name, pattern) for pattern in _OF_MODEL)
-        if not ours and not (path.is_file() and path.stat().st_size == 0):  # an empty one holds nothing to lose
+    for path in out.rglob("*") if out.is_dir() and not out.is_symlink() else ():
+        if not _is_of_model(path, out):
             problem = "the model is to be trained again, and the file lies in its folder and no training made it"
             raise InputError(problem, file=str(path), fix="move it")
+
+
+def _is_of_model(path: Path, out: Path) -> bool:
+    """Whether what is at `path` in the model's folder `out` is a training's, or an empty file: nothing to lose."""
+    first, *below = path.relative_to(out).parts
+    if path.is_dir() and not path.is_symlink():
+        return first in _IN_MODEL and (not below or first == TRACKED)
+    patterns = _IN_MODEL.get(first, ()) if below else _OF_MODEL
+    return path.is_file() and (not path.stat().st_size or any(fnmatch(path.name, pattern) for pattern in patterns))
 
 
 def _holds_only(folder: Path, names: set[str]) -> bool:
@@ -438,8 +454,7 @@ def train(folder: Path, on_step: OnStep, reward: RewardFunction | None = None) -
                 raise InputError("the trained model's folder exists already", file=str(job.out), fix="remove it")
             with _told(folder):
                 _trained(job, on_step, reward)
-            if (folder / METRICS).exists():
-                shutil.copy(folder / METRICS, folder / "final")
+            _leave(job)
             shutil.copy(folder / "key", folder / "final")  # moved together with the weights
             os.replace(folder / "final", job.out)
             record = finished(job.out, job.key)
@@ -447,6 +462,32 @@ def train(folder: Path, on_step: OnStep, reward: RewardFunction | None = None) -
         _empty(folder)
         shutil.rmtree(folder)
     return record
+
+
+def _leave(job: Job) -> None:
+    """Put beside the weights what is left of the training: its figures, their curves, the trackers' files, a card.
+
+    A picture that cannot be drawn is a note in the record.
+    """
+    final = job.folder / "final"
+    record = json_of(final / "training.json") or {}
+    kept = record.get("metrics", {}).get("kept_step")
+    pictured = False
+    if (job.folder / METRICS).exists():
+        shutil.copy(job.folder / METRICS, final)
+        title = f"{job.out.name}: {job.method} of {base_of(job.base)}"
+        try:
+            pictured = draw(final / METRICS, final / PICTURE, title, kept)
+        except Exception as error:  # the model is whole, whatever becomes of its picture
+            missing = f"matplotlib is not installed ({install('train')})"
+            why_not = missing if isinstance(error, ImportError) else f"{type(error).__name__}: {first_line(error)}"
+            record["notes"] = [*record.get("notes", ()), f"there is no picture of the training: {why_not}"]
+            write_json(final / "training.json", record)
+    if (job.folder / TRACKED).is_dir():
+        shutil.copytree(job.folder / TRACKED, final / TRACKED, dirs_exist_ok=True)
+    sources = Counter(getattr(example, "source", None) for example in job.examples("train"))
+    named = [source for source, _ in sources.most_common() if source]
+    write_text(final / CARD, card_of(Facts(job.out.name, job.settings, job.base, record, named, _versions(), pictured)))
 
 
 def _trained(job: Job, on_step: OnStep, reward: RewardFunction | None) -> None:

@@ -32,6 +32,7 @@ from rlaif.errors import InputError, WorkError
 from rlaif.train.tokens import Counts, beginning
 
 FINAL = "final"  # the trained model's folder inside its job's
+VALUE = "value"  # of PPO's value model, inside the trained model's: no file of it is the policy's
 NEW_PADDING = "<|padding|>"  # of a reward model whose base has no special token to pad with
 
 
@@ -269,3 +270,17 @@ def save(
     record = result._asdict() | {"weights": weights_digest(final)}
     (final / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return result
+
+
+def save_value_model(model: Any, tokens_of: Path, folder: Path) -> None:
+    """Write PPO's value model with the tokenizer in `tokens_of` beside the policy in `final`, as a reward model is.
+
+    Its score at a completion's last token is what it expects of that completion. Raises WorkError for weights that are
+    not finite.
+    """
+    if not_finite(model):
+        raise WorkError("the value model's weights are not finite", fix="lower `value_learning_rate`")
+    tokenizer = load_tokenizer(tokens_of)
+    _pad_apart(model, tokenizer)
+    model.save_pretrained(folder / FINAL / VALUE)
+    tokenizer.save_pretrained(folder / FINAL / VALUE)

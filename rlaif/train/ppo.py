@@ -82,7 +82,7 @@ def train_ppo(
             finally:
                 if len(learner.history) % settings.checkpoint_steps == 0:
                     _write_checkpoint(learner, folder)
-        return models.save(
+        result = models.save(
             learner.policy.model,
             tokenizer,
             folder,
@@ -91,6 +91,9 @@ def train_ppo(
             metrics=summary(learner.history),
             began=began,
         )
+        if settings.keep_value_model:
+            models.save_value_model(learner.value.model, value_init or base, folder)
+        return result
 
 
 def _value_model(base: Path, value_init: Path | None, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:

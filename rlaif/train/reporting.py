@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from rlaif.config import Tracker
 from rlaif.errors import InputError
 
+TRACKED = "runs"  # TensorBoard's folder in a job's, and then in the model's
 # Any of its packages will do.
 PACKAGES: dict[Tracker, tuple[str, ...]] = {
     "tensorboard": ("tensorboard", "tensorboardX"),
