@@ -1,5 +1,7 @@
 """What lies beside a trained model: the picture of its training, its card, PPO's value model; and how long it takes."""
 
+# ruff: noqa: F811 - fixtures of another file
+
 from __future__ import annotations
 
 import asyncio
@@ -80,7 +82,7 @@ def test_a_picture_has_a_plot_for_what_was_reported_and_its_curves_are_the_figur
         loss=loss, validation_loss=validation, logps__chosen=chosen, logps__rejected=rejected, entropy=[None] * 4
     )
     steps[1]["step_time"] = None
-    assert plots.draw(write(tmp_path / "m.jsonl", steps), tmp_path / "p.png", "a $1 model of \u6a21", kept=2)
+    assert plots.draw(write(tmp_path / "m.jsonl", steps), tmp_path / "p.png", r"a $\x$ model of 模", kept=2)
     places = {place.get_title(loc="left"): place for place in drawn[0].axes}
     assert list(places) == ["Loss", "Log-probability of a completion", "Tokens a second"]
     assert curves_of(places["Loss"]) == {"training": loss, "validation": [2.5, 1.5], "weights kept": [0, 1]}
@@ -90,7 +92,7 @@ def test_a_picture_has_a_plot_for_what_was_reported_and_its_curves_are_the_figur
     assert [list(line.get_ydata()) for line in places["Tokens a second"].get_lines()][:1] == [
         [50.0]
     ]  # without validation
-    assert [text.get_text() for text in drawn[0].texts] == ["a $1 model of ?"]
+    assert [text.get_text() for text in drawn[0].texts] == [r"a $\x$ model of ?"]
     assert (tmp_path / "p.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
@@ -139,7 +141,7 @@ def test_a_training_without_its_picture_is_a_training_with_a_note(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     failure: type[Exception],
-    told: str,  # noqa: F811
+    told: str,
 ) -> None:
     def fails(*_: Any) -> Any:
         raise failure("no")
@@ -156,7 +158,7 @@ def test_a_training_without_its_picture_is_a_training_with_a_note(
 def test_the_card_is_one_of_the_hubs_and_tells_data_settings_and_figures(
     train: Train,
     tmp_path: Path,
-    random_model: Path,  # noqa: F811
+    random_model: Path,
 ) -> None:
     sources = ["org/pairs"] * 14 + ["`own`.jsonl"] * 6 + ["a|b\nc"] * 4
     pairs = [PreferencePair(p.prompt, p.chosen, p.rejected, source=s) for p, s in zip(PAIRS, sources, strict=True)]
@@ -191,7 +193,7 @@ def test_the_card_is_one_of_the_hubs_and_tells_data_settings_and_figures(
 
 
 @pytest.mark.parametrize("method", ["sft", "rm"])
-def test_the_cards_python_runs(train: Train, tmp_path: Path, method: str) -> None:  # noqa: F811
+def test_the_cards_python_runs(train: Train, tmp_path: Path, method: str) -> None:
     train(method, "out", max_steps=1)
     text = (tmp_path / "out/README.md").read_text(encoding="utf-8")
     code = text.partition("```python\n")[2].partition("```")[0].replace("path/to/this/folder", str(tmp_path / "out"))
@@ -220,7 +222,7 @@ def test_ppos_value_model_lies_in_the_models_folder_and_is_no_part_of_the_policy
     train: Train,
     random_model: Path,
     tmp_path: Path,
-    kept: bool,  # noqa: F811
+    kept: bool,
 ) -> None:
     record = train("ppo", "out", keep_value_model=kept)
     out, value = tmp_path / "out", tmp_path / "out/value"
@@ -244,7 +246,7 @@ def test_ppos_value_model_lies_in_the_models_folder_and_is_no_part_of_the_policy
 
 def test_a_folder_of_a_tracker_goes_with_the_model_and_a_persons_folder_is_left_alone(
     train: Train,
-    tmp_path: Path,  # noqa: F811
+    tmp_path: Path,
 ) -> None:
     def write_events(step: dict[str, float]) -> None:
         runs = tmp_path / "out.partial/runs/now_here"
@@ -292,7 +294,7 @@ def test_the_lines_of_a_training_say_what_is_left(
 def test_the_command_of_a_job_says_what_is_left(
     train: Train,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def interrupt(step: dict[str, float]) -> None:
         raise KeyboardInterrupt

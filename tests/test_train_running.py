@@ -355,6 +355,40 @@ def test_a_tracker_that_is_not_installed_is_named_before_anything_is_trained(tra
             train("sft", "out", report_to=tracker)
 
 
+WRITER = """
+import json, pathlib
+
+class SummaryWriter:
+    def __init__(self, log_dir):
+        self.file = pathlib.Path(log_dir) / "events.out.tfevents.1"
+        self.file.parent.mkdir(parents=True)
+
+    def add_scalar(self, name, value, step):
+        with self.file.open("a") as file:
+            file.write(json.dumps([name, value, step]) + "\\n")
+
+    def add_text(self, name, text): ...
+    def flush(self): ...
+    def close(self): ...
+"""
+
+
+def test_a_tracker_gets_every_figure_and_its_files_lie_beside_the_model(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorBoard is not installed here: in its place is a package with the writer's four methods."""
+    (tmp_path / "site/tensorboardX").mkdir(parents=True)
+    (tmp_path / "site/tensorboardX/__init__.py").write_text(WRITER)
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    train("dpo", "out", report_to="tensorboard")
+    (events,) = (tmp_path / "out/runs").rglob("events*")
+    told = {(name, step): value for name, value, step in map(json.loads, events.read_text().splitlines())}
+    for line in lines_of(tmp_path / "out"):
+        assert told["train/rewards/chosen", line["step"]] == line["rewards/chosen"]
+    assert told["eval/loss", 6] == lines_of(tmp_path / "out")[-1]["validation_loss"]
+    assert not (tmp_path / "out.partial").exists()
+
+
 def test_nothing_is_sent_anywhere(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where nobody has said that the hub is not there, as the other tests do."""
     import socket

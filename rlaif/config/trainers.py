@@ -137,11 +137,13 @@ class TrainerSettings(Training):
     def _schedule_fits(self) -> TrainerSettings:
         for name in ("decay", "decay_shape"):
             if self.schedule != "wsd" and getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f"`{name}` is of `schedule: wsd`, and the schedule is {self.schedule}")
+                problem = f"`{name}` is of `schedule: wsd`, and the schedule is {self.schedule}"
+                raise ValueError(f"{problem}: leave it out, or write that schedule")
         if self.schedule == "constant" and self.min_rate:
-            raise ValueError("`min_rate` is of schedules that fall, and the schedule is constant")
+            raise ValueError("`min_rate` is of schedules that fall, and the schedule is constant: leave it out")
         if self.schedule == "wsd" and self.warmup + self.decay > 1:
-            raise ValueError(f"`warmup` ({self.warmup:g}) and `decay` ({self.decay:g}) are more than all steps")
+            problem = f"`warmup` ({self.warmup:g}) and `decay` ({self.decay:g}) are more than all steps"
+            raise ValueError(f"{problem}: lower one of them")
         return self
 
 

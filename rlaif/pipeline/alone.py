@@ -37,6 +37,7 @@ def one_trainer(method: str, base: str, data: str, name: str, settings: Sequence
     models = {"base": {"engine": "transformers", "path": base}}
     reads = "prompts" if TRAINERS[method].takes == "prompts" else "data"
     given: dict[Position, str] = {("models", "base", "path"): "--base", ("stages", 0, reads, "path"): "--data"}
+    given[("stages", 1, "train", method)] = method  # settings that do not go together
     given[("stages", 1, "train", method, "base")] = "--base"
     given[("stages", 1, "train", method, "reward")] = "--reward"
     if reward is not None:
