@@ -361,6 +361,7 @@ def test_every_iteration_is_reported(whole: Whole) -> None:
     assert set(steps[0]) == {
         *("step", "steps", "score", "kl", "objective", "ended", "length", "policy_loss", "value_loss"),
         *("clip_fraction", "approx_kl", "entropy", "explained_variance", "learning_rate", "unscored", "ratio_start"),
+        *("grad_norm", "value_grad_norm", "tokens"),
     }
     assert all(math.isfinite(value) for step in steps for value in step.values())
     assert [step["ratio_start"] for step in steps] == pytest.approx([1.0] * 6, abs=1e-5)
@@ -544,8 +545,7 @@ def test_two_checkpoints_are_kept(train: Train, tmp_path: Path) -> None:
         seen.append({path.parent.name for path in (tmp_path / "out.partial").glob("*/complete")})
 
     train("out", look, iterations=4, checkpoint_steps=1)
-    assert seen[0] == {"checkpoint-1"}
-    assert seen[-1] == {"checkpoint-3", "checkpoint-4"}
+    assert seen == [set(), {"checkpoint-1"}, {"checkpoint-1", "checkpoint-2"}, {"checkpoint-2", "checkpoint-3"}]
 
 
 # ---------------------------------------------------------------- saved
@@ -562,6 +562,7 @@ def test_the_trained_policy_loads_and_says_what_its_training_was(whole: Whole, r
     assert {path.name for path in out.iterdir()} == {
         *("chat_template.jinja", "config.json", "generation_config.json", "key", "model.safetensors"),
         *("tokenizer.json", "tokenizer_config.json", "training.json"),
+        *("README.md", "metrics.jsonl", "training.png", "value"),
     }
     record = json.loads((out / "training.json").read_text(encoding="utf-8"))
     assert record == vars(result) and record["weights"] == weights_digest(out)

@@ -39,6 +39,7 @@ from rlaif.train.examples import Demonstration, Example, OnStep, PreferencePair
 from rlaif.train.job import Job
 from rlaif.train.pairs import IDS
 from rlaif.train.pairs import tokenize as tokenize_pairs
+from rlaif.train.steps import RECORDED
 from rlaif.train.tokens import Counts, trainable_chat
 
 Steps = list[dict[str, float]]
@@ -229,19 +230,6 @@ def test_a_reward_model_orders_a_padded_batch_as_single_texts(tmp_path: Path, en
     assert alone.std() > 0.05  # a head that read nothing would pass too
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
-def test_the_learning_rate_rises_from_its_first_step_and_never_stands_at_nothing(schedule: str) -> None:
-    name = "constant_with_warmup" if schedule == "constant" else schedule
-    for warmup, steps in ((0, 1), (1, 1), (1, 10), (3, 30)):
-        share = trl.share_of_rate(name, warmup, steps)
-        rates = [share(step) for step in range(steps)]
-        assert all(0 < rate <= 1 for rate in rates) and max(rates) == 1
-        assert rates[:warmup] == [(step + 1) / warmup for step in range(warmup)]
-        assert rates[warmup:] == sorted(rates[warmup:], reverse=True)
-    assert trl.share_of_rate("linear", 0, 4)(3) == pytest.approx(0.25)
-    assert trl.share_of_rate("cosine", 0, 4)(2) == pytest.approx(0.5)
-
-
 @METHODS
 def test_a_training_of_one_step_moves_the_weights_prints_nothing_and_leaves_the_libraries_as_they_were(
     random_model: Path, tmp_path: Path, method: str, capfd: pytest.CaptureFixture[str]
@@ -269,13 +257,17 @@ def test_the_loss_falls_and_every_step_is_reported(whole: Callable[[str], Whole]
     assert result.steps == 6 and result.seconds > 0
     assert result.metrics["last_loss"] < 0.9 * result.metrics["first_loss"]
     assert result.metrics["validation_loss"] < 0.9 * result.metrics["first_loss"]
-    reported = {"step", "steps", "loss", "learning_rate", "grad_norm"}
-    reported |= {
-        "sft": set[str](),
+    own = {
+        "sft": {"entropy", "mean_token_accuracy"},
         "rm": {"accuracy", "margin", "mean_reward"},
         "dpo": {*preference_losses.REPORTED, "padding"},
     }[method]
-    assert set(steps[0]) == reported
+    assert set(steps[0]) == {"step", "steps", "loss", "learning_rate", "grad_norm", "epoch", "tokens"} | own
+    validated = {name.replace("rewards/accuracies", "accuracy").replace("rewards/margins", "margin") for name in own}
+    for number, step in enumerate(steps, 1):  # each second one, and the last: a quarter of 6
+        found = {name.removeprefix("validation_") for name in step if name.startswith("validation_")}
+        assert found == (validated | {"loss"} if number % 2 == 0 else set())
+    assert all(result.metrics[name] == steps[-1][name] for name in RECORDED if name in steps[-1])
     if method != "sft":
         assert result.metrics["validation_accuracy"] == 1.0 and result.metrics["validation_margin"] > 0
     assert (result.kept, result.cut, result.dropped) == (28, 0, {})  # of both splits
@@ -434,14 +426,17 @@ def test_the_trained_model_loads_with_its_template_and_stops_at_its_end_token(
     assert model.dtype == torch.float32 and model.config.use_cache
     assert weights(out) != weights(random_model)
     assert {path.name for path in out.iterdir()} == {
+        "README.md",
         "chat_template.jinja",
         "config.json",
         "generation_config.json",
         "key",
+        "metrics.jsonl",
         "model.safetensors",
         "tokenizer.json",
         "tokenizer_config.json",
         "training.json",
+        "training.png",
     }
 
 
@@ -532,7 +527,7 @@ def test_several_gpus_in_one_process_are_refused(tmp_path: Path) -> None:
     config = trl.configured(SFTConfig, trl.common_fields(sft_settings(), tmp_path, 0))
     config._n_gpu = 2
     with pytest.raises(InputError, match="several GPUs.*CUDA_VISIBLE_DEVICES"):
-        trl._trainer(trl._SFT, config, None, None, trl.TokenizedData({}, {}, Counts()), lambda _: None)
+        trl._trainer(trl._SFT, config, sft_settings(), None, None, trl.TokenizedData({}, {}, Counts()))
 
 
 def test_the_methods_of_trl_that_are_replaced_exist() -> None:

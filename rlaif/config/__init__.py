@@ -57,6 +57,7 @@ from rlaif.config.trainers import (
     PPOSettings,
     RMSettings,
     SFTSettings,
+    Tracker,
     TrainerSettings,
     Training,
 )
@@ -106,6 +107,7 @@ __all__ = [
     "TRAINERS",
     "Text",
     "TextCheck",
+    "Tracker",
     "TrainStage",
     "TrainerSettings",
     "Training",

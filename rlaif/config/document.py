@@ -7,9 +7,9 @@ error that names file, line and key, and the fix.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
@@ -28,6 +28,7 @@ OneOrSeveral = BeforeValidator(lambda value: (value,) if isinstance(value, str) 
 
 class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
+    elsewhere: ClassVar[Mapping[str, str]] = {}  # what other projects call a key, and its name here
 
     def put(self, position: Position, value: Any) -> Self:
         """These settings with another value at a position."""
@@ -287,8 +288,9 @@ def _first_error(error: ValidationError, model: type[BaseModel], document: Docum
     # "[key]" is pydantic's word for "in the key itself".
     wrong_at = (*position, *(part for part in first["loc"] if part != "[key]"))
     if first["type"] == "extra_forbidden":
-        known = _keys(_model_at(model, first["loc"][:-1]))
-        return document.error("unknown key", wrong_at, nearest(str(first["loc"][-1]), known))
+        return document.error(
+            "unknown key", wrong_at, _named_here(first["loc"][-1], _model_at(model, first["loc"][:-1]))
+        )
     if first["type"] == "missing" and isinstance(first["loc"][-1], int):  # of a list of a certain length
         return document.error("expected more items", wrong_at[:-1])
     if first["type"] == "missing":
@@ -296,6 +298,15 @@ def _first_error(error: ValidationError, model: type[BaseModel], document: Docum
     if first["type"] == "value_error":  # our own message; the value is left out, since it may be a secret
         return document.error(first["msg"].removeprefix("Value error, "), wrong_at)
     return document.error(f"{plainly(first)}, found {shown(first['input'])}", wrong_at)
+
+
+def _named_here(key: str | int, model: type[BaseModel]) -> str:
+    """The key's name here, where it is another project's; else the nearest names."""
+    known = _keys(model)
+    group, _, inner = getattr(model, "elsewhere", {}).get(str(key), "").partition(".")
+    if group in known:
+        return f"write `{group}: {{{inner}: ...}}`" if inner else f"it is called `{group}` here"
+    return nearest(str(key), known)
 
 
 def _model_at(model: type[BaseModel], position: Sequence[str | int]) -> type[BaseModel]:

@@ -5,6 +5,7 @@ To add a trainer: its settings here with their line in TRAINERS, and `train/NAME
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -21,6 +22,51 @@ Precision = Literal["auto", "float32", "bfloat16"]
 Takes = Literal["demonstrations", "preferences", "prompts"]
 
 
+# What TRL, axolotl, LLaMA-Factory and OpenRLHF call a setting, and its name here: for the error of an unknown key. A
+# name with a dot is one of a group's.
+ELSEWHERE = {
+    **dict.fromkeys(("per_device_train_batch_size", "micro_batch_size", "train_batch_size"), "batch_size"),
+    "gradient_accumulation_steps": "accumulate",
+    **dict.fromkeys(("num_train_epochs", "num_epochs", "num_ppo_epochs", "max_epochs"), "epochs"),
+    **dict.fromkeys(("lr_scheduler_type", "lr_scheduler"), "schedule"),
+    **dict.fromkeys(("warmup_ratio", "warmup_steps", "lr_warmup_ratio"), "warmup"),
+    **dict.fromkeys(("lr", "actor_learning_rate"), "learning_rate"),
+    **dict.fromkeys(("min_lr", "min_lr_rate", "cosine_min_lr_ratio"), "min_rate"),
+    **dict.fromkeys(("max_seq_length", "max_seq_len", "sequence_len", "cutoff_len", "max_len"), "max_length"),
+    **dict.fromkeys(("eval_steps", "evals_per_epoch", "eval_strategy"), "evaluate_every"),
+    **dict.fromkeys(("save_steps", "saves_per_epoch", "save_strategy"), "checkpoint_steps"),
+    **dict.fromkeys(("load_best_model_at_end", "metric_for_best_model"), "keep"),
+    **dict.fromkeys(("bf16", "torch_dtype"), "dtype"),
+    **dict.fromkeys(("rl_beta", "pref_beta", "kl_coef", "init_kl_coef"), "beta"),
+    "center_rewards_coefficient": "center",
+    **dict.fromkeys(("chat_template", "chat_template_path"), "template"),
+    **dict.fromkeys(("lora_r", "lora_rank"), "lora.r"),
+    "lora_alpha": "lora.alpha",
+    "lora_dropout": "lora.dropout",
+    **dict.fromkeys(("lora_target_modules", "lora_target", "lora_target_linear"), "lora.target"),
+    **dict.fromkeys(("load_in_4bit", "quantization_bit"), "lora.quantized"),
+    **dict.fromkeys(("use_peft", "adapter", "finetuning_type"), "lora"),
+    **dict.fromkeys(("sample_packing", "neat_packing", "packing_samples"), "packing"),
+    "l2": "weight_decay",
+    "data_seed": "seed",
+    **dict.fromkeys(("use_wandb", "wandb_project"), "report_to"),
+    **dict.fromkeys(("loss_type", "pref_loss", "dpo_loss_type"), "loss"),
+    "dpo_label_smoothing": "label_smoothing",
+    **dict.fromkeys(("cliprange", "eps_clip"), "clip"),
+    "cliprange_value": "value_clip",
+    **dict.fromkeys(("lam", "lambd"), "gae_lambda"),
+    **dict.fromkeys(("response_length", "max_new_tokens", "max_completion_length"), "max_tokens"),
+    "max_steps": "iterations",  # of PPO; the others have it
+    "mini_batch_size": "minibatch_size",
+    "critic_learning_rate": "value_learning_rate",
+    **dict.fromkeys(("base_model", "model_name_or_path"), "base"),
+    "reward_model_path": "reward",
+    **dict.fromkeys(("dataset", "datasets", "dataset_name"), "data"),
+    "output_dir": "name",
+}
+Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]
+
+
 class Training(Settings):
     """The settings of every trainer. Sizes are in sequences and tokens."""
 
@@ -29,6 +75,7 @@ class Training(Settings):
     reads: ClassVar[tuple[str, ...]]  # the kinds of stage with such data
     unused: ClassVar[tuple[Split, ...]] = ("held-out",)  # splits that it does not use
     scores: ClassVar[bool] = False  # its model has a reward head and does not generate
+    elsewhere: ClassVar[Mapping[str, str]] = ELSEWHERE
 
     base: Name
     name: Name
@@ -101,8 +148,16 @@ class TrainerSettings(Training):
     epochs: float = Field(default=1.0, gt=0)
     batch_size: int = Field(default=16, gt=0)
     accumulate: int = Field(default=1, gt=0)
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    max_steps: int | None = Field(default=None, gt=0)  # in place of `epochs`
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
     warmup: float = Field(default=0.1, ge=0, lt=1)  # share of the steps
+    decay: float = Field(default=0.1, gt=0, le=1)  # share of the steps at the end in which `wsd` falls
+    decay_shape: Literal["1-sqrt", "linear"] = "1-sqrt"  # how it falls
+    min_rate: float = Field(default=0.0, ge=0, lt=1)  # share of the learning rate that a falling schedule ends at
+    weight_decay: float = Field(default=0.0, ge=0, le=1)  # of all weights but biases and norms
+    evaluate_every: float = Field(default=0.25, gt=0)  # steps from one validation to the next; below 1 a share of all
+    keep: Literal["last", "best"] = "last"  # the step whose weights are saved; best by validation
+    report_to: Annotated[tuple[Tracker, ...], OneOrSeveral] = ()  # beside metrics.jsonl
     # The weights are held in; auto: float32 where they are trained, and what is computed in where they are frozen.
     weights: Precision = "auto"
     lora: LoRASettings | None = None
@@ -111,6 +166,29 @@ class TrainerSettings(Training):
 
     processes: int = Field(default=1, gt=0, le=1024)  # that share each batch: one for each GPU
     launch: str | None = None  # a configuration of accelerate that starts them, such as accelerate/fsdp2.yaml
+
+    # How `keep: best` compares two validations: figures by importance, and whether less of it is better.
+    best_by: ClassVar[tuple[tuple[str, bool], ...]] = (("validation_accuracy", False), ("validation_loss", True))
+
+    @field_validator("evaluate_every")
+    @classmethod
+    def _whole_steps(cls, every: float) -> float:
+        if every >= 1 and every != int(every):
+            raise ValueError(f"{every:g} steps are no whole number; give a share of all steps below 1, or whole steps")
+        return every
+
+    @model_validator(mode="after")
+    def _schedule_fits(self) -> TrainerSettings:
+        for name in ("decay", "decay_shape"):
+            if self.schedule != "wsd" and getattr(self, name) != type(self).model_fields[name].default:
+                problem = f"`{name}` is of `schedule: wsd`, and the schedule is {self.schedule}"
+                raise ValueError(f"{problem}: leave it out, or write that schedule")
+        if self.schedule == "constant" and self.min_rate:
+            raise ValueError("`min_rate` is of schedules that fall, and the schedule is constant: leave it out")
+        if self.schedule == "wsd" and self.warmup + self.decay > 1:
+            problem = f"`warmup` ({self.warmup:g}) and `decay` ({self.decay:g}) are more than all steps"
+            raise ValueError(f"{problem}: lower one of them")
+        return self
 
     @model_validator(mode="after")
     def _launched(self) -> Self:
@@ -140,6 +218,7 @@ class SFTSettings(TrainerSettings):
     method = "sft"
     takes = "demonstrations"
     reads = ("data", "sample", "verify", "rate", "score", "revise")
+    best_by = (("validation_loss", True),)
     learning_rate: LearningRate = 2e-5
     packing: bool = False  # several rows in one sequence of `max_length` tokens; `batch_size` then counts sequences
     # The share of each stage of `data`, by rows or by tokens; by default all rows once an epoch.
@@ -294,6 +373,7 @@ class PPOSettings(Training):
     value_clip: float = Field(default=0.2, gt=0)
     missing_eos_penalty: float = Field(default=1.0, ge=0)  # subtracted from the score of a completion that does not end
     checkpoint_steps: int = Field(default=10, gt=0)
+    keep_value_model: bool = True  # in `value`, in the model's folder: a start for another PPO, and a critic to look at
 
     @property
     def reward_model(self) -> str | None:

@@ -52,6 +52,7 @@ def one_trainer(
     reads = "prompts" if TRAINERS[method].takes == "prompts" else "data"
     given: dict[Position, str] = {("models", "base", "path"): "--base", ("stages", 0, reads, "path"): "--data"}
     given[("models", "base", "adapter")] = "--adapter"
+    given[("stages", 1, "train", method)] = method  # settings that do not go together
     given[("stages", 1, "train", method, "base")] = "--base"
     given[("stages", 1, "train", method, "reward")] = "--reward"
     reading = {key: value for key, value in (read or {}).items() if value is not None}

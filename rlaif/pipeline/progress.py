@@ -15,6 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from rlaif.screen import Console, Text, guarded, line
+from rlaif.train.pace import Pace, about
 
 LINE_EVERY = 10.0  # seconds between plain lines of a running stage
 
@@ -42,6 +43,8 @@ class _Stage:
         self.done, self.failed = 0, Counter[str]()
         self.began, self.ended = time.monotonic(), 0.0
         self.detail = self.pulse = ""
+        self.pace = Pace()  # of a training
+        self.left: float | None = None  # seconds, after its last step
 
     @property
     def seconds(self) -> float:
@@ -82,12 +85,16 @@ class Silent:
             int(values.get("step", stage.done)),
             int(values.get("steps", stage.total or 0)) or None,
         )
+        if "step" in values and "steps" in values:
+            stage.left = stage.pace.left(values["step"], values["steps"])
         shown = {
             "loss": "loss",
             "rewards/accuracies": "accuracy",
             "rewards/margins": "margin",
             "accuracy": "accuracy",
             "margin": "margin",
+            "rewards/chosen": "chosen",
+            "rewards/rejected": "rejected",
             "score": "score",
             "kl": "KL",
             "ended": "ended",
@@ -159,7 +166,8 @@ class Lines(Silent):
     def _tick(self) -> None:
         stage = self.stages[-1]
         if time.monotonic() - self._last >= LINE_EVERY:
-            parts = (stage.count(), stage.detail, f"{stage.seconds:.0f} s", stage.pulse)
+            left = "" if stage.left is None else about(stage.left)
+            parts = (stage.count(), stage.detail, f"{stage.seconds:.0f} s", left, stage.pulse)
             self._print(f"{stage.name}: {'  '.join(part for part in parts if part)}")
 
     def end(self, name: str, outcome: str) -> None:
@@ -215,6 +223,8 @@ class Screen(Silent):
 
     @staticmethod
     def _remaining(stage: _Stage) -> str:
+        if stage.left is not None:
+            return f"  {about(stage.left)}"
         if not stage.total or stage.done < max(3, stage.total // 50):
             return ""
-        return f"  about {stage.seconds / stage.done * (stage.total - stage.done):.0f} s left"
+        return f"  {about(stage.seconds / stage.done * (stage.total - stage.done))}"

@@ -26,6 +26,7 @@ from rlaif.train import job as jobs
 from rlaif.train import processes, ranks, rewards
 from rlaif.train.examples import RewardFunction
 from rlaif.train.job import Job, RewardModel
+from rlaif.train.pace import Pace, about
 from rlaif.version import install
 from rlaif.visible import visible, visible_line
 
@@ -66,11 +67,13 @@ def _train(folder: Path, as_json: bool) -> int:
     job = jobs.read_job(folder)
     if ranks.count() > 1 and not isinstance(job.settings, TrainerSettings):
         raise InputError(f"{job.method} is trained by one process, and {ranks.count()} were started", fix="start one")
+    pace = Pace()
 
     def on_step(figures: dict[str, float]) -> None:
         if ranks.is_first():
-            _print(figures if as_json else _line(figures), as_json)
-        if _any(interrupted.is_set()):
+            left = pace.left(figures["step"], figures["steps"])
+            _print(figures if as_json else _line(figures, left), as_json)
+        if ranks.in_any(interrupted.is_set()):  # all end after the same step, or those that go on wait for ever
             raise KeyboardInterrupt
 
     with _signals_noted(interrupted), _reward(job) as reward:
@@ -82,15 +85,6 @@ def _train(folder: Path, as_json: bool) -> int:
         done = f"{record['kept']:,} examples, {record['steps']:,} steps; the model is in {job.out}"
         _print({"model": str(job.out), **record} if as_json else done, as_json)
     return 0
-
-
-def _any(mine: bool) -> bool:
-    """Whether it is so in any process: all must end after the same step, or those that go on wait for ever."""
-    if ranks.count() == 1:
-        return mine
-    from rlaif.train.trl import in_any
-
-    return in_any(mine)
 
 
 @contextmanager
@@ -137,9 +131,18 @@ def _engine(model: RewardModel) -> Any:
     )  # fmt: skip
 
 
-def _line(figures: dict[str, float]) -> str:
-    shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items() if name not in ("step", "steps"))
-    return f"step {figures['step']:.0f} of {figures['steps']:.0f}: {shown}"
+# Of the figures of a step, those of a line; all are in metrics.jsonl.
+SHOWN = (
+    *("loss", "score", "kl", "learning_rate", "grad_norm", "accuracy", "margin", "rewards/accuracies"),
+    *("rewards/margins", "rewards/chosen", "rewards/rejected", "ended", "length", "entropy"),
+    *("validation_loss", "validation_accuracy"),
+)
+
+
+def _line(figures: dict[str, float], left: float | None) -> str:
+    shown = ", ".join(f"{name} {figures[name]:.4g}" for name in SHOWN if name in figures)
+    rest = "" if left is None else f"; {about(left)}"
+    return f"step {figures['step']:.0f} of {figures['steps']:.0f}: {shown}{rest}"
 
 
 def _print(line: Any, as_json: bool) -> None:

@@ -6,7 +6,10 @@
         data/train.parquet      training examples, one a row
         data/validation.parquet validation examples, where the method uses them
         references/             of DPO: the base model's log-probabilities, see `train.references`
+        metrics.jsonl           the figures of every step, which go with the model
+        runs/                   the same for TensorBoard, if asked for
         checkpoint-N/           after step N
+        best-N/                 the weights of the best step by validation, where it is kept
         final/                  the trained model, before it is moved to NAME
         lock                    one process at a time trains here
 
@@ -22,8 +25,9 @@ import os
 import re
 import shutil
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from functools import cache
@@ -42,6 +46,7 @@ from rlaif.files import FULL, json_of, lock, text_of, why, write_json, write_tex
 from rlaif.judges.verifiers import Check
 from rlaif.records import Message, Split, digest
 from rlaif.train import ranks
+from rlaif.train.card import CARD, Facts, base_of, card_of
 from rlaif.train.examples import (
     Demonstration,
     Example,
@@ -50,34 +55,34 @@ from rlaif.train.examples import (
     PromptOnly,
     RewardFunction,
 )
-from rlaif.version import __version__
+from rlaif.train.log import METRICS, StepLog
+from rlaif.train.plots import PICTURE, draw
+from rlaif.train.reporting import TRACKED
+from rlaif.version import __version__, install
 
 FORMAT = 1
 TRAINING = 3  # raised when a change here makes another model of the same inputs
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft")  # a trained model depends on their versions
-IRRELEVANT = {
-    "base",
-    "name",
-    "data",
-    "reward",
-    "checkpoint_steps",
-    "recompute",
-    "processes",
-    "launch",
-}  # they do not change the weights
+IRRELEVANT = {  # they do not change the weights
+    *("base", "name", "data", "reward", "checkpoint_steps", "recompute", "processes", "launch"),
+    *("report_to", "keep_value_model"),
+}
 _OF_PAIR = ("chosen", "rejected", "margin", "probability", "source")
 BATCH = 1000  # examples in memory while Parquet is written or read
 NO_KEY = ""  # of a job whose removal was interrupted
 _BEGINNINGS = {"lock", ".key.tmp"}  # in a folder that was interrupted before its key was written
 # All that a training writes into its job's folder, and into its model's; what a kill may have left is among them.
 _OF_JOB = re.compile(
-    r"lock|key|job\.json|data|references|final|old|error\.txt|\.(key|job\.json|data)\.tmp|checkpoint-\d+|tmp-checkpoint-\d+"
+    r"lock|key|job\.json|data|references|final|old|error\.txt|\.(key|job\.json|data)\.tmp|(tmp-)?checkpoint-\d+"
+    r"|metrics\.jsonl|\.metrics\.jsonl\.tmp|(tmp-)?best-\d+|runs"
     r"|\.DS_Store|Thumbs\.db|\.nfs\w+"  # file browsers and network disks put them there
 )
 _OF_MODEL = (
-    *ANSWER_FILES, "adapter_config.json", "key", "training.json", "training_args.bin", "README.md",
+    *ANSWER_FILES, "adapter_config.json", "key", "training.json", METRICS, PICTURE, "training_args.bin", CARD,
     ".DS_Store", "Thumbs.db", ".nfs*",
 )  # fmt: skip
+# Folders in a model's, and what lies in them: PPO's value model, and what TensorBoard reads.
+_IN_MODEL = {"value": ANSWER_FILES, TRACKED: ("*tfevents*",)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,10 +140,12 @@ def training_key(settings: Training, base: str, examples: str, template: str | N
     `base` is the digest of the base model's weights (how it is sampled does not matter), `examples` a `Survey`'s
     digest, `reward` the identity of the reward, a reward model's precision included.
     """
+    kept_last = getattr(settings, "keep", "last") == "last"  # then it does not matter when there is a validation
+    irrelevant = IRRELEVANT | ({"evaluate_every"} if kept_last else set())
     return digest(
         {
             "trainer": settings.method,
-            "settings": settings.model_dump(mode="json", exclude=IRRELEVANT),
+            "settings": settings.model_dump(mode="json", exclude=irrelevant),
             "base": base,
             "reward": reward,
             "lessons": examples,
@@ -225,11 +232,19 @@ def refuse_foreign(out: Path) -> None:
 
 def _refuse_replaced(out: Path) -> None:
     """Raise InputError for a model's folder that also holds what no training wrote: it would go with the model."""
-    for path in out.iterdir() if out.is_dir() and not out.is_symlink() else ():
-        ours = path.is_file() and any(fnmatch(path.name, pattern) for pattern in _OF_MODEL)
-        if not ours and not (path.is_file() and path.stat().st_size == 0):  # an empty one holds nothing to lose
+    for path in out.rglob("*") if out.is_dir() and not out.is_symlink() else ():
+        if not _is_of_model(path, out):
             problem = "the model is to be trained again, and the file lies in its folder and no training made it"
             raise InputError(problem, file=str(path), fix="move it")
+
+
+def _is_of_model(path: Path, out: Path) -> bool:
+    """Whether what is at `path` in the model's folder `out` is a training's, or an empty file: nothing to lose."""
+    first, *below = path.relative_to(out).parts
+    if path.is_dir() and not path.is_symlink():
+        return first in _IN_MODEL and (not below or first == TRACKED)
+    patterns = _IN_MODEL.get(first, ()) if below else _OF_MODEL
+    return path.is_file() and (not path.stat().st_size or any(fnmatch(path.name, pattern) for pattern in patterns))
 
 
 def _holds_only(folder: Path, names: set[str]) -> bool:
@@ -467,6 +482,7 @@ def train(folder: Path, on_step: OnStep, reward: RewardFunction | None = None) -
                 raise InputError("the trained model's folder exists already", file=str(job.out), fix="remove it")
             with _told(folder):
                 _trained(job, on_step, reward)
+            _leave(job)
             shutil.copy(folder / "key", folder / "final")  # moved together with the weights
             os.replace(folder / "final", job.out)
             record = finished(job.out, job.key)
@@ -484,11 +500,42 @@ def _followed(job: Job, on_step: OnStep) -> dict[str, Any]:
     return record or {}
 
 
+def _leave(job: Job) -> None:
+    """Put beside the weights what is left of the training: its figures, their curves, the trackers' files, a card.
+
+    A picture that cannot be drawn is a note in the record.
+    """
+    final = job.folder / "final"
+    record = json_of(final / "training.json") or {}
+    kept = record.get("metrics", {}).get("kept_step")
+    pictured = False
+    if (job.folder / METRICS).exists():
+        shutil.copy(job.folder / METRICS, final)
+        title = f"{job.out.name}: {job.method} of {base_of(named(job.base))}"
+        try:
+            pictured = draw(final / METRICS, final / PICTURE, title, kept)
+        except Exception as error:  # the model is whole, whatever becomes of its picture
+            missing = f"matplotlib is not installed ({install('train')})"
+            why_not = missing if isinstance(error, ImportError) else f"{type(error).__name__}: {first_line(error)}"
+            record["notes"] = [*record.get("notes", ()), f"there is no picture of the training: {why_not}"]
+            write_json(final / "training.json", record)
+    if (job.folder / TRACKED).is_dir():
+        shutil.copytree(job.folder / TRACKED, final / TRACKED, dirs_exist_ok=True)
+    counted = Counter(getattr(example, "source", None) for example in job.examples("train"))
+    sources = [source for source, _ in counted.most_common() if source]
+    write_text(
+        final / CARD,
+        card_of(Facts(job.out.name, job.settings, named(job.base), record, sources, _versions(), pictured)),
+    )
+
+
 def _trained(job: Job, on_step: OnStep, reward: RewardFunction | None) -> None:
     """Train. What nobody foresaw is a WorkError, unless the caller's own function raised it."""
     raised: list[BaseException] = []
 
     def step(figures: dict[str, float]) -> None:
+        if log is not None:
+            log.add(figures)
         try:
             on_step(figures)
         except BaseException as error:
@@ -496,7 +543,8 @@ def _trained(job: Job, on_step: OnStep, reward: RewardFunction | None) -> None:
             raise
 
     try:
-        _METHODS[job.method](job, step, reward)
+        with StepLog(job.folder / METRICS) if ranks.is_first() else nullcontext() as log:
+            _METHODS[job.method](job, step, reward)
     except (RlaifError, OSError):
         raise
     except BaseException as error:

@@ -37,6 +37,7 @@ from rlaif.train import lora, precision, tokens
 from rlaif.train.tokens import Counts, beginning, chat_of
 
 FINAL = "final"  # the trained model's folder inside its job's
+VALUE = "value"  # of PPO's value model, inside the trained model's: no file of it is the policy's
 NEW_PADDING = "<|padding|>"  # of a reward model whose base has no special token to pad with
 
 
@@ -287,6 +288,14 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
+def with_checkpoint(error: WorkError, folder: Path) -> WorkError:
+    """The error of a training that cannot go on, with the last checkpoint in the job's `folder`."""
+    last = newest_checkpoint(folder)
+    if last is None:
+        return error
+    return WorkError(f"{error.message}; the checkpoint after step {step_of(last)} is kept in {last}", fix=error.fix)
+
+
 # ---------------------------------------------------------------- save
 
 
@@ -361,3 +370,17 @@ def _merged(base: Any, adapter: Path) -> PreTrainedModel:
     model, _ = load_net(kind, source, load_config(source), torch.float32)
     shutil.rmtree(adapter)
     return model
+
+
+def save_value_model(model: Any, tokens_of: Source, folder: Path) -> None:
+    """Write PPO's value model with the tokenizer in `tokens_of` beside the policy in `final`, as a reward model is.
+
+    Its score at a completion's last token is what it expects of that completion. Raises WorkError for weights that are
+    not finite.
+    """
+    if not_finite(model):
+        raise WorkError("the value model's weights are not finite", fix="lower `value_learning_rate`")
+    tokenizer = load_tokenizer(tokens_of)
+    _pad_apart(model, tokenizer)
+    model.save_pretrained(folder / FINAL / VALUE)
+    tokenizer.save_pretrained(folder / FINAL / VALUE)

@@ -75,11 +75,16 @@ def train_ppo(
         while (iteration := len(learner.history)) < settings.iterations:
             rollouts = learner.sample(rollout.prompts_of(policy_prompts, iteration, settings.batch_size, settings.seed))
             scored, scores = _scored(rollouts, reward, iteration)
-            learner.learn(scored, scores, unscored=len(rollouts) - len(scored))
-            if len(learner.history) % settings.checkpoint_steps == 0:
-                _write_checkpoint(learner, folder)
-            on_step(learner.history[-1])
-        return models.save(
+            try:
+                learner.learn(scored, scores, unscored=len(rollouts) - len(scored))
+            except WorkError as error:
+                raise models.with_checkpoint(error, folder) from None
+            try:
+                on_step(learner.history[-1])  # before its checkpoint: what resumes from that reports it no more
+            finally:
+                if len(learner.history) % settings.checkpoint_steps == 0:
+                    _write_checkpoint(learner, folder)
+        result = models.save(
             learner.policy.model,
             tokenizer,
             folder,
@@ -88,6 +93,9 @@ def train_ppo(
             metrics=summary(learner.history),
             began=began,
         )
+        if settings.keep_value_model:
+            models.save_value_model(learner.value.model, value_init or base, folder)
+        return result
 
 
 def _value_model(base: Source, value_init: Source | None, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
@@ -149,8 +157,8 @@ class Trained:
         self.learning_rate, self.key = learning_rate, key
         self.optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, eps=1e-5)
 
-    def step(self, loss: Tensor, share: float, step: int) -> float:
-        """One update at `share` of the learning rate; returns the rate. `step` is for errors.
+    def step(self, loss: Tensor, share: float, step: int) -> tuple[float, float]:
+        """One update at `share` of the learning rate; the rate and the gradient's norm. `step` is for errors.
 
         Raises WorkError for a loss or a gradient that is not finite.
         """
@@ -166,7 +174,7 @@ class Trained:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
-        return rate
+        return rate, norm.item()
 
     def state_dict(self) -> dict[str, Any]:
         return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
@@ -246,7 +254,7 @@ class Learner:
         kl = ppo_math.sequence_kl(before.logprobs, before.ref_logprobs, batch.mask).mean().item()
         means = {
             name: sum(update[name] for update in updates) / len(updates)
-            for name in ("policy_loss", "value_loss", "clip_fraction", "approx_kl")
+            for name in ("policy_loss", "value_loss", "clip_fraction", "approx_kl", "grad_norm", "value_grad_norm")
         }
         self.history.append(
             {
@@ -263,6 +271,7 @@ class Learner:
                 "explained_variance": ppo_math.explained_variance(before.values, returns, batch.mask).item(),
                 "learning_rate": updates[-1]["learning_rate"],
                 "unscored": unscored,
+                "tokens": (self.history[-1]["tokens"] if self.history else 0) + int(batch.attended.sum()),
             }
         )
 
@@ -276,14 +285,16 @@ class Learner:
             values = predicted_values(self.value.model, part)
         policy_loss = ppo_math.policy_loss(logprobs, old.logprobs, advantages, part.mask, settings.clip)
         value_loss = ppo_math.value_loss(values, old.values, returns, part.mask, settings.value_clip)
-        rate = self.policy.step(policy_loss.loss, share, step)
-        self.value.step(value_loss, share, step)
+        rate, norm = self.policy.step(policy_loss.loss, share, step)
+        _, value_norm = self.value.step(value_loss, share, step)
         return {
             "policy_loss": policy_loss.loss.item(),
             "value_loss": value_loss.item(),
             "clip_fraction": policy_loss.clip_fraction.item(),
             "approx_kl": policy_loss.approx_kl.item(),
             "ratio": policy_loss.ratio.item(),
+            "grad_norm": norm,
+            "value_grad_norm": value_norm,
             "learning_rate": rate,
         }
 

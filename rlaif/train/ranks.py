@@ -1,13 +1,18 @@
 """The processes of one training, as a launcher numbers them: each is a rank, and the first of them keeps the folder.
 
-`rlaif train --processes`, torchrun and `accelerate launch` set the same variables. Imports no torch.
+`rlaif train --processes`, torchrun and `accelerate launch` set the same variables. Imports no torch, unless several
+processes put something together.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 from rlaif.errors import InputError
+
+Key = TypeVar("Key")
 
 
 def count() -> int:
@@ -23,6 +28,37 @@ def rank() -> int:
 def is_first() -> bool:
     """Whether this process locks, saves and renames; the others only compute."""
     return rank() == 0
+
+
+# ---------------------------------------------------------------- together: every process has to call these
+
+
+def summed(values: Sequence[float]) -> list[float]:
+    """Each of the values, summed over the processes."""
+    if count() == 1:
+        return list(values)
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    shared = torch.tensor(values, dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(shared)
+    return list(shared.tolist())
+
+
+def in_any(mine: bool) -> bool:
+    """Whether it is so in any of the processes; none goes on before all have asked."""
+    return summed([float(mine)])[0] > 0
+
+
+def united(values: Mapping[Key, Any]) -> dict[Key, Any]:
+    """The values of all processes."""
+    every: list[Any] = [values]
+    if count() > 1:
+        import torch
+
+        every = [None] * count()
+        torch.distributed.all_gather_object(every, values)
+    return {key: value for each in every for key, value in each.items()}
 
 
 def _number(variable: str, default: int) -> int:

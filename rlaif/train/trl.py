@@ -36,26 +36,24 @@ from rlaif.config import DPOSettings, RMSettings, SFTSettings, TrainerSettings
 from rlaif.engines.transformers import PEFT_ON_EXPERTS
 from rlaif.engines.transformers import quietly as transformers_quietly
 from rlaif.errors import InputError, WorkError
-from rlaif.train import alarms, lora, models, packing, precision, preference_losses, ranks, rm_math
+from rlaif.train import alarms, lora, models, packing, precision, preference_losses, ranks, reporting, rm_math
 from rlaif.train.examples import OnStep
 from rlaif.train.models import TrainResult
 from rlaif.train.ordering import LikeLengths
 from rlaif.train.preference_losses import Completions, token_weights
 from rlaif.train.references import Completion, LogProbs, References
+from rlaif.train.schedules import schedule_of
+from rlaif.train.steps import Steps, tokens_before, validations
 from rlaif.train.tokens import Counts
 
 Columns = Mapping[str, list[Any]]
 
 SMALL = 100_000_000  # parameters; below, activations fit in memory and recomputing them only costs time
-REPORTED = ("loss", "aux_loss", "learning_rate", "grad_norm")
-REPORTED_DPO = (*preference_losses.REPORTED, "padding", alarms.COLLAPSE)
-REPORTED_RM = ("accuracy", "margin", "mean_reward")
-VALIDATED = {
-    "eval_loss": "validation_loss",
-    "eval_accuracy": "validation_accuracy",
-    "eval_margin": "validation_margin",
-    "eval_rewards/accuracies": "validation_accuracy",
-    "eval_rewards/margins": "validation_margin",
+SCHEDULES = {
+    "cosine": "cosine",
+    "linear": "linear",
+    "constant": "constant_with_warmup",
+    "wsd": "warmup_stable_decay",
 }
 
 
@@ -72,18 +70,18 @@ class TokenizedData(NamedTuple):
 
 def common_fields(settings: TrainerSettings, folder: Path, parameters: int) -> dict[str, Any]:
     """The settings of all trainers. Every name must exist in TRL's configurations, which a test checks."""
-    schedule = "constant_with_warmup" if settings.schedule == "constant" else settings.schedule
     recompute = parameters >= SMALL if settings.recompute == "auto" else settings.recompute
     return _recompute(recompute) | {
         "output_dir": str(folder),
         "num_train_epochs": settings.epochs,
+        "max_steps": settings.max_steps or -1,  # without, as many as `num_train_epochs` has
         "per_device_train_batch_size": math.ceil(settings.batch_size / ranks.count()),
         "per_device_eval_batch_size": math.ceil(settings.batch_size / ranks.count()),
         "gradient_accumulation_steps": settings.accumulate,
         "learning_rate": settings.learning_rate,
-        "lr_scheduler_type": schedule,
+        "lr_scheduler_type": SCHEDULES[settings.schedule],  # a tracker's label: `schedules` has the rates
         "warmup_steps": settings.warmup,  # below 1, so a share of the steps
-        "weight_decay": 0.0,
+        "weight_decay": settings.weight_decay,  # the base trainer leaves out biases and norms
         "max_grad_norm": 1.0,
         "max_length": settings.max_length,
         "seed": settings.seed,
@@ -97,7 +95,8 @@ def common_fields(settings: TrainerSettings, folder: Path, parameters: int) -> d
         "save_total_limit": 2,  # the older one remains while the newer is being written
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
-        "report_to": "none",
+        "include_num_input_tokens_seen": "no",  # TRL counts them
+        "report_to": reporting.usable(settings.report_to),
         "disable_tqdm": True,
     }
 
@@ -142,17 +141,17 @@ def configured(config: type, fields: Mapping[str, Any]) -> Any:
 
 
 class _Ours:
-    """A trainer without telemetry and model card, whose first step has a learning rate above 0."""
+    """A trainer with our schedules, without telemetry and TRL's model card."""
 
     args: Any
     model: Any
     optimizer: Any
     lr_scheduler: Any
+    settings: TrainerSettings
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """The base trainer's schedules, except that its first step has a learning rate of 0."""
-        args = self.args
-        shares = share_of_rate(args.lr_scheduler_type, args.get_warmup_steps(num_training_steps), num_training_steps)
+        """Our schedules: the first step of the base trainer's has a learning rate of 0."""
+        shares = schedule_of(self.settings, num_training_steps).share
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, shares)
         return self.lr_scheduler
 
@@ -163,6 +162,11 @@ class _Ours:
         if trained != {torch.bfloat16}:
             return kind, named
         return precision.RoundedAdamW, {name: named[name] for name in ("lr", "betas", "eps") if name in named}
+
+    def evaluate(self, *arguments: Any, **named: Any) -> Any:
+        """Validation draws no random number of the training's, so how often there is one changes no weight."""
+        with torch.random.fork_rng(devices=[]):  # data loaders draw a seed on the CPU
+            return super().evaluate(*arguments, **named)  # type: ignore[misc]
 
     def _send_telemetry(self) -> None: ...
 
@@ -239,7 +243,7 @@ class _Weighed:
         self._due = list(map(self.weight, batches))
         if batches and self._idle(len(self.train_dataset)):
             self._due[-1] = 0
-        self._step_weight = _summed([sum(self._due)])[0] / (ranks.count() * max(1, len(batches)))
+        self._step_weight = ranks.summed([sum(self._due)])[0] / (ranks.count() * max(1, len(batches)))
         return batches, items
 
     def compute_loss(
@@ -263,7 +267,7 @@ class _Weighed:
         sums = [
             sum(value * weight for value, weight in zip(metrics[name], self._weights, strict=True)) for name in means
         ]
-        total, *weighed = _summed([sum(self._weights), *sums])
+        total, *weighed = ranks.summed([sum(self._weights), *sums])
         if total > 0:
             metrics.update((name, [value / total]) for name, value in zip(means, weighed, strict=True))
         self._weights.clear()
@@ -313,12 +317,11 @@ class _DPO(_Weighed, _Ours, DPOTrainer):
         references: References | None,
         evaluated: dict[int, tuple[float, float]],
         notes: list[str],
-        callbacks: list[Any],
         **named: Any,
     ) -> None:
         self.preferences, self.references, self.evaluated = preferences, references, evaluated
         padding = named["processing_class"].pad_token_id
-        watched = [_Watch(notes, grouped=preferences.group_by_length), *callbacks]
+        watched = [_Watch(notes, grouped=preferences.group_by_length)]
         super().__init__(data_collator=_Pairs(pad_token_id=padding), callbacks=watched, **named)
         model = self.accelerator.unwrap_model(self.model)
         # TRL asks for entropy and others of each token, which nothing here reads.
@@ -359,9 +362,9 @@ class _DPO(_Weighed, _Ours, DPOTrainer):
     def _kept_logps(self, wanted: Mapping[bytes, Completion]) -> LogProbs:
         """The reference's log-probability of each completion, by key; what was not known is computed and kept."""
         assert self.references is not None
-        known = _united(self.references.known(wanted))
+        known = ranks.united(self.references.known(wanted))
         missing = [each for key, each in wanted.items() if key not in known]
-        known |= _united(dict(self._computed_logps(missing)))
+        known |= ranks.united(dict(self._computed_logps(missing)))
         if self.accelerator.is_main_process:
             self.references.keep(known)
         return known
@@ -439,7 +442,7 @@ class _DPO(_Weighed, _Ours, DPOTrainer):
     def _note(self, inputs: Any, noted: Mapping[str, Any]) -> None:
         """Add the means over the pairs of all processes to the metrics, and note a validation row's rewards."""
         gather = self.accelerator.gather
-        (taken,) = _summed([float(inputs["attention_mask"].sum())])
+        (taken,) = ranks.summed([float(inputs["attention_mask"].sum())])
         if self.model.training:
             self._total_train_tokens += int(taken)
         self._metrics[self._mode]["num_tokens"] = [self._total_train_tokens]
@@ -513,6 +516,7 @@ class _Grouped:
     accelerator: Any
     _metrics: Any
     _signature_columns: Any
+    _total_train_tokens: int
 
     def __init__(self, *arguments: Any, processing_class: Any, **named: Any) -> None:
         named |= {
@@ -539,6 +543,10 @@ class _Grouped:
         metrics = self._metrics["train" if self.model.training else "eval"]
         for name, value in figures.items():
             metrics[name].append(self.accelerator.gather(value).mean().item())
+        (taken,) = ranks.summed([float(mask.sum())])
+        if self.model.training:
+            self._total_train_tokens += int(taken)
+        metrics["num_tokens"] = [self._total_train_tokens]
         return (loss, outputs) if return_outputs else loss
 
 
@@ -607,68 +615,6 @@ def _apart(accelerator: Any) -> Iterator[None]:
         del accelerator.gather
 
 
-def _summed(values: Sequence[float]) -> list[float]:
-    """Each of the values, summed over the processes."""
-    if ranks.count() == 1:
-        return list(values)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    shared = torch.tensor(values, dtype=torch.float64, device=device)
-    torch.distributed.all_reduce(shared)
-    return list(shared.tolist())
-
-
-def _united(values: Mapping[Any, Any]) -> dict[Any, Any]:
-    """The values of all processes."""
-    every: list[Any] = [values]
-    if ranks.count() > 1:
-        every = [None] * ranks.count()
-        torch.distributed.all_gather_object(every, values)
-    return {key: value for each in every for key, value in each.items()}
-
-
-def in_any(mine: bool) -> bool:
-    """Whether it is so in any of the processes; each must ask."""
-    return _summed([float(mine)])[0] > 0
-
-
-def share_of_rate(schedule: str, warmup: int, steps: int) -> Callable[[int], float]:
-    """The share of the learning rate at a step, counted from 0: a linear warm-up, then `schedule`."""
-
-    def share(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        left = 1 - (step - warmup) / max(1, steps - warmup)  # 1 right after the warm-up, 0 after the last step
-        if schedule == "cosine":
-            return 0.5 * (1 - math.cos(math.pi * max(0.0, left)))
-        return max(0.0, left) if schedule == "linear" else 1.0
-
-    return share
-
-
-class _Steps(transformers.TrainerCallback):
-    """Reports each step, stops on a loss that is not finite, and marks complete checkpoints."""
-
-    def __init__(self, on_step: OnStep, first: Callable[[float, float], None] | None) -> None:
-        self.on_step, self.first = on_step, first
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
-        if logs is None or "loss" not in logs:
-            return
-        if not math.isfinite(logs["loss"]):
-            raise WorkError(f"the loss is {logs['loss']} at step {state.global_step}", fix="lower `learning_rate`")
-        if self.first is not None and state.global_step == 1:
-            self.first(logs["loss"], logs["expected_loss"])
-        steps = {"step": state.global_step, "steps": state.max_steps}
-        self.on_step(
-            {**steps, **{name: logs[name] for name in (*REPORTED, *REPORTED_DPO, *REPORTED_RM) if name in logs}}
-        )
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if in_any(True) and not ranks.is_first():  # every process has saved its random state
-            return
-        models.mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
-
-
 def learn(
     settings: TrainerSettings,
     model: PreTrainedModel,
@@ -696,12 +642,14 @@ def learn(
             own["peft_config"] = lora.config_of(settings.lora, model, scores=settings.scores)
         arguments = configured(config, fields)
         arguments.total_batch_size = settings.batch_size
-        trainer = _trainer(kind, arguments, model, tokenizer, data, on_step, **own)
+        trainer = _trainer(kind, arguments, settings, model, tokenizer, data, **own)
+        steps = Steps(trainer, settings, on_step, first_of_dpo if isinstance(settings, DPOSettings) else None)
+        trainer.add_callback(steps)
         run(trainer)
-        metrics = evaluate(trainer)
+        metrics = evaluate(trainer) | steps.keep()
     trained = trainer.accelerator.unwrap_model(trainer.model)
     if "evaluated" in own:  # each process has the rewards of its own validation rows
-        own["evaluated"] |= _united(own["evaluated"])
+        own["evaluated"] |= ranks.united(own["evaluated"])
     told = {} if finish is None else finish(trained)
     whole = _whole(trainer)
     made: dict[str, Any] = {"steps": int(trainer.state.global_step), "metrics": metrics, "began": began}
@@ -727,7 +675,13 @@ _METHODS: dict[type, tuple[type, type, Callable[[Any], dict[str, Any]]]] = {
 
 
 def _trainer(
-    kind: type, config: Any, model: Any, tokenizer: Any, data: TokenizedData, on_step: OnStep, **own: Any
+    kind: type,
+    config: Any,
+    settings: TrainerSettings,
+    model: Any,
+    tokenizer: Any,
+    data: TokenizedData,
+    **own: Any,
 ) -> Any:
     if config.n_gpu > 1:
         raise InputError("several GPUs are visible to one process", fix="set CUDA_VISIBLE_DEVICES=0")
@@ -737,9 +691,9 @@ def _trainer(
         processing_class=tokenizer,
         train_dataset=datasets.Dataset.from_dict(dict(data.train)),
         eval_dataset=datasets.Dataset.from_dict(dict(data.validation)) if any(data.validation.values()) else None,
-        callbacks=[_Steps(on_step, first_of_dpo if isinstance(config, DPOConfig) else None)],
         **own,
     )
+    trainer.settings = settings
     trainer.remove_callback(transformers.PrinterCallback)
     if "seq_lengths" in data.train:
         pad = int(tokenizer.pad_token_id)
@@ -781,18 +735,20 @@ def first_of_dpo(loss: float, expected: float) -> None:
 def run(trainer: Any) -> None:
     """Train to the end, from the newest complete checkpoint, if any."""
     checkpoint = models.newest_checkpoint(Path(trainer.args.output_dir))
+    if checkpoint is not None:
+        trainer._total_train_tokens = tokens_before(checkpoint)  # TRL counts from 0 again
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
 
 def evaluate(trainer: Any) -> dict[str, float]:
-    """First and last training loss, and the validation metrics, if there are validation rows."""
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    """First and last training loss, and the validation after the last step, if there are validation rows."""
+    history = trainer.state.log_history
+    losses = [entry["loss"] for entry in history if "loss" in entry]
     metrics = {"first_loss": losses[0], "last_loss": losses[-1]}
     if padding := [entry["padding"] for entry in trainer.state.log_history if "padding" in entry]:
         metrics["padding"] = sum(padding) / len(padding)  # the share of the tokens in batches
     if trainer.eval_dataset is not None:
-        validated = trainer.evaluate()
-        metrics |= {ours: float(validated[theirs]) for theirs, ours in VALIDATED.items() if theirs in validated}
+        metrics |= validations(history)[trainer.state.global_step] | {"validation_rows": len(trainer.eval_dataset)}
     return metrics
 
 

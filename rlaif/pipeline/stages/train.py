@@ -27,7 +27,7 @@ from rlaif.pipeline.session import Session
 from rlaif.pipeline.stages.stage import Made, Opening, Planning, TableStage, Work
 from rlaif.pipeline.stages.verify import open_checks
 from rlaif.resources import find, read_text
-from rlaif.train import alarms, examples, job, processes, rewards
+from rlaif.train import alarms, examples, job, processes, reporting, rewards
 from rlaif.train.examples import Demonstration, Example, RewardFunction, Survey
 from rlaif.train.job import Job, RewardModel
 
@@ -51,6 +51,7 @@ class Train(TableStage[TrainStage]):
         self.checks: tuple[Check, ...] = ()  # if they are the reward
         if self.trainer.reward_checks is not None:
             self.checks = open_checks(step, self.trainer.reward_checks, (settings.method,), opening)
+        reporting.usable(getattr(self.trainer, "report_to", ()))
         template = self.trainer.chat_template
         self.template = read_text(find(template)) if template else None
 
