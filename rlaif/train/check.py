@@ -14,11 +14,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal, NamedTuple
 
-from rlaif.config import PPOSettings, TrainerSettings, Training
+from rlaif.config import PPOSettings, SFTSettings, TrainerSettings, Training
 from rlaif.engines.chat import Chat
 from rlaif.files import json_of
 from rlaif.train import demonstrations, pairs, tokens
 from rlaif.train.examples import Demonstration, Example, PreferencePair, PromptOnly
+from rlaif.train.packing import pack
 
 State = Literal["context", "learnt", "cut"]
 KEPT, CUT = "trained on", "cut"
@@ -65,6 +66,7 @@ class Check:
     learnt: int = 0
     longer_chosen: int = 0  # pairs
     longer_rejected: int = 0
+    packed: int | None = None  # sequences that the training rows are packed into
     steps: int | None = None
 
     @property
@@ -90,6 +92,7 @@ class Check:
             "max_length": self.max_length,
             "rows": {split: dict(fates) for split, fates in self.fates.items()},
             "kept": self.kept,
+            "packed": self.packed,
             "steps": self.steps,
             "tokens": self.tokens,
             "learnt_tokens": self.learnt,
@@ -137,16 +140,22 @@ def check(settings: Training, base: Path, examples: Iterable[Example], template:
         if example.split not in settings.unused:
             splits.setdefault(example.split, []).append(example)
     shown: Counter[str] = Counter()
+    lengths: dict[str, list[int]] = {}
     for split, of_split in splits.items():
-        made.fates[split] = Counter()
+        made.fates[split], lengths[split] = Counter(), []
         for row in _rows(settings, chat, of_split, made):
             made.fates[split][row.fate] += 1
+            if row.fate in (KEPT, CUT):
+                lengths[split].append(min(row.length, made.max_length))  # a row is cut to the full length
             shown[row.fate] += 1
             if shown[row.fate] <= (SHOWN if row.fate == KEPT else OF_EACH):
                 made.rows.append(row)
     if isinstance(settings, TrainerSettings):
-        fates = made.fates.get("train", Counter())
-        batches = ceil((fates[KEPT] + fates[CUT]) / settings.batch_size)
+        trained = lengths.get("train", [])
+        rows = len(trained)
+        if isinstance(settings, SFTSettings) and settings.packing:
+            rows = made.packed = len(pack(trained, made.max_length))
+        batches = ceil(rows / settings.batch_size)
         made.steps = ceil(ceil(batches / settings.accumulate) * settings.epochs)
     return made
 
