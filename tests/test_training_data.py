@@ -242,8 +242,9 @@ def test_masked_turns_reach_the_trainer_and_its_key(tmp_path: Path) -> None:
     job._write_data(training, [example])
     assert list(training.examples("train")) == [example]
     digests = set()
-    for each in (example, Demonstration(messages), Demonstration(messages, masked=(3,))):
+    others = [Demonstration(messages, part="a"), Demonstration(messages, "text")]
+    for each in (example, Demonstration(messages), Demonstration(messages, masked=(3,)), *others):
         survey = Survey(())
         survey.add([each])
         digests.add(survey.digest)
-    assert len(digests) == 3
+    assert len(digests) == 5
