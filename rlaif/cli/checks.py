@@ -77,7 +77,8 @@ def _facts(checked: Checked) -> Table:
     limit = f"{made.max_length:,}" + (
         "" if made.max_length == made.asked else f", the model's context ({made.asked:,})"
     )
-    table.add_row("max_length", line(limit))
+    kept_free = f", {made.reserved:,} of them for the completion" if made.reserved else ""
+    table.add_row("max_length", line(limit + kept_free))
     if made.packed is not None:
         table.add_row("packed", line(f"into {made.packed:,} sequences"))
     if made.steps is not None:
@@ -108,14 +109,13 @@ def _histogram(made: Check) -> Table:
     bins = made.histogram()
     most = max((count for *_, count in bins), default=1)
     for first, last, count in bins:
-        over = first >= made.max_length
+        over = first >= made.room
         bar = "█" * round(BAR * count / most) or ("▏" if count else "")
         told = f"{count:,}" if count else ""
-        if first < made.max_length <= last:
-            told = f"{told}  max_length {made.max_length:,}".strip()
-        table.add_row(
-            line(f"{first:,} to {last:,}", style="dim"), line((bar, "yellow" if over else "cyan")), line(told)
-        )
+        if first < made.room <= last:
+            told = f"{told}  room for {made.room:,}".strip()
+        span = f"{first:,}" if first == last else f"{first:,} to {last:,}"
+        table.add_row(line(span, style="dim"), line((bar, "yellow" if over else "cyan")), line(told))
     return table
 
 

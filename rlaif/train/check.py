@@ -59,6 +59,7 @@ class Check:
     ends: list[str]
     max_length: int  # the setting, or the model's context where that is shorter
     asked: int  # the setting
+    reserved: int = 0  # tokens of it that PPO keeps for a completion
     rows: list[Row] = field(default_factory=list)
     fates: dict[str, Counter[str]] = field(default_factory=dict)  # by split
     lengths: list[int] = field(default_factory=list)  # of rows that fit, before a cut
@@ -68,6 +69,11 @@ class Check:
     longer_rejected: int = 0
     packed: int | None = None  # sequences that the training rows are packed into
     steps: int | None = None
+
+    @property
+    def room(self) -> int:
+        """The most tokens of a row as it is measured."""
+        return self.max_length - self.reserved
 
     @property
     def kept(self) -> int:
@@ -90,6 +96,7 @@ class Check:
             "marked": self.marked,
             "end_tokens": self.ends,
             "max_length": self.max_length,
+            "room": self.room,
             "rows": {split: dict(fates) for split, fates in self.fates.items()},
             "kept": self.kept,
             "packed": self.packed,
@@ -134,6 +141,7 @@ def check(settings: Training, base: Path, examples: Iterable[Example], template:
         tokens.stops(chat),
         tokens.within_context(config, settings.max_length),
         settings.max_length,
+        settings.max_tokens if isinstance(settings, PPOSettings) else 0,
     )
     splits: dict[str, list[Example]] = {}
     for example in examples:
@@ -168,7 +176,7 @@ def _rows(settings: Training, chat: Chat, examples: Sequence[Any], made: Check) 
         if number not in rest:
             yield Row(number, example.split, "system-message", 0, {})
     if isinstance(settings, PPOSettings):
-        yield from _prompts(settings, chat, numbered, made)
+        yield from _prompts(chat, numbered, made)
     elif isinstance(settings, TrainerSettings) and settings.takes == "preferences":
         yield from _pairs(settings, chat, numbered, made)
     elif isinstance(settings, TrainerSettings):
@@ -218,14 +226,11 @@ def _pairs(
         yield Row(number, pair.split, fate, length, sides)
 
 
-def _prompts(
-    settings: PPOSettings, chat: Chat, examples: Iterable[tuple[int, PromptOnly]], made: Check
-) -> Iterator[Row]:
-    room = made.max_length - settings.max_tokens
+def _prompts(chat: Chat, examples: Iterable[tuple[int, PromptOnly]], made: Check) -> Iterator[Row]:
     for batch in tokens.batches(examples):
         asked = tokens.prompts(chat, [example.messages for _, example in batch], [number for number, _ in batch])
         for (number, example), whole in zip(batch, asked, strict=True):
-            prompt = tokens.cut(chat, whole, room)
+            prompt = tokens.cut(chat, whole, made.room)
             fate = _counted(made, whole, prompt, "too-long", len(whole))
             made.tokens += len(prompt or ())
             yield Row(number, example.split, fate, len(whole), {"prompt": _prompt_pieces(chat, whole, prompt)})
