@@ -68,7 +68,7 @@ def test_a_preference_and_a_prompt_are_shown_and_counted(weightless: Path) -> No
     made = check(ppo(max_length=8, max_tokens=4), weightless, [PromptOnly(hi), PromptOnly(tuple(talk("u:hi there")))])
     assert made.fates == {"train": {"cut": 1, "too-long": 1}}
     assert pieces(made) == {"prompt": [("cut", "<|user|> "), ("context", f"hi{END}<|assistant|>")]}
-    assert made.steps is None
+    assert made.steps is None and made.room == 4
 
 
 def test_the_counts_are_those_of_the_trainer(weightless: Path, random_model: Path) -> None:
@@ -129,7 +129,7 @@ def test_the_command_shows_rows_lengths_and_what_is_dropped(
     lines = [line.rstrip() for line in out.splitlines()]
     assert "sft on rows.jsonl: 20 rows" in lines and "max_length        70" in lines
     assert "for training      15, 8 of them with a prompt cut from the left; dropped: 5 too-long" in lines
-    assert any("█" in line and "max_length 70" in line for line in lines)
+    assert any("█" in line and "room for 70" in line for line in lines)
     start = lines.index("row 1 for training: trained on, 24 tokens")
     tokens = ["<|user|>", " ", *"what", " ", *"is", " ", "0", "?", "⏎"]
     assert lines[start + 1].strip() == "·".join(tokens)

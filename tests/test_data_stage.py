@@ -172,8 +172,8 @@ def test_columns_system_and_turns_of_demonstrations(tmp_path: Path, monkeypatch:
 
 def test_the_last_turn_alone_is_learnt(random_model: Path) -> None:
     transformers = pytest.importorskip("transformers")
+    from rlaif.train.demonstrations import NOT_LEARNT, tokenize
     from rlaif.train.examples import Demonstration
-    from rlaif.train.sft import NOT_LEARNT, tokenize
     from rlaif.train.tokens import trainable_chat
 
     chat = trainable_chat(transformers.AutoTokenizer.from_pretrained(random_model))

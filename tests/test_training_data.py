@@ -136,6 +136,28 @@ def test_settings_of_the_split_that_make_no_sense_are_refused(tmp_path: Path, se
         read_pipeline(str(tmp_path / "p.yaml"))
 
 
+def test_margins_that_a_trainer_does_not_use_are_told(tmp_path: Path) -> None:
+    """Case 8 of training."""
+    rows = [{"prompt": f"what is {i}?", "chosen": "a", "rejected": "b", "margin": i + 1} for i in range(3)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    opening, _ = opened("dpo", tmp_path / "data.jsonl")
+    assert opening.notes == ["data: the margins of 3 preferences are not used by out"]
+    rows = [row | {"margin": None} for row in rows]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert opened("dpo", tmp_path / "data.jsonl")[0].notes == []
+
+
+def test_ppo_trains_on_every_prompt_where_that_is_said(tmp_path: Path) -> None:
+    """Case 14 of training."""
+    data = tmp_path / "prompts.jsonl"
+    data.write_text("".join(json.dumps({"prompt": f"what is {i}?"}) + "\n" for i in range(60)))
+    for split, trained in ((None, 44), ("all", 60)):
+        checks = ["checks=[{length: {max_words: 2}}]"]
+        opening = open_stages(one_trainer("ppo", "tiny/base", str(data), "out", checks, None, {"split": split}))
+        stage = next(stage for stage in opening.stages.values() if isinstance(stage, Train))
+        assert Counter(e.split for e in stage.examples(opening.made)) == {"train": trained}
+
+
 def test_judged_rows_and_prompts_have_no_split_of_their_own(tmp_path: Path) -> None:
     rows(tmp_path / "data.jsonl", range(20), "dpo")
     start = PIPELINE[: PIPELINE.index("  - train")]
@@ -220,8 +242,9 @@ def test_masked_turns_reach_the_trainer_and_its_key(tmp_path: Path) -> None:
     job._write_data(training, [example])
     assert list(training.examples("train")) == [example]
     digests = set()
-    for each in (example, Demonstration(messages), Demonstration(messages, masked=(3,))):
+    others = [Demonstration(messages, part="a"), Demonstration(messages, "text")]
+    for each in (example, Demonstration(messages), Demonstration(messages, masked=(3,)), *others):
         survey = Survey(())
         survey.add([each])
         digests.add(survey.digest)
-    assert len(digests) == 3
+    assert len(digests) == 5

@@ -371,7 +371,8 @@ def test_wrong_trainings(name: str, tmp_path: Path, run_cli: Cli) -> None:  # no
 
 
 def test_a_second_training_in_the_same_folder_waits_its_turn(tmp_path: Path, run_cli: Cli) -> None:  # noqa: F811
-    (tmp_path / "pairs.jsonl").write_text(json.dumps({"prompt": "hi", "chosen": "a", "rejected": "b"}) + "\n")
+    row = {"prompt": "what is 0?", "chosen": "a", "rejected": "b"}  # which is for training, by its hash
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(row) + "\n")
     with hold(tmp_path / ".out.lock", tmp_path / "out"):
         code, out, err = run_cli("train", "dpo", *TRAIN)
     assert code == 1 and "another process is running in 'out'. Fix: wait for it" in err, (out, err)

@@ -23,6 +23,7 @@ LOOKS = {
     "learnt": ("+", ("black on green3", "black on pale_green3")),
     "cut": ("-", ("white on red3", "white on indian_red")),
 }
+PURPOSES = {"train": "for training", "validation": "for validation"}
 BETWEEN = "·"  # tokens, where there is no colour
 LINE_END = "⏎"
 KEPT, CUT = "trained on", "cut"  # as `train.check` says it
@@ -64,7 +65,7 @@ def _facts(checked: Checked) -> Table:
     table.add_row("template", line(f"{made.template} ({how})"))
     table.add_row("a turn ends with", line(" or ".join(reversed(made.ends))))
     for split, fates in made.fates.items():
-        table.add_row("for training" if split == "train" else f"for {split}", _fates(fates))
+        table.add_row(PURPOSES[split], _fates(fates))
     if checked.withheld:
         table.add_row("not used", _counts(checked.withheld.items(), style="yellow"))
     share = f", {made.learnt / made.tokens:.0%} of them learnt" if made.learnt else ""
@@ -76,7 +77,10 @@ def _facts(checked: Checked) -> Table:
     limit = f"{made.max_length:,}" + (
         "" if made.max_length == made.asked else f", the model's context ({made.asked:,})"
     )
-    table.add_row("max_length", line(limit))
+    kept_free = f", {made.reserved:,} of them for the completion" if made.reserved else ""
+    table.add_row("max_length", line(limit + kept_free))
+    if made.packed is not None:
+        table.add_row("packed", line(f"into {made.packed:,} sequences"))
     if made.steps is not None:
         table.add_row("steps", line(f"{made.steps:,}"))
     return table
@@ -105,14 +109,13 @@ def _histogram(made: Check) -> Table:
     bins = made.histogram()
     most = max((count for *_, count in bins), default=1)
     for first, last, count in bins:
-        over = first >= made.max_length
+        over = first >= made.room
         bar = "█" * round(BAR * count / most) or ("▏" if count else "")
         told = f"{count:,}" if count else ""
-        if first < made.max_length <= last:
-            told = f"{told}  max_length {made.max_length:,}".strip()
-        table.add_row(
-            line(f"{first:,} to {last:,}", style="dim"), line((bar, "yellow" if over else "cyan")), line(told)
-        )
+        if first < made.room <= last:
+            told = f"{told}  room for {made.room:,}".strip()
+        span = f"{first:,}" if first == last else f"{first:,} to {last:,}"
+        table.add_row(line(span, style="dim"), line((bar, "yellow" if over else "cyan")), line(told))
     return table
 
 
@@ -126,9 +129,8 @@ def _legend() -> Text:
 
 
 def _row(row: Row, *, coloured: bool) -> RenderableType:
-    purpose = "training" if row.split == "train" else row.split
     fate = row.fate if row.fate in (KEPT, CUT) else f"dropped, {row.fate}"
-    head = line((f"row {row.number}", "bold"), f" for {purpose}: ", (fate, _fate_style(row.fate)))
+    head = line((f"row {row.number}", "bold"), f" {PURPOSES[row.split]}: ", (fate, _fate_style(row.fate)))
     if row.sides:
         head.append(f", {row.length:,} tokens", "dim")
     parts: list[RenderableType] = [head]

@@ -68,6 +68,27 @@ class AuditOptions:
         return {"--stage": self.stage, "--labels": self.labels, "--gold": self.gold, "--take": take}
 
 
+@dataclass(frozen=True)
+class ReadOptions:
+    """Which rows of a training file are for what, and whether they are only shown."""
+
+    validation: Annotated[
+        str | None, typer.Option("--validation", help="A file to validate on, instead of a twentieth of the data.")
+    ] = None
+    split: Annotated[
+        str | None,
+        typer.Option("--split", help="all: train on every row; by default a fifth is held out, by its prompts' hash."),
+    ] = None
+    turns: Annotated[
+        str | None,
+        typer.Option("--turns", help="The assistant turns that sft trains on: all or last \\[default: all]."),
+    ] = None
+    check: Annotated[bool, typer.Option("--check", help="Only show what would be trained on, token by token.")] = False
+
+    def given(self) -> dict[str, str | None]:
+        return {"validation": self.validation, "split": self.split, "turns": self.turns}
+
+
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
     """`command` as typer reads it: a parameter whose type is a dataclass becomes one option for each of its fields."""
     groups: dict[str, Any] = {}

@@ -10,7 +10,7 @@ import typer
 
 from rlaif.cli import results, terminal
 from rlaif.cli.checks import show_check
-from rlaif.cli.options import AnyOut, AsJson
+from rlaif.cli.options import AnyOut, AsJson, ReadOptions
 from rlaif.errors import InputError
 
 
@@ -21,25 +21,12 @@ def train(
         str,
         typer.Option("--data", help="A file of what it takes: conversations (sft), preferences (rm, dpo) or prompts."),
     ],
+    read: ReadOptions,
     out: Annotated[Path | None, AnyOut(help="The folder of the trained model.")] = None,
     adapter: Annotated[
         str | None, typer.Option("--adapter", help="A LoRA adapter over the base: a folder. One may also be the base.")
     ] = None,
     reward: Annotated[str | None, typer.Option("--reward", help="The reward model, for ppo: a folder.")] = None,
-    validation: Annotated[
-        str | None, typer.Option("--validation", help="A file to validate on, instead of a twentieth of the data.")
-    ] = None,
-    split: Annotated[
-        str | None,
-        typer.Option("--split", help="all: train on every row; by default a fifth is held out, by its prompts' hash."),
-    ] = None,
-    turns: Annotated[
-        str | None,
-        typer.Option("--turns", help="The assistant turns that sft trains on: all or last \\[default: all]."),
-    ] = None,
-    check: Annotated[
-        bool, typer.Option("--check", help="Only show what would be trained on, token by token; loads no weights.")
-    ] = False,
     settings: Annotated[
         list[str] | None,
         typer.Argument(metavar="KEY=VALUE", help="Settings of the trainer, e.g. epochs=2 learning_rate=1e-5."),
@@ -55,10 +42,10 @@ def train(
     """Train one model on existing data. After an interruption the same command resumes."""
     from rlaif.pipeline.alone import check_alone, one_trainer, plan_alone, train_alone
 
-    read = {"validation": validation, "split": split, "turns": turns}
     shared = [] if processes is None else [f"processes={processes}"]
-    pipeline = one_trainer(method, base, data, method, [*(settings or []), *shared], reward, read, adapter)
-    if check:
+    given = [*(settings or []), *shared]
+    pipeline = one_trainer(method, base, data, method, given, reward, read.given(), adapter)
+    if read.check:
         show_check(check_alone(pipeline), data, as_json=as_json)
         return
     if plan:

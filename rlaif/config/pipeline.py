@@ -341,8 +341,8 @@ class _Earlier:
         if step.stage.model_made is not None:
             self.trained[step.stage.model_made] = step.stage.model_scores
             bases = {use.model for use in step.stage.models_used()}
-            sources = step.ancestors()
-            if bases & self.withheld_nothing or any(source.stage.withholds_nothing for source in sources):
+            rests_on = (step, *step.ancestors())
+            if bases & self.withheld_nothing or any(each.stage.withholds_nothing for each in rests_on):
                 self.withheld_nothing.add(step.stage.model_made)
         if step.stage.takes == "rows":
             for source in step.sources:

@@ -101,6 +101,11 @@ class StageSettings(Settings):
         return False
 
     @property
+    def uses_margins(self) -> bool:
+        """Whether what it makes depends on the margins that preferences state."""
+        return False
+
+    @property
     def models_measured(self) -> tuple[str, ...]:
         """The models that it measures on prompts that nothing may have been trained on."""
         return ()
@@ -790,6 +795,14 @@ class _TrainStage(StageSettings):
     @property
     def source_key(self) -> Position:
         return (self.method, "data")
+
+    @property
+    def uses_margins(self) -> bool:
+        return self.trainer.uses_margins
+
+    @property
+    def withholds_nothing(self) -> bool:
+        return self.trainer.withholds_nothing
 
     @property
     def model_made(self) -> str:

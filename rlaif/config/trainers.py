@@ -104,6 +104,16 @@ class Training(Settings):
         return self.template
 
     @property
+    def uses_margins(self) -> bool:
+        """Whether its loss depends on the margins of preferences."""
+        return False
+
+    @property
+    def withholds_nothing(self) -> bool:
+        """Whether it trains on prompts that are held out elsewhere."""
+        return False
+
+    @property
     def mixes(self) -> bool:
         """Whether it has to know which stage each row is from."""
         return False
@@ -373,7 +383,12 @@ class PPOSettings(Training):
     value_clip: float = Field(default=0.2, gt=0)
     missing_eos_penalty: float = Field(default=1.0, ge=0)  # subtracted from the score of a completion that does not end
     checkpoint_steps: int = Field(default=10, gt=0)
+    split: Literal["hash", "all"] = "hash"  # the prompts that the hash leaves for training, or all of them
     keep_value_model: bool = True  # in `value`, in the model's folder: a start for another PPO, and a critic to look at
+
+    @property
+    def withholds_nothing(self) -> bool:
+        return self.split == "all"
 
     @property
     def reward_model(self) -> str | None:

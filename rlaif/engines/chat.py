@@ -150,11 +150,18 @@ class Chat:
         return {token for token in added if token in before or token == first[1]}
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of rendered text. The tokenizer adds no special tokens: the template writes them."""
+        """Token ids of rendered text. The tokenizer adds no special tokens: the template writes them.
+
+        A text that comes several times, as the prompt of several completions, is tokenized once.
+        """
         if not texts:
             return []
-        ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-        return ids
+        distinct = list(dict.fromkeys(texts))
+        ids: list[list[int]] = self.tokenizer(distinct, add_special_tokens=False, verbose=False)["input_ids"]
+        if len(distinct) == len(texts):
+            return ids
+        known = dict(zip(distinct, ids, strict=True))
+        return [list(known[text]) for text in texts]
 
     def text(self, tokens: Any) -> str:
         """The text without special tokens, except those by which thinking is told from the answer."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rlaif.config import COMMAND_LINE, TRAINERS, Document, Pipeline, checked, load_value
+from rlaif.config import COMMAND_LINE, TRAINERS, Document, Pipeline, Step, checked, load_value
 from rlaif.config.document import Position
 from rlaif.config.pipeline import split_setting
 from rlaif.engines.open import source_of
@@ -16,6 +16,7 @@ from rlaif.pipeline.folder import REFERENCES, hold
 from rlaif.pipeline.progress import Progress
 from rlaif.pipeline.run import session_of
 from rlaif.pipeline.stages import open_stages
+from rlaif.pipeline.stages.stage import Opening
 from rlaif.pipeline.stages.train import Train
 from rlaif.store import CallStore
 from rlaif.train import job
@@ -49,17 +50,22 @@ def one_trainer(
         raise InputError(f"{method} takes no reward model", fix="remove --reward")
     trainer: dict[str, Any] = {"base": "base", "name": name}
     models = {"base": {"engine": "transformers", "path": base} | ({} if adapter is None else {"adapter": adapter})}
-    reads = "prompts" if TRAINERS[method].takes == "prompts" else "data"
+    takes_prompts = TRAINERS[method].takes == "prompts"
+    reads = "prompts" if takes_prompts else "data"
     given: dict[Position, str] = {("models", "base", "path"): "--base", ("stages", 0, reads, "path"): "--data"}
     given[("models", "base", "adapter")] = "--adapter"
     given[("stages", 1, "train", method)] = method  # settings that do not go together
     given[("stages", 1, "train", method, "base")] = "--base"
     given[("stages", 1, "train", method, "reward")] = "--reward"
     reading = {key: value for key, value in (read or {}).items() if value is not None}
+    if takes_prompts and "split" in reading:
+        trainer["split"] = reading["split"]
+        reading = {key: value for key, value in reading.items() if (key, value) != ("split", "hash")}
+        given[("stages", 1, "train", method, "split")] = "--split"
     for key in reading:
         given[("stages", 0, reads, key)] = f"--{key}"
-        if reads == "prompts":
-            raise InputError(f"{method} trains on prompts, without --{key}", fix=f"remove --{key}")
+        if takes_prompts and key != "split":
+            raise InputError(f"{method} trains on {reads}, without --{key}", fix=f"remove --{key}")
     if reward is not None:
         models["reward"] = {"engine": "transformers", "path": reward}
         given[("models", "reward", "path")] = "--reward"
@@ -87,15 +93,21 @@ def check_alone(pipeline: Pipeline) -> Checked:
     from rlaif.train.check import check
 
     opening = open_stages(pipeline)
-    data, step = pipeline.steps
-    stage = opening.stages[step.name]
-    assert isinstance(stage, Train)
+    data, stage = _stages_of(pipeline, opening)
     examples = list(stage.examples(opening.made))
     base = source_of(pipeline.models[stage.trainer.base])
     made = check(stage.trainer, base, examples, stage.template)
     withheld = Counter(str(example.split) for example in examples if example.split in stage.trainer.unused)
     read = opening.stages[data.name].read
     return Checked(made, read.given, dict(read.dropped + withheld), opening.notes)
+
+
+def _stages_of(pipeline: Pipeline, opening: Opening) -> tuple[Step, Train]:
+    """The step that reads the file, and the stage that trains on it."""
+    data, step = pipeline.steps
+    stage = opening.stages[step.name]
+    assert isinstance(stage, Train)
+    return data, stage
 
 
 class Checked(NamedTuple):
@@ -117,9 +129,7 @@ async def train_alone(pipeline: Pipeline, out: Path, progress: Progress) -> dict
     opening = open_stages(pipeline)
     for note in opening.notes:
         progress.warn(note)
-    data, step = pipeline.steps
-    stage = opening.stages[step.name]
-    assert isinstance(stage, Train)
+    data, stage = _stages_of(pipeline, opening)
     out = out if out.name else out.resolve()
     if out.name.endswith(".partial"):
         problem = "names in .partial are those of unfinished trainings"
@@ -133,9 +143,9 @@ async def train_alone(pipeline: Pipeline, out: Path, progress: Progress) -> dict
             training = stage.job(session, survey, out, reward, out.with_name(REFERENCES.name))
             if out.exists() and job.finished(out, training.key) is None:
                 raise _occupied(out)
-            progress.begin(step.name, "train")
+            progress.begin(stage.name, "train")
             record = await stage.train(training, opening.made, reward, progress)
-            progress.end(step.name, f"{record['kept']:,} rows")
+            progress.end(stage.name, f"{record['kept']:,} rows")
             for note in record.get("notes", ()):
                 progress.warn(note)
     finally:

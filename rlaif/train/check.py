@@ -13,12 +13,13 @@ from math import ceil
 from statistics import median
 from typing import Any, Literal, NamedTuple
 
-from rlaif.config import PPOSettings, TrainerSettings, Training
+from rlaif.config import PPOSettings, SFTSettings, TrainerSettings, Training
 from rlaif.engines.adapters import Source, layers, named
 from rlaif.engines.chat import Chat
 from rlaif.files import json_of
 from rlaif.train import demonstrations, pairs, tokens
 from rlaif.train.examples import Demonstration, Example, PreferencePair, PromptOnly
+from rlaif.train.packing import pack
 
 State = Literal["context", "learnt", "cut"]
 KEPT, CUT = "trained on", "cut"
@@ -58,6 +59,7 @@ class Check:
     ends: list[str]
     max_length: int  # the setting, or the model's context where that is shorter
     asked: int  # the setting
+    reserved: int = 0  # tokens of it that PPO keeps for a completion
     rows: list[Row] = field(default_factory=list)
     fates: dict[str, Counter[str]] = field(default_factory=dict)  # by split
     lengths: list[int] = field(default_factory=list)  # of rows that fit, before a cut
@@ -65,7 +67,13 @@ class Check:
     learnt: int = 0
     longer_chosen: int = 0  # pairs
     longer_rejected: int = 0
+    packed: int | None = None  # sequences that the training rows are packed into
     steps: int | None = None
+
+    @property
+    def room(self) -> int:
+        """The most tokens of a row as it is measured."""
+        return self.max_length - self.reserved
 
     @property
     def kept(self) -> int:
@@ -88,8 +96,10 @@ class Check:
             "marked": self.marked,
             "end_tokens": self.ends,
             "max_length": self.max_length,
+            "room": self.room,
             "rows": {split: dict(fates) for split, fates in self.fates.items()},
             "kept": self.kept,
+            "packed": self.packed,
             "steps": self.steps,
             "tokens": self.tokens,
             "learnt_tokens": self.learnt,
@@ -133,22 +143,29 @@ def check(settings: Training, base: Source, examples: Iterable[Example], templat
         tokens.stops(chat),
         tokens.within_context(config, settings.max_length),
         settings.max_length,
+        settings.max_tokens if isinstance(settings, PPOSettings) else 0,
     )
     splits: dict[str, list[Example]] = {}
     for example in examples:
         if example.split not in settings.unused:
             splits.setdefault(example.split, []).append(example)
     shown: Counter[str] = Counter()
+    lengths: dict[str, list[int]] = {}
     for split, of_split in splits.items():
-        made.fates[split] = Counter()
+        made.fates[split], lengths[split] = Counter(), []
         for row in _rows(settings, chat, of_split, made):
             made.fates[split][row.fate] += 1
+            if row.fate in (KEPT, CUT):
+                lengths[split].append(min(row.length, made.max_length))  # a row is cut to the full length
             shown[row.fate] += 1
             if shown[row.fate] <= (SHOWN if row.fate == KEPT else OF_EACH):
                 made.rows.append(row)
     if isinstance(settings, TrainerSettings):
-        fates = made.fates.get("train", Counter())
-        batches = ceil((fates[KEPT] + fates[CUT]) / settings.batch_size)
+        trained = lengths.get("train", [])
+        rows = len(trained)
+        if isinstance(settings, SFTSettings) and settings.packing:
+            rows = made.packed = len(pack(trained, made.max_length))
+        batches = ceil(rows / settings.batch_size)
         made.steps = ceil(ceil(batches / settings.accumulate) * settings.epochs)
     return made
 
@@ -161,7 +178,7 @@ def _rows(settings: Training, chat: Chat, examples: Sequence[Any], made: Check) 
         if number not in rest:
             yield Row(number, example.split, "system-message", 0, {})
     if isinstance(settings, PPOSettings):
-        yield from _prompts(settings, chat, numbered, made)
+        yield from _prompts(chat, numbered, made)
     elif isinstance(settings, TrainerSettings) and settings.takes == "preferences":
         yield from _pairs(settings, chat, numbered, made)
     elif isinstance(settings, TrainerSettings):
@@ -211,14 +228,11 @@ def _pairs(
         yield Row(number, pair.split, fate, length, sides)
 
 
-def _prompts(
-    settings: PPOSettings, chat: Chat, examples: Iterable[tuple[int, PromptOnly]], made: Check
-) -> Iterator[Row]:
-    room = made.max_length - settings.max_tokens
+def _prompts(chat: Chat, examples: Iterable[tuple[int, PromptOnly]], made: Check) -> Iterator[Row]:
     for batch in tokens.batches(examples):
         asked = tokens.prompts(chat, [example.messages for _, example in batch], [number for number, _ in batch])
         for (number, example), whole in zip(batch, asked, strict=True):
-            prompt = tokens.cut(chat, whole, room)
+            prompt = tokens.cut(chat, whole, made.room)
             fate = _counted(made, whole, prompt, "too-long", len(whole))
             made.tokens += len(prompt or ())
             yield Row(number, example.split, fate, len(whole), {"prompt": _prompt_pieces(chat, whole, prompt)})

@@ -144,10 +144,10 @@ def trained_chat(settings: Training, model: Any, tokenizer: PreTrainedTokenizerB
     A token that ends the template's turns is an end token of the model from here on, and will be saved as one.
     Raises InputError as `tokens.trainable_chat`.
     """
-    configs = [model.config.get_text_config(), *filter(None, [getattr(model, "generation_config", None)])]
-    chat = chat_of(settings, tokenizer, configs[-1].eos_token_id, Path(model.name_or_path))
-    for config in configs:
-        config.eos_token_id = min(chat.ends) if len(chat.ends) == 1 else sorted(chat.ends)
+    names_ends: Any = getattr(model, "generation_config", None) or model.config.get_text_config()
+    chat = chat_of(settings, tokenizer, names_ends.eos_token_id, Path(model.name_or_path))
+    if not chat.ends <= {*end_ids(model, tokenizer)}:
+        names_ends.eos_token_id = sorted(chat.ends)
     return chat
 
 

@@ -63,11 +63,11 @@ class Train(TableStage[TrainStage]):
             yield from self._of(source, made)
 
     def _of(self, source: Step, made: Mapping[str, Made]) -> Iterator[Example]:
-        """The examples of one source, with its name where they are mixed."""
+        """The examples of one source, with its name where they are mixed, for training where nothing is withheld."""
         for example in self._given(made[source.name]):
             if self.trainer.mixes and isinstance(example, Demonstration):
                 example = replace(example, part=source.name)
-            yield example
+            yield replace(example, split="train") if self.trainer.withholds_nothing else example
 
     def _given(self, made: Made) -> Iterator[Example]:
         """The examples in what one stage made."""
