@@ -10,6 +10,7 @@ import dataclasses
 import logging
 import math
 import os
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -38,7 +39,7 @@ from rlaif.train.examples import OnStep
 from rlaif.train.models import TrainResult
 from rlaif.train.ordering import LikeLengths
 from rlaif.train.preference_losses import Completions, token_weights
-from rlaif.train.references import Completion, LogProbs, References
+from rlaif.train.references import KEPT_EVERY, Completion, LogProbs, References
 from rlaif.train.tokens import Counts
 
 Columns = Mapping[str, list[Any]]
@@ -294,13 +295,24 @@ class _DPO(_Weighed, _Ours, DPOTrainer):
         assert self.references is not None
         known = self._of_all_processes(self.references.known(wanted))
         missing = [each for key, each in wanted.items() if key not in known]
-        known |= self._of_all_processes(dict(self._computed_logps(missing)))
+        known |= self._of_all_processes(self._computed_and_kept(missing))
         if self.accelerator.is_main_process:
             self.references.keep(known)
         return known
 
+    def _computed_and_kept(self, completions: Sequence[Completion]) -> LogProbs:
+        """This process's share of the reference's log-probabilities, of which a kill costs the last minute's."""
+        assert self.references is not None
+        computed, kept = LogProbs(), time.monotonic()
+        for key, logp in self._computed_logps(completions):
+            computed[key] = logp
+            if time.monotonic() - kept > KEPT_EVERY:
+                self.references.keep(computed)
+                kept = time.monotonic()
+        return computed
+
     def _computed_logps(self, completions: Sequence[Completion]) -> Iterator[tuple[bytes, float]]:
-        """This process's share of the reference's log-probabilities, the longest completions first."""
+        """Key and log-probability of this process's share, the longest completions first."""
         size = AT_ONCE * self.args.per_device_train_batch_size
         ordered = sorted(completions, key=lambda each: -len(each.prompt) - len(each.ids))
         batches = [ordered[start : start + size] for start in range(0, len(ordered), size)]
