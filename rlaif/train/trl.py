@@ -58,11 +58,12 @@ VALIDATED = {
 
 
 class TokenizedData(NamedTuple):
-    """Training and validation rows as columns of token ids, and the counts of both."""
+    """Training and validation rows as columns of token ids, the counts of both, and what else their trainer takes."""
 
     train: Columns
     validation: Columns
     counts: Counts
+    own: Mapping[str, Any] = {}
 
 
 # ---------------------------------------------------------------- the settings relied on
@@ -494,21 +495,19 @@ def learn(
     on_step: OnStep,
     began: float,
     finish: Callable[[Any], dict[str, Any]] | None = None,
-    **own: Any,
 ) -> TrainResult:
     """Train `model` by the method of `settings`, from the last checkpoint in the job's `folder`, and save it.
 
     Rows are token ids. SFT: `input_ids` and `labels`, where -100 is ignored. DPO: `prompt_ids`, `chosen_ids` and
     `rejected_ids`, with a number `row` and, for soft labels, a `probability`. Reward model: `chosen_ids` and
     `rejected_ids`, each a prompt and a completion. `began` is `time.monotonic()` at the start of the training. `finish`
-    gets the trained model before it is saved; what it returns is the evaluation in the record. `own` are further
-    arguments of the method's trainer. Raises WorkError for a loss that is not finite, InputError when
-    several GPUs are visible.
+    gets the trained model before it is saved; what it returns is the evaluation in the record. Raises WorkError for a
+    loss that is not finite, InputError when several GPUs are visible.
     """
     kind, config, fields_of = _METHODS[type(settings)]
     fields = common_fields(settings, folder, model.num_parameters()) | fields_of(settings)
     with _config_kept(model), nullcontext() if isinstance(settings, SFTSettings) else models.still(model):
-        trainer = _trainer(kind, configured(config, fields), model, tokenizer, data, on_step, **own)
+        trainer = _trainer(kind, configured(config, fields), model, tokenizer, data, on_step)
         run(trainer)
         metrics = evaluate(trainer)
     trained = trainer.accelerator.unwrap_model(trainer.model)
@@ -526,9 +525,7 @@ _METHODS: dict[type, tuple[type, type, Callable[[Any], dict[str, Any]]]] = {
 }
 
 
-def _trainer(
-    kind: type, config: Any, model: Any, tokenizer: Any, data: TokenizedData, on_step: OnStep, **own: Any
-) -> Any:
+def _trainer(kind: type, config: Any, model: Any, tokenizer: Any, data: TokenizedData, on_step: OnStep) -> Any:
     if config.n_gpu > 1:
         raise InputError("several GPUs are visible to one process", fix="set CUDA_VISIBLE_DEVICES=0")
     trainer = kind(
@@ -538,7 +535,7 @@ def _trainer(
         train_dataset=datasets.Dataset.from_dict(dict(data.train)),
         eval_dataset=datasets.Dataset.from_dict(dict(data.validation)) if any(data.validation.values()) else None,
         callbacks=[_Steps(on_step, first_of_dpo if isinstance(config, DPOConfig) else None)],
-        **own,
+        **data.own,
     )
     trainer.remove_callback(transformers.PrinterCallback)
     return trainer
