@@ -2,10 +2,10 @@
 
     python benchmarks/trainers.py [--rounds 5] [--steps 30] [--pairs 256]
 
-Each round trains by TRL alone and by ours, one after the other, so that both meet the machine as it is then, in turn
-first, and takes the median CPU seconds of a step without the first. Printed is the ratio TRL / ours of each round and
-its median: above 1, ours is faster. The model is the embedded base (a Llama of a million parameters) in float32 on one
-thread, so that what surrounds the model weighs as much as it ever will.
+Each round trains by TRL alone and by ours, in turn first, so that both meet the machine as it is then, and takes the
+median CPU seconds of a step without the first. Printed is the ratio TRL / ours of each round and its median: above 1,
+ours is faster. The model is the embedded base (a Llama of a million parameters) in float32 on one thread, so that what
+surrounds the model weighs as much as it ever will.
 """
 
 from __future__ import annotations

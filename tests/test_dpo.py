@@ -236,6 +236,25 @@ def test_a_job_that_is_resumed_elsewhere_has_its_reference_with_it(random_model:
     assert {path.name for path in tmp_path.iterdir()} == {"out", "whole", "shared"}
 
 
+def test_a_killed_computing_of_the_reference_goes_on(
+    random_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trl, "KEPT_EVERY", 0)
+    with monkeypatch.context() as patched, pytest.raises(Stopped), forwards_counted() as before:
+        computed = trl._DPO.compute_ref_log_probs
+
+        def killed(self: Any, model: Any, inputs: Any) -> Any:
+            if len(before) == 2:
+                raise Stopped
+            return computed(self, model, inputs)
+
+        patched.setattr(trl._DPO, "compute_ref_log_probs", killed)
+        train(random_model, tmp_path / "out", examples=UNEVEN, batch_size=2)
+    with forwards_counted() as after:
+        train(random_model, tmp_path / "out", examples=UNEVEN, batch_size=2, epochs=0.1)
+    assert sum(before) == 16 and sum(before) + sum(after) == 2 * len(UNEVEN)
+
+
 def test_rlaif_train_shares_the_reference_between_models_side_by_side(random_model: Path, tmp_path: Path) -> None:
     file = tmp_path / "pairs.jsonl"
     rows = [{"prompt": pair.prompt[0].content, "chosen": pair.chosen, "rejected": pair.rejected} for pair in PAIRS]

@@ -177,11 +177,11 @@ def test_what_trl_has_is_trls(random_model: Path, tmp_path: Path, changed: dict[
     config = trl.configured(trl.DPOConfig, trl.common_fields(asked, tmp_path, 0) | trl.dpo_fields(asked))
     rows = {"prompt_ids": [[7, 8, 9], [7, 8], [20]], "chosen_ids": [[30, 31, 1], [40, 1], [50, 51, 52, 53, 1]],
             "rejected_ids": [[60, 1], [61, 62, 63, 1], [64, 65, 1]], "row": [0, 1, 2]}  # fmt: skip
-    data = trl.TokenizedData(rows, {}, Counts())
+    own = {"preferences": asked, "references": References("0" * 32, tmp_path), "evaluated": {}, "notes": []}
     with trl.quietly():
-        kept = References("0" * 32, tmp_path)
-        own = {"preferences": asked, "references": kept, "evaluated": {}, "notes": []}
-        trainer = trl._trainer(trl._DPO, config, model, tokenizer, data, print, **own)
+        trainer = trl._trainer(
+            trl._DPO, config, model, tokenizer, trl.TokenizedData(rows, {}, Counts(), own), lambda _: None
+        )
     trainer.loss_types, trainer.label_smoothing, trainer.ld_alpha = [theirs], asked.label_smoothing, asked.ld_alpha
     inputs = next(iter(trainer.get_train_dataloader()))
     read = {name: inputs[name] for name in ("input_ids", "attention_mask", "completion_mask")}

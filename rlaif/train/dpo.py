@@ -53,13 +53,13 @@ def train_dpo(
         counts.check(max_length, settings.max_length)
         held, held_counts = tokenize(chat, validation, max_length, settings.excess_length, settings.system)
         counts.add(held_counts)
-        data = trl.TokenizedData(_columns(settings, train), _columns(settings, held), counts)
         by = models.computed_by(base, settings)
         kept = None if settings.reference_free else References(by, folder / KEPT, shared)
         evaluated = dict[int, tuple[float, float]]()
         own = {"preferences": settings, "references": kept, "evaluated": evaluated, "notes": counts.notes}
+        data = trl.TokenizedData(_columns(settings, train), _columns(settings, held), counts, own)
         finish = partial(_evaluation, held, evaluated)
-        return trl.learn(settings, model, tokenizer, data, folder, on_step, began, finish, **own)
+        return trl.learn(settings, model, tokenizer, data, folder, on_step, began, finish)
 
 
 def _evaluation(held: dict[str, list[Any]], rewards: dict[int, tuple[float, float]], _: Any) -> dict[str, Any]:

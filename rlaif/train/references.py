@@ -31,6 +31,7 @@ from rlaif.files import new_file, read_whole
 
 LARGEST = 128_000_000  # bytes of a shared folder: six million completions
 LARGEST_FILE = LARGEST
+KEPT_EVERY = 60.0  # seconds of computing that a kill may cost
 FORGOTTEN = 86400.0  # seconds after which a temporary file is one that a kill left
 _NAME = re.compile(r"[0-9a-f]{32}\.parquet")
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.parquet\.\d+\.tmp")

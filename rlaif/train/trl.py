@@ -10,6 +10,7 @@ import dataclasses
 import logging
 import math
 import os
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -41,7 +42,7 @@ from rlaif.train.examples import OnStep
 from rlaif.train.models import TrainResult
 from rlaif.train.ordering import LikeLengths
 from rlaif.train.preference_losses import Completions, token_weights
-from rlaif.train.references import Completion, LogProbs, References
+from rlaif.train.references import KEPT_EVERY, Completion, LogProbs, References
 from rlaif.train.schedules import schedule_of
 from rlaif.train.steps import Steps, tokens_before, validations
 from rlaif.train.tokens import Counts
@@ -58,11 +59,12 @@ SCHEDULES = {
 
 
 class TokenizedData(NamedTuple):
-    """Training and validation rows as columns of token ids, and the counts of both."""
+    """Training and validation rows as columns of token ids, the counts of both, and what else their trainer takes."""
 
     train: Columns
     validation: Columns
     counts: Counts
+    own: Mapping[str, Any] = {}
 
 
 # ---------------------------------------------------------------- the settings relied on
@@ -364,13 +366,24 @@ class _DPO(_Weighed, _Ours, DPOTrainer):
         assert self.references is not None
         known = ranks.united(self.references.known(wanted))
         missing = [each for key, each in wanted.items() if key not in known]
-        known |= ranks.united(dict(self._computed_logps(missing)))
+        known |= ranks.united(self._computed_and_kept(missing))
         if self.accelerator.is_main_process:
             self.references.keep(known)
         return known
 
+    def _computed_and_kept(self, completions: Sequence[Completion]) -> LogProbs:
+        """This process's share of the reference's log-probabilities, of which a kill costs the last minute's."""
+        assert self.references is not None
+        computed, kept = LogProbs(), time.monotonic()
+        for key, logp in self._computed_logps(completions):
+            computed[key] = logp
+            if time.monotonic() - kept > KEPT_EVERY:
+                self.references.keep(computed)
+                kept = time.monotonic()
+        return computed
+
     def _computed_logps(self, completions: Sequence[Completion]) -> Iterator[tuple[bytes, float]]:
-        """This process's share of the reference's log-probabilities, the longest completions first."""
+        """Key and log-probability of this process's share, the longest completions first."""
         size = AT_ONCE * self.args.per_device_train_batch_size
         ordered = sorted(completions, key=lambda each: -len(each.prompt) - len(each.ids))
         batches = [ordered[start : start + size] for start in range(0, len(ordered), size)]
@@ -624,20 +637,19 @@ def learn(
     on_step: OnStep,
     began: float,
     finish: Callable[[Any], dict[str, Any]] | None = None,
-    **own: Any,
 ) -> TrainResult:
     """Train `model` by the method of `settings`, from the last checkpoint in the job's `folder`, and save it.
 
     Rows are token ids. SFT: `input_ids` and `labels`, where -100 is ignored. DPO: `prompt_ids`, `chosen_ids` and
     `rejected_ids`, with a number `row` and, for soft labels, a `probability`. Reward model: groups, as
     `rm_math.Collator` takes them. `began` is `time.monotonic()` at the start of the training. `finish` gets the trained
-    model before it is saved, and may change it; what it returns is the evaluation in the record. `own` are further
-    arguments of the method's trainer. Raises WorkError for a loss that is not finite, InputError when
-    several GPUs are visible.
+    model before it is saved, and may change it; what it returns is the evaluation in the record. Raises WorkError for a
+    loss that is not finite, InputError when several GPUs are visible.
     """
     kind, config, fields_of = _METHODS[type(settings)]
     fields = common_fields(settings, folder, model.num_parameters()) | fields_of(settings)
     with _config_kept(model), nullcontext() if isinstance(settings, SFTSettings) else models.still(model):
+        own = dict(data.own)
         if settings.lora is not None:
             own["peft_config"] = lora.config_of(settings.lora, model, scores=settings.scores)
         arguments = configured(config, fields)
