@@ -383,8 +383,9 @@ def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
     sin((1 - t) w) / sin w * a + sin(t w) / sin w * b, where w is the angle between them.
     """
     norms = float(a.norm()) * float(b.norm())
-    cosine = float((a * b).sum()) / norms if norms else 1.0
+    cosine = float(torch.dot(a.flatten(), b.flatten())) / norms if norms else 1.0
     if abs(cosine) > PARALLEL:
         return torch.lerp(a, b, share)
     angle = math.acos(cosine)
-    return a * (math.sin((1 - share) * angle) / math.sin(angle)) + b * (math.sin(share * angle) / math.sin(angle))
+    here, there = (math.sin(part * angle) / math.sin(angle) for part in (1 - share, share))
+    return (a * here).add_(b, alpha=there)
