@@ -324,6 +324,17 @@ def test_what_cannot_be_asked_is_refused(
         merge_of(method, [Path("m")] * count, weights, Path("b") if based else None)
 
 
+@pytest.mark.parametrize(("value", "weights"), [(math.nan, (0.5,)), (3e38, (0.5,)), (math.inf, (1.0,))])
+def test_a_result_that_is_not_finite_is_refused(
+    value: float, weights: tuple[float, ...], models: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    diverged = changed(models, tmp_path / "diverged", lambda t: t | {NORM: torch.full_like(t[NORM], value)})
+    asked = merge_of("task", [diverged], [-4.0 if value == 3e38 else weights[0]], models[0])
+    with pytest.raises(InputError, match=f"the tensor '{NORM}' of the merged model holds NaN or infinity"):
+        merge(asked, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_folder_that_exists_is_left_alone(models: tuple[Path, Path, Path], tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine").touch()

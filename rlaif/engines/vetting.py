@@ -12,7 +12,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -127,6 +127,17 @@ def tensors_of(file: Path) -> tuple[dict[str, Any], int]:
     Raises InputError when it is none.
     """
     return _tensors(_stamp(file))
+
+
+def shards_of(index: Path) -> dict[str, str]:
+    """The weights file of each tensor, by an index. Raises InputError when it cannot be read."""
+    return dict(_decoded(_stamp(index), _Index).weight_map)
+
+
+def vocabulary_of(tokenizer: Path) -> dict[str, int]:
+    """The number of each token of a tokenizer.json, added ones included. Raises InputError when it cannot be read."""
+    read: _Tokenizer = _decoded(_stamp(tokenizer), _Tokenizer)
+    return dict(read.words) | {token.content: token.id for token in read.added_tokens or ()}
 
 
 def refuse_irregular(folder: Path) -> None:
@@ -286,12 +297,17 @@ class _Tokenizer(msgspec.Struct):
     decoder: dict[str, Any] | None = None
 
     @property
+    def words(self) -> Iterable[tuple[str, int]]:
+        """The tokens of its model with their ids."""
+        vocab = self.model.vocab
+        return vocab.items() if isinstance(vocab, dict) else ((word, id_) for id_, (word, _) in enumerate(vocab))
+
+    @property
     def tokens(self) -> int:
         """One more than the highest id that a text can become; a special token is never made from text."""
-        vocab, added = self.model.vocab, self.added_tokens or []
+        added = self.added_tokens or []
         special = {token.content for token in added if token.special}
-        words = vocab.items() if isinstance(vocab, dict) else ((word, id_) for id_, (word, _) in enumerate(vocab))
-        ids = [id_ for word, id_ in words if word not in special]
+        ids = [id_ for word, id_ in self.words if word not in special]
         return max([*ids, *(token.id for token in added if not token.special)], default=-1) + 1
 
 

@@ -25,8 +25,8 @@ from torch import Tensor
 
 from rlaif import files
 from rlaif.engines.identity import model_files, weights_digest
-from rlaif.engines.vetting import INDEX, WHOLE, json_object, settings_of, tensors_of
-from rlaif.errors import InputError
+from rlaif.engines.vetting import INDEX, WHOLE, json_object, settings_of, shards_of, tensors_of, vocabulary_of
+from rlaif.errors import InputError, shortened, shown
 from rlaif.files import write_json
 from rlaif.version import __version__
 
@@ -44,7 +44,6 @@ _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
-Tokens = Mapping[str, Any]  # their numbers
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
@@ -163,31 +162,27 @@ def check_alike(folders: Sequence[Path]) -> list[str]:
         theirs = settings_of(folder)
         for key in sorted((settings.keys() & theirs.keys()) - _FREE):
             if settings[key] != theirs[key]:
-                problem = (
-                    f"its configuration differs from that of {first}: `{key}` is {theirs[key]!r}, not {settings[key]!r}"
-                )
+                apart = f"`{shortened(key)}` is {shown(theirs[key])}, not {shown(settings[key])}"
+                problem = f"its configuration differs from that of {first}: {apart}"
                 raise InputError(problem, file=str(folder), fix="merge models of one architecture")
         if alone := sorted((settings.keys() ^ theirs.keys()) - _FREE):
-            notes.append(f"only one of {first.name} and {folder.name} states {', '.join(alone)} in its configuration")
+            named = shortened(", ".join(alone), 200)
+            notes.append(f"only one of {first.name} and {folder.name} states {named} in its configuration")
         _check_vocabulary(first, tokens, folder, vocabulary(folder))
         if _template(folder) != _template(first):
             notes.append(f"the chat templates of {first.name} and {folder.name} differ: kept is that of the last model")
     return notes
 
 
-def vocabulary(folder: Path) -> Tokens | None:
+def vocabulary(folder: Path) -> dict[str, int] | None:
     """The number of each token of the model's tokenizer; None without `tokenizer.json`."""
     file = folder / "tokenizer.json"
-    if not file.exists():
-        return None
-    read = json_object(file)
-    listed = read.get("model", {}).get("vocab", {})
-    if isinstance(listed, list):  # of a unigram model, with their scores
-        listed = {str(entry): number for number, entry in enumerate(listed)}
-    return {**listed, **{token["content"]: token["id"] for token in read.get("added_tokens", ())}}
+    return vocabulary_of(file) if file.exists() else None
 
 
-def _check_vocabulary(first: Path, ours: Tokens | None, folder: Path, theirs: Tokens | None) -> None:
+def _check_vocabulary(
+    first: Path, ours: Mapping[str, int] | None, folder: Path, theirs: Mapping[str, int] | None
+) -> None:
     if ours is None or theirs is None:
         if (ours is None) != (theirs is None):
             raise InputError(
@@ -198,7 +193,9 @@ def _check_vocabulary(first: Path, ours: Tokens | None, folder: Path, theirs: To
         return
     differing = [token for token in {**ours, **theirs} if ours.get(token) != theirs.get(token)]
     if differing:
-        problem = f"its vocabulary differs from that of {first} in {len(differing):,} tokens, such as {differing[0]!r}"
+        problem = (
+            f"its vocabulary differs from that of {first} in {len(differing):,} tokens, such as {shown(differing[0])}"
+        )
         raise InputError(problem, file=str(folder), fix="merge models with one tokenizer")
 
 
@@ -239,7 +236,7 @@ class Weights:
             for name in tensors if wanted is None else wanted & tensors.keys():
                 dtype = tensors[name]["dtype"]
                 if dtype not in _DTYPES:
-                    problem = f"the tensor {name!r} has the type {dtype}, which cannot be merged"
+                    problem = f"the tensor {shown(name)} has the type {dtype}, which cannot be merged"
                     raise InputError(problem, file=str(path), fix="merge models that are not quantised")
                 self.layout[name] = Shape(_DTYPES[dtype], tuple(tensors[name]["shape"]))
                 self._places[name] = file, began + tensors[name]["data_offsets"][0]
@@ -262,7 +259,7 @@ def _files_of(folder: Path) -> Iterator[tuple[Path, set[str] | None]]:
             f"there is neither {WHOLE} nor {INDEX}", file=str(folder), fix="save the model with `save_pretrained`"
         )
     wanted: dict[str, set[str]] = {}
-    for name, file in json_object(folder / INDEX)["weight_map"].items():
+    for name, file in shards_of(folder / INDEX).items():
         wanted.setdefault(file, set()).add(name)
     for file, names in sorted(wanted.items()):
         yield folder / file, names
@@ -282,18 +279,15 @@ def common_layout(parents: Sequence[Weights]) -> dict[str, Shape]:
             if tied and name in _TIED:
                 continue
             lacking = next(parent for parent in parents if name not in parent.layout)
-            problem = f"its weights lack the tensor {name!r}, which {holders[0].folder} has"
+            problem = f"its weights lack the tensor {shown(name)}, which {holders[0].folder} has"
             raise InputError(problem, file=str(lacking.folder), fix="merge models of one architecture")
         shape, dtype = holders[0].layout[name].shape, holders[0].layout[name].dtype
         for parent in holders[1:]:
             own = parent.layout[name]
             if own.shape != shape:
-                problem = (
-                    f"the tensor {name!r} has the shape {list(own.shape)}, and {list(shape)} in {parents[0].folder}"
-                )
-                raise InputError(
-                    problem, file=str(parent.folder), fix="merge models of one architecture and vocabulary"
-                )
+                apart = f"has the shape {list(own.shape)}, and {list(shape)} in {parents[0].folder}"
+                fix = "merge models of one architecture and vocabulary"
+                raise InputError(f"the tensor {shown(name)} {apart}", file=str(parent.folder), fix=fix)
             dtype = torch.promote_types(dtype, own.dtype)
         layout[name] = Shape(dtype, shape)
     return layout
@@ -346,20 +340,31 @@ def _write_file(path: Path, names: Sequence[str], layout: Mapping[str, Shape], t
 
 
 def combined(asked: Merge, parents: Sequence[Weights], name: str, dtype: torch.dtype) -> Tensor:
-    """A tensor of the result. A parent whose coefficient is 1, beside zeros, gives its own bits."""
-    coefficients = asked.coefficients
+    """A tensor of the result. A parent whose coefficient is 1, beside zeros, gives its own bits.
+
+    Raises InputError for one that is not finite: a parent diverged, or the sum is too large for its type.
+    """
     if not dtype.is_floating_point:
         return _the_same(parents, name)
-    used = [(parent, share) for parent, share in zip(parents, coefficients, strict=True) if share]
+    tensor = _sum(asked, parents, name, torch.promote_types(dtype, torch.float32)).to(dtype)
+    if tensor.numel() and not all(torch.isfinite(end) for end in torch.aminmax(tensor)):
+        problem = f"the tensor {shown(name)} of the merged model holds NaN or infinity"
+        raise InputError(
+            problem, file=str(asked.parents[-1]), fix="merge models that did not diverge, or lower --weight"
+        )
+    return tensor
+
+
+def _sum(asked: Merge, parents: Sequence[Weights], name: str, wide: torch.dtype) -> Tensor:
+    used = [(parent, share) for parent, share in zip(parents, asked.coefficients, strict=True) if share]
     if len(used) == 1 and used[0][1] == 1:
-        return used[0][0].read(name).to(dtype)
-    wide = torch.promote_types(dtype, torch.float32)
+        return used[0][0].read(name)
     if asked.method == "slerp":
-        return slerp(parents[0].read(name).to(wide), parents[1].read(name).to(wide), coefficients[1]).to(dtype)
+        return slerp(parents[0].read(name).to(wide), parents[1].read(name).to(wide), asked.coefficients[1])
     total = torch.zeros(parents[0].layout[name].shape, dtype=wide)
     for parent, share in used:
         total.add_(parent.read(name).to(wide), alpha=share)
-    return total.to(dtype)
+    return total
 
 
 def _the_same(parents: Sequence[Weights], name: str) -> Tensor:
@@ -367,7 +372,7 @@ def _the_same(parents: Sequence[Weights], name: str) -> Tensor:
     first = parents[0].read(name)
     for parent in parents[1:]:
         if not torch.equal(first, parent.read(name)):
-            problem = f"the tensor {name!r} holds integers that differ from those in {parents[0].folder}"
+            problem = f"the tensor {shown(name)} holds integers that differ from those in {parents[0].folder}"
             raise InputError(problem, file=str(parent.folder), fix="merge models that are not quantised")
     return first
 
@@ -378,8 +383,9 @@ def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
     sin((1 - t) w) / sin w * a + sin(t w) / sin w * b, where w is the angle between them.
     """
     norms = float(a.norm()) * float(b.norm())
-    cosine = float((a * b).sum()) / norms if norms else 1.0
+    cosine = float(torch.dot(a.flatten(), b.flatten())) / norms if norms else 1.0
     if abs(cosine) > PARALLEL:
         return torch.lerp(a, b, share)
     angle = math.acos(cosine)
-    return a * (math.sin((1 - share) * angle) / math.sin(angle)) + b * (math.sin(share * angle) / math.sin(angle))
+    here, there = (math.sin(part * angle) / math.sin(angle) for part in (1 - share, share))
+    return (a * here).add_(b, alpha=there)

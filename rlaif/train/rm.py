@@ -22,6 +22,7 @@ from typing import Any
 from rlaif.config import RMSettings
 from rlaif.engines.adapters import Source
 from rlaif.engines.chat import Chat
+from rlaif.engines.transformers import not_finite
 from rlaif.errors import InputError
 from rlaif.train import groups, models, rm_head, tokens, trl
 from rlaif.train.examples import OnStep, PreferencePair
@@ -81,6 +82,8 @@ def finish(
 
     The reference is a sample of the training completions, chosen and rejected alike, drawn by the seed.
     """
+    if not_finite(model):
+        return {}  # it is refused when it is saved
     size = 2 * settings.batch_size  # sequences that fit in memory: training forwards as many at least
     normalised = None
     if settings.normalize:

@@ -20,11 +20,12 @@ UNEVEN = 0.1  # deviations: the most that the shift may differ between completio
 
 
 class Normalised(NamedTuple):
-    """What normalising did: the reference completions' mean and deviation before, and how unevenly it shifts.
+    """What normalising did: the reference completions' mean before, what it divided by, and how unevenly it shifts.
 
-    `deviation` is also the scale of the Bradley-Terry model: the probability that a completion is the better one is
-    sigmoid(deviation * difference of the normalised scores). `uneven` is the deviation of the shift between completions
-    that it was not fitted on, in the unit of the normalised scores. Only a `shifted` head has mean 0.
+    `deviation`, which it divided by, is also the scale of the Bradley-Terry model: the probability that a completion is
+    the better one is sigmoid(deviation * difference of the normalised scores). `uneven` is the deviation of the shift
+    between completions that it was not fitted on, in the unit of the normalised scores. Only a `shifted` head has mean
+    0.
     """
 
     mean: float
@@ -91,7 +92,7 @@ def normalise(model: Any, hidden: Tensor) -> Normalised | None:
     head.weight.copy_(weight[None] / scale)
     if head.bias is not None:
         head.bias.fill_(float(bias) / scale)
-    return Normalised(mean, deviation, uneven, shifted, len(states))
+    return Normalised(mean, scale, uneven, shifted, len(states))
 
 
 def _classifier(model: Any) -> Any:

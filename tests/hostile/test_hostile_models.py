@@ -37,6 +37,7 @@ from rlaif.tiny.lexicon import Lexicon
 from rlaif.train import job, models
 from rlaif.train.__main__ import main as train
 from rlaif.train.examples import Demonstration
+from rlaif.train.merge import merge, merge_of
 
 Edit = Callable[[Path], object]
 WEIGHTS = "model.safetensors"
@@ -538,6 +539,36 @@ TOLD: dict[str, tuple[Edit, str]] = {
     "added-tokens-file-text": (write("added_tokens.json", '{"q": "x"}'), "the tokenizer cannot be loaded"),
     "sentencepiece-junk": (both(removed("tokenizer.json"), write("tokenizer.model", "junk"), settings(tokenizer_class="LlamaTokenizer")), "the tokenizer cannot be loaded"),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["weights-that-are-a-pickle", "header-length-2-to-the-40", "header-that-names-a-tensor-twice", "config-fifo",
+     "layers-of-a-model-inside", "tokenizer-cut-short", "token-number-2-to-the-32", "template-fifo"],
+)  # fmt: skip
+def test_a_parent_is_refused_before_anything_is_merged(name: str, stranger: Path, random_model: Path) -> None:
+    edit, expected = REFUSED[name]
+    edit(stranger)
+    with pytest.raises(InputError) as refused:
+        merge(merge_of("linear", [random_model, stranger], [], None), Path("out"))
+    is_a_sentence(refused.value, expected)
+    assert not any("out" in path.name for path in Path.cwd().iterdir())
+
+
+STRANGE = "a\x1b[2J\n" * 1000
+UNLIKE: dict[str, tuple[Edit, str]] = {
+    "key-of-escapes": (both(config(**{STRANGE: 1}), config(rms_norm_eps=STRANGE)), r"differs .* `rms_norm_eps` is 'a\\x1b"),
+    "token-of-escapes": (vocabulary(lambda v: {token: i for token, i in v.items() if token != "a"} | {"a\x1b[2J": v["a"]}), "vocabulary differs .* in 2 tokens"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNLIKE)
+def test_what_a_parent_differs_by_is_told_in_a_sentence(name: str, stranger: Path, random_model: Path) -> None:
+    edit, expected = UNLIKE[name]
+    edit(stranger)
+    with pytest.raises(InputError) as refused:
+        merge(merge_of("linear", [random_model, stranger], [], None), Path("out"))
+    is_a_sentence(refused.value, expected)
 
 
 @pytest.mark.parametrize("name", TOLD)
