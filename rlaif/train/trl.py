@@ -418,8 +418,10 @@ def learn(
     made: dict[str, Any] = {"steps": int(trainer.state.global_step), "metrics": metrics, "began": began}
     if not ranks.is_first():
         return models.result(data.counts, **made)
-    merged = settings.save == "merged"
-    return models.save(trained, tokenizer, folder, data.counts, **made, merged=merged, whole=whole)
+    saved = models.save(trained, tokenizer, folder, data.counts, **made, whole=whole)
+    if settings.save == "merged":
+        models.merge(folder)
+    return saved
 
 
 def _whole(trainer: Any) -> Any:
