@@ -19,7 +19,7 @@ import peft
 import torch
 from conftest import SPECIAL, make_random_model
 from safetensors.torch import load_file, save_file
-from test_architectures import ARCHITECTURES, base_of, each
+from test_architectures import ARCHITECTURES, base_of
 from test_train import METHODS, Steps, assistant, settings_of, train, user
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -113,7 +113,7 @@ def test_the_first_loss_of_dpo_is_ln_2_and_its_reference_is_no_second_model(
         assert len(loads) == 1
 
 
-@METHODS
+@pytest.mark.parametrize("method", ["dpo", *(pytest.param(name, marks=pytest.mark.lab) for name in ("sft", "rm"))])
 def test_a_checkpoint_holds_the_adapter_and_a_resumed_training_is_the_undisturbed_one(
     method: str, random_model: Path, trained: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -369,7 +369,8 @@ def test_only_the_layers_that_are_named_get_an_adapter(random_model: Path, tmp_p
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning", "ignore:The following")  # peft's own
-@each(*ARCHITECTURES)
+@pytest.mark.lab
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_an_adapter_of_every_architecture_is_read_as_peft_reads_it(name: str, tmp_path: Path) -> None:
     base = base_of(name, tmp_path / "base")
     lora("sft", base, tmp_path / "sft", batch_size=12)
