@@ -154,7 +154,7 @@ def test_rlaif_plan_tells_it_of_each_training_by_the_sizes_of_its_base(
     told = json.loads(CliRunner().invoke(app, ["plan", "p.yaml", "--json"]).output)
     one, two = (stage["memory"] for stage in told["stages"] if "memory" in stage)
     assert one["total"] == two["total"] == of(random_model, "sft", batch_size=16)[0].total and one["fits"]
-    assert "memory of one: 1." in CliRunner().invoke(app, ["plan", "p.yaml"]).output
+    assert "memory of one: 0.98 GB, fits " in CliRunner().invoke(app, ["plan", "p.yaml"]).output
 
 
 # ---------------------------------------------------------------- measured
