@@ -19,6 +19,7 @@ import peft
 import torch
 from conftest import SPECIAL, make_random_model
 from safetensors.torch import load_file, save_file
+from test_architectures import ARCHITECTURES, base_of
 from test_train import METHODS, Steps, assistant, settings_of, train, user
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -112,7 +113,7 @@ def test_the_first_loss_of_dpo_is_ln_2_and_its_reference_is_no_second_model(
         assert len(loads) == 1
 
 
-@METHODS
+@pytest.mark.parametrize("method", ["dpo", *(pytest.param(name, marks=pytest.mark.lab) for name in ("sft", "rm"))])
 def test_a_checkpoint_holds_the_adapter_and_a_resumed_training_is_the_undisturbed_one(
     method: str, random_model: Path, trained: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -365,3 +366,22 @@ def test_only_the_layers_that_are_named_get_an_adapter(random_model: Path, tmp_p
         name.split(".")[-4] + "." + name.split(".")[-3] for name in load_file(tmp_path / "a/adapter_model.safetensors")
     }
     assert names == {"self_attn.q_proj", "self_attn.v_proj"}
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning", "ignore:The following")  # peft's own
+@pytest.mark.lab
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_an_adapter_of_every_architecture_is_read_as_peft_reads_it(name: str, tmp_path: Path) -> None:
+    base = base_of(name, tmp_path / "base")
+    lora("sft", base, tmp_path / "sft", batch_size=12)
+    theirs = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "sft").eval()
+    ours, _ = models.load(tmp_path / "sft")
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        given, expected, before = (
+            net(ids).logits for net in (ours.eval(), theirs, AutoModelForCausalLM.from_pretrained(base).eval())
+        )
+    assert torch.allclose(given, expected, atol=1e-4) and not torch.allclose(given, before, atol=1e-3)
+    steps: Steps = []
+    lora("dpo", tmp_path / "sft", tmp_path / "dpo", steps.append, batch_size=24)
+    assert steps[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)

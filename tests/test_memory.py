@@ -130,6 +130,33 @@ def test_rlaif_train_tells_it_and_trains_nothing(
     assert told["fits"] is False and told["parameters"] == 7_241_732_096
 
 
+def test_rlaif_plan_tells_it_of_each_training_by_the_sizes_of_its_base(
+    random_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second base is not trained yet: its sizes are those of the first."""
+    from typer.testing import CliRunner
+
+    from rlaif.cli.app import app
+
+    monkeypatch.chdir(tmp_path)
+    talk = [{"role": "user", "content": "1?"}, {"role": "assistant", "content": "2"}]
+    Path("rows.jsonl").write_text(json.dumps({"messages": talk}) + "\n")
+    trainings = [
+        {"train": {"sft": {"base": "base", "name": "one"}}},
+        {"train": {"sft": {"base": "one", "name": "two"}}},
+    ]
+    pipeline = {
+        "name": "p",
+        "models": {"base": {"engine": "transformers", "path": str(random_model)}},
+        "stages": [{"data": {"path": "rows.jsonl"}}, *trainings],
+    }
+    Path("p.yaml").write_text(json.dumps(pipeline))
+    told = json.loads(CliRunner().invoke(app, ["plan", "p.yaml", "--json"]).output)
+    one, two = (stage["memory"] for stage in told["stages"] if "memory" in stage)
+    assert one["total"] == two["total"] == of(random_model, "sft", batch_size=16)[0].total and one["fits"]
+    assert "memory of one: 0.98 GB, fits " in CliRunner().invoke(app, ["plan", "p.yaml"]).output
+
+
 # ---------------------------------------------------------------- measured
 
 BIG = LlamaConfig(

@@ -204,7 +204,7 @@ def test_an_interrupt_ends_every_process_after_the_same_step(random_model: Path,
     ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = [sys.executable, "-m", "rlaif.cli", "train", "sft", "--base", str(random_model), "--data", "rows.jsonl"]
-    command += ["--out", "out", "--processes", "2", "batch_size=4", "epochs=30", "checkpoint_steps=1"]
+    command += ["--out", str(tmp_path / "out"), "--processes", "2", "batch_size=4", "epochs=30", "checkpoint_steps=1"]
     running = subprocess.Popen(command, cwd=tmp_path, start_new_session=True)
     for _ in range(3000):
         if [*tmp_path.glob("out.partial/checkpoint-*/complete")]:

@@ -34,7 +34,7 @@ def print_plan(console: Console, plan: dict[str, Any]) -> None:
     for stage in plan["stages"]:
         if "memory" in stage:
             console.print()
-            print_memory(console, stage["memory"], f"memory of {stage['stage']}")
+            print_memory(console, stage["memory"], f"memory of {stage['stage']}", short=stage["memory"]["fits"])
     if plan["calls"]:
         console.print()
         console.print(_planned_calls(plan["calls"], console.width))
@@ -48,8 +48,12 @@ def print_plan(console: Console, plan: dict[str, Any]) -> None:
     console.print("nothing was sent", style="dim")
 
 
-def print_memory(console: Console, memory: dict[str, Any], title: str) -> None:
-    """The memory of a training, in parts, and what would take less where it does not fit."""
+def print_memory(console: Console, memory: dict[str, Any], title: str, *, short: bool = False) -> None:
+    """The memory of a training, in parts, and what would take less where it does not fit; `short`, in one line."""
+    if short:
+        free = f"fits {memory['device']}, which has {_gigabytes(memory['room'])} GB free"
+        console.print(line(f"{title}: {_gigabytes(memory['total'])} GB, {free}"), soft_wrap=True)
+        return
     rows: list[tuple[str | Text, ...]] = [(p["name"], _gigabytes(p["size"]), p["meaning"]) for p in memory["parts"]]
     rows.append((Text("in all", "bold"), Text(_gigabytes(memory["total"]), "bold"), ""))
     columns = (Column("part", text=True), Column("GB"), Column("", text=True))

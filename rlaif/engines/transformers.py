@@ -34,7 +34,6 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 import transformers
-from safetensors.torch import load_file
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from rlaif.engines import adapters
@@ -640,7 +639,7 @@ def _adapted(net: Any, adapter: Path, info: Any) -> Any:
     """
     peft = _peft()
     named = peft.LoraConfig(**adapters.settings(adapter))
-    state = load_file(adapter / adapters.WEIGHTS)
+    state = peft.load_peft_weights(str(adapter), device="cpu")
     if adapters.scores(adapter):
         _make_room_to_pad(net, load_tokenizer(Adapted(Path(net.name_or_path), adapter)))
     wrapped = peft.get_peft_model(net, named)

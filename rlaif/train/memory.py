@@ -128,7 +128,7 @@ def plan(base: Source, settings: Training) -> Plan:
     """The memory of a training, with what would take less where it does not fit."""
     model, (device, room) = sizes(base, settings), memory_of_device()
     trained, lines = parts(model, settings)
-    made = Plan(model.parameters, trained, lines, device, room)
+    made = Plan(max(model.parameters, trained), trained, lines, device, room)
     if made.fits or not isinstance(settings, TrainerSettings):
         return made
     others: list[tuple[str, int]] = []

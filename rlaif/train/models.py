@@ -27,9 +27,9 @@ from transformers import (
 )
 
 from rlaif.config import TrainerSettings, Training
-from rlaif.engines.adapters import Adapted, Source, named
+from rlaif.engines.adapters import RECORD, Source, named
 from rlaif.engines.chat import Chat, end_tokens
-from rlaif.engines.identity import model_files, weights_digest
+from rlaif.engines.identity import has_reward_head, model_files, weights_digest
 from rlaif.engines.transformers import load_config, load_net, load_tokenizer, not_finite, refuse_diverged
 from rlaif.errors import InputError, WorkError
 from rlaif.records import digest
@@ -309,14 +309,13 @@ def save(
     metrics: dict[str, float],
     began: float,
     evaluation: dict[str, Any] | None = None,
-    merged: bool = False,
     whole: dict[str, torch.Tensor] | None = None,
 ) -> TrainResult:
     """Write the model, its tokenizer and `training.json` into `final` of the job's `folder`.
 
-    Of a model with an adapter the adapter alone is written; `merged`, the whole model in float32. `whole` are the
-    weights of a model of which this process holds a part. `began` is `time.monotonic()` at the start of the call.
-    Raises WorkError for weights that are not finite.
+    Of a model with an adapter the adapter alone is written. `whole` are the weights of a model of which this process
+    holds a part. `began` is `time.monotonic()` at the start of the call. Raises WorkError for weights that are not
+    finite.
     """
     final = folder / FINAL
     if final.is_symlink():
@@ -328,9 +327,6 @@ def save(
     if isinstance(model, PeftModel):
         adapted, model = model, cast(Any, model.get_base_model())
         base = lora.write(adapted, model.loaded_from, final, folder.with_suffix(""), whole)
-        tokenizer.save_pretrained(final)
-        if merged:
-            model, base = _merged(model, final), None
     if model.can_generate():
         ends = end_ids(model, tokenizer)
         # Of the base model's sampling defaults only its end tokens are kept: the pipeline sets how models are sampled.
@@ -347,7 +343,7 @@ def save(
     tokenizer.save_pretrained(final)
     made = result(counts, steps=steps, metrics=metrics, began=began, evaluation=evaluation)
     record = made._asdict() | ({} if base is None else {"base": base}) | {"weights": weights_digest(final)}
-    (final / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    (final / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return made
 
 
@@ -359,17 +355,22 @@ def result(
     return TrainResult(steps, time.monotonic() - began, metrics, *counted, evaluation or {})
 
 
-def _merged(base: Any, adapter: Path) -> PreTrainedModel:
-    """The model that the trained adapter in a folder makes of its base, whole and in float32; the folder is removed.
+def merge(folder: Path) -> None:
+    """Put the whole model in float32 in the place of the adapter in `final` of the job's `folder`.
 
-    Loaded anew, since the base may have been held in fewer bits.
+    Its base is loaded anew, since it may have been held in fewer bits.
     """
-    source = Adapted(named(base.loaded_from), adapter)
-    kind: Any = AutoModelForCausalLM if base.can_generate() else AutoModelForSequenceClassification
-    model: PreTrainedModel
-    model, _ = load_net(kind, source, load_config(source), torch.float32)
-    shutil.rmtree(adapter)
-    return model
+    final = folder / FINAL
+    record = json.loads((final / RECORD).read_text(encoding="utf-8"))
+    kind: Any = AutoModelForSequenceClassification if has_reward_head(final) else AutoModelForCausalLM
+    tokenizer = load_tokenizer(final)
+    model, _ = load_net(kind, final, load_config(final), torch.float32)
+    shutil.rmtree(final)
+    model.save_pretrained(final)
+    tokenizer.save_pretrained(final)
+    del record["base"]
+    record["weights"] = weights_digest(final)
+    (final / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def save_value_model(model: Any, tokens_of: Source, folder: Path) -> None:

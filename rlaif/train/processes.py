@@ -127,9 +127,8 @@ def _watched(started: Sequence[subprocess.Popen[str]]) -> int | None:
     """Wait until all are done, or one has failed: its number."""
     while True:
         codes = [process.poll() for process in started]
-        for number, code in enumerate(codes):
-            if code:
-                return number
+        if any(codes):  # one that was killed is the cause of what the others say
+            return codes.index(-signal.SIGKILL) if -signal.SIGKILL in codes else codes.index(next(filter(None, codes)))
         if all(code == 0 for code in codes):
             return None
         time.sleep(0.05)
@@ -159,7 +158,7 @@ def _signal(started: Sequence[subprocess.Popen[str]], kind: signal.Signals) -> N
 def _error(code: int, rank: int, lines: Sequence[str]) -> InputError | WorkError:
     """The failure of a process: the sentence that it said, or how it ended."""
     said = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), None)
-    if said is None and code < 0:
+    if code == -signal.SIGKILL or (said is None and code < 0):
         name = signal.Signals(-code).name
         said = f"process {rank} of the training was killed ({name}), which the system does when memory runs out"
     if said is None:

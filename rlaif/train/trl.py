@@ -658,18 +658,24 @@ def learn(
         steps = Steps(trainer, settings, on_step, first_of_dpo if isinstance(settings, DPOSettings) else None)
         trainer.add_callback(steps)
         run(trainer)
-        metrics = evaluate(trainer) | steps.keep()
+        kept = steps.keep()
+        metrics = evaluate(trainer) | kept
+        if "evaluated" in own:
+            if kept.get("kept_step", trainer.state.global_step) != trainer.state.global_step:
+                trainer.remove_callback(steps)
+                trainer.evaluate()  # the rewards at hand are those of the last step
+            own["evaluated"] |= ranks.united(own["evaluated"])  # each process has those of its own validation rows
     trained = trainer.accelerator.unwrap_model(trainer.model)
-    if "evaluated" in own:  # each process has the rewards of its own validation rows
-        own["evaluated"] |= ranks.united(own["evaluated"])
     told = {} if finish is None else finish(trained)
     whole = _whole(trainer)
     made: dict[str, Any] = {"steps": int(trainer.state.global_step), "metrics": metrics, "began": began}
     made["evaluation"] = told
     if not ranks.is_first():
         return models.result(data.counts, **made)
-    merged = settings.save == "merged"
-    return models.save(trained, tokenizer, folder, data.counts, **made, merged=merged, whole=whole)
+    saved = models.save(trained, tokenizer, folder, data.counts, **made, whole=whole)
+    if settings.save == "merged":
+        models.merge(folder)
+    return saved
 
 
 def _whole(trainer: Any) -> Any:
