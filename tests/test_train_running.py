@@ -236,6 +236,7 @@ def test_the_best_step_by_validation_is_kept_also_when_a_training_resumes(
 def test_of_equal_validations_the_earliest_is_best_and_accuracy_counts_before_loss() -> None:
     settings: Any = settings_of("dpo")
     found = {
+        1: {"validation_accuracy": math.nan, "validation_loss": math.nan},
         2: {"validation_accuracy": 0.5, "validation_loss": 0.1},
         4: {"validation_accuracy": 0.75, "validation_loss": 0.6},
         6: {"validation_accuracy": 0.75, "validation_loss": 0.5},

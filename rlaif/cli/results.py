@@ -155,7 +155,10 @@ def print_shortfalls(console: Console, manifest: dict[str, Any]) -> None:
 
 
 def print_training(console: Console, record: dict[str, Any], out: Path) -> None:
-    metrics = [(name.replace("_", " "), f"{value:.4f}") for name, value in record["metrics"].items()]
+    metrics = [
+        (name.replace("_", " "), f"{value:.4f}" if isinstance(value, float) else f"{value:,}")
+        for name, value in record["metrics"].items()
+    ]
     console.print(table((Column("metric", text=True), Column("value")), metrics, console.width))
     print_evaluation(console, record.get("evaluation", {}))
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in record["dropped"].items())

@@ -384,7 +384,7 @@ class PPOSettings(Training):
     missing_eos_penalty: float = Field(default=1.0, ge=0)  # subtracted from the score of a completion that does not end
     checkpoint_steps: int = Field(default=10, gt=0)
     split: Literal["hash", "all"] = "hash"  # the prompts that the hash leaves for training, or all of them
-    keep_value_model: bool = True  # in `value`, in the model's folder: a start for another PPO, and a critic to look at
+    keep_value_model: bool = True  # in `value`, in the model's folder: it took as much training as the policy
 
     @property
     def withholds_nothing(self) -> bool:

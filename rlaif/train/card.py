@@ -72,7 +72,7 @@ Its licence is unknown here: that of its base model and those of its data decide
 
 {_table(("setting", "value"), _settings(facts.settings))}
 
-Trained with {", ".join(f"{prose(name)} {prose(version)}" for name, version in facts.versions.items())}.
+Trained with {", ".join(f"{name} {code(version)}" for name, version in facts.versions.items())}.
 
 ## Use
 

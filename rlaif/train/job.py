@@ -511,7 +511,7 @@ def _leave(job: Job) -> None:
     pictured = False
     if (job.folder / METRICS).exists():
         shutil.copy(job.folder / METRICS, final)
-        title = f"{job.out.name}: {job.method} of {base_of(named(job.base))}"
+        title = f"{job.out.name}: {job.method.upper()} of {base_of(named(job.base))}"
         try:
             pictured = draw(final / METRICS, final / PICTURE, title, kept)
         except Exception as error:  # the model is whole, whatever becomes of its picture

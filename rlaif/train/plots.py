@@ -143,7 +143,7 @@ def _figure(steps: Sequence[Mapping[str, Any]], panels: Sequence[Panel], title: 
         left, bottom = SIZE[0] * column + MARGINS["left"], height - TOP - SIZE[1] * (row + 1) + MARGINS["bottom"]
         wide, high = SIZE[0] - MARGINS["left"] - MARGINS["right"], SIZE[1] - MARGINS["bottom"] - MARGINS["top"]
         place = figure.add_axes((left / width, bottom / height, wide / width, high / height))
-        _plot(place, panel, steps, 1 if panel.exact else window, kept)
+        _plot(place, panel, steps, 1 if panel.exact else window, kept, first=number == 0)
         if number >= len(panels) - columns:  # the lowest of its column
             place.set_xlabel("step", fontsize=8, color=INK)
     if window > 1:
@@ -152,7 +152,9 @@ def _figure(steps: Sequence[Mapping[str, Any]], panels: Sequence[Panel], title: 
     return figure
 
 
-def _plot(place: Any, panel: Panel, steps: Sequence[Mapping[str, Any]], window: int, kept: int | None) -> None:
+def _plot(
+    place: Any, panel: Panel, steps: Sequence[Mapping[str, Any]], window: int, kept: int | None, *, first: bool
+) -> None:
     place.spines[["top", "right"]].set_visible(False)
     place.spines[["left", "bottom"]].set_color(GREY)
     place.tick_params(labelsize=8, labelcolor=INK, color=GREY, length=3)
@@ -164,13 +166,13 @@ def _plot(place: Any, panel: Panel, steps: Sequence[Mapping[str, Any]], window: 
         _band(place, steps, *panel.band)
     drawn = [curve for curve in panel.curves if _curve(place, curve, steps, window)]
     if kept is not None:
-        place.axvline(kept, color=GREEN, linewidth=1.1, linestyle=":", label="weights kept")
+        place.axvline(kept, color=GREEN, linewidth=1.1, linestyle=":", label="weights kept" if first else "_")
     if panel.span is not None:
         room = 0.03 * (panel.span[1] - panel.span[0])
         place.set_ylim(panel.span[0] - room, panel.span[1] + room)
     unit = _scale(place, panel, steps)
     place.set_title(panel.title + unit, loc="left", fontsize=9.5, color=INK, pad=17, x=-0.005)
-    if len(drawn) > 1 or kept is not None:
+    if len(drawn) > 1 or (first and kept is not None):
         place.legend(loc="lower left", bbox_to_anchor=(-0.022, 0.985), ncols=3, frameon=False, fontsize=7.5,
                      labelcolor=INK, handlelength=1.2, columnspacing=1.2, borderpad=0.1, handletextpad=0.5)  # fmt: skip
 

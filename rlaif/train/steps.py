@@ -159,10 +159,11 @@ def validations(history: Sequence[Mapping[str, float]]) -> dict[int, dict[str, f
 
 
 def best_step(found: Mapping[int, Mapping[str, float]], settings: TrainerSettings) -> int:
-    """The step with the best validation by `settings.best_by`; of equal ones the earliest."""
+    """The step with the best validation by `settings.best_by`; of equal ones the earliest. NaN is the worst."""
 
     def badness(step: int) -> tuple[float, ...]:
-        return tuple(found[step][name] if less else -found[step][name] for name, less in settings.best_by)
+        signed = (found[step][name] if less else -found[step][name] for name, less in settings.best_by)
+        return tuple(math.inf if math.isnan(value) else value for value in signed)
 
     return min(sorted(found), key=badness)
 
