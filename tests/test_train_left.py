@@ -220,7 +220,7 @@ def test_ppos_value_model_lies_in_the_models_folder_and_is_no_part_of_the_policy
     tmp_path: Path,
     kept: bool,
 ) -> None:
-    record = train("ppo", "out", keep_value_model=kept)
+    record = train("ppo", "out", keep_value_model=kept, iterations=2)
     out, value = tmp_path / "out", tmp_path / "out/value"
     assert value.is_dir() == kept and record.weights == weights_digest(out)
     if not kept:
@@ -233,7 +233,7 @@ def test_ppos_value_model_lies_in_the_models_folder_and_is_no_part_of_the_policy
         alone = [model(**tokenizer(text, return_tensors="pt")).logits[0, 0].item() for text in texts]
     assert together.tolist() == pytest.approx(alone, abs=1e-4) and alone[0] != alone[1]
     models.load_value_model(value, AutoTokenizer.from_pretrained(random_model))  # another PPO may start from it
-    again = train("ppo", "out", keep_value_model=kept, seed=1)  # the folder is ours, and is replaced
+    again = train("ppo", "out", keep_value_model=kept, seed=1, iterations=1)  # the folder is ours, and is replaced
     assert again.weights != record.weights
     (value / "thesis.txt").write_text("mine")
     with pytest.raises(InputError, match="thesis.txt: the model is to be trained again.*move it"):
@@ -249,9 +249,9 @@ def test_a_folder_of_a_tracker_goes_with_the_model_and_a_persons_folder_is_left_
         runs.mkdir(parents=True, exist_ok=True)
         (runs / "events.out.tfevents.1").write_text("x")
 
-    train("sft", "out", write_events)
+    train("sft", "out", write_events, max_steps=1)
     assert (tmp_path / "out/runs/now_here/events.out.tfevents.1").read_text() == "x"
-    train("sft", "out", seed=1)
+    train("sft", "out", seed=1, max_steps=1)
     (tmp_path / "out/mine").mkdir()
     with pytest.raises(InputError, match="mine: the model is to be trained again"):
         train("sft", "out", seed=2)

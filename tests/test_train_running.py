@@ -108,6 +108,9 @@ def without_time(lines: Lines) -> Lines:
     return [{name: value for name, value in line.items() if name != "time"} for line in lines]
 
 
+LAB = pytest.mark.lab  # what a test shows on one trainer already
+
+
 class Stopped(KeyboardInterrupt):
     pass
 
@@ -123,7 +126,10 @@ def stop_at(number: int) -> OnStep:
 # ---------------------------------------------------------------- metrics.jsonl
 
 
-@pytest.mark.parametrize(("method", "at"), [("sft", 5), ("dpo", 4), ("ppo", 4), ("ppo", 5)])
+@pytest.mark.parametrize(
+    ("method", "at"),
+    [("sft", 5), ("ppo", 4), pytest.param("dpo", 4, marks=LAB), pytest.param("ppo", 5, marks=LAB)],
+)
 def test_every_step_is_a_line_beside_the_model_once_also_of_a_training_that_was_interrupted(
     train: Train, tmp_path: Path, method: str, at: int
 ) -> None:
@@ -204,7 +210,7 @@ OPPOSED = [replace(pair, chosen=pair.rejected, rejected=pair.chosen, split="vali
 FOREIGN = validation([Demonstration((user("hi"), assistant("ZZZZ"))) for _ in range(4)])
 
 
-@pytest.mark.parametrize("method", RATES)
+@pytest.mark.parametrize("method", [pytest.param("sft", marks=LAB), "dpo", pytest.param("rm", marks=LAB)])
 def test_the_best_step_by_validation_is_kept_also_when_a_training_resumes(
     train: Train, tmp_path: Path, method: str
 ) -> None:
@@ -262,7 +268,7 @@ def test_when_there_is_a_validation_is_in_the_key_only_where_it_decides() -> Non
 # ---------------------------------------------------------------- numbers that are not finite
 
 
-@pytest.mark.parametrize("where", ["loss", "gradient", "weights"])
+@pytest.mark.parametrize("where", [pytest.param("loss", marks=LAB), "gradient", "weights"])
 def test_what_is_not_finite_ends_the_training_with_the_last_good_checkpoint_and_a_lower_rate_goes_through(
     train: Train, tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -409,8 +415,7 @@ def test_nothing_is_sent_anywhere(train: Train, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delenv("CI", raising=False)
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    for method in RATES:
-        train(method, method, max_steps=1)
+    train("sft", "out", max_steps=1)
     if _telemetry._TELEMETRY_THREAD is not None:
         _telemetry._TELEMETRY_QUEUE.join()
     assert asked == []
