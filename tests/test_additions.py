@@ -314,7 +314,7 @@ def train_copy(job, on_step, reward):
                 '    "copy": _copy,\n',
             ),
             (
-                ", reward, job.folder, on_step)\n",
+                ", reward, job.folder, on_step, job.template)\n",
                 "\n\ndef _copy(job, on_step, reward):\n"
                 "    from rlaif.train.copying import train_copy\n\n"
                 "    train_copy(job, on_step, reward)\n",
