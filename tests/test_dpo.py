@@ -33,6 +33,7 @@ from rlaif.train.references import Completion, References
 from rlaif.train.tokens import trainable_chat
 
 LN2 = math.log(2)
+STEP = ("step", "steps", "loss", "learning_rate", "grad_norm", "epoch", "tokens")  # of every training
 UNEVEN = [
     replace(pair, chosen=pair.chosen + " and so on" * (i % 3), probability=0.6 + 0.015 * i)
     for i, pair in enumerate(PAIRS)
@@ -96,7 +97,7 @@ def test_every_loss_begins_at_its_closed_form_and_falls(
         assert steps[0]["loss"] == pytest.approx(first, rel=1e-4)
         assert (steps[0]["rewards/chosen"], steps[0]["rewards/rejected"]) == pytest.approx((0, 0), abs=1e-4)
     assert steps[-1]["rewards/margins"] > steps[0]["rewards/margins"]
-    assert set(steps[0]) - {"step", "steps", "loss", "learning_rate", "grad_norm", "padding"} == {
+    assert set(steps[0]) - {*STEP, "padding"} == {
         name for name in preference_losses.REPORTED if changed.get("loss") != "simpo" or "logratios" not in name
     }
 

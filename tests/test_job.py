@@ -296,13 +296,13 @@ def test_wrong_command_lines_are_one_sentence(tmp_path: Path, capsys: pytest.Cap
         assert out == "" and err.startswith("error: ") and err.count("\n") == 1, err
 
 
-def test_several_processes_are_refused_before_they_wait_for_each_other(
+def test_several_processes_that_cannot_find_each_other_are_refused_before_they_wait(
     sft: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_job(sft, EXAMPLES["sft"])
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main([str(sft.folder)]) == 2
-    assert "a job is trained by one process, and 2 were started" in capsys.readouterr().err
+    assert "names 2 processes, and RANK is not set" in capsys.readouterr().err
     assert sft.folder.is_dir() and not sft.out.exists()
 
 

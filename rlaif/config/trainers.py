@@ -161,7 +161,7 @@ class TrainerSettings(Training):
     max_steps: int | None = Field(default=None, gt=0)  # in place of `epochs`
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
     warmup: float = Field(default=0.1, ge=0, lt=1)  # share of the steps
-    decay: float = Field(default=0.1, gt=0, le=1)  # share of the steps at the end in which `wsd` falls
+    decay: float = Field(default=0.1, gt=0, le=1)  # share of the steps at the end, in which `wsd` falls
     decay_shape: Literal["1-sqrt", "linear"] = "1-sqrt"  # how it falls
     min_rate: float = Field(default=0.0, ge=0, lt=1)  # share of the learning rate that a falling schedule ends at
     weight_decay: float = Field(default=0.0, ge=0, le=1)  # of all weights but biases and norms
@@ -189,7 +189,8 @@ class TrainerSettings(Training):
 
     @model_validator(mode="after")
     def _schedule_fits(self) -> TrainerSettings:
-        for name in ("decay", "decay_shape"):
+        switches = getattr(self, "mix_decay", None) is not None  # at the same step, whatever the schedule
+        for name in ("decay_shape",) if switches else ("decay", "decay_shape"):
             if self.schedule != "wsd" and getattr(self, name) != type(self).model_fields[name].default:
                 problem = f"`{name}` is of `schedule: wsd`, and the schedule is {self.schedule}"
                 raise ValueError(f"{problem}: leave it out, or write that schedule")
@@ -234,8 +235,7 @@ class SFTSettings(TrainerSettings):
     # The share of each stage of `data`, by rows or by tokens; by default all rows once an epoch.
     mix: Mix | None = None
     mix_by: Literal["rows", "tokens"] = "rows"
-    mix_decay: Mix | None = None  # another mixture for the last steps
-    decay: float = Field(default=0.1, gt=0, le=1)  # the share of the steps in which it holds
+    mix_decay: Mix | None = None  # another mixture for the last steps, of which `decay` is the share
 
     @model_validator(mode="before")
     @classmethod
@@ -342,6 +342,10 @@ class RMSettings(TrainerSettings):
     soft_labels: bool = False  # the target is a pair's probability
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)  # the share of labels taken to be wrong
     normalize: bool = True  # training completions score 0 on average, with a deviation of 1
+
+    @property
+    def uses_margins(self) -> bool:
+        return self.margin_scale > 0
 
     @model_validator(mode="after")
     def _one_way_to_say_how_far_apart(self) -> RMSettings:

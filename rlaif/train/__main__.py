@@ -67,6 +67,7 @@ def _train(folder: Path, as_json: bool) -> int:
     job = jobs.read_job(folder)
     if ranks.count() > 1 and not isinstance(job.settings, TrainerSettings):
         raise InputError(f"{job.method} is trained by one process, and {ranks.count()} were started", fix="start one")
+    ranks.refuse_alone()
     pace = Pace()
 
     def on_step(figures: dict[str, float]) -> None:

@@ -58,6 +58,8 @@ def _mixed(settings: SFTSettings, columns: Columns, notes: list[str]) -> list[li
     sizes = lengths if settings.mix_by == "tokens" else None
     count = mixing.rows_of_epochs(sources, settings.mix, settings.epochs, sizes, settings.seed)
     per_step = settings.batch_size * settings.accumulate
+    if settings.max_steps is not None:
+        count = settings.max_steps * per_step
     mixture = Mixture(sources, settings.seed, sizes)
     drawn = []
     for phase in mixing.phases(count, per_step, settings.mix, settings.mix_decay, settings.decay):

@@ -30,6 +30,14 @@ def is_first() -> bool:
     return rank() == 0
 
 
+def refuse_alone() -> None:
+    """Raise InputError when the variables name several processes that could not find each other."""
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if count() > 1 and missing:
+        problem = f"the variable WORLD_SIZE names {count()} processes, and {missing[0]} is not set"
+        raise InputError(problem, fix="unset it, or start them by `rlaif train --processes` or `accelerate launch`")
+
+
 # ---------------------------------------------------------------- together: every process has to call these
 
 
