@@ -1,6 +1,6 @@
 """Steps of our trainers against a bare TRL script: the same model, token ids, batches and settings.
 
-    python benchmarks/trainers.py [--rounds 5] [--steps 30] [--pairs 256]
+    python benchmarks/trainers.py [--rounds 5] [--steps 30] [--pairs 256] [--methods dpo sft]
 
 Each round trains by TRL alone and by ours, in turn first, so that both meet the machine as it is then, and takes the
 median CPU seconds of a step without the first. Printed is the ratio TRL / ours of each round and its median: above 1,
@@ -149,13 +149,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--pairs", type=int, default=256)
+    parser.add_argument("--methods", nargs="+", choices=("dpo", "sft"), default=("dpo", "sft"))
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         base, pairs = make_base(work / "base"), make_pairs(asked.pairs)
         epochs = asked.steps * BATCH / len(pairs)
         told = [Demonstration((*pair.prompt, Message(role="assistant", content=pair.chosen))) for pair in pairs]
-        for method, examples in (("dpo", pairs), ("sft", told)):
+        for method in asked.methods:
+            examples: list[Any] = told if method == "sft" else pairs
             rows = token_rows(method, base, examples)
             bare: Callable[[Path], Any] = {
                 "sft": lambda out: (SFTTrainer, SFTConfig(**fields(out, num_train_epochs=epochs))),
