@@ -71,11 +71,11 @@ def test_a_constraint_is_passed_by_its_example_and_failed_by_other_words(constra
 # ---------------------------------------------------------------- the pipeline
 
 
-def test_the_pipeline_trains_on_these_prompts_and_measures_on_others() -> None:
+def test_the_pipeline_trains_on_these_prompts_and_measures_on_others(tmp_path: Path) -> None:
     """The embedded model stands in for the real one: nothing is loaded to plan."""
     local = {"models.smollm2.hub": None, "models.smollm2.path": "tiny/base"}
-    plan = rlaif.plan(PIPELINE, **local)
-    rows = {stage["name"]: stage["rows"] for stage in plan["stages"]}
+    plan = rlaif.plan(PIPELINE, out=tmp_path / "run", **local)
+    rows = {stage["stage"]: stage["rows"] for stage in plan["stages"]}
     of = Counter(prompt.split for prompt in read_prompts(SCRIPT["FILE"]).items)
     assert rows["prompts"] <= of["train"] + of["validation"]
     assert rows["measure"] == of["held-out"]

@@ -13,14 +13,14 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterator, Sequence
-from itertools import cycle, islice, product
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlaif.records import hashed_order
 
 FILE = Path(__file__).parents[2] / "prompts" / "checked.jsonl"
-PER_KIND = 50  # prompts of each kind of constraint
+PER_KIND = 54  # prompts of each kind of constraint
 
 SUBJECTS = (
     "lighthouses", "honey bees", "umbrellas", "bicycles", "libraries", "volcanoes", "candles", "bridges", "maps",
@@ -97,13 +97,6 @@ CONSTRAINTS = (
         lambda least: " ".join(["word"] * least),
     ),
     Constraint(
-        "one sentence",
-        ("one",),
-        ("{request} One sentence only.", "In a single sentence: {request}", "{request} Keep it to one sentence."),
-        lambda _: [instruction("length_constraints:number_sentences", num_sentences=2, relation="less than")],
-        lambda _: "They keep the rain off your head.",
-    ),
-    Constraint(
         "so many sentences",
         (2, 3),
         (
@@ -127,46 +120,6 @@ CONSTRAINTS = (
         ),
         lambda count: [instruction("detectable_format:number_bullet_lists", num_bullets=count)],
         lambda count: "\n".join(["- They float."] * count),
-    ),
-    Constraint(
-        "so many lines",
-        (2, 3, 4),
-        ("{request} Write exactly {0} lines.", "In {0} lines of text: {request}", "{request} Make it {0} short lines."),
-        lambda count: [{"length": {"min_lines": count, "max_lines": count}}],
-        lambda count: "\n".join(["They float."] * count),
-    ),
-    Constraint(
-        "a JSON object",
-        ("fact", "text"),
-        (
-            '{request} Reply with a JSON object that has one key, "{0}".',
-            'As JSON with the key "{0}" and nothing around it: {request}',
-            '{request} Format: {{"{0}": "..."}}',
-        ),
-        lambda key: [{"json_schema": {"schema": {"type": "object", "required": [key]}}}],
-        lambda key: json.dumps({key: "They float."}),
-    ),
-    Constraint(
-        "capital letters",
-        ("capital",),
-        (
-            "{request} USE CAPITAL LETTERS ONLY.",
-            "{request} Write everything in capital letters.",
-            "All in upper case: {request}",
-        ),
-        lambda _: [instruction("change_case:english_capital")],
-        lambda _: "THEY KEEP THE RAIN OFF YOUR HEAD AND THE SUN OUT OF YOUR EYES.",
-    ),
-    Constraint(
-        "small letters",
-        ("small",),
-        (
-            "{request} use small letters only.",
-            "{request} Write everything in lower case, without any capital.",
-            "all in lower case: {request}",
-        ),
-        lambda _: [instruction("change_case:english_lowercase")],
-        lambda _: "they keep the rain off your head and the sun out of your eyes.",
     ),
     Constraint(
         "last words",
@@ -219,13 +172,6 @@ CONSTRAINTS = (
         lambda language: IN_LANGUAGE[language],
     ),
     Constraint(
-        "double quotes",
-        ("quotes",),
-        ("{request} Put your whole reply in double quotes.", 'Wrap all that you write in "double quotes". {request}'),
-        lambda _: [instruction("startend:quotation")],
-        lambda _: '"They float."',
-    ),
-    Constraint(
         "a question at the end",
         ("question",),
         (
@@ -253,13 +199,14 @@ def requests() -> Iterator[str]:
 
 
 def rows(per_kind: int = PER_KIND) -> Iterator[dict[str, Any]]:
-    """The rows of the file. Within a kind, values and wordings take turns, so that each meets each."""
+    """The rows of the file. Kinds take turns, so that the first rows have all of them; so do a kind's values and
+    wordings, of which each meets each."""
     asked = requests()
-    for constraint in CONSTRAINTS:
-        forms = [(v, w) for i, w in enumerate(constraint.wordings) for v in constraint.values]
-        for value, wording in islice(cycle(forms), per_kind):
-            text = wording.format(shown(value), request=next(asked))
-            yield {"prompt": text, "source": constraint.kind, "checks": constraint.checks(value)}
+    forms = {constraint.kind: list(product(constraint.wordings, constraint.values)) for constraint in CONSTRAINTS}
+    for number, constraint in product(range(per_kind), CONSTRAINTS):
+        wording, value = forms[constraint.kind][number % len(forms[constraint.kind])]
+        text = wording.format(shown(value), request=next(asked))
+        yield {"prompt": text, "source": constraint.kind, "checks": constraint.checks(value)}
 
 
 def main() -> None:
