@@ -92,15 +92,15 @@ def test_two_steps_on_the_real_model(tmp_path: Path) -> None:
         "models.smollm2.hub=null",
         f"models.smollm2.path={tmp_path / 'model'}",
         "stages.prompts.prompts.take=8",
-        "stages.sample.sample.sampling.max_tokens=24",
+        "stages.sample.sample.sampling.max_tokens=16",
         "stages.dpo.train.dpo.epochs=2",
         "stages.dpo.train.dpo.batch_size=64",
         "stages.measure.measure.take=4",
-        "stages.measure.measure.sampling.max_tokens=24",
+        "stages.measure.measure.sampling.max_tokens=16",
     )
     assert done.code == 0, done.err
     run = rlaif.load(tmp_path / "runs" / "smollm2")
     trained = json.loads((run.models["dpo"] / "training.json").read_text(encoding="utf-8"))
-    assert trained["steps"] == 2 and trained["metrics"]["loss"] > 0
+    assert trained["steps"] == 2 and 1 <= trained["kept"] <= 8
     base, dpo = run.summary["models"]
     assert 0 <= base["checks"]["mean"] <= 1 and dpo["checks_difference"]["n"] == 4
