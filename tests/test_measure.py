@@ -20,7 +20,7 @@ from rlaif.engines.scheduler import Scheduler
 from rlaif.errors import EngineError
 from rlaif.judges.rating import Judge
 from rlaif.judges.verifiers import Check
-from rlaif.measures import measure
+from rlaif.measures import checked, measure
 from rlaif.measures.collecting import Gold, Setting
 from rlaif.records import Message, Prompt
 from rlaif.resources import find
@@ -131,6 +131,24 @@ def test_a_check_that_does_not_apply_is_counted() -> None:
     number = Check.model_validate({"numeric": {}})  # these prompts have no reference
     figures = by_name(measured(Says("old", "it is 4", -1.5), checks=(number,)))["old"]
     assert (figures["checks"], figures["all_checks"], figures["unchecked"]) == (None, None, 8)
+
+
+def test_checks_passed_by_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A check of its own for the prompts of each source, of which this model passes those of one."""
+    of = {"short": {"length": {"max_words": 2}}, "long": {"length": {"min_words": 3}}}
+    sourced = [
+        prompt.model_copy(update={"source": source, "checks": (of[source],)})
+        for prompt, source in zip(PROMPTS, ["short"] * 5 + ["long"] * 3, strict=True)
+    ]
+    monkeypatch.setattr(sys.modules[__name__], "PROMPTS", sourced)
+    summary = measured(Says("old", "a b", -1.5), Says("new", "a b c", -1.5))
+    old, new = summary["models"]
+    assert [(s, v["mean"], v["n"]) for s, v in old["checks_by_source"].items()] == [("short", 1.0, 5), ("long", 0.0, 3)]
+    assert [value["mean"] for value in new["checks_by_source"].values()] == [0.0, 1.0]
+    shown = [(line.label, line.cell(new, summary)) for line in checked.lines(summary, "old")]
+    assert ("  short", "0% of 5") in shown and ("  long", "100% of 3") in shown
+    monkeypatch.setattr(sys.modules[__name__], "PROMPTS", sourced[:5])
+    assert "checks_by_source" not in by_name(measured(Says("old", "a b", -1.5)))["old"]
 
 
 class Varied(Echo):
