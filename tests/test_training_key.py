@@ -83,12 +83,12 @@ ALL_PROMPTS = [PromptOnly(ASKED[:1]), PromptOnly(ASKED, "validation"), PromptOnl
 @pytest.mark.parametrize(
     ("method", "examples", "golden"),
     [
-        ("sft", WHOLE, "8dab79a163b6c3ef8d34744c068db9fd"),
-        ("sft", LAST, "bf41ab48154583ec271935d4945b5cbd"),
-        ("sft", [], "7ba766744596353e43741c91b3aa3493"),
-        ("rm", PAIRS, "c60ea03291f620355517f96e1cf5606d"),
-        ("dpo", PAIRS, "e3c76600998c85ea39cb887181a8d085"),
-        ("ppo", ALL_PROMPTS, "ae4f762105ac05244bf5087754f6f2a1"),
+        ("sft", WHOLE, "7a73d78511a1f80afe8e55ada9618bec"),
+        ("sft", LAST, "f5d4008df08f72cdf77543fbb4cfb871"),
+        ("sft", [], "0515190eb3ba198c13ad46a10246f03a"),
+        ("rm", PAIRS, "12c88f4bf4974887ea261bbffded5b1c"),
+        ("dpo", PAIRS, "f6d594b4046ff5f95a9775142e179e49"),
+        ("ppo", ALL_PROMPTS, "b35142709024acf53d38ac3bd6b1a2f8"),
     ],
 )
 def test_a_model_that_was_trained_before_is_found_again(
