@@ -171,11 +171,21 @@ CASES: dict[str, dict[str, tuple[str, ...]]] = {
         "5: validation by any batch size": (TRAIN + "test_validation_does_not_depend_on_its_batch_size",),
         "6: a BOS that the template leaves out": (TRAIN + "test_a_given_template_begins_as_the_tokenizer_begins_its_texts", TRAIN + "test_a_template_stays_as_it_is_where_the_tokenizer_adds_no_bos"),
         "7: experts": (ARCHITECTURES + "test_sft_and_then_dpo_save_what_their_base_says_of_itself", ARCHITECTURES + "test_ppos_first_ratio_is_1_and_every_end_token_is_saved"),
+        "8: weights, masks and columns that nobody used": ("test_training_data.py::test_what_a_file_says_of_its_turns_is_honoured_or_counted", "test_training_data.py::test_masked_turns_reach_the_trainer_and_its_key", "test_training_data.py::test_margins_that_a_trainer_does_not_use_are_told"),
         "9: longer than the model's window": (TRAIN + "test_rows_are_no_longer_than_the_models_context",),
+        "10: a base that no reward model can stand on": (ARCHITECTURES + "test_a_classifier_of_one_label_is_a_base_and_one_of_two_is_not", ARCHITECTURES + "test_an_architecture_without_a_classifier_is_refused_in_a_sentence"),
+        "11: two processes": ("test_processes.py::test_two_processes_have_the_losses_gradients_and_weights_of_one", "test_processes.py::test_more_processes_than_rows_at_once_and_a_launcher_for_one_are_refused"),
+        "12: a base without a chat template": ("test_chat_templates.py::test_a_base_without_a_chat_template_is_given_one_by_every_trainer",),
+        "13: rows that are all held out": ("test_training_data.py::test_rows_that_are_all_withheld_are_told_with_the_way_to_use_them",),
+        "14: every row, and a validation file": ("test_training_data.py::test_every_row_is_trained_on_where_that_is_said", "test_training_data.py::test_a_file_of_ones_own_validates_and_shares_no_prompt_with_training"),
+        "15: an adapter as base": ("test_lora.py::test_rlaif_train_and_a_pipeline_take_an_adapted_base", "test_lora.py::test_a_full_training_of_an_adapted_base_starts_from_both"),
+        "16: no marks, thinking, a system message": ("test_chat_templates.py::test_without_its_marks_a_template_teaches_the_same", "test_chat_templates.py::test_thinking_is_switched_off_by_a_template_argument_in_training_as_in_use", "test_chat_templates.py::test_a_system_message_that_the_format_lacks_is_refused_by_row_merged_or_skipped"),
         "17: a last step of fewer rows": (TRAIN + "test_a_step_of_uneven_batches_weighs_every_row_alike",),
+        "18: the settings of others": ("test_train_running.py::test_the_settings_of_others_are_named_by_ours", "test_train_running.py::test_a_training_ends_after_max_steps_with_its_schedule", "test_train_running.py::test_weight_decay_pulls_weights_and_neither_biases_nor_norms"),
+        "19: what is left of a training": ("test_train_running.py::test_every_step_is_a_line_beside_the_model_once_also_of_a_training_that_was_interrupted", "test_train_running.py::test_the_best_step_by_validation_is_kept_also_when_a_training_resumes", "test_train_left.py::test_ppos_value_model_lies_in_the_models_folder_and_is_no_part_of_the_policy"),
     },
 }  # fmt: skip
 
 # Cases of training without a test of their own yet, by their numbers
-OPEN = (8, 10, 11, 12, 13, 14, 15, 16, 18, 19, 20)
+OPEN = (20,)
 COUNTS = {"files": 11, "servers": 10, "runs": 11, "replies": 17, "shapes": 35, "hostile": 27, "training": 20}
