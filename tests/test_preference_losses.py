@@ -179,9 +179,8 @@ def test_what_trl_has_is_trls(random_model: Path, tmp_path: Path, changed: dict[
             "rejected_ids": [[60, 1], [61, 62, 63, 1], [64, 65, 1]], "row": [0, 1, 2]}  # fmt: skip
     own = {"preferences": asked, "references": References("0" * 32, tmp_path), "evaluated": {}, "notes": []}
     with trl.quietly():
-        trainer = trl._trainer(
-            trl._DPO, config, model, tokenizer, trl.TokenizedData(rows, {}, Counts(), own), lambda _: None
-        )
+        data = trl.TokenizedData(rows, {}, Counts(), own)
+        trainer = trl._trainer(trl._DPO, config, asked, model, tokenizer, data)
     trainer.loss_types, trainer.label_smoothing, trainer.ld_alpha = [theirs], asked.label_smoothing, asked.ld_alpha
     inputs = next(iter(trainer.get_train_dataloader()))
     read = {name: inputs[name] for name in ("input_ids", "attention_mask", "completion_mask")}

@@ -649,22 +649,17 @@ def learn(
     kind, config, fields_of = _METHODS[type(settings)]
     fields = common_fields(settings, folder, model.num_parameters()) | fields_of(settings)
     with _config_kept(model), nullcontext() if isinstance(settings, SFTSettings) else models.still(model):
-        own = dict(data.own)
-        if settings.lora is not None:
-            own["peft_config"] = lora.config_of(settings.lora, model, scores=settings.scores)
-        arguments = configured(config, fields)
-        arguments.total_batch_size = settings.batch_size
-        trainer = _trainer(kind, arguments, settings, model, tokenizer, data, **own)
+        trainer = _trainer(kind, configured(config, fields), settings, model, tokenizer, data)
         steps = Steps(trainer, settings, on_step, first_of_dpo if isinstance(settings, DPOSettings) else None)
         trainer.add_callback(steps)
         run(trainer)
         kept = steps.keep()
         metrics = evaluate(trainer) | kept
-        if "evaluated" in own:
+        if (rewards := data.own.get("evaluated")) is not None:
             if kept.get("kept_step", trainer.state.global_step) != trainer.state.global_step:
                 trainer.remove_callback(steps)
                 trainer.evaluate()  # the rewards at hand are those of the last step
-            own["evaluated"] |= ranks.united(own["evaluated"])  # each process has those of its own validation rows
+            rewards |= ranks.united(rewards)  # each process has those of its own validation rows
     trained = trainer.accelerator.unwrap_model(trainer.model)
     told = {} if finish is None else finish(trained)
     whole = _whole(trainer)
@@ -693,23 +688,20 @@ _METHODS: dict[type, tuple[type, type, Callable[[Any], dict[str, Any]]]] = {
 
 
 def _trainer(
-    kind: type,
-    config: Any,
-    settings: TrainerSettings,
-    model: Any,
-    tokenizer: Any,
-    data: TokenizedData,
-    **own: Any,
+    kind: type, config: Any, settings: TrainerSettings, model: Any, tokenizer: Any, data: TokenizedData
 ) -> Any:
     if config.n_gpu > 1:
         raise InputError("several GPUs are visible to one process", fix="set CUDA_VISIBLE_DEVICES=0")
+    config.total_batch_size = settings.batch_size
+    adapter = None if settings.lora is None else lora.config_of(settings.lora, model, scores=settings.scores)
     trainer = kind(
         model=model,
         args=config,
         processing_class=tokenizer,
         train_dataset=datasets.Dataset.from_dict(dict(data.train)),
         eval_dataset=datasets.Dataset.from_dict(dict(data.validation)) if any(data.validation.values()) else None,
-        **own,
+        peft_config=adapter,
+        **data.own,
     )
     trainer.settings = settings
     trainer.remove_callback(transformers.PrinterCallback)
