@@ -294,7 +294,8 @@ def train_copy(job, on_step, reward):
     counts = Counts()
     counts.kept = sum(1 for _ in job.examples("train"))
     on_step({"step": 1, "steps": 1, "loss": 0.0})
-    models.save(model, tokenizer, job.folder, counts, steps=1, metrics={"learnt": 0.0}, began=time.monotonic())
+    made = models.result(counts, steps=1, metrics={"learnt": 0.0}, began=time.monotonic())
+    models.save(model, tokenizer, job.folder, made)
 '''
     },
     edits={

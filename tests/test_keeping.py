@@ -333,7 +333,7 @@ SOURCES = {  # the stages before a trainer without `data`, and the one that it r
 def test_a_trainer_reads_the_nearest_stage_that_makes_sft_data(
     tmp_path: Path, url: str, random_model: Path, before: list[str], source: str
 ) -> None:
-    (tmp_path / "demonstrations.jsonl").write_text('{"prompt": "Hi.", "completion": "Hello."}')
+    (tmp_path / "demonstrations.jsonl").write_text('{"prompt": "Hello there.", "completion": "Hello."}')
     prompts = "prompts: {path: prompts.jsonl}"
     write(tmp_path, url, prompts, *before, SFT, models=BASE.format(random_model))
     done = rlaif(tmp_path, "plan", "kept.yaml", "--json")

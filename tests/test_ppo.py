@@ -495,7 +495,7 @@ def test_weights_that_are_no_numbers_are_not_saved(random_model: Path, reward_mo
     with torch.no_grad():
         learner.policy.model.model.norm.weight[0] = float("inf")
     with pytest.raises(WorkError, match="the trained weights are not finite"):
-        models.save(learner.policy.model, tokenizer, tmp_path, Counts(), steps=1, metrics={}, began=0.0)
+        models.save(learner.policy.model, tokenizer, tmp_path, models.result(Counts(), steps=1, metrics={}, began=0.0))
     assert not list(tmp_path.iterdir())
 
 
@@ -566,7 +566,7 @@ def test_the_trained_policy_loads_and_says_what_its_training_was(whole: Whole, r
     }
     record = json.loads((out / "training.json").read_text(encoding="utf-8"))
     assert record == vars(result) and record["weights"] == weights_digest(out)
-    assert {"steps", "seconds", "metrics", "kept", "cut", "dropped", "notes", "weights"} == set(record)
+    assert {*models.TrainResult._fields, "weights"} == set(record)
     assert (out / "key").read_text() == "the inputs' digest"
 
 

@@ -303,19 +303,13 @@ def save(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
-    counts: Counts,
-    *,
-    steps: int,
-    metrics: dict[str, float],
-    began: float,
-    evaluation: dict[str, Any] | None = None,
+    made: TrainResult,
     whole: dict[str, torch.Tensor] | None = None,
-) -> TrainResult:
+) -> None:
     """Write the model, its tokenizer and `training.json` into `final` of the job's `folder`.
 
     Of a model with an adapter the adapter alone is written. `whole` are the weights of a model of which this process
-    holds a part. `began` is `time.monotonic()` at the start of the call. Raises WorkError for weights that are not
-    finite.
+    holds a part. Raises WorkError for weights that are not finite.
     """
     final = folder / FINAL
     if final.is_symlink():
@@ -341,10 +335,8 @@ def save(
     elif model.can_generate():
         model.generation_config.save_pretrained(final)
     tokenizer.save_pretrained(final)
-    made = result(counts, steps=steps, metrics=metrics, began=began, evaluation=evaluation)
     record = made._asdict() | ({} if base is None else {"base": base}) | {"weights": weights_digest(final)}
     (final / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    return made
 
 
 def result(

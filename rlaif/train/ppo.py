@@ -84,15 +84,8 @@ def train_ppo(
             finally:
                 if len(learner.history) % settings.checkpoint_steps == 0:
                     _write_checkpoint(learner, folder)
-        result = models.save(
-            learner.policy.model,
-            tokenizer,
-            folder,
-            counts,
-            steps=settings.iterations,
-            metrics=summary(learner.history),
-            began=began,
-        )
+        result = models.result(counts, steps=settings.iterations, metrics=summary(learner.history), began=began)
+        models.save(learner.policy.model, tokenizer, folder, result)
         if settings.keep_value_model:
             models.save_value_model(learner.value.model, value_init or base, folder)
         return result

@@ -71,7 +71,7 @@ def _tokenized(
 ) -> tuple[list[Tokenized], Counts]:
     counts = Counts()
     kept = tokens.numbered(pairs, lambda pair: pair.prompt, settings.system, counts)
-    grouped = groups.of_pairs(kept) if settings.grouping == "pair" else groups.of_prompts(kept, settings.group_size)
+    grouped = groups.of_prompts(kept, settings.group_size) if settings.grouping == "prompt" else groups.of_pairs(kept)
     return groups.tokenize(chat, grouped, max_length, counts, settings.excess_length), counts
 
 

@@ -663,14 +663,13 @@ def learn(
     trained = trainer.accelerator.unwrap_model(trainer.model)
     told = {} if finish is None else finish(trained)
     whole = _whole(trainer)
-    made: dict[str, Any] = {"steps": int(trainer.state.global_step), "metrics": metrics, "began": began}
-    made["evaluation"] = told
-    if not ranks.is_first():
-        return models.result(data.counts, **made)
-    saved = models.save(trained, tokenizer, folder, data.counts, **made, whole=whole)
-    if settings.save == "merged":
-        models.merge(folder)
-    return saved
+    taken = int(trainer.state.global_step)
+    made = models.result(data.counts, steps=taken, metrics=metrics, began=began, evaluation=told)
+    if ranks.is_first():
+        models.save(trained, tokenizer, folder, made, whole)
+        if settings.save == "merged":
+            models.merge(folder)
+    return made
 
 
 def _whole(trainer: Any) -> Any:
