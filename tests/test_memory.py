@@ -139,7 +139,7 @@ def test_rlaif_plan_tells_it_of_each_training_by_the_sizes_of_its_base(
     from rlaif.cli.app import app
 
     monkeypatch.chdir(tmp_path)
-    talk = [{"role": "user", "content": "1?"}, {"role": "assistant", "content": "2"}]
+    talk = [{"role": "user", "content": "Name a river."}, {"role": "assistant", "content": "2"}]
     Path("rows.jsonl").write_text(json.dumps({"messages": talk}) + "\n")
     trainings = [
         {"train": {"sft": {"base": "base", "name": "one"}}},

@@ -26,7 +26,7 @@ from rlaif.errors import INTERRUPTED, InputError, WorkError
 from rlaif.resources import find
 from rlaif.train import job, processes
 from rlaif.train.job import Job
-from rlaif.train.trl import Shares
+from rlaif.train.trl import Shares, Shuffled
 
 
 def job_of(method: str, base: Path, out: Path, rows: int = 9, **changed: Any) -> Job:
@@ -98,7 +98,8 @@ def test_the_shares_of_a_batch_are_the_batch_of_one_process(
         shares = []
         for rank in range(count):
             monkeypatch.setenv("RANK", str(rank))
-            shares.append(list(Shares(rows, 4, lambda: epoch, seed=torch.initial_seed())))  # noqa: B023 - read here
+            order_of = Shuffled(rows, torch.initial_seed())
+            shares.append(list(Shares(rows, 4, order_of, lambda: epoch)))  # noqa: B023 - read here
         assert len({len(share) for share in shares}) == 1
         for number, of_ranks in enumerate(zip(*shares, strict=True)):
             batch = order[4 * number : 4 * number + 4]

@@ -251,6 +251,10 @@ class SFTSettings(TrainerSettings):
     def _mixtures_of_the_data(self) -> SFTSettings:
         if self.mix is None and self.mix_decay is not None:
             raise ValueError("`mix_decay` is the mixture after `mix`; give that, too")
+        if self.packing and self.mix is not None and (self.mix_decay is not None or self.max_steps is not None):
+            key = "max_steps" if self.mix_decay is None else "mix_decay"
+            problem = f"a packed mixture has as many steps as its rows fill, so `{key}` has no place"
+            raise ValueError(f"{problem}: remove it, or `packing`")
         for key, mix in (("mix", self.mix), ("mix_decay", self.mix_decay)):
             if mix is not None and not any(mix.values()):
                 raise ValueError(f"`{key}` gives no stage a share")
@@ -303,7 +307,8 @@ class DPOSettings(TrainerSettings):
             return values
         loss = values.get("loss", "sigmoid")
         own: dict[str, Any] = {"beta": BETAS[loss]} if isinstance(loss, str) and loss in BETAS else {}
-        return own | ({"gamma_beta_ratio": 0.5} if loss == "simpo" else {}) | values
+        given = {name: value for name, value in values.items() if name != "gamma_beta_ratio" or value is not None}
+        return own | ({"gamma_beta_ratio": 0.5} if loss == "simpo" else {}) | given
 
     @model_validator(mode="after")
     def _settings_fit_the_loss(self) -> DPOSettings:

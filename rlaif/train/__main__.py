@@ -68,6 +68,9 @@ def _train(folder: Path, as_json: bool) -> int:
     if ranks.count() > 1 and not isinstance(job.settings, TrainerSettings):
         raise InputError(f"{job.method} is trained by one process, and {ranks.count()} were started", fix="start one")
     ranks.refuse_alone()
+    if isinstance(job.settings, TrainerSettings) and ranks.count() > job.settings.batch_size:
+        problem = f"{ranks.count()} processes were started, and `batch_size` is {job.settings.batch_size}"
+        raise InputError(problem, fix="start fewer, or write the job with a larger `batch_size`")
     pace = Pace()
 
     def on_step(figures: dict[str, float]) -> None:

@@ -48,7 +48,11 @@ def card_of(facts: Facts) -> str:
     head: dict[str, Any] = {"base_model": base_of(facts.base)}
     if datasets := [source for source in facts.sources if _HUB_ID.fullmatch(source)]:
         head["datasets"] = datasets
-    head |= {"library_name": "transformers", "license": "unknown", "tags": ["rlaif", method]}
+    if "base" in facts.record:
+        head |= {"base_model_relation": "adapter", "library_name": "peft"}
+    else:
+        head["library_name"] = "transformers"
+    head |= {"license": "unknown", "tags": ["rlaif", method]}
     head["pipeline_tag"] = "text-classification" if facts.settings.scores else "text-generation"
     picture = "\n![The curves of its training](training.png)\n" if facts.pictured else ""
     return f"""\
@@ -100,13 +104,19 @@ def _data(facts: Facts) -> Iterable[str]:
 
 
 def _figures(record: Mapping[str, Any]) -> str:
-    metrics = record.get("metrics", {})
-    rows = [(name.replace("_", " "), f"{value:.4g}", _interval(name, metrics)) for name, value in metrics.items()]
+    metrics, of_pairs = record.get("metrics", {}), ((record.get("evaluation") or {}).get("validation") or {})
+    rows = [
+        (name.replace("_", " "), f"{value:.4g}", _interval(name, metrics, of_pairs.get("accuracy")))
+        for name, value in metrics.items()
+    ]
     return _table(("figure", "value", "95 % interval"), rows) + "\n\nEvery step's are in `metrics.jsonl`."
 
 
-def _interval(name: str, metrics: Mapping[str, float]) -> str:
-    """Wilson's, of a share of validation rows. A loss has none: its rows are not kept apart."""
+def _interval(name: str, metrics: Mapping[str, float], accuracy: Mapping[str, float] | None) -> str:
+    """Of the accuracy on validation pairs, as its evaluation has it, or Wilson's. A loss has none: its rows are not
+    kept apart."""
+    if name == "validation_accuracy" and accuracy is not None:
+        return f"{accuracy['low']:.4g} to {accuracy['high']:.4g}"
     rows = round(metrics.get("validation_rows", 0))
     if name != "validation_accuracy" or not rows:
         return ""
@@ -122,23 +132,32 @@ def _settings(settings: Training) -> list[tuple[str, str]]:
 
 
 def _use(facts: Facts) -> str:
+    is_adapter = "base" in facts.record
+    library, auto = ("peft", "AutoPeftModelFor") if is_adapter else ("transformers", "AutoModelFor")
     if facts.settings.scores:
-        example = """\
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+        one_score = ", num_labels=1" if is_adapter else ""
+        example = f"""\
+from transformers import AutoTokenizer
+from {library} import {auto}SequenceClassification
 
-model = AutoModelForSequenceClassification.from_pretrained("path/to/this/folder")
+model = {auto}SequenceClassification.from_pretrained("path/to/this/folder"{one_score})
 tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
-turns = [{"role": "user", "content": "What is 1 + 1?"}, {"role": "assistant", "content": "2"}]
+turns = [{{"role": "user", "content": "What is 1 + 1?"}}, {{"role": "assistant", "content": "2"}}]
 text = tokenizer.apply_chat_template(turns, tokenize=False)
 text = text[: text.rindex(tokenizer.eos_token) + len(tokenizer.eos_token)]  # it is scored at its end token
 score = model(**tokenizer(text, add_special_tokens=False, return_tensors="pt")).logits[0, 0]
 """
     else:
-        example = """\
-from transformers import pipeline
+        example = f"""\
+from transformers import AutoTokenizer
+from {library} import {auto}CausalLM
 
-chat = pipeline("text-generation", model="path/to/this/folder")
-print(chat([{"role": "user", "content": "What is 1 + 1?"}], max_new_tokens=64)[0]["generated_text"][-1]["content"])
+model = {auto}CausalLM.from_pretrained("path/to/this/folder")
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+turns = [{{"role": "user", "content": "What is 1 + 1?"}}]
+asked = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+made = model.generate(**asked, max_new_tokens=64)
+print(tokenizer.decode(made[0, asked["input_ids"].shape[1] :], skip_special_tokens=True))
 """
     model = yaml.safe_dump({facts.name: {"engine": "transformers", "path": "path/to/this/folder"}}, sort_keys=False)
     indented = "".join(f"  {line}\n" for line in model.splitlines())

@@ -13,11 +13,11 @@ from math import ceil
 from statistics import median
 from typing import Any, Literal, NamedTuple
 
-from rlaif.config import PPOSettings, SFTSettings, TrainerSettings, Training
+from rlaif.config import PPOSettings, RMSettings, SFTSettings, TrainerSettings, Training
 from rlaif.engines.adapters import Source, layers, named
 from rlaif.engines.chat import Chat
 from rlaif.files import json_of
-from rlaif.train import demonstrations, pairs, tokens
+from rlaif.train import demonstrations, groups, pairs, tokens
 from rlaif.train.examples import Demonstration, Example, PreferencePair, PromptOnly
 from rlaif.train.packing import pack
 
@@ -156,17 +156,20 @@ def check(settings: Training, base: Source, examples: Iterable[Example], templat
         for row in _rows(settings, chat, of_split, made):
             made.fates[split][row.fate] += 1
             if row.fate in (KEPT, CUT):
-                lengths[split].append(min(row.length, made.max_length))  # a row is cut to the full length
+                lengths[split] += _lengths(row, made.max_length)
             shown[row.fate] += 1
             if shown[row.fate] <= (SHOWN if row.fate == KEPT else OF_EACH):
                 made.rows.append(row)
     if isinstance(settings, TrainerSettings):
         trained = lengths.get("train", [])
         rows = len(trained)
+        if isinstance(settings, RMSettings) and settings.grouping == "prompt":
+            kept = [pair for pair in splits.get("train", ()) if isinstance(pair, PreferencePair)]
+            rows = min(rows, len(groups.of_prompts(enumerate(kept, 1), settings.group_size)))
         if isinstance(settings, SFTSettings) and settings.packing:
             rows = made.packed = len(pack(trained, made.max_length))
         batches = ceil(rows / settings.batch_size)
-        made.steps = ceil(ceil(batches / settings.accumulate) * settings.epochs)
+        made.steps = settings.max_steps or ceil(ceil(batches / settings.accumulate) * settings.epochs)
     return made
 
 
@@ -185,6 +188,13 @@ def _rows(settings: Training, chat: Chat, examples: Sequence[Any], made: Check) 
         yield from _demonstrations(settings, chat, numbered, made)
 
 
+def _lengths(row: Row, most: int) -> list[int]:
+    """Those of the rows that it becomes: one, which is cut to the full length, or several of a plain text."""
+    if row.length <= most or row.fate == CUT:
+        return [min(row.length, most)]
+    return [most] * (row.length // most) + [row.length % most] * (row.length % most > 0)
+
+
 def _messages(example: Any) -> Sequence[Any]:
     return example.prompt if isinstance(example, PreferencePair) else example.messages
 
@@ -193,13 +203,17 @@ def _demonstrations(
     settings: TrainerSettings, chat: Chat, examples: Iterable[tuple[int, Demonstration]], made: Check
 ) -> Iterator[Row]:
     for number, example, segments in demonstrations.read(chat, examples):
+        if demonstrations.is_split(example, segments, made.max_length, settings.excess_length):
+            ids = segments[0].ids
+            made.tokens, made.learnt = made.tokens + len(ids), made.learnt + len(ids)
+            fate = _counted(made, ids, ids, "", len(ids))
+            yield Row(number, example.split, fate, len(ids), {"conversation": [_piece(chat, "learnt", ids)]})
+            continue
         prompt, reason = demonstrations.fate(chat, example, segments, made.max_length, settings.excess_length, number)
         opening, *rest = segments
         length = sum(len(segment.ids) for segment in segments)
         learnt = sum(len(segment.ids) for segment in segments if segment.learnt)
         pieces = _prompt_pieces(chat, opening.ids, prompt)
-        if opening.learnt:  # a plain text, which becomes several rows where it is too long
-            pieces = [_piece(chat, "learnt", opening.ids)]
         pieces += [_piece(chat, _state(segment.learnt and prompt is not None), segment.ids) for segment in rest]
         fate = _counted(made, opening.ids, prompt, reason, length)
         if prompt is not None:

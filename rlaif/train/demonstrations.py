@@ -9,9 +9,8 @@ from rlaif.engines.chat import Chat
 from rlaif.errors import InputError
 from rlaif.train import tokens
 from rlaif.train.examples import Demonstration
-from rlaif.train.tokens import Counts, Excess, Segment
+from rlaif.train.tokens import NOT_LEARNT, Counts, Excess, Segment
 
-NOT_LEARNT = -100
 PART = "part"  # the column of the stage that a row is from
 
 
@@ -35,7 +34,7 @@ def tokenize(
     columns: dict[str, list[Any]] = {"input_ids": [], "labels": [], PART: []}
     kept = tokens.numbered(examples, lambda example: example.messages, system, counts)
     for number, example, segments in read(chat, kept):
-        if example.turns == "text" and (excess == "truncate" or len(segments[0].ids) <= max_length):
+        if is_split(example, segments, max_length, excess):
             counts.kept += 1
             ids = segments[0].ids
             for start in range(0, len(ids), max_length):
@@ -53,6 +52,11 @@ def tokenize(
             labels += ids if learnt else [NOT_LEARNT] * len(ids)
         _add(columns, example, prompt + [token for segment in rest for token in segment.ids], labels)
     return columns, counts
+
+
+def is_split(example: Demonstration, segments: Sequence[Segment], max_length: int, excess: Excess) -> bool:
+    """Whether it is a plain text, of which every token is learnt, in several rows where it is too long for one."""
+    return example.turns == "text" and (excess == "truncate" or len(segments[0].ids) <= max_length)
 
 
 def _add(columns: dict[str, list[Any]], example: Demonstration, ids: list[int], labels: list[int]) -> None:

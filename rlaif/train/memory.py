@@ -10,13 +10,14 @@ was measured (docs/training/memory.md).
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 import transformers
 
-from rlaif.config import LoRASettings, PPOSettings, TrainerSettings, Training
+from rlaif.config import LoRASettings, PPOSettings, RMSettings, TrainerSettings, Training
 from rlaif.engines.adapters import Source
 from rlaif.engines.transformers import load_config
 from rlaif.engines.vetting import loading
@@ -95,7 +96,9 @@ def sizes(base: Source, settings: Training) -> Model:
     if settings.scores and head is not None and head.weight is not model.get_input_embeddings().weight:
         whole -= head.weight.numel()  # in place of which a reward model has one row
     target = getattr(getattr(settings, "lora", None), "target", "all-linear")
-    named = [m for name, m in linear.items() if target == "all-linear" or name.endswith(tuple(target))]
+    named = [
+        m for name, m in linear.items() if target == "all-linear" or any(f".{name}".endswith(f".{t}") for t in target)
+    ]
     heads = getattr(text, "num_attention_heads", 1)
     per_head = getattr(text, "head_dim", None) or text.hidden_size // heads
     return Model(
@@ -152,7 +155,8 @@ def parts(model: Model, settings: Training) -> tuple[int, tuple[Line, ...]]:
     frozen = 0 if adapter is None else model.parameters * held
     if adapter is not None and adapter.quantized:
         frozen = round(model.linear * BYTES_4BIT) + (model.parameters - model.linear) * 2
-    tokens = settings.batch_size * settings.max_length * (2 if settings.takes == "preferences" else 1)
+    rows = math.ceil(settings.batch_size / settings.processes)  # of this process
+    tokens = rows * settings.max_length * _sequences(settings)
     recompute = settings.recompute if settings.recompute != "auto" else model.parameters >= RECOMPUTED_FROM
     lines = [
         Line("weights", frozen + trained * state, _weights_said(model, settings, trained, state)),
@@ -228,12 +232,19 @@ def _of_ppo(model: Model, settings: PPOSettings) -> tuple[int, tuple[Line, ...]]
     )
 
 
+def _sequences(settings: TrainerSettings) -> int:
+    """The most sequences that one row of a batch is."""
+    if isinstance(settings, RMSettings) and settings.grouping == "prompt":
+        return settings.group_size
+    return 2 if settings.takes == "preferences" else 1
+
+
 def _cheaper(settings: TrainerSettings) -> Iterator[tuple[str, TrainerSettings]]:
     """Settings that take less, as they are written on the command line; each holds those before `alone`."""
     rows = settings.batch_size * settings.accumulate
     shared: dict[str, Any] = {}
-    if settings.batch_size > 1:
-        shared = {"batch_size": 1, "accumulate": rows}
+    if settings.batch_size > settings.processes:  # each process needs a row
+        shared = {"batch_size": settings.processes, "accumulate": math.ceil(rows / settings.processes)}
         yield _changed(settings, shared)
     if settings.recompute is not True:
         shared |= {"recompute": True}

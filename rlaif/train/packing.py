@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from rlaif.errors import WorkError
+from rlaif.train.tokens import NOT_LEARNT
 
-NOT_LEARNT = -100
 # The largest difference between a row's loss in a sequence and alone, in nats a token: rounding has a thousandth of it
 # in float32, a row that sees another one a hundred times as much.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 2e-2}

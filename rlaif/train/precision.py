@@ -30,7 +30,9 @@ def computed_in(settings: Training) -> torch.dtype:
 
 
 def held_in(settings: Training) -> torch.dtype:
-    """The numbers that the base model's weights are held in; those of an adapter over it are always float32.
+    """The numbers that the base model's weights are held in.
+
+    Those of an adapter over it are float32, or bfloat16 over a base in 4 bits, as TRL has it.
 
     `auto` is float32 for weights that are trained, and `computed_in` for those that are frozen.
     """
@@ -67,13 +69,16 @@ class RoundedAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        draws: dict[torch.device, torch.Generator] = {}
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is not None:
-                    self._update(weight, weight.grad.float(), group)
+                    self._update(weight, weight.grad.float(), group, draws)
         return loss
 
-    def _update(self, weight: Tensor, slope: Tensor, group: dict[str, Any]) -> None:
+    def _update(
+        self, weight: Tensor, slope: Tensor, group: dict[str, Any], draws: dict[torch.device, torch.Generator]
+    ) -> None:
         state = self.state[weight]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32)
@@ -85,9 +90,10 @@ class RoundedAdamW(torch.optim.Optimizer):
         scale = (second / (1 - beta2**taken)).sqrt_().add_(group["eps"])
         moved = weight.float().mul_(1 - group["lr"] * group["weight_decay"])
         moved.addcdiv_(first, scale, value=-group["lr"] / (1 - beta1**taken))
-        draws = torch.Generator(weight.device).manual_seed(int(taken))
+        if weight.device not in draws:
+            draws[weight.device] = torch.Generator(weight.device).manual_seed(int(taken))
         for kept, exact in ((weight, moved), (state["first"], first), (state["second"], second)):
-            kept.copy_(rounded(exact, draws))
+            kept.copy_(rounded(exact, draws[weight.device]))
 
 
 def rounded(exact: Tensor, draws: torch.Generator) -> Tensor:

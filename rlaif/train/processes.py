@@ -22,10 +22,10 @@ from typing import IO, Any
 
 from rlaif.errors import INTERRUPTED, InputError, WorkError
 from rlaif.files import json_of
+from rlaif.train.examples import OnStep
 
 LEASH = "RLAIF_LEASH"  # set in a process that ends when its standard input does
 GRACE = 20  # seconds that a process has to end after a signal
-OnStep = Callable[[dict[str, float]], None]
 
 
 def train(folder: Path, out: Path, processes: int, on_step: OnStep, launch: Path | None = None) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from rlaif.templates import TemplateFailure
 from rlaif.templates.chat import Marked
 from rlaif.train import chats
 
+NOT_LEARNT = -100  # the label of a token that is context
 ROWS_AT_ONCE = 64  # each a few times in memory as text; the other process gets them in a few messages
 
 Excess = Literal["truncate", "drop", "raise"]

@@ -25,6 +25,7 @@ import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_pt_utils import BatchRebalanceSampler
 from trl.models.utils import prepare_deepspeed
+from trl.trainer import dpo_trainer
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DataCollatorForPreference, DPOTrainer
 from trl.trainer.reward_config import RewardConfig
@@ -39,6 +40,7 @@ from rlaif.engines.transformers import quietly as transformers_quietly
 from rlaif.errors import InputError, WorkError
 from rlaif.train import alarms, lora, models, packing, precision, preference_losses, ranks, reporting, rm_math
 from rlaif.train.examples import OnStep
+from rlaif.train.memory import RECOMPUTED_FROM
 from rlaif.train.models import TrainResult
 from rlaif.train.ordering import LikeLengths
 from rlaif.train.preference_losses import Completions, token_weights
@@ -49,7 +51,6 @@ from rlaif.train.tokens import Counts
 
 Columns = Mapping[str, list[Any]]
 
-SMALL = 100_000_000  # parameters; below, activations fit in memory and recomputing them only costs time
 SCHEDULES = {
     "cosine": "cosine",
     "linear": "linear",
@@ -72,7 +73,7 @@ class TokenizedData(NamedTuple):
 
 def common_fields(settings: TrainerSettings, folder: Path, parameters: int) -> dict[str, Any]:
     """The settings of all trainers. Every name must exist in TRL's configurations, which a test checks."""
-    recompute = parameters >= SMALL if settings.recompute == "auto" else settings.recompute
+    recompute = parameters >= RECOMPUTED_FROM if settings.recompute == "auto" else settings.recompute
     return _recompute(recompute) | {
         "output_dir": str(folder),
         "num_train_epochs": settings.epochs,
@@ -195,12 +196,15 @@ class _Weighed:
     _weights: list[int]
     _due: list[int]
     _step_weight: float
+    tokens: int
+    _read: int
     router_aux_loss_coef = 0.0
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self._weights = []  # of the batches since the last log
         self._due = []  # of those of this step that are still to come
+        self.tokens, self._read = 0, 0  # so far in all processes, and by this one since the last log
         if ranks.count() > 1:  # metrics are means of this process, and put together where they are logged
             self.accelerator.gather_for_metrics = self.gather_function = _kept_apart
 
@@ -209,7 +213,10 @@ class _Weighed:
         order = self._order(rows)
         if ranks.count() == 1:
             return super()._get_train_sampler(train_dataset) if order is None else order  # type: ignore[misc]
-        order = Shuffled(len(rows), torch.initial_seed()) if order is None else order
+        if (
+            order is None and self.args.train_sampling_strategy != "sequential"
+        ):  # as of a mixture, whose order is its own
+            order = Shuffled(len(rows), torch.initial_seed())
         return Shares(len(rows), self._batch_size, order, lambda: int(self.state.epoch or 0))
 
     def _order(self, rows: Any) -> Any:
@@ -254,6 +261,8 @@ class _Weighed:
         training = self.model.training
         weight = self._due.pop(0) if training else 0 if self._idle(len(self.eval_dataset)) else self.weight(inputs)
         self._weights.append(weight)
+        if training and weight:
+            self._read += _tokens_of(inputs)
         with _apart(self.accelerator):
             computed = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[misc]
         loss, *outputs = computed if return_outputs else (computed,)
@@ -265,6 +274,7 @@ class _Weighed:
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         metrics = self._metrics["train" if self.model.training else "eval"]
+        metrics.pop("num_tokens", None)  # TRL's count is of one process
         means = [name for name, values in metrics.items() if self._weights and len(values) == len(self._weights)]
         sums = [
             sum(value * weight for value, weight in zip(metrics[name], self._weights, strict=True)) for name in means
@@ -273,6 +283,8 @@ class _Weighed:
         if total > 0:
             metrics.update((name, [value / total]) for name, value in zip(means, weighed, strict=True))
         self._weights.clear()
+        self.tokens += int(ranks.summed([float(self._read)])[0])
+        self._read, metrics["num_tokens"] = 0, [self.tokens]
         if "aux_loss" in metrics:
             term = self.router_aux_loss_coef * metrics["aux_loss"][0]
             if "loss" in logs:
@@ -324,7 +336,8 @@ class _DPO(_Weighed, _Ours, DPOTrainer):
         self.preferences, self.references, self.evaluated = preferences, references, evaluated
         padding = named["processing_class"].pad_token_id
         watched = [_Watch(notes, grouped=preferences.group_by_length)]
-        super().__init__(data_collator=_Pairs(pad_token_id=padding), callbacks=watched, **named)
+        with _no_second_model():
+            super().__init__(data_collator=_Pairs(pad_token_id=padding), callbacks=watched, **named)
         model = self.accelerator.unwrap_model(self.model)
         # TRL asks for entropy and others of each token, which nothing here reads.
         add_fused_lm_head(getattr(model, "get_base_model", lambda: model)(), outputs=("log_probs",))
@@ -455,10 +468,6 @@ class _DPO(_Weighed, _Ours, DPOTrainer):
     def _note(self, inputs: Any, noted: Mapping[str, Any]) -> None:
         """Add the means over the pairs of all processes to the metrics, and note a validation row's rewards."""
         gather = self.accelerator.gather
-        (taken,) = ranks.summed([float(inputs["attention_mask"].sum())])
-        if self.model.training:
-            self._total_train_tokens += int(taken)
-        self._metrics[self._mode]["num_tokens"] = [self._total_train_tokens]
         padding = 1 - inputs["attention_mask"].float().mean()
         table = torch.stack([*noted.values(), padding.expand(len(inputs["row"]))], 1)
         rows = gather(table).tolist()
@@ -469,6 +478,18 @@ class _DPO(_Weighed, _Ours, DPOTrainer):
             places = [names.index(f"rewards/{side}") for side in _SIDES]
             for number, row in zip(gather(inputs["row"]).tolist(), rows, strict=True):
                 self.evaluated[number] = (row[places[0]], row[places[1]])
+
+
+@contextmanager
+def _no_second_model() -> Iterator[None]:
+    """Under FSDP, TRL loads the base again as the reference; the policy, which is whole until it trains, will do."""
+    module: Any = dpo_trainer
+    before = module.create_model_from_path
+    module.create_model_from_path = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        module.create_model_from_path = before
 
 
 class _Watch(transformers.TrainerCallback):
@@ -529,7 +550,6 @@ class _Grouped:
     accelerator: Any
     _metrics: Any
     _signature_columns: Any
-    _total_train_tokens: int
 
     def __init__(self, *arguments: Any, processing_class: Any, **named: Any) -> None:
         named |= {
@@ -556,10 +576,6 @@ class _Grouped:
         metrics = self._metrics["train" if self.model.training else "eval"]
         for name, value in figures.items():
             metrics[name].append(self.accelerator.gather(value).mean().item())
-        (taken,) = ranks.summed([float(mask.sum())])
-        if self.model.training:
-            self._total_train_tokens += int(taken)
-        metrics["num_tokens"] = [self._total_train_tokens]
         return (loss, outputs) if return_outputs else loss
 
 
@@ -567,6 +583,12 @@ class _Reward(_Weighed, _Ours, _Grouped, RewardTrainer):
     def weight(self, inputs: Any) -> int:
         """The groups: pairs, or prompts with several."""
         return int(inputs["groups"])
+
+
+def _tokens_of(inputs: Mapping[str, Any]) -> int:
+    """The tokens of a batch, without its padding; packed rows have positions in place of a mask."""
+    mask = inputs.get("attention_mask")
+    return int(inputs["input_ids"].numel() if mask is None else mask.sum())
 
 
 class Shuffled:
@@ -646,6 +668,8 @@ def learn(
     model before it is saved, and may change it; what it returns is the evaluation in the record. Raises WorkError for a
     loss that is not finite, InputError when several GPUs are visible.
     """
+    # The trainer's `dtype` decides, whatever a launcher's configuration says: the base trainer would obey that.
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16" if precision.computed_in(settings) == torch.bfloat16 else "no"
     kind, config, fields_of = _METHODS[type(settings)]
     fields = common_fields(settings, folder, model.num_parameters()) | fields_of(settings)
     with _config_kept(model), nullcontext() if isinstance(settings, SFTSettings) else models.still(model):
@@ -656,10 +680,12 @@ def learn(
         kept = steps.keep()
         metrics = evaluate(trainer) | kept
         if (rewards := data.own.get("evaluated")) is not None:
-            if kept.get("kept_step", trainer.state.global_step) != trainer.state.global_step:
-                trainer.remove_callback(steps)
-                trainer.evaluate()  # the rewards at hand are those of the last step
             rewards |= ranks.united(rewards)  # each process has those of its own validation rows
+            of_last = kept.get("kept_step", trainer.state.global_step) == trainer.state.global_step
+            if trainer.eval_dataset is not None and not (of_last and len(rewards) == len(trainer.eval_dataset)):
+                trainer.remove_callback(steps)  # a call that only saves has seen no validation
+                trainer.evaluate()
+                rewards |= ranks.united(rewards)
     trained = trainer.accelerator.unwrap_model(trainer.model)
     told = {} if finish is None else finish(trained)
     whole = _whole(trainer)
@@ -745,7 +771,7 @@ def run(trainer: Any) -> None:
     """Train to the end, from the newest complete checkpoint, if any."""
     checkpoint = models.newest_checkpoint(Path(trainer.args.output_dir))
     if checkpoint is not None:
-        trainer._total_train_tokens = tokens_before(checkpoint)  # TRL counts from 0 again
+        trainer.tokens = tokens_before(checkpoint)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
 
@@ -757,8 +783,16 @@ def evaluate(trainer: Any) -> dict[str, float]:
     if padding := [entry["padding"] for entry in trainer.state.log_history if "padding" in entry]:
         metrics["padding"] = sum(padding) / len(padding)  # the share of the tokens in batches
     if trainer.eval_dataset is not None:
-        metrics |= validations(history)[trainer.state.global_step] | {"validation_rows": len(trainer.eval_dataset)}
+        metrics |= validations(history)[trainer.state.global_step] | {"validation_rows": _rows(trainer.eval_dataset)}
     return metrics
+
+
+def _rows(dataset: Any) -> int:
+    """The rows of a data set as a person counts them: of packed ones the conversations, of groups the pairs."""
+    for name in ("seq_lengths", "better"):
+        if name in dataset.column_names:
+            return sum(map(len, dataset[name]))
+    return len(dataset)
 
 
 @contextmanager
