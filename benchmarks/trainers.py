@@ -38,6 +38,7 @@ from rlaif.resources import find
 from rlaif.train import job, trl
 from rlaif.train.examples import Demonstration, PreferencePair
 from rlaif.train.job import Job
+from rlaif.train.trl.settings import recompute
 
 torch.set_num_threads(1)
 BATCH, RATE = 16, 1e-4
@@ -129,7 +130,7 @@ def fields(out: Path, **own: Any) -> dict[str, Any]:
     """What a user of TRL sets for such a model on a CPU."""
     return {"output_dir": str(out), "per_device_train_batch_size": BATCH, "learning_rate": RATE, "use_cpu": True,
             "bf16": False, "save_strategy": "no", "report_to": "none", "logging_steps": 1,
-            "disable_tqdm": True} | trl._recompute(False) | own  # fmt: skip
+            "disable_tqdm": True} | recompute(False) | own  # fmt: skip
 
 
 def token_rows(method: str, base: Path, examples: list[Any]) -> dict[str, list[Any]]:

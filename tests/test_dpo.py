@@ -129,14 +129,14 @@ def test_a_first_loss_that_is_not_as_it_must_be_ends_the_training(
 ) -> None:
     """As with dropout that was left on: what the loss must be is of another forward than what it is."""
     drawn = iter(range(1, 100))
-    plain = trl._DPO._forward
+    plain = trl.DPO._forward
 
     def noisy(self: Any, model: Any, inputs: Any) -> Any:
         outputs, pairs = plain(self, model, inputs)
         noise = 9 * next(drawn) * torch.linspace(1, 2, len(pairs.logps))
         return outputs, pairs._replace(logps=pairs.logps - noise, counted=pairs.counted - noise)
 
-    monkeypatch.setattr(trl._DPO, "_forward", noisy)
+    monkeypatch.setattr(trl.DPO, "_forward", noisy)
     with pytest.raises(WorkError, match=r"the first loss of DPO is [\d.]+ and must be [\d.]+: the model gives a text"):
         train(random_model, tmp_path / "out", **changed)
 
@@ -240,16 +240,16 @@ def test_a_job_that_is_resumed_elsewhere_has_its_reference_with_it(random_model:
 def test_a_killed_computing_of_the_reference_goes_on(
     random_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trl, "KEPT_EVERY", 0)
+    monkeypatch.setattr(trl.preference, "KEPT_EVERY", 0)
     with monkeypatch.context() as patched, pytest.raises(Stopped), forwards_counted() as before:
-        computed = trl._DPO.compute_ref_log_probs
+        computed = trl.DPO.compute_ref_log_probs
 
         def killed(self: Any, model: Any, inputs: Any) -> Any:
             if len(before) == 2:
                 raise Stopped
             return computed(self, model, inputs)
 
-        patched.setattr(trl._DPO, "compute_ref_log_probs", killed)
+        patched.setattr(trl.DPO, "compute_ref_log_probs", killed)
         train(random_model, tmp_path / "out", examples=UNEVEN, batch_size=2)
     with forwards_counted() as after:
         train(random_model, tmp_path / "out", examples=UNEVEN, batch_size=2, epochs=0.1)

@@ -14,6 +14,7 @@ pytest.importorskip("trl")
 import torch
 from torch import tensor
 from trl import DPOTrainer
+from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.utils import add_fused_lm_head
 
 from rlaif.config import DPOSettings
@@ -174,13 +175,13 @@ def test_what_trl_has_is_trls(random_model: Path, tmp_path: Path, changed: dict[
     """On a model that has moved from its reference, on pairs of unequal lengths, by TRL's own function."""
     asked = settings(batch_size=3, **changed)
     model, tokenizer = models.load(random_model)
-    config = trl.configured(trl.DPOConfig, trl.common_fields(asked, tmp_path, 0) | trl.dpo_fields(asked))
+    config = trl.configured(DPOConfig, trl.common_fields(asked, tmp_path, 0) | trl.dpo_fields(asked))
     rows = {"prompt_ids": [[7, 8, 9], [7, 8], [20]], "chosen_ids": [[30, 31, 1], [40, 1], [50, 51, 52, 53, 1]],
             "rejected_ids": [[60, 1], [61, 62, 63, 1], [64, 65, 1]], "row": [0, 1, 2]}  # fmt: skip
     own = {"preferences": asked, "references": References("0" * 32, tmp_path), "evaluated": {}, "notes": []}
     with trl.quietly():
         data = trl.TokenizedData(rows, {}, Counts(), own)
-        trainer = trl._trainer(trl._DPO, config, asked, model, tokenizer, data)
+        trainer = trl._trainer(trl.DPO, config, asked, model, tokenizer, data)
     trainer.loss_types, trainer.label_smoothing, trainer.ld_alpha = [theirs], asked.label_smoothing, asked.ld_alpha
     inputs = next(iter(trainer.get_train_dataloader()))
     read = {name: inputs[name] for name in ("input_ids", "attention_mask", "completion_mask")}

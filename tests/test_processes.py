@@ -26,7 +26,7 @@ from rlaif.errors import INTERRUPTED, InputError, WorkError
 from rlaif.resources import find
 from rlaif.train import job, processes
 from rlaif.train.job import Job
-from rlaif.train.trl import Shares, Shuffled
+from rlaif.train.trl.sharing import Shares, Shuffled
 
 
 def job_of(method: str, base: Path, out: Path, rows: int = 9, **changed: Any) -> Job:

@@ -25,6 +25,7 @@ from safetensors.torch import load_file
 from test_train import PAIRS, Steps, train, validation
 from torch.nn.functional import logsigmoid
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaModel
+from trl.trainer.reward_trainer import RewardTrainer
 
 from rlaif.cli import terminal
 from rlaif.cli.evaluations import brief, print_evaluation
@@ -34,7 +35,7 @@ from rlaif.errors import InputError
 from rlaif.formats import read_preferences
 from rlaif.generate.pairing import Pairing, preferences_of
 from rlaif.records import Candidate, Comparison, Completion, Message, Prompt, Row, Score, Verdict
-from rlaif.train import groups, models, rm, rm_head, rm_math, trl
+from rlaif.train import groups, models, rm, rm_head, rm_math
 from rlaif.train.examples import PreferencePair, of_preferences, of_stated_preferences
 from rlaif.train.groups import Pair, Tokenized
 from rlaif.train.rm_evaluation import ScoredPair, evaluation
@@ -214,7 +215,7 @@ def test_a_group_of_one_pair_has_trls_loss_of_it() -> None:
     )
     inputs = {"input_ids": None, "attention_mask": torch.ones(8, 3), "margin": margins}
     logits = SimpleNamespace(logits=torch.cat([chosen, rejected])[:, None])
-    expected = trl.RewardTrainer.compute_loss(theirs, lambda **_: logits, inputs)
+    expected = RewardTrainer.compute_loss(theirs, lambda **_: logits, inputs)
     rows = [tokenized(2, [Pair(0, 1, margin.item())]) for margin in margins]
     loss, figures = rm_math.group_loss(scores, batch_of(rows, margin_scale=1), 0.1)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)

@@ -299,7 +299,7 @@ def test_recomputed_activations_change_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     plain = whole(method).steps
-    monkeypatch.setattr(trl, "SMALL", 0)
+    monkeypatch.setattr(trl.settings, "RECOMPUTED_FROM", 0)
     recomputed: Steps = []
     train(method, random_model, tmp_path / "recomputed", recomputed.append)
     assert [s["loss"] for s in recomputed] == pytest.approx([s["loss"] for s in plain], rel=1e-5)
@@ -527,7 +527,7 @@ def test_several_gpus_in_one_process_are_refused(tmp_path: Path) -> None:
     config = trl.configured(SFTConfig, trl.common_fields(sft_settings(), tmp_path, 0))
     config._n_gpu = 2
     with pytest.raises(InputError, match="several GPUs.*CUDA_VISIBLE_DEVICES"):
-        trl._trainer(trl._SFT, config, sft_settings(), None, None, trl.TokenizedData({}, {}, Counts()))
+        trl._trainer(trl.SFT, config, sft_settings(), None, None, trl.TokenizedData({}, {}, Counts()))
 
 
 def test_the_methods_of_trl_that_are_replaced_exist() -> None:

@@ -285,7 +285,7 @@ def test_what_is_not_finite_ends_the_training_with_the_last_good_checkpoint_and_
             raise AssertionError("a step after weights that are not finite")
         return loss
 
-    computed = trl._SFT.compute_loss
+    computed = trl.SFT.compute_loss
     end: Any = steps.Steps.on_step_end
 
     def ruins(self: Any, args: Any, state: Any, control: Any, **given: Any) -> None:
@@ -298,7 +298,7 @@ def test_what_is_not_finite_ends_the_training_with_the_last_good_checkpoint_and_
         if where == "weights":
             patched.setattr(steps.Steps, "on_step_end", ruins)
         else:
-            patched.setattr(trl._SFT, "compute_loss", breaks)
+            patched.setattr(trl.SFT, "compute_loss", breaks)
         with pytest.raises(WorkError) as failed:
             train("sft", "out", evaluate_every=6)
     folder = tmp_path / "out.partial"
