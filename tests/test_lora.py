@@ -240,6 +240,16 @@ def test_a_full_training_of_an_adapted_base_starts_from_both(trained: Callable[[
     assert logprobs(tmp_path / "dpo") == pytest.approx(logprobs(trained("sft")), abs=1e-4)
 
 
+def test_a_reward_model_starts_from_the_adapter_of_a_language_model(
+    trained: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Its language model is merged first, and gets a head: whole, and as an adapter over that adapter."""
+    whole = train("rm", trained("sft"), tmp_path / "whole", batch_size=12)
+    adapted = lora("rm", trained("sft"), tmp_path / "adapted", batch_size=12)
+    assert whole.metrics["first_loss"] == pytest.approx(adapted.metrics["first_loss"], abs=1e-4)
+    assert (tmp_path / "whole/model.safetensors").exists() and (tmp_path / "adapted/adapter_config.json").exists()
+
+
 def test_a_merged_folder_is_made_once_under_its_digest(
     trained: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

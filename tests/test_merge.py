@@ -62,6 +62,17 @@ def test_end_points_are_the_parents_to_the_bit(method: str, models: tuple[Path, 
         assert alike(made, load_file(expected / "model.safetensors"))
 
 
+def test_the_configuration_names_the_type_of_the_tensors(models: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    """transformers loads every tensor in the type that it names, the last model's here bfloat16."""
+    last = shutil.copytree(models[1], tmp_path / "last")
+    settings = json.loads((last / "config.json").read_text())
+    (last / "config.json").write_text(json.dumps(settings | {"dtype": "bfloat16"}))
+    made = merged(tmp_path / "out", "linear", [models[0], last], 0.0)
+    assert json.loads((tmp_path / "out/config.json").read_text())["dtype"] == "float32"
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out").state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in made.items())
+
+
 def test_a_zero_of_the_other_model_is_no_term(tmp_path: Path, models: tuple[Path, Path, Path]) -> None:
     """0 * inf is no number, and 0 + -0 is not -0."""
     first = shutil.copytree(models[0], tmp_path / "first")

@@ -408,8 +408,33 @@ def test_a_checkpoint_that_was_not_written_to_its_end_is_passed_over(tmp_path: P
         (tmp_path / name).mkdir()
     assert models.newest_checkpoint(tmp_path) is None
     for name in ("checkpoint-8", "checkpoint-10"):
-        (tmp_path / name / "complete").touch()
+        (tmp_path / name / "optimizer.pt").write_bytes(bytes(range(256)) * 10_000)
+        models.mark_complete(tmp_path / name)
     assert models.newest_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+
+
+@pytest.mark.parametrize("damage", ["cut", "zeroed at the end", "gone", "of another training", "an empty mark"])
+def test_a_checkpoint_that_is_damaged_or_of_another_training_is_passed_over(tmp_path: Path, damage: str) -> None:
+    (tmp_path / "key").write_text("one")
+    for name in ("checkpoint-8", "checkpoint-10"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "optimizer.pt").write_bytes(b"x" * 2_500_000)
+        models.mark_complete(tmp_path / name)
+    newest, file = tmp_path / "checkpoint-10", tmp_path / "checkpoint-10" / "optimizer.pt"
+    assert models.newest_checkpoint(tmp_path) == newest
+    if damage == "of another training":
+        (tmp_path / "key").write_text("another")
+        assert models.newest_checkpoint(tmp_path) is None
+        return
+    if damage == "cut":
+        os.truncate(file, 2_000_000)
+    elif damage == "zeroed at the end":
+        file.write_bytes(b"x" * 2_400_000 + bytes(100_000))
+    elif damage == "gone":
+        file.unlink()
+    else:
+        (newest / models.MARK).write_text("")
+    assert models.newest_checkpoint(tmp_path) == tmp_path / "checkpoint-8"
 
 
 # ---------------------------------------------------------------- saved

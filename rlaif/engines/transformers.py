@@ -639,6 +639,8 @@ def _adapted(net: Any, adapter: Path, info: Any) -> Any:
     """
     peft = _peft()
     named = peft.LoraConfig(**adapters.settings(adapter))
+    if not net.can_generate() and not named.modules_to_save:  # of a language model, which is to get a score head
+        named.task_type = None
     state = peft.load_peft_weights(str(adapter), device="cpu")
     if adapters.scores(adapter):
         _make_room_to_pad(net, load_tokenizer(Adapted(Path(net.name_or_path), adapter)))

@@ -130,6 +130,7 @@ def merge(asked: Merge, out: Path) -> Merged:
             write_weights(temporary, layout, lambda name: combined(asked, parents, name, layout[name].dtype))
             for path in others[-1]:
                 shutil.copyfile(path, temporary / path.name)
+            _state_type(temporary / "config.json", {shape.dtype for shape in layout.values()})
             record = _record(asked)
             write_json(temporary / RECORD, record)
             os.replace(temporary, out)
@@ -137,6 +138,17 @@ def merge(asked: Merge, out: Path) -> Merged:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
     return Merged(record, notes)
+
+
+def _state_type(config: Path, types: set[torch.dtype]) -> None:
+    """Let the configuration name the widest type of the tensors: transformers loads all of them in the one it names."""
+    settings = json.loads(config.read_text(encoding="utf-8"))
+    settings.pop("torch_dtype", None)  # its older name
+    settings.pop("auto_map", None)  # names code that is not copied
+    widest = max((each for each in types if each.is_floating_point), key=lambda each: each.itemsize, default=None)
+    if widest is not None:
+        settings["dtype"] = str(widest).removeprefix("torch.")
+    write_json(config, settings)
 
 
 def _is_weights(path: Path) -> bool:

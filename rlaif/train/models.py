@@ -6,7 +6,9 @@ finished model in `final`, from where it is moved when complete.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -32,10 +34,13 @@ from rlaif.engines.chat import Chat, end_tokens
 from rlaif.engines.identity import has_reward_head, model_files, weights_digest
 from rlaif.engines.transformers import load_config, load_net, load_tokenizer, not_finite, refuse_diverged
 from rlaif.errors import InputError, WorkError
+from rlaif.files import json_of, text_of, write_json
 from rlaif.records import digest
 from rlaif.train import lora, precision, tokens
 from rlaif.train.tokens import Counts, beginning, chat_of
 
+MARK = "complete"  # the file that says so of a checkpoint
+MEGABYTE = 1_000_000
 FINAL = "final"  # the trained model's folder inside its job's
 VALUE = "value"  # of PPO's value model, inside the trained model's: no file of it is the policy's
 NEW_PADDING = "<|padding|>"  # of a reward model whose base has no special token to pad with
@@ -273,14 +278,39 @@ def refuse_missing_weights(folder: Path, loading: Mapping[str, Any], *, new_head
 
 
 def mark_complete(checkpoint: Path) -> None:
-    """Mark `checkpoint` as completely written: one without the mark is not read."""
-    (checkpoint / "complete").touch()
+    """Mark `checkpoint` as completely written: one without the mark, or unlike it, is not read.
+
+    The mark has the job's key and, of every file, its size and the digest of both its ends. The files are on the disk
+    before it is.
+    """
+    for path in checkpoint.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    write_json(checkpoint / MARK, _mark(checkpoint))
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint in a job's folder."""
-    whole = [mark.parent for mark in folder.glob("checkpoint-*/complete")]
-    return max(whole, key=step_of, default=None)
+    """The newest checkpoint in a job's folder that is complete, undamaged and of this job."""
+    marked = [mark.parent for mark in folder.glob(f"checkpoint-*/{MARK}")]
+    whole = (each for each in sorted(marked, key=step_of, reverse=True) if json_of(each / MARK) == _mark(each))
+    return next(whole, None)
+
+
+def _mark(checkpoint: Path) -> dict[str, Any]:
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != MARK)
+    seen = {path.relative_to(checkpoint).as_posix(): [path.stat().st_size, _ends_of(path)] for path in files}
+    return {"job": text_of(checkpoint.parent / "key"), "files": seen}
+
+
+def _ends_of(path: Path) -> str:
+    """The digest of a file's first and last megabyte: what is cut, zeroed or another's differs there."""
+    digest_of = hashlib.sha256()
+    with path.open("rb") as file:
+        digest_of.update(file.read(MEGABYTE))
+        file.seek(max(0, path.stat().st_size - MEGABYTE))
+        digest_of.update(file.read(MEGABYTE))
+    return digest_of.hexdigest()
 
 
 def step_of(checkpoint: Path) -> int:

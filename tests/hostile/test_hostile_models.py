@@ -791,7 +791,7 @@ def test_a_checkpoint_of_somebody_else_is_a_sentence(
     if name.startswith("pickled-o"):
         shutil.copy(stranger / WEIGHTS, checkpoint)
     CHECKPOINTS.get(name, CHECKPOINTS["empty"])(checkpoint)
-    (checkpoint / "complete").touch()
+    models.mark_complete(checkpoint)
     assert train([str(written.folder)]) in (1, 2)
     printed = capsys.readouterr().err
     assert printed.startswith("error: ") and printed.count("\n") == 1, printed
