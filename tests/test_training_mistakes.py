@@ -161,7 +161,10 @@ CASES: dict[str, tuple[str, Edit, list[str], int, str]] = {
     "a reward for sft": ("sft", nothing, ["--reward", "base"], 2, r"^error: sft takes no reward model\. Fix: remove --reward"),
     "a reward model that scores nothing": ("ppo", nothing, ["--reward", "base"], 2, r"^error: command line: `--reward`: the model 'reward' has no reward head\. Fix: name another"),
     # the folder
-    "a folder of somebody": ("sft", lambda f: (f / "out").mkdir() or (f / "out/a").touch(), [], 2, r"^error: out: the folder exists already\. Fix: remove it, or name another with --out"),
+    "a folder of somebody": ("sft", lambda f: (f / "out").mkdir() or (f / "out/a").touch(), [], 2, r"^error: out: the folder exists already, and holds what no training made\. Fix: name another with --out"),
+    "the data's own name": ("sft", nothing, ["--out", "data.jsonl"], 2, r"^error: data\.jsonl: it is the data\. Fix: name another with --out"),
+    "the base's own folder": ("sft", lambda f: (f / "base/training.json").write_text("{}"), ["--out", "base"], 2, r"^error: base: it is the base model\. Fix: name another with --out"),
+    "the folder of all": ("sft", nothing, ["--out", "."], 2, r"it holds the data\. Fix: name another with --out"),
     "the name of an unfinished one": ("sft", nothing, ["--out", "m.partial"], 2, r"^error: m\.partial: `--out`: names in \.partial are those of unfinished trainings\. Fix: give"),
     "the checkpoints of another program": ("sft", other_job, [], 2, r"^error: out\.partial: the folder is not an unfinished training\. Fix: move it"),
     "a file of somebody among ours": ("sft", foreign_file, [], 2, r"^error: out\.partial/notes\.txt: the file lies in .*, and no training made it\. Fix: move it"),
