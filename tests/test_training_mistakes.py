@@ -111,8 +111,9 @@ CASES: dict[str, tuple[str, Edit, list[str], int, str]] = {
     "no file": ("sft", nothing, ["--data", "dat.jsonl"], 2, r"^error: command line: `--data`: there is no file or folder 'dat\.jsonl'\. Fix: did you mean 'data\.jsonl'"),
     "a folder": ("sft", nothing, ["--data", "base"], 2, r"^error: base: the folder holds no data set .*\. Fix: name the file to read"),
     "chosen is rejected": ("dpo", rows([row | {"rejected": row["chosen"]} for row in DPO]), [], 2, r"^error: data\.jsonl: no row could be used \(16 identical texts\)\. Fix: mend them, or name the columns"),
-    "the end token inside": ("rm", rows(ENDS), [], 1, r"^error: none of the 12 rows can be trained on \(12 end-token-inside\)\. Fix: check the completions"),
+    "the end token inside": ("rm", rows(ENDS), [], 1, r"^error: none of the 12 rows can be trained on \(12 end-token-inside\)\. Fix: take '<\|end\|>' out of the texts: the template writes it"),
     "prompts longer than the context": ("dpo", rows(LONG), [], 1, r"^error: none of the 11 rows .*\(11 too-long\)\. Fix: give shorter rows: the model's context has 512 tokens"),
+    "prompts longer than the context, which is asked for": ("dpo", rows(LONG), ["max_length=512"], 1, r"\(11 too-long\)\. Fix: give shorter rows: the model's context has 512 tokens"),
     "completions longer than max_length": ("dpo", nothing, ["max_length=8"], 1, r"^error: none of the 12 rows .*\(12 too-long\)\. Fix: raise `max_length` \(now 8\)"),
     "no validation to choose by": ("sft", rows(SFT[:3]), ["keep=best"], 2, r"^error: `keep`: there are no validation rows to choose the best step by\. Fix: .*`keep: last`"),
     # the settings

@@ -56,7 +56,7 @@ def train_rm(
         chat = models.trained_chat(settings, model, tokenizer)
         max_length = models.fitting(model, settings.max_length)
         train, counts = _tokenized(settings, chat, pairs, max_length)
-        counts.check(max_length, settings.max_length)
+        counts.check(max_length, settings.max_length, chat, model.config)
         tell_missing(settings, train, counts)
         held, held_counts = _tokenized(settings, chat, validation, max_length)
         tell_missing(settings, held, counts, validation=True)
