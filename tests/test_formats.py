@@ -323,6 +323,20 @@ def test_messages_survive_parquet(tmp_path: Path) -> None:
     ("name", "content", "line", "words"),
     [
         ("a.jsonl", '{"prompt": "q"}\n{"prompt": \n', 2, "not valid JSON: Expecting value"),
+        (
+            "a.jsonl",
+            '{"prompt": "q\n',
+            1,
+            "JSON: Invalid control character at column 14. Fix: put one object on each",
+        ),
+        (
+            "a.jsonl",
+            '{"prompt": "q"}\n{"prompt":',
+            2,
+            "Expecting value at column 11. Fix: the last line is unfinished",
+        ),
+        ("a.jsonl", '{"prompt": "q"}\n{prompt: 1}', 2, "at column 2. Fix: put one object on each line"),
+        ("a.json", '[{"prompt": "q\n"}]', 1, "JSON: Invalid control character at column 15"),
         ("a.jsonl", '{"prompt": "q"}\n["q"]\n', 2, "expected an object, found list"),
         ("a.jsonl", '{"prompt": "q"}\n\n{"text": "q", "n": 1}\n', 3, "the columns `text`, `n`"),
         ("a.jsonl", '{"prompt": {"a": 7}}\n', 1, "`prompt` holds keys and values"),

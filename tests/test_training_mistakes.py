@@ -108,6 +108,7 @@ CASES: dict[str, tuple[str, Edit, list[str], int, str]] = {
     "prompts for sft": ("sft", rows(PROMPTS), [], 2, r"^error: data\.jsonl:1: no known shape has the columns `prompt`\. Fix: give `messages`"),
     "nothing but a question": ("sft", rows(UNENDED), [], 2, r"^error: data\.jsonl: no row could be used \(16 no assistant turn at the end\)\. Fix: mend them, or name the columns"),
     "a broken line": ("rm", text("data.jsonl", '{"prompt": "a", "chosen": "b"\n'), [], 2, r"^error: data\.jsonl:1: not valid JSON: .*\. Fix: put one object on each line"),
+    "a line that ends too soon": ("rm", text("data.jsonl", '{"prompt": "a", "chosen": "b", "rejected": "c"}\n{"prompt": "a", "cho'), [], 2, r"^error: data\.jsonl:2: not valid JSON: Unterminated string starting at column 17\. Fix: the last line is unfinished: finish it, or remove it"),
     "no file": ("sft", nothing, ["--data", "dat.jsonl"], 2, r"^error: command line: `--data`: there is no file or folder 'dat\.jsonl'\. Fix: did you mean 'data\.jsonl'"),
     "a folder": ("sft", nothing, ["--data", "base"], 2, r"^error: base: the folder holds no data set .*\. Fix: name the file to read"),
     "chosen is rejected": ("dpo", rows([row | {"rejected": row["chosen"]} for row in DPO]), [], 2, r"^error: data\.jsonl: no row could be used \(16 identical texts\)\. Fix: mend them, or name the columns"),
