@@ -130,6 +130,7 @@ CASES: dict[str, tuple[str, Edit, list[str], int, str]] = {
     "a rate of nothing": ("sft", nothing, ["learning_rate=0"], 2, r"^error: command line: `learning_rate`: expected a number greater than 0, found 0"),
     "a rate in words": ("sft", nothing, ["learning_rate=high"], 2, r"^error: command line: `learning_rate`: expected a number, found 'high'"),
     "no epoch": ("sft", nothing, ["epochs=0"], 2, r"^error: command line: `epochs`: expected a number greater than 0, found 0"),
+    "epochs and steps": ("rm", nothing, ["epochs=2", "max_steps=9"], 2, r"^error: command line: `rm`: `epochs` and `max_steps` both say how long it trains: give one of them"),
     "another schedule": ("sft", nothing, ["schedule=polynomial"], 2, r"^error: command line: `schedule`: expected 'cosine', 'linear', 'constant' or 'wsd', found 'poly"),
     "warm-up in steps": ("sft", nothing, ["warmup=100"], 2, r"^error: command line: `warmup`: expected a number less than 1, found 100"),
     "decay of no schedule that decays": ("sft", nothing, ["decay=0.2"], 2, r"^error: command line: `sft`: `decay` is of `schedule: wsd`, and the schedule is cosine: leave"),

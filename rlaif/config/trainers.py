@@ -227,6 +227,13 @@ class TrainerSettings(Training):
         return self
 
     @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        # By its value, not by whether it was given: a job's file holds every setting.
+        if self.max_steps is not None and self.epochs != type(self).model_fields["epochs"].default:
+            raise ValueError("`epochs` and `max_steps` both say how long it trains: give one of them")
+        return self
+
+    @model_validator(mode="after")
     def _launched(self) -> Self:
         if self.launch is not None and self.processes == 1:
             raise ValueError("`launch` says how several processes start: give `processes` too, or remove it")
