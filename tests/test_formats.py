@@ -118,6 +118,15 @@ def test_what_a_run_writes_is_read_as_preferences(tmp_path: Path) -> None:
     assert (found.prompt.id, found.chosen, found.rejected) == (example_row(0).prompt.id, "Yes 0.", "No 0.")
 
 
+def test_margins_that_are_no_finite_numbers_are_told(tmp_path: Path) -> None:
+    both = {"prompt": "Hi?", "chosen": "a", "rejected": "b"}
+    stated = [{"margin": 2}, {"margin": float("inf")}, {"margin": "1e300"}, {"score_chosen": 3, "score_rejected": "x"}]
+    rows = [both | {"chosen": f"a{i}"} | known for i, known in enumerate([*stated, {}])]
+    read = read_preferences(jsonl(tmp_path / "p.jsonl", rows))
+    assert [one.margin for one in read.items] == [2, None, None, None, None]
+    assert read.told == {"a margin, or one of two scores, is no finite number of at most 1e+100, and is not used": 3}
+
+
 @pytest.mark.parametrize(
     ("row", "expected"),
     [
@@ -314,6 +323,20 @@ def test_messages_survive_parquet(tmp_path: Path) -> None:
     ("name", "content", "line", "words"),
     [
         ("a.jsonl", '{"prompt": "q"}\n{"prompt": \n', 2, "not valid JSON: Expecting value"),
+        (
+            "a.jsonl",
+            '{"prompt": "q\n',
+            1,
+            "JSON: Invalid control character at column 14. Fix: put one object on each",
+        ),
+        (
+            "a.jsonl",
+            '{"prompt": "q"}\n{"prompt":',
+            2,
+            "Expecting value at column 11. Fix: the last line is unfinished",
+        ),
+        ("a.jsonl", '{"prompt": "q"}\n{prompt: 1}', 2, "at column 2. Fix: put one object on each line"),
+        ("a.json", '[{"prompt": "q\n"}]', 1, "JSON: Invalid control character at column 15"),
         ("a.jsonl", '{"prompt": "q"}\n["q"]\n', 2, "expected an object, found list"),
         ("a.jsonl", '{"prompt": "q"}\n\n{"text": "q", "n": 1}\n', 3, "the columns `text`, `n`"),
         ("a.jsonl", '{"prompt": {"a": 7}}\n', 1, "`prompt` holds keys and values"),

@@ -387,8 +387,8 @@ def test_settings_that_exclude_each_other_are_refused(changed: dict[str, Any], t
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"margin_scale": 1}, "`margin_scale`: no pair has a margin"),
-        ({"soft_labels": True}, "no pair has a probability"),
+        ({"margin_scale": 1}, "`margin_scale`: no pair has a usable margin"),
+        ({"soft_labels": True}, "no pair has a usable probability"),
     ],
 )
 def test_a_setting_that_no_pair_has_the_column_for_is_refused(
@@ -401,7 +401,18 @@ def test_a_setting_that_no_pair_has_the_column_for_is_refused(
 def test_pairs_without_the_column_are_counted_in_a_note(random_model: Path, tmp_path: Path) -> None:
     some = [PreferencePair(p.prompt, p.chosen, p.rejected, probability=0.9 if i else None) for i, p in enumerate(PAIRS)]
     record = train("rm", random_model, tmp_path / "rm", examples=some, soft_labels=True, batch_size=24)
-    assert record.notes == ["1 of 24 pairs have no probability: trained with a hard label"]
+    assert record.notes == ["1 of 24 pairs have no usable probability: trained with a hard label"]
+
+
+def test_validation_pairs_without_the_column_are_counted_too_and_refuse_nothing() -> None:
+    counts, group = Counts(), tokenized(3, [Pair(0, 1, 2.0, 0.9), Pair(1, 2)])
+    rm.tell_missing(settings_of(margin_scale=1), [group], counts, validation=True)
+    rm.tell_missing(settings_of(soft_labels=True), [tokenized(2, [Pair(0, 1)])], counts, validation=True)
+    rm.tell_missing(settings_of(soft_labels=True), [], counts, validation=True)
+    assert counts.notes == [
+        "1 of 2 validation pairs have no usable margin: validated with a margin of 0",
+        "1 of 1 validation pairs have no usable probability: validated with a hard label",
+    ]
 
 
 # ---------------------------------------------------------------- the head after training

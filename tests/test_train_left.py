@@ -107,6 +107,15 @@ def test_a_long_training_is_smoothed_and_small_numbers_name_their_power(tmp_path
     assert "11 steps" in drawn[0].texts[1].get_text()
 
 
+def test_a_plot_of_means_alone_does_not_promise_the_least_and_the_largest(tmp_path: Path, drawn: list[Any]) -> None:
+    means, more = {"mean_reward": [1.0, 2.0, 3.0]}, {"min_reward": [0.0, 1.0, 2.0], "max_reward": [2.0, 3.0, 4.0]}
+    for figures in (means, means | more):
+        plots.draw(write(tmp_path / "m.jsonl", lines(**figures)), tmp_path / "p.png", "t")
+    alone, banded = (figure.axes[0] for figure in drawn)
+    assert alone.get_title(loc="left") == "Mean score" and not alone.collections
+    assert banded.get_title(loc="left") == "Scores: mean, least and largest" and len(banded.collections) == 1
+
+
 def test_too_few_steps_make_no_picture(tmp_path: Path) -> None:
     assert not plots.draw(write(tmp_path / "m.jsonl", lines(loss=[1.0, 2.0])), tmp_path / "p.png", "t")
     assert not plots.draw(tmp_path / "none", tmp_path / "p.png", "t") and not (tmp_path / "p.png").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterable
@@ -346,7 +347,8 @@ def test_the_settings_of_others_are_named_by_ours() -> None:
     for cls in TRAINERS.values():
         for theirs, ours in cls.elsewhere.items():
             assert theirs not in {"batch_size", "epochs", "beta", "keep"} and ours
-    assert {ours.partition(".")[0] for ours in TRAINERS["sft"].elsewhere.values()} <= {
+        assert not set(cls.nowhere) & (set(cls.model_fields) | set(cls.elsewhere))
+    assert {re.split("[.,]", ours)[0] for ours in TRAINERS["sft"].elsewhere.values()} <= {
         *(name for cls in TRAINERS.values() for name in cls.model_fields),
         *("lora", "packing", "loss", "label_smoothing"),  # named where they are there
     }

@@ -97,6 +97,19 @@ def test_rows_that_are_all_withheld_are_told_with_the_way_to_use_them(
     assert len(opened("sft", data, split="all")[1]) == len(list(numbers))
 
 
+@pytest.mark.parametrize("split", ["hash", "all"])
+def test_data_that_validate_themselves_are_refused(tmp_path: Path, split: str) -> None:
+    data, held_out = rows(tmp_path / "data.jsonl", [0, 1, 2]), rows(tmp_path / "more.jsonl", [0, 1, 2, *HELD_OUT])
+    for other in (data, held_out):
+        with pytest.raises(
+            InputError, match="`--validation`: the prompts of all 3 rows are in the validation file too"
+        ):
+            opened("sft", data, validation=str(other), split=split)
+    assert len(opened("sft", held_out, validation=str(data), split="all")[1]) == 3 + len(HELD_OUT)
+    with pytest.raises(InputError, match="of the 7 rows .*: 4 held out, by the hash .*, and 3 with prompts of the val"):
+        opened("sft", held_out, validation=str(data))
+
+
 PIPELINE = """\
 name: p
 models:

@@ -26,8 +26,8 @@ ARCHITECTURE = {  # of the models that the recipes name
 CHAT = [{"messages": [{"role": "user", "content": f"What is {i}?"}, {"role": "assistant", "content": f"It is {i}."}]}
         for i in range(8)]  # fmt: skip
 PAIRS = [{"prompt": f"What is {i}?", "chosen": f"It is {i}.", "rejected": "No idea."} for i in range(8)]
-SMALL = {"batch_size": 4, "accumulate": 1, "max_steps": 2, "max_length": 96, "processes": 1, "launch": "null",
-         "dtype": "float32", "packing": "false"}  # fmt: skip
+SMALL = {"batch_size": 4, "accumulate": 1, "epochs": 1, "max_steps": 2, "max_length": 96, "processes": 1,
+         "launch": "null", "dtype": "float32", "packing": "false"}  # fmt: skip
 
 
 def test_every_recipe_is_swept() -> None:

@@ -347,7 +347,7 @@ TRAINING: dict[str, tuple[list[str], int, str]] = {
     "ppo without a reward": (["ppo", "--base", "tiny/annotator", "--data", "tiny/prompts.jsonl", "--out", "out"], 2, r"ppo needs a reward\. Fix: give a reward model with --reward, or checks in code"),
     "reward that does not score": (["ppo", "--base", "tiny/annotator", "--data", "tiny/prompts.jsonl", "--out", "out", "--reward", "tiny/annotator"], 2, r"command line: `--reward`: the model 'reward' has no reward head"),
     "reward where none belongs": (["dpo", *TRAIN, "--reward", "tiny/base"], 2, r"dpo takes no reward model"),
-    "folder that is there": (["dpo", *TRAIN[:-1], "."], 2, r"the folder exists already. Fix: remove it, or name another with --out"),
+    "folder that is there": (["dpo", *TRAIN[:-1], "."], 2, r"it holds the data. Fix: name another with --out"),
     "folder under a file": (["dpo", *TRAIN[:-1], "pairs.jsonl/x"], 2, r"'pairs.jsonl/x' cannot be written"),
     "checkpoints of nobody": (["dpo", *TRAIN[:-1], "mine"], 2, r"mine\.partial: the folder is not an unfinished training"),
     "base without a chat template": (["dpo", "--base", "tiny/base", "--data", "pairs.jsonl", "--out", "out"], 2, r"Fix: give `template`: a template that marks"),

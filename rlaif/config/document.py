@@ -301,11 +301,14 @@ def _first_error(error: ValidationError, model: type[BaseModel], document: Docum
 
 
 def _named_here(key: str | int, model: type[BaseModel]) -> str:
-    """The key's name here, where it is another project's; else the nearest names."""
+    """The key's name here, where it is another project's, or why it has none; else the nearest names."""
     known = _keys(model)
-    group, _, inner = getattr(model, "elsewhere", {}).get(str(key), "").partition(".")
+    if (why := getattr(model, "nowhere", {}).get(str(key))) is not None:
+        return str(why)
+    name, comma, differs = getattr(model, "elsewhere", {}).get(str(key), "").partition(",")
+    group, _, inner = name.partition(".")
     if group in known:
-        return f"write `{group}: {{{inner}: ...}}`" if inner else f"it is called `{group}` here"
+        return f"write `{group}: {{{inner}: ...}}`" if inner else f"it is called `{group}` here{comma}{differs}"
     return nearest(str(key), known)
 
 

@@ -23,13 +23,14 @@ Takes = Literal["demonstrations", "preferences", "prompts"]
 
 
 # What TRL, axolotl, LLaMA-Factory and OpenRLHF call a setting, and its name here: for the error of an unknown key. A
-# name with a dot is one of a group's.
+# name with a dot is one of a group's. What is said after a comma is where the two differ.
 ELSEWHERE = {
-    **dict.fromkeys(("per_device_train_batch_size", "micro_batch_size", "train_batch_size"), "batch_size"),
+    "per_device_train_batch_size": "batch_size, and counts the rows of all processes at once",
+    **dict.fromkeys(("micro_batch_size", "train_batch_size"), "batch_size"),
     "gradient_accumulation_steps": "accumulate",
     **dict.fromkeys(("num_train_epochs", "num_epochs", "num_ppo_epochs", "max_epochs"), "epochs"),
     **dict.fromkeys(("lr_scheduler_type", "lr_scheduler"), "schedule"),
-    **dict.fromkeys(("warmup_ratio", "warmup_steps", "lr_warmup_ratio"), "warmup"),
+    **dict.fromkeys(("warmup_ratio", "warmup_steps", "lr_warmup_ratio"), "warmup, and is a share of the steps"),
     **dict.fromkeys(("lr", "actor_learning_rate"), "learning_rate"),
     **dict.fromkeys(("min_lr", "min_lr_rate", "cosine_min_lr_ratio"), "min_rate"),
     **dict.fromkeys(("max_seq_length", "max_seq_len", "sequence_len", "cutoff_len", "max_len"), "max_length"),
@@ -37,6 +38,9 @@ ELSEWHERE = {
     **dict.fromkeys(("save_steps", "saves_per_epoch", "save_strategy"), "checkpoint_steps"),
     **dict.fromkeys(("load_best_model_at_end", "metric_for_best_model"), "keep"),
     **dict.fromkeys(("bf16", "torch_dtype"), "dtype"),
+    "fp16": "dtype, and takes float32 or bfloat16",
+    "gradient_checkpointing": "recompute",
+    **dict.fromkeys(("deepspeed", "fsdp", "fsdp_config"), "launch, and names a configuration of accelerate"),
     **dict.fromkeys(("rl_beta", "pref_beta", "kl_coef", "init_kl_coef"), "beta"),
     "center_rewards_coefficient": "center",
     **dict.fromkeys(("chat_template", "chat_template_path"), "template"),
@@ -52,17 +56,37 @@ ELSEWHERE = {
     **dict.fromkeys(("use_wandb", "wandb_project"), "report_to"),
     **dict.fromkeys(("loss_type", "pref_loss", "dpo_loss_type"), "loss"),
     "dpo_label_smoothing": "label_smoothing",
+    **dict.fromkeys(("rpo_alpha", "cpo_alpha", "pref_ftx", "nll_loss_coef"), "sft_weight"),
+    "simpo_gamma": "gamma_beta_ratio, and is gamma divided by `beta`",
     **dict.fromkeys(("cliprange", "eps_clip"), "clip"),
     "cliprange_value": "value_clip",
     **dict.fromkeys(("lam", "lambd"), "gae_lambda"),
     **dict.fromkeys(("response_length", "max_new_tokens", "max_completion_length"), "max_tokens"),
     "max_steps": "iterations",  # of PPO; the others have it
+    "total_episodes": "iterations, and counts batches of `batch_size` completions",
     "mini_batch_size": "minibatch_size",
     "critic_learning_rate": "value_learning_rate",
     **dict.fromkeys(("base_model", "model_name_or_path"), "base"),
     "reward_model_path": "reward",
     **dict.fromkeys(("dataset", "datasets", "dataset_name"), "data"),
-    "output_dir": "name",
+    "output_dir": "name, or --out on the command line",
+}
+# Settings of theirs that have no counterpart here, and why none is needed.
+NOWHERE = {
+    "logging_steps": "leave it out: every step is in metrics.jsonl",
+    **dict.fromkeys(("val_set_size", "eval_dataset"), "give --validation FILE, or `validation:` of the data stage"),
+    "max_grad_norm": "leave it out: it is 1",
+    "optim": "leave it out: it is AdamW",
+    **dict.fromkeys(
+        ("train_on_inputs", "assistant_only_loss", "completion_only_loss"),
+        "leave it out: only the assistant's turns are learnt",
+    ),
+    "padding_free": "leave it out: rows are padded to the longest of their step",
+    "precompute_ref_log_probs": "leave it out: the reference is always computed once and kept",
+    "max_prompt_length": "leave it out: prompts are cut to fit `max_length`",
+    "dataset_text_field": "write `plain_text: COLUMN` in the data stage",
+    "vf_coef": "leave it out: the value model is apart from the policy, with a `value_learning_rate` of its own",
+    "temperature": "leave it out: rollouts sample at temperature 1",
 }
 Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 
@@ -76,6 +100,7 @@ class Training(Settings):
     unused: ClassVar[tuple[Split, ...]] = ("held-out",)  # splits that it does not use
     scores: ClassVar[bool] = False  # its model has a reward head and does not generate
     elsewhere: ClassVar[Mapping[str, str]] = ELSEWHERE
+    nowhere: ClassVar[Mapping[str, str]] = NOWHERE
 
     base: Name
     name: Name
@@ -199,6 +224,13 @@ class TrainerSettings(Training):
         if self.schedule == "wsd" and self.warmup + self.decay > 1:
             problem = f"`warmup` ({self.warmup:g}) and `decay` ({self.decay:g}) are more than all steps"
             raise ValueError(f"{problem}: lower one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        # By its value, not by whether it was given: a job's file holds every setting.
+        if self.max_steps is not None and self.epochs != type(self).model_fields["epochs"].default:
+            raise ValueError("`epochs` and `max_steps` both say how long it trains: give one of them")
         return self
 
     @model_validator(mode="after")

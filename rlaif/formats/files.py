@@ -160,13 +160,26 @@ def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             except _Twice as twice:
                 raise twice.error(str(path), number) from None
             except (ValueError, RecursionError) as error:
-                at = f"{error.msg} at column {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else error
-                problem = f"not valid JSON: {at}"
-                raise InputError(problem, file=str(path), line=number, fix="put one object on each line") from None
+                problem, fix = f"not valid JSON: {error}", "put one object on each line"
+                if isinstance(error, json.JSONDecodeError):
+                    problem = f"not valid JSON: {_what(error)} at column {error.pos + 1}"
+                    if _is_unfinished(line, error):
+                        fix = "the last line is unfinished: finish it, or remove it"
+                raise InputError(problem, file=str(path), line=number, fix=fix) from None
             if not isinstance(row, dict):
                 problem = f"expected an object, found {type(row).__name__}"
                 raise InputError(problem, file=str(path), line=number, fix=AN_OBJECT)
             yield number, row
+
+
+def _what(error: json.JSONDecodeError) -> str:
+    """What is wrong, to be followed by "at" and the place: some of Python's messages end with it already."""
+    return error.msg.removesuffix(" at")
+
+
+def _is_unfinished(line: str, error: json.JSONDecodeError) -> bool:
+    """Whether a line ends too soon, without its end, as that of a file of which a part is missing."""
+    return line[-1] not in "\r\n" and (error.pos >= len(line) or error.msg.startswith("Unterminated string"))
 
 
 AN_OBJECT = 'write each row as an object, {"prompt": "..."}; a file of bare prompts, one on each line, is called .txt'
@@ -301,7 +314,7 @@ class _Values:
                 json_error = error if isinstance(error, json.JSONDecodeError) else None
                 into = json_error.pos - self.at if json_error else 0  # of what is left, which `_more` moves
                 if not self._more():
-                    raise self.error(json_error.msg if json_error else str(error), self.at + into) from None
+                    raise self.error(_what(json_error) if json_error else str(error), self.at + into) from None
             else:
                 if end < len(self.text) or not self._more():  # a number may go on in the next part
                     self.at = end

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from rlaif.formats.files import names
 from rlaif.formats.messages import (
     COMPLETED,
+    MOST_SCORE,
     UnknownShape,
     Unusable,
     check_turns,
@@ -495,6 +496,13 @@ def _listed(row: dict[str, Any], origin: str) -> Row:
 
 ENTRY_SCORES = ("score", "pm_score", "rating", "reward")  # within a completion; the first that one has counts
 BESIDE = ("ranks", "scores", "models")  # lists with a value for each completion
+
+
+def unread_margin(row: Mapping[str, Any]) -> str | None:
+    """That a preference states a margin or scores which are no finite numbers, as a note; None if it does not."""
+    if not {"chosen", "rejected"} <= row.keys() or all(score.problem is None for score in _side_scores(row)):
+        return None
+    return f"a margin, or one of two scores, is no finite number of at most {MOST_SCORE:g}, and is not used"
 
 
 def missing_completions(row: Mapping[str, Any]) -> int:

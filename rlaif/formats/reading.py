@@ -22,7 +22,15 @@ from pydantic import ValidationError, model_validator
 from rlaif.errors import InputError, nearest, plainly
 from rlaif.formats.columns import Column
 from rlaif.formats.files import Table, names, rows_of
-from rlaif.formats.judged import MOST_COMPARISONS, PAIRS, is_consulted, missing_completions, records_of, shapes_of
+from rlaif.formats.judged import (
+    MOST_COMPARISONS,
+    PAIRS,
+    is_consulted,
+    missing_completions,
+    records_of,
+    shapes_of,
+    unread_margin,
+)
 from rlaif.formats.messages import (
     COMPLETED,
     PREFERENCE_SHAPES,
@@ -402,6 +410,8 @@ def _each(source: Path | Table, make: Make[Item], how: Reading, read_as: ReadAs)
                 if read_as in ("conversations", "rows"):
                     unused.count(row, raw, origin)
                     how.told.update(untaught(row) if read_as == "conversations" else ())
+                if note := unread_margin(row) if read_as == "rows" else None:
+                    how.told[note] += 1
                 if missing_count := missing_completions(row) if read_as == "rows" else 0:
                     how.told["a completion of a list is null and is left out"] += missing_count
             except Unusable as reason:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,6 +18,7 @@ from rlaif.pipeline.run import session_of
 from rlaif.pipeline.stages import open_stages
 from rlaif.pipeline.stages.stage import Opening
 from rlaif.pipeline.stages.train import Train
+from rlaif.resources import find
 from rlaif.store import CallStore
 from rlaif.train import job
 
@@ -135,14 +136,14 @@ async def train_alone(pipeline: Pipeline, out: Path, progress: Progress) -> dict
         problem = "names in .partial are those of unfinished trainings"
         raise InputError(problem, file=str(out), key="--out", fix="give another")
     if out.exists() and not (out / "training.json").is_file():
-        raise _occupied(out)
+        raise _occupied(out, pipeline)
     lock = hold(out.with_name(f".{out.name}.lock"), out)
     try:
         async with session_of(pipeline, CallStore(Path(":memory:"))) as session:
             survey, reward = stage.survey(opening.made), stage.reward(session, opening.made)
             training = stage.job(session, survey, out, reward, out.with_name(REFERENCES.name))
             if out.exists() and job.finished(out, training.key) is None:
-                raise _occupied(out)
+                raise _occupied(out, pipeline)
             progress.begin(stage.name, "train")
             record = await stage.train(training, opening.made, reward, progress)
             progress.end(stage.name, f"{record['kept']:,} rows")
@@ -165,5 +166,28 @@ def plan_alone(pipeline: Pipeline) -> dict[str, Any]:
     return stage.memory(source_of(pipeline.models["base"]))
 
 
-def _occupied(out: Path) -> InputError:
-    return InputError("the folder exists already", file=str(out), fix="remove it, or name another with --out")
+def _occupied(out: Path, pipeline: Pipeline) -> InputError:
+    """That nothing is trained into `out`. Only a model of a training is to be removed, where nothing in it is read."""
+    another = "name another with --out"
+    place = out.resolve()
+    for path, what in _read(pipeline):
+        if path.is_relative_to(place):
+            return InputError(f"it {'is' if path == place else 'holds'} {what}", file=str(out), fix=another)
+    if (out / "training.json").is_file():
+        return InputError("the folder exists already", file=str(out), fix=f"remove it, or {another}")
+    return InputError("the folder exists already, and holds what no training made", file=str(out), fix=another)
+
+
+def _read(pipeline: Pipeline) -> Iterator[tuple[Path, str]]:
+    """What the training reads from this computer, and what it is called."""
+    named: list[tuple[str | None, str]] = []
+    stage = pipeline.steps[0].stage
+    if getattr(stage, "hub", None) is None:
+        named += (getattr(stage, "path", None), "the data"), (getattr(stage, "validation", None), "the validation data")
+    for name, model in pipeline.models.items():
+        named.append((getattr(model, "path", None), f"the {name} model"))
+        named.append((getattr(model, "adapter", None), f"the adapter of the {name} model"))
+    for path, what in named:
+        if path is not None:
+            yield find(path).resolve(), what
+    yield Path.cwd(), "the current folder"

@@ -50,7 +50,7 @@ def train_dpo(
         chat = models.trained_chat(settings, model, tokenizer)
         max_length = models.fitting(model, settings.max_length)
         train, counts = tokenize(chat, pairs, max_length, settings.excess_length, settings.system)
-        counts.check(max_length, settings.max_length)
+        counts.check(max_length, settings.max_length, chat, model.config)
         held, held_counts = tokenize(chat, validation, max_length, settings.excess_length, settings.system)
         counts.add(held_counts)
         by = models.computed_by(base, settings)

@@ -47,6 +47,7 @@ class Panel(NamedTuple):
     level: float | None = None  # of no skill, or of no change
     span: tuple[float, float] | None = None  # of its axis
     band: tuple[str, str] | None = None  # the least and the largest value of a step, between which its curve runs
+    bare: str = ""  # its title where the band's two were not reported
     wide: bool = False  # on a logarithmic scale if it has a wide range
     exact: bool = False  # no noise to smooth
     unless: str = ""  # a figure that says more, where it was reported
@@ -70,7 +71,8 @@ PANELS = (
     _with_validation("Margin", ["rewards/margins", "margin"], "validation_margin", level=0.0),
     _sides("Log-probability of a completion", "logps"),
     _sides("Implicit reward", "rewards", level=0.0),
-    Panel("Scores: mean, least and largest", (Curve("mean_reward"),), band=("min_reward", "max_reward")),
+    Panel("Scores: mean, least and largest", (Curve("mean_reward"),), band=("min_reward", "max_reward"),
+          bare="Mean score"),
     _with_validation("Tokens predicted right", ["mean_token_accuracy"], "validation_mean_token_accuracy", span=SHARE,
                      unless="logps/chosen"),
     Panel("KL divergence from the base, nats a completion", (Curve("kl"),), level=0.0),
@@ -97,7 +99,7 @@ def draw(metrics: Path, picture: Path, title: str, kept: int | None = None) -> b
         return False
     reported = {name for step in steps for name, value in step.items() if value is not None}
     panels = [
-        panel
+        panel if panel.band is None or reported.issuperset(panel.band) else panel._replace(title=panel.bare, band=None)
         for panel in PANELS
         if panel.unless not in reported and any(curve.figure in reported for curve in panel.curves)
     ]

@@ -68,7 +68,7 @@ def train_ppo(
         value_model = _value_model(base, value_init, tokenizer)
         max_length = models.fitting(policy, settings.max_length)
         policy_prompts, counts = rollout.tokenize(chat, prompts, max_length - settings.max_tokens)
-        counts.check(max_length, settings.max_length)
+        counts.check(max_length, settings.max_length, chat, policy.config)
         learner = Learner(settings, policy, value_model, tokenizer)
         if checkpoint := models.newest_checkpoint(folder):
             learner.restore(checkpoint)

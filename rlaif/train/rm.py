@@ -56,9 +56,10 @@ def train_rm(
         chat = models.trained_chat(settings, model, tokenizer)
         max_length = models.fitting(model, settings.max_length)
         train, counts = _tokenized(settings, chat, pairs, max_length)
-        counts.check(max_length, settings.max_length)
+        counts.check(max_length, settings.max_length, chat, model.config)
         tell_missing(settings, train, counts)
         held, held_counts = _tokenized(settings, chat, validation, max_length)
+        tell_missing(settings, held, counts, validation=True)
         counts.add(held_counts)
         data = trl.TokenizedData(columns(settings, train), columns(settings, held), counts)
         return trl.learn(
@@ -144,27 +145,33 @@ def target(settings: RMSettings, pair: Pair) -> float:
     return stated + settings.label_smoothing * (1 - 2 * stated)
 
 
-def tell_missing(settings: RMSettings, tokenized: Sequence[Tokenized], counts: Counts) -> None:
-    """Note how many pairs lack what a setting reads. Raises InputError when all do."""
+def tell_missing(
+    settings: RMSettings, tokenized: Sequence[Tokenized], counts: Counts, *, validation: bool = False
+) -> None:
+    """Note how many pairs lack what a setting reads. Raises InputError when all do that are trained on."""
     pairs = [pair for group in tokenized for pair in group.pairs]
-    if settings.margin_scale:
-        without = sum(pair.margin is None for pair in pairs)
-        fix = "use preferences with scores or ratings, or remove `margin_scale`"
-        _tell(counts, without, len(pairs), "margin", "margin_scale", "trained with a margin of 0", fix)
-    if settings.soft_labels:
-        without = sum(pair.probability is None for pair in pairs)
-        fix = "use preferences with a `probability`, such as those of `compare`, or remove `soft_labels`"
-        _tell(counts, without, len(pairs), "probability", "soft_labels", "trained with a hard label", fix)
-    if settings.loss == "plackett_luce":
+    kind, used = ("validation pairs", "validated") if validation else ("pairs", "trained")
+    known = (
+        (settings.margin_scale > 0, "margin", "margin_scale", "a margin of 0", "scores or ratings"),
+        (
+            settings.soft_labels,
+            "probability",
+            "soft_labels",
+            "a hard label",
+            "a `probability`, such as those of `compare`",
+        ),
+    )
+    for is_read, what, key, instead, wanted in known:
+        without = sum(getattr(pair, what) is None for pair in pairs) if is_read else 0
+        if without == len(pairs) and without and not validation:
+            raise InputError(
+                f"no pair has a usable {what}", key=key, fix=f"use preferences with {wanted}, or remove `{key}`"
+            )
+        if without:
+            counts.notes.append(f"{without:,} of {len(pairs):,} {kind} have no usable {what}: {used} with {instead}")
+    if settings.loss == "plackett_luce" and not validation:
         unordered = sum(groups.total_order(group.pairs) is None for group in tokenized)
         if unordered:
             counts.notes.append(
                 f"{unordered:,} of {len(tokenized):,} groups have no total order: their loss is that of their pairs"
             )
-
-
-def _tell(counts: Counts, without: int, pairs: int, what: str, key: str, how: str, fix: str) -> None:
-    if without == pairs:
-        raise InputError(f"no pair has a {what}", key=key, fix=fix)
-    if without:
-        counts.notes.append(f"{without:,} of {pairs:,} pairs have no {what}: {how}")

@@ -49,9 +49,10 @@ class Counts:
         self.kept, self.cut = self.kept + other.kept, self.cut + other.cut
         self.dropped += other.dropped
 
-    def check(self, max_length: int, asked: int) -> None:
+    def check(self, max_length: int, asked: int, chat: Chat | None = None, config: Any = None) -> None:
         """Raise InputError when there were no rows, WorkError when none is left.
 
+        The fix names the end tokens of `chat`, and the context of a model with this `config` that is full already.
         A note tells when rows were too long for the model's context, `max_length`, which is less than was asked for.
         """
         total = self.kept + self.dropped.total()
@@ -60,9 +61,12 @@ class Counts:
         if not self.kept:
             reasons = ", ".join(f"{n} {reason}" for reason, n in self.dropped.most_common())
             fix = "check the completions"
+            if self.dropped["end-token-inside"] and chat is not None:
+                fix = f"take {_named(chat)} out of the texts: the template writes it"
             if self.dropped["too-long"]:
+                full = max_length < asked or (config is not None and within_context(config, asked + 1) == asked)
                 window = f"give shorter rows: the model's context has {max_length} tokens"
-                fix = f"raise `max_length` (now {asked})" if max_length == asked else window
+                fix = window if full else f"raise `max_length` (now {asked})"
             raise WorkError(f"none of the {total} rows can be trained on ({reasons})", fix=fix)
         if max_length < asked and (self.cut or self.dropped["too-long"]):
             self.notes.append(

@@ -122,7 +122,7 @@ class Data(TableStage[DataStage]):
         kept = usable[: self.settings.take]
         validating, also_held_out = self._assigned(validating, "validation")
         dropped.update({"held-out": held_out + also_held_out, "not taken": len(usable) - len(kept)})
-        self._check_left(kept, dropped, opening)
+        self._check_left(kept, held_out, dropped["prompt in the validation file"], opening)
         kept += validating
         self.record = record_of(self.step, read_rows, unusable, len(kept), +dropped)
         return kept
@@ -141,17 +141,28 @@ class Data(TableStage[DataStage]):
             usable = [item.model_copy(update={"assigned": role}) for item in usable]
         return usable, len(items) - len(usable)
 
-    def _check_left(self, kept: Sequence[Any], dropped: Counter[str], opening: Opening) -> None:
-        """Raise InputError when a trainer reads the rows and none of them is for training."""
-        if self.settings.split == "all" or any(item.split == "train" for item in kept):
+    def _check_left(self, kept: Sequence[Any], held_out: int, validating: int, opening: Opening) -> None:
+        """Raise InputError when a trainer reads the rows and none of them is for training.
+
+        Of the rows that are not `kept`, so many are held out, and of so many the validation file has the prompts.
+        """
+        trained = self.settings.split == "all" or self.settings.validation is not None
+        if (kept and trained) or any(item.split == "train" for item in kept):
             return
         if not any(reader.stage.model_made for reader in opening.readers(self.step)):
             return
-        counts = {"held out": dropped["held-out"], "for validation": len(kept)}
+        error = partial(opening.pipeline.error, self.step)
+        if validating and not held_out:
+            problem = f"the prompts of all {validating:,} rows are in the validation file too, and are not trained on"
+            raise error(problem, ("validation",), "give another file")
+        counts = {"held out": held_out, "for validation": len(kept)}
         where = " and ".join(f"{count:,} {what}" for what, count in counts.items() if count)
-        problem = f"none of the {sum(counts.values()):,} rows is for training: {where}, by the hash of their prompts"
+        total = sum(counts.values()) + validating
+        problem = f"none of the {total:,} rows is for training: {where}, by the hash of their prompts"
+        if validating:
+            problem += f", and {validating:,} with prompts of the validation file"
         fix = "give more rows, or `split: all` to train on every row (`--split all` of `rlaif train`)"
-        raise opening.pipeline.error(self.step, problem, ("path",) if self.settings.hub is None else ("hub",), fix)
+        raise error(problem, ("path",) if self.settings.hub is None else ("hub",), fix)
 
     def _rows(self, readers: Sequence[Step], opening: Opening) -> Made:
         """Rows with candidates and the file's judgements of them, kept on disk."""
