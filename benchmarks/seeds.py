@@ -50,7 +50,7 @@ class Finished:
                 spec = trained_spec(
                     self.folder.model(stage.trained),
                     self.session.specs[stage.settings.trainer.base],
-                    stage.settings.method,
+                    scores=stage.trainer.scores,
                 )
                 self.session.add(stage.trained, spec, parent=stage.settings.trainer.base)
         measuring = next(stage for stage in self.stages.values() if isinstance(stage, Measuring))

@@ -188,6 +188,7 @@ def test_shards_are_read_and_written(
     assert all(torch.equal(net[name], tensor) for name, tensor in whole.items())
 
 
+@pytest.mark.lab
 def test_at_most_one_tensor_of_each_model_is_in_memory(
     models: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

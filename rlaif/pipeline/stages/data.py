@@ -74,9 +74,12 @@ class Data(TableStage[DataStage]):
                 raise opening.pipeline.error(step, problem, ("turns",), "remove `turns`")
             preferences = self._kept(read_preferences, opening)
             self._digest = digest([preference.id for preference in preferences])
-            stated = sum(preference.margin is not None for preference in preferences)
-            if stated and not any(reader.stage.uses_margins for reader in readers):
-                opening.note(f"{self.name}: the margins of {stated:,} preferences are not used by {preferring.name}")
+            margins = [each.margin for each in preferences if each.margin is not None]
+            # That all are alike, as of KTO's labels, says nothing of how far a pair is apart.
+            if len(set(margins)) > 1 and not any(reader.stage.uses_margins for reader in readers):
+                opening.note(
+                    f"{self.name}: the margins of {len(margins):,} preferences are not used by {preferring.name}"
+                )
             opening.made[self.name] = Made(preferences=preferences)
         else:
             conversations = self._kept(partial(read_conversations, turns=settings.turns or "all"), opening)
