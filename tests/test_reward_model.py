@@ -38,7 +38,7 @@ from rlaif.records import Candidate, Comparison, Completion, Message, Prompt, Ro
 from rlaif.train import groups, models, rm, rm_head, rm_math
 from rlaif.train.examples import PreferencePair, of_preferences, of_stated_preferences
 from rlaif.train.groups import Pair, Tokenized
-from rlaif.train.rm_evaluation import ScoredPair, evaluation
+from rlaif.train.pair_evaluation import ScoredPair, evaluation
 from rlaif.train.tokens import Counts, trainable_chat
 
 DATA = Path(os.environ.get("RLAIF_REALDATA", Path(__file__).parents[2] / "shared" / "data"))

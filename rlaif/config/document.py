@@ -29,6 +29,7 @@ OneOrSeveral = BeforeValidator(lambda value: (value,) if isinstance(value, str) 
 class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
     elsewhere: ClassVar[Mapping[str, str]] = {}  # what other projects call a key, and its name here
+    nowhere: ClassVar[Mapping[str, str]] = {}  # keys of theirs that are not needed here, and why
 
     def put(self, position: Position, value: Any) -> Self:
         """These settings with another value at a position."""

@@ -159,11 +159,8 @@ async def train_alone(pipeline: Pipeline, out: Path, progress: Progress) -> dict
 
 def plan_alone(pipeline: Pipeline) -> dict[str, Any]:
     """The memory that the one training of `pipeline` takes, told without loading a weight."""
-    opening = open_stages(pipeline)
-    _, step = pipeline.steps
-    stage = opening.stages[step.name]
-    assert isinstance(stage, Train)
-    return stage.memory(source_of(pipeline.models["base"]))
+    _, stage = _stages_of(pipeline, open_stages(pipeline))
+    return stage.memory(source_of(pipeline.models[stage.trainer.base]))
 
 
 def _occupied(out: Path, pipeline: Pipeline) -> InputError:

@@ -19,9 +19,9 @@ from rlaif.errors import InputError
 from rlaif.train import models, trl
 from rlaif.train.examples import OnStep, PreferencePair
 from rlaif.train.models import TrainResult
+from rlaif.train.pair_evaluation import ScoredPair, evaluation
 from rlaif.train.pairs import IDS, tokenize
 from rlaif.train.references import References
-from rlaif.train.rm_evaluation import ScoredPair, evaluation
 
 KEPT = "references"  # the folder in its job's that keeps the reference's log-probabilities
 

@@ -90,8 +90,6 @@ def load_reward(
     Its chat template is `template`, if given. Raises InputError as `load` does, and for a base that no head with one
     score can stand on.
     """
-    model_files(base)  # refuses what cannot be loaded
-    refuse_headless(base)
     transformers.set_seed(seed)
     model, tokenizer = _loaded(AutoModelForSequenceClassification, base, settings, num_labels=1)
     if template is not None:
@@ -173,6 +171,8 @@ def _loaded(
     kind: Any, base: Source, settings: Training | None, **options: Any
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     model_files(base)  # refuses what cannot be loaded
+    if kind is AutoModelForSequenceClassification:
+        refuse_headless(base)
     tokenizer = load_tokenizer(base)
     held = torch.float32 if settings is None else precision.held_in(settings)
     how = lora.quantization(getattr(settings, "lora", None), base)
@@ -196,9 +196,9 @@ def load_value_model(folder: Source, tokenizer: PreTrainedTokenizerBase) -> PreT
         raise InputError(
             "the model has no head with one score", file=str(named(folder)), fix="name a trained reward model"
         )
-    tokens = {token: number for token, number in own.get_vocab().items() if token != NEW_PADDING}
+    theirs = {token: number for token, number in own.get_vocab().items() if token != NEW_PADDING}
     pairs = {
-        "vocabulary": (tokens, tokenizer.get_vocab()),
+        "vocabulary": (theirs, tokenizer.get_vocab()),
         "end token": (own.eos_token, tokenizer.eos_token),
         "chat template": (own.chat_template, tokenizer.chat_template),
     }

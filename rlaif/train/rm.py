@@ -7,7 +7,7 @@ sequence, in training as in use.
 
 Completions are forwarded in groups (`train.groups`): a pair, or all completions of a prompt, each once, with the loss
 averaged over the prompt's pairs (InstructGPT: Ouyang et al. 2022, arXiv 2203.02155, equation 1). The trained model is
-normalised (`train.rm_head`) and evaluated on validation pairs (`train.rm_evaluation`).
+normalised (`train.rm_head`) and evaluated on validation pairs (`train.pair_evaluation`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from rlaif.train import groups, models, rm_head, tokens, trl
 from rlaif.train.examples import OnStep, PreferencePair
 from rlaif.train.groups import Pair, Tokenized
 from rlaif.train.models import TrainResult
-from rlaif.train.rm_evaluation import ScoredPair, evaluation
+from rlaif.train.pair_evaluation import ScoredPair, evaluation
 from rlaif.train.tokens import Counts
 
 REFERENCE = 512  # completions, at most, whose scores have mean 0 and deviation 1

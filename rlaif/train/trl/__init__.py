@@ -42,6 +42,8 @@ from rlaif.train.trl.preference import DPO
 from rlaif.train.trl.settings import Columns, common_fields, configured, dpo_fields, rm_fields, sft_fields
 from rlaif.train.trl.trainers import SFT, Packing, Reward
 
+PRECISION = "ACCELERATE_MIXED_PRECISION"  # where a launcher says it, and the base trainer reads it
+
 
 class TokenizedData(NamedTuple):
     """Training and validation rows as columns of token ids, the counts of both, and what else their trainer takes."""
@@ -70,11 +72,10 @@ def learn(
     model before it is saved, and may change it; what it returns is the evaluation in the record. Raises WorkError for a
     loss that is not finite, InputError when several GPUs are visible.
     """
-    # The trainer's `dtype` decides, whatever a launcher's configuration says: the base trainer would obey that.
-    os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16" if precision.computed_in(settings) == torch.bfloat16 else "no"
     kind, config, fields_of = _METHODS[type(settings)]
     fields = common_fields(settings, folder, model.num_parameters()) | fields_of(settings)
-    with _config_kept(model), nullcontext() if isinstance(settings, SFTSettings) else models.still(model):
+    still = nullcontext() if isinstance(settings, SFTSettings) else models.still(model)
+    with _config_kept(model), _computed_as_set(settings), still:
         trainer = _trainer(kind, configured(config, fields), settings, model, tokenizer, data)
         steps = Steps(trainer, settings, on_step, first_of_dpo if isinstance(settings, DPOSettings) else None)
         trainer.add_callback(steps)
@@ -152,6 +153,24 @@ def _config_kept(model: PreTrainedModel) -> Iterator[None]:
             setattr(config, name, value)
 
 
+@contextmanager
+def _computed_as_set(settings: TrainerSettings) -> Iterator[None]:
+    """The trainer's `dtype` decides, whatever a launcher's configuration says: the base trainer would obey that."""
+    before = os.environ.get(PRECISION)
+    os.environ[PRECISION] = "bf16" if precision.computed_in(settings) == torch.bfloat16 else "no"
+    try:
+        yield
+    finally:
+        _put_back(PRECISION, before)
+
+
+def _put_back(variable: str, before: str | None) -> None:
+    if before is None:
+        del os.environ[variable]
+    else:
+        os.environ[variable] = before
+
+
 def first_of_dpo(loss: float, expected: float) -> None:
     """Raise WorkError when the first loss of DPO is not as expected: policy and reference are one model before a step.
 
@@ -182,7 +201,7 @@ def evaluate(trainer: Any) -> dict[str, float]:
     history = trainer.state.log_history
     losses = [entry["loss"] for entry in history if "loss" in entry]
     metrics = {"first_loss": losses[0], "last_loss": losses[-1]}
-    if padding := [entry["padding"] for entry in trainer.state.log_history if "padding" in entry]:
+    if padding := [entry["padding"] for entry in history if "padding" in entry]:
         metrics["padding"] = sum(padding) / len(padding)  # the share of the tokens in batches
     if trainer.eval_dataset is not None:
         metrics |= validations(history)[trainer.state.global_step] | {"validation_rows": _rows(trainer.eval_dataset)}
@@ -220,7 +239,4 @@ def quietly() -> Iterator[None]:
             datasets.enable_progress_bars()
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
-        if tqdm is None:
-            del os.environ["TQDM_DISABLE"]
-        else:
-            os.environ["TQDM_DISABLE"] = tqdm
+        _put_back("TQDM_DISABLE", tqdm)

@@ -13,6 +13,7 @@ from transformers.trainer_pt_utils import BatchRebalanceSampler
 from rlaif.config import TrainerSettings
 from rlaif.train import precision, ranks
 from rlaif.train.schedules import schedule_of
+from rlaif.train.tokens import NOT_LEARNT
 
 
 class Ours:
@@ -85,9 +86,8 @@ class Weighed:
         order = self._order(rows)
         if ranks.count() == 1:
             return super()._get_train_sampler(train_dataset) if order is None else order  # type: ignore[misc]
-        if (
-            order is None and self.args.train_sampling_strategy != "sequential"
-        ):  # as of a mixture, whose order is its own
+        # The rows of a mixture stand in their order already.
+        if order is None and self.args.train_sampling_strategy != "sequential":
             order = Shuffled(len(rows), torch.initial_seed())
         return Shares(len(rows), self._batch_size, order, lambda: int(self.state.epoch or 0))
 
@@ -112,7 +112,7 @@ class Weighed:
 
     def _get_num_items_in_batch(self, batches: list[Any], device: Any) -> Any:
         if batches and "labels" in batches[-1] and self._idle(len(self.train_dataset)):
-            batches[-1]["labels"] = torch.full_like(batches[-1]["labels"], -100)
+            batches[-1]["labels"] = torch.full_like(batches[-1]["labels"], NOT_LEARNT)
         return super()._get_num_items_in_batch(batches, device)  # type: ignore[misc]
 
     def weight(self, inputs: Any) -> int:
@@ -151,11 +151,11 @@ class Weighed:
         sums = [
             sum(value * weight for value, weight in zip(metrics[name], self._weights, strict=True)) for name in means
         ]
-        total, *weighed = ranks.summed([sum(self._weights), *sums])
+        total, read, *weighed = ranks.summed([sum(self._weights), self._read, *sums])
         if total > 0:
             metrics.update((name, [value / total]) for name, value in zip(means, weighed, strict=True))
         self._weights.clear()
-        self.tokens += int(ranks.summed([float(self._read)])[0])
+        self.tokens += int(read)
         self._read, metrics["num_tokens"] = 0, [self.tokens]
         if "aux_loss" in metrics:
             term = self.router_aux_loss_coef * metrics["aux_loss"][0]
@@ -167,7 +167,7 @@ class Weighed:
 
 
 def _tokens_of(inputs: Mapping[str, Any]) -> int:
-    """The tokens of a batch, without its padding; packed rows have positions in place of a mask."""
+    """The tokens of a batch without its padding; with it, of packed rows, which have no mask."""
     mask = inputs.get("attention_mask")
     return int(inputs["input_ids"].numel() if mask is None else mask.sum())
 

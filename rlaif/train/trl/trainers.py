@@ -10,6 +10,7 @@ from trl.trainer.reward_trainer import RewardTrainer
 from trl.trainer.sft_trainer import SFTTrainer
 
 from rlaif.train import packing, rm_math
+from rlaif.train.tokens import NOT_LEARNT
 from rlaif.train.trl.settings import Columns
 from rlaif.train.trl.sharing import Ours, Weighed
 
@@ -17,7 +18,7 @@ from rlaif.train.trl.sharing import Ours, Weighed
 class SFT(Weighed, Ours, SFTTrainer):
     def weight(self, inputs: Any) -> int:
         """The tokens trained on; the first of a row is predicted by nothing."""
-        return int((inputs["labels"][:, 1:] != -100).sum())
+        return int((inputs["labels"][:, 1:] != NOT_LEARNT).sum())
 
 
 class Packing(transformers.TrainerCallback):

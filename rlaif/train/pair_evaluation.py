@@ -1,4 +1,5 @@
-"""What a reward model is worth on validation pairs: how often it is right and where, how sure, and how far by length.
+"""What scores are worth on validation pairs, a reward model's or DPO's implicit ones: how often they are right and
+where, how sure they are, and how far they go by length.
 
 Every share has an interval over prompts, since the pairs of one prompt are not independent. Imports no torch.
 """
