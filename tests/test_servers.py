@@ -781,7 +781,7 @@ def test_credit_that_ends_after_20_calls_stops_the_run(tmp_path: Path) -> None:
     with scripted([Answer(answer)]) as script:
         done = ran(tmp_path, script.base_url, COMPARED, KIND="hard")
     assert done.code == 1 and "no credit left" in done.out + done.err
-    assert calls < 20 + 2 * traffic.START  # those in flight
+    assert calls <= 20 + 2 * traffic.START  # those in flight: a window of 16 replies may have doubled the limit
 
 
 SAMPLED = """\
