@@ -56,7 +56,7 @@ $(REAL)/model/config.json: | $(READY)
 	@PYTHONPATH=$(REAL)/packages $(BIN)/python benchmarks/real/smollm2.py $(REAL)/model
 
 test: setup  ## run the tests, without those marked lab or vllm
-	$(ONE_THREAD) $(BIN)/pytest -q --numprocesses 2 --dist loadfile
+	$(ONE_THREAD) $(BIN)/pytest -q --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lab: setup  ## run the tests that train until an effect shows
 	$(ONE_THREAD) $(BIN)/pytest -q -m lab

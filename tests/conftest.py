@@ -84,6 +84,8 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+# The files that take longest, first: a file is one worker's, and the other would wait for one that begins last.
+FIRST = ("test_quickstart.py", "test_faults.py", "test_train.py", "test_circle.py", "test_structured.py")
 MANY = 8  # hostile attempts of one test, above which three of four are the lab's
 
 
@@ -94,6 +96,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     Such a table tries one guard in many ways: a quarter of it fails with the guard as the whole does. So do three
     quarters of the tests of the lean client that `client: sdk`, a transport below the same engine, repeats.
     """
+    items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST))
     tables: dict[tuple[Path, str], list[pytest.Item]] = defaultdict(list)
     for item in items:
         if "[sdk" in item.name and zlib.crc32(item.name.encode()) % 4:

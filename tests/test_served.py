@@ -24,7 +24,7 @@ models:
   base: {base}
   annotator: {annotator}
 stages:
-  - prompts: {{path: tiny/prompts.jsonl, take: 24}}
+  - prompts: {{path: tiny/prompts.jsonl, take: 12}}
   - sample:
       models:
         - {{model: base, name: greedy, temperature: 0}}
@@ -57,17 +57,17 @@ def test_the_embedded_models_behind_a_server(tmp_path: Path, run_cli: Cli) -> No
     assert run_cli("run", "local.yaml")[0] == 0
 
     served, local = rows("served"), rows("local")
-    assert len(served) == len(local) == 24
+    assert len(served) == len(local) == 12
     greedy = [[row["candidates"][0]["completion"]["text"] for row in table] for table in (served, local)]
     assert greedy[0] == greedy[1]
     ratings = [rating for row in served for rating in row["ratings"]]
     read = [rating for rating in ratings if rating.get("value") is not None]
-    assert len(ratings) == 24 * 2 * 3 and len(read) >= 0.9 * len(ratings)
+    assert len(ratings) == 12 * 2 * 3 and len(read) >= 0.9 * len(ratings)
 
     import datasets
 
     folder = "runs/served/dataset/ultrafeedback/data/*.parquet"
-    assert len(datasets.load_dataset("parquet", data_files=folder, split="train")) == 24
+    assert len(datasets.load_dataset("parquet", data_files=folder, split="train")) == 12
 
 
 PRINCIPLES = """\
@@ -76,7 +76,7 @@ models:
   base: {base}
   annotator: {annotator}
 stages:
-  - prompts: {{path: tiny/prompts.jsonl, take: 24}}
+  - prompts: {{path: tiny/prompts.jsonl, take: 12}}
   - sample:
       models: [base, annotator]
       sampling: {{temperature: 0, max_tokens: 48, stop: ["\\n"]}}
@@ -119,7 +119,7 @@ def test_principles_are_applied_alike_in_process_and_behind_a_server(tmp_path: P
         chances = [c.probability for row in compared for c in row.comparisons]
         tables.append((words, chances))
     (served_words, served), (local_words, local) = tables
-    assert served_words == local_words and len(local_words) >= 30
+    assert served_words == local_words and len(local_words) >= 15
     assert served == [p if p is None else pytest.approx(p, abs=1e-3) for p in local] and len(local) >= 5
 
 

@@ -33,7 +33,7 @@ MEASURE = """\
       rubric: prompts/rubrics/tiny.yaml
       answers: json
 """
-PROMPTS, ASPECTS = 4, 3
+PROMPTS, ASPECTS = 3, 3
 
 
 @pytest.fixture

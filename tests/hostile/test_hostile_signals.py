@@ -338,10 +338,13 @@ def test_sigterm_ends_a_job_whose_ctrl_c_is_ignored() -> None:
 
 
 def test_handlers_are_given_back_and_other_threads_have_none() -> None:
-    before = signal.getsignal(signal.SIGINT)
-    with Handled({signal.SIGINT: leave}):
-        assert signal.getsignal(signal.SIGINT) is leave
-    assert signal.getsignal(signal.SIGINT) is before
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's background job ignores it
+    try:
+        with Handled({signal.SIGINT: leave}):
+            assert signal.getsignal(signal.SIGINT) is leave
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
     said: list[Any] = []
 
     def elsewhere() -> None:
