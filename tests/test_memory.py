@@ -95,6 +95,25 @@ def test_what_does_not_fit_is_told_with_what_would(mistral: Path, monkeypatch: p
     assert of(mistral)[0].fits and of(mistral)[0].cheaper == ()
 
 
+def test_groups_have_the_activations_of_their_completions(mistral: Path) -> None:
+    """A pair is two sequences, and a prompt up to `group_size`; nothing else depends on it."""
+    _, paired = of(mistral, "rm")
+    for size in (2, 9):
+        plan, grouped = of(mistral, "rm", grouping="prompt", group_size=size)
+        assert grouped["activations"] == pytest.approx(paired["activations"] * size / 2)
+        assert any(f"{4 * size * 1024:,} tokens at once" in line.meaning for line in plan.lines)
+        assert {**grouped, "activations": 0, "logits": 0} == {**paired, "activations": 0, "logits": 0}
+
+
+def test_a_process_has_its_share_of_the_rows_and_all_of_the_model(
+    mistral: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "memory_of_device", lambda: ("a GPU", 10**9))
+    shared, parts = of(mistral, batch_size=5, processes=2, accumulate=3)
+    assert parts == of(mistral, batch_size=3)[1]
+    assert shared.cheaper[0][0] == "batch_size=2 accumulate=8"  # a row for each process, and 15 a step at least
+
+
 @pytest.mark.parametrize("method", TRAINERS)
 def test_every_trainer_has_a_plan(method: str, mistral: Path) -> None:
     given = {"base": "base", "name": "trained"} | ({"checks": []} if method == "ppo" else {})
