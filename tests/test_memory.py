@@ -123,6 +123,18 @@ def test_every_trainer_has_a_plan(method: str, mistral: Path) -> None:
     assert json.loads(json.dumps(plan.as_json()))["total"] == plan.total
 
 
+def test_adapters_of_ppo_need_no_reference_and_no_moments_of_what_is_frozen(mistral: Path) -> None:
+    given = {"base": "base", "name": "trained", "checks": [], "dtype": "bfloat16"}
+    whole, adapted = (
+        memory.plan(mistral, TRAINERS["ppo"].model_validate(given | changed)) for changed in ({}, {"lora": {"r": 16}})
+    )
+    assert adapted.trained == 2 * 41_943_040 + 4096  # two adapters, and the value model's head
+    state = [{line.name: line.size / GB for line in plan.lines} for plan in (whole, adapted)]
+    assert state[0]["weights"] + state[0]["reference"] == pytest.approx(3 * 7.2417 * 4, abs=0.01)
+    assert state[1]["weights"] == pytest.approx(7.2417 * 6 + 0.0839 * 4, abs=0.01) and state[1]["reference"] == 0
+    assert state[1]["optimiser"] == pytest.approx(0.0839 * 8, abs=0.01)
+
+
 def test_the_memory_of_this_machine_is_what_it_has_free() -> None:
     name, room = memory.memory_of_device()
     assert name and 0 < room < 1e14
