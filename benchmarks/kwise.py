@@ -8,8 +8,8 @@ prompt (`grouping: prompt`), and in as many pairs at a time. Both learn from the
 completion is forwarded. The two alternate, and the ratio is of their medians.
 
 The second trains on a data set of preferences of a run, at equal sequences forwarded: one epoch of pairs, and as
-many epochs of groups as forward about as much. It tells the accuracy on the pairs of every fourth prompt, kept from
-training.
+many epochs of groups as forward about as much, with either loss (`loss: pairs | plackett_luce`). It tells the accuracy
+on the pairs of every fourth prompt, kept from training.
 """
 
 from __future__ import annotations

@@ -12,13 +12,15 @@ import pytest
 pytest.importorskip("trl")
 
 from test_chat_templates import talk
+from test_mixed_training import text
+from test_reward_model import ranked
 from test_run import Cli, run_cli  # noqa: F401 - the fixture
 from test_train import settings_of
 from test_train_tokens import chat
 
-from rlaif.config import TRAINERS, Training
+from rlaif.config import TRAINERS, RMSettings, Training
 from rlaif.errors import InputError
-from rlaif.train import pairs, sft
+from rlaif.train import pairs, rm, sft
 from rlaif.train.check import Check, Piece, check
 from rlaif.train.examples import Demonstration, Example, PreferencePair, PromptOnly
 
@@ -84,6 +86,35 @@ def test_the_counts_are_those_of_the_trainer(weightless: Path, random_model: Pat
         assert fates.pop("trained on") == counts.kept - counts.cut and fates == counts.dropped
         assert sum(count for *_, count in made.histogram()) == len(made.lengths)
         assert made.steps == -(-counts.kept // 4)
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_a_long_text_counts_as_the_rows_that_it_becomes(packing: bool, weightless: Path, random_model: Path) -> None:
+    rows = [text("once upon a time, and again"), text("so")]
+    settings = settings_of("sft", max_length=9, batch_size=2, packing=packing)
+    made = check(settings, weightless, rows)
+    columns, counts = sft.tokenize(chat(random_model, "tiny"), rows, 9)
+    assert [len(ids) for ids in columns["input_ids"]] == [9, 9, 9, 1, 3]
+    assert made.fates == {"train": {"trained on": 2}} and made.kept == counts.kept == 2
+    assert (made.lengths, made.learnt, made.tokens) == ([28, 3], 31, 31)
+    assert (made.packed, made.steps) == ((4, 2) if packing else (None, 3))
+
+
+def test_max_steps_is_the_number_of_steps(weightless: Path) -> None:
+    rows = [Demonstration(tuple(talk("u:hi", f"a:ok{i}"))) for i in range(9)]
+    assert [check(settings_of("sft", **n), weightless, rows).steps for n in ({}, {"max_steps": 7})] == [3, 7]
+
+
+@pytest.mark.parametrize(("group_size", "steps"), [(4, 2), (3, 5), (2, 9)])
+def test_a_step_of_a_grouped_reward_model_is_of_prompts(
+    group_size: int, steps: int, weightless: Path, random_model: Path
+) -> None:
+    """Of 3 prompts with the 6 pairs of 4 completions: in 1 group each, in 3 of up to 3, or in 6; two groups a step."""
+    settings = settings_of("rm", grouping="prompt", group_size=group_size, batch_size=2)
+    made = check(settings, weightless, ranked(3, 4))
+    assert isinstance(settings, RMSettings)
+    groups, _ = rm._tokenized(settings, chat(random_model, "tiny"), ranked(3, 4), 512)
+    assert (made.kept, made.steps, -(-len(groups) // 2)) == (18, steps, steps)
 
 
 def test_a_row_that_the_trainer_refuses_is_refused(weightless: Path) -> None:

@@ -95,6 +95,25 @@ def test_what_does_not_fit_is_told_with_what_would(mistral: Path, monkeypatch: p
     assert of(mistral)[0].fits and of(mistral)[0].cheaper == ()
 
 
+def test_groups_have_the_activations_of_their_completions(mistral: Path) -> None:
+    """A pair is two sequences, and a prompt up to `group_size`; nothing else depends on it."""
+    _, paired = of(mistral, "rm")
+    for size in (2, 9):
+        plan, grouped = of(mistral, "rm", grouping="prompt", group_size=size)
+        assert grouped["activations"] == pytest.approx(paired["activations"] * size / 2)
+        assert any(f"{4 * size * 1024:,} tokens at once" in line.meaning for line in plan.lines)
+        assert {**grouped, "activations": 0, "logits": 0} == {**paired, "activations": 0, "logits": 0}
+
+
+def test_a_process_has_its_share_of_the_rows_and_all_of_the_model(
+    mistral: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "memory_of_device", lambda: ("a GPU", 10**9))
+    shared, parts = of(mistral, batch_size=5, processes=2, accumulate=3)
+    assert parts == of(mistral, batch_size=3)[1]
+    assert shared.cheaper[0][0] == "batch_size=2 accumulate=8"  # a row for each process, and 15 a step at least
+
+
 @pytest.mark.parametrize("method", TRAINERS)
 def test_every_trainer_has_a_plan(method: str, mistral: Path) -> None:
     given = {"base": "base", "name": "trained"} | ({"checks": []} if method == "ppo" else {})
@@ -102,6 +121,18 @@ def test_every_trainer_has_a_plan(method: str, mistral: Path) -> None:
     plan = memory.plan(mistral, settings)
     assert plan.total == sum(line.size for line in plan.lines) > 16 * 7.1e9 and plan.room > 0
     assert json.loads(json.dumps(plan.as_json()))["total"] == plan.total
+
+
+def test_adapters_of_ppo_need_no_reference_and_no_moments_of_what_is_frozen(mistral: Path) -> None:
+    given = {"base": "base", "name": "trained", "checks": [], "dtype": "bfloat16"}
+    whole, adapted = (
+        memory.plan(mistral, TRAINERS["ppo"].model_validate(given | changed)) for changed in ({}, {"lora": {"r": 16}})
+    )
+    assert adapted.trained == 2 * 41_943_040 + 4096  # two adapters, and the value model's head
+    state = [{line.name: line.size / GB for line in plan.lines} for plan in (whole, adapted)]
+    assert state[0]["weights"] + state[0]["reference"] == pytest.approx(3 * 7.2417 * 4, abs=0.01)
+    assert state[1]["weights"] == pytest.approx(7.2417 * 6 + 0.0839 * 4, abs=0.01) and state[1]["reference"] == 0
+    assert state[1]["optimiser"] == pytest.approx(0.0839 * 8, abs=0.01)
 
 
 def test_the_memory_of_this_machine_is_what_it_has_free() -> None:

@@ -81,6 +81,15 @@ def test_another_mixture_holds_while_the_rate_falls() -> None:
     assert notes[:2] == ["mixed by rows: web 100.0%", "mixed by rows; for the last 14 rows: chat 50.0%, web 50.0%"]
 
 
+def test_max_steps_is_the_length_of_both_mixtures() -> None:
+    """Of 10 steps of 4 rows the last 3, whatever rows there are."""
+    given, notes = columns(web=70, chat=3), list[str]()
+    changed = {"mix": {"web": 1, "chat": 0}, "mix_decay": {"chat": 1}, "decay": 0.3, "max_steps": 10}
+    parts = parts_of(arranged(sft_settings(**changed), given, 100, notes), given)
+    assert parts == ["web"] * 28 + ["chat"] * 12
+    assert notes[-1] == "passes over each stage of the mixture: web 0.40, chat 4.00"
+
+
 def test_a_packed_mixture_has_the_same_rows(random_model: Path) -> None:
     given, notes = columns(a=30, bb=30), list[str]()
     settings = sft_settings(mix={"a": 0.3, "bb": 0.7}, packing=True)
@@ -208,6 +217,11 @@ def test_stages_are_mixed_by_their_names_plain_text_among_them(tmp_path: Path) -
         ("mix: {demos: -1}", "greater than or equal to 0"),
         ("mix: {}", "expected more items"),
         ("mix: {demos: .inf}", "finite"),
+        ("mix: {demos: 1, web: 1}, packing: true, max_steps: 3", "as many steps as its rows fill, so `max_steps` has"),
+        (
+            "mix: {demos: 1, web: 1}, packing: true, mix_decay: {demos: 1, web: 1}",
+            "as many steps as its rows fill, so `mix_decay` has no place: remove it, or `packing`",
+        ),
     ],
 )
 def test_a_mixture_that_makes_no_sense_is_refused(tmp_path: Path, settings: str, told: str) -> None:

@@ -36,7 +36,7 @@ from rlaif.config import PPOSettings
 from rlaif.engines.identity import weights_digest
 from rlaif.errors import InputError, WorkError
 from rlaif.records import Message
-from rlaif.train import job, models, ppo, ppo_math, rollout
+from rlaif.train import job, lora, models, ppo, ppo_math, rollout
 from rlaif.train.examples import OnStep, PromptOnly
 from rlaif.train.job import Job, RewardModel
 from rlaif.train.ppo import train_ppo
@@ -621,3 +621,97 @@ def test_a_value_model_without_a_head_is_an_error(train: Train, random_model: Pa
     (damaged / "config.json").write_text("{")
     with pytest.raises(InputError, match="it is no JSON, or not all of it"):
         train("out", lambda _: None, value_init=damaged)
+
+
+# ---------------------------------------------------------------- adapters
+
+LORA = {"lora": {"r": 4, "alpha": 8}}
+
+
+@pytest.fixture(scope="module")
+def adapted(random_model: Path, reward_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    out, steps = tmp_path_factory.mktemp("adapted") / "whole", Steps()
+    return Whole(out, steps, by_job(out, steps.append, random_model, reward_model, **LORA))
+
+
+def logprobs(model: Any, batch: Padded) -> torch.Tensor:
+    with torch.no_grad():
+        return ppo_math.token_logprobs(ppo.predicted_logits(model, batch), batch.completions)[batch.mask]
+
+
+def test_the_reference_of_an_adapted_policy_is_the_policy_without_its_adapter(
+    random_model: Path, reward_model: Path
+) -> None:
+    settings = settings_of(**LORA)
+    base, tokenizer = models.load(random_model, None, settings)
+    policy = lora.adapted(settings.lora, base, 0, scores=False)
+    value = lora.adapted(settings.lora, models.load_value_model(reward_model, tokenizer), 0, scores=True)
+    learner = ppo.Learner(settings, policy, value, tokenizer)
+    rollouts = learner.sample(tokens_of(PROMPTS[:8], random_model))
+    learner.learn(rollouts, [float(i) for i in range(8)])
+    assert learner.history[0]["ratio_start"] == pytest.approx(1, abs=1e-5)
+    assert learner.history[0]["kl"] == pytest.approx(0, abs=1e-5)
+    batch = rollout.batch(rollouts, tokenizer, learner.device)
+    after = learner.experience(batch)
+    plain = logprobs(models.load(random_model)[0], batch)
+    torch.testing.assert_close(after.ref_logprobs[batch.mask], plain, atol=1e-5, rtol=0)
+    assert (after.logprobs[batch.mask] - plain).abs().max() > 1e-3
+    moved = [name for model in (policy, value) for name, weight in model.named_parameters() if weight.grad is not None]
+    trained = {name.split(".")[-3] for name in moved}
+    assert trained == {"lora_A", "lora_B", "modules_to_save"}  # the last is the value model's head
+
+
+def test_a_policys_adapter_is_kept_and_its_value_model_is_whole(
+    adapted: Whole, random_model: Path, reward_model: Path, tmp_path: Path, train: Train
+) -> None:
+    out, steps, result = adapted
+    assert [step["ratio_start"] for step in steps] == pytest.approx([1.0] * 6, abs=1e-5)
+    assert steps[0]["kl"] == pytest.approx(0, abs=1e-5) and abs(steps[-1]["kl"]) > 1e-3
+    names = {path.name for path in out.iterdir()}
+    assert "adapter_model.safetensors" in names and not names & {"model.safetensors", "config.json"}
+    assert result.base["weights"] == weights_digest(random_model) != result.weights == weights_digest(out)
+    train("merged", lambda _: None, save="merged", **LORA)
+    assert (tmp_path / "merged/model.safetensors").exists()
+    assert not (tmp_path / "merged/adapter_config.json").exists()
+    policy, tokenizer = models.load(out)
+    batch = padded(ROWS)
+    merged, base = (logprobs(models.load(path)[0], batch) for path in (tmp_path / "merged", random_model))
+    torch.testing.assert_close(logprobs(policy, batch), merged, atol=1e-4, rtol=0)
+    assert (merged - base).abs().max() > 1e-3
+    heads = [models.load_value_model(path, tokenizer).state_dict() for path in (out / "value", reward_model)]
+    assert heads[0].keys() == heads[1].keys()
+    moved = {name.split(".")[-2] for name in heads[0] if not torch.equal(heads[0][name], heads[1][name])}
+    assert moved == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "score"}
+    assert weights(tmp_path / "merged/value") == weights(out / "value")
+
+
+def test_a_checkpoint_of_adapters_resumes_to_the_undisturbed_training(
+    adapted: Whole, train: Train, tmp_path: Path
+) -> None:
+    def stop(step: dict[str, float]) -> None:
+        if step["step"] == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train("out", stop, **LORA)
+    state = torch.load(tmp_path / "out.partial/checkpoint-2/state.pt", weights_only=True)
+    kept = [name for model in ("policy", "value") for name in state[model]["model"]]
+    assert kept and all("lora_" in name or "modules_to_save" in name for name in kept)
+    again: Steps = []
+    train("out", again.append, **LORA)
+    assert again == adapted.steps[2:]
+    for name in ("adapter_model.safetensors", "value/model.safetensors"):
+        assert (tmp_path / "out" / name).read_bytes() == (adapted.out / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"save": "merged"}, "`save: merged` is of an adapter"),
+        ({"lora": {"dropout": 0.05}}, "ppo trains without dropout"),
+        ({"lora": {"quantized": "4bit"}}, "`lora.quantized` is of sft, rm and dpo"),
+    ],
+)
+def test_settings_that_make_no_adapter_are_refused(changed: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        settings_of(**changed)

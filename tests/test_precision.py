@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers import LlamaConfig
 
 from rlaif.train import precision
 from rlaif.train.precision import RoundedAdamW, rounded
+from rlaif.train.trl import PRECISION
 
 TINY: dict[str, Any] = {
     "vocab_size": 261, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -56,6 +58,21 @@ def test_weights_held_in_bfloat16_learn_and_resume_to_the_byte(random_model: Pat
     train("sft", random_model, tmp_path / "out", weights="bfloat16")
     whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "out"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_launchers_precision_changes_no_loss_and_stays_in_the_environment(
+    random_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """accelerate reads the variable, in which `accelerate launch` says what its configuration has."""
+    monkeypatch.delenv(PRECISION, raising=False)
+    plain: Steps = []
+    train("sft", random_model, tmp_path / "plain", plain.append, dtype="float32", max_steps=2)
+    assert PRECISION not in os.environ
+    launched: Steps = []
+    monkeypatch.setenv(PRECISION, "bf16")
+    train("sft", random_model, tmp_path / "launched", launched.append, dtype="float32", max_steps=2)
+    assert os.environ[PRECISION] == "bf16"
+    assert [step["loss"] for step in launched] == [step["loss"] for step in plain]
 
 
 def test_auto_is_float32_without_a_gpu_and_frozen_weights_are_held_as_they_are_computed(

@@ -227,7 +227,9 @@ def test_settings_that_do_not_fit_are_refused(changed: dict[str, Any], told: str
 def test_beta_is_by_default_that_of_the_loss() -> None:
     assert [settings(loss=loss).beta for loss in ("sigmoid", "ipo", "sigmoid_norm", "simpo")] == [0.1, 0.1, 5.0, 2.0]
     assert settings(loss="simpo", beta=10).beta == 10
-    assert settings(loss="simpo").gamma_beta_ratio == 0.5
+    ratios = [settings(loss="simpo", **given).gamma_beta_ratio for given in ({}, {"gamma_beta_ratio": None})]
+    assert ratios == [0.5, 0.5]
+    assert settings(loss="simpo", gamma_beta_ratio=0).gamma_beta_ratio == 0
     again = DPOSettings.model_validate(settings(loss="simpo", gamma_beta_ratio=0.3).model_dump(mode="json"))
     assert (again.beta, again.gamma_beta_ratio) == (2.0, 0.3)
 

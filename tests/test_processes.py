@@ -9,7 +9,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,12 +28,16 @@ from rlaif.errors import INTERRUPTED, InputError, WorkError
 from rlaif.resources import find
 from rlaif.train import job, processes
 from rlaif.train.job import Job
-from rlaif.train.trl.sharing import Shares, Shuffled
+from rlaif.train.trl.sharing import Shares, Shuffled, Weighed
+
+MIXED = {"mix": {"a": 1, "b": 3}, "mix_decay": {"a": 1, "b": 0}, "decay": 0.4}
 
 
 def job_of(method: str, base: Path, out: Path, rows: int = 9, **changed: Any) -> Job:
     """Of 9 rows in batches of 4, the last of one row: a process has none of its own there."""
     learnt: list[Any] = DEMONSTRATIONS if method == "sft" else PAIRS
+    if "mix" in changed:
+        learnt = [replace(example, part="ab"[i % 3 == 0]) for i, example in enumerate(learnt)]
     training = Job(settings_of(method, **changed), base, out, "key")
     job.write_job(training, [*learnt[:rows], *validation(learnt[:3])])
     return training
@@ -67,7 +73,8 @@ def test_two_processes_have_the_losses_gradients_and_weights_of_one(random_model
 
 @pytest.mark.lab
 @pytest.mark.parametrize(
-    ("method", "changed"), [("rm", {}), ("dpo", {}), ("dpo", {"lora": {"r": 4}}), ("sft", {"weights": "bfloat16"})]
+    ("method", "changed"),
+    [("rm", {}), ("dpo", {}), ("dpo", {"lora": {"r": 4}}), ("sft", {"weights": "bfloat16"}), ("sft", MIXED)],
 )
 def test_every_method_has_the_losses_of_one(
     method: str, changed: dict[str, Any], random_model: Path, tmp_path: Path
@@ -105,6 +112,21 @@ def test_the_shares_of_a_batch_are_the_batch_of_one_process(
             batch = order[4 * number : 4 * number + 4]
             own = [row for rank, share in enumerate(of_ranks) for row in share if rank < len(batch)]
             assert sorted(own) == sorted(batch) and all(share for share in of_ranks)
+
+
+def test_the_rows_of_a_mixture_are_shared_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    shares = []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        trainer = SimpleNamespace(
+            train_dataset=range(9),
+            args=SimpleNamespace(train_sampling_strategy="sequential"),
+            _order=lambda _: None,
+            _batch_size=4,
+        )
+        shares.append(list(Weighed._get_train_sampler(trainer)))  # type: ignore[arg-type]
+    assert shares == [[[0, 2], [4, 6], [8]], [[1, 3], [5, 7], [8]]]
 
 
 def test_more_processes_than_rows_at_once_and_a_launcher_for_one_are_refused() -> None:

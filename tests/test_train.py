@@ -400,6 +400,7 @@ def test_a_training_that_ended_but_was_not_saved_takes_no_further_step(
     result = train(method, random_model, tmp_path / "out", again.append)
     assert again == []
     assert (result.steps, result.metrics) == (6, whole(method).result.metrics)
+    assert result.evaluation == whole(method).result.evaluation and bool(result.evaluation) == (method != "sft")
     assert weights(tmp_path / "out") == weights(whole(method).out)
 
 

@@ -197,9 +197,11 @@ def test_the_card_is_one_of_the_hubs_and_tells_data_settings_and_figures(
         assert said in text, said
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft's own
+@pytest.mark.parametrize("changed", [{}, {"lora": {"r": 4}}], ids=["whole", "adapter"])
 @pytest.mark.parametrize("method", ["sft", "rm"])
-def test_the_cards_python_runs(train: Train, tmp_path: Path, method: str) -> None:
-    train(method, "out", max_steps=1)
+def test_the_cards_python_runs(train: Train, tmp_path: Path, method: str, changed: Written) -> None:
+    train(method, "out", max_steps=1, **changed)
     text = (tmp_path / "out/README.md").read_text(encoding="utf-8")
     code = text.partition("```python\n")[2].partition("```")[0].replace("path/to/this/folder", str(tmp_path / "out"))
     names: dict[str, Any] = {}

@@ -34,7 +34,7 @@ def test_every_recipe_is_swept() -> None:
     assert sorted(path.stem for path in RECIPES.glob("*.yaml")) == sorted([*TRAINED, "instructgpt"])
 
 
-TRAINED = ("simpo-llama-3-8b", "tulu-3-8b-dpo", "zephyr-7b", "zephyr-7b-h200", "zephyr-7b-qlora")
+TRAINED = ("light-sft-7b", "simpo-llama-3-8b", "tulu-3-8b-dpo", "zephyr-7b", "zephyr-7b-h200", "zephyr-7b-qlora")
 
 
 @pytest.mark.parametrize("name", TRAINED)

@@ -91,6 +91,25 @@ NOWHERE = {
 Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 
 
+class LoRASettings(Settings):
+    """A low-rank adapter (Hu et al. 2021, arXiv 2106.09685) in place of the weights. Names and defaults are TRL's."""
+
+    r: int = Field(default=16, gt=0, le=4096)  # its rank
+    alpha: float = Field(default=32, gt=0)  # it is scaled by alpha / r
+    dropout: float = Field(default=0.0, ge=0, lt=1)  # of its input; TRL's is 0.05
+    # The linear layers that get one: all but the head, or those whose names end so.
+    target: Literal["all-linear"] | tuple[ModuleName, ...] = "all-linear"
+    quantized: Literal["4bit"] | None = None  # the frozen base (QLoRA, Dettmers et al. 2023, arXiv 2305.14314)
+
+    @field_validator("target", mode="before")
+    @classmethod
+    def _names(cls, given: Any) -> Any:
+        named = list(given) if isinstance(given, list | tuple) else [given]
+        if not named:
+            raise ValueError("name at least one layer, or leave it out for all linear layers")
+        return "all-linear" if named == ["all-linear"] else named
+
+
 class Training(Settings):
     """The settings of every trainer. Sizes are in sequences and tokens."""
 
@@ -99,6 +118,7 @@ class Training(Settings):
     reads: ClassVar[tuple[str, ...]]  # the kinds of stage with such data
     unused: ClassVar[tuple[Split, ...]] = ("held-out",)  # splits that it does not use
     scores: ClassVar[bool] = False  # its model has a reward head and does not generate
+    still: ClassVar[bool] = False  # it trains without dropout
     elsewhere: ClassVar[Mapping[str, str]] = ELSEWHERE
     nowhere: ClassVar[Mapping[str, str]] = NOWHERE
 
@@ -113,6 +133,8 @@ class Training(Settings):
     learning_rate: LearningRate
     max_length: int = Field(default=1024, gt=0)
     dtype: Precision = "auto"  # computed in; auto: bfloat16 on a GPU that has it, else float32
+    lora: LoRASettings | None = None
+    save: Literal["adapter", "merged"] = "adapter"  # what is left of a LoRA training
     checkpoint_steps: int = Field(default=50, gt=0)
     seed: Seed = 0
 
@@ -122,6 +144,14 @@ class Training(Settings):
         if name.endswith(".partial"):
             raise ValueError("names in .partial are those of unfinished trainings")
         return name
+
+    @model_validator(mode="after")
+    def _of_an_adapter(self) -> Self:
+        if self.lora is None and self.save == "merged":
+            raise ValueError("`save: merged` is of an adapter: give `lora` too, or remove it")
+        if self.lora is not None and self.lora.dropout and self.still:
+            raise ValueError(f"{self.method} trains without dropout, so `lora.dropout` would do nothing: remove it")
+        return self
 
     @property
     def chat_template(self) -> str | None:
@@ -154,29 +184,8 @@ class Training(Settings):
         return None
 
 
-class LoRASettings(Settings):
-    """A low-rank adapter (Hu et al. 2021, arXiv 2106.09685) in place of the weights. Names and defaults are TRL's."""
-
-    r: int = Field(default=16, gt=0, le=4096)  # its rank
-    alpha: float = Field(default=32, gt=0)  # it is scaled by alpha / r
-    dropout: float = Field(default=0.0, ge=0, lt=1)  # of its input; TRL's is 0.05
-    # The linear layers that get one: all but the head, or those whose names end so.
-    target: Literal["all-linear"] | tuple[ModuleName, ...] = "all-linear"
-    quantized: Literal["4bit"] | None = None  # the frozen base (QLoRA, Dettmers et al. 2023, arXiv 2305.14314)
-
-    @field_validator("target", mode="before")
-    @classmethod
-    def _names(cls, given: Any) -> Any:
-        named = list(given) if isinstance(given, list | tuple) else [given]
-        if not named:
-            raise ValueError("name at least one layer, or leave it out for all linear layers")
-        return "all-linear" if named == ["all-linear"] else named
-
-
 class TrainerSettings(Training):
     """The settings of trainers on a data set. One epoch is one pass over its training split."""
-
-    still: ClassVar[bool] = False  # it trains without dropout
 
     # Of a row over `max_length`: its prompt is cut from the left where half of it stays, or it is dropped, or refused.
     excess_length: Literal["truncate", "drop", "raise"] = "truncate"
@@ -195,8 +204,6 @@ class TrainerSettings(Training):
     report_to: Annotated[tuple[Tracker, ...], OneOrSeveral] = ()  # beside metrics.jsonl
     # The weights are held in; auto: float32 where they are trained, and what is computed in where they are frozen.
     weights: Precision = "auto"
-    lora: LoRASettings | None = None
-    save: Literal["adapter", "merged"] = "adapter"  # what is left of a LoRA training
     recompute: Literal["auto"] | bool = "auto"  # activations in the backward pass; auto: from 100 million parameters
 
     processes: int = Field(default=1, gt=0, le=1024)  # that share each batch: one for each GPU
@@ -244,14 +251,6 @@ class TrainerSettings(Training):
         if self.processes > self.batch_size:
             problem = f"`batch_size` ({self.batch_size}) is less than `processes` ({self.processes})"
             raise ValueError(f"{problem}: each needs a row, and `accumulate` may be lower for it")
-        return self
-
-    @model_validator(mode="after")
-    def _of_an_adapter(self) -> Self:
-        if self.lora is None and self.save == "merged":
-            raise ValueError("`save: merged` is of an adapter: give `lora` too, or remove it")
-        if self.lora is not None and self.lora.dropout and self.still:
-            raise ValueError(f"{self.method} trains without dropout, so `lora.dropout` would do nothing: remove it")
         return self
 
 
@@ -404,6 +403,7 @@ class PPOSettings(Training):
     """
 
     method = "ppo"
+    still = True
     takes = "prompts"
     reads = ("prompts",)
     unused = ("held-out", "validation")
@@ -443,6 +443,12 @@ class PPOSettings(Training):
     def _one_reward(self) -> PPOSettings:
         if (self.reward is None) == (self.checks is None):
             raise ValueError("give either `reward` (a reward model) or `checks` (checks in code)")
+        return self
+
+    @model_validator(mode="after")
+    def _whole_numbers(self) -> PPOSettings:
+        if self.lora is not None and self.lora.quantized:
+            raise ValueError("`lora.quantized` is of sft, rm and dpo, and ppo samples from its base: remove it")
         return self
 
     @model_validator(mode="after")

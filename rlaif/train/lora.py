@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from rlaif.config import LoRASettings
@@ -50,6 +51,16 @@ def config_of(settings: LoRASettings, model: PreTrainedModel, *, scores: bool) -
         task_type="SEQ_CLS" if scores else "CAUSAL_LM",
         fan_in_fan_out=any(type(module).__name__ == CONV1D for module in model.modules()),
     )
+
+
+def adapted(settings: LoRASettings | None, model: PreTrainedModel, seed: int, *, scores: bool) -> Any:
+    """The model with a new adapter, drawn from `seed`, that alone is trained; the model itself without settings."""
+    if settings is None:
+        return model
+    torch.manual_seed(seed)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)  # peft's own
+        return get_peft_model(model, config_of(settings, model, scores=scores))
 
 
 def linear_layers(model: Any) -> dict[str, Any]:

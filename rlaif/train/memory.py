@@ -217,17 +217,25 @@ def _logits_said(settings: TrainerSettings) -> str:
 
 
 def _of_ppo(model: Model, settings: PPOSettings) -> tuple[int, tuple[Line, ...]]:
-    """Policy and value model trained in float32, a reference, and the logits of a minibatch in float32."""
-    computed, trained = BYTES[precision.computed_in(settings)], 2 * model.parameters
+    """Policy and value model, each trained in float32 or under an adapter in float32, and the logits of a minibatch."""
+    held, computed = BYTES[precision.held_in(settings)], BYTES[precision.computed_in(settings)]
+    adapter = settings.lora
+    trained = 2 * model.parameters if adapter is None else 2 * model.adapted * adapter.r + model.width
+    frozen = 0 if adapter is None else model.parameters * (held + 4)  # the value model's are in float32
     tokens = settings.minibatch_size * settings.max_length
     logits = settings.minibatch_size * settings.max_tokens * model.vocabulary * 4
+    weights, reference = f"{trained:,} of policy and value model in float32", "a copy of the base in float32"
+    if adapter is not None:
+        weights = f"{2 * model.parameters:,} frozen, and {trained:,} of adapters in float32"
+        reference = "the policy without its adapter"
+    kept = activations(model, tokens, computed, recompute=False, adapter=adapter is not None)
     return trained, (
-        Line("weights", trained * 4, f"{trained:,} of policy and value model in float32"),
+        Line("weights", frozen + trained * 4, weights),
         Line("gradients", trained * 4, "of what is trained"),
         Line("optimiser", 2 * trained * 4, "Adam's two moments"),
-        Line("activations", 2 * activations(model, tokens, computed, recompute=False), f"{tokens:,} tokens at once"),
+        Line("activations", 2 * kept, f"{tokens:,} tokens at once"),
         Line("logits", 4 * logits, "of policy and reference, with their gradient"),
-        Line("reference", model.parameters * 4, "a copy of the base in float32"),
+        Line("reference", model.parameters * 4 if adapter is None else 0, reference),
         Line("libraries", LIBRARIES, "about, before a model is loaded; the reward model comes on top"),
     )
 

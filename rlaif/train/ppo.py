@@ -8,6 +8,8 @@ Where implementations differ (Huang et al. 2024, arXiv 2403.17031), here: policy
 and optimisers, both without dropout; the value model starts from the reward model; advantages are whitened over the
 batch, rewards are not; beta is fixed; the score of a completion that did not end is reduced by a penalty.
 
+With `lora` both have an adapter over frozen weights, and the reference is the policy without its adapter.
+
 Knows models and optimisers. The score is the caller's: a reward model, a judge or checks in code.
 """
 
@@ -18,11 +20,13 @@ import math
 import random
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -30,7 +34,7 @@ from rlaif.config import PPOSettings
 from rlaif.engines.adapters import Source
 from rlaif.engines.transformers import quietly
 from rlaif.errors import WorkError
-from rlaif.train import models, ppo_math, precision, rollout
+from rlaif.train import lora, models, ppo_math, precision, rollout
 from rlaif.train.examples import OnStep, PromptOnly, RewardFunction
 from rlaif.train.models import TrainResult
 from rlaif.train.rollout import Padded, Rollout
@@ -63,12 +67,14 @@ def train_ppo(
     """
     began = time.monotonic()
     with quietly():
-        policy, tokenizer = models.load(base, template)
+        policy, tokenizer = models.load(base, template, settings)
         chat = models.trained_chat(settings, policy, tokenizer)
         value_model = _value_model(base, value_init, tokenizer)
         max_length = models.fitting(policy, settings.max_length)
         policy_prompts, counts = rollout.tokenize(chat, prompts, max_length - settings.max_tokens)
         counts.check(max_length, settings.max_length, chat, policy.config)
+        policy = lora.adapted(settings.lora, policy, settings.seed, scores=False)
+        value_model = lora.adapted(settings.lora, value_model, settings.seed, scores=True)
         learner = Learner(settings, policy, value_model, tokenizer)
         if checkpoint := models.newest_checkpoint(folder):
             learner.restore(checkpoint)
@@ -86,8 +92,12 @@ def train_ppo(
                     _write_checkpoint(learner, folder)
         result = models.result(counts, steps=settings.iterations, metrics=summary(learner.history), began=began)
         models.save(learner.policy.model, tokenizer, folder, result)
+        if settings.save == "merged":
+            models.merge(folder)
         if settings.keep_value_model:
-            models.save_value_model(learner.value.model, value_init or base, folder)
+            value = learner.value.model
+            whole = value if settings.lora is None else value.merge_and_unload()
+            models.save_value_model(whole, value_init or base, folder)
         return result
 
 
@@ -125,9 +135,10 @@ def predicted_logits(model: PreTrainedModel, batch: Padded) -> Tensor:
 
 def predicted_values(model: PreTrainedModel, batch: Padded) -> Tensor:
     """The value before each token of the completions, (B, T) in float32."""
-    hidden = model.base_model(**batch.inputs).last_hidden_state  # (B, P + T, D)
-    head: Any = model.score
-    return batch.predicting(head(hidden))[..., 0].float()
+    adapted: Any = model
+    plain: Any = adapted.get_base_model() if isinstance(adapted, PeftModel) else adapted
+    hidden = plain.base_model(**batch.inputs).last_hidden_state  # (B, P + T, D)
+    return batch.predicting(plain.score(hidden))[..., 0].float()
 
 
 class Experience(NamedTuple):
@@ -148,7 +159,8 @@ class Trained:
     def __init__(self, model: PreTrainedModel, learning_rate: float, key: str) -> None:
         self.model: Any = model
         self.learning_rate, self.key = learning_rate, key
-        self.optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, eps=1e-5)
+        trained = [weight for weight in model.parameters() if weight.requires_grad]
+        self.optimizer = torch.optim.Adam(trained, lr=learning_rate, eps=1e-5)
 
     def step(self, loss: Tensor, share: float, step: int) -> tuple[float, float]:
         """One update at `share` of the learning rate; the rate and the gradient's norm. `step` is for errors.
@@ -170,10 +182,13 @@ class Trained:
         return rate, norm.item()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        named = self.model.named_parameters(remove_duplicate=False)  # tied weights by both names
+        frozen = {name for name, weight in named if not weight.requires_grad}
+        model = {name: tensor for name, tensor in self.model.state_dict().items() if name not in frozen}
+        return {"model": model, "optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.model.load_state_dict(state["model"])
+        self.model.load_state_dict(self.model.state_dict() | state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
 
 
@@ -196,7 +211,7 @@ class Learner:
         for model in (policy, value_model):
             torch.nn.Module.to(model, self.device)
             model.eval()  # no dropout: with it the ratio would not be 1 before the first update
-        self.reference = copy.deepcopy(policy).requires_grad_(False)
+        self._reference = copy.deepcopy(policy).requires_grad_(False) if settings.lora is None else None
         self.policy = Trained(policy, settings.learning_rate, "learning_rate")
         if settings.value_learning_rate is None:
             self.value = Trained(value_model, settings.learning_rate, "learning_rate")
@@ -300,7 +315,8 @@ class Learner:
             part = batch.rows(range(start, min(start + size, len(batch.mask))))
             with self._precision():
                 logits = predicted_logits(self.policy.model, part)
-                ref_logits = predicted_logits(self.reference, part)
+                with self._as_reference() as reference:
+                    ref_logits = predicted_logits(reference, part)
                 values = predicted_values(self.value.model, part)
             parts.append(
                 Experience(
@@ -311,6 +327,15 @@ class Learner:
                 )
             )
         return Experience(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+
+    @contextmanager
+    def _as_reference(self) -> Iterator[PreTrainedModel]:
+        """The base model: a copy of it, or a policy with an adapter without it."""
+        if self._reference is not None:
+            yield self._reference
+            return
+        with self.policy.model.disable_adapter():
+            yield self.policy.model
 
     def restore(self, checkpoint: Path) -> None:
         """Resume from `checkpoint`, with the same result as without an interruption."""
