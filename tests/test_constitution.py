@@ -12,7 +12,6 @@ from rlaif.errors import InputError
 
 TEXT = """\
 name: two
-version: 1
 principles:
   - {id: safety, rule: Be safe., critique: is it safe, revision: Make it safe., comparison: the safer one, weight: 3}
   - {id: tone, rule: Be kind., critique: is it kind, revision: Make it kind., comparison: the kinder one}
@@ -24,7 +23,7 @@ def constitution(**weights: float) -> Constitution:
         Principle(id=name, rule="r", critique="c", revision="v", comparison="p", weight=weight)
         for name, weight in weights.items()
     )
-    return Constitution(name="c", version=1, principles=principles)
+    return Constitution(name="c", principles=principles)
 
 
 PROMPTS = [f"prompt {number}" for number in range(4000)]
@@ -73,17 +72,17 @@ def test_the_shipped_constitutions_read(path: str) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("id: tone", "id: safety", r"c\.yaml:5: `principles\.1\.id`: two principles are called 'safety'"),
-        ("critique: is it kind", "critic: is it kind", r"c\.yaml:5: .*`?(critic|critique)"),
-        ("critique: is it kind, ", "", r"c\.yaml:5: `principles\.1\.critique`: the key is missing"),
-        ("revision: Make it kind.", "revision: ' '", r"c\.yaml:5: `principles\.1\.revision`"),
-        ("weight: 3", "weight: 0", r"c\.yaml:4: `principles\.0\.weight`: .*greater than 0"),
-        ("version: 1", "version: one", r"c\.yaml:2: `version`"),
-        ("principles:", "principals:", r"c\.yaml:3: `principals`: unknown key. Fix: did you mean `principles`"),
+        ("id: tone", "id: safety", r"c\.yaml:4: `principles\.1\.id`: two principles are called 'safety'"),
+        ("critique: is it kind", "critic: is it kind", r"c\.yaml:4: .*`?(critic|critique)"),
+        ("critique: is it kind, ", "", r"c\.yaml:4: `principles\.1\.critique`: the key is missing"),
+        ("revision: Make it kind.", "revision: ' '", r"c\.yaml:4: `principles\.1\.revision`"),
+        ("weight: 3", "weight: 0", r"c\.yaml:3: `principles\.0\.weight`: .*greater than 0"),
+        ("name: two", "name: two\nversion: 1", r"c\.yaml:2: `version`: unknown key\. Fix: remove it"),
+        ("principles:", "principals:", r"c\.yaml:2: `principals`: unknown key. Fix: did you mean `principles`"),
         (
             "revision: Make it kind",
             "revison: Make it kind",
-            r"c\.yaml:5: `principles\.1\.revison`: unknown key. Fix: did you mean `revision`",
+            r"c\.yaml:4: `principles\.1\.revison`: unknown key. Fix: did you mean `revision`",
         ),
     ],
 )
