@@ -14,7 +14,6 @@ from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
-from pydantic_core import ErrorDetails
 
 from rlaif.errors import InputError, nearest, plainly, raise_all, shortened, shown
 from rlaif.records import oneline
@@ -204,6 +203,8 @@ def _quoted(line: str) -> str | None:
     if match is None or _SECRET.search(line):
         return None
     text = match[2]
+    if text[0] + text[-1] in ("{}", "[]"):  # values, in which something else is wrong
+        return None
     if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
         text = text[1:-1]
     text = text.replace('\\"', '"')
@@ -419,7 +420,7 @@ def _all_described(error: ValidationError, model: type[BaseModel], document: Doc
     ]
 
 
-def _described(detail: ErrorDetails, model: type[BaseModel], document: Document, position: Position) -> InputError:
+def _described(detail: Mapping[str, Any], model: type[BaseModel], document: Document, position: Position) -> InputError:
     # "[key]" is pydantic's word for "in the key itself".
     wrong_at = (*position, *(part for part in detail["loc"] if part != "[key]"))
     kind, last = detail["type"], detail["loc"][-1] if detail["loc"] else ""

@@ -255,8 +255,8 @@ def candidate_scores(
 
     Ratings and scores by aspect: the weighted mean; of scores only those of `judge`, if named. Comparisons: the mean
     likelihood of being better, which orders candidates like Bradley-Terry strengths if every two were compared; else
-    there are no scores. A comparison whose orders name different winners is a tie, unless `averaged`. Rankings: the mean
-    share of the others that are ranked lower, a tie counting one half.
+    there are no scores. A comparison whose orders name different winners is a tie, unless `averaged`. Rankings: the
+    mean share of the others that are ranked lower, a tie counting one half.
     """
     indices = range(len(row.candidates))
     if basis == "ratings":
