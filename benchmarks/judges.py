@@ -216,7 +216,7 @@ def by_ranking(stage: RankStage, ranker: Comparer, asking: Asking) -> Decide:
     async def decide(prompt: Prompt, texts: Sequence[str], principle: str | None) -> Comparison:
         assert principle is not None
         only = Principle(id="gold", rule=principle, critique=principle, revision=principle, comparison=principle)
-        asked = ranker._replace(constitution=Constitution(name="gold", version=1, principles=(only,)))
+        asked = ranker._replace(constitution=Constitution(name="gold", principles=(only,)))
         row = await rank(to_judge(prompt, texts), stage, asked, asking.asker(stage.model, stage.sampling))
         forward, backward = sorted((of_first_two(ranking) for ranking in row.rankings), key=lambda found: found.a)
         return Comparison.merge(forward, backward, principle="gold", judge=stage.model)

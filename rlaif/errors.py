@@ -2,6 +2,7 @@
 
 RlaifError
 |-- InputError        2   a file, key, option or template is wrong; nothing was started
+|   `-- InputErrors     all that is wrong with one file
 `-- WorkError         1   the work itself failed, or is incomplete
     |-- EngineError       a model or a server failed
     |   `-- Stopped       no more calls are sent, since the run is stopping
@@ -11,7 +12,7 @@ RlaifError
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rlaif.visible import visible
@@ -47,6 +48,27 @@ class RlaifError(Exception):
 
 class InputError(RlaifError):
     exit_code = 2
+
+
+class InputErrors(InputError):
+    """Everything that is wrong with one file, in the order of its lines. The text has a line for each."""
+
+    def __init__(self, errors: Sequence[InputError]) -> None:
+        first = errors[0]
+        super().__init__(first.message, file=first.file, line=first.line, key=first.key, fix=first.fix)
+        self.errors = tuple(errors)
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.errors))
+
+
+def raise_all(errors: Iterable[InputError]) -> None:
+    """Raises the errors of a file together, each once; nothing where there are none."""
+    by_text = {str(error): error for error in sorted(errors, key=lambda error: error.line or 0)}
+    if len(by_text) == 1:
+        raise next(iter(by_text.values()))
+    if by_text:
+        raise InputErrors(list(by_text.values()))
 
 
 class WorkError(RlaifError):

@@ -368,6 +368,17 @@ class Comparison(Judgement):
         return None not in (first.verdict, second.verdict) and first.verdict != second.verdict
 
     @property
+    def contradicts(self) -> bool:
+        """Whether the two orders name different winners. Of a jury: its members' mean in either order."""
+        asked = [member.orders for member in self.members if member.orders]
+        both = [(forward.likelihood, backward.swap().likelihood) for forward, backward in asked]
+        read = [(forward, backward) for forward, backward in both if forward is not None and backward is not None]
+        if not read:
+            return False
+        forward, backward = (preferred(round(fsum(order) / len(read), 9)) for order in zip(*read, strict=True))
+        return {forward, backward} == {"A", "B"}
+
+    @property
     def likelihood(self) -> float | None:
         """How likely A is the better one, a verdict without a probability counting as certain; None where unparsed."""
         return likelihood(self.verdict, self.probability)

@@ -306,8 +306,11 @@ def test_names_that_no_verdict_can_be_read_by_are_an_error(changed: dict[str, An
 
 
 def preferred(probability: float | None, verdict: Choice | None, min_margin: float = 0.0) -> tuple[str, float] | str:
+    swapped: dict[Choice | None, Choice | None] = {"A": "B", "B": "A"}
+
     def order(a: int, b: int) -> Any:
-        return {"a": a, "b": b, "verdict": verdict, "problem": "x" if verdict is None else None}
+        seen = verdict if a < b else swapped.get(verdict, verdict)
+        return {"a": a, "b": b, "verdict": seen, "problem": "x" if verdict is None else None}
 
     found = Comparison.model_validate(
         {
@@ -315,6 +318,7 @@ def preferred(probability: float | None, verdict: Choice | None, min_margin: flo
             "orders": (order(0, 1), order(1, 0)),
         }
     )  # fmt: skip
+    assert not found.contradicts
     result = pair_rows(
         [row("first", "second").model_copy(update={"comparisons": (found,)})],
         Pairing("compared", min_margin=min_margin),

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from rlaif.constitution import Constitution, Principle, read_constitution
-from rlaif.errors import InputError
+from rlaif.config import CompareStage, ReviseStage, read_pipeline
+from rlaif.constitution import REQUESTS, RULE, Constitution, Principle, read_constitution
+from rlaif.errors import InputError, InputErrors
 
 TEXT = """\
 name: two
-version: 1
 principles:
   - {id: safety, rule: Be safe., critique: is it safe, revision: Make it safe., comparison: the safer one, weight: 3}
   - {id: tone, rule: Be kind., critique: is it kind, revision: Make it kind., comparison: the kinder one}
@@ -24,7 +25,7 @@ def constitution(**weights: float) -> Constitution:
         Principle(id=name, rule="r", critique="c", revision="v", comparison="p", weight=weight)
         for name, weight in weights.items()
     )
-    return Constitution(name="c", version=1, principles=principles)
+    return Constitution(name="c", principles=principles)
 
 
 PROMPTS = [f"prompt {number}" for number in range(4000)]
@@ -73,17 +74,17 @@ def test_the_shipped_constitutions_read(path: str) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("id: tone", "id: safety", r"c\.yaml:5: `principles\.1\.id`: two principles are called 'safety'"),
-        ("critique: is it kind", "critic: is it kind", r"c\.yaml:5: .*`?(critic|critique)"),
-        ("critique: is it kind, ", "", r"c\.yaml:5: `principles\.1\.critique`: the key is missing"),
-        ("revision: Make it kind.", "revision: ' '", r"c\.yaml:5: `principles\.1\.revision`"),
-        ("weight: 3", "weight: 0", r"c\.yaml:4: `principles\.0\.weight`: .*greater than 0"),
-        ("version: 1", "version: one", r"c\.yaml:2: `version`"),
-        ("principles:", "principals:", r"c\.yaml:3: `principals`: unknown key. Fix: did you mean `principles`"),
+        ("id: tone", "id: safety", r"c\.yaml:4: `principles\.1\.id`: two principles are called 'safety'"),
+        ("critique: is it kind", "critic: is it kind", r"c\.yaml:4: .*`?(critic|critique)"),
+        ("rule: Be kind., ", "", r"c\.yaml:4: `principles\.1\.rule`: the key is missing"),
+        ("revision: Make it kind.", "revision: ' '", r"c\.yaml:4: `principles\.1\.revision`"),
+        ("weight: 3", "weight: 0", r"c\.yaml:3: `principles\.0\.weight`: .*greater than 0"),
+        ("name: two", "name: two\nversion: 1", r"c\.yaml:2: `version`: unknown key\. Fix: remove it"),
+        ("principles:", "principals:", r"c\.yaml:2: `principals`: unknown key. Fix: did you mean `principles`"),
         (
             "revision: Make it kind",
             "revison: Make it kind",
-            r"c\.yaml:5: `principles\.1\.revison`: unknown key. Fix: did you mean `revision`",
+            r"c\.yaml:4: `principles\.1\.revison`: unknown key. Fix: did you mean `revision`",
         ),
     ],
 )
@@ -93,3 +94,145 @@ def test_a_flaw_is_named_with_its_line(tmp_path: Path, old: str, new: str, messa
     path.write_text(TEXT.replace(old, new, 1))
     with pytest.raises(InputError, match=message):
         read_constitution(str(path))
+
+
+# ---------------------------------------------------------------- written shortly
+
+
+def read(folder: Path, text: str) -> Constitution:
+    (folder / "c.yaml").write_text(text)
+    return read_constitution(str(folder / "c.yaml"))
+
+
+def test_a_principle_may_be_one_line_and_its_requests_are_made_of_it(tmp_path: Path) -> None:
+    found = read(
+        tmp_path, "name: c\nprinciples:\n  - tone: Be {kind}.\n  - {id: b, rule: Be safe., critique: Is it safe.}\n"
+    )
+    tone, safe = found.principles
+    assert (tone.id, tone.rule, tone.weight) == ("tone", "Be {kind}.", 1)
+    for request in REQUESTS:
+        assert "Be {kind}." in getattr(tone, request) and RULE not in getattr(tone, request)
+    assert safe.critique == "Is it safe." and "Be safe." in safe.revision and "Be safe." in safe.comparison
+
+
+def test_the_file_says_how_a_request_is_made_of_a_rule(tmp_path: Path) -> None:
+    text = "name: c\nrequests: {comparison: 'Which is better by: {rule}'}\nprinciples:\n  - tone: Be kind.\n"
+    (principle,) = read(tmp_path, text).principles
+    assert principle.comparison == "Which is better by: Be kind." and principle.critique.count("Be kind.") == 1
+    with pytest.raises(InputError, match=r"c\.yaml:2: `requests\.comparison`: write \{rule\} where"):
+        read(tmp_path, text.replace("{rule}", "the rule"))
+
+
+def test_a_rename_with_the_old_id_under_was_draws_the_same(tmp_path: Path) -> None:
+    before, renamed = constitution(a=1, b=2, c=1), constitution(a=1, bee=2, c=1)
+    kept = renamed.model_copy(
+        update={
+            "principles": tuple(p.model_copy(update={"was": "b"} if p.id == "bee" else {}) for p in renamed.principles)
+        }
+    )
+    old, new, moved = ([each.draw("x", prompt).id for prompt in PROMPTS] for each in (before, kept, renamed))
+    assert ["b" if name == "bee" else name for name in new] == old
+    assert sum(a != b for a, b in zip(["b" if name == "bee" else name for name in moved], old, strict=True)) > 500
+    with pytest.raises(InputError, match=r"c\.yaml:4: `principles\.1\.was`: another principle is called 'a'"):
+        read(tmp_path, "name: c\nprinciples:\n  - a: One.\n  - {id: b, rule: Two., was: a}\n")
+
+
+EXAMPLE = """\
+name: c
+preamble: You are careful.
+examples:
+  critique:
+    - [{role: user, content: A draft.}, {role: assistant, content: "It is rude: \\"go away\\"."}]
+principles:
+  - tone: Be kind.
+"""
+
+
+def test_a_request_begins_with_the_preamble_and_its_examples(tmp_path: Path) -> None:
+    found = read(tmp_path, EXAMPLE)
+    said = [(message.role, message.content) for message in found.before("critique")]
+    assert said == [
+        ("system", "You are careful."), ("user", "A draft."), ("assistant", 'It is rude: "go away".'),
+    ]  # fmt: skip
+    assert [message.role for message in found.before("comparison")] == ["system"]
+    with pytest.raises(InputError, match=r"c\.yaml:4: `examples\.critique`: chat 1: an example is turns of"):
+        read(tmp_path, EXAMPLE.replace("role: assistant", "role: user"))
+
+
+# ---------------------------------------------------------------- YAML's traps
+
+
+TRAPS = """\
+name: c
+principles:
+  - id: a
+    rule: Be safe: never harm.
+    critique: 'Don't lie.'
+    revision: - Be nice.
+    comparison: Prefer answer #1 over the others.
+  - id: b
+    rule: yes
+    critic: Is it so?
+    weight: 0
+  - Be polite: it costs nothing.
+"""
+TOLD = [
+    r"c\.yaml:4: not valid YAML: .* write the line as `rule: 'Be safe: never harm\.'`",
+    r"c\.yaml:5: not valid YAML: .* write the line as `critique: \"Don't lie\.\"`",
+    r"c\.yaml:6: not valid YAML: .* write the line as `revision: '- Be nice\.'`",
+    r"c\.yaml:7: `principles\.0\.comparison`: a comment begins at ` #`: the text read is 'Prefer answer'\. "
+    r"Fix: write the line as `comparison: 'Prefer answer #1 over the others\.'`",
+    r"c\.yaml:9: `principles\.1\.rule`: expected text, found True\. Fix: write the line as `rule: 'yes'`",
+    r"c\.yaml:10: `principles\.1\.critic`: unknown key\. Fix: did you mean `critique`\?",
+    r"c\.yaml:11: `principles\.1\.weight`: expected a number greater than 0",
+    r"c\.yaml:12: `principles\.2\.id`: expected letters, digits",
+]
+
+
+def test_all_that_is_wrong_with_a_file_is_told_at_once_with_the_lines_as_they_should_be(tmp_path: Path) -> None:
+    with pytest.raises(InputErrors) as caught:
+        read(tmp_path, TRAPS)
+    lines = str(caught.value).splitlines()
+    assert len(lines) == len(TOLD)
+    for line, told in zip(lines, TOLD, strict=True):
+        assert re.search(told, line), (line, told)
+
+
+def test_the_lines_as_they_should_be_are_read_as_they_were_meant(tmp_path: Path) -> None:
+    text = TRAPS[: TRAPS.index("  - id: b")]
+    with pytest.raises(InputErrors) as caught:
+        read(tmp_path, text)
+    for error in caught.value.errors:
+        old, new = text.splitlines()[error.line - 1].strip(), error.fix.split("`")[1]  # type: ignore[operator, union-attr]
+        text = text.replace(old, new)
+    (principle,) = read(tmp_path, text).principles
+    assert [principle.rule, principle.critique, principle.revision, principle.comparison] == [
+        "Be safe: never harm.", "Don't lie.", "- Be nice.", "Prefer answer #1 over the others.",
+    ]  # fmt: skip
+
+
+def test_a_comment_after_a_number_or_a_text_in_quotes_is_a_comment(tmp_path: Path) -> None:
+    text = "name: c # mine\nprinciples:\n  - id: a # short\n    rule: 'Be safe.' # so\n    weight: 2 # heavier\n"
+    (principle,) = read(tmp_path, text).principles
+    assert (principle.rule, principle.weight) == ("Be safe.", 2)
+
+
+def test_a_constitution_is_named_once_and_used_by_every_stage(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("name: c\nprinciples:\n  - tone: Be kind.\n")
+    (tmp_path / "own.yaml").write_text("name: own\nprinciples:\n  - tone: Be blunt.\n")
+    text = (
+        "name: p\nconstitution: c.yaml\nmodels:\n  m: {engine: transformers, path: tiny/base}\nstages:\n"
+        "  - prompts: {path: tiny/prompts.jsonl}\n  - sample: {models: [m]}\n  - revise: {model: m}\n"
+        "  - sample: {models: [m], per_prompt: 2}\n  - compare: {model: m}\n"
+        "  - compare: {name: other, model: m, constitution: own.yaml}\n  - pair: {}\n"
+    )
+    (tmp_path / "p.yaml").write_text(text)
+    named = [
+        Path(step.stage.constitution).name
+        for step in read_pipeline(str(tmp_path / "p.yaml")).steps
+        if isinstance(step.stage, ReviseStage | CompareStage)
+    ]
+    assert named == ["c.yaml", "c.yaml", "own.yaml"]
+    (tmp_path / "p.yaml").write_text(text.replace("constitution: c.yaml\n", ""))
+    with pytest.raises(InputError, match=r"p\.yaml:7: `stages\.2\.revise\.constitution`: the key is missing"):
+        read_pipeline(str(tmp_path / "p.yaml"))

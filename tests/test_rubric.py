@@ -85,7 +85,7 @@ def test_truth_and_harmlessness_come_before_help() -> None:
         ("weight: 2", "wieght: 2", 7, "did you mean `weight`?"),
         ("description: It is short.", "description: ''", 12, "expected some text"),
         ("version: 1\n", "", 1, "the key is missing"),
-        ("aspects:\n", "aspects: []\nrest:\n", 5, "unknown key"),
+        ("aspects:\n", "aspects: []\nrest:\n", 4, "unknown key"),
         ("weight: 2", "na: perhaps", 7, "true or false"),
         ("weight: 2", "types: [fact]", 7, "expected keys and values"),
         ("weight: 2", "types: {fact: ''}", 7, "expected some text"),

@@ -78,7 +78,6 @@ aspects:
 """
 CONSTITUTION = """\
 name: mine
-version: 1
 principles:
   - id: one
     rule: be polite .
@@ -123,8 +122,8 @@ stages:
     ("said", "place"),
     [
         ({"description": "be eloquent ."}, "rubric.yaml:6: `aspects.0.description`"),
-        ({"critique": "be eloquent ."}, "constitution.yaml:6: `principles.0.critique`"),
-        ({"comparison": "be eloquent ."}, "constitution.yaml:8: `principles.0.comparison`"),
+        ({"critique": "be eloquent ."}, "constitution.yaml:5: `principles.0.critique`"),
+        ({"comparison": "be eloquent ."}, "constitution.yaml:7: `principles.0.comparison`"),
     ],
 )
 @pytest.mark.parametrize("command", ["plan", "run"])

@@ -102,7 +102,7 @@ CASES: dict[str, tuple[Edit, str]] = {
     "unknown template variable": (file("mine.jinja", "{{ aspect.description }} {{ prompt }} {{ completions }} {{ promt }}"), r"mine\.jinja: the template uses `promt`, which has no value. Fix: use only"),
     "template leaves the prompt out": (file("mine.jinja", "{{ aspect.description }} {{ completions }}"), r"mine\.jinja: the template never uses `prompt`"),
     "broken template": (file("mine.jinja", "a\nb {% for %}"), r"mine\.jinja:2: the template does not parse"),
-    "name that looks like a date": (top("name: 2024-13-45\n"), r"echo\.yaml:1: not valid YAML: '2024-13-45' is not a usable timestamp. Fix: put it in quotes"),
+    "name that looks like a date": (top("name: 2024-13-45\n"), r"echo\.yaml:1: not valid YAML: '2024-13-45' is not a usable timestamp. Fix: write the line as `name: '2024-13-45'`"),
     "name that is a date": (top("name: 2024-12-24\n"), r"echo\.yaml:1: `name`: expected letters.*Fix: write `name: my-run`"),
     "name that is no truth value": (top("name: !!bool perhaps\n"), r"echo\.yaml:1: not valid YAML: 'perhaps' is not a usable bool"),
     "name of nothing": (top("name:\n"), r"echo\.yaml:1: `name`: expected letters.*found nothing"),

@@ -6,15 +6,16 @@ error that names file, line and key, and the fix.
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 
-from rlaif.errors import InputError, nearest, plainly, shown
+from rlaif.errors import InputError, nearest, plainly, raise_all, shortened, shown
 from rlaif.records import oneline
 from rlaif.resources import find, find_in, read_text, seen_from
 
@@ -40,8 +41,8 @@ class Settings(BaseModel):
 class Document:
     """A YAML file as plain values, with the line of each key and item."""
 
-    def __init__(self, path: str, value: Any, lines: dict[Position, int]) -> None:
-        self.path, self.value, self.lines = path, value, lines
+    def __init__(self, path: str, value: Any, lines: dict[Position, int], text: str = "") -> None:
+        self.path, self.value, self.lines, self.text = path, value, lines, _lines_of(text)
         self.overridden: dict[Position, str] = {}  # set on the command line: the key as it was written there
         self.beside: tuple[Path, ...] = ()  # folders in which the files that it names are looked for first
         self.shipped: dict[str, None] = {}  # the names that only the package has, in order
@@ -79,6 +80,29 @@ class Document:
     def error(self, message: str, position: Position, fix: str | None = None) -> InputError:
         return InputError(message, **self.where(position), fix=fix)
 
+    def written(self, position: Position) -> str:
+        """The line on which a value begins."""
+        line = self.lines.get(position)
+        return self.text[line - 1] if line is not None and line <= len(self.text) else ""
+
+    def cut_texts(self) -> Iterator[tuple[Position, str]]:
+        """The texts of several words that a ` #` ends on their line, with what stands behind the space.
+
+        In YAML a comment begins there, so `prefer answer #1` is read as `prefer answer`, without a word.
+        """
+        for position in self.lines:
+            if " #" not in (line := self.written(position)) or not isinstance(read := _at(self.value, position), str):
+                continue
+            entry = _ENTRY.fullmatch(line)
+            behind = re.match(rf"{re.escape(read)}\s+(#.*)", entry[2]) if entry and " " in read else None
+            if behind is not None:
+                yield position, behind[1]
+
+    def cut_short(self, position: Position) -> InputError:
+        line = (_quoted(self.written(position)) or "").strip()
+        problem = f"a comment begins at ` #`: the text read is {shown(_at(self.value, position))}"
+        return self.error(problem, position, f"write the line as `{line}`, or the comment on a line of its own")
+
 
 def _same(path: Path, other: Path) -> bool:
     try:
@@ -93,6 +117,7 @@ COMMAND_LINE = "command line"
 MOST_NODES = 100_000
 MOST_DEPTH = 100  # a JSON schema has some 20; pydantic writes no more than 255
 MOST_DIGITS = 1000  # of a number
+MOST_MENDED = 50  # lines of a file that are not YAML and are told together
 
 
 def dotted(position: Position) -> str:
@@ -101,16 +126,26 @@ def dotted(position: Position) -> str:
 
 def read_yaml(path: Path) -> Document:
     """Read a YAML mapping. Raises InputError for text that is not UTF-8 or not YAML, or that repeats a key."""
-    value, lines = load_value(read_text(path), str(path))
+    document = load_document(read_text(path), str(path))
+    for position, behind in document.cut_texts():
+        if re.match(r"#\w", behind):  # people write a comment with a space; this is `answer #1`
+            raise document.cut_short(position)
+    return document
+
+
+def load_document(text: str, path: str) -> Document:
+    """A YAML mapping. Raises InputError for text that is not YAML, or that repeats a key."""
+    value, lines = load_value(text, path)
     if not isinstance(value, dict):
-        raise InputError("expected a mapping of keys to values", file=str(path), line=1)
-    return Document(str(path), value, lines)
+        raise InputError("expected a mapping of keys to values", file=path, line=1)
+    return Document(path, value, lines, text)
 
 
 def load_value(text: str, path: str) -> tuple[Any, dict[Position, int]]:
     """The value of a YAML text, and the line of each part of it. No two parts are one object.
 
-    Raises InputError for text that is not YAML, that repeats a key, or that is too large or too deep.
+    Raises InputError for text that is not YAML, that repeats a key, or that is too large or too deep. Where a line is
+    only to be put in quotes, the fix shows that line.
     """
     lines: dict[Position, int] = {}
     loader: _Loader | None = None
@@ -135,9 +170,11 @@ def load_value(text: str, path: str) -> tuple[Any, dict[Position, int]]:
         line = error.problem_mark.line + 1 if error.problem_mark else None
         scalar = isinstance(error, yaml.constructor.ConstructorError)
         fix = "put it in quotes if it is text" if scalar else "check indentation, quotes and brackets"
-        problem = str(error.problem)  # it may quote the file
-        problem = problem if len(problem) < 200 else f"{problem[:197]}..."
-        raise InputError(f"not valid YAML: {problem}", file=path, line=line, fix=fix) from None
+        mended = _mended(text, error) if path != COMMAND_LINE else None  # a value alone
+        if mended is not None:
+            line, fix = mended[0], f"write the line as `{shortened(mended[1].strip(), 200)}`"
+        problem = shortened(str(error.problem), 200)  # it may quote the file
+        raise _Unreadable(f"not valid YAML: {problem}", mended, file=path, line=line, fix=fix) from None
     except yaml.YAMLError as error:
         raise InputError(f"not valid YAML: {oneline(str(error))}", file=path) from None
     except (ValueError, OverflowError):  # PyYAML makes a character of any number
@@ -145,6 +182,70 @@ def load_value(text: str, path: str) -> tuple[Any, dict[Position, int]]:
         raise InputError("not valid YAML: an escape names no character", file=path, line=where) from None
     except RecursionError:
         raise InputError("the values are nested too deeply", file=path, fix="no setting needs it") from None
+
+
+class _Unreadable(InputError):
+    """A text is not YAML. `mended` is the number of the line and the line with which it is, as far as that is known."""
+
+    def __init__(self, message: str, mended: tuple[int, str] | None, **where: Any) -> None:
+        super().__init__(message, **where)
+        self.mended = mended
+
+
+def _lines_of(text: str) -> list[str]:
+    """The lines of a text as YAML counts them."""
+    return re.split("\r\n|[\n\r\x85\u2028\u2029]", text)
+
+
+def _quoted(line: str) -> str | None:
+    """A line of YAML with its text in double quotes; None where it has no text of its own."""
+    match = _ENTRY.fullmatch(line)
+    if match is None or _SECRET.search(line):
+        return None
+    text = match[2]
+    if text[0] + text[-1] in ("{}", "[]"):  # values, in which something else is wrong
+        return None
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
+        text = text[1:-1]
+    text = text.replace('\\"', '"')
+    return match[1] + (json.dumps(text, ensure_ascii=False) if "'" in text else f"'{text}'")
+
+
+_ENTRY = re.compile(r"(\s*(?:- +)*(?:[\w.-]+: +)?)(\S.*?)\s*")
+
+
+_SECRET = re.compile("key|secret|token|passw|auth", re.IGNORECASE)  # no error repeats a line that may hold one
+
+
+def _mended(text: str, error: yaml.MarkedYAMLError) -> tuple[int, str] | None:
+    """The number of the line that YAML stumbled over and that line with its text in quotes, if YAML then reads on."""
+    lines = _lines_of(text)
+    wrong = _place(error)
+    for mark in (error.problem_mark, error.context_mark):
+        if mark is None or mark.line >= len(lines) or (quoted := _quoted(lines[mark.line])) is None:
+            continue
+        try:
+            yaml.compose("\n".join([*lines[: mark.line], quoted, *lines[mark.line + 1 :]]), yaml.SafeLoader)
+        except yaml.MarkedYAMLError as other:
+            if _place(other) <= max(wrong, mark.line):
+                continue
+        except (yaml.YAMLError, ValueError, OverflowError, RecursionError):
+            continue
+        return mark.line + 1, quoted
+    return None
+
+
+def _place(error: yaml.MarkedYAMLError) -> int:
+    return -1 if error.problem_mark is None else error.problem_mark.line
+
+
+def _at(value: Any, position: Position) -> Any:
+    for part in position:
+        try:
+            value = value[part]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return value
 
 
 class _TooMany(Exception):
@@ -247,7 +348,10 @@ def validated(model: type[Checked], value: Any, document: Document, position: Po
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        raise _first_error(error, model, document, position) from None
+        # A mistyped key is also a missing one: report the mistyped one, which helps more.
+        details = error.errors()
+        first = next((detail for detail in details if detail["type"] == "extra_forbidden"), details[0])
+        raise _described(first, model, document, position) from None
 
 
 TextCheck = Callable[[str], tuple[str, str] | None]  # returns what is wrong with a text and the fix, or None
@@ -258,23 +362,46 @@ def unchecked(text: str) -> None:
 
 
 def read_checked(model: type[Checked], path: str) -> tuple[Checked, Document]:
-    """A file as a `model`, and its document. Raises InputError with line and key."""
-    document = read_yaml(find(path))
-    return validated(model, document.value, document, ()), document
+    """A file of texts as a `model`, and its document. Raises InputErrors with all that is wrong, by line and key."""
+    document, errors = _read_through(find(path))
+    errors += [document.cut_short(position) for position, _ in document.cut_texts()]
+    try:
+        read = model.model_validate(document.value)
+    except ValidationError as error:
+        raise_all([*errors, *_all_described(error, model, document)])
+        raise AssertionError("an error has details") from error
+    raise_all(errors)
+    return read, document
+
+
+def _read_through(path: Path) -> tuple[Document, list[InputError]]:
+    """A YAML mapping, with every line mended that only had to be put in quotes, and an error for each of them."""
+    lines, errors = _lines_of(read_text(path)), list[InputError]()
+    while True:
+        try:
+            return load_document("\n".join(lines), str(path)), errors
+        except InputError as error:
+            errors.append(error)
+            if not isinstance(error, _Unreadable) or error.mended is None or len(errors) > MOST_MENDED:
+                raise_all(errors)
+                raise
+            lines[error.mended[0] - 1] = error.mended[1]
 
 
 def read_named_set(model: type[Checked], path: str, items: str) -> tuple[Checked, Document]:
     """A file that is a set of things with an `id` each, under the key `items`, and its document.
 
-    Raises InputError with line and key, also for two that share an id.
+    Raises InputError with line and key, also for those that share an id.
     """
     read, document = read_checked(model, path)
     seen: set[str] = set()
+    errors = []
     for index, item in enumerate(getattr(read, items)):
         if item.id in seen:
             position: Position = (items, index, "id")
-            raise document.error(f"two {items} are called {item.id!r}", position, "give each its own `id`")
+            errors.append(document.error(f"two {items} are called {item.id!r}", position, "give each its own `id`"))
         seen.add(item.id)
+    raise_all(errors)
     return read, document
 
 
@@ -282,23 +409,37 @@ def _keys(model: type[BaseModel]) -> list[str]:
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
-def _first_error(error: ValidationError, model: type[BaseModel], document: Document, position: Position) -> InputError:
-    errors = error.errors()
-    # A mistyped key is also a missing one: report the mistyped one, which helps more.
-    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
+def _all_described(error: ValidationError, model: type[BaseModel], document: Document) -> list[InputError]:
+    """Every detail of an error, but no missing key beside an unknown one, which is the same key mistyped."""
+    details = error.errors()
+    mistyped = {detail["loc"][:-1] for detail in details if detail["type"] == "extra_forbidden"}
+    return [
+        _described(detail, model, document, ())
+        for detail in details
+        if detail["type"] != "missing" or detail["loc"][:-1] not in mistyped
+    ]
+
+
+def _described(detail: Mapping[str, Any], model: type[BaseModel], document: Document, position: Position) -> InputError:
     # "[key]" is pydantic's word for "in the key itself".
-    wrong_at = (*position, *(part for part in first["loc"] if part != "[key]"))
-    if first["type"] == "extra_forbidden":
-        return document.error(
-            "unknown key", wrong_at, _named_here(first["loc"][-1], _model_at(model, first["loc"][:-1]))
-        )
-    if first["type"] == "missing" and isinstance(first["loc"][-1], int):  # of a list of a certain length
+    wrong_at = (*position, *(part for part in detail["loc"] if part != "[key]"))
+    kind, last = detail["type"], detail["loc"][-1] if detail["loc"] else ""
+    if kind == "extra_forbidden":
+        return document.error("unknown key", wrong_at, _named_here(last, _model_at(model, detail["loc"][:-1])))
+    if kind == "missing" and isinstance(last, int):  # of a list of a certain length
         return document.error("expected more items", wrong_at[:-1])
-    if first["type"] == "missing":
-        return document.error("the key is missing", wrong_at, f"add `{first['loc'][-1]}`")
-    if first["type"] == "value_error":  # our own message; the value is left out, since it may be a secret
-        return document.error(first["msg"].removeprefix("Value error, "), wrong_at)
-    return document.error(f"{plainly(first)}, found {shown(first['input'])}", wrong_at)
+    if kind == "missing":
+        return document.error("the key is missing", wrong_at, f"add `{last}`")
+    if kind == "value_error":  # our own message; the value is left out, since it may be a secret
+        return document.error(detail["msg"].removeprefix("Value error, "), wrong_at)
+    if kind == "string_type" and isinstance(detail["input"], bool | int | float):
+        line = _quoted(document.written(wrong_at))
+        return document.error(
+            f"expected text, found {shown(detail['input'])}",
+            wrong_at,
+            "put it in quotes" if line is None else f"write the line as `{line.strip()}`",
+        )
+    return document.error(f"{plainly(detail)}, found {shown(detail['input'])}", wrong_at)
 
 
 def _named_here(key: str | int, model: type[BaseModel]) -> str:

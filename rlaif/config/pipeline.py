@@ -152,7 +152,7 @@ def read_pipeline(path: str, overrides: Sequence[str] = (), values: Mapping[str,
 
 def checked(document: Document) -> Pipeline:
     """The pipeline in a document. Raises InputError."""
-    known = {"name", "seed", "budget", "models", "stages"}
+    known = {"name", "seed", "budget", "constitution", "models", "stages"}
     for key in document.value:
         if key not in known:
             raise document.error("unknown key", (str(key),), nearest(str(key), known))
@@ -296,6 +296,16 @@ def _read_models(document: Document) -> dict[str, ModelSpec]:
 MOST_STAGES = 10_000  # each is checked against those before it; the largest pipeline that ships has 12
 
 
+def _constitution(document: Document) -> dict[str, str]:
+    """The constitution of every stage that names none of its own, as a setting; none where the file names none."""
+    path = document.value.get("constitution")
+    if path is None:
+        return {}
+    if not isinstance(path, str):
+        raise document.error(f"expected a path, found {shown(path)}", ("constitution",), "name a file")
+    return {"constitution": path}
+
+
 def _read_steps(document: Document, models: dict[str, ModelSpec]) -> list[Step]:
     section = document.value.get("stages")
     if not isinstance(section, list) or not section:
@@ -303,7 +313,7 @@ def _read_steps(document: Document, models: dict[str, ModelSpec]) -> list[Step]:
     if len(section) > MOST_STAGES:
         problem = f"expected at most {MOST_STAGES:,} stages, found {len(section):,}"
         raise document.error(problem, ("stages", MOST_STAGES), "make several pipelines of it")
-    names, earlier = _step_names(section), _Earlier()
+    names, earlier, shared = _step_names(section), _Earlier(), _constitution(document)
     for index, item in enumerate(section):
         position: Position = ("stages", index)
         if not isinstance(item, dict) or len(item) != 1:
@@ -312,7 +322,10 @@ def _read_steps(document: Document, models: dict[str, ModelSpec]) -> list[Step]:
         if kind not in STAGES:
             raise document.error(f"unknown stage {kind!r}", (*position, kind), nearest(kind, STAGES))
         position = (*position, kind)
-        stage = validated(STAGES[kind], item[kind], document, position)
+        settings = item[kind]
+        if "constitution" in STAGES[kind].model_fields and isinstance(settings, dict):
+            settings = shared | settings
+        stage = validated(STAGES[kind], settings, document, position)
         if names[index] in earlier.by_name:
             raise document.error(f"two stages are called {names[index]!r}", position, "give each its own `name`")
         _check_models(stage, earlier, models, document, position)

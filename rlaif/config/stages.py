@@ -710,14 +710,14 @@ PRESETS: dict[str, dict[str, Any]] = {  # published recipes
     "ultrarm": {"rule": "all"},  # UltraFeedback's own reward model (arXiv 2310.01377): every pair
     "instructgpt": {"rule": "k-wise"},  # arXiv 2203.02155: all pairs of whole rankings
     "self-rewarding": {"rule": "best-worst"},  # arXiv 2401.10020: highest against lowest
-    "rlaif": {"rule": "compared"},  # arXiv 2309.00267: one comparison, with its probability
+    "rlaif": {"rule": "compared", "orders": "averaged"},  # arXiv 2309.00267: the mean probability of both orders
 }
 
 
 class PairStage(StageSettings):
     """Table stage: preferences from judgements, a judge's or a file's.
 
-    Ties, unparsed and identical texts are dropped and counted.
+    Ties, unparsed and identical texts, and comparisons whose orders name different winners, are dropped and counted.
     """
 
     kind = "pair"
@@ -726,6 +726,8 @@ class PairStage(StageSettings):
     rule: Rule | None = None  # comparisons of one pair: compared; anything else: zephyr
     # In units of the rubric's scale, or of probability (chosen minus rejected); the margin must be larger than 0.
     min_margin: float = Field(default=0.0, ge=0)
+    # Of comparisons whose two orders name different winners: no preference, or the mean of their probabilities.
+    orders: Literal["must_agree", "averaged"] = "must_agree"
     balance: Literal["length"] | None = None  # as many preferences for the longer completion as for the shorter one
 
     @model_validator(mode="before")

@@ -41,13 +41,14 @@ class Pairing(NamedTuple):
     weights: Mapping[str, float] = {}
     min_margin: float = 0.0
     judge: str | None = None
+    orders: str = "must_agree"  # of comparisons; or averaged
     scores_of: Callable[[Row], Mapping[int, float]] | None = None
 
     def scores(self, row: Row) -> Mapping[int, float]:
         """The score of each candidate; those without a readable judgement are left out."""
         if self.scores_of is not None:
             return self.scores_of(row)
-        return candidate_scores(row, self.basis, self.weights, self.judge)
+        return candidate_scores(row, self.basis, self.weights, self.judge, averaged=self.orders == "averaged")
 
 
 def preferences_of(
@@ -105,11 +106,11 @@ def _pair_one(row: Row, pairing: Pairing) -> list[Preference] | str:
         reasons = {candidate.completion.finish_reason for candidate in row.candidates}
         return "content filter" if "content_filter" in reasons else "cut at max_tokens"
     if pairing.rule == "compared":
-        return _by_comparison(row, whole, pairing.min_margin)
+        return _by_comparison(row, whole, pairing)
     return _by_scores(row, whole, pairing)
 
 
-def _by_comparison(row: Row, whole: Sequence[int], min_margin: float) -> list[Preference] | str:
+def _by_comparison(row: Row, whole: Sequence[int], pairing: Pairing) -> list[Preference] | str:
     """A preference for each comparison; its likelihood is the chosen one's score."""
     if not row.comparisons:
         return _uncompared(row, whole)
@@ -120,7 +121,10 @@ def _by_comparison(row: Row, whole: Sequence[int], min_margin: float) -> list[Pr
             reasons.append("identical texts" if len(texts) < 2 else "empty completion")
             continue
         likely = comparison.likelihood
-        if likely is None or likely == 0.5 or 2.0 * max(likely, 1 - likely) - 1.0 < min_margin:
+        if likely is not None and pairing.orders == "must_agree" and comparison.contradicts:
+            reasons.append("orders disagree")
+            continue
+        if likely is None or likely == 0.5 or 2.0 * max(likely, 1 - likely) - 1.0 < pairing.min_margin:
             reasons.append("unparsed" if likely is None else "tie" if likely == 0.5 else "margin too small")
             continue
         chosen, rejected = (comparison.a, comparison.b) if likely > 0.5 else (comparison.b, comparison.a)
@@ -244,12 +248,15 @@ def noise(rows: Iterable[Row], pairing: Pairing) -> float | None:
     return pstdev(differences) / math.sqrt(opponents)
 
 
-def candidate_scores(row: Row, basis: str, weights: Mapping[str, float], judge: str | None = None) -> dict[int, float]:
+def candidate_scores(
+    row: Row, basis: str, weights: Mapping[str, float], judge: str | None = None, *, averaged: bool = False
+) -> dict[int, float]:
     """The score of each candidate by the row's judgements; those without a readable judgement are left out.
 
     Ratings and scores by aspect: the weighted mean; of scores only those of `judge`, if named. Comparisons: the mean
     likelihood of being better, which orders candidates like Bradley-Terry strengths if every two were compared; else
-    there are no scores. Rankings: the mean share of the others that are ranked lower, a tie counting one half.
+    there are no scores. A comparison whose orders name different winners is a tie, unless `averaged`. Rankings: the
+    mean share of the others that are ranked lower, a tie counting one half.
     """
     indices = range(len(row.candidates))
     if basis == "ratings":
@@ -257,7 +264,7 @@ def candidate_scores(row: Row, basis: str, weights: Mapping[str, float], judge: 
     elif basis == "scores":
         scores = {i: _mean_score(row, i, weights, judge) for i in indices}
     elif basis == "comparisons":
-        scores = {i: _mean_likelihood(row, i) for i in indices}
+        scores = {i: _mean_likelihood(row, i, averaged) for i in indices}
         scored = [i for i, value in scores.items() if value is not None]
         met = {frozenset((c.a, c.b)) for c in row.comparisons}
         if any(frozenset(pair) not in met for pair in combinations(scored, 2)):
@@ -279,9 +286,13 @@ def _mean_score(row: Row, candidate: int, weights: Mapping[str, float], judge: s
     return round(total / mass, 9) if mass else None
 
 
-def _mean_likelihood(row: Row, candidate: int) -> float | None:
+def _mean_likelihood(row: Row, candidate: int, averaged: bool) -> float | None:
     own = [c for c in row.comparisons if candidate in (c.a, c.b)]
-    likely = [value if c.a == candidate else 1.0 - value for c in own if (value := c.likelihood) is not None]
+    likely = [
+        0.5 if not averaged and c.contradicts else value if c.a == candidate else 1.0 - value
+        for c in own
+        if (value := c.likelihood) is not None
+    ]
     # With a verdict missing, the mean would be over fewer opponents than the others': no score.
     return round(fmean(likely), 9) if likely and len(likely) == len(own) else None
 

@@ -96,7 +96,7 @@ def critique_prompt(prompt: Prompt, draft: str, principle: Principle, reviser: R
         completion=draft,
         mark=fence_mark(prompt.text, draft),
     )
-    return (Message(role="user", content=rendered),)
+    return (*reviser.constitution.before("critique"), Message(role="user", content=rendered))
 
 
 def revision_prompt(
@@ -117,4 +117,4 @@ def revision_prompt(
         mark=fence_mark(prompt.text, draft, beside=critique),  # as in the critique's prompt, for a common prefix
         critique_mark=fence_mark(prompt.text, draft, critique),
     )
-    return (Message(role="user", content=rendered),)
+    return (*reviser.constitution.before("revision"), Message(role="user", content=rendered))

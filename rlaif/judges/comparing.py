@@ -67,11 +67,11 @@ def pairs_to_compare(prompt: Prompt, candidates: Sequence[Candidate], which: str
 
 
 class _Judge(NamedTuple):
-    """One judge of a stage, with the stage's settings and template."""
+    """One judge of a stage, with what the stage compares by."""
 
     asker: Asker
     stage: CompareStage
-    template: Template
+    comparer: Comparer
 
 
 async def compare(row: Row, stage: CompareStage, comparer: Comparer, askers: Sequence[Asker]) -> Row:
@@ -80,7 +80,7 @@ async def compare(row: Row, stage: CompareStage, comparer: Comparer, askers: Seq
     `askers` are the stage's judges, in its order. All pairs of a prompt are compared under the same principle.
     """
     principle = comparer.constitution.draw("compare", row.prompt.id)
-    judges = [_Judge(asker, stage, comparer.template) for asker in askers]
+    judges = [_Judge(asker, stage, comparer) for asker in askers]
     pairs = pairs_to_compare(row.prompt, row.candidates, stage.pairs)
     compared = await together(*(_both_orders(row, pair, principle, judge) for pair in pairs for judge in judges))
     if stage.jury is not None:
@@ -104,7 +104,7 @@ async def _ask(row: Row, order: tuple[int, int], principle: Principle, judge: _J
     First-token probabilities do not depend on a seed, so soft verdicts without reasons are not re-asked.
     """
     stage = judge.stage
-    messages = comparison_prompt(row, order, principle, stage, judge.template)
+    messages = comparison_prompt(row, order, principle, stage, judge.comparer)
     if stage.verdicts == "soft" and not stage.reasons:
         return await _ask_once(order, messages, judge, 0)
 
@@ -201,11 +201,11 @@ def _problem(votes: Sequence[Verdict]) -> str:
 
 
 def comparison_prompt(
-    row: Row, order: tuple[int, int], principle: Principle, stage: CompareStage, template: Template
+    row: Row, order: tuple[int, int], principle: Principle, stage: CompareStage, comparer: Comparer
 ) -> tuple[Message, ...]:
     """The judge prompt for one order. Without `reasons` it ends with the request for the verdict."""
     shown = [row.candidates[i].completion.text for i in order]
-    rendered = template.render_showing(
+    rendered = comparer.template.render_showing(
         {"the prompt": row.prompt.text, "the principle's comparison": principle.comparison, **numbered(shown)},
         principle=principle,
         prompt=row.prompt.text,
@@ -215,7 +215,7 @@ def comparison_prompt(
         mark=fence_mark(row.prompt.text, *sorted(shown)),
         n=len(shown),
     )
-    return (Message(role="user", content=rendered),)
+    return (*comparer.constitution.before("comparison"), Message(role="user", content=rendered))
 
 
 def read_probability(alternatives: dict[str, float | None] | None) -> tuple[float | None, str | None]:

@@ -18,7 +18,6 @@ from rlaif.judges.fences import fence_mark
 from rlaif.judges.rating import first_readable, indices_by_text, numbered
 from rlaif.judges.replies import read_ranking, read_reply, unusable
 from rlaif.records import Completion, Message, Ranking, Row, hashed_order, writable
-from rlaif.templates import Template
 
 OFFERED = {"principle", "prompt", "completions", "answers", "scale", "mark", "n"}
 REQUIRED = {"principle", "prompt", "completions"}
@@ -40,7 +39,7 @@ async def rank(row: Row, stage: RankStage, ranker: Comparer, asker: Asker) -> Ro
         return row
     principle = ranker.constitution.draw("compare", row.prompt.id)
     orders = [slots, slots[::-1]] if stage.orders == "both" else [slots]
-    prompts = [ranking_prompt(row, order, principle, stage, ranker.template) for order in orders]
+    prompts = [ranking_prompt(row, order, principle, stage, ranker) for order in orders]
     rankings = await together(*(_ask(shown, principle, stage, asker) for shown in prompts))
     return row.model_copy(update={"rankings": tuple(rankings)})
 
@@ -52,10 +51,10 @@ def shown_at(row: Row) -> Slots:
     return tuple(tuple(by_text[texts[position]]) for position in hashed_order(texts, "rank", row.prompt.id))
 
 
-def ranking_prompt(row: Row, slots: Slots, principle: Principle, stage: RankStage, template: Template) -> RankingPrompt:
+def ranking_prompt(row: Row, slots: Slots, principle: Principle, stage: RankStage, ranker: Comparer) -> RankingPrompt:
     """The judge prompt that shows the candidates in the order of `slots`."""
     shown = [row.candidates[same[0]].completion.text for same in slots]
-    rendered = template.render_showing(
+    rendered = ranker.template.render_showing(
         {"the prompt": row.prompt.text, "the principle's comparison": principle.comparison, **numbered(shown)},
         principle=principle,
         prompt=row.prompt.text,
@@ -65,7 +64,7 @@ def ranking_prompt(row: Row, slots: Slots, principle: Principle, stage: RankStag
         mark=fence_mark(row.prompt.text, *sorted(shown)),
         n=len(shown),
     )
-    return RankingPrompt((Message(role="user", content=rendered),), slots)
+    return RankingPrompt((*ranker.constitution.before("comparison"), Message(role="user", content=rendered)), slots)
 
 
 async def _ask(shown: RankingPrompt, principle: Principle, stage: RankStage, asker: Asker) -> Ranking:

@@ -8,6 +8,7 @@
     dataset/             preferences, SFT data and UltraFeedback-shaped data, each a `datasets` folder with a card
     models/NAME/         trained models
     report/summary.json  the measure
+    inputs/STAGE.KEY.*   the constitutions, rubrics and templates as they were read
     batch/               files of requests for a provider's batches, and what became of them (see `batched`)
 
 The call store is in `runs/` of the current folder, shared by all runs of a project wherever their folders are; so are
@@ -54,8 +55,9 @@ _OWN = {
     "models",
     "report",
     "batch",
+    "inputs",
 }
-_FOLDERS = ("stages", "dataset", "models", "report", "batch")
+_FOLDERS = ("stages", "dataset", "models", "report", "batch", "inputs")
 _FILES = (".lock", "events.jsonl", "libraries.log", "manifest.json", "pipeline.yaml")
 
 

@@ -22,6 +22,7 @@ from rlaif.files import FULL, why, write_text
 from rlaif.pipeline.datasets import dataset_name
 from rlaif.pipeline.events import EVERY, EventLog, Meter
 from rlaif.pipeline.folder import RunFolder, is_foreign, leads_away, made_before
+from rlaif.pipeline.inputs import keep_inputs
 from rlaif.pipeline.manifest import Manifest, RowCounts, StageRecord
 from rlaif.pipeline.progress import Progress
 from rlaif.pipeline.session import Session
@@ -153,6 +154,7 @@ class Run:
         self.manifest.write("running")  # lists its files before they are written
         resolved = yaml.safe_dump(self.pipeline.resolved(self.folder.path), sort_keys=False)
         write_text(self.folder.path / "pipeline.yaml", resolved)
+        keep_inputs(self.folder.path, self.pipeline)
         for stage in self.stages.values():
             self.manifest.digests |= stage.input_digests()
         for stage in self.stages.values():

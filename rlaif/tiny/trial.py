@@ -87,7 +87,7 @@ async def put(prompt: str, principle: str, asking: Asking) -> Row:
     row = await rate(row, rater, Judge(rubric, Template.read(find("prompts/rate-compact.jinja"))), annotator)
     rule = Principle(id="typed", rule=principle, critique=principle, revision=principle, comparison=principle)
     reviser = Reviser(
-        Constitution(name="typed", version=1, principles=(rule,)),
+        Constitution(name="typed", principles=(rule,)),
         *(Template.read(find(f"prompts/{request}-compact.jinja")) for request in ("critique", "revise")),
     )
     stage = ReviseStage.model_validate({"model": ANNOTATOR, "constitution": "typed", "sampling": GREEDY})

@@ -36,8 +36,12 @@ assert ROOT is not None
 FILES = {
     name: Template.read(ROOT / f"prompts/{name}.jinja") for name in ("rate", "compare", "rank", "critique", "revise")
 }
-REVISER = Reviser(Constitution(name="c", version="1", principles=(PRINCIPLE,)), FILES["critique"], FILES["revise"])
+REVISER = Reviser(Constitution(name="c", principles=(PRINCIPLE,)), FILES["critique"], FILES["revise"])
 OTHER = "another completion"
+
+
+def comparer(template: str) -> comparing.Comparer:
+    return comparing.Comparer(REVISER.constitution, FILES[template])
 
 
 def row_of(prompt: str, completions: Sequence[str], known: Sequence[str] = ()) -> Row:
@@ -68,13 +72,13 @@ def rated_with(prompt: str, text: str) -> str:
 def compared(prompt: str, text: str) -> str:
     stage = CompareStage.model_validate({"model": "m", "constitution": "c.yaml"})
     row = row_of(prompt, [text, OTHER])
-    return comparing.comparison_prompt(row, (0, 1), PRINCIPLE, stage, FILES["compare"])[0].content
+    return comparing.comparison_prompt(row, (0, 1), PRINCIPLE, stage, comparer("compare"))[0].content
 
 
 def ranked(prompt: str, text: str) -> str:
     stage = RankStage.model_validate({"model": "m", "constitution": "c.yaml"})
     row = row_of(prompt, [text, OTHER])
-    return ranking.ranking_prompt(row, ranking.shown_at(row), PRINCIPLE, stage, FILES["rank"]).messages[0].content
+    return ranking.ranking_prompt(row, ranking.shown_at(row), PRINCIPLE, stage, comparer("rank")).messages[0].content
 
 
 def critiqued(prompt: str, text: str) -> str:

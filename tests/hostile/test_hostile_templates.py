@@ -289,7 +289,6 @@ aspects:
 """
 CONSTITUTION = """\
 name: c
-version: 1
 principles:
   - {id: p, rule: r, critique: c, revision: v, comparison: m}
 """
@@ -405,7 +404,8 @@ def prompts_of(kind: str) -> set[str]:
     row, root = REHEARSED, bundled("prompts")
     assert root is not None
     files = {name: Template.read(root / f"prompts/{name}.jinja") for name in TEMPLATES}
-    reviser = Reviser(Constitution(name="c", version="1", principles=(PRINCIPLE,)), files["critique"], files["revise"])
+    constitution = Constitution(name="c", principles=(PRINCIPLE,))
+    reviser = Reviser(constitution, files["critique"], files["revise"])
     draft = row.candidates[0].completion.text
     if kind == "rate":
         rubric = Rubric(name="r", version="1", scale=Scale(low=1, high=5), aspects=(ASPECT,))
@@ -414,11 +414,13 @@ def prompts_of(kind: str) -> set[str]:
         return rating.OFFERED
     if kind == "compare":
         stage = CompareStage.model_validate({"model": "m", "constitution": "c.yaml"})
-        assert comparing.comparison_prompt(row, (0, 1), PRINCIPLE, stage, files[kind])
+        assert comparing.comparison_prompt(row, (0, 1), PRINCIPLE, stage, comparing.Comparer(constitution, files[kind]))
         return comparing.OFFERED
     if kind == "rank":
         stage = RankStage.model_validate({"model": "m", "constitution": "c.yaml"})
-        assert ranking.ranking_prompt(row, ranking.shown_at(row), PRINCIPLE, stage, files[kind])
+        assert ranking.ranking_prompt(
+            row, ranking.shown_at(row), PRINCIPLE, stage, comparing.Comparer(constitution, files[kind])
+        )
         return ranking.OFFERED
     if kind == "critique":
         assert critique_prompt(row.prompt, draft, PRINCIPLE, reviser)

@@ -78,7 +78,7 @@ def open_comparer(stage: CompareStage, check: TextCheck = unchecked) -> Comparer
     template = read_template(stage.template, comparing.OFFERED, required)
     comparer = Comparer(read_constitution(stage.constitution, ("comparison",), check), template)
     for principle in comparer.constitution.principles:
-        comparing.comparison_prompt(REHEARSED, (0, 1), principle, stage, comparer.template)
+        comparing.comparison_prompt(REHEARSED, (0, 1), principle, stage, comparer)
     return comparer
 
 
@@ -96,4 +96,4 @@ def by_comparing(stage: CompareStage, comparer: Comparer, askers: list[Asker]) -
 
 def _only(comparison: str) -> Constitution:
     rule = Principle(id="gold", rule=comparison, critique=comparison, revision=comparison, comparison=comparison)
-    return Constitution(name="gold", version=1, principles=(rule,))
+    return Constitution(name="gold", principles=(rule,))

@@ -45,7 +45,9 @@ class Pair(TableStage[PairStage]):
             raise opening.pipeline.error(step, problem, ("rule",) if settings.rule else (), fix)
         fitting = judging.pairing()
         assert fitting is not None, "a pair stage reads judgements"
-        self.how = fitting._replace(rule=settings.rule or fitting.rule, min_margin=settings.min_margin)
+        self.how = fitting._replace(
+            rule=settings.rule or fitting.rule, min_margin=settings.min_margin, orders=settings.orders
+        )
 
     async def run(self, work: Work) -> StageRecord:
         source = work.made[self.source.name]
@@ -78,6 +80,7 @@ class Pair(TableStage[PairStage]):
             **({"weights": dict(pairing.weights)} if pairing.weights else {}),
             **({"judge": pairing.judge} if pairing.judge else {}),
             **({"min_margin": pairing.min_margin} if pairing.min_margin else {}),
+            **({"orders": pairing.orders} if pairing.basis == "comparisons" else {}),
             **({"balance": self.settings.balance} if self.settings.balance else {}),
         }
         return StageRecord(

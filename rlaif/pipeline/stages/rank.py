@@ -49,5 +49,5 @@ def open_ranker(stage: RankStage, check: TextCheck = unchecked) -> Comparer:
     template = read_template(stage.template, ranking.OFFERED, ranking.REQUIRED)
     ranker = Comparer(read_constitution(stage.constitution, ("comparison",), check), template)
     for principle in ranker.constitution.principles:
-        ranking.ranking_prompt(REHEARSED, ranking.shown_at(REHEARSED), principle, stage, ranker.template)
+        ranking.ranking_prompt(REHEARSED, ranking.shown_at(REHEARSED), principle, stage, ranker)
     return ranker

@@ -1,0 +1,33 @@
+"""The texts that a run was made with, kept in its folder: constitutions, rubrics and templates.
+
+They say what a run did after the files were edited or are gone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rlaif.config import Pipeline
+from rlaif.files import text_of, write_text
+from rlaif.resources import find
+
+FOLDER = "inputs"
+SUFFIXES = (".yaml", ".yml", ".jinja")  # of texts; data files may be large, and are told by their digest
+
+
+def keep_inputs(folder: Path, pipeline: Pipeline) -> None:
+    """Copy the texts that the stages name into a run's folder."""
+    for step in pipeline.steps:
+        for path, key in step.stage.named_files():
+            if Path(path).suffix in SUFFIXES and (text := text_of(find(path))) is not None:
+                write_text(_place(folder, step.name, str(key[-1]), Path(path).suffix), text)
+
+
+def kept_input(folder: Path, stage: str, key: str) -> Path | None:
+    """The copy of the text that a stage names under a key, such as `constitution`; None where there is none."""
+    places = (_place(folder, stage, key, suffix) for suffix in SUFFIXES)
+    return next((place for place in places if place.is_file()), None)
+
+
+def _place(folder: Path, stage: str, key: str, suffix: str) -> Path:
+    return folder / FOLDER / f"{stage}.{key}{suffix}"
