@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -121,6 +121,20 @@ class Constitution(Settings):
             return -math.log(uniform) / principle.weight, principle.drawn_as
 
         return sorted(self.principles, key=key)[position % len(self.principles)]
+
+
+class Asked(NamedTuple):
+    """A request as a model gets it."""
+
+    request: Request
+    messages: tuple[Message, ...]
+
+
+class Applied(NamedTuple):
+    """A constitution, and the requests of it that a stage makes."""
+
+    constitution: Constitution
+    requests: tuple[Request, ...]
 
 
 def _long(item: Any) -> Any:

@@ -40,6 +40,7 @@ async def rank(row: Row, stage: RankStage, ranker: Comparer, asker: Asker) -> Ro
     principle = ranker.constitution.draw("compare", row.prompt.id)
     orders = [slots, slots[::-1]] if stage.orders == "both" else [slots]
     prompts = [ranking_prompt(row, order, principle, stage, ranker) for order in orders]
+    asker = asker.under(principle.id)
     rankings = await together(*(_ask(shown, principle, stage, asker) for shown in prompts))
     return row.model_copy(update={"rankings": tuple(rankings)})
 

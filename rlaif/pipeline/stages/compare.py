@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rlaif.config import CompareStage, Step, TextCheck, unchecked
-from rlaif.constitution import Constitution, Principle, read_constitution
+from rlaif.constitution import Applied, Asked, Constitution, Principle, read_constitution
 from rlaif.engines.asking import Asker, Asking
 from rlaif.generate.pairing import Pairing
 from rlaif.judges import comparing
@@ -52,6 +52,12 @@ class Compare(JudgingStage[CompareStage]):
     def made_with(self) -> dict[str, str]:
         return self.comparer.digests()
 
+    def asked(self, row: Row, principle: Principle) -> Iterator[Asked]:
+        return comparing.asked(row, principle, self.settings, self.comparer)
+
+    def applies(self) -> Applied:
+        return Applied(self.comparer.constitution, ("comparison",))
+
     def pairing(self) -> Pairing:
         return Pairing("compared" if self.settings.pairs == "one" else "zephyr", "comparisons")
 
@@ -78,7 +84,7 @@ def open_comparer(stage: CompareStage, check: TextCheck = unchecked) -> Comparer
     template = read_template(stage.template, comparing.OFFERED, required)
     comparer = Comparer(read_constitution(stage.constitution, ("comparison",), check), template)
     for principle in comparer.constitution.principles:
-        comparing.comparison_prompt(REHEARSED, (0, 1), principle, stage, comparer)
+        list(comparing.asked(REHEARSED, principle, stage, comparer))
     return comparer
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rlaif.config import RankStage, Step, TextCheck, unchecked
-from rlaif.constitution import read_constitution
+from rlaif.constitution import Applied, Asked, Principle, read_constitution
 from rlaif.engines.asking import Asking
 from rlaif.generate.pairing import Pairing
 from rlaif.judges import ranking
@@ -39,6 +39,13 @@ class Rank(RowStage[RankStage]):
 
     def made_with(self) -> dict[str, str]:
         return self.ranker.digests()
+
+    def asked(self, row: Row, principle: Principle) -> Iterator[Asked]:
+        shown = ranking.ranking_prompt(row, ranking.shown_at(row), principle, self.settings, self.ranker)
+        yield Asked("comparison", shown.messages)
+
+    def applies(self) -> Applied:
+        return Applied(self.ranker.constitution, ("comparison",))
 
     def pairing(self) -> Pairing:
         return Pairing("zephyr", "rankings")
