@@ -211,6 +211,13 @@ def test_the_lines_as_they_should_be_are_read_as_they_were_meant(tmp_path: Path)
     ]  # fmt: skip
 
 
+def test_a_question_mark_inside_braces_is_told(tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"c\.yaml:3: not valid YAML: .*Fix: inside \{\.\.\.\}, put each text in quotes"
+    ):
+        read(tmp_path, "name: c\nprinciples:\n  - {id: a, critique: Is it kind?, rule: Be kind.}\n")
+
+
 def test_a_comment_after_a_number_or_a_text_in_quotes_is_a_comment(tmp_path: Path) -> None:
     text = "name: c # mine\nprinciples:\n  - id: a # short\n    rule: 'Be safe.' # so\n    weight: 2 # heavier\n"
     (principle,) = read(tmp_path, text).principles

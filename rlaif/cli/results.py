@@ -56,7 +56,7 @@ def print_edits(console: Console, changed: Sequence[Mapping[str, Any]]) -> None:
     for edit in changed:
         calls = [terminal.counted(edit["calls"], "call")] if edit["calls"] or not edit["at_most"] else []
         calls += [f"{'then ' if calls else ''}at most {edit['at_most']:,}"] if edit["at_most"] else []
-        due = f": {', '.join(calls)}" if edit["principle"] else ""
+        due = f": {', '.join(calls)}" if edit["principle"] or edit["calls"] or edit["at_most"] else ""
         console.print(line(f"  {edit['stage']}: {edit['edit']}{due}"), highlight=False)
 
 

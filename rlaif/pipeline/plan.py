@@ -7,7 +7,7 @@ are estimates. Rows with an assumed completion are not kept, but made again when
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Any
 
 from rlaif.config import OpenAIModel, Pipeline
@@ -24,6 +24,10 @@ from rlaif.pipeline.stages import Made, Opening, RowStage, Stage, TableStage
 from rlaif.pipeline.stages.stage import groups, starting_rows
 from rlaif.records import Row
 from rlaif.store import CallStore
+
+
+def _edit(stage: str, principle: str | None, edit: str, due: Due) -> dict[str, Any]:
+    return {"stage": stage, "principle": principle, "edit": edit, "calls": due.exact, "at_most": due.at_most}
 
 
 class Plan:
@@ -140,20 +144,20 @@ class Plan:
             for change in changes(read_constitution(str(kept)), applied.constitution, applied.requests):
                 edits.setdefault(change.principle, []).append(change)
             for principle, edited in edits.items():
-                due = [self._due(stage.name, principle)] if principle else []
-                told.append(
-                    {
-                        "stage": stage.name,
-                        "principle": principle,
-                        "edit": "; ".join(change.told for change in edited),
-                        "calls": sum(each.exact for each in due),
-                        "at_most": sum(each.at_most for each in due),
-                    }
-                )
+                due = self._due(stage.name, {principle} - {None})
+                told.append(_edit(stage.name, principle, "; ".join(change.told for change in edited), due))
+            others = {principle.id for principle in applied.constitution.principles} - edits.keys()
+            if edits and any(due := self._due(stage.name, others)):
+                told.append(_edit(stage.name, None, "prompts that others now win, and drafts that follow", due))
         return told
 
-    def _due(self, stage: str, principle: str) -> Due:
-        counted = [counting.due.get((stage, principle), Due()) for counting in (self._assuming, self._refusing)]
+    def _due(self, stage: str, principles: Collection[str | None]) -> Due:
+        counted = [
+            due
+            for counting in (self._assuming, self._refusing)
+            for (name, principle), due in counting.due.items()
+            if name == stage and principle in principles
+        ]
         return Due(sum(due.exact for due in counted), sum(due.at_most for due in counted))
 
     def _calls(self, stage: Stage[Any]) -> dict[str, dict[str, int]]:
