@@ -25,7 +25,7 @@ from transformers import AutoTokenizer, LlamaModel
 from rlaif.errors import InputError, WorkError
 from rlaif.pipeline.alone import one_trainer, train_alone
 from rlaif.pipeline.progress import Silent
-from rlaif.train import job, preference_losses, references, trl
+from rlaif.train import job, kept_files, preference_losses, trl
 from rlaif.train.examples import OnStep, PreferencePair
 from rlaif.train.job import Job
 from rlaif.train.pairs import tokenize
@@ -268,7 +268,7 @@ def test_rlaif_train_shares_the_reference_between_models_side_by_side(random_mod
         assert record["evaluation"] == {}  # no prompt of these is of the validation split, whose forwards would count
         counted[name] = sum(forwarded)
     assert counted == {"a": 2 * record["kept"], "b": 0}
-    assert {path.name for path in (tmp_path / "models").iterdir()} == {"a", "b", ".references"}
+    assert {path.name for path in (tmp_path / "models").iterdir()} == {"a", "b", ".references", ".tokens"}
 
 
 # ---------------------------------------------------------------- the folder
@@ -330,12 +330,12 @@ def test_a_shared_folder_is_bounded_and_forgets_what_was_not_read_for_longest(tm
         os.utime(file, (time.time() - 1000 + age, time.time() - 1000 + age))
     left = files[0].with_name(f".{files[0].name}.12345.tmp")
     left.write_bytes(b"half")
-    os.utime(left, (time.time() - 2 * references.FORGOTTEN,) * 2)
+    os.utime(left, (time.time() - 2 * kept_files.FORGOTTEN,) * 2)
     (tmp_path / "ours.txt").write_text("not ours")
     oldest = References(files[0].parent.name, tmp_path)
     assert len(oldest.known(KEYS)) == 2  # of files[0] and files[1], which are used thereby
-    references.prune(tmp_path, most=sum(file.stat().st_size for file in files) - 1)
+    kept_files.prune(tmp_path, most=sum(file.stat().st_size for file in files) - 1)
     assert set(files) - set(files_of(tmp_path)) == {files[2]}
     assert left not in files_of(tmp_path) and (tmp_path / "ours.txt") in files_of(tmp_path)
-    references.prune(tmp_path, most=0)
+    kept_files.prune(tmp_path, most=0)
     assert files_of(tmp_path) == [tmp_path / "ours.txt"]
