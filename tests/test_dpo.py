@@ -19,6 +19,7 @@ import pytest
 pytest.importorskip("trl")
 
 import torch
+from test_tokenizing import encodings_counted
 from test_train import PAIRS, Steps, Stopped, logprobs, settings_of, validation, weights
 from transformers import AutoTokenizer, LlamaModel
 
@@ -256,18 +257,20 @@ def test_a_killed_computing_of_the_reference_goes_on(
     assert sum(before) == 16 and sum(before) + sum(after) == 2 * len(UNEVEN)
 
 
-def test_rlaif_train_shares_the_reference_between_models_side_by_side(random_model: Path, tmp_path: Path) -> None:
+def test_rlaif_train_shares_tokens_and_the_reference_between_models_side_by_side(
+    random_model: Path, tmp_path: Path
+) -> None:
     file = tmp_path / "pairs.jsonl"
     rows = [{"prompt": pair.prompt[0].content, "chosen": pair.chosen, "rejected": pair.rejected} for pair in PAIRS]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    counted = {}
+    counted, tokenized = {}, {}
     for name, beta in (("a", 0.1), ("b", 0.5)):
         pipeline = one_trainer("dpo", str(random_model), str(file), name, [f"beta={beta}", "epochs=0.1"], None)
-        with forwards_counted() as forwarded:
+        with forwards_counted() as forwarded, encodings_counted() as encoded:
             record = asyncio.run(train_alone(pipeline, tmp_path / "models" / name, Silent()))
         assert record["evaluation"] == {}  # no prompt of these is of the validation split, whose forwards would count
-        counted[name] = sum(forwarded)
-    assert counted == {"a": 2 * record["kept"], "b": 0}
+        counted[name], tokenized[name] = sum(forwarded), len(encoded)
+    assert counted == {"a": 2 * record["kept"], "b": 0} and tokenized["a"] > tokenized["b"] == 0
     assert {path.name for path in (tmp_path / "models").iterdir()} == {"a", "b", ".references", ".tokens"}
 
 
