@@ -24,7 +24,7 @@ from test_train import PAIRS, Steps, Stopped, logprobs, settings_of, validation,
 from transformers import AutoTokenizer, LlamaModel
 
 from rlaif.errors import InputError, WorkError
-from rlaif.pipeline.alone import one_trainer, train_alone
+from rlaif.pipeline.alone import check_alone, one_trainer, train_alone
 from rlaif.pipeline.progress import Silent
 from rlaif.train import job, kept_files, preference_losses, trl
 from rlaif.train.examples import OnStep, PreferencePair
@@ -271,6 +271,9 @@ def test_rlaif_train_shares_tokens_and_the_reference_between_models_side_by_side
         assert record["evaluation"] == {}  # no prompt of these is of the validation split, whose forwards would count
         counted[name], tokenized[name] = sum(forwarded), len(encoded)
     assert counted == {"a": 2 * record["kept"], "b": 0} and tokenized["a"] > tokenized["b"] == 0
+    with encodings_counted() as encoded:
+        assert check_alone(pipeline, tmp_path / "models" / "c").made.kept == record["kept"] and not encoded
+        assert check_alone(pipeline).made.kept == record["kept"] and encoded  # without the folder it shares nothing
     assert {path.name for path in (tmp_path / "models").iterdir()} == {"a", "b", ".references", ".tokens"}
 
 

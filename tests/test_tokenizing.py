@@ -137,7 +137,7 @@ def test_another_row_template_or_tokenizer_is_tokenized_anew(random_model: Path,
     assert first > len(PAIRS) and encoded(chat(random_model, "tiny"), PAIRS) == 0
     other = PreferencePair(PAIRS[0].prompt, "another", PAIRS[0].rejected)
     assert encoded(chat(random_model, "tiny"), [other, *PAIRS[1:]]) == first
-    assert encoded(chat(random_model, template("tiny").replace("<|user|>", "<|user|>:")), PAIRS) == first
+    assert encoded(chat(random_model, template("tiny").replace("'|> '", "'|>: '")), PAIRS) == first
     more = AutoTokenizer.from_pretrained(random_model)
     more.add_tokens(["what is"])
     more.save_pretrained(tmp_path / "more")
