@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rlaif.cli import terminal
-from rlaif.cli.options import AsJson
+from rlaif.cli.options import AnyOut, AsJson
 from rlaif.screen import line
 
 if TYPE_CHECKING:
@@ -40,6 +41,47 @@ def lint(
         _print_linted(found)
     if found.findings:
         raise typer.Exit(1)
+
+
+@app.command("import")
+def import_(
+    files: Annotated[
+        list[str],
+        typer.Argument(metavar="FILE...", help="Constitutional AI's files, or the one of llm-swarm; known by content."),
+    ],
+    out: Annotated[Path, AnyOut(help="The constitution to write, a YAML file that is not there yet.")],
+) -> None:
+    """Make a constitution of published files: critiques and revisions, comparisons, few-shot examples."""
+    from rlaif.constitution.writing import import_to
+
+    imported = import_to(files, out)
+    terminal.print_notes(terminal.console(), imported.notes)
+    for read in imported.read:
+        terminal.say(read)
+    terminal.say(f"written to {out}; now: rlaif constitution lint {out}")
+
+
+@app.command()
+def export(
+    file: ConstitutionPath,
+    shape: Annotated[str, typer.Option("--format", help="anthropic or llm-swarm.")],
+    out: Annotated[Path, AnyOut(help="A folder for the files, or a .json file where the format has one.")],
+) -> None:
+    """Write a constitution in a published shape; what came from an import has the bytes of the original."""
+    from rlaif.constitution.writing import export_to
+
+    written, left_out = export_to(file, shape, out)
+    terminal.print_notes(terminal.console(), [f"the format has no place for {what}" for what in left_out])
+    for path in written:
+        terminal.say(str(path))
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of a constitution, with which an editor completes and checks one."""
+    from rlaif.constitution.schema import schema as json_schema
+
+    terminal.print_json(json_schema())
 
 
 def _print_linted(found: Linted) -> None:

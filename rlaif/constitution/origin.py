@@ -47,8 +47,8 @@ class OddCues(Settings):
 class Frame(Settings):
     """What stands before the first message of an example, between two, and after the last."""
 
-    between: tuple[str, ...] = Field(min_length=3)
     file: str
+    between: tuple[str, ...] = Field(min_length=3)
     incorrects: tuple[str, ...] = ()  # completions that the file calls wrong
 
 
