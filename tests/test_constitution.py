@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from rlaif.config import CompareStage, RankStage, ReviseStage, read_pipeline
-from rlaif.constitution import REQUESTS, RULE, Constitution, Principle, read_constitution
+from rlaif.constitution import REQUESTS, RULE, Constitution, Principle, changes, read_constitution, shares
 from rlaif.errors import InputError, InputErrors
+from rlaif.pipeline.applied import shown
 from rlaif.pipeline.stages.compare import open_comparer
 from rlaif.pipeline.stages.rank import open_ranker
 from rlaif.pipeline.stages.revise import open_reviser
@@ -302,3 +303,17 @@ def test_a_template_that_shows_the_rule_of_a_principle_without_one_is_an_error(t
     opened(named)
     with pytest.raises(InputError, match=r"shows\.jinja: .*shows `principle\.rule`, and the principle '\w+' has none"):
         opened(named | {key: str(tmp_path / "shows.jinja")})
+
+
+def test_only_the_requests_that_a_principle_has_are_shown_and_counted(tmp_path: Path) -> None:
+    after = read(tmp_path, ONE_STAGE)
+    told = [(each.stage, each.principle, each.asked.request) for each in shown(str(tmp_path / "c.yaml"))]
+    assert told == [
+        ("revise", "first", "critique"), ("revise", "first", "revision"),
+        ("compare", "second", "comparison"), ("compare", "third", "comparison"),
+    ]  # fmt: skip
+    assert shares(after, "comparison") == {"second": 0.5, "third": 0.5} and shares(after, "critique") == {"first": 1.0}
+    before = Constitution(name="c", principles=(Principle(id="first", rule="r", comparison="kinder"),))
+    assert [change.told for change in changes(before, after, ("comparison",))] == [
+        "`second` added", "`third` added", "`first` removed",
+    ]  # fmt: skip

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import NamedTuple
 
-from rlaif.config import CompareStage, Document, RankStage, ReviseStage, read_pipeline
+from rlaif.config import CompareStage, Document, ReviseStage, StageSettings, read_pipeline
 from rlaif.constitution import wording
 from rlaif.constitution.reading import REQUESTS, RULE, Constitution, Principle, Request, read_with_lines
 from rlaif.errors import InputError, shortened
@@ -59,8 +59,10 @@ class Used:
     pipeline: str | None = None
     notes: list[str] = field(default_factory=list)
 
-    def add(self, request: Request, template: str) -> None:
-        self.templates.setdefault(request, {})[template] = None
+    def add(self, stage: StageSettings) -> None:
+        for request, template in stage.principles_asked().items():
+            self.templates.setdefault(request, {})[template] = None
+        self.answers = stage.verdicts_asked or self.answers
 
 
 def lint(path: str, pipeline: str | None = None) -> Linted:
@@ -69,7 +71,7 @@ def lint(path: str, pipeline: str | None = None) -> Linted:
     Raises InputError where a file is wrong.
     """
     constitution, document = read_with_lines(path)
-    used = _shipped() if pipeline is None else _used_by(pipeline, path)
+    used = _shipped(path) if pipeline is None else _used_by(pipeline, path)
     sources = {name: read_text(find(name)) for named in used.templates.values() for name in named}
     text = _Text(constitution, document, used, sources)
     findings = [_finding(kind, error) for check in CHECKS for kind, error in check(text)]
@@ -81,33 +83,31 @@ def _finding(kind: str, error: InputError) -> Finding:
     return Finding(kind, error.line, error.key, error.message, error.fix, str(error))
 
 
-def _shipped() -> Used:
-    used = Used(answers=("1", "2"))
-    used.add("critique", ReviseStage.model_fields["critique_template"].default)
-    used.add("revision", ReviseStage.model_fields["revision_template"].default)
-    used.add("comparison", CompareStage.model_fields["template"].default)
+def _shipped(path: str) -> Used:
+    used = Used()
+    used.add(ReviseStage(model="model", constitution=path))
+    used.add(CompareStage(model="model", constitution=path))
     return used
 
 
 def _used_by(pipeline: str, path: str) -> Used:
     """What the stages of a pipeline use that draw from this constitution; all of them where none names it."""
-    stages = [step.stage for step in read_pipeline(pipeline).steps]
-    drawing = [stage for stage in stages if isinstance(stage, ReviseStage | CompareStage | RankStage)]
+    drawing = [step.stage for step in read_pipeline(pipeline).steps if step.stage.principles_asked()]
     if not drawing:
         raise InputError("no stage draws a principle", file=pipeline, fix="name a pipeline with `revise` or `compare`")
-    own = [stage for stage in drawing if find(stage.constitution).resolve() == find(path).resolve()]
+    own = [stage for stage in drawing if _names(stage, path)]
     used = Used(pipeline=pipeline)
     if not own:
         used.notes.append(f"no stage of {pipeline} names this constitution; its templates are used all the same")
     for stage in own or drawing:
-        if isinstance(stage, ReviseStage):
-            used.add("critique", stage.critique_template)
-            used.add("revision", stage.revision_template)
-        else:
-            used.add("comparison", stage.template)
-        if isinstance(stage, CompareStage) and not stage.reasons:
-            used.answers = stage.names or ("1", "2")
+        used.add(stage)
     return used
+
+
+def _names(stage: StageSettings, path: str) -> bool:
+    return any(
+        find(file).resolve() == find(path).resolve() for file, key in stage.named_files() if key == ("constitution",)
+    )
 
 
 class _Text(NamedTuple):

@@ -18,7 +18,7 @@ from rlaif.constitution.shapes import PUBLISHED, Imported, export_constitution, 
 from rlaif.errors import InputError, nearest, shown
 from rlaif.files import write_text
 
-WIDTH = 110
+WIDTH = 96  # a list in one line may go beyond it by an item
 LONG = 60  # characters: a longer text is a block
 
 

@@ -40,15 +40,13 @@ class Shown(NamedTuple):
 
 def shown(constitution: str) -> Iterator[Shown]:
     """Every request of a constitution, by the templates that ship. Raises InputErrors."""
-    read = read_constitution(constitution)
-    if read.having("critique"):
-        reviser = open_reviser(ReviseStage(model="model", constitution=constitution))
-        for principle in read.having("critique"):
+    read, stage = read_constitution(constitution), CompareStage(model="model", constitution=constitution)
+    reviser = open_reviser(ReviseStage(model="model", constitution=constitution)) if read.having("critique") else None
+    comparer = open_comparer(stage) if read.having("comparison") else None
+    for principle in read.principles:
+        if reviser is not None and principle.critique:
             yield from (Shown("revise", principle.id, each) for each in revising.asked(PLACES, principle, reviser))
-    if read.having("comparison"):
-        stage = CompareStage(model="model", constitution=constitution)
-        comparer = open_comparer(stage)
-        for principle in read.having("comparison"):
+        if comparer is not None and principle.comparison:
             asked = comparing.asked(PLACES, principle, stage, comparer)
             yield from (Shown("compare", principle.id, each) for each in asked)
 
