@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import NamedTuple
 
-from rlaif.constitution.reading import REQUESTS, Constitution, Principle
+from rlaif.constitution.reading import REQUESTS, Constitution, Principle, Request
 
 
 class Change(NamedTuple):
@@ -33,7 +33,8 @@ class Change(NamedTuple):
 def changes(before: Constitution, after: Constitution, requests: Collection[str] = REQUESTS) -> list[Change]:
     """The differences that matter to these requests, in the order of the file after the edit.
 
-    A principle is the same one where it is drawn the same: by its id, or by the id it had (`was`).
+    A principle is the same one where it is drawn the same: by its id, or by the id it had (`was`). One that has none of
+    the requests counts as one that is not there.
     """
     found = [
         Change(None, what)
@@ -43,8 +44,12 @@ def changes(before: Constitution, after: Constitution, requests: Collection[str]
         )
         if old != new
     ]
-    known = {principle.drawn_as: principle for principle in before.principles}
-    for principle in after.principles:
+
+    def asked(principle: Principle) -> bool:
+        return any(getattr(principle, request) for request in requests)
+
+    known = {principle.drawn_as: principle for principle in before.principles if asked(principle)}
+    for principle in filter(asked, after.principles):
         old = known.pop(principle.drawn_as, None)
         found += [Change(principle.id, "added")] if old is None else _of_one(old, principle, requests)
     return found + [Change(principle.id, "removed") for principle in known.values()]
@@ -61,7 +66,8 @@ def _of_one(old: Principle, new: Principle, requests: Collection[str]) -> list[C
     return found
 
 
-def shares(constitution: Constitution) -> dict[str, float]:
-    """How often each principle is the first one drawn, by its id."""
-    total = sum(principle.weight for principle in constitution.principles)
-    return {principle.id: principle.weight / total for principle in constitution.principles}
+def shares(constitution: Constitution, request: Request) -> dict[str, float]:
+    """How often each principle is the first one drawn for a request, by its id."""
+    drawable = constitution.having(request)
+    total = sum(principle.weight for principle in drawable)
+    return {principle.id: principle.weight / total for principle in drawable}

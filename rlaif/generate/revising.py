@@ -67,7 +67,9 @@ async def _chain(row: Row, candidate: int, stage: ReviseStage, reviser: Reviser,
     draft = row.candidates[candidate].completion.text
     chain: list[Revision] = []
     for number in range(1, stage.revisions + 1):
-        principle = reviser.constitution.draw("revise", row.prompt.id, str(candidate), position=number - 1)
+        principle = reviser.constitution.draw(
+            "revise", row.prompt.id, str(candidate), request="critique", position=number - 1
+        )
         asker = asker.under(principle.id)
         critique = await asker.one(critique_prompt(row.prompt, draft, principle, reviser))
         completion = None

@@ -80,7 +80,7 @@ async def compare(row: Row, stage: CompareStage, comparer: Comparer, askers: Seq
 
     `askers` are the stage's judges, in its order. All pairs of a prompt are compared under the same principle.
     """
-    principle = comparer.constitution.draw("compare", row.prompt.id)
+    principle = comparer.constitution.draw("compare", row.prompt.id, request="comparison")
     judges = [_Judge(asker.under(principle.id), stage, comparer) for asker in askers]
     pairs = pairs_to_compare(row.prompt, row.candidates, stage.pairs)
     compared = await together(*(_both_orders(row, pair, principle, judge) for pair in pairs for judge in judges))

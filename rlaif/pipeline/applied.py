@@ -40,14 +40,15 @@ class Shown(NamedTuple):
 
 def shown(constitution: str) -> Iterator[Shown]:
     """Every request of a constitution, by the templates that ship. Raises InputErrors."""
-    reviser = open_reviser(ReviseStage(model="model", constitution=constitution))
-    stage = CompareStage(model="model", constitution=constitution)
-    comparer = open_comparer(stage)
-    for principle in reviser.constitution.principles:
-        yield from (Shown("revise", principle.id, each) for each in revising.asked(PLACES, principle, reviser))
-        yield from (
-            Shown("compare", principle.id, each) for each in comparing.asked(PLACES, principle, stage, comparer)
-        )
+    read, stage = read_constitution(constitution), CompareStage(model="model", constitution=constitution)
+    reviser = open_reviser(ReviseStage(model="model", constitution=constitution)) if read.having("critique") else None
+    comparer = open_comparer(stage) if read.having("comparison") else None
+    for principle in read.principles:
+        if reviser is not None and principle.critique:
+            yield from (Shown("revise", principle.id, each) for each in revising.asked(PLACES, principle, reviser))
+        if comparer is not None and principle.comparison:
+            asked = comparing.asked(PLACES, principle, stage, comparer)
+            yield from (Shown("compare", principle.id, each) for each in asked)
 
 
 def shown_in(pipeline: Pipeline) -> Iterator[Shown]:
@@ -60,7 +61,7 @@ def shown_in(pipeline: Pipeline) -> Iterator[Shown]:
     for name, stage in applying.items():
         applied = stage.applies()
         assert applied is not None
-        for principle in applied.constitution.principles:
+        for principle in applied.constitution.having(applied.requests[0]):
             yield from (Shown(name, principle.id, asked) for asked in stage.asked(PLACES, principle))
 
 

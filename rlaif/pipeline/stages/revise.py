@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any
 
 from rlaif.config import ReviseStage, Step, TextCheck, unchecked
@@ -12,7 +13,7 @@ from rlaif.engines.asking import Asking
 from rlaif.formats import sft_rows
 from rlaif.generate import revising
 from rlaif.generate.revising import Reviser, revise, revised, unrevised
-from rlaif.pipeline.rehearsal import REHEARSED, read_template
+from rlaif.pipeline.rehearsal import REHEARSED, read_template, rehearse
 from rlaif.pipeline.stages.stage import Opening, RowStage
 from rlaif.records import Kept, Row
 
@@ -66,6 +67,6 @@ def open_reviser(stage: ReviseStage, check: TextCheck = unchecked) -> Reviser:
         read_template(stage.critique_template, revising.OFFERED_CRITIQUE, revising.REQUIRED_CRITIQUE),
         read_template(stage.revision_template, revising.OFFERED_REVISION, revising.REQUIRED_REVISION),
     )
-    for principle in reviser.constitution.principles:
-        list(revising.asked(REHEARSED, principle, reviser))
+    asked = partial(revising.asked, REHEARSED, reviser=reviser)
+    rehearse(reviser.constitution.having("critique"), asked, critique=reviser.critique, revision=reviser.revision)
     return reviser
