@@ -182,11 +182,11 @@ def test_a_run_keeps_its_constitution_as_it_was_written(project: tuple[Path, Jud
 
 
 def test_the_report_of_principles_is_what_the_stage_files_hold(project: tuple[Path, Judging]) -> None:
-    from rlaif.pipeline.browse.principles import report
+    from rlaif.pipeline.browse import principles
     from rlaif.pipeline.folder import RunFolder
 
     folder, _ = project
-    told = report(RunFolder.existing(folder / "runs/edited"))
+    told = principles(RunFolder.existing(folder / "runs/edited"))
     lines = (folder / "runs/edited/stages/03-revise.jsonl").read_text().splitlines()
     steps = [(row, step) for row in map(json.loads, lines) for step in row["revisions"]]
     for principle in ("safety", "tone", "length"):
@@ -207,3 +207,38 @@ def test_the_report_of_principles_is_what_the_stage_files_hold(project: tuple[Pa
         own = [comparison for comparison in asked if comparison["principle"] == principle]
         assert found["asked"] == len(own)
         assert found["decided"] == sum(comparison["verdict"] in ("A", "B") for comparison in own) == len(own)
+
+
+def test_diff_tells_what_a_run_would_ask_also_after_its_file_is_gone(project: tuple[Path, Judging]) -> None:
+    folder, engine = project
+    (folder / "new.yaml").write_text(CONSTITUTION.replace("Prefer the kinder one.", "Prefer the friendlier one."))
+    (folder / "c.yaml").unlink()
+    arrived = len(engine.asked)
+    done = rlaif(folder, "constitution", "diff", "new.yaml", "--run", "runs/edited")
+    told = json.loads(rlaif(folder, "constitution", "diff", "new.yaml", "--run", "runs/edited", "--json").out)
+    (folder / "c.yaml").write_text(CONSTITUTION)
+    assert done.code == 0, done.err
+    asked = sum(c.principle == "tone" for row in rows(folder, "compare") for c in row.comparisons)
+    assert "[-kinder-] {+friendlier+}" in done.out and f"comparison of `tone` reworded: {2 * asked} calls" in done.out
+    assert [change["told"] for change in told["changes"]] == ["comparison of `tone` reworded"]
+    assert [due["calls"] for due in told["due"]] == [2 * asked] and len(engine.asked) == arrived
+    both = rlaif(folder, "constitution", "diff", "c.yaml", "new.yaml")
+    assert both.code == 0 and "calls due" not in both.out and "{+friendlier+}" in both.out
+    alone = rlaif(folder, "constitution", "diff", "c.yaml")
+    assert alone.code == 2 and "give a second file, or --run RUN" in alone.err
+
+
+def test_show_has_every_prompt_as_it_arrives(project: tuple[Path, Judging]) -> None:
+    """What is shown with a row's own words in the places is what the server got."""
+    folder, engine = project
+    shown = json.loads(rlaif(folder, "constitution", "show", "c.yaml", "--for", "p.yaml", "--json").out)
+    assert [(one["principle"], one["request"]) for one in shown if one["stage"] == "revise"] == [
+        (principle, request) for principle in ("safety", "tone", "length") for request in ("critique", "revision")
+    ]
+    ends = {one["messages"][-1]["content"].split("# ")[-1] for one in shown if one["request"] != "revision"}
+    arrived = [request.messages[-1].content for request in engine.asked if stage_of(request) != "sample"]
+    assert len(ends) == 6 and all(any(text.endswith(end) for text in arrived) for end in ends)
+    wrong = rlaif(folder, "constitution", "show", "c.yaml", "--principle", "lenght")
+    assert wrong.code == 2 and "did you mean `length`?" in wrong.err
+    text = rlaif(folder, "constitution", "report", "runs/edited").out
+    assert "orders disagree" in " ".join(text.split()) and "safety" in text

@@ -76,25 +76,27 @@ def _told(interval: Interval | None) -> dict[str, float | int] | None:
     return None if interval is None else interval.as_dict()
 
 
-def remarks(revised: Mapping[str, Mapping[str, Any]], compared: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What an editor should know: principles that do not matter, that an order decides, or that pull apart."""
+def on_revisions(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What an editor should know of the principles that drafts were revised under."""
+    return [
+        f"`{name}` changed {one['changed']:,} of {one['drawn']:,} drafts: reword its requests, or give it less `weight`"
+        for name, one in found.items()
+        if one["drawn"] >= FEW and one["changed"] < SELDOM * one["drawn"]
+    ]
+
+
+def on_comparisons(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What an editor should know of the principles that completions were compared under."""
     said = []
-    for name, found in revised.items():
-        if found["drawn"] >= FEW and found["changed"] < SELDOM * found["drawn"]:
-            changed = f"changed {found['changed']:,} of {found['drawn']:,} drafts"
-            said.append(f"`{name}` {changed}: reword its requests, or give it less `weight`")
-    for name, found in compared.items():
-        if found["asked"] >= FEW and found["decided"] < SELDOM * found["asked"]:
-            said.append(
-                f"`{name}` decided {found['decided']:,} of {found['asked']:,} comparisons: reword it, or let only "
-                "`revise` draw it"
-            )
-        elif found["asked"] >= FEW and 2 * found["orders_disagree"] > found["decided"]:
-            said.append(
-                f"`{name}`: in {found['orders_disagree']:,} of {found['asked']:,} comparisons the order decided, which "
-                "give no preference: state it more plainly, or use `reasons`"
-            )
-    longer = {name: found["longer"] for name, found in compared.items() if found["longer"] is not None}
+    for name, one in found.items():
+        asked, disagree = one["asked"], one["orders_disagree"]
+        if asked >= FEW and one["decided"] < SELDOM * asked:
+            decided = f"decided {one['decided']:,} of {asked:,} comparisons"
+            said.append(f"`{name}` {decided}: reword it, or let only `revise` draw it (`comparison: null`)")
+        elif asked >= FEW and 2 * disagree > one["decided"]:
+            way = "state it more plainly, or ask for `reasons`"
+            said.append(f"`{name}`: the order decided {disagree:,} of {asked:,}, which give no preference: {way}")
+    longer = {name: one["longer"] for name, one in found.items() if one["longer"] is not None}
     short = [name for name, share in longer.items() if share["n"] >= FEW and share["high"] < 0.5]
     long = [name for name, share in longer.items() if share["n"] >= FEW and share["low"] > 0.5]
     if short and long:

@@ -53,11 +53,16 @@ def print_edits(console: Console, changed: Sequence[Mapping[str, Any]]) -> None:
     """What was edited in constitutions, and the calls that are due for it."""
     if changed:
         console.print("\nedited since the last run:", style="bold")
+        print_due(console, changed)
+
+
+def print_due(console: Console, changed: Sequence[Mapping[str, Any]]) -> None:
+    """The calls that are due for each edit: their number, or a bound of those that follow others."""
     for edit in changed:
         calls = [terminal.counted(edit["calls"], "call")] if edit["calls"] or not edit["at_most"] else []
         calls += [f"{'then ' if calls else ''}at most {edit['at_most']:,}"] if edit["at_most"] else []
         due = f": {', '.join(calls)}" if edit["principle"] or edit["calls"] or edit["at_most"] else ""
-        console.print(line(f"  {edit['stage']}: {edit['edit']}{due}"), highlight=False)
+        console.print(line(f"  {edit['stage']}: {edit['edit']}{due}"), highlight=False, soft_wrap=True)
 
 
 def print_memory(console: Console, memory: dict[str, Any], title: str, *, short: bool = False) -> None:

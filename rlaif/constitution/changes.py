@@ -19,6 +19,9 @@ class Change(NamedTuple):
     before: str = ""
     after: str = ""
 
+    def as_dict(self) -> dict[str, str | None]:
+        return self._asdict() | {"told": self.told}
+
     @property
     def told(self) -> str:
         if self.what in ("added", "removed"):

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from rlaif.config import CompareStage, Pipeline, ReviseStage, read_pipeline
 from rlaif.config.document import read_yaml
-from rlaif.constitution import Asked, read_constitution
-from rlaif.errors import InputError
+from rlaif.constitution import Asked, Change, changes, read_constitution
+from rlaif.errors import InputError, nearest
 from rlaif.generate import revising
 from rlaif.judges import comparing
 from rlaif.pipeline.folder import RunFolder
@@ -37,6 +37,23 @@ class Shown(NamedTuple):
     principle: str
     asked: Asked
 
+    def as_dict(self) -> dict[str, Any]:
+        messages = [message.model_dump() for message in self.asked.messages]
+        return {"stage": self.stage, "principle": self.principle, "request": self.asked.request, "messages": messages}
+
+
+def shown_by(constitution: str, pipeline: str | None, principle: str | None) -> list[Shown]:
+    """The requests of a constitution as they are sent, by the templates that ship or a pipeline's.
+
+    Of the pipeline's stages, those that apply a constitution of this name. Raises InputError.
+    """
+    read = read_constitution(constitution)
+    ids = [one.id for one in read.principles]
+    if principle is not None and principle not in ids:
+        raise InputError(f"there is no principle {principle!r}", file=constitution, fix=nearest(principle, ids))
+    found = list(shown(constitution) if pipeline is None else shown_in(read_pipeline(pipeline), read.name))
+    return [one for one in found if principle in (None, one.principle)]
+
 
 def shown(constitution: str) -> Iterator[Shown]:
     """Every request of a constitution, by the templates that ship. Raises InputErrors."""
@@ -51,41 +68,55 @@ def shown(constitution: str) -> Iterator[Shown]:
             yield from (Shown("compare", principle.id, each) for each in asked)
 
 
-def shown_in(pipeline: Pipeline) -> Iterator[Shown]:
-    """Every request that the stages of a pipeline make, by their own templates. Raises InputError."""
-    applying = {name: stage for name, stage in open_stages(pipeline).stages.items() if stage.applies() is not None}
-    if not applying:
-        raise InputError(
-            f"no stage of {pipeline.name!r} applies a constitution", fix="`revise`, `compare` and `rank` do"
-        )
-    for name, stage in applying.items():
-        applied = stage.applies()
-        assert applied is not None
-        for principle in applied.constitution.having(applied.requests[0]):
-            yield from (Shown(name, principle.id, asked) for asked in stage.asked(PLACES, principle))
+def shown_in(pipeline: Pipeline, name: str) -> Iterator[Shown]:
+    """Every request that the stages of a pipeline make under the constitution of this name, by their own templates.
+
+    Raises InputError where none does.
+    """
+    stages = open_stages(pipeline).stages.items()
+    applying = [(called, stage, applied) for called, stage in stages if (applied := stage.applies()) is not None]
+    if name not in (names := sorted({applied.constitution.name for *_, applied in applying})):
+        fix = nearest(name, names) if names else "`revise`, `compare` and `rank` do"
+        raise InputError(f"no stage of {pipeline.name!r} applies the constitution {name!r}", fix=fix)
+    for called, stage, applied in applying:
+        for principle in applied.constitution.having(applied.requests[0]) if applied.constitution.name == name else ():
+            yield from (Shown(called, principle.id, asked) for asked in stage.asked(PLACES, principle))
 
 
-async def forecast(constitution: str, run: Path) -> dict[str, Any]:
-    """The plan of a finished run with an edited constitution in place of its own. Nothing is sent or written.
+def compared_files(before: str, after: str) -> list[Change]:
+    return changes(read_constitution(before), read_constitution(after))
 
-    It takes the place of the constitution of the same name; with another name, of the only one. Raises InputError.
+
+async def compared_with_run(constitution: str, run: Path) -> tuple[list[Change], dict[str, Any]]:
+    """What differs from the constitution that a run used, and the plan of the run with this one. Raises InputError."""
+    replaced = _replaced(constitution, run)
+    edited, found = read_constitution(constitution), dict[Change, None]()
+    for kept in replaced.values():
+        found |= dict.fromkeys(changes(read_constitution(str(kept)), edited))
+    place = str(find(constitution).absolute())
+    pipeline = read_pipeline(str(run / "pipeline.yaml"), values=dict.fromkeys(replaced, place))
+    return list(found), await open_plan(pipeline, run).make()
+
+
+def _replaced(constitution: str, run: Path) -> dict[str, Path]:
+    """The keys of a run's pipeline that a constitution takes the place of, with the copies that the run kept.
+
+    Those of the constitution of the same name; with another name, of the only one. Raises InputError.
     """
     RunFolder.existing(run)
-    edited, file = read_constitution(constitution), str(run / "pipeline.yaml")
-    applying = [
-        (f"stages.{number}.{kind}.constitution", kept)
+    name = read_constitution(constitution).name
+    kept = {
+        f"stages.{number}.{kind}.constitution": copy
         for number, stage in enumerate(read_yaml(run / "pipeline.yaml").value["stages"])
         for kind, settings in stage.items()
-        if (kept := kept_input(run, settings["name"], "constitution")) is not None
-    ]
-    own = {key: read_constitution(str(kept)).name for key, kept in applying}
-    if not own:
+        if (copy := kept_input(run, settings["name"], "constitution")) is not None
+    }
+    if not kept:
         fix = "name the run of a pipeline with `revise` or `compare`"
         raise InputError(f"the run in {str(run)!r} applied no constitution", fix=fix)
+    own = {key: read_constitution(str(copy)).name for key, copy in kept.items()}
     names = sorted(set(own.values()))
-    if edited.name not in names and len(names) > 1:
+    if name not in names and len(names) > 1:
         fix = f"give it the name of the one that it is to replace: {', '.join(names)}"
-        raise InputError(f"the run applied several constitutions, and none is called {edited.name!r}", fix=fix)
-    place = str(find(constitution).absolute())
-    replaced = {key: place for key, name in own.items() if edited.name == name or len(names) == 1}
-    return await open_plan(read_pipeline(file, values=replaced), run).make()
+        raise InputError(f"the run applied several constitutions, and none is called {name!r}", fix=fix)
+    return {key: copy for key, copy in kept.items() if len(names) == 1 or own[key] == name}

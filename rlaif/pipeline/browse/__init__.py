@@ -4,6 +4,7 @@ Only stages and data sets in the manifest are shown, and no other files in the f
 """
 
 from rlaif.pipeline.browse.export import export
+from rlaif.pipeline.browse.principles import principles
 from rlaif.pipeline.browse.rows import (
     Shown,
     Wanted,
@@ -25,6 +26,7 @@ __all__ = [
     "listed",
     "models",
     "preferences",
+    "principles",
     "requests",
     "row",
     "rows",

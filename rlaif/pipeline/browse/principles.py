@@ -11,19 +11,18 @@ from rlaif.pipeline.browse.status import holding, manifest_of
 from rlaif.pipeline.folder import RunFolder
 
 
-def report(folder: RunFolder) -> dict[str, Any]:
+def principles(folder: RunFolder) -> dict[str, Any]:
     """By stage, what each principle did, and remarks. Raises InputError for a run without a constitution."""
     stages: dict[str, Any] = {}
     for stage in holding(manifest_of(folder)["stages"], "rows"):
-        if stage["kind"] in ("revise", "compare"):
-            read = by_principle.of_revisions if stage["kind"] == "revise" else by_principle.of_comparisons
-            found = read(rows(folder, stage["name"]))
-            revised, compared = (found, {}) if stage["kind"] == "revise" else ({}, found)
-            stages[stage["name"]] = {
-                "kind": stage["kind"],
-                "principles": found,
-                "remarks": by_principle.remarks(revised, compared),
-            }
+        if stage.get("revisions"):
+            found = by_principle.of_revisions(rows(folder, stage["name"]))
+            said = by_principle.on_revisions(found)
+            stages[stage["name"]] = {"of": "revisions", "principles": found, "remarks": said}
+        elif stage.get("comparisons"):
+            found = by_principle.of_comparisons(rows(folder, stage["name"]))
+            said = by_principle.on_comparisons(found)
+            stages[stage["name"]] = {"of": "comparisons", "principles": found, "remarks": said}
     if not stages:
         fix = "give the run of a pipeline with `revise` or `compare`"
         raise InputError(f"no principle was drawn in {str(folder.path)!r}", fix=fix)
