@@ -18,6 +18,9 @@ from safetensors.torch import load_file, save_file
 from test_run import Cli, run_cli  # noqa: F401 - the fixture
 from transformers import AutoTokenizer
 
+from rlaif.config import TRAINERS, LoRASettings
+from rlaif.config.trainers import ELSEWHERE
+
 Edit = Callable[[Path], Any]
 ASKED = [f"what is {i}?" for i in range(16)]
 SFT = [{"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": f"it is {q}"}]} for q in ASKED]
@@ -124,6 +127,7 @@ CASES: dict[str, tuple[str, Edit, list[str], int, str]] = {
     "TRL's name in PPO": ("ppo", nothing, ["checks=[]", "max_steps=8"], 2, r"^error: command line: `max_steps`: unknown key\. Fix: it is called `iterations` here"),
     "a share of the steps": ("sft", nothing, ["warmup_steps=100"], 2, r"^error: command line: `warmup_steps`: unknown key\. Fix: it is called `warmup` here, and is a share of the steps"),
     "another unit": ("dpo", nothing, ["simpo_gamma=1"], 2, r"`simpo_gamma`: unknown key\. Fix: it is called `gamma_beta_ratio` here, and is gamma divided by `beta`"),
+    "a name of a group's": ("dpo", nothing, ["lora_rank=8"], 2, r"`lora_rank`: unknown key\. Fix: write `lora: \{r: \.\.\.\}`"),
     "a name that has no counterpart": ("rm", nothing, ["max_grad_norm=1"], 2, r"`max_grad_norm`: unknown key\. Fix: leave it out: it is 1"),
     "a folder's name": ("rm", nothing, ["output_dir=x"], 2, r"`output_dir`: unknown key\. Fix: it is called `name` here, or --out on the command line"),
     "a mistyped name": ("dpo", nothing, ["learnin_rate=1e-5"], 2, r"^error: command line: `learnin_rate`: unknown key\. Fix: did you mean `learning_rate`"),
@@ -195,3 +199,10 @@ def test_a_mistake_is_one_sentence(
     assert found == code and out in ("", f"{method}: begins\n"), err
     assert "Traceback" not in err and not (tmp_path / "out/config.json").exists()
     assert re.search(told, err.splitlines()[-1]), err
+
+
+def test_every_counterpart_of_another_projects_setting_is_a_setting_here() -> None:
+    assert len(ELSEWHERE) > 70
+    for ours in ELSEWHERE.values():
+        assert any(ours.key in trainer.model_fields for trainer in TRAINERS.values()), ours
+        assert not ours.inner or (ours.key == "lora" and ours.inner in LoRASettings.model_fields), ours

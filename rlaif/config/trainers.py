@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from rlaif.config.document import Name, OneOrSeveral, Settings
+from rlaif.config.document import Counterpart, Name, OneOrSeveral, Settings
 from rlaif.records import Split
 
 LearningRate = Annotated[float, Field(gt=0, le=1)]
@@ -22,54 +22,60 @@ Precision = Literal["auto", "float32", "bfloat16"]
 Takes = Literal["demonstrations", "preferences", "prompts"]
 
 
-# What TRL, axolotl, LLaMA-Factory and OpenRLHF call a setting, and its name here: for the error of an unknown key. A
-# name with a dot is one of a group's. What is said after a comma is where the two differ.
+# What TRL, axolotl, LLaMA-Factory and OpenRLHF call a setting, and its name here: for the error of an unknown key.
 ELSEWHERE = {
-    "per_device_train_batch_size": "batch_size, and counts the rows of all processes at once",
-    **dict.fromkeys(("micro_batch_size", "train_batch_size"), "batch_size"),
-    "gradient_accumulation_steps": "accumulate",
-    **dict.fromkeys(("num_train_epochs", "num_epochs", "num_ppo_epochs", "max_epochs"), "epochs"),
-    **dict.fromkeys(("lr_scheduler_type", "lr_scheduler"), "schedule"),
-    **dict.fromkeys(("warmup_ratio", "warmup_steps", "lr_warmup_ratio"), "warmup, and is a share of the steps"),
-    **dict.fromkeys(("lr", "actor_learning_rate"), "learning_rate"),
-    **dict.fromkeys(("min_lr", "min_lr_rate", "cosine_min_lr_ratio"), "min_rate"),
-    **dict.fromkeys(("max_seq_length", "max_seq_len", "sequence_len", "cutoff_len", "max_len"), "max_length"),
-    **dict.fromkeys(("eval_steps", "evals_per_epoch", "eval_strategy"), "evaluate_every"),
-    **dict.fromkeys(("save_steps", "saves_per_epoch", "save_strategy"), "checkpoint_steps"),
-    **dict.fromkeys(("load_best_model_at_end", "metric_for_best_model"), "keep"),
-    **dict.fromkeys(("bf16", "torch_dtype"), "dtype"),
-    "fp16": "dtype, and takes float32 or bfloat16",
-    "gradient_checkpointing": "recompute",
-    **dict.fromkeys(("deepspeed", "fsdp", "fsdp_config"), "launch, and names a configuration of accelerate"),
-    **dict.fromkeys(("rl_beta", "pref_beta", "kl_coef", "init_kl_coef"), "beta"),
-    "center_rewards_coefficient": "center",
-    **dict.fromkeys(("chat_template", "chat_template_path"), "template"),
-    **dict.fromkeys(("lora_r", "lora_rank"), "lora.r"),
-    "lora_alpha": "lora.alpha",
-    "lora_dropout": "lora.dropout",
-    **dict.fromkeys(("lora_target_modules", "lora_target", "lora_target_linear"), "lora.target"),
-    **dict.fromkeys(("load_in_4bit", "quantization_bit"), "lora.quantized"),
-    **dict.fromkeys(("use_peft", "adapter", "finetuning_type"), "lora"),
-    **dict.fromkeys(("sample_packing", "neat_packing", "packing_samples"), "packing"),
-    "l2": "weight_decay",
-    "data_seed": "seed",
-    **dict.fromkeys(("use_wandb", "wandb_project"), "report_to"),
-    **dict.fromkeys(("loss_type", "pref_loss", "dpo_loss_type"), "loss"),
-    "dpo_label_smoothing": "label_smoothing",
-    **dict.fromkeys(("rpo_alpha", "cpo_alpha", "pref_ftx", "nll_loss_coef"), "sft_weight"),
-    "simpo_gamma": "gamma_beta_ratio, and is gamma divided by `beta`",
-    **dict.fromkeys(("cliprange", "eps_clip"), "clip"),
-    "cliprange_value": "value_clip",
-    **dict.fromkeys(("lam", "lambd"), "gae_lambda"),
-    **dict.fromkeys(("response_length", "max_new_tokens", "max_completion_length"), "max_tokens"),
-    "max_steps": "iterations",  # of PPO; the others have it
-    "total_episodes": "iterations, and counts batches of `batch_size` completions",
-    "mini_batch_size": "minibatch_size",
-    "critic_learning_rate": "value_learning_rate",
-    **dict.fromkeys(("base_model", "model_name_or_path"), "base"),
-    "reward_model_path": "reward",
-    **dict.fromkeys(("dataset", "datasets", "dataset_name"), "data"),
-    "output_dir": "name, or --out on the command line",
+    "per_device_train_batch_size": Counterpart("batch_size", differs="and counts the rows of all processes at once"),
+    **dict.fromkeys(("micro_batch_size", "train_batch_size"), Counterpart("batch_size")),
+    "gradient_accumulation_steps": Counterpart("accumulate"),
+    **dict.fromkeys(("num_train_epochs", "num_epochs", "num_ppo_epochs", "max_epochs"), Counterpart("epochs")),
+    **dict.fromkeys(("lr_scheduler_type", "lr_scheduler"), Counterpart("schedule")),
+    **dict.fromkeys(
+        ("warmup_ratio", "warmup_steps", "lr_warmup_ratio"),
+        Counterpart("warmup", differs="and is a share of the steps"),
+    ),
+    **dict.fromkeys(("lr", "actor_learning_rate"), Counterpart("learning_rate")),
+    **dict.fromkeys(("min_lr", "min_lr_rate", "cosine_min_lr_ratio"), Counterpart("min_rate")),
+    **dict.fromkeys(
+        ("max_seq_length", "max_seq_len", "sequence_len", "cutoff_len", "max_len"), Counterpart("max_length")
+    ),
+    **dict.fromkeys(("eval_steps", "evals_per_epoch", "eval_strategy"), Counterpart("evaluate_every")),
+    **dict.fromkeys(("save_steps", "saves_per_epoch", "save_strategy"), Counterpart("checkpoint_steps")),
+    **dict.fromkeys(("load_best_model_at_end", "metric_for_best_model"), Counterpart("keep")),
+    **dict.fromkeys(("bf16", "torch_dtype"), Counterpart("dtype")),
+    "fp16": Counterpart("dtype", differs="and takes float32 or bfloat16"),
+    "gradient_checkpointing": Counterpart("recompute"),
+    **dict.fromkeys(
+        ("deepspeed", "fsdp", "fsdp_config"), Counterpart("launch", differs="and names a configuration of accelerate")
+    ),
+    **dict.fromkeys(("rl_beta", "pref_beta", "kl_coef", "init_kl_coef"), Counterpart("beta")),
+    "center_rewards_coefficient": Counterpart("center"),
+    **dict.fromkeys(("chat_template", "chat_template_path"), Counterpart("template")),
+    **dict.fromkeys(("lora_r", "lora_rank"), Counterpart("lora", inner="r")),
+    "lora_alpha": Counterpart("lora", inner="alpha"),
+    "lora_dropout": Counterpart("lora", inner="dropout"),
+    **dict.fromkeys(("lora_target_modules", "lora_target", "lora_target_linear"), Counterpart("lora", inner="target")),
+    **dict.fromkeys(("load_in_4bit", "quantization_bit"), Counterpart("lora", inner="quantized")),
+    **dict.fromkeys(("use_peft", "adapter", "finetuning_type"), Counterpart("lora")),
+    **dict.fromkeys(("sample_packing", "neat_packing", "packing_samples"), Counterpart("packing")),
+    "l2": Counterpart("weight_decay"),
+    "data_seed": Counterpart("seed"),
+    **dict.fromkeys(("use_wandb", "wandb_project"), Counterpart("report_to")),
+    **dict.fromkeys(("loss_type", "pref_loss", "dpo_loss_type"), Counterpart("loss")),
+    "dpo_label_smoothing": Counterpart("label_smoothing"),
+    **dict.fromkeys(("rpo_alpha", "cpo_alpha", "pref_ftx", "nll_loss_coef"), Counterpart("sft_weight")),
+    "simpo_gamma": Counterpart("gamma_beta_ratio", differs="and is gamma divided by `beta`"),
+    **dict.fromkeys(("cliprange", "eps_clip"), Counterpart("clip")),
+    "cliprange_value": Counterpart("value_clip"),
+    **dict.fromkeys(("lam", "lambd"), Counterpart("gae_lambda")),
+    **dict.fromkeys(("response_length", "max_new_tokens", "max_completion_length"), Counterpart("max_tokens")),
+    "max_steps": Counterpart("iterations"),  # of PPO; the others have it
+    "total_episodes": Counterpart("iterations", differs="and counts batches of `batch_size` completions"),
+    "mini_batch_size": Counterpart("minibatch_size"),
+    "critic_learning_rate": Counterpart("value_learning_rate"),
+    **dict.fromkeys(("base_model", "model_name_or_path"), Counterpart("base")),
+    "reward_model_path": Counterpart("reward"),
+    **dict.fromkeys(("dataset", "datasets", "dataset_name"), Counterpart("data")),
+    "output_dir": Counterpart("name", differs="or --out on the command line"),
 }
 # Settings of theirs that have no counterpart here, and why none is needed.
 NOWHERE = {
@@ -99,7 +105,7 @@ class Training(Settings):
     reads: ClassVar[tuple[str, ...]]  # the kinds of stage with such data
     unused: ClassVar[tuple[Split, ...]] = ("held-out",)  # splits that it does not use
     scores: ClassVar[bool] = False  # its model has a reward head and does not generate
-    elsewhere: ClassVar[Mapping[str, str]] = ELSEWHERE
+    elsewhere: ClassVar[Mapping[str, Counterpart]] = ELSEWHERE
     nowhere: ClassVar[Mapping[str, str]] = NOWHERE
 
     base: Name
