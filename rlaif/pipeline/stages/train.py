@@ -51,9 +51,14 @@ class Train(TableStage[TrainStage]):
         self.checks: tuple[Check, ...] = ()  # if they are the reward
         if self.trainer.reward_checks is not None:
             self.checks = open_checks(step, self.trainer.reward_checks, (settings.method,), opening)
-        reporting.usable(getattr(self.trainer, "report_to", ()))
         template = self.trainer.chat_template
         self.template = read_text(find(template)) if template else None
+
+    @classmethod
+    def check_settings(cls, settings: TrainStage) -> None:
+        reporting.usable(getattr(settings.trainer, "report_to", ()))
+        if (launch := getattr(settings.trainer, "launch", None)) is not None:
+            processes.check_launch(find(launch))
 
     # ------------------------------------------------------------ examples
 
