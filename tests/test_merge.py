@@ -354,6 +354,9 @@ def test_a_folder_that_exists_is_left_alone(models: tuple[Path, Path, Path], tmp
         merged(tmp_path / "out", "linear", list(models[:2]))
     (tmp_path / "out/mine").unlink()
     merged(tmp_path / "out", "linear", list(models[:2]))  # an empty one holds nothing to lose
+    with pytest.raises(InputError, match="it lies in the folder of another model, .*/out. Fix: name a folder outside"):
+        merged(tmp_path / "out/of/it", "linear", list(models[:2]))
+    assert not (tmp_path / "out/of").exists()
 
 
 def test_untied_weights_keep_both_embeddings(tmp_path: Path) -> None:

@@ -172,6 +172,11 @@ CASES: dict[str, tuple[str, Edit, list[str], int, str]] = {
     "the data's own name": ("sft", nothing, ["--out", "data.jsonl"], 2, r"^error: data\.jsonl: it is the data\. Fix: name another with --out"),
     "the base's own folder": ("sft", lambda f: (f / "base/training.json").write_text("{}"), ["--out", "base"], 2, r"^error: base: it is the base model\. Fix: name another with --out"),
     "the folder of all": ("sft", nothing, ["--out", "."], 2, r"it holds the data\. Fix: name another with --out"),
+    "a folder in the base's": ("sft", nothing, ["--out", "base/out"], 2, r"^error: base/out: `--out`: it lies in the folder of another model, .*/base\. Fix: name a folder outside it"),
+    "a folder deep in the base's": ("dpo", nothing, ["--out", "base/mine/runs/out"], 2, r"it lies in the folder of another model, .*/base\. Fix: name a folder outside it"),
+    "a folder in a model's that is not read": ("rm", lambda f: (f / "a").mkdir() or (f / "a/x-00001.safetensors").touch(), ["--out", "a/out"], 2, r"it lies in the folder of another model, .*/a\. Fix"),
+    "a folder in an adapter's": ("sft", lambda f: (f / "a").mkdir() or (f / "a/adapter_config.json").touch(), ["--out", "a/out"], 2, r"it lies in the folder of another model, .*/a\. Fix"),
+    "a folder in an unfinished training": ("sft", lambda f: (f / "m.partial").mkdir() or (f / "m.partial/key").touch(), ["--out", "m.partial/out"], 2, r"it lies in the folder of an unfinished training, .*/m\.partial\. Fix"),
     "the name of an unfinished one": ("sft", nothing, ["--out", "m.partial"], 2, r"^error: m\.partial: `--out`: names in \.partial are those of unfinished trainings\. Fix: give"),
     "the checkpoints of another program": ("sft", other_job, [], 2, r"^error: out\.partial: the folder is not an unfinished training\. Fix: move it"),
     "a file of somebody among ours": ("sft", foreign_file, [], 2, r"^error: out\.partial/notes\.txt: the file lies in .*, and no training made it\. Fix: move it"),
@@ -196,6 +201,7 @@ def test_a_mistake_is_one_sentence(
     given = {"--base": "base", "--data": "data.jsonl", "--out": "out"}
     options = [part for option, value in given.items() if option not in arguments for part in (option, value)]
     found, out, err = run_cli("train", method, *options, *arguments)
+    assert not list(tmp_path.rglob("*.lock"))
     assert found == code and out in ("", f"{method}: begins\n"), err
     assert "Traceback" not in err and not (tmp_path / "out/config.json").exists()
     assert re.search(told, err.splitlines()[-1]), err

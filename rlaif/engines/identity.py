@@ -6,12 +6,14 @@ Reads bytes only: no model is loaded and torch is not imported, so that planning
 from __future__ import annotations
 
 import hashlib
+import os
 from functools import lru_cache
 from pathlib import Path
 
 from rlaif.engines import adapters, vetting
 from rlaif.engines.adapters import Source
 from rlaif.errors import InputError, WorkError, first_line
+from rlaif.files import json_of
 
 # Every file that can change a model's answer. A trainer's state and arguments cannot.
 ANSWER_FILES = (
@@ -90,6 +92,28 @@ def _adapter_files(adapter: Path, base: Path) -> list[Path]:
     adapters.settings(adapter)
     vetting.vet(files, base)
     return files
+
+
+def refuse_inside(folder: Path) -> None:
+    """Raise InputError for a folder to be written that lies in a model's, or in one of an unfinished training.
+
+    Who copies, moves or removes that model would take it along, and a training may replace the whole folder.
+    """
+    for parent in folder.resolve().parents:
+        if os.path.isdir(parent) and (what := _made_of(parent)):  # unlike `is_dir`, no error for too long a name
+            problem = f"it lies in the folder of {what}, {parent}"
+            raise InputError(problem, file=str(folder), key="--out", fix="name a folder outside it")
+
+
+def _made_of(folder: Path) -> str | None:
+    """What a folder is where it holds a model, in whole or in part, or the job of one; None for any other."""
+    if folder.name.endswith(".partial") and (folder / "key").is_file():
+        return "an unfinished training"
+    settings = json_of(folder / vetting.CONFIG) or {}  # other programs have files of this name, too
+    weights = any(folder.glob("*.safetensors")) or (folder / vetting.INDEX).exists()
+    if weights or (folder / vetting.ADAPTER).exists() or "model_type" in settings or "architectures" in settings:
+        return "another model"
+    return None
 
 
 def has_reward_head(source: Source) -> bool:

@@ -39,7 +39,7 @@ from pydantic import ValidationError
 
 from rlaif.config import TRAINERS, DPOSettings, PPOSettings, RMSettings, SFTSettings, Training
 from rlaif.engines.adapters import Adapted, Source, named
-from rlaif.engines.identity import ANSWER_FILES, weights_digest
+from rlaif.engines.identity import ANSWER_FILES, refuse_inside, weights_digest
 from rlaif.engines.vetting import is_failure
 from rlaif.errors import InputError, RlaifError, WorkError, first_line, plainly
 from rlaif.files import FULL, json_of, lock, text_of, why, write_json, write_text
@@ -215,7 +215,11 @@ def write_job(job: Job, examples: Iterable[Example]) -> None:
 
 
 def refuse_foreign(out: Path) -> None:
-    """Raise InputError when the model's folder, or its job's, exists and holds what no training made."""
+    """Raise InputError when the model's folder, or its job's, exists and holds what no training made.
+
+    So for one that lies in another model's folder.
+    """
+    refuse_inside(out)
     folder = job_folder(out)
     if os.path.lexists(folder):
         begun = (folder / "key").is_file() and not (folder / "training.json").exists()

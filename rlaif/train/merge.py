@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from rlaif import files
-from rlaif.engines.identity import model_files, weights_digest
+from rlaif.engines.identity import model_files, refuse_inside, weights_digest
 from rlaif.engines.vetting import INDEX, WHOLE, json_object, settings_of, shards_of, tensors_of, vocabulary_of
 from rlaif.errors import InputError, shortened, shown
 from rlaif.files import write_json
@@ -119,6 +119,7 @@ def merge(asked: Merge, out: Path) -> Merged:
     """
     if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
         raise InputError("the folder exists already", file=str(out), key="--out", fix="remove it, or name another")
+    refuse_inside(out)
     others = [[path for path in model_files(parent) if not _is_weights(path)] for parent in asked.parents]
     notes = check_alike(asked.parents)
     with ExitStack() as opened:
