@@ -13,7 +13,7 @@ pytest.importorskip("trl")
 
 from test_chat_templates import talk
 from test_run import Cli, run_cli  # noqa: F401 - the fixture
-from test_train import settings_of
+from test_train import settings_of, train
 from test_train_tokens import chat
 
 from rlaif.config import TRAINERS, Training
@@ -84,6 +84,20 @@ def test_the_counts_are_those_of_the_trainer(weightless: Path, random_model: Pat
         assert fates.pop("trained on") == counts.kept - counts.cut and fates == counts.dropped
         assert sum(count for *_, count in made.histogram()) == len(made.lengths)
         assert made.steps == -(-counts.kept // 4)
+
+
+def test_the_steps_of_groups_are_those_of_the_trainer(random_model: Path, tmp_path: Path) -> None:
+    """With pairs that are dropped: all of a prompt's, some, and those that begin another group of their prompt."""
+    long, end = "a" * 60, f"a{END}b"
+    stated = [("p", "a", "b"), ("p", "b", "c"), ("p", "a", "c"), ("p", "b", end), ("q", long, "b"), ("r", end, "b")]
+    stated += [("s", "c", "d"), ("u", "a", "b"), ("u", long, "d"), ("u", "e", "f"), ("v", "a", "b")]
+    given: list[Example] = [PreferencePair(tuple(talk(f"u:{prompt}")), *texts) for prompt, *texts in stated]
+    given.append(PreferencePair(tuple(talk("s:s", "u:w")), "a", "b"))
+    changed = {"max_length": 30, "system": "skip", "grouping": "prompt", "group_size": 3, "batch_size": 1}
+    made = check(settings_of("rm", **changed), random_model, given)
+    result = train("rm", random_model, tmp_path / "rm", examples=given, **changed)
+    assert made.fates["train"].total() - made.kept == sum(result.dropped.values()) == 5
+    assert made.steps == result.steps == 5
 
 
 def test_a_row_that_the_trainer_refuses_is_refused(weightless: Path) -> None:

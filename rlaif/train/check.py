@@ -164,8 +164,8 @@ def check(settings: Training, base: Source, examples: Iterable[Example], templat
         trained = lengths.get("train", [])
         rows = len(trained)
         if isinstance(settings, RMSettings) and settings.grouping == "prompt":
-            kept = [pair for pair in splits.get("train", ()) if isinstance(pair, PreferencePair)]
-            rows = min(rows, len(groups.of_prompts(enumerate(kept, 1), settings.group_size)))
+            pairs_given = [pair for pair in splits.get("train", ()) if isinstance(pair, PreferencePair)]
+            rows = len(groups.read(settings, chat, pairs_given, made.max_length)[0])  # without those that are dropped
         if isinstance(settings, SFTSettings) and settings.packing:
             rows = made.packed = len(pack(trained, made.max_length))
         batches = ceil(rows / settings.batch_size)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from rlaif.config import RMSettings
 from rlaif.engines.chat import Chat
 from rlaif.records import Message, prompt_id
 from rlaif.train import tokens
@@ -89,6 +90,16 @@ class Tokenized(NamedTuple):
     pairs: list[Pair]
 
 
+def read(
+    settings: RMSettings, chat: Chat, pairs: Iterable[PreferencePair], max_length: int
+) -> tuple[list[Tokenized], Counts]:
+    """The pairs as a reward model is trained on them, in groups of token ids. Raises InputError as `tokenize`."""
+    counts = Counts()
+    kept = tokens.numbered(pairs, lambda pair: pair.prompt, settings.system, counts)
+    grouped = of_prompts(kept, settings.group_size) if settings.grouping == "prompt" else of_pairs(kept)
+    return tokenize(chat, grouped, max_length, counts, settings.excess_length), counts
+
+
 def tokenize(
     chat: Chat, groups: Iterable[Group], max_length: int, counts: Counts, excess: Excess = "truncate"
 ) -> list[Tokenized]:
@@ -98,19 +109,19 @@ def tokenize(
     half of it is dropped with its pairs; `excess` is the trainer's setting `excess_length`. Raises InputError for a
     template that refuses a group's messages, and for a group whose length is refused.
     """
-    read = []
+    made = []
     for batch in tokens.batches(groups):
         items = [(group.prompt, text) for group in batch for text in group.completions]
         rows = [group.row for group in batch for _ in group.completions]
         ids = iter(tokens.completions(chat, items, rows))
         for group in batch:
-            made = _read(chat, group, [next(ids) for _ in group.completions], max_length, counts, excess)
-            if made is not None:
-                read.append(made)
-    return read
+            usable = _usable(chat, group, [next(ids) for _ in group.completions], max_length, counts, excess)
+            if usable is not None:
+                made.append(usable)
+    return made
 
 
-def _read(
+def _usable(
     chat: Chat, group: Group, ids: Sequence[tuple[Ids, Ids]], max_length: int, counts: Counts, excess: Excess
 ) -> Tokenized | None:
     """The group without the pairs that cannot be used, which are counted; None where no pair is left."""
