@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ from test_run import Cli, run_cli  # noqa: F401 - the fixture
 from test_train import settings_of, train
 from test_train_tokens import chat
 
-from rlaif.config import TRAINERS, Training
+from rlaif.config import TRAINERS, RMSettings, Training
 from rlaif.errors import InputError
-from rlaif.train import pairs, sft
+from rlaif.train import groups, pairs, sft
 from rlaif.train.check import Check, Piece, check
 from rlaif.train.examples import Demonstration, Example, PreferencePair, PromptOnly
 
@@ -98,6 +99,50 @@ def test_the_steps_of_groups_are_those_of_the_trainer(random_model: Path, tmp_pa
     result = train("rm", random_model, tmp_path / "rm", examples=given, **changed)
     assert made.fates["train"].total() - made.kept == sum(result.dropped.values()) == 5
     assert made.steps == result.steps == 5
+
+
+SWAPPED = "5 of 9 pairs contradict another one: the same prompt, chosen and rejected swapped"
+
+
+def test_pairs_that_contradict_each_other_are_counted_by_the_trainer_as_by_the_check(random_model: Path) -> None:
+    """Of the pairs that are kept, and whatever group they are in."""
+    stated = [("p", "a", "b"), ("p", "b", "a"), ("p", "a", "b"), ("p", "a", "c"), ("q", "a", "b"), ("r", "b", "a")]
+    stated += [("s", "a", "b"), ("s", "b", "a"), ("t", "a", f"b{END}"), ("t", f"b{END}", "a"), ("u", "ab", "c")]
+    given = [PreferencePair(tuple(talk(f"u:{prompt}")), *texts) for prompt, *texts in stated]
+    given[10] = replace(given[10], split="validation")
+    for method, changed in (("dpo", {}), ("rm", {}), ("rm", {"grouping": "prompt", "group_size": 2})):
+        settings = settings_of(method, **changed)
+        made = check(settings, random_model, given)
+        of_trainer = chat(random_model, "tiny")
+        read = groups.read(settings, of_trainer, given, 100) if isinstance(settings, RMSettings) else None
+        _, counts = pairs.tokenize(of_trainer, given, 100) if read is None else read
+        assert made.contradictions.count == counts.contradictions.count == 5
+        assert made.contradictions.note == counts.contradictions.note == SWAPPED
+    apart = [pairs.tokenize(of_trainer, each, 100)[1] for each in (given[:1], given[1:2])]
+    assert [counts.contradictions.note for counts in apart] == [None, None]
+    apart[0].add(apart[1])  # of two splits, as one file of each may have them
+    assert apart[0].contradictions.count == 2
+
+
+@pytest.mark.parametrize("method", ["dpo", "rm"])
+def test_contradicting_pairs_are_told_by_the_check_the_training_and_the_card(
+    method: str,
+    random_model: Path,
+    tmp_path: Path,
+    run_cli: Cli,  # noqa: F811
+) -> None:
+    rows = [{"prompt": f"what is {i}?", "chosen": f"it is {i}", "rejected": "no"} for i in range(5)]
+    rows += [row | {"chosen": row["rejected"], "rejected": row["chosen"]} for row in rows[:3]]
+    rows += [row | {"chosen": row["rejected"]} for row in rows[:2]]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = [method, "--base", str(random_model), "--data", "pairs.jsonl", "--split", "all", "max_steps=1"]
+    told = "6 of 8 pairs contradict another one"
+    for screen in (run_cli("train", *asked, "--check")[1], run_cli("train", *asked, "--out", "out")[1]):
+        assert told in screen and "2 identical texts" in screen
+    assert json.loads(run_cli("train", *asked, "--check", "--json")[1])["contradicting"] == 6
+    card = (tmp_path / "out/README.md").read_text()
+    assert f"- {told}: the same prompt, chosen and rejected swapped\n" in card
+    assert "- 2 rows of its files are no examples: identical texts\n" in card
 
 
 def test_a_row_that_the_trainer_refuses_is_refused(weightless: Path) -> None:

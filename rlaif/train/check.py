@@ -18,6 +18,7 @@ from rlaif.engines.adapters import Source, layers, named
 from rlaif.engines.chat import Chat
 from rlaif.files import json_of
 from rlaif.train import demonstrations, groups, pairs, tokens
+from rlaif.train.contradictions import Contradictions
 from rlaif.train.examples import Demonstration, Example, PreferencePair, PromptOnly
 from rlaif.train.packing import pack
 
@@ -67,6 +68,7 @@ class Check:
     learnt: int = 0
     longer_chosen: int = 0  # pairs
     longer_rejected: int = 0
+    contradictions: Contradictions = field(default_factory=Contradictions)
     packed: int | None = None  # sequences that the training rows are packed into
     steps: int | None = None
 
@@ -105,6 +107,7 @@ class Check:
             "learnt_tokens": self.learnt,
             "lengths": {"median": median(lengths), "longest": max(lengths), "histogram": self.histogram()},
             "longer": {"chosen": self.longer_chosen, "rejected": self.longer_rejected},
+            "contradicting": self.contradictions.count,
             "shown": [
                 asdict(row) | {"sides": {name: [p._asdict() for p in side] for name, side in row.sides.items()}}
                 for row in self.rows
@@ -234,6 +237,7 @@ def _pairs(
             completions = len(chosen) + len(rejected)
             made.tokens += 2 * len(prompt) + completions
             made.learnt += completions
+            made.contradictions.add(pair.prompt, pair.chosen, pair.rejected)
             made.longer_chosen += len(chosen) > len(rejected)
             made.longer_rejected += len(rejected) > len(chosen)
         asked = _prompt_pieces(chat, whole, prompt)

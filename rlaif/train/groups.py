@@ -140,6 +140,7 @@ def _usable(
             counts.dropped["too-long"] += 1
         else:
             kept.append(pair)
+            counts.contradictions.add(group.prompt, group.completions[a], group.completions[b])
     if not kept:
         return None
     used = sorted({place for pair in kept for place in (pair.better, pair.worse)})

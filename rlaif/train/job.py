@@ -28,7 +28,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatch
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -101,6 +101,7 @@ class Job:
 
     The reward of PPO is a model or, without one, checks in code. `references` is the folder in which trainings share
     the log-probabilities of their base models; it changes no model, and need not exist where the job is trained.
+    `left_out` are the rows of the files of its data that are no examples, by reason, for the model's card.
     """
 
     settings: Training
@@ -111,6 +112,7 @@ class Job:
     reward: RewardModel | None = None
     checks: tuple[Check, ...] | None = None
     references: Path | None = None
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def method(self) -> str:
@@ -290,6 +292,7 @@ def _as_json(job: Job) -> dict[str, Any]:
         "reward": None if reward is None else _reward_as_json(reward),
         "checks": None if job.checks is None else [check.model_dump(mode="json") for check in job.checks],
         "references": None if job.references is None else str(job.references.absolute()),
+        "left_out": dict(job.left_out),
         "data": _data_digests(job.folder),
         "versions": _versions(),
     }
@@ -413,6 +416,7 @@ def read_job(folder: Path) -> Job:
             reward=None if reward is None else _reward_of(reward),
             checks=None if checks is None else tuple(Check.model_validate(check) for check in checks),
             references=Path(read["references"]) if read.get("references") else None,  # a job of an earlier version
+            left_out=dict(read.get("left_out", {})),
         )
         _check_unchanged(job, read, file)
     except (AttributeError, KeyError, TypeError, ValidationError) as error:
@@ -529,7 +533,9 @@ def _leave(job: Job) -> None:
     sources = [source for source, _ in counted.most_common() if source]
     write_text(
         final / CARD,
-        card_of(Facts(job.out.name, job.settings, named(job.base), record, sources, _versions(), pictured)),
+        card_of(
+            Facts(job.out.name, job.settings, named(job.base), record, sources, _versions(), pictured, job.left_out)
+        ),
     )
 
 

@@ -373,7 +373,9 @@ def result(
     counts: Counts, *, steps: int, metrics: dict[str, float], began: float, evaluation: dict[str, Any] | None = None
 ) -> TrainResult:
     """The record of a training that began at `began`, by `time.monotonic()`."""
-    counted = counts.kept, counts.cut, dict(counts.dropped), counts.notes
+    contradicting = counts.contradictions.note
+    notes = counts.notes if contradicting is None else [*counts.notes, contradicting]
+    counted = counts.kept, counts.cut, dict(counts.dropped), notes
     return TrainResult(steps, time.monotonic() - began, metrics, *counted, evaluation or {})
 
 
