@@ -347,10 +347,10 @@ def save(
     shutil.rmtree(final, ignore_errors=True)
     if not_finite(model) if whole is None else not all(tensor.isfinite().all() for tensor in whole.values()):
         raise WorkError("the trained weights are not finite", fix="lower `learning_rate`")
-    base = None
+    of_adapter: dict[str, Any] = {}
     if isinstance(model, PeftModel):
         adapted, model = model, cast(Any, model.get_base_model())
-        base = lora.write(adapted, model.loaded_from, final, folder.with_suffix(""), whole)
+        of_adapter = lora.write(adapted, model.loaded_from, final, folder.with_suffix(""), whole)
     if model.can_generate():
         ends = end_ids(model, tokenizer)
         # Of the base model's sampling defaults only its end tokens are kept: the pipeline sets how models are sampled.
@@ -359,13 +359,13 @@ def save(
             eos_token_id=ends[0] if len(ends) == 1 else ends,
             pad_token_id=tokenizer.pad_token_id,
         )
-    if base is None:
+    if not of_adapter:
         model.config.use_cache = True  # the base trainer disables it, and without it sampling is quadratic
         model.save_pretrained(final, state_dict=whole)
     elif model.can_generate():
         model.generation_config.save_pretrained(final)
     tokenizer.save_pretrained(final)
-    record = made._asdict() | ({} if base is None else {"base": base}) | {"weights": weights_digest(final)}
+    record = made._asdict() | of_adapter | {"weights": weights_digest(final)}
     (final / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
@@ -392,7 +392,7 @@ def merge(folder: Path) -> None:
     shutil.rmtree(final)
     model.save_pretrained(final)
     tokenizer.save_pretrained(final)
-    del record["base"]
+    del record["base"], record["adapter"]
     record["weights"] = weights_digest(final)
     (final / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
