@@ -73,7 +73,7 @@ NO_KEY = ""  # of a job whose removal was interrupted
 _BEGINNINGS = {"lock", ".key.tmp"}  # in a folder that was interrupted before its key was written
 # All that a training writes into its job's folder, and into its model's; what a kill may have left is among them.
 _OF_JOB = re.compile(
-    r"lock|key|job\.json|data|references|final|old|error\.txt|\.(key|job\.json|data)\.tmp|(tmp-)?checkpoint-\d+"
+    r"lock|key|job\.json|data|references|final(\.whole)?|old|error\.txt|\.(key|job\.json|data)\.tmp|(tmp-)?checkpoint-\d+"
     r"|metrics\.jsonl|\.metrics\.jsonl\.tmp|(tmp-)?best-\d+|runs"
     r"|\.DS_Store|Thumbs\.db|\.nfs\w+"  # file browsers and network disks put them there
 )

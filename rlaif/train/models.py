@@ -32,7 +32,7 @@ from rlaif.config import TrainerSettings, Training
 from rlaif.engines.adapters import RECORD, Source, named
 from rlaif.engines.chat import Chat, end_tokens
 from rlaif.engines.identity import has_reward_head, model_files, weights_digest
-from rlaif.engines.transformers import load_config, load_net, load_tokenizer, not_finite, refuse_diverged
+from rlaif.engines.transformers import load_config, load_net, load_tokenizer, not_finite, quietly, refuse_diverged
 from rlaif.errors import InputError, WorkError
 from rlaif.files import json_of, text_of, write_json
 from rlaif.records import digest
@@ -379,19 +379,29 @@ def result(
     return TrainResult(steps, time.monotonic() - began, metrics, *counted, evaluation or {})
 
 
+def write_whole(source: Source, folder: Path) -> None:
+    """Write an adapted model into `folder` as a plain one in float32, with its tokenizer."""
+    kind: Any = AutoModelForSequenceClassification if has_reward_head(source) else AutoModelForCausalLM
+    tokenizer = load_tokenizer(source)
+    with quietly():
+        model, loading = load_net(kind, source, load_config(source), torch.float32)
+        refuse_missing_weights(named(source), loading)
+        refuse_diverged(model, named(source))
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
 def merge(folder: Path) -> None:
     """Put the whole model in float32 in the place of the adapter in `final` of the job's `folder`.
 
     Its base is loaded anew, since it may have been held in fewer bits.
     """
-    final = folder / FINAL
+    final, whole = folder / FINAL, folder / f"{FINAL}.whole"
+    shutil.rmtree(whole, ignore_errors=True)
     record = json.loads((final / RECORD).read_text(encoding="utf-8"))
-    kind: Any = AutoModelForSequenceClassification if has_reward_head(final) else AutoModelForCausalLM
-    tokenizer = load_tokenizer(final)
-    model, _ = load_net(kind, final, load_config(final), torch.float32)
+    write_whole(final, whole)
     shutil.rmtree(final)
-    model.save_pretrained(final)
-    tokenizer.save_pretrained(final)
+    os.replace(whole, final)
     del record["base"], record["adapter"]
     record["weights"] = weights_digest(final)
     (final / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
