@@ -12,12 +12,14 @@ import pytest
 
 pytest.importorskip("trl")
 
+from inside import rlaif
 from test_chat_templates import talk
 from test_run import Cli, run_cli  # noqa: F401 - the fixture
 from test_train import settings_of, train
 from test_train_tokens import chat
 
-from rlaif.config import TRAINERS, RMSettings, Training
+from rlaif.cli.settings import OPTIONS
+from rlaif.config import TRAINERS, LoRASettings, RMSettings, Training
 from rlaif.errors import InputError
 from rlaif.train import groups, pairs, sft
 from rlaif.train.check import Check, Piece, check
@@ -99,6 +101,28 @@ def test_the_steps_of_groups_are_those_of_the_trainer(random_model: Path, tmp_pa
     result = train("rm", random_model, tmp_path / "rm", examples=given, **changed)
     assert made.fates["train"].total() - made.kept == sum(result.dropped.values()) == 5
     assert made.steps == result.steps == 5
+
+
+@pytest.mark.parametrize("method", TRAINERS)
+def test_the_help_of_a_method_lists_its_settings_each_with_its_default_and_meaning(method: str, tmp_path: Path) -> None:
+    fields = {name: field for name, field in TRAINERS[method].model_fields.items() if name not in OPTIONS}
+    groups = LoRASettings.model_fields if "lora" in fields else {}
+    assert len(fields) > 20
+    for arguments in ([method, "--help"], ["--help", method], ["--base", "b", method, "epochs=2", "-h"]):
+        done = rlaif(tmp_path, "train", *arguments)
+        _, titled, listed = done.out.partition(f"settings of {method}, as KEY=VALUE\n")
+        told = {line.split()[0]: " ".join(line.split()) for line in listed.splitlines()[1:] if line.strip()}
+        assert done.code == 0 and titled and {*fields, *groups} <= told.keys() and not OPTIONS & told.keys()
+        for name, field in [*fields.items(), *groups.items()]:
+            assert field.description and field.description[:40] in told[name], name
+    assert told["system"].startswith("system keep a system message: as the template has it")
+    assert told["system"].endswith("(keep, merge, skip)") and told["seed"] == "seed 0 of every random draw"
+
+
+def test_the_help_of_no_method_lists_no_settings(tmp_path: Path) -> None:
+    for arguments in (["--help"], ["soft", "--help"]):
+        done = rlaif(tmp_path, "train", *arguments)
+        assert done.code == 0 and "With --help, its settings" in done.out and "settings of" not in done.out
 
 
 SWAPPED = "5 of 9 pairs contradict another one: the same prompt, chosen and rejected swapped"
