@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,18 @@ import pytest
 
 pytest.importorskip("trl")
 
+from inside import rlaif
 from test_chat_templates import talk
 from test_mixed_training import text
 from test_reward_model import ranked
 from test_run import Cli, run_cli  # noqa: F401 - the fixture
-from test_train import settings_of
+from test_train import settings_of, train
 from test_train_tokens import chat
 
-from rlaif.config import TRAINERS, RMSettings, Training
+from rlaif.cli.settings import OPTIONS
+from rlaif.config import TRAINERS, LoRASettings, RMSettings, Training
 from rlaif.errors import InputError
-from rlaif.train import pairs, rm, sft
+from rlaif.train import groups, pairs, sft
 from rlaif.train.check import Check, Piece, check
 from rlaif.train.examples import Demonstration, Example, PreferencePair, PromptOnly
 
@@ -113,8 +116,88 @@ def test_a_step_of_a_grouped_reward_model_is_of_prompts(
     settings = settings_of("rm", grouping="prompt", group_size=group_size, batch_size=2)
     made = check(settings, weightless, ranked(3, 4))
     assert isinstance(settings, RMSettings)
-    groups, _ = rm._tokenized(settings, chat(random_model, "tiny"), ranked(3, 4), 512)
-    assert (made.kept, made.steps, -(-len(groups) // 2)) == (18, steps, steps)
+    read, _ = groups.read(settings, chat(random_model, "tiny"), ranked(3, 4), 512)
+    assert (made.kept, made.steps, -(-len(read) // 2)) == (18, steps, steps)
+
+
+def test_the_steps_of_groups_are_those_of_the_trainer(random_model: Path, tmp_path: Path) -> None:
+    """With pairs that are dropped: all of a prompt's, some, and those that begin another group of their prompt."""
+    long, end = "a" * 60, f"a{END}b"
+    stated = [("p", "a", "b"), ("p", "b", "c"), ("p", "a", "c"), ("p", "b", end), ("q", long, "b"), ("r", end, "b")]
+    stated += [("s", "c", "d"), ("u", "a", "b"), ("u", long, "d"), ("u", "e", "f"), ("v", "a", "b")]
+    given: list[Example] = [PreferencePair(tuple(talk(f"u:{prompt}")), *texts) for prompt, *texts in stated]
+    given.append(PreferencePair(tuple(talk("s:s", "u:w")), "a", "b"))
+    changed = {"max_length": 30, "system": "skip", "grouping": "prompt", "group_size": 3, "batch_size": 1}
+    made = check(settings_of("rm", **changed), random_model, given)
+    result = train("rm", random_model, tmp_path / "rm", examples=given, **changed)
+    assert made.fates["train"].total() - made.kept == sum(result.dropped.values()) == 5
+    assert made.steps == result.steps == 5
+
+
+@pytest.mark.parametrize("method", TRAINERS)
+def test_the_help_of_a_method_lists_its_settings_each_with_its_default_and_meaning(method: str, tmp_path: Path) -> None:
+    fields = {name: field for name, field in TRAINERS[method].model_fields.items() if name not in OPTIONS}
+    groups = LoRASettings.model_fields if "lora" in fields else {}
+    assert len(fields) > 20
+    for arguments in ([method, "--help"], ["--help", method], ["--base", "b", method, "epochs=2", "-h"]):
+        done = rlaif(tmp_path, "train", *arguments)
+        _, titled, listed = done.out.partition(f"settings of {method}, as KEY=VALUE\n")
+        told = {line.split()[0]: " ".join(line.split()) for line in listed.splitlines()[1:] if line.strip()}
+        assert done.code == 0 and titled and {*fields, *groups} <= told.keys() and not OPTIONS & told.keys()
+        for name, field in [*fields.items(), *groups.items()]:
+            assert field.description and field.description[:40] in told[name], name
+    assert told["system"].startswith("system keep a system message: as the template has it")
+    assert told["system"].endswith("(keep, merge, skip)") and told["seed"] == "seed 0 of every random draw"
+
+
+def test_the_help_of_no_method_lists_no_settings(tmp_path: Path) -> None:
+    for arguments in (["--help"], ["soft", "--help"]):
+        done = rlaif(tmp_path, "train", *arguments)
+        assert done.code == 0 and "With --help, its settings" in done.out and "settings of" not in done.out
+
+
+SWAPPED = "5 of 9 pairs contradict another one: the same prompt, chosen and rejected swapped"
+
+
+def test_pairs_that_contradict_each_other_are_counted_by_the_trainer_as_by_the_check(random_model: Path) -> None:
+    """Of the pairs that are kept, and whatever group they are in."""
+    stated = [("p", "a", "b"), ("p", "b", "a"), ("p", "a", "b"), ("p", "a", "c"), ("q", "a", "b"), ("r", "b", "a")]
+    stated += [("s", "a", "b"), ("s", "b", "a"), ("t", "a", f"b{END}"), ("t", f"b{END}", "a"), ("u", "ab", "c")]
+    given = [PreferencePair(tuple(talk(f"u:{prompt}")), *texts) for prompt, *texts in stated]
+    given[10] = replace(given[10], split="validation")
+    for method, changed in (("dpo", {}), ("rm", {}), ("rm", {"grouping": "prompt", "group_size": 2})):
+        settings = settings_of(method, **changed)
+        made = check(settings, random_model, given)
+        of_trainer = chat(random_model, "tiny")
+        read = groups.read(settings, of_trainer, given, 100) if isinstance(settings, RMSettings) else None
+        _, counts = pairs.tokenize(of_trainer, given, 100) if read is None else read
+        assert made.contradictions.count == counts.contradictions.count == 5
+        assert made.contradictions.note == counts.contradictions.note == SWAPPED
+    apart = [pairs.tokenize(of_trainer, each, 100)[1] for each in (given[:1], given[1:2])]
+    assert [counts.contradictions.note for counts in apart] == [None, None]
+    apart[0].add(apart[1])  # of two splits, as one file of each may have them
+    assert apart[0].contradictions.count == 2
+
+
+@pytest.mark.parametrize("method", ["dpo", "rm"])
+def test_contradicting_pairs_are_told_by_the_check_the_training_and_the_card(
+    method: str,
+    random_model: Path,
+    tmp_path: Path,
+    run_cli: Cli,  # noqa: F811
+) -> None:
+    rows = [{"prompt": f"what is {i}?", "chosen": f"it is {i}", "rejected": "no"} for i in range(5)]
+    rows += [row | {"chosen": row["rejected"], "rejected": row["chosen"]} for row in rows[:3]]
+    rows += [row | {"chosen": row["rejected"]} for row in rows[:2]]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = [method, "--base", str(random_model), "--data", "pairs.jsonl", "--split", "all", "max_steps=1"]
+    told = "6 of 8 pairs contradict another one"
+    for screen in (run_cli("train", *asked, "--check")[1], run_cli("train", *asked, "--out", "out")[1]):
+        assert told in screen and "2 identical texts" in screen
+    assert json.loads(run_cli("train", *asked, "--check", "--json")[1])["contradicting"] == 6
+    card = (tmp_path / "out/README.md").read_text()
+    assert f"- {told}: the same prompt, chosen and rejected swapped\n" in card
+    assert "- 2 rows of its files are no examples: identical texts\n" in card
 
 
 def test_a_row_that_the_trainer_refuses_is_refused(weightless: Path) -> None:

@@ -219,6 +219,53 @@ def test_an_adapter_over_other_weights_is_refused(
             use(Adapted(base, trained("sft")))
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        (
+            "lora_alpha",
+            64,
+            r"adapter_config\.json: `lora_alpha`: .* trained with 8(\.0)?, and the file states 64\. Fix",
+        ),
+        (
+            "r",
+            2,
+            r"adapter_config\.json: `r`: the adapter was trained with 4, and the file states 2\. Fix: put that back",
+        ),
+        ("use_rslora", True, r"`use_rslora`: the adapter was trained with False, and the file states True"),
+        (
+            "target_modules",
+            ["q_proj"],
+            r"`target_modules`: the adapter was trained with \[.*, and the file states \['q_proj'\]",
+        ),
+        (None, None, r"adapter_model\.safetensors: the adapter's weights are not those that were trained\. Fix: copy"),
+    ],
+)
+def test_an_adapter_that_was_edited_after_its_training_is_refused(
+    key: str | None, value: Any, told: str, trained: Callable[[str], Path], random_model: Path, tmp_path: Path
+) -> None:
+    edited = shutil.copytree(trained("sft"), tmp_path / "edited")
+    settings = json.loads((edited / "adapter_config.json").read_text())
+    free = settings | {"base_model_name_or_path": "elsewhere", "inference_mode": False}  # what no adapter depends on
+    (edited / "adapter_config.json").write_text(json.dumps(free))
+    weights_digest(edited)
+    if key is not None:
+        (edited / "adapter_config.json").write_text(json.dumps(settings | {key: value}))
+    else:
+        state = load_file(edited / "adapter_model.safetensors")
+        save_file({name: 2 * tensor for name, tensor in state.items()}, edited / "adapter_model.safetensors")
+    uses: list[Callable[[Any], Any]] = [weights_digest, models.load]
+    for use in uses:
+        for source in (edited, Adapted(random_model, edited)):
+            with pytest.raises(InputError, match=told):
+                use(source)
+    record = json.loads((edited / "training.json").read_text())
+    del record["adapter"]  # as an earlier version left it
+    (edited / "training.json").write_text(json.dumps(record))
+    if key in (None, "lora_alpha"):
+        weights_digest(edited)
+
+
 def test_base_and_adapter_may_move_together_and_a_lost_base_is_said(
     random_model: Path, trained: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -343,6 +390,7 @@ def test_a_strangers_adapter_is_refused_in_a_sentence(
     values: dict[str, Any], problem: str, trained: Callable[[str], Path], tmp_path: Path
 ) -> None:
     folder = shutil.copytree(trained("sft"), tmp_path / "adapter")
+    (folder / "training.json").unlink()
     changed_config(folder, **values)
     with pytest.raises(InputError, match=problem):
         models.load(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import json
 import math
@@ -14,16 +15,21 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("transformers")
+pytest.importorskip("trl")
 
 import torch
 from conftest import SPECIAL, make_random_model
 from inside import rlaif
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from test_train import train
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
+from rlaif.engines.adapters import Adapted
 from rlaif.engines.identity import weights_digest
+from rlaif.engines.transformers import TransformersEngine
 from rlaif.errors import InputError
+from rlaif.records import Message
 from rlaif.train import merge as merging
 from rlaif.train.merge import Weights, merge, merge_of, slerp
 
@@ -318,7 +324,8 @@ def test_integers_are_kept_where_all_agree(models: tuple[Path, Path, Path], tmp_
     ("method", "count", "weights", "based", "told"),
     [
         ("soup", 2, (), False, "there is no method 'soup'.*linear, wise, task, slerp"),
-        ("linear", 1, (), False, "`linear` merges two models or more, and 1 are given"),
+        ("linear", 0, (), False, "`linear` merges two models or more, and 0 are given"),
+        ("linear", 1, (), False, "one model is given, and it has no adapter .*give two models or more, or one with an"),
         ("slerp", 3, (), False, "`slerp` merges two models, and 3 are given"),
         ("wise", 2, (), True, "`wise` merges one model, and 2 are given"),
         ("task", 1, (), False, "`task` needs the model that the others started from"),
@@ -354,6 +361,9 @@ def test_a_folder_that_exists_is_left_alone(models: tuple[Path, Path, Path], tmp
         merged(tmp_path / "out", "linear", list(models[:2]))
     (tmp_path / "out/mine").unlink()
     merged(tmp_path / "out", "linear", list(models[:2]))  # an empty one holds nothing to lose
+    with pytest.raises(InputError, match="it lies in the folder of another model, .*/out. Fix: name a folder outside"):
+        merged(tmp_path / "out/of/it", "linear", list(models[:2]))
+    assert not (tmp_path / "out/of").exists()
 
 
 def test_untied_weights_keep_both_embeddings(tmp_path: Path) -> None:
@@ -384,3 +394,127 @@ def test_the_command_merges_tells_and_refuses(models: tuple[Path, Path, Path], t
     assert [parent["coefficient"] for parent in record["parents"]] == [-1, 2] and record["notes"] == []
     missing = rlaif(tmp_path, "merge", "nowhere", named[0], "--out", "third")
     assert missing.code == 2 and "nowhere" in missing.err
+
+
+# ---------------------------------------------------------------- adapters
+
+
+def test_an_adapter_makes_the_plain_model_that_a_merged_training_leaves(
+    models: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    """To the bit, with its template, and by every name of the two."""
+    for save in ("adapter", "merged"):
+        train("sft", models[0], tmp_path / save, lora={"r": 4}, save=save, max_steps=2)
+    own = rlaif(tmp_path, "merge", "adapter", "--out", "own")
+    assert own.code == 0, own.err
+    assert own.out.startswith("linear: 1 of ") and own.out.split("\n")[0].endswith("/adapter"), own.out
+    (tmp_path / "adapter").rename(tmp_path / "moved")
+    (tmp_path / "moved/training.json").unlink()  # as a stranger's
+    both = rlaif(tmp_path, "merge", str(models[0]), "--adapter", "moved", "--out", "both", "--json")
+    parent = json.loads(both.out)["parents"][0]
+    assert parent.keys() == {"folder", "adapter", "weights", "coefficient"}
+    assert parent["weights"] == weights_digest(Adapted(models[0], tmp_path / "moved"))
+    wanted = load_file(tmp_path / "merged/model.safetensors")
+    for out in (tmp_path / "own", tmp_path / "both"):
+        assert alike(load_file(out / "model.safetensors"), wanted)
+        names = {path.name for path in out.iterdir()}
+        assert names == {*ANSWERS, "merge.json"} and not (out / "adapter_config.json").exists()
+        for name in ("chat_template.jinja", "generation_config.json", "tokenizer.json"):
+            assert (out / name).read_bytes() == (tmp_path / "moved" / name).read_bytes()
+        AutoModelForCausalLM.from_pretrained(out)
+    assert not alike(wanted, load_file(models[0] / "model.safetensors"))
+
+
+ANSWERS = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+ANSWERS += ("generation_config.json",)
+
+
+def low_rank_adapter(folder: Path, base: Path, scale: float = 1.0, **changed: Any) -> Path:
+    """Over one tensor, whose numbers are drawn; the settings are peft's, or `changed`."""
+    draw = torch.Generator().manual_seed(1)
+    outputs, inputs = load_file(base / "model.safetensors")[DOWN].shape
+    a, b = torch.randn(2, inputs, generator=draw), scale * torch.randn(outputs, 2, generator=draw)
+    folder.mkdir()
+    layer = DOWN.removesuffix(".weight")
+    tensors = {"lora_A.weight": a, "lora_B.weight": b}
+    tensors |= {"lora_magnitude_vector": torch.ones(outputs)} if changed.get("use_dora") else {}
+    named = {f"base_model.model.{layer}.{name}": tensor for name, tensor in tensors.items()}
+    save_file(named, folder / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 2, "lora_alpha": 8, "target_modules": [layer]}
+    settings |= {"base_model_name_or_path": str(base)}
+    (folder / "adapter_config.json").write_text(json.dumps(settings | changed))
+    return folder
+
+
+DOWN = "model.layers.0.mlp.down_proj.weight"
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # in peft's own loading
+@pytest.mark.parametrize(
+    "changed",
+    [{}, {"use_rslora": True}, {"use_dora": True}, {"alpha_pattern": {"down_proj": 3}}],
+    ids=["plain", "rank-stabilised", "DoRA", "another alpha"],
+)
+def test_whatever_an_adapter_is_it_is_merged_as_peft_merges_it(
+    changed: dict[str, Any], models: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    """Where it is more than low-rank matrices, the model is loaded."""
+    adapter = low_rank_adapter(tmp_path / "adapter", models[0], **changed)
+    ours = merged(tmp_path / "out", "linear", [adapter])
+    plain = AutoModelForCausalLM.from_pretrained(models[0], dtype=torch.float32)
+    theirs = PeftModel.from_pretrained(plain, adapter).merge_and_unload().state_dict()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+    assert not torch.equal(ours[DOWN], load_file(models[0] / "model.safetensors")[DOWN])
+
+
+def test_an_adapter_over_an_adapter_and_beside_other_models(models: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    first = low_rank_adapter(tmp_path / "first", models[0])
+    second = low_rank_adapter(tmp_path / "second", models[0], base_model_name_or_path=str(first))
+    once, twice = (merged(tmp_path / name, "linear", [each]) for name, each in (("once", first), ("twice", second)))
+    stored = load_file(models[0] / "model.safetensors")
+    torch.testing.assert_close(twice[DOWN] - stored[DOWN], 2 * (once[DOWN] - stored[DOWN]))
+    mean = merged(tmp_path / "mean", "linear", [first, models[1]])
+    torch.testing.assert_close(mean[DOWN], (once[DOWN] + load_file(models[1] / "model.safetensors")[DOWN]) / 2)
+    more = low_rank_adapter(tmp_path / "more", models[0], use_dora=True)
+    fewer = low_rank_adapter(tmp_path / "fewer", models[0], target_modules=["down_proj"])
+    with pytest.raises(InputError, match="/fewer: the adapter does not fit its base model"):
+        merged(tmp_path / "not", "linear", [fewer])
+    with pytest.raises(InputError, match="/more: the adapter is more than .* with no other model. Fix: make one model"):
+        merged(tmp_path / "not", "linear", [more, models[1]])
+
+
+def test_of_a_base_in_half_precision_only_what_the_adapter_changes_is_in_float32(
+    models: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    base = changed(models, tmp_path / "base", lambda t: {name: tensor.bfloat16() for name, tensor in t.items()})
+    out = merged(tmp_path / "out", "linear", [low_rank_adapter(tmp_path / "adapter", base, scale=1e-4)])
+    assert [name for name, tensor in out.items() if tensor.dtype != torch.bfloat16] == [DOWN]
+    assert json.loads((tmp_path / "out/config.json").read_text())["dtype"] == "float32"
+    moved = out[DOWN] - load_file(base / "model.safetensors")[DOWN].float()
+    assert 0 < moved.abs().max() < 0.01 and not torch.equal(out[DOWN], out[DOWN].bfloat16().float())  # exact
+
+
+def test_a_reward_models_adapter_is_merged_with_its_head(models: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    train("rm", models[0], tmp_path / "rm", lora={"r": 4}, max_steps=2)
+    merge(merge_of("linear", [tmp_path / "rm"], (), None), tmp_path / "out")
+    asked = [((Message(role="user", content="what is 1?"),), f"it is {i}") for i in range(3)]
+    read = [asyncio.run(TransformersEngine("m", str(tmp_path / name)).score(asked)) for name in ("rm", "out")]
+    assert read[0] == pytest.approx(read[1], abs=1e-4) and len({*read[0]}) == 3
+
+
+def test_what_is_no_merge_of_an_adapter_is_refused(models: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    adapter = str(low_rank_adapter(tmp_path / "adapter", models[0]))
+    for asked, told in (
+        (
+            [str(models[0])],
+            "one model is given, and it has no adapter to merge into it. Fix: give two models or more, or",
+        ),
+        ([str(models[0]), str(models[1]), "--adapter", adapter], "`--adapter`: the adapter is of one model, and 2 are"),
+        (
+            [str(models[0]), "--adapter", str(models[1])],
+            "m1: the folder holds no adapter: it has no adapter_config.json",
+        ),
+        ([str(models[0]), "--adapter", "nowhere"], "`--adapter`: there is no file or folder 'nowhere'"),
+    ):
+        done = rlaif(tmp_path, "merge", *asked, "--out", "out")
+        assert done.code == 2 and told in done.err and not (tmp_path / "out").exists(), done.err

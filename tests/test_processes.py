@@ -25,8 +25,11 @@ from safetensors.torch import load_file
 from test_train import DEMONSTRATIONS, PAIRS, Steps, settings_of, validation
 
 from rlaif.errors import INTERRUPTED, InputError, WorkError
+from rlaif.pipeline.alone import check_alone, one_trainer, plan_alone
+from rlaif.pipeline.stages import open_stages
 from rlaif.resources import find
 from rlaif.train import job, processes
+from rlaif.train.__main__ import main
 from rlaif.train.job import Job
 from rlaif.train.trl.sharing import Shares, Shuffled, Weighed
 
@@ -188,6 +191,19 @@ def test_ppo_is_trained_by_one_process(random_model: Path, tmp_path: Path) -> No
         processes.train(training.folder, training.out, 2, lambda _: None)
 
 
+@pytest.mark.parametrize("method", ["sft", "rm", "dpo"])
+def test_more_processes_of_an_outside_launcher_than_rows_at_once_are_refused(
+    method: str, random_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    training = job_of(method, random_model, tmp_path / "out")
+    for name, value in {"WORLD_SIZE": "5", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert main([str(training.folder)]) == 2
+    told = "error: 5 processes were started, and `batch_size` is 4. Fix: start fewer, or write the job with a larger"
+    assert capsys.readouterr().err.startswith(told)
+    assert not training.out.exists()
+
+
 def rank_of(training: Job, rank: int) -> int:
     """The process of a rank, by the variable that it was started with. Waits for it."""
     for _ in range(600):
@@ -290,6 +306,40 @@ def test_a_process_ends_with_the_one_that_started_it(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------- launchers
+
+
+BROKEN = {
+    "no mapping": ("- a", r"launch\.yaml:1: expected a mapping"),
+    "no YAML": ("a: [", r"launch\.yaml:1: not valid YAML"),
+    "an unknown key": ("distributed_type: NO\nnone: 1", r"launch\.yaml: `launch`: accelerate cannot .*\['none'\]"),
+    "no such kind": ("distributed_type: FOO", r"launch\.yaml: `launch`: accelerate cannot .*'FOO' is not a valid"),
+    "no kind": (
+        "num_machines: 1",
+        r"launch\.yaml: `launch`: accelerate cannot .*`distributed_type`.*Fix: write it with",
+    ),
+    "another computer's": (
+        "{compute_environment: AMAZON_SAGEMAKER, distributed_type: DATA_PARALLEL, ec2_instance_type: a,"
+        " iam_role_name: b}",
+        r"launch\.yaml: `compute_environment`: the configuration starts no process on this machine",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_launch_file_is_refused_before_the_data_are_read(
+    name: str, random_model: Path, tmp_path: Path
+) -> None:
+    text, told = BROKEN[name]
+    (tmp_path / "launch.yaml").write_text(text)
+    (tmp_path / "data.jsonl").write_text("no JSON")
+    settings = ["processes=2", f"launch={tmp_path / 'launch.yaml'}"]
+    pipeline = one_trainer("dpo", str(random_model), str(tmp_path / "data.jsonl"), "m", settings, None)
+    for at_once in (check_alone, plan_alone, open_stages):
+        with pytest.raises(InputError, match=told):
+            at_once(pipeline)
+    (tmp_path / "launch.yaml").write_text("distributed_type: MULTI_CPU")
+    with pytest.raises(InputError, match=r"data\.jsonl:1: not valid JSON"):
+        open_stages(pipeline)
 
 
 @pytest.mark.parametrize(("name", "kind"), [("ddp", "MULTI_GPU"), ("fsdp2", "FSDP"), ("deepspeed-zero3", "DEEPSPEED")])

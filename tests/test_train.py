@@ -560,7 +560,7 @@ def test_the_methods_of_trl_that_are_replaced_exist() -> None:
     from trl import DPOTrainer, RewardTrainer, SFTTrainer
 
     for trainer in (DPOTrainer, RewardTrainer, SFTTrainer):
-        assert {"_send_telemetry", "create_model_card", "_prepare_dataset"} <= set(dir(trainer))
+        assert {"_send_telemetry", "create_model_card", "_prepare_dataset", "_run_epoch"} <= set(dir(trainer))
 
 
 def test_a_loss_that_is_no_number_ends_the_training(random_model: Path, tmp_path: Path) -> None:

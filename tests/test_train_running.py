@@ -22,16 +22,18 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
-from rlaif.config import TRAINERS, Training
+from rlaif.config import TRAINERS, LoRASettings, Training
 from rlaif.errors import InputError, WorkError
 from rlaif.records import Message
-from rlaif.train import job, log, models, reporting, steps, trl
+from rlaif.train import alarms, job, log, models, reporting, steps, trl
+from rlaif.train.alarms import Rise
 from rlaif.train.examples import Demonstration, Example, OnStep, PreferencePair, PromptOnly
 from rlaif.train.job import Job, RewardModel
 from rlaif.train.pairs import IDS
 from rlaif.train.pairs import tokenize as tokenize_pairs
 from rlaif.train.tokens import trainable_chat
 
+HALF_A_GUESS = 0.5 * math.log(1000)  # 3.45
 Lines = list[dict[str, Any]]
 RATES = {"sft": 3e-3, "dpo": 1e-3, "rm": 1e-3}
 
@@ -346,12 +348,10 @@ def test_weight_decay_pulls_weights_and_neither_biases_nor_norms(train: Train, t
 def test_the_settings_of_others_are_named_by_ours() -> None:
     for cls in TRAINERS.values():
         for theirs, ours in cls.elsewhere.items():
-            assert theirs not in {"batch_size", "epochs", "beta", "keep"} and ours
+            assert theirs not in {"batch_size", "epochs", "beta", "keep"}
+            assert any(ours.key in trainer.model_fields for trainer in TRAINERS.values()), ours
+            assert not ours.inner or (ours.key == "lora" and ours.inner in LoRASettings.model_fields), ours
         assert not set(cls.nowhere) & (set(cls.model_fields) | set(cls.elsewhere))
-    assert {re.split("[.,]", ours)[0] for ours in TRAINERS["sft"].elsewhere.values()} <= {
-        *(name for cls in TRAINERS.values() for name in cls.model_fields),
-        *("lora", "packing", "loss", "label_smoothing"),  # named where they are there
-    }
 
 
 # ---------------------------------------------------------------- trackers
@@ -422,3 +422,68 @@ def test_nothing_is_sent_anywhere(train: Train, monkeypatch: pytest.MonkeyPatch)
         _telemetry._TELEMETRY_QUEUE.join()
     assert asked == []
     assert not os.environ.get("CI")
+
+
+# ---------------------------------------------------------------- a loss that ends above its start
+
+
+@pytest.mark.parametrize(
+    ("losses", "told"),
+    [
+        ([1.0, *[30.0] * 9], "began at 1 and ended at 30, the mean of the last 5 steps"),
+        ([1.0, *[9.0] * 30, *[4.0] * 10], "began at 1 and ended at 4, the mean of the last 10 steps"),
+        ([1.0, 8.0], "began at 1 and ended at 8"),
+        ([1.0, *[2.6] * 9], None),  # told as a note
+    ],
+)
+def test_a_loss_that_ends_far_above_its_start_diverged(losses: list[float], told: str | None) -> None:
+    found = alarms.rise(losses, HALF_A_GUESS)
+    assert found is not None and found.diverged == (told is not None)
+    assert told is None or str(found) == f"the loss {told}"
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [
+        [1.0],  # no step followed it
+        [1.0, *[30.0] * 20, *[0.9] * 10],  # it came back
+        [1.0, 0.5, 0.5, 0.5, 30.0, 0.1, 0.1, 0.1, 0.1],  # a spike before the end
+        [11.0, *[13.0] * 10],  # hardly higher
+        [0.1, *[0.5] * 10],  # an easy first batch
+    ],
+)
+def test_a_loss_that_came_back_or_hardly_rose_is_not_told(losses: list[float]) -> None:
+    assert alarms.rise(losses, HALF_A_GUESS) is None
+
+
+@pytest.mark.parametrize("method", ["sft", "rm", "dpo"])
+def test_a_training_that_diverged_leaves_no_model_however_often_it_is_run(
+    method: str, train: Train, tmp_path: Path
+) -> None:
+    run: Lines = []
+    swapped = [replace(pair, chosen=pair.rejected, rejected=pair.chosen) for pair in PAIRS[::2]]
+    examples = DEMONSTRATIONS if method == "sft" else [*PAIRS[1::2], *swapped]  # which no rate learns at once
+    changed = {"learning_rate": 1, "schedule": "constant", "max_steps": 8}
+    for _ in range(2):
+        with pytest.raises(
+            WorkError, match="^the training diverged: the loss began at .*, the mean of the last 4 steps"
+        ):
+            train(method, "out", run.append, examples, **changed)
+    assert [step["step"] for step in run] == [*range(1, 9)] and not (
+        tmp_path / "out"
+    ).exists()  # the second takes no step, also within an epoch
+
+
+def test_the_step_that_is_kept_decides() -> None:
+    """The loss of the next step is that of its weights."""
+    losses = [1.0, 0.9, 0.8, *[30.0] * 10]
+    assert alarms.rise(losses, HALF_A_GUESS, 3) == Rise(1.0, 15.4, 2, diverged=True)
+    assert alarms.rise(losses, HALF_A_GUESS, 2) is None
+
+
+def test_a_smaller_rise_is_a_note_of_the_training_and_of_its_card(train: Train, tmp_path: Path) -> None:
+    train("sft", "base", max_steps=20)
+    told = train("sft", "out", base=tmp_path / "base", learning_rate=0.01, max_steps=4)
+    (note,) = told.notes
+    assert re.fullmatch(r"the loss began at 0\.\d+ and ended at .*: lower `learning_rate`, or look at .*", note)
+    assert "the loss began at" in (tmp_path / "out/README.md").read_text()

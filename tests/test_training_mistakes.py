@@ -124,6 +124,7 @@ CASES: dict[str, tuple[str, Edit, list[str], int, str]] = {
     "TRL's name in PPO": ("ppo", nothing, ["checks=[]", "max_steps=8"], 2, r"^error: command line: `max_steps`: unknown key\. Fix: it is called `iterations` here"),
     "a share of the steps": ("sft", nothing, ["warmup_steps=100"], 2, r"^error: command line: `warmup_steps`: unknown key\. Fix: it is called `warmup` here, and is a share of the steps"),
     "another unit": ("dpo", nothing, ["simpo_gamma=1"], 2, r"`simpo_gamma`: unknown key\. Fix: it is called `gamma_beta_ratio` here, and is gamma divided by `beta`"),
+    "a name of a group's": ("dpo", nothing, ["lora_rank=8"], 2, r"`lora_rank`: unknown key\. Fix: write `lora: \{r: \.\.\.\}`"),
     "a name that has no counterpart": ("rm", nothing, ["max_grad_norm=1"], 2, r"`max_grad_norm`: unknown key\. Fix: leave it out: it is 1"),
     "a folder's name": ("rm", nothing, ["output_dir=x"], 2, r"`output_dir`: unknown key\. Fix: it is called `name` here, or --out on the command line"),
     "a mistyped name": ("dpo", nothing, ["learnin_rate=1e-5"], 2, r"^error: command line: `learnin_rate`: unknown key\. Fix: did you mean `learning_rate`"),
@@ -156,6 +157,7 @@ CASES: dict[str, tuple[str, Edit, list[str], int, str]] = {
     "a tensor is missing": ("dpo", weights(lambda t: t.pop("model.norm.weight")), [], 2, r"base: the weights lack 1 of the model's tensors, .*'model\.norm\.weight'\. Fix: save the whole model"),
     "weights that are no numbers": ("dpo", fill("model.norm.weight", float("nan")), [], 2, r"base: the weights hold NaN or infinity, first in model\.norm\.weight: .*\. Fix: use an earlier"),
     "a loss that is none": ("sft", fill("model.norm.weight", 3e38), [], 1, r"^error: the loss is nan at step 1\. Fix: lower `learning_rate`"),
+    "a rate that ruins a model": ("sft", nothing, ["learning_rate=1", "max_steps=8"], 1, r"^error: the training diverged: the loss began at [\d.]+ and ended at [\d.]+, the mean of the last 4 steps; its figures are in .*out\.partial/metrics\.jsonl\. Fix: lower `learning_rate`"),
     "no chat template": ("dpo", without_template, [], 2, r"^error: `template`: the base model has no chat template\. Fix: give `template`"),
     "no end token": ("dpo", tokens(eos_token=None), [], 2, r"^error: the base model's tokenizer has no end token\. Fix: set its `eos_token`"),
     "a vocabulary that outgrew its model": ("dpo", shorter_vocabulary, [], 2, r"^error: base/tokenizer\.json: it has 269 tokens and the model 261\. Fix: use the tokenizer"),
@@ -168,6 +170,11 @@ CASES: dict[str, tuple[str, Edit, list[str], int, str]] = {
     "the data's own name": ("sft", nothing, ["--out", "data.jsonl"], 2, r"^error: data\.jsonl: it is the data\. Fix: name another with --out"),
     "the base's own folder": ("sft", lambda f: (f / "base/training.json").write_text("{}"), ["--out", "base"], 2, r"^error: base: it is the base model\. Fix: name another with --out"),
     "the folder of all": ("sft", nothing, ["--out", "."], 2, r"it holds the data\. Fix: name another with --out"),
+    "a folder in the base's": ("sft", nothing, ["--out", "base/out"], 2, r"^error: base/out: `--out`: it lies in the folder of another model, .*/base\. Fix: name a folder outside it"),
+    "a folder deep in the base's": ("dpo", nothing, ["--out", "base/mine/runs/out"], 2, r"it lies in the folder of another model, .*/base\. Fix: name a folder outside it"),
+    "a folder in a model's that is not read": ("rm", lambda f: (f / "a").mkdir() or (f / "a/x-00001.safetensors").touch(), ["--out", "a/out"], 2, r"it lies in the folder of another model, .*/a\. Fix"),
+    "a folder in an adapter's": ("sft", lambda f: (f / "a").mkdir() or (f / "a/adapter_config.json").touch(), ["--out", "a/out"], 2, r"it lies in the folder of another model, .*/a\. Fix"),
+    "a folder in an unfinished training": ("sft", lambda f: (f / "m.partial").mkdir() or (f / "m.partial/key").touch(), ["--out", "m.partial/out"], 2, r"it lies in the folder of an unfinished training, .*/m\.partial\. Fix"),
     "the name of an unfinished one": ("sft", nothing, ["--out", "m.partial"], 2, r"^error: m\.partial: `--out`: names in \.partial are those of unfinished trainings\. Fix: give"),
     "the checkpoints of another program": ("sft", other_job, [], 2, r"^error: out\.partial: the folder is not an unfinished training\. Fix: move it"),
     "a file of somebody among ours": ("sft", foreign_file, [], 2, r"^error: out\.partial/notes\.txt: the file lies in .*, and no training made it\. Fix: move it"),
@@ -192,6 +199,7 @@ def test_a_mistake_is_one_sentence(
     given = {"--base": "base", "--data": "data.jsonl", "--out": "out"}
     options = [part for option, value in given.items() if option not in arguments for part in (option, value)]
     found, out, err = run_cli("train", method, *options, *arguments)
+    assert not list(tmp_path.rglob("*.lock"))
     assert found == code and out in ("", f"{method}: begins\n"), err
     assert "Traceback" not in err and not (tmp_path / "out/config.json").exists()
     assert re.search(told, err.splitlines()[-1]), err

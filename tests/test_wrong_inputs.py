@@ -247,11 +247,14 @@ def test_the_cases_are_many_enough() -> None:
         (["run", "echo.yaml", "--out", "echo.yaml/x"], "'echo.yaml/x' cannot be written: not a directory"),
         (["run", "echo.yaml", "--out", LONG], "cannot be written: file name too long"),
         (["run", "echo.yaml", "--out", "of-another"], "is the folder of another run, 'another'"),
+        (["run", "echo.yaml", "--out", "of-a-model/new"], "it lies in the folder of another model, "),
     ],
 )
 def test_wrong_commands(arguments: list[str], expected: str, tmp_path: Path, run_cli: Cli) -> None:  # noqa: F811
     write_project(tmp_path, "http://127.0.0.1:9/v1")
     (tmp_path / "of-another").mkdir()
+    (tmp_path / "of-a-model").mkdir()
+    (tmp_path / "of-a-model/config.json").write_text('{"model_type": "llama"}')
     told = {"state": "done", "seconds": 1.0, "stages": [], "calls": {}, "digests": {}, "failures": {}}
     (tmp_path / "of-another/manifest.json").write_text(json.dumps({"format": 1, "name": "another"} | told))
     code, out, err = run_cli(*arguments)

@@ -12,7 +12,19 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from rlaif.cli import batches, constitutions, judges, look, merging, projects, runs, store, terminal, training
+from rlaif.cli import (
+    batches,
+    constitutions,
+    judges,
+    look,
+    merging,
+    projects,
+    runs,
+    settings,
+    store,
+    terminal,
+    training,
+)
 from rlaif.cli.ending import too_little
 from rlaif.cli.options import grouped
 from rlaif.errors import INTERRUPTED, RlaifError
@@ -46,7 +58,7 @@ app.command()(runs.run)
 app.command()(batches.batch)
 app.command()(grouped(judges.judge))
 app.command()(grouped(judges.audit))
-app.command()(grouped(training.train))
+app.command(cls=settings.WithSettings)(grouped(training.train))
 app.command()(merging.merge)
 app.command("try")(projects.try_)
 app.command()(runs.status)

@@ -74,6 +74,8 @@ def _facts(checked: Checked) -> Table:
         table.add_row(
             "longer", line(f"chosen in {made.longer_chosen / pairs:.0%} of {pairs:,} pairs of unequal length")
         )
+    if note := made.contradictions.note:
+        table.add_row("contradictions", line((note, "yellow")))
     limit = f"{made.max_length:,}" + (
         "" if made.max_length == made.asked else f", the model's context ({made.asked:,})"
     )

@@ -15,7 +15,9 @@ from rlaif.errors import InputError
 
 
 def train(
-    method: Annotated[str, typer.Argument(metavar="METHOD", help="The trainer, such as sft, rm, dpo or ppo.")],
+    method: Annotated[
+        str, typer.Argument(metavar="METHOD", help="The trainer: sft, rm, dpo or ppo. With --help, its settings.")
+    ],
     base: Annotated[str, typer.Option("--base", help="The model to start from: a folder.")],
     data: Annotated[
         str,

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self, TypeVar
+from typing import Annotated, Any, ClassVar, NamedTuple, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
@@ -27,9 +27,17 @@ Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 OneOrSeveral = BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
 
 
+class Counterpart(NamedTuple):
+    """The name here of what another project calls a key, and in words where the two differ."""
+
+    key: str
+    inner: str = ""  # the key in the group `key`, for one of a group's
+    differs: str = ""  # the end of the sentence "it is called `key` here, "
+
+
 class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
-    elsewhere: ClassVar[Mapping[str, str]] = {}  # what other projects call a key, and its name here
+    elsewhere: ClassVar[Mapping[str, Counterpart]] = {}  # by what other projects call a key
     nowhere: ClassVar[Mapping[str, str]] = {}  # keys of theirs that are not needed here, and why
 
     def put(self, position: Position, value: Any) -> Self:
@@ -449,11 +457,12 @@ def _named_here(key: str | int, model: type[BaseModel]) -> str:
     known = _keys(model)
     if (why := getattr(model, "nowhere", {}).get(str(key))) is not None:
         return str(why)
-    name, comma, differs = getattr(model, "elsewhere", {}).get(str(key), "").partition(",")
-    group, _, inner = name.partition(".")
-    if group in known:
-        return f"write `{group}: {{{inner}: ...}}`" if inner else f"it is called `{group}` here{comma}{differs}"
-    return nearest(str(key), known)
+    ours = getattr(model, "elsewhere", {}).get(str(key))
+    if ours is None or ours.key not in known:
+        return nearest(str(key), known)
+    if ours.inner:
+        return f"write `{ours.key}: {{{ours.inner}: ...}}`"
+    return f"it is called `{ours.key}` here" + (f", {ours.differs}" if ours.differs else "")
 
 
 def _model_at(model: type[BaseModel], position: Sequence[str | int]) -> type[BaseModel]:

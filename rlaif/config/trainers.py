@@ -10,10 +10,10 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from rlaif.config.document import Name, OneOrSeveral, Settings
+from rlaif.config.document import Counterpart, Name, OneOrSeveral, Settings
 from rlaif.records import Split
 
-LearningRate = Annotated[float, Field(gt=0, le=1)]
+LearningRate = Annotated[float, Field(gt=0, le=1, description="the highest rate of AdamW's updates")]
 Mix = Annotated[dict[Name, Annotated[float, Field(ge=0, allow_inf_nan=False)]], Field(min_length=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # the range of every random generator
 TemplateArgument = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,99}$")]
@@ -22,54 +22,60 @@ Precision = Literal["auto", "float32", "bfloat16"]
 Takes = Literal["demonstrations", "preferences", "prompts"]
 
 
-# What TRL, axolotl, LLaMA-Factory and OpenRLHF call a setting, and its name here: for the error of an unknown key. A
-# name with a dot is one of a group's. What is said after a comma is where the two differ.
+# What TRL, axolotl, LLaMA-Factory and OpenRLHF call a setting, and its name here: for the error of an unknown key.
 ELSEWHERE = {
-    "per_device_train_batch_size": "batch_size, and counts the rows of all processes at once",
-    **dict.fromkeys(("micro_batch_size", "train_batch_size"), "batch_size"),
-    "gradient_accumulation_steps": "accumulate",
-    **dict.fromkeys(("num_train_epochs", "num_epochs", "num_ppo_epochs", "max_epochs"), "epochs"),
-    **dict.fromkeys(("lr_scheduler_type", "lr_scheduler"), "schedule"),
-    **dict.fromkeys(("warmup_ratio", "warmup_steps", "lr_warmup_ratio"), "warmup, and is a share of the steps"),
-    **dict.fromkeys(("lr", "actor_learning_rate"), "learning_rate"),
-    **dict.fromkeys(("min_lr", "min_lr_rate", "cosine_min_lr_ratio"), "min_rate"),
-    **dict.fromkeys(("max_seq_length", "max_seq_len", "sequence_len", "cutoff_len", "max_len"), "max_length"),
-    **dict.fromkeys(("eval_steps", "evals_per_epoch", "eval_strategy"), "evaluate_every"),
-    **dict.fromkeys(("save_steps", "saves_per_epoch", "save_strategy"), "checkpoint_steps"),
-    **dict.fromkeys(("load_best_model_at_end", "metric_for_best_model"), "keep"),
-    **dict.fromkeys(("bf16", "torch_dtype"), "dtype"),
-    "fp16": "dtype, and takes float32 or bfloat16",
-    "gradient_checkpointing": "recompute",
-    **dict.fromkeys(("deepspeed", "fsdp", "fsdp_config"), "launch, and names a configuration of accelerate"),
-    **dict.fromkeys(("rl_beta", "pref_beta", "kl_coef", "init_kl_coef"), "beta"),
-    "center_rewards_coefficient": "center",
-    **dict.fromkeys(("chat_template", "chat_template_path"), "template"),
-    **dict.fromkeys(("lora_r", "lora_rank"), "lora.r"),
-    "lora_alpha": "lora.alpha",
-    "lora_dropout": "lora.dropout",
-    **dict.fromkeys(("lora_target_modules", "lora_target", "lora_target_linear"), "lora.target"),
-    **dict.fromkeys(("load_in_4bit", "quantization_bit"), "lora.quantized"),
-    **dict.fromkeys(("use_peft", "adapter", "finetuning_type"), "lora"),
-    **dict.fromkeys(("sample_packing", "neat_packing", "packing_samples"), "packing"),
-    "l2": "weight_decay",
-    "data_seed": "seed",
-    **dict.fromkeys(("use_wandb", "wandb_project"), "report_to"),
-    **dict.fromkeys(("loss_type", "pref_loss", "dpo_loss_type"), "loss"),
-    "dpo_label_smoothing": "label_smoothing",
-    **dict.fromkeys(("rpo_alpha", "cpo_alpha", "pref_ftx", "nll_loss_coef"), "sft_weight"),
-    "simpo_gamma": "gamma_beta_ratio, and is gamma divided by `beta`",
-    **dict.fromkeys(("cliprange", "eps_clip"), "clip"),
-    "cliprange_value": "value_clip",
-    **dict.fromkeys(("lam", "lambd"), "gae_lambda"),
-    **dict.fromkeys(("response_length", "max_new_tokens", "max_completion_length"), "max_tokens"),
-    "max_steps": "iterations",  # of PPO; the others have it
-    "total_episodes": "iterations, and counts batches of `batch_size` completions",
-    "mini_batch_size": "minibatch_size",
-    "critic_learning_rate": "value_learning_rate",
-    **dict.fromkeys(("base_model", "model_name_or_path"), "base"),
-    "reward_model_path": "reward",
-    **dict.fromkeys(("dataset", "datasets", "dataset_name"), "data"),
-    "output_dir": "name, or --out on the command line",
+    "per_device_train_batch_size": Counterpart("batch_size", differs="and counts the rows of all processes at once"),
+    **dict.fromkeys(("micro_batch_size", "train_batch_size"), Counterpart("batch_size")),
+    "gradient_accumulation_steps": Counterpart("accumulate"),
+    **dict.fromkeys(("num_train_epochs", "num_epochs", "num_ppo_epochs", "max_epochs"), Counterpart("epochs")),
+    **dict.fromkeys(("lr_scheduler_type", "lr_scheduler"), Counterpart("schedule")),
+    **dict.fromkeys(
+        ("warmup_ratio", "warmup_steps", "lr_warmup_ratio"),
+        Counterpart("warmup", differs="and is a share of the steps"),
+    ),
+    **dict.fromkeys(("lr", "actor_learning_rate"), Counterpart("learning_rate")),
+    **dict.fromkeys(("min_lr", "min_lr_rate", "cosine_min_lr_ratio"), Counterpart("min_rate")),
+    **dict.fromkeys(
+        ("max_seq_length", "max_seq_len", "sequence_len", "cutoff_len", "max_len"), Counterpart("max_length")
+    ),
+    **dict.fromkeys(("eval_steps", "evals_per_epoch", "eval_strategy"), Counterpart("evaluate_every")),
+    **dict.fromkeys(("save_steps", "saves_per_epoch", "save_strategy"), Counterpart("checkpoint_steps")),
+    **dict.fromkeys(("load_best_model_at_end", "metric_for_best_model"), Counterpart("keep")),
+    **dict.fromkeys(("bf16", "torch_dtype"), Counterpart("dtype")),
+    "fp16": Counterpart("dtype", differs="and takes float32 or bfloat16"),
+    "gradient_checkpointing": Counterpart("recompute"),
+    **dict.fromkeys(
+        ("deepspeed", "fsdp", "fsdp_config"), Counterpart("launch", differs="and names a configuration of accelerate")
+    ),
+    **dict.fromkeys(("rl_beta", "pref_beta", "kl_coef", "init_kl_coef"), Counterpart("beta")),
+    "center_rewards_coefficient": Counterpart("center"),
+    **dict.fromkeys(("chat_template", "chat_template_path"), Counterpart("template")),
+    **dict.fromkeys(("lora_r", "lora_rank"), Counterpart("lora", inner="r")),
+    "lora_alpha": Counterpart("lora", inner="alpha"),
+    "lora_dropout": Counterpart("lora", inner="dropout"),
+    **dict.fromkeys(("lora_target_modules", "lora_target", "lora_target_linear"), Counterpart("lora", inner="target")),
+    **dict.fromkeys(("load_in_4bit", "quantization_bit"), Counterpart("lora", inner="quantized")),
+    **dict.fromkeys(("use_peft", "adapter", "finetuning_type"), Counterpart("lora")),
+    **dict.fromkeys(("sample_packing", "neat_packing", "packing_samples"), Counterpart("packing")),
+    "l2": Counterpart("weight_decay"),
+    "data_seed": Counterpart("seed"),
+    **dict.fromkeys(("use_wandb", "wandb_project"), Counterpart("report_to")),
+    **dict.fromkeys(("loss_type", "pref_loss", "dpo_loss_type"), Counterpart("loss")),
+    "dpo_label_smoothing": Counterpart("label_smoothing"),
+    **dict.fromkeys(("rpo_alpha", "cpo_alpha", "pref_ftx", "nll_loss_coef"), Counterpart("sft_weight")),
+    "simpo_gamma": Counterpart("gamma_beta_ratio", differs="and is gamma divided by `beta`"),
+    **dict.fromkeys(("cliprange", "eps_clip"), Counterpart("clip")),
+    "cliprange_value": Counterpart("value_clip"),
+    **dict.fromkeys(("lam", "lambd"), Counterpart("gae_lambda")),
+    **dict.fromkeys(("response_length", "max_new_tokens", "max_completion_length"), Counterpart("max_tokens")),
+    "max_steps": Counterpart("iterations"),  # of PPO; the others have it
+    "total_episodes": Counterpart("iterations", differs="and counts batches of `batch_size` completions"),
+    "mini_batch_size": Counterpart("minibatch_size"),
+    "critic_learning_rate": Counterpart("value_learning_rate"),
+    **dict.fromkeys(("base_model", "model_name_or_path"), Counterpart("base")),
+    "reward_model_path": Counterpart("reward"),
+    **dict.fromkeys(("dataset", "datasets", "dataset_name"), Counterpart("data")),
+    "output_dir": Counterpart("name", differs="or --out on the command line"),
 }
 # Settings of theirs that have no counterpart here, and why none is needed.
 NOWHERE = {
@@ -94,12 +100,15 @@ Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 class LoRASettings(Settings):
     """A low-rank adapter (Hu et al. 2021, arXiv 2106.09685) in place of the weights. Names and defaults are TRL's."""
 
-    r: int = Field(default=16, gt=0, le=4096)  # its rank
-    alpha: float = Field(default=32, gt=0)  # it is scaled by alpha / r
-    dropout: float = Field(default=0.0, ge=0, lt=1)  # of its input; TRL's is 0.05
-    # The linear layers that get one: all but the head, or those whose names end so.
-    target: Literal["all-linear"] | tuple[ModuleName, ...] = "all-linear"
-    quantized: Literal["4bit"] | None = None  # the frozen base (QLoRA, Dettmers et al. 2023, arXiv 2305.14314)
+    r: int = Field(default=16, gt=0, le=4096, description="its rank")
+    alpha: float = Field(default=32, gt=0, description="it is scaled by alpha / r")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout of its input")  # TRL's is 0.05
+    target: Literal["all-linear"] | tuple[ModuleName, ...] = Field(
+        default="all-linear",
+        description="the linear layers that get one: all but the head, or those whose names end so",
+    )
+    # QLoRA: Dettmers et al. 2023, arXiv 2305.14314.
+    quantized: Literal["4bit"] | None = Field(default=None, description="how the frozen base is held, in 4 bits")
 
     @field_validator("target", mode="before")
     @classmethod
@@ -119,24 +128,36 @@ class Training(Settings):
     unused: ClassVar[tuple[Split, ...]] = ("held-out",)  # splits that it does not use
     scores: ClassVar[bool] = False  # its model has a reward head and does not generate
     still: ClassVar[bool] = False  # it trains without dropout
-    elsewhere: ClassVar[Mapping[str, str]] = ELSEWHERE
+    elsewhere: ClassVar[Mapping[str, Counterpart]] = ELSEWHERE
     nowhere: ClassVar[Mapping[str, str]] = NOWHERE
 
-    base: Name
-    name: Name
-    # The stages with its data, one or several; by default the nearest of the right kind.
-    data: Annotated[tuple[Name, ...], OneOrSeveral, Field(min_length=1)] | None = None
-    template: str | None = None  # a file; by default the base model's own
-    template_arguments: dict[TemplateArgument, bool | int | float | str] = {}  # such as {enable_thinking: false}
-    # A system message: as the template has it, put before the first user's words, or its row left out.
-    system: Literal["keep", "merge", "skip"] = "keep"
+    # The description of a setting is what `rlaif train METHOD --help` says of it.
+    base: Name = Field(description="the model to start from")
+    name: Name = Field(description="the trained model's name")
+    data: Annotated[tuple[Name, ...], OneOrSeveral, Field(min_length=1)] | None = Field(
+        default=None, description="the stages with its data, one or several; by default the nearest of the right kind"
+    )
+    template: str | None = Field(default=None, description="a file with a chat template; by default the base's own")
+    template_arguments: dict[TemplateArgument, bool | int | float | str] = Field(
+        default={}, description="what the template is called with, such as {enable_thinking: false}"
+    )
+    system: Literal["keep", "merge", "skip"] = Field(
+        default="keep",
+        description="a system message: as the template has it, put before the user's words, or its row left out",
+    )
     learning_rate: LearningRate
-    max_length: int = Field(default=1024, gt=0)
-    dtype: Precision = "auto"  # computed in; auto: bfloat16 on a GPU that has it, else float32
-    lora: LoRASettings | None = None
-    save: Literal["adapter", "merged"] = "adapter"  # what is left of a LoRA training
-    checkpoint_steps: int = Field(default=50, gt=0)
-    seed: Seed = 0
+    max_length: int = Field(default=1024, gt=0, description="the most tokens of a row")
+    dtype: Precision = Field(
+        default="auto", description="what is computed in; auto: bfloat16 on a GPU that has it, else float32"
+    )
+    lora: LoRASettings | None = Field(
+        default=None, description="an adapter in place of the weights, such as {r: 16}; its settings:"
+    )
+    save: Literal["adapter", "merged"] = Field(
+        default="adapter", description="what a LoRA training leaves: the adapter, or the whole model"
+    )
+    checkpoint_steps: int = Field(default=50, gt=0, description="steps from one checkpoint to the next")
+    seed: Seed = Field(default=0, description="of every random draw")
 
     @field_validator("name")
     @classmethod
@@ -187,27 +208,44 @@ class Training(Settings):
 class TrainerSettings(Training):
     """The settings of trainers on a data set. One epoch is one pass over its training split."""
 
-    # Of a row over `max_length`: its prompt is cut from the left where half of it stays, or it is dropped, or refused.
-    excess_length: Literal["truncate", "drop", "raise"] = "truncate"
-    epochs: float = Field(default=1.0, gt=0)
-    batch_size: int = Field(default=16, gt=0)
-    accumulate: int = Field(default=1, gt=0)
-    max_steps: int | None = Field(default=None, gt=0)  # in place of `epochs`
-    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
-    warmup: float = Field(default=0.1, ge=0, lt=1)  # share of the steps
-    decay: float = Field(default=0.1, gt=0, le=1)  # share of the steps at the end, in which `wsd` falls
-    decay_shape: Literal["1-sqrt", "linear"] = "1-sqrt"  # how it falls
-    min_rate: float = Field(default=0.0, ge=0, lt=1)  # share of the learning rate that a falling schedule ends at
-    weight_decay: float = Field(default=0.0, ge=0, le=1)  # of all weights but biases and norms
-    evaluate_every: float = Field(default=0.25, gt=0)  # steps from one validation to the next; below 1 a share of all
-    keep: Literal["last", "best"] = "last"  # the step whose weights are saved; best by validation
-    report_to: Annotated[tuple[Tracker, ...], OneOrSeveral] = ()  # beside metrics.jsonl
-    # The weights are held in; auto: float32 where they are trained, and what is computed in where they are frozen.
-    weights: Precision = "auto"
-    recompute: Literal["auto"] | bool = "auto"  # activations in the backward pass; auto: from 100 million parameters
+    excess_length: Literal["truncate", "drop", "raise"] = Field(
+        default="truncate",
+        description="a row over `max_length`: its prompt cut from the left where half stays, or dropped, or refused",
+    )
+    epochs: float = Field(default=1.0, gt=0, description="passes over the training rows")
+    batch_size: int = Field(default=16, gt=0, description="rows at once, in all processes")
+    accumulate: int = Field(default=1, gt=0, description="batches that make one step")
+    max_steps: int | None = Field(default=None, gt=0, description="steps in all, in place of `epochs`")
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = Field(
+        default="cosine", description="how the learning rate falls after its warm-up"
+    )
+    warmup: float = Field(default=0.1, ge=0, lt=1, description="share of the steps in which the rate rises")
+    decay: float = Field(default=0.1, gt=0, le=1, description="share of the steps at the end, in which `wsd` falls")
+    decay_shape: Literal["1-sqrt", "linear"] = Field(default="1-sqrt", description="how `wsd` falls")
+    min_rate: float = Field(
+        default=0.0, ge=0, lt=1, description="share of the learning rate that a falling schedule ends at"
+    )
+    weight_decay: float = Field(default=0.0, ge=0, le=1, description="of all weights but biases and norms")
+    evaluate_every: float = Field(
+        default=0.25, gt=0, description="steps from one validation to the next; below 1 a share of all"
+    )
+    keep: Literal["last", "best"] = Field(
+        default="last", description="the step whose weights are saved; best by validation"
+    )
+    report_to: Annotated[tuple[Tracker, ...], OneOrSeveral] = Field(
+        default=(), description="trackers that get the figures beside metrics.jsonl"
+    )
+    weights: Precision = Field(
+        default="auto", description="what the weights are held in; auto: float32, or `dtype` where they are frozen"
+    )
+    recompute: Literal["auto"] | bool = Field(
+        default="auto", description="activations are computed again backwards; auto: from 100 million parameters on"
+    )
 
-    processes: int = Field(default=1, gt=0, le=1024)  # that share each batch: one for each GPU
-    launch: str | None = None  # a configuration of accelerate that starts them, such as accelerate/fsdp2.yaml
+    processes: int = Field(default=1, gt=0, le=1024, description="how many share each batch: one for each GPU")
+    launch: str | None = Field(
+        default=None, description="a configuration of accelerate that starts them, such as accelerate/fsdp2.yaml"
+    )
 
     # How `keep: best` compares two validations: figures by importance, and whether less of it is better.
     best_by: ClassVar[tuple[tuple[str, bool], ...]] = (("validation_accuracy", False), ("validation_loss", True))
@@ -262,11 +300,16 @@ class SFTSettings(TrainerSettings):
     reads = ("data", "sample", "verify", "rate", "score", "revise")
     best_by = (("validation_loss", True),)
     learning_rate: LearningRate = 2e-5
-    packing: bool = False  # several rows in one sequence of `max_length` tokens; `batch_size` then counts sequences
-    # The share of each stage of `data`, by rows or by tokens; by default all rows once an epoch.
-    mix: Mix | None = None
-    mix_by: Literal["rows", "tokens"] = "rows"
-    mix_decay: Mix | None = None  # another mixture for the last steps, of which `decay` is the share
+    packing: bool = Field(
+        default=False, description="several rows in one sequence of `max_length`; `batch_size` then counts sequences"
+    )
+    mix: Mix | None = Field(
+        default=None, description="the share of each stage of `data`; by default all rows once an epoch"
+    )
+    mix_by: Literal["rows", "tokens"] = Field(default="rows", description="what the shares are of")
+    mix_decay: Mix | None = Field(
+        default=None, description="another mixture for the last steps, of which `decay` is the share"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -317,14 +360,27 @@ class DPOSettings(TrainerSettings):
     takes = "preferences"
     reads = ("data", "pair")
     learning_rate: LearningRate = 5e-7
-    loss: Loss = "sigmoid"
-    beta: float = Field(default=BETAS["sigmoid"], gt=0)  # by default that of the loss in BETAS
-    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)  # the share of pairs that are the wrong way round
-    soft_labels: bool = False  # how much each pair counts for either side is its probability
-    gamma_beta_ratio: float | None = Field(default=None, ge=0)  # of simpo, whose default is 0.5
-    ld_alpha: float | None = Field(default=None, ge=0, le=1)  # weight of tokens beyond the shorter one's length
-    sft_weight: float = Field(default=0.0, ge=0)  # of the chosen one's negative log-likelihood per token
-    group_by_length: bool = False  # steps of pairs of like lengths, for less padding
+    loss: Loss = Field(default="sigmoid", description="the loss of a pair")
+    beta: float = Field(
+        default=BETAS["sigmoid"],
+        gt=0,
+        description="how close the policy stays to the reference; by default "
+        + ", ".join(f"{beta:g} for {loss}" for loss, beta in BETAS.items()),
+    )
+    label_smoothing: float = Field(
+        default=0.0, ge=0, lt=0.5, description="the share of pairs that are the wrong way round"
+    )
+    soft_labels: bool = Field(default=False, description="how much a pair counts for either side is its probability")
+    gamma_beta_ratio: float | None = Field(
+        default=None, ge=0, description="the margin of `simpo` in units of beta, by default 0.5 there"
+    )
+    ld_alpha: float | None = Field(
+        default=None, ge=0, le=1, description="weight of the tokens beyond the shorter completion's length"
+    )
+    sft_weight: float = Field(
+        default=0.0, ge=0, description="of the chosen completion's negative log-likelihood per token"
+    )
+    group_by_length: bool = Field(default=False, description="steps of pairs of like lengths, for less padding")
 
     @property
     def reference_free(self) -> bool:
@@ -370,14 +426,22 @@ class RMSettings(TrainerSettings):
     takes = "preferences"
     reads = ("data", "pair")
     learning_rate: LearningRate = 1e-5
-    center: float = Field(default=0.01, ge=0)
-    grouping: Literal["pair", "prompt"] = "pair"  # what is in one group: a completion of a group is forwarded once
-    group_size: int = Field(default=9, ge=2)  # the most completions of a group
-    loss: Literal["pairs", "plackett_luce"] = "pairs"
-    margin_scale: float = Field(default=0.0, ge=0)  # times a pair's margin, subtracted inside the sigmoid
-    soft_labels: bool = False  # the target is a pair's probability
-    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)  # the share of labels taken to be wrong
-    normalize: bool = True  # training completions score 0 on average, with a deviation of 1
+    center: float = Field(
+        default=0.01, ge=0, description="weight of the squared sum of a pair's scores, which keeps them around zero"
+    )
+    grouping: Literal["pair", "prompt"] = Field(
+        default="pair", description="what is in one group, in which a completion is forwarded once"
+    )
+    group_size: int = Field(default=9, ge=2, description="the most completions of a group")
+    loss: Literal["pairs", "plackett_luce"] = Field(
+        default="pairs", description="of the pairs of a group, or of its whole ranking"
+    )
+    margin_scale: float = Field(default=0.0, ge=0, description="times a pair's margin, subtracted inside the sigmoid")
+    soft_labels: bool = Field(default=False, description="the target is a pair's probability")
+    label_smoothing: float = Field(
+        default=0.0, ge=0, lt=0.5, description="the share of labels that are taken to be wrong"
+    )
+    normalize: bool = Field(default=True, description="training completions score 0 on average, with a deviation of 1")
 
     @property
     def uses_margins(self) -> bool:
@@ -407,25 +471,36 @@ class PPOSettings(Training):
     takes = "prompts"
     reads = ("prompts",)
     unused = ("held-out", "validation")
-    reward: Name | None = None  # the reward model, from whose weights the value model starts
-    checks: tuple[dict[str, Any], ...] | None = None  # or checks in code: the reward is the share that passes
+    reward: Name | None = Field(default=None, description="the reward model, from whose weights the value model starts")
+    checks: tuple[dict[str, Any], ...] | None = Field(
+        default=None, description="checks in code, in place of a reward model: the reward is the share that passes"
+    )
     learning_rate: LearningRate = 1e-6
-    value_learning_rate: LearningRate | None = None  # by default the policy's
-    schedule: Literal["linear", "constant"] = "linear"
-    iterations: int = Field(default=100, gt=0)
-    batch_size: int = Field(default=64, gt=1)  # completions per iteration
-    minibatch_size: int = Field(default=16, gt=0)
-    epochs: int = Field(default=4, gt=0)  # passes over each batch
-    max_tokens: int = Field(default=256, gt=0)  # of a completion
-    beta: float = Field(default=0.05, ge=0)  # weight in the reward of the KL divergence from the base model
-    gamma: float = Field(default=1.0, gt=0, le=1)
-    gae_lambda: float = Field(default=0.95, ge=0, le=1)
-    clip: float = Field(default=0.2, gt=0)
-    value_clip: float = Field(default=0.2, gt=0)
-    missing_eos_penalty: float = Field(default=1.0, ge=0)  # subtracted from the score of a completion that does not end
-    checkpoint_steps: int = Field(default=10, gt=0)
-    split: Literal["hash", "all"] = "hash"  # the prompts that the hash leaves for training, or all of them
-    keep_value_model: bool = True  # in `value`, in the model's folder: it took as much training as the policy
+    value_learning_rate: LearningRate | None = Field(
+        default=None, description="that of the value model, by default the policy's"
+    )
+    schedule: Literal["linear", "constant"] = Field(default="linear", description="how the learning rate falls")
+    iterations: int = Field(default=100, gt=0, description="batches of completions, each with its updates")
+    batch_size: int = Field(default=64, gt=1, description="completions of an iteration")
+    minibatch_size: int = Field(default=16, gt=0, description="completions of an update")
+    epochs: int = Field(default=4, gt=0, description="passes over each batch")
+    max_tokens: int = Field(default=256, gt=0, description="the most tokens of a completion")
+    beta: float = Field(default=0.05, ge=0, description="weight in the reward of the KL divergence from the base model")
+    gamma: float = Field(default=1.0, gt=0, le=1, description="discount of the rewards of later tokens")
+    gae_lambda: float = Field(
+        default=0.95, ge=0, le=1, description="lambda of the advantages (generalised advantage estimation)"
+    )
+    clip: float = Field(default=0.2, gt=0, description="how far from 1 the ratio of probabilities counts")
+    value_clip: float = Field(default=0.2, gt=0, description="how far from its old value a new one counts")
+    missing_eos_penalty: float = Field(
+        default=1.0, ge=0, description="subtracted from the score of a completion that does not end"
+    )
+    checkpoint_steps: int = Field(default=10, gt=0, description="iterations from one checkpoint to the next")
+    split: Literal["hash", "all"] = Field(
+        default="hash", description="the prompts that the hash leaves for training, or all of them"
+    )
+    # It took as much training as the policy.
+    keep_value_model: bool = Field(default=True, description="in the folder `value` of the model's")
 
     @property
     def withholds_nothing(self) -> bool:

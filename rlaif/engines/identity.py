@@ -6,12 +6,15 @@ Reads bytes only: no model is loaded and torch is not imported, so that planning
 from __future__ import annotations
 
 import hashlib
+import os
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from rlaif.engines import adapters, vetting
 from rlaif.engines.adapters import Source
-from rlaif.errors import InputError, WorkError, first_line
+from rlaif.errors import InputError, WorkError, first_line, shown
+from rlaif.files import json_of
 
 # Every file that can change a model's answer. A trainer's state and arguments cannot.
 ANSWER_FILES = (
@@ -87,9 +90,55 @@ def _adapter_files(adapter: Path, base: Path) -> list[Path]:
             file=str(adapter),
             fix="save the adapter again with `save_pretrained`, which writes safetensors",
         )
-    adapters.settings(adapter)
+    _refuse_edited(adapter)
     vetting.vet(files, base)
     return files
+
+
+def adapter_record(adapter: Path) -> dict[str, Any]:
+    """What a trained adapter's folder records of it: its settings, and the digest of its weights."""
+    file = adapter / adapters.WEIGHTS
+    state = file.stat()
+    weights = _file_digest(file, state.st_size, state.st_mtime_ns)
+    return {"settings": adapters.settings(adapter), "weights": weights}
+
+
+def _refuse_edited(adapter: Path) -> None:
+    """Raise InputError for an adapter that is not as it was trained, and for one whose settings are not LoRA's."""
+    settings = adapters.settings(adapter)
+    trained = (json_of(adapter / adapters.RECORD) or {}).get("adapter")
+    if not isinstance(trained, dict) or not isinstance(before := trained.get("settings"), dict):
+        return  # a stranger's, or an earlier version's
+    for key in sorted(settings.keys() | before.keys()):
+        if (now := settings.get(key)) != (then := before.get(key)):
+            problem = f"the adapter was trained with {shown(then)}, and the file states {shown(now)}"
+            fix = "put that back, or train an adapter with the other setting"
+            raise InputError(problem, file=str(adapter / vetting.ADAPTER), key=key, fix=fix)
+    if adapter_record(adapter)["weights"] != trained.get("weights"):
+        problem = "the adapter's weights are not those that were trained"
+        raise InputError(problem, file=str(adapter / adapters.WEIGHTS), fix="copy the trained file again")
+
+
+def refuse_inside(folder: Path) -> None:
+    """Raise InputError for a folder to be written that lies in a model's, or in one of an unfinished training.
+
+    Who copies, moves or removes that model would take it along, and a training may replace the whole folder.
+    """
+    for parent in folder.resolve().parents:
+        if os.path.isdir(parent) and (what := _made_of(parent)):  # unlike `is_dir`, no error for too long a name
+            problem = f"it lies in the folder of {what}, {parent}"
+            raise InputError(problem, file=str(folder), key="--out", fix="name a folder outside it")
+
+
+def _made_of(folder: Path) -> str | None:
+    """What a folder is where it holds a model, in whole or in part, or the job of one; None for any other."""
+    if folder.name.endswith(".partial") and (folder / "key").is_file():
+        return "an unfinished training"
+    settings = json_of(folder / vetting.CONFIG) or {}  # other programs have files of this name, too
+    weights = any(folder.glob("*.safetensors")) or (folder / vetting.INDEX).exists()
+    if weights or (folder / vetting.ADAPTER).exists() or "model_type" in settings or "architectures" in settings:
+        return "another model"
+    return None
 
 
 def has_reward_head(source: Source) -> bool:

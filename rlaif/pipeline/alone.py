@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rlaif.config import COMMAND_LINE, TRAINERS, Document, Pipeline, Step, checked, load_value
 from rlaif.config.document import Position
 from rlaif.config.pipeline import split_setting
+from rlaif.engines.identity import refuse_inside
 from rlaif.engines.open import source_of
 from rlaif.errors import InputError, nearest
 from rlaif.pipeline.folder import REFERENCES, TOKENS, hold
@@ -138,6 +139,7 @@ async def train_alone(pipeline: Pipeline, out: Path, progress: Progress) -> dict
         raise InputError(problem, file=str(out), key="--out", fix="give another")
     if out.exists() and not (out / "training.json").is_file():
         raise _occupied(out, pipeline)
+    refuse_inside(out)
     lock = hold(out.with_name(f".{out.name}.lock"), out)
     try:
         async with session_of(pipeline, CallStore(Path(":memory:"))) as session:

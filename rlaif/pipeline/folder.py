@@ -30,6 +30,7 @@ from typing import IO, Any, TypeVar
 
 from pydantic import ValidationError
 
+from rlaif.engines.identity import refuse_inside
 from rlaif.errors import InputError, WorkError
 from rlaif.files import MOST_RECORDED, json_of, lock, opened, read_whole, text_of, why, write_json
 from rlaif.formats.write.dataset import PARQUET
@@ -289,11 +290,12 @@ def short(path: Path) -> str:
 
 
 def _refuse_place(path: Path) -> None:
-    """Raise InputError for a run folder inside another run's folder, or around the call store."""
+    """Raise InputError for a run folder inside another run's or a model's folder, or around the call store."""
     whole = path.absolute()
     if whole == STORE.parent.absolute():
         fix = f"give another folder with --out, such as {STORE.parent / 'mine'}"
         raise InputError(f"{short(path)} is the folder of the call store", fix=fix)
+    refuse_inside(path)
     for parent in whole.parents:
         if json_of(parent / "manifest.json") is not None and (parent / ".lock").exists():
             problem = f"{short(path)} lies in the folder of another run, {short(parent)}"

@@ -31,7 +31,10 @@ _NAMES = {"base", "name", "data", "reward", "template", "checks"}  # said elsewh
 
 
 class Facts(NamedTuple):
-    """What a card says. `record` is the training's, `sources` are those of its examples, by how many are from each."""
+    """What a card says. `record` is the training's, `sources` are those of its examples, by how many are from each.
+
+    `left_out` are rows of the files of its data that are no examples, by reason.
+    """
 
     name: str
     settings: Training
@@ -40,6 +43,7 @@ class Facts(NamedTuple):
     sources: Sequence[str]
     versions: Mapping[str, str]
     pictured: bool
+    left_out: Mapping[str, int] = {}
 
 
 def card_of(facts: Facts) -> str:
@@ -96,6 +100,8 @@ def _data(facts: Facts) -> Iterable[str]:
         yield f"{record['cut']:,} of them with a prompt that was cut from the left"
     for reason, count in sorted(record.get("dropped", {}).items()):
         yield f"{count:,} more were dropped: {prose(reason)}"
+    for reason, count in sorted(facts.left_out.items()):
+        yield f"{count:,} rows of its files are no examples: {prose(reason)}"
     more = len(facts.sources) - MOST_SOURCES
     if facts.sources:
         named = ", ".join(map(code, facts.sources[:MOST_SOURCES]))

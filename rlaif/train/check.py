@@ -20,6 +20,7 @@ from rlaif.engines.adapters import Source, layers, named
 from rlaif.engines.chat import Chat
 from rlaif.files import json_of
 from rlaif.train import demonstrations, groups, pairs, tokenizing, tokens
+from rlaif.train.contradictions import Contradictions
 from rlaif.train.examples import Demonstration, Example, PreferencePair, PromptOnly
 from rlaif.train.packing import pack
 from rlaif.train.tokens import Segment
@@ -70,6 +71,7 @@ class Check:
     learnt: int = 0
     longer_chosen: int = 0  # pairs
     longer_rejected: int = 0
+    contradictions: Contradictions = field(default_factory=Contradictions)
     packed: int | None = None  # sequences that the training rows are packed into
     steps: int | None = None
 
@@ -108,6 +110,7 @@ class Check:
             "learnt_tokens": self.learnt,
             "lengths": {"median": median(lengths), "longest": max(lengths), "histogram": self.histogram()},
             "longer": {"chosen": self.longer_chosen, "rejected": self.longer_rejected},
+            "contradicting": self.contradictions.count,
             "shown": [
                 asdict(row) | {"sides": {name: [p._asdict() for p in side] for name, side in row.sides.items()}}
                 for row in self.rows
@@ -175,8 +178,8 @@ def check(
         trained = lengths.get("train", [])
         rows = len(trained)
         if isinstance(settings, RMSettings) and settings.grouping == "prompt":
-            pairs_of = [pair for pair in splits.get("train", ()) if isinstance(pair, PreferencePair)]
-            rows = min(rows, len(groups.of_prompts(enumerate(pairs_of, 1), settings.group_size)))
+            pairs_given = [pair for pair in splits.get("train", ()) if isinstance(pair, PreferencePair)]
+            rows = len(groups.read(settings, chat, pairs_given, made.max_length)[0])  # without those that are dropped
         if isinstance(settings, SFTSettings) and settings.packing:
             rows = made.packed = len(pack(trained, made.max_length))
         batches = ceil(rows / settings.batch_size)
@@ -257,6 +260,7 @@ def _pairs(
             completions = len(chosen) + len(rejected)
             made.tokens += 2 * len(prompt) + completions
             made.learnt += completions
+            made.contradictions.add(pair.prompt, pair.chosen, pair.rejected)
             made.longer_chosen += len(chosen) > len(rejected)
             made.longer_rejected += len(rejected) > len(chosen)
         yield Row(number, pair.split, fate, length), partial(_pair, chat, whole, prompt, chosen, rejected)

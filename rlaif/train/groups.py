@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from rlaif.config import RMSettings
 from rlaif.engines.chat import Chat
 from rlaif.records import Message, prompt_id
 from rlaif.train import tokenizing, tokens
@@ -90,6 +91,16 @@ class Tokenized(NamedTuple):
     pairs: list[Pair]
 
 
+def read(
+    settings: RMSettings, chat: Chat, pairs: Iterable[PreferencePair], max_length: int, kept: Path | None = None
+) -> tuple[list[Tokenized], Counts]:
+    """The pairs as a reward model is trained on them, in groups of token ids. Raises InputError as `tokenize`."""
+    counts = Counts()
+    numbered = tokens.numbered(pairs, lambda pair: pair.prompt, settings.system, counts)
+    grouped = of_prompts(numbered, settings.group_size) if settings.grouping == "prompt" else of_pairs(numbered)
+    return tokenize(chat, grouped, max_length, counts, settings.excess_length, kept), counts
+
+
 def tokenize(
     chat: Chat,
     groups: Iterable[Group],
@@ -105,19 +116,19 @@ def tokenize(
     `tokenizing.read`. Raises InputError for a template that refuses a group's messages, and for a group whose length is
     refused.
     """
-    read = []
+    made = []
     for _, group, ids in tokenizing.read(chat, ((group.row, group) for group in groups), _talks, kept):
-        made = _read(chat, group, [(prompt, completion) for prompt, completion in ids], max_length, counts, excess)
-        if made is not None:
-            read.append(made)
-    return read
+        usable = _usable(chat, group, [(prompt, completion) for prompt, completion in ids], max_length, counts, excess)
+        if usable is not None:
+            made.append(usable)
+    return made
 
 
 def _talks(group: Group) -> list[Talk]:
     return [Talk((*group.prompt, Message(role="assistant", content=text)), "last") for text in group.completions]
 
 
-def _read(
+def _usable(
     chat: Chat, group: Group, ids: Sequence[tuple[Ids, Ids]], max_length: int, counts: Counts, excess: Excess
 ) -> Tokenized | None:
     """The group without the pairs that cannot be used, which are counted; None where no pair is left."""
@@ -136,6 +147,7 @@ def _read(
             counts.dropped["too-long"] += 1
         else:
             kept.append(pair)
+            counts.contradictions.add(group.prompt, group.completions[a], group.completions[b])
     if not kept:
         return None
     used = sorted({place for pair in kept for place in (pair.better, pair.worse)})

@@ -28,7 +28,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatch
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -39,7 +39,7 @@ from pydantic import ValidationError
 
 from rlaif.config import TRAINERS, DPOSettings, PPOSettings, RMSettings, SFTSettings, Training
 from rlaif.engines.adapters import Adapted, Source, named
-from rlaif.engines.identity import ANSWER_FILES, weights_digest
+from rlaif.engines.identity import ANSWER_FILES, refuse_inside, weights_digest
 from rlaif.engines.vetting import is_failure
 from rlaif.errors import InputError, RlaifError, WorkError, first_line, plainly
 from rlaif.files import FULL, json_of, lock, text_of, why, write_json, write_text
@@ -73,7 +73,7 @@ NO_KEY = ""  # of a job whose removal was interrupted
 _BEGINNINGS = {"lock", ".key.tmp"}  # in a folder that was interrupted before its key was written
 # All that a training writes into its job's folder, and into its model's; what a kill may have left is among them.
 _OF_JOB = re.compile(
-    r"lock|key|job\.json|data|references|final|old|error\.txt|\.(key|job\.json|data)\.tmp|(tmp-)?checkpoint-\d+"
+    r"lock|key|job\.json|data|references|final(\.whole)?|old|error\.txt|\.(key|job\.json|data)\.tmp|(tmp-)?checkpoint-\d+"
     r"|metrics\.jsonl|\.metrics\.jsonl\.tmp|(tmp-)?best-\d+|runs"
     r"|\.DS_Store|Thumbs\.db|\.nfs\w+"  # file browsers and network disks put them there
 )
@@ -101,7 +101,8 @@ class Job:
 
     The reward of PPO is a model or, without one, checks in code. `references` is the folder in which trainings share
     the log-probabilities of their base models, `tokens` that of their token ids; neither changes a model, or need exist
-    where the job is trained.
+    where the job is trained. `left_out` are the rows of the files of its data that are no examples, by reason, for the
+    model's card.
     """
 
     settings: Training
@@ -113,6 +114,7 @@ class Job:
     checks: tuple[Check, ...] | None = None
     references: Path | None = None
     tokens: Path | None = None
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def method(self) -> str:
@@ -217,7 +219,11 @@ def write_job(job: Job, examples: Iterable[Example]) -> None:
 
 
 def refuse_foreign(out: Path) -> None:
-    """Raise InputError when the model's folder, or its job's, exists and holds what no training made."""
+    """Raise InputError when the model's folder, or its job's, exists and holds what no training made.
+
+    So for one that lies in another model's folder.
+    """
+    refuse_inside(out)
     folder = job_folder(out)
     if os.path.lexists(folder):
         begun = (folder / "key").is_file() and not (folder / "training.json").exists()
@@ -289,6 +295,7 @@ def _as_json(job: Job) -> dict[str, Any]:
         "checks": None if job.checks is None else [check.model_dump(mode="json") for check in job.checks],
         "references": None if job.references is None else str(job.references.absolute()),
         "tokens": None if job.tokens is None else str(job.tokens.absolute()),
+        "left_out": dict(job.left_out),
         "data": _data_digests(job.folder),
         "versions": _versions(),
     }
@@ -413,6 +420,7 @@ def read_job(folder: Path) -> Job:
             checks=None if checks is None else tuple(Check.model_validate(check) for check in checks),
             references=Path(read["references"]) if read.get("references") else None,  # a job of an earlier version
             tokens=Path(read["tokens"]) if read.get("tokens") else None,
+            left_out=dict(read.get("left_out", {})),
         )
         _check_unchanged(job, read, file)
     except (AttributeError, KeyError, TypeError, ValidationError) as error:
@@ -529,7 +537,9 @@ def _leave(job: Job) -> None:
     sources = [source for source, _ in counted.most_common() if source]
     write_text(
         final / CARD,
-        card_of(Facts(job.out.name, job.settings, named(job.base), record, sources, _versions(), pictured)),
+        card_of(
+            Facts(job.out.name, job.settings, named(job.base), record, sources, _versions(), pictured, job.left_out)
+        ),
     )
 
 

@@ -20,7 +20,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from rlaif.config import LoRASettings
 from rlaif.engines.adapters import RECORD, Source, layers, named, record_of
-from rlaif.engines.identity import weights_digest
+from rlaif.engines.identity import adapter_record, weights_digest
 from rlaif.engines.vetting import ADAPTER
 from rlaif.errors import InputError
 
@@ -101,7 +101,7 @@ def quantization(settings: LoRASettings | None, base: Source) -> dict[str, Any]:
 def write(
     model: PeftModel, base: Source, folder: Path, out: Path, whole: dict[str, torch.Tensor] | None = None
 ) -> dict[str, Any]:
-    """Save the adapter of `model` in `folder`, from where it moves to `out`. Returns the record of its base.
+    """Save the adapter of `model` in `folder`, from where it moves to `out`. Returns the records of it and its base.
 
     `whole` are the weights of a model of which this process holds a part.
 
@@ -116,6 +116,6 @@ def write(
         settings["rank_pattern"], settings["alpha_pattern"] = {}, {}  # peft's, of experts that have no adapter
     settings["target_modules"] = sorted(settings["target_modules"])  # which peft writes in any order
     (folder / ADAPTER).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    record = record_of(base, weights_digest(base), out)
-    (folder / RECORD).write_text(json.dumps({"base": record}), encoding="utf-8")
+    record = {"base": record_of(base, weights_digest(base), out), "adapter": adapter_record(folder)}
+    (folder / RECORD).write_text(json.dumps(record), encoding="utf-8")
     return record

@@ -5,7 +5,12 @@
 - `task`: base + sum of w * (model - base) (task vectors: Ilharco et al. 2023, arXiv 2212.04089);
 - `slerp`: spherical interpolation of two models (Shoemake 1985), tensor by tensor.
 
+A model may be a base with LoRA adapters over it, and `linear` of such a one alone adds them to its weights.
+
 Knows files and tensors, not architectures: at most one tensor of each model, and the result's, are in memory.
+
+An adapter that is more than low-rank matrices over tensors of its base, such as a reward model's with its head, needs
+the architecture. Its model is merged alone, and lies in memory whole.
 """
 
 from __future__ import annotations
@@ -14,7 +19,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,8 +29,20 @@ import torch
 from torch import Tensor
 
 from rlaif import files
-from rlaif.engines.identity import model_files, weights_digest
-from rlaif.engines.vetting import INDEX, WHOLE, json_object, settings_of, shards_of, tensors_of, vocabulary_of
+from rlaif.engines import adapters
+from rlaif.engines.adapters import Adapted, Source, layers, named
+from rlaif.engines.identity import model_files, refuse_inside, weights_digest
+from rlaif.engines.vetting import (
+    CONFIG,
+    GENERATION,
+    INDEX,
+    WHOLE,
+    json_object,
+    settings_of,
+    shards_of,
+    tensors_of,
+    vocabulary_of,
+)
 from rlaif.errors import InputError, shortened, shown
 from rlaif.files import write_json
 from rlaif.version import __version__
@@ -44,6 +61,7 @@ _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
+_PEFT, _A, _B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"  # as peft names an adapter's tensors
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
@@ -51,12 +69,12 @@ class Merge(NamedTuple):
     """What is merged: the method, the models, and the base of `wise` and `task`; a weight for each model."""
 
     method: str
-    models: tuple[Path, ...]
+    models: tuple[Source, ...]
     weights: tuple[float, ...]
-    base: Path | None = None
+    base: Source | None = None
 
     @property
-    def parents(self) -> tuple[Path, ...]:
+    def parents(self) -> tuple[Source, ...]:
         """The base, if any, and the models."""
         return (*(() if self.base is None else (self.base,)), *self.models)
 
@@ -66,8 +84,10 @@ class Merge(NamedTuple):
         return self.weights if self.base is None else (1 - math.fsum(self.weights), *self.weights)
 
 
-def merge_of(method: str, models: Sequence[Path], weights: Sequence[float], base: Path | None) -> Merge:
+def merge_of(method: str, models: Sequence[Source], weights: Sequence[float], base: Source | None) -> Merge:
     """The merge that a person asked for. One weight with two models, and no base, is that of the second.
+
+    `linear` of one model with an adapter makes a plain model of it.
 
     Without weights, `linear` takes the mean, `wise` and `slerp` go half of the way, and `task` adds every whole vector.
     Raises InputError.
@@ -78,7 +98,11 @@ def merge_of(method: str, models: Sequence[Path], weights: Sequence[float], base
         raise InputError(f"the weight {bad[0]} is no number", key="--weight", fix="give a finite number")
     needed = {"linear": "two models or more", "slerp": "two models", "wise": "one model", "task": "one model or more"}
     based, count = method in ("wise", "task"), len(models)
-    if count < (1 if based else 2) or count > {"wise": 1, "slerp": 2}.get(method, count):
+    if method == "linear" and count == 1 and base is None:
+        if not layers(models[0])[1]:
+            fix = f"give {needed[method]}, or one with an adapter (its folder, or --adapter)"
+            raise InputError("one model is given, and it has no adapter to merge into it", fix=fix)
+    elif count < (1 if based else 2) or count > {"wise": 1, "slerp": 2}.get(method, count):
         raise InputError(f"`{method}` merges {needed[method]}, and {count} are given", fix=f"give {needed[method]}")
     if based != (base is not None):
         problem = f"`{method}` needs the model that the others started from" if based else f"`{method}` has no base"
@@ -119,19 +143,26 @@ def merge(asked: Merge, out: Path) -> Merged:
     """
     if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
         raise InputError("the folder exists already", file=str(out), key="--out", fix="remove it, or name another")
-    others = [[path for path in model_files(parent) if not _is_weights(path)] for parent in asked.parents]
+    refuse_inside(out)
+    others = _beside_weights(asked.parents[-1])
     notes = check_alike(asked.parents)
+    record = _record(asked)
     with ExitStack() as opened:
-        parents = [Weights(folder, opened) for folder in asked.parents]
-        layout = common_layout(parents)
+        parents = [Weights(parent, opened) for parent in asked.parents]
+        whole = _beyond_tensors(parents)
+        layout = {} if whole else common_layout(parents)
         temporary = out.with_name(f".{out.name}.{os.getpid()}")
         temporary.mkdir(parents=True)
         try:
-            write_weights(temporary, layout, lambda name: combined(asked, parents, name, layout[name].dtype))
-            for path in others[-1]:
-                shutil.copyfile(path, temporary / path.name)
-            _state_type(temporary / "config.json", {shape.dtype for shape in layout.values()})
-            record = _record(asked)
+            if whole:
+                from rlaif.train.models import write_whole
+
+                write_whole(asked.parents[-1], temporary)
+            else:
+                write_weights(temporary, layout, lambda name: combined(asked, parents, name, layout[name].dtype))
+                for path in others:
+                    shutil.copyfile(path, temporary / path.name)
+                _state_type(temporary / CONFIG, {shape.dtype for shape in layout.values()})
             write_json(temporary / RECORD, record)
             os.replace(temporary, out)
         except BaseException:
@@ -151,37 +182,64 @@ def _state_type(config: Path, types: set[torch.dtype]) -> None:
     write_json(config, settings)
 
 
-def _is_weights(path: Path) -> bool:
-    return path.name.endswith((".safetensors", ".safetensors.index.json"))
+def _beyond_tensors(parents: Sequence[Weights]) -> bool:
+    """Whether the one model needs its architecture to be merged. Raises InputError where one of several does."""
+    beyond = next((parent.beyond for parent in parents if parent.beyond is not None), None)
+    if beyond is not None and len(parents) > 1:
+        problem = (
+            "the adapter is more than low-rank matrices over tensors of its base, and is merged with no other model"
+        )
+        raise InputError(problem, file=str(beyond), fix="make one model of it first: `rlaif merge` with it alone")
+    return beyond is not None
+
+
+def _beside_weights(source: Source) -> list[Path]:
+    """The files of a model beside its weights. Raises InputError for one that cannot be loaded."""
+    found: dict[str, Path] = {}
+    for path in model_files(source):  # those of an adapter come after its base's
+        if not path.name.endswith((".safetensors", ".safetensors.index.json")) and (
+            path.name in (CONFIG, GENERATION) or path.parent == _tokenizer_folder(source)
+        ):
+            found[path.name] = path
+    return [*found.values()]
+
+
+def _tokenizer_folder(source: Source) -> Path:
+    """That of the last adapter with a tokenizer, or the base's, as `load_tokenizer` has it."""
+    base, stacked = layers(source)
+    return next((folder for folder in reversed(stacked) if (folder / "tokenizer_config.json").exists()), base)
 
 
 def _record(asked: Merge) -> dict[str, Any]:
-    parents = [
-        {"folder": str(folder.absolute()), "weights": weights_digest(folder), "coefficient": coefficient}
-        for folder, coefficient in zip(asked.parents, asked.coefficients, strict=True)
-    ]
+    parents = []
+    for parent, coefficient in zip(asked.parents, asked.coefficients, strict=True):
+        over = {"adapter": str(parent.adapter.absolute())} if isinstance(parent, Adapted) else {}
+        folder = parent.base if isinstance(parent, Adapted) else parent
+        of_parent = {"folder": str(folder.absolute()), **over, "weights": weights_digest(parent)}
+        parents.append(of_parent | {"coefficient": coefficient})
     return {"method": asked.method, "parents": parents, "version": __version__}
 
 
 # ---------------------------------------------------------------- whether they fit together
 
 
-def check_alike(folders: Sequence[Path]) -> list[str]:
+def check_alike(models: Sequence[Source]) -> list[str]:
     """What a person should know. Raises InputError for other configurations or vocabularies than the first one's."""
-    first, notes = folders[0], []
-    settings, tokens = settings_of(first), vocabulary(first)
-    for folder in folders[1:]:
-        theirs = settings_of(folder)
+    first, notes = named(models[0]), []
+    settings, reads = settings_of(layers(models[0])[0]), _tokenizer_folder(models[0])
+    tokens = vocabulary(reads)
+    for model in models[1:]:
+        folder, theirs, tokenizer = named(model), settings_of(layers(model)[0]), _tokenizer_folder(model)
         for key in sorted((settings.keys() & theirs.keys()) - _FREE):
             if settings[key] != theirs[key]:
                 apart = f"`{shortened(key)}` is {shown(theirs[key])}, not {shown(settings[key])}"
                 problem = f"its configuration differs from that of {first}: {apart}"
                 raise InputError(problem, file=str(folder), fix="merge models of one architecture")
         if alone := sorted((settings.keys() ^ theirs.keys()) - _FREE):
-            named = shortened(", ".join(alone), 200)
-            notes.append(f"only one of {first.name} and {folder.name} states {named} in its configuration")
-        _check_vocabulary(first, tokens, folder, vocabulary(folder))
-        if _template(folder) != _template(first):
+            keys = shortened(", ".join(alone), 200)
+            notes.append(f"only one of {first.name} and {folder.name} states {keys} in its configuration")
+        _check_vocabulary(first, tokens, folder, vocabulary(tokenizer))
+        if _template(tokenizer) != _template(reads):
             notes.append(f"the chat templates of {first.name} and {folder.name} differ: kept is that of the last model")
     return notes
 
@@ -234,15 +292,14 @@ class Shape(NamedTuple):
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-class Weights:
-    """The tensors of a model's folder, read one at a time; the files stay open until `opened` is closed."""
+class Tensors:
+    """The tensors of some files, read one at a time; the files stay open until `opened` is closed."""
 
-    def __init__(self, folder: Path, opened: ExitStack) -> None:
-        self.folder = folder
-        self.ties = settings_of(folder).get("tie_word_embeddings", True) is True
+    def __init__(self, paths: Iterable[tuple[Path, set[str] | None]], opened: ExitStack) -> None:
+        """Of each path the tensors that it is to give; None for all."""
         self.layout: dict[str, Shape] = {}
-        self._places: dict[str, tuple[BinaryIO, int]] = {}  # of each tensor, its file and its first byte there
-        for path, wanted in _files_of(folder):
+        self._places: dict[str, tuple[BinaryIO, int, Shape]] = {}  # of each tensor, its file and its first byte there
+        for path, wanted in paths:
             file = opened.enter_context(files.opened(path))
             tensors, began = tensors_of(path)
             for name in tensors if wanted is None else wanted & tensors.keys():
@@ -251,14 +308,90 @@ class Weights:
                     problem = f"the tensor {shown(name)} has the type {dtype}, which cannot be merged"
                     raise InputError(problem, file=str(path), fix="merge models that are not quantised")
                 self.layout[name] = Shape(_DTYPES[dtype], tuple(tensors[name]["shape"]))
-                self._places[name] = file, began + tensors[name]["data_offsets"][0]
+                self._places[name] = file, began + tensors[name]["data_offsets"][0], self.layout[name]
 
     def read(self, name: str) -> Tensor:
-        (file, start), (dtype, shape) = self._places[name], self.layout[name]
-        data = bytearray(self.layout[name].size)
+        """A tensor."""
+        file, start, stored = self._places[name]
+        dtype, shape = stored
+        data = bytearray(stored.size)
         file.seek(start)
         file.readinto(data)  # type: ignore[attr-defined]
         return torch.frombuffer(data, dtype=dtype).reshape(shape) if data else torch.zeros(shape, dtype=dtype)
+
+
+class LowRank(NamedTuple):
+    """What an adapter adds to a tensor: scale * B A."""
+
+    adapter: Tensors
+    a: str
+    b: str
+    scale: float
+    transposed: bool  # the tensor is stored so, as GPT-2's are
+
+    def product(self) -> Tensor:
+        """It in float32, as peft computes it."""
+        made = (self.adapter.read(self.b).float() @ self.adapter.read(self.a).float()).mul_(self.scale)
+        return made.T if self.transposed else made
+
+
+class Weights(Tensors):
+    """The tensors of a model, with the adapters over it added to them; those that an adapter changes are in float32.
+
+    `beyond` is the first adapter that is more than that, whose weights are not added.
+    """
+
+    def __init__(self, source: Source, opened: ExitStack) -> None:
+        self.folder = named(source)
+        base, stacked = layers(source)
+        super().__init__(_files_of(base), opened)
+        self.ties = settings_of(base).get("tie_word_embeddings", True) is True
+        self.beyond: Path | None = None
+        self._added: dict[str, list[LowRank]] = {}  # of each tensor
+        for adapter in stacked:
+            found = low_rank(adapter, self.layout, opened)
+            if found is None:
+                self.beyond = adapter
+                return
+            for name, matrices in found.items():
+                self._added.setdefault(name, []).append(matrices)
+        for name in self._added:
+            own = self.layout[name]
+            self.layout[name] = own._replace(dtype=torch.promote_types(own.dtype, torch.float32))
+
+    def read(self, name: str) -> Tensor:
+        tensor = super().read(name)
+        for matrices in self._added.get(name, ()):
+            tensor = tensor.to(self.layout[name].dtype).add_(matrices.product())
+        return tensor
+
+
+def low_rank(adapter: Path, layout: Mapping[str, Shape], opened: ExitStack) -> dict[str, LowRank] | None:
+    """What an adapter adds to the tensors of `layout`, by their names; None for one that is more than that.
+
+    Such are a head that was trained whole, DoRA, biases, another alpha for some layers, layers that the base's files
+    name otherwise than the architecture, and embeddings. One that lacks matrices of a layer that it names is left to
+    the loader, which refuses it.
+    """
+    settings = adapters.settings(adapter)
+    more = ("use_dora", "lora_bias", "modules_to_save", "exclude_modules", "alpha_pattern")
+    if settings["bias"] != "none" or settings["task_type"] != "CAUSAL_LM" or any(settings[key] for key in more):
+        return None
+    tensors = Tensors([(adapter / adapters.WEIGHTS, None)], opened)
+    found = {}
+    for b in (name for name in tensors.layout if name.endswith(_B)):
+        layer, a = b.removesuffix(_B), f"{b.removesuffix(_B)}{_A}"
+        name = f"{layer.removeprefix(_PEFT)}.weight"
+        if name not in layout or a not in tensors.layout:
+            return None
+        (rank, inputs), (outputs, _) = tensors.layout[a].shape, tensors.layout[b].shape
+        if layout[name].shape != ((inputs, outputs) if settings["fan_in_fan_out"] else (outputs, inputs)):
+            return None
+        scale = settings["lora_alpha"] / (math.sqrt(rank) if settings["use_rslora"] else rank)
+        found[name] = LowRank(tensors, a, b, scale, settings["fan_in_fan_out"])
+    targets = tuple(f".{module}.weight" for module in settings["target_modules"])
+    complete = found.keys() == {name for name in layout if f".{name}".endswith(targets)}
+    return found if complete and 2 * len(found) == len(tensors.layout) else None
 
 
 def _files_of(folder: Path) -> Iterator[tuple[Path, set[str] | None]]:

@@ -32,7 +32,7 @@ from rlaif.config import TrainerSettings, Training
 from rlaif.engines.adapters import RECORD, Source, named
 from rlaif.engines.chat import Chat, end_tokens
 from rlaif.engines.identity import has_reward_head, model_files, weights_digest
-from rlaif.engines.transformers import load_config, load_net, load_tokenizer, not_finite, refuse_diverged
+from rlaif.engines.transformers import load_config, load_net, load_tokenizer, not_finite, quietly, refuse_diverged
 from rlaif.errors import InputError, WorkError
 from rlaif.files import json_of, text_of, write_json
 from rlaif.records import digest
@@ -347,10 +347,10 @@ def save(
     shutil.rmtree(final, ignore_errors=True)
     if not_finite(model) if whole is None else not all(tensor.isfinite().all() for tensor in whole.values()):
         raise WorkError("the trained weights are not finite", fix="lower `learning_rate`")
-    base = None
+    of_adapter: dict[str, Any] = {}
     if isinstance(model, PeftModel):
         adapted, model = model, cast(Any, model.get_base_model())
-        base = lora.write(adapted, model.loaded_from, final, folder.with_suffix(""), whole)
+        of_adapter = lora.write(adapted, model.loaded_from, final, folder.with_suffix(""), whole)
     if model.can_generate():
         ends = end_ids(model, tokenizer)
         # Of the base model's sampling defaults only its end tokens are kept: the pipeline sets how models are sampled.
@@ -359,13 +359,13 @@ def save(
             eos_token_id=ends[0] if len(ends) == 1 else ends,
             pad_token_id=tokenizer.pad_token_id,
         )
-    if base is None:
+    if not of_adapter:
         model.config.use_cache = True  # the base trainer disables it, and without it sampling is quadratic
         model.save_pretrained(final, state_dict=whole)
     elif model.can_generate():
         model.generation_config.save_pretrained(final)
     tokenizer.save_pretrained(final)
-    record = made._asdict() | ({} if base is None else {"base": base}) | {"weights": weights_digest(final)}
+    record = made._asdict() | of_adapter | {"weights": weights_digest(final)}
     (final / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
@@ -373,8 +373,22 @@ def result(
     counts: Counts, *, steps: int, metrics: dict[str, float], began: float, evaluation: dict[str, Any] | None = None
 ) -> TrainResult:
     """The record of a training that began at `began`, by `time.monotonic()`."""
-    counted = counts.kept, counts.cut, dict(counts.dropped), counts.notes
+    contradicting = counts.contradictions.note
+    notes = counts.notes if contradicting is None else [*counts.notes, contradicting]
+    counted = counts.kept, counts.cut, dict(counts.dropped), notes
     return TrainResult(steps, time.monotonic() - began, metrics, *counted, evaluation or {})
+
+
+def write_whole(source: Source, folder: Path) -> None:
+    """Write an adapted model into `folder` as a plain one in float32, with its tokenizer."""
+    kind: Any = AutoModelForSequenceClassification if has_reward_head(source) else AutoModelForCausalLM
+    tokenizer = load_tokenizer(source)
+    with quietly():
+        model, loading = load_net(kind, source, load_config(source), torch.float32)
+        refuse_missing_weights(named(source), loading)
+        refuse_diverged(model, named(source))
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
 
 def merge(folder: Path) -> None:
@@ -382,15 +396,13 @@ def merge(folder: Path) -> None:
 
     Its base is loaded anew, since it may have been held in fewer bits.
     """
-    final = folder / FINAL
+    final, whole = folder / FINAL, folder / f"{FINAL}.whole"
+    shutil.rmtree(whole, ignore_errors=True)
     record = json.loads((final / RECORD).read_text(encoding="utf-8"))
-    kind: Any = AutoModelForSequenceClassification if has_reward_head(final) else AutoModelForCausalLM
-    tokenizer = load_tokenizer(final)
-    model, _ = load_net(kind, final, load_config(final), torch.float32)
+    write_whole(final, whole)
     shutil.rmtree(final)
-    model.save_pretrained(final)
-    tokenizer.save_pretrained(final)
-    del record["base"]
+    os.replace(whole, final)
+    del record["base"], record["adapter"]
     record["weights"] = weights_digest(final)
     (final / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 

@@ -41,6 +41,7 @@ def tokenize(
             counts.dropped[reason] += 1
         else:
             counts.kept += 1
+            counts.contradictions.add(pair.prompt, pair.chosen, pair.rejected)
             counts.cut += prompt is not whole
             values = (prompt, chosen, rejected, *(getattr(pair, name) for name in KNOWN))
             for column, value in zip(columns.values(), values, strict=True):

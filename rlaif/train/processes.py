@@ -20,9 +20,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from rlaif.errors import INTERRUPTED, InputError, WorkError
+from rlaif.config.document import read_yaml
+from rlaif.errors import INTERRUPTED, InputError, WorkError, first_line
 from rlaif.files import json_of
 from rlaif.train.examples import OnStep
+from rlaif.version import install
 
 LEASH = "RLAIF_LEASH"  # set in a process that ends when its standard input does
 GRACE = 20  # seconds that a process has to end after a signal
@@ -67,6 +69,24 @@ def train(folder: Path, out: Path, processes: int, on_step: OnStep, launch: Path
     if record is None:
         raise WorkError("the processes ended without a model", file=str(folder), fix="run the same command again")
     return record
+
+
+def check_launch(file: Path) -> None:
+    """Raise InputError for a file that is no configuration of accelerate. By its own reader, which loads torch."""
+    read_yaml(file)  # it names the line, where theirs has a traceback
+    try:
+        from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
+    except ImportError as error:
+        raise InputError(f"`launch` needs accelerate: {first_line(error)}", fix=install("train")) from None
+    fix = "write it with `accelerate config`, or copy pipelines/accelerate/ddp.yaml"
+    try:
+        read = load_config_from_file(str(file))
+    except Exception as error:  # its reader checks little itself
+        problem = f"accelerate cannot read the configuration: {first_line(error)}".replace(str(file), file.name)
+        raise InputError(problem, file=str(file), key="launch", fix=fix) from None
+    if not isinstance(read, ClusterConfig):
+        problem = "the configuration starts no process on this machine"
+        raise InputError(problem, file=str(file), key="compute_environment", fix=fix)
 
 
 def _started(folder: Path, processes: int) -> list[subprocess.Popen[str]]:

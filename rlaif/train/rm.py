@@ -21,10 +21,9 @@ from typing import Any
 
 from rlaif.config import RMSettings
 from rlaif.engines.adapters import Source
-from rlaif.engines.chat import Chat
 from rlaif.engines.transformers import not_finite
 from rlaif.errors import InputError
-from rlaif.train import groups, models, rm_head, tokens, trl
+from rlaif.train import groups, models, rm_head, trl
 from rlaif.train.examples import OnStep, PreferencePair
 from rlaif.train.groups import Pair, Tokenized
 from rlaif.train.models import TrainResult
@@ -56,26 +55,16 @@ def train_rm(
         model, tokenizer = models.load_reward(base, settings.seed, template, settings)
         chat = models.trained_chat(settings, model, tokenizer)
         max_length = models.fitting(model, settings.max_length)
-        train, counts = _tokenized(settings, chat, pairs, max_length, kept)
+        train, counts = groups.read(settings, chat, pairs, max_length, kept)
         counts.check(max_length, settings.max_length, chat, model.config)
         tell_missing(settings, train, counts)
-        held, held_counts = _tokenized(settings, chat, validation, max_length, kept)
+        held, held_counts = groups.read(settings, chat, validation, max_length, kept)
         tell_missing(settings, held, counts, validation=True)
         counts.add(held_counts)
         data = trl.TokenizedData(columns(settings, train), columns(settings, held), counts)
         return trl.learn(
             settings, model, tokenizer, data, folder, on_step, began, partial(finish, settings, train, held, counts)
         )
-
-
-def _tokenized(
-    settings: RMSettings, chat: Chat, pairs: Iterable[PreferencePair], max_length: int, kept: Path | None
-) -> tuple[list[Tokenized], Counts]:
-    counts = Counts()
-    numbered = tokens.numbered(pairs, lambda pair: pair.prompt, settings.system, counts)
-    by_prompt = settings.grouping == "prompt"
-    grouped = groups.of_prompts(numbered, settings.group_size) if by_prompt else groups.of_pairs(numbered)
-    return groups.tokenize(chat, grouped, max_length, counts, settings.excess_length, kept), counts
 
 
 def finish(

@@ -19,8 +19,9 @@ from rlaif.config import TrainerSettings
 from rlaif.engines.transformers import not_finite
 from rlaif.errors import InputError, WorkError
 from rlaif.files import json_of
-from rlaif.train import models, ranks
+from rlaif.train import alarms, models, ranks
 from rlaif.train.examples import OnStep
+from rlaif.train.log import METRICS
 
 # Names of TRL that differ between trainers, or say less than ours.
 RENAMED = {"num_tokens": "tokens"}
@@ -104,6 +105,24 @@ class Steps(transformers.TrainerCallback):
 
     def _diverged(self, problem: str) -> WorkError:
         return models.with_checkpoint(WorkError(problem, fix="lower `learning_rate`"), self.folder)
+
+    def risen(self, kept: Mapping[str, float]) -> str | None:
+        """What to tell of a loss that ended well above where it began, at the step that is kept.
+
+        `kept` is what `keep` returned. Raises WorkError for a training that diverged.
+        """
+        losses = [entry["loss"] for entry in self.trainer.state.log_history if "loss" in entry]
+        if self.settings.takes == "preferences":
+            floor = 2 * math.log(2)  # twice the loss of a coin
+        else:
+            floor = math.log(self.trainer.model.config.get_text_config().vocab_size) / 2  # half of a blind guess's
+        found = alarms.rise(losses, floor, int(kept["kept_step"]) if "kept_step" in kept else None)
+        if found is not None and found.diverged:
+            figures = self.folder / METRICS
+            raise WorkError(
+                f"the training diverged: {found}; its figures are in {figures}", fix="lower `learning_rate`"
+            )
+        return None if found is None else f"{found}: lower `learning_rate`, or look at {METRICS} to see where it rose"
 
     # ------------------------------------------------------------ the best step
 

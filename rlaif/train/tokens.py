@@ -25,6 +25,7 @@ from rlaif.records import Message
 from rlaif.templates import TemplateFailure
 from rlaif.templates.chat import Marked
 from rlaif.train import chats
+from rlaif.train.contradictions import Contradictions
 
 NOT_LEARNT = -100  # the label of a token that is context
 
@@ -43,11 +44,13 @@ class Counts:
         self.kept, self.cut = 0, 0
         self.dropped: Counter[str] = Counter()
         self.notes: list[str] = []
+        self.contradictions = Contradictions()  # among preferences that are kept
 
     def add(self, other: Counts) -> None:
         """Add the counts of another split."""
         self.kept, self.cut = self.kept + other.kept, self.cut + other.cut
         self.dropped += other.dropped
+        self.contradictions.update(other.contradictions)
 
     def check(self, max_length: int, asked: int, chat: Chat | None = None, config: Any = None) -> None:
         """Raise InputError when there were no rows, WorkError when none is left.

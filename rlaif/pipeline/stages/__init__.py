@@ -52,6 +52,8 @@ def open_stages(pipeline: Pipeline) -> Opening:
     opening = Opening(pipeline)
     opening.check_models()
     for step in pipeline.steps:
+        STAGES[step.stage.kind].check_settings(step.stage)
+    for step in pipeline.steps:
         opening.stages[step.name] = STAGES[step.stage.kind](step, step.stage, opening)
     if not any(stage.makes for stage in opening.stages.values()):
         last = opening.stages[pipeline.steps[-1].name]

@@ -287,6 +287,10 @@ class Stage(ABC, Generic[Settings]):
         """The prompts that it makes of a row under a principle of its constitution."""
         return iter(())
 
+    @classmethod
+    def check_settings(cls, settings: Any) -> None:
+        """Raise InputError for what the settings need of this computer and do not find. No data are read yet."""
+
     def check_folder(self, folder: RunFolder) -> None:
         """Raise InputError for what stands in the run folder where the stage would write and no run made."""
 

@@ -51,9 +51,16 @@ class Train(TableStage[TrainStage]):
         self.checks: tuple[Check, ...] = ()  # if they are the reward
         if self.trainer.reward_checks is not None:
             self.checks = open_checks(step, self.trainer.reward_checks, (settings.method,), opening)
-        reporting.usable(getattr(self.trainer, "report_to", ()))
         template = self.trainer.chat_template
         self.template = read_text(find(template)) if template else None
+        files = [record for source in step.sources if (record := opening.stages[source.name].record) is not None]
+        self.rows_left_out = sum((record.dropped for record in files), Counter[str]())
+
+    @classmethod
+    def check_settings(cls, settings: TrainStage) -> None:
+        reporting.usable(getattr(settings.trainer, "report_to", ()))
+        if (launch := getattr(settings.trainer, "launch", None)) is not None:
+            processes.check_launch(find(launch))
 
     # ------------------------------------------------------------ examples
 
@@ -118,7 +125,8 @@ class Train(TableStage[TrainStage]):
         identity = None if reward is None else reward.identity
         key = job.training_key(self.trainer, weights_digest(base), survey.digest, self.template, identity)
         model, checks = (None, None) if reward is None else (reward.model, reward.checks)
-        return Job(self.trainer, base, out, key, self.template, model, checks, references, tokens)
+        left_out = self.rows_left_out + survey.left_out
+        return Job(self.trainer, base, out, key, self.template, model, checks, references, tokens, left_out)
 
     def reward(self, session: Session, made: Mapping[str, Made]) -> RewardSource | None:
         """The reward of the trainer; None for one that needs none."""

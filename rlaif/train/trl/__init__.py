@@ -70,7 +70,7 @@ def learn(
     `rejected_ids`, with a number `row` and, for soft labels, a `probability`. Reward model: groups, as
     `rm_math.Collator` takes them. `began` is `time.monotonic()` at the start of the training. `finish` gets the trained
     model before it is saved, and may change it; what it returns is the evaluation in the record. Raises WorkError for a
-    loss that is not finite, InputError when several GPUs are visible.
+    loss that is not finite or ends far above where it began, InputError when several GPUs are visible.
     """
     kind, config, fields_of = _METHODS[type(settings)]
     fields = common_fields(settings, folder, model.num_parameters()) | fields_of(settings)
@@ -81,6 +81,8 @@ def learn(
         trainer.add_callback(steps)
         run(trainer)
         kept = steps.keep()
+        if (told := steps.risen(kept)) is not None:
+            data.counts.notes.append(told)
         metrics = evaluate(trainer) | kept
         if (rewards := data.own.get("evaluated")) is not None:
             rewards |= ranks.united(rewards)  # each process has those of its own validation rows
@@ -90,10 +92,10 @@ def learn(
                 trainer.evaluate()
                 rewards |= ranks.united(rewards)
     trained = trainer.accelerator.unwrap_model(trainer.model)
-    told = {} if finish is None else finish(trained)
+    evaluated = {} if finish is None else finish(trained)
     whole = _whole(trainer)
     taken = int(trainer.state.global_step)
-    made = models.result(data.counts, steps=taken, metrics=metrics, began=began, evaluation=told)
+    made = models.result(data.counts, steps=taken, metrics=metrics, began=began, evaluation=evaluated)
     if ranks.is_first():
         models.save(trained, tokenizer, folder, made, whole)
         if settings.save == "merged":

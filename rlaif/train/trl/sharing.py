@@ -21,6 +21,7 @@ class Ours:
 
     args: Any
     model: Any
+    state: Any
     optimizer: Any
     lr_scheduler: Any
     settings: TrainerSettings
@@ -38,6 +39,11 @@ class Ours:
         if trained != {torch.bfloat16}:
             return kind, named
         return precision.RoundedAdamW, {name: named[name] for name in ("lr", "betas", "eps") if name in named}
+
+    def _run_epoch(self, *arguments: Any, **named: Any) -> None:
+        """The base trainer takes one more step when it resumes after the last one, where that is within an epoch."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*arguments, **named)  # type: ignore[misc]
 
     def evaluate(self, *arguments: Any, **named: Any) -> Any:
         """Validation draws no random number of the training's, so how often there is one changes no weight."""
