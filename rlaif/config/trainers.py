@@ -135,6 +135,7 @@ class Training(Settings):
     dtype: Precision = "auto"  # computed in; auto: bfloat16 on a GPU that has it, else float32
     lora: LoRASettings | None = None
     save: Literal["adapter", "merged"] = "adapter"  # what is left of a LoRA training
+    recompute: Literal["auto"] | bool = "auto"  # activations in the backward pass; auto: from 100 million parameters
     checkpoint_steps: int = Field(default=50, gt=0)
     seed: Seed = 0
 
@@ -204,7 +205,6 @@ class TrainerSettings(Training):
     report_to: Annotated[tuple[Tracker, ...], OneOrSeveral] = ()  # beside metrics.jsonl
     # The weights are held in; auto: float32 where they are trained, and what is computed in where they are frozen.
     weights: Precision = "auto"
-    recompute: Literal["auto"] | bool = "auto"  # activations in the backward pass; auto: from 100 million parameters
 
     processes: int = Field(default=1, gt=0, le=1024)  # that share each batch: one for each GPU
     launch: str | None = None  # a configuration of accelerate that starts them, such as accelerate/fsdp2.yaml
@@ -414,7 +414,9 @@ class PPOSettings(Training):
     schedule: Literal["linear", "constant"] = "linear"
     iterations: int = Field(default=100, gt=0)
     batch_size: int = Field(default=64, gt=1)  # completions per iteration
-    minibatch_size: int = Field(default=16, gt=0)
+    minibatch_size: int = Field(default=16, gt=0)  # completions in one update
+    accumulate: int = Field(default=1, gt=0)  # pieces that a minibatch is computed in, one after another
+    sample_batch_size: int | None = Field(default=None, gt=0)  # completions sampled at once; by default the whole batch
     epochs: int = Field(default=4, gt=0)  # passes over each batch
     max_tokens: int = Field(default=256, gt=0)  # of a completion
     beta: float = Field(default=0.05, ge=0)  # weight in the reward of the KL divergence from the base model
@@ -455,6 +457,9 @@ class PPOSettings(Training):
     def _sizes_fit(self) -> PPOSettings:
         if self.batch_size % self.minibatch_size:
             raise ValueError(f"`batch_size` ({self.batch_size}) is not a multiple of `minibatch_size`")
+        if self.accumulate > self.minibatch_size:
+            problem = f"`minibatch_size` ({self.minibatch_size}) is less than `accumulate` ({self.accumulate})"
+            raise ValueError(f"{problem}: each piece needs a completion")
         if self.max_tokens >= self.max_length:
             raise ValueError(f"`max_tokens` ({self.max_tokens}) leaves no room for a prompt in `max_length`")
         return self
