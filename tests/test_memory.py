@@ -114,6 +114,22 @@ def test_a_process_has_its_share_of_the_rows_and_all_of_the_model(
     assert shared.cheaper[0][0] == "batch_size=2 accumulate=8"  # a row for each process, and 15 a step at least
 
 
+def test_shards_are_a_share_each_and_copies_are_whole(mistral: Path) -> None:
+    """Weights, gradients and moments of FSDP and ZeRO-3; DDP has all of them in each process."""
+    given: dict[str, Any] = {"dtype": "bfloat16", "batch_size": 8, "processes": 8}
+    whole = of(mistral, **given)[1]
+    assert of(mistral, **given, launch="pipelines/accelerate/ddp.yaml")[1] == whole
+    layer = (7_241_732_096 - 2 * 32000 * 4096 - 65 * 4096) / 32
+    for name in ("fsdp2", "deepspeed-zero3"):
+        shared = of(mistral, **given, launch=f"pipelines/accelerate/{name}.yaml")[1]
+        for part in ("weights", "gradients", "optimiser"):
+            assert shared[part] == pytest.approx(whole[part] / 8)
+        assert shared.pop("gathered") == pytest.approx(4 * (2 * 32000 * 4096 + 65 * 4096 + layer) / GB)
+        assert {**shared, "weights": 0, "gradients": 0, "optimiser": 0} == {
+            **whole, "weights": 0, "gradients": 0, "optimiser": 0
+        }  # fmt: skip
+
+
 @pytest.mark.parametrize("method", TRAINERS)
 def test_every_trainer_has_a_plan(method: str, mistral: Path) -> None:
     given = {"base": "base", "name": "trained"} | ({"checks": []} if method == "ppo" else {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ pytest.importorskip("trl")
 
 from test_architectures import base_of
 from test_run import Cli, run_cli  # noqa: F401 - the fixture
+from transformers import LlamaConfig, MistralConfig
 
 from rlaif.config import DataStage, PromptsStage, TrainStage, TransformersModel, read_pipeline
+from rlaif.train import memory
 
 RECIPES = Path(__file__).parents[1] / "pipelines" / "recipes"
 ARCHITECTURE = {  # of the models that the recipes name
@@ -28,6 +31,47 @@ CHAT = [{"messages": [{"role": "user", "content": f"What is {i}?"}, {"role": "as
 PAIRS = [{"prompt": f"What is {i}?", "chosen": f"It is {i}.", "rejected": "No idea."} for i in range(8)]
 SMALL = {"batch_size": 4, "accumulate": 1, "epochs": 1, "max_steps": 2, "max_length": 96, "processes": 1,
          "launch": "null", "dtype": "float32", "packing": "false"}  # fmt: skip
+
+
+GLOBAL_BATCH = {  # published: rows of one step
+    "instructgpt": (32, 64), "light-sft-7b": (64,), "simpo-llama-3-8b": (128,), "tulu-3-8b-dpo": (128,),
+    "zephyr-7b": (128, 128), "zephyr-7b-h200": (128, 128), "zephyr-7b-qlora": (64, 128),
+}  # fmt: skip
+LLAMA = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+         "num_key_value_heads": 8}  # fmt: skip
+PUBLISHED: dict[str, Any] = {  # the shapes of the models that the recipes name
+    "mistralai/Mistral-7B-v0.1": MistralConfig(),
+    "allenai/Llama-3.1-Tulu-3-8B-SFT": LlamaConfig(**LLAMA, vocab_size=128264),
+    "meta-llama/Meta-Llama-3-8B-Instruct": LlamaConfig(**LLAMA, vocab_size=128256),
+    "meta-llama/Llama-3.1-8B": LlamaConfig(**LLAMA, vocab_size=128256),
+}
+PLANNED = re.compile(r"^#   (\S+) +([\d.]+) GB of (\d+)(?: with (.+))?$", re.MULTILINE)
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_head_of_a_recipe_says_what_the_plan_says(recipe: Path, tmp_path: Path) -> None:
+    """Its memory within 2 %, on a GPU that has it; and its batches are those that were published."""
+    pipeline = read_pipeline(str(recipe))
+    (base,) = [spec for spec in pipeline.models.values() if isinstance(spec, TransformersModel)]
+    config = PUBLISHED[str(base.hub)]
+    config.architectures = [type(config).__name__.replace("Config", "ForCausalLM")]
+    config.save_pretrained(tmp_path)
+    trainings = {step.name: step.stage for step in pipeline.steps if isinstance(step.stage, TrainStage)}
+    as_written: list[str] = []
+    for name, gigabytes, of_gpu, changed in PLANNED.findall(recipe.read_text()):
+        overrides = [f"stages.{name}.train.{trainings[name].method}.{change}" for change in changed.split()]
+        (trainer,) = [
+            step.stage.trainer
+            for step in read_pipeline(str(recipe), overrides).steps
+            if isinstance(step.stage, TrainStage) and step.name == name
+        ]
+        told = memory.plan(tmp_path, trainer).total / 1e9
+        assert float(gigabytes) == pytest.approx(told, rel=0.02) and told < int(of_gpu), (name, changed, told)
+        if trainer.method != "ppo":
+            batch = trainer.batch_size * trainer.accumulate
+            assert batch == GLOBAL_BATCH[recipe.stem][[*trainings].index(name)], name
+        as_written += [] if changed else [name]
+    assert as_written == [*trainings]
 
 
 def test_every_recipe_is_swept() -> None:

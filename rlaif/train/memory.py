@@ -18,9 +18,11 @@ import torch
 import transformers
 
 from rlaif.config import LoRASettings, PPOSettings, RMSettings, TrainerSettings, Training
+from rlaif.config.document import read_yaml
 from rlaif.engines.adapters import Source
 from rlaif.engines.transformers import load_config
 from rlaif.engines.vetting import loading
+from rlaif.resources import find
 from rlaif.train import lora, precision
 
 GB = 10**9
@@ -165,6 +167,15 @@ def parts(model: Model, settings: Training) -> tuple[int, tuple[Line, ...]]:
     ]
     if adapter is None and computed < held:
         lines.append(Line("copies", trained * computed, "of the weights, in bfloat16, while a step is computed"))
+    if (shares := _shares(settings)) > 1:  # of everything that lies in shards
+        lines = [
+            line
+            if line.name == "copies"
+            else Line(line.name, math.ceil(line.size / shares), f"a share of {shares}, {line.meaning}")
+            for line in lines
+        ]
+        gathered = round(model.parameters - model.linear + model.linear / model.layers) * held
+        lines.append(Line("gathered", gathered, "from all shares: embeddings, head, and one layer at a time"))
     said = f"{tokens:,} tokens at once" + (", recomputed layer by layer" if recompute else "")
     kept = activations(model, tokens, computed, recompute=recompute, adapter=adapter is not None)
     lines += [
@@ -178,6 +189,16 @@ def parts(model: Model, settings: Training) -> tuple[int, tuple[Line, ...]]:
 
 
 RECOMPUTED_FROM = 100_000_000  # parameters, under `recompute: auto`
+
+
+def _shares(settings: TrainerSettings) -> int:
+    """In how many shards weights, gradients and optimiser lie: by FSDP or ZeRO-3 in one a process."""
+    if settings.launch is None:
+        return 1
+    launch = read_yaml(find(settings.launch)).value
+    stage = (launch.get("deepspeed_config") or {}).get("zero_stage")
+    sharded = launch.get("distributed_type") == "FSDP" or stage == 3
+    return settings.processes if sharded else 1
 
 
 def recomputed(settings: Training, parameters: int) -> bool:
