@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ ARCHITECTURE = {  # of the models that the recipes name
 }
 PAIRS = [{"prompt": f"What is {i}?", "chosen": f"It is {i}.", "rejected": "No idea."} for i in range(8)]
 SMALL = {"batch_size": 4, "accumulate": 1, "epochs": 1, "max_steps": 2, "max_length": 96, "processes": 1,
-         "launch": "null", "dtype": "float32", "packing": "false"}  # fmt: skip
+         "launch": "null", "dtype": "auto", "packing": "false"}  # fmt: skip
+UNUSABLE = {"quantized"} if find_spec("bitsandbytes") is None else set()
 SMALL_PPO = {"iterations": 2, "batch_size": 4, "minibatch_size": 4, "accumulate": 2, "sample_batch_size": 2,
              "epochs": 1, "max_tokens": 8, "max_length": 96, "dtype": "float32"}  # fmt: skip
 
@@ -198,5 +200,5 @@ def _tiny(recipe: Path, folder: Path, architecture: str | None) -> Iterator[tupl
                 if setting in type(step.stage.trainer).model_fields:
                     yield f"{key}.{step.stage.method}.{setting}", value
             if step.stage.trainer.lora is not None:
-                rest = step.stage.trainer.lora.model_dump(mode="json", exclude={"quantized"})
+                rest = step.stage.trainer.lora.model_dump(mode="json", exclude=UNUSABLE)
                 yield f"{key}.{step.stage.method}.lora", json.dumps(rest | {"r": 4})

@@ -177,6 +177,8 @@ def _loaded(
     held = torch.float32 if settings is None else precision.held_in(settings)
     how = lora.quantization(getattr(settings, "lora", None), base)
     model, loading = load_net(kind, base, load_config(base, **options), held, **how)
+    if how:
+        lora.keep_gradients(model)
     refuse_missing_weights(named(base), loading, new_head=bool(options))
     refuse_diverged(model, named(base))
     model.loaded_from = base
