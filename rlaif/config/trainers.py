@@ -137,6 +137,7 @@ class Training(Settings):
     save: Literal["adapter", "merged"] = "adapter"  # what is left of a LoRA training
     recompute: Literal["auto"] | bool = "auto"  # activations in the backward pass; auto: from 100 million parameters
     checkpoint_steps: int = Field(default=50, gt=0)
+    report_to: Annotated[tuple[Tracker, ...], OneOrSeveral] = ()  # beside metrics.jsonl
     seed: Seed = 0
 
     @field_validator("name")
@@ -150,6 +151,8 @@ class Training(Settings):
     def _of_an_adapter(self) -> Self:
         if self.lora is None and self.save == "merged":
             raise ValueError("`save: merged` is of an adapter: give `lora` too, or remove it")
+        if self.lora is not None and self.lora.quantized and self.dtype == "float32":
+            raise ValueError("`lora.quantized` computes in bfloat16: leave `dtype` out, or write bfloat16")
         if self.lora is not None and self.lora.dropout and self.still:
             raise ValueError(f"{self.method} trains without dropout, so `lora.dropout` would do nothing: remove it")
         return self
@@ -202,7 +205,6 @@ class TrainerSettings(Training):
     weight_decay: float = Field(default=0.0, ge=0, le=1)  # of all weights but biases and norms
     evaluate_every: float = Field(default=0.25, gt=0)  # steps from one validation to the next; below 1 a share of all
     keep: Literal["last", "best"] = "last"  # the step whose weights are saved; best by validation
-    report_to: Annotated[tuple[Tracker, ...], OneOrSeveral] = ()  # beside metrics.jsonl
     # The weights are held in; auto: float32 where they are trained, and what is computed in where they are frozen.
     weights: Precision = "auto"
 

@@ -41,6 +41,7 @@ from rlaif.errors import WorkError
 from rlaif.train import lora, memory, models, ppo_math, precision, rollout
 from rlaif.train.examples import OnStep, PromptOnly, RewardFunction
 from rlaif.train.models import TrainResult
+from rlaif.train.reporting import reporting
 from rlaif.train.rollout import Padded, Rollout
 
 KEPT_CHECKPOINTS = 2
@@ -82,18 +83,15 @@ def train_ppo(
         learner = Learner(settings, policy, value_model, tokenizer)
         if checkpoint := models.newest_checkpoint(folder):
             learner.restore(checkpoint)
-        while (iteration := len(learner.history)) < settings.iterations:
-            rollouts = learner.sample(rollout.prompts_of(policy_prompts, iteration, settings.batch_size, settings.seed))
-            scored, scores = _scored(rollouts, reward, iteration)
-            try:
-                learner.learn(scored, scores, unscored=len(rollouts) - len(scored))
-            except WorkError as error:
-                raise models.with_checkpoint(error, folder) from None
-            try:
-                on_step(learner.history[-1])  # before its checkpoint: what resumes from that reports it no more
-            finally:
-                if len(learner.history) % settings.checkpoint_steps == 0:
-                    _write_checkpoint(learner, folder)
+        with reporting(settings.report_to, folder, policy) as report:
+            while len(learner.history) < settings.iterations:
+                _iterate(learner, policy_prompts, reward, folder)
+                try:
+                    report(learner.history[-1])  # before its checkpoint: what resumes from that reports it no more
+                    on_step(learner.history[-1])
+                finally:
+                    if len(learner.history) % settings.checkpoint_steps == 0:
+                        _write_checkpoint(learner, folder)
         result = models.result(counts, steps=settings.iterations, metrics=summary(learner.history), began=began)
         models.save(learner.policy.model, tokenizer, folder, result)
         if settings.save == "merged":
@@ -103,6 +101,17 @@ def train_ppo(
             whole = value if settings.lora is None else value.merge_and_unload()
             models.save_value_model(whole, value_init or base, folder)
         return result
+
+
+def _iterate(learner: Learner, prompts: Sequence[rollout.PolicyPrompt], reward: RewardFunction, folder: Path) -> None:
+    """Sample, score and learn once."""
+    settings, iteration = learner.settings, len(learner.history)
+    rollouts = learner.sample(rollout.prompts_of(prompts, iteration, settings.batch_size, settings.seed))
+    scored, scores = _scored(rollouts, reward, iteration)
+    try:
+        learner.learn(scored, scores, unscored=len(rollouts) - len(scored))
+    except WorkError as error:
+        raise models.with_checkpoint(error, folder) from None
 
 
 def _value_model(base: Source, value_init: Source | None, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:

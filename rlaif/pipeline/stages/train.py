@@ -51,7 +51,7 @@ class Train(TableStage[TrainStage]):
         self.checks: tuple[Check, ...] = ()  # if they are the reward
         if self.trainer.reward_checks is not None:
             self.checks = open_checks(step, self.trainer.reward_checks, (settings.method,), opening)
-        reporting.usable(getattr(self.trainer, "report_to", ()))
+        reporting.usable(self.trainer.report_to)
         template = self.trainer.chat_template
         self.template = read_text(find(template)) if template else None
 
