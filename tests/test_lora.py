@@ -21,7 +21,7 @@ from conftest import SPECIAL, make_random_model
 from safetensors.torch import load_file, save_file
 from test_architectures import ARCHITECTURES, base_of
 from test_train import METHODS, Steps, assistant, settings_of, train, user
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig
 
 from rlaif.engines import transformers as engine
 from rlaif.engines.adapters import Adapted
@@ -335,6 +335,30 @@ def test_rlaif_train_and_a_pipeline_take_an_adapted_base(
     assert isinstance(done.exception, InputError) and "the folder holds no adapter" in str(done.exception)
 
 
+# ---------------------------------------------------------------- 4 bits
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")  # bitsandbytes'
+@pytest.mark.parametrize("method", ["sft", "rm", "dpo"])
+def test_an_adapter_over_4_bits_trains_alike_however_often_it_is_validated(method: str, tmp_path: Path) -> None:
+    """On the CPU. A forward pass without gradients must leave the weights in a form that gradients pass."""
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    sizes: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 261}
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 2, "pad_token_id": 0, "eos_token_id": 1}
+    base = make_random_model(tmp_path / "base", config=LlamaConfig(**sizes, initializer_range=0.1))
+    kept = []
+    for name, every in (("often", 1), ("once", 100)):
+        steps: Steps = []
+        changed = {"evaluate_every": every, "learning_rate": 1e-3, "lora": {"r": 4, "quantized": "4bit"}}
+        train(method, base, tmp_path / name, steps.append, **changed)
+        kept.append(load_file(tmp_path / name / "adapter_model.safetensors"))
+        assert steps[-1]["loss"] < steps[0]["loss"]
+        assert method != "dpo" or steps[0]["loss"] == pytest.approx(math.log(2), abs=0.01)
+    assert kept[0].keys() == kept[1].keys()
+    assert all(torch.equal(tensor, kept[1][name]) for name, tensor in kept[0].items())
+    assert all(tensor.any() for name, tensor in kept[0].items() if "lora_B" in name)
+
+
 # ---------------------------------------------------------------- what is refused
 
 
@@ -348,6 +372,7 @@ def test_rlaif_train_and_a_pipeline_take_an_adapted_base(
         ("sft", {"lora": {"target": []}}, "at least one layer"),
         ("sft", {"lora": {"target": ["a(b+)+c"]}}, "lora.target"),
         ("sft", {"lora": {"quantized": "8bit"}}, "lora.quantized"),
+        ("sft", {"lora": {"quantized": "4bit"}, "dtype": "float32"}, "`lora.quantized` computes in bfloat16"),
     ],
 )
 def test_settings_that_make_no_adapter_are_refused(method: str, changed: dict[str, Any], problem: str) -> None:

@@ -114,6 +114,22 @@ def test_a_process_has_its_share_of_the_rows_and_all_of_the_model(
     assert shared.cheaper[0][0] == "batch_size=2 accumulate=8"  # a row for each process, and 15 a step at least
 
 
+def test_shards_are_a_share_each_and_copies_are_whole(mistral: Path) -> None:
+    """Weights, gradients and moments of FSDP and ZeRO-3; DDP has all of them in each process."""
+    given: dict[str, Any] = {"dtype": "bfloat16", "batch_size": 8, "processes": 8}
+    whole = of(mistral, **given)[1]
+    assert of(mistral, **given, launch="pipelines/accelerate/ddp.yaml")[1] == whole
+    layer = (7_241_732_096 - 2 * 32000 * 4096 - 65 * 4096) / 32
+    for name in ("fsdp2", "deepspeed-zero3"):
+        shared = of(mistral, **given, launch=f"pipelines/accelerate/{name}.yaml")[1]
+        for part in ("weights", "gradients", "optimiser"):
+            assert shared[part] == pytest.approx(whole[part] / 8)
+        assert shared.pop("gathered") == pytest.approx(4 * (2 * 32000 * 4096 + 65 * 4096 + layer) / GB)
+        assert {**shared, "weights": 0, "gradients": 0, "optimiser": 0} == {
+            **whole, "weights": 0, "gradients": 0, "optimiser": 0
+        }  # fmt: skip
+
+
 @pytest.mark.parametrize("method", TRAINERS)
 def test_every_trainer_has_a_plan(method: str, mistral: Path) -> None:
     given = {"base": "base", "name": "trained"} | ({"checks": []} if method == "ppo" else {})
@@ -133,6 +149,31 @@ def test_adapters_of_ppo_need_no_reference_and_no_moments_of_what_is_frozen(mist
     assert state[0]["weights"] + state[0]["reference"] == pytest.approx(3 * 7.2417 * 4, abs=0.01)
     assert state[1]["weights"] == pytest.approx(7.2417 * 6 + 0.0839 * 4, abs=0.01) and state[1]["reference"] == 0
     assert state[1]["optimiser"] == pytest.approx(0.0839 * 8, abs=0.01)
+
+
+def test_ppo_has_a_piece_of_a_minibatch_and_the_cache_of_what_is_sampled(
+    mistral: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a token 2 x 32 layers x 1,024 keys and values; of a row 4 x 512 x 32,000 logits in float32."""
+    monkeypatch.setattr(memory, "memory_of_device", lambda: ("a GPU", 10**9))
+    given = {"base": "base", "name": "trained", "checks": [], "dtype": "bfloat16", "lora": {}, "max_length": 1024}
+    given |= {"batch_size": 64, "minibatch_size": 32, "max_tokens": 512}
+
+    def told(**changed: Any) -> tuple[memory.Plan, dict[str, int]]:
+        plan = memory.plan(mistral, TRAINERS["ppo"].model_validate(given | changed))
+        return plan, {line.name: line.size for line in plan.lines}
+
+    model = memory.sizes(mistral, TRAINERS["ppo"].model_validate(given))
+    for accumulate, rows in ((1, 32), (8, 4), (31, 2), (32, 1)):
+        _, parts = told(accumulate=accumulate, recompute=True)
+        assert parts["activations"] == memory.activations(model, rows * 1024, 2, recompute=True, adapter=True)
+        assert parts["logits"] == rows * 4 * 512 * 32000 * 4
+    cache = 64 * 1024 * 32 * 2 * 1024 * 2
+    assert parts["sampling"] == cache - parts["activations"] - parts["logits"] > 0
+    assert told(accumulate=32, recompute=True, sample_batch_size=1)[1]["sampling"] == 0
+    assert told()[1]["activations"] < told(recompute=False)[1]["activations"]
+    words = [words for words, _ in told(recompute=False)[0].cheaper]
+    assert words[0] == "accumulate=32" and words[-1] == "accumulate=32 sample_batch_size=32 recompute=true"
 
 
 def test_the_memory_of_this_machine_is_what_it_has_free() -> None:

@@ -16,6 +16,7 @@ import pytest
 pytest.importorskip("trl")
 
 import torch
+from conftest import make_random_model
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import (
@@ -28,6 +29,7 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForSequenceClassification,
+    OPTConfig,
     PreTrainedTokenizerFast,
 )
 from transformers.utils import logging as transformers_logging
@@ -423,6 +425,72 @@ def test_the_first_update_is_that_of_reinforce(random_model: Path, reward_model:
     assert norm > 0.1 and learner.history[0]["policy_loss"] == pytest.approx(0, abs=1e-5)
 
 
+# Prompts and completions of lengths that differ, so that pieces of a minibatch have different numbers of tokens.
+UNEVEN = [([3, 5, 6][: 1 + i % 3], [4, 3, 6, 5, 1][i % 4 :]) for i in range(8)]
+
+
+def learnt(base: Path, reward: Path | None, **changed: Any) -> ppo.Learner:
+    """A learner after an iteration on `UNEVEN`."""
+    policy, tokenizer = models.load(base)
+    value = models.flat_value_model(base) if reward is None else models.load_value_model(reward, tokenizer)
+    learner = ppo.Learner(settings_of(**changed), policy, value, tokenizer)
+    rollouts = [Rollout(PolicyPrompt(user(""), prompt), ids, ids[-1] == 1, "") for prompt, ids in UNEVEN]
+    learner.learn(rollouts, [float(i % 5) for i in range(8)])
+    return learner
+
+
+@pytest.mark.parametrize(("minibatch", "accumulate"), [(8, 4), (8, 3), (4, 4)])
+def test_a_minibatch_in_pieces_is_the_undivided_one(
+    minibatch: int, accumulate: int, random_model: Path, reward_model: Path
+) -> None:
+    assert len({len(ids) for _, ids in UNEVEN}) > 3
+    given: dict[str, Any] = {"minibatch_size": minibatch, "epochs": 1}
+    whole, divided = (learnt(random_model, reward_model, accumulate=pieces, **given) for pieces in (1, accumulate))
+    assert divided.history[0] == pytest.approx(whole.history[0], rel=1e-4, abs=1e-6)
+    for one, other in ((whole.policy, divided.policy), (whole.value, divided.value)):
+        for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True):
+            torch.testing.assert_close(a.grad, b.grad, atol=1e-6, rtol=1e-4)
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+
+
+def test_recomputed_activations_change_nothing_and_leave_dropout_off(tmp_path: Path) -> None:
+    """The layers run once more in each update, in training mode, where OPT's have dropout by a function."""
+    sizes = {"hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "dropout": 0.1}
+    sizes |= {"vocab_size": 261, "word_embed_proj_dim": 32, "max_position_embeddings": 64, "pad_token_id": 0}
+    base = make_random_model(tmp_path, config=OPTConfig(**sizes, eos_token_id=1, bos_token_id=None))
+    whole, again = (learnt(base, None, recompute=recompute) for recompute in (False, True))
+    assert again.history == whole.history and whole.history[0]["ratio_start"] == pytest.approx(1, abs=1e-5)
+    for one, other in ((whole.policy, again.policy), (whole.value, again.value)):
+        assert all(torch.equal(a, b) for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True))
+    passes: list[Any] = []
+    model = again.policy.model
+    model.model.decoder.layers[0].fc1.register_forward_pre_hook(lambda *_: passes.append(None))
+    batch = padded(UNEVEN[:2])
+    with models.recomputing(model):
+        ppo.predicted_logits(model, batch).sum().backward()
+    assert len(passes) == 2 and not any(module.training for module in model.modules())
+    ppo.predicted_logits(model, batch).sum().backward()
+    assert len(passes) == 3
+
+
+def test_a_batch_is_sampled_in_parts(toy: Path) -> None:
+    model, tokenizer = models.load(toy / "base")
+    prompts = tokens_of([user("a b"), user("a")], toy / "base") * 4
+    sizes: list[int] = []
+    plain = model.generate
+
+    def generate(**given: Any) -> Any:
+        sizes.append(len(given["input_ids"]))
+        return plain(**given)
+
+    model.generate = generate
+    drawn, first = (
+        rollout.draw(model, tokenizer, part, max_tokens=4, seed=0, iteration=0, at_once=3)
+        for part in (prompts, prompts[:3])
+    )
+    assert sizes == [3, 3, 2, 3] and drawn[:3] == first and [r.prompt for r in drawn] == prompts
+
+
 def test_completions_without_a_score_take_no_part_and_are_counted(train: Train) -> None:
     steps: Steps = []
     calls = iter(range(100))
@@ -710,8 +778,9 @@ def test_a_checkpoint_of_adapters_resumes_to_the_undisturbed_training(
         ({"save": "merged"}, "`save: merged` is of an adapter"),
         ({"lora": {"dropout": 0.05}}, "ppo trains without dropout"),
         ({"lora": {"quantized": "4bit"}}, "`lora.quantized` is of sft, rm and dpo"),
+        ({"accumulate": 5}, r"`minibatch_size` \(4\) is less than `accumulate` \(5\): each piece needs a completion"),
     ],
 )
-def test_settings_that_make_no_adapter_are_refused(changed: dict[str, Any], told: str) -> None:
+def test_settings_that_cannot_be_are_refused(changed: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         settings_of(**changed)

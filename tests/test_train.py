@@ -34,7 +34,7 @@ from rlaif.engines.transformers import TransformersEngine
 from rlaif.errors import InputError, WorkError
 from rlaif.records import Message
 from rlaif.resources import find
-from rlaif.train import job, models, preference_losses, trl
+from rlaif.train import job, memory, models, preference_losses, trl
 from rlaif.train.examples import Demonstration, Example, OnStep, PreferencePair
 from rlaif.train.job import Job
 from rlaif.train.pairs import IDS
@@ -299,7 +299,7 @@ def test_recomputed_activations_change_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     plain = whole(method).steps
-    monkeypatch.setattr(trl.settings, "RECOMPUTED_FROM", 0)
+    monkeypatch.setattr(memory, "RECOMPUTED_FROM", 0)
     recomputed: Steps = []
     train(method, random_model, tmp_path / "recomputed", recomputed.append)
     assert [s["loss"] for s in recomputed] == pytest.approx([s["loss"] for s in plain], rel=1e-5)

@@ -382,19 +382,22 @@ class SummaryWriter:
 """
 
 
+@pytest.mark.parametrize(("method", "figure"), [("dpo", "rewards/chosen"), ("ppo", "score")])
 def test_a_tracker_gets_every_figure_and_its_files_lie_beside_the_model(
-    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    method: str, figure: str, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """TensorBoard is not installed here: in its place is a package with the writer's four methods."""
     (tmp_path / "site/tensorboardX").mkdir(parents=True)
     (tmp_path / "site/tensorboardX/__init__.py").write_text(WRITER)
     monkeypatch.syspath_prepend(tmp_path / "site")
-    train("dpo", "out", report_to="tensorboard")
+    train(method, "out", report_to="tensorboard")
     (events,) = (tmp_path / "out/runs").rglob("events*")
     told = {(name, step): value for name, value, step in map(json.loads, events.read_text().splitlines())}
-    for line in lines_of(tmp_path / "out"):
-        assert told["train/rewards/chosen", line["step"]] == line["rewards/chosen"]
-    assert told["eval/loss", 6] == lines_of(tmp_path / "out")[-1]["validation_loss"]
+    lines = lines_of(tmp_path / "out")
+    assert len(lines) == 6
+    for line in lines:
+        assert told[f"train/{figure}", line["step"]] == line[figure]
+    assert method == "ppo" or told["eval/loss", 6] == lines[-1]["validation_loss"]
     assert not (tmp_path / "out.partial").exists()
 
 

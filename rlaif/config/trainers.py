@@ -156,7 +156,13 @@ class Training(Settings):
     save: Literal["adapter", "merged"] = Field(
         default="adapter", description="what a LoRA training leaves: the adapter, or the whole model"
     )
+    recompute: Literal["auto"] | bool = Field(
+        default="auto", description="activations are computed again backwards; auto: from 100 million parameters on"
+    )
     checkpoint_steps: int = Field(default=50, gt=0, description="steps from one checkpoint to the next")
+    report_to: Annotated[tuple[Tracker, ...], OneOrSeveral] = Field(
+        default=(), description="trackers that get the figures beside metrics.jsonl"
+    )
     seed: Seed = Field(default=0, description="of every random draw")
 
     @field_validator("name")
@@ -170,6 +176,8 @@ class Training(Settings):
     def _of_an_adapter(self) -> Self:
         if self.lora is None and self.save == "merged":
             raise ValueError("`save: merged` is of an adapter: give `lora` too, or remove it")
+        if self.lora is not None and self.lora.quantized and self.dtype == "float32":
+            raise ValueError("`lora.quantized` computes in bfloat16: leave `dtype` out, or write bfloat16")
         if self.lora is not None and self.lora.dropout and self.still:
             raise ValueError(f"{self.method} trains without dropout, so `lora.dropout` would do nothing: remove it")
         return self
@@ -232,14 +240,8 @@ class TrainerSettings(Training):
     keep: Literal["last", "best"] = Field(
         default="last", description="the step whose weights are saved; best by validation"
     )
-    report_to: Annotated[tuple[Tracker, ...], OneOrSeveral] = Field(
-        default=(), description="trackers that get the figures beside metrics.jsonl"
-    )
     weights: Precision = Field(
         default="auto", description="what the weights are held in; auto: float32, or `dtype` where they are frozen"
-    )
-    recompute: Literal["auto"] | bool = Field(
-        default="auto", description="activations are computed again backwards; auto: from 100 million parameters on"
     )
 
     processes: int = Field(default=1, gt=0, le=1024, description="how many share each batch: one for each GPU")
@@ -483,6 +485,10 @@ class PPOSettings(Training):
     iterations: int = Field(default=100, gt=0, description="batches of completions, each with its updates")
     batch_size: int = Field(default=64, gt=1, description="completions of an iteration")
     minibatch_size: int = Field(default=16, gt=0, description="completions of an update")
+    accumulate: int = Field(default=1, gt=0, description="pieces that a minibatch is computed in, one after another")
+    sample_batch_size: int | None = Field(
+        default=None, gt=0, description="completions sampled at once, by default the whole batch"
+    )
     epochs: int = Field(default=4, gt=0, description="passes over each batch")
     max_tokens: int = Field(default=256, gt=0, description="the most tokens of a completion")
     beta: float = Field(default=0.05, ge=0, description="weight in the reward of the KL divergence from the base model")
@@ -530,6 +536,9 @@ class PPOSettings(Training):
     def _sizes_fit(self) -> PPOSettings:
         if self.batch_size % self.minibatch_size:
             raise ValueError(f"`batch_size` ({self.batch_size}) is not a multiple of `minibatch_size`")
+        if self.accumulate > self.minibatch_size:
+            problem = f"`minibatch_size` ({self.minibatch_size}) is less than `accumulate` ({self.accumulate})"
+            raise ValueError(f"{problem}: each piece needs a completion")
         if self.max_tokens >= self.max_length:
             raise ValueError(f"`max_tokens` ({self.max_tokens}) leaves no room for a prompt in `max_length`")
         return self

@@ -98,6 +98,17 @@ def quantization(settings: LoRASettings | None, base: Source) -> dict[str, Any]:
             if torch.accelerator.is_available() else "cpu"}  # fmt: skip
 
 
+def keep_gradients(model: Any) -> None:
+    """Keep weights in 4 bits in the form that gradients pass.
+
+    On a CPU with bfloat16 instructions bitsandbytes 0.50 packs them in the first forward pass without gradients, a
+    validation or a reference, and for good; then no gradient reaches what lies before such a layer, without a word.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
 def write(
     model: PeftModel, base: Source, folder: Path, out: Path, whole: dict[str, torch.Tensor] | None = None
 ) -> dict[str, Any]:

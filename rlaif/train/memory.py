@@ -18,9 +18,11 @@ import torch
 import transformers
 
 from rlaif.config import LoRASettings, PPOSettings, RMSettings, TrainerSettings, Training
+from rlaif.config.document import read_yaml
 from rlaif.engines.adapters import Source
 from rlaif.engines.transformers import load_config
 from rlaif.engines.vetting import loading
+from rlaif.resources import find
 from rlaif.train import lora, precision
 
 GB = 10**9
@@ -132,7 +134,7 @@ def plan(base: Source, settings: Training) -> Plan:
     model, (device, room) = sizes(base, settings), memory_of_device()
     trained, lines = parts(model, settings)
     made = Plan(max(model.parameters, trained), trained, lines, device, room)
-    if made.fits or not isinstance(settings, TrainerSettings):
+    if made.fits:
         return made
     others: list[tuple[str, int]] = []
     for words, changed in _cheaper(settings):
@@ -157,7 +159,7 @@ def parts(model: Model, settings: Training) -> tuple[int, tuple[Line, ...]]:
         frozen = round(model.linear * BYTES_4BIT) + (model.parameters - model.linear) * 2
     rows = math.ceil(settings.batch_size / settings.processes)  # of this process
     tokens = rows * settings.max_length * _sequences(settings)
-    recompute = settings.recompute if settings.recompute != "auto" else model.parameters >= RECOMPUTED_FROM
+    recompute = recomputed(settings, model.parameters)
     lines = [
         Line("weights", frozen + trained * state, _weights_said(model, settings, trained, state)),
         Line("gradients", trained * state, "of what is trained"),
@@ -165,6 +167,15 @@ def parts(model: Model, settings: Training) -> tuple[int, tuple[Line, ...]]:
     ]
     if adapter is None and computed < held:
         lines.append(Line("copies", trained * computed, "of the weights, in bfloat16, while a step is computed"))
+    if (shares := _shares(settings)) > 1:  # of everything that lies in shards
+        lines = [
+            line
+            if line.name == "copies"
+            else Line(line.name, math.ceil(line.size / shares), f"a share of {shares}, {line.meaning}")
+            for line in lines
+        ]
+        gathered = round(model.parameters - model.linear + model.linear / model.layers) * held
+        lines.append(Line("gathered", gathered, "from all shares: embeddings, head, and one layer at a time"))
     said = f"{tokens:,} tokens at once" + (", recomputed layer by layer" if recompute else "")
     kept = activations(model, tokens, computed, recompute=recompute, adapter=adapter is not None)
     lines += [
@@ -178,6 +189,21 @@ def parts(model: Model, settings: Training) -> tuple[int, tuple[Line, ...]]:
 
 
 RECOMPUTED_FROM = 100_000_000  # parameters, under `recompute: auto`
+
+
+def _shares(settings: TrainerSettings) -> int:
+    """In how many shards weights, gradients and optimiser lie: by FSDP or ZeRO-3 in one a process."""
+    if settings.launch is None:
+        return 1
+    launch = read_yaml(find(settings.launch)).value
+    stage = (launch.get("deepspeed_config") or {}).get("zero_stage")
+    sharded = launch.get("distributed_type") == "FSDP" or stage == 3
+    return settings.processes if sharded else 1
+
+
+def recomputed(settings: Training, parameters: int) -> bool:
+    """Whether the training of a model of so many parameters computes its activations again in the backward pass."""
+    return parameters >= RECOMPUTED_FROM if settings.recompute == "auto" else settings.recompute
 
 
 def _weights_said(model: Model, settings: TrainerSettings, trained: int, state: int) -> str:
@@ -217,24 +243,36 @@ def _logits_said(settings: TrainerSettings) -> str:
 
 
 def _of_ppo(model: Model, settings: PPOSettings) -> tuple[int, tuple[Line, ...]]:
-    """Policy and value model, each trained in float32 or under an adapter in float32, and the logits of a minibatch."""
+    """Policy and value model, each trained in float32 or under an adapter in float32, and one piece of a minibatch.
+
+    Completions are sampled while neither activations nor logits of an update are there, so the cache of their keys and
+    values counts only as far as it is larger.
+    """
     held, computed = BYTES[precision.held_in(settings)], BYTES[precision.computed_in(settings)]
     adapter = settings.lora
     trained = 2 * model.parameters if adapter is None else 2 * model.adapted * adapter.r + model.width
     frozen = 0 if adapter is None else model.parameters * (held + 4)  # the value model's are in float32
-    tokens = settings.minibatch_size * settings.max_length
-    logits = settings.minibatch_size * settings.max_tokens * model.vocabulary * 4
+    rows = math.ceil(settings.minibatch_size / settings.accumulate)
+    tokens = rows * settings.max_length
+    logits = 4 * rows * settings.max_tokens * model.vocabulary * 4
+    recompute = recomputed(settings, model.parameters)
     weights, reference = f"{trained:,} of policy and value model in float32", "a copy of the base in float32"
     if adapter is not None:
         weights = f"{2 * model.parameters:,} frozen, and {trained:,} of adapters in float32"
         reference = "the policy without its adapter"
-    kept = activations(model, tokens, computed, recompute=False, adapter=adapter is not None)
+    kept = activations(model, tokens, computed, recompute=recompute, adapter=adapter is not None)
+    sampled = settings.sample_batch_size or settings.batch_size
+    cache = sampled * settings.max_length * model.layers * 2 * model.keys * computed
+    said = f"{tokens:,} tokens at once" + (", recomputed layer by layer" if recompute else "")
+    copies = model.parameters * computed if adapter is None and computed < held else 0
     return trained, (
         Line("weights", frozen + trained * 4, weights),
         Line("gradients", trained * 4, "of what is trained"),
         Line("optimiser", 2 * trained * 4, "Adam's two moments"),
-        Line("activations", 2 * kept, f"{tokens:,} tokens at once"),
-        Line("logits", 4 * logits, "of policy and reference, with their gradient"),
+        Line("copies", copies, "of one model's weights, in bfloat16, while an update is computed"),
+        Line("activations", kept, said + ", of one model at a time"),
+        Line("logits", logits, "of policy and reference, with their gradient"),
+        Line("sampling", max(0, cache - kept - logits), f"above those two: the cache of {sampled:,} completions"),
         Line("reference", model.parameters * 4 if adapter is None else 0, reference),
         Line("libraries", LIBRARIES, "about, before a model is loaded; the reward model comes on top"),
     )
@@ -247,8 +285,12 @@ def _sequences(settings: TrainerSettings) -> int:
     return 2 if settings.takes == "preferences" else 1
 
 
-def _cheaper(settings: TrainerSettings) -> Iterator[tuple[str, TrainerSettings]]:
+def _cheaper(settings: Training) -> Iterator[tuple[str, Training]]:
     """Settings that take less, as they are written on the command line; each holds those before `alone`."""
+    if isinstance(settings, PPOSettings):
+        yield from _cheaper_ppo(settings)
+        return
+    assert isinstance(settings, TrainerSettings)
     rows = settings.batch_size * settings.accumulate
     shared: dict[str, Any] = {}
     if settings.batch_size > settings.processes:  # each process needs a row
@@ -266,7 +308,19 @@ def _cheaper(settings: TrainerSettings) -> Iterator[tuple[str, TrainerSettings]]
         yield _changed(settings, shared | change)
 
 
-def _changed(settings: TrainerSettings, changed: Mapping[str, Any]) -> tuple[str, TrainerSettings]:
+def _cheaper_ppo(settings: PPOSettings) -> Iterator[tuple[str, Training]]:
+    """As `_cheaper`. Completions are sampled as many at once as a minibatch has."""
+    shared: dict[str, Any] = {"accumulate": settings.minibatch_size}
+    yield _changed(settings, shared)
+    shared |= {"sample_batch_size": min(settings.minibatch_size, settings.sample_batch_size or settings.batch_size)}
+    yield _changed(settings, shared)
+    shared |= {"recompute": True}
+    yield _changed(settings, shared)
+    if settings.lora is None:
+        yield _changed(settings, shared | {"lora": LoRASettings(), "dtype": "bfloat16"})
+
+
+def _changed(settings: Training, changed: Mapping[str, Any]) -> tuple[str, Training]:
     words = []
     for name, value in changed.items():
         if isinstance(value, LoRASettings):

@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -177,6 +177,8 @@ def _loaded(
     held = torch.float32 if settings is None else precision.held_in(settings)
     how = lora.quantization(getattr(settings, "lora", None), base)
     model, loading = load_net(kind, base, load_config(base, **options), held, **how)
+    if how:
+        lora.keep_gradients(model)
     refuse_missing_weights(named(base), loading, new_head=bool(options))
     refuse_diverged(model, named(base))
     model.loaded_from = base
@@ -257,6 +259,29 @@ def still(model: Any) -> Iterator[None]:
     finally:
         for owner, name, value in before:
             setattr(owner, name, value)
+
+
+def recompute(model: Any) -> None:
+    """Have the layers of `model` compute their activations again in the backward pass, inside `recomputing`."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
+@contextmanager
+def recomputing(model: Any) -> Iterator[None]:
+    """Where activations are kept and computed again, if `recompute` said so: forward and backward passes of training.
+
+    Layers do that in training mode alone, and some take that for dropout's too, so there is none inside.
+    """
+    layers = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
+    with still(model) if layers else nullcontext():
+        for layer in layers:
+            layer.training = True
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.training = False
 
 
 def refuse_missing_weights(folder: Path, loading: Mapping[str, Any], *, new_head: bool = False) -> None:

@@ -10,6 +10,9 @@ batch, rewards are not; beta is fixed; the score of a completion that did not en
 
 With `lora` both have an adapter over frozen weights, and the reference is the policy without its adapter.
 
+A minibatch is one update. It is computed in `accumulate` pieces, whose tokens weigh alike, so that only a piece's
+activations and logits are in memory.
+
 Knows models and optimisers. The score is the caller's: a reward model, a judge or checks in code.
 """
 
@@ -20,6 +23,7 @@ import math
 import random
 import shutil
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,9 +38,10 @@ from rlaif.config import PPOSettings
 from rlaif.engines.adapters import Source
 from rlaif.engines.transformers import quietly
 from rlaif.errors import WorkError
-from rlaif.train import lora, models, ppo_math, precision, rollout
+from rlaif.train import lora, memory, models, ppo_math, precision, rollout
 from rlaif.train.examples import OnStep, PromptOnly, RewardFunction
 from rlaif.train.models import TrainResult
+from rlaif.train.reporting import reporting
 from rlaif.train.rollout import Padded, Rollout
 
 KEPT_CHECKPOINTS = 2
@@ -79,18 +84,15 @@ def train_ppo(
         learner = Learner(settings, policy, value_model, tokenizer)
         if checkpoint := models.newest_checkpoint(folder):
             learner.restore(checkpoint)
-        while (iteration := len(learner.history)) < settings.iterations:
-            rollouts = learner.sample(rollout.prompts_of(policy_prompts, iteration, settings.batch_size, settings.seed))
-            scored, scores = _scored(rollouts, reward, iteration)
-            try:
-                learner.learn(scored, scores, unscored=len(rollouts) - len(scored))
-            except WorkError as error:
-                raise models.with_checkpoint(error, folder) from None
-            try:
-                on_step(learner.history[-1])  # before its checkpoint: what resumes from that reports it no more
-            finally:
-                if len(learner.history) % settings.checkpoint_steps == 0:
-                    _write_checkpoint(learner, folder)
+        with reporting(settings.report_to, folder, policy) as report:
+            while len(learner.history) < settings.iterations:
+                _iterate(learner, policy_prompts, reward, folder)
+                try:
+                    report(learner.history[-1])  # before its checkpoint: what resumes from that reports it no more
+                    on_step(learner.history[-1])
+                finally:
+                    if len(learner.history) % settings.checkpoint_steps == 0:
+                        _write_checkpoint(learner, folder)
         result = models.result(counts, steps=settings.iterations, metrics=summary(learner.history), began=began)
         models.save(learner.policy.model, tokenizer, folder, result)
         if settings.save == "merged":
@@ -100,6 +102,17 @@ def train_ppo(
             whole = value if settings.lora is None else value.merge_and_unload()
             models.save_value_model(whole, value_init or base, folder)
         return result
+
+
+def _iterate(learner: Learner, prompts: Sequence[rollout.PolicyPrompt], reward: RewardFunction, folder: Path) -> None:
+    """Sample, score and learn once."""
+    settings, iteration = learner.settings, len(learner.history)
+    rollouts = learner.sample(rollout.prompts_of(prompts, iteration, settings.batch_size, settings.seed))
+    scored, scores = _scored(rollouts, reward, iteration)
+    try:
+        learner.learn(scored, scores, unscored=len(rollouts) - len(scored))
+    except WorkError as error:
+        raise models.with_checkpoint(error, folder) from None
 
 
 def _value_model(base: Source, value_init: Source | None, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
@@ -163,17 +176,15 @@ class Trained:
         trained = [weight for weight in model.parameters() if weight.requires_grad]
         self.optimizer = torch.optim.Adam(trained, lr=learning_rate, eps=1e-5)
 
-    def step(self, loss: Tensor, share: float, step: int) -> tuple[float, float]:
-        """One update at `share` of the learning rate; the rate and the gradient's norm. `step` is for errors.
+    def step(self, loss: float, share: float, step: int) -> tuple[float, float]:
+        """One update by the gradients at `share` of the learning rate; the rate and the gradient's norm.
 
-        Raises WorkError for a loss or a gradient that is not finite.
+        `loss` and `step` are for errors. Raises WorkError for a loss or a gradient that is not finite.
         """
-        self.optimizer.zero_grad()
-        loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRAD_NORM)
-        if not (torch.isfinite(loss) and torch.isfinite(norm)):
+        if not (math.isfinite(loss) and torch.isfinite(norm)):
             raise WorkError(
-                f"the loss is {loss.item():g} and its gradient's norm {norm.item():g} at step {step}",
+                f"the loss is {loss:g} and its gradient's norm {norm.item():g} at step {step}",
                 fix=f"lower `{self.key}`",
             )
         rate = share * self.learning_rate
@@ -212,6 +223,9 @@ class Learner:
         for model in (policy, value_model):
             torch.nn.Module.to(model, self.device)
             model.eval()  # no dropout: with it the ratio would not be 1 before the first update
+        if memory.recomputed(settings, policy.num_parameters()):
+            for model in (policy, value_model):
+                models.recompute(model)
         self._reference = copy.deepcopy(policy).requires_grad_(False) if settings.lora is None else None
         self.policy = Trained(policy, settings.learning_rate, "learning_rate")
         if settings.value_learning_rate is None:
@@ -231,6 +245,7 @@ class Learner:
                 max_tokens=settings.max_tokens,
                 seed=settings.seed,
                 iteration=len(self.history),
+                at_once=settings.sample_batch_size,
             )
 
     def learn(self, rollouts: Sequence[Rollout], scores: Sequence[float], *, unscored: int = 0) -> None:
@@ -257,8 +272,7 @@ class Learner:
         for epoch in range(settings.epochs):
             for number, rows in enumerate(self._minibatches(len(rollouts), iteration, epoch)):
                 share = self._share((iteration * settings.epochs + epoch) * self._updates_an_epoch + number)
-                old = Experience(*(column[rows] for column in before))
-                updates.append(self._update(batch.rows(rows), old, advantages[rows], returns[rows], share))
+                updates.append(self._update(batch, before, advantages, returns, rows, share))
 
         kl = ppo_math.sequence_kl(before.logprobs, before.ref_logprobs, batch.mask).mean().item()
         means = {
@@ -285,33 +299,51 @@ class Learner:
         )
 
     def _update(
-        self, part: Padded, old: Experience, advantages: Tensor, returns: Tensor, share: float
+        self, batch: Padded, old: Experience, advantages: Tensor, returns: Tensor, rows: Sequence[int], share: float
     ) -> dict[str, float]:
-        """One optimiser step of policy and value model on a minibatch; returns its metrics."""
-        settings, step = self.settings, len(self.history) + 1
-        with self._precision():
-            logprobs = ppo_math.token_logprobs(predicted_logits(self.policy.model, part), part.completions)
-            values = predicted_values(self.value.model, part)
-        policy_loss = ppo_math.policy_loss(logprobs, old.logprobs, advantages, part.mask, settings.clip)
-        value_loss = ppo_math.value_loss(values, old.values, returns, part.mask, settings.value_clip)
-        rate, norm = self.policy.step(policy_loss.loss, share, step)
-        _, value_norm = self.value.step(value_loss, share, step)
+        """One optimiser step of policy and value model on a minibatch, the `rows`; returns its metrics."""
+        step = len(self.history) + 1
+        for trained in (self.policy, self.value):
+            trained.optimizer.zero_grad()
+        tokens = batch.mask[rows].sum()
+        told: dict[str, float] = defaultdict(float)
+        for piece in _divided(rows, min(self.settings.accumulate, len(rows))):
+            weight = (batch.mask[piece].sum() / tokens).item()  # so that each token weighs as in one piece
+            before = Experience(*(column[piece] for column in old))
+            for name, figure in self._add(batch.rows(piece), before, advantages[piece], returns[piece], weight).items():
+                told[name] += weight * figure.item()
+        rate, norm = self.policy.step(told["policy_loss"], share, step)
+        _, value_norm = self.value.step(told["value_loss"], share, step)
+        return dict(told) | {"grad_norm": norm, "value_grad_norm": value_norm, "learning_rate": rate}
+
+    def _add(
+        self, part: Padded, old: Experience, advantages: Tensor, returns: Tensor, weight: float
+    ) -> dict[str, Tensor]:
+        """Add the gradients of a part of a minibatch, times its weight in that; returns its metrics."""
+        settings = self.settings
+        with models.recomputing(self.policy.model):
+            with self._precision():
+                logprobs = ppo_math.token_logprobs(predicted_logits(self.policy.model, part), part.completions)
+            policy_loss = ppo_math.policy_loss(logprobs, old.logprobs, advantages, part.mask, settings.clip)
+            (policy_loss.loss * weight).backward()  # before the value model's: the activations of one are in memory
+        with models.recomputing(self.value.model):
+            with self._precision():
+                values = predicted_values(self.value.model, part)
+            value_loss = ppo_math.value_loss(values, old.values, returns, part.mask, settings.value_clip)
+            (value_loss * weight).backward()
         return {
-            "policy_loss": policy_loss.loss.item(),
-            "value_loss": value_loss.item(),
-            "clip_fraction": policy_loss.clip_fraction.item(),
-            "approx_kl": policy_loss.approx_kl.item(),
-            "ratio": policy_loss.ratio.item(),
-            "grad_norm": norm,
-            "value_grad_norm": value_norm,
-            "learning_rate": rate,
+            "policy_loss": policy_loss.loss.detach(),
+            "value_loss": value_loss.detach(),
+            "clip_fraction": policy_loss.clip_fraction,
+            "approx_kl": policy_loss.approx_kl,
+            "ratio": policy_loss.ratio,
         }
 
     @torch.no_grad()
     def experience(self, batch: Padded) -> Experience:
         """The batch under policy, reference and value model before the first update."""
         parts = []
-        size = self.settings.minibatch_size
+        size = math.ceil(self.settings.minibatch_size / self.settings.accumulate)
         for start in range(0, len(batch.mask), size):
             part = batch.rows(range(start, min(start + size, len(batch.mask))))
             with self._precision():
@@ -361,13 +393,17 @@ class Learner:
     def _minibatches(self, rows: int, iteration: int, epoch: int) -> list[list[int]]:
         """A seeded order of the rows, in as few minibatches as hold them, of sizes that differ by one at most."""
         order = random.Random(f"minibatches {self.settings.seed} {iteration} {epoch}").sample(range(rows), rows)
-        count = math.ceil(rows / self.settings.minibatch_size)
-        return [order[rows * i // count : rows * (i + 1) // count] for i in range(count)]
+        return _divided(order, math.ceil(rows / self.settings.minibatch_size))
 
     def _precision(self) -> torch.autocast:
         # Weights and optimiser stay in float32 under bfloat16: its 8 bits of precision would lose a step at 1e-6.
         in_bfloat16 = precision.computed_in(self.settings) == torch.bfloat16
         return torch.autocast(self.device.type, torch.bfloat16, enabled=in_bfloat16)
+
+
+def _divided(rows: Sequence[int], count: int) -> list[list[int]]:
+    """The rows in `count` parts, of sizes that differ by one at most."""
+    return [list(rows[len(rows) * i // count : len(rows) * (i + 1) // count]) for i in range(count)]
 
 
 # ---------------------------------------------------------------- checkpoints and the record

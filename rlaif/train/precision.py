@@ -23,7 +23,12 @@ from rlaif.config import Training
 
 
 def computed_in(settings: Training) -> torch.dtype:
-    """The numbers that the model computes in. `auto` is bfloat16 on a GPU that has it, and float32 anywhere else."""
+    """The numbers that the model computes in. `auto` is bfloat16 on a GPU that has it, and float32 anywhere else.
+
+    Over a base in 4 bits it is bfloat16, which those are multiplied in.
+    """
+    if settings.lora is not None and settings.lora.quantized:
+        return torch.bfloat16
     if settings.dtype == "auto":
         return torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else torch.float32
     return torch.bfloat16 if settings.dtype == "bfloat16" else torch.float32

@@ -124,21 +124,28 @@ def draw(
     max_tokens: int,
     seed: int,
     iteration: int,
+    at_once: int | None = None,
 ) -> list[Rollout]:
-    """One completion of each prompt, with random numbers that depend on `seed` and `iteration` alone.
+    """One completion of each prompt, with random numbers that depend on `seed`, `iteration` and `at_once` alone.
+
+    `at_once` are the completions sampled at once, by default all: the cache of attention grows with them.
 
     Replaces the model's `generation_config`; leaves torch's random state unchanged.
     """
     # `generate` takes unset options from the model's own configuration, so that is replaced.
     ends = models.end_ids(model, tokenizer)
     model.generation_config = _plain_sampling(ends, _pad_id(tokenizer), max_tokens)
-    given = pad([(prompt.ids, []) for prompt in prompts], _pad_id(tokenizer), model.device)
     devices = [model.device] if model.device.type == "cuda" else []
+    drawn: list[Rollout] = []
     with torch.random.fork_rng(devices), torch.no_grad():
         torch.manual_seed(random.Random(f"rollout {seed} {iteration}").getrandbits(63))
         generate: Any = model.generate
-        written = generate(input_ids=given.ids, attention_mask=given.attended.long())[:, given.ids.shape[1] :]
-    return [_rollout(tokenizer, ends, *row) for row in zip(prompts, written.tolist(), strict=True)]
+        for start in range(0, len(prompts), at_once or len(prompts)):
+            part = prompts[start : start + (at_once or len(prompts))]
+            given = pad([(prompt.ids, []) for prompt in part], _pad_id(tokenizer), model.device)
+            written = generate(input_ids=given.ids, attention_mask=given.attended.long())[:, given.ids.shape[1] :]
+            drawn += [_rollout(tokenizer, ends, *row) for row in zip(part, written.tolist(), strict=True)]
+    return drawn
 
 
 def pad(rows: Sequence[tuple[list[int], list[int]]], pad_id: int, device: torch.device) -> Padded:

@@ -58,7 +58,7 @@ class Train(TableStage[TrainStage]):
 
     @classmethod
     def check_settings(cls, settings: TrainStage) -> None:
-        reporting.usable(getattr(settings.trainer, "report_to", ()))
+        reporting.usable(settings.trainer.report_to)
         if (launch := getattr(settings.trainer, "launch", None)) is not None:
             processes.check_launch(find(launch))
 

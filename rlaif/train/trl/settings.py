@@ -16,8 +16,7 @@ import transformers
 
 from rlaif.config import DPOSettings, RMSettings, SFTSettings, TrainerSettings
 from rlaif.errors import WorkError
-from rlaif.train import precision, ranks, reporting
-from rlaif.train.memory import RECOMPUTED_FROM
+from rlaif.train import memory, precision, ranks, reporting
 
 Columns = Mapping[str, list[Any]]
 
@@ -31,8 +30,7 @@ SCHEDULES = {
 
 def common_fields(settings: TrainerSettings, folder: Path, parameters: int) -> dict[str, Any]:
     """The settings of all trainers. Every name must exist in TRL's configurations, which a test checks."""
-    again = parameters >= RECOMPUTED_FROM if settings.recompute == "auto" else settings.recompute
-    return recompute(again) | {
+    return recompute(memory.recomputed(settings, parameters)) | {
         "output_dir": str(folder),
         "num_train_epochs": settings.epochs,
         "max_steps": settings.max_steps or -1,  # without, as many as `num_train_epochs` has
