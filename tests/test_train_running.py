@@ -318,6 +318,32 @@ def test_what_is_not_finite_ends_the_training_with_the_last_good_checkpoint_and_
     assert record.steps == 6 and [line["step"] for line in lines_of(tmp_path / "out")] == list(range(1, 7))
 
 
+# ---------------------------------------------------------------- memory
+
+
+@pytest.mark.parametrize("recompute", ["auto", True])
+def test_a_training_without_memory_says_what_takes_less_and_keeps_its_checkpoint(
+    train: Train, tmp_path: Path, recompute: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The third step asks for more than there is; with `recompute` the training goes on from the checkpoint."""
+
+    def grows(self: Any, *arguments: Any, **named: Any) -> Any:
+        if self.state.global_step == 2 and self.model.training:
+            torch.empty(2**55)
+        return computed(self, *arguments, **named)
+
+    computed = trl.SFT.compute_loss
+    with monkeypatch.context() as patched, pytest.raises(WorkError) as failed:
+        patched.setattr(trl.SFT, "compute_loss", grows)
+        train("sft", "out", recompute=recompute)
+    fix = "run the same command with `--plan`, which shows the settings that take less"
+    if recompute == "auto":
+        fix += "; of these `recompute=true` goes on from the last checkpoint, others begin anew"
+    folder = tmp_path / "out.partial"
+    told = f"the training ran out of memory; the checkpoint after step 2 is kept in {folder}/checkpoint-2. Fix: {fix}"
+    assert str(failed.value) == told and not (folder / "error.txt").exists()
+
+
 # ---------------------------------------------------------------- usual settings
 
 

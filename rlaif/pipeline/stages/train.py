@@ -147,6 +147,8 @@ class Train(TableStage[TrainStage]):
 
         def work() -> dict[str, Any]:
             job.write_job(training, self.examples(made))
+            if (note := self._shortage(training.base)) is not None:
+                progress.announce(note)
             if (count := getattr(self.trainer, "processes", 1)) > 1:
                 launch = getattr(self.trainer, "launch", None)
                 config = None if launch is None else find(launch)
@@ -215,6 +217,15 @@ class Train(TableStage[TrainStage]):
         from rlaif.train import memory
 
         return memory.plan(base, self.trainer).as_json()
+
+    def _shortage(self, base: Source) -> str | None:
+        """What to say before a training that will clearly not fit; None also where that cannot be told."""
+        from rlaif.train import memory
+
+        try:
+            return memory.shortage(memory.plan(base, self.trainer))
+        except Exception:  # an estimate ends no training; a base that cannot be used is refused by the trainer
+            return None
 
 
 def _by_model(session: Session, name: str) -> RewardSource:
