@@ -497,7 +497,7 @@ def test_scores_that_are_all_the_same_are_not_normalised() -> None:
 
 def test_weights_that_are_not_finite_are_left_to_be_refused() -> None:
     model = Head(torch.full((8,), math.nan))
-    assert rm.finish(settings_of(), [], [tokenized(2, [Pair(0, 1)])], Counts(), model) == {}
+    assert rm.finish(settings_of(), None, [], [tokenized(2, [Pair(0, 1)])], Counts(), model) == {}
 
 
 # ---------------------------------------------------------------- evaluation

@@ -34,7 +34,7 @@ from rlaif.engines.transformers import TransformersEngine
 from rlaif.errors import InputError, WorkError
 from rlaif.records import Message
 from rlaif.resources import find
-from rlaif.train import job, models, preference_losses, trl
+from rlaif.train import job, models, preference_losses, rm, trl
 from rlaif.train.examples import Demonstration, Example, OnStep, PreferencePair
 from rlaif.train.job import Job
 from rlaif.train.pairs import IDS
@@ -228,6 +228,26 @@ def test_a_reward_model_orders_a_padded_batch_as_single_texts(tmp_path: Path, en
             together = net(**after(texts, return_tensors="pt", padding=True)).logits[:, 0]
             assert together.tolist() == pytest.approx(alone.tolist(), abs=1e-4)
     assert alone.std() > 0.05  # a head that read nothing would pass too
+
+
+@pytest.mark.parametrize(
+    ("padding", "dtype"), [("<|user|>", "float32"), ("<|end|>", "float32"), ("<|user|>", "bfloat16")]
+)
+def test_a_reward_model_that_scores_a_padded_batch_otherwise_is_not_saved(
+    random_model: Path, tmp_path: Path, padding: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Case 4 of training: the model's settings name another padding token than the tokenizer, or the end token."""
+    finish = rm.finish
+
+    def broken(settings: Any, tokenizer: Any, *rest: Any) -> Any:
+        rest[-1].config.pad_token_id = tokenizer.convert_tokens_to_ids(padding)
+        return finish(settings, tokenizer, *rest)
+
+    monkeypatch.setattr(rm, "finish", broken)
+    said = r"scores a completion \S+ at its end token, \S+ in the classifier .*, and \S+ there in a padded batch"
+    with pytest.raises(WorkError, match=said):
+        train("rm", random_model, tmp_path / "rm", examples=PAIRS, batch_size=24, weights=dtype, dtype=dtype)
+    assert not (tmp_path / "rm").exists()
 
 
 @METHODS

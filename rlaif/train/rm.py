@@ -31,6 +31,7 @@ from rlaif.train.models import TrainResult
 from rlaif.train.pair_evaluation import ScoredPair, evaluation
 from rlaif.train.tokens import Counts
 
+PADDED = 8  # sequences, at most, that are scored alone and in one padded batch
 REFERENCE = 512  # completions, at most, whose scores have mean 0 and deviation 1
 
 
@@ -63,7 +64,14 @@ def train_rm(
         counts.add(held_counts)
         data = trl.TokenizedData(columns(settings, train), columns(settings, held), counts)
         return trl.learn(
-            settings, model, tokenizer, data, folder, on_step, began, partial(finish, settings, train, held, counts)
+            settings,
+            model,
+            tokenizer,
+            data,
+            folder,
+            on_step,
+            began,
+            partial(finish, settings, tokenizer, train, held, counts),
         )
 
 
@@ -77,18 +85,24 @@ def _tokenized(
 
 
 def finish(
-    settings: RMSettings, train: Sequence[Tokenized], held: Sequence[Tokenized], counts: Counts, model: Any
+    settings: RMSettings,
+    tokenizer: Any,
+    train: Sequence[Tokenized],
+    held: Sequence[Tokenized],
+    counts: Counts,
+    model: Any,
 ) -> dict[str, Any]:
     """Normalise the trained model, if asked to, and evaluate it on the validation pairs, if there are any.
 
-    The reference is a sample of the training completions, chosen and rejected alike, drawn by the seed.
+    The reference is a sample of the training completions, chosen and rejected alike, drawn by the seed. Raises
+    WorkError for a model that scores a completion otherwise in a padded batch.
     """
     if not_finite(model):
         return {}  # it is refused when it is saved
     size = 2 * settings.batch_size  # sequences that fit in memory: training forwards as many at least
     normalised = None
+    known = list(dict.fromkeys(tuple(ids) for group in train for ids in group.sequences))
     if settings.normalize:
-        known = list(dict.fromkeys(tuple(ids) for group in train for ids in group.sequences))
         drawn = random.Random(settings.seed).sample(known, min(REFERENCE, len(known)))
         normalised = rm_head.normalise(model, rm_head.states(model, drawn, size))
         if normalised is None:
@@ -98,6 +112,7 @@ def finish(
                 f"the completions' mean score stays at {normalised.mean / normalised.deviation:.2f}: "
                 "no change of the weights would shift all scores alike"
             )
+    rm_head.refuse_padded_otherwise(model, tokenizer, _of_all_lengths(known, min(PADDED, size)))
     scale = 1.0 if normalised is None else normalised.deviation
     reference = None if normalised is None else {name: _rounded(v) for name, v in normalised._asdict().items()}
     told: dict[str, Any] = {"scale": _rounded(scale), "reference": reference, "validation": None}
@@ -105,6 +120,13 @@ def finish(
         scores = rm_head.scores(model, rm_head.states(model, [ids for group in held for ids in group.sequences], size))
         told["validation"] = evaluation(scored_pairs(held, scores), scale)
     return told
+
+
+def _of_all_lengths(sequences: Sequence[tuple[int, ...]], count: int) -> list[tuple[int, ...]]:
+    """Some of the sequences, the shortest and the longest among them."""
+    ordered = sorted(sequences, key=len)
+    last, steps = len(ordered) - 1, max(1, count - 1)
+    return [ordered[place] for place in sorted({last * step // steps for step in range(count)})]
 
 
 def _rounded(value: float) -> float:

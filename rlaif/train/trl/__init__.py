@@ -89,7 +89,7 @@ def learn(
                 trainer.remove_callback(steps)  # a call that only saves has seen no validation
                 trainer.evaluate()
                 rewards |= ranks.united(rewards)
-    trained = trainer.accelerator.unwrap_model(trainer.model)
+    trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # as anybody calls it
     told = {} if finish is None else finish(trained)
     whole = _whole(trainer)
     taken = int(trainer.state.global_step)
