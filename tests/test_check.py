@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 pytest.importorskip("trl")
 
+from rich.style import Style
 from test_chat_templates import talk
 from test_mixed_training import text
 from test_reward_model import ranked
@@ -18,8 +20,11 @@ from test_run import Cli, run_cli  # noqa: F401 - the fixture
 from test_train import settings_of
 from test_train_tokens import chat
 
+from rlaif.cli import checks
 from rlaif.config import TRAINERS, RMSettings, Training
 from rlaif.errors import InputError
+from rlaif.pipeline.alone import Checked
+from rlaif.screen import Console
 from rlaif.train import pairs, rm, sft
 from rlaif.train.check import Check, Piece, check
 from rlaif.train.examples import Demonstration, Example, PreferencePair, PromptOnly
@@ -183,6 +188,36 @@ def test_the_command_as_json_and_without_a_folder(weightless: Path, tmp_path: Pa
     assert states == ["context", "learnt"] and told["end_tokens"] == [END]
     code, _, err = run_cli("train", *arguments)
     assert code == 2 and "give --out FOLDER, or --check" in err
+
+
+def test_a_learnt_token_has_the_colour_of_what_is_learnt(weightless: Path) -> None:
+    made = check(settings_of("sft"), weightless, [Demonstration(tuple(talk("u:hi", "a:ok")))])
+    console = Console(file=io.StringIO(), force_terminal=True, color_system="256", width=100, record=True)
+    checks.print_check(console, Checked(made, 1, {}, []), "rows.jsonl")
+    styles = {name: [Style.parse(style) for style in shades] for name, (_, shades) in checks.LOOKS.items()}
+    printed = [(segment.text, segment.style) for segment in console._record_buffer]
+    wanted = [("<|user|>", "context"), ("i", "context"), (END, "context"), ("k", "learnt"), (END, "learnt")]
+    states = [
+        (shown, next((state for state, shades in styles.items() if style in shades), None)) for shown, style in printed
+    ]
+    assert [pair for pair in states if pair[0] in dict(wanted)] == wanted
+
+
+def test_a_template_without_marks_is_told_with_the_nearest_that_has_them(
+    weightless: Path,
+    tmp_path: Path,
+    run_cli: Cli,  # noqa: F811
+) -> None:
+    demonstrations(tmp_path)
+    base = shutil.copytree(weightless, tmp_path / "base")
+    marked = (base / "chat_template.jinja").read_text()
+    bare = marked.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+    (base / "chat_template.jinja").write_text(bare)
+    arguments = ["train", "sft", "--base", "base", "--data", "rows.jsonl", "--check", "--split", "all"]
+    _, out, _ = run_cli(*arguments)
+    told = "no marks; turns by the prompts before them; prompts/chat/tiny.jinja marks a format like it"
+    assert bare != marked and told in " ".join(out.split()), out
+    assert json.loads(run_cli(*arguments, "--json")[1])["nearest"] == "prompts/chat/tiny.jinja"
 
 
 def test_a_message_of_the_file_reaches_no_screen_as_codes(
