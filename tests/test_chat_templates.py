@@ -156,6 +156,12 @@ def test_a_template_that_rewrites_earlier_turns_trains_the_last_and_names_the_ne
     assert chat.tokenizer.decode(columns["input_ids"][0]).endswith("<think>\n\n</think>\n\ny<|im_end|>")
 
 
+def test_a_system_message_of_a_templates_own_hides_no_format(base: Path) -> None:
+    """As SmolLM2's has it, and Qwen2.5's, where a conversation has no system message."""
+    own = "{{- '<|im_start|>system\nYou are a helpful assistant, and that is all that you are.<|im_end|>\n' -}}"
+    assert chats.nearest_shipped(chat_of(base, own + template("qwen"))) == "prompts/chat/qwen.jinja"
+
+
 def test_no_template_is_suggested_for_a_format_like_none(base: Path) -> None:
     odd = "{% for m in messages %}{{ (m['role'] | upper) ~ ' SAYS ' ~ m['content'] ~ ' (over and out)' }}{% endfor %}"
     assert chats.nearest_shipped(chat_of(base, odd)) is None
