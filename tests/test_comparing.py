@@ -136,7 +136,7 @@ def judged(judge: Leaning, given: Row, path: str = TEMPLATES[0], **settings: Any
 def test_both_orders_are_asked_under_the_drawn_principle() -> None:
     judge, given = Leaning(), row("short", "a longer one")
     found = judged(judge, given)
-    principle = CONSTITUTION.draw("compare", given.prompt.id)
+    principle = CONSTITUTION.draw("compare", given.prompt.id, request="comparison")
     assert found.principle == principle.id and found.judge == "judge"
     assert [(v.a, v.b) for v in found.orders] == [(0, 1), (1, 0)]
     texts = [asked.messages[0].content for asked in judge.asks]

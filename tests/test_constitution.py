@@ -5,12 +5,17 @@ from __future__ import annotations
 import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from rlaif.config import CompareStage, ReviseStage, read_pipeline
-from rlaif.constitution import REQUESTS, RULE, Constitution, Principle, read_constitution
+from rlaif.config import CompareStage, RankStage, ReviseStage, read_pipeline
+from rlaif.constitution import REQUESTS, RULE, Constitution, Principle, changes, read_constitution, shares
 from rlaif.errors import InputError, InputErrors
+from rlaif.pipeline.applied import shown
+from rlaif.pipeline.stages.compare import open_comparer
+from rlaif.pipeline.stages.rank import open_ranker
+from rlaif.pipeline.stages.revise import open_reviser
 
 TEXT = """\
 name: two
@@ -33,7 +38,7 @@ PROMPTS = [f"prompt {number}" for number in range(4000)]
 
 def test_a_principle_is_drawn_in_proportion_to_its_weight() -> None:
     """Four thousand draws: a share of 3/6 lies within three standard errors, 0.024, of one half."""
-    drawn = Counter(constitution(a=3, b=2, c=1).draw("compare", prompt).id for prompt in PROMPTS)
+    drawn = Counter(constitution(a=3, b=2, c=1).draw("compare", prompt, request="comparison").id for prompt in PROMPTS)
     assert drawn["a"] / 4000 == pytest.approx(3 / 6, abs=0.024)
     assert drawn["b"] / 4000 == pytest.approx(2 / 6, abs=0.024)
     assert drawn["c"] / 4000 == pytest.approx(1 / 6, abs=0.018)
@@ -43,7 +48,7 @@ def test_a_new_principle_re_draws_only_what_it_wins() -> None:
     before, after = constitution(a=1, b=1, c=1), constitution(a=1, b=1, c=1, new=1)
     moved = Counter()
     for prompt in PROMPTS:
-        old, new = before.draw("x", prompt).id, after.draw("x", prompt).id
+        old, new = before.draw("x", prompt, request="critique").id, after.draw("x", prompt, request="critique").id
         assert new in (old, "new")
         moved[new == "new"] += 1
     assert moved[True] / 4000 == pytest.approx(1 / 4, abs=0.021)
@@ -55,13 +60,17 @@ def test_its_place_in_the_file_and_its_words_do_not_matter_to_a_draw() -> None:
         update={"principles": tuple(p.model_copy(update={"rule": "other"}) for p in one.principles)}
     )
     for prompt in PROMPTS[:200]:
-        assert one.draw(prompt).id == other.draw(prompt).id == reworded.draw(prompt).id
+        assert (
+            one.draw(prompt, request="critique").id
+            == other.draw(prompt, request="critique").id
+            == reworded.draw(prompt, request="critique").id
+        )
 
 
 def test_every_principle_has_its_turn_before_one_comes_again() -> None:
     found = constitution(a=5, b=1, c=1)
     for prompt in PROMPTS[:200]:
-        drawn = [found.draw(prompt, position=place).id for place in range(6)]
+        drawn = [found.draw(prompt, request="critique", position=place).id for place in range(6)]
         assert set(drawn[:3]) == {"a", "b", "c"} and drawn[3:] == drawn[:3]
 
 
@@ -76,7 +85,16 @@ def test_the_shipped_constitutions_read(path: str) -> None:
     [
         ("id: tone", "id: safety", r"c\.yaml:4: `principles\.1\.id`: two principles are called 'safety'"),
         ("critique: is it kind", "critic: is it kind", r"c\.yaml:4: .*`?(critic|critique)"),
-        ("rule: Be kind., ", "", r"c\.yaml:4: `principles\.1\.rule`: the key is missing"),
+        (
+            "rule: Be kind., critique: is it kind, ",
+            "",
+            r"c\.yaml:4: .*a `revision` needs a `critique`; add it, or a `rule`",
+        ),
+        (
+            "rule: Be kind., critique: is it kind, revision: Make it kind., comparison: the kinder one",
+            "weight: 2",
+            r"c\.yaml:4: `principles\.1`: there is no `rule`, and no request of its own; add a `rule`",
+        ),
         ("revision: Make it kind.", "revision: ' '", r"c\.yaml:4: `principles\.1\.revision`"),
         ("weight: 3", "weight: 0", r"c\.yaml:3: `principles\.0\.weight`: .*greater than 0"),
         ("name: two", "name: two\nversion: 1", r"c\.yaml:2: `version`: unknown key\. Fix: remove it"),
@@ -130,7 +148,9 @@ def test_a_rename_with_the_old_id_under_was_draws_the_same(tmp_path: Path) -> No
             "principles": tuple(p.model_copy(update={"was": "b"} if p.id == "bee" else {}) for p in renamed.principles)
         }
     )
-    old, new, moved = ([each.draw("x", prompt).id for prompt in PROMPTS] for each in (before, kept, renamed))
+    old, new, moved = (
+        [each.draw("x", prompt, request="critique").id for prompt in PROMPTS] for each in (before, kept, renamed)
+    )
     assert ["b" if name == "bee" else name for name in new] == old
     assert sum(a != b for a, b in zip(["b" if name == "bee" else name for name in moved], old, strict=True)) > 500
     with pytest.raises(InputError, match=r"c\.yaml:4: `principles\.1\.was`: another principle is called 'a'"):
@@ -211,6 +231,13 @@ def test_the_lines_as_they_should_be_are_read_as_they_were_meant(tmp_path: Path)
     ]  # fmt: skip
 
 
+def test_a_question_mark_inside_braces_is_told(tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"c\.yaml:3: not valid YAML: .*Fix: inside \{\.\.\.\}, put each text in quotes"
+    ):
+        read(tmp_path, "name: c\nprinciples:\n  - {id: a, critique: Is it kind?, rule: Be kind.}\n")
+
+
 def test_a_comment_after_a_number_or_a_text_in_quotes_is_a_comment(tmp_path: Path) -> None:
     text = "name: c # mine\nprinciples:\n  - id: a # short\n    rule: 'Be safe.' # so\n    weight: 2 # heavier\n"
     (principle,) = read(tmp_path, text).principles
@@ -236,3 +263,64 @@ def test_a_constitution_is_named_once_and_used_by_every_stage(tmp_path: Path) ->
     (tmp_path / "p.yaml").write_text(text.replace("constitution: c.yaml\n", ""))
     with pytest.raises(InputError, match=r"p\.yaml:7: `stages\.2\.revise\.constitution`: the key is missing"):
         read_pipeline(str(tmp_path / "p.yaml"))
+
+
+# ---------------------------------------------------------------- principles of one stage
+
+
+ONE_STAGE = """\
+name: c
+principles:
+  - {id: first, critique: Is it rude, revision: Make it polite.}
+  - {id: second, comparison: Prefer the politer completion.}
+  - {id: third, comparison: Prefer the completion that is easier to read.}
+"""
+
+
+def test_a_principle_without_a_rule_is_drawn_only_for_the_requests_that_it_has(tmp_path: Path) -> None:
+    found = read(tmp_path, ONE_STAGE)
+    revised = {found.draw(prompt, request="critique", position=place).id for prompt in PROMPTS[:50] for place in (0, 1)}
+    compared = Counter(found.draw(prompt, request="comparison").id for prompt in PROMPTS)
+    assert revised == {"first"} and set(compared) == {"second", "third"}
+    assert compared["second"] / 4000 == pytest.approx(1 / 2, abs=0.024)
+
+
+def test_a_stage_without_a_principle_to_draw_is_an_error_before_the_run(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(ONE_STAGE.partition("  - {id: second")[0])
+    stage = CompareStage(model="m", constitution=str(tmp_path / "c.yaml"))
+    with pytest.raises(InputError, match=r"c\.yaml:2: `principles`: no principle has a comparison\. Fix: give one"):
+        open_comparer(stage)
+    open_reviser(ReviseStage(model="m", constitution=str(tmp_path / "c.yaml")))
+
+
+@pytest.mark.parametrize("stage", ["compare", "rank", "critique", "revise"])
+def test_a_template_that_shows_the_rule_of_a_principle_without_one_is_an_error(tmp_path: Path, stage: str) -> None:
+    (tmp_path / "c.yaml").write_text(ONE_STAGE)
+    (tmp_path / "shows.jinja").write_text(Path(f"prompts/{stage}.jinja").read_text() + "\n{{ principle.rule }}")
+    named: dict[str, Any] = {"model": "m", "constitution": str(tmp_path / "c.yaml")}
+    key = {"critique": "critique_template", "revise": "revision_template"}.get(stage, "template")
+
+    def opened(settings: dict[str, Any]) -> object:
+        if stage in ("critique", "revise"):
+            return open_reviser(ReviseStage.model_validate(settings))
+        if stage == "rank":
+            return open_ranker(RankStage.model_validate(settings))
+        return open_comparer(CompareStage.model_validate(settings))
+
+    opened(named)
+    with pytest.raises(InputError, match=r"shows\.jinja: .*shows `principle\.rule`, and the principle '\w+' has none"):
+        opened(named | {key: str(tmp_path / "shows.jinja")})
+
+
+def test_only_the_requests_that_a_principle_has_are_shown_and_counted(tmp_path: Path) -> None:
+    after = read(tmp_path, ONE_STAGE)
+    told = [(each.stage, each.principle, each.asked.request) for each in shown(str(tmp_path / "c.yaml"))]
+    assert told == [
+        ("revise", "first", "critique"), ("revise", "first", "revision"),
+        ("compare", "second", "comparison"), ("compare", "third", "comparison"),
+    ]  # fmt: skip
+    assert shares(after, "comparison") == {"second": 0.5, "third": 0.5} and shares(after, "critique") == {"first": 1.0}
+    before = Constitution(name="c", principles=(Principle(id="first", rule="r", comparison="kinder"),))
+    assert [change.told for change in changes(before, after, ("comparison",))] == [
+        "`second` added", "`third` added", "`first` removed",
+    ]  # fmt: skip

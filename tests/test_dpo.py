@@ -19,13 +19,14 @@ import pytest
 pytest.importorskip("trl")
 
 import torch
+from test_tokenizing import encodings_counted
 from test_train import PAIRS, Steps, Stopped, logprobs, settings_of, validation, weights
 from transformers import AutoTokenizer, LlamaModel
 
 from rlaif.errors import InputError, WorkError
-from rlaif.pipeline.alone import one_trainer, train_alone
+from rlaif.pipeline.alone import check_alone, one_trainer, train_alone
 from rlaif.pipeline.progress import Silent
-from rlaif.train import job, preference_losses, references, trl
+from rlaif.train import job, kept_files, preference_losses, trl
 from rlaif.train.examples import OnStep, PreferencePair
 from rlaif.train.job import Job
 from rlaif.train.pairs import tokenize
@@ -256,19 +257,24 @@ def test_a_killed_computing_of_the_reference_goes_on(
     assert sum(before) == 16 and sum(before) + sum(after) == 2 * len(UNEVEN)
 
 
-def test_rlaif_train_shares_the_reference_between_models_side_by_side(random_model: Path, tmp_path: Path) -> None:
+def test_rlaif_train_shares_tokens_and_the_reference_between_models_side_by_side(
+    random_model: Path, tmp_path: Path
+) -> None:
     file = tmp_path / "pairs.jsonl"
     rows = [{"prompt": pair.prompt[0].content, "chosen": pair.chosen, "rejected": pair.rejected} for pair in PAIRS]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    counted = {}
+    counted, tokenized = {}, {}
     for name, beta in (("a", 0.1), ("b", 0.5)):
         pipeline = one_trainer("dpo", str(random_model), str(file), name, [f"beta={beta}", "epochs=0.1"], None)
-        with forwards_counted() as forwarded:
+        with forwards_counted() as forwarded, encodings_counted() as encoded:
             record = asyncio.run(train_alone(pipeline, tmp_path / "models" / name, Silent()))
         assert record["evaluation"] == {}  # no prompt of these is of the validation split, whose forwards would count
-        counted[name] = sum(forwarded)
-    assert counted == {"a": 2 * record["kept"], "b": 0}
-    assert {path.name for path in (tmp_path / "models").iterdir()} == {"a", "b", ".references"}
+        counted[name], tokenized[name] = sum(forwarded), len(encoded)
+    assert counted == {"a": 2 * record["kept"], "b": 0} and tokenized["a"] > tokenized["b"] == 0
+    with encodings_counted() as encoded:
+        assert check_alone(pipeline, tmp_path / "models" / "c").made.kept == record["kept"] and not encoded
+        assert check_alone(pipeline).made.kept == record["kept"] and encoded  # without the folder it shares nothing
+    assert {path.name for path in (tmp_path / "models").iterdir()} == {"a", "b", ".references", ".tokens"}
 
 
 # ---------------------------------------------------------------- the folder
@@ -330,12 +336,12 @@ def test_a_shared_folder_is_bounded_and_forgets_what_was_not_read_for_longest(tm
         os.utime(file, (time.time() - 1000 + age, time.time() - 1000 + age))
     left = files[0].with_name(f".{files[0].name}.12345.tmp")
     left.write_bytes(b"half")
-    os.utime(left, (time.time() - 2 * references.FORGOTTEN,) * 2)
+    os.utime(left, (time.time() - 2 * kept_files.FORGOTTEN,) * 2)
     (tmp_path / "ours.txt").write_text("not ours")
     oldest = References(files[0].parent.name, tmp_path)
     assert len(oldest.known(KEYS)) == 2  # of files[0] and files[1], which are used thereby
-    references.prune(tmp_path, most=sum(file.stat().st_size for file in files) - 1)
+    kept_files.prune(tmp_path, most=sum(file.stat().st_size for file in files) - 1)
     assert set(files) - set(files_of(tmp_path)) == {files[2]}
     assert left not in files_of(tmp_path) and (tmp_path / "ours.txt") in files_of(tmp_path)
-    references.prune(tmp_path, most=0)
+    kept_files.prune(tmp_path, most=0)
     assert files_of(tmp_path) == [tmp_path / "ours.txt"]

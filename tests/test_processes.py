@@ -71,6 +71,41 @@ def test_two_processes_have_the_losses_gradients_and_weights_of_one(random_model
         assert torch.allclose(tensor, weights[1][name], atol=2e-4), name
 
 
+TOKENIZING = """
+import sys
+from pathlib import Path
+from test_tokenizing import PAIRS, STRICT, encodings_counted, talk
+from test_train_tokens import chat
+from rlaif.errors import InputError
+from rlaif.train import demonstrations, pairs, ranks
+from rlaif.train.examples import Demonstration
+
+with encodings_counted() as encoded:
+    columns, _ = pairs.tokenize(chat(Path(sys.argv[1]), "tiny"), PAIRS, 1024)
+assert bool(encoded) == ranks.is_first() and columns == pairs.tokenize(chat(Path(sys.argv[1]), "tiny"), PAIRS, 1024)[0]
+try:
+    demonstrations.tokenize(chat(Path(sys.argv[1]), STRICT), [Demonstration(talk(1, role="system").messages)], 9)
+except InputError as error:
+    print(ranks.rank(), len(columns["chosen_ids"]), str(error).partition(" (")[2])
+"""
+
+
+@pytest.mark.lab
+def test_the_first_process_tokenizes_for_all(random_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "both.py").write_text(TOKENIZING)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(tmp_path / "both.py")]
+    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
+    done = subprocess.run(
+        [*command, str(random_model)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"PYTHONPATH": path},
+    )
+    said = "24 row 1, which begins 'what is 1?'): none"
+    assert [line.partition(". Fix")[0] for line in sorted(done.stdout.splitlines())] == [f"0 {said}", f"1 {said}"]
+
+
 @pytest.mark.lab
 @pytest.mark.parametrize(
     ("method", "changed"),

@@ -67,7 +67,9 @@ def test_each_revision_rewrites_the_one_before_under_its_own_principle() -> None
         (2, "2 words", "draft more more"),
         (3, "3 words", "draft more more more"),
     ]
-    expected = [CONSTITUTION.draw("revise", row.prompt.id, "0", position=place) for place in range(3)]
+    expected = [
+        CONSTITUTION.draw("revise", row.prompt.id, "0", request="critique", position=place) for place in range(3)
+    ]
     assert [r.principle for r in row.revisions] == [p.id for p in expected]
     assert len({r.principle for r in row.revisions}) == 3  # none comes twice before all had their turn
     for step, principle in enumerate(expected):

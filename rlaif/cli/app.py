@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from rlaif.cli import batches, judges, look, merging, projects, runs, store, terminal, training
+from rlaif.cli import batches, constitutions, judges, look, merging, projects, runs, store, terminal, training
 from rlaif.cli.ending import too_little
 from rlaif.cli.options import grouped
 from rlaif.errors import INTERRUPTED, RlaifError
@@ -52,6 +52,7 @@ app.command("try")(projects.try_)
 app.command()(runs.status)
 app.command()(runs.show)
 app.command()(runs.export)
+app.add_typer(constitutions.app, name="constitution")
 app.command()(store.cache)
 
 

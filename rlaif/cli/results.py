@@ -43,9 +43,21 @@ def print_plan(console: Console, plan: dict[str, Any]) -> None:
         without = f" and without the calls of {', '.join(unknown)} (no `price`)" if unknown else ""
         left = f"; the budget leaves {plan['budget_left']:.4f}" if plan["budget_left"] is not None else ""
         console.print(line(f"at most {sum(costs):.4f} to pay, without re-asks{without}{left}"), highlight=False)
+    print_edits(console, plan["changed"])
     if plan["last_run_seconds"]:
         console.print(f"\nthe last run took {plan['last_run_seconds']:.0f} s", style="dim")
     console.print("nothing was sent", style="dim")
+
+
+def print_edits(console: Console, changed: Sequence[Mapping[str, Any]]) -> None:
+    """What was edited in constitutions, and the calls that are due for it."""
+    if changed:
+        console.print("\nedited since the last run:", style="bold")
+    for edit in changed:
+        calls = [terminal.counted(edit["calls"], "call")] if edit["calls"] or not edit["at_most"] else []
+        calls += [f"{'then ' if calls else ''}at most {edit['at_most']:,}"] if edit["at_most"] else []
+        due = f": {', '.join(calls)}" if edit["principle"] or edit["calls"] or edit["at_most"] else ""
+        console.print(line(f"  {edit['stage']}: {edit['edit']}{due}"), highlight=False)
 
 
 def print_memory(console: Console, memory: dict[str, Any], title: str, *, short: bool = False) -> None:

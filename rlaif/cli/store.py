@@ -1,4 +1,4 @@
-"""`rlaif cache`: the calls that are stored."""
+"""`rlaif cache`: the calls that are stored, and what trainings keep."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rlaif.cli.options import AsJson
 
 
 def cache(
-    action: Annotated[str, typer.Argument(metavar="ACTION", help="show, verify or prune.")] = "show",
+    action: Annotated[str, typer.Argument(metavar="ACTION", help="show, verify, prune or clear.")] = "show",
     older_than: Annotated[
         float | None, typer.Option("--older-than", metavar="DAYS", help="prune: remove calls older than this.")
     ] = None,
@@ -21,11 +21,17 @@ def cache(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the cached calls, verify that all of them can be read, or prune some."""
+    """Show the cached calls, verify that all of them can be read, or prune some.
+
+    `clear` removes no call: it removes the token ids and log-probabilities that trainings keep to compute them once.
+    """
     from rlaif.pipeline import upkeep
     from rlaif.pipeline.folder import STORE
 
     upkeep.check_action(action, older_than, run)
+    if action == "clear":
+        terminal.say(f"{upkeep.clear() / 2**20:.1f} MB of trainings removed; all calls are kept")
+        return
     with closing(upkeep.open_store(action)) as store:
         if action == "prune":
             removed = upkeep.prune(store, older_than, run)
@@ -37,3 +43,5 @@ def cache(
             terminal.print_json([holding._asdict() for holding in store.holdings()])
         else:
             results.print_holdings(terminal.console(), store.holdings(), STORE)
+            for folder, size in upkeep.kept_by_trainings().items():
+                terminal.say(f"{size / 2**20:.1f} MB that trainings keep in {folder}; `rlaif cache clear` removes it")

@@ -46,7 +46,7 @@ def train(
     given = [*(settings or []), *shared]
     pipeline = one_trainer(method, base, data, method, given, reward, read.given(), adapter)
     if read.check:
-        show_check(check_alone(pipeline), data, as_json=as_json)
+        show_check(check_alone(pipeline, out), data, as_json=as_json)
         return
     if plan:
         memory = plan_alone(pipeline)

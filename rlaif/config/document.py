@@ -170,6 +170,8 @@ def load_value(text: str, path: str) -> tuple[Any, dict[Position, int]]:
         line = error.problem_mark.line + 1 if error.problem_mark else None
         scalar = isinstance(error, yaml.constructor.ConstructorError)
         fix = "put it in quotes if it is text" if scalar else "check indentation, quotes and brackets"
+        if "flow mapping" in str(error.context):
+            fix = "inside {...}, put each text in quotes that holds a comma, a colon or a question mark"
         mended = _mended(text, error) if path != COMMAND_LINE else None  # a value alone
         if mended is not None:
             line, fix = mended[0], f"write the line as `{shortened(mended[1].strip(), 200)}`"

@@ -38,6 +38,7 @@ class Rest(NamedTuple):
     stage: StageSettings
 
 
+Requested = Literal["critique", "revision", "comparison"]  # of a principle
 Takes = Literal["rows", "prompts", "demonstrations", "preferences"]
 
 
@@ -62,6 +63,15 @@ class StageSettings(Settings):
     def named_files(self) -> list[tuple[str, Position]]:
         """The paths that the stage reads, each with its key."""
         return []
+
+    def principles_asked(self) -> dict[Requested, str]:
+        """The requests of a constitution that it makes, each with the template that shows it."""
+        return {}
+
+    @property
+    def verdicts_asked(self) -> tuple[str, str] | None:
+        """The two verdicts of which it asks for one and nothing else; None where it asks for none, or for more."""
+        return None
 
     @classmethod
     def name_in(cls, settings: Any) -> Any:
@@ -510,6 +520,9 @@ class ReviseStage(StageSettings):
     def named_files(self) -> list[tuple[str, Position]]:
         return _given(self, "constitution", "critique_template", "revision_template")
 
+    def principles_asked(self) -> dict[Requested, str]:
+        return {"critique": self.critique_template, "revision": self.revision_template}
+
 
 class CompareStage(StageSettings):
     """Row stage: which of two candidates is better under a drawn principle, by a judge or a jury, in both orders.
@@ -592,6 +605,13 @@ class CompareStage(StageSettings):
     def named_files(self) -> list[tuple[str, Position]]:
         return [*_given(self, "constitution", "template"), *_gold(self)]
 
+    def principles_asked(self) -> dict[Requested, str]:
+        return {"comparison": self.template}
+
+    @property
+    def verdicts_asked(self) -> tuple[str, str] | None:
+        return None if self.reasons else self.names or ("1", "2")
+
 
 class RankStage(StageSettings):
     """Row stage: all candidates of a prompt ranked at once, under a drawn principle, shown in two orders.
@@ -628,6 +648,9 @@ class RankStage(StageSettings):
 
     def named_files(self) -> list[tuple[str, Position]]:
         return _given(self, "constitution", "template")
+
+    def principles_asked(self) -> dict[Requested, str]:
+        return {"comparison": self.template}
 
 
 class ScoreStage(StageSettings):

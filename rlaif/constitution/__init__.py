@@ -1,8 +1,11 @@
 """The constitution: its file, and what can be said of it without a model."""
 
+from rlaif.constitution.changes import Change, changes, shares
 from rlaif.constitution.reading import (
     REQUESTS,
     RULE,
+    Applied,
+    Asked,
     Chat,
     Constitution,
     Examples,
@@ -15,11 +18,16 @@ from rlaif.constitution.reading import (
 __all__ = [
     "REQUESTS",
     "RULE",
+    "Applied",
+    "Asked",
+    "Change",
     "Chat",
     "Constitution",
     "Examples",
     "Principle",
     "Request",
     "Requests",
+    "changes",
     "read_constitution",
+    "shares",
 ]

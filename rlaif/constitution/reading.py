@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from pydantic import Field, field_validator, model_validator
 
 from rlaif.config import Document, Name, Settings, Text, TextCheck, read_named_set, unchecked
-from rlaif.errors import InputError, raise_all
+from rlaif.constitution.origin import Origin
+from rlaif.errors import InputError, nearest, raise_all
 from rlaif.records import Message, digest, unit_interval
 
 Request = Literal["critique", "revision", "comparison"]
@@ -39,17 +40,27 @@ class Requests(Settings):
 class Principle(Settings):
     """One rule, and the three requests made of it. A call's prompt holds only the request it makes.
 
-    A request that the file does not give is made of the rule (`Requests`). Renaming a principle re-draws prompts; with
-    its old id under `was` it does not.
+    A request that the file does not give is made of the rule (`Requests`). Without a rule, a principle has only the
+    requests that the file gives, the others are empty, and only the stages that make those draw it. Renaming a
+    principle re-draws prompts; with its old id under `was` it does not.
     """
 
     id: Name
-    rule: Text
-    critique: Text
-    revision: Text
-    comparison: Text
+    rule: Text = ""
+    critique: Text = ""
+    revision: Text = ""
+    comparison: Text = ""
     weight: float = Field(default=1.0, gt=0, le=1_000_000)
     was: Name | None = None
+
+    @model_validator(mode="after")
+    def _can_be_drawn(self) -> Principle:
+        if not self.rule and not any(getattr(self, request) for request in REQUESTS):
+            raise ValueError("there is no `rule`, and no request of its own; add a `rule`")
+        if bool(self.critique) != bool(self.revision):
+            given, missing = ("critique", "revision") if self.critique else ("revision", "critique")
+            raise ValueError(f"a `{given}` needs a `{missing}`; add it, or a `rule` that it can be made of")
+        return self
 
     @property
     def drawn_as(self) -> str:
@@ -88,6 +99,7 @@ class Constitution(Settings):
     requests: Requests = Requests()
     examples: Examples = Examples()
     principles: tuple[Principle, ...] = Field(min_length=1)
+    origin: Origin | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -101,26 +113,46 @@ class Constitution(Settings):
 
     @property
     def digest(self) -> str:
-        return digest(self.model_dump(mode="json"))
+        """Of what reaches a prompt or decides a draw."""
+        return digest(self.model_dump(mode="json", exclude={"origin"}))
+
+    def having(self, request: Request) -> tuple[Principle, ...]:
+        """The principles that have this request."""
+        return tuple(principle for principle in self.principles if getattr(principle, request))
 
     def before(self, request: Request) -> tuple[Message, ...]:
         """The messages that come before a request of this kind."""
         system = () if self.preamble is None else (Message(role="system", content=self.preamble),)
         return (*system, *(message for chat in getattr(self.examples, request) for message in chat))
 
-    def draw(self, *salt: str, position: int = 0) -> Principle:
+    def draw(self, *salt: str, request: Request, position: int = 0) -> Principle:
         """The principle at `position`, from 0, of an order drawn for `salt`; a heavier principle is earlier more often.
 
-        Weighted rendezvous hashing: a principle's key depends on its own id and weight alone, so adding one re-draws
-        only what it wins, and each principle is first in proportion to its weight. Places beyond the last principle
-        start over.
+        It is one of those that have `request`; there must be one. Weighted rendezvous hashing: the key of a principle
+        depends on its own id and weight alone, so adding one re-draws only what it wins, and each principle is first in
+        proportion to its weight. Places beyond the last principle start over.
         """
 
         def key(principle: Principle) -> tuple[float, str]:
             uniform = 1.0 - unit_interval("principle", *salt, principle.drawn_as)  # in (0, 1]
             return -math.log(uniform) / principle.weight, principle.drawn_as
 
-        return sorted(self.principles, key=key)[position % len(self.principles)]
+        drawable = self.having(request)
+        return sorted(drawable, key=key)[position % len(drawable)]
+
+
+class Asked(NamedTuple):
+    """A request as a model gets it."""
+
+    request: Request
+    messages: tuple[Message, ...]
+
+
+class Applied(NamedTuple):
+    """A constitution, and the requests of it that a stage makes."""
+
+    constitution: Constitution
+    requests: tuple[Request, ...]
 
 
 def _long(item: Any) -> Any:
@@ -143,17 +175,29 @@ def _with_requests(item: Any, templates: dict[str, Any]) -> Any:
 def read_constitution(path: str, requests: Sequence[Request] = (), check: TextCheck = unchecked) -> Constitution:
     """The constitution at `path`, in the current folder or among the bundled files.
 
-    Raises InputErrors with all that is wrong, by line. `check` says what is wrong with each of the named `requests`,
-    for the model they are made of.
+    Raises InputErrors with all that is wrong, by line. Some principle must have each of the named `requests`, and
+    `check` says what is wrong with them, for the model they are made of.
     """
-    constitution, document = read_named_set(Constitution, path, "principles")
-    errors = _drawn_alike(constitution, document)
+    constitution, document = read_with_lines(path)
+    errors = []
+    for request in requests:
+        if not constitution.having(request):
+            fix = f"give one a `{request}`, or a `rule` that it can be made of"
+            errors.append(document.error(f"no principle has a {request}", ("principles",), fix))
     for index, principle in enumerate(constitution.principles):
         for request in requests:
-            if wrong := check(getattr(principle, request)):
+            text: str = getattr(principle, request)
+            if text and (wrong := check(text)):
                 errors.append(document.error(wrong[0], ("principles", index, request), wrong[1]))
     raise_all(errors)
     return constitution
+
+
+def read_with_lines(path: str) -> tuple[Constitution, Document]:
+    """The constitution at `path`, and its document. Raises InputErrors."""
+    constitution, document = read_named_set(Constitution, path, "principles")
+    raise_all([*_drawn_alike(constitution, document), *_of_nobody(constitution, document)])
+    return constitution, document
 
 
 def _drawn_alike(constitution: Constitution, document: Document) -> list[InputError]:
@@ -165,3 +209,14 @@ def _drawn_alike(constitution: Constitution, document: Document) -> list[InputEr
             errors.append(document.error(problem, ("principles", index, "was"), "give the id that only this one had"))
         names.add(principle.drawn_as)
     return errors
+
+
+def _of_nobody(constitution: Constitution, document: Document) -> list[InputError]:
+    """Errors of cues that `origin` gives for a principle that is not there."""
+    ids = [principle.id for principle in constitution.principles]
+    odd = {} if constitution.origin is None else constitution.origin.odd
+    return [
+        document.error("no principle has this id", ("origin", "odd", name), nearest(name, ids))
+        for name in odd
+        if name not in ids
+    ]

@@ -40,6 +40,7 @@ class Ask(NamedTuple):
     json_schema: Mapping[str, Any] | None = None
     stage: str = ""  # the stage that pays for the calls
     row: int = 0  # the row that needs them; lower rows go first
+    principle: str | None = None  # whose request it makes, in a stage that applies a constitution
 
     @property
     def retries(self) -> bool:
@@ -68,12 +69,13 @@ class Asker:
     sampling: Sampling
     stage: str = ""
     row: int = 0
+    principle: str | None = None
 
     async def several(
         self, messages: Sequence[Message], n: int, *, attempt: int = 0, json_schema: Mapping[str, Any] | None = None
     ) -> list[Completion]:
         """`n` completions of `messages`. Raises EngineError, and Declined for an attempt that is not to be made."""
-        ask = Ask(self.model, messages, self.sampling, n, attempt, json_schema, self.stage, self.row)
+        ask = Ask(self.model, messages, self.sampling, n, attempt, json_schema, self.stage, self.row, self.principle)
         (completions,) = await self.sampler.sample([ask])
         if ask.retries and not completions:
             raise Declined
@@ -84,6 +86,10 @@ class Asker:
     ) -> Completion:
         """One completion of `messages`, as `several`."""
         return (await self.several(messages, 1, attempt=attempt, json_schema=json_schema))[0]
+
+    def under(self, principle: str) -> Asker:
+        """The same model, asked for what a principle requests."""
+        return replace(self, principle=principle)
 
     def sampled(self, **changed: Any) -> Asker:
         """The same model with some sampling parameters changed."""

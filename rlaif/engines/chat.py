@@ -138,6 +138,11 @@ class Chat:
             content = " ".join(content[start:end] for start, end in pairwise(edges))
         raise TemplateFailure("a message spells special tokens that cannot be taken apart")
 
+    @property
+    def defusing(self) -> list[Any]:
+        """What decides how messages are defused, as JSON."""
+        return [self.markers.pattern if self.markers is not None else None, sorted(self._rewritten)]
+
     def _turn_tokens(self) -> set[str]:
         """Tokens that are not called special, and open a turn: those down to the first after a user's words."""
         tokens = self.tokenizer.added_tokens_decoder.values()

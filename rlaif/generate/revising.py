@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from rlaif.config import ReviseStage
-from rlaif.constitution import Constitution, Principle
+from rlaif.constitution import Asked, Constitution, Principle
 from rlaif.engines.asking import Asker, together
 from rlaif.judges.fences import fence_mark
 from rlaif.judges.replies import unusable
@@ -21,6 +21,9 @@ OFFERED_CRITIQUE = {"principle", "prompt", "completion", "mark"}
 OFFERED_REVISION = {*OFFERED_CRITIQUE, "critique", "critique_mark"}
 REQUIRED_CRITIQUE = {"principle", "prompt", "completion"}
 REQUIRED_REVISION = {*REQUIRED_CRITIQUE, "critique"}
+
+
+CRITIQUE = "(the critique)"  # where one is to stand that nobody has written
 
 
 class Reviser(NamedTuple):
@@ -64,7 +67,10 @@ async def _chain(row: Row, candidate: int, stage: ReviseStage, reviser: Reviser,
     draft = row.candidates[candidate].completion.text
     chain: list[Revision] = []
     for number in range(1, stage.revisions + 1):
-        principle = reviser.constitution.draw("revise", row.prompt.id, str(candidate), position=number - 1)
+        principle = reviser.constitution.draw(
+            "revise", row.prompt.id, str(candidate), request="critique", position=number - 1
+        )
+        asker = asker.under(principle.id)
         critique = await asker.one(critique_prompt(row.prompt, draft, principle, reviser))
         completion = None
         problem = unusable("critique", critique)
@@ -118,3 +124,10 @@ def revision_prompt(
         critique_mark=fence_mark(prompt.text, draft, critique),
     )
     return (*reviser.constitution.before("revision"), Message(role="user", content=rendered))
+
+
+def asked(row: Row, principle: Principle, reviser: Reviser) -> Iterator[Asked]:
+    """The prompts for a critique of the row's first candidate, and for its revision."""
+    draft = row.candidates[0].completion.text
+    yield Asked("critique", critique_prompt(row.prompt, draft, principle, reviser))
+    yield Asked("revision", revision_prompt(row.prompt, draft, CRITIQUE, principle, reviser))

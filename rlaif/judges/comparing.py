@@ -7,12 +7,12 @@ numbered 1 and 2. A soft verdict is the probability of either number as the firs
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
 from rlaif.config import CompareStage
-from rlaif.constitution import Constitution, Principle
+from rlaif.constitution import Asked, Constitution, Principle
 from rlaif.engines.asking import Asker, together
 from rlaif.judges.fences import fence_mark
 from rlaif.judges.rating import FILTERED, LEAST_MASS, first_readable, numbered, probabilities
@@ -49,6 +49,7 @@ class Comparer(NamedTuple):
 
 
 NUMBERS = ("1", "2")
+REASONS = "(the reasons)"  # where some are to stand that nobody has written
 SOFT_VERDICT_TOKENS = 2  # the number, whose probability is read, and the end
 VERDICT_TOKENS = 16  # of a hard verdict: a number and the words around it
 
@@ -79,8 +80,8 @@ async def compare(row: Row, stage: CompareStage, comparer: Comparer, askers: Seq
 
     `askers` are the stage's judges, in its order. All pairs of a prompt are compared under the same principle.
     """
-    principle = comparer.constitution.draw("compare", row.prompt.id)
-    judges = [_Judge(asker, stage, comparer) for asker in askers]
+    principle = comparer.constitution.draw("compare", row.prompt.id, request="comparison")
+    judges = [_Judge(asker.under(principle.id), stage, comparer) for asker in askers]
     pairs = pairs_to_compare(row.prompt, row.candidates, stage.pairs)
     compared = await together(*(_both_orders(row, pair, principle, judge) for pair in pairs for judge in judges))
     if stage.jury is not None:
@@ -216,6 +217,15 @@ def comparison_prompt(
         n=len(shown),
     )
     return (*comparer.constitution.before("comparison"), Message(role="user", content=rendered))
+
+
+def asked(row: Row, principle: Principle, stage: CompareStage, comparer: Comparer) -> Iterator[Asked]:
+    """The prompt for a comparison of the row's first two candidates, with the second turn after reasons."""
+    messages = comparison_prompt(row, (0, 1), principle, stage, comparer)
+    if stage.reasons:
+        reasons = Message(role="assistant", content=REASONS)
+        messages = (*messages, reasons, Message(role="user", content=stage.ending))
+    yield Asked("comparison", messages)
 
 
 def read_probability(alternatives: dict[str, float | None] | None) -> tuple[float | None, str | None]:

@@ -37,9 +37,10 @@ async def rank(row: Row, stage: RankStage, ranker: Comparer, asker: Asker) -> Ro
     slots = shown_at(row)
     if len(slots) < 2:
         return row
-    principle = ranker.constitution.draw("compare", row.prompt.id)
+    principle = ranker.constitution.draw("compare", row.prompt.id, request="comparison")
     orders = [slots, slots[::-1]] if stage.orders == "both" else [slots]
     prompts = [ranking_prompt(row, order, principle, stage, ranker) for order in orders]
+    asker = asker.under(principle.id)
     rankings = await together(*(_ask(shown, principle, stage, asker) for shown in prompts))
     return row.model_copy(update={"rankings": tuple(rankings)})
 

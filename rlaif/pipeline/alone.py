@@ -12,7 +12,7 @@ from rlaif.config.document import Position
 from rlaif.config.pipeline import split_setting
 from rlaif.engines.open import source_of
 from rlaif.errors import InputError, nearest
-from rlaif.pipeline.folder import REFERENCES, hold
+from rlaif.pipeline.folder import REFERENCES, TOKENS, hold
 from rlaif.pipeline.progress import Progress
 from rlaif.pipeline.run import session_of
 from rlaif.pipeline.stages import open_stages
@@ -86,10 +86,10 @@ def one_trainer(
     return checked(document)
 
 
-def check_alone(pipeline: Pipeline) -> Checked:
+def check_alone(pipeline: Pipeline, out: Path | None = None) -> Checked:
     """What the one model of `pipeline` would be trained on, without its weights.
 
-    Raises InputError as the training would.
+    It shares token ids with the training into `out`. Raises InputError as the training would.
     """
     from rlaif.train.check import check
 
@@ -97,7 +97,8 @@ def check_alone(pipeline: Pipeline) -> Checked:
     data, stage = _stages_of(pipeline, opening)
     examples = list(stage.examples(opening.made))
     base = source_of(pipeline.models[stage.trainer.base])
-    made = check(stage.trainer, base, examples, stage.template)
+    kept = None if out is None else (out if out.name else out.resolve()).with_name(TOKENS.name)
+    made = check(stage.trainer, base, examples, stage.template, kept)
     withheld = Counter(str(example.split) for example in examples if example.split in stage.trainer.unused)
     read = opening.stages[data.name].read
     return Checked(made, read.given, dict(read.dropped + withheld), opening.notes)
@@ -124,8 +125,8 @@ async def train_alone(pipeline: Pipeline, out: Path, progress: Progress) -> dict
     """Train the one model of `pipeline` into `out` and return the record of its training.
 
     Called again, it resumes after an interruption, and does nothing if nothing changed. Trainings into folders side by
-    side share the log-probabilities of their base models in `.references` there. Raises InputError for a folder with
-    any other content, which is left alone.
+    side share their token ids in `.tokens` there, and the log-probabilities of their base models in `.references`.
+    Raises InputError for a folder with any other content, which is left alone.
     """
     opening = open_stages(pipeline)
     for note in opening.notes:
@@ -141,7 +142,8 @@ async def train_alone(pipeline: Pipeline, out: Path, progress: Progress) -> dict
     try:
         async with session_of(pipeline, CallStore(Path(":memory:"))) as session:
             survey, reward = stage.survey(opening.made), stage.reward(session, opening.made)
-            training = stage.job(session, survey, out, reward, out.with_name(REFERENCES.name))
+            beside = (out.with_name(shared.name) for shared in (REFERENCES, TOKENS))
+            training = stage.job(session, survey, out, reward, *beside)
             if out.exists() and job.finished(out, training.key) is None:
                 raise _occupied(out, pipeline)
             progress.begin(stage.name, "train")

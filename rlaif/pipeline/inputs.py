@@ -1,4 +1,4 @@
-"""The texts that a run was made with, kept in its folder: constitutions, rubrics and templates.
+"""What a run was made with, kept in its folder: the resolved pipeline, constitutions, rubrics and templates.
 
 They say what a run did after the files were edited or are gone.
 """
@@ -6,6 +6,8 @@ They say what a run did after the files were edited or are gone.
 from __future__ import annotations
 
 from pathlib import Path
+
+import yaml
 
 from rlaif.config import Pipeline
 from rlaif.files import text_of, write_text
@@ -16,7 +18,8 @@ SUFFIXES = (".yaml", ".yml", ".jinja")  # of texts; data files may be large, and
 
 
 def keep_inputs(folder: Path, pipeline: Pipeline) -> None:
-    """Copy the texts that the stages name into a run's folder."""
+    """Write the resolved pipeline into a run's folder, and copies of the texts that its stages name."""
+    write_text(folder / "pipeline.yaml", yaml.safe_dump(pipeline.resolved(folder), sort_keys=False))
     for step in pipeline.steps:
         for path, key in step.stage.named_files():
             if Path(path).suffix in SUFFIXES and (text := text_of(find(path))) is not None:

@@ -7,127 +7,27 @@ are estimates. Rows with an assumed completion are not kept, but made again when
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Any
 
 from rlaif.config import OpenAIModel, Pipeline
+from rlaif.constitution import Change, changes, read_constitution
 from rlaif.engines.adapters import Source
-from rlaif.engines.asking import Ask, Asking
-from rlaif.engines.scheduler import stored_completion
-from rlaif.errors import EngineError
+from rlaif.engines.asking import Asking
+from rlaif.pipeline.counting import UNPAID, Counting, Due, Need, Needs
 from rlaif.pipeline.folder import RunFolder
+from rlaif.pipeline.inputs import kept_input
 from rlaif.pipeline.manifest import count_spent
 from rlaif.pipeline.run import session_of
-from rlaif.pipeline.session import Session
 from rlaif.pipeline.spool import Spool
 from rlaif.pipeline.stages import Made, Opening, RowStage, Stage, TableStage
 from rlaif.pipeline.stages.stage import groups, starting_rows
-from rlaif.records import Completion, Message, Row, Sampling, digest_text
-from rlaif.store import CallStore, call_keys
-
-CHARACTERS_PER_TOKEN = 4  # a rough rule for English
-UNPAID = "not paid for yet"
+from rlaif.records import Row
+from rlaif.store import CallStore
 
 
-class Need(dict[str, int]):
-    """Calls of one model: `calls`, of which `paid` are cached; tokens of the others."""
-
-    def __init__(self) -> None:
-        super().__init__(calls=0, paid=0, prompt_tokens=0, max_completion_tokens=0)
-
-    def add(self, messages: Sequence[Message], sampling: Sampling, *, calls: int, paid: int = 0) -> None:
-        self["calls"] += calls
-        self["paid"] += paid
-        if calls > paid:
-            self["prompt_tokens"] += sum(len(m.content) for m in messages) // CHARACTERS_PER_TOKEN
-            self["max_completion_tokens"] += (calls - paid) * sampling.max_tokens
-
-
-Needs = dict[str, dict[str, Need]]  # by stage and model
-
-
-class Counting:
-    """A sampler that answers from the store and counts missing calls, by stage and model.
-
-    A missing completion is assumed to have the maximum length; without `assumes` it is an EngineError. With `each_once`
-    a repeated call is counted once. `missing` counts missing completions.
-    """
-
-    def __init__(self, session: Session, needs: Needs, *, assumes: bool = True, each_once: bool = False) -> None:
-        self._session, self._needs, self._assumes, self.missing = session, needs, assumes, 0
-        self._counted: set[str] | None = set() if each_once else None
-        self._known: dict[str, bool] = {}  # by model, whether the store has any of its calls
-
-    async def sample(self, asks: Sequence[Ask]) -> list[list[Completion]]:
-        before, answers = self.missing, [self._answered(ask) for ask in asks]
-        if self.missing > before and not self._assumes:
-            raise EngineError(UNPAID, cause="plan")
-        return answers
-
-    def _answered(self, ask: Ask) -> list[Completion]:
-        stored = self._stored(ask)
-        if ask.retries and len(stored) < ask.n:
-            return []
-        if not ask.attempt or len(stored) == ask.n:  # re-asks cannot be predicted
-            calls, paid = self._new(ask, stored)
-            if calls:
-                need = self._needs.setdefault(ask.stage, {}).setdefault(ask.model, Need())
-                need.add(ask.messages, ask.sampling, calls=calls, paid=paid)
-        self.missing += ask.n - len(stored)
-        if not self._assumes:
-            return list(stored.values())
-        return [stored.get(index) or _assumed(ask, index) for index in range(ask.n)]
-
-    def _stored(self, ask: Ask) -> dict[int, Completion]:
-        """The cached completions by index; none of a model that is not trained yet."""
-        engine = self._session.engines.get(ask.model)
-        if engine is None:
-            return {}
-        if ask.model not in self._known:
-            self._known[ask.model] = self._session.store.knows(engine.identity)
-        if not self._known[ask.model]:
-            return {}
-        keys = call_keys(
-            engine.identity, ask.messages, ask.sampling, indices=range(ask.n), attempt=ask.attempt,
-            json_schema=ask.json_schema,
-        )  # fmt: skip
-        answers = self._session.store.get(keys)
-        keep = self._session.thinking.get(ask.model) == "keep"
-        return {
-            i: stored_completion(ask.model, key, answers[key], "keep" if keep else "strip")
-            for i, key in enumerate(keys)
-            if key in answers
-        }
-
-    def _new(self, ask: Ask, stored: Mapping[int, Completion]) -> tuple[int, int]:
-        """The number of an ask's calls that were not counted before, and how many of those are cached."""
-        if self._counted is None:
-            return ask.n, len(stored)
-        names = _names(ask)
-        new = [index for index, name in enumerate(names) if name not in self._counted]
-        self._counted.update(names)
-        return len(new), sum(index in stored for index in new)
-
-
-def _assumed(ask: Ask, index: int) -> Completion:
-    """A completion of the maximum length, another one for every call; empty for a re-ask, which is not counted."""
-    if ask.attempt:
-        return Completion(text="", model=ask.model, call="")
-    name = _names(ask)[index]
-    text = name.ljust(ask.sampling.max_tokens * CHARACTERS_PER_TOKEN, "x")
-    return Completion(text=text, model=ask.model, call=name)
-
-
-@lru_cache(maxsize=256)
-def _told(sampling: Sampling) -> str:
-    return str(sampling)
-
-
-def _names(ask: Ask) -> list[str]:
-    """A name for each call of an ask, the same for calls that are the same, whether or not the model exists."""
-    shown = "\x1f".join((ask.model, _told(ask.sampling), *(f"{m.role} {m.content}" for m in ask.messages)))
-    return [digest_text(f"{shown}\x1f{index}", length=16) for index in range(ask.n)]
+def _edit(stage: str, principle: str | None, edit: str, due: Due) -> dict[str, Any]:
+    return {"stage": stage, "principle": principle, "edit": edit, "calls": due.exact, "at_most": due.at_most}
 
 
 class Plan:
@@ -169,6 +69,7 @@ class Plan:
             "from_package": self.pipeline.shipped,
             "stages": stages,
             "calls": self._by_model(),
+            "changed": self._changed(),
             "budget_left": None if budget is None else budget - self.session.ledger.spent,
             "last_run_seconds": manifest and manifest["seconds"],
         }
@@ -227,6 +128,37 @@ class Plan:
             for earlier in before:
                 assumed = await earlier.through(assumed, self.session.asking(earlier.name, sampler=self._unseen))
             yield origin, assumed, False
+
+    def _changed(self) -> list[dict[str, Any]]:
+        """What was edited in the stages' constitutions since the last run, with the calls that are due under each.
+
+        `calls` is exact, `at_most` a bound of those that follow: their prompts hold words that nobody has written yet.
+        """
+        told = []
+        for stage in self.stages.values():
+            if (applied := stage.applies()) is None:
+                continue
+            if (kept := kept_input(self.folder.path, stage.name, "constitution")) is None:
+                continue
+            edits: dict[str | None, list[Change]] = {}
+            for change in changes(read_constitution(str(kept)), applied.constitution, applied.requests):
+                edits.setdefault(change.principle, []).append(change)
+            for principle, edited in edits.items():
+                due = self._due(stage.name, {principle} - {None})
+                told.append(_edit(stage.name, principle, "; ".join(change.told for change in edited), due))
+            others = {principle.id for principle in applied.constitution.principles} - edits.keys()
+            if edits and any(due := self._due(stage.name, others)):
+                told.append(_edit(stage.name, None, "prompts that others now win, and drafts that follow", due))
+        return told
+
+    def _due(self, stage: str, principles: Collection[str | None]) -> Due:
+        counted = [
+            due
+            for counting in (self._assuming, self._refusing)
+            for (name, principle), due in counting.due.items()
+            if name == stage and principle in principles
+        ]
+        return Due(sum(due.exact for due in counted), sum(due.at_most for due in counted))
 
     def _calls(self, stage: Stage[Any]) -> dict[str, dict[str, int]]:
         needs = self.needs.get(stage.name, {})

@@ -14,11 +14,9 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
-import yaml
-
 from rlaif.config import LocalModel, Pipeline
 from rlaif.errors import InputError, RlaifError, Stopped, WorkError
-from rlaif.files import FULL, why, write_text
+from rlaif.files import FULL, why
 from rlaif.pipeline.datasets import dataset_name
 from rlaif.pipeline.events import EVERY, EventLog, Meter
 from rlaif.pipeline.folder import RunFolder, is_foreign, leads_away, made_before
@@ -152,8 +150,6 @@ class Run:
         self.events.write("run", name=self.pipeline.name, rlaif=__version__)
         self._remove_leftovers()
         self.manifest.write("running")  # lists its files before they are written
-        resolved = yaml.safe_dump(self.pipeline.resolved(self.folder.path), sort_keys=False)
-        write_text(self.folder.path / "pipeline.yaml", resolved)
         keep_inputs(self.folder.path, self.pipeline)
         for stage in self.stages.values():
             self.manifest.digests |= stage.input_digests()

@@ -1,14 +1,16 @@
-"""`rlaif cache`: shows, verifies and prunes the call store."""
+"""`rlaif cache`: shows, verifies and prunes the call store, and clears what trainings keep."""
 
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 from rlaif.errors import InputError, WorkError, nearest
-from rlaif.pipeline.folder import STORE
+from rlaif.pipeline.folder import REFERENCES, STORE, TOKENS
 from rlaif.store import CallStore
+from rlaif.train import kept_files
 
-ACTIONS = ("show", "verify", "prune")
+ACTIONS = ("show", "verify", "prune", "clear")
 
 
 def check_action(action: str, older_than: float | None, run: str | None) -> None:
@@ -42,3 +44,16 @@ def verify(store: CallStore) -> None:
             file=str(STORE),
             fix="restore the file from a copy, or run the pipeline again: it repeats the calls that cannot be read",
         )
+
+
+def kept_by_trainings() -> dict[Path, int]:
+    """The bytes in each folder in which the trainings of this project share what they compute, if there are any."""
+    return {folder: size for folder in (TOKENS, REFERENCES) if (size := sum(f.size for f in kept_files.held(folder)))}
+
+
+def clear() -> int:
+    """Remove what trainings keep; the next ones compute it again. Returns the bytes."""
+    kept = kept_by_trainings()
+    for folder in kept:
+        kept_files.prune(folder, 0)
+    return sum(kept.values())

@@ -19,6 +19,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from rlaif.templates.failures import MOST_SECONDS, MOST_WRITTEN, TOO_LONG, TemplateFailure
@@ -178,19 +179,26 @@ class _Process:
         return bytes(read)
 
 
-def _started(kind: Kind) -> subprocess.Popen[bytes]:
+def started(
+    module: str, *arguments: str, variables: Mapping[str, str] = MappingProxyType({})
+) -> subprocess.Popen[bytes]:
+    """A process of a module of ours, without keys, which neither Ctrl-C nor Ctrl-Z reaches but through this one."""
     package = Path(__file__).parents[2]
     path = [str(package), *(os.path.abspath(folder) for folder in sys.path if folder)]
     environment = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
-    process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-        [sys.executable, "-P", "-m", "rlaif.templates.worker", kind],
+    return subprocess.Popen(  # noqa: S603 - our own interpreter and module
+        [sys.executable, "-P", "-m", module, *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         cwd="/",
-        env={**environment, "PYTHONPATH": os.pathsep.join(path)},
-        start_new_session=True,  # Ctrl-C and Ctrl-Z are for this process
+        env={**environment, **variables, "PYTHONPATH": os.pathsep.join(path)},
+        start_new_session=True,
     )
+
+
+def _started(kind: Kind) -> subprocess.Popen[bytes]:
+    process = started("rlaif.templates.worker", kind)
     assert process.stdin is not None
     os.set_blocking(process.stdin.fileno(), False)  # one that does not read must not be waited for without end
     return process

@@ -7,9 +7,11 @@ kept to be shown: the first as they are trained on, the first that is cut, and t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from math import ceil
+from pathlib import Path
 from statistics import median
 from typing import Any, Literal, NamedTuple
 
@@ -17,9 +19,10 @@ from rlaif.config import PPOSettings, RMSettings, SFTSettings, TrainerSettings, 
 from rlaif.engines.adapters import Source, layers, named
 from rlaif.engines.chat import Chat
 from rlaif.files import json_of
-from rlaif.train import chats, demonstrations, groups, pairs, tokens
+from rlaif.train import chats, demonstrations, groups, pairs, tokenizing, tokens
 from rlaif.train.examples import Demonstration, Example, PreferencePair, PromptOnly
 from rlaif.train.packing import pack
+from rlaif.train.tokens import Segment
 
 State = Literal["context", "learnt", "cut"]
 KEPT, CUT = "trained on", "cut"
@@ -46,7 +49,7 @@ class Row:
     split: str
     fate: str
     length: int  # tokens before a cut; of the longer side
-    sides: dict[str, list[Piece]]
+    sides: dict[str, list[Piece]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -124,8 +127,16 @@ def _round_up(width: float) -> int:
         step *= 10
 
 
-def check(settings: Training, base: Source, examples: Iterable[Example], template: str | None = None) -> Check:
+def check(
+    settings: Training,
+    base: Source,
+    examples: Iterable[Example],
+    template: str | None = None,
+    kept: Path | None = None,
+) -> Check:
     """What the examples would be trained on from the model `base`, with `template` as its chat template, if given.
+
+    It shares token ids with trainings in the folder `kept`.
 
     Raises InputError as the trainer would, for a template that cannot be used and for a row that is refused.
     """
@@ -156,19 +167,19 @@ def check(settings: Training, base: Source, examples: Iterable[Example], templat
     lengths: dict[str, list[int]] = {}
     for split, of_split in splits.items():
         made.fates[split], lengths[split] = Counter(), []
-        for row in _rows(settings, chat, of_split, made):
+        for row, sides in _rows(settings, chat, of_split, made, kept):
             made.fates[split][row.fate] += 1
             if row.fate in (KEPT, CUT):
                 lengths[split] += _lengths(row, made.max_length)
             shown[row.fate] += 1
             if shown[row.fate] <= (SHOWN if row.fate == KEPT else OF_EACH):
-                made.rows.append(row)
+                made.rows.append(replace(row, sides=sides()))
     if isinstance(settings, TrainerSettings):
         trained = lengths.get("train", [])
         rows = len(trained)
         if isinstance(settings, RMSettings) and settings.grouping == "prompt":
-            kept = [pair for pair in splits.get("train", ()) if isinstance(pair, PreferencePair)]
-            rows = min(rows, len(groups.of_prompts(enumerate(kept, 1), settings.group_size)))
+            pairs_of = [pair for pair in splits.get("train", ()) if isinstance(pair, PreferencePair)]
+            rows = min(rows, len(groups.of_prompts(enumerate(pairs_of, 1), settings.group_size)))
         if isinstance(settings, SFTSettings) and settings.packing:
             rows = made.packed = len(pack(trained, made.max_length))
         batches = ceil(rows / settings.batch_size)
@@ -176,19 +187,25 @@ def check(settings: Training, base: Source, examples: Iterable[Example], templat
     return made
 
 
-def _rows(settings: Training, chat: Chat, examples: Sequence[Any], made: Check) -> Iterator[Row]:
+Sides = Callable[[], dict[str, list[Piece]]]  # of a row; as text they cost more than all the rest, and few are shown
+
+
+def _rows(
+    settings: Training, chat: Chat, examples: Sequence[Any], made: Check, kept: Path | None
+) -> Iterator[tuple[Row, Sides]]:
+    """The rows without their sides, and what makes those."""
     skipped = tokens.Counts()
     numbered = list(tokens.numbered(examples, _messages, settings.system, skipped))
     rest = {number for number, _ in numbered}
     for number, example in enumerate(examples, 1):
         if number not in rest:
-            yield Row(number, example.split, "system-message", 0, {})
+            yield Row(number, example.split, "system-message", 0), dict
     if isinstance(settings, PPOSettings):
-        yield from _prompts(chat, numbered, made)
+        yield from _prompts(chat, numbered, made, kept)
     elif isinstance(settings, TrainerSettings) and settings.takes == "preferences":
-        yield from _pairs(settings, chat, numbered, made)
+        yield from _pairs(settings, chat, numbered, made, kept)
     elif isinstance(settings, TrainerSettings):
-        yield from _demonstrations(settings, chat, numbered, made)
+        yield from _demonstrations(settings, chat, numbered, made, kept)
 
 
 def _lengths(row: Row, most: int) -> list[int]:
@@ -203,32 +220,38 @@ def _messages(example: Any) -> Sequence[Any]:
 
 
 def _demonstrations(
-    settings: TrainerSettings, chat: Chat, examples: Iterable[tuple[int, Demonstration]], made: Check
-) -> Iterator[Row]:
-    for number, example, segments in demonstrations.read(chat, examples):
+    settings: TrainerSettings,
+    chat: Chat,
+    examples: Iterable[tuple[int, Demonstration]],
+    made: Check,
+    kept: Path | None,
+) -> Iterator[tuple[Row, Sides]]:
+    for number, example, segments in demonstrations.read(chat, examples, kept):
         if demonstrations.is_split(example, segments, made.max_length, settings.excess_length):
             ids = segments[0].ids
             made.tokens, made.learnt = made.tokens + len(ids), made.learnt + len(ids)
             fate = _counted(made, ids, ids, "", len(ids))
-            yield Row(number, example.split, fate, len(ids), {"conversation": [_piece(chat, "learnt", ids)]})
+            yield Row(number, example.split, fate, len(ids)), partial(_text, chat, ids)
             continue
         prompt, reason = demonstrations.fate(chat, example, segments, made.max_length, settings.excess_length, number)
-        opening, *rest = segments
+        opening = segments[0]
         length = sum(len(segment.ids) for segment in segments)
         learnt = sum(len(segment.ids) for segment in segments if segment.learnt)
-        pieces = _prompt_pieces(chat, opening.ids, prompt)
-        pieces += [_piece(chat, _state(segment.learnt and prompt is not None), segment.ids) for segment in rest]
         fate = _counted(made, opening.ids, prompt, reason, length)
         if prompt is not None:
             made.tokens += length - len(opening.ids) + len(prompt)
             made.learnt += learnt
-        yield Row(number, example.split, fate, length, {"conversation": pieces})
+        yield Row(number, example.split, fate, length), partial(_conversation, chat, segments, prompt)
 
 
 def _pairs(
-    settings: TrainerSettings, chat: Chat, examples: Iterable[tuple[int, PreferencePair]], made: Check
-) -> Iterator[Row]:
-    for number, pair, (whole, chosen), (_, rejected) in pairs.read(chat, examples):
+    settings: TrainerSettings,
+    chat: Chat,
+    examples: Iterable[tuple[int, PreferencePair]],
+    made: Check,
+    kept: Path | None,
+) -> Iterator[tuple[Row, Sides]]:
+    for number, pair, (whole, chosen), (_, rejected) in pairs.read(chat, examples, kept):
         excess = settings.excess_length
         prompt, reason = pairs.fate(chat, pair, whole, chosen, rejected, made.max_length, excess, number)
         length = len(whole) + max(len(chosen), len(rejected))
@@ -239,26 +262,46 @@ def _pairs(
             made.learnt += completions
             made.longer_chosen += len(chosen) > len(rejected)
             made.longer_rejected += len(rejected) > len(chosen)
-        asked = _prompt_pieces(chat, whole, prompt)
-        state = _state(prompt is not None)
-        sides = {"prompt": asked, "chosen": [_piece(chat, state, chosen)], "rejected": [_piece(chat, state, rejected)]}
-        yield Row(number, pair.split, fate, length, sides)
+        yield Row(number, pair.split, fate, length), partial(_pair, chat, whole, prompt, chosen, rejected)
 
 
-def _prompts(chat: Chat, examples: Iterable[tuple[int, PromptOnly]], made: Check) -> Iterator[Row]:
-    for batch in tokens.batches(examples):
-        asked = tokens.prompts(chat, [example.messages for _, example in batch], [number for number, _ in batch])
-        for (number, example), whole in zip(batch, asked, strict=True):
-            prompt = tokens.cut(chat, whole, made.room)
-            fate = _counted(made, whole, prompt, "too-long", len(whole))
-            made.tokens += len(prompt or ())
-            yield Row(number, example.split, fate, len(whole), {"prompt": _prompt_pieces(chat, whole, prompt)})
+def _prompts(
+    chat: Chat, examples: Iterable[tuple[int, PromptOnly]], made: Check, kept: Path | None
+) -> Iterator[tuple[Row, Sides]]:
+    asked = tokenizing.read(chat, examples, lambda example: [tokens.prompt(example.messages)], kept)
+    for number, example, ((whole, _),) in asked:
+        prompt = tokens.cut(chat, whole, made.room)
+        fate = _counted(made, whole, prompt, "too-long", len(whole))
+        made.tokens += len(prompt or ())
+        yield Row(number, example.split, fate, len(whole)), partial(_prompt, chat, whole, prompt)
 
 
 def _counted(made: Check, whole: list[int], prompt: list[int] | None, reason: str, length: int) -> str:
     """The fate of a row, whose length is counted."""
     made.lengths.append(length)
     return reason if prompt is None else KEPT if prompt is whole else CUT
+
+
+def _text(chat: Chat, ids: list[int]) -> dict[str, list[Piece]]:
+    return {"conversation": [_piece(chat, "learnt", ids)]}
+
+
+def _conversation(chat: Chat, segments: Sequence[Segment], prompt: list[int] | None) -> dict[str, list[Piece]]:
+    opening, *rest = segments
+    pieces = _prompt_pieces(chat, opening.ids, prompt)
+    pieces += [_piece(chat, _state(segment.learnt and prompt is not None), segment.ids) for segment in rest]
+    return {"conversation": pieces}
+
+
+def _pair(
+    chat: Chat, whole: list[int], prompt: list[int] | None, chosen: list[int], rejected: list[int]
+) -> dict[str, list[Piece]]:
+    asked, state = _prompt_pieces(chat, whole, prompt), _state(prompt is not None)
+    return {"prompt": asked, "chosen": [_piece(chat, state, chosen)], "rejected": [_piece(chat, state, rejected)]}
+
+
+def _prompt(chat: Chat, whole: list[int], prompt: list[int] | None) -> dict[str, list[Piece]]:
+    return {"prompt": _prompt_pieces(chat, whole, prompt)}
 
 
 def _prompt_pieces(chat: Chat, whole: list[int], prompt: list[int] | None) -> list[Piece]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from rlaif.engines.chat import Chat
 from rlaif.errors import InputError
-from rlaif.train import tokens
+from rlaif.train import tokenizing, tokens
 from rlaif.train.examples import Demonstration
-from rlaif.train.tokens import NOT_LEARNT, Counts, Excess, Segment
+from rlaif.train.tokens import NOT_LEARNT, Counts, Excess, Segment, Talk
 
 PART = "part"  # the column of the stage that a row is from
 
@@ -20,20 +21,21 @@ def tokenize(
     max_length: int,
     excess: Excess = "truncate",
     system: str = "keep",
+    kept: Path | None = None,
 ) -> tuple[dict[str, list[Any]], Counts]:
     """Each conversation as ids and labels. The first prompt may be truncated from the left; trained tokens never are.
 
     A plain text that is too long becomes several rows. `PART` names the stage that a row of a mixture is from.
 
-    `excess` and `system` are the trainer's settings `excess_length` and `system`.
+    `excess` and `system` are the trainer's settings `excess_length` and `system`; `kept` is as in `tokenizing.read`.
 
     Raises InputError for a conversation that does not end with an assistant turn, or that the template refuses, and for
     one whose length is refused.
     """
     counts = Counts()
     columns: dict[str, list[Any]] = {"input_ids": [], "labels": [], PART: []}
-    kept = tokens.numbered(examples, lambda example: example.messages, system, counts)
-    for number, example, segments in read(chat, kept):
+    numbered = tokens.numbered(examples, lambda example: example.messages, system, counts)
+    for number, example, segments in read(chat, numbered, kept):
         if is_split(example, segments, max_length, excess):
             counts.kept += 1
             ids = segments[0].ids
@@ -81,24 +83,22 @@ def fate(
 
 
 def read(
-    chat: Chat, examples: Iterable[tuple[int, Demonstration]]
+    chat: Chat, examples: Iterable[tuple[int, Demonstration]], kept: Path | None = None
 ) -> Iterator[tuple[int, Demonstration, list[Segment]]]:
-    """Each conversation with its number, as segments of tokens through the last turn that is trained on."""
-    for batch in tokens.batches(_complete(examples)):
-        last = [(number, each.messages) for number, each in batch if each.turns == "last"]
-        whole = [(number, each.messages) for number, each in batch if each.turns == "all"]
-        plain = iter(tokens.texts(chat, [each.messages[0].content for _, each in batch if each.turns == "text"]))
-        items = [(messages[:-1], messages[-1].content) for _, messages in last]
-        completions = iter(tokens.completions(chat, items, [number for number, _ in last]))
-        talks = [messages for _, messages in whole]
-        conversations = iter(tokens.conversations(chat, talks, [number for number, _ in whole]))
-        for number, example in batch:
-            if example.turns == "last":
-                yield number, example, _last_alone(*next(completions))
-            elif example.turns == "text":
-                yield number, example, [Segment(next(plain), True)]
-            else:
-                yield number, example, _masked(example, next(conversations))
+    """Each conversation with its number, as segments of tokens through the last turn that is trained on.
+
+    `kept` is as in `tokenizing.read`.
+    """
+    for number, example, (ids,) in tokenizing.read(chat, _complete(examples), _talk, kept):
+        if example.turns == "text":
+            yield number, example, [Segment(ids[0], True)]
+        else:
+            segments = [Segment(each, i % 2 == 1) for i, each in enumerate(ids)]
+            yield number, example, _masked(example, segments) if example.turns == "all" else segments
+
+
+def _talk(example: Demonstration) -> list[Talk]:
+    return [Talk(example.messages, example.turns)]
 
 
 def _complete(examples: Iterable[tuple[int, Demonstration]]) -> Iterator[tuple[int, Demonstration]]:
@@ -108,10 +108,6 @@ def _complete(examples: Iterable[tuple[int, Demonstration]]) -> Iterator[tuple[i
                 f"conversation {number} does not end with an assistant turn", fix="complete it or leave it out"
             )
         yield number, example
-
-
-def _last_alone(prompt: list[int], completion: list[int]) -> list[Segment]:
-    return [Segment(prompt, False), Segment(completion, True)]
 
 
 def _masked(example: Demonstration, segments: list[Segment]) -> list[Segment]:

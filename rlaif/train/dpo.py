@@ -35,10 +35,11 @@ def train_dpo(
     on_step: OnStep,
     template: str | None = None,
     shared: Path | None = None,
+    tokens: Path | None = None,
 ) -> TrainResult:
     """Train `base` on `pairs` in a job's `folder`, with `template` as its chat template, if given.
 
-    Trainings share the reference's log-probabilities in `shared`.
+    Trainings share the reference's log-probabilities in `shared`, and their token ids in `tokens`.
 
     Called again with the same arguments after an interruption, it resumes from its last checkpoint, and reports steps
     since then a second time. Raises InputError for an unusable base model or template and for soft labels without
@@ -49,9 +50,9 @@ def train_dpo(
         model, tokenizer = models.load(base, template, settings)
         chat = models.trained_chat(settings, model, tokenizer)
         max_length = models.fitting(model, settings.max_length)
-        train, counts = tokenize(chat, pairs, max_length, settings.excess_length, settings.system)
+        train, counts = tokenize(chat, pairs, max_length, settings.excess_length, settings.system, tokens)
         counts.check(max_length, settings.max_length, chat, model.config)
-        held, held_counts = tokenize(chat, validation, max_length, settings.excess_length, settings.system)
+        held, held_counts = tokenize(chat, validation, max_length, settings.excess_length, settings.system, tokens)
         counts.add(held_counts)
         by = models.computed_by(base, settings)
         kept = None if settings.reference_free else References(by, folder / KEPT, shared)

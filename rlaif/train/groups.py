@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 from rlaif.engines.chat import Chat
 from rlaif.records import Message, prompt_id
-from rlaif.train import tokens
+from rlaif.train import tokenizing, tokens
 from rlaif.train.examples import PreferencePair
-from rlaif.train.tokens import Counts, Excess
+from rlaif.train.tokens import Counts, Excess, Talk
 
 Ids = list[int]
 
@@ -90,24 +91,30 @@ class Tokenized(NamedTuple):
 
 
 def tokenize(
-    chat: Chat, groups: Iterable[Group], max_length: int, counts: Counts, excess: Excess = "truncate"
+    chat: Chat,
+    groups: Iterable[Group],
+    max_length: int,
+    counts: Counts,
+    excess: Excess = "truncate",
+    kept: Path | None = None,
 ) -> list[Tokenized]:
     """The groups as token ids; their pairs are counted in `counts`.
 
     The prompt may be truncated from the left, alike for all completions of a group. A completion that leaves less than
-    half of it is dropped with its pairs; `excess` is the trainer's setting `excess_length`. Raises InputError for a
-    template that refuses a group's messages, and for a group whose length is refused.
+    half of it is dropped with its pairs; `excess` is the trainer's setting `excess_length`, `kept` is as in
+    `tokenizing.read`. Raises InputError for a template that refuses a group's messages, and for a group whose length is
+    refused.
     """
     read = []
-    for batch in tokens.batches(groups):
-        items = [(group.prompt, text) for group in batch for text in group.completions]
-        rows = [group.row for group in batch for _ in group.completions]
-        ids = iter(tokens.completions(chat, items, rows))
-        for group in batch:
-            made = _read(chat, group, [next(ids) for _ in group.completions], max_length, counts, excess)
-            if made is not None:
-                read.append(made)
+    for _, group, ids in tokenizing.read(chat, ((group.row, group) for group in groups), _talks, kept):
+        made = _read(chat, group, [(prompt, completion) for prompt, completion in ids], max_length, counts, excess)
+        if made is not None:
+            read.append(made)
     return read
+
+
+def _talks(group: Group) -> list[Talk]:
+    return [Talk((*group.prompt, Message(role="assistant", content=text)), "last") for text in group.completions]
 
 
 def _read(

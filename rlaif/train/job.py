@@ -100,7 +100,8 @@ class Job:
     """A training without its examples. `key` is its `training_key`, `out` the folder of the trained model.
 
     The reward of PPO is a model or, without one, checks in code. `references` is the folder in which trainings share
-    the log-probabilities of their base models; it changes no model, and need not exist where the job is trained.
+    the log-probabilities of their base models, `tokens` that of their token ids; neither changes a model, or need exist
+    where the job is trained.
     """
 
     settings: Training
@@ -111,6 +112,7 @@ class Job:
     reward: RewardModel | None = None
     checks: tuple[Check, ...] | None = None
     references: Path | None = None
+    tokens: Path | None = None
 
     @property
     def method(self) -> str:
@@ -286,6 +288,7 @@ def _as_json(job: Job) -> dict[str, Any]:
         "reward": None if reward is None else _reward_as_json(reward),
         "checks": None if job.checks is None else [check.model_dump(mode="json") for check in job.checks],
         "references": None if job.references is None else str(job.references.absolute()),
+        "tokens": None if job.tokens is None else str(job.tokens.absolute()),
         "data": _data_digests(job.folder),
         "versions": _versions(),
     }
@@ -409,6 +412,7 @@ def read_job(folder: Path) -> Job:
             reward=None if reward is None else _reward_of(reward),
             checks=None if checks is None else tuple(Check.model_validate(check) for check in checks),
             references=Path(read["references"]) if read.get("references") else None,  # a job of an earlier version
+            tokens=Path(read["tokens"]) if read.get("tokens") else None,
         )
         _check_unchanged(job, read, file)
     except (AttributeError, KeyError, TypeError, ValidationError) as error:
@@ -572,17 +576,17 @@ def unforeseen(error: BaseException, folder: Path) -> WorkError:
 def _sft(job: Job, on_step: OnStep, reward: RewardFunction | None) -> None:
     from rlaif.train.sft import train_sft
 
-    settings, validation = job.settings, job.examples("validation")
-    assert isinstance(settings, SFTSettings)
-    train_sft(settings, job.base, job.examples("train"), validation, job.folder, on_step, job.template)
+    assert isinstance(job.settings, SFTSettings)
+    examples = job.examples("train"), job.examples("validation")
+    train_sft(job.settings, job.base, *examples, job.folder, on_step, job.template, job.tokens)
 
 
 def _rm(job: Job, on_step: OnStep, reward: RewardFunction | None) -> None:
     from rlaif.train.rm import train_rm
 
     assert isinstance(job.settings, RMSettings)
-    validation = job.examples("validation")
-    train_rm(job.settings, job.base, job.examples("train"), validation, job.folder, on_step, job.template)
+    examples = job.examples("train"), job.examples("validation")
+    train_rm(job.settings, job.base, *examples, job.folder, on_step, job.template, job.tokens)
 
 
 def _dpo(job: Job, on_step: OnStep, reward: RewardFunction | None) -> None:
@@ -590,7 +594,7 @@ def _dpo(job: Job, on_step: OnStep, reward: RewardFunction | None) -> None:
 
     assert isinstance(job.settings, DPOSettings)
     examples = job.examples("train"), job.examples("validation")
-    train_dpo(job.settings, job.base, *examples, job.folder, on_step, job.template, job.references)
+    train_dpo(job.settings, job.base, *examples, job.folder, on_step, job.template, job.references, job.tokens)
 
 
 def _ppo(job: Job, on_step: OnStep, reward: RewardFunction | None) -> None:
@@ -598,7 +602,8 @@ def _ppo(job: Job, on_step: OnStep, reward: RewardFunction | None) -> None:
 
     assert isinstance(job.settings, PPOSettings) and reward is not None
     value_init = None if job.reward is None else job.reward.folder
-    train_ppo(job.settings, job.base, value_init, job.examples("train"), reward, job.folder, on_step, job.template)
+    given = job.examples("train"), reward
+    train_ppo(job.settings, job.base, value_init, *given, job.folder, on_step, job.template, job.tokens)
 
 
 _METHODS: dict[str, Callable[[Job, OnStep, RewardFunction | None], None]] = {

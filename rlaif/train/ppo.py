@@ -53,12 +53,13 @@ def train_ppo(
     folder: Path,
     on_step: OnStep,
     template: str | None = None,
+    kept: Path | None = None,
 ) -> TrainResult:
     """Train `base` to earn `reward` on `prompts` in a job's `folder`. A step is an iteration.
 
     `value_init` is the reward model that the value model starts from; without one it starts from the base, with a head
     of zeros. `reward` scores completions given their prompts; one that cannot be scored is None and is left out of its
-    iteration.
+    iteration. Trainings share their token ids in `kept`.
 
     Called again with the same arguments after an interruption, it resumes from its last checkpoint, and reports steps
     since then a second time.
@@ -71,7 +72,7 @@ def train_ppo(
         chat = models.trained_chat(settings, policy, tokenizer)
         value_model = _value_model(base, value_init, tokenizer)
         max_length = models.fitting(policy, settings.max_length)
-        policy_prompts, counts = rollout.tokenize(chat, prompts, max_length - settings.max_tokens)
+        policy_prompts, counts = rollout.tokenize(chat, prompts, max_length - settings.max_tokens, kept)
         counts.check(max_length, settings.max_length, chat, policy.config)
         policy = lora.adapted(settings.lora, policy, settings.seed, scores=False)
         value_model = lora.adapted(settings.lora, value_model, settings.seed, scores=True)

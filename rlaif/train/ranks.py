@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import Any, TypeVar
 
 from rlaif.errors import InputError
+
+WAITING = 1800  # seconds that one waits for another, as in the base trainer
 
 Key = TypeVar("Key")
 
@@ -67,6 +70,28 @@ def united(values: Mapping[Key, Any]) -> dict[Key, Any]:
         every = [None] * count()
         torch.distributed.all_gather_object(every, values)
     return {key: value for each in every for key, value in each.items()}
+
+
+def told(value: Any = None) -> Any:
+    """The value of the first process, in all of them."""
+    if count() == 1:
+        return value
+    import torch
+
+    _met()
+    shared = [value]
+    torch.distributed.broadcast_object_list(shared, src=0)
+    return shared[0]
+
+
+def _met() -> None:
+    """Let the processes meet, where the base trainer has not yet done so: it finds them met later."""
+    import torch
+
+    if not torch.distributed.is_initialized():
+        from accelerate import PartialState
+
+        PartialState(timeout=timedelta(seconds=WAITING))
 
 
 def _number(variable: str, default: int) -> int:

@@ -6,11 +6,8 @@
 
 No key holds a setting of a loss, so that another training of the same base reads what the first one computed, whatever
 its loss and beta. A training keeps what it uses in its job's folder, which is complete wherever it is resumed, and in a
-folder that trainings share. That one is a cache: a file that is damaged, or cannot be written, costs only computing
-again, and the files that were not read for longest go when the folder is too large.
-
-A file is written whole or not at all, under a name by its content, and never changed, so that processes share a folder
-without a lock. Imports no torch.
+folder that trainings share (`train.kept_files`). That one is a cache: a file that is damaged, or cannot be written,
+costs only computing again. Imports no torch.
 """
 
 from __future__ import annotations
@@ -18,23 +15,18 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-import os
-import re
-import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlaif.files import new_file, read_whole
+from rlaif.files import read_whole
+from rlaif.train import kept_files
 
 LARGEST = 128_000_000  # bytes of a shared folder: six million completions
 LARGEST_FILE = LARGEST
 KEPT_EVERY = 60.0  # seconds of computing that a kill may cost
-FORGOTTEN = 86400.0  # seconds after which a temporary file is one that a kill left
-_NAME = re.compile(r"[0-9a-f]{32}\.parquet")
-_TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.parquet\.\d+\.tmp")
 
 LogProbs = dict[bytes, float]  # by key
 
@@ -85,7 +77,7 @@ class References:
         if self._shared is not None:
             with suppress(OSError):
                 self._add(self._shared, values)
-                prune(self._shared.parent)
+                kept_files.prune(self._shared.parent, LARGEST)
 
     def _add(self, folder: Path, values: Mapping[bytes, float]) -> None:
         held = self._held.setdefault(folder, set())
@@ -93,27 +85,6 @@ class References:
         if new:
             _write(folder, new)
             held |= new.keys()
-
-
-def prune(folder: Path, most: int = LARGEST) -> None:
-    """Remove what a kill left in a shared folder and, above `most` bytes, the files that were not read for longest.
-
-    Raises OSError.
-    """
-    kept: list[tuple[float, int, Path]] = []
-    for path in folder.glob("*/*"):
-        with suppress(FileNotFoundError):  # another process removed it
-            state = path.lstat()
-            if _TEMPORARY.fullmatch(path.name) and time.time() - state.st_mtime > FORGOTTEN:
-                path.unlink()
-            elif _NAME.fullmatch(path.name):
-                kept.append((state.st_mtime, state.st_size, path))
-    total = sum(size for _, size, _ in kept)
-    for _, size, path in sorted(kept):
-        if total <= most:
-            break
-        path.unlink(missing_ok=True)
-        total -= size
 
 
 # ---------------------------------------------------------------- files
@@ -131,7 +102,7 @@ def _read(folder: Path, wanted: Collection[bytes]) -> LogProbs:
     import pyarrow.parquet
 
     found: LogProbs = {}
-    for path in _files(folder):
+    for path in kept_files.files(folder):
         try:
             table = pyarrow.parquet.read_table(io.BytesIO(read_whole(path, LARGEST_FILE)))
             if table.schema != _schema():
@@ -142,14 +113,8 @@ def _read(folder: Path, wanted: Collection[bytes]) -> LogProbs:
             continue
         if used:
             found |= used
-            with suppress(OSError):
-                os.utime(path)  # when it was last of use
+            kept_files.used(path)
     return found
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    with suppress(OSError):
-        yield from sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
 
 
 def _write(folder: Path, values: Mapping[bytes, float]) -> None:
@@ -159,10 +124,6 @@ def _write(folder: Path, values: Mapping[bytes, float]) -> None:
     rows = sorted(values.items())
     name = hashlib.sha256(b"".join(key for key, _ in rows)).hexdigest()[:32]
     columns = [[key for key, _ in rows], [logp for _, logp in rows]]
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{name}.parquet.{os.getpid()}.tmp"
-    with open(new_file(temporary), "wb") as file:
-        pyarrow.parquet.write_table(pyarrow.table(columns, schema=_schema()), file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, folder / f"{name}.parquet")
+    whole = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table(columns, schema=_schema()), whole)
+    kept_files.write(folder, name, whole.getvalue())

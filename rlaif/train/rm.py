@@ -43,23 +43,24 @@ def train_rm(
     folder: Path,
     on_step: OnStep,
     template: str | None = None,
+    kept: Path | None = None,
 ) -> TrainResult:
     """Train a reward model that starts from `base`, with `template` if given, on `pairs` in a job's `folder`.
 
-    Its metrics include the accuracy on the validation pairs, if any. Called again with the same arguments after an
-    interruption, it resumes from its last checkpoint, and reports steps since then a second time. Raises InputError for
-    an unusable base model or template and for settings that no pair has the columns for, WorkError when no pair fits or
-    the loss is not finite.
+    Trainings share their token ids in `kept`. Its metrics include the accuracy on the validation pairs, if any. Called
+    again with the same arguments after an interruption, it resumes from its last checkpoint, and reports steps since
+    then a second time. Raises InputError for an unusable base model or template and for settings that no pair has the
+    columns for, WorkError when no pair fits or the loss is not finite.
     """
     began = time.monotonic()
     with trl.quietly():
         model, tokenizer = models.load_reward(base, settings.seed, template, settings)
         chat = models.trained_chat(settings, model, tokenizer)
         max_length = models.fitting(model, settings.max_length)
-        train, counts = _tokenized(settings, chat, pairs, max_length)
+        train, counts = _tokenized(settings, chat, pairs, max_length, kept)
         counts.check(max_length, settings.max_length, chat, model.config)
         tell_missing(settings, train, counts)
-        held, held_counts = _tokenized(settings, chat, validation, max_length)
+        held, held_counts = _tokenized(settings, chat, validation, max_length, kept)
         tell_missing(settings, held, counts, validation=True)
         counts.add(held_counts)
         data = trl.TokenizedData(columns(settings, train), columns(settings, held), counts)
@@ -76,12 +77,13 @@ def train_rm(
 
 
 def _tokenized(
-    settings: RMSettings, chat: Chat, pairs: Iterable[PreferencePair], max_length: int
+    settings: RMSettings, chat: Chat, pairs: Iterable[PreferencePair], max_length: int, kept: Path | None
 ) -> tuple[list[Tokenized], Counts]:
     counts = Counts()
-    kept = tokens.numbered(pairs, lambda pair: pair.prompt, settings.system, counts)
-    grouped = groups.of_prompts(kept, settings.group_size) if settings.grouping == "prompt" else groups.of_pairs(kept)
-    return groups.tokenize(chat, grouped, max_length, counts, settings.excess_length), counts
+    numbered = tokens.numbered(pairs, lambda pair: pair.prompt, settings.system, counts)
+    by_prompt = settings.grouping == "prompt"
+    grouped = groups.of_prompts(numbered, settings.group_size) if by_prompt else groups.of_pairs(numbered)
+    return groups.tokenize(chat, grouped, max_length, counts, settings.excess_length, kept), counts
 
 
 def finish(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from rlaif.engines.chat import Chat
 from rlaif.records import Message, writable
-from rlaif.train import models, tokens
+from rlaif.train import models, tokenizing, tokens
 from rlaif.train.examples import PromptOnly
 from rlaif.train.tokens import Counts
 
@@ -78,23 +79,27 @@ class Padded:
         return states[:, -self.mask.shape[1] - 1 : -1]
 
 
-def tokenize(chat: Chat, prompts: Iterable[PromptOnly], room: int) -> tuple[list[PolicyPrompt], Counts]:
+def tokenize(
+    chat: Chat, prompts: Iterable[PromptOnly], room: int, kept: Path | None = None
+) -> tuple[list[PolicyPrompt], Counts]:
     """Each prompt as token ids, at most `room`: truncated from the left, or dropped as too long.
+
+    `kept` is as in `tokenizing.read`.
 
     Raises InputError for a template that refuses a prompt's messages.
     """
     counts = Counts()
-    kept = []
-    for batch in tokens.batches(prompt.messages for prompt in prompts):
-        for messages, whole in zip(batch, tokens.prompts(chat, batch), strict=True):
-            ids = tokens.cut(chat, whole, room)
-            if ids is None:
-                counts.dropped["too-long"] += 1
-            else:
-                counts.kept += 1
-                counts.cut += ids is not whole
-                kept.append(PolicyPrompt(messages, ids))
-    return kept, counts
+    made = []
+    numbered = enumerate((prompt.messages for prompt in prompts), 1)
+    for _, messages, ((whole, _),) in tokenizing.read(chat, numbered, lambda each: [tokens.prompt(each)], kept):
+        ids = tokens.cut(chat, whole, room)
+        if ids is None:
+            counts.dropped["too-long"] += 1
+        else:
+            counts.kept += 1
+            counts.cut += ids is not whole
+            made.append(PolicyPrompt(messages, ids))
+    return made, counts
 
 
 def prompts_of(prompts: Sequence[PolicyPrompt], iteration: int, batch_size: int, seed: int) -> list[PolicyPrompt]:

@@ -26,8 +26,11 @@ def train_sft(
     folder: Path,
     on_step: OnStep,
     template: str | None = None,
+    kept: Path | None = None,
 ) -> TrainResult:
     """Fine-tune `base` on `examples` in a job's `folder`, with `template` as its chat template, if given.
+
+    Trainings share their token ids in `kept`.
 
     Called again with the same arguments after an interruption, it resumes from its last checkpoint, and reports steps
     since then a second time. Raises InputError for an unusable base model, template or conversation,
@@ -39,9 +42,9 @@ def train_sft(
         begins = template not in (None, tokenizer.chat_template)
         chat = models.trained_chat(settings, model, tokenizer)
         max_length = models.fitting(model, settings.max_length)
-        train, counts = tokenize(chat, examples, max_length, settings.excess_length, settings.system)
+        train, counts = tokenize(chat, examples, max_length, settings.excess_length, settings.system, kept)
         counts.check(max_length, settings.max_length, chat, model.config)
-        held, held_counts = tokenize(chat, validation, max_length, settings.excess_length, settings.system)
+        held, held_counts = tokenize(chat, validation, max_length, settings.excess_length, settings.system, kept)
         counts.add(held_counts)
         if begins:
             counts.notes.append(

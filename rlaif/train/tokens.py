@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import count, islice
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -27,9 +27,9 @@ from rlaif.templates.chat import Marked
 from rlaif.train import chats
 
 NOT_LEARNT = -100  # the label of a token that is context
-ROWS_AT_ONCE = 64  # each a few times in memory as text; the other process gets them in a few messages
 
 Excess = Literal["truncate", "drop", "raise"]
+Turns = Literal["all", "last", "text"]
 Row = TypeVar("Row")
 Shown = TypeVar("Shown", str, Marked, tuple[str, str])
 
@@ -72,6 +72,13 @@ class Counts:
             self.notes.append(
                 f"the model's context has {max_length} tokens, and `max_length` {asked}: rows were too long"
             )
+
+
+class Talk(NamedTuple):
+    """Messages as they are tokenized: with every assistant turn apart, the last one alone, or as the text of one."""
+
+    messages: tuple[Message, ...]
+    turns: Turns
 
 
 class Segment(NamedTuple):
@@ -161,11 +168,28 @@ def numbered(
             yield number, row
 
 
-def batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    """The rows, as many at a time as are rendered and tokenized together."""
-    stream = iter(rows)
-    while batch := list(islice(stream, ROWS_AT_ONCE)):
-        yield batch
+def pieces(chat: Chat, talks: Sequence[Talk], numbers: Sequence[int]) -> list[list[list[int]]]:
+    """The token ids of each: of the last turn those of its prompt and its own, of a text all in one piece.
+
+    Of all turns those between them and those of each, in turn. `numbers` are those of the rows. Raises InputError as
+    `completions` and `conversations` do.
+    """
+    numbered = list(zip(numbers, talks, strict=True))
+    last = [(number, talk.messages) for number, talk in numbered if talk.turns == "last"]
+    whole = [(number, talk.messages) for number, talk in numbered if talk.turns == "all"]
+    plain = iter(texts(chat, [talk.messages[0].content for talk in talks if talk.turns == "text"]))
+    items = [(messages[:-1], messages[-1].content) for _, messages in last]
+    completed = iter(completions(chat, items, [number for number, _ in last]))
+    segments = iter(conversations(chat, [messages for _, messages in whole], [number for number, _ in whole]))
+    made: list[list[list[int]]] = []
+    for talk in talks:
+        if talk.turns == "last":
+            made.append(list(next(completed)))
+        elif talk.turns == "text":
+            made.append([next(plain)])
+        else:
+            made.append([segment.ids for segment in next(segments)])
+    return made
 
 
 def conversations(
@@ -301,14 +325,9 @@ def texts(chat: Chat, plain: Sequence[str]) -> list[list[int]]:
     return [[*begin, *ids, _end_id(tokenizer)] for ids in chat.encode([chat.defused(text) for text in plain])]
 
 
-def prompts(
-    chat: Chat, conversations: Sequence[tuple[Message, ...]], numbers: Iterable[int] | None = None
-) -> list[list[int]]:
-    """The tokens of each prompt, which do not depend on what follows it.
-
-    Raises InputError as `completions` does.
-    """
-    return [prompt for prompt, _ in completions(chat, [(messages, "x") for messages in conversations], numbers)]
+def prompt(messages: tuple[Message, ...]) -> Talk:
+    """What a prompt is tokenized as: its tokens are the first piece, and do not depend on what follows it."""
+    return Talk((*messages, Message(role="assistant", content="x")), "last")
 
 
 def cut(chat: Chat, prompt: list[int], room: int) -> list[int] | None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rlaif.config import CompareStage, Step, TextCheck, unchecked
-from rlaif.constitution import Constitution, Principle, read_constitution
+from rlaif.constitution import Applied, Asked, Constitution, Principle, read_constitution
 from rlaif.engines.asking import Asker, Asking
 from rlaif.generate.pairing import Pairing
 from rlaif.judges import comparing
 from rlaif.judges.comparing import Comparer, compare
-from rlaif.pipeline.rehearsal import REHEARSED, read_template
+from rlaif.pipeline.rehearsal import REHEARSED, read_template, rehearse
 from rlaif.pipeline.stages.judging import JudgingStage
 from rlaif.pipeline.stages.stage import Opening, unparsed
 from rlaif.records import Comparison, Prompt, Row
@@ -52,6 +53,12 @@ class Compare(JudgingStage[CompareStage]):
     def made_with(self) -> dict[str, str]:
         return self.comparer.digests()
 
+    def asked(self, row: Row, principle: Principle) -> Iterator[Asked]:
+        return comparing.asked(row, principle, self.settings, self.comparer)
+
+    def applies(self) -> Applied:
+        return Applied(self.comparer.constitution, ("comparison",))
+
     def pairing(self) -> Pairing:
         return Pairing("compared" if self.settings.pairs == "one" else "zephyr", "comparisons")
 
@@ -77,8 +84,8 @@ def open_comparer(stage: CompareStage, check: TextCheck = unchecked) -> Comparer
     required = comparing.REQUIRED if stage.reasons else comparing.REQUIRED | {"ending"}
     template = read_template(stage.template, comparing.OFFERED, required)
     comparer = Comparer(read_constitution(stage.constitution, ("comparison",), check), template)
-    for principle in comparer.constitution.principles:
-        comparing.comparison_prompt(REHEARSED, (0, 1), principle, stage, comparer)
+    asked = partial(comparing.asked, REHEARSED, stage=stage, comparer=comparer)
+    rehearse(comparer.constitution.having("comparison"), asked, comparison=template)
     return comparer
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from rlaif.config import RankStage, Step, TextCheck, unchecked
-from rlaif.constitution import read_constitution
+from rlaif.constitution import Applied, Asked, Principle, read_constitution
 from rlaif.engines.asking import Asking
 from rlaif.generate.pairing import Pairing
 from rlaif.judges import ranking
 from rlaif.judges.comparing import Comparer
 from rlaif.judges.ranking import rank
-from rlaif.pipeline.rehearsal import REHEARSED, read_template
+from rlaif.pipeline.rehearsal import REHEARSED, read_template, rehearse
 from rlaif.pipeline.stages.stage import Opening, RowStage, unparsed
 from rlaif.records import Row
 
@@ -40,6 +41,12 @@ class Rank(RowStage[RankStage]):
     def made_with(self) -> dict[str, str]:
         return self.ranker.digests()
 
+    def asked(self, row: Row, principle: Principle) -> Iterator[Asked]:
+        return _asked(row, principle, self.settings, self.ranker)
+
+    def applies(self) -> Applied:
+        return Applied(self.ranker.constitution, ("comparison",))
+
     def pairing(self) -> Pairing:
         return Pairing("zephyr", "rankings")
 
@@ -48,6 +55,10 @@ def open_ranker(stage: RankStage, check: TextCheck = unchecked) -> Comparer:
     """The stage's constitution and template, rehearsed. Raises InputError."""
     template = read_template(stage.template, ranking.OFFERED, ranking.REQUIRED)
     ranker = Comparer(read_constitution(stage.constitution, ("comparison",), check), template)
-    for principle in ranker.constitution.principles:
-        ranking.ranking_prompt(REHEARSED, ranking.shown_at(REHEARSED), principle, stage, ranker)
+    asked = partial(_asked, REHEARSED, stage=stage, ranker=ranker)
+    rehearse(ranker.constitution.having("comparison"), asked, comparison=template)
     return ranker
+
+
+def _asked(row: Row, principle: Principle, stage: RankStage, ranker: Comparer) -> Iterator[Asked]:
+    yield Asked("comparison", ranking.ranking_prompt(row, ranking.shown_at(row), principle, stage, ranker).messages)

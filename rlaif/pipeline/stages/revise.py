@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any
 
 from rlaif.config import ReviseStage, Step, TextCheck, unchecked
-from rlaif.constitution import read_constitution
+from rlaif.constitution import Applied, Asked, Principle, read_constitution
 from rlaif.engines.asking import Asking
 from rlaif.formats import sft_rows
 from rlaif.generate import revising
 from rlaif.generate.revising import Reviser, revise, revised, unrevised
-from rlaif.pipeline.rehearsal import REHEARSED, read_template
+from rlaif.pipeline.rehearsal import REHEARSED, read_template, rehearse
 from rlaif.pipeline.stages.stage import Opening, RowStage
 from rlaif.records import Kept, Row
 
@@ -46,6 +47,12 @@ class Revise(RowStage[ReviseStage]):
             "revision template": self.reviser.revision.digest,
         }
 
+    def asked(self, row: Row, principle: Principle) -> Iterator[Asked]:
+        return revising.asked(row, principle, self.reviser)
+
+    def applies(self) -> Applied:
+        return Applied(self.reviser.constitution, ("critique", "revision"))
+
     def kept(self, row: Row) -> Iterator[Kept]:
         return revised(row)
 
@@ -60,8 +67,6 @@ def open_reviser(stage: ReviseStage, check: TextCheck = unchecked) -> Reviser:
         read_template(stage.critique_template, revising.OFFERED_CRITIQUE, revising.REQUIRED_CRITIQUE),
         read_template(stage.revision_template, revising.OFFERED_REVISION, revising.REQUIRED_REVISION),
     )
-    draft = REHEARSED.candidates[0].completion.text
-    for principle in reviser.constitution.principles:
-        revising.critique_prompt(REHEARSED.prompt, draft, principle, reviser)
-        revising.revision_prompt(REHEARSED.prompt, draft, "A critique.", principle, reviser)
+    asked = partial(revising.asked, REHEARSED, reviser=reviser)
+    rehearse(reviser.constitution.having("critique"), asked, critique=reviser.critique, revision=reviser.revision)
     return reviser

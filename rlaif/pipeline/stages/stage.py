@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from rlaif.config import LocalModel, OpenAIModel, Pipeline, StageSettings, Step, TextCheck, unchecked
+from rlaif.constitution import Applied, Asked, Principle
 from rlaif.engines.adapters import Source
 from rlaif.engines.asking import Asking
 from rlaif.engines.identity import has_reward_head
@@ -277,6 +278,14 @@ class Stage(ABC, Generic[Settings]):
     def made_with(self) -> dict[str, str]:
         """Digests of its constitution, rubric, templates and the like, by name."""
         return {}
+
+    def applies(self) -> Applied | None:
+        """The constitution that it applies, if it does."""
+        return None
+
+    def asked(self, row: Row, principle: Principle) -> Iterator[Asked]:
+        """The prompts that it makes of a row under a principle of its constitution."""
+        return iter(())
 
     def check_folder(self, folder: RunFolder) -> None:
         """Raise InputError for what stands in the run folder where the stage would write and no run made."""

@@ -20,7 +20,7 @@ from rlaif.engines.open import source_of, trained_spec
 from rlaif.errors import WorkError
 from rlaif.formats import StatedPreference
 from rlaif.judges.verifiers import Check
-from rlaif.pipeline.folder import REFERENCES, RunFolder
+from rlaif.pipeline.folder import REFERENCES, TOKENS, RunFolder
 from rlaif.pipeline.manifest import StageRecord
 from rlaif.pipeline.progress import Progress
 from rlaif.pipeline.session import Session
@@ -102,9 +102,15 @@ class Train(TableStage[TrainStage]):
     # ------------------------------------------------------------ the job
 
     def job(
-        self, session: Session, survey: Survey, out: Path, reward: RewardSource | None, references: Path = REFERENCES
+        self,
+        session: Session,
+        survey: Survey,
+        out: Path,
+        reward: RewardSource | None,
+        references: Path = REFERENCES,
+        tokens: Path = TOKENS,
     ) -> Job:
-        """The training of the model folder `out`. `references` is as a job's.
+        """The training of the model folder `out`. `references` and `tokens` are as a job's.
 
         Raises InputError or WorkError when the base's files are missing.
         """
@@ -112,7 +118,7 @@ class Train(TableStage[TrainStage]):
         identity = None if reward is None else reward.identity
         key = job.training_key(self.trainer, weights_digest(base), survey.digest, self.template, identity)
         model, checks = (None, None) if reward is None else (reward.model, reward.checks)
-        return Job(self.trainer, base, out, key, self.template, model, checks, references)
+        return Job(self.trainer, base, out, key, self.template, model, checks, references, tokens)
 
     def reward(self, session: Session, made: Mapping[str, Made]) -> RewardSource | None:
         """The reward of the trainer; None for one that needs none."""

@@ -1,0 +1,106 @@
+"""What each principle of a constitution did in a run: how often it was drawn, what it changed, what it decided.
+
+Counts alone, from the rows of the stages; no model is asked. A share is over steps of revision, or comparisons, of
+different prompts; two candidates of one prompt count twice.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from statistics import fmean
+from typing import Any
+
+from rlaif.records import Comparison, Revision, Row
+from rlaif.statistics import Interval, share_interval
+
+FEW = 20  # draws of a principle below which nothing is said of it
+SELDOM = 0.1  # of its draws, below which a principle that changes or decides so few does not matter
+
+
+def of_revisions(rows: Iterable[Row]) -> dict[str, dict[str, Any]]:
+    """By principle: steps drawn, broken off, and those that changed the draft, with its words before and after."""
+    steps: dict[str, list[tuple[Revision, str]]] = defaultdict(list)
+    for row in rows:
+        drafts = {index: candidate.completion.text for index, candidate in enumerate(row.candidates)}
+        for step in sorted(row.revisions, key=lambda step: (step.candidate, step.number)):
+            steps[step.principle].append((step, drafts[step.candidate]))
+            if step.problem is None and step.completion is not None:
+                drafts[step.candidate] = step.completion.text
+    return {principle: _revised(found) for principle, found in sorted(steps.items())}
+
+
+def _revised(steps: list[tuple[Revision, str]]) -> dict[str, Any]:
+    written = [
+        (draft, step.completion.text) for step, draft in steps if step.problem is None and step.completion is not None
+    ]
+    changed = [(draft, text) for draft, text in written if draft.strip() != text.strip()]
+    return {
+        "drawn": len(steps),
+        "broken_off": sum(step.problem is not None for step, _ in steps),
+        "changed": len(changed),
+        "changed_share": _told(share_interval([draft.strip() != text.strip() for draft, text in written])),
+        "words_before": round(fmean(len(draft.split()) for draft, _ in changed), 1) if changed else None,
+        "words_after": round(fmean(len(text.split()) for _, text in changed), 1) if changed else None,
+    }
+
+
+def of_comparisons(rows: Iterable[Row]) -> dict[str, dict[str, Any]]:
+    """By principle: comparisons asked, decided, tied, unparsed, and those whose orders name different winners.
+
+    `longer` is the share of decided ones, of different lengths, that the longer completion won.
+    """
+    asked: dict[str, list[tuple[Comparison, int]]] = defaultdict(list)
+    for row in rows:
+        for comparison in row.comparisons:
+            lengths = [len(row.candidates[index].completion.text) for index in (comparison.a, comparison.b)]
+            asked[comparison.principle].append((comparison, lengths[0] - lengths[1]))
+    return {principle: _compared(found) for principle, found in sorted(asked.items())}
+
+
+def _compared(asked: list[tuple[Comparison, int]]) -> dict[str, Any]:
+    contradict = sum(comparison.contradicts for comparison, _ in asked)
+    decided = [(c, longer) for c, longer in asked if c.verdict in ("A", "B") and not c.contradicts]
+    return {
+        "asked": len(asked),
+        "decided": len(decided),
+        "orders_disagree": contradict,
+        "tied": sum(c.verdict == "tie" and not c.contradicts for c, _ in asked),
+        "unparsed": sum(c.verdict is None for c, _ in asked),
+        "decided_share": _told(share_interval([c.verdict in ("A", "B") and not c.contradicts for c, _ in asked])),
+        "longer": _told(share_interval([(c.verdict == "A") == (longer > 0) for c, longer in decided if longer])),
+    }
+
+
+def _told(interval: Interval | None) -> dict[str, float | int] | None:
+    return None if interval is None else interval.as_dict()
+
+
+def remarks(revised: Mapping[str, Mapping[str, Any]], compared: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What an editor should know: principles that do not matter, that an order decides, or that pull apart."""
+    said = []
+    for name, found in revised.items():
+        if found["drawn"] >= FEW and found["changed"] < SELDOM * found["drawn"]:
+            changed = f"changed {found['changed']:,} of {found['drawn']:,} drafts"
+            said.append(f"`{name}` {changed}: reword its requests, or give it less `weight`")
+    for name, found in compared.items():
+        if found["asked"] >= FEW and found["decided"] < SELDOM * found["asked"]:
+            said.append(
+                f"`{name}` decided {found['decided']:,} of {found['asked']:,} comparisons: reword it, or let only "
+                "`revise` draw it"
+            )
+        elif found["asked"] >= FEW and 2 * found["orders_disagree"] > found["decided"]:
+            said.append(
+                f"`{name}`: in {found['orders_disagree']:,} of {found['asked']:,} comparisons the order decided, which "
+                "give no preference: state it more plainly, or use `reasons`"
+            )
+    longer = {name: found["longer"] for name, found in compared.items() if found["longer"] is not None}
+    short = [name for name, share in longer.items() if share["n"] >= FEW and share["high"] < 0.5]
+    long = [name for name, share in longer.items() if share["n"] >= FEW and share["low"] > 0.5]
+    if short and long:
+        said.append(f"{_names(short)} prefer the shorter completion and {_names(long)} the longer: they pull apart")
+    return said
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
