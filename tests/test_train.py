@@ -283,7 +283,10 @@ def test_the_loss_falls_and_every_step_is_reported(whole: Callable[[str], Whole]
         "dpo": {*preference_losses.REPORTED, "padding"},
     }[method]
     assert set(steps[0]) == {"step", "steps", "loss", "learning_rate", "grad_norm", "epoch", "tokens"} | own
-    validated = {name.replace("rewards/accuracies", "accuracy").replace("rewards/margins", "margin") for name in own}
+    by_length = {"longer_preferred", "longer_chosen"} if method != "sft" else set()
+    validated = by_length | {
+        name.replace("rewards/accuracies", "accuracy").replace("rewards/margins", "margin") for name in own
+    }
     for number, step in enumerate(steps, 1):  # each second one, and the last: a quarter of 6
         found = {name.removeprefix("validation_") for name in step if name.startswith("validation_")}
         assert found == (validated | {"loss"} if number % 2 == 0 else set())

@@ -202,6 +202,31 @@ def test_validation_changes_no_weight_also_of_a_model_with_dropout(
     assert weights(tmp_path / "plain") != weights(tmp_path / "1")  # there was dropout
 
 
+@pytest.mark.parametrize(("method", "changed"), [("dpo", {}), ("rm", {}), ("rm", {"grouping": "prompt"})])
+def test_a_validation_tells_of_each_source_and_of_the_longer_ones_as_the_evaluation_does(
+    train: Train, tmp_path: Path, method: str, changed: dict[str, Any]
+) -> None:
+    """Every third pair is of a source that says the opposite of what is learnt; one pair has sides of equal length."""
+    held = [
+        replace(pair, source="b", chosen=pair.rejected, rejected=pair.chosen)
+        if number % 3 == 0
+        else replace(pair, source="a/1")
+        for number, pair in enumerate(PAIRS[:9])
+    ]
+    held.append(PreferencePair((user("and?"),), "yes", "no!", source=None))
+    changed = changed | {"learning_rate": 3e-3, "evaluate_every": 2, "batch_size": 3}
+    record = train(method, "out", examples=[*PAIRS, *validation(held)], **changed)
+    told, last = record.evaluation["validation"], lines_of(tmp_path / "out")[-1]
+    for source in ("a/1", "b", "unknown"):
+        assert last[f"validation_accuracy/{source}"] == pytest.approx(told["by_source"][source]["mean"], abs=1e-5)
+    assert last["validation_accuracy/a/1"] > 0.5 > last["validation_accuracy/b"]
+    for name in ("longer_preferred", "longer_chosen"):
+        assert last[f"validation_{name}"] == pytest.approx(told["length"][name]["mean"], abs=1e-5)
+    assert last["validation_longer_chosen"] == pytest.approx(3 / 9)
+    validated = [line["step"] for line in lines_of(tmp_path / "out") if "validation_accuracy/b" in line]
+    assert validated == [line["step"] for line in lines_of(tmp_path / "out") if "validation_loss" in line]
+
+
 def weights(folder: Path) -> bytes:
     return (folder / "model.safetensors").read_bytes()
 

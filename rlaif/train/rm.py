@@ -16,6 +16,7 @@ import random
 import time
 from collections.abc import Iterable, Sequence
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from rlaif.train import groups, models, rm_head, tokens, trl
 from rlaif.train.examples import OnStep, PreferencePair
 from rlaif.train.groups import Pair, Tokenized
 from rlaif.train.models import TrainResult
-from rlaif.train.pair_evaluation import ScoredPair, evaluation
+from rlaif.train.pair_evaluation import HeldPair, ScoredPair, evaluation
 from rlaif.train.tokens import Counts
 
 PADDED = 8  # sequences, at most, that are scored alone and in one padded batch
@@ -63,7 +64,12 @@ def train_rm(
         held, held_counts = _tokenized(settings, chat, validation, max_length, kept)
         tell_missing(settings, held, counts, validation=True)
         counts.add(held_counts)
-        data = trl.TokenizedData(columns(settings, train), columns(settings, held), counts)
+        told = [
+            HeldPair(pair.source, group.lengths[pair.better], group.lengths[pair.worse])
+            for group in held
+            for pair in group.pairs
+        ]
+        data = trl.TokenizedData(columns(settings, train), columns(settings, held), counts, held=told)
         return trl.learn(
             settings,
             model,
@@ -147,12 +153,14 @@ def scored_pairs(tokenized: Sequence[Tokenized], scores: Iterable[float]) -> lis
 
 
 def columns(settings: RMSettings, tokenized: Sequence[Tokenized]) -> dict[str, list[Any]]:
-    """One row for each group, as `rm_math.Collator` takes them."""
+    """One row for each group, as `rm_math.Collator` takes them; `numbers` are those of its pairs among all, from 0."""
+    number = count()
     made: dict[str, list[Any]] = {
         "sequences": [group.sequences for group in tokenized],
         "better": [[pair.better for pair in group.pairs] for group in tokenized],
         "worse": [[pair.worse for pair in group.pairs] for group in tokenized],
         "margins": [[settings.margin_scale * (pair.margin or 0.0) for pair in group.pairs] for group in tokenized],
+        "numbers": [[next(number) for _ in group.pairs] for group in tokenized],
         "targets": [[target(settings, pair) for pair in group.pairs] for group in tokenized],
     }
     if settings.loss == "plackett_luce":
