@@ -24,6 +24,7 @@ from rlaif.cli import checks
 from rlaif.config import TRAINERS, RMSettings, Training
 from rlaif.errors import InputError
 from rlaif.pipeline.alone import Checked
+from rlaif.pipeline.stages import train as train_stage
 from rlaif.screen import Console
 from rlaif.train import pairs, rm, sft
 from rlaif.train.check import Check, Piece, check
@@ -230,3 +231,46 @@ def test_a_message_of_the_file_reaches_no_screen_as_codes(
     arguments = ["sft", "--base", str(weightless), "--data", "rows.jsonl", "--check", "--split", "all"]
     code, out, err = run_cli("train", *arguments)
     assert code == 0 and "\x1b" not in out and "\x07" not in out and "[·b·o·l·d·]" in out, err
+
+
+def test_a_plan_counts_what_its_trainings_would_be_trained_on(
+    weightless: Path,
+    random_model: Path,
+    tmp_path: Path,
+    run_cli: Cli,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As `--check` counts it; of rows or of a base that are not there yet nothing is known."""
+    demonstrations(tmp_path)
+    trainings = [{"sft": {"base": "base", "name": "one", "max_length": 70}}, {"sft": {"base": "one", "name": "two"}}]
+    stages = [{"data": {"path": "rows.jsonl", "split": "all"}}, *({"train": each} for each in trainings)]
+    pipeline = {"models": {"base": {"engine": "transformers", "path": str(random_model)}}, "stages": stages}
+    (tmp_path / "p.yaml").write_text(json.dumps({"name": "p"} | pipeline))
+    arguments = ["sft", "--base", str(weightless), "--data", "rows.jsonl", "--check", "--split", "all", "max_length=70"]
+    checked = json.loads(run_cli("train", *arguments, "--json")[1])
+
+    def planned() -> tuple[str, dict[str, Any], Any]:
+        said, told = run_cli("plan", "p.yaml")[1], json.loads(run_cli("plan", "p.yaml", "--json")[1])
+        one, two = (stage["check"] for stage in told["stages"] if stage["kind"] == "train")
+        return " ".join(said.split()), one, two
+
+    said, one, two = planned()
+    names = ("rows", "kept", "tokens", "learnt_tokens", "lengths", "steps", "packed")
+    assert (
+        two is None
+        and one["sampled"] is None
+        and {name: one[name] for name in names} == {name: checked[name] for name in names}
+    )
+    start = "rows of one: 15 for training, 8 of them cut, 5 dropped as too-long; "
+    assert start + f"{one['tokens']:,} tokens, {one['learnt_tokens']:,} learnt; lengths 20 " in said, said
+    assert "█" in said and f"; {one['steps']} step" in said and "rows of two: not known yet" in said
+
+    monkeypatch.setattr(train_stage, "SAMPLED", 7)  # every third row
+    said, one, _ = planned()
+    assert one["sampled"] == 7 and one["steps"] is None and sum(one["rows"]["train"].values()) == 7
+    assert "rows of one (of a sample of 7): " in said
+
+    trainings[0]["sft"]["excess_length"] = "raise"
+    (tmp_path / "p.yaml").write_text(json.dumps({"name": "p"} | pipeline))
+    said, one, _ = planned()
+    assert "tokens more than `max_length` allows" in one["problem"] and f"rows of one: {one['problem'][:40]}" in said
