@@ -9,7 +9,8 @@ completion is forwarded. The two alternate, and the ratio is of their medians.
 
 The second trains on a data set of preferences of a run, at equal sequences forwarded: one epoch of pairs, and as
 many epochs of groups as forward about as much, with either loss (`loss: pairs | plackett_luce`). It tells the accuracy
-on the pairs of every fourth prompt, kept from training.
+and the expected calibration error on the pairs of every fourth prompt, kept from training: of each seed, and of all
+seeds together, with intervals over the prompts.
 """
 
 from __future__ import annotations
@@ -27,29 +28,44 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from rlaif.config import RMSettings
 from rlaif.formats import read_preferences, read_prompts
 from rlaif.resources import find
-from rlaif.train import job
+from rlaif.statistics import Interval, item_means, points_interval, soft_confidences
+from rlaif.statistics.intervals import bootstrap_interval
+from rlaif.train import job, rm
 from rlaif.train.examples import PreferencePair, of_stated_preferences
 from rlaif.train.job import Job
+from rlaif.train.pair_evaluation import ScoredPair
 
 AT_ONCE = 2  # prompts of a step
+BINS = 10  # of confidences from 1/2 to 1
 
 
 class Spent:
-    """The sequences that a training forwards with a gradient, and the time from the first to the end of the steps."""
+    """The sequences that a training forwards with a gradient, and the time from the first to the end of the steps.
+
+    `validated` are its validation pairs, with scores whose differences are logits.
+    """
 
     def __init__(self) -> None:
         self.sequences, self.began, self.cpu = 0, 0.0, 0.0
         self.wall, self.spent = 0.0, 0.0
+        self.validated: list[ScoredPair] = []
 
     @contextmanager
     def counting(self) -> Iterator[None]:
-        original = PreTrainedModel.__call__
+        original, evaluated = PreTrainedModel.__call__, rm.evaluation
+
+        def evaluate(pairs: Sequence[ScoredPair], scale: float) -> dict[str, Any]:
+            self.validated += [
+                pair._replace(chosen=scale * pair.chosen, rejected=scale * pair.rejected) for pair in pairs
+            ]
+            return evaluated(pairs, scale)
 
         def call(model: Any, *given: Any, **named: Any) -> Any:
             if torch.is_grad_enabled() and hasattr(model, "score"):
@@ -59,10 +75,12 @@ class Spent:
             return original(model, *given, **named)
 
         PreTrainedModel.__call__ = call  # type: ignore[method-assign]
+        rm.evaluation = evaluate
         try:
             yield
         finally:
             PreTrainedModel.__call__ = original  # type: ignore[method-assign]
+            rm.evaluation = evaluated
 
     def on_step(self, _: dict[str, float]) -> None:
         self.wall, self.spent = time.perf_counter() - self.began, time.process_time() - self.cpu
@@ -145,6 +163,7 @@ def effect(run: Path, name: str, seeds: Sequence[int]) -> None:
         "groups, equal sequences, Plackett-Luce": grouped | {"epochs": ratio, "loss": "plackett_luce"},
     }
     for way, settings in ways.items():
+        validated: list[ScoredPair] = []
         for seed in seeds:
             record, counter = trained(examples, find("tiny/annotator"), learning_rate=1.5e-3, seed=seed, **settings)
             found = record["evaluation"]["validation"]
@@ -154,6 +173,37 @@ def effect(run: Path, name: str, seeds: Sequence[int]) -> None:
                 f"{share['mean']:.3f} [{share['low']:.3f}, {share['high']:.3f}], calibration error {ece:.3f}",
                 flush=True,
             )
+            validated += counter.validated
+        accuracy, error = pooled(validated)
+        print(f"{way}, all seeds: accuracy {_told(accuracy)}, calibration error {_told(error)}", flush=True)
+
+
+def pooled(pairs: Sequence[ScoredPair]) -> tuple[Interval | None, Interval | None]:
+    """Accuracy and expected calibration error on pairs whose score differences are logits, with intervals over prompts.
+
+    The pairs of a prompt are not independent, in one seed or in several. The error has the bins of
+    `statistics.calibration_of` and, as there, a pivotal interval.
+    """
+    accuracy = points_interval(item_means((pair.prompt, pair.points) for pair in pairs))
+    confident, right, *_ = soft_confidences([_sigmoid(p.chosen - p.rejected) for p in pairs], [True] * len(pairs))
+    rows = {prompt: row for row, prompt in enumerate(dict.fromkeys(pair.prompt for pair in pairs))}
+    gaps, counts = np.zeros((len(rows), BINS)), np.zeros(len(rows))
+    for pair, confidence, correct in zip(pairs, confident, right, strict=True):
+        bin_of = max(0, math.ceil(round((confidence - 0.5) * 2 * BINS, 9)) - 1)
+        gaps[rows[pair.prompt], bin_of] += correct - confidence
+        counts[rows[pair.prompt]] += 1
+    error = bootstrap_interval([1] * len(rows), lambda drawn: np.abs(drawn @ gaps).sum(1) / (drawn @ counts))
+    if error is not None:
+        error = error._replace(low=max(0.0, 2 * error.mean - error.high), high=2 * error.mean - error.low)
+    return accuracy, error
+
+
+def _sigmoid(logit: float) -> float:
+    return 0.5 + math.tanh(logit / 2) / 2
+
+
+def _told(interval: Interval | None) -> str:
+    return "unknown" if interval is None else f"{interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
 
 
 def main() -> None:

@@ -156,6 +156,12 @@ def test_a_template_that_rewrites_earlier_turns_trains_the_last_and_names_the_ne
     assert chat.tokenizer.decode(columns["input_ids"][0]).endswith("<think>\n\n</think>\n\ny<|im_end|>")
 
 
+def test_a_system_message_of_a_templates_own_hides_no_format(base: Path) -> None:
+    """As SmolLM2's has it, and Qwen2.5's, where a conversation has no system message."""
+    own = "{{- '<|im_start|>system\nYou are a helpful assistant, and that is all that you are.<|im_end|>\n' -}}"
+    assert chats.nearest_shipped(chat_of(base, own + template("qwen"))) == "prompts/chat/qwen.jinja"
+
+
 def test_no_template_is_suggested_for_a_format_like_none(base: Path) -> None:
     odd = "{% for m in messages %}{{ (m['role'] | upper) ~ ' SAYS ' ~ m['content'] ~ ' (over and out)' }}{% endfor %}"
     assert chats.nearest_shipped(chat_of(base, odd)) is None
@@ -285,13 +291,62 @@ def test_what_is_too_long_is_cut_dropped_or_refused_by_its_name(base: Path) -> N
         assert any_tokenize(chat, given, length + 6, "raise")[1].kept == 2
 
 
+# ---------------------------------------------------------------- as published
+
+# What the published template of each format makes of CHAT, written out by hand, without the BOS that `tokens.beginning`
+# puts before ours. Each was read where it is named, in a public repository.
+CHAT = ["s:be short", "u:hi", "a:ok", "u:yo"]
+PUBLISHED = {
+    # HuggingFaceH4/zephyr-7b-beta: huggingface/huggingface.js, packages/jinja/test/e2e.test.js
+    "zephyr": "<|system|>\nbe short</s>\n<|user|>\nhi</s>\n<|assistant|>\nok</s>\n<|user|>\nyo</s>\n<|assistant|>\n",
+    # teknium/OpenHermes-2.5-Mistral-7B: ggml-org/llama.cpp, tests/test-chat-template.cpp; its end token is <|im_end|>
+    "chatml": (
+        "<|im_start|>system\nbe short</s>\n<|im_start|>user\nhi</s>\n<|im_start|>assistant\nok</s>\n"
+        "<|im_start|>user\nyo</s>\n<|im_start|>assistant\n"
+    ),
+    # Qwen/Qwen2.5: huggingface/swift-jinja, Tests/Templates/ChatTemplateTests.swift; without a system message theirs
+    # writes one of its own
+    "qwen": (
+        "<|im_start|>system\nbe short<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nok<|im_end|>\n"
+        "<|im_start|>user\nyo<|im_end|>\n<|im_start|>assistant\n"
+    ),
+    # Llama 3: ggml-org/llama.cpp, tests/test-chat-template.cpp
+    "llama3": (
+        "<|start_header_id|>system<|end_header_id|>\n\nbe short<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\nhi<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\nok<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\nyo<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+    ),
+    # google/gemma-7b-it, after `system: merge`: ggml-org/llama.cpp, tests/test-chat-template.cpp
+    "gemma": (
+        "<start_of_turn>user\nbe short\n\nhi<end_of_turn>\n<start_of_turn>model\nok<end_of_turn>\n"
+        "<start_of_turn>user\nyo<end_of_turn>\n<start_of_turn>model\n"
+    ),
+    # allenai/open-instruct, open_instruct/dataset_transformation.py
+    "tulu": "<|system|>\nbe short\n<|user|>\nhi\n<|assistant|>\nok</s>\n<|user|>\nyo\n<|assistant|>\n",
+    # Mistral 7B Instruct v0.3: mistralai/cookbook, concept-deep-dive/tokenization/chat_templates.md. It puts a system
+    # message before the first user's (V1) or the last one's (V3); open-instruct's "mistral" puts it before the first
+    "mistral": "[INST] be short\n\nhi[/INST] ok</s>[INST] yo[/INST]",
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_shipped_template_asks_as_the_published_one_does(base: Path, name: str) -> None:
+    chat = chat_of(base, template(name), system="merge" if name == "gemma" else "keep")
+    assert chat.render(talk(*CHAT), generation_prompt=True) == PUBLISHED[name].replace("</s>", END)
+
+
+def test_only_our_own_format_is_published_nowhere() -> None:
+    assert set(WRITTEN) - set(PUBLISHED) == {"tiny"}
+
+
 # ---------------------------------------------------------------- a real model's own template
 
 
 def test_a_real_template_without_marks_is_read_as_it_is_asked() -> None:
-    folder = Path(os.environ.get("RLAIF_SMOLLM2", "smollm2"))
+    folder = Path(os.environ.get("RLAIF_SMOLLM2", Path(__file__).parents[1] / ".real/model"))
     if not (folder / "tokenizer.json").exists():
-        pytest.skip("no SmolLM2-135M-Instruct; name its folder in RLAIF_SMOLLM2")
+        pytest.skip("no SmolLM2-135M-Instruct: `make real` makes it, or name its folder in RLAIF_SMOLLM2")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     chat = tokens.chat_of(sft_settings(), tokenizer, tokenizer.eos_token_id, folder)
     turns = talk("s:be short", "u:hi", "a:ok", "u:yo", "a:y")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from dataclasses import replace
@@ -13,6 +14,7 @@ import pytest
 pytest.importorskip("trl")
 
 from inside import rlaif
+from rich.style import Style
 from test_chat_templates import talk
 from test_mixed_training import text
 from test_reward_model import ranked
@@ -20,9 +22,13 @@ from test_run import Cli, run_cli  # noqa: F401 - the fixture
 from test_train import settings_of, train
 from test_train_tokens import chat
 
+from rlaif.cli import checks
 from rlaif.cli.settings import OPTIONS
 from rlaif.config import TRAINERS, LoRASettings, RMSettings, Training
 from rlaif.errors import InputError
+from rlaif.pipeline.alone import Checked
+from rlaif.pipeline.stages import train as train_stage
+from rlaif.screen import Console
 from rlaif.train import groups, pairs, sft
 from rlaif.train.check import Check, Piece, check
 from rlaif.train.examples import Demonstration, Example, PreferencePair, PromptOnly
@@ -268,6 +274,36 @@ def test_the_command_as_json_and_without_a_folder(weightless: Path, tmp_path: Pa
     assert code == 2 and "give --out FOLDER, or --check" in err
 
 
+def test_a_learnt_token_has_the_colour_of_what_is_learnt(weightless: Path) -> None:
+    made = check(settings_of("sft"), weightless, [Demonstration(tuple(talk("u:hi", "a:ok")))])
+    console = Console(file=io.StringIO(), force_terminal=True, color_system="256", width=100, record=True)
+    checks.print_check(console, Checked(made, 1, {}, []), "rows.jsonl")
+    styles = {name: [Style.parse(style) for style in shades] for name, (_, shades) in checks.LOOKS.items()}
+    printed = [(segment.text, segment.style) for segment in console._record_buffer]
+    wanted = [("<|user|>", "context"), ("i", "context"), (END, "context"), ("k", "learnt"), (END, "learnt")]
+    states = [
+        (shown, next((state for state, shades in styles.items() if style in shades), None)) for shown, style in printed
+    ]
+    assert [pair for pair in states if pair[0] in dict(wanted)] == wanted
+
+
+def test_a_template_without_marks_is_told_with_the_nearest_that_has_them(
+    weightless: Path,
+    tmp_path: Path,
+    run_cli: Cli,  # noqa: F811
+) -> None:
+    demonstrations(tmp_path)
+    base = shutil.copytree(weightless, tmp_path / "base")
+    marked = (base / "chat_template.jinja").read_text()
+    bare = marked.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+    (base / "chat_template.jinja").write_text(bare)
+    arguments = ["train", "sft", "--base", "base", "--data", "rows.jsonl", "--check", "--split", "all"]
+    _, out, _ = run_cli(*arguments)
+    told = "no marks; turns by the prompts before them; prompts/chat/tiny.jinja marks a format like it"
+    assert bare != marked and told in " ".join(out.split()), out
+    assert json.loads(run_cli(*arguments, "--json")[1])["nearest"] == "prompts/chat/tiny.jinja"
+
+
 def test_a_message_of_the_file_reaches_no_screen_as_codes(
     weightless: Path,
     tmp_path: Path,
@@ -278,3 +314,46 @@ def test_a_message_of_the_file_reaches_no_screen_as_codes(
     arguments = ["sft", "--base", str(weightless), "--data", "rows.jsonl", "--check", "--split", "all"]
     code, out, err = run_cli("train", *arguments)
     assert code == 0 and "\x1b" not in out and "\x07" not in out and "[·b·o·l·d·]" in out, err
+
+
+def test_a_plan_counts_what_its_trainings_would_be_trained_on(
+    weightless: Path,
+    random_model: Path,
+    tmp_path: Path,
+    run_cli: Cli,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As `--check` counts it; of rows or of a base that are not there yet nothing is known."""
+    demonstrations(tmp_path)
+    trainings = [{"sft": {"base": "base", "name": "one", "max_length": 70}}, {"sft": {"base": "one", "name": "two"}}]
+    stages = [{"data": {"path": "rows.jsonl", "split": "all"}}, *({"train": each} for each in trainings)]
+    pipeline = {"models": {"base": {"engine": "transformers", "path": str(random_model)}}, "stages": stages}
+    (tmp_path / "p.yaml").write_text(json.dumps({"name": "p"} | pipeline))
+    arguments = ["sft", "--base", str(weightless), "--data", "rows.jsonl", "--check", "--split", "all", "max_length=70"]
+    checked = json.loads(run_cli("train", *arguments, "--json")[1])
+
+    def planned() -> tuple[str, dict[str, Any], Any]:
+        said, told = run_cli("plan", "p.yaml")[1], json.loads(run_cli("plan", "p.yaml", "--json")[1])
+        one, two = (stage["check"] for stage in told["stages"] if stage["kind"] == "train")
+        return " ".join(said.split()), one, two
+
+    said, one, two = planned()
+    names = ("rows", "kept", "tokens", "learnt_tokens", "lengths", "steps", "packed")
+    assert (
+        two is None
+        and one["sampled"] is None
+        and {name: one[name] for name in names} == {name: checked[name] for name in names}
+    )
+    start = "rows of one: 15 for training, 8 of them cut, 5 dropped as too-long; "
+    assert start + f"{one['tokens']:,} tokens, {one['learnt_tokens']:,} learnt; lengths 20 " in said, said
+    assert "█" in said and f"; {one['steps']} step" in said and "rows of two: not known yet" in said
+
+    monkeypatch.setattr(train_stage, "SAMPLED", 7)  # every third row
+    said, one, _ = planned()
+    assert one["sampled"] == 7 and one["steps"] is None and sum(one["rows"]["train"].values()) == 7
+    assert "rows of one (of a sample of 7): " in said
+
+    trainings[0]["sft"]["excess_length"] = "raise"
+    (tmp_path / "p.yaml").write_text(json.dumps({"name": "p"} | pipeline))
+    said, one, _ = planned()
+    assert "tokens more than `max_length` allows" in one["problem"] and f"rows of one: {one['problem'][:40]}" in said

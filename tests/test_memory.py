@@ -181,6 +181,37 @@ def test_the_memory_of_this_machine_is_what_it_has_free() -> None:
     assert name and 0 < room < 1e14
 
 
+def test_a_training_that_clearly_does_not_fit_is_told_before_its_first_step(
+    random_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The need is 1.25 times what is free, then 1.15 times, which the estimate may be wrong by."""
+    from typer.testing import CliRunner
+
+    from rlaif.cli.app import app
+
+    monkeypatch.chdir(tmp_path)
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ok"}]
+    Path("rows.jsonl").write_text((json.dumps({"messages": turns}) + "\n") * 4)
+    total = of(random_model, "sft", batch_size=4)[0].total
+    for times, told in ((1.25, True), (1.15, False)):
+        monkeypatch.setattr(memory, "memory_of_device", lambda times=times: ("a GPU", int(total / times)))
+        command = ["train", "sft", "--base", str(random_model), "--data", "rows.jsonl", "--out", f"out{times}"]
+        done = CliRunner().invoke(app, [*command, "--split", "all", "batch_size=4"])
+        words = (
+            f"the training needs about {total / GB:.2f} GB, and a GPU has {total / times / GB:.2f} GB free: `--plan`"
+        )
+        assert done.exit_code == 0 and (words in " ".join(done.output.split())) == told, done.output
+
+
+def test_what_a_container_has_read_of_files_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "GROUP", str(tmp_path))
+    for name, text in (("max", "4000\n"), ("current", "3000\n"), ("stat", "anon 2100\ninactive_file 900\n")):
+        (tmp_path / f"memory.{name}").write_text(text)
+    assert memory._available() == 1900
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory._available() > 10**6
+
+
 def test_rlaif_train_tells_it_and_trains_nothing(
     mistral: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

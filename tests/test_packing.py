@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("trl")
 
 import torch
-from test_architectures import base_of, each
+from test_architectures import base_of
 from test_train import Steps, assistant, train, user, validation, weights
 from transformers import AutoModelForCausalLM
 
@@ -179,14 +179,14 @@ def test_a_packed_training_resumes_as_if_nothing_had_happened(random_model: Path
 ARCHITECTURES = ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma2", "Gemma3Text", "GPT2", "Phi3", "Granite", "Mixtral")
 
 
-@each(*ARCHITECTURES)
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_rows_of_these_architectures_stay_apart(name: str, tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(base_of(name, tmp_path / "base"))
     prove(model, packed(COLUMNS, 10), 0)
     assert model.training is False
 
 
-@each("OPT", "Bloom")
+@pytest.mark.parametrize("name", ["OPT", pytest.param("Bloom", marks=pytest.mark.lab)])
 def test_an_architecture_whose_rows_see_one_another_is_refused_before_the_first_step(name: str, tmp_path: Path) -> None:
     """These tell positions by their attention mask, which a packed sequence does not have."""
     base = base_of(name, tmp_path / "base")

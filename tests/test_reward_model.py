@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 import os
+import runpy
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -35,6 +36,7 @@ from rlaif.errors import InputError
 from rlaif.formats import read_preferences
 from rlaif.generate.pairing import Pairing, preferences_of
 from rlaif.records import Candidate, Comparison, Completion, Message, Prompt, Row, Score, Verdict
+from rlaif.statistics import calibration_of
 from rlaif.train import groups, models, rm, rm_head, rm_math
 from rlaif.train.examples import PreferencePair, of_preferences, of_stated_preferences
 from rlaif.train.groups import Pair, Tokenized
@@ -495,9 +497,24 @@ def test_scores_that_are_all_the_same_are_not_normalised() -> None:
     assert not model.score.weight.any()
 
 
+def test_the_benchmark_pools_seeds_by_prompt() -> None:
+    """Two seeds of two prompts: a is sure by 3/4 and right once of two, b by 19/20 and right twice."""
+    pooled = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks/kwise.py"))["pooled"]
+    pairs = [
+        ScoredPair(prompt, logit, 0.0, 1, 1)
+        for prompt, logit in (("a", math.log(3)), ("b", math.log(19)), ("a", -math.log(3)), ("b", math.log(19)))
+    ]
+    accuracy, error = pooled(pairs)
+    assert (accuracy.mean, accuracy.n, error.n) == (0.75, 2, 2)
+    assert error.mean == pytest.approx((0.5 + 0.1) / 4)
+    of_pairs = calibration_of([0.75, 0.95, 0.75, 0.95], [1, 1, 0, 1], lowest=0.5)
+    assert of_pairs is not None and error.mean == pytest.approx(of_pairs.ece.mean)
+    assert 0 <= error.low < error.high
+
+
 def test_weights_that_are_not_finite_are_left_to_be_refused() -> None:
     model = Head(torch.full((8,), math.nan))
-    assert rm.finish(settings_of(), [], [tokenized(2, [Pair(0, 1)])], Counts(), model) == {}
+    assert rm.finish(settings_of(), None, [], [tokenized(2, [Pair(0, 1)])], Counts(), model) == {}
 
 
 # ---------------------------------------------------------------- evaluation

@@ -34,13 +34,13 @@ from rlaif.engines.transformers import TransformersEngine
 from rlaif.errors import InputError, WorkError
 from rlaif.records import Message
 from rlaif.resources import find
-from rlaif.train import job, memory, models, preference_losses, trl
+from rlaif.train import chats, job, memory, models, preference_losses, rm, trl
 from rlaif.train.examples import Demonstration, Example, OnStep, PreferencePair
 from rlaif.train.job import Job
 from rlaif.train.pairs import IDS
 from rlaif.train.pairs import tokenize as tokenize_pairs
 from rlaif.train.steps import RECORDED
-from rlaif.train.tokens import Counts, trainable_chat
+from rlaif.train.tokens import Counts, completions, conversations, trainable_chat
 
 Steps = list[dict[str, float]]
 
@@ -230,6 +230,26 @@ def test_a_reward_model_orders_a_padded_batch_as_single_texts(tmp_path: Path, en
     assert alone.std() > 0.05  # a head that read nothing would pass too
 
 
+@pytest.mark.parametrize(
+    ("padding", "dtype"), [("<|user|>", "float32"), ("<|end|>", "float32"), ("<|user|>", "bfloat16")]
+)
+def test_a_reward_model_that_scores_a_padded_batch_otherwise_is_not_saved(
+    random_model: Path, tmp_path: Path, padding: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Case 4 of training: the model's settings name another padding token than the tokenizer, or the end token."""
+    finish = rm.finish
+
+    def broken(settings: Any, tokenizer: Any, *rest: Any) -> Any:
+        rest[-1].config.pad_token_id = tokenizer.convert_tokens_to_ids(padding)
+        return finish(settings, tokenizer, *rest)
+
+    monkeypatch.setattr(rm, "finish", broken)
+    said = r"scores a completion \S+ at its end token, \S+ in the classifier .*, and \S+ there in a padded batch"
+    with pytest.raises(WorkError, match=said):
+        train("rm", random_model, tmp_path / "rm", examples=PAIRS, batch_size=24, weights=dtype, dtype=dtype)
+    assert not (tmp_path / "rm").exists()
+
+
 @METHODS
 def test_a_training_of_one_step_moves_the_weights_prints_nothing_and_leaves_the_libraries_as_they_were(
     random_model: Path, tmp_path: Path, method: str, capfd: pytest.CaptureFixture[str]
@@ -263,7 +283,10 @@ def test_the_loss_falls_and_every_step_is_reported(whole: Callable[[str], Whole]
         "dpo": {*preference_losses.REPORTED, "padding"},
     }[method]
     assert set(steps[0]) == {"step", "steps", "loss", "learning_rate", "grad_norm", "epoch", "tokens"} | own
-    validated = {name.replace("rewards/accuracies", "accuracy").replace("rewards/margins", "margin") for name in own}
+    by_length = {"longer_preferred", "longer_chosen"} if method != "sft" else set()
+    validated = by_length | {
+        name.replace("rewards/accuracies", "accuracy").replace("rewards/margins", "margin") for name in own
+    }
     for number, step in enumerate(steps, 1):  # each second one, and the last: a quarter of 6
         found = {name.removeprefix("validation_") for name in step if name.startswith("validation_")}
         assert found == (validated | {"loss"} if number % 2 == 0 else set())
@@ -311,6 +334,30 @@ def test_accumulated_batches_are_one_batch(random_model: Path, tmp_path: Path) -
     parts: Steps = []
     train("sft", random_model, tmp_path / "parts", parts.append, batch_size=2, accumulate=4)
     assert [s["loss"] for s in parts] == pytest.approx([s["loss"] for s in together], rel=1e-4)
+
+
+UNEVEN = [Demonstration((user(f"what is {i}?"), assistant("it is " + "so " * i + f"{i}"))) for i in range(8)]
+UNEVEN_PAIRS = [replace(pair, chosen=pair.chosen + " and so" * i) for i, pair in enumerate(PAIRS[:8])]
+
+
+@METHODS
+def test_eight_batches_of_one_row_train_the_weights_that_one_batch_of_eight_trains(
+    random_model: Path, tmp_path: Path, method: str
+) -> None:
+    """SFT weighs the batches by their tokens, of which the last row has five times as many as the first.
+
+    The weights are compared by how far they have moved: Adam makes a whole step of a gradient that is next to nothing.
+    """
+    rows: list[Any] = UNEVEN if method == "sft" else UNEVEN_PAIRS
+    losses, moved = [], []
+    for size, accumulate in ((8, 1), (1, 8)):
+        out, steps = tmp_path / str(size), Steps()
+        train(method, random_model, out, steps.append, rows, batch_size=size, accumulate=accumulate, max_steps=2)
+        losses.append([step["loss"] for step in steps])
+        base, made = (load_file(folder / "model.safetensors") for folder in (random_model, out))
+        moved.append(torch.cat([(made[name] - tensor).flatten() for name, tensor in base.items()]))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert (moved[1] - moved[0]).norm() < 0.01 * moved[0].norm()
 
 
 # ---------------------------------------------------------------- repeated and resumed
@@ -577,19 +624,39 @@ def test_a_loss_that_is_no_number_ends_the_training(random_model: Path, tmp_path
 # ---------------------------------------------------------------- what a base's tokenizer and window ask for
 
 
-@pytest.mark.parametrize("name", ["zephyr", "chatml", "own", "decides"])
-def test_a_given_template_begins_as_the_tokenizer_begins_its_texts(tmp_path: Path, name: str) -> None:
-    """Case 6 of training: Mistral, Llama and Gemma saw no text without their BOS."""
-    base = make_random_model(tmp_path / "base", special=[*SPECIAL, "<|begin|>"], template=None)
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base without a chat template, whose tokenizer begins every text with a BOS."""
+    special = [*SPECIAL, "<|begin|>", "<|im_end|>", "<|eot_id|>", "<end_of_turn>"]
+    base = make_random_model(tmp_path_factory.mktemp("bos") / "base", special=special, template=None)
     tokenizer = AutoTokenizer.from_pretrained(base)
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<|begin|> $A", special_tokens=[("<|begin|>", tokenizer.bos_token_id)]
     )
     tokenizer.save_pretrained(base)
     assert AutoTokenizer.from_pretrained(base)("a")["input_ids"][0] == tokenizer.bos_token_id
+    return base
+
+
+@pytest.mark.parametrize("name", [path.stem for path in chats.shipped()])
+def test_every_shipped_template_begins_as_the_tokenizer_begins_its_texts(begun: Path, name: str) -> None:
+    """Case 6 of training: one BOS, first, in what is learnt and in what is asked, of every format."""
+    settings = settings_of("sft")
+    model, tokenizer = models.load(begun, find(f"prompts/chat/{name}.jinja").read_text(encoding="utf-8"), settings)
+    chat = models.trained_chat(settings, model, tokenizer)
+    asked, answer = (user("hi"), assistant("ok"), user("yo")), assistant("y")
+    (segments,) = conversations(chat, [[*asked, answer]])
+    ((prompt, _),) = completions(chat, [(asked, "y")])
+    for ids in ([token for segment in segments for token in segment.ids], prompt):
+        assert ids[0] == tokenizer.bos_token_id and ids.count(tokenizer.bos_token_id) == 1
+
+
+@pytest.mark.parametrize("name", ["zephyr", "own", "decides"])
+def test_a_given_template_begins_as_the_tokenizer_begins_its_texts(begun: Path, tmp_path: Path, name: str) -> None:
+    """Case 6 of training: Mistral, Llama and Gemma saw no text without their BOS."""
     given = {"own": MARKED, "decides": "{#- bos_token: none -#}" + MARKED}.get(name)
     text = find(f"prompts/chat/{name}.jinja").read_text(encoding="utf-8") if given is None else given
-    record = train("sft", base, tmp_path / "out", template=text)
+    record = train("sft", begun, tmp_path / "out", template=text)
     trained = AutoTokenizer.from_pretrained(tmp_path / "out")
     asked = [{"role": "user", "content": "what is 1?"}]
     ids = trained.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)

@@ -92,6 +92,27 @@ def test_a_picture_has_a_plot_for_what_was_reported_and_its_curves_are_the_figur
     assert (tmp_path / "p.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
+def test_lengths_are_drawn_and_the_accuracy_by_source_where_the_sources_are_few(
+    tmp_path: Path, drawn: list[Any]
+) -> None:
+    shares, lengths = [None, 0.5, 1.0], [20.0, 21.0, 22.0]
+    common: dict[str, list[float | None]] = {"loss": [3.0, 2.0, 1.0], "lengths__chosen": [*lengths]}
+    common |= {"lengths__rejected": [10.0, 9.0, 8.0], "validation_longer_preferred": shares}
+    title = "Accuracy on validation pairs, by source"
+    names = ["_b$x$", "a very long name of a source", "模", *"defghi"]
+    for count in (1, 2, 8, 9):
+        by_source: Any = {f"validation_accuracy__{name}": shares for name in names[:count]}
+        plots.draw(write(tmp_path / "m.jsonl", lines(**common, **by_source)), tmp_path / "p.png", "t")
+        places = {place.get_title(loc="left"): place for place in drawn[-1].axes}
+        assert (title in places) == (count in (2, 8))
+        assert curves_of(places["Length of a completion, tokens"])["chosen"] == lengths
+        assert list(places["Longer one preferred, on validation pairs"].get_lines()[-1].get_ydata()) == [0.5, 1.0]
+        if title in places:
+            told = [text.get_text() for text in places[title].get_legend().get_texts()]
+            assert len(told) == count and {r"b\$x\$", "a very long ... a source"} <= set(told)
+            assert len({line.get_linewidth() for line in places[title].get_lines()[1:]}) == count
+
+
 def test_a_long_training_is_smoothed_and_small_numbers_name_their_power(tmp_path: Path, drawn: list[Any]) -> None:
     noisy = [float(i % 2) for i in range(250)]
     rates = [5e-7 * (1 - i / 250) for i in range(250)]

@@ -204,6 +204,31 @@ def test_validation_changes_no_weight_also_of_a_model_with_dropout(
     assert weights(tmp_path / "plain") != weights(tmp_path / "1")  # there was dropout
 
 
+@pytest.mark.parametrize(("method", "changed"), [("dpo", {}), ("rm", {}), ("rm", {"grouping": "prompt"})])
+def test_a_validation_tells_of_each_source_and_of_the_longer_ones_as_the_evaluation_does(
+    train: Train, tmp_path: Path, method: str, changed: dict[str, Any]
+) -> None:
+    """Every third pair is of a source that says the opposite of what is learnt; one pair has sides of equal length."""
+    held = [
+        replace(pair, source="b", chosen=pair.rejected, rejected=pair.chosen)
+        if number % 3 == 0
+        else replace(pair, source="a/1")
+        for number, pair in enumerate(PAIRS[:9])
+    ]
+    held.append(PreferencePair((user("and?"),), "yes", "no!", source=None))
+    changed = changed | {"learning_rate": 3e-3, "evaluate_every": 2, "batch_size": 3}
+    record = train(method, "out", examples=[*PAIRS, *validation(held)], **changed)
+    told, last = record.evaluation["validation"], lines_of(tmp_path / "out")[-1]
+    for source in ("a/1", "b", "unknown"):
+        assert last[f"validation_accuracy/{source}"] == pytest.approx(told["by_source"][source]["mean"], abs=1e-5)
+    assert last["validation_accuracy/a/1"] > 0.5 > last["validation_accuracy/b"]
+    for name in ("longer_preferred", "longer_chosen"):
+        assert last[f"validation_{name}"] == pytest.approx(told["length"][name]["mean"], abs=1e-5)
+    assert last["validation_longer_chosen"] == pytest.approx(3 / 9)
+    validated = [line["step"] for line in lines_of(tmp_path / "out") if "validation_accuracy/b" in line]
+    assert validated == [line["step"] for line in lines_of(tmp_path / "out") if "validation_loss" in line]
+
+
 def weights(folder: Path) -> bytes:
     return (folder / "model.safetensors").read_bytes()
 
@@ -318,6 +343,32 @@ def test_what_is_not_finite_ends_the_training_with_the_last_good_checkpoint_and_
     assert models.newest_checkpoint(folder) == folder / "checkpoint-2"
     record = train("sft", "out", learning_rate=1e-3)
     assert record.steps == 6 and [line["step"] for line in lines_of(tmp_path / "out")] == list(range(1, 7))
+
+
+# ---------------------------------------------------------------- memory
+
+
+@pytest.mark.parametrize("recompute", ["auto", True])
+def test_a_training_without_memory_says_what_takes_less_and_keeps_its_checkpoint(
+    train: Train, tmp_path: Path, recompute: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The third step asks for more than there is; with `recompute` the training goes on from the checkpoint."""
+
+    def grows(self: Any, *arguments: Any, **named: Any) -> Any:
+        if self.state.global_step == 2 and self.model.training:
+            torch.empty(2**55)
+        return computed(self, *arguments, **named)
+
+    computed = trl.SFT.compute_loss
+    with monkeypatch.context() as patched, pytest.raises(WorkError) as failed:
+        patched.setattr(trl.SFT, "compute_loss", grows)
+        train("sft", "out", recompute=recompute)
+    fix = "run the same command with `--plan`, which shows the settings that take less"
+    if recompute == "auto":
+        fix += "; of these `recompute=true` goes on from the last checkpoint, others begin anew"
+    folder = tmp_path / "out.partial"
+    told = f"the training ran out of memory; the checkpoint after step 2 is kept in {folder}/checkpoint-2. Fix: {fix}"
+    assert str(failed.value) == told and not (folder / "error.txt").exists()
 
 
 # ---------------------------------------------------------------- usual settings

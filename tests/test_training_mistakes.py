@@ -15,6 +15,7 @@ pytest.importorskip("trl")
 
 import torch
 from safetensors.torch import load_file, save_file
+from test_chat_templates import FORGETTING
 from test_run import Cli, run_cli  # noqa: F401 - the fixture
 from transformers import AutoTokenizer
 
@@ -92,6 +93,18 @@ def foreign_file(folder: Path) -> None:
     (folder / "out.partial/notes.txt").write_text("mine")
 
 
+def another_bases_adapter(folder: Path) -> None:
+    """An adapter whose record names this base, and other weights than it has."""
+    adapter = folder / "adapter"
+    adapter.mkdir()
+    (adapter / "training.json").write_text(json.dumps({"base": {"folder": str(folder / "base"), "weights": "0" * 64}}))
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM"}
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
+    made = {name.format("A"): torch.zeros(2, 64), name.format("B"): torch.zeros(64, 2)}
+    save_file(made, adapter / "adapter_model.safetensors", {"format": "pt"})
+
+
 def nothing(folder: Path) -> None: ...
 
 
@@ -153,12 +166,15 @@ CASES: dict[str, tuple[str, Edit, list[str], int, str]] = {
     "pickled weights": ("sft", only_bin, [], 2, r"^error: base: the folder holds no safetensors weights, .*\. Fix: save the model again"),
     "a pickle under another name": ("rm", lambda f: (f / "base/model.safetensors").write_bytes(b"\x80\x04"), [], 2, r"^error: base/model\.safetensors: it is a pickle, which may run code .*\. Fix: download"),
     "half a file of weights": ("sft", lambda f: _half(f / "base/model.safetensors"), [], 2, r"^error: base/model\.safetensors: its tensors take [\d,]+ bytes, and it has [\d,]+ for them\. Fix: d"),
-    "remote code": ("dpo", config(auto_map={"AutoModelForCausalLM": "m.M"}, model_type="own"), [], 2, r"base/config\.json: the configuration is of an architecture that this version .*\. Fix: install a newer one, or use"),
+    "remote code": ("dpo", config(auto_map={"AutoConfig": "m.C", "AutoModelForCausalLM": "m.M"}, model_type="own"), [], 2, r"base/config\.json: the configuration needs code of its own, which is never run: `auto_map` names it\. Fix: use one"),
+    "an architecture that is not there": ("dpo", config(model_type="own"), [], 2, r"base/config\.json: the configuration is of an architecture that this version .*\. Fix: install a newer one, or use"),
+    "an adapter on another base": ("dpo", another_bases_adapter, ["--adapter", "adapter"], 2, r"adapter: the adapter was trained over other weights than those of .*base: their digest was 0{8,}, .*\. Fix: "),
     "a tensor is missing": ("dpo", weights(lambda t: t.pop("model.norm.weight")), [], 2, r"base: the weights lack 1 of the model's tensors, .*'model\.norm\.weight'\. Fix: save the whole model"),
     "weights that are no numbers": ("dpo", fill("model.norm.weight", float("nan")), [], 2, r"base: the weights hold NaN or infinity, first in model\.norm\.weight: .*\. Fix: use an earlier"),
     "a loss that is none": ("sft", fill("model.norm.weight", 3e38), [], 1, r"^error: the loss is nan at step 1\. Fix: lower `learning_rate`"),
     "a rate that ruins a model": ("sft", nothing, ["learning_rate=1", "max_steps=8"], 1, r"^error: the training diverged: the loss began at [\d.]+ and ended at [\d.]+, the mean of the last 4 steps; its figures are in .*out\.partial/metrics\.jsonl\. Fix: lower `learning_rate`"),
     "no chat template": ("dpo", without_template, [], 2, r"^error: `template`: the base model has no chat template\. Fix: give `template`"),
+    "no marks": ("sft", text("base/chat_template.jinja", FORGETTING), [], 2, r"^error: the chat template marks no assistant turn .*\. Fix: give `template: prompts/chat/qwen\.jinja`, which marks the turns of a format like this one, or train the last turn"),
     "no end token": ("dpo", tokens(eos_token=None), [], 2, r"^error: the base model's tokenizer has no end token\. Fix: set its `eos_token`"),
     "a vocabulary that outgrew its model": ("dpo", shorter_vocabulary, [], 2, r"^error: base/tokenizer\.json: it has 269 tokens and the model 261\. Fix: use the tokenizer"),
     # the reward

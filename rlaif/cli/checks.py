@@ -62,6 +62,8 @@ def _facts(checked: Checked) -> Table:
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     how = "its assistant turns are marked" if made.marked else "no marks; turns by the prompts before them"
+    if made.nearest is not None:
+        how += f"; {made.nearest} marks a format like it"
     table.add_row("template", line(f"{made.template} ({how})"))
     table.add_row("a turn ends with", line(" or ".join(reversed(made.ends))))
     for split, fates in made.fates.items():

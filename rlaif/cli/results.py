@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import RenderableType
 
 from rlaif.cli import terminal
+from rlaif.cli.checks import CUT, KEPT, PURPOSES
 from rlaif.cli.evaluations import brief, print_evaluation
 from rlaif.cli.summaries import print_summary
 from rlaif.cli.tables import Column, table
@@ -19,6 +21,9 @@ from rlaif.screen import Console, Text, line
 if TYPE_CHECKING:
     from rlaif.pipeline.run import Run
     from rlaif.store import Holding
+
+
+BARS = " ▁▂▃▄▅▆▇█"
 
 
 def print_plan(console: Console, plan: dict[str, Any]) -> None:
@@ -34,6 +39,7 @@ def print_plan(console: Console, plan: dict[str, Any]) -> None:
     for stage in plan["stages"]:
         if "memory" in stage:
             console.print()
+            console.print(_checked(stage), soft_wrap=True)
             print_memory(console, stage["memory"], f"memory of {stage['stage']}", short=stage["memory"]["fits"])
     if plan["calls"]:
         console.print()
@@ -47,6 +53,30 @@ def print_plan(console: Console, plan: dict[str, Any]) -> None:
     if plan["last_run_seconds"]:
         console.print(f"\nthe last run took {plan['last_run_seconds']:.0f} s", style="dim")
     console.print("nothing was sent", style="dim")
+
+
+def _checked(stage: Mapping[str, Any]) -> Text:
+    """What the rows of a training become, in one line, as `rlaif train --check` counts it."""
+    title, checked = f"rows of {stage['stage']}", stage["check"]
+    if checked is None:
+        return line(f"{title}: not known yet")
+    if "problem" in checked:
+        return line(f"{title}: ", (checked["problem"], "red"))
+    parts = []
+    for split, fates in checked["rows"].items():
+        rest = dict(fates)
+        kept, cut = rest.pop(KEPT, 0) + rest.get(CUT, 0), rest.pop(CUT, 0)
+        told = [f"{kept:,} {PURPOSES[split]}", *([f"{cut:,} of them cut"] if cut else [])]
+        parts.append(", ".join([*told, *(f"{count:,} dropped as {reason}" for reason, count in rest.items())]))
+    tokens = f"{checked['tokens']:,} tokens, {checked['learnt_tokens']:,} learnt"
+    bins = checked["lengths"]["histogram"]
+    if bins:
+        most = max(count for *_, count in bins)
+        bars = "".join(BARS[ceil((len(BARS) - 1) * count / most)] for *_, count in bins)
+        tokens += f"; lengths {bins[0][0]:,} {bars} {bins[-1][1]:,}"
+    sampled = f" (of a sample of {checked['sampled']:,})" if checked["sampled"] else ""
+    steps = "" if checked["steps"] is None else f"; {terminal.counted(checked['steps'], 'step')}"
+    return line(f"{title}{sampled}: {'; '.join([*parts, tokens])}{steps}")
 
 
 def print_edits(console: Console, changed: Sequence[Mapping[str, Any]]) -> None:

@@ -517,7 +517,8 @@ def no_number(of: str) -> EngineError:
 
 # Words of the libraries' errors, and what they mean.
 KNOWN = {
-    "trust_remote_code": ("needs code of its own, which is never run", "use one whose architecture transformers has"),
+    "trust_remote_code": ("needs code of its own, which is never run: `auto_map` names it",
+                          "use one whose architecture transformers has"),
     "does not recognize this architecture": ("is of an architecture that this version of transformers does not have",
                                              "install a newer one, or use another model"),
     "Unrecognized model in": ("names no architecture", "set `model_type` in config.json"),

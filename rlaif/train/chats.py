@@ -92,10 +92,13 @@ def shipped() -> Iterable[Path]:
 
 
 def _shown(tokenizer: Any, template: str) -> str | None:
-    """What a template makes of a conversation; None where it refuses it."""
+    """What a template makes of a conversation after its first words; None where it refuses it.
+
+    Before these some templates write a system message of their own, which is no part of their format.
+    """
     other = copy.copy(tokenizer)
     other.chat_template = template
-    turns = [("user", "one"), ("assistant", "two"), ("user", "three"), ("assistant", "four")]
+    turns = [("user", WORDS), ("assistant", "two"), ("user", "three"), ("assistant", "four")]
     messages = [{"role": role, "content": words} for role, words in turns]
     try:
         (text,) = ChatTemplate(other).render([Conversation(messages)])
@@ -103,5 +106,4 @@ def _shown(tokenizer: Any, template: str) -> str | None:
         return None
     if isinstance(text, TemplateFailure):
         return None
-    begin = str(tokenizer.bos_token or "")
-    return text.removeprefix(begin).strip() if begin else text.strip()
+    return text.partition(WORDS)[2].strip()

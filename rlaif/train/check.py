@@ -19,7 +19,7 @@ from rlaif.config import PPOSettings, RMSettings, SFTSettings, TrainerSettings, 
 from rlaif.engines.adapters import Source, layers, named
 from rlaif.engines.chat import Chat
 from rlaif.files import json_of
-from rlaif.train import demonstrations, groups, pairs, tokenizing, tokens
+from rlaif.train import chats, demonstrations, groups, pairs, tokenizing, tokens
 from rlaif.train.contradictions import Contradictions
 from rlaif.train.examples import Demonstration, Example, PreferencePair, PromptOnly
 from rlaif.train.packing import pack
@@ -64,6 +64,7 @@ class Check:
     max_length: int  # the setting, or the model's context where that is shorter
     asked: int  # the setting
     reserved: int = 0  # tokens of it that PPO keeps for a completion
+    nearest: str | None = None  # the shipped template most like one without marks
     rows: list[Row] = field(default_factory=list)
     fates: dict[str, Counter[str]] = field(default_factory=dict)  # by split
     lengths: list[int] = field(default_factory=list)  # of rows that fit, before a cut
@@ -99,6 +100,7 @@ class Check:
             "method": self.method,
             "template": self.template,
             "marked": self.marked,
+            "nearest": self.nearest,
             "end_tokens": self.ends,
             "max_length": self.max_length,
             "room": self.room,
@@ -158,6 +160,7 @@ def check(
         tokens.within_context(config, settings.max_length),
         settings.max_length,
         settings.max_tokens if isinstance(settings, PPOSettings) else 0,
+        None if tokens.is_marked(chat) else chats.nearest_shipped(chat),
     )
     splits: dict[str, list[Example]] = {}
     for example in examples:

@@ -19,7 +19,7 @@ from rlaif.errors import InputError
 from rlaif.train import models, trl
 from rlaif.train.examples import OnStep, PreferencePair
 from rlaif.train.models import TrainResult
-from rlaif.train.pair_evaluation import ScoredPair, evaluation
+from rlaif.train.pair_evaluation import HeldPair, ScoredPair, evaluation
 from rlaif.train.pairs import IDS, tokenize
 from rlaif.train.references import References
 
@@ -58,7 +58,9 @@ def train_dpo(
         kept = None if settings.reference_free else References(by, folder / KEPT, shared)
         evaluated = dict[int, tuple[float, float]]()
         own = {"preferences": settings, "references": kept, "evaluated": evaluated, "notes": counts.notes}
-        data = trl.TokenizedData(_columns(settings, train), _columns(settings, held), counts, own)
+        known = zip(held["source"], held["chosen_ids"], held["rejected_ids"], strict=True)
+        told = [HeldPair(source, len(chosen), len(rejected)) for source, chosen, rejected in known]
+        data = trl.TokenizedData(_columns(settings, train), _columns(settings, held), counts, own, told)
         finish = partial(_evaluation, held, evaluated)
         return trl.learn(settings, model, tokenizer, data, folder, on_step, began, finish)
 

@@ -40,7 +40,7 @@ from pydantic import ValidationError
 from rlaif.config import TRAINERS, DPOSettings, PPOSettings, RMSettings, SFTSettings, Training
 from rlaif.engines.adapters import Adapted, Source, named
 from rlaif.engines.identity import ANSWER_FILES, refuse_inside, weights_digest
-from rlaif.engines.vetting import is_failure
+from rlaif.engines.vetting import is_failure, is_memory
 from rlaif.errors import InputError, RlaifError, WorkError, first_line, plainly
 from rlaif.files import FULL, json_of, lock, text_of, why, write_json, write_text
 from rlaif.judges.verifiers import Check
@@ -568,7 +568,15 @@ def _trained(job: Job, on_step: OnStep, reward: RewardFunction | None) -> None:
 
 
 def unforeseen(error: BaseException, folder: Path) -> WorkError:
-    """The failure of a training as a sentence; its traceback is kept in the job's folder."""
+    """The failure of a training as a sentence; its traceback is kept in the job's folder.
+
+    Of one that ran out of memory it says what to change instead, and which checkpoint is kept.
+    """
+    if is_memory(error):
+        from rlaif.train.memory import ran_out
+
+        settings = (json_of(folder / "job.json") or {}).get("settings", {})
+        return ran_out(folder, settings)
     file = folder / "error.txt"
     file.write_text("".join(traceback.format_exception(error)), encoding="utf-8", errors="replace")
     problem = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -22,8 +24,9 @@ from rlaif.config.document import read_yaml
 from rlaif.engines.adapters import Source
 from rlaif.engines.transformers import load_config
 from rlaif.engines.vetting import loading
+from rlaif.errors import WorkError
 from rlaif.resources import find
-from rlaif.train import lora, precision
+from rlaif.train import lora, models, precision
 
 GB = 10**9
 LIBRARIES = 800_000_000  # Python, torch and the trainers, or a GPU's context; measured
@@ -31,6 +34,7 @@ TILE = (4096, 8192)  # tokens by vocabulary of the logits that TRL's loss has at
 BYTES_4BIT = 0.516  # a weight in NF4 with its twice-quantised constants: 4 bits, and 0.127 more (QLoRA, section 3)
 BYTES = {torch.float32: 4, torch.bfloat16: 2}
 _NAMES = {4: "float32", 2: "bfloat16"}
+CLEARLY = 1.2  # times the free memory: no error of the estimate explains more
 
 
 class Model(NamedTuple):
@@ -142,6 +146,24 @@ def plan(base: Source, settings: Training) -> Plan:
         if total < min([made.total, *(size for _, size in others)]):
             others.append((words, total))
     return made._replace(cheaper=tuple(others))
+
+
+def shortage(made: Plan) -> str | None:
+    """What to say before a training that needs clearly more memory than is free; None of any other."""
+    if made.total <= CLEARLY * made.room:
+        return None
+    return (
+        f"the training needs about {made.total / GB:.2f} GB, and {made.device} has {made.room / GB:.2f} GB free: "
+        "`--plan` shows the settings that take less"
+    )
+
+
+def ran_out(folder: Path, settings: Mapping[str, Any]) -> WorkError:
+    """The failure of a training in the job's `folder` that ran out of memory; `settings` are those of its trainer."""
+    fix = "run the same command with `--plan`, which shows the settings that take less"
+    if settings.get("recompute", True) is not True:
+        fix += "; of these `recompute=true` goes on from the last checkpoint, others begin anew"
+    return models.with_checkpoint(WorkError("the training ran out of memory", fix=fix), folder)
 
 
 def parts(model: Model, settings: Training) -> tuple[int, tuple[Line, ...]]:
@@ -335,6 +357,9 @@ def _changed(settings: Training, changed: Mapping[str, Any]) -> tuple[str, Train
 # ---------------------------------------------------------------- the device
 
 
+GROUP = "/sys/fs/cgroup"  # what Linux says of the process group, of a container too
+
+
 def memory_of_device() -> tuple[str, int]:
     """The name of the device that a training would take, and the bytes that are free there."""
     if torch.cuda.is_available():
@@ -345,16 +370,20 @@ def memory_of_device() -> tuple[str, int]:
 
 def _available() -> int:
     """Bytes that this machine can give, by what the kernel says and what the process group may take."""
-    known = []
-    with open("/proc/meminfo", encoding="ascii") as file:
-        stated = dict(line.split(":", 1) for line in file)
-    known.append(int(stated["MemAvailable"].split()[0]) * 1024)
     try:
-        with (
-            open("/sys/fs/cgroup/memory.max", encoding="ascii") as most,
-            open("/sys/fs/cgroup/memory.current", encoding="ascii") as now,
-        ):
-            known.append(int(most.read()) - int(now.read()))
+        known = [int(_stated("/proc/meminfo")["MemAvailable:"]) * 1024]
+    except OSError:  # no Linux: all that is installed
+        known = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    try:
+        most, now = (int(Path(GROUP, name).read_text(encoding="ascii")) for name in ("memory.max", "memory.current"))
+        # The files that it has read count as used, and are dropped where memory is needed.
+        known.append(most - now + int(_stated(f"{GROUP}/memory.stat")["inactive_file"]))
     except (OSError, ValueError):  # no control group, or one without a limit
         pass
     return max(0, min(known))
+
+
+def _stated(file: str) -> dict[str, str]:
+    """A file of the kernel's that has a name and a number in each line."""
+    lines = Path(file).read_text(encoding="ascii").splitlines()
+    return {name: number for name, number, *_ in map(str.split, lines)}

@@ -7,7 +7,8 @@ Every share has an interval over prompts, since the pairs of one prompt are not 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rlaif.records import Choice
@@ -42,6 +43,33 @@ class ScoredPair(NamedTuple):
     def points(self) -> float:
         """1 where the model prefers the chosen one, 0 where the other, one half for a tie."""
         return 0.5 + ((self.chosen > self.rejected) - (self.chosen < self.rejected)) / 2
+
+
+class HeldPair(NamedTuple):
+    """What is known of a validation pair while a model trains: where it is from, and its completions' tokens."""
+
+    source: str | None
+    chosen_length: int
+    rejected_length: int
+
+
+def during_training(pairs: Sequence[HeldPair], scores: Mapping[int, tuple[float, float]]) -> dict[str, float]:
+    """The shares of pairs that a model has right, by source, and how often it and the labels prefer the longer one.
+
+    `scores` are of chosen and rejected, by a pair's number. By source there are shares where a pair names one.
+    """
+    of_source, by_model, by_label = defaultdict[str, list[float]](list), list[float](), list[float]()
+    for number, (chosen, rejected) in scores.items():
+        pair = pairs[number]
+        right = ScoredPair("", chosen, rejected, pair.chosen_length, pair.rejected_length).points
+        of_source[pair.source or "unknown"].append(right)
+        if longer := pair.chosen_length - pair.rejected_length:
+            by_model.append(right if longer > 0 else 1 - right)
+            by_label.append(float(longer > 0))
+    told = {f"accuracy/{source}": points for source, points in sorted(of_source.items())}
+    told = {} if set(of_source) == {"unknown"} else told
+    told |= {"longer_preferred": by_model, "longer_chosen": by_label}
+    return {name: sum(points) / len(points) for name, points in told.items() if points}
 
 
 def evaluation(pairs: Sequence[ScoredPair], scale: float) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from rlaif.train.log import steps_of
 
 PICTURE = "training.png"
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
+PALETTE = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#E69F00", "#B8A800", "#000000")
 INK, GREY, FAINT = "#333333", "#999999", "#E2E2E2"
 COLUMNS = 3
 SIZE = (4.2, 2.75)  # inches of one plot, with its title and its labels
@@ -25,6 +26,8 @@ MARGINS = {"left": 0.62, "right": 0.18, "bottom": 0.48, "top": 0.52}  # inches a
 TOP, BOTTOM = 0.5, 0.22  # inches of the picture's title, and of its last line
 DOTS = 110  # an inch
 LEAST = 3  # steps of a curve
+LONGEST = 24  # characters of a source's name
+OF_SOURCE = "validation_accuracy/"
 TURNS = 25  # a thick curve is a mean over this part of all steps, so that it has not many more turns
 WIDE = 50  # a positive figure whose largest value is so many times its least is drawn on a logarithmic scale
 SMALL = 0.01  # below, the numbers at an axis are of a power of ten that its title names
@@ -51,6 +54,7 @@ class Panel(NamedTuple):
     wide: bool = False  # on a logarithmic scale if it has a wide range
     exact: bool = False  # no noise to smooth
     unless: str = ""  # a figure that says more, where it was reported
+    crowded: bool = False  # its curves are named among them, one below another
 
 
 def _with_validation(title: str, figures: Iterable[str], validated: str, **shown: Any) -> Panel:
@@ -71,6 +75,9 @@ PANELS = (
     _with_validation("Margin", ["rewards/margins", "margin"], "validation_margin", level=0.0),
     _sides("Log-probability of a completion", "logps"),
     _sides("Implicit reward", "rewards", level=0.0),
+    Panel("Longer one preferred, on validation pairs",
+          (Curve("validation_longer_preferred", "by the model", ORANGE, True),
+           Curve("validation_longer_chosen", "by the labels", GREY, True)), level=0.5, span=SHARE),
     Panel("Scores: mean, least and largest", (Curve("mean_reward"),), band=("min_reward", "max_reward"),
           bare="Mean score"),
     _with_validation("Tokens predicted right", ["mean_token_accuracy"], "validation_mean_token_accuracy", span=SHARE,
@@ -80,6 +87,7 @@ PANELS = (
     Panel("Value loss", (Curve("value_loss"),), wide=True),
     Panel("Variance of the returns that is explained", (Curve("explained_variance"),), level=0.0),
     Panel("Length of a completion, tokens", (Curve("length"),)),
+    _sides("Length of a completion, tokens", "lengths"),
     Panel("Completions that ended", (Curve("ended"),), span=SHARE),
     Panel("Policy's updates", (Curve("clip_fraction", "share clipped"), Curve("approx_kl", "KL", GREEN))),
     Panel("Learning rate", (Curve("learning_rate"),), exact=True),
@@ -98,14 +106,32 @@ def draw(metrics: Path, picture: Path, title: str, kept: int | None = None) -> b
     if len(steps) < LEAST:
         return False
     reported = {name for step in steps for name, value in step.items() if value is not None}
+    after = next(place for place, panel in enumerate(PANELS, 1) if panel.title == "Accuracy")
+    known = [*PANELS[:after], *_by_source(reported), *PANELS[after:]]
     panels = [
         panel if panel.band is None or reported.issuperset(panel.band) else panel._replace(title=panel.bare, band=None)
-        for panel in PANELS
+        for panel in known
         if panel.unless not in reported and any(curve.figure in reported for curve in panel.curves)
     ]
     with _quiet():
         _figure(steps, panels, title, kept).savefig(picture, dpi=DOTS, facecolor="white")
     return True
+
+
+def _by_source(reported: Iterable[str]) -> list[Panel]:
+    """The accuracy on validation pairs of each source, where there are several, and few enough to tell apart."""
+    sources = sorted(name.removeprefix(OF_SOURCE) for name in reported if name.startswith(OF_SOURCE))
+    if not 1 < len(sources) <= len(PALETTE):
+        return []
+    named = zip(sources, PALETTE, strict=False)
+    curves = tuple(Curve(f"{OF_SOURCE}{source}", _brief(source), colour, True) for source, colour in named)
+    return [Panel("Accuracy on validation pairs, by source", curves, level=0.5, span=SHARE, crowded=True)]
+
+
+def _brief(name: str) -> str:
+    """A name that others gave, in letters that the font has; a long one by both its ends."""
+    plain = name.encode("ascii", "replace").decode().replace("$", r"\$").lstrip("_") or "?"
+    return plain if len(plain) <= LONGEST else f"{plain[: LONGEST // 2]}...{plain[-LONGEST // 2 + 3 :]}"
 
 
 @contextmanager
@@ -166,7 +192,11 @@ def _plot(
         place.axhline(panel.level, color=GREY, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
     if panel.band is not None:
         _band(place, steps, *panel.band)
-    drawn = [curve for curve in panel.curves if _curve(place, curve, steps, window)]
+    drawn = [
+        curve
+        for left, curve in zip(range(len(panel.curves) - 1, -1, -1), panel.curves, strict=True)
+        if _curve(place, curve, steps, window, left / len(panel.curves) if panel.crowded else 0.0)
+    ]
     if kept is not None:
         place.axvline(kept, color=GREEN, linewidth=1.1, linestyle=":", label="weights kept" if first else "_")
     if panel.span is not None:
@@ -174,20 +204,26 @@ def _plot(
         place.set_ylim(panel.span[0] - room, panel.span[1] + room)
     unit = _scale(place, panel, steps)
     place.set_title(panel.title + unit, loc="left", fontsize=9.5, color=INK, pad=17, x=-0.005)
-    if len(drawn) > 1 or (first and kept is not None):
+    if panel.crowded:
+        place.legend(loc="best", ncols=1 + (len(drawn) > 4), fontsize=7, labelcolor=INK, handlelength=1.6,
+                     framealpha=0.8, edgecolor="none", labelspacing=0.25, borderpad=0.2, handletextpad=0.5)  # fmt: skip
+    elif len(drawn) > 1 or (first and kept is not None):
         place.legend(loc="lower left", bbox_to_anchor=(-0.022, 0.985), ncols=3, frameon=False, fontsize=7.5,
                      labelcolor=INK, handlelength=1.2, columnspacing=1.2, borderpad=0.1, handletextpad=0.5)  # fmt: skip
 
 
-def _curve(place: Any, curve: Curve, steps: Sequence[Mapping[str, Any]], window: int) -> bool:
-    """Draw a figure where it was reported: thin as it was at each step, thick as a mean around it."""
+def _curve(place: Any, curve: Curve, steps: Sequence[Mapping[str, Any]], window: int, extra: float) -> bool:
+    """Draw a figure where it was reported: thin as it was at each step, thick as a mean around it.
+
+    `extra` makes a curve wider, so that a narrower one over it does not hide it.
+    """
     points = [(step["step"], step[curve.figure]) for step in steps if step.get(curve.figure) is not None]
     if not points:
         return False
     at, values = [step for step, _ in points], [value for _, value in points]
     look: dict[str, Any] = {"color": curve.colour, "label": curve.label or "_"}
     if curve.validated or len(points) == 1:
-        place.plot(at, values, linewidth=1.4, marker="o", markersize=4, zorder=3, **look)
+        place.plot(at, values, linewidth=1.2 + 2.6 * extra, marker="o", markersize=3.5 + 3.5 * extra, zorder=3, **look)
         return True
     if window > 1:
         place.plot(at, values, color=curve.colour, linewidth=0.7, alpha=0.3)
@@ -206,7 +242,9 @@ def _scale(place: Any, panel: Panel, steps: Sequence[Mapping[str, Any]]) -> str:
     """Set the axes' scales and numbers; the power of ten that the numbers of the upright one are of, for the title."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-    place.margins(x=0.02)
+    first, last = steps[0]["step"], steps[-1]["step"]
+    room = 0.02 * (last - first)
+    place.set_xlim(first - room, last + room)
     place.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True, steps=NICE))
     place.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     values = [step[curve.figure] for curve in panel.curves for step in steps if step.get(curve.figure) is not None]

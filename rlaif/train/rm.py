@@ -16,6 +16,7 @@ import random
 import time
 from collections.abc import Iterable, Sequence
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,10 @@ from rlaif.train import groups, models, rm_head, trl
 from rlaif.train.examples import OnStep, PreferencePair
 from rlaif.train.groups import Pair, Tokenized
 from rlaif.train.models import TrainResult
-from rlaif.train.pair_evaluation import ScoredPair, evaluation
+from rlaif.train.pair_evaluation import HeldPair, ScoredPair, evaluation
 from rlaif.train.tokens import Counts
 
+PADDED = 8  # sequences, at most, that are scored alone and in one padded batch
 REFERENCE = 512  # completions, at most, whose scores have mean 0 and deviation 1
 
 
@@ -61,25 +63,43 @@ def train_rm(
         held, held_counts = groups.read(settings, chat, validation, max_length, kept)
         tell_missing(settings, held, counts, validation=True)
         counts.add(held_counts)
-        data = trl.TokenizedData(columns(settings, train), columns(settings, held), counts)
+        told = [
+            HeldPair(pair.source, group.lengths[pair.better], group.lengths[pair.worse])
+            for group in held
+            for pair in group.pairs
+        ]
+        data = trl.TokenizedData(columns(settings, train), columns(settings, held), counts, held=told)
         return trl.learn(
-            settings, model, tokenizer, data, folder, on_step, began, partial(finish, settings, train, held, counts)
+            settings,
+            model,
+            tokenizer,
+            data,
+            folder,
+            on_step,
+            began,
+            partial(finish, settings, tokenizer, train, held, counts),
         )
 
 
 def finish(
-    settings: RMSettings, train: Sequence[Tokenized], held: Sequence[Tokenized], counts: Counts, model: Any
+    settings: RMSettings,
+    tokenizer: Any,
+    train: Sequence[Tokenized],
+    held: Sequence[Tokenized],
+    counts: Counts,
+    model: Any,
 ) -> dict[str, Any]:
     """Normalise the trained model, if asked to, and evaluate it on the validation pairs, if there are any.
 
-    The reference is a sample of the training completions, chosen and rejected alike, drawn by the seed.
+    The reference is a sample of the training completions, chosen and rejected alike, drawn by the seed. Raises
+    WorkError for a model that scores a completion otherwise in a padded batch.
     """
     if not_finite(model):
         return {}  # it is refused when it is saved
     size = 2 * settings.batch_size  # sequences that fit in memory: training forwards as many at least
     normalised = None
+    known = list(dict.fromkeys(tuple(ids) for group in train for ids in group.sequences))
     if settings.normalize:
-        known = list(dict.fromkeys(tuple(ids) for group in train for ids in group.sequences))
         drawn = random.Random(settings.seed).sample(known, min(REFERENCE, len(known)))
         normalised = rm_head.normalise(model, rm_head.states(model, drawn, size))
         if normalised is None:
@@ -89,6 +109,7 @@ def finish(
                 f"the completions' mean score stays at {normalised.mean / normalised.deviation:.2f}: "
                 "no change of the weights would shift all scores alike"
             )
+    rm_head.refuse_padded_otherwise(model, tokenizer, _of_all_lengths(known, min(PADDED, size)))
     scale = 1.0 if normalised is None else normalised.deviation
     reference = None if normalised is None else {name: _rounded(v) for name, v in normalised._asdict().items()}
     told: dict[str, Any] = {"scale": _rounded(scale), "reference": reference, "validation": None}
@@ -96,6 +117,13 @@ def finish(
         scores = rm_head.scores(model, rm_head.states(model, [ids for group in held for ids in group.sequences], size))
         told["validation"] = evaluation(scored_pairs(held, scores), scale)
     return told
+
+
+def _of_all_lengths(sequences: Sequence[tuple[int, ...]], count: int) -> list[tuple[int, ...]]:
+    """Some of the sequences, the shortest and the longest among them."""
+    ordered = sorted(sequences, key=len)
+    last, steps = len(ordered) - 1, max(1, count - 1)
+    return [ordered[place] for place in sorted({last * step // steps for step in range(count)})]
 
 
 def _rounded(value: float) -> float:
@@ -114,12 +142,14 @@ def scored_pairs(tokenized: Sequence[Tokenized], scores: Iterable[float]) -> lis
 
 
 def columns(settings: RMSettings, tokenized: Sequence[Tokenized]) -> dict[str, list[Any]]:
-    """One row for each group, as `rm_math.Collator` takes them."""
+    """One row for each group, as `rm_math.Collator` takes them; `numbers` are those of its pairs among all, from 0."""
+    number = count()
     made: dict[str, list[Any]] = {
         "sequences": [group.sequences for group in tokenized],
         "better": [[pair.better for pair in group.pairs] for group in tokenized],
         "worse": [[pair.worse for pair in group.pairs] for group in tokenized],
         "margins": [[settings.margin_scale * (pair.margin or 0.0) for pair in group.pairs] for group in tokenized],
+        "numbers": [[next(number) for _ in group.pairs] for group in tokenized],
         "targets": [[target(settings, pair) for pair in group.pairs] for group in tokenized],
     }
     if settings.loss == "plackett_luce":

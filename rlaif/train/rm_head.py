@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from rlaif.errors import WorkError
+
 RIDGE = 1e-3  # of the states' mean square: keeps u from fitting single completions
 UNEVEN = 0.1  # deviations: the most that the shift may differ between completions
 
@@ -93,6 +95,34 @@ def normalise(model: Any, hidden: Tensor) -> Normalised | None:
     if head.bias is not None:
         head.bias.fill_(float(bias) / scale)
     return Normalised(mean, scale, uneven, shifted, len(states))
+
+
+@torch.no_grad()
+def refuse_padded_otherwise(model: Any, tokenizer: Any, sequences: Sequence[Sequence[int]]) -> None:
+    """Raise WorkError where the model, as anybody calls it, scores a sequence otherwise in a batch or alone.
+
+    transformers reads a score at the last token that is not the configuration's padding token. Where the tokenizer pads
+    with another, or the sequences end with it, that is another place than was trained.
+    """
+    net, training = _classifier(model), model.training
+    hidden = states(model, sequences, len(sequences))
+    read = scores(model, hidden)
+    model.eval()
+    alone = [float(net(input_ids=torch.tensor([ids], device=net.device)).logits[0, 0]) for ids in sequences]
+    batch = tokenizer.pad({"input_ids": [list(ids) for ids in sequences]}, return_tensors="pt").to(net.device)
+    padded = net(**{name: batch[name] for name in ("input_ids", "attention_mask")}).logits[:, 0].float().tolist()
+    model.train(training)
+    exact = all(weight.dtype == torch.float32 for weight in net.parameters())
+    # What rounding does goes by the sizes of the head and of the states, of which a score may be a small difference.
+    size = float(_head(model)[0].norm() * hidden.norm(dim=1).max())
+    tolerance = max(1e-5 * size, 1e-3 * max(map(abs, read))) if exact else max(0.02 * size, 0.5 * max(map(abs, read)))
+    for score, one, of_batch in zip(read, alone, padded, strict=True):
+        if not max(abs(one - score), abs(of_batch - score)) <= tolerance:
+            raise WorkError(
+                f"the trained reward model scores a completion {score:.4f} at its end token, {one:.4f} in the "
+                f"classifier of transformers, and {of_batch:.4f} there in a padded batch",
+                fix="give the base's tokenizer a padding token of its own, a special one that is no end token",
+            )
 
 
 def _classifier(model: Any) -> Any:

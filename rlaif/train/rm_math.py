@@ -13,15 +13,15 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 from torch.nn.utils.rnn import pad_sequence
 
-COLUMNS = ["sequences", "better", "worse", "margins", "targets", "order"]
+COLUMNS = ["sequences", "better", "worse", "margins", "targets", "numbers", "order"]
 
 
 class Collator:
     """Rows of `COLUMNS`, one for each group, as the tensors of a batch of N sequences, P pairs and G groups.
 
     `input_ids` and `attention_mask` (N, T), padded on the right; `better`, `worse`, `margins`, `targets` and `weights`
-    (P,), where a pair's weight is 1 / pairs of its group; `orders`, for each group the places of its sequences from
-    best to worst, or None where the loss is that of its pairs; `groups`, G.
+    (P,), where a pair's weight is 1 / pairs of its group; `numbers`, those of the pairs; `orders`, for each group the
+    places of its sequences from best to worst, or None where the loss is that of its pairs; `groups`, G.
     """
 
     def __init__(self, pad: int) -> None:
@@ -42,6 +42,7 @@ class Collator:
             "worse": torch.tensor([start + i for start, row in zip(firsts, rows, strict=True) for i in row["worse"]]),
             "margins": torch.tensor([margin for row in rows for margin in row["margins"]]),
             "targets": torch.tensor([target for row in rows for target in row["targets"]]),
+            "numbers": [number for row in rows for number in row["numbers"]],
             "weights": torch.tensor([1 / n for n in counts for _ in range(n)]),
             "orders": [torch.tensor(order) if order else None for order in orders],
             "groups": len(rows),

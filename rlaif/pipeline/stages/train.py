@@ -10,6 +10,8 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import islice
+from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +19,7 @@ from rlaif.config import Step, TrainStage, TransformersModel
 from rlaif.engines.adapters import Source
 from rlaif.engines.identity import weights_digest
 from rlaif.engines.open import source_of, trained_spec
-from rlaif.errors import WorkError
+from rlaif.errors import RlaifError, WorkError
 from rlaif.formats import StatedPreference
 from rlaif.judges.verifiers import Check
 from rlaif.pipeline.folder import REFERENCES, TOKENS, RunFolder
@@ -30,6 +32,8 @@ from rlaif.resources import find, read_text
 from rlaif.train import alarms, examples, job, processes, reporting, rewards
 from rlaif.train.examples import Demonstration, Example, RewardFunction, Survey
 from rlaif.train.job import Job, RewardModel
+
+SAMPLED = 1000  # rows, at most, that a plan tokenizes of a training
 
 
 class RewardSource(NamedTuple):
@@ -161,6 +165,8 @@ class Train(TableStage[TrainStage]):
 
         def work() -> dict[str, Any]:
             job.write_job(training, self.examples(made))
+            if (note := self._shortage(training.base)) is not None:
+                progress.announce(note)
             if (count := getattr(self.trainer, "processes", 1)) > 1:
                 launch = getattr(self.trainer, "launch", None)
                 config = None if launch is None else find(launch)
@@ -219,16 +225,45 @@ class Train(TableStage[TrainStage]):
                 self._add_to(session, training.out)
                 return {"rows": survey.given, "state": "unchanged"}
         base = self.trainer.base
+        # What is not trained yet may write conversations otherwise than the model that it is trained from.
+        unknown = waits or base in planning.shapes
+        checked = None if unknown else self._checked(source_of(session.specs[base]), planning.made, survey.given)
         session.settings[self.trained] = session.settings[base]
         planning.shapes[self.trained] = shape = planning.shapes.get(base) or source_of(session.specs[base])
         state = "to train, on rows that are not all known yet" if waits else "to train"
-        return {"rows": survey.given, "state": state, "memory": self.memory(shape)}
+        return {"rows": survey.given, "state": state, "check": checked, "memory": self.memory(shape)}
+
+    def _checked(self, base: Source, made: Mapping[str, Made], given: int) -> dict[str, Any]:
+        """What `rlaif train --check` counts, of at most SAMPLED rows; or why it cannot."""
+        from rlaif.train.check import check
+
+        every = ceil(given / SAMPLED) or 1
+        sample = list(islice(self.examples(made), 0, None, every))
+        try:
+            told = check(self.trainer, base, sample, self.template).as_dict()
+        except RlaifError as error:
+            return {"problem": str(error)}
+        counts = {
+            name: told[name] for name in ("rows", "kept", "tokens", "learnt_tokens", "lengths", "packed", "steps")
+        }
+        if every > 1:
+            counts |= {"packed": None, "steps": None}
+        return counts | {"sampled": len(sample) if every > 1 else None}
 
     def memory(self, base: Source) -> dict[str, Any]:
         """What the training takes of its device's memory. `base` is a model with the sizes of its base."""
         from rlaif.train import memory
 
         return memory.plan(base, self.trainer).as_json()
+
+    def _shortage(self, base: Source) -> str | None:
+        """What to say before a training that will clearly not fit; None also where that cannot be told."""
+        from rlaif.train import memory
+
+        try:
+            return memory.shortage(memory.plan(base, self.trainer))
+        except Exception:  # an estimate ends no training; a base that cannot be used is refused by the trainer
+            return None
 
 
 def _by_model(session: Session, name: str) -> RewardSource:

@@ -15,7 +15,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -36,6 +36,7 @@ from rlaif.errors import InputError, WorkError
 from rlaif.train import lora, models, packing, precision, ranks
 from rlaif.train.examples import OnStep
 from rlaif.train.models import TrainResult
+from rlaif.train.pair_evaluation import HeldPair
 from rlaif.train.steps import Steps, tokens_before, validations
 from rlaif.train.tokens import Counts
 from rlaif.train.trl.preference import DPO
@@ -46,12 +47,16 @@ PRECISION = "ACCELERATE_MIXED_PRECISION"  # where a launcher says it, and the ba
 
 
 class TokenizedData(NamedTuple):
-    """Training and validation rows as columns of token ids, the counts of both, and what else their trainer takes."""
+    """Training and validation rows as columns of token ids, the counts of both, and what else their trainer takes.
+
+    `held` tells of each validation pair, in order, what its scores are counted by.
+    """
 
     train: Columns
     validation: Columns
     counts: Counts
     own: Mapping[str, Any] = {}
+    held: Sequence[HeldPair] = ()
 
 
 def learn(
@@ -91,7 +96,7 @@ def learn(
                 trainer.remove_callback(steps)  # a call that only saves has seen no validation
                 trainer.evaluate()
                 rewards |= ranks.united(rewards)
-    trained = trainer.accelerator.unwrap_model(trainer.model)
+    trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # as anybody calls it
     evaluated = {} if finish is None else finish(trained)
     whole = _whole(trainer)
     taken = int(trainer.state.global_step)
@@ -133,7 +138,7 @@ def _trainer(
         peft_config=adapter,
         **data.own,
     )
-    trainer.settings = settings
+    trainer.settings, trainer.held = settings, data.held
     trainer.remove_callback(transformers.PrinterCallback)
     if "seq_lengths" in data.train:
         pad = int(tokenizer.pad_token_id)

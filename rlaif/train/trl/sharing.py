@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ from transformers.trainer_pt_utils import BatchRebalanceSampler
 
 from rlaif.config import TrainerSettings
 from rlaif.train import precision, ranks
+from rlaif.train.pair_evaluation import HeldPair, during_training
 from rlaif.train.schedules import schedule_of
 from rlaif.train.tokens import NOT_LEARNT
 
@@ -78,6 +79,8 @@ class Weighed:
     tokens: int
     _read: int
     router_aux_loss_coef = 0.0
+    held: Sequence[HeldPair] = ()  # of preferences, the validation pairs
+    evaluated: dict[int, tuple[float, float]]  # their scores at the last validation, by their numbers
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -169,6 +172,9 @@ class Weighed:
                 logs["loss"] -= term
             if "loss" in metrics:
                 metrics["loss"][0] -= term
+        if self.held and not self.model.training:
+            told = during_training(self.held, ranks.united(self.evaluated))
+            metrics.update((name, [value]) for name, value in told.items())
         super().log(logs, start_time)  # type: ignore[misc]
 
 

@@ -39,6 +39,7 @@ class Grouped:
     accelerator: Any
     _metrics: Any
     _signature_columns: Any
+    evaluated: dict[int, tuple[float, float]]
 
     def __init__(self, *arguments: Any, processing_class: Any, **named: Any) -> None:
         named |= {
@@ -46,6 +47,7 @@ class Grouped:
             "data_collator": rm_math.Collator(processing_class.pad_token_id),
         }
         super().__init__(*arguments, **named)
+        self.evaluated = {}
 
     def _prepare_dataset(self, dataset: datasets.Dataset, *_: Any) -> datasets.Dataset:
         """Skipped: the rows are token ids already."""
@@ -62,6 +64,10 @@ class Grouped:
         loss, figures = rm_math.group_loss(
             outputs.logits[:, 0].float(), inputs, self.args.center_rewards_coefficient or 0.0
         )
+        if not self.model.training:
+            scores = outputs.logits[:, 0].tolist()
+            pairs = zip(inputs["numbers"], inputs["better"].tolist(), inputs["worse"].tolist(), strict=True)
+            self.evaluated |= {number: (scores[better], scores[worse]) for number, better, worse in pairs}
         metrics = self._metrics["train" if self.model.training else "eval"]
         for name, value in figures.items():
             metrics[name].append(self.accelerator.gather(value).mean().item())
