@@ -84,6 +84,7 @@ FINE = {
     "<prompt>Say hello.</prompt>": "Put `Say hello.` between <prompt> and </prompt>.",
     "An element such as <completion> holds the words.": "What is a completion in XML?",
     "Human: hello\nAssistant: hi": "Write a dialogue that begins with Human: hello",
+    "Human: hello\nAssistant: hello!": "Go on with this chat:\nUser: hi",
     "Users: 12\nHumans are mammals: so are whales.": PROMPT,
     "* User: id, name\n* Project: id": "Make a data model.",
     "Use <s> for strikethrough and <b> for bold.": "Which tags are there?",

@@ -196,7 +196,9 @@ def test_a_critique_that_finds_nothing_saves_the_calls_that_the_forecast_says(
     found = server.asked["critique"] // nothing
     assert record["planned"] == chains * revisions * 2  # at most
     assert record["found_nothing"] == found and record["saved_calls"] == record["planned"] - sent
-    assert record["seen"].get("unchanged", 0) == sum(all(step.found_nothing for step in row.revisions) for row in rows)
+    assert record.get("seen", {}).get("unchanged", 0) == sum(
+        all(step.found_nothing for step in row.revisions) for row in rows
+    )
     if after == "next":
         assert server.asked["critique"] == chains * revisions and record["saved_calls"] == found
         assert record["stopped_early"] == 0
