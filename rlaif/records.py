@@ -264,7 +264,7 @@ class Ranking(Judgement):
 class Revision(Judgement):
     """One step of a chain: a draft critiqued under a principle and rewritten.
 
-    The draft is the candidate's completion at number 1, and the previous revision after that, so both parents of a
+    The draft is the candidate's completion at number 1, and the last usable revision after that, so both parents of a
     revision, its draft and its critique, are kept.
     """
 
@@ -272,17 +272,18 @@ class Revision(Judgement):
     number: int  # its position in the chain, from 1
     principle: str
     critique: Completion
-    completion: Completion | None  # None when the critique was unusable
-    problem: str | None = None  # why the chain ends here without a usable revision
+    completion: Completion | None  # None when the critique was unusable, or found nothing
+    problem: str | None = None  # why the step gave no usable revision
+    found_nothing: bool = False  # the critique found nothing to mend, so no revision was asked for
 
     def models(self) -> tuple[str, ...]:
         return (self.critique.model,)
 
     def paid_calls(self) -> tuple[str, ...]:
-        return tuple(written.call for written in (self.critique, self.completion) if written is not None)
+        return tuple(written.call for written in (self.critique, self.completion) if written and written.call)
 
     def unread(self) -> None:
-        """A chain that broke off judges nothing."""
+        """A step without a usable revision judges nothing."""
 
 
 Choice = Literal["A", "B", "tie"]
@@ -500,9 +501,12 @@ class Row(Record):
         return weighted_mean({rating.aspect: NA if rating.na else rating.value for rating in ratings}, weights)
 
     def last_revision(self, candidate: int) -> Completion | None:
-        """The last revision of a candidate's chain; None without one, or when the chain broke off."""
-        chain = [revision for revision in self.revisions if revision.candidate == candidate]
-        return chain[-1].completion if chain and chain[-1].problem is None else None
+        """The last usable revision of a candidate; its completion where every critique found nothing; else None."""
+        chain = [step for step in self.revisions if step.candidate == candidate]
+        written = [step.completion for step in chain if step.problem is None and step.completion is not None]
+        if written or not chain:
+            return written[-1] if written else None
+        return self.candidates[candidate].completion if all(step.found_nothing for step in chain) else None
 
 
 NA = math.nan  # stands for the value of an aspect that does not apply

@@ -327,11 +327,14 @@ def test_the_data_files_are_complete(small: Path) -> None:
     assert all(found.complied for found in told if found.harmful) and not any(found.refused for found in told)
     asked = [json.loads(line) for line in (small / "red-team.jsonl").read_text(encoding="utf-8").splitlines()]
     assert len(asked) == sum(question.kind == "harmful" for question in ASKED) > 500
+    alike = [json.loads(line) for line in (small / "look-alikes.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(alike) == sum(question.kind == "look-alike" for question in ASKED) > 500
     for name in (
         "prompts.jsonl",
         "demonstrations.jsonl",
         "helpful.jsonl",
         "red-team.jsonl",
+        "look-alikes.jsonl",
         "README.md",
     ):  # what ships is what the build writes
         assert (small / name).read_bytes() == (TINY / name).read_bytes()

@@ -24,7 +24,8 @@ CAI_SMALL = [
     "stages.helpful.train.sft.epochs=0.4",
     "stages.red-team.prompts.take=40",
     "stages.sl-cai.train.sft.epochs=0.4",
-    "stages.prompts-2.prompts.take=30",
+    "stages.look-alikes.prompts.take=20",
+    "stages.questions.prompts.take=30",
     "stages.measure.measure.take=24",
 ]
 RLHF = "pipelines/rlhf.yaml"
@@ -112,10 +113,11 @@ def test_in_is_out_and_dropped_and_the_data_sets_load(cai: dict[str, Any]) -> No
 
     for stage in cai["stages"].values():
         assert stage["in"] == stage["out"] + sum(stage["dropped"].values()), stage
-    assert cai["stages"]["sl-cai"]["from"] == "revise + demonstrations"
+    assert cai["stages"]["sl-cai"]["from"] == "revise + demonstrations + look-alike-answers"
     folder = cai["path"] / "dataset"
-    assert {path.name for path in folder.iterdir()} == {"revise-sft", "preference", "sft"}
-    for name in ("revise-sft", "preference", "sft"):
+    names = {"revise-sft", "look-alike-answers-sft", "preference", "sft"}
+    assert {path.name for path in folder.iterdir()} == names
+    for name in names:
         data = datasets.load_dataset("parquet", data_files=f"{folder}/{name}/data/*.parquet", split="train")
         assert len(data) > 5 and all(split_of(row["prompt_id"]) == "train" for row in data)
     for row in datasets.load_dataset("parquet", data_files=f"{folder}/preference/data/*.parquet", split="train"):
@@ -148,8 +150,8 @@ def test_show_tells_a_row_s_whole_story(cai: dict[str, Any], project: Path) -> N
     revised = rows(cai, "revise")[0]
     told = show(revised.prompt.id, "--stage", "revise")
     for revision in revised.revisions:
-        assert revision.completion is not None
-        for words in (revision.principle, revision.critique.text, revision.completion.text):
+        written = "nothing to mend" if revision.completion is None else revision.completion.text
+        for words in (revision.principle, revision.critique.text, written):
             assert " ".join(words.split()) in " ".join(told.split())
     told = show(rows(cai, "compare")[0].prompt.id)
     assert "compared under" in told and "before [" in told
@@ -161,10 +163,12 @@ def test_show_tells_a_row_s_whole_story(cai: dict[str, Any], project: Path) -> N
 
 def test_the_plan_counts_what_the_run_asks(cai: dict[str, Any], project: Path, tmp_path: Path) -> None:
     fresh = plan(tmp_path, CAI, *CAI_SMALL)
-    # 40 drafts and 24 measured; two steps of two calls for each draft; two orders of two calls for each pair
-    assert fresh["helpful"]["calls"] == 64 and fresh["helpful"]["paid"] == 0
+    # 40 drafts, 20 look-alikes and 24 measured; two steps of two calls a draft; two orders of two calls a pair
+    assert fresh["helpful"]["calls"] == 84 and fresh["helpful"]["paid"] == 0
     assert fresh["annotator"]["calls"] == 40 * 4 + 30 * 4
-    assert cai["sent"]["annotator"] <= fresh["annotator"]["calls"]
+    saved = cai["stages"]["revise"]["saved_calls"]
+    assert 10 <= saved == cai["stages"]["revise"]["found_nothing"]
+    assert cai["sent"]["annotator"] <= fresh["annotator"]["calls"] - saved
     run(project, CAI, *CAI_SMALL)
     assert all(need["calls"] == need["paid"] for need in plan(project, CAI, *CAI_SMALL).values())
 
@@ -183,23 +187,27 @@ def test_a_principle_turned_round_asks_only_what_it_touches_and_changes_the_data
         path.write_text(text)
     assert after["digests"]["model helpful"] == cai["digests"]["model helpful"]
     assert after["sent"].get("helpful", 0) == 0  # the drafts are as they were
-    lengths: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
+    lengths: list[tuple[int, int]] = []
     asked_again = kept = 0
     for old, new in zip(was, rows(after, "revise"), strict=True):
         assert [r.principle for r in old.revisions] == [r.principle for r in new.revisions]  # drawn by id alone
-        touched = False
+        touched, drafts = False, [old.candidates[0].completion, new.candidates[0].completion]
         for before, now in zip(old.revisions, new.revisions, strict=True):
             touched = touched or before.principle == "length"
             if not touched:
                 assert before == now
                 kept += 1
             elif before.principle == "length":
-                assert before.completion is not None and now.completion is not None
-                lengths[True].append((len(before.completion.text.split()), len(now.completion.text.split())))
+                short, long = (
+                    len((step.completion or draft).text.split())
+                    for step, draft in zip((before, now), drafts, strict=True)
+                )
+                lengths.append((short, long))
                 asked_again += 1
+            drafts = [step.completion or draft for step, draft in zip((before, now), drafts, strict=True)]
     assert asked_again >= 8 and kept >= 30
-    short, long = (sum(column) / asked_again for column in zip(*lengths[True], strict=True))
-    assert long > 2 * short  # what was cut to one sentence is now drawn out
+    shorter, longer = (sum(column) / asked_again for column in zip(*lengths, strict=True))
+    assert longer > 2 * shorter  # what was cut to one sentence is now drawn out
 
 
 # ---------------------------------------------------------------- SFT -> RM -> PPO

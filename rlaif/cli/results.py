@@ -157,6 +157,9 @@ def print_status(console: Console, manifest: dict[str, Any]) -> None:
     for stage in manifest["stages"]:
         if told := brief(stage.get("evaluation", {})):
             console.print(line(f"{stage['name']}: {told}"))
+        if seen := stage.get("seen"):
+            told = ", ".join(f"{what}: {count:,}" for what, count in seen.items())
+            console.print(line(f"{stage['name']}, seen in its revisions, kept or not: {told}"))
     print_shortfalls(console, manifest)
 
 

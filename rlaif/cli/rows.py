@@ -61,6 +61,8 @@ def print_row(console: Console, row: Row, preferences: Sequence[tuple[str, Prefe
             _print_score(console, score)
         for revision in (one for one in row.revisions if one.candidate == index):
             _print_revision(console, revision)
+        if any(one.candidate == index for one in row.revisions):
+            _inset(console, line(_end_of_chain(row, index), style="dim"))
     for comparison in row.comparisons:
         _print_comparison(console, comparison)
     for ranking in row.rankings:
@@ -126,7 +128,23 @@ def _print_revision(console: Console, revision: Revision) -> None:
         _print_thinking(console, revision.completion)
         _inset(console, Text(f"revised   {revision.completion.text}"), 6)
     if revision.problem is not None:
-        _inset(console, line(revision.problem, style="yellow"), 6)
+        _inset(console, line(f"not used: {revision.problem}", style="yellow"), 6)
+    if revision.found_nothing:
+        _inset(console, line("nothing to mend: no revision was asked for", style="dim"), 6)
+
+
+def _end_of_chain(row: Row, index: int) -> str:
+    """What a candidate's chain came to."""
+    from rlaif.generate.revising import ends
+
+    end, last = ends(row)[index], row.last_revision(index)
+    numbers = (one.number for one in row.revisions if one.candidate == index and one.completion == last)
+    if end.kept is None or last is None:
+        return f"no revision is left: {end.why}"
+    seen = [what for what, holds in (("unchanged", end.unchanged), ("a refusal", end.refusal)) if holds]
+    number = next(numbers, None)
+    came = "the completion itself is left" if number is None else f"revision {number} is left"
+    return ", ".join((came, *seen))
 
 
 def _print_comparison(console: Console, comparison: Comparison, *, juror: bool = False) -> None:

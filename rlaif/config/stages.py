@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
-from pydantic import BeforeValidator, Field, ValidationError, create_model, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, create_model, field_validator, model_validator
 
 from rlaif.config.document import Name, OneOrSeveral, Position, Settings, Text
 from rlaif.config.models import JudgeSampling, MeasureSampling, OpenAIModel, RevisionSampling, SamplingSettings
@@ -498,7 +498,10 @@ class RateStage(Rater, StageSettings):
 
 
 class ReviseStage(StageSettings):
-    """Row stage: each candidate critiqued and rewritten under drawn principles, `revisions` times; all are kept."""
+    """Row stage: each candidate critiqued and rewritten under drawn principles, `revisions` times; all are kept.
+
+    A critique that ends with one of `found_nothing` saves its revision; with `after_nothing: end` also all later steps.
+    """
 
     kind = "revise"
     streams = True
@@ -508,7 +511,19 @@ class ReviseStage(StageSettings):
     revisions: int = Field(default=1, gt=0, le=1_000)
     critique_template: str = "prompts/critique.jinja"
     revision_template: str = "prompts/revise.jinja"
+    found_nothing: Annotated[tuple[Text, ...], OneOrSeveral] = ("Nothing to mend.",)
+    after_nothing: Literal["next", "end"] = "next"  # go on with the next principle, or end the chain
+    drop: Annotated[tuple[Literal["unchanged", "refusal"], ...], OneOrSeveral] = ()  # what is not SFT data either
     sampling: RevisionSampling = RevisionSampling()
+    critique_sampling: SamplingSettings = SamplingSettings()  # what it leaves unset is as in `sampling`
+    revision_sampling: SamplingSettings = SamplingSettings()
+
+    @field_validator("found_nothing")
+    @classmethod
+    def _have_words(cls, phrases: tuple[str, ...]) -> tuple[str, ...]:
+        if empty := next((phrase for phrase in phrases if not any(map(str.isalnum, phrase))), None):
+            raise ValueError(f"{empty!r} has no word, and every critique would end with it: give a sentence")
+        return phrases
 
     @property
     def demonstrates(self) -> bool:

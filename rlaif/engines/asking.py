@@ -109,9 +109,9 @@ class Asking:
     def of(self, stage: str, row: int = 0) -> Asking:
         return replace(self, stage=stage, row=row)
 
-    def asker(self, model: str, settings: SamplingSettings) -> Asker:
-        """The model with `settings`; what they leave unset comes from the model's own."""
-        sampling = settings.resolved(self.seed, self.settings[model])
+    def asker(self, model: str, settings: SamplingSettings, *outer: SamplingSettings) -> Asker:
+        """The model with `settings`; what they leave unset comes from `outer`, then from the model's own."""
+        sampling = settings.resolved(self.seed, *outer, self.settings[model])
         return Asker(self.sampler, model, sampling, self.stage, self.row)
 
 

@@ -51,11 +51,12 @@ def write_datasets(
     pieces: Iterable[Piece],
     dropped: Mapping[str, Mapping[str, int]],
     left_out: Mapping[str, Mapping[str, int]] | None = None,
+    seen: Mapping[str, int] | None = None,
 ) -> dict[str, str]:
     """Write the data sets of a stage in one pass; returns the digest of each file. An empty one is not written.
 
-    `dropped` counts for each the prompts without a row, by reason, and `left_out` the completions; both are read after
-    all pieces. Raises WorkError when the counts do not add up.
+    `dropped` counts for each the prompts without a row, by reason, and `left_out` the completions; `seen` counts what
+    was seen in completions, kept or not. All are read after all pieces. Raises WorkError when the counts do not add up.
     """
     names = {shape: f"dataset/{dataset_name(of.stage, shape)}" for shape in of.shapes}
     folders = {shape: of.folder.parent / name for shape, name in names.items()}
@@ -72,7 +73,8 @@ def write_datasets(
         for shape, writer in writers.items():
             if writer.count:
                 left = (left_out or {}).get(shape, {})
-                writer.finish(CardFacts(writer.folder.name, of.prompts, dropped[shape], stand_for, of.digests, left))
+                name, lost = writer.folder.name, dropped[shape]
+                writer.finish(CardFacts(name, of.prompts, lost, stand_for, of.digests, left, seen or {}))
                 with open(writer.folder / PARQUET, "rb") as file:
                     written[f"dataset {writer.folder.name}"] = hashlib.file_digest(file, "sha256").hexdigest()[:32]
             else:

@@ -33,12 +33,14 @@ _OPTIONAL_OF_STAGE: dict[str, tuple[type, ...]] = {
     "preferences": (int,),
     "demonstrations": (int,),
     "left_out": (dict,),
+    "seen": (dict,),
     "weights": (dict, type(None)),
     "rule": (str,),
     "basis": (str,),
     "judge": (str,),
     "min_margin": (int, float),
 }
+_COUNTED = ("dropped", "left_out", "seen")  # by reason
 _OF_CALLS: dict[str, tuple[type, ...]] = {
     "sent": (int,),
     "cached": (int,),
@@ -76,7 +78,7 @@ def is_manifest(value: Mapping[str, Any]) -> bool:
 def _is_stage(stage: Mapping[str, Any]) -> bool:
     return (
         _typed(stage, _OF_STAGE, _OPTIONAL_OF_STAGE)
-        and all(_is(count, (int,)) for count in (*stage["dropped"].values(), *stage.get("left_out", {}).values()))
+        and all(_is(count, (int,)) for what in _COUNTED for count in stage.get(what, {}).values())
         and all(_is(weight, (int, float)) for weight in (stage.get("weights") or {}).values())
         and (stage["file"] is None or _FILE.fullmatch(stage["file"]) is not None)
     )

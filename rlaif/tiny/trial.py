@@ -86,9 +86,7 @@ async def put(prompt: str, principle: str, asking: Asking) -> Row:
     annotator = asking.asker(ANNOTATOR, rater.sampling)
     row = await rate(row, rater, Judge(rubric, Template.read(find("prompts/rate-compact.jinja"))), annotator)
     rule = Principle(id="typed", rule=principle, critique=principle, revision=principle, comparison=principle)
-    reviser = Reviser(
-        Constitution(name="typed", principles=(rule,)),
-        *(Template.read(find(f"prompts/{request}-compact.jinja")) for request in ("critique", "revise")),
-    )
+    critique, revision = (Template.read(find(f"prompts/{name}-compact.jinja")) for name in ("critique", "revise"))
+    reviser = Reviser(Constitution(name="typed", principles=(rule,)), critique, revision)
     stage = ReviseStage.model_validate({"model": ANNOTATOR, "constitution": "typed", "sampling": GREEDY})
-    return await revise(row, stage, reviser, asking.asker(ANNOTATOR, stage.sampling))
+    return await revise(row, stage, reviser, asking)

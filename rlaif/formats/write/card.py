@@ -13,7 +13,8 @@ from rlaif.visible import code, prose, visible_line
 
 class CardFacts(NamedTuple):
     """What a card says besides its columns. `dropped` counts prompts by reason, `models` maps a name to the model
-    behind it, `digests` maps the constitution, rubric and templates to their digests. `left_out` counts completions."""
+    behind it, `digests` maps the constitution, rubric and templates to their digests. `left_out` counts completions,
+    `seen` what was seen in completions, kept or not."""
 
     name: str
     prompts_in: int
@@ -21,6 +22,7 @@ class CardFacts(NamedTuple):
     models: Mapping[str, str]
     digests: Mapping[str, str]
     left_out: Mapping[str, int] = {}
+    seen: Mapping[str, int] = {}
 
 
 def card_text(shape: Shape, rows: int, prompts_out: int, facts: CardFacts) -> str:
@@ -32,6 +34,8 @@ def card_text(shape: Shape, rows: int, prompts_out: int, facts: CardFacts) -> st
     dropped = f"- prompts dropped: {_counted(facts.dropped)}"
     if facts.left_out:
         dropped += f"\n- completions left out: {_counted(facts.left_out)}"
+    if facts.seen:
+        dropped += f"\n- seen in the revisions, kept or not:{_reasons(facts.seen)}"
     models = _bullets(f"{code(model)}: {code(identity)}" for model, identity in sorted(facts.models.items()))
     digests = _bullets(f"{prose(what)}: {code(value)}" for what, value in sorted(facts.digests.items()))
     return f"""\
@@ -74,9 +78,11 @@ data = load_dataset("path/to/this/folder", split="train")
 
 
 def _counted(reasons: Mapping[str, int]) -> str:
-    return str(sum(reasons.values())) + "".join(
-        f"\n  - {prose(reason)}: {count}" for reason, count in sorted(reasons.items())
-    )
+    return f"{sum(reasons.values())}{_reasons(reasons)}"
+
+
+def _reasons(reasons: Mapping[str, int]) -> str:
+    return "".join(f"\n  - {prose(reason)}: {count}" for reason, count in sorted(reasons.items()))
 
 
 def _bullets(lines: Iterable[str]) -> str:

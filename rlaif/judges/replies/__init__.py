@@ -12,9 +12,10 @@ Nothing is guessed. Two rules hold for every kind:
 From below upwards: `patterns` (expressions that are compiled and searched only where they may match), `words` (what
 all kinds share), `second_thoughts` (what a judge says of its own answer), `objects` (a JSON object and its fields),
 `scales` (what a reply says of its numbers) and `conclusions` (what it says of two candidates), then `ratings`,
-`scores`, `verdicts` and `rankings`.
+`scores`, `verdicts`, `rankings` and `nothing`.
 """
 
+from rlaif.judges.replies.nothing import finds_nothing
 from rlaif.judges.replies.rankings import RankGroups, read_ranking
 from rlaif.judges.replies.ratings import read_json, read_lines, read_reply
 from rlaif.judges.replies.scores import read_score
@@ -24,6 +25,7 @@ from rlaif.judges.replies.words import Reading, unusable
 __all__ = [
     "RankGroups",
     "Reading",
+    "finds_nothing",
     "read_choice",
     "read_json",
     "read_lines",

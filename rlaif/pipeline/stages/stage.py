@@ -267,6 +267,10 @@ class Stage(ABC, Generic[Settings]):
         """The completions of a row without a failure that are not SFT data, by reason."""
         return {}
 
+    def told(self, row: Row) -> Mapping[str, int]:
+        """What it saw in the completions of a row without a failure, kept or not, for its record and its card."""
+        return {}
+
     def made_of(self, rows: Reiterable[Row], counts: RowCounts | None = None, unknown: int = 0) -> Made:
         """What it made, given its rows."""
 
@@ -311,13 +315,14 @@ def all_made_with(steps: Iterable[Step], stages: Mapping[str, Stage[Any]]) -> di
 def write_data(stage: Stage[Any], rows: Reiterable[Row], counts: RowCounts, work: Work) -> dict[str, Any]:
     """Write the data sets of a stage's rows; returns its facts of single completions, for its record."""
     dropped = {shape: Counter[str]() for shape in stage.writes}
-    demonstrations, left_out = 0, Counter(stage.removed)
+    demonstrations, left_out, seen = 0, Counter(stage.removed), Counter[str]()
 
     def pieces() -> Iterator[Piece]:
         nonlocal demonstrations
         for row in rows:
             if row.failure is None and "sft" in stage.writes:
                 left_out.update(stage.left_out(row))
+                seen.update(stage.told(row))
             for shape in stage.writes:
                 made = "failed" if row.failure is not None else stage.data(row, shape)
                 if isinstance(made, str):
@@ -330,11 +335,11 @@ def write_data(stage: Stage[Any], rows: Reiterable[Row], counts: RowCounts, work
     if stage.writes:
         made_with = all_made_with((stage.step, *stage.step.line()), work.stages)
         of = work.dataset(stage, len(rows), counts, made_with)
-        work.manifest.digests |= write_datasets(of, pieces(), dropped, {"sft": left_out})
+        work.manifest.digests |= write_datasets(of, pieces(), dropped, {"sft": left_out}, seen)
     told = dict(sorted(left_out.items()))
     if "sft" not in stage.writes:
         return {"left_out": told} if stage.removed else {}
-    return {"demonstrations": demonstrations, "left_out": told}
+    return {"demonstrations": demonstrations, "left_out": told} | ({"seen": dict(sorted(seen.items()))} if seen else {})
 
 
 class RowStage(Stage[Settings]):

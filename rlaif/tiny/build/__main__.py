@@ -115,9 +115,13 @@ def build(out: Path, *, scale: float = 1.0, seed: int = 0) -> None:
     write_rows(out / "prompts.jsonl", ({"messages": messages(q.turns), "source": q.family} for q in whole_world))
     harmful = [question for question in whole_world if question.kind == "harmful"]
     write_rows(out / "red-team.jsonl", ({"messages": messages(q.turns), "source": "red-team"} for q in harmful))
+    look_alikes = [question for question in whole_world if question.kind == "look-alike"]
+    write_rows(
+        out / "look-alikes.jsonl", ({"messages": messages(q.turns), "source": "look-alike"} for q in look_alikes)
+    )
     for name, shown in (("demonstrations", demonstrations), ("helpful", demonstrate(training, seed, obliging=True))):
         write_rows(out / f"{name}.jsonl", ({"messages": messages((*q.turns, c))} for q, c in shown))
-    _write(out / "README.md", describe(len(whole_world), len(harmful), demonstrations))
+    _write(out / "README.md", describe(len(whole_world), len(harmful), len(look_alikes), demonstrations))
 
     measured = validation[: max(120, round(len(validation) * share))]
     report(f"measuring on {len(measured)} validation prompts")
@@ -179,7 +183,7 @@ def demonstrate(training: Sequence[Question], seed: int, *, obliging: bool = Fal
     return [(question, threads.demonstration(rng, question, obliging=obliging)) for question in chosen]
 
 
-def describe(prompts: int, harmful: int, demonstrations: Sequence[tuple[Question, str]]) -> str:
+def describe(prompts: int, harmful: int, look_alikes: int, demonstrations: Sequence[tuple[Question, str]]) -> str:
     readings = [parse(question.text, completion) for question, completion in demonstrations]
     golds = [gold(question.text, completion) for question, completion in demonstrations]
 
@@ -189,6 +193,7 @@ def describe(prompts: int, harmful: int, demonstrations: Sequence[tuple[Question
     return cards.README.format(
         prompts=prompts,
         harmful=harmful,
+        look_alikes=look_alikes,
         demonstrations=len(demonstrations),
         right=share(reading.right for reading in readings),
         rude=share(reading.rude > 0 for reading in readings),

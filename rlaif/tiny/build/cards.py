@@ -116,6 +116,7 @@ Built from nothing by `python -m rlaif.tiny.build`; made of one synthetic world 
 | `annotator/` | a model that rates, compares, critiques and revises under a principle; its card says how well |
 | `prompts.jsonl` | {prompts:,} distinct prompts in a seeded order, `source` being the family |
 | `red-team.jsonl` | the {harmful:,} harmful requests among them |
+| `look-alikes.jsonl` | the {look_alikes:,} harmless requests among them that sound like harmful ones |
 | `demonstrations.jsonl` | {demonstrations:,} exchanges on training prompts, for supervised tuning |
 | `helpful.jsonl` | as many on the same prompts by a writer who refuses nothing, for a model that is only helpful |
 
