@@ -324,3 +324,6 @@ def test_only_the_requests_that_a_principle_has_are_shown_and_counted(tmp_path: 
     assert [change.told for change in changes(before, after, ("comparison",))] == [
         "`second` added", "`third` added", "`first` removed",
     ]  # fmt: skip
+    assert [change.told for change in changes(after, before, ("comparison",))] == [
+        "`first` added", "`second` removed", "`third` removed",
+    ]  # fmt: skip

@@ -5,9 +5,12 @@ Also the file that an import writes, and the JSON schema that editors check it w
 
 from __future__ import annotations
 
+import contextlib
 import json
+import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -292,8 +295,38 @@ def test_every_key_of_the_schema_is_described() -> None:
     assert all(value["description"] for value in (*made["properties"].values(), *written.values()))
 
 
-def test_a_text_that_no_block_holds_is_written_in_quotes(tmp_path: Path) -> None:
-    made = {"name": "c", "principles": [{"id": "a", "rule": "two  blanks " * 20 + "end"}]}
-    constitution = Constitution.model_validate(made)
-    (tmp_path / "c.yaml").write_text(as_yaml(constitution, ["x"]))
-    assert read_constitution(str(tmp_path / "c.yaml")) == constitution
+def test_words_of_a_turn_that_look_like_a_cue_stay_in_it(tmp_path: Path) -> None:
+    shot = "\n\nHuman: a\n\nAssistant: b\nRevision: c\n\nHuman: d\nHuman: e\n\nAssistant: f"
+    files = {CRITIQUES: FILES[CRITIQUES], FEW_SHOTS: json.dumps([shot])}
+    found = imported(tmp_path, **named(files))
+    assert [message.content for message in found.before("critique")] == ["a", "b\nRevision: c", "d\nHuman: e", "f"]
+    assert export_constitution(found, "anthropic").files == files
+
+
+@pytest.mark.parametrize(
+    "shot", [" " * 400_000 + "x", "\n" * 400_000 + "Human: x", "Human:\n" * 60_000, "Human: a\n\nAssistant: b" * 20_000]
+)
+def test_no_text_takes_long(tmp_path: Path, shot: str) -> None:
+    """A second each would be a thousand times what any of them takes by a pass over the text."""
+    began = time.monotonic()
+    for value in ([shot], {"a": {"prompt": [shot], "edit_request": shot}}, [{"prompt": shot}]):
+        with contextlib.suppress(InputError):
+            import_constitution(madison.written(tmp_path, a=json.dumps(value)), "c")
+    assert time.monotonic() - began < 8
+
+
+PIECES = (
+    "a", "bb", "  ", " ", "\n", "\n\n", "\t", "#", ":", "-",
+    "'", '"', "{", "}", "é", "模", "😀", "\u2028", "\x85", "\x07",
+    "\\", "%", "|", ">", "word word word", "\ufeff", "\xa0", "...", "---", "x" * 130,
+)  # fmt: skip
+
+
+def test_any_text_is_read_as_it_was_written(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    texts = ["".join(rng.choices(PIECES, k=rng.randint(1, 25))) for _ in range(600)]
+    chats = [[{"role": "user", "content": text}, {"role": "assistant", "content": "b"}] for text in texts]
+    made = {"name": "c", "principles": [{"id": "a", "rule": "Be kind."}], "examples": {"revision": chats}}
+    (tmp_path / "c.yaml").write_text(as_yaml(Constitution.model_validate(made), ["x"]), encoding="utf-8")
+    read = read_constitution(str(tmp_path / "c.yaml"))
+    assert [chat[0].content for chat in read.examples.revision] == texts

@@ -250,8 +250,8 @@ LEAKS = {
     r"\[(?:MASK|INST|/INST|PLACEHOLDER|TODO|INSERT[^\]]*)\]": "a mark of another template",
     r"\{(?:rule|prompt|completion|response|question|answer|instruction)\}": "a place that nothing fills in",
     r"<\|[^|>\n]*\|>|</?s>": "a token that marks turns, which a server may take for the end of the message",
-    r"(?m)^\s*(?:Human|Assistant|User|System) ?:|\b(?:Human|Assistant):": "the mark of a speaker",
-    r"\b(?:Critique|Revision) ?Request:|(?m:^\s*(?:Critique|Revision|Options):)": "the cue of another data set",
+    r"(?m)^[ \t]*(?:Human|Assistant|User|System) ?:|\b(?:Human|Assistant):": "the mark of a speaker",
+    r"\b(?:Critique|Revision) ?Request:|(?m:^[ \t]*(?:Critique|Revision|Options):)": "the cue of another data set",
 }
 _LEAKS = {re.compile(pattern): what for pattern, what in LEAKS.items()}
 

@@ -17,8 +17,8 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
-from itertools import product
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,13 +43,16 @@ PUBLISHED = {
     ),
     "llm-swarm": Cues(),
 }
-_CUES: dict[Request, re.Pattern[str]] = {
-    "critique": re.compile(r"(\s*(?:Critique ?Request:)?\s*)(.*?)(\s*(?:Critique:)?\s*)", re.DOTALL),
-    "revision": re.compile(r"(\s*(?:Revision ?Request:)?\s*)(.*?)(\s*(?:Revision:)?\s*)", re.DOTALL),
-    "comparison": re.compile(r"(\s*)(.*?)(\s*(?:Options:)?\s*)", re.DOTALL),
+# The cues before and after a text, as these files have them.
+_CUES: dict[Request, tuple[re.Pattern[str], str]] = {
+    "critique": (re.compile(r"\s*(?:Critique ?Request:\s*)?"), "Critique:"),
+    "revision": (re.compile(r"\s*(?:Revision ?Request:\s*)?"), "Revision:"),
+    "comparison": (re.compile(r"\s*"), "Options:"),
 }
 TURNS = ("Human", "Assistant", "Critique Request", "Critique", "Revision Request", "Revision")
-_TURN = re.compile(r"\s*^(Human|Assistant|Critique ?Request|Critique|Revision ?Request|Revision):\s*", re.MULTILINE)
+_TURN = re.compile(r"^(Human|Assistant|Critique ?Request|Critique|Revision ?Request|Revision):", re.MULTILINE)
+_SPACE = re.compile(r"\s*")
+SHAPED = "name files of Constitutional AI or of llm-swarm, as docs/constitutions.md lists them"
 ASSISTANT = ("Assistant", "Critique", "Revision")
 
 
@@ -100,12 +103,12 @@ class _Found:
         for request in REQUESTS:
             if request not in texts:
                 continue
-            if not isinstance(text := texts[request], str) or (match := _CUES[request].fullmatch(text)) is None:
+            if not isinstance(text := texts[request], str):
                 raise file.error(f"expected text for the {request} of {name!r}, found {shown(text)}")
-            if not match[2].strip():
+            before, words, behind = _without_cues(text, request)
+            if not words:
                 raise file.error(f"the {request} of {name!r} is empty")
-            principle[request] = match[2]
-            around[request] = f"{_unfilled(match[1])}{TEXT}{_unfilled(match[3])}"
+            principle[request], around[request] = words, f"{before}{TEXT}{behind}"
         self.principles.append(principle)
 
     def example(self, kind: str, roles: Sequence[str], pieces: Sequence[str], frame: Frame) -> None:
@@ -116,8 +119,13 @@ class _Found:
         self.frames[kind].append(frame)
 
 
-def _unfilled(cue: str) -> str:
-    return cue.replace(TEXT, "")  # white space and cue words hold none
+def _without_cues(text: str, request: Request) -> tuple[str, str, str]:
+    """The cue and white space before a text, the text, and what is behind it."""
+    first, last = _CUES[request]
+    start = match.end() if (match := first.match(text)) else 0
+    words = text[start:].rstrip()
+    words = words.removesuffix(last).rstrip()
+    return text[:start], words, text[start + len(words) :]
 
 
 def import_constitution(paths: Sequence[str], name: str) -> Imported:
@@ -179,7 +187,7 @@ def _read(path: str) -> _File:
     except UnicodeEncodeError:
         raise InputError("an escape in it names half a character", file=path, fix="write the character out") from None
     except json.JSONDecodeError as error:
-        raise InputError(f"not valid JSON: {error.msg}", file=path, line=error.lineno) from None
+        raise InputError(f"not valid JSON: {error.msg}", file=path, line=error.lineno, fix=SHAPED) from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"not usable JSON: {error}", file=path) from None
 
@@ -199,10 +207,10 @@ def _kind(file: _File) -> str:
     if isinstance(value, dict) and value and all(isinstance(one, dict) and "prompt" in one for one in value.values()):
         return CRITIQUES
     if isinstance(value, list) and value and all(isinstance(one, str) for one in value):
-        return FEW_SHOTS if all(_TURN.match(one) for one in value) else COMPARISONS
+        return FEW_SHOTS if all(_TURN.match(one.lstrip()) for one in value) else COMPARISONS
     if isinstance(value, list) and value and all(isinstance(one, dict) and "prompt" in one for one in value):
         return COMPARISON_SHOTS if "corrects" in value[0] else PRECOG
-    raise file.error("it has none of the shapes that are known here", "docs/constitutions.md lists them")
+    raise file.error("it has none of the shapes that are known here", SHAPED)
 
 
 def _keys(file: _File, value: Any, *keys: str) -> list[Any]:
@@ -246,20 +254,26 @@ def _few_shots(found: _Found, file: _File) -> int:
 def _turns(text: str) -> tuple[list[str], list[str], list[str]]:
     """A transcript's roles, what stands before each turn and after the last, and the turns."""
     roles: list[str] = []
-    between: list[str] = []
-    starts: list[tuple[int, int]] = []
-    for cue in _TURN.finditer(text):
-        role = "assistant" if cue[1] in ASSISTANT else "user"
-        if roles and roles[-1] == role:  # words of the same turn that look like a cue
-            continue
-        roles.append(role)
-        between.append(cue[0])
-        starts.append((cue.start(), cue.end()))
-    ends = [start for start, _ in starts[1:]] + [len(text)]
-    pieces = [text[start:end] for (_, start), end in zip(starts, ends, strict=True)]
+    places: list[tuple[int, int]] = []
+    for name, *place in _cues_in(text, _TURN):
+        role = "assistant" if name in ASSISTANT else "user"
+        if not roles or roles[-1] != role:  # else they are words of the same turn that look like a cue
+            roles.append(role)
+            places.append((place[0], place[1]))
+    between = [text[start:end] for start, end in places]
+    pieces = [text[end:start] for (_, end), (start, _) in pairwise([*places, (len(text), len(text))])]
     last = pieces[-1].rstrip()
-    between.append(pieces[-1][len(last) :])
-    return roles, between, [*pieces[:-1], last]
+    return roles, [*between, pieces[-1][len(last) :]], [*pieces[:-1], last]
+
+
+def _cues_in(text: str, pattern: re.Pattern[str]) -> Iterator[tuple[str, int, int]]:
+    """The cues in a text, each with its place and that of the white space around it."""
+    for cue in pattern.finditer(text):
+        start = cue.start()
+        while start and text[start - 1].isspace():
+            start -= 1
+        space = _SPACE.match(text, cue.end())
+        yield cue[1], start, cue.end() if space is None else space.end()
 
 
 def _comparison_shots(found: _Found, file: _File) -> int:
@@ -284,15 +298,17 @@ def _apart(text: str) -> tuple[str, str, str]:
 def _precog(found: _Found, file: _File) -> int:
     for number, value in enumerate(file.value, 1):
         (prompt,) = _keys(file, value, "prompt")
-        cues = list(re.finditer(r"\s*^Assistant:\s*", prompt, re.MULTILINE)) if isinstance(prompt, str) else []
-        human = re.match(r"\s*Human:\s*", prompt) if cues else None
-        if human is None:
+        cues = list(_cues_in(prompt, _SPEAKER)) if isinstance(prompt, str) else []
+        if len(cues) < 2 or cues[0][0] != "Human" or cues[0][1] or cues[-1][0] != "Assistant":
             raise file.error(f"prompt {number} is no turn of Human and one of Assistant, in which it is reasoned")
-        last, (_, answer, end) = cues[-1], _apart(prompt[cues[-1].end() :])
-        frame = Frame(file=PRECOG, between=(human[0], last[0], end))
-        question = prompt[human.end() : last.start()]
-        found.example("comparison", ("user", "assistant"), (question, answer), frame)
+        (_, _, first), (_, start, last) = cues[0], cues[-1]
+        answer = prompt[last:].rstrip()
+        frame = Frame(file=PRECOG, between=(prompt[:first], prompt[start:last], prompt[last + len(answer) :]))
+        found.example("comparison", ("user", "assistant"), (prompt[first:start], answer), frame)
     return len(file.value)
+
+
+_SPEAKER = re.compile(r"^(Human|Assistant):", re.MULTILINE)
 
 
 def _swarm(found: _Found, file: _File) -> int:

@@ -6,6 +6,7 @@ For English; a text of other words is alike only where it is the same, and about
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 # Words that say nothing about what a text asks for, or stand in every request.
 _EMPTY = frozenset(
@@ -49,10 +50,12 @@ _DENIES = re.compile(
 _EXCEPT = re.compile(r"\b(?:unless|except|(?:when|where|if) the (?:principle|rule) )", re.IGNORECASE)
 
 
-def words(text: str) -> list[str]:
-    return [word.lower().replace("’", "'") for word in _WORD.findall(text)]
+@lru_cache(maxsize=4096)  # every text is compared with every other one
+def words(text: str) -> tuple[str, ...]:
+    return tuple(word.lower().replace("’", "'") for word in _WORD.findall(text))
 
 
+@lru_cache(maxsize=4096)
 def content(text: str) -> frozenset[str]:
     """The words that carry the meaning of a text, without their endings."""
     return frozenset(_stem(word) for word in words(text) if word not in _EMPTY)
@@ -106,6 +109,7 @@ _JOINED = re.compile(rf",? and (?={_COMMAND})", re.IGNORECASE)
 
 def two_commands(rule: str) -> tuple[str, str] | None:
     """The halves of a rule in which `and` joins two commands about different qualities."""
+    rule = rule[:MOST_READ]
     for joint in _JOINED.finditer(rule):
         halves = rule[: joint.start()].strip(), rule[joint.end() :].strip()
         a, b = map(named, halves)

@@ -43,14 +43,13 @@ class _Flow(list[Any]):
     """A list in one line."""
 
 
-class _Quoted(_Dumper):
-    """No blocks: YAML folds some white space otherwise than it was."""
+_LINE_ENDS = re.compile("[\x85\u2028\u2029]")  # which YAML takes for such
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
     style = None
-    if text != text.strip() or any(line != line.rstrip() for line in text.split("\n")):
-        style = '"'
+    if text != text.strip() or any(line != line.rstrip() for line in text.split("\n")) or _LINE_ENDS.search(text):
+        style = '"'  # blocks, and single quotes, change such white space
     elif "\n" in text:
         style = "|"
     elif len(text) > LONG:
@@ -63,21 +62,13 @@ _Dumper.add_representer(_Shared, yaml.SafeDumper.represent_list)
 _Dumper.add_representer(
     _Flow, lambda dumper, items: dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True)
 )
-_Quoted.add_representer(str, yaml.SafeDumper.represent_str)
 
 
 def as_yaml(constitution: Constitution, about: Sequence[str]) -> str:
     """The file of a constitution whose requests are written out, under a comment of these lines."""
-    for dumper in (_Dumper, _Quoted):
-        text = _written(constitution, about, dumper)
-        if Constitution.model_validate(load_value(text, "the written file")[0]) == constitution:
-            return text
-    raise AssertionError("a constitution is read as it was written")
 
-
-def _written(constitution: Constitution, about: Sequence[str], dumper: type[_Dumper]) -> str:
     def dumped(part: Mapping[str, Any]) -> str:
-        return str(yaml.dump(dict(part), Dumper=dumper, allow_unicode=True, sort_keys=False, width=WIDTH))
+        return str(yaml.dump(dict(part), Dumper=_Dumper, allow_unicode=True, sort_keys=False, width=WIDTH))
 
     value: dict[str, Any] = constitution.model_dump(mode="json", exclude_defaults=True)
     examples = value.get("examples", {})
@@ -91,7 +82,9 @@ def _written(constitution: Constitution, about: Sequence[str], dumper: type[_Dum
         why = "What `rlaif constitution export` puts back around these texts. No prompt holds it."
         texts.append(f"# {why}\n{dumped({'origin': value['origin']})}")
     comment = "".join(f"# {line}\n" for words in about for line in textwrap.wrap(words, WIDTH))
-    return comment + "\n".join(texts)
+    text = comment + "\n".join(texts)
+    assert Constitution.model_validate(load_value(text, "the written file")[0]) == constitution
+    return text
 
 
 def import_to(paths: Sequence[str], out: Path) -> Imported:

@@ -25,6 +25,7 @@ from echo import write_project
 from rlaif.audits.goldset import read_gold
 from rlaif.config import read_pipeline
 from rlaif.constitution import read_constitution
+from rlaif.constitution.shapes import import_constitution
 from rlaif.errors import InputError, RlaifError
 from rlaif.files import json_of, text_of
 from rlaif.formats import read_prompts
@@ -111,6 +112,7 @@ DOORS: dict[str, tuple[str, Door]] = {
     "pipeline": ("p.yaml", found(read_pipeline)),
     "rubric": ("r.yaml", found(read_rubric)),
     "constitution": ("c.yaml", found(read_constitution)),
+    "published constitution": ("c.json", lambda path: import_constitution([str(path)], "c")),
     "principles": ("s.yaml", found(read_principles)),
     "template": ("t.jinja", lambda path: Template.read(find(str(path)))),
     "chat template": ("chat.jinja", lambda path: read_text(find(str(path)))),
