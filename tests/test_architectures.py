@@ -29,6 +29,7 @@ from rlaif.errors import InputError, WorkError
 from rlaif.records import Message
 from rlaif.train import models, rollout
 from rlaif.train.examples import PromptOnly
+from rlaif.train.kept_files import Place
 from rlaif.train.pairs import tokenize as tokenize_pairs
 from rlaif.train.ppo import train_ppo
 from rlaif.train.rollout import PolicyPrompt
@@ -229,7 +230,7 @@ def test_ppos_first_ratio_is_1_and_its_policy_is_saved_with_every_end_token(
     steps: Steps = []
     settings = ppo_settings(batch_size=8, minibatch_size=4, iterations=2, max_tokens=6, max_length=40, epochs=1)
     prompts = [PromptOnly((Message(role="user", content=f"{i}?"),)) for i in range(8)]
-    train_ppo(settings, bases(name), None, prompts, reward, tmp_path, steps.append)
+    train_ppo(settings, bases(name), None, prompts, reward, Place(tmp_path), steps.append)
     assert steps[0]["ratio_start"] == pytest.approx(1, abs=1e-5) and len(texts) == 16
     assert config_of(tmp_path / "final") == config_of(bases(name)) and ends_of(tmp_path / "final") == [1, STOP]
     assert sample_of(tmp_path / "final") > 0

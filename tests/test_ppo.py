@@ -41,6 +41,7 @@ from rlaif.records import Message
 from rlaif.train import job, lora, models, ppo, ppo_math, rollout
 from rlaif.train.examples import OnStep, PromptOnly
 from rlaif.train.job import Job, RewardModel
+from rlaif.train.kept_files import Place
 from rlaif.train.ppo import train_ppo
 from rlaif.train.rollout import Padded, PolicyPrompt, Rollout
 from rlaif.train.tokens import Counts, trainable_chat
@@ -199,7 +200,7 @@ def test_the_policy_becomes_the_optimum_of_the_regularised_problem(
     """
     settings = settings_of(**TOY, max_tokens=max_tokens, missing_eos_penalty=penalty, iterations=90, gae_lambda=1.0)
     prompts = [PromptOnly(user("a")), PromptOnly(user("b"))]
-    train_ppo(settings, toy / "base", toy / "reward", prompts, from_table, tmp_path, lambda _: None)
+    train_ppo(settings, toy / "base", toy / "reward", prompts, from_table, Place(tmp_path), lambda _: None)
     everything = list(completions(max_tokens))
     assert len(everything) == (7 if max_tokens == 1 else 1 + 6 * 7)
     texts = [" ".join(WORDS[i] for i in ids if i > 2) for ids in everything]
@@ -549,7 +550,7 @@ def test_a_policy_that_comes_apart_ends_the_training(random_model: Path, reward_
     def train_beyond(**beyond: float) -> None:
         """With rates past what a pipeline file may say."""
         settings = settings_of(iterations=4).model_copy(update=beyond)
-        train_ppo(settings, random_model, reward_model, prompts, digits, tmp_path, lambda _: None)
+        train_ppo(settings, random_model, reward_model, prompts, digits, Place(tmp_path), lambda _: None)
 
     with pytest.raises(WorkError, match="at step [12].*lower `learning_rate`"):
         train_beyond(learning_rate=1e30, value_learning_rate=1e-3)

@@ -9,10 +9,9 @@
     models/NAME/         trained models
     report/summary.json  the measure
     inputs/STAGE.KEY.*   the constitutions, rubrics and templates as they were read
-    batch/               files of requests for a provider's batches, and what became of them (see `batched`)
+    batch/               requests for a provider's batches, and what became of them (see `batched`)
 
-The call store is in `runs/` of the current folder, shared by all runs of a project wherever their folders are; so are
-the token ids that models are trained on, and the log-probabilities of base models that DPO refers to.
+The call store is in `runs/` of the current folder, as is what trainings share.
 """
 
 from __future__ import annotations
@@ -40,8 +39,7 @@ from rlaif.records import Record
 Kind = TypeVar("Kind", bound=Record)
 
 STORE = Path("runs/calls.sqlite")
-REFERENCES = Path("runs/.references")  # log-probabilities of base models, which trainings share; a cache
-TOKENS = Path("runs/.tokens")  # token ids of what models are trained on, likewise
+REFERENCES, TOKENS = Path("runs/.references"), Path("runs/.tokens")  # what trainings share: log-probabilities, ids
 MANIFEST_FORMAT = 1
 LINE = 2**26  # bytes of a stage's first line at most, where it has to be read to know whose it is
 # Files of a run whose manifest is lost, or was not written yet when the run was killed.

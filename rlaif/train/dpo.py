@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from rlaif.config import DPOSettings
@@ -18,6 +17,7 @@ from rlaif.engines.adapters import Source
 from rlaif.errors import InputError
 from rlaif.train import models, trl
 from rlaif.train.examples import OnStep, PreferencePair
+from rlaif.train.kept_files import Place
 from rlaif.train.models import TrainResult
 from rlaif.train.pair_evaluation import HeldPair, ScoredPair, evaluation
 from rlaif.train.pairs import IDS, tokenize
@@ -31,15 +31,11 @@ def train_dpo(
     base: Source,
     pairs: Iterable[PreferencePair],
     validation: Iterable[PreferencePair],
-    folder: Path,
+    place: Place,
     on_step: OnStep,
     template: str | None = None,
-    shared: Path | None = None,
-    tokens: Path | None = None,
 ) -> TrainResult:
-    """Train `base` on `pairs` in a job's `folder`, with `template` as its chat template, if given.
-
-    Trainings share the reference's log-probabilities in `shared`, and their token ids in `tokens`.
+    """Train `base` on `pairs` in a job's folder, with `template` as its chat template, if given.
 
     Called again with the same arguments after an interruption, it resumes from its last checkpoint, and reports steps
     since then a second time. Raises InputError for an unusable base model or template and for soft labels without
@@ -50,19 +46,22 @@ def train_dpo(
         model, tokenizer = models.load(base, template, settings)
         chat = models.trained_chat(settings, model, tokenizer)
         max_length = models.fitting(model, settings.max_length)
-        train, counts = tokenize(chat, pairs, max_length, settings.excess_length, settings.system, tokens)
+        cut = settings.excess_length, settings.system
+        train, counts = tokenize(chat, pairs, max_length, *cut, place.tokens)
         counts.check(max_length, settings.max_length, chat, model.config)
-        held, held_counts = tokenize(chat, validation, max_length, settings.excess_length, settings.system, tokens)
+        held, held_counts = tokenize(
+            chat, validation, max_length, settings.excess_length, settings.system, place.tokens
+        )
         counts.add(held_counts)
         by = models.computed_by(base, settings)
-        kept = None if settings.reference_free else References(by, folder / KEPT, shared)
+        kept = None if settings.reference_free else References(by, place.folder / KEPT, place.references)
         evaluated = dict[int, tuple[float, float]]()
         own = {"preferences": settings, "references": kept, "evaluated": evaluated, "notes": counts.notes}
         known = zip(held["source"], held["chosen_ids"], held["rejected_ids"], strict=True)
         told = [HeldPair(source, len(chosen), len(rejected)) for source, chosen, rejected in known]
         data = trl.TokenizedData(_columns(settings, train), _columns(settings, held), counts, own, told)
         finish = partial(_evaluation, held, evaluated)
-        return trl.learn(settings, model, tokenizer, data, folder, on_step, began, finish)
+        return trl.learn(settings, model, tokenizer, data, place.folder, on_step, began, finish)
 
 
 def _evaluation(held: dict[str, list[Any]], rewards: dict[int, tuple[float, float]], _: Any) -> dict[str, Any]:

@@ -55,6 +55,7 @@ from rlaif.train.examples import (
     PromptOnly,
     RewardFunction,
 )
+from rlaif.train.kept_files import Place
 from rlaif.train.log import METRICS, StepLog
 from rlaif.train.plots import PICTURE, draw
 from rlaif.train.reporting import TRACKED
@@ -119,6 +120,10 @@ class Job:
     @property
     def method(self) -> str:
         return self.settings.method
+
+    @property
+    def place(self) -> Place:
+        return Place(self.folder, self.tokens, self.references)
 
     @property
     def folder(self) -> Path:
@@ -588,7 +593,7 @@ def _sft(job: Job, on_step: OnStep, reward: RewardFunction | None) -> None:
 
     assert isinstance(job.settings, SFTSettings)
     examples = job.examples("train"), job.examples("validation")
-    train_sft(job.settings, job.base, *examples, job.folder, on_step, job.template, job.tokens)
+    train_sft(job.settings, job.base, *examples, job.place, on_step, job.template)
 
 
 def _rm(job: Job, on_step: OnStep, reward: RewardFunction | None) -> None:
@@ -596,7 +601,7 @@ def _rm(job: Job, on_step: OnStep, reward: RewardFunction | None) -> None:
 
     assert isinstance(job.settings, RMSettings)
     examples = job.examples("train"), job.examples("validation")
-    train_rm(job.settings, job.base, *examples, job.folder, on_step, job.template, job.tokens)
+    train_rm(job.settings, job.base, *examples, job.place, on_step, job.template)
 
 
 def _dpo(job: Job, on_step: OnStep, reward: RewardFunction | None) -> None:
@@ -604,7 +609,7 @@ def _dpo(job: Job, on_step: OnStep, reward: RewardFunction | None) -> None:
 
     assert isinstance(job.settings, DPOSettings)
     examples = job.examples("train"), job.examples("validation")
-    train_dpo(job.settings, job.base, *examples, job.folder, on_step, job.template, job.references, job.tokens)
+    train_dpo(job.settings, job.base, *examples, job.place, on_step, job.template)
 
 
 def _ppo(job: Job, on_step: OnStep, reward: RewardFunction | None) -> None:
@@ -613,7 +618,7 @@ def _ppo(job: Job, on_step: OnStep, reward: RewardFunction | None) -> None:
     assert isinstance(job.settings, PPOSettings) and reward is not None
     value_init = None if job.reward is None else job.reward.folder
     given = job.examples("train"), reward
-    train_ppo(job.settings, job.base, value_init, *given, job.folder, on_step, job.template, job.tokens)
+    train_ppo(job.settings, job.base, value_init, *given, job.place, on_step, job.template)
 
 
 _METHODS: dict[str, Callable[[Job, OnStep, RewardFunction | None], None]] = {

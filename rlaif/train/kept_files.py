@@ -22,6 +22,14 @@ _NAME = re.compile(r"[0-9a-f]{32}\.parquet")
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.parquet\.\d+\.tmp")
 
 
+class Place(NamedTuple):
+    """Where a training is: the folder of its job, and those in which trainings share what they keep."""
+
+    folder: Path
+    tokens: Path | None = None  # of token ids
+    references: Path | None = None  # of a reference's log-probabilities
+
+
 class Held(NamedTuple):
     """A file that is kept."""
 

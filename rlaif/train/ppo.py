@@ -40,6 +40,7 @@ from rlaif.engines.transformers import quietly
 from rlaif.errors import WorkError
 from rlaif.train import lora, memory, models, ppo_math, precision, rollout
 from rlaif.train.examples import OnStep, PromptOnly, RewardFunction
+from rlaif.train.kept_files import Place
 from rlaif.train.models import TrainResult
 from rlaif.train.reporting import reporting
 from rlaif.train.rollout import Padded, Rollout
@@ -55,16 +56,15 @@ def train_ppo(
     value_init: Source | None,
     prompts: Iterable[PromptOnly],
     reward: RewardFunction,
-    folder: Path,
+    place: Place,
     on_step: OnStep,
     template: str | None = None,
-    kept: Path | None = None,
 ) -> TrainResult:
-    """Train `base` to earn `reward` on `prompts` in a job's `folder`. A step is an iteration.
+    """Train `base` to earn `reward` on `prompts` in a job's folder. A step is an iteration.
 
     `value_init` is the reward model that the value model starts from; without one it starts from the base, with a head
     of zeros. `reward` scores completions given their prompts; one that cannot be scored is None and is left out of its
-    iteration. Trainings share their token ids in `kept`.
+    iteration.
 
     Called again with the same arguments after an interruption, it resumes from its last checkpoint, and reports steps
     since then a second time.
@@ -77,30 +77,30 @@ def train_ppo(
         chat = models.trained_chat(settings, policy, tokenizer)
         value_model = _value_model(base, value_init, tokenizer)
         max_length = models.fitting(policy, settings.max_length)
-        policy_prompts, counts = rollout.tokenize(chat, prompts, max_length - settings.max_tokens, kept)
+        policy_prompts, counts = rollout.tokenize(chat, prompts, max_length - settings.max_tokens, place.tokens)
         counts.check(max_length, settings.max_length, chat, policy.config)
         policy = lora.adapted(settings.lora, policy, settings.seed, scores=False)
         value_model = lora.adapted(settings.lora, value_model, settings.seed, scores=True)
         learner = Learner(settings, policy, value_model, tokenizer)
-        if checkpoint := models.newest_checkpoint(folder):
+        if checkpoint := models.newest_checkpoint(place.folder):
             learner.restore(checkpoint)
-        with reporting(settings.report_to, folder, policy) as report:
+        with reporting(settings.report_to, place.folder, policy) as report:
             while len(learner.history) < settings.iterations:
-                _iterate(learner, policy_prompts, reward, folder)
+                _iterate(learner, policy_prompts, reward, place.folder)
                 try:
                     report(learner.history[-1])  # before its checkpoint: what resumes from that reports it no more
                     on_step(learner.history[-1])
                 finally:
                     if len(learner.history) % settings.checkpoint_steps == 0:
-                        _write_checkpoint(learner, folder)
+                        _write_checkpoint(learner, place.folder)
         result = models.result(counts, steps=settings.iterations, metrics=summary(learner.history), began=began)
-        models.save(learner.policy.model, tokenizer, folder, result)
+        models.save(learner.policy.model, tokenizer, place.folder, result)
         if settings.save == "merged":
-            models.merge(folder)
+            models.merge(place.folder)
         if settings.keep_value_model:
             value = learner.value.model
             whole = value if settings.lora is None else value.merge_and_unload()
-            models.save_value_model(whole, value_init or base, folder)
+            models.save_value_model(whole, value_init or base, place.folder)
         return result
 
 

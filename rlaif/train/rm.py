@@ -17,7 +17,6 @@ import time
 from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 from rlaif.config import RMSettings
@@ -27,6 +26,7 @@ from rlaif.errors import InputError
 from rlaif.train import groups, models, rm_head, trl
 from rlaif.train.examples import OnStep, PreferencePair
 from rlaif.train.groups import Pair, Tokenized
+from rlaif.train.kept_files import Place
 from rlaif.train.models import TrainResult
 from rlaif.train.pair_evaluation import HeldPair, ScoredPair, evaluation
 from rlaif.train.tokens import Counts
@@ -40,14 +40,13 @@ def train_rm(
     base: Source,
     pairs: Iterable[PreferencePair],
     validation: Iterable[PreferencePair],
-    folder: Path,
+    place: Place,
     on_step: OnStep,
     template: str | None = None,
-    kept: Path | None = None,
 ) -> TrainResult:
-    """Train a reward model that starts from `base`, with `template` if given, on `pairs` in a job's `folder`.
+    """Train a reward model that starts from `base`, with `template` if given, on `pairs` in a job's folder.
 
-    Trainings share their token ids in `kept`. Its metrics include the accuracy on the validation pairs, if any. Called
+    Its metrics include the accuracy on the validation pairs, if any. Called
     again with the same arguments after an interruption, it resumes from its last checkpoint, and reports steps since
     then a second time. Raises InputError for an unusable base model or template and for settings that no pair has the
     columns for, WorkError when no pair fits or the loss is not finite.
@@ -57,10 +56,10 @@ def train_rm(
         model, tokenizer = models.load_reward(base, settings.seed, template, settings)
         chat = models.trained_chat(settings, model, tokenizer)
         max_length = models.fitting(model, settings.max_length)
-        train, counts = groups.read(settings, chat, pairs, max_length, kept)
+        train, counts = groups.read(settings, chat, pairs, max_length, place.tokens)
         counts.check(max_length, settings.max_length, chat, model.config)
         tell_missing(settings, train, counts)
-        held, held_counts = groups.read(settings, chat, validation, max_length, kept)
+        held, held_counts = groups.read(settings, chat, validation, max_length, place.tokens)
         tell_missing(settings, held, counts, validation=True)
         counts.add(held_counts)
         told = [
@@ -74,7 +73,7 @@ def train_rm(
             model,
             tokenizer,
             data,
-            folder,
+            place.folder,
             on_step,
             began,
             partial(finish, settings, tokenizer, train, held, counts),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from pathlib import Path
 
 from rlaif.config import SFTSettings
 from rlaif.engines.adapters import Source
@@ -15,6 +14,7 @@ from rlaif.train import models, trl
 from rlaif.train.arranging import arranged, validating
 from rlaif.train.demonstrations import tokenize
 from rlaif.train.examples import Demonstration, OnStep
+from rlaif.train.kept_files import Place
 from rlaif.train.models import TrainResult
 
 
@@ -23,14 +23,11 @@ def train_sft(
     base: Source,
     examples: Iterable[Demonstration],
     validation: Iterable[Demonstration],
-    folder: Path,
+    place: Place,
     on_step: OnStep,
     template: str | None = None,
-    kept: Path | None = None,
 ) -> TrainResult:
-    """Fine-tune `base` on `examples` in a job's `folder`, with `template` as its chat template, if given.
-
-    Trainings share their token ids in `kept`.
+    """Fine-tune `base` on `examples` in a job's folder, with `template` as its chat template, if given.
 
     Called again with the same arguments after an interruption, it resumes from its last checkpoint, and reports steps
     since then a second time. Raises InputError for an unusable base model, template or conversation,
@@ -42,9 +39,12 @@ def train_sft(
         begins = template not in (None, tokenizer.chat_template)
         chat = models.trained_chat(settings, model, tokenizer)
         max_length = models.fitting(model, settings.max_length)
-        train, counts = tokenize(chat, examples, max_length, settings.excess_length, settings.system, kept)
+        cut = settings.excess_length, settings.system
+        train, counts = tokenize(chat, examples, max_length, *cut, place.tokens)
         counts.check(max_length, settings.max_length, chat, model.config)
-        held, held_counts = tokenize(chat, validation, max_length, settings.excess_length, settings.system, kept)
+        held, held_counts = tokenize(
+            chat, validation, max_length, settings.excess_length, settings.system, place.tokens
+        )
         counts.add(held_counts)
         if begins:
             counts.notes.append(
@@ -52,4 +52,6 @@ def train_sft(
             )
         train = arranged(settings, train, max_length, counts.notes)
         held = validating(settings, held, max_length)
-        return trl.learn(settings, model, tokenizer, trl.TokenizedData(train, held, counts), folder, on_step, began)
+        return trl.learn(
+            settings, model, tokenizer, trl.TokenizedData(train, held, counts), place.folder, on_step, began
+        )
