@@ -65,7 +65,8 @@ def a_plan() -> Case:
         {"stage": "dpo", "from": "pair + demonstrations", "rows": 7_654_321, "makes": ["models/dpo"],
          "state": "to train, on rows that are not all known yet"},
     ]  # fmt: skip
-    plan = {"name": "ultrafeedback", "stages": stages, "calls": needs, "budget_left": 99.5, "last_run_seconds": 4711.0}
+    plan = {"name": "ultrafeedback", "stages": stages, "calls": needs, "budget_left": 99.5, "changed": [],
+            "last_run_seconds": 4711.0}  # fmt: skip
     words = [word for need in needs.values() for word in map(number, list(need.values())[:4])]
     words += [stage["stage"] for stage in stages] + list(needs) + ["7,654,321"] * 4 + ["12345.6789"] * 3
     return lambda console: results.print_plan(console, plan), words + [
