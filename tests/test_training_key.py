@@ -88,7 +88,7 @@ ALL_PROMPTS = [PromptOnly(ASKED[:1]), PromptOnly(ASKED, "validation"), PromptOnl
         ("sft", [], "0515190eb3ba198c13ad46a10246f03a"),
         ("rm", PAIRS, "12c88f4bf4974887ea261bbffded5b1c"),
         ("dpo", PAIRS, "f6d594b4046ff5f95a9775142e179e49"),
-        ("ppo", ALL_PROMPTS, "85ddfb53a0096312b970aadcbd61a809"),
+        ("ppo", ALL_PROMPTS, "230d8ceaf938d282b0e040c42700f60c"),
     ],
 )
 def test_a_model_that_was_trained_before_is_found_again(
