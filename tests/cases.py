@@ -183,9 +183,8 @@ CASES: dict[str, dict[str, tuple[str, ...]]] = {
         "17: a last step of fewer rows": (TRAIN + "test_a_step_of_uneven_batches_weighs_every_row_alike",),
         "18: the settings of others": ("test_train_running.py::test_the_settings_of_others_are_named_by_ours", "test_train_running.py::test_a_training_ends_after_max_steps_with_its_schedule", "test_train_running.py::test_weight_decay_pulls_weights_and_neither_biases_nor_norms"),
         "19: what is left of a training": ("test_train_running.py::test_every_step_is_a_line_beside_the_model_once_also_of_a_training_that_was_interrupted", "test_train_running.py::test_the_best_step_by_validation_is_kept_also_when_a_training_resumes", "test_train_left.py::test_ppos_value_model_lies_in_the_models_folder_and_is_no_part_of_the_policy"),
+        "20: tokenizing, on all cores and once": ("test_tokenizing.py::test_two_processes_make_the_tokens_of_one_and_name_the_same_row", "test_tokenizing.py::test_other_losses_lengths_and_checks_read_what_one_training_kept"),
     },
 }  # fmt: skip
 
-# Cases of training without a test of their own yet, by their numbers
-OPEN = (20,)
 COUNTS = {"files": 11, "servers": 10, "runs": 11, "replies": 17, "shapes": 35, "hostile": 27, "training": 20}
