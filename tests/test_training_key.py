@@ -52,6 +52,8 @@ def key(
         {"settings": {"beta": 0.2}},
         {"settings": {"seed": 1}},
         {"settings": {"missing_eos_penalty": 0}},
+        {"settings": {"sample_batch_size": 8}},
+        {"settings": {"accumulate": 2}},
     ],
 )
 def test_another_input_is_another_training(changed: dict[str, Any]) -> None:
@@ -65,7 +67,15 @@ def test_what_a_trainer_does_not_learn_from_decides_nothing() -> None:
 
 @pytest.mark.parametrize(
     "renamed",
-    [{"name": "other"}, {"base": "other"}, {"reward": "other"}, {"data": "elsewhere"}, {"checkpoint_steps": 3}],
+    [
+        {"name": "other"},
+        {"base": "other"},
+        {"reward": "other"},
+        {"data": "elsewhere"},
+        {"checkpoint_steps": 3},
+        {"recompute": True},
+        {"report_to": "wandb"},
+    ],
 )
 def test_names_and_checkpoints_decide_nothing(renamed: dict[str, Any]) -> None:
     assert key(renamed) == key()
