@@ -52,6 +52,8 @@ def key(
         {"settings": {"beta": 0.2}},
         {"settings": {"seed": 1}},
         {"settings": {"missing_eos_penalty": 0}},
+        {"settings": {"sample_batch_size": 8}},
+        {"settings": {"accumulate": 2}},
     ],
 )
 def test_another_input_is_another_training(changed: dict[str, Any]) -> None:
@@ -65,7 +67,15 @@ def test_what_a_trainer_does_not_learn_from_decides_nothing() -> None:
 
 @pytest.mark.parametrize(
     "renamed",
-    [{"name": "other"}, {"base": "other"}, {"reward": "other"}, {"data": "elsewhere"}, {"checkpoint_steps": 3}],
+    [
+        {"name": "other"},
+        {"base": "other"},
+        {"reward": "other"},
+        {"data": "elsewhere"},
+        {"checkpoint_steps": 3},
+        {"recompute": True},
+        {"report_to": "wandb"},
+    ],
 )
 def test_names_and_checkpoints_decide_nothing(renamed: dict[str, Any]) -> None:
     assert key(renamed) == key()
@@ -88,7 +98,7 @@ ALL_PROMPTS = [PromptOnly(ASKED[:1]), PromptOnly(ASKED, "validation"), PromptOnl
         ("sft", [], "0515190eb3ba198c13ad46a10246f03a"),
         ("rm", PAIRS, "12c88f4bf4974887ea261bbffded5b1c"),
         ("dpo", PAIRS, "f6d594b4046ff5f95a9775142e179e49"),
-        ("ppo", ALL_PROMPTS, "230d8ceaf938d282b0e040c42700f60c"),
+        ("ppo", ALL_PROMPTS, "85ddfb53a0096312b970aadcbd61a809"),
     ],
 )
 def test_a_model_that_was_trained_before_is_found_again(

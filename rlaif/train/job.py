@@ -68,6 +68,7 @@ IRRELEVANT = {  # they do not change the weights
     *("base", "name", "data", "reward", "checkpoint_steps", "recompute", "processes", "launch"),
     *("report_to", "keep_value_model"),
 }
+LATER = {"ppo": ("accumulate", "sample_batch_size")}  # not in the keys of models that were trained before they were
 _OF_PAIR = ("chosen", "rejected", "margin", "probability", "source")
 BATCH = 1000  # examples in memory while Parquet is written or read
 NO_KEY = ""  # of a job whose removal was interrupted
@@ -151,6 +152,8 @@ def training_key(settings: Training, base: str, examples: str, template: str | N
     """
     kept_last = getattr(settings, "keep", "last") == "last"  # then it does not matter when there is a validation
     irrelevant = IRRELEVANT | ({"evaluate_every"} if kept_last else set())
+    fields = type(settings).model_fields
+    irrelevant |= {name for name in LATER.get(settings.method, ()) if getattr(settings, name) == fields[name].default}
     return digest(
         {
             "trainer": settings.method,
