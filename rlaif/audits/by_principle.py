@@ -38,6 +38,7 @@ def _revised(steps: list[tuple[Revision, str]]) -> dict[str, Any]:
     return {
         "drawn": len(steps),
         "broken_off": sum(step.problem is not None for step, _ in steps),
+        "found_nothing": sum(step.found_nothing for step, _ in steps),
         "changed": len(changed),
         "changed_share": _told(share_interval([draft.strip() != text.strip() for draft, text in written])),
         "words_before": round(fmean(len(draft.split()) for draft, _ in changed), 1) if changed else None,
@@ -92,9 +93,11 @@ def on_comparisons(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
         asked, disagree = one["asked"], one["orders_disagree"]
         if asked >= FEW and one["decided"] < SELDOM * asked:
             decided = f"decided {one['decided']:,} of {asked:,} comparisons"
-            said.append(f"`{name}` {decided}: reword it, or let only `revise` draw it (`comparison: null`)")
+            said.append(
+                f"`{name}` {decided}: reword it, or let only `revise` draw it (write its `critique` and `revision`, and no rule)"
+            )
         elif asked >= FEW and 2 * disagree > one["decided"]:
-            way = "state it more plainly, or ask for `reasons`"
+            way = "state it more plainly, or take a stronger judge"
             said.append(f"`{name}`: the order decided {disagree:,} of {asked:,}, which give no preference: {way}")
     longer = {name: one["longer"] for name, one in found.items() if one["longer"] is not None}
     short = [name for name, share in longer.items() if share["n"] >= FEW and share["high"] < 0.5]

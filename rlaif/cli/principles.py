@@ -71,7 +71,7 @@ def print_forecast(console: Console, plan: Mapping[str, Any]) -> None:
         console.print(line(why, style="dim"), soft_wrap=True)
 
 
-REVISED = ("drawn", "changed", "share", "words before", "after", "broken off")
+REVISED = ("drawn", "found nothing", "changed", "share", "words before", "after", "broken off")
 COMPARED = ("asked", "decided", "share", "orders disagree", "tied", "unparsed", "longer wins")
 
 
@@ -92,7 +92,7 @@ def print_report(console: Console, stages: Mapping[str, Mapping[str, Any]]) -> N
 
 def _revised(found: Mapping[str, Any]) -> tuple[str, ...]:
     words = ["" if found[key] is None else f"{found[key]:.0f}" for key in ("words_before", "words_after")]
-    return (f"{found['drawn']:,}", f"{found['changed']:,}", _share(found["changed_share"]), *words,
+    return (f"{found['drawn']:,}", f"{found['found_nothing']:,}", f"{found['changed']:,}", _share(found["changed_share"]), *words,
             f"{found['broken_off']:,}")  # fmt: skip
 
 
