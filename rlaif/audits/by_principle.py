@@ -93,9 +93,8 @@ def on_comparisons(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
         asked, disagree = one["asked"], one["orders_disagree"]
         if asked >= FEW and one["decided"] < SELDOM * asked:
             decided = f"decided {one['decided']:,} of {asked:,} comparisons"
-            said.append(
-                f"`{name}` {decided}: reword it, or let only `revise` draw it (write its `critique` and `revision`, and no rule)"
-            )
+            way = "reword it, or let only `revise` draw it (its `critique` and `revision`, without a rule)"
+            said.append(f"`{name}` {decided}: {way}")
         elif asked >= FEW and 2 * disagree > one["decided"]:
             way = "state it more plainly, or take a stronger judge"
             said.append(f"`{name}`: the order decided {disagree:,} of {asked:,}, which give no preference: {way}")

@@ -92,8 +92,8 @@ def print_report(console: Console, stages: Mapping[str, Mapping[str, Any]]) -> N
 
 def _revised(found: Mapping[str, Any]) -> tuple[str, ...]:
     words = ["" if found[key] is None else f"{found[key]:.0f}" for key in ("words_before", "words_after")]
-    return (f"{found['drawn']:,}", f"{found['found_nothing']:,}", f"{found['changed']:,}", _share(found["changed_share"]), *words,
-            f"{found['broken_off']:,}")  # fmt: skip
+    counts = [f"{found[key]:,}" for key in ("drawn", "found_nothing", "changed")]
+    return (*counts, _share(found["changed_share"]), *words, f"{found['broken_off']:,}")
 
 
 def _compared(found: Mapping[str, Any]) -> tuple[str, ...]:
