@@ -168,6 +168,7 @@ class Completion(Record):
         None  # log-probability of each named first token; None = not reported
     )
     thinking: str | None = None  # what a reasoning model thought before it; only for `show`
+    assumed: bool = False  # by a plan, in place of one that nobody has written: its text says nothing
 
 
 class Candidate(Record):
@@ -334,6 +335,7 @@ class Comparison(Judgement):
     probability: float | None  # of A, where known
     orders: tuple[Verdict, ...]  # both, in the order of their calls; none where a jury or a person decided
     jury: tuple[Comparison, ...] = ()  # its members' comparisons, each with two orders
+    weights: tuple[float, ...] = ()  # of the jury's members, where they differ
 
     @model_validator(mode="after")
     def _has_both_orders(self) -> Comparison:
@@ -370,14 +372,16 @@ class Comparison(Judgement):
 
     @property
     def contradicts(self) -> bool:
-        """Whether the two orders name different winners. Of a jury: its members' mean in either order."""
-        asked = [member.orders for member in self.members if member.orders]
-        both = [(forward.likelihood, backward.swap().likelihood) for forward, backward in asked]
-        read = [(forward, backward) for forward, backward in both if forward is not None and backward is not None]
-        if not read:
-            return False
-        forward, backward = (preferred(round(fsum(order) / len(read), 9)) for order in zip(*read, strict=True))
-        return {forward, backward} == {"A", "B"}
+        """Whether the two orders name different winners. Of a jury: what its members' verdicts in either order make."""
+        asked = [(member, weight) for member, weight in zip(self.members, self._weights, strict=True) if member.orders]
+        weights, majority = [weight for _, weight in asked], bool(self.jury) and self.probability is None
+        forward = [member.orders[0] for member, _ in asked]
+        backward = [member.orders[1].swap() for member, _ in asked]
+        return {_weighed(order, weights, majority)[0] for order in (forward, backward)} == {"A", "B"}
+
+    @property
+    def _weights(self) -> Sequence[float]:
+        return self.weights or [1.0] * len(self.members)
 
     @property
     def likelihood(self) -> float | None:
@@ -415,21 +419,7 @@ class Comparison(Judgement):
         `weights` are the members'. Unparsed verdicts do not vote; with half of the weight or more, they make the jury's
         unparsed. A majority gives no probability.
         """
-        votes = [(m.likelihood, m.verdict, w) for m, w in zip(members, weights, strict=True) if m.verdict is not None]
-        mass = sum(weight for *_, weight in votes)
-        probability: float | None = None
-        verdict: Choice | None = None
-        if 2 * mass > sum(weights):
-            if majority:
-                # Rounded, so that equal sums with different rounding errors tie.
-                a, b, tie = (
-                    round(fsum(w for _, choice, w in votes if choice == side), 9) for side in ("A", "B", "tie")
-                )
-                verdict = "A" if a > max(b, tie) else "B" if b > max(a, tie) else "tie"
-            else:
-                total = sum(weight * likelihood for likelihood, _, weight in votes if likelihood is not None)
-                probability = round(total / mass, 9)
-                verdict = preferred(probability)
+        verdict, probability = _weighed(members, weights, majority)
         first = members[0]
         return cls(
             a=first.a,
@@ -440,7 +430,24 @@ class Comparison(Judgement):
             probability=probability,
             orders=(),
             jury=tuple(members),
+            weights=tuple(weights) if len(set(weights)) > 1 else (),
         )
+
+
+def _weighed(
+    votes: Sequence[Verdict | Comparison], weights: Sequence[float], majority: bool
+) -> tuple[Choice | None, float | None]:
+    """The verdict of weighted votes and, unless it is a majority's, the probability of A; see `Comparison.of_jury`."""
+    read = [(vote.likelihood, vote.verdict, w) for vote, w in zip(votes, weights, strict=True) if vote.verdict]
+    mass = sum(weight for *_, weight in read)
+    if 2 * mass <= sum(weights):
+        return None, None
+    if majority:
+        # Rounded, so that equal sums with different rounding errors tie.
+        a, b, tie = (round(fsum(w for _, choice, w in read if choice == side), 9) for side in ("A", "B", "tie"))
+        return "A" if a > max(b, tie) else "B" if b > max(a, tie) else "tie", None
+    probability = round(sum(weight * value for value, _, weight in read if value is not None) / mass, 9)
+    return preferred(probability), probability
 
 
 def likelihood(verdict: Choice | None, probability: float | None) -> float | None:

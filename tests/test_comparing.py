@@ -30,7 +30,7 @@ from rlaif.judges.comparing import (
     read_probability,
 )
 from rlaif.judges.replies import read_choice
-from rlaif.records import Candidate, Choice, Comparison, Completion, Row
+from rlaif.records import Candidate, Choice, Comparison, Completion, Row, Verdict
 from rlaif.resources import find
 from rlaif.templates import Template
 
@@ -348,6 +348,57 @@ def test_a_comparison_gives_a_preference_or_a_reason(
     probability: float | None, verdict: Choice | None, min_margin: float, expected: tuple[str, float] | str
 ) -> None:
     assert preferred(probability, verdict, min_margin) == expected
+
+
+def in_orders(forward: float, backward: float, judge: str = "j") -> Comparison:
+    """Of the first candidate: its probability shown first, and shown second."""
+
+    def verdict(a: int, b: int, probability: float) -> Verdict:
+        return Verdict(a=a, b=b, verdict="A" if probability > 0.5 else "B", probability=probability)
+
+    return Comparison.merge(verdict(0, 1, forward), verdict(1, 0, 1 - backward), principle="tone", judge=judge)
+
+
+@pytest.mark.parametrize(
+    ("orders", "expected", "averaged"),
+    [
+        ((0.9, 0.2), "orders contradict", ("first", 0.1)),  # a judge that prefers what it is shown first
+        ((0.4, 0.9), "orders contradict", ("first", 0.3)),
+        ((0.9, 0.6), ("first", 0.5), ("first", 0.5)),
+        ((0.1, 0.3), ("second", 0.6), ("second", 0.6)),
+    ],
+)
+def test_orders_that_name_different_winners_are_no_preference_by_default(
+    orders: tuple[float, float], expected: tuple[str, float] | str, averaged: tuple[str, float]
+) -> None:
+    judged = row("first", "second").model_copy(update={"comparisons": (in_orders(*orders),)})
+    for way, outcome in (("must_agree", expected), ("averaged", averaged)):
+        made = pair_rows([judged], Pairing("compared", orders=way))
+        if isinstance(outcome, str):
+            assert dict(made.dropped) == {outcome: 1} and not made.preferences
+        else:
+            (only,) = made.preferences
+            assert (only.chosen.completion.text, round(only.margin, 6)) == outcome
+    scores = candidate_scores(judged, "comparisons", {})
+    assert scores[0] == (0.5 if isinstance(expected, str) else pytest.approx(sum(orders) / 2))
+    assert candidate_scores(judged, "comparisons", {}, averaged=True)[0] == pytest.approx(sum(orders) / 2)
+
+
+@pytest.mark.parametrize(
+    ("members", "weights", "majority", "contradicts"),
+    [
+        ([(0.9, 0.9), (0.1, 0.9), (0.1, 0.9)], [10, 1, 1], False, False),  # the heavy one decides both orders
+        ([(0.95, 0.02), (0.9, 0.9), (0.9, 0.9)], [10, 1, 1], False, True),
+        ([(0.95, 0.02), (0.9, 0.9), (0.9, 0.9)], [1, 1, 1], False, False),
+        ([(0.6, 0.1), (0.6, 0.1), (0.9, 0.9)], [1, 1, 1], True, True),
+        ([(0.6, 0.1), (0.6, 0.6), (0.9, 0.9)], [1, 1, 1], True, False),
+    ],
+)
+def test_a_jury_contradicts_itself_by_its_weights_and_its_way(
+    members: list[tuple[float, float]], weights: list[float], majority: bool, contradicts: bool
+) -> None:
+    asked = [in_orders(*orders, judge=f"j{n}") for n, orders in enumerate(members)]
+    assert Comparison.of_jury(asked, weights, majority=majority).contradicts is contradicts
 
 
 # ---------------------------------------------------------------- juries and votes

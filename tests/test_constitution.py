@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from inside import rlaif
 
 from rlaif.config import CompareStage, RankStage, ReviseStage, read_pipeline
 from rlaif.constitution import REQUESTS, RULE, Constitution, Principle, changes, read_constitution, shares
@@ -327,3 +328,12 @@ def test_only_the_requests_that_a_principle_has_are_shown_and_counted(tmp_path: 
     assert [change.told for change in changes(after, before, ("comparison",))] == [
         "`first` added", "`second` removed", "`third` removed",
     ]  # fmt: skip
+
+
+def test_of_principles_that_are_all_wrong_the_wrong_is_told_and_each_on_a_line(tmp_path: Path) -> None:
+    text = "name: c\nprinciples:\n  - {id: a, rul: Be kind.}\n  - {id: b, rule: Be safe., weight: 0}\n"
+    (tmp_path / "c.yaml").write_text(text)
+    done = rlaif(tmp_path, "constitution", "lint", "c.yaml")
+    told = [line for line in done.err.splitlines() if line.startswith("error: ")]
+    assert done.code == 2 and len(told) == 2
+    assert "c.yaml:3: `principles.0.rul`: unknown key" in told[0] and "c.yaml:4: `principles.1.weight`" in told[1]

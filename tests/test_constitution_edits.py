@@ -192,7 +192,7 @@ def test_the_report_of_principles_is_what_the_stage_files_hold(project: tuple[Pa
     for principle in ("safety", "tone", "length"):
         own = [(row, step) for row, step in steps if step["principle"] == principle]
         found = told["revise"]["principles"][principle]
-        assert found["drawn"] == len(own) > 5 and found["broken_off"] == 0
+        assert found["drawn"] == len(own) > 5 and found["broken"] == 0
         changed = 0
         for row, step in own:
             earlier = [
@@ -209,9 +209,17 @@ def test_the_report_of_principles_is_what_the_stage_files_hold(project: tuple[Pa
         assert found["decided"] == sum(comparison["verdict"] in ("A", "B") for comparison in own) == len(own)
 
 
+def test_a_preamble_is_the_cause_of_every_call_that_follows(project: tuple[Path, Judging]) -> None:
+    planned, made = edited(project, CONSTITUTION.replace("principles:", "preamble: You are careful.\nprinciples:"))
+    told = {(edit["stage"], edit["edit"]): edit["calls"] + edit["at_most"] for edit in planned["changed"]}
+    assert told.keys() == {("revise", "the preamble changed"), ("compare", "the preamble changed")}
+    assert told["compare", "the preamble changed"] == made["compare"] > 0
+    assert told["revise", "the preamble changed"] >= made["revise"] > 0
+
+
 def test_diff_tells_what_a_run_would_ask_also_after_its_file_is_gone(project: tuple[Path, Judging]) -> None:
     folder, engine = project
-    (folder / "new.yaml").write_text(CONSTITUTION.replace("Prefer the kinder one.", "Prefer the friendlier one."))
+    (folder / "new.yaml").write_text(CONSTITUTION.replace("Prefer the kinder one.", "Prefer the gentler one."))
     (folder / "c.yaml").unlink()
     arrived = len(engine.asked)
     done = rlaif(folder, "constitution", "diff", "new.yaml", "--run", "runs/edited")
@@ -219,11 +227,11 @@ def test_diff_tells_what_a_run_would_ask_also_after_its_file_is_gone(project: tu
     (folder / "c.yaml").write_text(CONSTITUTION)
     assert done.code == 0, done.err
     asked = sum(c.principle == "tone" for row in rows(folder, "compare") for c in row.comparisons)
-    assert "[-kinder-] {+friendlier+}" in done.out and f"comparison of `tone` reworded: {2 * asked} calls" in done.out
+    assert "[-kinder-] {+gentler+}" in done.out and f"comparison of `tone` reworded: {2 * asked} calls" in done.out
     assert [change["told"] for change in told["changes"]] == ["comparison of `tone` reworded"]
     assert [due["calls"] for due in told["due"]] == [2 * asked] and len(engine.asked) == arrived
     both = rlaif(folder, "constitution", "diff", "c.yaml", "new.yaml")
-    assert both.code == 0 and "calls due" not in both.out and "{+friendlier+}" in both.out
+    assert both.code == 0 and "calls due" not in both.out and "{+gentler+}" in both.out
     alone = rlaif(folder, "constitution", "diff", "c.yaml")
     assert alone.code == 2 and "give a second file, or --run RUN" in alone.err
 
@@ -241,4 +249,4 @@ def test_show_has_every_prompt_as_it_arrives(project: tuple[Path, Judging]) -> N
     wrong = rlaif(folder, "constitution", "show", "c.yaml", "--principle", "lenght")
     assert wrong.code == 2 and "did you mean `length`?" in wrong.err
     text = rlaif(folder, "constitution", "report", "runs/edited").out
-    assert "orders disagree" in " ".join(text.split()) and "safety" in text
+    assert "orders contradict" in " ".join(text.split()) and "safety" in text

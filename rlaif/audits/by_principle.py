@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from statistics import fmean
 from typing import Any
 
-from rlaif.records import Comparison, Revision, Row
+from rlaif.records import Comparison, Revision, Row, oneline
 from rlaif.statistics import Interval, share_interval
 
 FEW = 20  # draws of a principle below which nothing is said of it
@@ -19,7 +19,10 @@ SELDOM = 0.1  # of its draws, below which a principle that changes or decides so
 
 
 def of_revisions(rows: Iterable[Row]) -> dict[str, dict[str, Any]]:
-    """By principle: steps drawn, broken off, and those that changed the draft, with its words before and after."""
+    """By principle: steps drawn, broken, without anything found, and those that changed the draft, with its words.
+
+    `changed_share` is of the steps drawn.
+    """
     steps: dict[str, list[tuple[Revision, str]]] = defaultdict(list)
     for row in rows:
         drafts = {index: candidate.completion.text for index, candidate in enumerate(row.candidates)}
@@ -31,19 +34,23 @@ def of_revisions(rows: Iterable[Row]) -> dict[str, dict[str, Any]]:
 
 
 def _revised(steps: list[tuple[Revision, str]]) -> dict[str, Any]:
-    written = [
-        (draft, step.completion.text) for step, draft in steps if step.problem is None and step.completion is not None
-    ]
-    changed = [(draft, text) for draft, text in written if draft.strip() != text.strip()]
+    changed = [pair for step, draft in steps if (pair := _change(step, draft)) is not None]
     return {
         "drawn": len(steps),
-        "broken_off": sum(step.problem is not None for step, _ in steps),
+        "broken": sum(step.problem is not None for step, _ in steps),
         "found_nothing": sum(step.found_nothing for step, _ in steps),
         "changed": len(changed),
-        "changed_share": _told(share_interval([draft.strip() != text.strip() for draft, text in written])),
+        "changed_share": _told(share_interval([_change(step, draft) is not None for step, draft in steps])),
         "words_before": round(fmean(len(draft.split()) for draft, _ in changed), 1) if changed else None,
         "words_after": round(fmean(len(text.split()) for _, text in changed), 1) if changed else None,
     }
+
+
+def _change(step: Revision, draft: str) -> tuple[str, str] | None:
+    """The draft and its revision, where that is usable and another text."""
+    if step.problem is not None or step.completion is None or oneline(draft) == oneline(step.completion.text):
+        return None
+    return draft, step.completion.text
 
 
 def of_comparisons(rows: Iterable[Row]) -> dict[str, dict[str, Any]]:
@@ -65,7 +72,7 @@ def _compared(asked: list[tuple[Comparison, int]]) -> dict[str, Any]:
     return {
         "asked": len(asked),
         "decided": len(decided),
-        "orders_disagree": contradict,
+        "orders_contradict": contradict,
         "tied": sum(c.verdict == "tie" and not c.contradicts for c, _ in asked),
         "unparsed": sum(c.verdict is None for c, _ in asked),
         "decided_share": _told(share_interval([c.verdict in ("A", "B") and not c.contradicts for c, _ in asked])),
@@ -82,7 +89,7 @@ def on_revisions(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return [
         f"`{name}` changed {one['changed']:,} of {one['drawn']:,} drafts: reword its requests, or give it less `weight`"
         for name, one in found.items()
-        if one["drawn"] >= FEW and one["changed"] < SELDOM * one["drawn"]
+        if (asked := one["drawn"] - one["found_nothing"]) >= FEW and one["changed"] < SELDOM * asked
     ]
 
 
@@ -90,7 +97,7 @@ def on_comparisons(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """What an editor should know of the principles that completions were compared under."""
     said = []
     for name, one in found.items():
-        asked, disagree = one["asked"], one["orders_disagree"]
+        asked, disagree = one["asked"], one["orders_contradict"]
         if asked >= FEW and one["decided"] < SELDOM * asked:
             decided = f"decided {one['decided']:,} of {asked:,} comparisons"
             way = "reword it, or let only `revise` draw it (its `critique` and `revision`, without a rule)"

@@ -27,7 +27,7 @@ from rlaif.cli import (
 )
 from rlaif.cli.ending import too_little
 from rlaif.cli.options import grouped
-from rlaif.errors import INTERRUPTED, RlaifError
+from rlaif.errors import INTERRUPTED, InputErrors, RlaifError
 from rlaif.pipeline.loop import RareCollections
 from rlaif.screen import guarded
 from rlaif.version import __version__
@@ -91,6 +91,10 @@ def _main() -> NoReturn:
     try:
         with RareCollections():  # from here on: a tenth of a short command's time goes to them during its imports
             code = app(standalone_mode=False)
+    except InputErrors as error:
+        for one in error.errors[:-1]:
+            terminal.print_error(str(one))
+        terminal.fail(str(error.errors[-1]), error.exit_code)
     except RlaifError as error:
         terminal.fail(str(error), error.exit_code)
     except typer.TyperException as error:  # the command line itself is wrong

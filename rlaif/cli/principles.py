@@ -57,7 +57,7 @@ def print_forecast(console: Console, plan: Mapping[str, Any]) -> None:
     due = [edit for edit in plan["changed"] if edit["calls"] or edit["at_most"]]
     console.print()
     if not due:
-        console.print("no call is due: every prompt is as it was, and its reply is in the call store")
+        console.print("no call is due for the edit")
         return
     console.print("calls due, by stage:", style="bold")
     print_due(console, due)
@@ -65,14 +65,14 @@ def print_forecast(console: Console, plan: Mapping[str, Any]) -> None:
         if to_send := need["calls"] - need["paid"]:
             cost = "" if need["max_cost"] is None else f", at most {need['max_cost']:.4f} to pay"
             tokens = f"about {need['prompt_tokens']:,} prompt tokens, at most {need['max_completion_tokens']:,} written"
-            console.print(line(f"in all, {model}: at most {to_send:,} calls, {tokens}{cost}"), highlight=False)
+            console.print(line(f"the whole run, {model}: at most {to_send:,} calls, {tokens}{cost}"), highlight=False)
     if any(edit["at_most"] for edit in due):
         why = "at most: their prompts hold words that are not written yet, or that a model trained anew will write"
         console.print(line(why, style="dim"), soft_wrap=True)
 
 
-REVISED = ("drawn", "found nothing", "changed", "share", "words before", "after", "broken off")
-COMPARED = ("asked", "decided", "share", "orders disagree", "tied", "unparsed", "longer wins")
+REVISED = ("drawn", "found nothing", "changed", "share", "words before", "after", "broken")
+COMPARED = ("asked", "decided", "share", "orders contradict", "tied", "unparsed", "longer wins")
 
 
 def print_report(console: Console, stages: Mapping[str, Mapping[str, Any]]) -> None:
@@ -93,11 +93,11 @@ def print_report(console: Console, stages: Mapping[str, Mapping[str, Any]]) -> N
 def _revised(found: Mapping[str, Any]) -> tuple[str, ...]:
     words = ["" if found[key] is None else f"{found[key]:.0f}" for key in ("words_before", "words_after")]
     counts = [f"{found[key]:,}" for key in ("drawn", "found_nothing", "changed")]
-    return (*counts, _share(found["changed_share"]), *words, f"{found['broken_off']:,}")
+    return (*counts, _share(found["changed_share"]), *words, f"{found['broken']:,}")
 
 
 def _compared(found: Mapping[str, Any]) -> tuple[str, ...]:
-    counts = [f"{found[key]:,}" for key in ("orders_disagree", "tied", "unparsed")]
+    counts = [f"{found[key]:,}" for key in ("orders_contradict", "tied", "unparsed")]
     return (f"{found['asked']:,}", f"{found['decided']:,}", _share(found["decided_share"]), *counts,
             _share(found["longer"]))  # fmt: skip
 

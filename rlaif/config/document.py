@@ -420,14 +420,19 @@ def _keys(model: type[BaseModel]) -> list[str]:
 
 
 def _all_described(error: ValidationError, model: type[BaseModel], document: Document) -> list[InputError]:
-    """Every detail of an error, but no missing key beside an unknown one, which is the same key mistyped."""
+    """Every detail of an error, without those that follow from others.
+
+    A missing key beside an unknown one is the same key mistyped, and a list is too short without its wrong items.
+    """
     details = error.errors()
     mistyped = {detail["loc"][:-1] for detail in details if detail["type"] == "extra_forbidden"}
-    return [
-        _described(detail, model, document, ())
-        for detail in details
-        if detail["type"] != "missing" or detail["loc"][:-1] not in mistyped
-    ]
+    above = {detail["loc"][:end] for detail in details for end in range(len(detail["loc"]))}
+
+    def follows(detail: Mapping[str, Any]) -> bool:
+        kind, place = detail["type"], detail["loc"]
+        return (kind == "missing" and place[:-1] in mistyped) or (kind == "too_short" and place in above)
+
+    return [_described(detail, model, document, ()) for detail in details if not follows(detail)]
 
 
 def _described(detail: Mapping[str, Any], model: type[BaseModel], document: Document, position: Position) -> InputError:

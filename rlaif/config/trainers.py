@@ -505,7 +505,6 @@ class PPOSettings(Training):
     split: Literal["hash", "all"] = Field(
         default="hash", description="the prompts that the hash leaves for training, or all of them"
     )
-    # It took as much training as the policy.
     keep_value_model: bool = Field(default=True, description="in the folder `value` of the model's")
 
     @property
@@ -527,7 +526,7 @@ class PPOSettings(Training):
         return self
 
     @model_validator(mode="after")
-    def _whole_numbers(self) -> PPOSettings:
+    def _not_quantized(self) -> PPOSettings:
         if self.lora is not None and self.lora.quantized:
             raise ValueError("`lora.quantized` is of sft, rm and dpo, and ppo samples from its base: remove it")
         return self

@@ -15,7 +15,7 @@ from rlaif.config.document import NAME
 from rlaif.constitution.origin import Shape
 from rlaif.constitution.reading import Constitution, read_constitution
 from rlaif.constitution.shapes import PUBLISHED, Imported, export_constitution, import_constitution
-from rlaif.errors import InputError, nearest, shown
+from rlaif.errors import InputError, WorkError, nearest, shown
 from rlaif.files import write_text
 
 WIDTH = 96  # a list in one line may go beyond it by an item
@@ -83,7 +83,8 @@ def as_yaml(constitution: Constitution, about: Sequence[str]) -> str:
         texts.append(f"# {why}\n{dumped({'origin': value['origin']})}")
     comment = "".join(f"# {line}\n" for words in about for line in textwrap.wrap(words, WIDTH))
     text = comment + "\n".join(texts)
-    assert Constitution.model_validate(load_value(text, "the written file")[0]) == constitution
+    if Constitution.model_validate(load_value(text, "the written file")[0]) != constitution:
+        raise WorkError("the constitution cannot be written as YAML that is read as it is", fix="report its text")
     return text
 
 

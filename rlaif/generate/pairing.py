@@ -122,7 +122,7 @@ def _by_comparison(row: Row, whole: Sequence[int], pairing: Pairing) -> list[Pre
             continue
         likely = comparison.likelihood
         if likely is not None and pairing.orders == "must_agree" and comparison.contradicts:
-            reasons.append("orders disagree")
+            reasons.append("orders contradict")
             continue
         if likely is None or likely == 0.5 or 2.0 * max(likely, 1 - likely) - 1.0 < pairing.min_margin:
             reasons.append("unparsed" if likely is None else "tie" if likely == 0.5 else "margin too small")

@@ -138,7 +138,7 @@ async def _chain(
             asked_for = revision_prompt(row.prompt, draft, critique.text, principle, reviser)
             completion = await _said(writer.under(principle.id), asked_for)
             problem = useless = unusable("revision", completion)
-            if problem is None:
+            if problem is None and not completion.assumed:
                 found = inspecting.fault(completion, first, row.prompt, _marks(row.prompt, draft, critique.text))
                 problem = found and f"revision: {found}"
         chain.append(

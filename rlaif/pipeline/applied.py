@@ -91,10 +91,13 @@ async def compared_with_run(constitution: str, run: Path) -> tuple[list[Change],
     """What differs from the constitution that a run used, and the plan of the run with this one. Raises InputError."""
     replaced = _replaced(constitution, run)
     edited, found = read_constitution(constitution), dict[Change, None]()
-    for kept in replaced.values():
-        found |= dict.fromkeys(changes(read_constitution(str(kept)), edited))
     place = str(find(constitution).absolute())
     pipeline = read_pipeline(str(run / "pipeline.yaml"), values=dict.fromkeys(replaced, place))
+    for step in pipeline.steps:
+        key = f"stages.{step.number - 1}.{step.stage.kind}.constitution"
+        if key in replaced:
+            before = read_constitution(str(replaced[key]))
+            found |= dict.fromkeys(changes(before, edited, step.stage.principles_asked()))
     return list(found), await open_plan(pipeline, run).make()
 
 

@@ -119,7 +119,7 @@ def _assumed(ask: Ask, index: int) -> Completion:
         return Completion(text="", model=ask.model, call="")
     name = _names(ask)[index]
     text = f"{ASSUMED}{name}".ljust(ask.sampling.max_tokens * CHARACTERS_PER_TOKEN, "x")
-    return Completion(text=text, model=ask.model, call=name)
+    return Completion(text=text, model=ask.model, call=name, assumed=True)
 
 
 @lru_cache(maxsize=256)

@@ -5,6 +5,7 @@ They say what a run did after the files were edited or are gone.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import yaml
@@ -15,11 +16,15 @@ from rlaif.resources import find
 
 FOLDER = "inputs"
 SUFFIXES = (".yaml", ".yml", ".jinja")  # of texts; data files may be large, and are told by their digest
+_COPY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.[a-z_]+\.(?:yaml|yml|jinja)")
 
 
 def keep_inputs(folder: Path, pipeline: Pipeline) -> None:
     """Write the resolved pipeline into a run's folder, and copies of the texts that its stages name."""
     write_text(folder / "pipeline.yaml", yaml.safe_dump(pipeline.resolved(folder), sort_keys=False))
+    for earlier in (folder / FOLDER).glob("*.*.*"):
+        if _COPY.fullmatch(earlier.name) and not earlier.is_symlink():
+            earlier.unlink()  # of a stage that is gone, or a file with another suffix
     for step in pipeline.steps:
         for path, key in step.stage.named_files():
             if Path(path).suffix in SUFFIXES and (text := text_of(find(path))) is not None:

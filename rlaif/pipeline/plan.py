@@ -143,11 +143,12 @@ class Plan:
             edits: dict[str | None, list[Change]] = {}
             for change in changes(read_constitution(str(kept)), applied.constitution, applied.requests):
                 edits.setdefault(change.principle, []).append(change)
+            ids = {principle.id for principle in applied.constitution.principles}
+            whole = None in edits  # then every prompt is another one
             for principle, edited in edits.items():
-                due = self._due(stage.name, {principle} - {None})
+                due = self._due(stage.name, ids if principle is None else () if whole else {principle})
                 told.append(_edit(stage.name, principle, "; ".join(change.told for change in edited), due))
-            others = {principle.id for principle in applied.constitution.principles} - edits.keys()
-            if edits and any(due := self._due(stage.name, others)):
+            if edits and not whole and any(due := self._due(stage.name, ids - edits.keys())):
                 told.append(_edit(stage.name, None, "prompts that others now win, and drafts that follow", due))
         return told
 

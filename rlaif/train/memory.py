@@ -218,7 +218,8 @@ def _shares(settings: TrainerSettings) -> int:
     if settings.launch is None:
         return 1
     launch = read_yaml(find(settings.launch)).value
-    stage = (launch.get("deepspeed_config") or {}).get("zero_stage")
+    config = launch.get("deepspeed_config")  # or a file's name
+    stage = config.get("zero_stage") if isinstance(config, dict) else None
     sharded = launch.get("distributed_type") == "FSDP" or stage == 3
     return settings.processes if sharded else 1
 

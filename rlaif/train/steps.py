@@ -112,7 +112,9 @@ class Steps(transformers.TrainerCallback):
         `kept` is what `keep` returned. Raises WorkError for a training that diverged.
         """
         losses = [entry["loss"] for entry in self.trainer.state.log_history if "loss" in entry]
-        if self.settings.takes == "preferences":
+        if getattr(self.settings, "loss", None) == "plackett_luce" or getattr(self.settings, "margin_scale", 0):
+            floor = math.inf  # what a coin loses depends on the rankings, or on the margins
+        elif self.settings.takes == "preferences":
             floor = 2 * math.log(2)  # twice the loss of a coin
         else:
             floor = math.log(self.trainer.model.config.get_text_config().vocab_size) / 2  # half of a blind guess's
