@@ -315,7 +315,7 @@ def train_copy(job, on_step, reward):
                 '    "copy": _copy,\n',
             ),
             (
-                "*given, job.folder, on_step, job.template, job.tokens)\n",
+                "*given, job.place, on_step, job.template)\n",
                 "\n\ndef _copy(job, on_step, reward):\n"
                 "    from rlaif.train.copying import train_copy\n\n"
                 "    train_copy(job, on_step, reward)\n",
