@@ -417,7 +417,7 @@ def test_a_model_of_few_words_is_asked_as_its_lexicon_says_and_told_what_it_pass
 ) -> None:
     tone = "be kind and eloquent ."
     principle = {"id": "tone", "rule": tone, "critique": tone, "revision": tone, "comparison": tone}
-    (tmp_path / "mine.yaml").write_text(json.dumps({"name": "mine", "version": 1, "principles": [principle]}))
+    (tmp_path / "mine.yaml").write_text(json.dumps({"name": "mine", "principles": [principle]}))
     arguments = ("audit", "tiny/annotator", "--take", "2", "--no-probes", "--json")
     code, out, err = run_cli(*arguments, "constitution=mine.yaml")
     assert code == 0, err

@@ -739,7 +739,7 @@ def test_soft_verdicts_without_log_probabilities_stop_within_ten(
     assert judged <= traffic.FIRST + (server is refusing_logprobs)  # with fewer of them, once
     with scripted([Answer(talking)]) as script:
         done = ran(tmp_path, script.base_url, COMPARED, prompts=8, KIND="hard")
-    assert done.code == 1 and "no preference was made of 8 rows (8 tie)" in done.out  # it answers alike in both orders
+    assert done.code == 1 and "no preference was made of 8 rows (8 orders contradict)" in done.out
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -765,7 +765,7 @@ def test_a_refusal_of_every_request_stops_the_run_within_ten(tmp_path: Path) -> 
         assert sum("messages" in request["body"] for request in script.requests) <= traffic.FIRST + 1  # and the probe
         broken = False
         done = rlaif(tmp_path, "run", "p.yaml")
-    assert "160 calls made" in done.out and "no preference was made of 40 rows (40 tie)" in done.out
+    assert "160 calls made" in done.out and "no preference was made of 40 rows (40 orders contradict)" in done.out
 
 
 def test_credit_that_ends_after_20_calls_stops_the_run(tmp_path: Path) -> None:

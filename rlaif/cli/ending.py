@@ -151,7 +151,9 @@ def leave(number: int, frame: FrameType | None) -> NoReturn:
 def too_little(error: BaseException) -> str | None:
     """What the system had too little of for the program to work, in a sentence; None for any other error."""
     words = " ".join(str(error).split())
-    if isinstance(error, MemoryError) or any(sign in words for sign in NO_MEMORY):
+    # What a library does after a MemoryError may fail in any way.
+    memory = any(isinstance(each, MemoryError) for each in (error, error.__context__))
+    if memory or any(sign in words for sign in NO_MEMORY):
         problem = "there is not enough memory"
         fix = "raise the limit (`ulimit -v`, or `ulimit -u` for threads), or free some memory"
     elif "Too many open files" in words:

@@ -65,7 +65,8 @@ def print_forecast(console: Console, plan: Mapping[str, Any]) -> None:
         if to_send := need["calls"] - need["paid"]:
             cost = "" if need["max_cost"] is None else f", at most {need['max_cost']:.4f} to pay"
             tokens = f"about {need['prompt_tokens']:,} prompt tokens, at most {need['max_completion_tokens']:,} written"
-            console.print(line(f"the whole run, {model}: at most {to_send:,} calls, {tokens}{cost}"), highlight=False)
+            told = f"the whole run, {model}: at most {to_send:,} calls, {tokens}{cost}"
+            console.print(line(told), highlight=False, soft_wrap=True)
     if any(edit["at_most"] for edit in due):
         why = "at most: their prompts hold words that are not written yet, or that a model trained anew will write"
         console.print(line(why, style="dim"), soft_wrap=True)

@@ -94,7 +94,7 @@ class Document:
         return self.text[line - 1] if line is not None and line <= len(self.text) else ""
 
     def cut_texts(self) -> Iterator[tuple[Position, str]]:
-        """The texts of several words that a ` #` ends on their line, with what stands behind the space.
+        """The texts that a ` #` ends on their line, with what stands behind the space: not a word with a remark.
 
         In YAML a comment begins there, so `prefer answer #1` is read as `prefer answer`, without a word.
         """
@@ -102,8 +102,8 @@ class Document:
             if " #" not in (line := self.written(position)) or not isinstance(read := _at(self.value, position), str):
                 continue
             entry = _ENTRY.fullmatch(line)
-            behind = re.match(rf"{re.escape(read)}\s+(#.*)", entry[2]) if entry and " " in read else None
-            if behind is not None:
+            behind = re.match(rf"{re.escape(read)}\s+(#.*)", entry[2]) if entry else None
+            if behind is not None and (" " in read or _NO_COMMENT.match(behind[1])):
                 yield position, behind[1]
 
     def cut_short(self, position: Position) -> InputError:
@@ -136,7 +136,7 @@ def read_yaml(path: Path) -> Document:
     """Read a YAML mapping. Raises InputError for text that is not UTF-8 or not YAML, or that repeats a key."""
     document = load_document(read_text(path), str(path))
     for position, behind in document.cut_texts():
-        if re.match(r"#\w", behind):  # people write a comment with a space; this is `answer #1`
+        if _NO_COMMENT.match(behind):
             raise document.cut_short(position)
     return document
 
@@ -179,7 +179,7 @@ def load_value(text: str, path: str) -> tuple[Any, dict[Position, int]]:
         scalar = isinstance(error, yaml.constructor.ConstructorError)
         fix = "put it in quotes if it is text" if scalar else "check indentation, quotes and brackets"
         if "flow mapping" in str(error.context):
-            fix = "inside {...}, put each text in quotes that holds a comma, a colon or a question mark"
+            fix = "inside {...}, put each text in quotes that holds a comma, a colon, ` #`, brackets or a question mark"
         mended = _mended(text, error) if path != COMMAND_LINE else None  # a value alone
         if mended is not None:
             line, fix = mended[0], f"write the line as `{shortened(mended[1].strip(), 200)}`"
@@ -224,6 +224,7 @@ def _quoted(line: str) -> str | None:
 _ENTRY = re.compile(r"(\s*(?:- +)*(?:[\w.-]+: +)?)(\S.*?)\s*")
 
 
+_NO_COMMENT = re.compile(r"#\w")  # people write a comment with a space; this is `answer #1`
 _SECRET = re.compile("key|secret|token|passw|auth", re.IGNORECASE)  # no error repeats a line that may hold one
 
 

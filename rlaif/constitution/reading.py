@@ -50,7 +50,7 @@ class Principle(Settings):
     critique: Text = ""
     revision: Text = ""
     comparison: Text = ""
-    weight: float = Field(default=1.0, gt=0, le=1_000_000)
+    weight: float = Field(default=1.0, gt=0, le=1_000_000, strict=True)
     was: Name | None = None
 
     @model_validator(mode="after")

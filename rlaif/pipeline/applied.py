@@ -115,8 +115,8 @@ def _replaced(constitution: str, run: Path) -> dict[str, Path]:
         if (copy := kept_input(run, settings["name"], "constitution")) is not None
     }
     if not kept:
-        fix = "name the run of a pipeline with `revise` or `compare`"
-        raise InputError(f"the run in {str(run)!r} applied no constitution", fix=fix)
+        fix = "name the run of a pipeline with `revise` or `compare`; one of an earlier version is to be run again"
+        raise InputError(f"the run in {str(run)!r} kept no constitution", fix=fix)
     own = {key: read_constitution(str(copy)).name for key, copy in kept.items()}
     names = sorted(set(own.values()))
     if name not in names and len(names) > 1:

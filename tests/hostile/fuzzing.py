@@ -33,7 +33,7 @@ from rlaif.constitution import read_constitution
 from rlaif.engines.openai import OpenAIEngine
 from rlaif.engines.protocol import Reply, Request
 from rlaif.engines.vetting import vet
-from rlaif.errors import RlaifError
+from rlaif.errors import InputErrors, RlaifError
 from rlaif.formats import each_row, read_conversations, read_preferences, read_prompts
 from rlaif.judges.replies import read_choice, read_json, read_lines, read_ranking, read_score
 from rlaif.records import Message, Sampling
@@ -111,7 +111,8 @@ def took(read: Callable[[], object]) -> int:
     try:
         read()
     except RlaifError as refused:
-        assert str(refused) and "\n" not in str(refused)
+        every = refused.errors if isinstance(refused, InputErrors) else [refused]
+        assert all(str(one) and "\n" not in str(one) for one in every)
         return 0
     return 1
 

@@ -424,7 +424,7 @@ def prompts_of(kind: str) -> set[str]:
         return ranking.OFFERED
     if kind == "critique":
         assert critique_prompt(row.prompt, draft, PRINCIPLE, reviser)
-        return {"principle", "prompt", "completion", "mark"}
+        return {"principle", "prompt", "completion", "mark", "found_nothing"}
     assert revision_prompt(row.prompt, draft, "a critique", PRINCIPLE, reviser)
     return {"principle", "prompt", "completion", "critique", "mark", "critique_mark"}
 
