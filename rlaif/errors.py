@@ -62,13 +62,16 @@ class InputErrors(InputError):
         return "\n".join(map(str, self.errors))
 
 
-def raise_all(errors: Iterable[InputError]) -> None:
-    """Raises the errors of a file together, each once; nothing where there are none."""
-    by_text = {str(error): error for error in sorted(errors, key=lambda error: error.line or 0)}
-    if len(by_text) == 1:
-        raise next(iter(by_text.values()))
-    if by_text:
-        raise InputErrors(list(by_text.values()))
+def as_one(errors: Iterable[InputError]) -> InputError:
+    """The errors of a file, at least one, as one error: each once, by line."""
+    every = list({str(error): error for error in sorted(errors, key=lambda error: error.line or 0)}.values())
+    return every[0] if len(every) == 1 else InputErrors(every)
+
+
+def raise_all(errors: Sequence[InputError]) -> None:
+    """Raises the errors of a file together; nothing where there are none."""
+    if errors:
+        raise as_one(errors)
 
 
 class WorkError(RlaifError):

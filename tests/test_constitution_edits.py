@@ -13,8 +13,10 @@ from echo import Echo, write_prompts
 from inside import rlaif
 from serving import serve
 
+from rlaif.audits import by_principle
 from rlaif.engines.protocol import Reply, Request
-from rlaif.records import Row, digest
+from rlaif.pipeline import run as running
+from rlaif.records import Candidate, Comparison, Completion, Message, Prompt, Row, Verdict, digest
 
 PIPELINE = """\
 name: edited
@@ -250,3 +252,49 @@ def test_show_has_every_prompt_as_it_arrives(project: tuple[Path, Judging]) -> N
     assert wrong.code == 2 and "did you mean `length`?" in wrong.err
     text = rlaif(folder, "constitution", "report", "runs/edited").out
     assert "orders contradict" in " ".join(text.split()) and "safety" in text
+
+
+def test_what_became_of_comparisons_is_counted_by_principle_and_an_editor_is_told() -> None:
+    def order(a: int, b: int, verdict: str | None) -> dict[str, Any]:
+        return {"a": a, "b": b, "verdict": verdict, "problem": None if verdict else "unreadable"}
+
+    def compared(principle: str, forward: str | None, backward: str | None) -> Row:
+        orders = [Verdict.model_validate(order(*at)) for at in ((0, 1, forward), (1, 0, backward))]
+        texts = ("a longer one", "short")
+        return Row(
+            prompt=Prompt(messages=(Message(role="user", content="hi"),)),
+            candidates=tuple(
+                Candidate(sampler="s", completion=Completion(text=text, model="m", call=text)) for text in texts
+            ),
+            comparisons=(Comparison.merge(*orders, principle=principle, judge="j"),),
+        )
+
+    swings = [compared("safety", "A", "A")] * 19 + [compared("safety", "A", "B")]
+    mixed = [compared("tone", "B", "A"), compared("tone", "A", "tie"), compared("tone", None, "A")]
+    found = by_principle.of_comparisons([*swings, *mixed])
+    keys = ("asked", "decided", "orders_contradict", "tied", "unparsed")
+    assert [found["safety"][key] for key in keys] == [20, 1, 19, 0, 0]
+    assert [found["tone"][key] for key in keys] == [3, 1, 0, 1, 1]
+    assert (found["safety"]["longer"]["mean"], found["tone"]["longer"]["mean"]) == (1.0, 0.0)
+    (said,) = by_principle.on_comparisons(found)
+    assert said.startswith("`safety` decided 1 of 20 comparisons: reword it")
+
+
+def test_a_constitution_that_is_edited_while_a_run_begins_is_refused(
+    project: tuple[Path, Judging], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its copy would tell of requests that no model got."""
+    folder, engine = project
+    arrived, keeps = len(engine.asked), running.keep_inputs
+
+    def edits(*given: Any) -> None:
+        (folder / "c.yaml").write_text(CONSTITUTION.replace("Be brief.", "Be long."))
+        keeps(*given)
+
+    monkeypatch.setattr(running, "keep_inputs", edits)
+    done = rlaif(folder, "run", "p.yaml")
+    (folder / "c.yaml").write_text(CONSTITUTION)
+    assert (
+        done.code == 2 and "the constitution of 'revise' was changed while the run began. Fix: run it again" in done.err
+    )
+    assert len(engine.asked) == arrived

@@ -6,7 +6,7 @@ different prompts; two candidates of one prompt count twice.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from statistics import fmean
 from typing import Any
@@ -67,17 +67,23 @@ def of_comparisons(rows: Iterable[Row]) -> dict[str, dict[str, Any]]:
 
 
 def _compared(asked: list[tuple[Comparison, int]]) -> dict[str, Any]:
-    contradict = sum(comparison.contradicts for comparison, _ in asked)
-    decided = [(c, longer) for c, longer in asked if c.verdict in ("A", "B") and not c.contradicts]
+    outcomes = [(_outcome(comparison), comparison, longer) for comparison, longer in asked]
+    counts = Counter(outcome for outcome, *_ in outcomes)
+    won = [(c.verdict == "A") == (longer > 0) for outcome, c, longer in outcomes if outcome == "decided" and longer]
     return {
         "asked": len(asked),
-        "decided": len(decided),
-        "orders_contradict": contradict,
-        "tied": sum(c.verdict == "tie" and not c.contradicts for c, _ in asked),
-        "unparsed": sum(c.verdict is None for c, _ in asked),
-        "decided_share": _told(share_interval([c.verdict in ("A", "B") and not c.contradicts for c, _ in asked])),
-        "longer": _told(share_interval([(c.verdict == "A") == (longer > 0) for c, longer in decided if longer])),
+        **{outcome: counts[outcome] for outcome in ("decided", "orders_contradict", "tied", "unparsed")},
+        "decided_share": _told(share_interval([outcome == "decided" for outcome, *_ in outcomes])),
+        "longer": _told(share_interval(won)),
     }
+
+
+def _outcome(comparison: Comparison) -> str:
+    if comparison.verdict is None:
+        return "unparsed"
+    if comparison.contradicts:
+        return "orders_contradict"
+    return "tied" if comparison.verdict == "tie" else "decided"
 
 
 def _told(interval: Interval | None) -> dict[str, float | int] | None:

@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple, Self, TypeVar
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 
-from rlaif.errors import InputError, nearest, plainly, raise_all, shortened, shown
+from rlaif.errors import InputError, as_one, nearest, plainly, raise_all, shortened, shown
 from rlaif.records import oneline
 from rlaif.resources import find, find_in, read_text, seen_from
 
@@ -208,7 +208,7 @@ def _lines_of(text: str) -> list[str]:
 
 
 def _quoted(line: str) -> str | None:
-    """A line of YAML with its text in double quotes; None where it has no text of its own."""
+    """A line of YAML with its text in quotes; None where it has no text of its own."""
     match = _ENTRY.fullmatch(line)
     if match is None or _SECRET.search(line):
         return None
@@ -379,8 +379,7 @@ def read_checked(model: type[Checked], path: str) -> tuple[Checked, Document]:
     try:
         read = model.model_validate(document.value)
     except ValidationError as error:
-        raise_all([*errors, *_all_described(error, model, document)])
-        raise AssertionError("an error has details") from error
+        raise as_one([*errors, *_all_described(error, model, document)]) from None
     raise_all(errors)
     return read, document
 
@@ -394,8 +393,7 @@ def _read_through(path: Path) -> tuple[Document, list[InputError]]:
         except InputError as error:
             errors.append(error)
             if not isinstance(error, _Unreadable) or error.mended is None or len(errors) > MOST_MENDED:
-                raise_all(errors)
-                raise
+                raise as_one(errors) from None
             lines[error.mended[0] - 1] = error.mended[1]
 
 

@@ -1,10 +1,9 @@
 """The constitution: its file, and what can be said of it without a model."""
 
-from rlaif.constitution.changes import Change, changes, shares
+from rlaif.constitution.changes import Change, changes
 from rlaif.constitution.reading import (
     REQUESTS,
     RULE,
-    Applied,
     Asked,
     Chat,
     Constitution,
@@ -18,7 +17,6 @@ from rlaif.constitution.reading import (
 __all__ = [
     "REQUESTS",
     "RULE",
-    "Applied",
     "Asked",
     "Change",
     "Chat",
@@ -29,5 +27,4 @@ __all__ = [
     "Requests",
     "changes",
     "read_constitution",
-    "shares",
 ]

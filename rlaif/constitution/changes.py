@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import NamedTuple
 
-from rlaif.constitution.reading import REQUESTS, Constitution, Principle, Request
+from rlaif.constitution.reading import REQUESTS, Constitution, Principle
 
 
 class Change(NamedTuple):
@@ -67,10 +67,3 @@ def _of_one(old: Principle, new: Principle, requests: Collection[str]) -> list[C
         if words[0] != words[1]:
             found.append(Change(new.id, request, *words))
     return found
-
-
-def shares(constitution: Constitution, request: Request) -> dict[str, float]:
-    """How often each principle is the first one drawn for a request, by its id."""
-    drawable = constitution.having(request)
-    total = sum(principle.weight for principle in drawable)
-    return {principle.id: principle.weight / total for principle in drawable}

@@ -148,13 +148,6 @@ class Asked(NamedTuple):
     messages: tuple[Message, ...]
 
 
-class Applied(NamedTuple):
-    """A constitution, and the requests of it that a stage makes."""
-
-    constitution: Constitution
-    requests: tuple[Request, ...]
-
-
 def _long(item: Any) -> Any:
     """A principle in one line, `- tone: Be polite.`, as its id and rule."""
     if isinstance(item, dict) and len(item) == 1:

@@ -74,12 +74,13 @@ def shown_in(pipeline: Pipeline, name: str) -> Iterator[Shown]:
     Raises InputError where none does.
     """
     stages = open_stages(pipeline).stages.items()
-    applying = [(called, stage, applied) for called, stage in stages if (applied := stage.applies()) is not None]
-    if name not in (names := sorted({applied.constitution.name for *_, applied in applying})):
+    applying = [(called, stage, read) for called, stage in stages if (read := stage.applies()) is not None]
+    if name not in (names := sorted({read.name for *_, read in applying})):
         fix = nearest(name, names) if names else "`revise`, `compare` and `rank` do"
         raise InputError(f"no stage of {pipeline.name!r} applies the constitution {name!r}", fix=fix)
-    for called, stage, applied in applying:
-        for principle in applied.constitution.having(applied.requests[0]) if applied.constitution.name == name else ():
+    for called, stage, read in applying:
+        drawn_for = next(iter(stage.settings.principles_asked()))
+        for principle in read.having(drawn_for) if read.name == name else ():
             yield from (Shown(called, principle.id, asked) for asked in stage.asked(PLACES, principle))
 
 

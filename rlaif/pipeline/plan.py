@@ -136,20 +136,20 @@ class Plan:
         """
         told = []
         for stage in self.stages.values():
-            if (applied := stage.applies()) is None:
+            if (edited := stage.applies()) is None:
                 continue
             if (kept := kept_input(self.folder.path, stage.name, "constitution")) is None:
                 continue
             edits: dict[str | None, list[Change]] = {}
-            for change in changes(read_constitution(str(kept)), applied.constitution, applied.requests):
+            for change in changes(read_constitution(str(kept)), edited, stage.settings.principles_asked()):
                 edits.setdefault(change.principle, []).append(change)
-            ids = {principle.id for principle in applied.constitution.principles}
+            ids = {principle.id for principle in edited.principles}
             whole = None in edits  # then every prompt is another one
-            for principle, edited in edits.items():
+            for principle, found in edits.items():
                 due = self._due(stage.name, ids if principle is None else () if whole else {principle})
-                told.append(_edit(stage.name, principle, "; ".join(change.told for change in edited), due))
+                told.append(_edit(stage.name, principle, "; ".join(change.told for change in found), due))
             if edits and not whole and any(due := self._due(stage.name, ids - edits.keys())):
-                told.append(_edit(stage.name, None, "prompts that others now win, and drafts that follow", due))
+                told.append(_edit(stage.name, None, "what changes under other principles", due))
         return told
 
     def _due(self, stage: str, principles: Collection[str | None]) -> Due:

@@ -150,7 +150,7 @@ class Run:
         self.events.write("run", name=self.pipeline.name, rlaif=__version__)
         self._remove_leftovers()
         self.manifest.write("running")  # lists its files before they are written
-        applied = {name: by.constitution for name, stage in self.stages.items() if (by := stage.applies()) is not None}
+        applied = {name: read for name, stage in self.stages.items() if (read := stage.applies()) is not None}
         keep_inputs(self.folder.path, self.pipeline, applied)
         for stage in self.stages.values():
             self.manifest.digests |= stage.input_digests()

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rlaif.config import CompareStage, Step, TextCheck, unchecked
-from rlaif.constitution import Applied, Asked, Constitution, Principle, read_constitution
+from rlaif.constitution import Asked, Constitution, Principle, read_constitution
 from rlaif.engines.asking import Asker, Asking
 from rlaif.generate.pairing import Pairing
 from rlaif.judges import comparing
@@ -56,8 +56,8 @@ class Compare(JudgingStage[CompareStage]):
     def asked(self, row: Row, principle: Principle) -> Iterator[Asked]:
         return comparing.asked(row, principle, self.settings, self.comparer)
 
-    def applies(self) -> Applied:
-        return Applied(self.comparer.constitution, ("comparison",))
+    def applies(self) -> Constitution:
+        return self.comparer.constitution
 
     def pairing(self) -> Pairing:
         return Pairing("compared" if self.settings.pairs == "one" else "zephyr", "comparisons")

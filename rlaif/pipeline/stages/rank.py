@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from rlaif.config import RankStage, Step, TextCheck, unchecked
-from rlaif.constitution import Applied, Asked, Principle, read_constitution
+from rlaif.constitution import Asked, Constitution, Principle, read_constitution
 from rlaif.engines.asking import Asking
 from rlaif.generate.pairing import Pairing
 from rlaif.judges import ranking
@@ -44,8 +44,8 @@ class Rank(RowStage[RankStage]):
     def asked(self, row: Row, principle: Principle) -> Iterator[Asked]:
         return _asked(row, principle, self.settings, self.ranker)
 
-    def applies(self) -> Applied:
-        return Applied(self.ranker.constitution, ("comparison",))
+    def applies(self) -> Constitution:
+        return self.ranker.constitution
 
     def pairing(self) -> Pairing:
         return Pairing("zephyr", "rankings")

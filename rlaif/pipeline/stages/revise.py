@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from rlaif.config import ReviseStage, Step, TextCheck, unchecked
-from rlaif.constitution import Applied, Asked, Principle, read_constitution
+from rlaif.constitution import Asked, Constitution, Principle, read_constitution
 from rlaif.engines.asking import Asking
 from rlaif.formats import sft_rows
 from rlaif.generate import revising
@@ -68,8 +68,8 @@ class Revise(RowStage[ReviseStage]):
     def asked(self, row: Row, principle: Principle) -> Iterator[Asked]:
         return revising.asked(row, principle, self.reviser)
 
-    def applies(self) -> Applied:
-        return Applied(self.reviser.constitution, ("critique", "revision"))
+    def applies(self) -> Constitution:
+        return self.reviser.constitution
 
     def kept(self, row: Row) -> Iterator[Kept]:
         return revised(row, self.settings)

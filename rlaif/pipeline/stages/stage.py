@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from rlaif.config import LocalModel, OpenAIModel, Pipeline, StageSettings, Step, TextCheck, unchecked
-from rlaif.constitution import Applied, Asked, Principle
+from rlaif.constitution import Asked, Constitution, Principle
 from rlaif.engines.adapters import Source
 from rlaif.engines.asking import Asking
 from rlaif.engines.identity import has_reward_head
@@ -283,7 +283,7 @@ class Stage(ABC, Generic[Settings]):
         """Digests of its constitution, rubric, templates and the like, by name."""
         return {}
 
-    def applies(self) -> Applied | None:
+    def applies(self) -> Constitution | None:
         """The constitution that it applies, if it does."""
         return None
 
