@@ -528,6 +528,15 @@ def test_a_training_that_diverged_leaves_no_model_however_often_it_is_run(
     ).exists()  # the second takes no step, also within an epoch
 
 
+def test_a_loss_whose_chance_depends_on_margins_is_told_and_ends_no_training(train: Train, tmp_path: Path) -> None:
+    """A coin loses as much as the margins say, so that a high end is not worse than no model."""
+    swapped = [replace(pair, chosen=pair.rejected, rejected=pair.chosen) for pair in PAIRS[::2]]
+    examples = [replace(pair, margin=0.1) for pair in (*PAIRS[1::2], *swapped)]
+    run: Lines = []
+    result = train("rm", "out", run.append, examples, learning_rate=1, schedule="constant", max_steps=8, margin_scale=1)
+    assert any(note.startswith("the loss began at") for note in result.notes) and (tmp_path / "out").is_dir()
+
+
 def test_the_step_that_is_kept_decides() -> None:
     """The loss of the next step is that of its weights."""
     losses = [1.0, 0.9, 0.8, *[30.0] * 10]

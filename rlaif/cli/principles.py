@@ -91,19 +91,20 @@ def print_report(console: Console, stages: Mapping[str, Mapping[str, Any]]) -> N
         terminal.print_notes(console, stage["remarks"])
 
 
+# A count of nothing is an empty cell, and a column of these is left out, so that a table fits a narrow screen.
+
+
 def _revised(found: Mapping[str, Any]) -> tuple[str, ...]:
+    from rlaif.measures.lines import count, percent  # where they are needed: `--help` does without the measures
+
     words = ["" if found[key] is None else f"{found[key]:.0f}" for key in ("words_before", "words_after")]
-    counts = [f"{found[key]:,}" for key in ("drawn", "found_nothing", "changed")]
-    return (*counts, _share(found["changed_share"]), *words, f"{found['broken']:,}")
+    counts = [count(found[key]) for key in ("drawn", "found_nothing", "changed")]
+    return (*counts, percent(found["changed_share"]), *words, count(found["broken"]))
 
 
 def _compared(found: Mapping[str, Any]) -> tuple[str, ...]:
-    counts = [f"{found[key]:,}" for key in ("orders_contradict", "tied", "unparsed")]
-    return (f"{found['asked']:,}", f"{found['decided']:,}", _share(found["decided_share"]), *counts,
-            _share(found["longer"]))  # fmt: skip
+    from rlaif.measures.lines import count, percent
 
-
-def _share(share: Mapping[str, float] | None) -> str:
-    from rlaif.measures.lines import percent
-
-    return percent(share) if share is not None else ""
+    counts = [count(found[key]) for key in ("orders_contradict", "tied", "unparsed")]
+    return (f"{found['asked']:,}", f"{found['decided']:,}", percent(found["decided_share"]), *counts,
+            percent(found["longer"]))  # fmt: skip
