@@ -105,6 +105,6 @@ def _revised(found: Mapping[str, Any]) -> tuple[str, ...]:
 def _compared(found: Mapping[str, Any]) -> tuple[str, ...]:
     from rlaif.measures.lines import count, percent
 
-    counts = [count(found[key]) for key in ("orders_contradict", "tied", "unparsed")]
+    counts = [f"{found['orders_contradict']:,}", count(found["tied"]), count(found["unparsed"])]
     return (f"{found['asked']:,}", f"{found['decided']:,}", percent(found["decided_share"]), *counts,
             percent(found["longer"]))  # fmt: skip
